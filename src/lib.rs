@@ -1,1 +1,24 @@
-//! Onceward.
+//! Onceward stands between a broker that delivers *at least once* and a handler whose effect shall happen *once*.
+
+pub mod checkpoint;
+mod consumer;
+mod delivery;
+mod error;
+mod handler;
+mod key;
+mod message;
+mod publisher;
+pub mod store;
+
+pub use checkpoint::{Checkpoint, CheckpointStore};
+pub use consumer::{Acker, Capabilities, Consumer, Settled};
+pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
+pub use error::{Error, ErrorKind};
+pub use handler::*;
+pub use key::{Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, MAX_KEY_BYTES, Scope};
+pub use message::{Defect, Message, MessageBuilder, Position};
+pub use publisher::{Outgoing, Publisher};
+pub use store::{MemoryStore, Store, TransactionalStore};
+
+/// The name of this version, as recorded in stores and printed by the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

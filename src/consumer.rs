@@ -1,0 +1,108 @@
+//! What a broker adapter gives the pipeline: [`Consumer`] to receive batches, [`Acker`] to settle them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::delivery::{Delivery, Settlement, Tag};
+use crate::error::Error;
+
+/// What a broker can and cannot do. Differences between adapters are values here, not branches on their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The source can wait before it delivers again: [`Settlement::Retry`] keeps its delay. Otherwise delays are spent
+    /// holding the delivery.
+    pub delayed_retry: bool,
+    /// Deliveries must be kept alive by [`Acker::extend`] at least this often, from receive on. `None`: no deadline.
+    pub heartbeat: Option<Duration>,
+    /// The source ends by itself ([`Consumer::receive`] answers `None`).
+    pub finite: bool,
+    /// The broker keeps the order of deliveries across redeliveries and workers (Kafka partitions, FIFO groups,
+    /// single active consumer, a file).
+    pub ordered: bool,
+    /// After this long the broker takes an unsettled delivery back, whatever the heartbeat.
+    pub ack_timeout: Option<Duration>,
+    /// The broker drops or dead-letters a message after this many deliveries, by its own count.
+    pub delivery_limit: Option<u32>,
+    /// How long the broker keeps an undelivered message: part of the time in which duplicates can still arrive.
+    pub retention: Option<Duration>,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            delayed_retry: false,
+            heartbeat: None,
+            finite: false,
+            ordered: false,
+            ack_timeout: None,
+            delivery_limit: None,
+            retention: None,
+        }
+    }
+}
+
+/// A source of delivery batches.
+///
+/// The contract, each sentence of which is a check in [`testing`](crate::testing):
+/// every delivery carries a receipt of its own; a message that was not acked is delivered again after the consumer is
+/// reopened; an acked message is not delivered again by the same consumer; the acker outlives the consumer, so that
+/// late settlements are answered (if only by "too late") and never crash.
+#[async_trait]
+pub trait Consumer: Send + 'static {
+    /// What this source can do, once connected.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The other half: settles what this consumer delivers.
+    fn acker(&self) -> Arc<dyn Acker>;
+
+    /// Waits for the next deliveries; at least one. `None`: the source is at its end and everything was delivered.
+    /// Adapters reconnect by themselves and report only what a person must mend.
+    ///
+    /// # Errors
+    /// A retryable error means: call again, the pipeline backs off. Any other one ends the run.
+    ///
+    /// # Cancel safety
+    /// A dropped call loses no delivery: what was taken from the broker comes with the next call.
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error>;
+
+    /// True if the source holds nothing to deliver at this moment; used by `--until-empty`. `None`: cannot tell.
+    async fn is_idle(&mut self) -> Option<bool> {
+        None
+    }
+
+    /// Stops taking messages and gives back to the broker what was taken ahead. Called once, after the last
+    /// settlement was flushed.
+    ///
+    /// # Errors
+    /// Reported and otherwise ignored: nothing acked is lost by it.
+    async fn close(&mut self) -> Result<(), Error>;
+}
+
+/// How one settlement ended. None of these is a failure of the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settled {
+    /// The broker, or the offset to be committed, has it.
+    Done,
+    /// The delivery was no longer ours (channel gone, partition revoked, handle expired): the message comes again.
+    TooLate,
+}
+
+/// Tells the broker how deliveries end, in batches.
+#[async_trait]
+pub trait Acker: Send + Sync + 'static {
+    /// Settles a batch; one result for each item, in order. Items of one batch may be settled in any order.
+    ///
+    /// An error on an item means *not settled*; a retryable one is repeated by the pipeline. An adapter that can
+    /// acknowledge many deliveries at once does so here.
+    async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Result<Settled, Error>>;
+
+    /// Keeps deliveries alive for another heartbeat period; one result for each item, in order.
+    /// Called only if [`Capabilities::heartbeat`] is set.
+    async fn extend(&self, tags: &[Tag]) -> Vec<Result<Settled, Error>> {
+        tags.iter().map(|_| Ok(Settled::Done)).collect()
+    }
+}

@@ -1,0 +1,33 @@
+//! How a handler learns that it should stop: [`Cancellation`].
+
+use std::sync::Arc;
+
+use super::claim::ActiveClaim;
+
+/// Fires when the run should stop: its lease is lost or about to end unrenewed, its timeout has come, or the drain
+/// deadline has passed. A run that goes on after that may overlap with another one of the same key; what it writes
+/// under its fence can be refused.
+#[derive(Clone, Debug)]
+pub struct Cancellation(Option<Arc<ActiveClaim>>);
+
+impl Cancellation {
+    pub(crate) fn new(claim: Option<Arc<ActiveClaim>>) -> Self {
+        Self(claim)
+    }
+
+    /// True once the run should stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.as_ref().is_some_and(|claim| claim.is_cancelled())
+    }
+
+    /// Waits until the run should stop; for ever if it never should.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn cancelled(&self) {
+        match &self.0 {
+            Some(claim) => claim.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The claim behind a running handler, shared with its message, the heartbeat and the pipeline.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::key::Key;
+use crate::store::{Claimed, Lease};
+
+const RUNNING: u8 = 0;
+const CANCELLED: u8 = 1;
+const ENDED: u8 = 2;
+
+/// One run under one claim. The worker's own deadline is kept here: when a claim or renewal was last *sent*, plus the
+/// lease, less a margin, on a monotonic clock.
+#[derive(Debug)]
+pub(crate) struct ActiveClaim {
+    lease: Option<Lease>,
+    attempt: u32,
+    generation: u32,
+    epoch: Instant,
+    deadline_us: AtomicU64,
+    renewed_us: AtomicU64,
+    state: AtomicU8,
+    cancelled: Notify,
+}
+
+impl ActiveClaim {
+    pub(crate) fn new(claimed: &Claimed, sent: Instant, deadline: Instant) -> Self {
+        let claim = Self::with(Some(claimed.lease), claimed.attempt, claimed.generation, sent);
+        claim.deadline_us.store(claim.micros(deadline), Ordering::Relaxed);
+        claim
+    }
+
+    /// A run without a claim: by policy, for a message without a key, or in front of a store that is down.
+    pub(crate) fn unprotected(attempt: u32, now: Instant) -> Self {
+        Self::with(None, attempt, 0, now)
+    }
+
+    fn with(lease: Option<Lease>, attempt: u32, generation: u32, epoch: Instant) -> Self {
+        Self {
+            lease,
+            attempt,
+            generation,
+            epoch,
+            deadline_us: AtomicU64::new(u64::MAX),
+            renewed_us: AtomicU64::new(0),
+            state: AtomicU8::new(RUNNING),
+            cancelled: Notify::new(),
+        }
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn key(&self) -> Option<Key> {
+        self.lease.map(|lease| lease.key)
+    }
+
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        self.lease
+    }
+
+    pub(crate) fn fence(&self) -> u64 {
+        self.lease.map_or(0, |lease| lease.fence)
+    }
+
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Notes a confirmed renewal that was sent at `sent`.
+    pub(crate) fn renewed(&self, sent: Instant, deadline: Instant) {
+        self.renewed_us.store(self.micros(sent), Ordering::Relaxed);
+        self.deadline_us.store(self.micros(deadline), Ordering::Relaxed);
+    }
+
+    /// True if the last confirmed claim or renewal was sent before `limit`.
+    pub(crate) fn last_sent_before(&self, limit: Instant) -> bool {
+        self.epoch < limit && self.renewed_us.load(Ordering::Relaxed) < self.micros(limit)
+    }
+
+    pub(crate) fn is_past_deadline(&self, now: Instant) -> bool {
+        self.micros(now) >= self.deadline_us.load(Ordering::Relaxed)
+    }
+
+    /// Asks the run to stop. Does nothing once it has ended.
+    pub(crate) fn cancel(&self) -> bool {
+        let first =
+            self.state.compare_exchange(RUNNING, CANCELLED, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if first {
+            self.cancelled.notify_waiters();
+        }
+        first
+    }
+
+    /// The run is over: the heartbeat lets go of the claim.
+    pub(crate) fn end(&self) {
+        self.state.fetch_or(ENDED, Ordering::AcqRel);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.load(Ordering::Acquire) & ENDED != 0
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CANCELLED != 0
+    }
+
+    pub(crate) async fn cancelled(&self) {
+        loop {
+            let notified = self.cancelled.notified();
+            if self.is_cancelled() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}

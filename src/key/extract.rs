@@ -1,0 +1,273 @@
+//! Takes the idempotency key out of a message: [`KeyExtractor`].
+
+use std::fmt;
+
+use super::{KEY_FORMAT, Key, MAX_KEY_BYTES, Scope, first_half, json};
+use crate::message::Message;
+
+/// One place an idempotency key can come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeySource {
+    /// The value of a header, by its exact name.
+    Header(String),
+    /// The broker's or producer's message id that survives redelivery.
+    MessageId,
+    /// A JSON pointer (RFC 6901) into the payload; the value there must be a string, a number or a boolean.
+    JsonPointer(String),
+    /// Where the message stands in its source: source incarnation, partition, offset. Catches redeliveries only.
+    Position,
+    /// The payload itself: byte-equal payloads are the same message.
+    PayloadHash,
+    /// All of these parts together; a missing one makes the whole missing.
+    Composite(Vec<KeySource>),
+    /// A value handed over by the calling program ([`Key::of`]); never found in a message.
+    Given,
+}
+
+impl KeySource {
+    /// Reads the notation of the configuration: `header:NAME`, `message-id`, `json:/pointer`, `position`,
+    /// `payload-hash`.
+    ///
+    /// # Errors
+    /// A sentence naming the accepted forms.
+    ///
+    /// ```
+    /// # use onceward::KeySource;
+    /// assert_eq!(KeySource::parse("json:/order/id"), Ok(KeySource::JsonPointer("/order/id".into())));
+    /// assert!(KeySource::parse("json:order").is_err());
+    /// ```
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "message-id" => return Ok(Self::MessageId),
+            "position" => return Ok(Self::Position),
+            "payload-hash" => return Ok(Self::PayloadHash),
+            _ => {}
+        }
+        if let Some(name) = text.strip_prefix("header:") {
+            return if name.is_empty() {
+                Err("\"header:\" needs a name, for example \"header:idempotency-key\"".into())
+            } else {
+                Ok(Self::Header(name.into()))
+            };
+        }
+        if let Some(pointer) = text.strip_prefix("json:") {
+            return if pointer.starts_with('/') && json::is_pointer(pointer) {
+                Ok(Self::JsonPointer(pointer.into()))
+            } else {
+                Err("a JSON pointer starts with \"/\" and escapes \"~\" as \"~0\" and \"/\" as \"~1\", \
+                     for example \"json:/order/id\""
+                    .into())
+            };
+        }
+        Err("a key source is one of \"header:NAME\", \"message-id\", \"json:/pointer\", \"position\", \
+             \"payload-hash\", or a list of these"
+            .into())
+    }
+
+    /// Kind and name, as they are hashed into the key.
+    fn describe(&self, into: &mut Vec<u8>) {
+        match self {
+            Self::Header(name) => tagged(into, b"header", name.as_bytes()),
+            Self::MessageId => tagged(into, b"message-id", b""),
+            Self::JsonPointer(pointer) => tagged(into, b"json", pointer.as_bytes()),
+            Self::Position => tagged(into, b"position", b""),
+            Self::PayloadHash => tagged(into, b"payload-hash", b""),
+            Self::Given => tagged(into, b"given", b""),
+            Self::Composite(parts) => {
+                tagged(into, b"composite", &(parts.len() as u64).to_le_bytes());
+                for part in parts {
+                    part.describe(into);
+                }
+            }
+        }
+    }
+
+    /// Appends the length-prefixed parts found in `message`.
+    fn collect(&self, message: &Message, into: &mut Vec<u8>) -> Result<(), KeyError> {
+        match self {
+            Self::Header(name) => {
+                message.header(name).map_or(Err(KeyError::Missing), |value| part(into, value))
+            }
+            Self::MessageId => message.id().map_or(Err(KeyError::Missing), |id| part(into, id)),
+            Self::JsonPointer(pointer) => {
+                let value = json::scalar_at(message.payload(), pointer)?;
+                part(into, &value)
+            }
+            Self::Position => {
+                let position = message.position().ok_or(KeyError::Missing)?;
+                part(into, position.incarnation.as_bytes())?;
+                into.extend_from_slice(&position.partition.to_le_bytes());
+                into.extend_from_slice(&position.offset.to_le_bytes());
+                Ok(())
+            }
+            Self::PayloadHash => part(into, blake3::hash(message.payload()).as_bytes()),
+            Self::Composite(parts) => parts.iter().try_for_each(|source| source.collect(message, into)),
+            Self::Given => Err(KeyError::Missing),
+        }
+    }
+}
+
+fn tagged(into: &mut Vec<u8>, kind: &[u8], name: &[u8]) {
+    for text in [kind, name] {
+        into.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        into.extend_from_slice(text);
+    }
+}
+
+fn part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
+    if value.is_empty() {
+        return Err(KeyError::Missing);
+    }
+    if value.len() > MAX_KEY_BYTES {
+        return Err(KeyError::TooLong { bytes: value.len() });
+    }
+    into.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    into.extend_from_slice(value);
+    Ok(())
+}
+
+/// Why a message has no idempotency key. The policy `on_missing_key` decides what happens to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// None of the sources is present, or each one found is empty or partial.
+    Missing,
+    /// A part is longer than [`MAX_KEY_BYTES`].
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The payload is not JSON, or not JSON down to where the pointer points.
+    NotJson {
+        /// What the parser said, without the payload.
+        what: String,
+    },
+    /// The pointer meets an object, an array or null, which is no identity.
+    NotScalar,
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => write!(f, "no idempotency key: every source is absent, empty or partial"),
+            Self::TooLong { bytes } => {
+                write!(f, "the idempotency key has {bytes} bytes; {MAX_KEY_BYTES} are allowed")
+            }
+            Self::NotJson { what } => write!(f, "the payload is not valid JSON: {what}"),
+            Self::NotScalar => {
+                write!(
+                    f,
+                    "the JSON pointer meets an object, an array or null; a key is a string, number or boolean"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+/// Derives the [`Key`] of each message from the first of its sources that is present.
+///
+/// ```
+/// use onceward::{Key, KeyExtractor, KeySource, Message, Scope};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let scope = Scope::parse("billing")?;
+/// let keys = KeyExtractor::new(&scope, vec![KeySource::Header("idempotency-key".into()), KeySource::MessageId]);
+/// let first = Message::builder("pay 7").header("idempotency-key", "a-1").build();
+/// let copy = Message::builder("pay 7").header("idempotency-key", "a-1").message_id("other").build();
+/// assert_eq!(keys.key_of(&first)?, keys.key_of(&copy)?);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct KeyExtractor {
+    scope: Scope,
+    secret: Option<[u8; 32]>,
+    sources: Vec<(KeySource, [u8; 32])>,
+}
+
+impl KeyExtractor {
+    /// An extractor for `scope` that tries `sources` in order.
+    pub fn new(scope: &Scope, sources: Vec<KeySource>) -> Self {
+        let mut extractor = Self { scope: scope.clone(), secret: None, sources: Vec::new() };
+        extractor.sources = sources.into_iter().map(|source| extractor.prepare(source)).collect();
+        extractor
+    }
+
+    /// Mixes a secret into every key, so that nobody without it can compute a key in advance.
+    /// All consumers of a scope must use the same secret; changing it forgets all keys.
+    #[must_use]
+    pub fn with_secret(mut self, secret: &[u8]) -> Self {
+        self.secret = Some(blake3::derive_key("onceward 2026 key secret", secret));
+        self.sources =
+            std::mem::take(&mut self.sources).into_iter().map(|(source, _)| self.prepare(source)).collect();
+        self
+    }
+
+    /// The sources, in the order they are tried.
+    pub fn sources(&self) -> impl Iterator<Item = &KeySource> {
+        self.sources.iter().map(|(source, _)| source)
+    }
+
+    /// The context key of a source: what is the same for all its messages is hashed once, here.
+    fn prepare(&self, source: KeySource) -> (KeySource, [u8; 32]) {
+        let mut text = vec![KEY_FORMAT];
+        tagged(&mut text, b"scope", self.scope.as_str().as_bytes());
+        source.describe(&mut text);
+        let context = match &self.secret {
+            None => blake3::derive_key("onceward 2026 key context", &text),
+            Some(secret) => *blake3::keyed_hash(secret, &text).as_bytes(),
+        };
+        (source, context)
+    }
+
+    /// The key of `message`, from the first source that is present.
+    ///
+    /// # Errors
+    /// [`KeyError`] if no source is present. A malformed payload or an oversize part is reported in preference to
+    /// a merely missing one.
+    pub fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
+        let mut worst = KeyError::Missing;
+        let mut parts = Vec::with_capacity(64);
+        for (source, context) in &self.sources {
+            parts.clear();
+            match source.collect(message, &mut parts) {
+                Ok(()) => return Ok(Key::from_bytes(first_half(blake3::keyed_hash(context, &parts)))),
+                Err(KeyError::Missing) => {}
+                Err(error @ KeyError::TooLong { .. }) => return Err(error),
+                Err(error) => worst = error,
+            }
+        }
+        Err(worst)
+    }
+
+    /// The key that the source number `index` gives for `values`, for tools that are handed a key as text.
+    ///
+    /// # Errors
+    /// [`KeyError`] if there is no such source or a value is empty or oversize.
+    pub fn hash_parts(&self, index: usize, values: &[&[u8]]) -> Result<Key, KeyError> {
+        let (_, context) = self.sources.get(index).ok_or(KeyError::Missing)?;
+        let mut parts = Vec::with_capacity(64);
+        values.iter().try_for_each(|value| part(&mut parts, value))?;
+        Ok(Key::from_bytes(first_half(blake3::keyed_hash(context, &parts))))
+    }
+
+    /// The key for a message without one, by its payload: the policy `on_missing_key = "hash"`.
+    pub(crate) fn fallback(&self, message: &Message) -> Key {
+        let (_, context) = self.prepare(KeySource::PayloadHash);
+        let mut parts = Vec::with_capacity(40);
+        // A BLAKE3 hash is 32 bytes: neither empty nor oversize.
+        let _ = part(&mut parts, blake3::hash(message.payload()).as_bytes());
+        Key::from_bytes(first_half(blake3::keyed_hash(&context, &parts)))
+    }
+}
+
+impl fmt::Debug for KeyExtractor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyExtractor")
+            .field("scope", &self.scope)
+            .field("sources", &self.sources().collect::<Vec<_>>())
+            .field("secret", &self.secret.map(|_| "set"))
+            .finish()
+    }
+}

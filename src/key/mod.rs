@@ -1,0 +1,153 @@
+//! Whose key it is and what makes two deliveries the same: [`Scope`], [`Key`], [`Fingerprint`].
+
+mod extract;
+mod json;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use extract::{KeyError, KeyExtractor, KeySource};
+
+/// The version of the encoding below. It is hashed into every key and recorded in every store, and a store
+/// written with another one is refused.
+pub const KEY_FORMAT: u8 = 1;
+
+/// The longest value of one key part, in bytes. A longer one is no key: `on_missing_key` decides.
+pub const MAX_KEY_BYTES: usize = 64 * 1024;
+
+/// The consumer that keys belong to: a service or handler, with the tenant if there is one.
+/// Two scopes process the same message once *each*.
+///
+/// 1 to 128 bytes of printable ASCII without spaces. It comes from trusted configuration, never from a message alone.
+///
+/// ```
+/// # use onceward::Scope;
+/// assert!(Scope::parse("billing").is_ok());
+/// assert!(Scope::parse("").is_err());
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope(Arc<str>);
+
+impl Scope {
+    /// Checks and takes a scope.
+    ///
+    /// # Errors
+    /// A sentence naming what is wrong with `text`.
+    pub fn parse(text: &str) -> Result<Self, crate::Error> {
+        let wrong =
+            |what: &'static str| Err(crate::Error::new(crate::ErrorKind::Config, "use this scope", what));
+        if text.is_empty() {
+            return wrong("it is empty; name the consumer the keys belong to, for example \"billing\"");
+        }
+        if text.len() > 128 {
+            return wrong("it is longer than 128 bytes");
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return wrong("it holds a space, a control or a non-ASCII character");
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The scope as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scope({})", self.0)
+    }
+}
+
+/// The idempotency key as stores see it: 128 bits of BLAKE3 over (format version, scope, source kind and name,
+/// length-prefixed parts). Header "42" and message id "42" differ, and so do `("a:b", "c")` and `("a", "b:c")`.
+///
+/// Printed as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key([u8; 16]);
+
+impl Key {
+    /// A key from its 16 bytes, as a store gives them back.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// A key of `scope` given by the program itself, for those who call [`once`](crate::Deduplicator::once)
+    /// with an identifier of their own.
+    ///
+    /// # Errors
+    /// [`KeyError`] if `value` is empty or longer than [`MAX_KEY_BYTES`].
+    pub fn of(scope: &Scope, value: impl AsRef<[u8]>) -> Result<Self, KeyError> {
+        let extractor = KeyExtractor::new(scope, vec![KeySource::Given]);
+        extractor.hash_parts(0, &[value.as_ref()])
+    }
+
+    /// Reads the 32 hexadecimal digits that `Display` writes.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.is_ascii() {
+            return None;
+        }
+        let mut bytes = [0; 16];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+/// 128 bits of BLAKE3 over a payload: tells a copy from another message that bears the same key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// The fingerprint of `payload`.
+    pub fn of(payload: &[u8]) -> Self {
+        Self(first_half(blake3::hash(payload)))
+    }
+
+    /// A fingerprint from its 16 bytes, as a store gives them back.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+fn first_half(hash: blake3::Hash) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.as_bytes()[..16]);
+    half
+}

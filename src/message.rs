@@ -1,0 +1,254 @@
+//! What a broker delivered, without the duty to settle it: [`Message`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::handler::Cancellation;
+use crate::handler::claim::ActiveClaim;
+use crate::key::Key;
+
+/// Where a message stands in its source. Two messages of one source never share a position.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// What the offsets count in, including its incarnation: Kafka cluster and topic id, the identity of a file.
+    pub incarnation: Arc<str>,
+    /// The partition, 0 where there is none.
+    pub partition: u32,
+    /// The offset within the partition.
+    pub offset: u64,
+}
+
+/// Why a message cannot be handled as it is. The pipeline dead-letters it without running the handler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Defect {
+    /// It is larger than the source allows; the payload holds its beginning only and the position says where the
+    /// rest is.
+    Oversize {
+        /// Its size in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Its envelope cannot be parsed; the payload holds the raw bytes.
+    Malformed {
+        /// What was wrong, without the content.
+        what: String,
+    },
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oversize { bytes, limit } => {
+                write!(f, "the message has {bytes} bytes; the source's limit is {limit}")
+            }
+            Self::Malformed { what } => write!(f, "the message cannot be read: {what}"),
+        }
+    }
+}
+
+/// A message as handlers see it. Cloning is cheap: clones share the content.
+///
+/// Inside a handler it also answers which attempt this is ([`attempt`](Self::attempt)), under which fence
+/// ([`fence`](Self::fence)) and whether the run should stop ([`cancellation`](Self::cancellation)). It does not settle
+/// anything: that is the pipeline's work.
+#[derive(Clone)]
+pub struct Message {
+    content: Arc<Content>,
+    claim: Option<Arc<ActiveClaim>>,
+}
+
+#[derive(Default)]
+struct Content {
+    payload: Bytes,
+    headers: Vec<(Box<str>, Bytes)>,
+    id: Option<Box<[u8]>>,
+    order_key: Option<Bytes>,
+    position: Option<Position>,
+    origin: Option<Arc<str>>,
+    timestamp: Option<SystemTime>,
+    defect: Option<Defect>,
+    redelivered: bool,
+}
+
+impl Message {
+    /// Starts a message with `payload`.
+    pub fn builder(payload: impl Into<Bytes>) -> MessageBuilder {
+        MessageBuilder { content: Content { payload: payload.into(), ..Content::default() } }
+    }
+
+    /// The payload; empty for a tombstone.
+    pub fn payload(&self) -> &Bytes {
+        &self.content.payload
+    }
+
+    /// The headers in the order they came; names may repeat, values need not be UTF-8.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &Bytes)> {
+        self.content.headers.iter().map(|(name, value)| (&**name, value))
+    }
+
+    /// The first header of this exact name.
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.content.headers.iter().find(|(own, _)| &**own == name).map(|(_, value)| value)
+    }
+
+    /// The message id that survives redelivery, if the producer or broker gave one.
+    pub fn id(&self) -> Option<&[u8]> {
+        self.content.id.as_deref()
+    }
+
+    /// The broker's ordering key: a Kafka record key, an SQS message group id.
+    pub fn order_key(&self) -> Option<&Bytes> {
+        self.content.order_key.as_ref()
+    }
+
+    /// Where the message stands in its source, if the source has positions.
+    pub fn position(&self) -> Option<&Position> {
+        self.content.position.as_ref()
+    }
+
+    /// The queue, topic or file the message came from.
+    pub fn origin(&self) -> Option<&str> {
+        self.content.origin.as_deref()
+    }
+
+    /// When the producer or broker says the message was made.
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        self.content.timestamp
+    }
+
+    /// Why the message cannot be handled as it is, if the source found something.
+    pub fn defect(&self) -> Option<&Defect> {
+        self.content.defect.as_ref()
+    }
+
+    /// The broker's hint that it may have delivered this before. `false` proves nothing.
+    pub fn is_redelivered(&self) -> bool {
+        self.content.redelivered
+    }
+
+    /// Bytes held in memory for this message: payload, headers, keys.
+    pub fn size(&self) -> usize {
+        let content = &*self.content;
+        let headers: usize = content.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        content.payload.len()
+            + headers
+            + content.id.as_ref().map_or(0, |id| id.len())
+            + content.order_key.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// The idempotency key this run holds the claim of; `None` outside a handler and for messages processed without a
+    /// key.
+    pub fn key(&self) -> Option<Key> {
+        self.claim.as_ref().and_then(|claim| claim.key())
+    }
+
+    /// Which attempt this is, from 1. Attempts are counted in the store, not by the broker.
+    pub fn attempt(&self) -> u32 {
+        self.claim.as_ref().map_or(1, |claim| claim.attempt())
+    }
+
+    /// The fence of this run: larger than that of every earlier claim of the key, so that a sink which remembers the
+    /// largest it has seen can refuse a stale writer. 0 outside a handler.
+    pub fn fence(&self) -> u64 {
+        self.claim.as_ref().map_or(0, |claim| claim.fence())
+    }
+
+    /// The generation of the key: 0, and one more with each redrive of its dead letter.
+    pub fn generation(&self) -> u32 {
+        self.claim.as_ref().map_or(0, |claim| claim.generation())
+    }
+
+    /// Tells the handler that it should stop: the lease is lost, the timeout has come, or the drain deadline passed.
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation::new(self.claim.clone())
+    }
+
+    pub(crate) fn claimed(&self, claim: Arc<ActiveClaim>) -> Self {
+        Self { content: Arc::clone(&self.content), claim: Some(claim) }
+    }
+}
+
+impl fmt::Debug for Message {
+    /// Sizes and coordinates only: payloads and header values may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("payload_bytes", &self.content.payload.len())
+            .field("headers", &self.content.headers.len())
+            .field("origin", &self.content.origin)
+            .field("position", &self.content.position)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds a [`Message`]; adapters and tests use it.
+pub struct MessageBuilder {
+    content: Content,
+}
+
+impl MessageBuilder {
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<Box<str>>, value: impl Into<Bytes>) -> Self {
+        self.content.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the message id that survives redelivery.
+    #[must_use]
+    pub fn message_id(mut self, id: impl AsRef<[u8]>) -> Self {
+        self.content.id = Some(id.as_ref().into());
+        self
+    }
+
+    /// Sets the broker's ordering key.
+    #[must_use]
+    pub fn order_key(mut self, key: impl Into<Bytes>) -> Self {
+        self.content.order_key = Some(key.into());
+        self
+    }
+
+    /// Sets the position in the source.
+    #[must_use]
+    pub fn position(mut self, position: Position) -> Self {
+        self.content.position = Some(position);
+        self
+    }
+
+    /// Sets the queue, topic or file the message came from.
+    #[must_use]
+    pub fn origin(mut self, origin: Arc<str>) -> Self {
+        self.content.origin = Some(origin);
+        self
+    }
+
+    /// Sets when the message was made.
+    #[must_use]
+    pub fn timestamp(mut self, timestamp: SystemTime) -> Self {
+        self.content.timestamp = Some(timestamp);
+        self
+    }
+
+    /// Marks the message as one that cannot be handled.
+    #[must_use]
+    pub fn defect(mut self, defect: Defect) -> Self {
+        self.content.defect = Some(defect);
+        self
+    }
+
+    /// Passes on the broker's redelivery hint.
+    #[must_use]
+    pub fn redelivered(mut self, redelivered: bool) -> Self {
+        self.content.redelivered = redelivered;
+        self
+    }
+
+    /// The message.
+    pub fn build(self) -> Message {
+        Message { content: Arc::new(self.content), claim: None }
+    }
+}

@@ -1,0 +1,193 @@
+//! The durable record of keys and who may run their handler: the trait [`Store`].
+
+mod claim;
+pub mod memory;
+mod record;
+mod token;
+mod transactional;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use claim::{
+    Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Exhausted,
+    FailRequest, Failure, Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
+};
+pub use memory::MemoryStore;
+pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
+pub use token::{Entropy, OwnerToken};
+pub use transactional::{Commit, TransactionalStore};
+
+use crate::error::Error;
+use crate::key::{Key, Scope};
+
+/// What a store can promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreCapabilities {
+    /// The store's name, for logs and messages: `memory`, `sqlite`, `redis`, `postgres`.
+    pub name: &'static str,
+    /// Completions survive the death of the store's process.
+    pub durable: bool,
+    /// Several processes can share it.
+    pub shared: bool,
+}
+
+impl StoreCapabilities {
+    /// The capabilities of the store `name`: neither durable nor shared until said so.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, durable: false, shared: false }
+    }
+
+    /// Says that completions survive the death of the store's process.
+    #[must_use]
+    pub const fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Says that several processes can share the store.
+    #[must_use]
+    pub const fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+}
+
+/// One line of a start check: what was found and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// How bad it is.
+    pub level: AdviceLevel,
+    /// One sentence.
+    pub text: String,
+}
+
+/// How bad a finding of a start check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdviceLevel {
+    /// As it should be.
+    Ok,
+    /// It works, but a promise is weaker than it could be.
+    Warning,
+    /// It must be mended before the program may run.
+    Error,
+}
+
+impl Advice {
+    /// A finding.
+    pub fn new(level: AdviceLevel, text: impl Into<String>) -> Self {
+        Self { level, text: text.into() }
+    }
+}
+
+/// The durable record of keys: who may run the handler of a key, and whether its effect has happened.
+///
+/// The contract; [`testing::store`](crate::testing::store) holds a named check for each sentence:
+///
+/// - **Batch first.** A call takes many items, costs one round trip where the store can do so, and answers one result
+///   per item, in order. One bad key never fails its neighbours. The keys of one batch are distinct.
+/// - **Contention is a value**, never an error.
+/// - **Compare-and-set.** Every write compares key, owner token, fence *and state* in one atomic step. A late write of
+///   an old claim changes nothing.
+/// - **Store time** decides leases and TTL: requests carry durations, never times.
+/// - **The record outlives the lease.** Fence, attempts and losses survive a lapsed lease, a release and a failure.
+///   A fence is larger than every earlier one of the key, also after expiry and [`forget`](Self::forget):
+///   `max(stored + 1, store clock in µs)`.
+/// - **A call whose reply was lost may be repeated** with the same owner token and answers as if it were the first.
+/// - A call that returns an error may or may not have been applied, unless the error is not retryable.
+///
+/// # Cancel safety
+/// Every method may be dropped at any point; each item was then applied wholly or not at all.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// What the store promises.
+    fn capabilities(&self) -> StoreCapabilities;
+
+    /// Connects, checks the schema and the settings that the promises rest on, and says what it found.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be reached or must not be used as it is.
+    async fn check(&self) -> Result<Vec<Advice>, Error>;
+
+    /// Asks for the exclusive right to run the handler of each key.
+    ///
+    /// | found | answer |
+    /// |---|---|
+    /// | nothing, or a completed or dead record past its TTL | [`Claim::Claimed`], attempt 1 |
+    /// | released, or failed with attempts left | [`Claim::Claimed`] |
+    /// | pending by the same owner token, lease live | [`Claim::Claimed`] with the same fence and the lease that is left |
+    /// | pending by another, lease live | [`Claim::InProgress`] |
+    /// | pending, lease over | taken over: `lost` + 1, and an attempt more if the run had been marked as started; then as for failed |
+    /// | failed with `max_attempts` used up, or a terminal failure whose lease is over | [`Claim::Exhausted`]: claimed for dead-lettering only |
+    /// | a terminal failure with a live lease of another | [`Claim::InProgress`] |
+    /// | completed | [`Claim::Completed`] |
+    /// | dead, and the request's generation is not newer | [`Claim::Dead`] |
+    /// | dead, and the request's generation is newer | a redrive: [`Claim::Claimed`] in that generation, attempts from 1 |
+    /// | any unexpired record with another fingerprint | [`Claim::Mismatch`], nothing changed |
+    ///
+    /// A record that is neither completed nor dead expires [`ClaimTerms::ttl`] after its last write or the end of its
+    /// lease, whichever is later.
+    async fn claim(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>>;
+
+    /// Records that effects have happened. The TTL counts from here. See [`Completion`] for what it may find.
+    async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>>;
+
+    /// Prolongs leases from now on, and marks runs as started where asked. Matches `pending` only: never shortens the
+    /// TTL of a completed key.
+    async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>>;
+
+    /// Writes failed runs: attempts + 1, the error, and the end of the claim. A terminal failure keeps owner, fence and
+    /// lease, for the dead-letter publish that follows. A repeat by the same claim changes nothing and answers the same.
+    async fn fail(&self, scope: &Scope, batch: &[FailRequest]) -> Vec<Result<Failure, Error>>;
+
+    /// Marks terminally failed keys dead, after their dead letter was confirmed. Dead records live for the TTL.
+    async fn bury(&self, scope: &Scope, batch: &[BuryRequest]) -> Vec<Result<Burial, Error>>;
+
+    /// Gives back claims whose handler was never started. Attempts, losses and the record's failure stay as they were;
+    /// the key can be claimed at once. `Ok(false)`: the claim was no longer held, nothing changed.
+    async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>>;
+
+    /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts forgotten.
+    async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>>;
+
+    /// Forgets keys whatever their state, so that the next delivery runs. Only the fence goes on growing.
+    /// `Ok(false)`: the key was not known.
+    async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>>;
+
+    /// The record of a key, if there is an unexpired one. It changes nothing.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer.
+    async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error>;
+
+    /// Unexpired records in key order, at most [`ListQuery::limit`].
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer.
+    async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error>;
+
+    /// Counts unexpired keys by state.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer.
+    async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error>;
+
+    /// Removes up to `limit` expired records of all scopes and answers how many it removed. Expired records never
+    /// count as duplicates, removed or not; stores that expire by themselves answer 0.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer.
+    async fn purge(&self, limit: u32) -> Result<u64, Error>;
+
+    /// How often the pipeline should [`purge`](Self::purge). `None`: the store expires by itself.
+    fn purge_interval(&self) -> Option<Duration> {
+        None
+    }
+}
