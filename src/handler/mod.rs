@@ -4,6 +4,8 @@ mod cancellation;
 pub(crate) mod claim;
 mod error;
 mod function;
+#[cfg(feature = "testing")]
+mod test_run;
 #[cfg(feature = "tower")]
 mod tower;
 mod transactional;
@@ -17,6 +19,8 @@ pub use self::tower::{ServiceHandler, tower_handler};
 pub use cancellation::Cancellation;
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
 pub use function::{HandlerFn, handler_fn};
+#[cfg(feature = "testing")]
+pub use test_run::TestRun;
 pub use transactional::{TxFn, TxHandler, TxHandlerFn, tx_handler};
 
 use crate::message::Message;

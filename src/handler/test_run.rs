@@ -1,0 +1,32 @@
+//! Lets the tests of a handler put a message under a claim: [`TestRun`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::claim::ActiveClaim;
+use crate::message::Message;
+use crate::store::Claimed;
+
+/// A claimed run of a handler without a store and a pipeline: for tests of handlers.
+///
+/// It only lends the message key, attempt, fence and generation, and fires its cancellation. Nothing is claimed,
+/// renewed or completed.
+#[derive(Debug)]
+pub struct TestRun(Arc<ActiveClaim>);
+
+impl TestRun {
+    /// Puts `message` under `claimed`; answers the message to give to the handler.
+    pub fn start(message: &Message, claimed: &Claimed) -> (Self, Message) {
+        let now = Instant::now();
+        let claim = Arc::new(ActiveClaim::new(claimed, now, now + Duration::from_secs(3600)));
+        let message = message.claimed(Arc::clone(&claim));
+        (Self(claim), message)
+    }
+
+    /// Fires the message's cancellation, as a lost lease or a timeout does.
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+}
