@@ -5,6 +5,7 @@ pub mod memory;
 mod record;
 mod token;
 mod transactional;
+pub mod transition;
 
 use std::time::Duration;
 

@@ -1,0 +1,251 @@
+//! The records of one scope, and the queue that finds the expired ones.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::super::transition::{Moment, Record, Step};
+use super::super::{KeyRecord, KeyStats, ListQuery};
+use crate::key::Key;
+
+/// The width of an expiry bucket: 2^20 µs, about a second.
+const BUCKET_BITS: u32 = 20;
+
+/// The records of one scope.
+///
+/// Every record stands once in the expiry queue, in a bucket that is due no later than the record expires. Prolonging a
+/// record does not move it: [`purge`](Self::purge) does, when it comes across it too early.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    records: HashMap<Key, Slot, BuildHasherDefault<KeyHasher>>,
+    expiry: BTreeMap<u64, Vec<Key>>,
+    fence_floor: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    record: Record,
+    /// The bucket the record stands in. An entry in another bucket is a leftover.
+    bucket: u64,
+}
+
+impl Table {
+    /// Applies a step that may bring the record into being.
+    pub(super) fn write<T>(&mut self, key: Key, step: impl FnOnce(&mut Record) -> Step<T>) -> T {
+        let slot =
+            self.records.entry(key).or_insert_with(|| Slot { record: Record::nothing(), bucket: u64::MAX });
+        let fence = slot.record.fence;
+        let Step { answer, changed } = step(&mut slot.record);
+        if changed {
+            // A completion inserted over a later claim's remains carries its own, older fence.
+            if slot.record.fence < fence {
+                self.fence_floor = self.fence_floor.max(fence);
+            }
+            enqueue(&mut self.expiry, key, slot);
+        }
+        answer
+    }
+
+    /// Applies a step to a record that is there; `None` if it is not.
+    pub(super) fn update<T>(&mut self, key: &Key, step: impl FnOnce(&mut Record) -> Step<T>) -> Option<T> {
+        let slot = self.records.get_mut(key)?;
+        let Step { answer, changed } = step(&mut slot.record);
+        if changed {
+            enqueue(&mut self.expiry, *key, slot);
+        }
+        Some(answer)
+    }
+
+    /// Removes a record; false if there is no unexpired one.
+    pub(super) fn forget(&mut self, key: &Key, at: Moment) -> bool {
+        let Some(slot) = self.records.remove(key) else { return false };
+        self.fence_floor = self.fence_floor.max(slot.record.fence);
+        !slot.record.is_expired(at.now)
+    }
+
+    /// The largest fence of all records removed or overwritten so far.
+    pub(super) fn take_fence_floor(&mut self) -> u64 {
+        std::mem::take(&mut self.fence_floor)
+    }
+
+    /// Removes up to `limit` expired records and answers how many.
+    pub(super) fn purge(&mut self, at: Moment, limit: u64) -> u64 {
+        let mut removed = 0;
+        while removed < limit
+            && let Some(entry) = self.expiry.first_entry()
+            && *entry.key() <= at.now >> BUCKET_BITS
+        {
+            let bucket = *entry.key();
+            let mut keys = entry.remove();
+            let mut not_yet = Vec::new();
+            while removed < limit
+                && let Some(key) = keys.pop()
+            {
+                match self.records.get_mut(&key) {
+                    Some(slot) if slot.bucket == bucket && slot.record.is_expired(at.now) => {
+                        self.fence_floor = self.fence_floor.max(slot.record.fence);
+                        self.records.remove(&key);
+                        removed += 1;
+                    }
+                    Some(slot) if slot.bucket == bucket => {
+                        slot.bucket = slot.record.expires_at() >> BUCKET_BITS;
+                        if slot.bucket == bucket {
+                            not_yet.push(key);
+                        } else {
+                            self.expiry.entry(slot.bucket).or_default().push(key);
+                        }
+                    }
+                    Some(_) | None => {}
+                }
+            }
+            keys.append(&mut not_yet);
+            if !keys.is_empty() {
+                self.expiry.insert(bucket, keys);
+                break;
+            }
+        }
+        removed
+    }
+
+    pub(super) fn inspect(&self, key: &Key, at: Moment) -> Option<KeyRecord> {
+        self.records.get(key)?.record.view(*key, at)
+    }
+
+    pub(super) fn list(&self, query: &ListQuery, at: Moment) -> Vec<KeyRecord> {
+        let mut keys: Vec<&Key> = self
+            .records
+            .iter()
+            .filter(|(key, slot)| {
+                query.after.is_none_or(|after| **key > after)
+                    && query.state.is_none_or(|state| slot.record.state == state)
+                    && !slot.record.is_expired(at.now)
+            })
+            .map(|(key, _)| key)
+            .collect();
+        keys.sort_unstable();
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        keys.into_iter().take(limit).filter_map(|key| self.inspect(key, at)).collect()
+    }
+
+    pub(super) fn stats(&self, at: Moment) -> KeyStats {
+        let mut stats = KeyStats::default();
+        for record in
+            self.records.values().map(|slot| &slot.record).filter(|record| !record.is_expired(at.now))
+        {
+            stats.set(record.state, stats.get(record.state) + 1);
+        }
+        stats
+    }
+}
+
+/// Sees to it that the record is looked at no later than it may expire. Its lease is left out: a completion ends it, and
+/// would otherwise have to queue again.
+fn enqueue(expiry: &mut BTreeMap<u64, Vec<Key>>, key: Key, slot: &mut Slot) {
+    let bucket = slot.record.written_at.saturating_add(slot.record.ttl) >> BUCKET_BITS;
+    if bucket < slot.bucket {
+        slot.bucket = bucket;
+        expiry.entry(bucket).or_default().push(key);
+    }
+}
+
+/// Keys are cryptographic hashes already; this only folds their halves, and spreads keys made by hand in tests.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut half = [0; 8];
+            half[..chunk.len()].copy_from_slice(chunk);
+            let product = u128::from(self.0 ^ u64::from_le_bytes(half) ^ 0x9e37_79b9_7f4a_7c15)
+                * 0xd6e8_feb8_6659_fd93_u128;
+            self.0 = (product as u64) ^ (product >> 64) as u64;
+        }
+    }
+
+    // The length that slices hash first says nothing: all keys have one length.
+    fn write_usize(&mut self, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, OwnerToken};
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn at(now: u64) -> Moment {
+        Moment { now, fence_floor: 0 }
+    }
+
+    fn claim(table: &mut Table, key: u8, ttl_secs: u64, now: u64) -> Claim {
+        let ttl = Duration::from_secs(ttl_secs);
+        let terms = ClaimTerms { lease: Duration::from_secs(30), max_attempts: 3, ttl };
+        let request = ClaimRequest {
+            key: Key::from_bytes([key; 16]),
+            owner: OwnerToken::from_bytes([key; 16]),
+            fingerprint: None,
+            generation: 0,
+        };
+        table.write(request.key, |record| record.claim(at(now), &terms, &request))
+    }
+
+    fn queued(table: &Table) -> usize {
+        table.expiry.values().map(Vec::len).sum()
+    }
+
+    #[test]
+    fn a_purge_finds_a_prolonged_record_when_it_really_expires_and_leaves_no_entry_behind() {
+        let mut table = Table::default();
+        let _ = claim(&mut table, 1, 10, SECOND);
+        assert_eq!(table.purge(at(12 * SECOND), 100), 0, "the lease of 30 s counts before the TTL");
+        assert_eq!(table.purge(at(41 * SECOND - 1), 100), 0);
+        assert_eq!(table.purge(at(41 * SECOND), 100), 1);
+        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+    }
+
+    #[test]
+    fn a_completion_with_a_shorter_ttl_is_found_at_its_own_expiry() {
+        let mut table = Table::default();
+        let Claim::Claimed(claimed) = claim(&mut table, 1, 100, 0) else { panic!("not claimed") };
+        let request = CompleteRequest {
+            lease: claimed.lease,
+            result: None,
+            fingerprint: None,
+            generation: 0,
+            ttl: Duration::from_secs(5),
+        };
+        let _ = table.write(claimed.lease.key, |record| record.complete(at(0), &request));
+        assert_eq!(table.purge(at(5 * SECOND - 1), 100), 0);
+        assert_eq!(table.purge(at(5 * SECOND), 100), 1);
+        assert_eq!(table.purge(at(1_000 * SECOND), 100), 0, "the entry of the longer TTL is a leftover");
+        assert_eq!(queued(&table), 0);
+    }
+
+    #[test]
+    fn a_purge_stops_at_its_limit_and_the_next_one_goes_on() {
+        let mut table = Table::default();
+        for key in 0..10 {
+            let _ = claim(&mut table, key, 10, 0);
+        }
+        assert_eq!(table.purge(at(100 * SECOND), 3), 3);
+        assert_eq!(table.purge(at(100 * SECOND), 3), 3);
+        assert_eq!(table.purge(at(100 * SECOND), 100), 4);
+        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+    }
+
+    #[test]
+    fn a_forgotten_key_claimed_again_is_purged_once() {
+        let mut table = Table::default();
+        let _ = claim(&mut table, 1, 10, 0);
+        assert!(table.forget(&Key::from_bytes([1; 16]), at(0)));
+        let _ = claim(&mut table, 1, 10, 0);
+        assert_eq!(table.purge(at(100 * SECOND), 100), 1);
+        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+    }
+}
