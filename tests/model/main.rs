@@ -2,10 +2,12 @@
 
 mod bugs;
 mod check;
+mod enabled;
 mod model;
 mod properties;
 mod record;
 mod sound;
 mod state;
+mod steps;
 mod witnesses;
 mod worker;

@@ -12,7 +12,7 @@ pub(crate) struct ClaimId {
     pub(crate) fence: u8,
 }
 
-/// The states of a key. `Terminal` is `failed(terminal)`: nothing but its dead letter may follow.
+/// The states of a key. `Absent` is never known, expired, forgotten or released; `Terminal` is `failed(terminal)`: nothing but its dead letter may follow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) enum Stage {
     #[default]
@@ -176,9 +176,6 @@ impl Record {
                 if self.started && !rules.has(Bug::LapseAfterStartedNotCounted) {
                     self.attempts += 1;
                 }
-                if self.attempts >= rules.max_attempts {
-                    self.stage = Stage::Terminal;
-                }
                 self.grant(token, fence, rules)
             }
             Stage::Terminal => self.grant(token, fence, rules),
@@ -189,7 +186,8 @@ impl Record {
         self.by = ClaimId { token, fence };
         self.lapsed = false;
         self.started = false;
-        if self.stage == Stage::Terminal {
+        if self.stage == Stage::Terminal || self.attempts >= rules.max_attempts {
+            self.stage = Stage::Terminal;
             return Answer::Exhausted { fence };
         }
         self.stage = if rules.has(Bug::MarkBeforeHandler) { Stage::Completed } else { Stage::Pending };
@@ -201,6 +199,7 @@ impl Record {
             return Answer::Refused;
         }
         self.started = true;
+        self.lapsed = false;
         Answer::Written
     }
 
@@ -249,16 +248,18 @@ impl Record {
         }
     }
 
-    /// Gives an unstarted claim back: the record is as it was before the claim.
+    /// Gives an unstarted claim back: attempts and losses are as they were, and the key is free.
     fn release(&mut self, id: ClaimId, rules: Rules) -> Answer {
-        let mine = self.by == id || rules.has(Bug::ReleaseIgnoresOwner);
-        if self.stage != Stage::Pending || !mine {
-            return Answer::Refused;
+        match self.stage {
+            Stage::Pending if self.by == id || rules.has(Bug::ReleaseIgnoresOwner) => {
+                self.stage = Stage::Absent;
+                self.lapsed = false;
+                self.started = false;
+                Answer::Written
+            }
+            Stage::Absent if self.by == id => Answer::Already,
+            _ => Answer::Refused,
         }
-        let (attempts, lost) = (self.attempts, self.lost);
-        let stage = if attempts > 0 || lost { Stage::Failed } else { Stage::Absent };
-        *self = Record { stage, attempts, lost, ..Record::default() };
-        Answer::Written
     }
 
     fn renew(&mut self, id: ClaimId, rules: Rules) -> Answer {
@@ -274,14 +275,12 @@ impl Record {
         Answer::Written
     }
 
-    /// Runs only after the dead letter's publish was confirmed.
+    /// Comes after the dead letter's publish was confirmed.
     fn mark_dead(&mut self, id: ClaimId) -> Answer {
         match self.stage {
             Stage::Terminal if self.by == id => self.settle(Stage::Dead, id),
-            Stage::Absent => self.settle(Stage::Dead, id),
             Stage::Dead if self.by == id => Answer::Already,
-            Stage::Completed | Stage::Dead => Answer::Settled,
-            Stage::Pending | Stage::Failed | Stage::Terminal => Answer::Refused,
+            _ => Answer::Refused,
         }
     }
 

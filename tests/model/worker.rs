@@ -114,13 +114,9 @@ impl Lane {
             (Phase::Starting, Answer::Written) => self.phase = Phase::Claimed,
             (Phase::Completing, Answer::Written | Answer::Already | Answer::Settled) => self.ack(),
             (Phase::Failing, Answer::LastAttempt) => self.phase = dead_letter,
-            (Phase::MarkingDead, Answer::Written | Answer::Already | Answer::Settled) => {
-                if publish_first {
-                    self.ack();
-                } else {
-                    self.phase = Phase::Publishing;
-                }
-            }
+            // Whatever the record is by now, the dead letter is out.
+            (Phase::MarkingDead, _) if publish_first => self.ack(),
+            (Phase::MarkingDead, _) => self.phase = Phase::Publishing,
             // The claim is lost, released or failed: the delivery goes back.
             _ => return Next::Return,
         }
@@ -140,6 +136,13 @@ impl Lane {
             }
             _ => {}
         }
+    }
+
+    /// After a commit in doubt: the claim, repeated with the same token, tells whether it is completed or still pending.
+    pub(crate) fn ask_again(&mut self) {
+        self.phase = Phase::Claiming;
+        self.overdue = false;
+        self.claim.fence = 0;
     }
 
     /// The dead letter's publish is confirmed.
