@@ -1,0 +1,112 @@
+//! Which adapters this build has, and how to get the others.
+
+use super::{Config, ConfigError};
+
+/// One table of the configuration and the code behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adapter {
+    /// The table, such as `store.sqlite`.
+    pub table: &'static str,
+    /// The cargo feature that brings it; none where it is always there.
+    pub feature: Option<&'static str>,
+    /// True where this build has it.
+    pub compiled_in: bool,
+}
+
+const fn always(table: &'static str) -> Adapter {
+    Adapter { table, feature: None, compiled_in: true }
+}
+
+const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> Adapter {
+    Adapter { table, feature: Some(feature), compiled_in }
+}
+
+/// Every adapter a configuration can name, in the order in which `--version` lists them.
+pub const ADAPTERS: [Adapter; 16] = [
+    with("source.rabbitmq", "rabbitmq", false),
+    with("source.kafka", "kafka", false),
+    with("source.sqs", "sqs", false),
+    always("source.file"),
+    with("store.redis", "redis", false),
+    with("store.postgres", "postgres", false),
+    with("store.sqlite", "sqlite", cfg!(feature = "sqlite")),
+    always("store.memory"),
+    with("handler.http", "http", cfg!(feature = "http")),
+    always("handler.exec"),
+    always("handler.worker"),
+    always("handler.sql"),
+    with("handler.publish.rabbitmq", "rabbitmq", false),
+    with("handler.publish.kafka", "kafka", false),
+    with("handler.publish.sqs", "sqs", false),
+    always("handler.stdout"),
+];
+
+/// The first part of the configuration that this build lacks, as an error that says how to get it.
+///
+/// `handler.sql` comes with its store.
+pub fn missing_feature(config: &Config) -> Option<ConfigError> {
+    let used = [
+        format!("source.{}", config.source.name()),
+        format!("store.{}", config.store.name()),
+        config.handler.path(),
+    ];
+    used.iter().find_map(|table| {
+        let adapter = ADAPTERS.iter().find(|adapter| adapter.table == table && !adapter.compiled_in)?;
+        let fix = match adapter.feature {
+            Some(feature) => {
+                format!("install one that has it: cargo install onceward-cli --features {feature}")
+            }
+            None => "install a build that has it".to_owned(),
+        };
+        Some(config.refuse(table, "this build of onceward does not have it", fix))
+    })
+}
+
+/// Every handler's path is an adapter's table; a new one without an entry would pass for compiled in.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Handler, schema};
+
+    #[test]
+    fn every_table_of_the_schema_has_an_adapter_entry() {
+        let schema = schema();
+        let definitions = &schema.as_value()["$defs"];
+        let tables = |name: &str| -> Vec<String> {
+            definitions[name]["oneOf"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|one| one["required"].as_array().unwrap())
+                .map(|table| table.as_str().unwrap().to_owned())
+                .collect()
+        };
+        let prefixed = |prefix: &str, names: Vec<String>| -> Vec<String> {
+            names.into_iter().map(|name| format!("{prefix}.{name}")).collect()
+        };
+        let mut named = [
+            prefixed("source", tables("Source")),
+            prefixed("store", tables("Store")),
+            prefixed("handler", tables("Handler").into_iter().filter(|name| name != "publish").collect()),
+            prefixed("handler.publish", tables("PublishHandler")),
+        ]
+        .concat();
+        named.sort();
+        let mut listed: Vec<_> = ADAPTERS.iter().map(|adapter| adapter.table.to_owned()).collect();
+        listed.sort();
+        assert_eq!(listed, named);
+    }
+
+    #[test]
+    fn a_build_without_an_adapter_says_how_to_get_it() {
+        let source = "scope = 'a'\n[source.kafka]\nbrokers = ['h:9092']\ntopics = ['t']\ngroup = 'g'\n[store.memory]\n\
+                      [handler.stdout]\n[dead_letter]\nto = 'd'\n";
+        let config = Config::parse(source, &|_| None).unwrap();
+        assert!(matches!(config.handler, Handler::Stdout(_)));
+        assert_eq!(
+            missing_feature(&config).unwrap().to_string(),
+            "line 2: source.kafka: this build of onceward does not have it; install one that has it: \
+             cargo install onceward-cli --features kafka"
+        );
+    }
+}

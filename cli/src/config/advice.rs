@@ -1,0 +1,149 @@
+//! What will run, but probably not as intended.
+
+use super::remark::{Advice, Remark};
+use super::{Config, FileFormat, KeyPart, Mode, OnStoreDown, OrderBy, Ordering, Source, Store};
+
+/// Every piece of advice, in the order of the file's lines.
+pub(super) fn advice(config: &Config) -> Vec<Advice> {
+    let mut advice: Vec<Advice> = [
+        observed(config),
+        forgetful_store(config),
+        short_ttl(config),
+        absent_key_source(config),
+        idle_concurrency(config),
+        short_drain(config),
+        order_by_without_order(config),
+        order_without_record_keys(config),
+        order_across_workers(config),
+        unguarded(config),
+    ]
+    .into_iter()
+    .flatten()
+    .map(Advice)
+    .collect();
+    advice.sort_by_key(Advice::line);
+    advice
+}
+
+fn observed(config: &Config) -> Option<Remark> {
+    (config.mode == Mode::Observe).then(|| {
+        let problem = "observes only, so duplicates are counted and handled again";
+        config.origin.remark("mode", problem, r#"write mode = "enforce" to suppress them"#)
+    })
+}
+
+fn forgetful_store(config: &Config) -> Option<Remark> {
+    matches!(config.store, Store::Memory(_)).then(|| {
+        let problem = "remembers nothing once this process ends, and shares nothing with other workers";
+        config.origin.remark("store.memory", problem, "use another store for anything but a trial")
+    })
+}
+
+fn short_ttl(config: &Config) -> Option<Remark> {
+    let retry = &config.retry;
+    let span = retry.max.get().saturating_mul(retry.max_attempts);
+    (config.store.limits().ttl.get() < span).then(|| {
+        config.origin.remark(
+            &format!("store.{}.ttl", config.store.name()),
+            "is shorter than all retries may take (retry.max_attempts × retry.max), \
+             so a key could be forgotten before its last attempt",
+            "raise ttl, or lower retry.max_attempts or retry.max",
+        )
+    })
+}
+
+/// A raw line has neither headers nor an id.
+fn absent_key_source(config: &Config) -> Option<Remark> {
+    let Source::File(file) = &config.source else { return None };
+    if file.format != FileFormat::Raw {
+        return None;
+    }
+    let absent = |part: &KeyPart| matches!(part, KeyPart::Header(_) | KeyPart::MessageId);
+    let index = config.key.from.iter().position(|source| source.parts().iter().any(absent))?;
+    Some(config.origin.remark(
+        &format!("key.from[{index}]"),
+        "is never present, since a raw line has neither headers nor an id",
+        r#"write format = "envelope" in [source.file], or take the key from json:/… or position"#,
+    ))
+}
+
+fn idle_concurrency(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(source) = &config.source else { return None };
+    (source.prefetch < config.pipeline.concurrency).then(|| {
+        config.origin.remark(
+            "source.rabbitmq.prefetch",
+            "is less than pipeline.concurrency, so that many handlers never run",
+            "raise prefetch or lower concurrency",
+        )
+    })
+}
+
+/// Only where somebody chose one of the two: the defaults are for handlers that rarely come near their timeout.
+fn short_drain(config: &Config) -> Option<Remark> {
+    let timeout = format!("{}.timeout", config.handler.path());
+    let is_chosen = config.origin.is_written("pipeline.drain_timeout") || config.origin.is_written(&timeout);
+    (is_chosen && config.pipeline.drain_timeout < config.handler.timeout()).then(|| {
+        config.origin.remark(
+            "pipeline.drain_timeout",
+            format!(
+                "is shorter than {timeout}, so a handler still running at the end of a drain is cut and its message \
+                 comes again"
+            ),
+            "raise drain_timeout, and the platform's own grace period with it, or lower the handler's timeout",
+        )
+    })
+}
+
+fn order_by_without_order(config: &Config) -> Option<Remark> {
+    (config.pipeline.order_by.is_some() && config.ordering() != Ordering::Key).then(|| {
+        config.origin.remark(
+            "pipeline.order_by",
+            "has no effect, since the order is not kept by key",
+            r#"write ordering = "key", or remove order_by"#,
+        )
+    })
+}
+
+fn order_without_record_keys(config: &Config) -> Option<Remark> {
+    let by_broker = config.ordering() == Ordering::Key && config.pipeline.order_by == Some(OrderBy::Broker);
+    (by_broker && !config.source.has_record_keys()).then(|| {
+        config.origin.remark(
+            "pipeline.order_by",
+            format!("names the broker's key, which [source.{}] does not give", config.source.name()),
+            r#"name a header or JSON field, such as "header:customer""#,
+        )
+    })
+}
+
+/// Lanes order the messages of one worker; between workers only the broker can.
+fn order_across_workers(config: &Config) -> Option<Remark> {
+    if config.ordering() != Ordering::Key {
+        return None;
+    }
+    let (problem, fix) = match &config.source {
+        Source::Rabbitmq(_) => (
+            "holds within one worker only, unless the queue has a single active consumer",
+            "run one worker, or give the queue x-single-active-consumer or a consistent-hash exchange",
+        ),
+        Source::Sqs(source) if !source.is_fifo() => (
+            "holds within one worker only, since a standard queue keeps no order itself",
+            "run one worker, or use a FIFO queue",
+        ),
+        Source::Kafka(_) if matches!(config.pipeline.order_by, Some(OrderBy::Source(_))) => (
+            "holds within one worker only, unless producers partition by the same value",
+            r#"write order_by = "broker", or partition the topic by that value"#,
+        ),
+        _ => return None,
+    };
+    Some(config.origin.remark("pipeline.ordering", problem, fix))
+}
+
+fn unguarded(config: &Config) -> Option<Remark> {
+    (config.policy.on_store_down == OnStoreDown::Process).then(|| {
+        config.origin.remark(
+            "policy.on_store_down",
+            "handles messages without deduplication while the store is down",
+            r#"write "pause" unless a duplicate costs less than a delay"#,
+        )
+    })
+}

@@ -1,0 +1,121 @@
+//! Checks that the parts of a configuration agree: order, policies, and what is promised.
+
+use super::Checked;
+use crate::config::{
+    Config, Guarantee, Handler, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey, OnStoreDown,
+    Ordering, Store,
+};
+
+pub(super) fn check(config: &Config) -> Checked {
+    transaction(config)?;
+    guarantee(config)?;
+    ordering(config)?;
+    dead_letters(config)?;
+    if config.policy.on_completed == OnCompleted::ReplayResult {
+        return Err(config.refuse(
+            "policy.on_completed",
+            "asks for the recorded result to be given again, but a broker has nobody waiting for it",
+            r#"write "ack""#,
+        ));
+    }
+    Ok(())
+}
+
+/// A statement runs in the completion's own transaction, so the store decides whether and how.
+fn transaction(config: &Config) -> Checked {
+    if !matches!(config.handler, Handler::Sql(_)) {
+        return Ok(());
+    }
+    if !config.store.is_transactional() {
+        return Err(config.refuse(
+            "handler.sql",
+            format!("needs a store with transactions, which [store.{}] has not", config.store.name()),
+            "use [store.sqlite] or [store.postgres], or another handler",
+        ));
+    }
+    // SQLite has a single writer, so a lease cannot be renewed while the handler's transaction is open.
+    if matches!(config.store, Store::Sqlite(_)) && config.store.limits().lease <= config.handler.timeout() {
+        return Err(config.refuse(
+            "store.sqlite.lease",
+            "is not longer than handler.sql.timeout, and SQLite cannot renew it while the statement runs",
+            "make the lease longer than the handler timeout",
+        ));
+    }
+    Ok(())
+}
+
+fn guarantee(config: &Config) -> Checked {
+    if config.guarantee != Guarantee::EffectivelyOnce {
+        return Ok(());
+    }
+    if !matches!(config.handler, Handler::Sql(_)) {
+        return Err(config.refuse(
+            "guarantee",
+            format!(
+                "promises effectively-once, which [{}] cannot give: its effect is not in the completion's transaction",
+                config.handler.path()
+            ),
+            r#"use [handler.sql] with [store.sqlite] or [store.postgres], or write guarantee = "deduplicated""#,
+        ));
+    }
+    let policy = &config.policy;
+    let broken_by = [
+        ("mode", config.mode == Mode::Observe, r#"write mode = "enforce""#),
+        (
+            "policy.on_missing_key",
+            policy.on_missing_key == OnMissingKey::Process,
+            r#"write "dead-letter", "hash" or "reject""#,
+        ),
+        ("policy.on_mismatch", policy.on_mismatch == OnMismatch::Process, r#"write "dead-letter" or "ack""#),
+        ("policy.on_store_down", policy.on_store_down == OnStoreDown::Process, r#"write "pause""#),
+    ];
+    match broken_by.into_iter().find(|(_, broken, _)| *broken) {
+        Some((key, _, fix)) => Err(config.refuse(
+            key,
+            "handles messages that may be duplicates, which guarantee = \"effectively-once\" rules out",
+            format!("{fix}, or guarantee = \"deduplicated\""),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn ordering(config: &Config) -> Checked {
+    if config.ordering() == Ordering::Key && config.pipeline.order_by.is_none() {
+        let fix = if config.source.has_record_keys() {
+            r#"add order_by = "broker", or a header or JSON field, such as "json:/customer/id""#
+        } else {
+            r#"add order_by with a header or JSON field, such as "header:customer" or "json:/customer/id""#
+        };
+        return Err(config.refuse(
+            "pipeline.ordering",
+            "keeps order by key, but pipeline.order_by is missing",
+            fix,
+        ));
+    }
+    Ok(())
+}
+
+/// Without a place for them, dead letters would be lost, or block their queue for ever.
+fn dead_letters(config: &Config) -> Checked {
+    if config.dead_letter.is_some() {
+        return Ok(());
+    }
+    let policy = &config.policy;
+    let wanted_by = [
+        (
+            "on_missing_key",
+            policy.on_missing_key == OnMissingKey::DeadLetter,
+            r#""hash", "process" or "reject""#,
+        ),
+        ("on_mismatch", policy.on_mismatch == OnMismatch::DeadLetter, r#""ack" or "process""#),
+        ("on_exhausted", policy.on_exhausted == OnExhausted::DeadLetter, r#""park""#),
+    ];
+    let Some((name, _, others)) = wanted_by.into_iter().find(|(_, wanted, _)| *wanted) else { return Ok(()) };
+    let key = format!("policy.{name}");
+    let by_default = if config.origin.is_written(&key) { "" } else { " by default" };
+    Err(config.refuse(
+        &key,
+        format!("dead-letters{by_default}, but there is no [dead_letter]"),
+        format!("add [dead_letter] with `to`, or write {name} = {others} in [policy]"),
+    ))
+}

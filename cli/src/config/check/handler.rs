@@ -1,0 +1,72 @@
+//! Checks `[handler.*]`.
+
+use super::{Checked, MILLISECOND, credentials, duration, source, text, texts, url, within};
+use crate::config::{Address, Config, Handler, HttpHandler, HumanDuration, PublishHandler};
+
+/// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
+const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
+
+pub(super) fn check(config: &Config) -> Checked {
+    let timeout = format!("{}.timeout", config.handler.path());
+    duration(config, &timeout, config.handler.timeout(), MILLISECOND, MOST_TIMEOUT)?;
+    match &config.handler {
+        Handler::Http(handler) => http(config, handler),
+        Handler::Exec(handler) => command(config, "handler.exec.command", &handler.command),
+        Handler::Worker(handler) => {
+            command(config, "handler.worker.command", &handler.command)?;
+            within(config, "handler.worker.processes", handler.processes, 1..=1024)
+        }
+        Handler::Sql(handler) => text(config, "handler.sql.statement", &handler.statement),
+        Handler::Publish(target) => publish(config, target),
+        Handler::Stdout(_) => Ok(()),
+    }
+}
+
+/// Only the program has to be there: an argument may well be an empty text.
+fn command(config: &Config, key: &str, command: &[Address]) -> Checked {
+    texts(config, key, command.get(..1).unwrap_or_default(), Address::is_empty)
+}
+
+fn http(config: &Config, handler: &HttpHandler) -> Checked {
+    url(config, "handler.http.url", &handler.url, &["http", "https"])?;
+    for (name, value) in &handler.headers {
+        let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if name.is_empty() || !name.chars().all(is_token) {
+            return Err(config.refuse(
+                "handler.http.headers",
+                "holds a name that no HTTP header can have",
+                "write letters, digits and `-`, without spaces or colons",
+            ));
+        }
+        if value.expose().chars().any(|c| c.is_control() && c != '\t') {
+            return Err(config.refuse(
+                &format!("handler.http.headers.{name}"),
+                "holds a control character",
+                "write it on one line, and look for a line end in the environment variable",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn publish(config: &Config, target: &PublishHandler) -> Checked {
+    match target {
+        PublishHandler::Rabbitmq(target) => {
+            url(config, "handler.publish.rabbitmq.url", &target.url, &["amqp", "amqps"])?;
+            credentials(config, "handler.publish.rabbitmq", target.credentials(), Some(&target.url))
+        }
+        PublishHandler::Kafka(target) => {
+            texts(config, "handler.publish.kafka.brokers", &target.brokers, Address::is_empty)?;
+            text(config, "handler.publish.kafka.topic", &target.topic)?;
+            credentials(config, "handler.publish.kafka", target.credentials(), None)?;
+            source::properties(config, "handler.publish.kafka.properties", &target.properties)
+        }
+        PublishHandler::Sqs(target) => {
+            url(config, "handler.publish.sqs.queue_url", &target.queue_url, &["http", "https"])?;
+            match &target.endpoint {
+                Some(endpoint) => url(config, "handler.publish.sqs.endpoint", endpoint, &["http", "https"]),
+                None => Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Refuses values outside their limits and values that contradict each other, naming both keys and the fix.
+
+mod agreement;
+mod handler;
+mod source;
+mod store;
+
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+
+use super::{Address, Config, ConfigError, Credentials, HumanDuration};
+
+type Checked = Result<(), ConfigError>;
+
+/// The longest a scope may be, in bytes.
+const MAX_SCOPE_BYTES: usize = 255;
+
+/// Every check, in the order of the file; the first that fails is the answer.
+pub(super) fn check(config: &Config) -> Checked {
+    scope(config)?;
+    source::check(config)?;
+    store::check(config)?;
+    handler::check(config)?;
+    pipeline(config)?;
+    retry(config)?;
+    if let Some(dead_letter) = &config.dead_letter {
+        address(config, "dead_letter.to", &dead_letter.to)?;
+    }
+    if let Some(otlp) = &config.telemetry.otlp {
+        url(config, "telemetry.otlp", otlp, &["http", "https"])?;
+    }
+    agreement::check(config)
+}
+
+fn scope(config: &Config) -> Checked {
+    text(config, "scope", &config.scope)?;
+    if config.scope.len() > MAX_SCOPE_BYTES || config.scope.chars().any(char::is_control) {
+        let fix = format!("write a name of at most {MAX_SCOPE_BYTES} bytes without control characters");
+        return Err(config.refuse("scope", "is no usable name", fix));
+    }
+    Ok(())
+}
+
+fn pipeline(config: &Config) -> Checked {
+    let pipeline = &config.pipeline;
+    within(config, "pipeline.concurrency", pipeline.concurrency, 1..=65_536)?;
+    within(config, "pipeline.max_in_flight", pipeline.max_in_flight, 1..=1_048_576)?;
+    within(config, "pipeline.max_batch", pipeline.max_batch, 1..=10_000)?;
+    duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0), HOUR)?;
+    if pipeline.max_in_flight_bytes.get() == 0 {
+        return Err(config.refuse(
+            "pipeline.max_in_flight_bytes",
+            "is zero",
+            r#"write a size such as "256MiB""#,
+        ));
+    }
+    if pipeline.max_in_flight < pipeline.concurrency {
+        return Err(config.refuse(
+            "pipeline.max_in_flight",
+            "is less than pipeline.concurrency, so that many handlers could never run",
+            "raise max_in_flight or lower concurrency",
+        ));
+    }
+    if pipeline.max_batch > pipeline.max_in_flight {
+        return Err(config.refuse(
+            "pipeline.max_batch",
+            "is more than pipeline.max_in_flight, so no batch could ever be full",
+            "lower max_batch or raise max_in_flight",
+        ));
+    }
+    Ok(())
+}
+
+fn retry(config: &Config) -> Checked {
+    let retry = &config.retry;
+    within(config, "retry.max_attempts", retry.max_attempts, 1..=10_000)?;
+    duration(config, "retry.initial", retry.initial, MILLISECOND, DAY)?;
+    duration(config, "retry.max", retry.max, MILLISECOND, DAY)?;
+    if retry.initial > retry.max {
+        return Err(config.refuse("retry.initial", "is longer than retry.max", "lower initial or raise max"));
+    }
+    Ok(())
+}
+
+const MILLISECOND: HumanDuration = HumanDuration::from_millis(1);
+const HOUR: HumanDuration = HumanDuration::from_secs(3_600);
+const DAY: HumanDuration = HumanDuration::from_secs(86_400);
+
+fn text(config: &Config, key: &str, text: &str) -> Checked {
+    if text.trim().is_empty() { Err(config.refuse(key, "is empty", "write its name")) } else { Ok(()) }
+}
+
+fn address(config: &Config, key: &str, address: &Address) -> Checked {
+    if address.is_empty() { Err(config.refuse(key, "is empty", "write where it is")) } else { Ok(()) }
+}
+
+fn texts<T>(config: &Config, key: &str, texts: &[T], is_empty: impl Fn(&T) -> bool) -> Checked {
+    if texts.is_empty() {
+        return Err(config.refuse(key, "is an empty list", "write at least one"));
+    }
+    match texts.iter().position(is_empty) {
+        Some(index) => {
+            Err(config.refuse(&format!("{key}[{index}]"), "is empty", "write its name or leave it out"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn url(config: &Config, key: &str, address: &Address, schemes: &[&str]) -> Checked {
+    if address.has_scheme(schemes) {
+        return Ok(());
+    }
+    let schemes: Vec<_> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+    let fix = format!(
+        "write one that starts with {}, with `@`, `/`, `:`, `?` and `#` in a password percent-encoded",
+        schemes.join(" or ")
+    );
+    Err(config.refuse(key, "is not a URL of the kind needed here", fix))
+}
+
+fn within<N: PartialOrd + Copy + Debug>(
+    config: &Config,
+    key: &str,
+    number: N,
+    range: RangeInclusive<N>,
+) -> Checked {
+    if range.contains(&number) {
+        return Ok(());
+    }
+    let fix = format!("write a whole number from {:?} to {:?}", range.start(), range.end());
+    Err(config.refuse(key, "is out of range", fix))
+}
+
+fn duration(
+    config: &Config,
+    key: &str,
+    duration: HumanDuration,
+    least: HumanDuration,
+    most: HumanDuration,
+) -> Checked {
+    if (least..=most).contains(&duration) {
+        return Ok(());
+    }
+    Err(config.refuse(key, "is out of range", format!("write a duration from {least} to {most}")))
+}
+
+/// `table` has the fields of [`Credentials`]; `url` is its address, where that is one.
+fn credentials(config: &Config, table: &str, given: Credentials<'_>, url: Option<&Address>) -> Checked {
+    let password = if given.password_file.is_some() { "password_file" } else { "password" };
+    if given.password.is_some() && given.password_file.is_some() {
+        return Err(config.refuse(
+            &format!("{table}.password_file"),
+            format!("is given as well as {table}.password"),
+            "keep one of the two",
+        ));
+    }
+    let given_here = given.password.is_some() || given.password_file.is_some();
+    if given_here && url.is_some_and(Address::has_password) {
+        return Err(config.refuse(
+            &format!("{table}.{password}"),
+            format!("is given, and {table}.url holds a password too"),
+            "keep one of the two",
+        ));
+    }
+    if given.password.is_some_and(|password| password.is_empty()) {
+        return Err(config.refuse(&format!("{table}.password"), "is empty", "write it or leave it out"));
+    }
+    Ok(())
+}

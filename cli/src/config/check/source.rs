@@ -1,0 +1,106 @@
+//! Checks `[source.*]`.
+
+use std::time::Duration;
+
+use super::{Checked, address, credentials, text, texts, url, within};
+use crate::config::{Address, Config, FileSource, KafkaSource, Properties, Source};
+
+/// Properties that are not for passing through, with what to use instead.
+const REFUSED_PROPERTIES: [(&str, &str); 7] = [
+    ("auto.commit.enable", AUTOMATIC),
+    ("enable.auto.commit", AUTOMATIC),
+    ("enable.auto.offset.store", AUTOMATIC),
+    ("bootstrap.servers", "remove it and write the brokers in `brokers`"),
+    ("metadata.broker.list", "remove it and write the brokers in `brokers`"),
+    ("group.id", "remove it and write the consumer group in `group`"),
+    ("transactional.id", "remove it, since it is derived from the scope"),
+];
+const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
+
+/// librdkafka's own defaults, which hold where the property is not given.
+const SESSION_TIMEOUT_MS: u64 = 45_000;
+const MAX_POLL_INTERVAL_MS: u64 = 300_000;
+
+const MAX_MESSAGE_BYTES: u64 = 1 << 30;
+
+pub(super) fn check(config: &Config) -> Checked {
+    match &config.source {
+        Source::Rabbitmq(source) => {
+            url(config, "source.rabbitmq.url", &source.url, &["amqp", "amqps"])?;
+            text(config, "source.rabbitmq.queue", &source.queue)?;
+            within(config, "source.rabbitmq.prefetch", source.prefetch, 1..=65_535)?;
+            credentials(config, "source.rabbitmq", source.credentials(), Some(&source.url))
+        }
+        Source::Kafka(source) => kafka(config, source),
+        Source::Sqs(source) => {
+            url(config, "source.sqs.queue_url", &source.queue_url, &["http", "https"])?;
+            if let Some(region) = &source.region {
+                text(config, "source.sqs.region", region)?;
+            }
+            if let Some(endpoint) = &source.endpoint {
+                url(config, "source.sqs.endpoint", endpoint, &["http", "https"])?;
+            }
+            within(config, "source.sqs.pollers", source.pollers, 1..=64)
+        }
+        Source::File(source) => file(config, source),
+    }
+}
+
+fn kafka(config: &Config, source: &KafkaSource) -> Checked {
+    texts(config, "source.kafka.brokers", &source.brokers, Address::is_empty)?;
+    texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
+    text(config, "source.kafka.group", &source.group)?;
+    credentials(config, "source.kafka", source.credentials(), None)?;
+    properties(config, "source.kafka.properties", &source.properties)?;
+    for (name, default_ms) in
+        [("session.timeout.ms", SESSION_TIMEOUT_MS), ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)]
+    {
+        let limit_ms = match source.properties.get(name) {
+            None => default_ms,
+            Some(text) => text.parse().map_err(|_| {
+                let key = property_key(config, "source.kafka.properties", name);
+                config.refuse(&key, "is not a whole number", "write milliseconds, such as 45000")
+            })?,
+        };
+        if config.pipeline.drain_timeout.get() >= Duration::from_millis(limit_ms) {
+            return Err(config.refuse(
+                "pipeline.drain_timeout",
+                format!(
+                    "is not shorter than Kafka's {name}, so a drain would lose the partitions it is draining"
+                ),
+                format!("lower drain_timeout or raise {name} in [source.kafka.properties]"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what would break the acknowledgement rule, or what has a key of its own.
+pub(super) fn properties(config: &Config, table: &str, properties: &Properties) -> Checked {
+    match REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
+        Some((name, fix)) => {
+            Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A property's key as it is written: in quotes, or as nested tables.
+fn property_key(config: &Config, table: &str, name: &str) -> String {
+    let nested = format!("{table}.{name}");
+    if config.origin.is_written(&nested) { nested } else { format!("{table}.{name:?}") }
+}
+
+fn file(config: &Config, source: &FileSource) -> Checked {
+    let path = source.path.to_string_lossy().into_owned();
+    address(config, "source.file.path", &Address::from(path))?;
+    within(config, "source.file.max_message_bytes", source.max_message_bytes.get(), 1..=MAX_MESSAGE_BYTES)?;
+    if source.max_message_bytes > config.pipeline.max_in_flight_bytes {
+        return Err(config.refuse(
+            "source.file.max_message_bytes",
+            "is more than pipeline.max_in_flight_bytes, so the longest message could never be taken",
+            "lower max_message_bytes or raise max_in_flight_bytes",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Checks `[store.*]`.
+
+use super::{Checked, MILLISECOND, credentials, duration, text, url};
+use crate::config::{Config, HumanDuration, Store};
+
+const SECOND: HumanDuration = HumanDuration::from_secs(1);
+const TEN_YEARS: HumanDuration = HumanDuration::from_secs(3_650 * 86_400);
+const LEAST_LEASE: HumanDuration = HumanDuration::from_millis(100);
+const MOST_LEASE: HumanDuration = HumanDuration::from_secs(12 * 3_600);
+const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(600);
+
+/// Postgres cuts longer names without a word.
+const MAX_IDENTIFIER_BYTES: usize = 63;
+
+pub(super) fn check(config: &Config) -> Checked {
+    match &config.store {
+        Store::Redis(store) => {
+            url(config, "store.redis.url", &store.url, &["redis", "rediss", "redis+unix", "unix"])?;
+            credentials(config, "store.redis", store.credentials(), Some(&store.url))?;
+        }
+        Store::Postgres(store) => {
+            url(config, "store.postgres.url", &store.url, &["postgres", "postgresql"])?;
+            credentials(config, "store.postgres", store.credentials(), Some(&store.url))?;
+            schema_name(config, &store.schema)?;
+        }
+        Store::Sqlite(store) => {
+            let path = store.path.to_string_lossy();
+            text(config, "store.sqlite.path", &path)?;
+            if path == ":memory:" {
+                return Err(config.refuse(
+                    "store.sqlite.path",
+                    "is a database in memory, of which each connection would see another",
+                    "write a file's path, or use [store.memory] for a trial",
+                ));
+            }
+        }
+        Store::Memory(_) => {}
+    }
+    limits(config)
+}
+
+fn schema_name(config: &Config, name: &str) -> Checked {
+    let first_fits = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let rest_fits = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if first_fits && rest_fits && name.len() <= MAX_IDENTIFIER_BYTES && !name.starts_with("pg_") {
+        return Ok(());
+    }
+    Err(config.refuse(
+        "store.postgres.schema",
+        "is not a plain schema name",
+        format!("write at most {MAX_IDENTIFIER_BYTES} of a-z, 0-9 and _, not starting with a digit or pg_"),
+    ))
+}
+
+fn limits(config: &Config) -> Checked {
+    let table = format!("store.{}", config.store.name());
+    let (ttl, lease, timeout) =
+        (format!("{table}.ttl"), format!("{table}.lease"), format!("{table}.timeout"));
+    let limits = config.store.limits();
+    duration(config, &ttl, limits.ttl, SECOND, TEN_YEARS)?;
+    duration(config, &lease, limits.lease, LEAST_LEASE, MOST_LEASE)?;
+    duration(config, &timeout, limits.timeout, MILLISECOND, MOST_TIMEOUT)?;
+    if limits.timeout >= limits.lease {
+        return Err(config.refuse(
+            &timeout,
+            format!("is not shorter than {lease}, so a claim could run out before its answer comes"),
+            "lower timeout or raise lease",
+        ));
+    }
+    if limits.ttl < limits.lease {
+        return Err(config.refuse(
+            &ttl,
+            format!("is shorter than {lease}, so a key would be forgotten sooner than its claim"),
+            "raise ttl, which has to cover every later delivery of the same message",
+        ));
+    }
+    Ok(())
+}

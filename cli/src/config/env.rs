@@ -1,0 +1,159 @@
+//! `${NAME}` in string values is replaced from the environment, after parsing: what it holds stays a string.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::fault::Step;
+use super::origin::{Lines, join};
+use super::remark::Remark;
+
+/// Looks a variable up. Only the program's edge reads the real environment; tests pass a map.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Replaces every `${NAME}` in the table's string values, never in its keys. `$${` stands for `${`.
+pub(super) fn substitute(table: &mut DeTable<'_>, env: Lookup<'_>, lines: &Lines<'_>) -> Result<(), Remark> {
+    substitute_table("", table, env, lines)
+}
+
+fn substitute_table(
+    path: &str,
+    table: &mut DeTable<'_>,
+    env: Lookup<'_>,
+    lines: &Lines<'_>,
+) -> Result<(), Remark> {
+    for (key, value) in table.iter_mut() {
+        substitute_value(&join(path, &Step::Key(key.get_ref().to_string())), value, env, lines)?;
+    }
+    Ok(())
+}
+
+fn substitute_value(
+    path: &str,
+    value: &mut Spanned<DeValue<'_>>,
+    env: Lookup<'_>,
+    lines: &Lines<'_>,
+) -> Result<(), Remark> {
+    let span = value.span();
+    match value.get_mut() {
+        DeValue::String(text) if text.contains("${") => {
+            let replaced = expand(text, env).map_err(|failed| {
+                let line = line_of(&failed, span, lines);
+                let (problem, fix) = failed.sentence();
+                Remark::new(problem, fix).key(path).line(line)
+            })?;
+            *text = replaced.into();
+            Ok(())
+        }
+        DeValue::Array(items) => items.iter_mut().enumerate().try_for_each(|(index, item)| {
+            substitute_value(&join(path, &Step::Index(index)), item, env, lines)
+        }),
+        DeValue::Table(table) => substitute_table(path, table, env, lines),
+        _ => Ok(()),
+    }
+}
+
+/// Within a text of several lines, the line of the variable itself.
+fn line_of(failed: &Failed, value: Range<usize>, lines: &Lines<'_>) -> usize {
+    let offset = match failed {
+        Failed::Unset(name) => lines.text(value.clone()).find(&format!("${{{name}}}")),
+        Failed::NotAName => None,
+    };
+    lines.at(value.start + offset.unwrap_or_default())
+}
+
+/// Why a text could not be expanded. The name is kept only once it is known to be a name.
+#[derive(Debug, PartialEq)]
+enum Failed {
+    Unset(String),
+    NotAName,
+}
+
+impl Failed {
+    fn sentence(&self) -> (String, String) {
+        match self {
+            Self::Unset(name) => (
+                format!("the environment variable {name} is not set"),
+                format!("set it, or write $${{{name}}} for the text itself"),
+            ),
+            Self::NotAName => (
+                "`${` is not followed by a variable's name and `}`".into(),
+                "write ${NAME} with letters, digits and `_`, or `$${` for the text itself".into(),
+            ),
+        }
+    }
+}
+
+fn expand(text: &str, env: Lookup<'_>) -> Result<String, Failed> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            expanded.push_str(&rest[..at]);
+            expanded.push('{');
+            rest = &rest[at + 2..];
+            continue;
+        }
+        expanded.push_str(&rest[..at]);
+        let after = &rest[at + 2..];
+        let (name, after) = after.split_once('}').ok_or(Failed::NotAName)?;
+        let first_is_letter = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !first_is_letter || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(Failed::NotAName);
+        }
+        expanded.push_str(&env(name).ok_or_else(|| Failed::Unset(name.to_owned()))?);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+/// Writes a text so that reading it back gives the same: the opposite of substitution.
+pub(super) fn escape(text: &str) -> String {
+    text.replace("${", "$${")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "USER" => Some("ann".to_owned()),
+            "NESTED" => Some("${USER}".to_owned()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn variables_are_replaced_once() {
+        assert_eq!(expand("a-${USER}-${USER}", &env), Ok("a-ann-ann".to_owned()));
+        assert_eq!(
+            expand("${NESTED}", &env),
+            Ok("${USER}".to_owned()),
+            "what a variable holds is not expanded"
+        );
+    }
+
+    #[test]
+    fn two_dollars_stand_for_one() {
+        assert_eq!(expand("$${USER} costs $5, $$, {}", &env), Ok("${USER} costs $5, $$, {}".to_owned()));
+    }
+
+    #[test]
+    fn an_unset_or_malformed_name_is_refused() {
+        assert_eq!(expand("${NOBODY}", &env), Err(Failed::Unset("NOBODY".to_owned())));
+        for text in ["${}", "${USER", "${1X}", "${a b}", "${hunter-2}"] {
+            assert_eq!(expand(text, &env), Err(Failed::NotAName), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_escaped_reads_back(text in "[${}A-Z ]{0,24}") {
+            prop_assert_eq!(expand(&escape(&text), &env), Ok(text));
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The configuration of the `onceward` program: TOML in, checked values or one sentence out.
+//!
+//! Everything here is pure but [`Config::load`], which reads the one file it is given. The environment is handed in; no
+//! value of the file is ever printed by an error, and secrets are redacted by `Debug` and [`Config::to_toml`].
+
+mod adapters;
+mod address;
+mod advice;
+mod bytes;
+mod check;
+mod duration;
+mod env;
+mod fault;
+mod handler;
+mod key;
+mod origin;
+mod pipeline;
+mod policy;
+mod properties;
+mod read;
+mod remark;
+mod secret;
+mod source;
+mod store;
+mod syntax;
+mod table;
+
+use std::path::Path;
+
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+
+pub use adapters::{ADAPTERS, Adapter, missing_feature};
+pub use address::Address;
+pub use bytes::ByteCount;
+pub use duration::{HumanDuration, NotADuration};
+pub use env::Lookup;
+pub use handler::{
+    ExecHandler, Handler, HttpHandler, KafkaTarget, PublishHandler, RabbitmqTarget, SqlHandler, SqsTarget,
+    StdoutHandler, WorkerHandler,
+};
+pub use key::{KeyConfig, KeyPart, KeySource, NotAKeyPart, OrderBy};
+pub use pipeline::{
+    DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
+};
+pub use policy::{
+    OnCompleted, OnExhausted, OnInProgress, OnMismatch, OnMissingKey, OnStoreDown, PolicyConfig,
+};
+pub use properties::Properties;
+pub use remark::{Advice, ConfigError, Remark};
+pub use secret::{REDACTED, Secret};
+pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, SqsSource};
+pub use store::{MemoryStore, PostgresStore, RedisStore, SqliteStore, Store};
+pub use table::{Credentials, StoreLimits};
+
+use origin::{Lines, Origin};
+use table::choice;
+
+/// A starter file with comments, which parses as it is.
+pub const STARTER: &str = include_str!("starter.toml");
+
+/// A checked configuration: every value is within its limits and agrees with the others, and defaults that depend on
+/// other values are filled in (`key.from`, `pipeline.ordering`).
+///
+/// It does not say whether the adapters it names are compiled in ([`missing_feature`]) or reachable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Configuration of the onceward program")]
+pub struct Config {
+    /// Whose keys these are: the consumer, and the tenant if there is one. Two scopes handle the same message once each.
+    pub scope: String,
+    /// What is promised. More than the parts can give is refused.
+    #[serde(default)]
+    pub guarantee: Guarantee,
+    /// Whether duplicates are suppressed or only measured.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Where messages come from.
+    pub source: Source,
+    /// Where keys are remembered.
+    pub store: Store,
+    /// What makes two deliveries the same message.
+    #[serde(default)]
+    pub key: KeyConfig,
+    /// What is done with each message.
+    pub handler: Handler,
+    /// How many messages run at a time, and in which order.
+    #[serde(default)]
+    pub pipeline: PipelineConfig,
+    /// How failed messages are tried again.
+    #[serde(default)]
+    pub retry: RetryConfig,
+    /// Where messages go that cannot be handled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterConfig>,
+    /// What is done where there is a choice.
+    #[serde(default)]
+    pub policy: PolicyConfig,
+    /// What is told about a run.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+    #[serde(skip)]
+    origin: Origin,
+}
+
+choice! {
+    /// What is promised about effects.
+    Guarantee {
+        /// One effect for each key in the TTL, as long as an error means that nothing happened and no owner dies
+        /// between effect and completion.
+        #[default]
+        Deduplicated,
+        /// Exactly one committed effect for each key in the TTL: the completion is in the effect's own transaction.
+        EffectivelyOnce,
+    }
+}
+
+choice! {
+    /// Whether duplicates are suppressed.
+    Mode {
+        /// They are suppressed.
+        #[default]
+        Enforce,
+        /// Nothing is suppressed; duplicates are measured.
+        Observe,
+    }
+}
+
+impl Config {
+    /// Reads and parses the file at `path`.
+    ///
+    /// # Errors
+    /// One sentence: the file cannot be read, or what [`Config::parse`] refuses, with the file's name.
+    pub fn load(path: &Path, env: Lookup<'_>) -> Result<Self, ConfigError> {
+        let source = std::fs::read_to_string(path).map_err(|error| {
+            let fix = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "give the path of a configuration, or write one with `onceward init`"
+                }
+                std::io::ErrorKind::InvalidData => "save it as UTF-8",
+                _ => "make the file readable",
+            };
+            ConfigError(Remark::new(format!("cannot be read ({})", error.kind()), fix).file(path))
+        })?;
+        Self::parse_file(Some(path), &source, env)
+    }
+
+    /// Parses and checks a configuration's text. `env` answers for `${NAME}` in its string values.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one sentence with line, key and fix, never with a value.
+    pub fn parse(source: &str, env: Lookup<'_>) -> Result<Self, ConfigError> {
+        Self::parse_file(None, source, env)
+    }
+
+    fn parse_file(file: Option<&Path>, source: &str, env: Lookup<'_>) -> Result<Self, ConfigError> {
+        let lines = Lines::of(source);
+        let in_file = |remark: Remark| match file {
+            Some(file) => ConfigError(remark.file(file)),
+            None => ConfigError(remark),
+        };
+        let mut table = syntax::parse(source, &lines).map_err(in_file)?;
+        env::substitute(table.get_mut(), env, &lines).map_err(in_file)?;
+        let origin = Origin::of(file, table.get_ref(), &lines);
+        let mut config: Self =
+            read::read(table).map_err(|fault| ConfigError(origin.place(&fault, &lines)))?;
+        config.origin = origin;
+        config.fill_in()?;
+        check::check(&config)?;
+        Ok(config)
+    }
+
+    /// Gives the defaults that depend on other values.
+    fn fill_in(&mut self) -> Result<(), ConfigError> {
+        if self.key.from.is_empty() {
+            if self.origin.is_written("key.from") {
+                return Err(self.refuse(
+                    "key.from",
+                    "is an empty list",
+                    "name at least one source, such as message-id",
+                ));
+            }
+            self.key.from = KeyConfig::default_for(&self.source).ok_or_else(|| {
+                self.refuse(
+                    "key.from",
+                    "is missing, and a file source has no message identity to fall back on",
+                    r#"add `from` to [key], such as from = ["json:/id"] or from = ["position"]"#,
+                )
+            })?;
+        }
+        let pipeline = &mut self.pipeline;
+        if pipeline.ordering.is_none() {
+            pipeline.ordering = Some(match &self.source {
+                Source::Kafka(_) => Ordering::Partition,
+                Source::Sqs(sqs) if sqs.is_fifo() => {
+                    pipeline.order_by.get_or_insert(OrderBy::Broker);
+                    Ordering::Key
+                }
+                Source::Sqs(_) | Source::Rabbitmq(_) | Source::File(_) => Ordering::None,
+            });
+        }
+        Ok(())
+    }
+
+    /// The order that is kept, whether written or not.
+    pub fn ordering(&self) -> Ordering {
+        self.pipeline.ordering.unwrap_or_default()
+    }
+
+    /// An error about one key of this configuration, with its file and line, for what is only found out later.
+    pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
+        ConfigError(self.origin.remark(key, problem, fix))
+    }
+
+    /// What will run, but probably not as intended; in the order of the file.
+    pub fn advice(&self) -> Vec<Advice> {
+        advice::advice(self)
+    }
+
+    /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
+    ///
+    /// # Errors
+    /// A value that TOML cannot hold; no checked configuration has one.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut table = toml::Table::try_from(self)?;
+        table.iter_mut().for_each(|(_, value)| escape_variables(value));
+        toml::to_string_pretty(&table)
+    }
+}
+
+/// A text that holds `${` has to say so, or it would be taken for a variable when it is read again.
+fn escape_variables(value: &mut toml::Value) {
+    match value {
+        toml::Value::String(text) => *text = env::escape(text),
+        toml::Value::Array(items) => items.iter_mut().for_each(escape_variables),
+        toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| escape_variables(value)),
+        _ => {}
+    }
+}
+
+/// The JSON Schema of the file, with descriptions and defaults.
+pub fn schema() -> Schema {
+    schemars::schema_for!(Config)
+}

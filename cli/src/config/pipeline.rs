@@ -1,0 +1,145 @@
+//! `[pipeline]`, `[retry]`, `[dead_letter]` and `[telemetry]`: how messages flow and what is told about it.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::address::Address;
+use super::bytes::ByteCount;
+use super::duration::HumanDuration;
+use super::key::OrderBy;
+use super::table::{choice, table};
+
+/// How many messages run at a time, and in which order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// How many handlers run at a time, from 1 to 65536.
+    pub concurrency: u32,
+    /// What is kept in order. When left out: `partition` for Kafka, `key` by the broker's group for an SQS FIFO queue,
+    /// else `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ordering: Option<Ordering>,
+    /// What keeps messages in one lane; required with `ordering = "key"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order_by: Option<OrderBy>,
+    /// How many messages may be held at a time, running or waiting, from 1 to 1048576; at least `concurrency`.
+    pub max_in_flight: u32,
+    /// How many bytes of messages may be held at a time.
+    pub max_in_flight_bytes: ByteCount,
+    /// How many messages go to the store in one call, from 1 to 10000; at most `max_in_flight`.
+    pub max_batch: u32,
+    /// How long a shutdown waits for running handlers, up to 1h. What still runs then is cut and comes again.
+    pub drain_timeout: HumanDuration,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            concurrency: 16,
+            ordering: None,
+            order_by: None,
+            max_in_flight: 1024,
+            max_in_flight_bytes: ByteCount::mib(256),
+            max_batch: 256,
+            drain_timeout: HumanDuration::from_secs(25),
+        }
+    }
+}
+
+choice! {
+    /// What is kept in order.
+    Ordering {
+        /// The messages of a partition.
+        Partition,
+        /// The messages with the same value of `order_by`.
+        Key,
+        /// Nothing.
+        #[default]
+        None,
+    }
+}
+
+/// How failed messages are tried again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryConfig {
+    /// How many times a message is tried in all, from 1 to 10000.
+    pub max_attempts: u32,
+    /// The wait after the first failure; it doubles after each further one.
+    pub initial: HumanDuration,
+    /// The longest wait, up to 24h.
+    pub max: HumanDuration,
+    /// How chance spreads the waits.
+    pub jitter: Jitter,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            max_attempts: 5,
+            initial: HumanDuration::from_millis(200),
+            max: HumanDuration::from_secs(30),
+            jitter: Jitter::Full,
+        }
+    }
+}
+
+choice! {
+    /// How chance spreads the waits between attempts.
+    Jitter {
+        /// Not at all.
+        None,
+        /// Anywhere between nothing and the whole wait.
+        #[default]
+        Full,
+        /// Anywhere between half and the whole wait.
+        Equal,
+        /// Anywhere between the initial wait and three times the last one.
+        Decorrelated,
+    }
+}
+
+table! {
+    /// Where messages go that cannot be handled.
+    DeadLetterConfig [] {
+        /// A queue, topic or queue URL of the same broker; a path for a file source.
+        pub to: Address,
+    }
+}
+
+/// What is told about a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetryConfig {
+    /// The address that serves `/metrics`, `/health/live` and `/health/ready`; no listener when left out.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "listen_address")]
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<SocketAddr>,
+    /// Where traces go by OTLP; nowhere when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<Address>,
+    /// How log lines are written.
+    pub log: LogFormat,
+}
+
+fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(|_| {
+        de::Error::custom(
+            "is not an address to listen on; write an IP address and a port, such as 127.0.0.1:9464",
+        )
+    })
+}
+
+choice! {
+    /// How log lines are written.
+    LogFormat {
+        /// For people.
+        #[default]
+        Text,
+        /// One JSON object a line.
+        Json,
+    }
+}

@@ -1,0 +1,96 @@
+//! `[policy]`: what is done in each of the cases where there is a choice, one closed set of values for each.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::table::choice;
+
+/// What is done where there is a choice.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// A message without an idempotency key.
+    pub on_missing_key: OnMissingKey,
+    /// A message whose key is claimed elsewhere.
+    pub on_in_progress: OnInProgress,
+    /// A message whose key is completed.
+    pub on_completed: OnCompleted,
+    /// A message whose key is known with another payload.
+    pub on_mismatch: OnMismatch,
+    /// The store cannot be reached.
+    pub on_store_down: OnStoreDown,
+    /// A message whose attempts are used up.
+    pub on_exhausted: OnExhausted,
+}
+
+choice! {
+    /// What becomes of a message without an idempotency key.
+    OnMissingKey {
+        /// It is dead-lettered; needs `[dead_letter]`.
+        #[default]
+        DeadLetter,
+        /// The hash of its payload is its key.
+        Hash,
+        /// It is handled without deduplication, and counted.
+        Process,
+        /// It is acknowledged and dropped, and counted.
+        Reject,
+    }
+}
+
+choice! {
+    /// What becomes of a message whose key is claimed elsewhere.
+    OnInProgress {
+        /// It is held, its broker's deadline kept alive, until the other run has ended.
+        #[default]
+        Hold,
+        /// It goes back to the broker for at least as long as the other claim has left.
+        Park,
+    }
+}
+
+choice! {
+    /// What becomes of a message whose key is completed.
+    OnCompleted {
+        /// It is acknowledged and counted as a duplicate.
+        #[default]
+        Ack,
+        /// The recorded result is given again.
+        ReplayResult,
+    }
+}
+
+choice! {
+    /// What becomes of a message whose key is known with another payload.
+    OnMismatch {
+        /// It is dead-lettered; needs `[dead_letter]`.
+        #[default]
+        DeadLetter,
+        /// It is acknowledged as a duplicate, and counted.
+        Ack,
+        /// It is handled without deduplication, and counted.
+        Process,
+    }
+}
+
+choice! {
+    /// What is done while the store cannot be reached.
+    OnStoreDown {
+        /// Nothing is handled or acknowledged; intake pauses.
+        #[default]
+        Pause,
+        /// Messages are handled without deduplication, loudly counted.
+        Process,
+    }
+}
+
+choice! {
+    /// What becomes of a message whose attempts are used up.
+    OnExhausted {
+        /// It is dead-lettered; needs `[dead_letter]`.
+        #[default]
+        DeadLetter,
+        /// It stays in the broker, retried at `[retry] max`, alarmed.
+        Park,
+    }
+}

@@ -1,0 +1,136 @@
+//! `[source.*]`: where messages come from.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::address::Address;
+use super::bytes::ByteCount;
+use super::properties::Properties;
+use super::table::{choice, count, table};
+
+/// Where messages come from: exactly one of these tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A RabbitMQ queue.
+    Rabbitmq(RabbitmqSource),
+    /// Kafka topics, read as a consumer group.
+    Kafka(KafkaSource),
+    /// An SQS queue.
+    Sqs(SqsSource),
+    /// A file of lines, or standard input.
+    File(FileSource),
+}
+
+impl Source {
+    /// The name of the table: `rabbitmq`, `kafka`, `sqs` or `file`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rabbitmq(_) => "rabbitmq",
+            Self::Kafka(_) => "kafka",
+            Self::Sqs(_) => "sqs",
+            Self::File(_) => "file",
+        }
+    }
+
+    /// True where the source gives messages a key of its own to keep order by: Kafka's record key, SQS's group id.
+    pub fn has_record_keys(&self) -> bool {
+        match self {
+            Self::Kafka(_) | Self::Sqs(_) => true,
+            Self::Rabbitmq(_) | Self::File(_) => false,
+        }
+    }
+}
+
+table! {
+    /// A RabbitMQ queue.
+    RabbitmqSource [credentials] {
+        /// Where the broker is: `amqp://host:5672/%2f`, or `amqps://…` for TLS.
+        pub url: Address,
+        /// The queue to consume. It must exist.
+        pub queue: String,
+        /// How many unacknowledged messages the broker may have with us, from 1 to 65535.
+        #[serde(default = "count::<500>")]
+        pub prefetch: u32,
+    }
+}
+
+table! {
+    /// Kafka topics, read as a consumer group.
+    KafkaSource [credentials] {
+        /// The first brokers to ask, each `host:port`.
+        pub brokers: Vec<Address>,
+        /// The topics to consume.
+        pub topics: Vec<String>,
+        /// The consumer group.
+        pub group: String,
+        /// Properties handed to librdkafka as they are. Those that would break the acknowledgement rule are refused.
+        #[serde(default, skip_serializing_if = "Properties::is_empty")]
+        pub properties: Properties,
+    }
+}
+
+table! {
+    /// An SQS queue. Credentials come from the standard AWS chain.
+    SqsSource [] {
+        /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
+        pub queue_url: Address,
+        /// The AWS region; the standard AWS chain decides when it is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub region: Option<String>,
+        /// Another endpoint than AWS's, such as that of an emulator.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub endpoint: Option<Address>,
+        /// How many long polls run at a time, from 1 to 64.
+        #[serde(default = "count::<4>")]
+        pub pollers: u32,
+    }
+}
+
+impl SqsSource {
+    /// True for a FIFO queue, which keeps order within each message group.
+    pub fn is_fifo(&self) -> bool {
+        self.queue_url.expose().ends_with(".fifo")
+    }
+}
+
+table! {
+    /// A file of lines, or standard input.
+    FileSource [] {
+        /// The file, or `-` for standard input, which keeps no offset.
+        pub path: PathBuf,
+        /// What a line is.
+        #[serde(default)]
+        pub format: FileFormat,
+        /// Waits for more lines at the end of the file instead of finishing.
+        #[serde(default)]
+        pub follow: bool,
+        /// The longest line taken as a message; a longer one is poison and is set aside. From 1 byte to 1GiB.
+        #[serde(default = "default_max_message_bytes")]
+        pub max_message_bytes: ByteCount,
+    }
+}
+
+impl FileSource {
+    /// True for standard input, which cannot be read again and so keeps no offset.
+    pub fn is_standard_input(&self) -> bool {
+        self.path == Path::new("-")
+    }
+}
+
+const fn default_max_message_bytes() -> ByteCount {
+    ByteCount::mib(64)
+}
+
+choice! {
+    /// What a line of a file is.
+    FileFormat {
+        /// The payload itself; there are no headers and no message id.
+        #[default]
+        Raw,
+        /// A JSON object `{"id", "headers", "payload"}`.
+        Envelope,
+    }
+}

@@ -1,0 +1,89 @@
+//! `[store.*]`: where keys are remembered.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::address::Address;
+use super::table::{StoreLimits, table};
+
+/// Where keys are remembered: exactly one of these tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Store {
+    /// Redis or Valkey.
+    Redis(RedisStore),
+    /// PostgreSQL.
+    Postgres(PostgresStore),
+    /// One SQLite file on this host.
+    Sqlite(SqliteStore),
+    /// The memory of this process: for trials only.
+    Memory(MemoryStore),
+}
+
+impl Store {
+    /// The name of the table: `redis`, `postgres`, `sqlite` or `memory`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::Postgres(_) => "postgres",
+            Self::Sqlite(_) => "sqlite",
+            Self::Memory(_) => "memory",
+        }
+    }
+
+    /// The limits that every store keeps.
+    pub fn limits(&self) -> StoreLimits {
+        match self {
+            Self::Redis(store) => store.limits(),
+            Self::Postgres(store) => store.limits(),
+            Self::Sqlite(store) => store.limits(),
+            Self::Memory(store) => store.limits(),
+        }
+    }
+
+    /// True where a handler's own changes can commit together with the completion.
+    pub fn is_transactional(&self) -> bool {
+        match self {
+            Self::Postgres(_) | Self::Sqlite(_) => true,
+            Self::Redis(_) | Self::Memory(_) => false,
+        }
+    }
+}
+
+table! {
+    /// Redis or Valkey, 6.2 or later.
+    RedisStore [credentials, store] {
+        /// Where the server is: `redis://host:6379`, or `rediss://…` for TLS.
+        pub url: Address,
+    }
+}
+
+table! {
+    /// PostgreSQL, 13 or later.
+    PostgresStore [credentials, store] {
+        /// Where the server is: `postgres://user@host/database`.
+        pub url: Address,
+        /// The schema that holds Onceward's tables, apart from the application's.
+        #[serde(default = "default_schema")]
+        pub schema: String,
+    }
+}
+
+fn default_schema() -> String {
+    "onceward".to_owned()
+}
+
+table! {
+    /// One SQLite file on this host.
+    SqliteStore [store] {
+        /// The database file; created when it is absent.
+        pub path: PathBuf,
+    }
+}
+
+table! {
+    /// The memory of this process. Nothing is remembered after it ends: for trials only.
+    MemoryStore [store] {}
+}

@@ -1,0 +1,34 @@
+//! Advice about what is accepted.
+
+use crate::examples::{BASE, CONTRACT, base_and, base_with, parse};
+
+#[test]
+fn advice_names_what_will_not_run_as_intended() {
+    let source = CONTRACT.replace("concurrency = 16", "concurrency = 600").replace("\"7d\"", "\"1m\"");
+    let advice: Vec<_> = parse(&source).advice().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        advice,
+        [
+            "line 6: source.rabbitmq.prefetch: is less than pipeline.concurrency, so that many handlers never run; \
+             raise prefetch or lower concurrency",
+            "line 12: store.redis.ttl: is shorter than all retries may take (retry.max_attempts × retry.max), so a key \
+             could be forgotten before its last attempt; raise ttl, or lower retry.max_attempts or retry.max",
+            "line 24: pipeline.ordering: holds within one worker only, unless the queue has a single active consumer; \
+             run one worker, or give the queue x-single-active-consumer or a consistent-hash exchange",
+            "line 25: pipeline.order_by: names the broker's key, which [source.rabbitmq] does not give; \
+             name a header or JSON field, such as \"header:customer\"",
+            "line 26: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \
+             end of a drain is cut and its message comes again; raise drain_timeout, and the platform's own grace \
+             period with it, or lower the handler's timeout",
+        ]
+    );
+    assert_eq!(parse(BASE).advice(), []);
+    let keys = |source: &str| -> Vec<String> {
+        parse(source).advice().iter().filter_map(|advice| advice.key().map(str::to_owned)).collect()
+    };
+    assert_eq!(keys(&format!("mode = 'observe'\n{BASE}")), ["mode"]);
+    assert_eq!(keys(&base_with("[store.sqlite]\npath = 'onceward.db'", "[store.memory]")), ["store.memory"]);
+    assert_eq!(keys(&base_with("['json:/id']", "['json:/id', 'header:id']")), ["key.from[1]"]);
+    assert_eq!(keys(&base_and("[pipeline]\norder_by = 'json:/a'\n")), ["pipeline.order_by"]);
+    assert_eq!(keys(&base_and("[policy]\non_store_down = 'process'\n")), ["policy.on_store_down"]);
+}

@@ -1,0 +1,138 @@
+//! Values that are each within their limits and contradict each other.
+
+use onceward_cli::config::Guarantee;
+
+use crate::examples::{BASE, base_and, base_with, parse, refusal};
+
+/// Values that are each within their limits and contradict each other.
+#[test]
+fn each_contradiction_gets_its_sentence() {
+    let sql = base_with("[handler.stdout]\n", "[handler.sql]\nstatement = 'select 1'\n");
+    let kafka = "scope = 'a'\n[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n[store.memory]\n\
+                 [handler.stdout]\n[dead_letter]\nto = 'd'\n";
+    for (source, sentence) in [
+        (
+            sql.replace("path = 'onceward.db'", "path = 'onceward.db'\nlease = '10s'"),
+            "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and SQLite cannot renew it while the \
+             statement runs; make the lease longer than the handler timeout",
+        ),
+        (
+            sql.replace("[store.sqlite]\npath = 'onceward.db'", "[store.memory]"),
+            "line 7: handler.sql: needs a store with transactions, which [store.memory] has not; \
+             use [store.sqlite] or [store.postgres], or another handler",
+        ),
+        (
+            format!("guarantee = 'effectively-once'\n{BASE}"),
+            "line 1: guarantee: promises effectively-once, which [handler.stdout] cannot give: its effect is not in the \
+             completion's transaction; use [handler.sql] with [store.sqlite] or [store.postgres], or write \
+             guarantee = \"deduplicated\"",
+        ),
+        (
+            format!("guarantee = 'effectively-once'\n{sql}[policy]\non_store_down = 'process'\n"),
+            "line 15: policy.on_store_down: handles messages that may be duplicates, which \
+             guarantee = \"effectively-once\" rules out; write \"pause\", or guarantee = \"deduplicated\"",
+        ),
+        (
+            base_with("path = 'onceward.db'", "path = 'onceward.db'\nlease = '5s'"),
+            "line 4: store.sqlite.timeout: is not shorter than store.sqlite.lease, so a claim could run out before its \
+             answer comes; lower timeout or raise lease",
+        ),
+        (
+            base_with("path = 'onceward.db'", "path = 'onceward.db'\nttl = '10s'"),
+            "line 6: store.sqlite.ttl: is shorter than store.sqlite.lease, so a key would be forgotten sooner than its \
+             claim; raise ttl, which has to cover every later delivery of the same message",
+        ),
+        (
+            base_with("[dead_letter]\nto = 'dead.ndjson'\n", ""),
+            "line 1: policy.on_missing_key: dead-letters by default, but there is no [dead_letter]; add [dead_letter] \
+             with `to`, or write on_missing_key = \"hash\", \"process\" or \"reject\" in [policy]",
+        ),
+        (
+            base_with(
+                "[dead_letter]\nto = 'dead.ndjson'\n",
+                "[policy]\non_missing_key = 'hash'\non_mismatch = 'ack'\non_exhausted = 'dead-letter'\n",
+            ),
+            "line 13: policy.on_exhausted: dead-letters, but there is no [dead_letter]; add [dead_letter] with `to`, or \
+             write on_exhausted = \"park\" in [policy]",
+        ),
+        (
+            base_and("[policy]\non_completed = 'replay-result'\n"),
+            "line 13: policy.on_completed: asks for the recorded result to be given again, but a broker has nobody \
+             waiting for it; write \"ack\"",
+        ),
+        (
+            base_and("[pipeline]\nordering = 'key'\n"),
+            "line 13: pipeline.ordering: keeps order by key, but pipeline.order_by is missing; add order_by with a \
+             header or JSON field, such as \"header:customer\" or \"json:/customer/id\"",
+        ),
+        (
+            base_and("[pipeline]\nmax_in_flight = 8\n"),
+            "line 13: pipeline.max_in_flight: is less than pipeline.concurrency, so that many handlers could never run; \
+             raise max_in_flight or lower concurrency",
+        ),
+        (
+            base_and("[pipeline]\nmax_batch = 2000\n"),
+            "line 13: pipeline.max_batch: is more than pipeline.max_in_flight, so no batch could ever be full; \
+             lower max_batch or raise max_in_flight",
+        ),
+        (
+            base_and("[pipeline]\nmax_in_flight_bytes = '1MiB'\n"),
+            "line 2: source.file.max_message_bytes: is more than pipeline.max_in_flight_bytes, so the longest message \
+             could never be taken; lower max_message_bytes or raise max_in_flight_bytes",
+        ),
+        (
+            base_and("[retry]\ninitial = '1m'\n"),
+            "line 13: retry.initial: is longer than retry.max; lower initial or raise max",
+        ),
+        (
+            format!("{kafka}[pipeline]\ndrain_timeout = '45s'\n"),
+            "line 11: pipeline.drain_timeout: is not shorter than Kafka's session.timeout.ms, so a drain would lose the \
+             partitions it is draining; lower drain_timeout or raise session.timeout.ms in [source.kafka.properties]",
+        ),
+        (
+            kafka.replace(
+                "[store.memory]",
+                "[source.kafka.properties]\nenable.auto.commit = true\n[store.memory]",
+            ),
+            "line 7: source.kafka.properties.enable.auto.commit: is not for passing through; \
+             remove it, since offsets are committed only after an effect is complete",
+        ),
+        (
+            base_with(
+                "[store.sqlite]\npath = 'onceward.db'",
+                "[store.redis]\nurl = 'redis://:p@h'\npassword = 'p'",
+            ),
+            "line 6: store.redis.password: is given, and store.redis.url holds a password too; keep one of the two",
+        ),
+        (
+            base_with(
+                "[store.sqlite]\npath = 'onceward.db'",
+                "[store.redis]\nurl = 'redis://h'\npassword = 'p'\npassword_file = 'f'",
+            ),
+            "line 7: store.redis.password_file: is given as well as store.redis.password; keep one of the two",
+        ),
+    ] {
+        assert_eq!(refusal(&source), sentence, "{source}");
+    }
+}
+
+#[test]
+fn without_dead_letters_the_other_choices_must_be_written() {
+    let config = parse(&base_with(
+        "[dead_letter]\nto = 'dead.ndjson'\n",
+        "[policy]\non_missing_key = 'hash'\non_mismatch = 'ack'\non_exhausted = 'park'\n",
+    ));
+    assert_eq!(config.dead_letter, None);
+}
+
+#[test]
+fn effectively_once_is_accepted_where_it_can_be_given() {
+    for store in ["[store.sqlite]\npath = 'onceward.db'", "[store.postgres]\nurl = 'postgres://h/db'"] {
+        let source = base_with("[store.sqlite]\npath = 'onceward.db'", store)
+            .replace("[handler.stdout]\n", "[handler.sql]\nstatement = 'select 1'\n");
+        assert_eq!(
+            parse(&format!("guarantee = 'effectively-once'\n{source}")).guarantee,
+            Guarantee::EffectivelyOnce
+        );
+    }
+}

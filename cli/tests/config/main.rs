@@ -1,0 +1,10 @@
+//! The configuration as its users meet it: what parses, what is refused and in which words, and what is never printed.
+
+mod advice;
+mod contradictions;
+mod examples;
+mod mistakes;
+mod parsing;
+mod schema;
+mod secrets;
+mod variables;

@@ -1,0 +1,136 @@
+//! A planted password is never printed.
+
+use onceward_cli::config::{Config, ConfigError};
+
+use crate::examples::{CONTRACT, no_env};
+
+/// A password that nothing may print, whatever goes wrong around it.
+const CANARY: &str = "hunter2canary";
+
+/// Every place where a secret may stand, with `SECRET` for it.
+const SECRET_PLACES: [&str; 24] = [
+    "[source.rabbitmq]\nurl = 'amqp://u:SECRET@h/%2f'\nqueue = 'q'\n",
+    "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
+    "[source.rabbitmq]\nurl = 'amqp://h'\nqueue = 'q'\npassword = 'SECRET'\n",
+    "[source.kafka]\nbrokers = ['SECRET@h:1']\ntopics = ['t']\ngroup = 'g'\n",
+    "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\npassword = 'SECRET'\n",
+    "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nproperties = { 'sasl.password' = 'SECRET' }\n",
+    "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n[source.kafka.properties]\nssl.key.pem = 'SECRET'\n",
+    "[source.sqs]\nqueue_url = 'https://u:SECRET@h/q'\n",
+    "[source.sqs]\nqueue_url = 'https://h/q?X-Amz-Signature=SECRET'\n",
+    "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'http://SECRET@h'\n",
+    "[store.redis]\nurl = 'redis://:SECRET@h:6379/0'\n",
+    "[store.redis]\nurl = 'redis+unix:///run/redis?pass=SECRET'\n",
+    "[store.redis]\nurl = 'redis://h'\npassword = 'SECRET'\n",
+    "[store.postgres]\nurl = 'postgres://u:SECRET@h/db?sslmode=require'\n",
+    "[store.postgres]\nurl = 'postgres://h/db?password=SECRET'\n",
+    "[store.postgres]\nurl = 'postgres://h/db'\npassword = 'SECRET'\n",
+    "[handler.http]\nurl = 'https://u:SECRET@h/hook'\n",
+    "[handler.http]\nurl = 'https://h/hook?SECRET'\n",
+    "[handler.http]\nurl = 'https://h/hook'\nheaders = { Authorization = 'Bearer SECRET' }\n",
+    "[handler.exec]\ncommand = ['curl', 'https://u:SECRET@h/hook']\n",
+    "[handler.publish.rabbitmq]\nurl = 'amqp://u:SECRET@h'\nrouting_key = 'k'\n",
+    "[handler.publish.kafka]\nbrokers = ['h:1']\ntopic = 't'\npassword = 'SECRET'\n",
+    "[dead_letter]\nto = 'https://u:SECRET@h/dlq'\n",
+    "[telemetry]\notlp = 'https://u:SECRET@h/v1?key=SECRET'\n",
+];
+
+/// A whole configuration with the tables of `part` in the place of the usual ones.
+fn with_part(part: &str) -> String {
+    let mut source = String::from("scope = 'a'\n");
+    for (table, usual) in [
+        ("[source.", "[source.file]\npath = '-'\n"),
+        ("[store.", "[store.memory]\n"),
+        ("[handler.", "[handler.stdout]\n"),
+        ("[dead_letter]", "[dead_letter]\nto = 'd'\n"),
+    ] {
+        if !part.starts_with(table) {
+            source.push_str(usual);
+        }
+    }
+    source + "[key]\nfrom = ['json:/id']\n" + part
+}
+
+/// All that may be printed about a configuration, whether it is accepted or refused.
+fn everything_printed(result: Result<Config, ConfigError>) -> String {
+    match result {
+        Ok(config) => {
+            let shown = config.to_toml().expect("a checked configuration shows as TOML");
+            let advice: Vec<_> = config.advice().iter().map(ToString::to_string).collect();
+            let later = config.refuse("store.redis.url", "cannot be reached", "start it");
+            format!("{config:?}\n{config:#?}\n{shown}\n{advice:?}\n{later}\n{later:?}")
+        }
+        Err(error) => format!("{error}\n{error:?}\n{error:#?}"),
+    }
+}
+
+#[test]
+fn a_planted_password_is_never_printed() {
+    for place in SECRET_PLACES {
+        let config = Config::parse(&with_part(&place.replace("SECRET", CANARY)), &no_env);
+        assert!(config.is_ok(), "{place}: {config:?}");
+        let printed = everything_printed(config);
+        assert!(!printed.contains(CANARY), "{place}\n{printed}");
+        assert!(printed.contains("***"), "{place}\n{printed}");
+
+        let env = |name: &str| (name == "PASSWORD").then(|| CANARY.to_owned());
+        let config = Config::parse(&with_part(&place.replace("SECRET", "${PASSWORD}")), &env);
+        assert!(config.is_ok(), "{place}: {config:?}");
+        assert!(!everything_printed(config).contains(CANARY), "{place}");
+    }
+}
+
+#[test]
+fn a_password_in_a_wrong_place_is_never_printed() {
+    let quoted = format!("'{CANARY}'");
+    for line in CONTRACT.lines().filter(|line| line.contains(" = ")) {
+        let (name, _) = line.split_once(" = ").unwrap();
+        for wrong in [
+            quoted.as_str(),
+            CANARY,
+            &format!("[{quoted}]"),
+            &format!("{{ x = {quoted} }}"),
+            &format!("'a{CANARY}"),
+        ] {
+            let source = CONTRACT.replace(line, &format!("{name} = {wrong}"));
+            let printed = match Config::parse(&source, &no_env) {
+                // A name is no secret: a scope or queue of that name is shown.
+                Ok(_) if ["scope", "queue", "to", "url"].contains(&name) => continue,
+                result => everything_printed(result),
+            };
+            assert!(!printed.contains(CANARY), "{name} = {wrong}\n{printed}");
+        }
+    }
+}
+
+mod whatever_surrounds_it {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Passwords with characters that break URLs, quotes and TOML itself.
+        #[test]
+        fn a_password_is_never_printed(place in 0..SECRET_PLACES.len(), before in "[ -~]{0,6}", after in "[ -~]{0,6}") {
+            let password = format!("{before}{CANARY}{after}");
+            let source = with_part(&SECRET_PLACES[place].replace("SECRET", &password));
+            let printed = everything_printed(Config::parse(&source, &no_env));
+            prop_assert!(!printed.contains(CANARY), "{source}\n{printed}");
+
+            let env = |_: &str| Some(password.clone());
+            let source = with_part(&SECRET_PLACES[place].replace("SECRET", "${PASSWORD}"));
+            let printed = everything_printed(Config::parse(&source, &env));
+            prop_assert!(!printed.contains(CANARY), "{source}\n{printed}");
+        }
+
+        /// Text that is hardly TOML never panics the parser, and what it says is one line.
+        #[test]
+        fn any_text_gets_one_sentence(at in 0..CONTRACT.len(), noise in "[\\[\\]='\"${}a-z0-9\n.# ]{0,8}") {
+            let at = (0..=at).rev().find(|at| CONTRACT.is_char_boundary(*at)).unwrap_or_default();
+            let source = format!("{}{noise}{}", &CONTRACT[..at], &CONTRACT[at..]);
+            if let Err(error) = Config::parse(&source, &no_env) {
+                prop_assert!(!error.to_string().contains('\n'), "{error}");
+                prop_assert!(error.line().is_some());
+            }
+        }
+    }
+}
