@@ -9,6 +9,8 @@ mod key;
 mod message;
 mod publisher;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use checkpoint::{Checkpoint, CheckpointStore};
 pub use consumer::{Acker, Capabilities, Consumer, Settled};

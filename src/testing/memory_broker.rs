@@ -1,0 +1,359 @@
+//! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::consumer::{Acker, Capabilities, Consumer, Settled};
+use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
+use crate::error::{Error, ErrorKind};
+use crate::message::{Message, MessageBuilder, Position};
+
+/// How the broker behaves. Chances are per delivery or per settlement, from 0 to 1.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// The source ends when everything is delivered.
+    pub finite: bool,
+    /// The broker can wait before it delivers again.
+    pub delayed_retry: bool,
+    /// Unsettled deliveries come back after this long, unless they are extended.
+    pub visibility: Option<Duration>,
+    /// Deliveries in one batch.
+    pub batch: usize,
+    /// The chance that a delivery is made twice.
+    pub duplicate: f64,
+    /// The chance that a settlement is applied but reported as failed.
+    pub settle_reply_lost: f64,
+    /// The chance that a settlement fails and is not applied.
+    pub settle_fails: f64,
+    /// The chance, at each receive, that the connection breaks: everything unsettled comes again, old tags are void.
+    pub disconnect: f64,
+    /// Decides all chances.
+    pub seed: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            finite: false,
+            delayed_retry: false,
+            visibility: None,
+            batch: 256,
+            duplicate: 0.0,
+            settle_reply_lost: 0.0,
+            settle_fails: 0.0,
+            disconnect: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
+///
+/// It delivers in order of publication; what is not acked comes again, at the front.
+#[derive(Clone)]
+pub struct MemoryBroker(Arc<Inner>);
+
+struct Inner {
+    habits: Habits,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    rng: fastrand::Rng,
+    epoch: u64,
+    next_tag: u64,
+    published: u64,
+    acked: u64,
+    rejected: u64,
+    deliveries: u64,
+    waiting: VecDeque<Message>,
+    delayed: BTreeMap<(Instant, u64), Message>,
+    unsettled: BTreeMap<u64, Unsettled>,
+}
+
+struct Unsettled {
+    message: Message,
+    until: Option<Instant>,
+}
+
+impl MemoryBroker {
+    /// A broker with these habits.
+    pub fn new(habits: Habits) -> Self {
+        let state = State {
+            rng: fastrand::Rng::with_seed(habits.seed),
+            epoch: 0,
+            next_tag: 0,
+            published: 0,
+            acked: 0,
+            rejected: 0,
+            deliveries: 0,
+            waiting: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+        };
+        Self(Arc::new(Inner { habits, state: Mutex::new(state), changed: Notify::new() }))
+    }
+
+    /// A broker whose consumers end when everything is delivered.
+    pub fn finite() -> Self {
+        Self::new(Habits { finite: true, ..Habits::default() })
+    }
+
+    /// Publishes a message; it gets the next position.
+    pub fn publish(&self, message: MessageBuilder) {
+        let mut state = self.0.lock();
+        let offset = state.published;
+        state.published += 1;
+        let position = Position { incarnation: "memory".into(), partition: 0, offset };
+        state.waiting.push_back(message.position(position).build());
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// A consumer of this broker.
+    pub fn consumer(&self) -> MemoryConsumer {
+        MemoryConsumer { broker: self.clone(), queue: SettleQueue::new() }
+    }
+
+    /// Breaks the connection: everything unsettled comes again, and old tags settle nothing.
+    pub fn disconnect(&self) {
+        self.0.lock().disconnect();
+        self.0.changed.notify_waiters();
+    }
+
+    /// Messages acked.
+    pub fn acked(&self) -> u64 {
+        self.0.lock().acked
+    }
+
+    /// Messages refused.
+    pub fn rejected(&self) -> u64 {
+        self.0.lock().rejected
+    }
+
+    /// Deliveries made, copies and redeliveries included.
+    pub fn deliveries(&self) -> u64 {
+        self.0.lock().deliveries
+    }
+
+    /// Messages that are neither acked nor refused.
+    pub fn depth(&self) -> usize {
+        let state = self.0.lock();
+        state.waiting.len() + state.delayed.len() + state.unsettled.len()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(operation: &'static str) -> Error {
+        Error::new(ErrorKind::Unavailable, operation, "a seeded fault")
+    }
+}
+
+impl State {
+    fn disconnect(&mut self) {
+        self.epoch += 1;
+        let unsettled = std::mem::take(&mut self.unsettled);
+        for (_, unsettled) in unsettled.into_iter().rev() {
+            self.waiting.push_front(unsettled.message);
+        }
+    }
+
+    /// Moves to the front what is due again.
+    fn wake(&mut self, now: Instant) {
+        while let Some(entry) = self.delayed.first_entry().filter(|entry| entry.key().0 <= now) {
+            let message = entry.remove();
+            self.waiting.push_back(message);
+        }
+        let due: Vec<u64> = self
+            .unsettled
+            .iter()
+            .filter(|(_, unsettled)| unsettled.until.is_some_and(|until| until <= now))
+            .map(|(tag, _)| *tag)
+            .collect();
+        for tag in due {
+            if let Some(unsettled) = self.unsettled.remove(&tag) {
+                self.waiting.push_back(unsettled.message);
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let delayed = self.delayed.keys().next().map(|(at, _)| *at);
+        let invisible = self.unsettled.values().filter_map(|unsettled| unsettled.until).min();
+        [delayed, invisible].into_iter().flatten().min()
+    }
+
+    fn chance(&mut self, chance: f64) -> bool {
+        chance > 0.0 && self.rng.f64() < chance
+    }
+}
+
+/// Receives from a [`MemoryBroker`].
+pub struct MemoryConsumer {
+    broker: MemoryBroker,
+    queue: Arc<SettleQueue>,
+}
+
+impl MemoryConsumer {
+    /// Takes what waits; `None` if the source has ended.
+    fn take(&self) -> Result<Option<Vec<Delivery>>, Error> {
+        let inner = &*self.broker.0;
+        let habits = &inner.habits;
+        let mut state = inner.lock();
+        if state.chance(habits.disconnect) {
+            state.disconnect();
+            return Err(Inner::error("receive"));
+        }
+        let now = Instant::now();
+        // Without visibility and delays nothing comes back by itself: the scan would cost a benchmark its figure.
+        if habits.visibility.is_some() || habits.delayed_retry {
+            state.wake(now);
+        }
+        let mut batch = Vec::with_capacity(habits.batch.min(state.waiting.len()));
+        while batch.len() < habits.batch
+            && let Some(message) = state.waiting.pop_front()
+        {
+            if state.chance(habits.duplicate) {
+                state.waiting.push_back(message.clone());
+            }
+            let number = state.next_tag;
+            state.next_tag += 1;
+            state.deliveries += 1;
+            let tag = Tag { epoch: state.epoch, number };
+            let until = habits.visibility.map(|visibility| now + visibility);
+            state.unsettled.insert(number, Unsettled { message: message.clone(), until });
+            batch.push(Delivery { message, receipt: self.queue.receipt(tag) });
+        }
+        if batch.is_empty() && habits.finite {
+            let may_come_back = habits.delayed_retry || habits.visibility.is_some() || habits.disconnect > 0.0;
+            if state.delayed.is_empty() && (state.unsettled.is_empty() || !may_come_back) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(batch))
+    }
+}
+
+#[async_trait]
+impl Consumer for MemoryConsumer {
+    fn capabilities(&self) -> Capabilities {
+        let habits = &self.broker.0.habits;
+        Capabilities {
+            delayed_retry: habits.delayed_retry,
+            heartbeat: habits.visibility,
+            finite: habits.finite,
+            ..Capabilities::default()
+        }
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        Arc::new(self.broker.clone())
+    }
+
+    fn settle_queue(&self) -> Arc<SettleQueue> {
+        Arc::clone(&self.queue)
+    }
+
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        loop {
+            let inner = &self.broker.0;
+            let changed = inner.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            match self.take()? {
+                Some(batch) if batch.is_empty() => {}
+                taken => return Ok(taken),
+            }
+            let due = inner.lock().next_due();
+            match due {
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(at, changed).await;
+                }
+                None => changed.await,
+            }
+        }
+    }
+
+    async fn is_idle(&mut self) -> Option<bool> {
+        Some(self.broker.depth() == 0)
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        // What this consumer has not settled comes again at once, as when a channel closes. With competing consumers
+        // only visibility can tell whose a delivery is, so it is left to that where it is set.
+        if self.broker.0.habits.visibility.is_none() {
+            let mut state = self.broker.0.lock();
+            let unsettled = std::mem::take(&mut state.unsettled);
+            for (_, unsettled) in unsettled.into_iter().rev() {
+                state.waiting.push_front(unsettled.message);
+            }
+        }
+        self.broker.0.changed.notify_waiters();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Acker for MemoryBroker {
+    async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Result<Settled, Error>> {
+        let habits = &self.0.habits;
+        let mut guard = self.0.lock();
+        let state = &mut *guard;
+        let results = batch
+            .iter()
+            .map(|(tag, settlement)| {
+                if state.chance(habits.settle_fails) {
+                    return Err(Inner::error("settle"));
+                }
+                if tag.epoch != state.epoch {
+                    return Ok(Settled::TooLate);
+                }
+                let Some(unsettled) = state.unsettled.remove(&tag.number) else {
+                    return Ok(Settled::TooLate);
+                };
+                match settlement {
+                    Settlement::Ack => state.acked += 1,
+                    Settlement::Reject => state.rejected += 1,
+                    Settlement::Retry { after } if habits.delayed_retry => {
+                        state.delayed.insert((Instant::now() + *after, tag.number), unsettled.message);
+                    }
+                    Settlement::Retry { .. } | Settlement::Abandon => {
+                        state.waiting.push_front(unsettled.message);
+                    }
+                }
+                if state.chance(habits.settle_reply_lost) {
+                    return Err(Inner::error("settle"));
+                }
+                Ok(Settled::Done)
+            })
+            .collect();
+        drop(guard);
+        self.0.changed.notify_waiters();
+        results
+    }
+
+    async fn extend(&self, tags: &[Tag]) -> Vec<Result<Settled, Error>> {
+        let mut guard = self.0.lock();
+        let state = &mut *guard;
+        let until = self.0.habits.visibility.map(|visibility| Instant::now() + visibility);
+        tags.iter()
+            .map(|tag| match state.unsettled.get_mut(&tag.number) {
+                Some(unsettled) if tag.epoch == state.epoch => {
+                    unsettled.until = until;
+                    Ok(Settled::Done)
+                }
+                _ => Ok(Settled::TooLate),
+            })
+            .collect()
+    }
+}

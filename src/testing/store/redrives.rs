@@ -1,0 +1,149 @@
+//! Checks of redrives: by the store's own call, and by a claim that carries a newer generation.
+
+use super::StoreHarness;
+use super::case::{Case, claimed};
+use crate::key::Key;
+use crate::store::{Claim, ClaimRequest, Completion, KeyState, Reason, Redrive};
+
+/// Claims `key` in the generation it was opened in and lets it die.
+async fn die_again<H: StoreHarness>(case: &Case<'_, H>, key: Key) {
+    let claim = case.claim(key).await;
+    let _ = case.fail_with(claim.lease, "hopeless", Some(Reason::Permanent)).await;
+    let _ = case.bury(claim.lease).await;
+}
+
+/// A redrive opens a dead key in the next generation: attempts, losses and failure forgotten, the fence not.
+pub async fn a_redrive_opens_a_dead_key<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.claim(key).await;
+    case.lapse().await;
+    let lease = case.bring(key, KeyState::Dead, None).await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    let record = case.record(key).await;
+    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Absent, 1, 0));
+    assert_eq!((record.reason, record.error), (None, None));
+    let claim = claimed(case.ask(ClaimRequest { generation: 1, ..case.request(key) }).await);
+    assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, 1));
+    assert!(claim.lease.fence > lease.fence);
+}
+
+/// The claim that died has no say in the key that was opened again.
+pub async fn the_dead_claim_cannot_write_after_a_redrive<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let lease = case.bring(case.key(1), KeyState::Dead, None).await;
+    assert_eq!(case.redrive(case.key(1), 0).await, Redrive::Open { generation: 1 });
+    let before = case.content(case.key(1)).await;
+    assert_eq!(case.bury(lease).await, crate::store::Burial::Lost);
+    assert!(!case.release(lease).await);
+    assert_eq!(case.content(case.key(1)).await, before);
+}
+
+/// A repeated redrive answers the same while the opened key is unfinished: free, claimed or failed.
+pub async fn a_repeated_redrive_finds_the_key_open<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Dead, None).await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    let claim = case.claim(key).await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    assert_eq!(case.record(key).await.fence, claim.lease.fence, "the claim goes on");
+    let _ = case.fail(claim.lease, "no luck").await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    assert_eq!(case.record(key).await.attempts, 1, "a repeat forgets nothing");
+}
+
+/// A letter whose key has completed in a later generation is resolved.
+pub async fn a_letter_is_resolved_once_its_redrive_has_completed<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Dead, None).await;
+    let _ = case.redrive(key, 0).await;
+    assert_eq!(case.complete(case.claim(key).await.lease).await, Completion::Completed);
+    assert_eq!(case.redrive(key, 0).await, Redrive::Resolved);
+    assert!(matches!(case.ask_for(key).await, Claim::Completed { .. }));
+}
+
+/// A letter whose key has died again is resolved: the later letter speaks for it. That one can be redriven.
+pub async fn a_letter_is_resolved_once_its_redrive_has_died<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Dead, None).await;
+    let _ = case.redrive(key, 0).await;
+    die_again(&case, key).await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::Resolved);
+    assert_eq!(case.record(key).await.state, KeyState::Dead);
+    assert_eq!(case.redrive(key, 1).await, Redrive::Open { generation: 2 });
+    assert_eq!(case.redrive(key, 0).await, Redrive::Resolved, "generation 1 has died, whatever 2 does");
+}
+
+/// What is not dead is not redriven: an unknown key, an unfinished one, a letter from a generation yet to come.
+pub async fn what_is_not_dead_is_not_redriven<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    assert_eq!(case.redrive(case.key(1), 0).await, Redrive::NotDead);
+    assert_eq!(case.inspect(case.key(1)).await, None);
+    for (n, state) in
+        (2..).zip([KeyState::Absent, KeyState::Pending, KeyState::Failed, KeyState::Terminal, KeyState::Dead])
+    {
+        let _ = case.bring(case.key(n), state, None).await;
+        let before = case.content(case.key(n)).await;
+        assert_eq!(case.redrive(case.key(n), 1).await, Redrive::NotDead, "{state:?}");
+        if state != KeyState::Dead {
+            assert_eq!(case.redrive(case.key(n), 0).await, Redrive::NotDead, "{state:?}");
+        }
+        assert_eq!(case.content(case.key(n)).await, before);
+    }
+}
+
+/// An expired dead record is not redriven.
+pub async fn an_expired_dead_record_is_not_redriven<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let _ = case.bring(case.key(1), KeyState::Dead, None).await;
+    case.advance(case.timing.ttl).await;
+    assert_eq!(case.redrive(case.key(1), 0).await, Redrive::NotDead);
+}
+
+/// An opened key that nobody claims expires after the redrive's TTL.
+pub async fn an_opened_key_nobody_claims_expires<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let _ = case.bring(case.key(1), KeyState::Dead, None).await;
+    case.advance(case.timing.ttl / 2).await;
+    let _ = case.redrive(case.key(1), 0).await;
+    case.assert_left(case.record(case.key(1)).await.expires_in, case.timing.ttl);
+    case.advance(case.timing.ttl).await;
+    assert_eq!(case.inspect(case.key(1)).await, None);
+}
+
+/// A claim of a newer generation is a redrive, whoever moved the message: attempts from 1 in that generation.
+pub async fn a_claim_of_a_newer_generation_opens_a_dead_key<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let dead = case.bring(key, KeyState::Dead, None).await;
+    let claim = claimed(case.ask(ClaimRequest { generation: 3, ..case.request(key) }).await);
+    assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, 3));
+    assert!(claim.lease.fence > dead.fence);
+    let record = case.record(key).await;
+    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, 3, 0));
+}
+
+/// A late copy of the same or an older generation finds the key dead.
+pub async fn a_copy_of_an_older_generation_finds_the_key_dead<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Dead, None).await;
+    let _ = case.redrive(key, 0).await;
+    die_again(&case, key).await;
+    for generation in [0, 1] {
+        let answer = case.ask(ClaimRequest { generation, ..case.request(key) }).await;
+        assert!(matches!(answer, Claim::Dead { generation: 1, .. }), "{answer:?}");
+    }
+}
+
+/// A completed key stays completed, however new the generation of a claim.
+pub async fn a_newer_generation_does_not_open_a_completed_key<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let _ = case.bring(case.key(1), KeyState::Completed, None).await;
+    let answer = case.ask(ClaimRequest { generation: 9, ..case.request(case.key(1)) }).await;
+    assert!(matches!(answer, Claim::Completed { .. }), "{answer:?}");
+}
