@@ -3,6 +3,7 @@
 mod bugs;
 mod check;
 mod enabled;
+mod library;
 mod model;
 mod properties;
 mod record;
