@@ -1,0 +1,108 @@
+//! What a file source reads and how: [`FileConfig`].
+
+use std::path::{Path, PathBuf};
+
+use onceward::Error;
+
+use crate::error;
+
+/// How a line becomes a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// The line is the payload, byte for byte; there are no headers and no message id.
+    #[default]
+    Raw,
+    /// The line is a JSON object with `id`, `headers`, `order_key` and a payload, as
+    /// [`FilePublisher`](crate::FilePublisher) writes it; see the [crate documentation](crate#the-envelope).
+    Envelope,
+}
+
+/// What a [`FileConsumer`](crate::FileConsumer) reads and how.
+///
+/// ```
+/// # use onceward_file::{FileConfig, Format};
+/// let mut config = FileConfig::new("orders.ndjson");
+/// config.format = Format::Envelope;
+/// config.follow = true;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileConfig {
+    /// The file, or `-` for standard input. A named pipe or a character device is read like standard input.
+    pub path: PathBuf,
+    /// How a line becomes a message.
+    pub format: Format,
+    /// Waits for more at the end of the file, and for the file itself. Not for standard input.
+    pub follow: bool,
+    /// The longest content of a line in bytes, the line ending not counted. A longer one comes with
+    /// [`Defect::Oversize`](onceward::Defect::Oversize) and its first 1,024 bytes. At most this much of one line is held
+    /// in memory by the reader.
+    pub max_message_bytes: u64,
+    /// The most messages of one batch.
+    pub batch_messages: usize,
+    /// A batch ends once its lines have this many bytes; it may be longer by one line.
+    pub batch_bytes: u64,
+}
+
+impl FileConfig {
+    /// 64 MiB: the default of [`max_message_bytes`](Self::max_message_bytes).
+    pub const MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
+
+    /// Reads the lines of `path` once, as raw payloads of up to 64 MiB, in batches of up to 256 messages or about 1 MiB.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            format: Format::Raw,
+            follow: false,
+            max_message_bytes: Self::MAX_MESSAGE_BYTES,
+            batch_messages: 256,
+            batch_bytes: 1024 * 1024,
+        }
+    }
+
+    /// Checks that the values go together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the values that disagree and the fix.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |what: &str| Err(error::config("read", &self.path, what));
+        if self.path.as_os_str().is_empty() {
+            return wrong("the path is empty; name a file, or \"-\" for standard input");
+        }
+        if self.follow && self.is_standard_input() {
+            return wrong("follow = true needs a file, standard input ends by itself; leave follow out");
+        }
+        if self.max_message_bytes == 0 || self.batch_messages == 0 || self.batch_bytes == 0 {
+            return wrong("max_message_bytes, batch_messages and batch_bytes must be 1 or more");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_standard_input(&self) -> bool {
+        self.path == Path::new("-")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_disagree_are_refused_with_the_fix() {
+        let mut config = FileConfig::new("-");
+        assert!(config.check().is_ok());
+        config.follow = true;
+        assert!(config.check().unwrap_err().to_string().contains("leave follow out"));
+        assert!(FileConfig::new("").check().is_err());
+        for spoil in [
+            (|config| config.max_message_bytes = 0) as fn(&mut FileConfig),
+            |config| config.batch_messages = 0,
+            |config| config.batch_bytes = 0,
+        ] {
+            let mut config = FileConfig::new("orders");
+            spoil(&mut config);
+            assert!(config.check().is_err());
+        }
+    }
+}

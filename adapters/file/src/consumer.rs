@@ -1,0 +1,381 @@
+//! Delivers the lines of a file or of standard input: [`FileConsumer`].
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use async_trait::async_trait;
+use onceward::{
+    Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Message, Scope, SettleQueue,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::acker::FileAcker;
+use crate::attach::{self, Attached, Cause, Kind};
+use crate::config::FileConfig;
+use crate::error;
+use crate::incarnation;
+use crate::lines::LineReader;
+use crate::progress::{Kept, Shared, Waiting};
+use crate::reader::{Batch, Event, Reader};
+use crate::shape::Shape;
+
+/// Batches that are read ahead. Two keep the reader busy while one is being handled.
+const READ_AHEAD: usize = 2;
+
+/// A file, line by line, with a kept offset; or a stream without one.
+///
+/// Each line that is not empty is a message; see the [crate documentation](crate) for what that means in detail.
+/// One consumer at a time may read a file for a scope: two would keep one offset between them.
+pub struct FileConsumer {
+    config: FileConfig,
+    capabilities: Capabilities,
+    shared: Arc<Shared>,
+    queue: Arc<SettleQueue>,
+    events: mpsc::Receiver<Event>,
+    at_end: Arc<AtomicBool>,
+    /// What was read and not yet delivered.
+    ready: Option<Batch>,
+    /// The file to go over to, once every line of the one before is settled.
+    next: Option<Box<Attached>>,
+    ended: bool,
+}
+
+impl FileConsumer {
+    /// Opens the source and goes on at the offset that `checkpoints` keeps for it, by scope and absolute path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if the values do not go together, or the path names a directory or (without
+    /// [`follow`](FileConfig::follow)) nothing; [`ErrorKind::Denied`] without the right to read it; what `checkpoints`
+    /// answers if it cannot load.
+    pub async fn open(
+        config: FileConfig,
+        scope: Scope,
+        checkpoints: Arc<dyn CheckpointStore>,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let path = config.path.clone();
+        if config.is_standard_input() {
+            return Self::stream(config, || Ok(Box::new(io::stdin())));
+        }
+        let kind = blocking({
+            let path = path.clone();
+            move || attach::kind(&path)
+        });
+        match kind.await? {
+            Kind::Stream if config.follow => {
+                return Err(error::config(
+                    "read",
+                    &path,
+                    "it is a pipe or a device, follow = true needs a file; leave follow out",
+                ));
+            }
+            Kind::Stream => {
+                return Self::stream(config, move || Ok(Box::new(std::fs::File::open(path)?)));
+            }
+            Kind::Missing if !config.follow => {
+                return Err(error::config(
+                    "read",
+                    &path,
+                    "there is no such file; check the path, or set follow = true to wait for it",
+                ));
+            }
+            Kind::Missing | Kind::File => {}
+        }
+        Self::file(config, scope, checkpoints).await
+    }
+
+    /// Reads `source` in place of the configured path, as standard input is read: once, to its end, without an offset.
+    /// The path is only a name, for [`Message::origin`] and logs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if the values do not go together; [`ErrorKind::Unavailable`] if no thread can be started.
+    pub fn from_reader(config: FileConfig, source: impl Read + Send + 'static) -> Result<Self, Error> {
+        config.check()?;
+        if config.follow {
+            return Err(error::config("read", &config.path, "a reader cannot be followed; leave follow out"));
+        }
+        Self::stream(config, || Ok(Box::new(source)))
+    }
+
+    async fn file(
+        config: FileConfig,
+        scope: Scope,
+        checkpoints: Arc<dyn CheckpointStore>,
+    ) -> Result<Self, Error> {
+        let absolute =
+            std::path::absolute(&config.path).map_err(|error| error::io("find", &config.path, error))?;
+        let source = absolute.to_string_lossy().into_owned();
+        let checkpoint = checkpoints.load_checkpoint(&scope, &source).await?;
+        let (path, follow) = (config.path.clone(), config.follow);
+        let (attached, checkpoint) = blocking(move || {
+            attach::attach(&path, checkpoint.as_ref(), follow).map(|attached| (attached, checkpoint))
+        })
+        .await?;
+        let kept = Kept { checkpoints, scope, source };
+        Self::start(config, Some(kept), "".into(), |reader| move || reader.read_files(attached, checkpoint))
+    }
+
+    fn stream(
+        config: FileConfig,
+        open: impl FnOnce() -> io::Result<Box<dyn Read + Send>> + Send + 'static,
+    ) -> Result<Self, Error> {
+        let incarnation: Arc<str> = incarnation::stream_name()?.into();
+        let of_reader = Arc::clone(&incarnation);
+        Self::start(config, None, incarnation, |reader| move || reader.read_stream(open, of_reader))
+    }
+
+    fn start<R: FnOnce() + Send + 'static>(
+        config: FileConfig,
+        kept: Option<Kept>,
+        incarnation: Arc<str>,
+        run: impl FnOnce(Reader) -> R,
+    ) -> Result<Self, Error> {
+        let origin: Arc<str> = config.path.to_string_lossy().into();
+        let shape = Shape {
+            format: config.format,
+            limit: config.max_message_bytes,
+            origin: Arc::clone(&origin),
+            incarnation,
+        };
+        let shared = Shared::new(kept, shape);
+        let (sender, events) = mpsc::channel(READ_AHEAD);
+        let at_end = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            path: config.path.clone(),
+            config: config.clone(),
+            origin,
+            events: sender,
+            at_end: Arc::clone(&at_end),
+        };
+        thread::Builder::new().name("onceward-file".into()).spawn(run(reader)).map_err(|error| {
+            let what = "the operating system starts no thread for it";
+            Error::new(ErrorKind::Unavailable, format!("read {}", config.path.display()), what)
+                .with_source(error)
+        })?;
+        let mut capabilities = Capabilities::default();
+        capabilities.finite = !config.follow;
+        capabilities.ordered = true;
+        Ok(Self {
+            config,
+            capabilities,
+            shared,
+            queue: SettleQueue::new(),
+            events,
+            at_end,
+            ready: None,
+            next: None,
+            ended: false,
+        })
+    }
+
+    /// The lines that are due to come again, if there are any.
+    async fn deliver_again(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        let (due, file, shape) = {
+            let progress = self.shared.lock();
+            let due = progress.due(Instant::now(), self.config.batch_messages, self.config.batch_bytes);
+            (due, progress.current.file.clone(), progress.current.shape.clone())
+        };
+        if due.is_empty() {
+            return Ok(None);
+        }
+        let path = self.config.path.clone();
+        // They go on waiting until they are delivered: a dropped call loses none.
+        let read = blocking(move || read_again(&path, file.as_deref(), &shape, due)).await?;
+        let mut deliveries = Vec::with_capacity(read.len());
+        let mut progress = self.shared.lock();
+        for (waiting, message) in read {
+            match message {
+                Some(message) => {
+                    if let Some(tag) = progress.deliver_again(waiting.mark) {
+                        deliveries.push(Delivery { message, receipt: self.queue.receipt(tag) });
+                    }
+                }
+                None => {
+                    tracing::error!(
+                        path = %self.config.path.display(),
+                        offset = waiting.mark.start,
+                        "a line that was to be retried is no longer in the file and is lost; \
+                         only append to a file that is read"
+                    );
+                    progress.give_up(waiting.mark);
+                }
+            }
+        }
+        Ok((!deliveries.is_empty()).then_some(deliveries))
+    }
+
+    /// Delivers what was read.
+    fn hand_over(&mut self, batch: Batch) -> Vec<Delivery> {
+        let mut progress = self.shared.lock();
+        let deliveries = batch
+            .lines
+            .into_iter()
+            .map(|line| {
+                let tag = progress.deliver(line.mark, line.unfinished, &line.message);
+                Delivery { message: line.message, receipt: self.queue.receipt(tag) }
+            })
+            .collect();
+        progress.read_to(batch.to);
+        deliveries
+    }
+
+    fn announce(&self, attached: &Attached) {
+        let path = self.config.path.display();
+        match &attached.cause {
+            Cause::First => tracing::debug!(%path, "reads the file from its beginning"),
+            Cause::Resumed => {
+                tracing::debug!(%path, offset = attached.offset, "goes on where the last run stopped");
+            }
+            Cause::Renamed(to) => tracing::info!(
+                %path,
+                renamed_to = %to.display(),
+                offset = attached.offset,
+                "the file was renamed since the last run; finishes it first"
+            ),
+            Cause::Rotated => tracing::info!(%path, "the file was rotated; goes on with the new one"),
+            Cause::Changed(noticed) => tracing::warn!(
+                %path,
+                %noticed,
+                "the file is not the one that was read before; reads it from the beginning as a new one"
+            ),
+        }
+    }
+}
+
+/// Reads lines again; `None` for one that is no longer what it was.
+fn read_again(
+    path: &Path,
+    file: Option<&std::fs::File>,
+    shape: &Shape,
+    due: Vec<Waiting>,
+) -> Result<Vec<(Waiting, Option<Message>)>, Error> {
+    due.into_iter()
+        .map(|waiting| {
+            if let Some(message) = waiting.message.clone() {
+                return Ok((waiting, Some(message)));
+            }
+            let Some(file) = file else { return Ok((waiting, None)) };
+            let start = waiting.mark.start;
+            let source = incarnation::ReadAt { file, offset: start };
+            let mut lines = LineReader::new(source, start, shape.limit);
+            let line = match lines.next().map_err(|error| error::io("read again", path, error))? {
+                Some(line) => Some(line),
+                None => lines.rest(),
+            };
+            let line = line.filter(|line| line.digest == waiting.mark.digest && line.end == waiting.mark.end);
+            let message = line.map(|line| shape.message(&line, true));
+            Ok((waiting, message))
+        })
+        .collect()
+}
+
+#[async_trait]
+impl Consumer for FileConsumer {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        Arc::new(FileAcker { shared: Arc::clone(&self.shared) })
+    }
+
+    fn settle_queue(&self) -> Arc<SettleQueue> {
+        Arc::clone(&self.queue)
+    }
+
+    /// Waits for the next lines. At the end of a finite source it waits until every delivery is settled, since any of
+    /// them may have to come again, and then answers `None`. Settle from another task.
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        loop {
+            if let Some(deliveries) = self.deliver_again().await? {
+                return Ok(Some(deliveries));
+            }
+            if let Some(batch) = &self.ready {
+                self.shared.recognise(batch).await?;
+                if let Some(batch) = self.ready.take() {
+                    return Ok(Some(self.hand_over(batch)));
+                }
+            }
+            let (unsettled, due) = {
+                let progress = self.shared.lock();
+                (progress.unsettled(), progress.next_due())
+            };
+            if unsettled == 0 {
+                if let Some(attached) = &self.next {
+                    self.shared.attach(attached).await;
+                    self.announce(attached);
+                    self.next = None;
+                    continue;
+                }
+                if self.ended {
+                    return Ok(None);
+                }
+            }
+            let may_read = !self.ended && self.next.is_none();
+            tokio::select! {
+                biased;
+                () = self.shared.changed.notified() => {}
+                () = until(due) => {}
+                event = self.events.recv(), if may_read => match event {
+                    Some(Event::Attached(attached)) => self.next = Some(attached),
+                    Some(Event::Batch(batch)) => self.ready = Some(batch),
+                    Some(Event::End) => self.ended = true,
+                    Some(Event::Failed(error)) => return Err(error),
+                    None => return Err(Error::new(
+                        ErrorKind::Internal,
+                        format!("read {}", self.config.path.display()),
+                        "its reader has ended; open the source again",
+                    )),
+                },
+            }
+        }
+    }
+
+    async fn is_idle(&mut self) -> Option<bool> {
+        let nothing_read =
+            self.ready.is_none() && self.events.is_empty() && self.at_end.load(Ordering::Acquire);
+        Some((nothing_read || self.ended) && self.shared.lock().nothing_waits())
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        self.events.close();
+        let saved = self.shared.save().await;
+        self.shared.lock().close();
+        saved
+    }
+}
+
+impl Drop for FileConsumer {
+    fn drop(&mut self) {
+        // Another consumer may have gone on with the file: a late ack must not write over its offset.
+        self.shared.lock().close();
+    }
+}
+
+impl std::fmt::Debug for FileConsumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileConsumer").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Ends at `due`, or never.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs file work off the asynchronous threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Error::new(ErrorKind::Internal, "read a file", "the task that reads it was stopped")
+            .with_source(error)
+    })?
+}

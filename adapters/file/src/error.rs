@@ -1,0 +1,35 @@
+//! Input and output errors as [`onceward::Error`]: what was attempted, on which file, and what to do.
+
+use std::io;
+use std::path::Path;
+
+use onceward::{Error, ErrorKind};
+
+/// The error of `operation` ("read", "append to") on `path`.
+pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
+    use io::ErrorKind as Io;
+    let (kind, what) = match error.kind() {
+        Io::NotFound => (ErrorKind::Config, "there is no such file or directory; check the path"),
+        Io::PermissionDenied => {
+            (ErrorKind::Denied, "permission denied; give the user that runs this program the right")
+        }
+        Io::ReadOnlyFilesystem => {
+            (ErrorKind::Denied, "the file system is read-only; choose another path or mount it for writing")
+        }
+        Io::IsADirectory => (ErrorKind::Config, "it is a directory; name a file"),
+        Io::NotADirectory => (ErrorKind::Config, "a part of the path is not a directory; check the path"),
+        Io::InvalidFilename | Io::InvalidInput => {
+            (ErrorKind::Config, "the path is not a valid file name; check it")
+        }
+        Io::StorageFull | Io::QuotaExceeded => {
+            (ErrorKind::Unavailable, "the disk or the quota is full; free some space")
+        }
+        _ => (ErrorKind::Unavailable, "the operating system reports an error"),
+    };
+    Error::new(kind, format!("{operation} {}", path.display()), what).with_source(error)
+}
+
+/// An error in what the configuration says about `path`.
+pub(crate) fn config(operation: &str, path: &Path, what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, format!("{operation} {}", path.display()), what.into())
+}

@@ -1,0 +1,374 @@
+//! The thread that reads: lines become batches of messages, and in follow mode the file is watched at its end.
+//!
+//! A thread rather than asynchronous reads: a pipe without a writer blocks for ever, and a runtime waits for its blocking
+//! tasks when it ends, but not for this thread.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use onceward::{Checkpoint, Error, Message};
+use tokio::sync::mpsc;
+
+use crate::attach::{self, Attached, Cause};
+use crate::config::FileConfig;
+use crate::error;
+use crate::incarnation::{self, Change, Head, Identity};
+use crate::lines::{Line, LineReader};
+use crate::shape::Shape;
+use crate::watermark::Mark;
+
+/// The first and the longest pause between two looks at a file that does not grow.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// What the reader tells the consumer, in the order of the source.
+pub(crate) enum Event {
+    /// The batches that follow are of this file.
+    Attached(Box<Attached>),
+    /// The next lines.
+    Batch(Batch),
+    /// Reading failed; a retryable failure is tried again by itself.
+    Failed(Error),
+    /// The source is at its end.
+    End,
+}
+
+/// Lines that were read one after the other.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub lines: Vec<ReadLine>,
+    /// The offset behind the last line that ended, message or empty.
+    pub to: u64,
+    /// The head of the file, if it has grown.
+    pub head: Option<Head>,
+    bytes: u64,
+}
+
+/// One line as a message.
+pub(crate) struct ReadLine {
+    pub mark: Mark,
+    /// It has no newline and may still grow.
+    pub unfinished: bool,
+    pub message: Message,
+}
+
+/// Reads one source and sends what it reads.
+pub(crate) struct Reader {
+    pub path: PathBuf,
+    pub config: FileConfig,
+    pub origin: Arc<str>,
+    pub events: mpsc::Sender<Event>,
+    /// Set while the reader has nothing more to give.
+    pub at_end: Arc<AtomicBool>,
+}
+
+/// The consumer is gone: nothing that could be done with what was read.
+struct Gone;
+
+/// The file that is being read, and its head as far as it was delivered.
+struct Known {
+    file: Arc<File>,
+    identity: Identity,
+    head: Head,
+}
+
+/// What comes after a file.
+enum After {
+    Next(Attached),
+    End,
+}
+
+/// What the end of a followed file, for now, means.
+enum AtEnd {
+    More,
+    Changed(Change),
+    Rotated,
+}
+
+impl Reader {
+    /// Reads a source without offsets to its end.
+    pub(crate) fn read_stream(
+        self,
+        open: impl FnOnce() -> io::Result<Box<dyn Read + Send>>,
+        incarnation: Arc<str>,
+    ) {
+        let source = match open() {
+            Ok(source) => source,
+            Err(error) => {
+                // Nobody is there to hear of it once the consumer is gone.
+                let _ = self.send(Event::Failed(error::io("open", &self.path, error)));
+                return;
+            }
+        };
+        let _ = self.stream_to_end(LineReader::new(source, 0, self.config.max_message_bytes), incarnation);
+    }
+
+    fn stream_to_end(
+        &self,
+        mut lines: LineReader<Box<dyn Read + Send>>,
+        incarnation: Arc<str>,
+    ) -> Result<(), Gone> {
+        let shape = self.shape(incarnation);
+        let mut batch = Batch::default();
+        loop {
+            if !lines.holds_line() {
+                // The next read may wait for the other side: what is there goes first.
+                self.flush(&mut batch, None)?;
+                self.at_end.store(true, Ordering::Release);
+            }
+            match lines.next() {
+                Ok(Some(line)) => self.add(&mut batch, &shape, &line, false, None)?,
+                Ok(None) => break,
+                Err(error) => {
+                    self.flush(&mut batch, None)?;
+                    return self.send(Event::Failed(error::io("read", &self.path, error)));
+                }
+            }
+        }
+        if let Some(line) = lines.rest() {
+            self.add(&mut batch, &shape, &line, false, None)?;
+        }
+        self.flush(&mut batch, None)?;
+        self.send(Event::End)
+    }
+
+    /// Reads files: `first`, or the one that is waited for, and in follow mode those that follow it.
+    pub(crate) fn read_files(self, first: Option<Attached>, checkpoint: Option<Checkpoint>) {
+        // An error here says that the consumer is gone.
+        let _ = self.files_to_end(first, checkpoint);
+    }
+
+    fn files_to_end(&self, first: Option<Attached>, checkpoint: Option<Checkpoint>) -> Result<(), Gone> {
+        let mut file = match first {
+            Some(file) => file,
+            None => {
+                self.wait_for_file(|| attach::attach(&self.path, checkpoint.as_ref(), self.config.follow))?
+            }
+        };
+        while let After::Next(next) = self.read_through(file)? {
+            file = next;
+        }
+        self.send(Event::End)
+    }
+
+    fn read_through(&self, attached: Attached) -> Result<After, Gone> {
+        let file = Arc::clone(&attached.file);
+        let mut known = Known { file: Arc::clone(&file), identity: attached.identity, head: attached.head };
+        let shape = self.shape(Arc::clone(&attached.incarnation));
+        let source = incarnation::ReadAt { file: Arc::clone(&file), offset: attached.offset };
+        let mut lines = LineReader::new(source, attached.offset, self.config.max_message_bytes);
+        let mut batch = Batch { to: attached.offset, ..Batch::default() };
+        let mut pause = Pause::default();
+        self.send(Event::Attached(Box::new(attached)))?;
+        loop {
+            match lines.next() {
+                Ok(Some(line)) => {
+                    pause.reset();
+                    self.add(&mut batch, &shape, &line, false, Some(&mut known))?;
+                }
+                Ok(None) => {
+                    self.flush(&mut batch, Some(&mut known))?;
+                    if !self.config.follow {
+                        self.note_truncation(&file, lines.position());
+                        if let Some(line) = lines.rest() {
+                            self.add(&mut batch, &shape, &line, true, Some(&mut known))?;
+                        }
+                        self.flush(&mut batch, Some(&mut known))?;
+                        return Ok(After::End);
+                    }
+                    self.at_end.store(true, Ordering::Release);
+                    let at_end = match self.look(&known, lines.position(), &mut pause) {
+                        Ok(at_end) => at_end,
+                        Err(error) => {
+                            self.report(error::io("follow", &self.path, error), &mut pause)?;
+                            continue;
+                        }
+                    };
+                    match at_end {
+                        AtEnd::More if self.events.is_closed() => return Err(Gone),
+                        AtEnd::More => {}
+                        AtEnd::Changed(change) => {
+                            return self
+                                .wait_for_file(|| {
+                                    let file = Arc::clone(&file);
+                                    let cause = Cause::Changed(change.clone());
+                                    Attached::anew(&self.path, file, cause).map(Some)
+                                })
+                                .map(After::Next);
+                        }
+                        AtEnd::Rotated => {
+                            // Nobody will end this line: it is as long as it will ever be.
+                            if let Some(line) = lines.rest() {
+                                self.add(&mut batch, &shape, &line, false, Some(&mut known))?;
+                                self.flush(&mut batch, Some(&mut known))?;
+                            }
+                            return self
+                                .wait_for_file(|| {
+                                    let opened = attach::open(&self.path)?;
+                                    let anew = |file| Attached::anew(&self.path, file, Cause::Rotated);
+                                    opened.map(anew).transpose()
+                                })
+                                .map(After::Next);
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.flush(&mut batch, Some(&mut known))?;
+                    self.report(error::io("read", &self.path, error), &mut pause)?;
+                }
+            }
+        }
+    }
+
+    /// Looks what became of a followed file at whose end the reader stands, and waits a little if nothing did.
+    fn look(&self, known: &Known, position: u64, pause: &mut Pause) -> io::Result<AtEnd> {
+        let metadata = known.file.metadata()?;
+        if metadata.len() < position {
+            return Ok(AtEnd::Changed(Change::Truncated { now: metadata.len(), before: position }));
+        }
+        let modified = metadata.modified().ok();
+        if pause.modified != modified {
+            // It was written to: appended, or rewritten from the beginning and already as long as it was.
+            if !known.head.matches(&known.file)? {
+                return Ok(AtEnd::Changed(Change::HeadDiffers { bytes: known.head.bytes }));
+            }
+            pause.modified = modified;
+        }
+        if metadata.len() > position {
+            return Ok(AtEnd::More);
+        }
+        if incarnation::identity_at(&self.path)?.is_some_and(|now| now != known.identity) {
+            if pause.rotated {
+                return Ok(AtEnd::Rotated);
+            }
+            // Writers may still have the old file open: give them one long pause.
+            pause.rotated = true;
+            thread::sleep(PAUSES.1);
+            return Ok(AtEnd::More);
+        }
+        pause.sleep();
+        Ok(AtEnd::More)
+    }
+
+    /// Calls `find` until it gives a file. Failures are reported; one that does not pass ends the run there.
+    fn wait_for_file(
+        &self,
+        mut find: impl FnMut() -> Result<Option<Attached>, Error>,
+    ) -> Result<Attached, Gone> {
+        let mut pause = Pause::default();
+        loop {
+            match find() {
+                Ok(Some(file)) => return Ok(file),
+                Ok(None) => {
+                    self.at_end.store(true, Ordering::Release);
+                    pause.sleep();
+                    if self.events.is_closed() {
+                        return Err(Gone);
+                    }
+                }
+                Err(error) => self.report(error, &mut pause)?,
+            }
+        }
+    }
+
+    fn report(&self, error: Error, pause: &mut Pause) -> Result<(), Gone> {
+        self.send(Event::Failed(error))?;
+        pause.sleep();
+        Ok(())
+    }
+
+    /// A file that lost bytes that were read is worth a word; the next run sees that it is not the same.
+    fn note_truncation(&self, file: &File, position: u64) {
+        if let Ok(metadata) = file.metadata()
+            && metadata.len() < position
+        {
+            tracing::warn!(
+                path = %self.path.display(),
+                bytes_read = position,
+                bytes_now = metadata.len(),
+                "the file was truncated while it was read; what was cut off and not yet read is not delivered"
+            );
+        }
+    }
+
+    fn shape(&self, incarnation: Arc<str>) -> Shape {
+        Shape {
+            format: self.config.format,
+            limit: self.config.max_message_bytes,
+            origin: Arc::clone(&self.origin),
+            incarnation,
+        }
+    }
+
+    fn add(
+        &self,
+        batch: &mut Batch,
+        shape: &Shape,
+        line: &Line,
+        unfinished: bool,
+        known: Option<&mut Known>,
+    ) -> Result<(), Gone> {
+        if !unfinished {
+            batch.to = line.end;
+        }
+        if line.bytes == 0 {
+            return Ok(());
+        }
+        batch.bytes += line.content.len() as u64;
+        let mark = Mark { start: line.start, end: line.end, digest: line.digest };
+        batch.lines.push(ReadLine { mark, unfinished, message: shape.message(line, false) });
+        if batch.lines.len() >= self.config.batch_messages || batch.bytes >= self.config.batch_bytes {
+            self.flush(batch, known)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the batch, if it says anything new.
+    fn flush(&self, batch: &mut Batch, known: Option<&mut Known>) -> Result<(), Gone> {
+        if batch.lines.is_empty() {
+            return Ok(());
+        }
+        self.at_end.store(false, Ordering::Release);
+        let to = batch.to;
+        let mut full = std::mem::replace(batch, Batch { to, ..Batch::default() });
+        if let Some(known) = known {
+            // A head that cannot be read now is read with the next batch; a changed one shows at the end of the file.
+            full.head = known.head.grown(&known.file, to).ok().flatten();
+            known.head = full.head.unwrap_or(known.head);
+        }
+        self.send(Event::Batch(full))
+    }
+
+    fn send(&self, event: Event) -> Result<(), Gone> {
+        self.events.blocking_send(event).map_err(|_| Gone)
+    }
+}
+
+/// Pauses that grow while nothing happens, and what was seen of the file in the last one.
+struct Pause {
+    next: Duration,
+    modified: Option<SystemTime>,
+    rotated: bool,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { next: PAUSES.0, modified: None, rotated: false }
+    }
+}
+
+impl Pause {
+    fn reset(&mut self) {
+        self.next = PAUSES.0;
+        self.rotated = false;
+    }
+
+    fn sleep(&mut self) {
+        thread::sleep(self.next);
+        self.next = (self.next * 2).min(PAUSES.1);
+    }
+}

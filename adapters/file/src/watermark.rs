@@ -1,0 +1,299 @@
+//! How far a file is settled without a hole: [`Watermark`].
+
+use std::collections::VecDeque;
+
+use crate::lines::Digest;
+
+/// Where a line stands and what it is recognised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The offset of its first byte.
+    pub start: u64,
+    /// The offset behind its ending.
+    pub end: u64,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    InFlight,
+    Waiting,
+    Done,
+}
+
+#[derive(Debug)]
+struct Entry {
+    mark: Mark,
+    /// How often it was delivered in this run.
+    deliveries: u32,
+    /// The line may still grow: it is never passed.
+    unfinished: bool,
+    state: State,
+}
+
+/// What became of a settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// It is noted, now or by an earlier call.
+    Done,
+    /// The delivery it belongs to is not the line's last one, or there is none.
+    Stale,
+}
+
+/// The delivered lines of one file, and the offset before which all of them are settled.
+///
+/// The offset never passes an unsettled line and never goes back. Bytes between lines (empty lines) count as settled
+/// once what stands before them is.
+#[derive(Debug)]
+pub(crate) struct Watermark {
+    lines: VecDeque<Entry>,
+    /// Everything before it was delivered, or was no message.
+    read_to: u64,
+    unsettled: usize,
+    passed: Option<Mark>,
+}
+
+impl Watermark {
+    /// Starts at `offset`, before which everything is settled; `passed` is the last line before it, if it is known.
+    pub(crate) fn new(offset: u64, passed: Option<Mark>) -> Self {
+        Self { lines: VecDeque::new(), read_to: offset, unsettled: 0, passed }
+    }
+
+    /// Notes the first delivery of a line, in the order of the file. An unfinished one is never passed.
+    pub(crate) fn deliver(&mut self, mark: Mark, unfinished: bool) {
+        debug_assert!(mark.start >= self.read_to, "lines are delivered in the order of the file");
+        self.lines.push_back(Entry { mark, deliveries: 1, unfinished, state: State::InFlight });
+        self.unsettled += 1;
+        self.read_to(if unfinished { mark.start } else { mark.end });
+    }
+
+    /// Notes that everything before `offset` was delivered or is no message.
+    pub(crate) fn read_to(&mut self, offset: u64) {
+        self.read_to = self.read_to.max(offset);
+    }
+
+    /// Notes that the line at `start` is done with.
+    pub(crate) fn settle(&mut self, start: u64, delivery: u32) -> Noted {
+        let Some(entry) = self.find(start) else { return self.gone(start) };
+        if entry.deliveries != delivery {
+            return Noted::Stale;
+        }
+        match entry.state {
+            State::Done => {}
+            State::Waiting => return Noted::Stale,
+            State::InFlight => {
+                entry.state = State::Done;
+                self.unsettled -= 1;
+                self.pass();
+            }
+        }
+        Noted::Done
+    }
+
+    /// Notes that the line at `start` is to be delivered again; answers its mark if it was in flight.
+    pub(crate) fn give_back(&mut self, start: u64, delivery: u32) -> Option<Mark> {
+        let entry = self.find(start).filter(|entry| entry.deliveries == delivery)?;
+        if entry.state != State::InFlight {
+            return None;
+        }
+        entry.state = State::Waiting;
+        Some(entry.mark)
+    }
+
+    /// Notes another delivery of a line that waited; answers its number.
+    pub(crate) fn deliver_again(&mut self, start: u64) -> Option<u32> {
+        let entry = self.find(start).filter(|entry| entry.state == State::Waiting)?;
+        entry.state = State::InFlight;
+        entry.deliveries = entry.deliveries.saturating_add(1);
+        Some(entry.deliveries)
+    }
+
+    /// Gives up a line that waited and cannot be delivered again.
+    pub(crate) fn give_up(&mut self, start: u64) {
+        if let Some(entry) = self.find(start).filter(|entry| entry.state == State::Waiting) {
+            entry.state = State::Done;
+            self.unsettled -= 1;
+            self.pass();
+        }
+    }
+
+    /// The offset before which everything is settled: the start of the first unsettled line.
+    pub(crate) fn offset(&self) -> u64 {
+        self.lines.front().map_or(self.read_to, |entry| entry.mark.start)
+    }
+
+    /// The last line before the offset.
+    pub(crate) fn passed(&self) -> Option<Mark> {
+        self.passed
+    }
+
+    /// How many delivered lines are not settled.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.unsettled
+    }
+
+    fn find(&mut self, start: u64) -> Option<&mut Entry> {
+        let at = self.lines.binary_search_by_key(&start, |entry| entry.mark.start).ok()?;
+        self.lines.get_mut(at)
+    }
+
+    fn gone(&self, start: u64) -> Noted {
+        // Settled before, and passed: a repeated settlement finds what it wants.
+        if start < self.offset() { Noted::Done } else { Noted::Stale }
+    }
+
+    fn pass(&mut self) {
+        while let Some(entry) = self.lines.front()
+            && entry.state == State::Done
+            && !entry.unfinished
+        {
+            self.passed = Some(entry.mark);
+            self.lines.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mark(start: u64, end: u64) -> Mark {
+        Mark { start, end, digest: Digest([0; 32]) }
+    }
+
+    fn three() -> Watermark {
+        let mut watermark = Watermark::new(0, None);
+        for start in [0, 10, 20] {
+            watermark.deliver(mark(start, start + 10), false);
+        }
+        watermark
+    }
+
+    #[test]
+    fn a_hole_holds_the_offset_until_it_is_filled() {
+        let mut watermark = three();
+        watermark.settle(20, 1);
+        watermark.settle(10, 1);
+        assert_eq!((watermark.offset(), watermark.passed()), (0, None));
+        watermark.settle(0, 1);
+        assert_eq!((watermark.offset(), watermark.passed()), (30, Some(mark(20, 30))));
+    }
+
+    #[test]
+    fn settling_again_changes_nothing() {
+        let mut watermark = three();
+        assert_eq!(watermark.settle(0, 1), Noted::Done);
+        assert_eq!(watermark.settle(0, 1), Noted::Done);
+        assert_eq!(watermark.settle(20, 1), Noted::Done);
+        assert_eq!(watermark.settle(20, 1), Noted::Done);
+        assert_eq!((watermark.offset(), watermark.unsettled()), (10, 1));
+        assert_eq!(watermark.settle(40, 1), Noted::Stale);
+    }
+
+    #[test]
+    fn a_line_given_back_holds_the_offset_and_only_its_next_delivery_settles_it() {
+        let mut watermark = three();
+        assert_eq!(watermark.give_back(0, 1), Some(mark(0, 10)));
+        assert_eq!(watermark.give_back(0, 1), None);
+        assert_eq!(watermark.settle(0, 1), Noted::Stale);
+        assert_eq!(watermark.deliver_again(0), Some(2));
+        assert_eq!(watermark.settle(0, 1), Noted::Stale);
+        assert_eq!((watermark.offset(), watermark.unsettled()), (0, 3));
+        assert_eq!(watermark.settle(0, 2), Noted::Done);
+        assert_eq!((watermark.offset(), watermark.unsettled()), (10, 2));
+    }
+
+    #[test]
+    fn an_unfinished_line_is_settled_but_never_passed() {
+        let mut watermark = three();
+        watermark.deliver(mark(30, 35), true);
+        for start in [0, 10, 20, 30] {
+            assert_eq!(watermark.settle(start, 1), Noted::Done);
+        }
+        assert_eq!((watermark.offset(), watermark.unsettled()), (30, 0));
+    }
+
+    #[test]
+    fn empty_lines_are_passed_with_what_stands_before_them() {
+        let mut watermark = Watermark::new(0, None);
+        watermark.deliver(mark(0, 10), false);
+        watermark.deliver(mark(14, 20), false);
+        watermark.read_to(25);
+        watermark.settle(0, 1);
+        assert_eq!(watermark.offset(), 14);
+        watermark.settle(14, 1);
+        assert_eq!(watermark.offset(), 25);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Deliver { gap: u64, size: u64 },
+        Settle(prop::sample::Index),
+        GiveBack(prop::sample::Index),
+        Again(prop::sample::Index),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0_u64..4, 1_u64..50).prop_map(|(gap, size)| Step::Deliver { gap, size }),
+            3 => any::<prop::sample::Index>().prop_map(Step::Settle),
+            1 => any::<prop::sample::Index>().prop_map(Step::GiveBack),
+            1 => any::<prop::sample::Index>().prop_map(Step::Again),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_offset_never_passes_an_unsettled_line_and_never_goes_back(
+            steps in prop::collection::vec(step(), 0..200),
+        ) {
+            let mut watermark = Watermark::new(7, None);
+            // The model: each line with its end, its delivery number and whether it is settled or waits.
+            let mut model: BTreeMap<u64, (u64, u32, bool, bool)> = BTreeMap::new();
+            let (mut end, mut last) = (7, 7);
+            for step in steps {
+                let pick = |index: prop::sample::Index, model: &BTreeMap<u64, _>| {
+                    (!model.is_empty()).then(|| *index.get(&model.keys().copied().collect::<Vec<u64>>()))
+                };
+                match step {
+                    Step::Deliver { gap, size } => {
+                        let start = end + gap;
+                        end = start + size;
+                        watermark.deliver(mark(start, end), false);
+                        model.insert(start, (end, 1, false, false));
+                    }
+                    Step::Settle(index) => if let Some(start) = pick(index, &model) {
+                        let line = model.get_mut(&start).unwrap();
+                        let noted = watermark.settle(start, line.1);
+                        prop_assert_eq!(noted, if line.3 { Noted::Stale } else { Noted::Done });
+                        line.2 |= !line.3;
+                    }
+                    Step::GiveBack(index) => if let Some(start) = pick(index, &model) {
+                        let line = model.get_mut(&start).unwrap();
+                        let given = watermark.give_back(start, line.1).is_some();
+                        prop_assert_eq!(given, !line.2 && !line.3);
+                        line.3 |= given;
+                    }
+                    Step::Again(index) => if let Some(start) = pick(index, &model) {
+                        let line = model.get_mut(&start).unwrap();
+                        let number = watermark.deliver_again(start);
+                        prop_assert_eq!(number, line.3.then_some(line.1 + 1));
+                        if let Some(number) = number {
+                            (line.1, line.3) = (number, false);
+                        }
+                    }
+                }
+                let first_unsettled = model.iter().find(|(_, line)| !line.2).map(|(start, _)| *start);
+                prop_assert_eq!(watermark.offset(), first_unsettled.unwrap_or(end));
+                prop_assert!(watermark.offset() >= last, "went back");
+                last = watermark.offset();
+                prop_assert_eq!(watermark.unsettled(), model.values().filter(|line| !line.2).count());
+            }
+        }
+    }
+}
