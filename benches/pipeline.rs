@@ -1,1 +1,118 @@
-fn main() {}
+//! What the pipeline costs per message over the memory broker and the memory store, on one core.
+//!
+//! `cargo bench --features testing --bench pipeline`. A sample runs 100,000 messages through; the item throughput is
+//! messages per second, so 1 µs a message is 1 Mitem/s.
+
+use std::sync::Arc;
+
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use onceward::testing::MemoryBroker;
+use onceward::{
+    Fingerprint, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
+    handler_fn,
+    pipeline::config::{OnExhausted, Policies},
+};
+
+const MESSAGES: usize = 100_000;
+
+fn main() {
+    divan::main();
+}
+
+fn scope() -> Scope {
+    Scope::parse("bench").expect("a valid scope")
+}
+
+fn payload() -> bytes::Bytes {
+    vec![7; 256].into()
+}
+
+fn broker(distinct: usize) -> MemoryBroker {
+    let broker = MemoryBroker::finite();
+    let payload = payload();
+    for number in 0..MESSAGES {
+        let id = format!("id-{:020}", number % distinct);
+        broker.publish(Message::builder(payload.clone()).message_id(id));
+    }
+    broker
+}
+
+async fn effect(_state: (), message: Message) -> Handled {
+    black_box(message.payload().len());
+    Ok(())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
+    bencher
+        .counter(ItemsCount::new(MESSAGES))
+        .with_inputs(|| (broker(distinct), Arc::new(MemoryStore::new())))
+        .bench_local_values(|(broker, store)| {
+            let config = PipelineConfig {
+                fingerprint,
+                policies: Policies { on_exhausted: OnExhausted::Park, ..Policies::default() },
+                ..PipelineConfig::default()
+            };
+            let pipeline = Pipeline::builder(scope(), broker.consumer(), store)
+                .keys([KeySource::MessageId])
+                .config(config)
+                .handler(handler_fn((), effect))
+                .expect("a valid configuration");
+            let summary = runtime().block_on(pipeline.run(Default::default())).expect("a run");
+            assert_eq!(summary.handled() as usize, distinct);
+            assert_eq!((summary.handled() + summary.duplicates()) as usize, MESSAGES);
+        });
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn distinct_keys(bencher: Bencher<'_, '_>) {
+    run(bencher, MESSAGES, true);
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn distinct_keys_without_fingerprints(bencher: Bencher<'_, '_>) {
+    run(bencher, MESSAGES, false);
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn nine_of_ten_are_duplicates(bencher: Bencher<'_, '_>) {
+    run(bencher, MESSAGES / 10, true);
+}
+
+/// What the broker and an empty loop cost without a pipeline: to be subtracted in thought, not in print.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn broker_alone(bencher: Bencher<'_, '_>) {
+    use onceward::{Consumer, Settlement};
+    bencher.counter(ItemsCount::new(MESSAGES)).with_inputs(|| broker(MESSAGES)).bench_local_values(
+        |broker| {
+            runtime().block_on(async {
+                let mut consumer = broker.consumer();
+                let (queue, acker) = (consumer.settle_queue(), consumer.acker());
+                while let Some(batch) = consumer.receive().await.expect("a batch") {
+                    for delivery in batch {
+                        black_box(delivery.message.payload().len());
+                        delivery.receipt.settle(Settlement::Ack);
+                    }
+                    acker.settle(&queue.take()).await;
+                }
+            });
+        },
+    );
+}
+
+#[divan::bench]
+fn key_of_a_message_id(bencher: Bencher<'_, '_>) {
+    let keys = KeyExtractor::new(&scope(), vec![KeySource::MessageId]);
+    let message = Message::builder(payload()).message_id("id-00000000000000000042").build();
+    bencher.bench_local(|| keys.key_of(black_box(&message)));
+}
+
+#[divan::bench]
+fn fingerprint_of_256_bytes(bencher: Bencher<'_, '_>) {
+    let payload = payload();
+    bencher.bench_local(|| Fingerprint::of(black_box(&payload)));
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::delivery::{Delivery, Settlement, Tag};
+use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::Error;
 
 /// What a broker can and cannot do. Differences between adapters are values here, not branches on their names.
@@ -57,6 +57,9 @@ pub trait Consumer: Send + 'static {
 
     /// The other half: settles what this consumer delivers.
     fn acker(&self) -> Arc<dyn Acker>;
+
+    /// Where the receipts of this consumer leave their settlements.
+    fn settle_queue(&self) -> Arc<SettleQueue>;
 
     /// Waits for the next deliveries; at least one. `None`: the source is at its end and everything was delivered.
     /// Adapters reconnect by themselves and report only what a person must mend.

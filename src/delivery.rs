@@ -37,6 +37,8 @@ pub enum Settlement {
         /// The delay.
         after: Duration,
     },
+    /// Refuse it in the broker's way: a broker with a dead-letter rule of its own applies it, another drops the message.
+    Reject,
     /// The receipt was dropped unsettled (shutdown, a dropped pipeline): give it back at once.
     Abandon,
 }

@@ -2,23 +2,32 @@
 
 pub mod checkpoint;
 mod consumer;
+pub mod dead_letter;
 mod delivery;
 mod error;
+pub mod failpoints;
 mod handler;
 mod key;
 mod message;
+pub mod pipeline;
 mod publisher;
+pub mod retry;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub mod telemetry;
+
 pub use checkpoint::{Checkpoint, CheckpointStore};
 pub use consumer::{Acker, Capabilities, Consumer, Settled};
+pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
 pub use key::{Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, MAX_KEY_BYTES, Scope};
 pub use message::{Defect, Message, MessageBuilder, Position};
+pub use pipeline::config::PipelineConfig;
+pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Summary};
 pub use publisher::{Outgoing, Publisher};
 pub use store::{MemoryStore, Store, TransactionalStore};
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::handler::Cancellation;
 use crate::handler::claim::ActiveClaim;
 use crate::key::Key;
+use crate::store::OwnerToken;
 
 /// Where a message stands in its source. Two messages of one source never share a position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -156,6 +157,11 @@ impl Message {
     /// largest it has seen can refuse a stale writer. 0 outside a handler.
     pub fn fence(&self) -> u64 {
         self.claim.as_ref().map_or(0, |claim| claim.fence())
+    }
+
+    /// The owner token of this run's claim: who has it can complete the claim, so it is handed to the handler only.
+    pub fn owner_token(&self) -> Option<OwnerToken> {
+        self.claim.as_ref().and_then(|claim| claim.lease()).map(|lease| lease.owner)
     }
 
     /// The generation of the key: 0, and one more with each redrive of its dead letter.

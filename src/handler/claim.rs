@@ -5,18 +5,21 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::delivery::Tag;
 use crate::key::Key;
 use crate::store::{Claimed, Lease};
 
 const RUNNING: u8 = 0;
 const CANCELLED: u8 = 1;
 const ENDED: u8 = 2;
+const RETURNED: u8 = 4;
 
 /// One run under one claim. The worker's own deadline is kept here: when a claim or renewal was last *sent*, plus the
 /// lease, less a margin, on a monotonic clock.
 #[derive(Debug)]
 pub(crate) struct ActiveClaim {
     lease: Option<Lease>,
+    tag: Tag,
     attempt: u32,
     generation: u32,
     epoch: Instant,
@@ -27,20 +30,21 @@ pub(crate) struct ActiveClaim {
 }
 
 impl ActiveClaim {
-    pub(crate) fn new(claimed: &Claimed, sent: Instant, deadline: Instant) -> Self {
-        let claim = Self::with(Some(claimed.lease), claimed.attempt, claimed.generation, sent);
+    pub(crate) fn new(claimed: &Claimed, tag: Tag, sent: Instant, deadline: Instant) -> Self {
+        let claim = Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent);
         claim.deadline_us.store(claim.micros(deadline), Ordering::Relaxed);
         claim
     }
 
     /// A run without a claim: by policy, for a message without a key, or in front of a store that is down.
-    pub(crate) fn unprotected(attempt: u32, now: Instant) -> Self {
-        Self::with(None, attempt, 0, now)
+    pub(crate) fn unprotected(attempt: u32, tag: Tag, now: Instant) -> Self {
+        Self::with(None, tag, attempt, 0, now)
     }
 
-    fn with(lease: Option<Lease>, attempt: u32, generation: u32, epoch: Instant) -> Self {
+    fn with(lease: Option<Lease>, tag: Tag, attempt: u32, generation: u32, epoch: Instant) -> Self {
         Self {
             lease,
+            tag,
             attempt,
             generation,
             epoch,
@@ -61,6 +65,11 @@ impl ActiveClaim {
 
     pub(crate) fn lease(&self) -> Option<Lease> {
         self.lease
+    }
+
+    /// The delivery this run belongs to, for the broker's side of the heartbeat.
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
     }
 
     pub(crate) fn fence(&self) -> u64 {
@@ -100,7 +109,12 @@ impl ActiveClaim {
         first
     }
 
-    /// The run is over: the heartbeat lets go of the claim.
+    /// The handler has returned: it cannot be asked to stop any more. The lease is kept until the record is durable.
+    pub(crate) fn returned(&self) {
+        self.state.fetch_or(RETURNED, Ordering::AcqRel);
+    }
+
+    /// All is recorded: the heartbeat lets go of the claim.
     pub(crate) fn end(&self) {
         self.state.fetch_or(ENDED, Ordering::AcqRel);
     }

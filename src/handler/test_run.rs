@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::claim::ActiveClaim;
+use crate::delivery::Tag;
 use crate::message::Message;
 use crate::store::Claimed;
 
@@ -20,7 +21,12 @@ impl TestRun {
     /// Puts `message` under `claimed`; answers the message to give to the handler.
     pub fn start(message: &Message, claimed: &Claimed) -> (Self, Message) {
         let now = Instant::now();
-        let claim = Arc::new(ActiveClaim::new(claimed, now, now + Duration::from_secs(3600)));
+        let claim = Arc::new(ActiveClaim::new(
+            claimed,
+            Tag { epoch: 0, number: 0 },
+            now,
+            now + Duration::from_secs(3600),
+        ));
         let message = message.claimed(Arc::clone(&claim));
         (Self(claim), message)
     }

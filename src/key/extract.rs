@@ -204,6 +204,17 @@ impl KeyExtractor {
         self
     }
 
+    /// An extractor of the same scope and secret that tries other sources.
+    pub(crate) fn with_sources(&self, sources: Vec<KeySource>) -> Self {
+        let sources = sources.into_iter().map(|source| self.prepare(source)).collect();
+        Self { scope: self.scope.clone(), secret: self.secret, sources }
+    }
+
+    /// The scope.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
     /// The sources, in the order they are tried.
     pub fn sources(&self) -> impl Iterator<Item = &KeySource> {
         self.sources.iter().map(|(source, _)| source)

@@ -67,19 +67,64 @@ struct Inner {
 struct State {
     rng: fastrand::Rng,
     epoch: u64,
-    next_tag: u64,
     published: u64,
     acked: u64,
     rejected: u64,
     deliveries: u64,
     waiting: VecDeque<Message>,
     delayed: BTreeMap<(Instant, u64), Message>,
-    unsettled: BTreeMap<u64, Unsettled>,
+    unsettled: Window,
 }
 
 struct Unsettled {
     message: Message,
     until: Option<Instant>,
+}
+
+/// Unsettled deliveries by tag: tags grow, and most are settled in about their order.
+#[derive(Default)]
+struct Window {
+    first: u64,
+    slots: VecDeque<Option<Unsettled>>,
+    count: usize,
+}
+
+impl Window {
+    fn next_tag(&self) -> u64 {
+        self.first + self.slots.len() as u64
+    }
+
+    fn push(&mut self, unsettled: Unsettled) {
+        self.slots.push_back(Some(unsettled));
+        self.count += 1;
+    }
+
+    fn get_mut(&mut self, tag: u64) -> Option<&mut Unsettled> {
+        let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    fn remove(&mut self, tag: u64) -> Option<Unsettled> {
+        let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
+        let unsettled = self.slots.get_mut(index)?.take()?;
+        self.count -= 1;
+        while let Some(None) = self.slots.front() {
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        Some(unsettled)
+    }
+
+    /// Takes all, in order.
+    fn take(&mut self) -> Vec<Unsettled> {
+        self.first = self.next_tag();
+        self.count = 0;
+        self.slots.drain(..).flatten().collect()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &Unsettled)> {
+        (self.first..).zip(&self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_ref()?)))
+    }
 }
 
 impl MemoryBroker {
@@ -88,14 +133,13 @@ impl MemoryBroker {
         let state = State {
             rng: fastrand::Rng::with_seed(habits.seed),
             epoch: 0,
-            next_tag: 0,
             published: 0,
             acked: 0,
             rejected: 0,
             deliveries: 0,
             waiting: VecDeque::new(),
             delayed: BTreeMap::new(),
-            unsettled: BTreeMap::new(),
+            unsettled: Window::default(),
         };
         Self(Arc::new(Inner { habits, state: Mutex::new(state), changed: Notify::new() }))
     }
@@ -145,7 +189,7 @@ impl MemoryBroker {
     /// Messages that are neither acked nor refused.
     pub fn depth(&self) -> usize {
         let state = self.0.lock();
-        state.waiting.len() + state.delayed.len() + state.unsettled.len()
+        state.waiting.len() + state.delayed.len() + state.unsettled.count
     }
 }
 
@@ -162,8 +206,12 @@ impl Inner {
 impl State {
     fn disconnect(&mut self) {
         self.epoch += 1;
-        let unsettled = std::mem::take(&mut self.unsettled);
-        for (_, unsettled) in unsettled.into_iter().rev() {
+        self.give_back();
+    }
+
+    /// Everything unsettled comes again, first and in its order.
+    fn give_back(&mut self) {
+        for unsettled in self.unsettled.take().into_iter().rev() {
             self.waiting.push_front(unsettled.message);
         }
     }
@@ -178,10 +226,10 @@ impl State {
             .unsettled
             .iter()
             .filter(|(_, unsettled)| unsettled.until.is_some_and(|until| until <= now))
-            .map(|(tag, _)| *tag)
+            .map(|(tag, _)| tag)
             .collect();
         for tag in due {
-            if let Some(unsettled) = self.unsettled.remove(&tag) {
+            if let Some(unsettled) = self.unsettled.remove(tag) {
                 self.waiting.push_back(unsettled.message);
             }
         }
@@ -189,7 +237,7 @@ impl State {
 
     fn next_due(&self) -> Option<Instant> {
         let delayed = self.delayed.keys().next().map(|(at, _)| *at);
-        let invisible = self.unsettled.values().filter_map(|unsettled| unsettled.until).min();
+        let invisible = self.unsettled.iter().filter_map(|(_, unsettled)| unsettled.until).min();
         [delayed, invisible].into_iter().flatten().min()
     }
 
@@ -226,17 +274,17 @@ impl MemoryConsumer {
             if state.chance(habits.duplicate) {
                 state.waiting.push_back(message.clone());
             }
-            let number = state.next_tag;
-            state.next_tag += 1;
+            let number = state.unsettled.next_tag();
             state.deliveries += 1;
             let tag = Tag { epoch: state.epoch, number };
             let until = habits.visibility.map(|visibility| now + visibility);
-            state.unsettled.insert(number, Unsettled { message: message.clone(), until });
+            state.unsettled.push(Unsettled { message: message.clone(), until });
             batch.push(Delivery { message, receipt: self.queue.receipt(tag) });
         }
         if batch.is_empty() && habits.finite {
-            let may_come_back = habits.delayed_retry || habits.visibility.is_some() || habits.disconnect > 0.0;
-            if state.delayed.is_empty() && (state.unsettled.is_empty() || !may_come_back) {
+            let may_come_back =
+                habits.delayed_retry || habits.visibility.is_some() || habits.disconnect > 0.0;
+            if state.delayed.is_empty() && (state.unsettled.count == 0 || !may_come_back) {
                 return Ok(None);
             }
         }
@@ -292,11 +340,7 @@ impl Consumer for MemoryConsumer {
         // What this consumer has not settled comes again at once, as when a channel closes. With competing consumers
         // only visibility can tell whose a delivery is, so it is left to that where it is set.
         if self.broker.0.habits.visibility.is_none() {
-            let mut state = self.broker.0.lock();
-            let unsettled = std::mem::take(&mut state.unsettled);
-            for (_, unsettled) in unsettled.into_iter().rev() {
-                state.waiting.push_front(unsettled.message);
-            }
+            self.broker.0.lock().give_back();
         }
         self.broker.0.changed.notify_waiters();
         Ok(())
@@ -318,7 +362,7 @@ impl Acker for MemoryBroker {
                 if tag.epoch != state.epoch {
                     return Ok(Settled::TooLate);
                 }
-                let Some(unsettled) = state.unsettled.remove(&tag.number) else {
+                let Some(unsettled) = state.unsettled.remove(tag.number) else {
                     return Ok(Settled::TooLate);
                 };
                 match settlement {
@@ -347,7 +391,7 @@ impl Acker for MemoryBroker {
         let state = &mut *guard;
         let until = self.0.habits.visibility.map(|visibility| Instant::now() + visibility);
         tags.iter()
-            .map(|tag| match state.unsettled.get_mut(&tag.number) {
+            .map(|tag| match state.unsettled.get_mut(tag.number) {
                 Some(unsettled) if tag.epoch == state.epoch => {
                     unsettled.until = until;
                     Ok(Settled::Done)

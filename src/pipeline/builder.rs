@@ -1,0 +1,201 @@
+//! Puts a pipeline together and refuses what does not fit: [`PipelineBuilder`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
+use super::run::{Parts, run};
+use super::runner::{Plain, Transactional};
+use super::{Deduplicated, EffectivelyOnce, Pipeline};
+use crate::consumer::Consumer;
+use crate::dead_letter::DeadLetters;
+use crate::error::{Error, ErrorKind};
+use crate::handler::{Handler, TxHandler};
+use crate::key::{KeyExtractor, KeySource, Scope};
+use crate::store::{Store, TransactionalStore};
+use crate::telemetry::Counters;
+
+/// A store behind an `Arc`: of a known type, or `Arc<dyn Store>` where the type is chosen at run time.
+pub trait SharedStore: Clone + Send + Sync + 'static {
+    /// The store as a trait object.
+    fn as_store(&self) -> Arc<dyn Store>;
+}
+
+impl<S: Store> SharedStore for Arc<S> {
+    fn as_store(&self) -> Arc<dyn Store> {
+        self.clone()
+    }
+}
+
+impl SharedStore for Arc<dyn Store> {
+    fn as_store(&self) -> Arc<dyn Store> {
+        self.clone()
+    }
+}
+
+/// Collects the parts of a [`Pipeline`].
+pub struct PipelineBuilder<S> {
+    scope: Scope,
+    consumer: Box<dyn Consumer>,
+    store: S,
+    keys: Option<KeyExtractor>,
+    dead_letters: Option<DeadLetters>,
+    config: PipelineConfig,
+}
+
+impl Pipeline<()> {
+    /// Starts with whose messages they are, where they come from and where their keys are kept.
+    pub fn builder<S: SharedStore>(scope: Scope, consumer: impl Consumer, store: S) -> PipelineBuilder<S> {
+        PipelineBuilder {
+            scope,
+            consumer: Box::new(consumer),
+            store,
+            keys: None,
+            dead_letters: None,
+            config: PipelineConfig::default(),
+        }
+    }
+}
+
+impl<S: SharedStore> PipelineBuilder<S> {
+    /// Where the idempotency key comes from: the first of these that is present. Without it: the header
+    /// `idempotency-key`, the message id, the position.
+    #[must_use]
+    pub fn keys(mut self, sources: impl IntoIterator<Item = KeySource>) -> Self {
+        self.keys = Some(KeyExtractor::new(&self.scope, sources.into_iter().collect()));
+        self
+    }
+
+    /// As [`keys`](Self::keys), with an extractor made elsewhere (with a secret, say). It must be of the same scope.
+    #[must_use]
+    pub fn key_extractor(mut self, keys: KeyExtractor) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// Where messages go that failed for good.
+    #[must_use]
+    pub fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
+        self.dead_letters = Some(dead_letters);
+        self
+    }
+
+    /// All limits and choices at once.
+    #[must_use]
+    pub fn config(mut self, config: PipelineConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// How long a completed key is remembered.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.config.ttl = ttl;
+        self
+    }
+
+    /// How many handlers run at once.
+    #[must_use]
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.config.concurrency = concurrency;
+        self.config.max_in_flight = self.config.max_in_flight.max(concurrency);
+        self
+    }
+
+    /// Whether payloads of one key are compared.
+    #[must_use]
+    pub fn fingerprint(mut self, fingerprint: bool) -> Self {
+        self.config.fingerprint = fingerprint;
+        self
+    }
+
+    /// Works without dead letters: whatever failed for good, has no key or bears the key of another message stays in
+    /// the source and is tried again at the longest delay.
+    #[must_use]
+    pub fn park_exhausted(mut self) -> Self {
+        self.config.policies.on_exhausted = OnExhausted::Park;
+        self
+    }
+
+    /// A pipeline whose handler runs under a claim, and whose completion is written after it.
+    ///
+    /// # Errors
+    /// [`Error`] of the kind `Config`, naming the values that disagree.
+    pub fn handler<H: Handler>(self, handler: H) -> Result<Pipeline<Deduplicated>, Error> {
+        let parts = self.parts()?;
+        Ok(pipeline(parts, Plain(handler)))
+    }
+
+    fn parts(self) -> Result<Parts, Error> {
+        self.config.check()?;
+        let policies = &self.config.policies;
+        let dead_letters_wanted = policies.on_exhausted == OnExhausted::DeadLetter;
+        if dead_letters_wanted && self.dead_letters.is_none() {
+            let also = [
+                (policies.on_missing_key == OnMissingKey::DeadLetter).then_some("on_missing_key"),
+                (policies.on_mismatch == OnMismatch::DeadLetter).then_some("on_mismatch"),
+            ];
+            let names: Vec<_> = ["on_exhausted"].into_iter().chain(also.into_iter().flatten()).collect();
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                format!(
+                    "{} say dead-letter, but there is no destination; give one with dead_letters(…), or keep such \
+                     messages in the source with park_exhausted()",
+                    names.join(", ")
+                ),
+            ));
+        }
+        let default_sources =
+            || vec![KeySource::Header("idempotency-key".into()), KeySource::MessageId, KeySource::Position];
+        let keys = self.keys.unwrap_or_else(|| KeyExtractor::new(&self.scope, default_sources()));
+        if keys.scope() != &self.scope {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                format!("the key extractor is of scope {}, the pipeline of {}", keys.scope(), self.scope),
+            ));
+        }
+        Ok(Parts {
+            scope: self.scope,
+            consumer: self.consumer,
+            store: self.store.as_store(),
+            keys,
+            dead_letters: self.dead_letters,
+            config: self.config,
+            counters: Arc::new(Counters::default()),
+        })
+    }
+}
+
+impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
+    /// A pipeline whose handler runs inside the transaction that also records its completion.
+    ///
+    /// # Errors
+    /// [`Error`] of the kind `Config`, naming the values that disagree.
+    pub fn transactional_handler<H: TxHandler<S>>(
+        self,
+        handler: H,
+    ) -> Result<Pipeline<EffectivelyOnce>, Error> {
+        let store = Arc::clone(&self.store);
+        let parts = self.parts()?;
+        if parts.config.mode == super::config::Mode::Observe {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                "observe mode suppresses nothing, and a transactional handler cannot run without a claim; use one or \
+                 the other",
+            ));
+        }
+        Ok(pipeline(parts, Transactional { store, handler }))
+    }
+}
+
+fn pipeline<G, R: super::runner::Runner>(parts: Parts, runner: R) -> Pipeline<G> {
+    let counters = Arc::clone(&parts.counters);
+    Pipeline {
+        start: Box::new(move |shutdown| Box::pin(run(parts, runner, shutdown))),
+        counters,
+        guarantee: std::marker::PhantomData,
+    }
+}

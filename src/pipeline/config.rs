@@ -1,0 +1,244 @@
+//! What a pipeline can be told: [`PipelineConfig`], [`Policies`], [`Ordering`].
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+use crate::key::KeySource;
+use crate::retry::RetryPolicy;
+
+/// What to do with a message that has no usable idempotency key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMissingKey {
+    /// Dead-letter it.
+    #[default]
+    DeadLetter,
+    /// Use a hash of its payload as the key.
+    Hash,
+    /// Run the handler without a claim; counted as unprotected. Duplicates run again.
+    Process,
+    /// Refuse it in the broker's way (a broker's own dead-letter rule may take it); counted.
+    Reject,
+}
+
+/// What to do with a message whose key another claim holds. It is never acked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnInProgress {
+    /// Hold the delivery and ask again.
+    #[default]
+    Hold,
+    /// Give it back to a broker that can wait, for at least the lease that is left; hold it elsewhere.
+    Park,
+}
+
+/// What to do with a message whose key is known with another payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMismatch {
+    /// Dead-letter it; the key stays as it is.
+    #[default]
+    DeadLetter,
+    /// Ack it; counted.
+    Ack,
+    /// Treat it as a copy all the same: payloads are not compared.
+    Process,
+}
+
+/// What to do while the store does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStoreDown {
+    /// Start nothing, ack nothing, take nothing in, until it answers again.
+    #[default]
+    Pause,
+    /// Run handlers without a claim; each is counted as unprotected, and duplicates run again.
+    Process,
+}
+
+/// What to do with a message that failed for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExhausted {
+    /// Publish a dead letter, then ack.
+    #[default]
+    DeadLetter,
+    /// Keep it in the source and try again at the longest delay; alarmed.
+    Park,
+}
+
+/// One closed choice for each situation in which a message cannot simply run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// No usable key.
+    pub on_missing_key: OnMissingKey,
+    /// Claimed elsewhere.
+    pub on_in_progress: OnInProgress,
+    /// Known with another payload.
+    pub on_mismatch: OnMismatch,
+    /// No answer from the store.
+    pub on_store_down: OnStoreDown,
+    /// Failed for good.
+    pub on_exhausted: OnExhausted,
+}
+
+/// Which messages wait for each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    /// None do.
+    #[default]
+    None,
+    /// Those of one partition.
+    Partition,
+    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one wait for nobody.
+    BrokerKey,
+    /// Those with the same value of this source. Those without one wait for nobody.
+    By(KeySource),
+}
+
+/// Whether duplicates are suppressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Duplicates are suppressed.
+    #[default]
+    Enforce,
+    /// Nothing is suppressed: every delivery runs, duplicates are only counted. For a first look at a stream.
+    Observe,
+}
+
+/// The limits and choices of a pipeline.
+#[derive(Clone, Debug)]
+pub struct PipelineConfig {
+    /// How long a claim lasts without renewal; it is renewed at a third of this. 100 ms to 12 h, default 30 s.
+    pub lease: Duration,
+    /// How long a completed key is remembered. It must cover the time in which duplicates can still arrive.
+    /// At least the lease; default 7 d.
+    pub ttl: Duration,
+    /// Handlers that run at once. 1 to 65,536, default 256.
+    pub concurrency: usize,
+    /// Claims in one store call. 1 to 4,096, default 256.
+    pub max_batch: usize,
+    /// Deliveries taken and not settled, those that wait for a retry or for their lane included. At least
+    /// `concurrency`; default 4,096.
+    pub max_in_flight: usize,
+    /// Bytes of these deliveries. A single larger message is still taken, alone. Default 256 MiB.
+    pub max_in_flight_bytes: usize,
+    /// Which messages wait for each other.
+    pub ordering: Ordering,
+    /// How long a handler may run. Default 30 s.
+    pub handler_timeout: Duration,
+    /// How long a cancelled handler has to return before its future is dropped. Default 5 s.
+    pub cancel_grace: Duration,
+    /// How long a shutdown waits for running handlers. Default 25 s.
+    pub drain_timeout: Duration,
+    /// How long a store call may take before its outcome is called unknown. Default 5 s.
+    pub store_timeout: Duration,
+    /// How long a dead-letter publish may take before its outcome is called unknown. Default 10 s.
+    pub publish_timeout: Duration,
+    /// When failed messages are tried again.
+    pub retry: RetryPolicy,
+    /// What to do when a message cannot simply run.
+    pub policies: Policies,
+    /// Whether duplicates are suppressed.
+    pub mode: Mode,
+    /// Whether payloads of one key are compared, by a 128-bit fingerprint. Default true.
+    pub fingerprint: bool,
+    /// Whether what handlers return is kept with the completion. Default true.
+    pub keep_results: bool,
+    /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
+    pub max_result_bytes: usize,
+    /// Whether the headers of our own dead letters and retries name key and generation. Turn it off where
+    /// producers are not trusted to leave `onceward-` headers alone. Default true.
+    pub honour_own_headers: bool,
+    /// Stop when the source is idle and nothing is in flight. Default false.
+    pub until_idle: bool,
+    /// Makes owner tokens and jitter repeatable. For simulations only.
+    pub seed: Option<u64>,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(7 * 24 * 3600),
+            concurrency: 256,
+            max_batch: 256,
+            max_in_flight: 4096,
+            max_in_flight_bytes: 256 << 20,
+            ordering: Ordering::None,
+            handler_timeout: Duration::from_secs(30),
+            cancel_grace: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(25),
+            store_timeout: Duration::from_secs(5),
+            publish_timeout: Duration::from_secs(10),
+            retry: RetryPolicy::default(),
+            policies: Policies::default(),
+            mode: Mode::Enforce,
+            fingerprint: true,
+            keep_results: true,
+            max_result_bytes: 64 << 10,
+            honour_own_headers: true,
+            until_idle: false,
+            seed: None,
+        }
+    }
+}
+
+impl PipelineConfig {
+    /// Checks each limit, and how the limits relate.
+    ///
+    /// # Errors
+    /// A sentence naming the values that disagree and the fix.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong =
+            |text: String| Err(Error::new(ErrorKind::Config, "use this pipeline configuration", text));
+        let range = |name: &str, value: usize, low: usize, high: usize| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                wrong(format!("{name} is {value}; it must be from {low} to {high}"))
+            }
+        };
+        range("concurrency", self.concurrency, 1, 65_536)?;
+        range("max_batch", self.max_batch, 1, 4_096)?;
+        range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
+        range("max_attempts", self.retry.max_attempts as usize, 1, 1_000_000)?;
+        if self.max_in_flight < self.concurrency {
+            return wrong(format!(
+                "max_in_flight is {}, less than concurrency {}; raise it, or handlers would stand idle",
+                self.max_in_flight, self.concurrency
+            ));
+        }
+        if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(12 * 3600) {
+            return wrong(format!("lease is {:?}; it must be from 100 ms to 12 h", self.lease));
+        }
+        if self.ttl < self.lease {
+            return wrong(format!(
+                "ttl is {:?}, shorter than the lease {:?}; raise ttl, or keys are forgotten while they run",
+                self.ttl, self.lease
+            ));
+        }
+        for (name, value) in [
+            ("handler_timeout", self.handler_timeout),
+            ("store_timeout", self.store_timeout),
+            ("publish_timeout", self.publish_timeout),
+            ("retry.max", self.retry.backoff.max),
+        ] {
+            if value.is_zero() {
+                return wrong(format!("{name} is zero; give it a duration"));
+            }
+        }
+        if self.retry.backoff.initial > self.retry.backoff.max {
+            return wrong(format!(
+                "retry.initial is {:?}, longer than retry.max {:?}; swap them",
+                self.retry.backoff.initial, self.retry.backoff.max
+            ));
+        }
+        Ok(())
+    }
+
+    /// How often leases are renewed.
+    pub(crate) fn renew_every(&self) -> Duration {
+        self.lease / 3
+    }
+
+    /// How long before the end of the lease a run must stop: for clocks that run apart and messages under way.
+    pub(crate) fn lease_margin(&self) -> Duration {
+        self.lease / 10
+    }
+}

@@ -1,0 +1,431 @@
+//! Decides which deliveries start, and when: lanes, copies, retries, limits, pauses and the drain.
+
+use std::cmp::Reverse;
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::config::{Mode, OnStoreDown};
+use super::intake::Gate;
+use super::process::process;
+use super::runner::Runner;
+use super::shared::Shared;
+use super::work::{Verdict, Work};
+use crate::delivery::Settlement;
+use crate::key::{Fingerprint, Key};
+use crate::telemetry::Counter;
+
+/// What the dispatcher is told.
+pub(crate) enum Event {
+    /// Deliveries came in.
+    Arrived(Vec<Work>),
+    /// The source is at its end.
+    End,
+    /// The source is idle; only sent if the pipeline shall stop then.
+    Idle,
+    /// A round's claims were answered, or not: whether the store was reached, if it was asked at all.
+    Claimed { reached: Option<bool> },
+    /// So many runs have ended: their slots are free.
+    Finished(usize),
+    /// Deliveries were settled, or are to be tried again.
+    Settled(Vec<Report>),
+}
+
+/// What became of a delivery.
+pub(crate) struct Report {
+    pub(crate) key: Option<Key>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) generation: u32,
+    pub(crate) lane: Option<u64>,
+    pub(crate) size: usize,
+    pub(crate) verdict: Verdict,
+    pub(crate) again: Option<Work>,
+}
+
+/// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
+const CLAIMING_ROUNDS: usize = 2;
+
+/// Owns every delivery that is not in a round. It runs in one task and takes no locks.
+pub(crate) struct Dispatcher<R> {
+    shared: Arc<Shared<R>>,
+    gate: Arc<Gate>,
+    ready: VecDeque<Work>,
+    /// The keys that a delivery of this process speaks for, with the copies that wait for its outcome.
+    leaders: HashMap<Key, Vec<Work>>,
+    /// Lanes in which a delivery is under way, with those that wait behind it.
+    lanes: HashMap<u64, VecDeque<Work>>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    timer_count: u64,
+    rounds: JoinSet<()>,
+    claiming: usize,
+    running: usize,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    store_failures: u32,
+    store_retry_at: Option<Instant>,
+    at_end: bool,
+    idle: bool,
+}
+
+struct Timer {
+    at: Instant,
+    number: u64,
+    work: Work,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// How the dispatching ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Everything that had started was recorded and settled.
+    Wholly,
+    /// The drain deadline passed with so many runs still going; they were dropped.
+    Abandoned(usize),
+}
+
+impl<R: Runner> Dispatcher<R> {
+    pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>) -> Self {
+        Self {
+            shared,
+            gate,
+            ready: VecDeque::new(),
+            leaders: HashMap::new(),
+            lanes: HashMap::new(),
+            timers: BinaryHeap::new(),
+            timer_count: 0,
+            rounds: JoinSet::new(),
+            claiming: 0,
+            running: 0,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            store_failures: 0,
+            store_retry_at: None,
+            at_end: false,
+            idle: false,
+        }
+    }
+
+    /// Dispatches until the source is at its end and everything is settled, or until a drain is asked for and done.
+    pub(crate) async fn run(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
+        let shared = Arc::clone(&self.shared);
+        let mut batch = Vec::with_capacity(64);
+        while !self.is_done() {
+            self.start_rounds();
+            let wake_at = self.wake_at();
+            tokio::select! {
+                biased;
+                () = shared.draining.cancelled() => return self.drain(events).await,
+                _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
+                () = sleep_until(wake_at) => {}
+            }
+            self.fire_timers();
+            self.publish_gauges();
+            while self.rounds.try_join_next().is_some() {}
+        }
+        self.abandon_unstarted();
+        Drained::Wholly
+    }
+
+    fn is_done(&self) -> bool {
+        // What a policy keeps in a source that has ended, and what waits behind it, would keep the run from ending.
+        let only_parked = || {
+            self.running == 0
+                && self.ready.is_empty()
+                && !self.timers.is_empty()
+                && self.timers.iter().all(|Reverse(timer)| timer.work.parked)
+        };
+        (self.at_end || self.idle) && (self.in_flight == 0 || only_parked())
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Arrived(works) => {
+                self.idle = false;
+                works.into_iter().for_each(|work| self.arrive(work));
+            }
+            Event::End => self.at_end = true,
+            Event::Idle => self.idle = true,
+            Event::Claimed { reached } => {
+                self.claiming -= 1;
+                reached.into_iter().for_each(|reached| self.note_store(reached));
+            }
+            Event::Finished(count) => self.running -= count,
+            Event::Settled(reports) => self.conclude_all(reports),
+        }
+    }
+
+    fn arrive(&mut self, work: Work) {
+        self.in_flight += 1;
+        self.in_flight_bytes += work.size;
+        match work.lane.map(|lane| self.lanes.entry(lane)) {
+            Some(Entry::Occupied(mut waiting)) => waiting.get_mut().push_back(work),
+            Some(Entry::Vacant(lane)) => {
+                lane.insert(VecDeque::new());
+                self.ready.push_back(work);
+            }
+            None => self.ready.push_back(work),
+        }
+    }
+
+    /// Starts rounds as long as there are deliveries, free slots and claims to spare.
+    fn start_rounds(&mut self) {
+        let (max_batch, concurrency) = (self.shared.config.max_batch, self.shared.config.concurrency);
+        while !self.ready.is_empty() && self.running < concurrency {
+            let probing = self.store_retry_at.is_some();
+            if self.claiming >= if probing { 1 } else { CLAIMING_ROUNDS }
+                || self.store_retry_at.is_some_and(|at| Instant::now() < at)
+            {
+                return;
+            }
+            let limit = max_batch.min(concurrency - self.running);
+            let round = self.next_round(limit);
+            if !round.is_empty() {
+                self.running += round.len();
+                self.claiming += 1;
+                self.rounds.spawn(process(Arc::clone(&self.shared), round));
+            }
+        }
+    }
+
+    /// Takes deliveries with distinct keys. A copy of a key that is under way follows it instead of starting.
+    fn next_round(&mut self, limit: usize) -> Vec<Work> {
+        let mut round = Vec::with_capacity(limit.min(self.ready.len()));
+        while round.len() < limit
+            && let Some(mut work) = self.ready.pop_front()
+        {
+            if let Some(key) = work.key().filter(|_| !work.leads) {
+                match self.leaders.entry(key) {
+                    Entry::Occupied(mut followers) => {
+                        followers.get_mut().push(work);
+                        continue;
+                    }
+                    Entry::Vacant(leader) => {
+                        leader.insert(Vec::new());
+                        work.leads = true;
+                    }
+                }
+            }
+            round.push(work);
+        }
+        round
+    }
+
+    fn conclude_all(&mut self, reports: Vec<Report>) {
+        // Deliveries that could not be claimed go back to the front, in their order.
+        let mut unclaimed = Vec::new();
+        for mut report in reports {
+            match (report.verdict, report.again.take()) {
+                (Verdict::Again { after }, Some(work)) => self.try_again(work, after),
+                (_, Some(work)) => unclaimed.push(work),
+                (_, None) => self.conclude(report),
+            }
+        }
+        unclaimed.into_iter().rev().for_each(|work| self.ready.push_front(work));
+    }
+
+    fn try_again(&mut self, work: Work, after: Duration) {
+        self.timer_count += 1;
+        self.timers.push(Reverse(Timer { at: Instant::now() + after, number: self.timer_count, work }));
+    }
+
+    /// A delivery is settled: its copies share the outcome and its lane goes on.
+    fn conclude(&mut self, report: Report) {
+        self.forget(report.size);
+        if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
+            for follower in followers {
+                self.follow(&report, follower);
+            }
+        }
+        self.advance(report.lane);
+    }
+
+    fn advance(&mut self, lane: Option<u64>) {
+        let Some(lane) = lane else { return };
+        match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+            Some(next) => self.ready.push_back(next),
+            None => {
+                self.lanes.remove(&lane);
+            }
+        }
+    }
+
+    /// What the outcome of a message means for its copy: a copy of what is done is acked, a copy of what goes back to
+    /// the broker goes back as well and uses up no attempt. What differs (another payload, a later generation) is no
+    /// copy and speaks for itself.
+    fn follow(&mut self, leader: &Report, follower: Work) {
+        let is_copy = follower.fingerprint == leader.fingerprint && follower.generation <= leader.generation;
+        if !is_copy || self.shared.config.mode == Mode::Observe {
+            self.ready.push_back(follower);
+            return;
+        }
+        match leader.verdict {
+            Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
+                self.ack_copy(Counter::Duplicates, follower)
+            }
+            Verdict::Ack(Counter::DeadLettered | Counter::DuplicatesOfDead) => {
+                self.ack_copy(Counter::DuplicatesOfDead, follower);
+            }
+            Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
+            Verdict::GiveBack { after } => {
+                self.shared.count(Counter::GivenBack, 1);
+                self.settle_copy(follower, Some(Settlement::Retry { after }));
+            }
+            Verdict::Again { .. } | Verdict::StoreDown | Verdict::Abandon => {
+                self.shared.count(Counter::GivenBack, 1);
+                self.settle_copy(follower, None);
+            }
+        }
+    }
+
+    fn ack_copy(&mut self, counter: Counter, follower: Work) {
+        self.shared.count(counter, 1);
+        self.settle_copy(follower, Some(Settlement::Ack));
+    }
+
+    fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
+        self.forget(follower.size);
+        let lane = follower.lane;
+        match settlement {
+            Some(settlement) => follower.receipt.settle(settlement),
+            None => drop(follower.receipt),
+        }
+        self.advance(lane);
+    }
+
+    fn forget(&mut self, size: usize) {
+        self.in_flight -= 1;
+        self.in_flight_bytes -= size;
+    }
+
+    fn fire_timers(&mut self) {
+        let now = Instant::now();
+        while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now)
+            && let Some(Reverse(timer)) = self.timers.pop()
+        {
+            self.ready.push_back(timer.work);
+        }
+    }
+
+    /// Fail closed: while the store does not answer, one round at a time asks it, after a growing pause.
+    fn note_store(&mut self, reached: bool) {
+        if reached {
+            if self.store_retry_at.take().is_some() {
+                tracing::info!("the store answers again");
+            }
+            self.store_failures = 0;
+            return;
+        }
+        if self.store_failures == 0 {
+            tracing::warn!("the store does not answer: no handler starts, nothing is acked, intake pauses");
+        }
+        let pause =
+            self.shared.pause(Duration::from_millis(100), self.store_failures, Duration::from_secs(5));
+        self.store_failures = self.store_failures.saturating_add(1);
+        self.store_retry_at = Some(Instant::now() + pause);
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let timer = self.timers.peek().map(|Reverse(timer)| timer.at);
+        let store = self.store_retry_at.filter(|_| !self.ready.is_empty() && self.claiming == 0);
+        [timer, store].into_iter().flatten().min()
+    }
+
+    fn publish_gauges(&self) {
+        let config = &self.shared.config;
+        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
+        self.shared.counters.set_store_up(self.store_retry_at.is_none());
+        let pausing = config.policies.on_store_down == OnStoreDown::Pause && self.store_retry_at.is_some();
+        self.gate.set_open(
+            !pausing
+                && self.in_flight < config.max_in_flight
+                && (self.in_flight_bytes < config.max_in_flight_bytes || self.in_flight == 0),
+        );
+    }
+
+    /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
+    async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
+        self.gate.set_open(false);
+        let deadline = Instant::now() + self.shared.config.drain_timeout;
+        let mut batch = Vec::with_capacity(64);
+        let mut stopping = false;
+        loop {
+            self.abandon_unstarted();
+            self.publish_gauges();
+            if self.rounds.is_empty() {
+                // Every round has ended, and what the last ones told is taken below.
+                while let Ok(event) = events.try_recv() {
+                    self.take(event);
+                }
+                self.abandon_unstarted();
+                return Drained::Wholly;
+            }
+            let until = if stopping { deadline + self.shared.config.cancel_grace } else { deadline };
+            tokio::select! {
+                biased;
+                _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
+                _ = self.rounds.join_next() => {}
+                () = tokio::time::sleep_until(until) => {
+                    if stopping {
+                        let running = self.running;
+                        self.rounds.abort_all();
+                        while self.rounds.join_next().await.is_some() {}
+                        return Drained::Abandoned(running);
+                    }
+                    stopping = true;
+                    tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
+                    self.shared.giving_up.cancel();
+                    self.shared.heartbeat.cancel_all();
+                }
+            }
+        }
+    }
+
+    /// Gives back what has not started. Copies wait for their leader as long as it runs.
+    fn abandon_unstarted(&mut self) {
+        let timers = std::mem::take(&mut self.timers).into_iter().map(|Reverse(timer)| timer.work);
+        let mut waiting: Vec<Work> = timers.chain(self.ready.drain(..)).collect();
+        for lane in self.lanes.values_mut() {
+            waiting.extend(lane.drain(..));
+        }
+        for work in waiting {
+            let followers =
+                if work.leads { work.key().and_then(|key| self.leaders.remove(&key)) } else { None };
+            for work in followers.into_iter().flatten().chain([work]) {
+                self.shared.count(Counter::GivenBack, 1);
+                self.forget(work.size);
+                drop(work.receipt);
+            }
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

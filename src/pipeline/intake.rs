@@ -1,0 +1,194 @@
+//! Takes deliveries from the source, as long as there is room, and finds out whose they are.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::config::{OnMismatch, OnMissingKey, Ordering};
+use super::dispatch::Event;
+use super::shared::Shared;
+use super::work::{Plan, Work};
+use crate::consumer::Consumer;
+use crate::dead_letter::Republished;
+use crate::delivery::Delivery;
+use crate::error::Error;
+use crate::failpoints::{self, Step};
+use crate::key::{Fingerprint, KeyExtractor};
+use crate::message::Message;
+use crate::store::Reason;
+use crate::telemetry::Counter;
+
+/// Open while there is room for more deliveries and the store answers.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    open: AtomicBool,
+    opened: Notify,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { open: AtomicBool::new(true), opened: Notify::new() })
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        if self.open.swap(open, Atomic::AcqRel) != open && open {
+            self.opened.notify_one();
+        }
+    }
+
+    async fn pass(&self) {
+        while !self.open.load(Atomic::Acquire) {
+            self.opened.notified().await;
+        }
+    }
+}
+
+/// Receives until the source ends, a drain begins or an error ends the run; then gives the consumer back, so that it can
+/// be closed after the last settlement.
+pub(crate) async fn take_in<R: Send + Sync + 'static>(
+    shared: Arc<Shared<R>>,
+    gate: Arc<Gate>,
+    mut consumer: Box<dyn Consumer>,
+) -> (Box<dyn Consumer>, Result<(), Error>) {
+    let derive = Derive::new(&shared.keys, &shared.config.ordering);
+    let mut failures = 0;
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => return (consumer, Ok(())),
+            received = async { gate.pass().await; consumer.receive().await } => received,
+            () = idle(shared.config.until_idle) => {
+                if consumer.is_idle().await == Some(true) {
+                    shared.tell(Event::Idle);
+                }
+                continue;
+            }
+        };
+        match received {
+            Ok(Some(batch)) => {
+                failpoints::hit(Step::Received);
+                failures = 0;
+                shared.count(Counter::Received, batch.len());
+                if shared.capabilities.heartbeat.is_some() {
+                    let now = Instant::now();
+                    batch.iter().for_each(|delivery| shared.heartbeat.hold(delivery.receipt.tag(), now));
+                }
+                let works = batch.into_iter().map(|delivery| derive.work(&shared, delivery)).collect();
+                shared.tell(Event::Arrived(works));
+                // Let the dispatcher look at its limits before the next batch is taken.
+                tokio::task::yield_now().await;
+            }
+            Ok(None) => {
+                shared.tell(Event::End);
+                return (consumer, Ok(()));
+            }
+            Err(error) if error.is_retryable() => {
+                shared.count(Counter::ReceiveErrors, 1);
+                tracing::warn!(?error, "receiving failed and is repeated");
+                let pause = shared.pause(Duration::from_millis(100), failures, Duration::from_secs(5));
+                failures += 1;
+                tokio::select! {
+                    biased;
+                    () = shared.draining.cancelled() => return (consumer, Ok(())),
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+            Err(error) => {
+                shared.draining.cancel();
+                return (consumer, Err(error));
+            }
+        }
+    }
+}
+
+/// How long a source must be quiet before it is asked whether it is idle.
+const QUIET: Duration = Duration::from_millis(200);
+
+async fn idle(wanted: bool) {
+    if wanted { tokio::time::sleep(QUIET).await } else { std::future::pending().await }
+}
+
+/// Finds key, fingerprint, generation and lane of a delivery.
+struct Derive {
+    order_by: Option<KeyExtractor>,
+    hasher: RandomState,
+}
+
+impl Derive {
+    fn new(keys: &KeyExtractor, ordering: &Ordering) -> Self {
+        let order_by = match ordering {
+            Ordering::By(source) => Some(keys.with_sources(vec![source.clone()])),
+            _ => None,
+        };
+        Self { order_by, hasher: RandomState::new() }
+    }
+
+    fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
+        let (plan, generation) = plan(shared, &message);
+        let wanted = shared.config.fingerprint && shared.config.policies.on_mismatch != OnMismatch::Process;
+        let fingerprint =
+            (wanted && matches!(plan, Plan::Claim(_))).then(|| Fingerprint::of(message.payload()));
+        Work {
+            lane: self.lane(&shared.config.ordering, &message),
+            size: message.size(),
+            message,
+            receipt,
+            plan,
+            fingerprint,
+            generation,
+            owner: None,
+            leads: false,
+            parked: false,
+            unprotected_failures: 0,
+            holds: 0,
+            last_delay: Duration::ZERO,
+        }
+    }
+
+    /// A lane is a 64-bit hash: messages of two order keys that share one merely wait for each other.
+    fn lane(&self, ordering: &Ordering, message: &Message) -> Option<u64> {
+        match ordering {
+            Ordering::None => None,
+            Ordering::Partition => {
+                let position = message.position();
+                Some(
+                    self.hasher
+                        .hash_one(position.map(|position| (&position.incarnation, position.partition))),
+                )
+            }
+            Ordering::BrokerKey => message.order_key().map(|key| self.hasher.hash_one(key)),
+            Ordering::By(_) => {
+                let order_by = self.order_by.as_ref()?;
+                order_by.key_of(message).ok().map(|key| self.hasher.hash_one(key.as_bytes()))
+            }
+        }
+    }
+}
+
+fn plan<R>(shared: &Shared<R>, message: &Message) -> (Plan, u32) {
+    if let Some(defect) = message.defect() {
+        return (Plan::Letter(Reason::Defect, defect.to_string()), 0);
+    }
+    let ours = shared.config.honour_own_headers.then(|| Republished::read(&shared.scope, message)).flatten();
+    let generation = ours.map_or(0, |ours| ours.generation);
+    if let Some(key) = ours.and_then(|ours| ours.key) {
+        return (Plan::Claim(key), generation);
+    }
+    let error = match shared.keys.key_of(message) {
+        Ok(key) => return (Plan::Claim(key), generation),
+        Err(error) => error,
+    };
+    shared.count(Counter::MissingKeys, 1);
+    tracing::debug!(?message, %error, "a message has no usable key");
+    let plan = match shared.config.policies.on_missing_key {
+        OnMissingKey::DeadLetter => Plan::Letter(Reason::MissingKey, error.to_string()),
+        OnMissingKey::Hash => Plan::Claim(shared.keys.fallback(message)),
+        OnMissingKey::Process => Plan::Unprotected,
+        OnMissingKey::Reject => Plan::Reject,
+    };
+    (plan, generation)
+}

@@ -1,0 +1,410 @@
+//! Makes durable what became of a run, before anything is settled: completions, failures, dead letters.
+
+use std::time::Duration;
+
+use futures_util::future::join3;
+
+use super::config::{OnExhausted, Ordering};
+use super::gather::bounded;
+use super::process::settle;
+use super::runner::Runner;
+use super::shared::Shared;
+use super::work::{Finished, Outcome, Recorded, Verdict, Work};
+use crate::dead_letter::Obituary;
+use crate::failpoints::{self, Step};
+use crate::handler::{HandlerError, Verdict as HandlerVerdict};
+use crate::store::{BuryRequest, CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
+use crate::telemetry::Counter;
+
+/// A success whose completion is to be written.
+struct Success {
+    finished: Finished,
+    request: CompleteRequest,
+}
+
+/// A failure that is to be written under its claim.
+struct FailedRun {
+    finished: Finished,
+    request: FailRequest,
+    error: HandlerError,
+}
+
+/// A message that failed for good.
+struct Letter {
+    work: Work,
+    lease: Option<Lease>,
+    why: Obituary,
+}
+
+#[derive(Default)]
+struct Sorted {
+    succeeded: Vec<Success>,
+    failed: Vec<FailedRun>,
+    letters: Vec<Letter>,
+    unstarted: Vec<Finished>,
+    decided: Vec<Recorded>,
+}
+
+/// Records what became of `finished` and settles each delivery as soon as its own record is durable: a slow dead-letter
+/// queue does not hold up completions.
+pub(crate) async fn record_and_settle<R: Runner>(shared: &Shared<R>, finished: Vec<Finished>) {
+    let sorted = sort(shared, finished);
+    settle(shared, sorted.decided);
+    let completed = async {
+        if !sorted.succeeded.is_empty() {
+            settle(shared, complete(shared, sorted.succeeded).await);
+        }
+    };
+    let failed = async {
+        let mut letters = sorted.letters;
+        if !sorted.failed.is_empty() {
+            let (recorded, exhausted) = fail(shared, sorted.failed).await;
+            settle(shared, recorded);
+            letters.extend(exhausted);
+        }
+        if !letters.is_empty() {
+            settle(shared, dead_letter(shared, letters).await);
+        }
+    };
+    let released = async {
+        if !sorted.unstarted.is_empty() {
+            settle(shared, release(shared, sorted.unstarted).await);
+        }
+    };
+    join3(completed, failed, released).await;
+}
+
+fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
+    let mut sorted = Sorted::default();
+    for mut finished in finished {
+        let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
+        match std::mem::replace(&mut finished.outcome, Outcome::Fenced) {
+            Outcome::Succeeded(result) => match lease {
+                Some(lease) => {
+                    let request = completion(shared, &finished, lease, result);
+                    sorted.succeeded.push(Success { finished, request });
+                }
+                None => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
+            },
+            Outcome::Committed => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
+            Outcome::Decided(verdict) => sorted.decided.push(decided(finished, verdict)),
+            Outcome::Fenced => {
+                shared.count(Counter::Fenced, 1);
+                sorted.decided.push(ask_again(shared, finished));
+            }
+            Outcome::Unknown => sorted.decided.push(ask_again(shared, finished)),
+            Outcome::Unstarted => sorted.unstarted.push(finished),
+            Outcome::Failed(error) => {
+                shared.count(Counter::RunsFailed, 1);
+                match lease {
+                    Some(lease) => {
+                        let attempt = finished.claim.as_ref().map_or(1, |claim| claim.attempt());
+                        let terminal = terminal(shared, attempt, &error)
+                            .filter(|_| shared.config.policies.on_exhausted == OnExhausted::DeadLetter);
+                        let request = FailRequest { lease, error: error.text().to_owned(), terminal };
+                        sorted.failed.push(FailedRun { finished, request, error });
+                    }
+                    None => unprotected_failure(shared, finished, &error, &mut sorted),
+                }
+            }
+            Outcome::Exhausted(exhausted) => {
+                let why = Obituary {
+                    reason: exhausted.reason,
+                    error: exhausted.error.unwrap_or_default(),
+                    attempts: exhausted.attempts,
+                    lost: exhausted.lost,
+                    generation: exhausted.generation,
+                    first_age: exhausted.first_age,
+                };
+                sorted.letters.push(Letter { work: finished.work, lease: Some(exhausted.lease), why });
+            }
+            Outcome::Letter(reason, error) => {
+                let why = obituary_without_claim(reason, error, &finished.work);
+                sorted.letters.push(Letter { work: finished.work, lease: None, why });
+            }
+        }
+    }
+    sorted
+}
+
+fn decided(finished: Finished, verdict: Verdict) -> Recorded {
+    if let Some(claim) = &finished.claim {
+        claim.end();
+    }
+    Recorded { work: finished.work, verdict }
+}
+
+/// Another claim holds the key, or nobody knows: the next claim tells.
+fn ask_again<R>(shared: &Shared<R>, mut finished: Finished) -> Recorded {
+    let after = shared.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
+    finished.work.holds += 1;
+    decided(finished, Verdict::Again { after })
+}
+
+fn completion<R>(
+    shared: &Shared<R>,
+    finished: &Finished,
+    lease: Lease,
+    result: Option<bytes::Bytes>,
+) -> CompleteRequest {
+    let config = &shared.config;
+    CompleteRequest {
+        lease,
+        result: result.filter(|result| config.keep_results && result.len() <= config.max_result_bytes),
+        fingerprint: finished.work.fingerprint,
+        generation: finished.claim.as_ref().map_or(0, |claim| claim.generation()),
+        ttl: config.ttl,
+    }
+}
+
+async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
+    failpoints::hit(Step::CompleteSent);
+    let requests = succeeded.iter().map(|success| success.request.clone()).collect();
+    let answers = shared.complete(requests).await;
+    failpoints::hit(Step::CompleteApplied);
+    succeeded
+        .into_iter()
+        .zip(answers)
+        .map(|(Success { finished, .. }, answer)| match answer {
+            Ok(Completion::Completed | Completion::Repeated) => {
+                decided(finished, Verdict::Ack(Counter::Handled))
+            }
+            Ok(Completion::Inserted) => {
+                shared.count(Counter::ClaimLost, 1);
+                decided(finished, Verdict::Ack(Counter::Handled))
+            }
+            Ok(Completion::DoneByAnother) => {
+                shared.count(Counter::SuspectedDoubleEffects, 1);
+                decided(finished, Verdict::Ack(Counter::Handled))
+            }
+            Ok(Completion::HeldByAnother) => {
+                shared.count(Counter::Fenced, 1);
+                shared.count(Counter::SuspectedDoubleEffects, 1);
+                ask_again(shared, finished)
+            }
+            Err(_) if shared.giving_up.is_cancelled() => decided(finished, Verdict::Abandon),
+            Err(error) => {
+                tracing::error!(%error, key = ?finished.work.key(), "a completion is refused; its message is held and may run again");
+                let after = shared.config.retry.backoff.max;
+                decided(finished, Verdict::Again { after })
+            }
+        })
+        .collect()
+}
+
+/// Whether a run that failed was the last one.
+fn terminal<R>(shared: &Shared<R>, attempt: u32, error: &HandlerError) -> Option<Reason> {
+    match error.verdict() {
+        HandlerVerdict::Permanent => Some(Reason::Permanent),
+        _ if attempt >= shared.config.retry.max_attempts => Some(Reason::AttemptsExhausted),
+        _ => None,
+    }
+}
+
+async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Recorded>, Vec<Letter>) {
+    failpoints::hit(Step::FailSent);
+    let requests: Vec<_> = failed.iter().map(|run| run.request.clone()).collect();
+    let answers = shared
+        .until_known(requests, |batch| {
+            Box::pin(async move {
+                let call = shared.store.fail(&shared.scope, &batch);
+                shared.store_call("write failed runs", batch.len(), call).await
+            })
+        })
+        .await;
+    failpoints::hit(Step::FailApplied);
+    let mut recorded = Vec::new();
+    let mut letters = Vec::new();
+    for (FailedRun { finished, request, error }, answer) in failed.into_iter().zip(answers) {
+        match answer {
+            Ok(Failure::Recorded { attempts, first_age }) => match request.terminal {
+                Some(reason) => {
+                    let claim = finished.claim.as_ref();
+                    let why = Obituary {
+                        reason,
+                        error: request.error,
+                        attempts,
+                        lost: 0,
+                        generation: claim.map_or(0, |claim| claim.generation()),
+                        first_age,
+                    };
+                    if let Some(claim) = claim {
+                        claim.end();
+                    }
+                    letters.push(Letter { work: finished.work, lease: Some(request.lease), why });
+                }
+                None => recorded.push(retry(shared, finished, attempts, &error)),
+            },
+            Ok(Failure::Lost) => {
+                shared.count(Counter::Fenced, 1);
+                recorded.push(ask_again(shared, finished));
+            }
+            Err(_) if shared.giving_up.is_cancelled() => recorded.push(decided(finished, Verdict::Abandon)),
+            Err(refused) => {
+                tracing::error!(error = %refused, key = ?finished.work.key(), "a failed run cannot be written; its message is held");
+                let after = shared.config.retry.backoff.max;
+                recorded.push(decided(finished, Verdict::Again { after }));
+            }
+        }
+    }
+    (recorded, letters)
+}
+
+/// The next try of a run that failed, in this process or, where the broker can wait and no order is kept, through it.
+fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &HandlerError) -> Recorded {
+    shared.count(Counter::Retried, 1);
+    if error.is_outcome_unknown() {
+        shared.count(Counter::SuspectedDoubleEffects, 1);
+    }
+    let work = &mut finished.work;
+    let exhausted = terminal(shared, attempts, error).is_some();
+    let backoff = if exhausted {
+        park(shared, work, error.text());
+        shared.config.retry.backoff.max
+    } else {
+        shared.backoff(attempts, work.last_delay)
+    };
+    let after = match error.verdict() {
+        HandlerVerdict::RetryAfter(delay) => delay.max(backoff),
+        _ => backoff,
+    };
+    work.last_delay = after;
+    tracing::debug!(key = ?work.key(), attempts, ?after, error = error.text(), "a run failed and will be repeated");
+    let verdict = if shared.capabilities.delayed_retry
+        && shared.config.ordering == Ordering::None
+        && after >= GIVE_BACK_FROM
+    {
+        Verdict::GiveBack { after }
+    } else {
+        Verdict::Again { after }
+    };
+    decided(finished, verdict)
+}
+
+/// Shorter delays are spent holding the delivery: a round trip through the broker would cost more.
+const GIVE_BACK_FROM: Duration = Duration::from_secs(1);
+
+fn park<R>(shared: &Shared<R>, work: &mut Work, error: &str) {
+    if !work.parked {
+        work.parked = true;
+        shared.count(Counter::Parked, 1);
+        tracing::error!(
+            key = ?work.key(), message = ?work.message, error,
+            "a message failed for good and is parked in its source: mend the cause, or configure a dead-letter destination"
+        );
+    }
+}
+
+fn unprotected_failure<R>(
+    shared: &Shared<R>,
+    mut finished: Finished,
+    error: &HandlerError,
+    sorted: &mut Sorted,
+) {
+    finished.work.unprotected_failures += 1;
+    let failures = finished.work.unprotected_failures;
+    match terminal(shared, failures, error) {
+        Some(reason) if shared.config.policies.on_exhausted == OnExhausted::DeadLetter => {
+            let why = obituary_without_claim(reason, error.text().to_owned(), &finished.work);
+            sorted.letters.push(Letter { work: finished.work, lease: None, why });
+        }
+        _ => {
+            let recorded = retry(shared, finished, failures, error);
+            sorted.decided.push(recorded);
+        }
+    }
+}
+
+fn obituary_without_claim(reason: Reason, error: String, work: &Work) -> Obituary {
+    Obituary {
+        reason,
+        error,
+        attempts: work.unprotected_failures,
+        lost: 0,
+        generation: work.generation,
+        first_age: Duration::ZERO,
+    }
+}
+
+/// Publishes dead letters, confirmed, then marks their keys dead; only then are they acked. A crash in between repeats
+/// the publish, never the handler.
+async fn dead_letter<R: Runner>(shared: &Shared<R>, letters: Vec<Letter>) -> Vec<Recorded> {
+    let Some(target) = &shared.dead_letters else {
+        return letters.into_iter().map(|letter| keep(shared, letter)).collect();
+    };
+    let batch: Vec<_> = letters
+        .iter()
+        .map(|letter| target.letter(&shared.scope, letter.work.key(), &letter.work.message, &letter.why))
+        .collect();
+    failpoints::hit(Step::LetterSent);
+    let published = bounded(
+        shared.config.publish_timeout,
+        "publish dead letters",
+        batch.len(),
+        target.publisher().publish(&batch),
+    )
+    .await;
+    failpoints::hit(Step::LetterConfirmed);
+
+    let mut recorded = Vec::new();
+    let mut buried = Vec::new();
+    for (letter, published) in letters.into_iter().zip(published) {
+        match published {
+            Ok(()) => buried.push(letter),
+            Err(error) => {
+                shared.count(Counter::DeadLetterErrors, 1);
+                tracing::warn!(?error, key = ?letter.work.key(), "a dead letter was not confirmed; its message is held and the publish repeated");
+                recorded.push(hold_letter(shared, letter));
+            }
+        }
+    }
+    let requests: Vec<_> = buried
+        .iter()
+        .filter_map(|letter| letter.lease.map(|lease| BuryRequest { lease, ttl: shared.config.ttl }))
+        .collect();
+    if !requests.is_empty() {
+        // Whatever the answer, the letter is confirmed: that alone allows the ack.
+        shared
+            .until_known(requests, |batch| {
+                Box::pin(async move {
+                    let call = shared.store.bury(&shared.scope, &batch);
+                    shared.store_call("mark keys dead", batch.len(), call).await
+                })
+            })
+            .await;
+    }
+    failpoints::hit(Step::Buried);
+    for Letter { work, why, .. } in buried {
+        tracing::warn!(
+            key = ?work.key(), reason = %why.reason, attempts = why.attempts, error = why.error, "a message was dead-lettered"
+        );
+        recorded.push(Recorded { work, verdict: Verdict::Ack(Counter::DeadLettered) });
+    }
+    recorded
+}
+
+/// There is nowhere to send it: it stays in the source.
+fn keep<R>(shared: &Shared<R>, Letter { mut work, why, .. }: Letter) -> Recorded {
+    park(shared, &mut work, &why.error);
+    let after = shared.config.retry.backoff.max;
+    Recorded { work, verdict: Verdict::Again { after } }
+}
+
+fn hold_letter<R>(shared: &Shared<R>, Letter { mut work, .. }: Letter) -> Recorded {
+    let after = shared.pause(Duration::from_millis(200), work.holds, shared.config.retry.backoff.max);
+    work.holds += 1;
+    Recorded { work, verdict: Verdict::Again { after } }
+}
+
+async fn release<R>(shared: &Shared<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
+    failpoints::hit(Step::ReleaseSent);
+    let leases: Vec<_> = unstarted
+        .iter()
+        .filter_map(|finished| finished.claim.as_ref().and_then(|claim| claim.lease()))
+        .collect();
+    // A release that is lost costs the next claim a wait for the lease, nothing else.
+    shared
+        .store_call("release unstarted claims", leases.len(), shared.store.release(&shared.scope, &leases))
+        .await;
+    unstarted.into_iter().map(|finished| ask_again(shared, finished)).collect()
+}

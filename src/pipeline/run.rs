@@ -1,0 +1,147 @@
+//! Starts the tasks of a pipeline and ends them in the order that loses nothing.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinError};
+use tokio_util::sync::CancellationToken;
+
+use super::Summary;
+use super::config::PipelineConfig;
+use super::dispatch::{Dispatcher, Drained, Event};
+use super::gather::{Completions, bounded};
+use super::heartbeat::{self, Heartbeat};
+use super::intake::{Gate, take_in};
+use super::runner::Runner;
+use super::settler::flush_all;
+use super::shared::{Chance, Shared};
+use super::{janitor, work::Work};
+use crate::consumer::Consumer;
+use crate::dead_letter::DeadLetters;
+use crate::error::{Error, ErrorKind};
+use crate::key::{KeyExtractor, Scope};
+use crate::store::Store;
+use crate::telemetry::{Counter, Counters};
+
+/// What a builder has collected.
+pub(crate) struct Parts {
+    pub(crate) scope: Scope,
+    pub(crate) consumer: Box<dyn Consumer>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) keys: KeyExtractor,
+    pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) config: PipelineConfig,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// Runs a pipeline in tasks of its own, so that no step of the protocol lives only in a future that the caller may drop.
+pub(crate) async fn run<R: Runner>(
+    parts: Parts,
+    runner: R,
+    shutdown: CancellationToken,
+) -> Result<Summary, Error> {
+    // If this future is dropped, the guard starts the drain, which goes on in the task.
+    let draining = shutdown.child_token();
+    let on_drop = draining.clone().drop_guard();
+    let result = tokio::spawn(run_tasks(parts, runner, draining)).await;
+    on_drop.disarm();
+    result.map_err(|error| ended("run the pipeline", &error))?
+}
+
+fn ended(operation: &'static str, error: &JoinError) -> Error {
+    Error::new(ErrorKind::Internal, operation, format!("its task ended: {error}"))
+}
+
+async fn run_tasks<R: Runner>(
+    parts: Parts,
+    runner: R,
+    draining: CancellationToken,
+) -> Result<Summary, Error> {
+    let Parts { scope, consumer, store, keys, dead_letters, config, counters } = parts;
+    let acker = consumer.acker();
+    let (events_in, mut events) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        completions: start_completions(&scope, &store, &config, &counters),
+        capabilities: consumer.capabilities(),
+        chance: Mutex::new(Chance::new(config.seed)),
+        heartbeat: Heartbeat::default(),
+        events: events_in,
+        suspects: Semaphore::new(1),
+        giving_up: CancellationToken::new(),
+        draining,
+        scope,
+        keys,
+        store,
+        runner,
+        dead_letters,
+        config,
+        counters,
+    });
+    shared.counters.set_store_up(true);
+    let gate = Gate::new();
+    let finish = CancellationToken::new();
+
+    let helpers = [
+        Abort(tokio::spawn(heartbeat::beat(Arc::clone(&shared), Arc::clone(&acker))).abort_handle()),
+        Abort(tokio::spawn(janitor::purge(Arc::clone(&shared))).abort_handle()),
+    ];
+    let queue = consumer.settle_queue();
+    let settler = tokio::spawn(flush_all(Arc::clone(&shared), queue, acker, finish.clone()));
+    let intake = tokio::spawn(take_in(Arc::clone(&shared), Arc::clone(&gate), consumer));
+
+    let drained = Dispatcher::new(Arc::clone(&shared), gate).run(&mut events).await;
+    // The order from here on loses nothing: no more intake, then the last settlements, then the connection.
+    shared.draining.cancel();
+    let (mut consumer, received) = intake.await.map_err(|error| ended("receive", &error))?;
+    while let Ok(event) = events.try_recv() {
+        if let Event::Arrived(works) = event {
+            give_back(&shared, works);
+        }
+    }
+    finish.cancel();
+    settler.await.map_err(|error| ended("settle", &error))?;
+    drop(helpers);
+    if let Err(error) = consumer.close().await {
+        tracing::warn!(?error, "the source was not closed cleanly");
+    }
+    received?;
+    let abandoned_runs = match drained {
+        Drained::Wholly => 0,
+        Drained::Abandoned(runs) => runs,
+    };
+    let counters = Arc::clone(&shared.counters);
+    Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
+}
+
+fn give_back<R>(shared: &Shared<R>, works: Vec<Work>) {
+    shared.count(Counter::GivenBack, works.len());
+    drop(works);
+}
+
+fn start_completions(
+    scope: &Scope,
+    store: &Arc<dyn Store>,
+    config: &PipelineConfig,
+    counters: &Arc<Counters>,
+) -> Completions {
+    let (scope, store, counters) = (scope.clone(), Arc::clone(store), Arc::clone(counters));
+    let limit = config.store_timeout;
+    Completions::start(config.max_batch, move |batch| {
+        let (scope, store, counters) = (scope.clone(), Arc::clone(&store), Arc::clone(&counters));
+        async move {
+            let answers = bounded(limit, "complete keys", batch.len(), store.complete(&scope, &batch)).await;
+            counters
+                .add(Counter::StoreErrors, answers.iter().filter(|answer| answer.is_err()).count() as u64);
+            answers
+        }
+    })
+}
+
+/// Ends a task when it goes out of scope.
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

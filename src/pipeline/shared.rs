@@ -1,0 +1,167 @@
+//! What all rounds of a pipeline share: its parts, counters, random numbers and the calls to the store.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::config::{OnExhausted, PipelineConfig};
+use super::dispatch::Event;
+use super::gather::{Completions, bounded};
+use super::heartbeat::Heartbeat;
+use crate::consumer::Capabilities;
+use crate::dead_letter::DeadLetters;
+use crate::error::Error;
+use crate::failpoints::{self, Step};
+use crate::key::{KeyExtractor, Scope};
+use crate::store::{
+    Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
+};
+use crate::telemetry::{Counter, Counters};
+
+/// What all rounds share.
+pub(crate) struct Shared<R> {
+    pub(crate) scope: Scope,
+    pub(crate) keys: KeyExtractor,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) runner: R,
+    pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) config: PipelineConfig,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) completions: Completions,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// One run at a time of a key whose claim has lapsed before, so that a run that kills the process is blamed alone.
+    pub(crate) suspects: Semaphore,
+    /// Fires when no new run may start.
+    pub(crate) draining: CancellationToken,
+    /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.
+    pub(crate) giving_up: CancellationToken,
+    pub(crate) chance: Mutex<Chance>,
+}
+
+/// Owner tokens and jitter.
+pub(crate) struct Chance {
+    entropy: Entropy,
+    rng: fastrand::Rng,
+}
+
+impl Chance {
+    pub(crate) fn new(seed: Option<u64>) -> Self {
+        match seed {
+            Some(seed) => Self { entropy: Entropy::seeded(seed), rng: fastrand::Rng::with_seed(seed) },
+            None => Self { entropy: Entropy::system(), rng: fastrand::Rng::new() },
+        }
+    }
+}
+
+impl<R> Shared<R> {
+    pub(crate) fn count(&self, counter: Counter, count: usize) {
+        self.counters.add(counter, count as u64);
+    }
+
+    pub(crate) fn terms(&self) -> ClaimTerms {
+        let max_attempts = match self.config.policies.on_exhausted {
+            OnExhausted::DeadLetter => self.config.retry.max_attempts,
+            // A parked message goes on being tried.
+            OnExhausted::Park => u32::MAX,
+        };
+        ClaimTerms { lease: self.config.lease, max_attempts, ttl: self.config.ttl }
+    }
+
+    /// Draws owner tokens, under one lock for a batch.
+    pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut dyn FnMut() -> OwnerToken) -> T) -> T {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        draw(&mut || chance.entropy.token())
+    }
+
+    /// The backoff before the next try.
+    pub(crate) fn backoff(&self, failures: u32, previous: Duration) -> Duration {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        self.config.retry.backoff.delay(failures, previous, &mut chance.rng)
+    }
+
+    /// Between half of `base · 2^tries` and all of it, at most `longest`: for waiting on others.
+    pub(crate) fn pause(&self, base: Duration, tries: u32, longest: Duration) -> Duration {
+        let full = base.saturating_mul(1 << tries.min(16)).min(longest);
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        full.mul_f64(0.5 + chance.rng.f64() / 2.0)
+    }
+
+    pub(crate) async fn claim(&self, batch: &[ClaimRequest]) -> Vec<Result<Claim, Error>> {
+        failpoints::hit(Step::ClaimSent);
+        let terms = self.terms();
+        let call = self.store.claim(&self.scope, &terms, batch);
+        let answers = bounded(self.config.store_timeout, "claim keys", batch.len(), call).await;
+        failpoints::hit(Step::ClaimApplied);
+        self.count_errors(&answers);
+        answers
+    }
+
+    /// Writes completions, gathered with those of other rounds, until each is known to be written or refused.
+    pub(crate) async fn complete(&self, batch: Vec<CompleteRequest>) -> Vec<Result<Completion, Error>> {
+        // The calls are bounded where they are made: waiting for their turn is no failure.
+        self.until_known(batch, |batch| Box::pin(self.completions.write(batch))).await
+    }
+
+    /// Repeats a write, with the same owner tokens, until each item is known to be applied or refused: *unknown is not
+    /// failed*. Gives up only when the drain deadline has passed.
+    pub(crate) async fn until_known<'s, Q: Clone, T>(
+        &'s self,
+        batch: Vec<Q>,
+        write: impl Fn(Vec<Q>) -> BoxFuture<'s, Vec<Result<T, Error>>>,
+    ) -> Vec<Result<T, Error>> {
+        let mut open: Vec<(usize, Q)> = batch.into_iter().enumerate().collect();
+        let mut answers: Vec<Option<Result<T, Error>>> = open.iter().map(|_| None).collect();
+        let mut tries = 0;
+        loop {
+            let requests = open.iter().map(|(_, request)| request.clone()).collect();
+            let results = write(requests).await;
+            let mut unknown = Vec::new();
+            for ((index, request), result) in open.into_iter().zip(results) {
+                match result {
+                    Err(error) if error.is_retryable() && !self.giving_up.is_cancelled() => {
+                        tracing::debug!(%error, "a write is repeated with the same owner token");
+                        unknown.push((index, request));
+                    }
+                    result => answers[index] = Some(result),
+                }
+            }
+            if unknown.is_empty() {
+                return answers.into_iter().flatten().collect();
+            }
+            open = unknown;
+            let pause = self.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
+            tries += 1;
+            tokio::select! {
+                biased;
+                () = self.giving_up.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Waits at most the store timeout for a call; past it, its outcome is unknown.
+    pub(crate) async fn store_call<T>(
+        &self,
+        operation: &'static str,
+        count: usize,
+        call: impl Future<Output = Vec<Result<T, Error>>>,
+    ) -> Vec<Result<T, Error>> {
+        let answers = bounded(self.config.store_timeout, operation, count, call).await;
+        self.count_errors(&answers);
+        answers
+    }
+
+    pub(crate) fn count_errors<T>(&self, answers: &[Result<T, Error>]) {
+        self.count(Counter::StoreErrors, answers.iter().filter(|answer| answer.is_err()).count());
+    }
+
+    /// Tells the dispatcher. It outlives all rounds, unless the runtime is being torn down.
+    pub(crate) fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}

@@ -1,0 +1,116 @@
+//! A delivery on its way through the pipeline: [`Work`], how its run ended and what follows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::delivery::Receipt;
+use crate::handler::HandlerError;
+use crate::handler::claim::ActiveClaim;
+use crate::key::{Fingerprint, Key};
+use crate::message::Message;
+use crate::store::{Exhausted, OwnerToken, Reason};
+use crate::telemetry::Counter;
+
+/// A delivery the pipeline has taken responsibility for.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) message: Message,
+    pub(crate) receipt: Receipt,
+    pub(crate) plan: Plan,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) generation: u32,
+    pub(crate) lane: Option<u64>,
+    pub(crate) size: usize,
+    /// Kept while the outcome of a claim is unknown, so that its repeat recognises itself.
+    pub(crate) owner: Option<OwnerToken>,
+    /// Set while this delivery speaks for its key: copies that arrive meanwhile follow it.
+    pub(crate) leads: bool,
+    /// Set once its attempts are used up and a policy keeps it in the source.
+    pub(crate) parked: bool,
+    /// Failed runs without a claim, and the times it was held: both are counted in memory only.
+    pub(crate) unprotected_failures: u32,
+    pub(crate) holds: u32,
+    pub(crate) last_delay: Duration,
+}
+
+/// What shall be done with a delivery once it is its turn.
+#[derive(Clone, Debug)]
+pub(crate) enum Plan {
+    /// Claim the key, then run.
+    Claim(Key),
+    /// Run without a claim: a policy allows it.
+    Unprotected,
+    /// Dead-letter it without a run.
+    Letter(Reason, String),
+    /// Refuse it.
+    Reject,
+}
+
+impl Work {
+    pub(crate) fn key(&self) -> Option<Key> {
+        match self.plan {
+            Plan::Claim(key) => Some(key),
+            _ => None,
+        }
+    }
+}
+
+/// A delivery whose handler may run, or of which is known already what to record.
+pub(crate) enum Start {
+    Run { work: Work, claim: Arc<ActiveClaim>, suspect: bool },
+    Known { work: Work, outcome: Outcome },
+}
+
+/// A delivery whose run has ended.
+pub(crate) struct Finished {
+    pub(crate) work: Work,
+    pub(crate) claim: Option<Arc<ActiveClaim>>,
+    pub(crate) outcome: Outcome,
+}
+
+/// How a run ended, or why there was none.
+pub(crate) enum Outcome {
+    /// The handler returned this; the completion is still to be written.
+    Succeeded(Option<Bytes>),
+    /// Effect and completion were committed together.
+    Committed,
+    /// A newer claim holds the key: the transaction was rolled back, or the run never started.
+    Fenced,
+    /// The transaction's commit was sent and its reply lost: the next claim tells.
+    Unknown,
+    /// The handler failed.
+    Failed(HandlerError),
+    /// No run: the key is claimed for dead-lettering only.
+    Exhausted(Exhausted),
+    /// No run: to be dead-lettered without a claim.
+    Letter(Reason, String),
+    /// No run: what follows is known.
+    Decided(Verdict),
+    /// No run: the claim is to be given back unstarted.
+    Unstarted,
+}
+
+/// What follows for a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Ack it. Only for the reasons of the ack rule, each counted under its own name.
+    Ack(Counter),
+    /// Refuse it, by policy.
+    Reject,
+    /// Keep the delivery and try again.
+    Again { after: Duration },
+    /// Keep the delivery and try again when the store answers.
+    StoreDown,
+    /// Give it back to a broker that can wait.
+    GiveBack { after: Duration },
+    /// Give it back at once: the program is ending.
+    Abandon,
+}
+
+/// A delivery and what follows for it; the record of it is durable.
+pub(crate) struct Recorded {
+    pub(crate) work: Work,
+    pub(crate) verdict: Verdict,
+}

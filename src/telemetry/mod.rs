@@ -1,0 +1,148 @@
+//! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($(#[doc = $doc:literal] $variant:ident => $name:literal;)*) => {
+        /// One thing that is counted. The name is the metric's, without its `onceward_` and `_total`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[repr(usize)]
+        pub enum Counter { $(#[doc = $doc] $variant,)* }
+
+        impl Counter {
+            /// All counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The metric's name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One sentence for people who read the metric.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $doc.trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Deliveries taken from the source.
+    Received => "received";
+    /// Deliveries acked after their own handler run was completed.
+    Handled => "handled";
+    /// Deliveries acked because the effect of their key had happened already.
+    Duplicates => "duplicates";
+    /// Deliveries acked after a confirmed dead letter.
+    DeadLettered => "dead_lettered";
+    /// Deliveries acked because their key is dead already.
+    DuplicatesOfDead => "duplicates_of_dead";
+    /// Deliveries given back to the source: delayed retries, parked or abandoned messages.
+    GivenBack => "given_back";
+    /// Deliveries refused by the policy on missing keys.
+    Rejected => "rejected";
+    /// Deliveries acked by the policy on mismatches.
+    MismatchAcked => "mismatch_acked";
+    /// Handler runs that failed and will be repeated.
+    Retried => "retried";
+    /// Handler runs that ended in an error, a panic or a timeout.
+    RunsFailed => "runs_failed";
+    /// Handler runs that panicked.
+    Panics => "panics";
+    /// Handler runs that were ended by their timeout.
+    Timeouts => "timeouts";
+    /// Claims answered with in progress elsewhere.
+    InProgress => "in_progress";
+    /// Keys that came with another payload.
+    Mismatches => "mismatches";
+    /// Deliveries without a usable key.
+    MissingKeys => "missing_keys";
+    /// Completions that found no record and inserted one.
+    ClaimLost => "claim_lost";
+    /// Effects that may have happened twice.
+    SuspectedDoubleEffects => "suspected_double_effects";
+    /// Leases lost, or about to end unrenewed, while the handler ran.
+    LeasesLost => "leases_lost";
+    /// Completions, failures or transactions refused because a newer claim holds the key.
+    Fenced => "fenced";
+    /// Runs without a claim, allowed by a policy.
+    Unprotected => "unprotected";
+    /// Duplicates seen, and run all the same, in observe mode.
+    ObservedDuplicates => "observed_duplicates";
+    /// Store calls that failed.
+    StoreErrors => "store_errors";
+    /// Settlements that the broker refused as too late.
+    SettledTooLate => "settled_too_late";
+    /// Settlements that failed and were repeated.
+    SettleErrors => "settle_errors";
+    /// Dead-letter publishes that failed.
+    DeadLetterErrors => "dead_letter_errors";
+    /// Receives that failed.
+    ReceiveErrors => "receive_errors";
+    /// Messages whose attempts are used up and which a policy keeps in the source.
+    Parked => "parked";
+    /// Expired records removed from the store.
+    Purged => "purged";
+}
+
+/// The counters of one pipeline, and its gauges. Reading is free of locks.
+#[derive(Debug, Default)]
+pub struct Counters {
+    counts: [AtomicU64; Counter::ALL.len()],
+    in_flight: AtomicU64,
+    in_flight_bytes: AtomicU64,
+    store_up: AtomicU64,
+}
+
+impl Counters {
+    /// How often `counter` was counted since the pipeline was built.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.counts[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Deliveries taken and not yet settled.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of these deliveries.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes.load(Ordering::Relaxed)
+    }
+
+    /// True while the last claims were answered. Intake pauses otherwise.
+    pub fn is_store_up(&self) -> bool {
+        self.store_up.load(Ordering::Relaxed) == 1
+    }
+
+    pub(crate) fn add(&self, counter: Counter, count: u64) {
+        if count > 0 {
+            self.counts[counter as usize].fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn set_in_flight(&self, messages: usize, bytes: usize) {
+        self.in_flight.store(messages as u64, Ordering::Relaxed);
+        self.in_flight_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_store_up(&self, up: bool) {
+        self.store_up.store(u64::from(up), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_metric_names_with_a_help_text() {
+        let names: std::collections::HashSet<_> = Counter::ALL.iter().map(|counter| counter.name()).collect();
+        assert_eq!(names.len(), Counter::ALL.len());
+        for counter in Counter::ALL {
+            assert!(counter.name().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+            assert!(counter.help().ends_with('.') && !counter.help().starts_with(' '), "{counter:?}");
+        }
+    }
+}
