@@ -1,4 +1,46 @@
 //! The `onceward` program as a library: deduplication in front of a handler in any language.
 
+pub mod args;
+pub mod commands;
 pub mod config;
+pub mod exit;
 pub mod handlers;
+pub mod output;
+
+use std::process::ExitCode;
+
+use args::CommandLine;
+use exit::{Exit, Failure};
+use output::{Output, complain};
+
+/// The whole program: reads the command line and the environment, runs the command, and says how it ended.
+pub fn main() -> ExitCode {
+    let command_line = match CommandLine::read(std::env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(told) => {
+            // Help and version come as errors too. A closed pipe is no reason to fail.
+            let _ = told.print();
+            return if told.exit_code() == 0 { Exit::Done } else { Exit::Usage }.into();
+        }
+    };
+    match run(command_line) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if let Some(sentence) = failure.sentence() {
+                complain(sentence);
+            }
+            failure.exit().into()
+        }
+    }
+}
+
+fn run(command_line: CommandLine) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        Failure::new(Exit::Failed, format!("threads cannot be started ({error}); raise the process's limits"))
+    })?;
+    let env = |name: &str| std::env::var(name).ok();
+    let ended = runtime.block_on(commands::dispatch(command_line.command, &env, &mut Output::stdout()));
+    // A read of standard input cannot be interrupted; waiting for it would keep a drained program alive.
+    runtime.shutdown_background();
+    ended
+}

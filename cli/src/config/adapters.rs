@@ -34,7 +34,8 @@ pub const ADAPTERS: [Adapter; 16] = [
     with("handler.http", "http", cfg!(feature = "http")),
     always("handler.exec"),
     always("handler.worker"),
-    always("handler.sql"),
+    // A statement runs in its store, so it comes with any store that has transactions.
+    with("handler.sql", "sqlite", cfg!(feature = "sqlite")),
     with("handler.publish.rabbitmq", "rabbitmq", false),
     with("handler.publish.kafka", "kafka", false),
     with("handler.publish.sqs", "sqs", false),
@@ -42,8 +43,6 @@ pub const ADAPTERS: [Adapter; 16] = [
 ];
 
 /// The first part of the configuration that this build lacks, as an error that says how to get it.
-///
-/// `handler.sql` comes with its store.
 pub fn missing_feature(config: &Config) -> Option<ConfigError> {
     let used = [
         format!("source.{}", config.source.name()),

@@ -1,0 +1,276 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+use crate::config::{ADAPTERS, KeyPart};
+
+/// Puts deduplication in front of a handler written in any language: one effect for each message, whatever the broker
+/// delivers again.
+#[derive(Debug, Parser)]
+#[command(name = "onceward", version, subcommand_required = true, arg_required_else_help = true)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl CommandLine {
+    /// Reads the arguments; the first is the program's own name.
+    ///
+    /// # Errors
+    /// A mistake in them, or a request for help or the version; the error knows how to print itself.
+    pub fn read<I, T>(args: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        Self::from_arg_matches(&Self::clap().try_get_matches_from(args)?)
+    }
+
+    /// The command line's definition, with the adapters of this build in `--version`.
+    pub fn clap() -> clap::Command {
+        Self::command().long_version(VERSION.as_str())
+    }
+}
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let of = |compiled_in: bool| {
+        let tables: Vec<_> = ADAPTERS
+            .iter()
+            .filter(|adapter| adapter.compiled_in == compiled_in)
+            .map(|adapter| adapter.table)
+            .collect();
+        if tables.is_empty() { "none".to_owned() } else { tables.join(", ") }
+    };
+    format!("{}\nadapters: {}\nnot in this build: {}", env!("CARGO_PKG_VERSION"), of(true), of(false))
+});
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Consume until SIGTERM or SIGINT, or to the end of a file
+    ///
+    /// A first signal drains and exits 0; a second one exits at once. A file source without `follow` runs to its end and
+    /// prints a summary line; exit code 3 says that there are dead letters.
+    Run(RunArgs),
+    /// Check a configuration and what it names, and advise
+    ///
+    /// One line for each finding. Exit code 1 if any is an error, 78 if the configuration itself is wrong.
+    Check(CheckArgs),
+    /// Look at a configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Write a commented starter configuration
+    Init(InitArgs),
+    /// Create or upgrade the store's schema, never the application's tables
+    Migrate(FileArgs),
+    /// Look at and change the keys in the store
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Show backlog, messages in flight, dead letters, and keys by state
+    Status(ReportArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// A configuration file.
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// The configuration file
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
+/// A configuration file, and how to report on it.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: FileArgs,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `onceward run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: FileArgs,
+    /// Stop when the source is idle, whatever it is
+    #[arg(long)]
+    pub until_empty: bool,
+}
+
+/// `onceward check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// What to check and how to report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// Only parse; connect to nothing
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `onceward config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the effective configuration: defaults included, secrets redacted
+    Show(FileArgs),
+}
+
+/// `onceward init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where to write it; an existing file is never overwritten. Standard output when left out
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+}
+
+/// `onceward keys`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Show the record of one key
+    Get(KeyArgs),
+    /// Say in words what the next delivery of a key will meet, and why
+    Explain(KeyArgs),
+    /// List keys by their hashes, with state, age and attempts
+    List(ListArgs),
+    /// Count keys by state
+    Stats(ReportArgs),
+    /// Forget a key, so that its message is handled again when it comes
+    Forget(ChangeArgs),
+    /// Mark a key completed, so that its message is not handled
+    Complete(ChangeArgs),
+    /// Import completed keys, as JSON lines, from an earlier deduplication table
+    Import(ImportArgs),
+}
+
+/// One key, named by the values it is made of or by its hash.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("named").required(true).args(["values", "hash"])))]
+pub struct KeyArgs {
+    /// What to look in and how to report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// The value that the message bears, or several for a composite, in order
+    #[arg(value_name = "VALUE")]
+    pub values: Vec<String>,
+    /// Where the values stand in the message, one for each; the first source in `[key] from` when left out
+    #[arg(long, value_name = "SOURCE", requires = "values")]
+    pub from: Vec<KeyPart>,
+    /// The key's hash, as `keys list` shows it, instead of its values
+    #[arg(long, value_name = "HEX")]
+    pub hash: Option<String>,
+}
+
+/// One key, and consent to change it.
+#[derive(Debug, Args)]
+pub struct ChangeArgs {
+    /// The key.
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// Do it without asking; required where there is no terminal
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `onceward keys list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// What to look in and how to report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// Only keys in this state
+    #[arg(long, value_enum)]
+    pub state: Option<KeyState>,
+    /// At most so many, up to 10000
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// Go on after this hash, the last one of an earlier list
+    #[arg(long, value_name = "HEX")]
+    pub after: Option<String>,
+}
+
+/// The states a key can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyState {
+    /// Claimed, under a lease that may have run out.
+    Pending,
+    /// Its effect has happened.
+    Completed,
+    /// Its last attempt failed.
+    Failed,
+    /// Its message is dead-lettered.
+    Dead,
+}
+
+/// `onceward keys import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// What to import into and how to report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// The JSON lines; standard input when left out
+    #[arg(value_name = "NDJSON", value_hint = ValueHint::FilePath)]
+    pub lines: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::read(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        CommandLine::clap().debug_assert();
+    }
+
+    #[test]
+    fn a_key_is_named_by_values_or_by_hash() {
+        let Ok(CommandLine { command: Command::Keys(KeysCommand::Forget(change)) }) =
+            read("onceward keys forget f.toml a b --from json:/a --from header:b --yes")
+        else {
+            panic!("not read as keys forget")
+        };
+        assert!(change.yes);
+        assert_eq!(change.key.values, ["a", "b"]);
+        assert_eq!(change.key.from, [KeyPart::Json("/a".into()), KeyPart::Header("b".into())]);
+
+        assert!(read("onceward keys get f.toml --hash 00ff --json").is_ok());
+        for wrong in [
+            "onceward keys get f.toml",
+            "onceward keys get f.toml a --hash 00ff",
+            "onceward keys get f.toml a --from nowhere",
+            "onceward keys list f.toml --limit 0",
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_version_lists_the_adapters_of_this_build() {
+        let error = read("onceward --version").unwrap_err();
+        assert_eq!(error.exit_code(), 0);
+        let text = error.to_string();
+        let (has, has_not) = text.split_once("not in this build: ").unwrap();
+        assert!(has.contains("source.file") && has.contains("store.memory"), "{text}");
+        assert_eq!(has.contains("store.sqlite"), cfg!(feature = "sqlite"), "{text}");
+        assert_eq!(has_not.contains("handler.http"), !cfg!(feature = "http"), "{text}");
+    }
+}

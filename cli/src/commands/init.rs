@@ -1,0 +1,28 @@
+//! `onceward init`: a commented starter configuration.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use crate::config::STARTER;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+/// Writes the starter to a new file, or prints it. An existing file is never overwritten.
+pub(super) fn init(file: Option<&Path>, out: &mut Output) -> Result<Exit, Failure> {
+    let Some(path) = file else {
+        out.write(STARTER.as_bytes())?;
+        return Ok(Exit::Done);
+    };
+    File::create_new(path).and_then(|mut file| file.write_all(STARTER.as_bytes())).map_err(|error| {
+        let fix = match error.kind() {
+            ErrorKind::AlreadyExists => "name another file, or move this one away",
+            ErrorKind::NotFound => "create its folder first",
+            _ => "name a file that can be written",
+        };
+        let sentence = format!("{}: the starter cannot be written ({}); {fix}", path.display(), error.kind());
+        Failure::new(Exit::Failed, sentence)
+    })?;
+    out.line(format_args!("{0}: written; edit it, then try: onceward check --offline {0}", path.display()))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,96 @@
+//! Standard output, which may be a pipe that closes at any time.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Where a command writes its results. Diagnostics go to standard error instead, see [`complain`].
+pub struct Output {
+    out: Box<dyn Write + Send>,
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output").finish_non_exhaustive()
+    }
+}
+
+/// Why nothing more can be written.
+#[derive(Debug)]
+pub enum OutputError {
+    /// The reader has gone.
+    Closed,
+    /// Writing failed.
+    Failed(io::Error),
+}
+
+impl fmt::Display for OutputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the reader of standard output has gone; nothing more is written"),
+            Self::Failed(error) => {
+                write!(
+                    f,
+                    "writing to standard output failed ({error}); look for a full disk behind a redirection"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for OutputError {}
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl Output {
+    /// The process's standard output.
+    pub fn stdout() -> Self {
+        Self::to(io::stdout())
+    }
+
+    /// Any writer, for tests.
+    pub fn to(out: impl Write + Send + 'static) -> Self {
+        Self { out: Box::new(out) }
+    }
+
+    /// Writes one line.
+    ///
+    /// # Errors
+    /// The reader has gone, or writing failed.
+    pub fn line(&mut self, line: impl fmt::Display) -> Result<(), OutputError> {
+        self.write(format!("{line}\n").as_bytes())
+    }
+
+    /// Writes one value as one line of JSON.
+    ///
+    /// # Errors
+    /// The reader has gone, or writing failed.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
+        let mut line = serde_json::to_vec(value).map_err(io::Error::from)?;
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    /// Writes bytes as they are, and flushes.
+    ///
+    /// # Errors
+    /// The reader has gone, or writing failed.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+        self.out.write_all(bytes)?;
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+/// Writes one line to standard error. That it cannot be written is ignored: there is nowhere left to say so.
+pub fn complain(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
