@@ -1,0 +1,122 @@
+//! What an HTTP status means for a message.
+
+use std::time::{Duration, SystemTime};
+
+use onceward::HandlerError;
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+
+use crate::handlers::text::printable;
+
+/// How soon to ask again about a key that the other side says it is working on.
+const CONFLICT_DELAY: Duration = Duration::from_secs(1);
+
+/// The longest wait an answer may ask for.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What is quoted of a body, in bytes.
+const QUOTE_LIMIT: usize = 256;
+
+/// The failure that an answer other than 2xx stands for; `body` is the beginning of its body.
+pub(super) fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> HandlerError {
+    let mut text = format!("the handler answered {status}");
+    let first = body.trim_ascii().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if !first.is_empty() {
+        text = format!("{text}: {}", printable(first.trim_ascii_end(), QUOTE_LIMIT));
+    }
+    let wait = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.as_bytes(), now));
+    let retry = |text: String, wait: Option<Duration>| match wait {
+        Some(wait) => HandlerError::retry_after(wait, text),
+        None => HandlerError::retry(text),
+    };
+    match status.as_u16() {
+        409 => retry(text, wait.or(Some(CONFLICT_DELAY))),
+        408 | 425 | 429 => retry(text, wait),
+        // A gateway had no answer from behind it: the effect may have happened there.
+        502 | 504 => retry(text, wait).outcome_unknown(),
+        500..=599 => retry(text, wait),
+        300..=399 => HandlerError::permanent(format!(
+            "{text}; redirects are not followed{}: set the handler's `url` to the final address",
+            target(headers)
+        )),
+        _ => HandlerError::permanent(text),
+    }
+}
+
+/// Where a redirect points, without its query.
+fn target(headers: &HeaderMap) -> String {
+    let location = headers.get(LOCATION).map_or(&b""[..], |value| value.as_bytes());
+    let end = location.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(location.len());
+    if end == 0 { String::new() } else { format!(" (to {})", printable(&location[..end], QUOTE_LIMIT)) }
+}
+
+/// `Retry-After` in seconds or as an HTTP date. 0 and the past ask for nothing beyond the usual backoff.
+fn retry_after(value: &[u8], now: SystemTime) -> Option<Duration> {
+    let text = std::str::from_utf8(value).ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(RETRY_AFTER_LIMIT, Duration::from_secs)
+    } else {
+        httpdate::parse_http_date(text).ok()?.duration_since(now).ok()?
+    };
+    (!wait.is_zero()).then_some(wait.min(RETRY_AFTER_LIMIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::Verdict;
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+
+    fn of(status: u16, retry_after: Option<&'static str>) -> HandlerError {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+        }
+        failure(StatusCode::from_u16(status).unwrap(), &headers, b"", SystemTime::UNIX_EPOCH + NOW)
+    }
+
+    #[test]
+    fn each_status_has_its_verdict() {
+        for status in [408, 425, 429, 500, 501, 502, 503, 504, 599] {
+            assert_eq!(of(status, None).verdict(), Verdict::Retry, "{status}");
+        }
+        for status in [300, 301, 302, 304, 307, 308, 400, 401, 404, 410, 413, 415, 422, 431] {
+            assert_eq!(of(status, Some("5")).verdict(), Verdict::Permanent, "{status}");
+        }
+        assert_eq!(of(409, None).verdict(), Verdict::RetryAfter(CONFLICT_DELAY));
+        assert_eq!(of(409, Some("7")).verdict(), Verdict::RetryAfter(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn only_a_gateway_without_an_answer_leaves_the_outcome_open() {
+        let open: Vec<_> = (300..600).filter(|status| of(*status, None).is_outcome_unknown()).collect();
+        assert_eq!(open, [502, 504]);
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_date_and_bounded() {
+        let after = |value| of(503, Some(value)).verdict();
+        assert_eq!(after("120"), Verdict::RetryAfter(Duration::from_secs(120)));
+        assert_eq!(after(" 5 "), Verdict::RetryAfter(Duration::from_secs(5)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:37 GMT"), Verdict::RetryAfter(Duration::from_secs(60)));
+        assert_eq!(after("99999999999999999999999999"), Verdict::RetryAfter(RETRY_AFTER_LIMIT));
+        for nothing in ["0", "-1", "soon", "", "Sun, 06 Nov 1994 08:49:00 GMT"] {
+            assert_eq!(after(nothing), Verdict::Retry, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn the_text_quotes_the_beginning_of_the_body_and_hides_a_redirects_query() {
+        let mut headers = HeaderMap::new();
+        headers.insert(LOCATION, HeaderValue::from_static("https://other.example/in?token=s3cret"));
+        let error = failure(StatusCode::FOUND, &headers, b"\n <html>\x1b\nmore", SystemTime::UNIX_EPOCH);
+        assert_eq!(
+            error.text(),
+            "the handler answered 302 Found: <html>\\u{1b}; redirects are not followed (to \
+             https://other.example/in): set the handler's `url` to the final address"
+        );
+    }
+}

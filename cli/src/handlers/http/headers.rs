@@ -1,0 +1,165 @@
+//! The request headers that say what a message's payload does not.
+
+use onceward::{Message, Scope};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+
+use crate::handlers::headers::{Budget, base64};
+
+const PREFIX: &str = "onceward-header-";
+
+/// Trace context goes through under its own name (W3C Trace Context), so that the receiver's tracing finds it.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
+/// `Idempotency-Key` (where there is a key), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Content-Type`
+/// (the message's, or `application/octet-stream`), trace context, and the message's own headers as
+/// `Onceward-Header-<Name>`, with `-` for every character a header name cannot hold.
+///
+/// A value that is not printable ASCII, or begins or ends with a space, comes in Base64 under the same name with
+/// `-Base64` behind it. At most 64 headers, 4 KiB each and 8 KiB together are passed, because servers refuse requests
+/// with more; how many were left out is in `Onceward-Headers-Skipped`.
+pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut set = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    if let Some(key) = message.key() {
+        set("idempotency-key", key.to_string());
+    }
+    set("onceward-scope", scope.to_string());
+    set("onceward-attempt", message.attempt().to_string());
+    set("onceward-fence", message.fence().to_string());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+
+    let mut budget = Budget { count: 64, name: 128, value: 4 * 1024, total: 8 * 1024, skipped: 0 };
+    let mut typed = false;
+    for (name, value) in message.headers() {
+        if name.len() > budget.name || !budget.could_hold(value.len()) {
+            budget.skip();
+            continue;
+        }
+        let own = TRACE.into_iter().find(|own| name.eq_ignore_ascii_case(own));
+        if let Some(own) = own {
+            match text(value).filter(|_| !headers.contains_key(own) && budget.take(own, value.len())) {
+                Some(value) => drop(headers.insert(own, value)),
+                None => drop(budget.skip()),
+            }
+        } else if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) {
+            match text(value)
+                .filter(|_| !typed && !value.is_empty() && budget.take("content-type", value.len()))
+            {
+                Some(value) => {
+                    typed = true;
+                    headers.insert(CONTENT_TYPE, value);
+                }
+                None => drop(budget.skip()),
+            }
+        } else {
+            pass(&mut headers, &mut budget, name, value);
+        }
+    }
+    if budget.skipped > 0 {
+        headers.insert("onceward-headers-skipped", HeaderValue::from(budget.skipped));
+    }
+    headers
+}
+
+fn pass(headers: &mut HeaderMap, budget: &mut Budget, name: &str, value: &[u8]) {
+    let mut name = normalised(name);
+    let value = text(value).or_else(|| {
+        name.push_str("-base64");
+        HeaderValue::try_from(base64(value)).ok()
+    });
+    let fits = value.filter(|value| !name.is_empty() && budget.take(&name, value.len()));
+    let named = fits.and_then(|value| Some((HeaderName::try_from(format!("{PREFIX}{name}")).ok()?, value)));
+    match named {
+        Some((name, mut value)) => {
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        None => drop(budget.skip()),
+    }
+}
+
+fn normalised(name: &str) -> String {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    name.chars().map(|c| if token(c) { c.to_ascii_lowercase() } else { '-' }).collect()
+}
+
+/// The value as it is, if every server will read it as it is.
+fn text(value: &[u8]) -> Option<HeaderValue> {
+    let printable = value.iter().all(|byte| (b' '..=b'~').contains(byte));
+    let trimmed = value.trim_ascii().len() == value.len();
+    if printable && trimmed { HeaderValue::from_bytes(value).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(message: &Message) -> HeaderMap {
+        headers(&Scope::parse("billing").unwrap(), message)
+    }
+
+    #[test]
+    fn own_headers_are_passed_under_a_prefix_and_cannot_pose_as_ours() {
+        let message = Message::builder("")
+            .header("Onceward-Fence", "999")
+            .header("idempotency-key", "forged")
+            .header("Host", "evil")
+            .header("a b\r\nc", "1")
+            .build();
+        let headers = of(&message);
+        assert_eq!(headers["onceward-fence"], "0");
+        assert!(!headers.contains_key("idempotency-key") && !headers.contains_key("host"));
+        assert_eq!(headers["onceward-header-onceward-fence"], "999");
+        assert_eq!(headers["onceward-header-idempotency-key"], "forged");
+        assert_eq!(headers["onceward-header-a-b--c"], "1");
+    }
+
+    #[test]
+    fn values_no_server_would_read_alike_come_in_base64() {
+        let message = Message::builder("")
+            .header("crlf", "a\r\nHost: evil")
+            .header("raw", &b"\xff"[..])
+            .header("umlaut", "ü")
+            .header("space", " a ")
+            .header("empty", "")
+            .build();
+        let headers = of(&message);
+        assert_eq!(headers["onceward-header-crlf-base64"], "YQ0KSG9zdDogZXZpbA==");
+        assert_eq!(headers["onceward-header-raw-base64"], "/w==");
+        assert_eq!(headers["onceward-header-umlaut-base64"], "w7w=");
+        assert_eq!(headers["onceward-header-space-base64"], "IGEg");
+        assert_eq!(headers["onceward-header-empty"], "");
+        assert!(!headers.contains_key("onceward-headers-skipped"));
+    }
+
+    #[test]
+    fn content_type_and_trace_context_keep_their_names() {
+        let message = Message::builder("")
+            .header("Content-Type", "application/json")
+            .header("content-type", "text/plain")
+            .header("TraceParent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            .build();
+        let headers = of(&message);
+        assert_eq!(headers.get_all("content-type").iter().collect::<Vec<_>>(), ["application/json"]);
+        assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        assert_eq!(headers["onceward-headers-skipped"], "1");
+        assert_eq!(of(&Message::builder("").build())["content-type"], "application/octet-stream");
+        let odd = Message::builder("").header("content-type", "a\nb").build();
+        assert_eq!(of(&odd)["content-type"], "application/octet-stream");
+    }
+
+    #[test]
+    fn a_header_bomb_is_bounded() {
+        let mut builder = Message::builder("").header("huge", vec![b'x'; 5000]).header("", "nameless");
+        for number in 0..10_000 {
+            builder = builder.header(format!("h{number}"), "x");
+        }
+        let headers = of(&builder.build());
+        assert_eq!(headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).count(), 64);
+        assert_eq!(headers["onceward-headers-skipped"], (10_002 - 64).to_string());
+    }
+}

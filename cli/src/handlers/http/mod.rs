@@ -1,0 +1,274 @@
+//! One POST per message: [`HttpHandler`].
+
+mod answer;
+mod headers;
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use onceward::{Cancellation, Error, ErrorKind, Handler, HandlerError, Message, Scope};
+use reqwest::{Client, Response, Url};
+
+/// What is read of an answer that is not kept, so that its connection can be used again, in bytes.
+const DRAIN_LIMIT: usize = 64 * 1024;
+
+/// How long the body of an answer that is not kept is read.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long a connection is kept for the next message. Servers close theirs after 60 s or more, mostly.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// What an [`HttpHandler`] needs. `Debug` leaves the URL out: it may hold secrets.
+#[derive(Clone)]
+pub struct HttpOptions {
+    /// Whose messages these are; sent as `Onceward-Scope`.
+    pub scope: Scope,
+    /// Where to POST: `http` or `https`, with `user:password@` if the server wants Basic authentication.
+    pub url: String,
+    /// The time for a whole exchange.
+    pub timeout: Duration,
+    /// The time for opening a connection; a part of `timeout`.
+    pub connect_timeout: Duration,
+    /// How many idle connections are kept: as many as messages are handled at once.
+    pub idle_connections: usize,
+    /// Keeps the body of a 2xx answer as the result, up to so many bytes; `None`: it is thrown away.
+    pub keep_body: Option<usize>,
+}
+
+impl HttpOptions {
+    /// 30 s for an exchange, 10 s for a connection, 16 idle connections, no result.
+    pub fn new(scope: Scope, url: impl Into<String>) -> Self {
+        Self {
+            scope,
+            url: url.into(),
+            timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            idle_connections: 16,
+            keep_body: None,
+        }
+    }
+}
+
+impl fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpOptions")
+            .field("scope", &self.scope)
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("idle_connections", &self.idle_connections)
+            .field("keep_body", &self.keep_body)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes *ring* the crypto provider of all TLS in this program. Called once, first thing in `main`; a second call
+/// changes nothing. Two providers in one program panic at the first use of TLS, so there must be no other.
+pub fn install_tls_provider() {
+    // An error means that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Sends each message's payload in a POST.
+///
+/// | answer | the message |
+/// |---|---|
+/// | 2xx | is completed |
+/// | 408, 425, 429, 5xx | is tried again, after `Retry-After` if the answer has one, up to an hour |
+/// | 409 | is tried again after `Retry-After`, or a second: the key is in work over there |
+/// | other 4xx, 3xx | is dead-lettered; no redirect is followed |
+/// | no connection | is tried again |
+/// | no answer to a request that may have arrived; 502, 504 | is tried again; its outcome counts as unknown |
+///
+/// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, trace context,
+/// `Content-Type`, and the message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can
+/// turn a request down that arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in
+/// the environment are not used. Certificates are checked against those of the operating system.
+#[derive(Clone)]
+pub struct HttpHandler {
+    scope: Scope,
+    url: Url,
+    target: String,
+    client: Client,
+    connect_timeout: Duration,
+    keep_body: Option<usize>,
+}
+
+impl HttpHandler {
+    /// A handler for `options`. It connects to nothing yet; see [`check`](Self::check).
+    ///
+    /// # Errors
+    /// [`onceward::Error`] if the URL cannot be used, no certificates are found for `https`, or
+    /// [`install_tls_provider`] was not called.
+    pub fn new(options: HttpOptions) -> Result<Self, Error> {
+        let HttpOptions { scope, url, timeout, connect_timeout, idle_connections, keep_body } = options;
+        let url = parse(&url)?;
+        let operation = "prepare the HTTP handler's client";
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            let what = "no TLS provider is installed; call `install_tls_provider` first";
+            return Err(Error::new(ErrorKind::Internal, operation, what));
+        }
+        let mut builder = Client::builder()
+            .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .timeout(timeout)
+            .connect_timeout(connect_timeout.min(timeout))
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(idle_connections);
+        if url.scheme() == "http" {
+            // No certificate is ever looked at: a system without any must not stop the handler.
+            builder = builder.tls_certs_only([]);
+        }
+        let client = builder.build().map_err(|cause| {
+            let what = "the TLS set-up failed; are the system's CA certificates installed?";
+            Error::new(ErrorKind::Config, operation, what).with_source(cause)
+        })?;
+        let target = target(&url);
+        Ok(Self { scope, url, target, client, connect_timeout, keep_body })
+    }
+
+    /// Opens a connection and closes it again, without a request.
+    ///
+    /// # Errors
+    /// [`onceward::Error`] if nobody listens there.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn check(&self) -> Result<(), Error> {
+        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = self.url.port_or_known_default().unwrap_or(80);
+        let cannot = |kind, what: String| Error::new(kind, "connect to the handler", what);
+        match tokio::time::timeout(self.connect_timeout, tokio::net::TcpStream::connect((host, port))).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(cause)) => {
+                let what = format!("{} cannot be reached; is the service running?", self.target);
+                Err(cannot(ErrorKind::Unavailable, what).with_source(cause))
+            }
+            Err(_) => {
+                let what = format!("{} did not accept within {:?}", self.target, self.connect_timeout);
+                Err(cannot(ErrorKind::Timeout, what))
+            }
+        }
+    }
+
+    /// Nothing was sent if no connection came about; everything else may have arrived.
+    fn unanswered(&self, cause: reqwest::Error) -> HandlerError {
+        let (before_sending, late) = (cause.is_connect() || cause.is_builder(), cause.is_timeout());
+        let cause = HandlerError::from(cause.without_url());
+        let target = &self.target;
+        if before_sending {
+            return HandlerError::retry(format!("cannot connect to {target}: {cause}"));
+        }
+        let what = if late { "did not answer in time" } else { "did not answer the request" };
+        HandlerError::retry(format!("{target} {what}: {cause}")).outcome_unknown()
+    }
+
+    /// The body of a success. The effect has happened: nothing that goes wrong with the body may undo that.
+    async fn result(&self, mut response: Response, cancellation: &Cancellation) -> Option<Bytes> {
+        let Some(limit) = self.keep_body else {
+            let _ = tokio::time::timeout(DRAIN_TIME, read(&mut response, DRAIN_LIMIT)).await;
+            return None;
+        };
+        let body = tokio::select! {
+            biased;
+            body = read(&mut response, limit) => body,
+            () = cancellation.cancelled() => Body::Broken,
+        };
+        match body {
+            Body::Whole(body) => Some(body.into()),
+            Body::Longer(_) => {
+                tracing::warn!(limit_bytes = limit, "the answer's body is too large to keep as a result");
+                None
+            }
+            Body::Broken => {
+                tracing::warn!("the answer's body broke off and is not kept as a result");
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for HttpHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpHandler").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl Handler for HttpHandler {
+    type Output = Option<Bytes>;
+
+    async fn handle(&self, message: Message) -> Result<Option<Bytes>, HandlerError> {
+        let cancellation = message.cancellation();
+        if cancellation.is_cancelled() {
+            return Err(HandlerError::retry("cancelled before the request was sent"));
+        }
+        let request = self
+            .client
+            .post(self.url.clone())
+            .headers(headers::headers(&self.scope, &message))
+            .body(message.payload().clone());
+        let answered = tokio::select! {
+            biased;
+            answered = request.send() => answered,
+            () = cancellation.cancelled() => {
+                let text = format!("the run was cancelled before {} answered", self.target);
+                return Err(HandlerError::retry(text).outcome_unknown());
+            }
+        };
+        let mut response = answered.map_err(|cause| self.unanswered(cause))?;
+        if response.status().is_success() {
+            return Ok(self.result(response, &cancellation).await);
+        }
+        let body = match tokio::time::timeout(DRAIN_TIME, read(&mut response, DRAIN_LIMIT)).await {
+            Ok(Body::Whole(body) | Body::Longer(body)) => body,
+            Ok(Body::Broken) | Err(_) => Vec::new(),
+        };
+        Err(answer::failure(response.status(), response.headers(), &body, SystemTime::now()))
+    }
+}
+
+enum Body {
+    Whole(Vec<u8>),
+    /// Its beginning.
+    Longer(Vec<u8>),
+    Broken,
+}
+
+async fn read(response: &mut Response, limit: usize) -> Body {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                let room = limit - body.len();
+                body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+                if chunk.len() > room {
+                    return Body::Longer(body);
+                }
+            }
+            Ok(None) => return Body::Whole(body),
+            Err(_) => return Body::Broken,
+        }
+    }
+}
+
+/// Never quotes the URL: it may hold secrets.
+fn parse(text: &str) -> Result<Url, Error> {
+    let wrong = |what: String| Error::new(ErrorKind::Config, "use the HTTP handler's `url`", what);
+    let example = "give one like \"http://127.0.0.1:8080/orders\"";
+    let url = Url::parse(text).map_err(|cause| wrong(format!("{cause}; {example}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong(format!("its scheme is neither http nor https; {example}")));
+    }
+    if url.fragment().is_some() {
+        return Err(wrong("it has a fragment (#…), which is never sent; remove it".to_owned()));
+    }
+    Ok(url)
+}
+
+/// Scheme, host and port: paths of webhooks are secrets as often as queries are.
+fn target(url: &Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
+}

@@ -1,0 +1,32 @@
+//! The handlers of the program: what a message can be given to, in any language.
+//!
+//! | handler | one message is |
+//! |---|---|
+//! | [`ExecHandler`] | one process: payload on standard input, the rest in `ONCEWARD_*` variables |
+//! | [`WorkerHandler`] | one JSON line to a long-lived process, and one JSON line back |
+//! | [`HttpHandler`] | one POST (feature `http`) |
+//! | [`StdoutHandler`] | one line on standard output |
+//!
+//! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
+//! settles, retries or deduplicates: that is the pipeline's.
+
+mod exec;
+mod headers;
+#[cfg(feature = "http")]
+mod http;
+mod lines;
+mod process;
+mod stdout;
+mod text;
+mod variables;
+mod worker;
+
+pub use exec::{ExecHandler, ExecOptions};
+#[cfg(feature = "http")]
+pub use http::{HttpHandler, HttpOptions, install_tls_provider};
+pub use process::Program;
+pub use stdout::StdoutHandler;
+pub use worker::{WorkerHandler, WorkerOptions};
+
+/// The largest result a handler keeps unless told otherwise, in bytes: 64 KiB.
+pub const RESULT_LIMIT: usize = 64 * 1024;

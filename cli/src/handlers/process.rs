@@ -1,0 +1,203 @@
+//! A child process that leads a group of its own, and ends with all of it: [`ProcessGroup`].
+
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use onceward::{Error, ErrorKind};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use tokio::process::{Child, Command};
+
+/// How long the rest of a killed group is waited for. SIGKILL ends a process within microseconds, but one that sits in
+/// the kernel (a dead network file system) stays.
+const GROUP_GONE: Duration = Duration::from_secs(1);
+
+/// A child and the group it leads. What it starts belongs to the group, too, unless it leaves on purpose (`setsid`).
+///
+/// Dropping it kills the group at once, without waiting; the runtime reaps the child later.
+#[derive(Debug)]
+pub(super) struct ProcessGroup {
+    child: Child,
+    /// `None` once the group has ended or was killed: its number may then belong to others.
+    group: Option<Pid>,
+}
+
+impl ProcessGroup {
+    /// Starts `command` as the leader of a new group.
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
+        let child = command.process_group(0).kill_on_drop(true).spawn()?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        Ok(Self { child, group })
+    }
+
+    /// The child, for its pipes.
+    pub(super) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// The number of the child, while it has one.
+    pub(super) fn id(&self) -> Option<i32> {
+        self.group.map(Pid::as_raw_pid)
+    }
+
+    /// Waits until the child has ended, and kills what it left behind in its group: an effect that goes on after the
+    /// run is an effect without a claim.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let status = self.child.wait().await?;
+        self.signal();
+        Ok(status)
+    }
+
+    /// The child's end, if it has come already.
+    pub(super) fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        let status = self.child.try_wait()?;
+        if status.is_some() {
+            self.signal();
+        }
+        Ok(status)
+    }
+
+    /// Kills the group, waits until the child is reaped, and for at most a second until the rest is gone. Answers how
+    /// the child ended, which may have been before.
+    ///
+    /// # Cancel safety
+    /// Everything was killed with the first poll; dropping it only gives up the waiting.
+    pub(super) async fn kill(&mut self) -> Option<ExitStatus> {
+        let group = self.signal();
+        let status = self.child.wait().await.ok();
+        let Some(group) = group else { return status };
+        let gone = async {
+            let mut pause = Duration::from_micros(200);
+            while is_anyone_left(group) {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+        };
+        if tokio::time::timeout(GROUP_GONE, gone).await.is_err() {
+            tracing::warn!(group = group.as_raw_pid(), "a killed process group has not gone within a second");
+        }
+        status
+    }
+
+    /// Sends SIGKILL to the group, once. The child has either not been reaped or has been just now, so that the number
+    /// is still the group's: numbers are handed out in a circle.
+    fn signal(&mut self) -> Option<Pid> {
+        let group = self.group.take()?;
+        // An error means that nobody is left in it.
+        let _ = kill_process_group(group, Signal::KILL);
+        Some(group)
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        self.signal();
+    }
+}
+
+/// Whether a member of the group still runs. One that has ended but is not reaped yet is a member, too, for ever where
+/// process 1 reaps no orphans (many containers), so on Linux a second look tells those apart.
+fn is_anyone_left(group: Pid) -> bool {
+    if test_kill_process_group(group).is_err() {
+        return false;
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    let mut any = false;
+    for process in processes.flatten() {
+        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
+        // "pid (name) state parent group …", where the name may hold anything.
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let mut fields = rest.split(' ');
+        let (state, member) = (fields.next(), fields.nth(1));
+        any = true;
+        if !matches!(state, Some("Z" | "X"))
+            && member.and_then(|id| id.parse().ok()) == Some(group.as_raw_pid())
+        {
+            return true;
+        }
+    }
+    !any
+}
+
+/// A program and its arguments. `Debug` leaves the arguments out: they may hold secrets.
+///
+/// ```
+/// use onceward_cli::handlers::Program;
+/// assert!(Program::new(vec!["./charge.sh".into(), "--live".into()]).is_ok());
+/// assert!(Program::new(vec![]).is_err());
+/// ```
+#[derive(Clone)]
+pub struct Program {
+    name: String,
+    arguments: Vec<String>,
+}
+
+impl Program {
+    /// Takes a command: the program first. A name without a slash is looked up in `PATH`.
+    ///
+    /// # Errors
+    /// [`onceward::Error`] if the command is empty or holds a NUL character.
+    pub fn new(command: Vec<String>) -> Result<Self, Error> {
+        let wrong = |what: &'static str| Error::new(ErrorKind::Config, "use this handler command", what);
+        if command.iter().any(|part| part.contains('\0')) {
+            return Err(wrong("it holds a NUL character, which no program can be given"));
+        }
+        let mut parts = command.into_iter();
+        match parts.next().filter(|name| !name.is_empty()) {
+            Some(name) => Ok(Self { name, arguments: parts.collect() }),
+            None => {
+                Err(wrong("it is empty; give the program and its arguments, for example [\"./charge.sh\"]"))
+            }
+        }
+    }
+
+    /// The program as it was given.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Finds the program as the operating system will.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        which::which(&self.name).map(drop).map_err(|cause| {
+            let what = format!(
+                "{:?} is not an executable file{}; correct the handler's `command`, or make the file executable \
+                 (chmod +x)",
+                self.name,
+                if self.name.contains('/') { "" } else { " in PATH" }
+            );
+            Error::new(ErrorKind::Config, "start the handler's program", what).with_source(cause)
+        })
+    }
+
+    /// A command with all three standard streams as pipes.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.name);
+        command.args(&self.arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// What to say when it cannot be started.
+    pub(super) fn cannot_start(&self, cause: &io::Error) -> String {
+        let hint = match cause.kind() {
+            io::ErrorKind::NotFound
+                if self.name.contains('/') && std::fs::exists(&self.name).unwrap_or(false) =>
+            {
+                "; the file is there, so look at the interpreter named in its first line"
+            }
+            io::ErrorKind::NotFound => "; correct the handler's `command`",
+            io::ErrorKind::PermissionDenied => "; make it executable (chmod +x)",
+            _ => "",
+        };
+        format!("cannot start {:?}: {cause}{hint}", self.name)
+    }
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Program({:?} with {} arguments)", self.name, self.arguments.len())
+    }
+}

@@ -1,0 +1,250 @@
+//! The exec handler with real processes: what they are given, how they end, and that nothing of them is left.
+
+mod handlers_support;
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use handlers_support::{FENCE, KEY, claimed, eventually, example, is_running, pids, program, scope, sh};
+use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
+use onceward_cli::handlers::{ExecHandler, ExecOptions, Program};
+
+fn handler(program: Program) -> ExecHandler {
+    ExecHandler::new(ExecOptions { scope: scope(), program, keep_output: Some(4 * 1024 * 1024) })
+}
+
+async fn run(program: Program, message: MessageBuilder) -> Result<Option<Bytes>, HandlerError> {
+    let (_run, message) = claimed(message);
+    let handler = handler(program);
+    tokio::time::timeout(Duration::from_secs(20), handler.handle(message)).await.expect("the handler returns")
+}
+
+async fn run_sh(script: &str) -> Result<Option<Bytes>, HandlerError> {
+    run(sh(script), Message::builder("")).await
+}
+
+async fn environment(message: MessageBuilder) -> HashMap<String, String> {
+    let output = run(program(["env", "-0"]), message).await.unwrap().unwrap();
+    let variable = |text: &[u8]| {
+        let (name, value) = std::str::from_utf8(text).ok()?.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    };
+    output.split(|byte| *byte == 0).filter_map(variable).collect()
+}
+
+#[tokio::test]
+async fn a_process_is_told_everything_about_its_message() {
+    let message = Message::builder("")
+        .header("x-customer.id", "42\n43")
+        .header("nul", &b"a\0b"[..])
+        .header("raw", &b"\xff"[..])
+        .message_id("m-1")
+        .origin("orders".into());
+    let environment = environment(message).await;
+    assert_eq!(environment["ONCEWARD_KEY"], KEY);
+    assert_eq!(environment["ONCEWARD_SCOPE"], "billing");
+    assert_eq!(environment["ONCEWARD_ATTEMPT"], "2");
+    assert_eq!(environment["ONCEWARD_FENCE"], FENCE.to_string());
+    assert_eq!(environment["ONCEWARD_GENERATION"], "3");
+    assert_eq!(environment["ONCEWARD_MESSAGE_ID"], "m-1");
+    assert_eq!(environment["ONCEWARD_ORIGIN"], "orders");
+    assert_eq!(environment["ONCEWARD_HEADER_X_CUSTOMER_ID"], "42\n43");
+    assert_eq!(environment["ONCEWARD_HEADER_NUL_BASE64"], "YQBi");
+    assert_eq!(environment["ONCEWARD_HEADER_RAW_BASE64"], "/w==");
+    assert!(environment.contains_key("PATH"), "the program's own environment is passed on");
+}
+
+#[tokio::test]
+async fn a_header_bomb_does_not_keep_the_process_from_starting() {
+    let mut message = Message::builder("").header("one", vec![b'x'; 3 * 1024 * 1024]);
+    for number in 0..10_000 {
+        message = message.header(format!("h{number}"), vec![b'x'; 1000]);
+    }
+    let environment = environment(message).await;
+    assert!(environment["ONCEWARD_HEADERS_SKIPPED"].parse::<u32>().unwrap() > 9_000);
+}
+
+#[tokio::test]
+async fn a_mebibyte_with_nul_bytes_goes_through_unchanged() {
+    let payload: Vec<u8> = (0..1024 * 1024_u32).map(|at| (at % 251) as u8).collect();
+    let output = run(program(["cat"]), Message::builder(payload.clone())).await.unwrap().unwrap();
+    assert!(output == payload, "{} bytes came back", output.len());
+}
+
+#[tokio::test]
+async fn a_process_that_reads_nothing_is_judged_by_its_exit_code() {
+    let payload = vec![b'x'; 1024 * 1024];
+    run(sh("exit 0"), Message::builder(payload.clone())).await.unwrap();
+    run(sh("exec <&-; sleep 0.05"), Message::builder(payload.clone())).await.unwrap();
+    let error = run(sh("exit 65"), Message::builder(payload)).await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Permanent);
+}
+
+#[tokio::test]
+async fn exit_codes_decide() {
+    for (code, verdict) in
+        [(65, Verdict::Permanent), (75, Verdict::Retry), (1, Verdict::Retry), (127, Verdict::Retry)]
+    {
+        let error = run_sh(&format!("echo first >&2; echo 'why {code}' >&2; echo >&2; exit {code}"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.verdict(), verdict, "{code}");
+        assert!(!error.is_outcome_unknown(), "an exit code says that the effect did not happen");
+        assert!(error.text().ends_with(&format!(": why {code}")), "{error}");
+        assert!(error.text().contains(&format!("exit code {code}")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_means_try_again_with_the_outcome_unknown() {
+    let error = run_sh("echo last words >&2; kill -SEGV $$").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    assert!(error.text().contains("SIGSEGV") && error.text().ends_with(": last words"), "{error}");
+}
+
+#[tokio::test]
+async fn a_flood_on_standard_error_is_cut_and_escaped() {
+    let script = r"yes 'many lines' | head -c 1000000 >&2; printf '\033[31m' >&2; head -c 2000 /dev/zero | tr '\0' x >&2; exit 1";
+    let error = run_sh(script).await.unwrap_err();
+    assert!(error.text().contains("\\u{1b}[31m"), "{error}");
+    assert!(error.text().len() < 1200 && error.text().ends_with('…'), "{} bytes", error.text().len());
+}
+
+#[tokio::test]
+async fn output_is_kept_whole_or_not_at_all() {
+    let (_run, message) = claimed(Message::builder(""));
+    let keeping = |keep_output, script| {
+        ExecHandler::new(ExecOptions { scope: scope(), program: sh(script), keep_output })
+    };
+    let ten = "printf 0123456789";
+    assert_eq!(keeping(None, ten).handle(message.clone()).await.unwrap(), None);
+    assert_eq!(keeping(Some(10), ten).handle(message.clone()).await.unwrap().unwrap(), "0123456789");
+    assert_eq!(keeping(Some(9), ten).handle(message.clone()).await.unwrap(), None);
+    let much = "head -c 1000000 /dev/zero && echo done >&2";
+    assert_eq!(keeping(Some(9), much).handle(message).await.unwrap(), None, "more than a pipe holds");
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_over_with_all_its_processes_before_the_handler_returns() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    // The shell ignores what can be ignored; its child has closed every pipe.
+    let script = format!(
+        "trap '' TERM INT HUP; sleep 300 <&- >&- 2>&- & printf '%s\\n' $$ $! > {}; wait",
+        file.display()
+    );
+    let (run, message) = claimed(Message::builder("x"));
+    let handled = tokio::spawn(async move { handler(sh(&script)).handle(message).await });
+    let pids = pids(&file, 2).await;
+    assert!(pids.iter().all(|pid| is_running(*pid)));
+    run.cancel();
+    let error = handled.await.unwrap().unwrap_err();
+    let running: Vec<_> = pids.iter().filter(|pid| is_running(**pid)).collect();
+    assert!(running.is_empty(), "still running: {running:?}");
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    assert!(error.text().contains("cancelled"), "{error}");
+}
+
+#[tokio::test]
+async fn a_dropped_run_is_killed_with_all_its_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let script = format!("sleep 300 & printf '%s\\n' $$ $! > {}; wait", file.display());
+    let (_run, message) = claimed(Message::builder(""));
+    let handler = handler(sh(&script));
+    let pids = tokio::select! {
+        handled = handler.handle(message) => panic!("{handled:?}"),
+        pids = pids(&file, 2) => pids,
+    };
+    for pid in pids {
+        eventually("the processes are gone", || (!is_running(pid)).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_cancelled_beforehand_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("started");
+    let (run, message) = claimed(Message::builder(""));
+    run.cancel();
+    let error = handler(program(["touch", file.to_str().unwrap()])).handle(message).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn what_a_process_leaves_behind_is_killed_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let begun = Instant::now();
+    run_sh(&format!("sleep 300 & echo $! > {}", file.display())).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    let pid = pids(&file, 1).await[0];
+    eventually("the child left behind is gone", || (!is_running(pid)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_process_that_left_the_group_cannot_hold_the_handler_by_its_pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let begun = Instant::now();
+    run_sh(&format!(
+        "setsid sh -c 'echo $$ > {0}; exec sleep 15' & while [ ! -s {0} ]; do :; done",
+        file.display()
+    ))
+    .await
+    .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let pid = pids(&file, 1).await[0];
+    assert!(is_running(pid), "it is out of reach, as documented");
+    std::process::Command::new("kill").arg(pid.to_string()).status().unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    let path = script.to_str().unwrap();
+
+    let plain = handler(program([path]));
+    assert!(plain.check().unwrap_err().to_string().contains("chmod +x"));
+    let (_run, message) = claimed(Message::builder(""));
+    let error = plain.handle(message.clone()).await.unwrap_err();
+    assert!(error.text().contains("chmod +x"), "{error}");
+
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    plain.check().unwrap();
+    let error = plain.handle(message.clone()).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert!(error.text().contains("interpreter"), "{error}");
+
+    let missing = handler(program(["no-such-program-anywhere", "--password=s3cret"]));
+    let check = missing.check().unwrap_err();
+    assert!(check.to_string().contains("in PATH") && !check.is_retryable(), "{check}");
+    let error = missing.handle(message).await.unwrap_err();
+    assert!(error.text().contains("no-such-program-anywhere"), "{error}");
+    assert!(!format!("{error:?}{check:?}{missing:?}").contains("s3cret"), "arguments may hold secrets");
+}
+
+#[tokio::test]
+async fn the_example_books_orders_and_refuses_what_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("charges.log");
+    let charge = |ledger: &std::path::Path| {
+        let ledger = format!("CHARGES={}", ledger.display());
+        program(["env", &ledger, example("charge.sh").to_str().unwrap()])
+    };
+    run(charge(&ledger), Message::builder(r#"{"amount":12}"#)).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&ledger).unwrap(), format!("{KEY}\t{FENCE}\t{{\"amount\":12}}\n"));
+
+    let error = run(charge(&ledger), Message::builder("twelve")).await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Permanent);
+    assert!(error.text().ends_with("the order is no JSON object"), "{error}");
+
+    let error = run(charge(dir.path()), Message::builder("{}")).await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Retry);
+    assert!(error.text().contains("cannot write to"), "{error}");
+}

@@ -1,0 +1,66 @@
+//! What the handlers' tests share: a claimed message, and processes watched by number.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use onceward::store::{Claimed, Lease, OwnerToken};
+use onceward::{Key, MessageBuilder, Scope, TestRun};
+use onceward_cli::handlers::Program;
+
+pub const KEY: &str = "000102030405060708090a0b0c0d0e0f";
+pub const FENCE: u64 = 1_763_718_843_000_001;
+
+pub fn scope() -> Scope {
+    Scope::parse("billing").unwrap()
+}
+
+/// The message as a handler sees it in the second attempt of generation 3.
+pub fn claimed(message: MessageBuilder) -> (TestRun, onceward::Message) {
+    let owner = OwnerToken::from_bytes([7; 16]);
+    let lease = Lease { key: Key::from_hex(KEY).unwrap(), owner, fence: FENCE };
+    let lease_left = Duration::from_secs(30);
+    TestRun::start(&message.build(), &Claimed { lease, attempt: 2, lost: 0, generation: 3, lease_left })
+}
+
+pub fn program<const N: usize>(command: [&str; N]) -> Program {
+    Program::new(command.map(str::to_owned).to_vec()).unwrap()
+}
+
+pub fn sh(script: &str) -> Program {
+    program(["/bin/sh", "-c", script])
+}
+
+pub fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/handlers").join(name)
+}
+
+/// False for a process that has ended, reaped or not.
+pub fn is_running(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    !matches!(state, Some('Z' | 'X'))
+}
+
+/// Waits for `found` to answer, for at most ten seconds.
+pub async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The process numbers a script writes to `file`, one a line, once there are `count`.
+pub async fn pids(file: &Path, count: usize) -> Vec<u32> {
+    eventually("the script writes its process numbers", || {
+        let text = std::fs::read_to_string(file).ok()?;
+        let whole = &text[..=text.rfind('\n')?];
+        let pids: Vec<u32> = whole.lines().filter_map(|line| line.parse().ok()).collect();
+        (pids.len() >= count).then_some(pids)
+    })
+    .await
+}

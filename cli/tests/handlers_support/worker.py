@@ -1,0 +1,74 @@
+"""A worker that does what the payload's first word says, and mostly should not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+
+def say(text):
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def touch(path):
+    with open(path, "w") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+if sys.argv[1:2] == ["ignore-end"]:
+    touch(sys.argv[2])
+    while True:
+        sys.stdin.readline()
+        time.sleep(0.01)
+
+if sys.argv[1:2] == ["flood-first"]:
+    say("x" * 1_000_000 + "\n")
+
+for line in sys.stdin:
+    request = json.loads(line)
+    word, _, rest = request.get("payload", "pid").partition(" ")
+    answer = {"id": request["id"], "ok": True, "result": os.getpid()}
+    if word == "echo":
+        answer["result"] = request
+    elif word == "die":
+        sys.stderr.write(f"dying: {rest}\n")
+        sys.stderr.flush()
+        os._exit(3)
+    elif word == "abort":
+        os.kill(os.getpid(), signal.SIGABRT)
+        time.sleep(60)
+    elif word == "garbage":
+        touch(rest)
+        say("Traceback: \x1b[31m\n")
+        time.sleep(60)
+    elif word == "wrong-id":
+        answer["id"] += 1
+    elif word == "endless":
+        say("x" * 5_000_000)
+        time.sleep(60)
+    elif word == "close":
+        os.close(1)
+        time.sleep(60)
+    elif word == "chatty":
+        say(json.dumps(answer) + "\nand one more\n")
+        continue
+    elif word == "hang":
+        child = subprocess.Popen(["sleep", "300"])
+        with open(rest, "w") as file:
+            file.write(f"{os.getpid()}\n{child.pid}\n")
+        time.sleep(300)
+    elif word == "meet":
+        directory, count = rest.rsplit(" ", 1)
+        touch(os.path.join(directory, str(os.getpid())))
+        while len(os.listdir(directory)) < int(count):
+            time.sleep(0.005)
+    elif word == "log":
+        sys.stderr.write("\x1b[31mfine " + "x" * 5000 + "\n")
+        sys.stderr.flush()
+    say(json.dumps(answer) + "\n")
+
+if sys.argv[1:2] == ["bye"]:
+    touch(sys.argv[2])

@@ -1,0 +1,328 @@
+//! The worker handler with real processes: answers, misbehaviour, restarts, cancellation and shutdown.
+
+mod handlers_support;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use handlers_support::{FENCE, KEY, claimed, eventually, example, is_running, pids, program, scope};
+use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
+use onceward_cli::handlers::{Program, WorkerHandler, WorkerOptions};
+use serde_json::{Value, json};
+
+fn worker<const N: usize>(arguments: [&str; N]) -> Program {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/handlers_support/worker.py");
+    let mut command = vec!["python3".to_owned(), script.to_str().unwrap().to_owned()];
+    command.extend(arguments.map(str::to_owned));
+    Program::new(command).unwrap()
+}
+
+fn options(program: Program) -> WorkerOptions {
+    let mut options = WorkerOptions::new(scope(), program);
+    options.restart_delay = Duration::from_millis(1);
+    options
+}
+
+fn handler() -> WorkerHandler {
+    WorkerHandler::new(options(worker([])))
+}
+
+async fn ask(handler: &WorkerHandler, message: MessageBuilder) -> Result<Option<Bytes>, HandlerError> {
+    let (_run, message) = claimed(message);
+    tokio::time::timeout(Duration::from_secs(20), handler.handle(message)).await.expect("the handler returns")
+}
+
+async fn say(handler: &WorkerHandler, word: &str) -> Result<Option<Bytes>, HandlerError> {
+    ask(handler, Message::builder(word.to_owned())).await
+}
+
+/// The number of the process that answers.
+async fn pid(handler: &WorkerHandler) -> u32 {
+    serde_json::from_slice(&say(handler, "pid").await.unwrap().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_is_told_everything_about_its_message() {
+    let message = Message::builder("echo \n\u{2028}")
+        .header("h", "1")
+        .header("raw", &b"\xff"[..])
+        .message_id("m-1")
+        .origin("orders".into());
+    let result = ask(&handler(), message).await.unwrap().unwrap();
+    assert_eq!(
+        serde_json::from_slice::<Value>(&result).unwrap(),
+        json!({
+            "id": 1, "key": KEY, "scope": "billing", "attempt": 2, "fence": FENCE, "generation": 3,
+            "message_id": "m-1", "origin": "orders", "headers": {"h": "1"}, "headers_base64": {"raw": "/w=="},
+            "payload": "echo \n\u{2028}",
+        })
+    );
+}
+
+#[tokio::test]
+async fn one_process_serves_message_after_message() {
+    let handler = handler();
+    let first = pid(&handler).await;
+    for _ in 0..100 {
+        assert_eq!(pid(&handler).await, first);
+    }
+}
+
+#[tokio::test]
+async fn a_mebibyte_with_nul_bytes_goes_through_unchanged() {
+    let mut payload = "echo ".to_owned();
+    payload.extend(std::iter::repeat_n("\0\u{1}ü\"\\\n", 1024 * 1024 / 7));
+    let mut options = options(worker([]));
+    options.result_limit = 10 * 1024 * 1024;
+    let result = ask(&WorkerHandler::new(options), Message::builder(payload.clone())).await.unwrap().unwrap();
+    let echoed: Value = serde_json::from_slice(&result).unwrap();
+    assert!(echoed["payload"].as_str() == Some(&payload), "{} bytes came back", result.len());
+
+    // The same, too large to be kept: completed all the same, and the process is still good.
+    let handler = handler();
+    assert_eq!(ask(&handler, Message::builder(payload)).await.unwrap(), None);
+    assert_eq!(say(&handler, "echo").await.unwrap().map(|_| ()), Some(()));
+}
+
+#[tokio::test]
+async fn every_process_has_a_message_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(worker([]));
+    options.processes = 3;
+    let handler = WorkerHandler::new(options);
+    let meet = format!("meet {} 3", dir.path().display());
+    let (a, b, c) = tokio::join!(say(&handler, &meet), say(&handler, &meet), say(&handler, &meet));
+    let mut pids = [a, b, c].map(|answered| answered.unwrap().unwrap());
+    pids.sort();
+    assert!(pids[0] != pids[1] && pids[1] != pids[2], "{pids:?}");
+}
+
+#[tokio::test]
+async fn a_process_that_dies_fails_its_message_only() {
+    let handler = handler();
+    let first = pid(&handler).await;
+    let error = say(&handler, "die of\x1b[31m old age").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    assert!(error.text().contains("exit status: 3"), "{error}");
+    assert!(error.text().ends_with(": dying: of\\u{1b}[31m old age"), "{error}");
+    assert_ne!(pid(&handler).await, first);
+
+    let error = say(&handler, "abort").await.unwrap_err();
+    assert!(error.text().contains("SIGABRT"), "{error}");
+    pid(&handler).await;
+}
+
+#[tokio::test]
+async fn garbage_ends_the_process_and_says_what_was_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let handler = handler();
+    let error = say(&handler, &format!("garbage {}", file.display())).await.unwrap_err();
+    let wrote = pids(&file, 1).await[0];
+    assert!(!is_running(wrote), "the process is over before the handler returns");
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    assert!(
+        error.text().contains("\"Traceback: \\\\u{1b}[31m\"") && error.text().contains("standard error"),
+        "{error}"
+    );
+
+    for (word, why) in [
+        ("wrong-id", "answered request 2 while request 1 was open"),
+        ("endless", "a line of more than 4194304 bytes"),
+        ("close", "closed its standard output"),
+    ] {
+        let error = say(&handler, word).await.unwrap_err();
+        assert!(error.text().contains(why), "{word}: {error}");
+        assert_eq!(error.verdict(), Verdict::Retry, "{word}");
+    }
+    pid(&handler).await;
+}
+
+#[tokio::test]
+async fn a_second_line_for_one_message_is_not_taken_for_the_next_ones_answer() {
+    let handler = handler();
+    let chatty: u32 = serde_json::from_slice(&say(&handler, "chatty").await.unwrap().unwrap()).unwrap();
+    assert_ne!(pid(&handler).await, chatty);
+    assert!(!is_running(chatty));
+}
+
+#[tokio::test]
+async fn a_worker_that_writes_before_it_reads_does_not_hold_the_handler_for_ever() {
+    let handler = WorkerHandler::new(options(worker(["flood-first"])));
+    let error = ask(&handler, Message::builder(vec![b'x'; 1024 * 1024])).await.unwrap_err();
+    assert!(error.text().contains("no answer"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_over_with_all_its_processes_before_the_handler_returns() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let mut options = options(worker([]));
+    options.restart_delay = Duration::from_secs(3600);
+    options.max_restart_delay = Duration::from_secs(3600);
+    let handler = WorkerHandler::new(options);
+    let (run, message) = claimed(Message::builder(format!("hang {}", file.display())));
+    let handled = tokio::spawn({
+        let handler = handler.clone();
+        async move { handler.handle(message).await }
+    });
+    let pids = pids(&file, 2).await;
+    assert!(pids.iter().all(|pid| is_running(*pid)));
+    run.cancel();
+    let error = handled.await.unwrap().unwrap_err();
+    let running: Vec<_> = pids.iter().filter(|pid| is_running(**pid)).collect();
+    assert!(running.is_empty(), "still running: {running:?}");
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    // It was not the process's fault: the next one starts at once.
+    assert_ne!(pid(&handler).await, pids[0]);
+}
+
+#[tokio::test]
+async fn a_dropped_run_is_killed_with_all_its_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let handler = handler();
+    let hang = format!("hang {}", file.display());
+    let pids = tokio::select! {
+        handled = say(&handler, &hang) => panic!("{handled:?}"),
+        pids = pids(&file, 2) => pids,
+    };
+    for pid in pids {
+        eventually("the processes are gone", || (!is_running(pid)).then_some(())).await;
+    }
+    pid(&handler).await;
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_a_process_can_be_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pids");
+    let handler = handler();
+    let hang = format!("hang {}", file.display());
+    let waiting = async {
+        pids(&file, 2).await;
+        let (run, message) = claimed(Message::builder("pid"));
+        run.cancel();
+        handler.handle(message).await.unwrap_err()
+    };
+    let error = tokio::select! {
+        handled = say(&handler, &hang) => panic!("{handled:?}"),
+        error = waiting => error,
+    };
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+}
+
+#[tokio::test]
+async fn a_process_that_ends_between_messages_costs_nobody_an_attempt() {
+    let handler = handler();
+    let first = pid(&handler).await;
+    std::process::Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
+    eventually("the process is gone", || (!is_running(first)).then_some(())).await;
+    assert_ne!(pid(&handler).await, first);
+}
+
+#[tokio::test]
+async fn restarts_wait_longer_each_time_and_can_be_cancelled() {
+    let mut options = options(worker([]));
+    options.restart_delay = Duration::from_millis(300);
+    let handler = WorkerHandler::new(options);
+    say(&handler, "die").await.unwrap_err();
+    let begun = Instant::now();
+    say(&handler, "die").await.unwrap_err();
+    assert!(begun.elapsed() >= Duration::from_millis(280), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let (run, message) = claimed(Message::builder("pid"));
+    let waiting = tokio::spawn({
+        let handler = handler.clone();
+        async move { handler.handle(message).await }
+    });
+    tokio::task::yield_now().await;
+    run.cancel();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(!error.is_outcome_unknown() && begun.elapsed() < Duration::from_millis(500), "{error}");
+    pid(&handler).await;
+    assert!(begun.elapsed() >= Duration::from_millis(580), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn shutdown_lets_processes_end_and_kills_those_that_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bye");
+    let polite = WorkerHandler::new(options(worker(["bye", file.to_str().unwrap()])));
+    let first = pid(&polite).await;
+    assert_eq!(polite.shut_down(Duration::from_secs(10)).await, 0);
+    assert_eq!(pids(&file, 1).await, [first]);
+    assert!(!is_running(first));
+    let error = say(&polite, "pid").await.unwrap_err();
+    assert!(error.text().contains("shutting down"), "{error}");
+
+    let file = dir.path().join("stubborn");
+    let stubborn = WorkerHandler::new(options(worker(["ignore-end", file.to_str().unwrap()])));
+    stubborn.start().await.unwrap();
+    let pid = pids(&file, 1).await[0];
+    assert_eq!(stubborn.shut_down(Duration::from_millis(50)).await, 1);
+    assert!(!is_running(pid));
+}
+
+#[tokio::test]
+async fn a_dropped_handler_leaves_no_process() {
+    let handler = handler();
+    let pid = pid(&handler).await;
+    drop(handler);
+    eventually("the process is gone", || (!is_running(pid)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
+    let handler = WorkerHandler::new(options(program(["./no-such-worker"])));
+    assert!(handler.check().unwrap_err().to_string().contains("command"));
+    let error = say(&handler, "pid").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert!(error.text().contains("./no-such-worker"), "{error}");
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn standard_error_goes_to_the_log_in_bounded_lines() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let handler = handler();
+    say(&handler, "log").await.unwrap();
+    let line = eventually("the line is in the log", || {
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.lines().find(|line| line.contains("[31mfine")).map(str::to_owned)
+    })
+    .await;
+    assert!(line.contains("process=0") && line.contains('…') && line.len() < 1500, "{line}");
+}
+
+#[tokio::test]
+async fn the_example_adds_up_orders_and_refuses_what_is_none() {
+    let example = program(["python3", example("worker.py").to_str().unwrap()]);
+    let handler = WorkerHandler::new(options(example));
+    let order = |amount: u32| Message::builder(json!({"customer": "c1", "amount": amount}).to_string());
+    ask(&handler, order(5)).await.unwrap();
+    let result = ask(&handler, order(7)).await.unwrap().unwrap();
+    assert_eq!(result, r#"{"customer": "c1", "total": 12, "attempt": 2}"#);
+    for payload in [&b"twelve"[..], b"\xff\xfe", b"{}"] {
+        let error = ask(&handler, Message::builder(payload)).await.unwrap_err();
+        assert_eq!(error.verdict(), Verdict::Permanent, "{error}");
+        assert!(error.text().starts_with("not an order"), "{error}");
+    }
+}
