@@ -97,3 +97,40 @@ where
 pub(crate) fn report(line: &str) {
     println!("{line}");
 }
+
+/// Counts 0, 1, 2 and stops; or goes back from 2 to 1 for ever.
+struct Counter {
+    goes_round: bool,
+}
+
+impl Model for Counter {
+    type State = u8;
+    type Action = u8;
+
+    fn init_states(&self) -> Vec<u8> {
+        vec![0]
+    }
+
+    fn actions(&self, state: &u8, actions: &mut Vec<u8>) {
+        if *state < 2 {
+            actions.push(state + 1);
+        } else if self.goes_round {
+            actions.push(1);
+        }
+    }
+
+    fn next_state(&self, _: &u8, action: u8) -> Option<u8> {
+        Some(action)
+    }
+}
+
+#[test]
+fn the_longest_path_is_counted_in_steps() {
+    assert_eq!(longest_path(&Counter { goes_round: false }, u8::clone), 2);
+}
+
+#[test]
+#[should_panic(expected = "round for ever")]
+fn a_path_that_goes_round_is_noticed() {
+    longest_path(&Counter { goes_round: true }, u8::clone);
+}

@@ -9,13 +9,14 @@ use onceward::Key;
 use onceward::store::transition::{self as library, Moment, Step};
 use onceward::store::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest, Failure,
-    KeyState, Lease, OwnerToken, Reason, RenewRequest, Renewal,
+    KeyState, Lease, OwnerToken, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
 };
 use stateright::Property;
 
 use crate::check::{explore_all, report};
 use crate::model::Bounds;
 use crate::record::{Answer, ClaimId, Record, Request, Rules, Stage};
+use crate::redrive::{self, Claimed, Found, GENERATIONS, Redrives};
 use crate::state::State;
 use crate::worker::Level::{Deduplicated, EffectivelyOnce};
 
@@ -41,6 +42,63 @@ fn agreement() -> Vec<Property<Bounds>> {
         let claims = lanes.chain(late).chain([state.records[0].by, stranger]);
         claims.filter(|id| id.token != 0).all(|id| requests_of(id).into_iter().all(asked))
     })]
+}
+
+#[test]
+fn the_librarys_redrives_are_the_models() {
+    let properties = || {
+        vec![Property::always("the library redrives as the model", |_, state: &redrive::State| {
+            (0..GENERATIONS as u8).all(|generation| redrives_agree(state.record, generation))
+        })]
+    };
+    let states = explore_all(Redrives { properties, ..redrive::redrives(3) }, redrive::State::clone);
+    report(&format!("the library redrives as the model in {states} states"));
+}
+
+/// Claims the key with a delivery of this generation, and redrives its letter, in the model and in the library.
+fn redrives_agree(record: redrive::Record, generation: u8) -> bool {
+    let at = Moment { now: 0, fence_floor: 0 };
+    let known = record != redrive::Record { stage: Stage::Absent, generation: 0 };
+    let stored = library::Record {
+        state: state_of(record.stage),
+        generation: record.generation.into(),
+        ttl: library::micros(TTL),
+        ..library::Record::nothing()
+    };
+    let stored = if known { stored } else { library::Record::nothing() };
+    let same = |ours: redrive::Record, theirs: &library::Record| {
+        state_of(ours.stage) == theirs.state && u32::from(ours.generation) == theirs.generation
+    };
+
+    let (mut ours, mut theirs) = (record, stored.clone());
+    let our_claim = ours.claim(generation, None);
+    let terms = ClaimTerms { lease: LEASE, max_attempts: 1, ttl: TTL };
+    let request =
+        ClaimRequest { key: KEY, owner: owner(1), fingerprint: None, generation: generation.into() };
+    let their_claim = match theirs.claim(at, &terms, &request).answer {
+        Claim::Claimed(_) => Claimed::Run,
+        Claim::Exhausted(_) => Claimed::DeadLetter,
+        Claim::Completed { .. } | Claim::Dead { .. } => Claimed::Ack,
+        other => panic!("no claim is live and there are no fingerprints: {other:?}"),
+    };
+    let claims_agree = our_claim == their_claim && same(ours, &theirs);
+
+    let (mut ours, mut theirs) = (record, stored);
+    let our_redrive = ours.redrive(generation, None);
+    let request = RedriveRequest { key: KEY, generation: generation.into(), ttl: TTL };
+    let their_redrive = match theirs.redrive(at, &request).answer {
+        Redrive::Open { generation } => Found::Open(generation as u8),
+        Redrive::Resolved => Found::Resolved,
+        Redrive::NotDead => Found::NotDead,
+    };
+    let agree = claims_agree && our_redrive == their_redrive && same(ours, &theirs);
+    if !agree {
+        report(&format!(
+            "generation {generation} finds {record:?}: {our_claim:?} and {our_redrive:?} in the model"
+        ));
+        report(&format!(" {their_claim:?} and {their_redrive:?} in the library"));
+    }
+    agree
 }
 
 /// Every request of a claim. The inbox's commit is a store's own statement, which its conformance suite covers.
@@ -75,14 +133,7 @@ fn concrete(record: &Record) -> library::Record {
         return library::Record::nothing();
     }
     library::Record {
-        state: match record.stage {
-            Stage::Absent => KeyState::Absent,
-            Stage::Pending => KeyState::Pending,
-            Stage::Failed => KeyState::Failed,
-            Stage::Terminal => KeyState::Terminal,
-            Stage::Completed => KeyState::Completed,
-            Stage::Dead => KeyState::Dead,
-        },
+        state: state_of(record.stage),
         started: record.started,
         owner: owner(record.by.token),
         fence: record.by.fence.into(),
@@ -91,6 +142,17 @@ fn concrete(record: &Record) -> library::Record {
         lease_until: if record.is_claimed() && !record.lapsed { library::micros(LEASE) } else { 0 },
         ttl: library::micros(TTL),
         ..library::Record::nothing()
+    }
+}
+
+fn state_of(stage: Stage) -> KeyState {
+    match stage {
+        Stage::Absent => KeyState::Absent,
+        Stage::Pending => KeyState::Pending,
+        Stage::Failed => KeyState::Failed,
+        Stage::Terminal => KeyState::Terminal,
+        Stage::Completed => KeyState::Completed,
+        Stage::Dead => KeyState::Dead,
     }
 }
 

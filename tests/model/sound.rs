@@ -58,9 +58,9 @@ fn every_path_ends() {
     }
 }
 
-/// One fault more than the tests above; about a minute. Run with `--ignored`.
+/// One fault more than the tests above. Run with `--ignored`.
 #[test]
-#[ignore = "about a minute"]
+#[ignore = "takes two minutes"]
 fn deep() {
     let deep = |level: Level| Bounds::new(level, 5);
     for level in [Deduplicated, EffectivelyOnce] {

@@ -1,0 +1,421 @@
+//! Dead letters and their redrive: a smaller model of one key, one worker and one operator.
+//!
+//! The claim protocol itself is `model.rs`'s subject; here a claim is held by the one worker and is free again when it dies,
+//! an attempt is one run, and the effect commits with its completion. Free steps end because failures and faults do: the
+//! operator comes back until no letter is left, so in the end the effect must have happened.
+
+use stateright::{Model, Property};
+
+use crate::check::{explore_all, longest_path, must_find, report};
+use crate::record::Stage;
+
+/// Generations that the bounds can reach, and one more.
+pub(crate) const GENERATIONS: usize = 8;
+
+const NOTHING_LOST: &str = "without effect there is a message or a letter";
+const ONE_EFFECT: &str = "at most one effect, however often redriven";
+const STAYS_DEAD: &str = "a copy of a dead message does not run";
+const SETTLES: &str = "in the end there is one effect, no message and no letter";
+
+/// One rule broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bug {
+    /// The letter is deleted before its message is published.
+    LetterDeletedFirst,
+    /// A redrive that finds the key open and unfinished takes it for done.
+    UnfinishedTakenForDone,
+    /// A delivery that bears dead-letter headers is taken for a late copy of the dead message.
+    HeadersIgnored,
+    /// A late copy of a dead message opens it again.
+    LateCopyReopens,
+    /// Redrive does not look at the state: a completed key is opened again.
+    CompletedReopened,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Redrives {
+    pub(crate) copies: u8,
+    pub(crate) failures: u8,
+    pub(crate) faults: u8,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) properties: fn() -> Vec<Property<Redrives>>,
+}
+
+/// The record, as far as redrives go. `Absent` in generation 0 is a key nobody knows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Record {
+    pub(crate) stage: Stage,
+    pub(crate) generation: u8,
+}
+
+/// What a claim finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claimed {
+    Run,
+    DeadLetter,
+    /// Completed, or dead and not redriven by this delivery.
+    Ack,
+}
+
+/// What a redrive finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// Open in this generation: publish the message with it.
+    Open(u8),
+    Resolved,
+    NotDead,
+}
+
+impl Record {
+    /// A delivery of `generation` claims the key; no other claim is live.
+    pub(crate) fn claim(&mut self, generation: u8, bug: Option<Bug>) -> Claimed {
+        let redrives = generation > self.generation && bug != Some(Bug::HeadersIgnored);
+        match self.stage {
+            Stage::Completed => return Claimed::Ack,
+            Stage::Dead if !redrives && bug != Some(Bug::LateCopyReopens) => return Claimed::Ack,
+            Stage::Terminal => {
+                self.generation = self.generation.max(generation);
+                return Claimed::DeadLetter;
+            }
+            Stage::Absent | Stage::Pending | Stage::Failed | Stage::Dead => {}
+        }
+        self.generation = self.generation.max(generation);
+        self.stage = Stage::Pending;
+        Claimed::Run
+    }
+
+    /// Compare-and-set dead(g) → absent(g + 1).
+    pub(crate) fn redrive(&mut self, letter: u8, bug: Option<Bug>) -> Found {
+        let next = letter + 1;
+        match self.stage {
+            Stage::Completed if bug != Some(Bug::CompletedReopened) => Found::Resolved,
+            Stage::Dead | Stage::Completed if self.generation == letter => {
+                *self = Record { stage: Stage::Absent, generation: next };
+                Found::Open(next)
+            }
+            _ if self.generation <= letter => Found::NotDead,
+            // What follows it has died in turn and has a letter of its own.
+            _ if self.generation > next || self.stage == Stage::Dead => Found::Resolved,
+            _ if bug == Some(Bug::UnfinishedTakenForDone) => Found::Resolved,
+            _ => Found::Open(next),
+        }
+    }
+
+    fn is_unknown(&self) -> bool {
+        *self == Record { stage: Stage::Absent, generation: 0 }
+    }
+}
+
+/// The worker, with the generation its delivery carries.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Worker {
+    Idle,
+    Claiming(u8),
+    Running(u8),
+    Publishing(u8),
+    MarkingDead(u8),
+    Acking(u8),
+}
+
+/// The operator's tool, with its letter's generation and the one to publish.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Operator {
+    Idle,
+    Publishing { letter: u8, generation: u8 },
+    Deleting { letter: u8, then_publish: Option<u8> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct State {
+    pub(crate) record: Record,
+    worker: Worker,
+    operator: Operator,
+    /// Messages waiting at the broker, by the generation they carry.
+    queue: [u8; GENERATIONS],
+    /// Letters in the dead-letter queue, by the generation that died.
+    letters: [u8; GENERATIONS],
+    failures_left: u8,
+    faults_left: u8,
+    effects: u8,
+    revived: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    Receive {
+        generation: usize,
+    },
+    Claim,
+    /// The effect and its completion, in one transaction.
+    Succeed,
+    /// The only attempt fails: `failed(terminal)` is written.
+    Fail,
+    PublishLetter,
+    MarkDead,
+    Ack,
+    /// The worker dies; its message comes back and its claim lapses. A fault.
+    WorkerCrash,
+    /// The operator asks the store to open the letter's key.
+    Redrive {
+        letter: usize,
+    },
+    PublishMessage,
+    DeleteLetter,
+    /// The operator's tool dies. A fault.
+    OperatorCrash,
+    /// A broker's own redrive, a shovel or a hand moves the letter back, headers and all.
+    Move {
+        letter: usize,
+    },
+    /// A shovel that dies between its publish and its delete. A fault.
+    Copy {
+        letter: usize,
+    },
+    /// The TTL of a dead or a reopened key ends. A fault.
+    Expire,
+}
+
+impl Model for Redrives {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let mut queue = [0; GENERATIONS];
+        queue[0] = self.copies;
+        vec![State {
+            record: Record { stage: Stage::Absent, generation: 0 },
+            worker: Worker::Idle,
+            operator: Operator::Idle,
+            queue,
+            letters: [0; GENERATIONS],
+            failures_left: self.failures,
+            faults_left: self.faults,
+            effects: 0,
+            revived: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        match state.worker {
+            Worker::Idle => {
+                let waiting = (0..GENERATIONS).filter(|generation| state.queue[*generation] > 0);
+                actions.extend(waiting.map(|generation| Action::Receive { generation }));
+            }
+            Worker::Claiming(_) => actions.push(Action::Claim),
+            Worker::Running(_) => actions.push(Action::Succeed),
+            Worker::Publishing(_) => actions.push(Action::PublishLetter),
+            Worker::MarkingDead(_) => actions.push(Action::MarkDead),
+            Worker::Acking(_) => actions.push(Action::Ack),
+        }
+        let fails = matches!(state.worker, Worker::Running(_)) && state.failures_left > 0;
+        actions.extend(fails.then_some(Action::Fail));
+        let letters = (0..GENERATIONS).filter(|letter| state.letters[*letter] > 0);
+        match state.operator {
+            Operator::Idle => {
+                // Too early is no step: the operator comes again.
+                let ready = |letter: &usize| state.redrive(*letter as u8, self.bug).1 != Found::NotDead;
+                actions.extend(letters.clone().filter(ready).map(|letter| Action::Redrive { letter }));
+                actions.extend(letters.clone().map(|letter| Action::Move { letter }));
+            }
+            Operator::Publishing { .. } => actions.push(Action::PublishMessage),
+            Operator::Deleting { .. } => actions.push(Action::DeleteLetter),
+        }
+        if state.faults_left > 0 {
+            actions.extend((state.worker != Worker::Idle).then_some(Action::WorkerCrash));
+            actions.extend((state.operator != Operator::Idle).then_some(Action::OperatorCrash));
+            actions.extend(letters.map(|letter| Action::Copy { letter }));
+            let opened = state.record.stage == Stage::Absent && !state.record.is_unknown();
+            actions.extend((opened || state.record.stage == Stage::Dead).then_some(Action::Expire));
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = *last;
+        state.step(action, self.bug);
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        (self.properties)()
+    }
+}
+
+impl State {
+    /// The record afterwards, and what the operator does. A key that nobody knows any more is opened by its message.
+    fn redrive(&self, letter: u8, bug: Option<Bug>) -> (Record, Found) {
+        let mut record = self.record;
+        let found = record.redrive(letter, bug);
+        let unknown = found == Found::NotDead && record.is_unknown();
+        (record, if unknown { Found::Open(letter + 1) } else { found })
+    }
+
+    fn step(&mut self, action: Action, bug: Option<Bug>) {
+        let carried = self.worker.carries();
+        match action {
+            Action::Receive { generation } => {
+                self.queue[generation] -= 1;
+                self.worker = Worker::Claiming(generation as u8);
+            }
+            Action::Claim => {
+                let before = self.record;
+                let claimed = self.record.claim(carried, bug);
+                self.revived |=
+                    claimed == Claimed::Run && before.stage == Stage::Dead && carried <= before.generation;
+                self.worker = match claimed {
+                    Claimed::Run => Worker::Running(carried),
+                    Claimed::DeadLetter => Worker::Publishing(carried),
+                    Claimed::Ack => Worker::Acking(carried),
+                };
+            }
+            Action::Succeed => {
+                self.effects += 1;
+                self.record.stage = Stage::Completed;
+                self.worker = Worker::Acking(carried);
+            }
+            Action::Fail => {
+                self.failures_left -= 1;
+                self.record.stage = Stage::Terminal;
+                self.worker = Worker::Publishing(carried);
+            }
+            Action::PublishLetter => {
+                self.letters[self.record.generation as usize] += 1;
+                self.worker = Worker::MarkingDead(carried);
+            }
+            Action::MarkDead => {
+                self.record.stage = Stage::Dead;
+                self.worker = Worker::Acking(carried);
+            }
+            Action::Ack => self.worker = Worker::Idle,
+            Action::WorkerCrash => {
+                self.faults_left -= 1;
+                self.queue[carried as usize] += 1;
+                self.worker = Worker::Idle;
+            }
+            Action::Redrive { letter } => self.start_redrive(letter as u8, bug),
+            Action::PublishMessage => {
+                if let Operator::Publishing { letter, generation } = self.operator {
+                    self.queue[generation as usize] += 1;
+                    let first = bug == Some(Bug::LetterDeletedFirst);
+                    let delete = Operator::Deleting { letter, then_publish: None };
+                    self.operator = if first { Operator::Idle } else { delete };
+                }
+            }
+            Action::DeleteLetter => {
+                if let Operator::Deleting { letter, then_publish } = self.operator {
+                    // Somebody may have moved it meanwhile.
+                    self.letters[letter as usize] = self.letters[letter as usize].saturating_sub(1);
+                    let publish = then_publish.map(|generation| Operator::Publishing { letter, generation });
+                    self.operator = publish.unwrap_or(Operator::Idle);
+                }
+            }
+            Action::OperatorCrash => {
+                self.faults_left -= 1;
+                self.operator = Operator::Idle;
+            }
+            Action::Move { letter } => {
+                self.letters[letter] -= 1;
+                self.queue[letter + 1] += 1;
+            }
+            Action::Copy { letter } => {
+                self.faults_left -= 1;
+                self.queue[letter + 1] += 1;
+            }
+            Action::Expire => {
+                self.faults_left -= 1;
+                self.record = Record { stage: Stage::Absent, generation: 0 };
+            }
+        }
+    }
+
+    fn start_redrive(&mut self, letter: u8, bug: Option<Bug>) {
+        let (record, found) = self.redrive(letter, bug);
+        self.record = record;
+        self.operator = match found {
+            Found::Open(generation) if bug == Some(Bug::LetterDeletedFirst) => {
+                Operator::Deleting { letter, then_publish: Some(generation) }
+            }
+            Found::Open(generation) => Operator::Publishing { letter, generation },
+            Found::Resolved => Operator::Deleting { letter, then_publish: None },
+            Found::NotDead => Operator::Idle,
+        };
+    }
+
+    fn is_at_the_broker(&self) -> bool {
+        let some = |counts: &[u8]| counts.iter().any(|count| *count > 0);
+        some(&self.queue) || some(&self.letters) || self.worker != Worker::Idle
+    }
+}
+
+impl Worker {
+    /// The generation of the delivery in hand; 0 if there is none.
+    fn carries(self) -> u8 {
+        match self {
+            Worker::Idle => 0,
+            Worker::Claiming(generation)
+            | Worker::Running(generation)
+            | Worker::Publishing(generation)
+            | Worker::MarkingDead(generation)
+            | Worker::Acking(generation) => generation,
+        }
+    }
+}
+
+fn safety() -> Vec<Property<Redrives>> {
+    vec![
+        Property::always(NOTHING_LOST, |_, state: &State| state.effects > 0 || state.is_at_the_broker()),
+        Property::always(ONE_EFFECT, |_, state: &State| state.effects <= 1),
+        Property::always(STAYS_DEAD, |_, state: &State| !state.revived),
+        Property::always(SETTLES, |model: &Redrives, state: &State| {
+            let mut steps = Vec::new();
+            model.actions(state, &mut steps);
+            !steps.is_empty() || state.effects == 1 && !state.is_at_the_broker()
+        }),
+        Property::sometimes("a key dies twice", |_, state: &State| {
+            state.record == Record { stage: Stage::Dead, generation: 1 }
+        }),
+    ]
+}
+
+/// Two copies of the message, two failing runs, and so many faults.
+pub(crate) fn redrives(faults: u8) -> Redrives {
+    Redrives { copies: 2, failures: 2, faults, bug: None, properties: safety }
+}
+
+fn breaks(bug: Bug, faults: u8, property: &'static str) {
+    explore_all(redrives(faults), State::clone);
+    must_find(Redrives { bug: Some(bug), ..redrives(faults) }, &[property]);
+}
+
+#[test]
+fn a_redriven_message_has_one_effect_and_no_letter_is_left() {
+    let states = explore_all(redrives(3), State::clone);
+    let steps = longest_path(&redrives(3), State::clone);
+    report(&format!(
+        "redrive, 3 faults: {states} unique states, no counterexample, longest path {steps} steps"
+    ));
+}
+
+#[test]
+fn deleting_the_letter_before_its_message_is_out_loses_it() {
+    breaks(Bug::LetterDeletedFirst, 1, NOTHING_LOST);
+}
+
+#[test]
+fn taking_an_opened_key_for_a_redriven_one_loses_the_message() {
+    breaks(Bug::UnfinishedTakenForDone, 1, NOTHING_LOST);
+}
+
+#[test]
+fn acking_a_moved_letter_as_a_late_copy_loses_the_message() {
+    breaks(Bug::HeadersIgnored, 0, NOTHING_LOST);
+}
+
+#[test]
+fn a_late_copy_that_opens_a_dead_key_runs_without_a_redrive() {
+    breaks(Bug::LateCopyReopens, 0, STAYS_DEAD);
+}
+
+#[test]
+fn redriving_a_completed_key_repeats_its_effect() {
+    breaks(Bug::CompletedReopened, 2, ONE_EFFECT);
+}
