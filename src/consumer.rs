@@ -9,7 +9,7 @@ use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::Error;
 
 /// What a broker can and cannot do. Differences between adapters are values here, not branches on their names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// The source can wait before it delivers again: [`Settlement::Retry`] keeps its delay. Otherwise delays are spent
@@ -28,20 +28,6 @@ pub struct Capabilities {
     pub delivery_limit: Option<u32>,
     /// How long the broker keeps an undelivered message: part of the time in which duplicates can still arrive.
     pub retention: Option<Duration>,
-}
-
-impl Default for Capabilities {
-    fn default() -> Self {
-        Self {
-            delayed_retry: false,
-            heartbeat: None,
-            finite: false,
-            ordered: false,
-            ack_timeout: None,
-            delivery_limit: None,
-            retention: None,
-        }
-    }
 }
 
 /// A source of delivery batches.

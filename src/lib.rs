@@ -9,6 +9,7 @@ pub mod failpoints;
 mod handler;
 mod key;
 mod message;
+mod once;
 pub mod pipeline;
 mod publisher;
 pub mod retry;
@@ -26,8 +27,9 @@ pub use error::{Error, ErrorKind};
 pub use handler::*;
 pub use key::{Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, MAX_KEY_BYTES, Scope};
 pub use message::{Defect, Message, MessageBuilder, Position};
+pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use pipeline::config::PipelineConfig;
-pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Summary};
+pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
 pub use publisher::{Outgoing, Publisher};
 pub use store::{MemoryStore, Store, TransactionalStore};
 

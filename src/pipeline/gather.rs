@@ -6,74 +6,95 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind};
-use crate::store::{CompleteRequest, Completion};
 
-type Answers = Vec<Result<Completion, Error>>;
+type Answers<T> = Vec<Result<T, Error>>;
+type Chunk<Q, T> = (Vec<Q>, oneshot::Sender<Answers<T>>);
 
-/// Hands chunks of completions to the store: at most two calls in flight, each of at most `max_batch` items, no linger.
-/// One completion alone pays one round trip; a flood pays one per batch.
+/// Hands chunks of requests to the store: at most two calls in flight, each of about `max_batch` items, no linger.
+/// One request alone pays one round trip; a flood pays one per batch.
 #[derive(Debug)]
-pub(crate) struct Completions {
-    chunks: mpsc::UnboundedSender<(Vec<CompleteRequest>, oneshot::Sender<Answers>)>,
+pub(crate) struct Gather<Q, T> {
+    operation: &'static str,
+    chunks: mpsc::UnboundedSender<Chunk<Q, T>>,
 }
 
 const CALLS_IN_FLIGHT: usize = 2;
 
-impl Completions {
-    /// Starts the task that calls `complete`. It ends when the last sender is gone.
-    pub(crate) fn start<F, Fut>(max_batch: usize, complete: F) -> Self
+/// What is gathered, and how.
+pub(crate) struct Terms<Q> {
+    /// For error messages.
+    pub(crate) operation: &'static str,
+    /// After so many items no further chunk joins a call.
+    pub(crate) max_batch: usize,
+    /// How long a call may take before its outcome is called unknown.
+    pub(crate) limit: Duration,
+    /// Whether a chunk must not join a batch: stores may assume distinct keys.
+    pub(crate) clashes: fn(&[Q], &[Q]) -> bool,
+}
+
+impl<Q: Send + 'static, T: Send + 'static> Gather<Q, T> {
+    /// Starts the task that calls the store. It ends when the gatherer is dropped.
+    pub(crate) fn start<F, Fut>(terms: Terms<Q>, call: F) -> Self
     where
-        F: Fn(Vec<CompleteRequest>) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Answers> + Send + 'static,
+        F: Fn(Vec<Q>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Answers<T>> + Send + 'static,
     {
         let (chunks, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(run(max_batch, waiting, complete));
-        Self { chunks }
+        let operation = terms.operation;
+        tokio::spawn(run(terms, waiting, call));
+        Self { operation, chunks }
     }
 
-    /// Writes a chunk of completions, together with what others write at the same time; one answer per item.
-    pub(crate) async fn write(&self, chunk: Vec<CompleteRequest>) -> Answers {
+    /// Sends a chunk, together with what others send at the same time; one answer per item. Waiting for a turn is
+    /// not bounded, the call is.
+    pub(crate) async fn send(&self, chunk: Vec<Q>) -> Answers<T> {
         let count = chunk.len();
         let (answer, answered) = oneshot::channel();
-        // Both errors mean that the runtime is being torn down under us: the outcome is unknown, nothing is acked.
-        let sent = self.chunks.send((chunk, answer)).is_ok();
-        match answered.await {
-            Ok(answers) if sent => answers,
-            _ => (0..count).map(|_| Err(gone())).collect(),
-        }
+        // An error means that the runtime is being torn down under us: the outcome is unknown.
+        let _ = self.chunks.send((chunk, answer));
+        answered.await.unwrap_or_else(|_| {
+            let ending = || Error::new(ErrorKind::Timeout, self.operation, "the program is ending");
+            (0..count).map(|_| Err(ending())).collect()
+        })
     }
 }
 
-fn gone() -> Error {
-    Error::new(ErrorKind::Timeout, "complete keys", "the program is ending")
-}
-
-async fn run<F, Fut>(
-    max_batch: usize,
-    mut waiting: mpsc::UnboundedReceiver<(Vec<CompleteRequest>, oneshot::Sender<Answers>)>,
-    complete: F,
-) where
-    F: Fn(Vec<CompleteRequest>) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Answers> + Send + 'static,
+async fn run<Q, T, F, Fut>(terms: Terms<Q>, mut waiting: mpsc::UnboundedReceiver<Chunk<Q, T>>, call: F)
+where
+    Q: Send + 'static,
+    T: Send + 'static,
+    F: Fn(Vec<Q>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Answers<T>> + Send + 'static,
 {
     let calls = Arc::new(Semaphore::new(CALLS_IN_FLIGHT));
-    while let Ok(call) = calls.clone().acquire_owned().await {
-        // The call is free first, then what waits is taken: so that it gathers while all calls are busy.
-        let Some((mut batch, answer)) = waiting.recv().await else { return };
+    let mut left_over = None;
+    while let Ok(slot) = calls.clone().acquire_owned().await {
+        // The slot is free first, then what waits is taken: so that it gathers while all calls are busy.
+        let first = match left_over.take() {
+            Some(chunk) => Some(chunk),
+            None => waiting.recv().await,
+        };
+        let Some((mut batch, answer)) = first else { return };
         let mut parts = vec![(batch.len(), answer)];
-        while batch.len() < max_batch {
-            let Ok((chunk, answer)) = waiting.try_recv() else { break };
+        while batch.len() < terms.max_batch
+            && let Ok((chunk, answer)) = waiting.try_recv()
+        {
+            if (terms.clashes)(&batch, &chunk) {
+                left_over = Some((chunk, answer));
+                break;
+            }
             parts.push((chunk.len(), answer));
             batch.extend(chunk);
         }
-        let complete = complete.clone();
+        let (call, limit, operation) = (call.clone(), terms.limit, terms.operation);
         tokio::spawn(async move {
-            let mut answers = complete(batch).await.into_iter();
+            let count = batch.len();
+            let mut answers = bounded(limit, operation, count, call(batch)).await.into_iter();
+            drop(slot);
             for (count, answer) in parts {
                 // A receiver that is gone has no use for the answer.
                 let _ = answer.send(answers.by_ref().take(count).collect());
             }
-            drop(call);
         });
     }
 }

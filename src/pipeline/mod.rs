@@ -3,7 +3,7 @@
 mod builder;
 pub mod config;
 mod dispatch;
-mod gather;
+pub(crate) mod gather;
 mod heartbeat;
 mod intake;
 mod janitor;

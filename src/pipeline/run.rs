@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Summary;
 use super::config::PipelineConfig;
 use super::dispatch::{Dispatcher, Drained, Event};
-use super::gather::{Completions, bounded};
+use super::gather::{Gather, Terms};
 use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
 use super::runner::Runner;
@@ -20,7 +20,7 @@ use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::key::{KeyExtractor, Scope};
-use crate::store::Store;
+use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters};
 
 /// What a builder has collected.
@@ -123,13 +123,19 @@ fn start_completions(
     store: &Arc<dyn Store>,
     config: &PipelineConfig,
     counters: &Arc<Counters>,
-) -> Completions {
+) -> Gather<CompleteRequest, Completion> {
     let (scope, store, counters) = (scope.clone(), Arc::clone(store), Arc::clone(counters));
-    let limit = config.store_timeout;
-    Completions::start(config.max_batch, move |batch| {
+    let terms = Terms {
+        operation: "complete keys",
+        max_batch: config.max_batch,
+        limit: config.store_timeout,
+        // A key is under way once in a pipeline.
+        clashes: |_, _| false,
+    };
+    Gather::start(terms, move |batch: Vec<CompleteRequest>| {
         let (scope, store, counters) = (scope.clone(), Arc::clone(&store), Arc::clone(&counters));
         async move {
-            let answers = bounded(limit, "complete keys", batch.len(), store.complete(&scope, &batch)).await;
+            let answers = store.complete(&scope, &batch).await;
             counters
                 .add(Counter::StoreErrors, answers.iter().filter(|answer| answer.is_err()).count() as u64);
             answers

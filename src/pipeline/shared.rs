@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{OnExhausted, PipelineConfig};
 use super::dispatch::Event;
-use super::gather::{Completions, bounded};
+use super::gather::{Gather, bounded};
 use super::heartbeat::Heartbeat;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
@@ -31,7 +31,7 @@ pub(crate) struct Shared<R> {
     pub(crate) config: PipelineConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) completions: Completions,
+    pub(crate) completions: Gather<CompleteRequest, Completion>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// One run at a time of a key whose claim has lapsed before, so that a run that kills the process is blamed alone.
@@ -104,7 +104,7 @@ impl<R> Shared<R> {
     /// Writes completions, gathered with those of other rounds, until each is known to be written or refused.
     pub(crate) async fn complete(&self, batch: Vec<CompleteRequest>) -> Vec<Result<Completion, Error>> {
         // The calls are bounded where they are made: waiting for their turn is no failure.
-        self.until_known(batch, |batch| Box::pin(self.completions.write(batch))).await
+        self.until_known(batch, |batch| Box::pin(self.completions.send(batch))).await
     }
 
     /// Repeats a write, with the same owner tokens, until each item is known to be applied or refused: *unknown is not
