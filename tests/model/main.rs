@@ -11,7 +11,7 @@
 //! | `sound.rs` | the protocol holds it, and every path ends |
 //! | `bugs.rs` | each planted bug breaks it |
 //! | `witnesses.rs` | the cases it is about do occur |
-//! | `redrive.rs` | a second, smaller model: dead letters and their redrive |
+//! | `redrive.rs` `redrive/checks.rs` | a second, smaller model: dead letters and their redrive |
 //! | `library.rs` | the library's own transitions do the same in every state reached |
 //! | `check.rs` | how models are explored |
 //!
