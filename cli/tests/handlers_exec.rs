@@ -1,4 +1,5 @@
 //! The exec handler with real processes: what they are given, how they end, and that nothing of them is left.
+#![allow(clippy::unwrap_used)]
 
 mod handlers_support;
 

@@ -1,4 +1,5 @@
 //! The worker handler with real processes: answers, misbehaviour, restarts, cancellation and shutdown.
+#![allow(clippy::unwrap_used)]
 
 mod handlers_support;
 

@@ -19,21 +19,20 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Takes room for a header; false, and counted, if there is none.
+    /// Takes room for a header; false if there is none.
     pub(super) fn take(&mut self, name: &str, value: usize) -> bool {
         let size = name.len() + value;
         if self.count == 0 || name.len() > self.name || value > self.value || size > self.total {
-            return self.skip();
+            return false;
         }
         self.count -= 1;
         self.total -= size;
         true
     }
 
-    /// Counts a header that is left out; always false.
-    pub(super) fn skip(&mut self) -> bool {
+    /// Counts a header that is left out.
+    pub(super) fn skip(&mut self) {
         self.skipped += 1;
-        false
     }
 
     /// Whether a value of so many bytes could fit, asked before it is encoded.

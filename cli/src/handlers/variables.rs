@@ -53,11 +53,11 @@ pub(super) fn variables(scope: &Scope, message: &Message) -> Vec<(String, String
             continue;
         }
         let (name, value) = variable(format!("{HEADER}{}", normalised(name)), value);
-        if seen.contains(&name) {
-            budget.skip();
-        } else if budget.take(&name[HEADER.len()..], value.len()) {
+        if !seen.contains(&name) && budget.take(&name[HEADER.len()..], value.len()) {
             seen.insert(name.clone());
             variables.push((name, value));
+        } else {
+            budget.skip();
         }
     }
     if budget.skipped > 0 {

@@ -43,7 +43,7 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
         if let Some(own) = own {
             match text(value).filter(|_| !headers.contains_key(own) && budget.take(own, value.len())) {
                 Some(value) => drop(headers.insert(own, value)),
-                None => drop(budget.skip()),
+                None => budget.skip(),
             }
         } else if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) {
             match text(value)
@@ -53,7 +53,7 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
                     typed = true;
                     headers.insert(CONTENT_TYPE, value);
                 }
-                None => drop(budget.skip()),
+                None => budget.skip(),
             }
         } else {
             pass(&mut headers, &mut budget, name, value);
@@ -78,7 +78,7 @@ fn pass(headers: &mut HeaderMap, budget: &mut Budget, name: &str, value: &[u8]) 
             value.set_sensitive(true);
             headers.append(name, value);
         }
-        None => drop(budget.skip()),
+        None => budget.skip(),
     }
 }
 
