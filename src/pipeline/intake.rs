@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::config::{OnMismatch, OnMissingKey, Ordering};
 use super::dispatch::Event;
 use super::shared::Shared;
-use super::work::{Plan, Work};
+use super::work::{Plan, Taken, Work};
 use crate::consumer::Consumer;
 use crate::dead_letter::Republished;
 use crate::delivery::Delivery;
@@ -132,7 +132,7 @@ impl Derive {
         let wanted = shared.config.fingerprint && shared.config.policies.on_mismatch != OnMismatch::Process;
         let fingerprint =
             (wanted && matches!(plan, Plan::Claim(_))).then(|| Fingerprint::of(message.payload()));
-        Work {
+        Box::new(Taken {
             lane: self.lane(&shared.config.ordering, &message),
             size: message.size(),
             message,
@@ -146,7 +146,7 @@ impl Derive {
             unprotected_failures: 0,
             holds: 0,
             last_delay: Duration::ZERO,
-        }
+        })
     }
 
     /// A lane is a 64-bit hash: messages of two order keys that share one merely wait for each other.
