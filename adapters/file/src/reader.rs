@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use onceward::{Checkpoint, Error, Message};
 use tokio::sync::mpsc;
@@ -82,11 +82,12 @@ enum After {
     End,
 }
 
-/// What the end of a followed file, for now, means.
+/// What became of a followed file at its end.
 enum AtEnd {
     More,
     Changed(Change),
     Rotated,
+    Gone,
 }
 
 impl Reader {
@@ -181,7 +182,7 @@ impl Reader {
                         return Ok(After::End);
                     }
                     self.at_end.store(true, Ordering::Release);
-                    let at_end = match self.look(&known, lines.position(), &mut pause) {
+                    let at_end = match self.watch(&known, lines.position(), &mut pause) {
                         Ok(at_end) => at_end,
                         Err(error) => {
                             self.report(error::io("follow", &self.path, error), &mut pause)?;
@@ -189,7 +190,7 @@ impl Reader {
                         }
                     };
                     match at_end {
-                        AtEnd::More if self.events.is_closed() => return Err(Gone),
+                        AtEnd::Gone => return Err(Gone),
                         AtEnd::More => {}
                         AtEnd::Changed(change) => {
                             return self
@@ -224,34 +225,39 @@ impl Reader {
         }
     }
 
-    /// Looks what became of a followed file at whose end the reader stands, and waits a little if nothing did.
-    fn look(&self, known: &Known, position: u64, pause: &mut Pause) -> io::Result<AtEnd> {
-        let metadata = known.file.metadata()?;
-        if metadata.len() < position {
-            return Ok(AtEnd::Changed(Change::Truncated { now: metadata.len(), before: position }));
-        }
-        let modified = metadata.modified().ok();
-        if pause.modified != modified {
-            // It was written to: appended, or rewritten from the beginning and already as long as it was.
-            if !known.head.matches(&known.file)? {
+    /// Watches a followed file at whose end the reader stands until there is more of it, or it ends for good.
+    ///
+    /// What was appended is read only after a look at the head: a file that was rewritten in place and is already longer
+    /// than before is not taken for one that grew.
+    fn watch(&self, known: &Known, position: u64, pause: &mut Pause) -> io::Result<AtEnd> {
+        let mut modified = None;
+        while !self.events.is_closed() {
+            let metadata = known.file.metadata()?;
+            if metadata.len() < position {
+                return Ok(AtEnd::Changed(Change::Truncated { now: metadata.len(), before: position }));
+            }
+            let grown = metadata.len() > position;
+            let written = metadata.modified().ok();
+            if (grown || modified != written) && !known.head.matches(&known.file)? {
                 return Ok(AtEnd::Changed(Change::HeadDiffers { bytes: known.head.bytes }));
             }
-            pause.modified = modified;
-        }
-        if metadata.len() > position {
-            return Ok(AtEnd::More);
-        }
-        if incarnation::identity_at(&self.path)?.is_some_and(|now| now != known.identity) {
-            if pause.rotated {
-                return Ok(AtEnd::Rotated);
+            modified = written;
+            if grown {
+                pause.rotated = false;
+                return Ok(AtEnd::More);
             }
-            // Writers may still have the old file open: give them one long pause.
-            pause.rotated = true;
-            thread::sleep(PAUSES.1);
-            return Ok(AtEnd::More);
+            if incarnation::identity_at(&self.path)?.is_some_and(|now| now != known.identity) {
+                if pause.rotated {
+                    return Ok(AtEnd::Rotated);
+                }
+                // Writers may still have the old file open: give them one long pause.
+                pause.rotated = true;
+                thread::sleep(PAUSES.1);
+            } else {
+                pause.sleep();
+            }
         }
-        pause.sleep();
-        Ok(AtEnd::More)
+        Ok(AtEnd::Gone)
     }
 
     /// Calls `find` until it gives a file. Failures are reported; one that does not pass ends the run there.
@@ -348,16 +354,16 @@ impl Reader {
     }
 }
 
-/// Pauses that grow while nothing happens, and what was seen of the file in the last one.
+/// Pauses that grow while nothing happens.
 struct Pause {
     next: Duration,
-    modified: Option<SystemTime>,
+    /// The last one was long, because another file had taken the name.
     rotated: bool,
 }
 
 impl Default for Pause {
     fn default() -> Self {
-        Self { next: PAUSES.0, modified: None, rotated: false }
+        Self { next: PAUSES.0, rotated: false }
     }
 }
 
