@@ -1,0 +1,21 @@
+# Short names for what people do often. Nothing here is needed: each recipe is one command.
+
+# The first run.
+quickstart:
+    cargo run --no-default-features --features sqlite -- run examples/quickstart/onceward.toml
+
+# All checks, as CI runs them.
+test:
+    scripts/test
+
+# The cost of the pipeline per message, on one core.
+bench:
+    cargo bench --features testing --bench pipeline
+
+# One seed of the simulation, as a failing run prints it.
+replay seed:
+    SIM_SEED={{seed}} cargo test -p onceward-tests --test simulation
+
+# The servers for trying things by hand.
+servers:
+    docker compose up --wait
