@@ -1,5 +1,7 @@
 //! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
 
+mod window;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use self::window::{Unsettled, Window};
 
 use crate::consumer::{Acker, Capabilities, Consumer, Settled};
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
@@ -30,7 +34,8 @@ pub struct Habits {
     pub settle_reply_lost: f64,
     /// The chance that a settlement fails and is not applied.
     pub settle_fails: f64,
-    /// The chance, at each receive, that the connection breaks: everything unsettled comes again, old tags are void.
+    /// The chance, at each receive, that the consumer's connection breaks: what it has not settled comes again, and old
+    /// tags are void.
     pub disconnect: f64,
     /// Decides all chances.
     pub seed: u64,
@@ -54,7 +59,8 @@ impl Default for Habits {
 
 /// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
 ///
-/// It delivers in order of publication; what is not acked comes again, at the front.
+/// It delivers in order of publication. What is not acked comes again, where it stood: when it is given back, when the
+/// consumer is closed or dropped, or when its connection breaks.
 #[derive(Clone)]
 pub struct MemoryBroker(Arc<Inner>);
 
@@ -66,7 +72,7 @@ struct Inner {
 
 struct State {
     rng: fastrand::Rng,
-    epoch: u64,
+    consumers: u64,
     published: u64,
     acked: u64,
     rejected: u64,
@@ -76,63 +82,12 @@ struct State {
     unsettled: Window,
 }
 
-struct Unsettled {
-    message: Message,
-    until: Option<Instant>,
-}
-
-/// Unsettled deliveries by tag: tags grow, and most are settled in about their order.
-#[derive(Default)]
-struct Window {
-    first: u64,
-    slots: VecDeque<Option<Unsettled>>,
-    count: usize,
-}
-
-impl Window {
-    fn next_tag(&self) -> u64 {
-        self.first + self.slots.len() as u64
-    }
-
-    fn push(&mut self, unsettled: Unsettled) {
-        self.slots.push_back(Some(unsettled));
-        self.count += 1;
-    }
-
-    fn get_mut(&mut self, tag: u64) -> Option<&mut Unsettled> {
-        let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        self.slots.get_mut(index)?.as_mut()
-    }
-
-    fn remove(&mut self, tag: u64) -> Option<Unsettled> {
-        let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        let unsettled = self.slots.get_mut(index)?.take()?;
-        self.count -= 1;
-        while let Some(None) = self.slots.front() {
-            self.slots.pop_front();
-            self.first += 1;
-        }
-        Some(unsettled)
-    }
-
-    /// Takes all, in order.
-    fn take(&mut self) -> Vec<Unsettled> {
-        self.first = self.next_tag();
-        self.count = 0;
-        self.slots.drain(..).flatten().collect()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u64, &Unsettled)> {
-        (self.first..).zip(&self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_ref()?)))
-    }
-}
-
 impl MemoryBroker {
     /// A broker with these habits.
     pub fn new(habits: Habits) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(habits.seed),
-            epoch: 0,
+            consumers: 0,
             published: 0,
             acked: 0,
             rejected: 0,
@@ -162,12 +117,14 @@ impl MemoryBroker {
 
     /// A consumer of this broker.
     pub fn consumer(&self) -> MemoryConsumer {
-        MemoryConsumer { broker: self.clone(), queue: SettleQueue::new() }
+        let mut state = self.0.lock();
+        state.consumers += 1;
+        MemoryConsumer { broker: self.clone(), number: state.consumers, queue: SettleQueue::new() }
     }
 
-    /// Breaks the connection: everything unsettled comes again, and old tags settle nothing.
+    /// Breaks all connections: everything unsettled comes again, and old tags settle nothing.
     pub fn disconnect(&self) {
-        self.0.lock().disconnect();
+        self.0.lock().give_back(|_| true);
         self.0.changed.notify_waiters();
     }
 
@@ -204,19 +161,21 @@ impl Inner {
 }
 
 impl State {
-    fn disconnect(&mut self) {
-        self.epoch += 1;
-        self.give_back();
-    }
-
-    /// Everything unsettled comes again, first and in its order.
-    fn give_back(&mut self) {
-        for unsettled in self.unsettled.take().into_iter().rev() {
-            self.waiting.push_front(unsettled.message);
+    /// The unsettled deliveries of these consumers come again.
+    fn give_back(&mut self, whose: impl Fn(u64) -> bool) {
+        for unsettled in self.unsettled.take(whose).into_iter().rev() {
+            self.requeue(unsettled.message);
         }
     }
 
-    /// Moves to the front what is due again.
+    /// Puts a message where it stood.
+    fn requeue(&mut self, message: Message) {
+        let offset = |message: &Message| message.position().map(|position| position.offset);
+        let index = self.waiting.iter().position(|other| offset(other) > offset(&message));
+        self.waiting.insert(index.unwrap_or(self.waiting.len()), message);
+    }
+
+    /// Queues again what is due.
     fn wake(&mut self, now: Instant) {
         while let Some(entry) = self.delayed.first_entry().filter(|entry| entry.key().0 <= now) {
             let message = entry.remove();
@@ -249,6 +208,7 @@ impl State {
 /// Receives from a [`MemoryBroker`].
 pub struct MemoryConsumer {
     broker: MemoryBroker,
+    number: u64,
     queue: Arc<SettleQueue>,
 }
 
@@ -259,7 +219,9 @@ impl MemoryConsumer {
         let habits = &inner.habits;
         let mut state = inner.lock();
         if state.chance(habits.disconnect) {
-            state.disconnect();
+            state.give_back(|consumer| consumer == self.number);
+            drop(state);
+            inner.changed.notify_waiters();
             return Err(Inner::error("receive"));
         }
         let now = Instant::now();
@@ -276,9 +238,9 @@ impl MemoryConsumer {
             }
             let number = state.unsettled.next_tag();
             state.deliveries += 1;
-            let tag = Tag { epoch: state.epoch, number };
+            let tag = Tag { epoch: self.number, number };
             let until = habits.visibility.map(|visibility| now + visibility);
-            state.unsettled.push(Unsettled { message: message.clone(), until });
+            state.unsettled.push(Unsettled { message: message.clone(), consumer: self.number, until });
             batch.push(Delivery { message, receipt: self.queue.receipt(tag) });
         }
         if batch.is_empty() && habits.finite {
@@ -333,17 +295,30 @@ impl Consumer for MemoryConsumer {
     }
 
     async fn is_idle(&mut self) -> Option<bool> {
-        Some(self.broker.depth() == 0)
+        let state = self.broker.0.lock();
+        Some(state.waiting.is_empty() && state.delayed.is_empty())
     }
 
     async fn close(&mut self) -> Result<(), Error> {
-        // What this consumer has not settled comes again at once, as when a channel closes. With competing consumers
-        // only visibility can tell whose a delivery is, so it is left to that where it is set.
+        self.give_back();
+        Ok(())
+    }
+}
+
+impl MemoryConsumer {
+    /// What this consumer has not settled comes again at once, as when a channel closes. Where visibility is set, that
+    /// alone brings it back.
+    fn give_back(&self) {
         if self.broker.0.habits.visibility.is_none() {
-            self.broker.0.lock().give_back();
+            self.broker.0.lock().give_back(|consumer| consumer == self.number);
         }
         self.broker.0.changed.notify_waiters();
-        Ok(())
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -359,9 +334,6 @@ impl Acker for MemoryBroker {
                 if state.chance(habits.settle_fails) {
                     return Err(Inner::error("settle"));
                 }
-                if tag.epoch != state.epoch {
-                    return Ok(Settled::TooLate);
-                }
                 let Some(unsettled) = state.unsettled.remove(tag.number) else {
                     return Ok(Settled::TooLate);
                 };
@@ -372,7 +344,7 @@ impl Acker for MemoryBroker {
                         state.delayed.insert((Instant::now() + *after, tag.number), unsettled.message);
                     }
                     Settlement::Retry { .. } | Settlement::Abandon => {
-                        state.waiting.push_front(unsettled.message);
+                        state.requeue(unsettled.message);
                     }
                 }
                 if state.chance(habits.settle_reply_lost) {
@@ -392,12 +364,15 @@ impl Acker for MemoryBroker {
         let until = self.0.habits.visibility.map(|visibility| Instant::now() + visibility);
         tags.iter()
             .map(|tag| match state.unsettled.get_mut(tag.number) {
-                Some(unsettled) if tag.epoch == state.epoch => {
+                Some(unsettled) => {
                     unsettled.until = until;
                     Ok(Settled::Done)
                 }
-                _ => Ok(Settled::TooLate),
+                None => Ok(Settled::TooLate),
             })
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,13 @@
-//! What those who write adapters, or test their own pipelines, need: conformance suites, an in-memory broker, seeded
-//! faults.
+//! What those who write adapters, or test their own pipelines, need: conformance suites, an in-memory broker and
+//! publisher, seeded faults.
 
+mod faults;
+mod faulty_store;
 mod memory_broker;
+mod memory_publisher;
 pub mod store;
 
+pub use faults::{Call, Fault, FaultPlan, Faults, Operation};
+pub use faulty_store::FaultyStore;
 pub use memory_broker::{Habits, MemoryBroker, MemoryConsumer};
+pub use memory_publisher::MemoryPublisher;

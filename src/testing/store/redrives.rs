@@ -118,13 +118,15 @@ pub async fn an_opened_key_nobody_claims_expires<H: StoreHarness>(harness: &H) {
 /// A claim of a newer generation is a redrive, whoever moved the message: attempts from 1 in that generation.
 pub async fn a_claim_of_a_newer_generation_opens_a_dead_key<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
-    let key = case.key(1);
-    let dead = case.bring(key, KeyState::Dead, None).await;
-    let claim = claimed(case.ask(ClaimRequest { generation: 3, ..case.request(key) }).await);
-    assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, 3));
-    assert!(claim.lease.fence > dead.fence);
-    let record = case.record(key).await;
-    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, 3, 0));
+    for (n, generation) in (1..).zip([1, 3]) {
+        let key = case.key(n);
+        let dead = case.bring(key, KeyState::Dead, None).await;
+        let claim = claimed(case.ask(ClaimRequest { generation, ..case.request(key) }).await);
+        assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, generation));
+        assert!(claim.lease.fence > dead.fence);
+        let record = case.record(key).await;
+        assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, generation, 0));
+    }
 }
 
 /// A late copy of the same or an older generation finds the key dead.

@@ -1,0 +1,41 @@
+//! What comes again, and where.
+
+use super::*;
+
+fn three() -> MemoryBroker {
+    let broker = MemoryBroker::new(Habits { batch: 2, ..Habits::default() });
+    ["a", "b", "c"].into_iter().for_each(|payload| broker.publish(Message::builder(payload)));
+    broker
+}
+
+fn payloads(deliveries: &[Delivery]) -> Vec<&[u8]> {
+    deliveries.iter().map(|delivery| &delivery.message.payload()[..]).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_consumer_gives_back_its_own_deliveries_where_they_stood() {
+    let broker = three();
+    let (mut first, mut second) = (broker.consumer(), broker.consumer());
+    let taken = first.receive().await.unwrap().unwrap();
+    let other = second.receive().await.unwrap().unwrap();
+    assert_eq!((payloads(&taken), payloads(&other)), (vec![&b"a"[..], b"b"], vec![&b"c"[..]]));
+    drop(first);
+    let again = second.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&again), [b"a", b"b"]);
+    // Late settlements of the dropped consumer are answered, and settle nothing.
+    let late = broker.settle(&[(taken[0].receipt.tag(), Settlement::Ack)]).await;
+    assert_eq!(late[0].as_ref().ok(), Some(&Settled::TooLate));
+    assert_eq!((broker.acked(), broker.depth()), (0, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_given_back_one_by_one_keep_their_order() {
+    let broker = three();
+    let mut consumer = broker.consumer();
+    let taken = consumer.receive().await.unwrap().unwrap();
+    let batch: Vec<_> = taken.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Abandon)).collect();
+    broker.settle(&batch[..1]).await;
+    broker.settle(&batch[1..]).await;
+    let again = consumer.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&again), [b"a", b"b"]);
+}

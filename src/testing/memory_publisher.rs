@@ -1,0 +1,95 @@
+//! A publisher that keeps what it was given, and fails as asked: [`MemoryPublisher`].
+
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::faults::{FaultPlan, Faults, Operation};
+use crate::error::Error;
+use crate::message::{Message, MessageBuilder};
+use crate::publisher::{Outgoing, Publisher};
+
+/// Keeps every message that reached it, whether or not its confirmation did. Its faults are those of a
+/// [`FaultPlan`], which it derefs to: a reply that is lost leaves the message published and the publish failed.
+#[derive(Clone, Debug)]
+pub struct MemoryPublisher {
+    plan: Arc<FaultPlan>,
+    sent: Arc<Mutex<Vec<Outgoing>>>,
+}
+
+impl Default for MemoryPublisher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryPublisher {
+    /// Without a fault so far.
+    pub fn new() -> Self {
+        Self::with(Faults::NONE)
+    }
+
+    /// With these chances.
+    pub fn with(faults: Faults) -> Self {
+        Self { plan: Arc::new(FaultPlan::new(faults)), sent: Arc::default() }
+    }
+
+    /// Everything that was published, in order; repeats included.
+    pub fn sent(&self) -> Vec<Outgoing> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `outgoing` as a consumer would receive it.
+    pub fn as_delivered(outgoing: &Outgoing) -> MessageBuilder {
+        let message = Message::builder(outgoing.payload.clone());
+        let message = match &outgoing.order_key {
+            Some(key) => message.order_key(key.clone()),
+            None => message,
+        };
+        outgoing
+            .headers
+            .iter()
+            .fold(message, |message, (name, value)| message.header(name.as_str(), value.clone()))
+    }
+}
+
+impl Deref for MemoryPublisher {
+    type Target = FaultPlan;
+
+    fn deref(&self) -> &FaultPlan {
+        &self.plan
+    }
+}
+
+#[async_trait]
+impl Publisher for MemoryPublisher {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
+        let apply = async {
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(batch);
+        };
+        let published = self.plan.call(Operation::Publish, Vec::new, |()| Vec::new(), apply).await;
+        batch.iter().map(|_| published.as_ref().copied().map_err(Error::replicate)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fault;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_confirmation_leaves_the_message_published_and_a_refusal_does_not() {
+        let publisher = MemoryPublisher::new();
+        publisher.next(Operation::Publish, Fault::Refused);
+        publisher.next(Operation::Publish, Fault::ReplyLost);
+        let message = Outgoing { id: "1".into(), ..Outgoing::default() };
+        let batch = [message];
+        assert!(publisher.publish(&batch).await[0].is_err());
+        assert_eq!(publisher.sent().len(), 0);
+        assert!(publisher.publish(&batch).await[0].is_err());
+        assert_eq!(publisher.sent().len(), 1);
+        assert!(publisher.publish(&batch).await[0].is_ok());
+        assert_eq!(publisher.sent().len(), 2);
+    }
+}
