@@ -1,1 +1,51 @@
-//! Placeholder, replaced within the first commits.
+//! The schema of onceward's SQL stores, embedded: each step once, in order, never changed after its release.
+//!
+//! The adapters apply the steps and keep book of them in a table of their own; the application's own migrations and
+//! their bookkeeping are left alone. All names begin with `onceward_`, so that both may live in one database.
+
+/// One step of a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migration {
+    /// From 1, without gaps.
+    pub version: u32,
+    /// What it brings, as in the file's name.
+    pub name: &'static str,
+    /// The statements.
+    pub sql: &'static str,
+}
+
+/// The steps of the SQLite schema.
+pub const SQLITE: &[Migration] =
+    &[Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") }];
+
+/// The version a list of steps leads to; 0 for none.
+pub const fn latest(steps: &[Migration]) -> u32 {
+    match steps.last() {
+        Some(step) => step.version,
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_count_from_one_without_gaps() {
+        for (expected, step) in (1..).zip(SQLITE) {
+            assert_eq!(step.version, expected, "{}", step.name);
+        }
+        assert_eq!(latest(SQLITE) as usize, SQLITE.len());
+    }
+
+    #[test]
+    fn every_table_and_index_bears_the_prefix() {
+        for line in SQLITE.iter().flat_map(|step| step.sql.lines()) {
+            for start in ["CREATE TABLE ", "CREATE INDEX ", "CREATE UNIQUE INDEX "] {
+                if let Some(name) = line.strip_prefix(start) {
+                    assert!(name.starts_with("onceward_"), "{name}");
+                }
+            }
+        }
+    }
+}

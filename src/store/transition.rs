@@ -330,6 +330,21 @@ impl Record {
         }
     }
 
+    /// See [`Store::forget`](super::Store::forget). Afterwards [`is_nothing`](Self::is_nothing): remove the record, and
+    /// raise the [`Moment::fence_floor`] of later batches to its fence.
+    pub fn forget(&mut self, at: Moment) -> Step<bool> {
+        if self.is_expired(at.now) {
+            return Step::unchanged(false);
+        }
+        *self = Self::nothing();
+        Step::changed(true)
+    }
+
+    /// True of what is found where nothing is known.
+    pub fn is_nothing(&self) -> bool {
+        self.fence == 0 && self.written_at == 0
+    }
+
     fn is_of(&self, lease: &Lease) -> bool {
         self.owner == lease.owner && self.fence == lease.fence
     }
