@@ -76,12 +76,6 @@ struct Known {
     head: Head,
 }
 
-/// What comes after a file.
-enum After {
-    Next(Attached),
-    End,
-}
-
 /// What became of a followed file at its end.
 enum AtEnd {
     More,
@@ -145,18 +139,19 @@ impl Reader {
 
     fn files_to_end(&self, first: Option<Attached>, checkpoint: Option<Checkpoint>) -> Result<(), Gone> {
         let mut file = match first {
-            Some(file) => file,
+            Some(file) => Box::new(file),
             None => {
                 self.wait_for_file(|| attach::attach(&self.path, checkpoint.as_ref(), self.config.follow))?
             }
         };
-        while let After::Next(next) = self.read_through(file)? {
+        while let Some(next) = self.read_through(file)? {
             file = next;
         }
         self.send(Event::End)
     }
 
-    fn read_through(&self, attached: Attached) -> Result<After, Gone> {
+    /// Reads one file to its end; answers the one that comes after it.
+    fn read_through(&self, attached: Box<Attached>) -> Result<Option<Box<Attached>>, Gone> {
         let file = Arc::clone(&attached.file);
         let mut known = Known { file: Arc::clone(&file), identity: attached.identity, head: attached.head };
         let shape = self.shape(Arc::clone(&attached.incarnation));
@@ -164,7 +159,7 @@ impl Reader {
         let mut lines = LineReader::new(source, attached.offset, self.config.max_message_bytes);
         let mut batch = Batch { to: attached.offset, ..Batch::default() };
         let mut pause = Pause::default();
-        self.send(Event::Attached(Box::new(attached)))?;
+        self.send(Event::Attached(attached))?;
         loop {
             match lines.next() {
                 Ok(Some(line)) => {
@@ -179,7 +174,7 @@ impl Reader {
                             self.add(&mut batch, &shape, &line, true, Some(&mut known))?;
                         }
                         self.flush(&mut batch, Some(&mut known))?;
-                        return Ok(After::End);
+                        return Ok(None);
                     }
                     self.at_end.store(true, Ordering::Release);
                     let at_end = match self.watch(&known, lines.position(), &mut pause) {
@@ -199,7 +194,7 @@ impl Reader {
                                     let cause = Cause::Changed(change.clone());
                                     Attached::anew(&self.path, file, cause).map(Some)
                                 })
-                                .map(After::Next);
+                                .map(Some);
                         }
                         AtEnd::Rotated => {
                             // Nobody will end this line: it is as long as it will ever be.
@@ -213,7 +208,7 @@ impl Reader {
                                     let anew = |file| Attached::anew(&self.path, file, Cause::Rotated);
                                     opened.map(anew).transpose()
                                 })
-                                .map(After::Next);
+                                .map(Some);
                         }
                     }
                 }
@@ -264,11 +259,11 @@ impl Reader {
     fn wait_for_file(
         &self,
         mut find: impl FnMut() -> Result<Option<Attached>, Error>,
-    ) -> Result<Attached, Gone> {
+    ) -> Result<Box<Attached>, Gone> {
         let mut pause = Pause::default();
         loop {
             match find() {
-                Ok(Some(file)) => return Ok(file),
+                Ok(Some(file)) => return Ok(Box::new(file)),
                 Ok(None) => {
                     self.at_end.store(true, Ordering::Release);
                     pause.sleep();

@@ -1,4 +1,5 @@
 //! Follow mode: files that grow, appear, are rotated and truncated while they are read.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Kept offsets: what comes again after a restart, and what does not.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Dead letters in files: durable lines that can be read back, whatever else appends.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

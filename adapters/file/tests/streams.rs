@@ -1,4 +1,5 @@
 //! Standard input and pipes: read once, to their end, without an offset.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

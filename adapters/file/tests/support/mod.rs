@@ -1,5 +1,5 @@
 //! What the tests of this crate share: a checkpoint store in memory, and receiving with a limit.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::io::Write;
