@@ -131,14 +131,16 @@ async fn output_is_kept_whole_or_not_at_all() {
 async fn a_cancelled_run_is_over_with_all_its_processes_before_the_handler_returns() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pids");
-    // The shell ignores what can be ignored; its child has closed every pipe.
+    // The shell ignores what can be ignored; its children have closed every pipe, and are many, so that they take a
+    // moment to go.
     let script = format!(
-        "trap '' TERM INT HUP; sleep 300 <&- >&- 2>&- & printf '%s\\n' $$ $! > {}; wait",
+        "trap '' TERM INT HUP; echo $$ > {0}; \
+         for i in $(seq 20); do sleep 300 <&- >&- 2>&- & echo $! >> {0}; done; wait",
         file.display()
     );
     let (run, message) = claimed(Message::builder("x"));
     let handled = tokio::spawn(async move { handler(sh(&script)).handle(message).await });
-    let pids = pids(&file, 2).await;
+    let pids = pids(&file, 21).await;
     assert!(pids.iter().all(|pid| is_running(*pid)));
     run.cancel();
     let error = handled.await.unwrap().unwrap_err();
@@ -180,10 +182,14 @@ async fn what_a_process_leaves_behind_is_killed_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pids");
     let begun = Instant::now();
-    run_sh(&format!("sleep 300 & echo $! > {}", file.display())).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    let pid = pids(&file, 1).await[0];
-    eventually("the child left behind is gone", || (!is_running(pid)).then_some(())).await;
+    for _ in 0..8 {
+        run_sh(&format!("sleep 300 & echo $! >> {}", file.display())).await.unwrap();
+    }
+    // Waiting for the pipes they hold would take half a second each time.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    for pid in pids(&file, 8).await {
+        eventually("the child left behind is gone", || (!is_running(pid)).then_some(())).await;
+    }
 }
 
 #[tokio::test]

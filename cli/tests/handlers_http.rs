@@ -179,16 +179,18 @@ async fn a_cancelled_run_closes_its_connection() {
     let handled = tokio::spawn(async move { handler.handle(message).await });
     server.seen.arrived.notified().await;
     run.cancel();
-    let error = handled.await.unwrap().unwrap_err();
+    let handled = tokio::time::timeout(Duration::from_secs(10), handled).await.expect("it returns at once");
+    let error = handled.unwrap().unwrap_err();
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error}");
     tokio::time::timeout(Duration::from_secs(10), server.seen.closed.notified()).await.expect("it is closed");
 }
 
 #[tokio::test]
 async fn connections_are_used_again_whatever_the_answer() {
-    let server = Server::start(|request| match request.body.as_slice() {
-        b"refuse" => Reply::status("422 Unprocessable Content", "", &"x".repeat(10_000)),
-        _ => Reply::status("200 OK", "", &"x".repeat(10_000)),
+    let server = Server::start(|request| {
+        let status = if request.body == b"refuse" { "422 Unprocessable Content" } else { "200 OK" };
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: 60000\r\n\r\n");
+        Reply::Slow(head, "x".repeat(60_000))
     })
     .await;
     let handler = handler(&server);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +23,8 @@ pub struct Request {
 pub enum Reply {
     /// These bytes, and the connection stays open.
     Raw(String),
+    /// These bytes, and a little later those; the connection stays open.
+    Slow(String, String),
     /// These bytes, then the connection is closed.
     Last(String),
     /// Nothing, until the client closes the connection.
@@ -96,6 +99,13 @@ async fn serve(mut connection: TcpStream, seen: &Seen, reply: &(dyn Fn(&Request)
         match reply {
             Reply::Raw(bytes) => {
                 if connection.write_all(bytes.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            Reply::Slow(head, body) => {
+                let sent = connection.write_all(head.as_bytes()).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                if sent.is_err() || connection.write_all(body.as_bytes()).await.is_err() {
                     return;
                 }
             }
