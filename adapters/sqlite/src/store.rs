@@ -1,0 +1,380 @@
+//! The store itself: [`SqliteStore`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onceward::store::transition::{Moment, Record};
+use onceward::store::{
+    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
+    FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
+    RenewRequest, Renewal, StoreCapabilities,
+};
+use onceward::{Error, Key, Scope, Store};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{ConnectOptions as _, Connection as _, Row, query};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::clock::Clock;
+use crate::config::SqliteConfig;
+use crate::error::store_error;
+use crate::writer::{Slot, WHAT, Writer, raise_fence_floor};
+use crate::{migrate, row};
+
+const OPEN: &str = "open the SQLite store";
+const READ: &str = "read from the SQLite store";
+
+/// Keeps keys in a SQLite file. Clones share one writer; so do all tasks of a process.
+///
+/// - One file in WAL mode with `synchronous=FULL`: whatever a call has answered survives a power cut.
+/// - One writer: the batches that gather while another is being written share one transaction and one flush to disk.
+/// - Several processes of one host may share the file. One that waits longer than
+///   [`busy_timeout`](SqliteConfig::busy_timeout) gets a retryable error.
+/// - The host's clock decides leases and TTLs. Set forward, it ends leases early; set back, it prolongs them.
+///
+/// The tables' names begin with `onceward_`, so that the application's own tables may be in the same file. For the
+/// inbox, they must be: see [`SqliteTx`](crate::SqliteTx).
+#[derive(Clone)]
+pub struct SqliteStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: SqliteConfig,
+    writer: Writer,
+    reader: Mutex<Option<SqliteConnection>>,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.inner.config.path()).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the file at `path`, and creates file and schema if they are not there.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn open_in(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        Self::open(SqliteConfig::new(path)).await
+    }
+
+    /// Opens the file, and brings its schema up to date if the configuration says so.
+    ///
+    /// # Errors
+    /// [`Error`] if the file cannot be opened, was written by a newer version, or holds keys of another encoding.
+    pub async fn open(config: SqliteConfig) -> Result<Self, Error> {
+        Self::open_with_clock(config, Clock::system()).await
+    }
+
+    /// As [`open`](Self::open), with a clock that can be moved: for tests.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn open_with_clock(config: SqliteConfig, clock: Clock) -> Result<Self, Error> {
+        config.validate()?;
+        let writer = Writer::new(config.for_writing(), clock);
+        let mut slot = writer.turn().await;
+        let conn = connect(&mut slot).await?;
+        if config.migrate {
+            let applied = migrate::migrate(conn, row::integer(writer.now())).await?;
+            if applied > 0 {
+                tracing::info!(path = %config.path().display(), applied, "the SQLite store's schema is up to date");
+            }
+        }
+        migrate::check(conn).await?;
+        drop(slot);
+        Ok(Self { inner: Arc::new(Inner { config, writer, reader: Mutex::new(None) }) })
+    }
+
+    /// Brings the schema of a file up to date, whatever the configuration says, and answers how many steps that took.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn migrate(config: &SqliteConfig) -> Result<u32, Error> {
+        config.validate()?;
+        let writer = Writer::new(config.for_writing(), Clock::system());
+        let mut slot = writer.turn().await;
+        let applied = migrate::migrate(connect(&mut slot).await?, row::integer(writer.now())).await;
+        slot.reset().await;
+        applied
+    }
+
+    /// Closes the file. The store opens it again if it is used again.
+    pub async fn close(&self) {
+        if let Some(conn) = self.inner.reader.lock().await.take()
+            && let Err(error) = conn.close().await
+        {
+            tracing::debug!(%error, "closing a connection to the SQLite store failed");
+        }
+        self.inner.writer.turn().await.reset().await;
+    }
+
+    pub(crate) fn writer(&self) -> &Writer {
+        &self.inner.writer
+    }
+
+    /// The connection that looks, which never waits for the writer.
+    pub(crate) async fn reader(&self) -> Result<Reader<'_>, Error> {
+        let mut guard = self.inner.reader.lock().await;
+        if guard.is_none() {
+            let conn = self.inner.config.for_reading().connect().await;
+            *guard = Some(conn.map_err(|error| store_error(READ, error))?);
+        }
+        Ok(Reader { guard })
+    }
+
+    fn at(&self) -> Moment {
+        Moment { now: self.inner.writer.now(), fence_floor: 0 }
+    }
+
+    /// Whether the writer can write, and how the file is set.
+    async fn look_around(&self) -> Result<Vec<Advice>, Error> {
+        let mut slot = self.inner.writer.turn().await;
+        let version = migrate::check(connect(&mut slot).await?).await?;
+        slot.begin().await.map_err(|error| store_error(WHAT, error))?;
+        slot.rollback().await;
+        let failed = |error| store_error(READ, error);
+        let conn = slot.conn().await.map_err(failed)?;
+        let row = query("SELECT sqlite_version()").fetch_one(&mut *conn).await.map_err(failed)?;
+        let sqlite: String = row.try_get(0).map_err(failed)?;
+        let row = query("PRAGMA journal_mode").fetch_one(&mut *conn).await.map_err(failed)?;
+        let journal: String = row.try_get(0).map_err(failed)?;
+        let row = query("PRAGMA synchronous").fetch_one(&mut *conn).await.map_err(failed)?;
+        let synchronous: i64 = row.try_get(0).map_err(failed)?;
+
+        let path = self.inner.config.path().display();
+        let mut advice = vec![Advice::new(
+            AdviceLevel::Ok,
+            format!("SQLite {sqlite}: {path} is writable, schema version {version}"),
+        )];
+        advice.push(if journal.eq_ignore_ascii_case("wal") {
+            Advice::new(AdviceLevel::Ok, "journal_mode is WAL: readers do not wait for the writer")
+        } else {
+            Advice::new(
+                AdviceLevel::Warning,
+                format!(
+                    "journal_mode is {journal} where WAL was asked for: is {path} on a network file system?"
+                ),
+            )
+        });
+        advice.push(if synchronous >= 2 {
+            Advice::new(AdviceLevel::Ok, "synchronous is FULL: completions survive a power cut")
+        } else {
+            Advice::new(
+                AdviceLevel::Error,
+                format!("synchronous is {synchronous} where FULL was asked for: completions may be lost"),
+            )
+        });
+        Ok(advice)
+    }
+}
+
+/// Opens the writer's connection. Several processes that open a new file at once get in each other's way while it
+/// turns to WAL, which SQLite does not wait for; so this does, for as long as one write would.
+async fn connect(slot: &mut Slot) -> Result<&mut SqliteConnection, Error> {
+    const TRIES: u32 = 50;
+    let mut tried = 0;
+    loop {
+        match slot.conn().await {
+            Ok(_) => break,
+            Err(sqlx::Error::Database(error)) if tried < TRIES && is_busy(error.as_ref()) => {
+                tried += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(store_error(OPEN, error)),
+        }
+    }
+    slot.conn().await.map_err(|error| store_error(OPEN, error))
+}
+
+fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == 5)
+}
+
+/// The reading connection, held for one query.
+pub(crate) struct Reader<'s> {
+    guard: MutexGuard<'s, Option<SqliteConnection>>,
+}
+
+impl Reader<'_> {
+    /// All rows of a statement. After an error the connection is opened anew.
+    pub(crate) async fn fetch<'q>(
+        mut self,
+        statement: sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+    ) -> Result<Vec<SqliteRow>, Error> {
+        let Some(conn) = self.guard.as_mut() else { return Ok(Vec::new()) };
+        let rows = statement.fetch_all(conn).await;
+        if rows.is_err() {
+            *self.guard = None;
+        }
+        rows.map_err(|error| store_error(READ, error))
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn capabilities(&self) -> StoreCapabilities {
+        StoreCapabilities::new("sqlite").durable().shared()
+    }
+
+    async fn check(&self) -> Result<Vec<Advice>, Error> {
+        self.look_around().await
+    }
+
+    async fn claim(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        let terms = *terms;
+        let claim = move |record: &mut Record, at, request: &ClaimRequest| record.claim(at, &terms, request);
+        self.writer().call(scope, batch.to_vec(), |request| request.key, claim).await
+    }
+
+    async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
+        let key = |request: &CompleteRequest| request.lease.key;
+        self.writer()
+            .call(scope, batch.to_vec(), key, |record, at, request| record.complete(at, request))
+            .await
+    }
+
+    async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>> {
+        let key = |request: &RenewRequest| request.lease.key;
+        self.writer().call(scope, batch.to_vec(), key, |record, at, request| record.renew(at, request)).await
+    }
+
+    async fn fail(&self, scope: &Scope, batch: &[FailRequest]) -> Vec<Result<Failure, Error>> {
+        let key = |request: &FailRequest| request.lease.key;
+        self.writer().call(scope, batch.to_vec(), key, |record, at, request| record.fail(at, request)).await
+    }
+
+    async fn bury(&self, scope: &Scope, batch: &[BuryRequest]) -> Vec<Result<Burial, Error>> {
+        let key = |request: &BuryRequest| request.lease.key;
+        self.writer().call(scope, batch.to_vec(), key, |record, at, request| record.bury(at, request)).await
+    }
+
+    async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>> {
+        let key = |lease: &Lease| lease.key;
+        self.writer().call(scope, batch.to_vec(), key, |record, at, lease| record.release(at, lease)).await
+    }
+
+    async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
+        let key = |request: &RedriveRequest| request.key;
+        self.writer()
+            .call(scope, batch.to_vec(), key, |record, at, request| record.redrive(at, request))
+            .await
+    }
+
+    async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>> {
+        self.writer().call(scope, keys.to_vec(), |key| *key, |record, at, _| record.forget(at)).await
+    }
+
+    async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {} FROM onceward_keys \
+             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND key = ?",
+            row::columns()
+        ));
+        let statement = query(sql).bind(scope.as_str()).bind(key.as_bytes().as_slice());
+        let rows = self.reader().await?.fetch(statement).await?;
+        let record = rows.first().map(row::record_of).transpose()?;
+        Ok(record.and_then(|record| record.view(*key, self.at())))
+    }
+
+    async fn list(&self, scope: &Scope, list: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
+        let at = self.at();
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {} FROM onceward_keys \
+             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?1) AND key > ?2 AND expires_at > ?3 \
+               AND (?4 IS NULL OR state = ?4) \
+             ORDER BY key LIMIT ?5",
+            row::columns()
+        ));
+        let after: &[u8] = list.after.as_ref().map_or(&[], |key| key.as_bytes());
+        let statement = query(sql)
+            .bind(scope.as_str())
+            .bind(after)
+            .bind(row::integer(at.now))
+            .bind(list.state.map(|state| i64::from(state.code())))
+            .bind(i64::from(list.limit));
+        let mut records = Vec::new();
+        for found in self.reader().await?.fetch(statement).await? {
+            let key = row::key_of(&found).map_err(|error| store_error(READ, error))?;
+            records.extend(row::record_of(&found)?.view(key, at));
+        }
+        Ok(records)
+    }
+
+    async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
+        let statement = query(
+            "SELECT state, count(*) FROM onceward_keys \
+             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND expires_at > ? \
+             GROUP BY state",
+        )
+        .bind(scope.as_str())
+        .bind(row::integer(self.at().now));
+        let mut stats = KeyStats::default();
+        for found in self.reader().await?.fetch(statement).await? {
+            let failed = |error| store_error(READ, error);
+            let code: i64 = found.try_get(0).map_err(failed)?;
+            let count: i64 = found.try_get(1).map_err(failed)?;
+            if let Some(state) = u8::try_from(code).ok().and_then(KeyState::from_code) {
+                stats.set(state, u64::try_from(count).unwrap_or(0));
+            }
+        }
+        Ok(stats)
+    }
+
+    async fn purge(&self, limit: u32) -> Result<u64, Error> {
+        let writer = self.writer().clone();
+        // A task, so that a dropped call leaves no transaction open.
+        let task = tokio::spawn(async move {
+            let mut slot = writer.turn().await;
+            slot.begin().await?;
+            let outcome = purge(&mut slot, writer.now(), limit).await;
+            match outcome {
+                Ok(_) => slot.commit().await?,
+                Err(_) => slot.rollback().await,
+            }
+            outcome
+        });
+        joined(task.await)?.map_err(|error| store_error(WHAT, error))
+    }
+
+    fn purge_interval(&self) -> Option<Duration> {
+        Some(Duration::from_secs(30))
+    }
+}
+
+async fn purge(slot: &mut Slot, now: u64, limit: u32) -> Result<u64, sqlx::Error> {
+    let conn = slot.conn().await?;
+    let removed = query(
+        "DELETE FROM onceward_keys WHERE (scope, key) IN \
+         (SELECT scope, key FROM onceward_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) \
+         RETURNING fence",
+    )
+    .bind(row::integer(now))
+    .bind(i64::from(limit))
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut floor = 0;
+    for found in &removed {
+        floor = floor.max(u64::try_from(found.try_get::<i64, _>(0)?).unwrap_or(0));
+    }
+    raise_fence_floor(conn, floor).await?;
+    Ok(removed.len() as u64)
+}
+
+/// The outcome of a task of our own; a panic in it goes on in the caller.
+pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+    outcome.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => {
+            Error::new(onceward::ErrorKind::Unavailable, WHAT, "the runtime ended before the write did")
+        }
+    })
+}

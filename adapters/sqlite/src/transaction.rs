@@ -1,0 +1,226 @@
+//! The inbox: the effect and its completion in one transaction.
+
+use std::ops::{Deref, DerefMut};
+
+use async_trait::async_trait;
+use onceward::store::transition::micros;
+use onceward::store::{Commit, CompleteRequest, KeyState, TransactionalStore};
+use onceward::{Error, ErrorKind, Scope};
+use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
+use sqlx::{Executor, SqlSafeStr, query};
+use sqlx_core::transaction::TransactionManager;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::error::store_error;
+use crate::row::integer;
+use crate::store::{SqliteStore, joined};
+use crate::writer::{Slot, Writer};
+
+const BEGIN: &str = "open a transaction";
+const COMMIT: &str = "commit the effect and its completion";
+
+/// An open transaction of the store's writer. While it lives nothing else is written by this process, and other
+/// processes wait; dropped, it is rolled back.
+pub struct SqliteConn {
+    /// `None` once it is committed or rolled back.
+    slot: Option<OwnedMutexGuard<Slot>>,
+}
+
+impl std::fmt::Debug for SqliteConn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteConn").field("open", &self.slot.is_some()).finish()
+    }
+}
+
+impl Drop for SqliteConn {
+    fn drop(&mut self) {
+        let Some(mut slot) = self.slot.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            // The turn goes to the next only after the rollback.
+            Ok(runtime) => drop(runtime.spawn(async move { end(&mut slot).await })),
+            // Closing the connection rolls back too.
+            Err(_) => slot.abandon(),
+        }
+    }
+}
+
+/// What a transactional handler sees of the transaction: a [`SqliteConnection`] for any query of `sqlx`.
+///
+/// ```no_run
+/// # use onceward::{Handled, Message, tx_handler};
+/// # use onceward_sqlite::{SqliteStore, SqliteTx};
+/// async fn charge(_: (), message: Message, mut tx: SqliteTx<'_>) -> Handled {
+///     sqlx::query("INSERT INTO charges (payload) VALUES (?)")
+///         .bind(&message.payload()[..])
+///         .execute(&mut *tx)
+///         .await?;
+///     Ok(())
+/// }
+/// # fn main() {
+/// # let store: SqliteStore = unimplemented!();
+/// let handler = tx_handler(&store, (), charge);
+/// # }
+/// ```
+///
+/// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
+/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise; the commit then
+/// fails with an error that says so.
+///
+/// SQLite has one writer. While a handler runs, every other write of the store waits, claims and renewals included: so
+/// transactional handlers run one at a time, the lease must be longer than the handler's timeout, and a handler must
+/// not itself call a writing method of the store, which would wait for the handler's own end.
+pub struct SqliteTx<'c> {
+    conn: &'c mut SqliteConnection,
+}
+
+impl std::fmt::Debug for SqliteTx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteTx").finish_non_exhaustive()
+    }
+}
+
+impl Deref for SqliteTx<'_> {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        self.conn
+    }
+}
+
+impl DerefMut for SqliteTx<'_> {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.conn
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for SqliteStore {
+    type Conn = SqliteConn;
+    type Tx<'c> = SqliteTx<'c>;
+
+    async fn begin(&self) -> Result<SqliteConn, Error> {
+        let slot = self.writer().turn().await;
+        // A task: if the caller goes away, its output is dropped there, and with it rolled back.
+        joined(tokio::spawn(begin(slot)).await)?
+    }
+
+    fn lend<'c>(&self, conn: &'c mut SqliteConn) -> SqliteTx<'c> {
+        let conn = conn.slot.as_mut().and_then(|slot| slot.opened());
+        SqliteTx { conn: conn.expect("a transaction is open until it is committed or rolled back") }
+    }
+
+    async fn commit(
+        &self,
+        conn: SqliteConn,
+        scope: &Scope,
+        request: &CompleteRequest,
+    ) -> Result<Commit, Error> {
+        let task = commit(self.writer().clone(), conn, scope.clone(), request.clone());
+        joined(tokio::spawn(task).await)?
+    }
+
+    async fn rollback(&self, mut conn: SqliteConn) {
+        if let Some(mut slot) = conn.slot.take() {
+            let task = tokio::spawn(async move { end(&mut slot).await });
+            if let Err(error) = joined(task.await) {
+                tracing::debug!(%error, "a rollback was not awaited to its end");
+            }
+        }
+    }
+}
+
+async fn begin(mut slot: OwnedMutexGuard<Slot>) -> Result<SqliteConn, Error> {
+    let failed = |error| store_error(BEGIN, error);
+    let conn = slot.conn().await.map_err(failed)?;
+    // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint.
+    SqliteTransactionManager::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await.map_err(failed)?;
+    let mut conn = SqliteConn { slot: Some(slot) };
+    // It vanishes with the transaction: a handler that ended that on its own is found out.
+    if let Some(open) = conn.slot.as_mut().and_then(|slot| slot.opened()) {
+        open.execute("SAVEPOINT onceward_effect").await.map_err(failed)?;
+    }
+    Ok(conn)
+}
+
+async fn commit(
+    writer: Writer,
+    mut conn: SqliteConn,
+    scope: Scope,
+    request: CompleteRequest,
+) -> Result<Commit, Error> {
+    let Some(mut slot) = conn.slot.take() else {
+        return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
+    };
+    match complete(&writer, &mut slot, &scope, &request).await {
+        Ok(Commit::Committed) => {}
+        Ok(Commit::Fenced) => {
+            end(&mut slot).await;
+            return Ok(Commit::Fenced);
+        }
+        Err(error) => {
+            end(&mut slot).await;
+            return Err(error);
+        }
+    }
+    let conn = slot.conn().await.map_err(|error| store_error(COMMIT, error))?;
+    if let Err(error) = SqliteTransactionManager::commit(conn).await {
+        // Whether it is committed is not known; nothing may stay open.
+        slot.reset().await;
+        return Err(store_error(COMMIT, error));
+    }
+    Ok(Commit::Committed)
+}
+
+/// Writes the completion, fenced, as the transaction's last statement.
+async fn complete(
+    writer: &Writer,
+    slot: &mut Slot,
+    scope: &Scope,
+    request: &CompleteRequest,
+) -> Result<Commit, Error> {
+    let failed = |error| store_error(COMMIT, error);
+    let conn = slot.conn().await.map_err(failed)?;
+    if SqliteTransactionManager::get_transaction_depth(conn) != 1 {
+        let context = "the handler left a nested transaction open; commit it or drop it before returning";
+        return Err(Error::new(ErrorKind::Internal, COMMIT, context));
+    }
+    if let Err(error) = conn.execute("RELEASE onceward_effect").await {
+        let context = "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL, or a conflict clause that \
+                       rolls back); leave that to the pipeline";
+        return Err(Error::new(ErrorKind::Internal, COMMIT, context).with_source(error));
+    }
+    let (now, ttl) = (writer.now(), micros(request.ttl));
+    let written = query(
+        "UPDATE onceward_keys SET state = ?, started = 0, lease_until = 0, written_at = ?, ttl = ?, expires_at = ?, \
+         reason = NULL, error = NULL, result = ? \
+         WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND key = ? \
+           AND state = ? AND owner = ? AND fence = ? AND expires_at > ?",
+    )
+    .bind(i64::from(KeyState::Completed.code()))
+    .bind(integer(now))
+    .bind(integer(ttl))
+    .bind(integer(now.saturating_add(ttl)))
+    .bind(request.result.as_deref())
+    .bind(scope.as_str())
+    .bind(request.lease.key.as_bytes().as_slice())
+    .bind(i64::from(KeyState::Pending.code()))
+    .bind(request.lease.owner.as_bytes().as_slice())
+    .bind(integer(request.lease.fence))
+    .bind(integer(now))
+    .execute(conn)
+    .await
+    .map_err(failed)?;
+    Ok(if written.rows_affected() == 1 { Commit::Committed } else { Commit::Fenced })
+}
+
+/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
+async fn end(slot: &mut Slot) {
+    let Some(conn) = slot.opened() else { return };
+    let mut outcome = Ok(());
+    while outcome.is_ok() && SqliteTransactionManager::get_transaction_depth(conn) > 0 {
+        outcome = SqliteTransactionManager::rollback(conn).await;
+    }
+    if outcome.is_err() {
+        slot.reset().await;
+    }
+}
