@@ -70,6 +70,34 @@ pub trait Consumer: Send + 'static {
     async fn close(&mut self) -> Result<(), Error>;
 }
 
+/// A consumer whose type is chosen at run time.
+#[async_trait]
+impl<C: Consumer + ?Sized> Consumer for Box<C> {
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        (**self).acker()
+    }
+
+    fn settle_queue(&self) -> Arc<SettleQueue> {
+        (**self).settle_queue()
+    }
+
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        (**self).receive().await
+    }
+
+    async fn is_idle(&mut self) -> Option<bool> {
+        (**self).is_idle().await
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        (**self).close().await
+    }
+}
+
 /// How one settlement ended. None of these is a failure of the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

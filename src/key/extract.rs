@@ -115,7 +115,7 @@ fn tagged(into: &mut Vec<u8>, kind: &[u8], name: &[u8]) {
     }
 }
 
-fn part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
+pub(super) fn part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
     if value.is_empty() {
         return Err(KeyError::Missing);
     }
@@ -145,6 +145,11 @@ pub enum KeyError {
     },
     /// The pointer meets an object, an array or null, which is no identity.
     NotScalar,
+    /// A text handed to a tool cannot be a value of this source.
+    OtherForm {
+        /// What can.
+        wanted: &'static str,
+    },
 }
 
 impl fmt::Display for KeyError {
@@ -161,6 +166,7 @@ impl fmt::Display for KeyError {
                     "the JSON pointer meets an object, an array or null; a key is a string, number or boolean"
                 )
             }
+            Self::OtherForm { wanted } => write!(f, "this is no key of the source; give {wanted}"),
         }
     }
 }
@@ -257,10 +263,15 @@ impl KeyExtractor {
     /// # Errors
     /// [`KeyError`] if there is no such source or a value is empty or oversize.
     pub fn hash_parts(&self, index: usize, values: &[&[u8]]) -> Result<Key, KeyError> {
-        let (_, context) = self.sources.get(index).ok_or(KeyError::Missing)?;
         let mut parts = Vec::with_capacity(64);
         values.iter().try_for_each(|value| part(&mut parts, value))?;
-        Ok(Key::from_bytes(first_half(blake3::keyed_hash(context, &parts))))
+        self.hash_encoded(index, &parts)
+    }
+
+    /// The key of length-prefixed parts.
+    pub(super) fn hash_encoded(&self, index: usize, parts: &[u8]) -> Result<Key, KeyError> {
+        let (_, context) = self.sources.get(index).ok_or(KeyError::Missing)?;
+        Ok(Key::from_bytes(first_half(blake3::keyed_hash(context, parts))))
     }
 
     /// The key for a message without one, by its payload: the policy `on_missing_key = "hash"`.

@@ -2,11 +2,13 @@
 
 mod extract;
 mod json;
+mod text;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use extract::{KeyError, KeyExtractor, KeySource};
+pub use text::KeyText;
 
 /// The version of the encoding below. It is hashed into every key and recorded in every store, and a store
 /// written with another one is refused.
