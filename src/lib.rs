@@ -25,7 +25,9 @@ pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
-pub use key::{Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, MAX_KEY_BYTES, Scope};
+pub use key::{
+    Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES, Scope,
+};
 pub use message::{Defect, Message, MessageBuilder, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use pipeline::config::PipelineConfig;
