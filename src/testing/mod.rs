@@ -1,6 +1,7 @@
 //! What those who write adapters, or test their own pipelines, need: conformance suites, an in-memory broker and
 //! publisher, seeded faults.
 
+pub mod broker;
 mod faults;
 mod faulty_store;
 mod memory_broker;

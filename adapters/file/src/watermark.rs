@@ -65,7 +65,7 @@ impl Watermark {
         debug_assert!(mark.start >= self.read_to, "lines are delivered in the order of the file");
         self.lines.push_back(Entry { mark, deliveries: 1, unfinished, state: State::InFlight });
         self.unsettled += 1;
-        self.read_to(if unfinished { mark.start } else { mark.end });
+        self.read_to(mark.end);
     }
 
     /// Notes that everything before `offset` was delivered or is no message.

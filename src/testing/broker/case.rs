@@ -1,0 +1,114 @@
+//! What the checks of the broker suite share: an open consumer, and receiving with a limit.
+
+use std::time::Duration;
+
+use super::BrokerHarness;
+use crate::consumer::{Consumer, Settled};
+use crate::delivery::{Delivery, Settlement, Tag};
+use crate::error::Error;
+
+/// An open consumer.
+pub(super) struct Case<C> {
+    pub(super) consumer: C,
+    patience: Duration,
+    quiet: Duration,
+}
+
+/// `count` payloads that tell where they are from.
+pub(super) fn payloads(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("message {number}")).collect()
+}
+
+pub(super) fn texts(deliveries: &[Delivery]) -> Vec<String> {
+    let text = |delivery: &Delivery| String::from_utf8_lossy(delivery.message.payload()).into_owned();
+    deliveries.iter().map(text).collect()
+}
+
+pub(super) fn sorted(mut texts: Vec<String>) -> Vec<String> {
+    texts.sort();
+    texts
+}
+
+pub(super) fn tags(deliveries: &[Delivery]) -> Vec<Tag> {
+    deliveries.iter().map(|delivery| delivery.receipt.tag()).collect()
+}
+
+impl<C: Consumer> Case<C> {
+    /// Opens, or reopens, the consumer.
+    pub(super) async fn open<H: BrokerHarness<Consumer = C>>(harness: &H) -> Self {
+        Self { consumer: harness.open().await, patience: harness.patience(), quiet: harness.quiet() }
+    }
+
+    /// Publishes `count` messages, opens the consumer and receives them.
+    pub(super) async fn with<H: BrokerHarness<Consumer = C>>(
+        harness: &H,
+        count: usize,
+    ) -> (Self, Vec<Delivery>) {
+        harness.publish(&payloads(count)).await;
+        let mut case = Self::open(harness).await;
+        let deliveries = case.take(count).await;
+        (case, deliveries)
+    }
+
+    /// The next `count` deliveries.
+    pub(super) async fn take(&mut self, count: usize) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        while deliveries.len() < count {
+            let received = tokio::time::timeout(self.patience, self.consumer.receive()).await;
+            let batch = match received {
+                Ok(Ok(Some(batch))) => batch,
+                Ok(Ok(None)) => panic!("the source ended after {:?}", texts(&deliveries)),
+                Ok(Err(error)) if error.is_retryable() => continue,
+                Ok(Err(error)) => panic!("receive failed: {error:?}"),
+                Err(_) => panic!("nothing more came after {:?}", texts(&deliveries)),
+            };
+            assert!(!batch.is_empty(), "a batch holds at least one delivery");
+            deliveries.extend(batch);
+        }
+        deliveries
+    }
+
+    /// What still comes until it is quiet or the source ends.
+    pub(super) async fn rest(&mut self) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        while let Ok(received) = tokio::time::timeout(self.quiet, self.consumer.receive()).await {
+            match received {
+                Ok(Some(batch)) => deliveries.extend(batch),
+                Ok(None) => break,
+                Err(error) => assert!(error.is_retryable(), "receive failed: {error:?}"),
+            }
+        }
+        deliveries
+    }
+
+    /// Settles `tags` as the pipeline would, in one call.
+    pub(super) async fn settle(&self, tags: &[Tag], settlement: Settlement) {
+        let batch: Vec<_> = tags.iter().map(|tag| (*tag, settlement)).collect();
+        self.settle_batch(&batch).await;
+    }
+
+    pub(super) async fn settle_batch(&self, batch: &[(Tag, Settlement)]) {
+        let results = self.consumer.acker().settle(batch).await;
+        assert_eq!(results.len(), batch.len(), "one result for each item");
+        for ((tag, settlement), result) in batch.iter().zip(results) {
+            assert!(is_done(&result), "{settlement:?} of {tag:?} ended with {result:?}");
+        }
+    }
+
+    /// Closes the consumer as the pipeline would.
+    pub(super) async fn close(mut self) {
+        if let Err(error) = self.consumer.close().await {
+            panic!("close failed: {error:?}");
+        }
+    }
+}
+
+pub(super) fn is_done(result: &Result<Settled, Error>) -> bool {
+    matches!(result, Ok(Settled::Done))
+}
+
+/// Forgets receipts without settling them by drop, as a killed process does.
+pub(super) fn forget<C: Consumer>(case: &Case<C>, deliveries: Vec<Delivery>) {
+    drop(deliveries);
+    case.consumer.settle_queue().take();
+}

@@ -1,0 +1,141 @@
+//! Checks of [`Consumer`](crate::Consumer): what is delivered, when it comes again and when it does not.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use super::BrokerHarness;
+use super::case::{Case, forget, payloads, sorted, tags, texts};
+use crate::consumer::Consumer;
+use crate::delivery::Settlement;
+
+/// Every published message is delivered.
+pub async fn every_published_message_is_delivered<H: BrokerHarness>(harness: &H) {
+    let (_case, deliveries) = Case::with(harness, 600).await;
+    assert_eq!(sorted(texts(&deliveries)), sorted(payloads(600)));
+}
+
+/// Every delivery carries a receipt of its own.
+pub async fn every_delivery_carries_a_receipt_of_its_own<H: BrokerHarness>(harness: &H) {
+    let (_case, deliveries) = Case::with(harness, 50).await;
+    let distinct: HashSet<_> = tags(&deliveries).into_iter().collect();
+    assert_eq!(distinct.len(), 50);
+}
+
+/// A source that says so delivers in order, again after it was reopened.
+pub async fn an_ordered_source_keeps_the_order<H: BrokerHarness>(harness: &H) {
+    let (case, deliveries) = Case::with(harness, 50).await;
+    if !case.consumer.capabilities().ordered {
+        return;
+    }
+    assert_eq!(texts(&deliveries), payloads(50));
+    case.settle(&tags(&deliveries)[..20], Settlement::Ack).await;
+    forget(&case, deliveries);
+    case.close().await;
+    let mut case = Case::open(harness).await;
+    assert_eq!(texts(&case.take(30).await), payloads(50)[20..]);
+}
+
+/// Two messages never share a position, and a message keeps its position.
+pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &H) {
+    let (case, deliveries) = Case::with(harness, 20).await;
+    let of = |deliveries: &[crate::Delivery]| -> HashSet<_> {
+        let pair = |delivery: &crate::Delivery| {
+            delivery
+                .message
+                .position()
+                .cloned()
+                .map(|position| (position, delivery.message.payload().clone()))
+        };
+        deliveries.iter().filter_map(pair).collect()
+    };
+    let before = of(&deliveries);
+    let positions: HashSet<_> = before.iter().map(|(position, _)| position.clone()).collect();
+    assert_eq!(positions.len(), before.len(), "two messages share a position");
+    assert!(before.is_empty() || before.len() == 20, "either each message has a position or none");
+    forget(&case, deliveries);
+    case.close().await;
+    let mut case = Case::open(harness).await;
+    assert_eq!(of(&case.take(20).await), before);
+}
+
+/// A finite source ends when everything is settled, and says so as often as it is asked; another one does not end.
+pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
+    let (mut case, deliveries) = Case::with(harness, 3).await;
+    case.settle(&tags(&deliveries), Settlement::Ack).await;
+    forget(&case, deliveries);
+    let finite = case.consumer.capabilities().finite;
+    for _ in 0..2 {
+        let limit = if finite { harness.patience() } else { harness.quiet() };
+        match tokio::time::timeout(limit, case.consumer.receive()).await {
+            Ok(Ok(None)) => assert!(finite, "it is not finite and ended"),
+            Ok(other) => panic!("something came: {other:?}"),
+            Err(_) => assert!(!finite, "it is finite and did not end"),
+        }
+    }
+}
+
+/// A dropped `receive` loses no delivery, wherever it stood.
+pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) {
+    let count = 600;
+    harness.publish(&payloads(count)).await;
+    let mut case = Case::open(harness).await;
+    let mut deliveries = Vec::new();
+    let started = tokio::time::Instant::now();
+    let mut polls = 0_u64;
+    while deliveries.len() < count {
+        assert!(started.elapsed() < harness.patience(), "nothing more came after {}", deliveries.len());
+        // Polled one to four times, with others running in between, and dropped.
+        polls = polls.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut call = pin!(case.consumer.receive());
+        for _ in 0..=(polls >> 62) {
+            let polled = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
+            match polled {
+                Poll::Ready(Ok(Some(batch))) => deliveries.extend(batch),
+                Poll::Ready(Ok(None)) => panic!("the source ended after {}", deliveries.len()),
+                Poll::Ready(Err(error)) => assert!(error.is_retryable(), "receive failed: {error:?}"),
+                Poll::Pending => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            }
+            break;
+        }
+    }
+    assert_eq!(sorted(texts(&deliveries)), sorted(payloads(count)));
+}
+
+/// What was not acked is delivered again after the consumer was closed and reopened.
+pub async fn what_was_not_acked_comes_again_after_closing<H: BrokerHarness>(harness: &H) {
+    let (case, deliveries) = Case::with(harness, 10).await;
+    let all = texts(&deliveries);
+    case.settle(&[tags(&deliveries)[3]], Settlement::Ack).await;
+    forget(&case, deliveries);
+    case.close().await;
+    let mut case = Case::open(harness).await;
+    let again = texts(&case.take(9).await);
+    for text in all.iter().filter(|text| **text != all[3]) {
+        assert!(again.contains(text), "{text} did not come again");
+    }
+}
+
+/// What was not acked is delivered again after the consumer was merely dropped, as when its process dies.
+pub async fn what_was_not_acked_comes_again_after_a_drop<H: BrokerHarness>(harness: &H) {
+    let (case, deliveries) = Case::with(harness, 10).await;
+    forget(&case, deliveries);
+    drop(case);
+    let mut case = Case::open(harness).await;
+    assert_eq!(sorted(texts(&case.take(10).await)), sorted(payloads(10)));
+}
+
+/// What was acked is not delivered again, by the same consumer or, after a clean close, by the next.
+pub async fn what_was_acked_does_not_come_again<H: BrokerHarness>(harness: &H) {
+    let (mut case, deliveries) = Case::with(harness, 10).await;
+    case.settle(&tags(&deliveries), Settlement::Ack).await;
+    forget(&case, deliveries);
+    assert_eq!(texts(&case.rest().await), Vec::<String>::new());
+    case.close().await;
+    let mut case = Case::open(harness).await;
+    assert_eq!(texts(&case.rest().await), Vec::<String>::new());
+}

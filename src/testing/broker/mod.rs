@@ -1,0 +1,25 @@
+//! The conformance suite of brokers: a named check for each sentence of the contracts in [`Consumer`] and [`Acker`].
+//!
+//! An adapter passes when [`broker_conformance!`](crate::broker_conformance) is green with a [`BrokerHarness`] of its
+//! own. The checks are functions, each of which panics if its sentence does not hold; the macro makes one test of each.
+//! What the suite does not show: what a lost connection or a killed process does, and speed.
+//!
+//! ```
+//! # #[cfg(any())]
+//! mod conformance {
+//!     use onceward::testing::broker::MemoryBrokerHarness;
+//!
+//!     onceward::broker_conformance!(MemoryBrokerHarness::new());
+//! }
+//! ```
+//!
+//! [`Consumer`]: crate::Consumer
+//! [`Acker`]: crate::Acker
+
+mod case;
+pub mod deliveries;
+mod harness;
+mod macros;
+pub mod settlements;
+
+pub use harness::{BrokerHarness, MemoryBrokerHarness};
