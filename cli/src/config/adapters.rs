@@ -44,6 +44,22 @@ pub const ADAPTERS: [Adapter; 16] = [
 
 /// The first part of the configuration that this build lacks, as an error that says how to get it.
 pub fn missing_feature(config: &Config) -> Option<ConfigError> {
+    missing_adapter(config).or_else(|| missing_telemetry(config))
+}
+
+fn missing_telemetry(config: &Config) -> Option<ConfigError> {
+    if config.telemetry.otlp.is_some() {
+        let fix = "remove it, and scrape /metrics (telemetry.listen) meanwhile";
+        return Some(config.refuse("telemetry.otlp", "no build of onceward has an OTLP exporter yet", fix));
+    }
+    if config.telemetry.listen.is_some() && !cfg!(feature = "telemetry") {
+        let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";
+        return Some(config.refuse("telemetry.listen", "this build of onceward has no listener", fix));
+    }
+    None
+}
+
+fn missing_adapter(config: &Config) -> Option<ConfigError> {
     let used = [
         format!("source.{}", config.source.name()),
         format!("store.{}", config.store.name()),
@@ -94,6 +110,17 @@ mod tests {
         let mut listed: Vec<_> = ADAPTERS.iter().map(|adapter| adapter.table.to_owned()).collect();
         listed.sort();
         assert_eq!(listed, named);
+    }
+
+    #[test]
+    fn traces_are_refused_rather_than_dropped() {
+        let source = "scope = 'a'\n[source.file]\npath = '-'\n[store.memory]\n[key]\nfrom = ['position']\n\
+                      [handler.stdout]\n[dead_letter]\nto = 'd'\n[telemetry]\notlp = 'http://127.0.0.1:4317'\n";
+        assert_eq!(
+            missing_feature(&Config::parse(source, &|_| None).unwrap()).unwrap().to_string(),
+            "line 11: telemetry.otlp: no build of onceward has an OTLP exporter yet; remove it, and scrape /metrics \
+             (telemetry.listen) meanwhile"
+        );
     }
 
     #[test]

@@ -80,7 +80,7 @@ table! {
     /// One process for each message: payload on standard input, the rest in `ONCEWARD_*` variables. Exit 0 completes,
     /// 75 and signals retry, 65 dead-letters, other codes retry.
     ExecHandler [handler] {
-        /// The program and its arguments. No shell is involved.
+        /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
         pub command: Vec<Address>,
     }
 }
@@ -88,7 +88,7 @@ table! {
 table! {
     /// Long-lived processes: one JSON line in, one JSON line out.
     WorkerHandler [handler] {
-        /// The program and its arguments. No shell is involved.
+        /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
         pub command: Vec<Address>,
         /// How many processes run, from 1 to 1024.
         #[serde(default = "count::<4>")]

@@ -1,5 +1,7 @@
 //! The configuration of the `onceward` program: TOML in, checked values or one sentence out.
 //!
+//! Relative paths in a file start from that file's own directory: [`Config::resolve`].
+//!
 //! Everything here is pure but [`Config::load`], which reads the one file it is given. The environment is handed in; no
 //! value of the file is ever printed by an error, and secrets are redacted by `Debug` and [`Config::to_toml`].
 
@@ -25,7 +27,7 @@ mod store;
 mod syntax;
 mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
@@ -205,6 +207,20 @@ impl Config {
     /// The order that is kept, whether written or not.
     pub fn ordering(&self) -> Ordering {
         self.pipeline.ordering.unwrap_or_default()
+    }
+
+    /// The directory that relative paths in this file start from: the file's own, wherever the program is started.
+    pub fn directory(&self) -> &Path {
+        let parent = self.origin.file().and_then(Path::parent);
+        parent.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// `path` as this file means it: a relative one starts from [`directory`](Self::directory).
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        match self.directory() {
+            here if here == Path::new(".") => path.to_owned(),
+            directory => directory.join(path),
+        }
     }
 
     /// An error about one key of this configuration, with its file and line, for what is only found out later.

@@ -53,6 +53,11 @@ impl Origin {
         }
     }
 
+    /// The file's name, as the caller gave it.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// True where the key is written in the file, rather than left to its default.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.lines.contains_key(key)

@@ -28,7 +28,7 @@ pub struct PipelineConfig {
     pub max_in_flight: u32,
     /// How many bytes of messages may be held at a time.
     pub max_in_flight_bytes: ByteCount,
-    /// How many messages go to the store in one call, from 1 to 10000; at most `max_in_flight`.
+    /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
     /// How long a shutdown waits for running handlers, up to 1h. What still runs then is cut and comes again.
     pub drain_timeout: HumanDuration,
@@ -104,7 +104,8 @@ choice! {
 table! {
     /// Where messages go that cannot be handled.
     DeadLetterConfig [] {
-        /// A queue, topic or queue URL of the same broker; a path for a file source.
+        /// A queue, topic or queue URL of the same broker; a path for a file source, where a relative one starts from the
+        /// directory of the configuration file.
         pub to: Address,
     }
 }

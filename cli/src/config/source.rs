@@ -99,7 +99,8 @@ impl SqsSource {
 table! {
     /// A file of lines, or standard input.
     FileSource [] {
-        /// The file, or `-` for standard input, which keeps no offset.
+        /// The file, or `-` for standard input, which keeps no offset. A relative path starts from the directory of the
+        /// configuration file.
         pub path: PathBuf,
         /// What a line is.
         #[serde(default)]

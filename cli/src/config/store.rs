@@ -78,7 +78,8 @@ fn default_schema() -> String {
 table! {
     /// One SQLite file on this host.
     SqliteStore [store] {
-        /// The database file; created when it is absent.
+        /// The database file; created when it is absent, in a directory that exists. A relative path starts from the
+        /// directory of the configuration file.
         pub path: PathBuf,
     }
 }

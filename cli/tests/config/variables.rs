@@ -1,17 +1,18 @@
 //! `${NAME}` in values.
 
-use onceward_cli::config::Config;
+use onceward_cli::config::{Config, Store};
 
 use crate::examples::{base_with, refusal};
 
 #[test]
 fn variables_are_replaced_in_values_only_and_stay_text() {
     let env = |name: &str| match name {
-        "SCOPE" => Some("a' \"b\"; scope2 = 'c".to_owned()),
+        "PATH" => Some("a' \"b\"; path2 = 'c".to_owned()),
         _ => None,
     };
-    let config = Config::parse(&base_with("'billing'", "\"x-${SCOPE}-$${SCOPE}\""), &env).unwrap();
-    assert_eq!(config.scope, "x-a' \"b\"; scope2 = 'c-${SCOPE}");
+    let config = Config::parse(&base_with("'onceward.db'", "\"x-${PATH}-$${PATH}\""), &env).unwrap();
+    let Store::Sqlite(store) = &config.store else { panic!("{:?}", config.store) };
+    assert_eq!(store.path.to_str(), Some("x-a' \"b\"; path2 = 'c-${PATH}"));
 }
 
 #[test]

@@ -8,12 +8,11 @@ mod store;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
+use onceward::Scope;
+
 use super::{Address, Config, ConfigError, Credentials, HumanDuration};
 
 type Checked = Result<(), ConfigError>;
-
-/// The longest a scope may be, in bytes.
-const MAX_SCOPE_BYTES: usize = 255;
 
 /// Every check, in the order of the file; the first that fails is the answer.
 pub(super) fn check(config: &Config) -> Checked {
@@ -34,18 +33,17 @@ pub(super) fn check(config: &Config) -> Checked {
 
 fn scope(config: &Config) -> Checked {
     text(config, "scope", &config.scope)?;
-    if config.scope.len() > MAX_SCOPE_BYTES || config.scope.chars().any(char::is_control) {
-        let fix = format!("write a name of at most {MAX_SCOPE_BYTES} bytes without control characters");
-        return Err(config.refuse("scope", "is no usable name", fix));
-    }
-    Ok(())
+    Scope::parse(&config.scope).map(drop).map_err(|_| {
+        let fix = "write at most 128 printable ASCII characters without spaces";
+        config.refuse("scope", "is no usable name", fix)
+    })
 }
 
 fn pipeline(config: &Config) -> Checked {
     let pipeline = &config.pipeline;
     within(config, "pipeline.concurrency", pipeline.concurrency, 1..=65_536)?;
     within(config, "pipeline.max_in_flight", pipeline.max_in_flight, 1..=1_048_576)?;
-    within(config, "pipeline.max_batch", pipeline.max_batch, 1..=10_000)?;
+    within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
     duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0), HOUR)?;
     if pipeline.max_in_flight_bytes.get() == 0 {
         return Err(config.refuse(
