@@ -131,6 +131,7 @@ impl TransactionalStore for SqliteStore {
 
 async fn begin(mut slot: OwnedMutexGuard<Slot>) -> Result<SqliteConn, Error> {
     let failed = |error| store_error(BEGIN, error);
+    slot.set_unfinished(true);
     let conn = slot.conn().await.map_err(failed)?;
     // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint.
     SqliteTransactionManager::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await.map_err(failed)?;
@@ -168,6 +169,7 @@ async fn commit(
         slot.reset().await;
         return Err(store_error(COMMIT, error));
     }
+    slot.set_unfinished(false);
     Ok(Commit::Committed)
 }
 
@@ -220,7 +222,8 @@ async fn end(slot: &mut Slot) {
     while outcome.is_ok() && SqliteTransactionManager::get_transaction_depth(conn) > 0 {
         outcome = SqliteTransactionManager::rollback(conn).await;
     }
-    if outcome.is_err() {
-        slot.reset().await;
+    match outcome {
+        Ok(()) => slot.set_unfinished(false),
+        Err(_) => slot.reset().await,
     }
 }

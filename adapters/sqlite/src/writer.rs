@@ -91,6 +91,9 @@ where
 pub(crate) struct Slot {
     options: SqliteConnectOptions,
     conn: Option<SqliteConnection>,
+    /// A transaction was begun and its end not seen. Whoever finds this with their turn was preceded by a task that
+    /// ended with its runtime.
+    unfinished: bool,
 }
 
 impl Slot {
@@ -98,7 +101,12 @@ impl Slot {
     pub(crate) async fn conn(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         let conn = match self.conn.take() {
             Some(conn) => conn,
-            None => self.options.connect().await?,
+            None => {
+                let conn = self.options.connect().await?;
+                // If the file vanishes later, an empty new one would only hide that.
+                self.options = self.options.clone().create_if_missing(false);
+                conn
+            }
         };
         Ok(self.conn.insert(conn))
     }
@@ -110,6 +118,7 @@ impl Slot {
 
     /// Closes the connection, and with it ends whatever transaction is open.
     pub(crate) async fn reset(&mut self) {
+        self.unfinished = false;
         if let Some(conn) = self.conn.take()
             && let Err(error) = conn.close().await
         {
@@ -119,7 +128,13 @@ impl Slot {
 
     /// Closes the connection without waiting for it.
     pub(crate) fn abandon(&mut self) {
+        self.unfinished = false;
         self.conn = None;
+    }
+
+    /// Says that a transaction is about to begin, or has been seen to end.
+    pub(crate) fn set_unfinished(&mut self, unfinished: bool) {
+        self.unfinished = unfinished;
     }
 
     /// Runs `sql`, which takes no part in a transaction that could stay open.
@@ -129,23 +144,28 @@ impl Slot {
 
     /// Opens a transaction that writes.
     pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        self.run("BEGIN IMMEDIATE").await
+        self.unfinished = true;
+        let outcome = self.run("BEGIN IMMEDIATE").await;
+        self.unfinished = outcome.is_ok();
+        outcome
     }
 
     /// Ends the transaction. If that fails, nobody knows whether it was committed, and the connection is closed so
     /// that nothing stays open.
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
         let outcome = self.run("COMMIT").await;
-        if outcome.is_err() {
-            self.reset().await;
+        match outcome {
+            Ok(()) => self.unfinished = false,
+            Err(_) => self.reset().await,
         }
         outcome
     }
 
     /// Rolls the transaction back, by closing the connection if need be.
     pub(crate) async fn rollback(&mut self) {
-        if self.run("ROLLBACK").await.is_err() {
-            self.reset().await;
+        match self.run("ROLLBACK").await {
+            Ok(()) => self.unfinished = false,
+            Err(_) => self.reset().await,
         }
     }
 }
@@ -162,7 +182,7 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(options: SqliteConnectOptions, clock: Clock) -> Self {
         Self {
-            slot: Arc::new(tokio::sync::Mutex::new(Slot { options, conn: None })),
+            slot: Arc::new(tokio::sync::Mutex::new(Slot { options, conn: None, unfinished: false })),
             queue: Arc::default(),
             scopes: Arc::default(),
             clock,
@@ -171,7 +191,11 @@ impl Writer {
 
     /// Waits for the writer's turn: whoever asked first comes first.
     pub(crate) async fn turn(&self) -> OwnedMutexGuard<Slot> {
-        self.slot.clone().lock_owned().await
+        let mut slot = self.slot.clone().lock_owned().await;
+        if slot.unfinished {
+            slot.reset().await;
+        }
+        slot
     }
 
     pub(crate) fn now(&self) -> u64 {
