@@ -3,6 +3,7 @@
 pub mod chance;
 pub mod database;
 pub mod effects;
+pub mod ledger;
 pub mod orders;
 pub mod process;
 pub mod scene;

@@ -1,0 +1,10 @@
+//! Private real servers on free loopback ports, and a proxy that breaks the connection to them. It depends on nothing of
+//! the library, so that every crate's tests can use it.
+//!
+//! A server belongs to the test that started it: it may be stopped, killed and restarted, and it ends with the test
+//! process, however that ends. A server that is not installed is a failure that says how to install it, never a pass.
+
+pub mod ports;
+pub mod process;
+pub mod proxy;
+pub mod rabbitmq;
