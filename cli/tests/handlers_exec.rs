@@ -255,3 +255,22 @@ async fn the_example_books_orders_and_refuses_what_is_none() {
     assert_eq!(error.verdict(), Verdict::Retry);
     assert!(error.text().contains("cannot write to"), "{error}");
 }
+
+#[tokio::test]
+async fn a_process_runs_in_the_given_directory_and_is_found_from_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("where.sh");
+    std::fs::write(&script, "#!/bin/sh\npwd -P\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let expected = directory.path().canonicalize().unwrap();
+    for program in [program(["./where.sh"]), program(["sh", "where.sh"])] {
+        let handler = handler(program.in_directory(directory.path()));
+        handler.check().unwrap();
+        let (_run, message) = claimed(Message::builder(""));
+        let output = handler.handle(message).await.unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output).trim_end(), expected.to_str().unwrap());
+    }
+    assert!(handler(program(["./where.sh"])).check().is_err(), "looked up from elsewhere");
+    let gone = handler(program(["sh"]).in_directory(directory.path().join("gone")));
+    assert!(gone.check().unwrap_err().to_string().contains("is no directory"));
+}

@@ -55,6 +55,7 @@ async fn a_request_says_everything_about_its_message() {
     for (name, value) in [
         ("host", server.address.to_string().as_str()),
         ("idempotency-key", KEY),
+        ("onceward-token", "07070707070707070707070707070707"),
         ("onceward-scope", "billing"),
         ("onceward-attempt", "2"),
         ("onceward-fence", &FENCE.to_string()),
@@ -295,4 +296,22 @@ fn a_url_that_cannot_be_used_is_refused_without_being_quoted() {
         assert!(error.to_string().contains(why) && !error.is_retryable(), "{url}: {error}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn fixed_headers_are_sent_and_never_replace_those_of_the_message() {
+    let server = Server::always("200 OK", "", "").await;
+    let headers = [("Authorization", "Bearer hunter2canary"), ("Idempotency-Key", "forged")];
+    let mut options = options(server.url());
+    options.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    assert!(!format!("{options:?}").contains("hunter2canary"));
+    let handler = HttpHandler::new(options.clone()).unwrap();
+    post(&handler, Message::builder("x")).await.unwrap();
+    let request = last(&server);
+    assert_eq!(request.headers["authorization"], "Bearer hunter2canary");
+    assert_eq!(request.headers["idempotency-key"], KEY);
+
+    options.headers = vec![("X-Token".to_owned(), "hunter2canary\n".to_owned())];
+    let error = HttpHandler::new(options).unwrap_err();
+    assert!(!format!("{error:?}").contains("hunter2canary"), "{error:?}");
 }

@@ -6,6 +6,7 @@
 //! | [`WorkerHandler`] | one JSON line to a long-lived process, and one JSON line back |
 //! | [`HttpHandler`] | one POST (feature `http`) |
 //! | [`StdoutHandler`] | one line on standard output |
+//! | [`SqlHandler`] | one statement in the completion's transaction (feature `sqlite`) |
 //!
 //! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
 //! settles, retries or deduplicates: that is the pipeline's.
@@ -16,8 +17,10 @@ mod headers;
 mod http;
 mod lines;
 mod process;
+#[cfg(feature = "sqlite")]
+mod sql;
 mod stdout;
-mod text;
+pub(crate) mod text;
 mod variables;
 mod worker;
 
@@ -25,6 +28,8 @@ pub use exec::{ExecHandler, ExecOptions};
 #[cfg(feature = "http")]
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};
 pub use process::Program;
+#[cfg(feature = "sqlite")]
+pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;
 pub use worker::{WorkerHandler, WorkerOptions};
 

@@ -1,6 +1,8 @@
 //! A child process that leads a group of its own, and ends with all of it: [`ProcessGroup`].
 
+use std::borrow::Cow;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -133,6 +135,7 @@ fn is_anyone_left(group: Pid) -> bool {
 pub struct Program {
     name: String,
     arguments: Vec<String>,
+    directory: Option<PathBuf>,
 }
 
 impl Program {
@@ -147,10 +150,30 @@ impl Program {
         }
         let mut parts = command.into_iter();
         match parts.next().filter(|name| !name.is_empty()) {
-            Some(name) => Ok(Self { name, arguments: parts.collect() }),
+            Some(name) => Ok(Self { name, arguments: parts.collect(), directory: None }),
             None => {
                 Err(wrong("it is empty; give the program and its arguments, for example [\"./charge.sh\"]"))
             }
+        }
+    }
+
+    /// Runs it in `directory`, from which a relative name with a slash is looked up, too.
+    #[must_use]
+    pub fn in_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// What to start: where it would depend on the system whether the name is looked up before or after the change of
+    /// directory, the name is made to stand for itself.
+    fn file(&self) -> Cow<'_, Path> {
+        let name = Path::new(&self.name);
+        match &self.directory {
+            Some(directory) if self.name.contains('/') => {
+                let joined = directory.join(name);
+                Cow::Owned(std::path::absolute(&joined).unwrap_or(joined))
+            }
+            _ => Cow::Borrowed(name),
         }
     }
 
@@ -161,7 +184,11 @@ impl Program {
 
     /// Finds the program as the operating system will.
     pub(super) fn check(&self) -> Result<(), Error> {
-        which::which(&self.name).map(drop).map_err(|cause| {
+        if let Some(directory) = self.directory.as_deref().filter(|directory| !directory.is_dir()) {
+            let what = format!("{} is no directory to run in", directory.display());
+            return Err(Error::new(ErrorKind::Config, "start the handler's program", what));
+        }
+        which::which(&*self.file()).map(drop).map_err(|cause| {
             let what = format!(
                 "{:?} is not an executable file{}; correct the handler's `command`, or make the file executable \
                  (chmod +x)",
@@ -174,8 +201,11 @@ impl Program {
 
     /// A command with all three standard streams as pipes.
     pub(super) fn command(&self) -> Command {
-        let mut command = Command::new(&self.name);
+        let mut command = Command::new(&*self.file());
         command.args(&self.arguments);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -184,7 +214,7 @@ impl Program {
     pub(super) fn cannot_start(&self, cause: &io::Error) -> String {
         let hint = match cause.kind() {
             io::ErrorKind::NotFound
-                if self.name.contains('/') && std::fs::exists(&self.name).unwrap_or(false) =>
+                if self.name.contains('/') && std::fs::exists(self.file()).unwrap_or(false) =>
             {
                 "; the file is there, so look at the interpreter named in its first line"
             }

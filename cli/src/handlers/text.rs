@@ -2,7 +2,7 @@
 
 /// `bytes` as one printable line of at most `limit` bytes and a mark: what is not UTF-8 becomes `�`, control
 /// characters and those that reorder or break lines are escaped, and a cut is marked with `…`.
-pub(super) fn printable(bytes: &[u8], limit: usize) -> String {
+pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
     let mut line = String::with_capacity(bytes.len().min(limit));
     for character in String::from_utf8_lossy(bytes).chars() {
         let escaped = is_unprintable(character);
@@ -21,7 +21,7 @@ pub(super) fn printable(bytes: &[u8], limit: usize) -> String {
 }
 
 /// A terminal escape, a forged line or a reversed text must not come out of a log as what it claims to be.
-fn is_unprintable(character: char) -> bool {
+pub(crate) fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -10,7 +10,7 @@ const PREFIX: &str = "onceward-header-";
 /// Trace context goes through under its own name (W3C Trace Context), so that the receiver's tracing finds it.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 
-/// `Idempotency-Key` (where there is a key), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Content-Type`
+/// `Idempotency-Key` and `Onceward-Token` (where there is a claim), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Content-Type`
 /// (the message's, or `application/octet-stream`), trace context, and the message's own headers as
 /// `Onceward-Header-<Name>`, with `-` for every character a header name cannot hold.
 ///
@@ -20,12 +20,16 @@ const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let mut set = |name: &'static str, value: String| {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Ok(mut value) = HeaderValue::try_from(value) {
+            value.set_sensitive(name == "onceward-token");
             headers.insert(HeaderName::from_static(name), value);
         }
     };
     if let Some(key) = message.key() {
         set("idempotency-key", key.to_string());
+    }
+    if let Some(token) = message.owner_token() {
+        set("onceward-token", token.to_hex());
     }
     set("onceward-scope", scope.to_string());
     set("onceward-attempt", message.attempt().to_string());

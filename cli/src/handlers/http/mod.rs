@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use onceward::{Cancellation, Error, ErrorKind, Handler, HandlerError, Message, Scope};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
 
 /// What is read of an answer that is not kept, so that its connection can be used again, in bytes.
@@ -26,6 +27,9 @@ pub struct HttpOptions {
     pub scope: Scope,
     /// Where to POST: `http` or `https`, with `user:password@` if the server wants Basic authentication.
     pub url: String,
+    /// Sent with every request, such as `Authorization`; a header of the message's own request goes before one of
+    /// these.
+    pub headers: Vec<(String, String)>,
     /// The time for a whole exchange.
     pub timeout: Duration,
     /// The time for opening a connection; a part of `timeout`.
@@ -42,6 +46,7 @@ impl HttpOptions {
         Self {
             scope,
             url: url.into(),
+            headers: Vec::new(),
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             idle_connections: 16,
@@ -80,7 +85,8 @@ pub fn install_tls_provider() {
 /// | no connection | is tried again |
 /// | no answer to a request that may have arrived; 502, 504 | is tried again; its outcome counts as unknown |
 ///
-/// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, trace context,
+/// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Token` (the
+/// claim's owner token: a capability, so use `https` beyond the own host), trace context,
 /// `Content-Type`, and the message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can
 /// turn a request down that arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in
 /// the environment are not used. Certificates are checked against those of the operating system.
@@ -101,8 +107,10 @@ impl HttpHandler {
     /// [`onceward::Error`] if the URL cannot be used, no certificates are found for `https`, or
     /// [`install_tls_provider`] was not called.
     pub fn new(options: HttpOptions) -> Result<Self, Error> {
-        let HttpOptions { scope, url, timeout, connect_timeout, idle_connections, keep_body } = options;
+        let HttpOptions { scope, url, headers, timeout, connect_timeout, idle_connections, keep_body } =
+            options;
         let url = parse(&url)?;
+        let fixed = fixed(&headers)?;
         let operation = "prepare the HTTP handler's client";
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let what = "no TLS provider is installed; call `install_tls_provider` first";
@@ -111,6 +119,7 @@ impl HttpHandler {
         let mut builder = Client::builder()
             .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
+            .default_headers(fixed)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .timeout(timeout)
@@ -265,6 +274,23 @@ fn parse(text: &str) -> Result<Url, Error> {
         return Err(wrong("it has a fragment (#…), which is never sent; remove it".to_owned()));
     }
     Ok(url)
+}
+
+/// The headers of every request. None of them is quoted: they are mostly secrets.
+fn fixed(headers: &[(String, String)]) -> Result<HeaderMap, Error> {
+    let wrong = || {
+        let what =
+            "one of them cannot be sent; write names of letters, digits and `-`, and values on one line";
+        Error::new(ErrorKind::Config, "use the HTTP handler's `headers`", what)
+    };
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| wrong())?;
+        let mut value = HeaderValue::try_from(value.as_str()).map_err(|_| wrong())?;
+        value.set_sensitive(true);
+        map.append(name, value);
+    }
+    Ok(map)
 }
 
 /// Scheme, host and port: paths of webhooks are secrets as often as queries are.
