@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -226,63 +226,63 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
     }
 }
 
-async fn carry(client: TcpStream, server: TcpStream, mut flows: watch::Receiver<Flows>) {
+async fn carry(mut client: TcpStream, mut server: TcpStream, mut flows: watch::Receiver<Flows>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    // Whatever the reason for the end, a half that is left must not look like an orderly close; the pumps that saw one
-    // have passed it on already.
-    let _ = (client.set_zero_linger(), server.set_zero_linger());
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
-    let up = pump(from_client, to_server, flows.clone(), Direction::ToServer);
-    let down = pump(from_server, to_client, flows.clone(), Direction::ToClient);
-    tokio::select! {
-        _ = flows.wait_for(|flows| flows.cut) => {}
-        () = async { tokio::join!(up, down); } => {}
+    let orderly = {
+        // Borrowed halves: owned ones say an orderly farewell when they are dropped.
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let up = pump(from_client, to_server, flows.clone(), Direction::ToServer);
+        let down = pump(from_server, to_client, flows.clone(), Direction::ToClient);
+        tokio::select! {
+            biased;
+            _ = flows.wait_for(|flows| flows.cut) => false,
+            ended = async { tokio::try_join!(up, down) } => ended.is_ok(),
+        }
+    };
+    if !orderly {
+        let _ = (client.set_zero_linger(), server.set_zero_linger());
     }
 }
 
-/// Carries one direction until its end or an error.
+/// Carries one direction until its end, which is passed on; anything else is an error.
 async fn pump(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
     mut flows: watch::Receiver<Flows>,
     direction: Direction,
-) {
+) -> io::Result<()> {
+    let gone = |_| io::Error::other("the proxy is gone");
     let mut buffer = vec![0; 64 << 10];
     loop {
         let flow = flows.borrow_and_update().get(direction);
         let read = tokio::select! {
             biased;
-            changed = flows.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return,
-            },
+            changed = flows.changed() => {
+                changed.map_err(gone)?;
+                continue;
+            }
             read = from.read(&mut buffer), if flow != Flow::Stall => read,
         };
-        let Ok(bytes) = read else { return };
+        let bytes = read?;
         // What is done with the piece is decided by the flow it meets after it was read.
         loop {
             let flow = flows.borrow_and_update().get(direction);
             match flow {
                 Flow::Stall => {
-                    if flows.changed().await.is_err() {
-                        return;
-                    }
+                    flows.changed().await.map_err(gone)?;
                     continue;
                 }
                 Flow::Drop if bytes == 0 => std::future::pending().await,
                 Flow::Drop => {}
                 _ if bytes == 0 => {
-                    let _ = to.shutdown().await;
-                    return;
+                    return to.shutdown().await;
                 }
                 Flow::Pass | Flow::Delay(_) => {
                     if let Flow::Delay(delay) = flow {
                         tokio::time::sleep(delay).await;
                     }
-                    if to.write_all(&buffer[..bytes]).await.is_err() {
-                        return;
-                    }
+                    to.write_all(&buffer[..bytes]).await?;
                 }
             }
             break;
@@ -294,7 +294,6 @@ async fn pump(
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::thread;
     use std::time::Duration;
 
     use super::*;
@@ -372,15 +371,15 @@ mod tests {
 
     #[test]
     fn a_refusing_proxy_closes_new_connections_until_it_heals() {
-        let (proxy, mut client, _server) = connected();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let proxy = Proxy::start(listener.local_addr().unwrap()).unwrap();
         proxy.refuse();
-        assert!(client.read(&mut [0]).is_err());
         let mut refused = TcpStream::connect(proxy.address()).unwrap();
         assert!(!matches!(refused.read(&mut [0]), Ok(1..)));
         proxy.heal();
-        let mut passes = TcpStream::connect(proxy.address()).unwrap();
-        passes.write_all(b"x").unwrap();
-        thread::sleep(Duration::from_millis(50));
-        assert_eq!(proxy.open(), 1);
+        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        arrives(&mut client, &mut server).unwrap();
+        assert_eq!((proxy.accepted(), proxy.open()), (2, 1));
     }
 }

@@ -338,3 +338,25 @@ fn accepts(port: u16) -> bool {
 fn connect(port: u16) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_starts_privately_survives_a_kill_and_ends_when_dropped() {
+        let mut broker = RabbitMq::start();
+        broker.ctl(&["await_startup"]);
+        let queue = r#"rabbit_amqqueue:declare({resource, <<"/">>, queue, <<"kept">>}, true, false, [], none, <<"test">>)."#;
+        broker.ctl(&["eval", queue]);
+        broker.kill();
+        assert!(!greets(broker.port()));
+        broker.start_again();
+        assert_eq!(broker.depth("kept"), (0, 0));
+        broker.stop();
+        broker.start_again();
+        let (port, names_port, folder) = (broker.port(), broker.names_port, broker.folder.path().to_owned());
+        drop(broker);
+        assert!(!accepts(port) && !accepts(names_port) && !folder.exists());
+    }
+}
