@@ -13,7 +13,7 @@ pub(super) fn validate(sql: &str) -> Result<(), String> {
     let mut first = None;
     let mut ended = false;
     for token in Tokens(sql) {
-        if ended {
+        if ended && token != Token::End {
             return Err(
                 "it is more than one statement; what has to be done together goes into a trigger".into()
             );
