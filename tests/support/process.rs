@@ -121,6 +121,18 @@ impl Running {
         self.signal(Signal::TERM);
     }
 
+    /// Sends `TERM` or `INT`.
+    ///
+    /// # Panics
+    /// If it is another signal's name.
+    pub fn send(&self, name: &str) {
+        match name {
+            "TERM" => self.signal(Signal::TERM),
+            "INT" => self.signal(Signal::INT),
+            other => panic!("tests send TERM or INT, not {other}"),
+        }
+    }
+
     /// Stops it (SIGSTOP): it takes no step until it may [go on](Self::go_on).
     pub fn stop(&self) {
         self.signal(Signal::STOP);

@@ -1,1 +1,30 @@
 //! The whole program, run as its users run it, and killed, stopped, starved and misconfigured.
+//!
+//! | file | story |
+//! |---|---|
+//! | `quickstart.rs` | the first run, the second, and those that were killed in the middle |
+//! | `transactions.rs` | the effect in the completion's transaction, under kills |
+//! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
+//! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
+//! | `crash_points.rs` | death at every step of the protocol |
+//! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
+//! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
+//! | `shutdown.rs` | signals |
+//! | `store_trouble.rs` | a database that is locked or cannot be written |
+//! | `release.rs` | the program that people run has no crash points |
+//!
+//! `ONCEWARD_TEST_KILLS` sets how often the tests that kill at random do so, `ONCEWARD_TEST_SEED` repeats their choices.
+
+mod bad_input;
+mod configuration;
+mod crash_points;
+mod failures;
+mod leases;
+mod quickstart;
+mod release;
+mod replaced_files;
+mod secrets;
+mod shutdown;
+mod stage;
+mod store_trouble;
+mod transactions;

@@ -1,0 +1,140 @@
+//! Death at every step of the protocol: the process aborts there, is started again, and the ledger must add up.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use onceward::failpoints::Step;
+use onceward_test_support::effects::Kind;
+use onceward_test_support::orders::order;
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::{Value, json};
+
+use crate::stage::{PATIENCE, exec, in_flight, ledger, letter_id, scene, worker};
+use crate::transactions::{EFFECTS, sql};
+
+/// Scenes at a time: most of their time they wait for a lease to end.
+const AT_A_TIME: usize = 8;
+
+const SIGABRT: i32 = 6;
+
+/// A kind of handler, and the steps that its messages never pass in a run to the end of a file.
+struct Kinds {
+    name: &'static str,
+    setup: fn() -> Setup,
+    never: &'static [Step],
+}
+
+/// Unstarted claims are released in a drain only.
+const DEDUPLICATED: &[Step] = &[Step::ReleaseSent, Step::Begun, Step::CommitSent, Step::Committed];
+
+/// A statement is no longer than its lease, and its completion is in its commit.
+const TRANSACTIONAL: &[Step] =
+    &[Step::ReleaseSent, Step::CompleteSent, Step::CompleteApplied, Step::RenewSent];
+
+const KINDS: [Kinds; 3] = [
+    Kinds { name: "worker", setup: worker, never: DEDUPLICATED },
+    Kinds { name: "exec", setup: exec, never: DEDUPLICATED },
+    Kinds { name: "sql", setup: sql, never: TRANSACTIONAL },
+];
+
+/// Steps that are passed once for a whole batch or for few messages: a second time is not certain.
+const ONCE: [Step; 2] = [Step::Received, Step::RenewSent];
+
+#[test]
+fn death_at_any_step_loses_nothing_and_doubles_only_what_was_in_flight() {
+    let mut cases: Vec<_> = KINDS
+        .iter()
+        .flat_map(|kind| Step::ALL.into_iter().flat_map(move |step| [(kind, step, 1), (kind, step, 2)]))
+        .filter(|(kind, step, nth)| !(*nth > 1 && (ONCE.contains(step) || kind.never.contains(step))))
+        .collect();
+    cases.reverse();
+    let cases = Mutex::new(cases);
+    std::thread::scope(|threads| {
+        for _ in 0..AT_A_TIME {
+            threads.spawn(|| {
+                while let Some((kind, step, nth)) = next(&cases) {
+                    die_at(kind, step, nth);
+                }
+            });
+        }
+    });
+}
+
+fn next<T>(cases: &Mutex<Vec<T>>) -> Option<T> {
+    cases.lock().ok()?.pop()
+}
+
+/// Some that go well, copies of them, one that fails once, two that fail for good, one longer than a third of the lease.
+fn lines() -> Vec<String> {
+    let mut lines: Vec<_> =
+        (0..12).map(|number| order(&format!("well-{number}"), &json!({"steps": 10}))).collect();
+    lines.extend_from_slice(&lines.clone()[..4]);
+    lines.insert(3, order("once", &json!({"do": "fail", "times": 1, "steps": 10})));
+    lines.insert(5, order("dead-1", &json!({"do": "permanent", "steps": -1})));
+    lines.insert(9, order("dead-2", &json!({"do": "permanent", "steps": -1})));
+    lines.insert(10, order("slow", &json!({"ms": 700, "steps": 10})));
+    lines
+}
+
+fn ids() -> Vec<String> {
+    let well = (0..12).map(|number| format!("well-{number}"));
+    well.chain(["once", "dead-1", "dead-2", "slow"].map(String::from)).collect()
+}
+
+fn die_at(kind: &Kinds, step: Step, nth: u32) {
+    let case = format!("{} {}:{nth}", kind.name, step.name());
+    let scene = scene(&(kind.setup)(), &lines());
+    if kind.name == "sql" {
+        prepare_table(&scene);
+    }
+    let died = scene.run_with_crash_point(&format!("{}:{nth}:abort", step.name())).wait_within(PATIENCE);
+    let passed = !kind.never.contains(&step);
+    if passed {
+        assert_eq!(died.signal(), Some(SIGABRT), "{case}: the step was not passed: {died:#?}");
+    } else {
+        assert_eq!(died.code(), Some(3), "{case}: listed as never passed: {died:#?}");
+    }
+    let pending = if passed { in_flight(&scene) } else { BTreeSet::new() };
+
+    let ended = scene.run_to_end();
+    assert!(matches!(ended.code(), Some(0 | 3)), "{case}: {ended:#?}");
+    let again = scene.run_to_end();
+    assert_eq!((again.code(), again.summary("received")), (Some(0), 0), "{case}: {again:#?}");
+    let dead: BTreeSet<_> = scene.letters().iter().map(letter_id).collect();
+    assert_eq!(dead, BTreeSet::from(["dead-1".to_owned(), "dead-2".to_owned()]), "{case}");
+    if kind.name == "sql" {
+        exactly_one_row_each(&scene, &case);
+    } else {
+        ledger(&scene, &ids()).verify(&pending);
+        let most = scene.count(Kind::Effect).into_values().max();
+        assert_eq!(most.map(|most| most <= 2), Some(true), "{case}");
+    }
+}
+
+/// A trigger refuses the dead ones for good, and `once` by its attempt.
+fn prepare_table(scene: &Scene) {
+    let mut database = scene.database();
+    database.execute(EFFECTS);
+    database.execute(
+        "CREATE TRIGGER dead BEFORE INSERT ON effects WHEN NEW.id LIKE 'dead-%' \
+         BEGIN SELECT RAISE(ABORT, 'told to fail for good'); END",
+    );
+}
+
+fn exactly_one_row_each(scene: &Scene, case: &str) {
+    let mut rows = scene.database().texts("SELECT id FROM effects");
+    rows.sort_unstable();
+    let mut expected: Vec<_> = ids().into_iter().filter(|id| !id.starts_with("dead")).collect();
+    expected.sort_unstable();
+    assert_eq!(rows, expected, "{case}");
+}
+
+#[test]
+fn a_run_without_a_plan_crashes_nowhere() {
+    let scene = scene(&worker(), &lines());
+    let ended = scene.run_to_end();
+    assert_eq!(ended.code(), Some(3), "{ended:#?}");
+    ledger(&scene, &ids()).verify(&BTreeSet::new());
+    assert_eq!(scene.letters(), scene.letters().into_iter().take(2).collect::<Vec<Value>>());
+}

@@ -1,0 +1,70 @@
+//! What several stories share: the programs, their usual setups, and the ledger of a scene.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use onceward_test_support::effects::{Kind, Note};
+use onceward_test_support::ledger::{Effect, Ledger, Produced};
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::Value;
+
+/// The program under test.
+pub(crate) const ONCEWARD: &str = env!("CARGO_BIN_EXE_onceward-under-test");
+
+/// The handler.
+pub(crate) const EFFECT_WORKER: &str = env!("CARGO_BIN_EXE_effect-worker");
+
+/// Longer than anything takes that works.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A scene whose handlers are four worker processes.
+pub(crate) fn worker() -> Setup {
+    Setup::worker(EFFECT_WORKER)
+}
+
+/// A scene whose handler is a process for each message.
+pub(crate) fn exec() -> Setup {
+    Setup::exec(EFFECT_WORKER)
+}
+
+/// A folder with configuration and input.
+pub(crate) fn scene(setup: &Setup, lines: &[String]) -> Scene {
+    Scene::with(ONCEWARD, setup, lines)
+}
+
+/// The ledger of a scene; ids are its keys.
+pub(crate) fn ledger(scene: &Scene, ids: &[String]) -> Ledger {
+    let produced = ids.iter().map(|id| Produced { key: id.clone(), order_key: None, confirmed: true });
+    let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
+    Ledger {
+        produced: produced.collect(),
+        effects: effects
+            .map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us })
+            .collect(),
+        dead: scene.letters().iter().map(letter_id).collect(),
+    }
+}
+
+/// The `id` in the payload of a dead letter.
+pub(crate) fn letter_id(letter: &Value) -> String {
+    letter["payload"]["id"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A header of a dead letter.
+pub(crate) fn header<'a>(letter: &'a Value, name: &str) -> &'a str {
+    letter["headers"][name].as_str().unwrap_or_else(|| panic!("no header {name} in {letter:#}"))
+}
+
+/// The ids whose claim is pending: whoever dies now may have had their effect, and nobody knows.
+pub(crate) fn in_flight(scene: &Scene) -> BTreeSet<String> {
+    let ids: BTreeMap<String, String> =
+        scene.notes().into_iter().map(|Note { key, id, .. }| (key, id)).collect();
+    let pending = scene.database().texts("SELECT lower(hex(key)) FROM onceward_keys WHERE state = 1");
+    pending.iter().filter_map(|key| ids.get(key).cloned()).collect()
+}
+
+/// So many of each id, in order.
+pub(crate) fn each(ids: &[String], count: usize) -> BTreeMap<String, usize> {
+    ids.iter().map(|id| (id.clone(), count)).collect()
+}

@@ -1,0 +1,79 @@
+//! The effect in the completion's transaction: exactly one row for each key, whatever is killed.
+
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::database::Database;
+use onceward_test_support::orders::Orders;
+use onceward_test_support::process::until;
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::{Value, json};
+
+use crate::stage::{PATIENCE, scene};
+
+/// No unique constraint: what happened twice is there twice. The count takes a while, so that kills hit it.
+pub(crate) const EFFECTS: &str = "CREATE TABLE effects (id TEXT NOT NULL, worked INTEGER NOT NULL)";
+
+const CHARGE: &str = "INSERT INTO effects (id, worked) VALUES (json_extract($1, '$.id'), \
+    (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < json_extract($1, '$.steps')) \
+     SELECT count(*) FROM c))";
+
+/// A scene whose handler inserts a row.
+pub(crate) fn sql() -> Setup {
+    Setup::sql(CHARGE)
+}
+
+pub(crate) fn rows(database: &mut Database) -> i64 {
+    database.number("SELECT count(*) FROM effects")
+}
+
+/// Every id has its row, and none has two.
+pub(crate) fn assert_exact(scene: &Scene, ids: &[String]) {
+    let mut database = scene.database();
+    let mut found = database.texts("SELECT id FROM effects");
+    found.sort_unstable();
+    let mut expected = ids.to_vec();
+    expected.sort_unstable();
+    assert_eq!(found.len(), expected.len(), "rows in the table of effects");
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn twenty_kills_at_random_moments_leave_exactly_one_row_for_each_key() {
+    let mut chance = Chance::new();
+    let orders = Orders::with_copies(1000, 300, &json!({"steps": 5000}), &mut chance);
+    let scene = scene(&sql(), &orders.lines);
+    scene.database().execute(EFFECTS);
+    let kills = kills(20);
+    let mut database = scene.database();
+    for kill in 0..kills {
+        let most = i64::try_from(660 * (kill + 1) / kills).unwrap();
+        let running = scene.run();
+        until("rows", PATIENCE, || rows(&mut database) >= most - 20);
+        std::thread::sleep(chance.millis(0..40));
+        let ended = running.kill();
+        assert_eq!(ended.signal(), Some(9), "it ended before it was killed: {ended:#?}");
+    }
+    let ended = scene.run_to_end();
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    assert_exact(&scene, &orders.ids);
+    assert_eq!(scene.letters(), [] as [Value; 0]);
+
+    let again = scene.run_to_end();
+    assert_eq!((again.code(), again.summary("received")), (Some(0), 0));
+    assert_exact(&scene, &orders.ids);
+}
+
+#[test]
+fn two_programs_on_one_database_leave_exactly_one_row_for_each_key() {
+    let mut chance = Chance::new();
+    let orders = Orders::with_copies(400, 100, &json!({"steps": 5000}), &mut chance);
+    let scene = scene(&sql(), &orders.lines);
+    scene.database().execute(EFFECTS);
+    scene.write("other.ndjson", &onceward_test_support::scene::joined(&orders.lines));
+    scene.write("other.toml", sql().set("source.file.path", "other.ndjson").text().as_bytes());
+    let both = [scene.run(), scene.run_file("other.toml")];
+    let [one, other] = both.map(|running| running.wait_within(PATIENCE));
+    assert_eq!((one.code(), other.code()), (Some(0), Some(0)), "{one:#?} {other:#?}");
+    assert_eq!(one.summary("handled") + other.summary("handled"), 300);
+    assert_exact(&scene, &orders.ids);
+}
