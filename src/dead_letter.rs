@@ -112,7 +112,7 @@ impl DeadLetters {
         }
         Outgoing {
             destination: self.destination.clone(),
-            id: letter_id(key, message, why.generation),
+            id: letter_id(key, message, why),
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
@@ -120,10 +120,15 @@ impl DeadLetters {
     }
 }
 
-/// `KEY-GENERATION`, or for a message without a key a hash of where it stood or, failing that, of its payload.
-fn letter_id(key: Option<Key>, message: &Message, generation: u32) -> String {
+/// `KEY-GENERATION`, with a hash of the payload where another message owns the key; for a message without a key a hash
+/// of where it stood or, failing that, of its payload.
+fn letter_id(key: Option<Key>, message: &Message, why: &Obituary) -> String {
     match (key, message.position()) {
-        (Some(key), _) => format!("{key}-{generation}"),
+        (Some(key), _) if why.reason == Reason::Mismatch => {
+            let payload = blake3::hash(message.payload()).to_hex();
+            format!("{key}-{}-{}", why.generation, &payload[..32])
+        }
+        (Some(key), _) => format!("{key}-{}", why.generation),
         (None, Some(position)) => {
             format!("position-{}-{}-{}", position.incarnation, position.partition, position.offset)
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::config::{Mode, OnStoreDown};
@@ -34,6 +34,8 @@ pub(crate) enum Event {
     Finished(usize),
     /// Deliveries were settled, or are to be tried again.
     Settled(Vec<Report>),
+    /// So many settlements have reached the broker, or were given up.
+    Flushed(usize),
 }
 
 /// What became of a delivery.
@@ -49,6 +51,9 @@ pub(crate) struct Report {
 
 /// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
 const CLAIMING_ROUNDS: usize = 2;
+
+/// What a handler may ask for has no limit; what a clock can add has.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
@@ -66,6 +71,10 @@ pub(crate) struct Dispatcher<R> {
     running: usize,
     in_flight: usize,
     in_flight_bytes: usize,
+    /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
+    /// broker was faster than the report.
+    unflushed: isize,
+    panicked: bool,
     store_failures: u32,
     store_retry_at: Option<Instant>,
     at_end: bool,
@@ -105,6 +114,8 @@ pub(crate) enum Drained {
     Wholly,
     /// The drain deadline passed with so many runs still going; they were dropped.
     Abandoned(usize),
+    /// A round panicked; its deliveries were given back.
+    Panicked,
 }
 
 impl<R: Runner> Dispatcher<R> {
@@ -122,6 +133,8 @@ impl<R: Runner> Dispatcher<R> {
             running: 0,
             in_flight: 0,
             in_flight_bytes: 0,
+            unflushed: 0,
+            panicked: false,
             store_failures: 0,
             store_retry_at: None,
             at_end: false,
@@ -140,25 +153,42 @@ impl<R: Runner> Dispatcher<R> {
                 biased;
                 () = shared.draining.cancelled() => return self.drain(events).await,
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
+                Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = sleep_until(wake_at) => {}
             }
             self.fire_timers();
             self.publish_gauges();
-            while self.rounds.try_join_next().is_some() {}
         }
         self.abandon_unstarted();
         Drained::Wholly
     }
 
+    /// A round that panics is a fault of this crate or of an adapter. Its deliveries go back to the broker; the run ends,
+    /// since what it knew of lanes and slots is wrong now.
+    fn note_end(&mut self, joined: Result<(), JoinError>) {
+        if let Err(error) = joined
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a round panicked: the run ends, nothing of the round is acked");
+            self.panicked = true;
+            self.shared.draining.cancel();
+        }
+    }
+
     fn is_done(&self) -> bool {
-        // What a policy keeps in a source that has ended, and what waits behind it, would keep the run from ending.
+        (self.at_end || self.idle) && self.is_quiet()
+    }
+
+    /// True if nothing is in flight, or only what a policy keeps in the source and what waits behind it: that would
+    /// keep the run from ending.
+    fn is_quiet(&self) -> bool {
         let only_parked = || {
-            self.running == 0
-                && self.ready.is_empty()
-                && !self.timers.is_empty()
-                && self.timers.iter().all(|Reverse(timer)| timer.work.parked)
+            let held = self.timers.len()
+                + self.leaders.values().map(Vec::len).sum::<usize>()
+                + self.lanes.values().map(VecDeque::len).sum::<usize>();
+            held == self.in_flight && self.timers.iter().all(|Reverse(timer)| timer.work.parked)
         };
-        (self.at_end || self.idle) && (self.in_flight == 0 || only_parked())
+        self.in_flight == 0 || only_parked()
     }
 
     fn take(&mut self, event: Event) {
@@ -168,13 +198,15 @@ impl<R: Runner> Dispatcher<R> {
                 works.into_iter().for_each(|work| self.arrive(work));
             }
             Event::End => self.at_end = true,
-            Event::Idle => self.idle = true,
+            // What goes back to the source while it is asked would not be seen: it must be there by then.
+            Event::Idle => self.idle = self.is_quiet() && self.unflushed <= 0,
             Event::Claimed { reached } => {
                 self.claiming -= 1;
                 reached.into_iter().for_each(|reached| self.note_store(reached));
             }
             Event::Finished(count) => self.running -= count,
             Event::Settled(reports) => self.conclude_all(reports),
+            Event::Flushed(count) => self.unflushed -= count.cast_signed(),
         }
     }
 
@@ -249,7 +281,8 @@ impl<R: Runner> Dispatcher<R> {
 
     fn try_again(&mut self, work: Work, after: Duration) {
         self.timer_count += 1;
-        self.timers.push(Reverse(Timer { at: Instant::now() + after, number: self.timer_count, work }));
+        let at = Instant::now() + after.min(LONGEST_WAIT);
+        self.timers.push(Reverse(Timer { at, number: self.timer_count, work }));
     }
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
@@ -306,6 +339,7 @@ impl<R: Runner> Dispatcher<R> {
         self.settle_copy(follower, Some(Settlement::Ack));
     }
 
+    #[expect(clippy::boxed_local, reason = "deliveries are boxed everywhere")]
     fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
         self.forget(follower.size);
         let lane = follower.lane;
@@ -319,6 +353,7 @@ impl<R: Runner> Dispatcher<R> {
     fn forget(&mut self, size: usize) {
         self.in_flight -= 1;
         self.in_flight_bytes -= size;
+        self.unflushed += 1;
     }
 
     fn fire_timers(&mut self) {
@@ -350,7 +385,8 @@ impl<R: Runner> Dispatcher<R> {
 
     fn wake_at(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse(timer)| timer.at);
-        let store = self.store_retry_at.filter(|_| !self.ready.is_empty() && self.claiming == 0);
+        let may_start = !self.ready.is_empty() && self.running < self.shared.config.concurrency;
+        let store = self.store_retry_at.filter(|_| may_start && self.claiming == 0);
         [timer, store].into_iter().flatten().min()
     }
 
@@ -361,7 +397,7 @@ impl<R: Runner> Dispatcher<R> {
         let pausing = config.policies.on_store_down == OnStoreDown::Pause && self.store_retry_at.is_some();
         self.gate.set_open(
             !pausing
-                && self.in_flight < config.max_in_flight
+                && self.in_flight.saturating_add_signed(self.unflushed) < config.max_in_flight
                 && (self.in_flight_bytes < config.max_in_flight_bytes || self.in_flight == 0),
         );
     }
@@ -381,18 +417,25 @@ impl<R: Runner> Dispatcher<R> {
                     self.take(event);
                 }
                 self.abandon_unstarted();
-                return Drained::Wholly;
+                return if self.panicked { Drained::Panicked } else { Drained::Wholly };
             }
             let until = if stopping { deadline + self.shared.config.cancel_grace } else { deadline };
             tokio::select! {
                 biased;
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
-                _ = self.rounds.join_next() => {}
+                Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = tokio::time::sleep_until(until) => {
                     if stopping {
                         let running = self.running;
                         self.rounds.abort_all();
                         while self.rounds.join_next().await.is_some() {}
+                        while let Ok(event) = events.try_recv() {
+                            self.take(event);
+                        }
+                        self.abandon_unstarted();
+                        // What is left was in the rounds that were dropped, their copies included.
+                        self.shared.count(Counter::GivenBack, self.in_flight);
+                        self.shared.counters.set_in_flight(0, 0);
                         return Drained::Abandoned(running);
                     }
                     stopping = true;
@@ -420,6 +463,7 @@ impl<R: Runner> Dispatcher<R> {
                 drop(work.receipt);
             }
         }
+        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
     }
 }
 

@@ -13,6 +13,8 @@ mod run;
 mod runner;
 mod settler;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::fmt;
@@ -28,7 +30,7 @@ use crate::error::Error;
 use crate::telemetry::{Counter, Counters};
 
 /// One effect per (scope, key) in the TTL, provided that an error or timeout means that the effect did not happen, and
-/// that the process neither dies nor loses its lease between effect and completion.
+/// that the process neither dies nor loses its lease between the handler's start and its completion.
 #[derive(Debug)]
 pub enum Deduplicated {}
 

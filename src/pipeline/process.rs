@@ -91,7 +91,10 @@ fn answered<R: Runner>(
     if concerns_the_store(&error) {
         // The same owner token again: a claim whose reply was lost recognises itself.
         tracing::debug!(%error, "a claim was not answered");
-        if shared.config.policies.on_store_down == OnStoreDown::Process && !R::NEEDS_CLAIM {
+        // Observing suppresses nothing, so it does not wait for a store either.
+        let unclaimed = shared.config.policies.on_store_down == OnStoreDown::Process
+            || shared.config.mode == Mode::Observe;
+        if unclaimed && !R::NEEDS_CLAIM {
             return unprotected(shared, work);
         }
         return known(work, Outcome::Decided(Verdict::StoreDown));

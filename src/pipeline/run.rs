@@ -108,6 +108,10 @@ async fn run_tasks<R: Runner>(
     let abandoned_runs = match drained {
         Drained::Wholly => 0,
         Drained::Abandoned(runs) => runs,
+        Drained::Panicked => {
+            let what = "a part of it panicked; what was not settled is delivered again by the broker";
+            return Err(Error::new(ErrorKind::Internal, "run the pipeline", what));
+        }
     };
     let counters = Arc::clone(&shared.counters);
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })

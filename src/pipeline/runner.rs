@@ -1,16 +1,18 @@
 //! Runs the user's code under a claim, and nothing else: caught when it panics, stopped when its time is up.
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
 use tokio::time::Instant;
 
 use super::shared::Shared;
 use super::work::{Outcome, Work};
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::claim::ActiveClaim;
 use crate::handler::{Handler, HandlerError, IntoReply, TxHandler};
@@ -38,9 +40,13 @@ impl<H: Handler> Runner for Plain<H> {
     const NEEDS_CLAIM: bool = false;
 
     async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, now: Instant) -> Outcome {
-        let run = shared.runner.0.handle(work.message.claimed(Arc::clone(claim)));
+        // All of the user's code runs inside: the call, the future, the conversion of what it returns.
+        let run = async {
+            let output = shared.runner.0.handle(work.message.claimed(Arc::clone(claim))).await?;
+            Ok(output.into_reply())
+        };
         match guarded(shared, claim, now, run).await {
-            Ok(output) => Outcome::Succeeded(output.into_reply()),
+            Ok(reply) => Outcome::Succeeded(reply),
             Err(error) => Outcome::Failed(error),
         }
     }
@@ -58,20 +64,26 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
         let Some(lease) = claim.lease() else { return Outcome::Fenced };
         let runner = &shared.runner;
-        let mut conn = match runner.store.begin().await {
+        let limit = shared.config.store_timeout;
+        let mut conn = match in_time(limit, "begin a transaction", runner.store.begin()).await {
             Ok(conn) => conn,
-            Err(error) => return Outcome::Failed(error.into()),
+            Err(error) => {
+                // Nothing has happened: a database that cannot be reached uses up no attempt.
+                shared.count(Counter::StoreErrors, 1);
+                tracing::warn!(key = %lease.key, %error, "a transaction could not be opened; the run has not started");
+                return Outcome::Unstarted;
+            }
         };
         failpoints::hit(Step::Begun);
         // Waiting for the transaction does not count against the handler, but it may have cost the lease.
         if claim.is_past_deadline(Instant::now()) || claim.is_cancelled() {
-            runner.store.rollback(conn).await;
-            return Outcome::Fenced;
+            roll_back(&*runner.store, limit, conn).await;
+            return Outcome::Unstarted;
         }
         let tx = runner.store.lend(&mut conn);
-        let run = runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx);
+        let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
         if let Err(error) = guarded(shared, claim, Instant::now(), run).await {
-            runner.store.rollback(conn).await;
+            roll_back(&*runner.store, limit, conn).await;
             return Outcome::Failed(error);
         }
         let request = CompleteRequest {
@@ -82,19 +94,37 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
             ttl: shared.config.ttl,
         };
         failpoints::hit(Step::CommitSent);
-        match runner.store.commit(conn, &shared.scope, &request).await {
+        let commit = runner.store.commit(conn, &shared.scope, &request);
+        match in_time(limit, "commit a transaction", commit).await {
             Ok(Commit::Committed) => {
                 failpoints::hit(Step::Committed);
                 Outcome::Committed
             }
             Ok(Commit::Fenced) => Outcome::Fenced,
             Err(error) if error.is_retryable() => {
+                shared.count(Counter::StoreErrors, 1);
                 tracing::warn!(key = %lease.key, %error, "the outcome of a commit is unknown; the next claim tells");
                 Outcome::Unknown
             }
             Err(error) => Outcome::Failed(error.into()),
         }
     }
+}
+
+/// Waits at most `limit` for a call of the database; past it, its outcome is unknown.
+async fn in_time<T>(
+    limit: Duration,
+    operation: &'static str,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Timeout, operation, format!("no answer within {limit:?}")))
+    })
+}
+
+/// A rollback that does not answer is left to the database: the connection is dropped with it.
+async fn roll_back<S: TransactionalStore>(store: &S, limit: Duration, conn: S::Conn) {
+    let _ = tokio::time::timeout(limit, store.rollback(conn)).await;
 }
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
@@ -107,21 +137,24 @@ async fn guarded<R, T>(
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
     let limit = shared.config.handler_timeout;
-    let mut run = pin!(AssertUnwindSafe(run).catch_unwind());
+    let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
     let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
         Ok(ended) => ended,
         Err(_) => {
             claim.cancel();
             shared.count(Counter::Timeouts, 1);
-            match tokio::time::timeout(shared.config.cancel_grace, run).await {
+            match tokio::time::timeout(shared.config.cancel_grace, run.as_mut()).await {
                 // What it managed to do in the grace counts: an effect that happened is an effect.
-                Ok(Ok(Ok(output))) => Ok(Ok(output)),
-                Ok(Ok(Err(error))) => Ok(Err(timed_out(limit, Some(&error)))),
-                Ok(Err(panic)) => Err(panic),
-                Err(_) => Ok(Err(timed_out(limit, None))),
+                Ok(Some(Ok(Err(error)))) => Some(Ok(Err(timed_out(limit, Some(&error))))),
+                Ok(ended) => ended,
+                Err(_) => Some(Ok(Err(timed_out(limit, None)))),
             }
         }
     };
+    // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
+    // ended is known by now.
+    let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
+    let ended = ended.unwrap_or_else(|| Ok(Err(timed_out(limit, None))));
     claim.returned();
     failpoints::hit(Step::EffectDone);
     ended.unwrap_or_else(|panic| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::dispatch::Event;
 use super::gather::bounded;
 use super::shared::Shared;
 use crate::consumer::{Acker, Settled};
@@ -32,7 +33,9 @@ pub(crate) async fn flush_all<R>(
                 rest
             }
         };
+        let count = batch.len();
         flush(&shared, &*acker, batch, &finish).await;
+        shared.tell(Event::Flushed(count));
     }
 }
 

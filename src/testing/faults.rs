@@ -1,19 +1,20 @@
 //! Which calls go wrong, and how: seeded, or one by one as a test asks for them. [`Faults`], [`Fault`], [`FaultPlan`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::process::Process;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
 /// A call that can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the methods of `Store`, `TransactionalStore` and `Publisher`
+#[allow(missing_docs)] // the methods of `Store`, `TransactionalStore`, `Publisher`, `Consumer` and `Acker`
 pub enum Operation {
     Check,
     Claim,
@@ -32,6 +33,9 @@ pub enum Operation {
     Commit,
     Rollback,
     Publish,
+    Receive,
+    Settle,
+    Extend,
 }
 
 impl Operation {
@@ -54,6 +58,9 @@ impl Operation {
             Self::Commit => "commit a transaction",
             Self::Rollback => "roll a transaction back",
             Self::Publish => "publish messages",
+            Self::Receive => "receive",
+            Self::Settle => "settle deliveries",
+            Self::Extend => "extend deliveries",
         }
     }
 }
@@ -122,7 +129,8 @@ pub struct Call {
 pub struct FaultPlan {
     started: Instant,
     state: Mutex<State>,
-    down: watch::Sender<bool>,
+    down: AtomicBool,
+    process: Process,
 }
 
 #[derive(Debug)]
@@ -136,7 +144,7 @@ struct State {
 }
 
 impl FaultPlan {
-    pub(super) fn new(faults: Faults) -> Self {
+    pub(super) fn new(faults: Faults, process: &Process) -> Self {
         Self {
             started: Instant::now(),
             state: Mutex::new(State {
@@ -147,7 +155,8 @@ impl FaultPlan {
                 corrupt: BTreeSet::new(),
                 record: None,
             }),
-            down: watch::Sender::new(false),
+            down: AtomicBool::new(false),
+            process: process.clone(),
         }
     }
 
@@ -169,17 +178,21 @@ impl FaultPlan {
 
     /// Refuses every call until [`come_up`](Self::come_up).
     pub fn go_down(&self) {
-        self.down.send_replace(true);
+        self.down.store(true, Ordering::Relaxed);
     }
 
     /// Ends an outage.
     pub fn come_up(&self) {
-        self.down.send_replace(false);
+        self.down.store(false, Ordering::Relaxed);
     }
 
-    /// True during an outage.
-    pub fn is_down(&self) -> bool {
-        *self.down.borrow()
+    fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// The process that makes the calls.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Answers items of this key with an error of the kind `Corrupt` from now on, and applies nothing to it.
@@ -257,6 +270,7 @@ impl FaultPlan {
                 record.push(Call { at: self.started.elapsed(), operation, keys: keys(), fault, answers });
             }
         };
+        self.process.runs().await;
         let refused = |kind| Error::new(kind, operation.attempted(), "a seeded fault");
         // An outage that began while the call was under way refuses it as well.
         let fault = if self.is_down() { Some(Fault::Refused) } else { fault };
@@ -278,6 +292,7 @@ impl FaultPlan {
         if !reply_late.is_zero() {
             tokio::time::sleep(reply_late).await;
         }
+        self.process.runs().await;
         match (fault, applied) {
             (Some(Fault::ReplyHangs), _) => std::future::pending().await,
             (Some(Fault::ReplyLost), _) => Err(refused(ErrorKind::Timeout)),

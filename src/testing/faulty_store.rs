@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::faults::{FaultPlan, Faults, Operation};
+use super::process::Process;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, Scope};
 use crate::store::{
@@ -48,7 +49,12 @@ impl<S> FaultyStore<S> {
 
     /// Around `inner`, with these chances.
     pub fn with(inner: S, faults: Faults) -> Self {
-        Self { inner, plan: Arc::new(FaultPlan::new(faults)) }
+        Self::inside(inner, faults, &Process::new())
+    }
+
+    /// Around `inner`, with these chances, for calls from `process`.
+    pub fn inside(inner: S, faults: Faults, process: &Process) -> Self {
+        Self { inner, plan: Arc::new(FaultPlan::new(faults, process)) }
     }
 
     /// The store without its faults.

@@ -128,6 +128,12 @@ impl MemoryBroker {
         self.0.changed.notify_waiters();
     }
 
+    /// Breaks the connection of one consumer: what it has not settled comes again, and its tags settle nothing.
+    pub fn disconnect_consumer(&self, number: u64) {
+        self.0.lock().give_back(|consumer| consumer == number);
+        self.0.changed.notify_waiters();
+    }
+
     /// Messages acked.
     pub fn acked(&self) -> u64 {
         self.0.lock().acked
@@ -213,6 +219,11 @@ pub struct MemoryConsumer {
 }
 
 impl MemoryConsumer {
+    /// The number of this consumer, from 1, and the epoch of its tags.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Takes what waits; `None` if the source has ended.
     fn take(&self) -> Result<Option<Vec<Delivery>>, Error> {
         let inner = &*self.broker.0;

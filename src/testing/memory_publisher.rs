@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 
 use super::faults::{FaultPlan, Faults, Operation};
+use super::process::Process;
 use crate::error::Error;
 use crate::message::{Message, MessageBuilder};
 use crate::publisher::{Outgoing, Publisher};
@@ -32,7 +33,13 @@ impl MemoryPublisher {
 
     /// With these chances.
     pub fn with(faults: Faults) -> Self {
-        Self { plan: Arc::new(FaultPlan::new(faults)), sent: Arc::default() }
+        Self { plan: Arc::new(FaultPlan::new(faults, &Process::new())), sent: Arc::default() }
+    }
+
+    /// Another way to the same destination, for `process` and with faults of its own.
+    #[must_use]
+    pub fn inside(&self, faults: Faults, process: &Process) -> Self {
+        Self { plan: Arc::new(FaultPlan::new(faults, process)), sent: Arc::clone(&self.sent) }
     }
 
     /// Everything that was published, in order; repeats included.

@@ -3,12 +3,16 @@
 
 pub mod broker;
 mod faults;
+mod faulty_consumer;
 mod faulty_store;
 mod memory_broker;
 mod memory_publisher;
+mod process;
 pub mod store;
 
 pub use faults::{Call, Fault, FaultPlan, Faults, Operation};
+pub use faulty_consumer::FaultyConsumer;
 pub use faulty_store::FaultyStore;
 pub use memory_broker::{Habits, MemoryBroker, MemoryConsumer};
 pub use memory_publisher::MemoryPublisher;
+pub use process::Process;

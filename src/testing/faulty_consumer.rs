@@ -1,0 +1,112 @@
+//! A broker's consumer that fails as asked: [`FaultyConsumer`].
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::faults::{FaultPlan, Operation};
+use super::process::Process;
+use crate::consumer::{Acker, Capabilities, Consumer, Settled};
+use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
+use crate::error::Error;
+
+/// Wraps a consumer and its acker. Its faults are those of a [`FaultPlan`], which it derefs to: a settlement whose reply
+/// is lost is applied and reported as failed.
+#[derive(Debug)]
+pub struct FaultyConsumer<C> {
+    inner: C,
+    plan: Arc<FaultPlan>,
+    change: Option<fn(&mut Capabilities)>,
+}
+
+impl<C: Consumer> FaultyConsumer<C> {
+    /// Around `inner`, in `process`, without a fault so far.
+    pub fn new(inner: C, process: &Process) -> Self {
+        Self { inner, plan: Arc::new(FaultPlan::new(super::Faults::NONE, process)), change: None }
+    }
+
+    /// Says that the broker can do other things than it can.
+    #[must_use]
+    pub fn claiming(mut self, change: fn(&mut Capabilities)) -> Self {
+        self.change = Some(change);
+        self
+    }
+
+    /// The faults, to be changed while the consumer is in use.
+    pub fn plan(&self) -> Arc<FaultPlan> {
+        Arc::clone(&self.plan)
+    }
+}
+
+impl<C> Deref for FaultyConsumer<C> {
+    type Target = FaultPlan;
+
+    fn deref(&self) -> &FaultPlan {
+        &self.plan
+    }
+}
+
+#[async_trait]
+impl<C: Consumer + Sync> Consumer for FaultyConsumer<C> {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = self.inner.capabilities();
+        if let Some(change) = self.change {
+            change(&mut capabilities);
+        }
+        capabilities
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        Arc::new(FaultyAcker { inner: self.inner.acker(), plan: Arc::clone(&self.plan) })
+    }
+
+    fn settle_queue(&self) -> Arc<SettleQueue> {
+        self.inner.settle_queue()
+    }
+
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        // What was received reaches the caller in the same step: a stop in between would lose it from sight.
+        let process = self.plan.process().clone();
+        let planned = self.plan.call(Operation::Receive, Vec::new, |()| Vec::new(), async {}).await;
+        planned?;
+        process.inside(self.inner.receive()).await
+    }
+
+    async fn is_idle(&mut self) -> Option<bool> {
+        self.inner.is_idle().await
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        if self.plan.process().is_stopped() {
+            return Ok(());
+        }
+        self.inner.close().await
+    }
+}
+
+struct FaultyAcker {
+    inner: Arc<dyn Acker>,
+    plan: Arc<FaultPlan>,
+}
+
+type Answers = Vec<Result<Settled, Error>>;
+
+fn spread(answers: Result<Answers, Error>, count: usize) -> Answers {
+    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.replicate())).collect())
+}
+
+#[async_trait]
+impl Acker for FaultyAcker {
+    async fn settle(&self, batch: &[(Tag, Settlement)]) -> Answers {
+        let apply = self.inner.settle(batch);
+        let printed = |answers: &Answers| answers.iter().map(|answer| format!("{answer:?}")).collect();
+        spread(self.plan.call(Operation::Settle, Vec::new, printed, apply).await, batch.len())
+    }
+
+    async fn extend(&self, tags: &[Tag]) -> Answers {
+        let apply = self.inner.extend(tags);
+        let printed = |answers: &Answers| answers.iter().map(|answer| format!("{answer:?}")).collect();
+        spread(self.plan.call(Operation::Extend, Vec::new, printed, apply).await, tags.len())
+    }
+}

@@ -1,0 +1,100 @@
+//! A process that can be stopped, go on, and die, played within one: [`Process`].
+
+use std::pin::pin;
+
+use tokio::sync::watch;
+
+/// The process a worker lives in, as far as others can see it. What crosses its border (calls to store and broker,
+/// the handler's own steps) goes through it, and stands still while the process is stopped: for a while, as under
+/// `SIGSTOP`, or for good, as after `kill -9`.
+///
+/// It does not stop the worker's own timers. They cannot be seen from outside: whatever follows from them has to
+/// cross the border.
+#[derive(Clone, Debug)]
+pub struct Process {
+    runs: watch::Sender<bool>,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Process {
+    /// A running process.
+    pub fn new() -> Self {
+        Self { runs: watch::Sender::new(true) }
+    }
+
+    /// Stops it where it stands. It is dead unless it is resumed; what it has taken from a broker must be taken from
+    /// it there, as a broker does when a connection ends.
+    pub fn stop(&self) {
+        self.runs.send_replace(false);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.runs.send_replace(true);
+    }
+
+    /// True while it is stopped.
+    pub fn is_stopped(&self) -> bool {
+        !*self.runs.borrow()
+    }
+
+    /// Waits until the process runs.
+    pub async fn runs(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.runs.subscribe().wait_for(|runs| *runs).await;
+    }
+
+    /// Makes `inside` a part of the process: it takes no step while the process is stopped.
+    pub async fn inside<T>(&self, inside: impl Future<Output = T>) -> T {
+        let mut inside = pin!(inside);
+        let mut runs = self.runs.subscribe();
+        loop {
+            let _ = runs.wait_for(|runs| *runs).await;
+            tokio::select! {
+                biased;
+                _ = runs.wait_for(|runs| !*runs) => {}
+                done = &mut inside => return done,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_process_takes_no_step_until_it_is_resumed() {
+        let process = Process::new();
+        let (steps, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let inside = {
+            let process = process.clone();
+            tokio::spawn(async move {
+                process
+                    .inside(async {
+                        for step in 0.. {
+                            steps.send(step).unwrap();
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    })
+                    .await;
+            })
+        };
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        process.stop();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(seen.len(), 3);
+        process.resume();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(seen.len(), 4);
+        assert_eq!(seen.recv().await, Some(0));
+        inside.abort();
+    }
+}
