@@ -288,4 +288,5 @@ async fn a_run_cancelled_beforehand_executes_nothing() {
     let mut conn = database.store.begin().await.unwrap();
     let error = handler.handle(message, database.store.lend(&mut conn)).await.unwrap_err();
     assert_eq!(error.verdict(), Verdict::Retry, "{error}");
+    assert_eq!(error.text(), "cancelled before the statement was executed");
 }
