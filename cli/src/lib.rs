@@ -5,9 +5,14 @@ pub mod commands;
 pub mod config;
 pub mod exit;
 pub mod handlers;
+mod logging;
 pub mod output;
+mod registry;
+mod signals;
+mod telemetry;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::CommandLine;
 use exit::{Exit, Failure};
@@ -39,8 +44,27 @@ fn run(command_line: CommandLine) -> Result<Exit, Failure> {
         Failure::new(Exit::Failed, format!("threads cannot be started ({error}); raise the process's limits"))
     })?;
     let env = |name: &str| std::env::var(name).ok();
+    prepare(&env)?;
     let ended = runtime.block_on(commands::dispatch(command_line.command, &env, &mut Output::stdout()));
-    // A read of standard input cannot be interrupted; waiting for it would keep a drained program alive.
-    runtime.shutdown_background();
+    // A read of standard input cannot be interrupted; waiting for it would keep a drained program alive. Runs that were
+    // cut short are dropped, which kills their processes: that is waited for.
+    let cut_short = matches!(ended, Ok(Exit::DrainDeadline | Exit::Interrupted | Exit::Terminated) | Err(_));
+    runtime.shutdown_timeout(if cut_short { LAST_WORDS } else { Duration::ZERO });
     ended
+}
+
+/// How long a program that was told to end at once lets its tasks be dropped.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// What has to be done once for the whole process, before anything else.
+fn prepare(env: config::Lookup<'_>) -> Result<(), Failure> {
+    #[cfg(feature = "http")]
+    handlers::install_tls_provider();
+    #[cfg(feature = "failpoints")]
+    if let Some(plan) = env("ONCEWARD_FAILPOINTS") {
+        onceward::failpoints::arm(&plan)
+            .map_err(|what| Failure::new(Exit::Usage, format!("ONCEWARD_FAILPOINTS: {what}")))?;
+    }
+    let _ = env;
+    Ok(())
 }

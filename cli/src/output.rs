@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::handlers::text::printable;
+
 /// Where a command writes its results. Diagnostics go to standard error instead, see [`complain`].
 pub struct Output {
     out: Box<dyn Write + Send>,
@@ -90,7 +92,12 @@ impl Output {
     }
 }
 
-/// Writes one line to standard error. That it cannot be written is ignored: there is nowhere left to say so.
+/// The longest line written by [`complain`], in bytes.
+const COMPLAINT_LIMIT: usize = 16 * 1024;
+
+/// Writes one line to standard error, with control characters escaped. That it cannot be written is ignored: there is
+/// nowhere left to say so.
 pub fn complain(line: impl fmt::Display) {
+    let line = printable(line.to_string().as_bytes(), COMPLAINT_LIMIT);
     let _ = writeln!(io::stderr(), "{line}");
 }

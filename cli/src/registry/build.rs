@@ -1,0 +1,123 @@
+//! Puts the parts together: a pipeline whose types are no longer known, and is ready to run.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use onceward::pipeline::Guarantee;
+use onceward::telemetry::Counters;
+use onceward::{Consumer, Error, Handler, Pipeline, PipelineBuilder, Scope, SharedStore, Summary};
+use tokio_util::sync::CancellationToken;
+
+use super::dead_letter::dead_letters;
+use super::handler::{Rest, open_handler};
+use super::not_in_this_build;
+use super::settings::{key_extractor, pipeline_config};
+use super::store::{Inbox, OpenStore};
+use crate::config::{self, Config};
+
+type Start = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, Result<Summary, Error>>>;
+
+/// A pipeline that is ready to run.
+#[must_use = "a pipeline does nothing until it runs"]
+pub(crate) struct Ready {
+    /// What it counts, also while it runs.
+    pub(crate) counters: Arc<Counters>,
+    /// The level it gives, by its parts.
+    pub(crate) guarantee: &'static str,
+    /// What the handler leaves running after the run.
+    pub(crate) rest: Rest,
+    start: Start,
+}
+
+impl Ready {
+    fn new<G: Guarantee>(pipeline: Pipeline<G>, rest: Rest) -> Self {
+        Self {
+            counters: pipeline.counters(),
+            guarantee: G::NAME,
+            rest,
+            start: Box::new(move |shutdown| Box::pin(pipeline.run(shutdown))),
+        }
+    }
+
+    /// Takes the pipeline itself: it runs until the source is at its end or the token fires.
+    pub(crate) fn start(
+        self,
+        shutdown: CancellationToken,
+    ) -> (BoxFuture<'static, Result<Summary, Error>>, Rest) {
+        ((self.start)(shutdown), self.rest)
+    }
+}
+
+/// Builds the pipeline of `config`.
+///
+/// # Errors
+/// [`Error`] naming the values that disagree, or the part that cannot be used as it is configured.
+pub(crate) fn build(
+    config: &Config,
+    scope: &Scope,
+    source: Box<dyn Consumer>,
+    store: &OpenStore,
+    until_empty: bool,
+) -> Result<Ready, Error> {
+    match open_handler(config, scope)? {
+        Some(handler) => {
+            let rest = handler.rest();
+            let builder = with_settings(
+                Pipeline::builder(scope.clone(), source, Arc::clone(&store.store)),
+                config,
+                scope,
+                until_empty,
+            )?;
+            plain(builder, handler, rest)
+        }
+        None => transactional(config, scope, source, store, until_empty),
+    }
+}
+
+fn plain<S: SharedStore>(
+    builder: PipelineBuilder<S>,
+    handler: impl Handler,
+    rest: Rest,
+) -> Result<Ready, Error> {
+    Ok(Ready::new(builder.handler(handler)?, rest))
+}
+
+/// The statement runs in the store's own transaction, so both have to be known by type.
+fn transactional(
+    config: &Config,
+    scope: &Scope,
+    source: Box<dyn Consumer>,
+    store: &OpenStore,
+    until_empty: bool,
+) -> Result<Ready, Error> {
+    let config::Handler::Sql(sql) = &config.handler else {
+        return Err(not_in_this_build(&config.handler.path()));
+    };
+    match &store.inbox {
+        #[cfg(feature = "sqlite")]
+        Some(Inbox::Sqlite(store)) => {
+            let handler = crate::handlers::SqlHandler::new(sql.statement.as_str())?;
+            let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
+            let builder = with_settings(builder, config, scope, until_empty)?;
+            Ok(Ready::new(builder.transactional_handler(handler)?, Rest::nothing()))
+        }
+        _ => {
+            let _ = (sql, scope, source, until_empty);
+            Err(not_in_this_build("handler.sql"))
+        }
+    }
+}
+
+fn with_settings<S: SharedStore>(
+    builder: PipelineBuilder<S>,
+    config: &Config,
+    scope: &Scope,
+    until_empty: bool,
+) -> Result<PipelineBuilder<S>, Error> {
+    let builder =
+        builder.key_extractor(key_extractor(config, scope)).config(pipeline_config(config, until_empty));
+    Ok(match dead_letters(config)? {
+        Some(dead_letters) => builder.dead_letters(dead_letters),
+        None => builder,
+    })
+}

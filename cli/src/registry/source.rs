@@ -1,0 +1,42 @@
+//! Opens the source.
+
+use std::sync::Arc;
+
+use onceward::{CheckpointStore, Consumer, Error, Scope};
+use onceward_file::{FileConfig, FileConsumer, Format};
+
+use super::not_in_this_build;
+use crate::config::{Config, FileFormat, FileSource, Source};
+
+/// Opens the source; `checkpoints` keeps how far it was read, where no broker does.
+///
+/// # Errors
+/// [`Error`] if it cannot be used as it is configured, or `checkpoints` does not answer.
+pub(crate) async fn open_source(
+    config: &Config,
+    scope: &Scope,
+    checkpoints: Arc<dyn CheckpointStore>,
+) -> Result<Box<dyn Consumer>, Error> {
+    match &config.source {
+        Source::File(source) => {
+            let source = file_config(config, source);
+            Ok(Box::new(FileConsumer::open(source, scope.clone(), checkpoints).await?))
+        }
+        other @ (Source::Rabbitmq(_) | Source::Kafka(_) | Source::Sqs(_)) => {
+            Err(not_in_this_build(&format!("source.{}", other.name())))
+        }
+    }
+}
+
+/// What the file adapter is told.
+pub(crate) fn file_config(config: &Config, source: &FileSource) -> FileConfig {
+    let path = if source.is_standard_input() { source.path.clone() } else { config.resolve(&source.path) };
+    let mut file = FileConfig::new(path);
+    file.format = match source.format {
+        FileFormat::Raw => Format::Raw,
+        FileFormat::Envelope => Format::Envelope,
+    };
+    file.follow = source.follow;
+    file.max_message_bytes = source.max_message_bytes.get();
+    file
+}

@@ -1,0 +1,123 @@
+//! Opens the store.
+
+use std::sync::Arc;
+
+use onceward::{CheckpointStore, Error, MemoryStore, Store};
+
+use super::not_in_this_build;
+use crate::config::{self, Config};
+
+/// What a command needs the store for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To run: what is missing is created.
+    Run,
+    /// To look at or change keys: nothing is created, and a missing or older schema is an error.
+    Operate,
+}
+
+/// A store that is open, in each of its roles.
+pub(crate) struct OpenStore {
+    /// Keeps the keys.
+    pub(crate) store: Arc<dyn Store>,
+    /// Keeps how far a source without a broker was read.
+    pub(crate) checkpoints: Arc<dyn CheckpointStore>,
+    /// Runs handlers in the completion's own transaction, where it can.
+    pub(crate) inbox: Option<Inbox>,
+}
+
+/// A transactional store: these are known by type, since their transactions differ.
+#[derive(Clone)]
+pub(crate) enum Inbox {
+    /// `[store.sqlite]`.
+    #[cfg(feature = "sqlite")]
+    Sqlite(Arc<onceward_sqlite::SqliteStore>),
+}
+
+impl OpenStore {
+    /// Lets go of files and connections, in good order; nothing depends on it.
+    pub(crate) async fn close(self) {
+        match self.inbox {
+            #[cfg(feature = "sqlite")]
+            Some(Inbox::Sqlite(store)) => store.close().await,
+            _ => {}
+        }
+    }
+}
+
+/// Opens the store.
+///
+/// # Errors
+/// [`Error`] if it cannot be reached or must not be used as it is.
+pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<OpenStore, Error> {
+    match &config.store {
+        config::Store::Memory(_) => Ok(memory()),
+        #[cfg(feature = "sqlite")]
+        config::Store::Sqlite(store) => sqlite::open(config, store, purpose).await,
+        other => {
+            let _ = purpose;
+            Err(not_in_this_build(&format!("store.{}", other.name())))
+        }
+    }
+}
+
+/// Creates the store's schema or brings it up to date, and answers how many steps that took; `None` where there is no
+/// schema.
+///
+/// # Errors
+/// As for [`open_store`].
+pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
+    match &config.store {
+        config::Store::Memory(_) => Ok(None),
+        #[cfg(feature = "sqlite")]
+        config::Store::Sqlite(store) => {
+            onceward_sqlite::SqliteStore::migrate(&sqlite::options(config, store)).await.map(Some)
+        }
+        other => Err(not_in_this_build(&format!("store.{}", other.name()))),
+    }
+}
+
+fn memory() -> OpenStore {
+    let store = Arc::new(MemoryStore::new());
+    OpenStore { checkpoints: store.clone(), store, inbox: None }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use std::sync::Arc;
+
+    use onceward::{Error, ErrorKind};
+    use onceward_sqlite::{SqliteConfig, SqliteStore};
+
+    use super::{Inbox, OpenStore, Purpose};
+    use crate::config::{self, Config};
+
+    pub(super) async fn open(
+        config: &Config,
+        store: &config::SqliteStore,
+        purpose: Purpose,
+    ) -> Result<OpenStore, Error> {
+        let options = options(config, store);
+        let options = match purpose {
+            Purpose::Run => options,
+            Purpose::Operate if options.path().exists() => {
+                options.create_if_missing(false).migrate_on_open(false)
+            }
+            Purpose::Operate => {
+                let what = format!(
+                    "there is no file {} yet; `onceward run` creates it, and so does `onceward migrate`",
+                    options.path().display()
+                );
+                return Err(Error::new(ErrorKind::Config, "open the SQLite store", what));
+            }
+        };
+        let store = Arc::new(SqliteStore::open(options).await?);
+        Ok(OpenStore { store: store.clone(), checkpoints: store.clone(), inbox: Some(Inbox::Sqlite(store)) })
+    }
+
+    pub(super) fn options(config: &Config, store: &config::SqliteStore) -> SqliteConfig {
+        // A little less than the limit of a call, so that a busy file is known to be busy before the call is given up.
+        let busy = config.store.limits().timeout.get().mul_f64(0.9);
+        SqliteConfig::new(config.resolve(&store.path)).busy_timeout(busy)
+    }
+}

@@ -1,0 +1,134 @@
+//! A small HTTP server for scrapers and health checks: GET only, few connections, short times.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::{Readiness, Watched, metrics};
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+
+/// How many connections are served at a time; more of them wait.
+const CONNECTIONS: usize = 32;
+
+/// How long a request's head may take to come. Also the longest pause between two requests of a connection.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+
+/// The pause after a connection could not be accepted, as when descriptors are used up.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+struct Endpoints {
+    watched: Arc<Watched>,
+    registry: Registry,
+}
+
+/// Listens on `address` and serves in the background until the runtime ends.
+///
+/// # Errors
+/// One sentence, if the address cannot be listened on.
+pub(super) async fn start(
+    config: &Config,
+    address: SocketAddr,
+    watched: Arc<Watched>,
+) -> Result<(), Failure> {
+    let cannot = |error: std::io::Error| {
+        let error = config.refuse(
+            "telemetry.listen",
+            format!("{address} cannot be listened on ({error})"),
+            "choose an address of this host and a free port",
+        );
+        Failure::new(Exit::Failed, error.to_string())
+    };
+    let listener = TcpListener::bind(address).await.map_err(cannot)?;
+    // The port is the system's choice where 0 is written.
+    let address = listener.local_addr().map_err(cannot)?;
+    tracing::info!(%address, "serves /metrics, /health/live and /health/ready");
+    let registry = metrics::registry(Arc::clone(&watched));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registry })));
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let endpoints = Arc::clone(&endpoints);
+                tokio::spawn(async move {
+                    connection(stream, endpoints).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the telemetry endpoints was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>) {
+    let service = service_fn(move |request| {
+        let response = endpoints.answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    // A scraper that hangs up is no event.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+impl Endpoints {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/metrics" => match metrics::text(&self.registry) {
+                Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
+                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+            },
+            "/health/live" => plain(StatusCode::OK, "live\n"),
+            "/health/ready" => ready(self.watched.readiness()),
+            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /health/live and /health/ready\n"),
+        }
+    }
+}
+
+fn ready(readiness: Readiness) -> Response<Full<Bytes>> {
+    match readiness {
+        Readiness::Ready => plain(StatusCode::OK, "ready\n"),
+        Readiness::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting: waits for the store\n"),
+        Readiness::StoreDown => plain(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n"),
+        Readiness::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", text)
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    response
+}
