@@ -1,0 +1,3 @@
+//! RabbitMQ.
+mod properties;
+mod screen;

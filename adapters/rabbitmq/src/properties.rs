@@ -1,0 +1,304 @@
+//! Finds what the AMQP library cannot read in the head of a message, and replaces it by bytes of the same length.
+
+use crate::screen::MAX_DEPTH;
+
+/// The properties of a message in the order of their flags, from the highest bit down.
+const PROPERTIES: [(&str, Kind); 14] = [
+    ("the content type is not UTF-8", Kind::ShortString),
+    ("the content encoding is not UTF-8", Kind::ShortString),
+    ("", Kind::Table),
+    ("", Kind::Fixed(1)),
+    ("", Kind::Fixed(1)),
+    ("the correlation id is not UTF-8", Kind::ShortString),
+    ("the reply-to is not UTF-8", Kind::ShortString),
+    ("the expiration is not UTF-8", Kind::ShortString),
+    ("the message id is not UTF-8", Kind::ShortString),
+    ("", Kind::Fixed(8)),
+    ("the type is not UTF-8", Kind::ShortString),
+    ("the user id is not UTF-8", Kind::ShortString),
+    ("the app id is not UTF-8", Kind::ShortString),
+    ("the cluster id is not UTF-8", Kind::ShortString),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    ShortString,
+    Table,
+    Fixed(usize),
+}
+
+const BROKEN: &str = "the content header of a message cannot be read";
+const UNREADABLE_HEADERS: &str = "its headers cannot be read";
+const DEEP: &str = "its headers are nested more than 32 deep";
+const NAME: &str = "the name of a header is not UTF-8";
+
+/// Mends a content header frame. `Some`: what was wrong.
+pub(crate) fn mend(payload: &mut [u8]) -> Result<Option<&'static str>, &'static str> {
+    let mut at = Cursor { bytes: payload, at: 0 };
+    // Class, weight and body size.
+    at.skip(12).ok_or(BROKEN)?;
+    let flags = at.u16().ok_or(BROKEN)?;
+    let mut defect = None;
+    for (bit, (wrong, kind)) in PROPERTIES.iter().enumerate() {
+        if flags & (0x8000 >> bit) == 0 {
+            continue;
+        }
+        let found = match kind {
+            Kind::ShortString => at.short_string().ok_or(BROKEN)?.then_some(*wrong),
+            Kind::Fixed(size) => at.skip(*size).map(|()| None).ok_or(BROKEN)?,
+            Kind::Table => {
+                let table = at.long().ok_or(BROKEN)?;
+                match fields(table, true, 0) {
+                    Ok(found) => found,
+                    Err(Unreadable) => {
+                        blank(table).ok_or(BROKEN)?;
+                        Some(UNREADABLE_HEADERS)
+                    }
+                }
+            }
+        };
+        defect = defect.or(found);
+    }
+    Ok(defect)
+}
+
+/// Mends the arguments of `basic.deliver` and answers the delivery tag and what was wrong; `None` if they cannot be read.
+pub(crate) fn mend_deliver(arguments: &mut [u8]) -> Option<(u64, Option<&'static str>)> {
+    let mut at = Cursor { bytes: arguments, at: 0 };
+    at.short_string()?;
+    let tag = at.u64()?;
+    at.skip(1)?;
+    let exchange = at.short_string()?.then_some("the exchange is not UTF-8");
+    let routing_key = at.short_string()?.then_some("the routing key is not UTF-8");
+    Some((tag, exchange.or(routing_key)))
+}
+
+/// A type that is not known, or lengths that do not fit.
+struct Unreadable;
+
+/// Mends the fields of a table (`named`) or of an array.
+fn fields(bytes: &mut [u8], named: bool, depth: usize) -> Result<Option<&'static str>, Unreadable> {
+    let mut at = Cursor { bytes, at: 0 };
+    let mut defect = None;
+    while at.at < at.bytes.len() {
+        if named && at.short_string().ok_or(Unreadable)? {
+            defect = defect.or(Some(NAME));
+        }
+        let of_type = at.at;
+        let found = match at.u8().ok_or(Unreadable)? {
+            b't' | b'b' | b'B' => at.skip(1).map(|()| None),
+            b's' | b'u' | b'U' => at.skip(2).map(|()| None),
+            b'I' | b'i' | b'f' => at.skip(4).map(|()| None),
+            b'D' => at.skip(5).map(|()| None),
+            b'l' | b'L' | b'd' | b'T' => at.skip(8).map(|()| None),
+            b'V' => Some(None),
+            b'S' | b'x' => at.long().map(|_| None),
+            kind @ (b'A' | b'F') => {
+                let nested = at.long().ok_or(Unreadable)?;
+                if depth == MAX_DEPTH {
+                    // A byte array has the same form and is not looked into.
+                    at.bytes[of_type] = b'x';
+                    Some(Some(DEEP))
+                } else {
+                    Some(fields(nested, kind == b'F', depth + 1)?)
+                }
+            }
+            _ => None,
+        };
+        defect = defect.or(found.ok_or(Unreadable)?);
+    }
+    Ok(defect)
+}
+
+/// Makes of a table one field without meaning.
+fn blank(table: &mut [u8]) -> Option<()> {
+    match table.len() {
+        0 => {}
+        1 => return None,
+        length @ 2..=256 => {
+            table.fill(b'?');
+            table[0] = (length - 2) as u8;
+            table[length - 1] = b'V';
+        }
+        length => {
+            let content = u32::try_from(length - 6).ok()?;
+            table[..2].copy_from_slice(b"\x00x");
+            table[2..6].copy_from_slice(&content.to_be_bytes());
+        }
+    }
+    Some(())
+}
+
+struct Cursor<'a> {
+    bytes: &'a mut [u8],
+    at: usize,
+}
+
+impl Cursor<'_> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let array = *self.bytes.get(self.at..)?.first_chunk()?;
+        self.at += N;
+        Some(array)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn slice(&mut self, length: usize) -> Option<&mut [u8]> {
+        let end = self.at.checked_add(length)?;
+        let slice = self.bytes.get_mut(self.at..end)?;
+        self.at = end;
+        Some(slice)
+    }
+
+    fn skip(&mut self, length: usize) -> Option<()> {
+        self.slice(length).map(|_| ())
+    }
+
+    /// What is preceded by its length in four bytes.
+    fn long(&mut self) -> Option<&mut [u8]> {
+        let length = self.array().map(u32::from_be_bytes)?;
+        self.slice(usize::try_from(length).ok()?)
+    }
+
+    /// Mends a string that is preceded by its length in one byte; true if it had to be.
+    fn short_string(&mut self) -> Option<bool> {
+        let length = self.u8()?;
+        let string = self.slice(length.into())?;
+        let broken = std::str::from_utf8(string).is_err();
+        if broken {
+            string.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+        }
+        Some(broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use lapin::types::parsing::parse_field_table;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A content header with these headers, given as the bytes of the table's fields, and a priority after them.
+    fn with_headers(table: &[u8]) -> Vec<u8> {
+        let mut payload = vec![0, 60, 0, 0];
+        payload.extend(0_u64.to_be_bytes());
+        payload.extend((1_u16 << 13 | 1 << 11).to_be_bytes());
+        payload.extend((table.len() as u32).to_be_bytes());
+        payload.extend(table);
+        payload.push(9);
+        payload
+    }
+
+    fn mended(table: &[u8]) -> (Vec<u8>, Option<&'static str>) {
+        let mut payload = with_headers(table);
+        let length = payload.len();
+        let defect = mend(&mut payload).unwrap();
+        assert_eq!((payload.len(), payload.last()), (length, Some(&9)));
+        (payload[14..length - 1].to_vec(), defect)
+    }
+
+    /// Arrays in arrays, in the field `n`.
+    fn nested(depth: usize) -> Vec<u8> {
+        let mut bytes = b"\x01n".to_vec();
+        for level in (0..depth).rev() {
+            bytes.push(b'A');
+            bytes.extend((level as u32 * 5).to_be_bytes());
+        }
+        bytes
+    }
+
+    fn readable(table: &[u8]) -> bool {
+        parse_field_table(table).is_ok_and(|(rest, _)| rest.is_empty())
+    }
+
+    #[test]
+    fn values_need_not_be_text_but_names_do() {
+        let value = b"\x01aS\x00\x00\x00\x02\xff\xfe";
+        assert_eq!(mended(value), ([&9_u32.to_be_bytes()[..], value].concat(), None));
+        let (table, defect) = mended(b"\x02a\xffV\x01bV");
+        assert_eq!((&table[4..], defect), (&b"\x02a?V\x01bV"[..], Some(NAME)));
+    }
+
+    #[test]
+    fn nesting_ends_at_the_limit() {
+        assert_eq!(mended(&nested(32)).1, None);
+        for depth in [33, 1000, 26_000] {
+            let (table, defect) = mended(&nested(depth));
+            assert_eq!(defect, Some(DEEP));
+            assert!(readable(&table));
+        }
+    }
+
+    #[test]
+    fn headers_that_cannot_be_read_become_one_field_without_meaning() {
+        for table in [
+            &b"\x01aZ\x00"[..],
+            b"\x01aS\xff\xff\xff\xff",
+            b"\x05ab",
+            b"\x01a",
+            &[b"\x01aZ".to_vec(), vec![b'x'; 300]].concat(),
+        ] {
+            let (table, defect) = mended(table);
+            assert_eq!(defect, Some(UNREADABLE_HEADERS));
+            let (rest, fields) = parse_field_table(&table[..]).unwrap();
+            assert!(rest.is_empty() && fields.inner().len() == 1);
+        }
+        assert!(mend(&mut with_headers(b"a")).is_err());
+    }
+
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let leaf = prop_oneof![
+            any::<[u8; 1]>().prop_map(|bytes| [b"t".to_vec(), bytes.to_vec()].concat()),
+            any::<[u8; 2]>().prop_map(|bytes| [b"s".to_vec(), bytes.to_vec()].concat()),
+            any::<[u8; 4]>().prop_map(|bytes| [b"I".to_vec(), bytes.to_vec()].concat()),
+            any::<[u8; 5]>().prop_map(|bytes| [b"D".to_vec(), bytes.to_vec()].concat()),
+            any::<[u8; 8]>().prop_map(|bytes| [b"T".to_vec(), bytes.to_vec()].concat()),
+            Just(b"V".to_vec()),
+            prop::collection::vec(any::<u8>(), 0..20).prop_map(|bytes| long(b'S', &bytes)),
+        ];
+        leaf.prop_recursive(4, 30, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(|values| long(b'A', &values.concat())),
+                prop::collection::btree_map("[a-z]{0,3}", inner, 0..5)
+                    .prop_map(|map| long(b'F', &table(map))),
+            ]
+        })
+    }
+
+    fn long(kind: u8, content: &[u8]) -> Vec<u8> {
+        [&[kind][..], &(content.len() as u32).to_be_bytes(), content].concat()
+    }
+
+    fn table(fields: BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+        let field =
+            |(name, value): (String, Vec<u8>)| [vec![name.len() as u8], name.into_bytes(), value].concat();
+        fields.into_iter().flat_map(field).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn readable_headers_are_left_alone(fields in prop::collection::btree_map("[a-z]{0,3}", value(), 0..6)) {
+            let bytes = table(fields);
+            let (after, defect) = mended(&bytes);
+            prop_assert_eq!((&after[4..], defect), (&bytes[..], None));
+        }
+
+        #[test]
+        fn whatever_the_bytes_are_the_library_can_read_the_rest(bytes in prop::collection::vec(any::<u8>(), 2..400)) {
+            prop_assert!(readable(&mended(&bytes).0));
+        }
+    }
+}
