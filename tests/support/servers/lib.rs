@@ -8,3 +8,4 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod rabbitmq;
+pub mod redis;

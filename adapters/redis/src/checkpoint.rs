@@ -1,0 +1,70 @@
+//! Offsets of sources without a broker.
+
+use async_trait::async_trait;
+use onceward::{Checkpoint, CheckpointStore, Error, Scope};
+use redis::{Cmd, Value};
+
+use crate::error::{garbled, store_error};
+use crate::keys::ScopeTag;
+use crate::store::RedisStore;
+use crate::wire::{Reader, Writer};
+
+const LOAD: &str = "load a checkpoint from Redis";
+const SAVE: &str = "save a checkpoint to Redis";
+
+impl RedisStore {
+    async fn send(&self, operation: &'static str, command: Cmd, key: &[u8]) -> Result<Value, Error> {
+        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
+        self.caller
+            .link
+            .with_connection(operation, |mut connection| async move { connection.send(command, key).await })
+            .await?
+            .map_err(|error| store_error(operation, error))
+    }
+}
+
+/// Checkpoints never expire. They are as durable as the server's persistence makes them.
+#[async_trait]
+impl CheckpointStore for RedisStore {
+    async fn load_checkpoint(&self, scope: &Scope, source: &str) -> Result<Option<Checkpoint>, Error> {
+        let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
+        match self.send(LOAD, redis::cmd("GET").arg(&key).clone(), &key).await? {
+            Value::Nil => Ok(None),
+            Value::BulkString(bytes) => decode(&bytes).map(Some).ok_or_else(|| garbled(LOAD)),
+            _ => Err(garbled(LOAD)),
+        }
+    }
+
+    async fn save_checkpoint(
+        &self,
+        scope: &Scope,
+        source: &str,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), Error> {
+        let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
+        self.send(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)).clone(), &key).await?;
+        Ok(())
+    }
+}
+
+/// The form of a value.
+const FORM: u8 = 1;
+
+fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.u8(FORM);
+    writer.u64(checkpoint.offset);
+    writer.bytes(checkpoint.incarnation.as_bytes());
+    writer.bytes(checkpoint.evidence.as_bytes());
+    writer.as_bytes().to_vec()
+}
+
+fn decode(bytes: &[u8]) -> Option<Checkpoint> {
+    let mut reader = Reader::new(bytes);
+    if reader.u8().ok()? != FORM {
+        return None;
+    }
+    let offset = reader.u64().ok()?;
+    let (incarnation, evidence) = (reader.text().ok()?, reader.text().ok()?);
+    reader.is_empty().then_some(Checkpoint { incarnation, offset, evidence })
+}

@@ -1,0 +1,460 @@
+//! Where the server is and how it is used: [`RedisConfig`].
+
+use std::fmt;
+use std::time::Duration;
+
+use onceward::{Error, ErrorKind};
+use redis::aio::ConnectionManager;
+use url::Url;
+
+use crate::keys::Keyspace;
+
+/// How to reach Redis or Valkey, and how to use it.
+///
+/// `Debug` shows neither passwords nor private keys.
+///
+/// ```
+/// use onceward_redis::RedisConfig;
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), onceward::Error> {
+/// let config = RedisConfig::from_url("redis://127.0.0.1:6379/0")?.response_timeout(Duration::from_secs(3));
+/// let sentinel = RedisConfig::sentinel(["redis://10.0.0.1:26379", "redis://10.0.0.2:26379"], "orders")?;
+/// let cluster = RedisConfig::cluster(["rediss://10.0.0.1:6379"])?.wait_replicas(1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct RedisConfig {
+    pub(crate) servers: Servers,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) sentinel_username: Option<String>,
+    pub(crate) sentinel_password: Option<String>,
+    pub(crate) database: Option<i64>,
+    pub(crate) tls: Tls,
+    pub(crate) settings: Settings,
+}
+
+/// How a store uses its connection, however that was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) prefix: String,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) response_timeout: Duration,
+    pub(crate) wait_replicas: u32,
+    pub(crate) wait_timeout: Duration,
+    pub(crate) scan_limit: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prefix: "ow".to_owned(),
+            connect_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(5),
+            wait_replicas: 0,
+            wait_timeout: Duration::from_secs(1),
+            scan_limit: 10_000_000,
+        }
+    }
+}
+
+/// Which servers, and who knows the primary.
+#[derive(Clone)]
+pub(crate) enum Servers {
+    Standalone(Url),
+    Sentinel { sentinels: Vec<Url>, primary: String },
+    Cluster(Vec<Url>),
+    Client(redis::Client),
+    Manager(ConnectionManager),
+}
+
+/// Certificates in PEM.
+#[derive(Clone, Default)]
+pub(crate) struct Tls {
+    pub(crate) ca: Option<Vec<u8>>,
+    pub(crate) client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RedisConfig {
+    /// One server, at `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS, which is then always
+    /// verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if `url` is no such URL. The error does not repeat it.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        Ok(Self::of(Servers::Standalone(parse(url)?)))
+    }
+
+    /// The primary that these Sentinels name `primary`, looked up again after each lost connection and failover. User,
+    /// password, database and TLS for the primary come from the methods below; those in the URLs, which must all be
+    /// alike, are for the Sentinels.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if there is no URL or one is none, or if `primary` is empty.
+    pub fn sentinel<'u>(
+        sentinels: impl IntoIterator<Item = &'u str>,
+        primary: impl Into<String>,
+    ) -> Result<Self, Error> {
+        let (sentinels, primary) = (parse_all(sentinels)?, primary.into());
+        if primary.is_empty() {
+            return Err(wrong(
+                "the name of the Sentinels' primary is empty; it is in their \"sentinel monitor\"",
+            ));
+        }
+        Ok(Self::of(Servers::Sentinel { sentinels, primary }))
+    }
+
+    /// The cluster that these nodes belong to; a few suffice. User and password must be alike for all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if there is no URL or one is none.
+    pub fn cluster<'u>(nodes: impl IntoIterator<Item = &'u str>) -> Result<Self, Error> {
+        Ok(Self::of(Servers::Cluster(parse_all(nodes)?)))
+    }
+
+    /// A client of the caller's own, with its address, login and TLS; the timeouts are those of this configuration.
+    pub fn from_client(client: redis::Client) -> Self {
+        Self::of(Servers::Client(client))
+    }
+
+    /// A connection of the caller's own, which it may share with others. Its timeouts are its own: the client's
+    /// default of 500 ms for a response is short, and each one that passes makes an outcome unknown.
+    pub fn from_connection(connection: ConnectionManager) -> Self {
+        Self::of(Servers::Manager(connection))
+    }
+
+    fn of(servers: Servers) -> Self {
+        Self {
+            servers,
+            username: None,
+            password: None,
+            sentinel_username: None,
+            sentinel_password: None,
+            database: None,
+            tls: Tls::default(),
+            settings: Settings::default(),
+        }
+        .with_credentials_of_url()
+    }
+
+    /// Takes user and password out of the URL, so that there is one place for them.
+    fn with_credentials_of_url(mut self) -> Self {
+        let (url, of_sentinels) = match &self.servers {
+            Servers::Standalone(url) => (Some(url), false),
+            Servers::Sentinel { sentinels, .. } => (sentinels.first(), true),
+            Servers::Cluster(nodes) => (nodes.first(), false),
+            Servers::Client(_) | Servers::Manager(_) => (None, false),
+        };
+        let Some(url) = url else { return self };
+        let decoded = |text: &str| percent_decode(text);
+        let username = (!url.username().is_empty()).then(|| decoded(url.username()));
+        let password = url.password().map(decoded);
+        if of_sentinels {
+            (self.sentinel_username, self.sentinel_password) = (username, password);
+        } else {
+            (self.username, self.password) = (username, password);
+            self.database = url.path().trim_matches('/').parse().ok();
+        }
+        self
+    }
+
+    /// The user of the ACL, where it is not in the URL.
+    #[must_use]
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.username = Some(username.into());
+        self
+    }
+
+    /// The password, where it is not in the URL.
+    #[must_use]
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// The database, where it is not in the URL. Clusters have 0 only.
+    #[must_use]
+    pub fn database(mut self, database: u32) -> Self {
+        self.database = Some(i64::from(database));
+        self
+    }
+
+    /// Trusts this CA (PEM, one or more certificates) instead of the system's. For `rediss://` only; with Sentinels
+    /// it asks for TLS to the primary too.
+    #[must_use]
+    pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls.ca = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate (PEM, with its chain) and proves it with this key (PEM).
+    #[must_use]
+    pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// What all Redis keys begin with, a colon after it. "ow" unless told; at most 64 letters, digits and `: - _ .`
+    ///
+    /// Redis allots memory in steps: up to 2 characters a completed key costs 8 bytes less than with 3 to 10.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.settings.prefix = prefix.into();
+        self
+    }
+
+    /// How long to wait for a connection, its TLS and its login, or for a Sentinel's answer. 5 s unless told.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// How long to wait for an answer; then the outcome is unknown. 5 s unless told. It must be longer than
+    /// [`wait_timeout`](Self::wait_timeout).
+    #[must_use]
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.response_timeout = timeout;
+        self
+    }
+
+    /// Waits after each claim, completion, failure and burial until this many replicas have it, and reports it as
+    /// unknown if fewer do. 0, none, unless told.
+    ///
+    /// It narrows what a failover can lose, and does not close it: Redis may promote a replica that did not answer.
+    #[must_use]
+    pub fn wait_replicas(mut self, count: u32) -> Self {
+        self.settings.wait_replicas = count;
+        self
+    }
+
+    /// How long to wait for the replicas. 1 s unless told.
+    #[must_use]
+    pub fn wait_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.wait_timeout = timeout;
+        self
+    }
+
+    /// How many Redis keys, of whatever owner, [`list`](onceward::Store::list) and [`stats`](onceward::Store::stats)
+    /// may go through before they give up. 10 million unless told.
+    #[must_use]
+    pub fn scan_limit(mut self, limit: u64) -> Self {
+        self.settings.scan_limit = limit;
+        self
+    }
+
+    /// Checks what can be checked without a server.
+    pub(crate) fn validate(&self) -> Result<Keyspace, Error> {
+        let has_tls = match &self.servers {
+            Servers::Standalone(url) => is_tls(url),
+            Servers::Sentinel { sentinels, .. } => {
+                alike(sentinels)?;
+                true
+            }
+            Servers::Cluster(nodes) => {
+                alike(nodes)?;
+                if self.database.is_some_and(|database| database != 0) {
+                    return Err(wrong("a cluster has database 0 only; leave the database out"));
+                }
+                nodes.iter().all(is_tls)
+            }
+            Servers::Client(_) | Servers::Manager(_) => {
+                if self.username.is_some() || self.password.is_some() || self.database.is_some() {
+                    return Err(wrong(
+                        "the given client brings its own user, password and database; set them there",
+                    ));
+                }
+                false
+            }
+        };
+        if !has_tls && (self.tls.ca.is_some() || self.tls.client.is_some()) {
+            return Err(wrong(
+                "a certificate is given, but the URL begins with redis://; use rediss:// for TLS",
+            ));
+        }
+        if self.username.is_some() && self.password.is_none() {
+            return Err(wrong("a user name is given without a password; Redis logs users in with both"));
+        }
+        self.settings.validate()
+    }
+}
+
+impl Settings {
+    fn validate(&self) -> Result<Keyspace, Error> {
+        for (name, timeout) in [
+            ("connect_timeout", self.connect_timeout),
+            ("response_timeout", self.response_timeout),
+            ("wait_timeout", self.wait_timeout),
+        ] {
+            if timeout.is_zero() || timeout > Duration::from_secs(600) {
+                return Err(wrong(format!(
+                    "{name} is {timeout:?}; it must be more than 0 and at most 10 min"
+                )));
+            }
+        }
+        if self.wait_replicas > 0 && self.wait_timeout >= self.response_timeout {
+            return Err(wrong(format!(
+                "wait_timeout is {:?}, which leaves no time in response_timeout, {:?}; shorten the one or lengthen the other",
+                self.wait_timeout, self.response_timeout
+            )));
+        }
+        Keyspace::new(&self.prefix)
+    }
+}
+
+fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, "set up the Redis store", what)
+}
+
+/// A URL of Redis. The error says what is wrong, not what was found: that may hold a password.
+fn parse(text: &str) -> Result<Url, Error> {
+    let url = Url::parse(text).map_err(|_| {
+        wrong("the address is no URL; it looks like redis://host:6379, or rediss://host:6379 for TLS")
+    })?;
+    if !matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys") {
+        return Err(wrong("the URL must begin with redis:// or, for TLS, with rediss://"));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(wrong("the URL names no host; it looks like redis://host:6379"));
+    }
+    if url.fragment().is_some() {
+        return Err(wrong(
+            "the URL has a part after #; TLS is always verified (a CA of your own goes into `ca`), and a # in a password is written %23",
+        ));
+    }
+    let database = url.path().trim_matches('/');
+    if !database.is_empty() && !database.parse::<u32>().is_ok_and(|number| number <= i32::MAX as u32) {
+        return Err(wrong(
+            "what follows the host must be a database number; a / in a password is written %2F",
+        ));
+    }
+    Ok(url)
+}
+
+fn parse_all<'u>(urls: impl IntoIterator<Item = &'u str>) -> Result<Vec<Url>, Error> {
+    let urls = urls.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    if urls.is_empty() { Err(wrong("no address is given; name at least one")) } else { Ok(urls) }
+}
+
+/// Several addresses of one system are reached in one way.
+fn alike(urls: &[Url]) -> Result<(), Error> {
+    let way = |url: &Url| (is_tls(url), url.username().to_owned(), url.password().map(str::to_owned));
+    if urls.windows(2).any(|pair| way(&pair[0]) != way(&pair[1])) {
+        return Err(wrong("the addresses differ in TLS, user or password; give all of them alike"));
+    }
+    Ok(())
+}
+
+pub(crate) fn is_tls(url: &Url) -> bool {
+    matches!(url.scheme(), "rediss" | "valkeys")
+}
+
+/// `%41` → `A`; what is no escape stays.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let escaped = (first == b'%')
+            .then(|| std::str::from_utf8(tail.get(..2)?).ok())
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Host and port, and nothing that may be a secret.
+pub(crate) fn place(url: &Url) -> String {
+    format!("{}://{}:{}", url.scheme(), url.host_str().unwrap_or_default(), url.port().unwrap_or(6379))
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = |urls: &[Url]| urls.iter().map(place).collect::<Vec<_>>().join(",");
+        match self {
+            Self::Standalone(url) => f.write_str(&place(url)),
+            Self::Sentinel { sentinels, primary } => {
+                write!(f, "{primary:?} at Sentinels {}", places(sentinels))
+            }
+            Self::Cluster(nodes) => write!(f, "cluster {}", places(nodes)),
+            Self::Client(_) => f.write_str("a given client"),
+            Self::Manager(_) => f.write_str("a given connection"),
+        }
+    }
+}
+
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConfig")
+            .field("servers", &self.servers)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("database", &self.database)
+            .field("ca", &self.tls.ca.is_some())
+            .field("client_certificate", &self.tls.client.is_some())
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_ever_shown() {
+        for config in [
+            RedisConfig::from_url("redis://app:hunter2@127.0.0.1/1").unwrap(),
+            RedisConfig::from_url("redis://127.0.0.1").unwrap().username("app").password("hunter2"),
+            RedisConfig::sentinel(["redis://:hunter2@127.0.0.1:26379"], "orders")
+                .unwrap()
+                .password("hunter2"),
+            RedisConfig::cluster(["rediss://:hunter2@127.0.0.1"])
+                .unwrap()
+                .client_certificate("hunter2", "hunter2"),
+        ] {
+            assert!(!format!("{config:?} {config:#?}").contains("hunter2"));
+        }
+        for url in [
+            "hunter2",
+            "redis://:hunter2",
+            "http://:hunter2@host",
+            "redis://:hun#hunter2@host",
+            "redis://:hun/hunter2@host",
+        ] {
+            let error = RedisConfig::from_url(url).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{url}");
+        }
+    }
+
+    #[test]
+    fn user_password_and_database_come_from_the_url() {
+        let config = RedisConfig::from_url("redis://app:p%40ss%2f@127.0.0.1/7").unwrap();
+        assert_eq!(config.username.as_deref(), Some("app"));
+        assert_eq!(config.password.as_deref(), Some("p@ss/"));
+        assert_eq!(config.database, Some(7));
+    }
+
+    #[test]
+    fn values_that_disagree_are_refused() {
+        let plain = || RedisConfig::from_url("redis://127.0.0.1").unwrap();
+        assert!(plain().validate().is_ok());
+        assert!(plain().ca("pem").validate().unwrap_err().to_string().contains("use rediss://"));
+        assert!(plain().username("app").validate().is_err());
+        assert!(plain().response_timeout(Duration::ZERO).validate().is_err());
+        assert!(plain().wait_timeout(Duration::from_secs(5)).validate().is_ok(), "nobody waits");
+        assert!(plain().wait_timeout(Duration::from_secs(5)).wait_replicas(1).validate().is_err());
+        assert!(plain().prefix("a b").validate().is_err());
+        assert!(RedisConfig::cluster(["redis://a", "rediss://b"]).unwrap().validate().is_err());
+        assert!(RedisConfig::cluster(["redis://a"]).unwrap().database(1).validate().is_err());
+        assert!(RedisConfig::cluster([]).is_err());
+        assert!(RedisConfig::sentinel(["redis://a"], "").is_err());
+    }
+
+    #[test]
+    fn tls_cannot_be_left_unverified() {
+        assert!(RedisConfig::from_url("rediss://127.0.0.1/#insecure").is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! Where the errors of Redis enter: one function, one table.
+
+use onceward::{Error, ErrorKind};
+use redis::{RedisError, ServerErrorKind};
+
+/// What `error`, met while attempting `operation`, means to the caller.
+pub(crate) fn store_error(operation: &'static str, error: RedisError) -> Error {
+    let (kind, context) = meaning(&error);
+    Error::new(kind, operation, context).with_source(error)
+}
+
+/// A reply that none of this version's scripts and commands give.
+pub(crate) fn garbled(operation: &'static str) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        operation,
+        "the server's reply is not what this version's scripts answer; is a proxy or another kind of server in between?",
+    )
+}
+
+fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
+    if let Some(code) = server_code(error) {
+        return meaning_of_code(&code, error.detail().unwrap_or_default());
+    }
+    if error.is_timeout() {
+        return TIMEOUT;
+    }
+    match error.kind() {
+        redis::ErrorKind::Io => meaning_of_io(error),
+        // What the server answered to AUTH or HELLO comes as text.
+        redis::ErrorKind::AuthenticationFailed => match known_code_in(&error.to_string()) {
+            Some(code) => meaning_of_code(code, ""),
+            None => DENIED,
+        },
+        redis::ErrorKind::Parse => {
+            (ErrorKind::Unavailable, "the connection broke off within a reply, or the server is no Redis")
+        }
+        redis::ErrorKind::MasterNameNotFoundBySentinel => (
+            ErrorKind::Unavailable,
+            "no Sentinel names a primary of this name now; if that lasts, check the name",
+        ),
+        redis::ErrorKind::NoValidReplicasFoundBySentinel | redis::ErrorKind::ClusterConnectionNotFound => {
+            (ErrorKind::Unavailable, "the node that holds the keys cannot be reached")
+        }
+        redis::ErrorKind::InvalidClientConfig | redis::ErrorKind::EmptySentinelList => {
+            (ErrorKind::Config, "the address or its settings are refused by the client; check the URL")
+        }
+        redis::ErrorKind::RESP3NotSupported => {
+            (ErrorKind::Config, "the server does not speak RESP3; remove protocol=resp3 from the URL")
+        }
+        redis::ErrorKind::Client if is_tls_refusal(error) => TLS,
+        _ => UNKNOWN,
+    }
+}
+
+const TIMEOUT: (ErrorKind, &str) =
+    (ErrorKind::Timeout, "the server did not answer in time; whether it was applied is unknown");
+const DENIED: (ErrorKind, &str) =
+    (ErrorKind::Denied, "the server refuses the user or the password; check both, and the user's ACL");
+const TLS: (ErrorKind, &str) = (
+    ErrorKind::Config,
+    "the TLS handshake failed; check the CA, the server's certificate and its host name, and that the port speaks TLS",
+);
+const UNKNOWN: (ErrorKind, &str) = (ErrorKind::Unknown, "the server answered with an unexpected error");
+
+fn meaning_of_io(error: &RedisError) -> (ErrorKind, &'static str) {
+    if error.is_connection_refusal() {
+        return (ErrorKind::Unavailable, "nothing listens at the address; is the server running?");
+    }
+    if is_tls_refusal(error) {
+        return TLS;
+    }
+    (ErrorKind::Unavailable, "the connection is lost or could not be made")
+}
+
+/// The client wraps rustls' errors so that only their text can be reached.
+fn is_tls_refusal(error: &RedisError) -> bool {
+    let text = error.to_string();
+    ["certificate", "fatal alert", "corrupt message", "peer is incompatible", "peer misbehaved"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
+
+/// The server's error code. Scripts wrap the code of a command they called into text, in different ways over the
+/// versions, so that text is searched for one we know.
+fn server_code(error: &RedisError) -> Option<String> {
+    let code = match error.kind() {
+        redis::ErrorKind::Server(_) | redis::ErrorKind::Extension => error.code()?,
+        _ => return None,
+    };
+    if code == "ERR" {
+        let detail = error.detail().unwrap_or_default();
+        if let Some(inner) = known_code_in(detail) {
+            return Some(inner.to_owned());
+        }
+    }
+    Some(code.to_owned())
+}
+
+/// The codes that may stand within the text of another error.
+fn known_code_in(text: &str) -> Option<&'static str> {
+    const CODES: [&str; 9] =
+        ["READONLY", "OOM", "LOADING", "MISCONF", "NOREPLICAS", "NOPERM", "MASTERDOWN", "WRONGPASS", "BUSY"];
+    let word = |word: &str| CODES.into_iter().find(|code| word.trim_start_matches('-') == *code);
+    if let Some(code) = text.split(|c: char| c.is_whitespace() || c == ':').find_map(word) {
+        return Some(code);
+    }
+    let lower = text.to_ascii_lowercase();
+    if lower.contains("acl failure")
+        || lower.contains("no permission")
+        || lower.contains("can't run this command")
+    {
+        return Some("NOPERM");
+    }
+    if lower.contains("max number of clients") {
+        return Some("MAXCLIENTS");
+    }
+    None
+}
+
+fn meaning_of_code(code: &str, detail: &str) -> (ErrorKind, &'static str) {
+    use ErrorKind::{Config, Denied, Internal, Unavailable, Unsupported};
+    match code {
+        "READONLY" => (
+            Unavailable,
+            "the server is a replica, perhaps since a failover; if that lasts, name the primary or the Sentinels",
+        ),
+        "OOM" => (
+            Unavailable,
+            "the server's memory is used up (maxmemory with noeviction); give it more, or let keys expire sooner",
+        ),
+        "LOADING" => (Unavailable, "the server is still loading its data"),
+        "BUSY" => (Unavailable, "the server is busy with somebody's long script"),
+        "MISCONF" => (Unavailable, "the server cannot persist its data and refuses writes; see its log"),
+        "NOREPLICAS" => {
+            (Unavailable, "too few replicas are connected for the server's min-replicas-to-write")
+        }
+        "MASTERDOWN" => (Unavailable, "the server is a replica that has lost its primary"),
+        "CLUSTERDOWN" => (Unavailable, "the cluster is down, or nobody serves the keys' slots"),
+        "MOVED" | "ASK" | "TRYAGAIN" => (Unavailable, "the keys' slots are moving to another node"),
+        "MAXCLIENTS" => (Unavailable, "the server has no room for another connection; raise maxclients"),
+        "NOAUTH" => (Denied, "the server asks for a password; give one"),
+        "WRONGPASS" => DENIED,
+        "NOPERM" => (
+            Denied,
+            "the user lacks a right on a command or on the keys; the README lists what the ACL must allow",
+        ),
+        "CROSSSLOT" => (
+            Config,
+            "the server is part of a cluster; name it with RedisConfig::cluster, or the keys' slots cannot be kept apart",
+        ),
+        "NOSCRIPT" => {
+            (Unavailable, "the server has forgotten the script again; is somebody flushing scripts?")
+        }
+        "ERR" if detail.contains("cluster support disabled") => {
+            (Config, "the server is not part of a cluster; name it with RedisConfig::from_url")
+        }
+        "ERR" if detail.contains("unknown command") => {
+            (Unsupported, "the server lacks a command; Redis 6.2 or later, or Valkey, is needed")
+        }
+        "ERR" if detail.contains("DB index is out of range") || detail.contains("invalid DB index") => {
+            (Config, "the server has no database of this number; change the end of the URL")
+        }
+        "ERR" if detail.contains("script") => (Internal, "a script of this program failed"),
+        _ => UNKNOWN,
+    }
+}
+
+/// True if the connection must be made anew: it is broken, or leads to a server that is no longer the right one.
+pub(crate) fn ends_connection(error: &RedisError) -> bool {
+    if error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() {
+        return true;
+    }
+    matches!(server_code(error).as_deref(), Some("READONLY" | "MASTERDOWN" | "NOAUTH"))
+}
+
+/// True if the server does not know a script, and wants its text.
+pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+/// True if keys of one slot are on two nodes for a while: single keys are served.
+pub(crate) fn is_slot_moving(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(ServerErrorKind::TryAgain)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn kind_of(reply: &str) -> ErrorKind {
+        let error = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes())
+            .and_then(redis::Value::extract_error)
+            .unwrap_err();
+        store_error("test", error).kind()
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_worth_another_try() {
+        for reply in [
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "MOVED 3999 127.0.0.1:6381",
+            "CLUSTERDOWN Hash slot not served",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "MISCONF Errors writing to the AOF file: No space left on device",
+            "NOREPLICAS Not enough good replicas to write.",
+            "ERR max number of clients reached",
+            // What scripts of 6.2 and 7.0 answer when a command of theirs is refused.
+            "ERR Error running script (call to f_0): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.",
+            "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write against a read only replica.",
+            "OOM command not allowed when used memory > 'maxmemory'. script: 4ca238, on @user_script:1.",
+        ] {
+            assert_eq!(kind_of(reply), ErrorKind::Unavailable, "{reply}");
+        }
+    }
+
+    #[test]
+    fn missing_rights_are_not() {
+        for reply in [
+            "NOAUTH Authentication required.",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "NOPERM No permissions to access a key",
+            "ERR Error running script (call to f_0): @user_script:1: -NOPERM this user has no permissions to run the 'set' command or its subcommand",
+            "ERR The user executing the script can't run this command or subcommand script: 4ca238, on @user_script:1.",
+            "ERR ACL failure in script: User has no permissions to run the 'set' command script: 4ca238, on @user_script:1.",
+        ] {
+            assert_eq!(kind_of(reply), ErrorKind::Denied, "{reply}");
+        }
+    }
+
+    #[test]
+    fn what_is_set_up_wrongly_says_so() {
+        assert_eq!(kind_of("ERR This instance has cluster support disabled"), ErrorKind::Config);
+        assert_eq!(kind_of("CROSSSLOT Keys in request don't hash to the same slot"), ErrorKind::Config);
+        assert_eq!(
+            kind_of("ERR unknown command 'EVALSHA', with args beginning with: "),
+            ErrorKind::Unsupported
+        );
+        assert_eq!(kind_of("ERR something new"), ErrorKind::Unknown);
+    }
+
+    #[test]
+    fn a_timeout_is_unknown_and_a_lost_connection_is_unavailable() {
+        let of = |kind| store_error("test", RedisError::from(io::Error::from(kind))).kind();
+        assert_eq!(of(io::ErrorKind::TimedOut), ErrorKind::Timeout);
+        assert_eq!(of(io::ErrorKind::ConnectionReset), ErrorKind::Unavailable);
+        assert_eq!(of(io::ErrorKind::ConnectionRefused), ErrorKind::Unavailable);
+    }
+}

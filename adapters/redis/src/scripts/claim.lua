@@ -1,0 +1,87 @@
+-- Asks for the exclusive right to run the handler of each key.
+
+local lease, ttl, max_attempts
+lease, ttl, max_attempts, at = read('>I8I8I4', ask)
+local least_attempts = max_attempts < 1 and 1 or max_attempts
+local lease_until = now + lease
+local fresh_expiry = expiry_at(lease_until + ttl)
+
+local function claimed(r)
+  answer(pack('>c1I8I4I4I4I8', 'C', r.fence, r.attempts + 1, r.lost, r.generation, left(r.lease)))
+end
+
+local function exhausted(r, last)
+  local reason = r.reason == 0 and ATTEMPTS_EXHAUSTED or r.reason
+  answer(pack('>c1I8BI4I4I4I8I8BI4', 'X', r.fence, reason, r.attempts, r.lost, r.generation, since(r.first), since(last),
+    r.text and 1 or 0, r.text and #r.text or 0) .. (r.text or ''))
+end
+
+local function hand_out(key, r, owner)
+  local last = r.written
+  local fence = top_fence(r) + 1
+  r.owner = owner
+  r.fence = fence > now and fence or now
+  r.above, r.started, r.lease, r.written, r.ttl = 0, 0, lease_until, now, ttl
+  if r.state == TERMINAL or r.attempts >= least_attempts then
+    r.state = TERMINAL
+    if r.reason == 0 then r.reason = ATTEMPTS_EXHAUSTED end
+    exhausted(r, last)
+  else
+    r.state = PENDING
+    claimed(r)
+  end
+  call('SET', key, encode(r), 'PXAT', fresh_expiry)
+end
+
+-- A dead key begins anew.
+local function reopen(r)
+  local opened = nothing(r.fence)
+  opened.above, opened.fingerprint, opened.first, opened.known = r.above, r.fingerprint, now, true
+  opened.written, opened.ttl = r.written, r.ttl
+  return opened
+end
+
+-- The claim that held the record is over without a word of its owner.
+local function lapse(r)
+  r.lost = r.lost + 1
+  if r.started == 1 then
+    r.attempts = r.attempts + 1
+    if r.attempts >= max_attempts then r.reason = PROCESS_LOST end
+  end
+end
+
+local function claim(key, r, owner, generation, fingerprint)
+  if not r.known then
+    r = nothing(top_fence(r))
+    r.fingerprint, r.generation, r.first = fingerprint, generation, now
+    return hand_out(key, r, owner)
+  end
+  if r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
+  local state, live, mine = r.state, now < r.lease, r.owner == owner
+  if state == COMPLETED then
+    return answer(pack('>c1I8BI4', 'D', since(r.written), r.text and 1 or 0, r.text and #r.text or 0) .. (r.text or ''))
+  elseif state == DEAD then
+    if generation <= r.generation then
+      local reason = r.reason == 0 and ATTEMPTS_EXHAUSTED or r.reason
+      return answer(pack('>c1BI8I4', 'B', reason, since(r.written), r.generation))
+    end
+    r = reopen(r)
+  elseif live and (state == PENDING or state == TERMINAL) then
+    if not mine then return answer(pack('>c1I8', 'P', left(r.lease))) end
+    if state == PENDING then return claimed(r) end
+    return exhausted(r, r.written)
+  elseif state == PENDING then
+    lapse(r)
+  end
+  if generation > r.generation then r.generation = generation end
+  r.fingerprint = r.fingerprint or fingerprint
+  hand_out(key, r, owner)
+end
+
+for i = 1, #KEYS do
+  local owner, generation, fingerprint
+  owner, generation, fingerprint, at = read('>c16I4c17', ask, at)
+  local r = decode(values[i])
+  if r then claim(KEYS[i], r, owner, generation, optional(fingerprint)) else unreadable(values[i]) end
+end
+return table.concat(answers)

@@ -1,0 +1,17 @@
+-- Forgets keys whatever their state. The fence stays for as long as the record would have lived, so that the next one is
+-- larger even if the clock was set back.
+
+for i = 1, #KEYS do
+  local r = decode(values[i])
+  if not r then
+    unreadable(values[i])
+  elseif r.known then
+    local gone = nothing(top_fence(r))
+    gone.state = FORGOTTEN
+    save_in_place(KEYS[i], gone)
+    answer('Y')
+  else
+    answer('N')
+  end
+end
+return table.concat(answers)

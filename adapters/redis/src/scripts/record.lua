@@ -1,0 +1,172 @@
+-- A key's record: how it is read, written and expires. Put in front of every other script of this folder.
+--
+-- KEYS are records; ARGV[1] is what the caller asks for, packed by `wire.rs`; the answer is packed for it.
+-- The protocol is that of `onceward::store::transition`: change both, or neither.
+-- Times are microseconds of the server's clock. Lua's numbers are doubles, exact up to 2^53: until the year 2255.
+--
+-- The forms of a value, told by the first byte. An unknown one belongs to a later version and is left alone.
+--   1          all there is to know
+--   2          completed at the first attempt by the first claim, with a fingerprint
+--   0x30-0x39  the same without a fingerprint: decimal digits, which Redis keeps as an integer of 16 bytes: the fence
+--              in microseconds, then three digits that say how much later it was completed, rounded down
+--
+-- The record's TTL is the Redis key's own; the lease is a field, so that the record outlives it.
+
+local call, text, sub, byte = redis.call, string.format, string.sub, string.byte
+local pack, read = struct.pack, struct.unpack
+
+local ABSENT, PENDING, FAILED, TERMINAL, COMPLETED, DEAD = 0, 1, 2, 3, 4, 5
+-- Nothing is left but the fence, so that it goes on growing.
+local FORGOTTEN = 6
+
+local ATTEMPTS_EXHAUSTED, PROCESS_LOST = 1, 3
+local NOBODY = string.rep('\0', 16)
+
+-- form, state, started, reason, has a fingerprint, has a text; fence, first claim, last write, end of lease, TTL,
+-- largest fence before this one if larger; attempts, lost, generation; owner. Fingerprint and text follow.
+local FULL = '>BBBBBBI7I7I7I7I7I7I4I4I4c16'
+-- form, fence, microseconds from the claim to the completion, fingerprint
+local BRIEF = '>BI7I4c16'
+local FULL_LENGTH, BRIEF_LENGTH = struct.size(FULL), struct.size(BRIEF)
+-- Above this fence the integer form no longer fits into 63 bits.
+local INTEGER_FENCE = 9223372036854774
+
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+local function since(time)
+  return time < now and now - time or 0
+end
+
+local function left(time)
+  return time > now and time - now or 0
+end
+
+-- A span in three digits: 990 to 999 are 0 to 9 µs, below that two leading digits and the zeros after them.
+local function span_code(span)
+  if span < 10 then return 990 + span end
+  local zeros = 0
+  while span >= 100 do
+    span = span / 10
+    zeros = zeros + 1
+  end
+  if zeros > 10 then return nil end
+  return zeros * 90 + math.floor(span) - 10
+end
+
+local function span_of(code)
+  if code >= 990 then return code - 990 end
+  local zeros = math.floor(code / 90)
+  return (code - zeros * 90 + 10) * 10 ^ zeros
+end
+
+-- What is found where nothing is known, under fences up to `fence`.
+local function nothing(fence)
+  return {
+    known = false, state = ABSENT, started = 0, reason = 0, fence = fence, first = 0, written = 0, lease = 0, ttl = 0,
+    above = 0, attempts = 0, lost = 0, generation = 0, owner = NOBODY,
+  }
+end
+
+-- A completion by the first claim, in which everything else is as it was.
+local function brief(fence, written, fingerprint)
+  return {
+    known = true, state = COMPLETED, started = 0, reason = 0, fence = fence, first = fence, written = written,
+    lease = 0, ttl = 0, above = 0, attempts = 0, lost = 0, generation = 0, fingerprint = fingerprint,
+  }
+end
+
+local function top_fence(r)
+  return r.above > r.fence and r.above or r.fence
+end
+
+-- nil: a form of a later version, or a damaged value.
+local function decode(value)
+  if not value then return nothing(0) end
+  local form, length = byte(value), #value
+  if form == 1 then
+    if length < FULL_LENGTH or byte(value, 2) > FORGOTTEN then return nil end
+    local _, state, started, reason, has_fingerprint, has_text, fence, first, written, lease, ttl, above, attempts,
+      lost, generation, owner, at = read(FULL, value)
+    local r = {
+      known = true, state = state, started = started, reason = reason, fence = fence, first = first,
+      written = written, lease = lease, ttl = ttl, above = above, attempts = attempts, lost = lost,
+      generation = generation, owner = owner,
+    }
+    if state == FORGOTTEN then return nothing(top_fence(r)) end
+    if has_fingerprint == 1 then
+      if length < FULL_LENGTH + 16 then return nil end
+      r.fingerprint = sub(value, at, at + 15)
+      at = at + 16
+    end
+    if has_text == 1 then r.text = sub(value, at) end
+    return r
+  end
+  if form == 2 and length == BRIEF_LENGTH then
+    local _, fence, span, fingerprint = read(BRIEF, value)
+    return brief(fence, fence + span, fingerprint)
+  end
+  if form and form >= 48 and form <= 57 and string.find(value, '^%d%d%d%d+$') then
+    local fence = tonumber(sub(value, 1, -4))
+    return brief(fence, fence + span_of(tonumber(sub(value, -3))))
+  end
+end
+
+local function encode(r)
+  local span = r.written - r.fence
+  if r.state == COMPLETED and r.first == r.fence and r.attempts == 0 and r.lost == 0 and r.generation == 0
+    and r.above == 0 and not r.text and span >= 0 then
+    if r.fingerprint then
+      if span <= 4294967295 then return pack(BRIEF, 2, r.fence, span, r.fingerprint) end
+    elseif r.fence <= INTEGER_FENCE then
+      local code = span_code(span)
+      if code then return text('%.0f%03d', r.fence, code) end
+    end
+  end
+  return pack(FULL, 1, r.state, r.started, r.reason, r.fingerprint and 1 or 0, r.text and 1 or 0, r.fence, r.first,
+    r.written, r.lease, r.ttl, r.above, r.attempts, r.lost, r.generation, r.owner)
+    .. (r.fingerprint or '') .. (r.text or '')
+end
+
+-- In Redis's milliseconds. A key is there until this one is over: never too short, and at most one too long.
+local function expiry_at(time)
+  return text('%.0f', math.floor(time / 1000))
+end
+
+local function expiry(r)
+  local from = r.lease > r.written and r.lease or r.written
+  return expiry_at(from + r.ttl)
+end
+
+local function save(key, r)
+  call('SET', key, encode(r), 'PXAT', expiry(r))
+end
+
+-- Writes a record whose TTL counts on from an earlier write.
+local function save_in_place(key, r)
+  call('SET', key, encode(r), 'KEEPTTL')
+end
+
+-- A completion in a brief form no longer knows its owner; its fence, given out once, tells the claim.
+local function is_of(r, owner, fence)
+  return r.known and r.fence == fence and (not r.owner or r.owner == owner)
+end
+
+local answers = {}
+local function answer(packed)
+  answers[#answers + 1] = packed
+end
+
+-- The record is of a later version, or damaged.
+local function unreadable(value)
+  answer(pack('>c1B', '!', byte(value) or 0))
+end
+
+local function optional(fingerprint)
+  if byte(fingerprint) == 1 then return sub(fingerprint, 2) end
+end
+
+local ask = ARGV[1]
+local values = call('MGET', unpack(KEYS))
+local at = 1
+

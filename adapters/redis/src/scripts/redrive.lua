@@ -1,0 +1,26 @@
+-- Opens dead keys for another generation.
+
+local function redrive(key, r, generation, next, ttl)
+  if not r.known then return 'N' end
+  if r.state == DEAD and r.generation == generation then
+    local opened = nothing(r.fence)
+    opened.known, opened.above, opened.fingerprint, opened.generation = true, r.above, r.fingerprint, next
+    opened.first, opened.written, opened.ttl = now, now, ttl
+    save(key, opened)
+    return 'O'
+  end
+  -- The effect has happened, in whichever generation: nothing is left to redrive.
+  if r.state == COMPLETED then return 'R' end
+  if r.generation <= generation then return 'N' end
+  -- Whatever follows the next generation, that one has died.
+  if r.generation > next or r.state == DEAD then return 'R' end
+  return 'O'
+end
+
+for i = 1, #KEYS do
+  local generation, next, ttl
+  generation, next, ttl, at = read('>I4I4I8', ask, at)
+  local r = decode(values[i])
+  if r then answer(redrive(KEYS[i], r, generation, next, ttl)) else unreadable(values[i]) end
+end
+return table.concat(answers)

@@ -1,0 +1,424 @@
+//! Private Redis servers: one alone ([`Redis`]), a cluster ([`RedisCluster`]), a Sentinel ([`RedisSentinel`]).
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, io, thread};
+
+use tempfile::TempDir;
+
+use crate::ports::free_port;
+use crate::process::{Leashed, wait_until};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A Redis server of its own, on a free loopback port, with its data in a temporary folder.
+///
+/// It keeps an append-only file, so that what it answered survives [`kill`](Self::kill); the rest is Redis's default.
+#[derive(Debug)]
+pub struct Redis {
+    // Dropped first: the server goes before its folder.
+    server: Option<Leashed>,
+    folder: TempDir,
+    port: u16,
+    arguments: Vec<String>,
+    tls: bool,
+}
+
+impl Redis {
+    /// Starts a server and waits until it answers (about 0.1 s).
+    ///
+    /// # Panics
+    /// Redis is not installed, or does not start; the message says what to do.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// As [`start`](Self::start), with more arguments, `["--maxmemory", "10mb"]` for example.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with(arguments: &[&str]) -> Self {
+        match Self::try_start(arguments, None) {
+            Ok(server) => server,
+            Err(error) => panic!("Redis does not start: {error}"),
+        }
+    }
+
+    /// As [`start`](Self::start), for TLS only, with certificate and key in PEM. Clients need no certificate.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
+        match Self::try_start(&[], Some((certificate, key))) {
+            Ok(server) => server,
+            Err(error) => panic!("Redis does not start: {error}"),
+        }
+    }
+
+    /// The server that the tests of one process share. They keep apart by their keys, and leave it running.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Redis> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn try_start(arguments: &[&str], tls: Option<(&str, &str)>) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("redis-").tempdir()?;
+        let mut server = Self {
+            server: None,
+            port: free_port()?,
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            tls: tls.is_some(),
+            folder,
+        };
+        if let Some((certificate, key)) = tls {
+            fs::write(server.path("cert.pem"), certificate)?;
+            fs::write(server.path("key.pem"), key)?;
+        }
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn launch(&mut self) -> io::Result<()> {
+        let mut command = Command::new(program("redis-server")?);
+        let port = self.port.to_string();
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--daemonize", "no"]);
+        command.arg("--dir").arg(self.folder.path());
+        if self.tls {
+            command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
+            command.arg("--tls-cert-file").arg(self.path("cert.pem"));
+            command.arg("--tls-key-file").arg(self.path("key.pem"));
+            command.arg("--tls-ca-cert-file").arg(self.path("cert.pem"));
+        } else {
+            command.args(["--port", &port]);
+        }
+        command.args(&self.arguments);
+        let output = fs::File::options().create(true).append(true).open(self.path("output"))?;
+        let server = Leashed::spawn(command.stdout(output.try_clone()?).stderr(output))?;
+        let server = self.server.insert(server);
+        await_listener(server, self.port, &self.folder.path().join("output"))
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address, for a proxy.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The URL, without user and password.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", if self.tls { "rediss" } else { "redis" }, self.port)
+    }
+
+    /// The process id, if the server runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Leashed::id)
+    }
+
+    /// What the server has said since it was first started.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("output")).unwrap_or_default()
+    }
+
+    /// Kills the server with SIGKILL. Its files stay as they are.
+    pub fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.kill();
+        }
+    }
+
+    /// Stops the server in order. Its files stay.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn stop(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        server.signal(rustix::process::Signal::TERM).expect("the server can be asked to end");
+        let ended = wait_until(START_LIMIT, || matches!(server.try_wait(), Ok(Some(_))));
+        assert!(ended, "Redis did not stop; it said: {}", self.log());
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same port and with the same files.
+    /// It may still be loading them.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_again(&mut self) {
+        assert!(self.server.is_none(), "the server runs");
+        if let Err(error) = self.launch() {
+            panic!("Redis does not start again: {error}");
+        }
+    }
+
+    /// Pauses (SIGSTOP) or continues (SIGCONT) the server.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn pause(&self, paused: bool) {
+        use rustix::process::Signal;
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        self.server.as_ref().expect("the server runs").signal(signal).expect("the server can be paused");
+    }
+
+    /// Runs `redis-cli` with these arguments and answers what it printed.
+    ///
+    /// # Panics
+    /// It could not be run, or the server answered with an error.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let said = cli(self.port, arguments).expect("redis-cli can be run");
+        assert!(!said.contains("(error)"), "redis-cli {arguments:?}: {said}");
+        said
+    }
+
+    /// The value of one line of `INFO`.
+    ///
+    /// # Panics
+    /// There is no such line.
+    #[must_use]
+    pub fn info(&self, name: &str) -> String {
+        let info = self.cli(&["INFO", "everything"]);
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("INFO has no {name}")).trim().to_owned()
+    }
+}
+
+/// A cluster of primaries without replicas, the slots shared out evenly.
+#[derive(Debug)]
+pub struct RedisCluster {
+    nodes: Vec<Redis>,
+}
+
+impl RedisCluster {
+    /// Starts `count` nodes (at least 3) and joins them (about 5 s).
+    ///
+    /// # Panics
+    /// Redis is not installed or older than 7.0, or the cluster does not come up.
+    #[must_use]
+    pub fn start(count: usize) -> Self {
+        let nodes: Vec<Redis> = (0..count)
+            .map(|_| {
+                let bus = free_port().expect("there is a free port").to_string();
+                Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus])
+            })
+            .collect();
+        let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
+        let mut arguments = vec!["--cluster", "create"];
+        arguments.extend(addresses.iter().map(String::as_str));
+        arguments.extend(["--cluster-replicas", "0", "--cluster-yes"]);
+        let said = nodes[0].cli(&arguments);
+        let cluster = Self { nodes };
+        let up = wait_until(START_LIMIT, || {
+            cluster.nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+        });
+        assert!(up, "the cluster does not come up: {said}");
+        cluster
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[Redis] {
+        &self.nodes
+    }
+
+    /// The nodes, to be killed and restarted.
+    pub fn nodes_mut(&mut self) -> &mut [Redis] {
+        &mut self.nodes
+    }
+
+    /// The URLs of all nodes.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Redis::url).collect()
+    }
+
+    /// The node that holds `slot`, by its place among [`nodes`](Self::nodes).
+    ///
+    /// # Panics
+    /// No node holds it alone.
+    #[must_use]
+    pub fn owner_of(&self, slot: u16) -> usize {
+        let range = |word: &str| -> Option<(u16, u16)> {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            Some((first.parse().ok()?, last.parse().ok()?))
+        };
+        let holds = |node: &Redis| {
+            node.cli(&["CLUSTER", "NODES"])
+                .lines()
+                .filter(|line| line.contains("myself"))
+                .flat_map(|line| line.split_whitespace().skip(8))
+                .filter_map(range)
+                .any(|(first, last)| (first..=last).contains(&slot))
+        };
+        self.nodes.iter().position(holds).expect("a node holds the slot")
+    }
+
+    /// The cluster's name of a node.
+    fn id(&self, node: usize) -> String {
+        self.nodes[node].cli(&["CLUSTER", "MYID"]).trim().to_owned()
+    }
+
+    /// Begins to move `slot` from one node to another: from now on new keys go to the other one.
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let (slot, from_id, to_id) = (slot.to_string(), self.id(from), self.id(to));
+        self.nodes[to].cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+        self.nodes[from].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+    }
+
+    /// Moves up to `count` keys of `slot` and says how many there were.
+    #[must_use]
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: usize) -> usize {
+        // Binary keys cannot pass through a shell's hands; a script on the node sees them as they are.
+        let script = "local keys = redis.call('CLUSTER', 'GETKEYSINSLOT', ARGV[1], ARGV[2]) \
+                      if #keys > 0 then redis.call('MIGRATE', '127.0.0.1', ARGV[3], '', 0, 5000, 'KEYS', unpack(keys)) end \
+                      return #keys";
+        let port = self.nodes[to].port().to_string();
+        let said = self.nodes[from].cli(&["EVAL", script, "0", &slot.to_string(), &count.to_string(), &port]);
+        said.trim().trim_start_matches("(integer) ").parse().unwrap_or_else(|_| panic!("MIGRATE said {said}"))
+    }
+
+    /// Ends the move: the slot is the other node's.
+    pub fn end_move(&self, slot: u16, to: usize) {
+        let (slot, to_id) = (slot.to_string(), self.id(to));
+        for node in std::iter::once(&self.nodes[to]).chain(&self.nodes) {
+            node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        }
+    }
+}
+
+/// A Sentinel that watches one primary, with a quorum of one.
+#[derive(Debug)]
+pub struct RedisSentinel {
+    _sentinel: Leashed,
+    _folder: TempDir,
+    port: u16,
+}
+
+impl RedisSentinel {
+    /// Starts a Sentinel that calls the primary `name`, takes it for dead after half a second and waits until the
+    /// replica is known to it.
+    ///
+    /// # Panics
+    /// Redis is not installed, or the Sentinel does not find the replica.
+    #[must_use]
+    pub fn start(name: &str, primary: &Redis) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("sentinel-").tempdir().expect("there is a place for files");
+        let port = free_port().expect("there is a free port");
+        let configuration = folder.path().join("sentinel.conf");
+        let lines = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {name} 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 3000\n",
+            folder.path().display(),
+            primary.port()
+        );
+        fs::write(&configuration, lines).expect("the configuration can be written");
+        let output = fs::File::create(folder.path().join("output")).expect("the output can be written");
+        let program = program("redis-server").unwrap_or_else(|error| panic!("{error}"));
+        let mut command = Command::new(program);
+        command.arg(&configuration).arg("--sentinel").stdout(output);
+        let mut sentinel = Leashed::spawn(&mut command).expect("the Sentinel starts");
+        await_listener(&mut sentinel, port, &folder.path().join("output")).expect("the Sentinel listens");
+        let known = wait_until(START_LIMIT, || {
+            cli(port, &["SENTINEL", "replicas", name]).is_ok_and(|said| said.contains("runid"))
+        });
+        assert!(known, "the Sentinel finds no replica");
+        Self { _sentinel: sentinel, _folder: folder, port }
+    }
+
+    /// The URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The port of the primary that it names now.
+    ///
+    /// # Panics
+    /// It does not answer.
+    #[must_use]
+    pub fn primary_port(&self, name: &str) -> u16 {
+        let said =
+            cli(self.port, &["SENTINEL", "get-master-addr-by-name", name]).expect("the Sentinel answers");
+        let port = said.lines().last().map(|line| line.trim_start_matches("2) ").trim_matches('"'));
+        port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("the Sentinel says {said}"))
+    }
+}
+
+/// Where `name` is, or how to get it.
+fn program(name: &str) -> io::Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file()).ok_or_else(
+        || {
+            io::Error::other(format!(
+                "{name} is not installed; run: RUNLEVEL=1 apt-get install -y redis-server, \
+             and see to it that the system's own server is not started"
+            ))
+        },
+    )
+}
+
+fn cli(port: u16, arguments: &[&str]) -> io::Result<String> {
+    let output = Command::new(program("redis-cli")?)
+        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "--no-auth-warning"])
+        .args(arguments)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        Ok(said)
+    } else {
+        Err(io::Error::other(format!("{said}{}", String::from_utf8_lossy(&output.stderr))))
+    }
+}
+
+fn await_listener(server: &mut Leashed, port: u16, output: &Path) -> io::Result<()> {
+    let end = Instant::now() + START_LIMIT;
+    while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        let ended = server.try_wait()?;
+        if ended.is_some() || Instant::now() >= end {
+            let said = fs::read_to_string(output).unwrap_or_default();
+            return Err(io::Error::other(format!("ended: {ended:?}; it said: {said}")));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_starts_privately_survives_a_kill_and_ends_when_dropped() {
+        let mut server = Redis::start();
+        assert_eq!(server.cli(&["SET", "kept", "yes"]).trim(), "OK");
+        server.kill();
+        assert!(cli(server.port(), &["PING"]).is_err());
+        server.start_again();
+        let kept = || cli(server.port(), &["GET", "kept"]).is_ok_and(|said| said.trim() == "yes");
+        assert!(wait_until(START_LIMIT, kept));
+        let (port, folder) = (server.port(), server.folder.path().to_owned());
+        drop(server);
+        assert!(cli(port, &["PING"]).is_err() && !folder.exists());
+    }
+}
