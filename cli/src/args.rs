@@ -154,6 +154,11 @@ pub enum KeysCommand {
     /// Mark a key completed, so that its message is not handled
     Complete(ChangeArgs),
     /// Import completed keys, as JSON lines, from an earlier deduplication table
+    ///
+    /// Each line is {"key": VALUE}, with a list of values for a composite, or {"hash": HEX} as `keys list` shows it; and
+    /// "age": "3h" or "completed_at": "2026-01-02T03:04:05Z" (or seconds since 1970) if it was not just now. Where the
+    /// key stands in JSON, a text and a number are different keys, as in the messages. Nothing is imported if any line
+    /// is wrong. It may be repeated.
     Import(ImportArgs),
 }
 
@@ -167,9 +172,12 @@ pub struct KeyArgs {
     /// The value that the message bears, or several for a composite, in order
     #[arg(value_name = "VALUE")]
     pub values: Vec<String>,
-    /// Where the values stand in the message, one for each; the first source in `[key] from` when left out
+    /// Where the values stand in the message, one for each; every source in `[key] from` is tried when left out
     #[arg(long, value_name = "SOURCE", requires = "values")]
     pub from: Vec<KeyPart>,
+    /// The values are JSON: `"42"`, in quotes, is a text and `42` a number. Otherwise each is looked for as both
+    #[arg(long, requires = "values")]
+    pub typed: bool,
     /// The key's hash, as `keys list` shows it, instead of its values
     #[arg(long, value_name = "HEX")]
     pub hash: Option<String>,
@@ -203,7 +211,7 @@ pub struct ListArgs {
     pub after: Option<String>,
 }
 
-/// The states a key can be in.
+/// The states that keys can be listed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeyState {
     /// Claimed, under a lease that may have run out.
@@ -212,6 +220,8 @@ pub enum KeyState {
     Completed,
     /// Its last attempt failed.
     Failed,
+    /// It failed for good, and its dead letter is being published.
+    Terminal,
     /// Its message is dead-lettered.
     Dead,
 }
@@ -222,6 +232,9 @@ pub struct ImportArgs {
     /// What to import into and how to report.
     #[command(flatten)]
     pub report: ReportArgs,
+    /// Where the values stand in the messages, one for each; the first source in `[key] from` when left out
+    #[arg(long, value_name = "SOURCE")]
+    pub from: Vec<KeyPart>,
     /// The JSON lines; standard input when left out
     #[arg(value_name = "NDJSON", value_hint = ValueHint::FilePath)]
     pub lines: Option<PathBuf>,

@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod config;
 mod init;
+mod migrate;
 mod run;
 mod schema;
 
@@ -12,7 +13,7 @@ use std::path::Path;
 use onceward::{Error, ErrorKind};
 
 use crate::args::{Command, ConfigCommand};
-use crate::config::{Config, Lookup, missing_feature};
+use crate::config::{Config, ConfigError, Lookup, missing_feature};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -22,13 +23,13 @@ use crate::output::Output;
 /// The exit code and one sentence.
 pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     match command {
-        Command::Check(args) => check::check(&args, env, out),
+        Command::Check(args) => check::check(&args, env, out).await,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args.file, env, out),
         Command::Schema => schema::schema(out),
         Command::Init(args) => init::init(args.file.as_deref(), out),
         Command::Completions { shell } => completions::completions(shell, out),
         Command::Run(args) => run::run(&args, env, out).await,
-        Command::Migrate(_) => Err(not_wired("migrate")),
+        Command::Migrate(args) => migrate::migrate(&args.file, env, out).await,
         Command::Keys(_) => Err(not_wired("keys")),
         Command::Status(_) => Err(not_wired("status")),
     }
@@ -36,11 +37,13 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
 
 /// A configuration that this build has all the parts for.
 fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
+    Ok(load_with(file, env)?)
+}
+
+/// As [`load`], for those who look at the error themselves.
+fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
     let config = Config::load(file, env)?;
-    match missing_feature(&config) {
-        Some(error) => Err(error.into()),
-        None => Ok(config),
-    }
+    missing_feature(&config).map_or(Ok(config), Err)
 }
 
 /// How a command ends that `error` ended: what is wrong with the set-up is the configuration's, all else is not.

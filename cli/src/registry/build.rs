@@ -9,7 +9,7 @@ use onceward::{Consumer, Error, Handler, Pipeline, PipelineBuilder, Scope, Share
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::dead_letters;
-use super::handler::{Rest, open_handler};
+use super::handler::{AnyHandler, Rest, open_handler};
 use super::not_in_this_build;
 use super::settings::{key_extractor, pipeline_config};
 use super::store::{Inbox, OpenStore};
@@ -52,7 +52,7 @@ impl Ready {
 ///
 /// # Errors
 /// [`Error`] naming the values that disagree, or the part that cannot be used as it is configured.
-pub(crate) fn build(
+pub(crate) async fn build(
     config: &Config,
     scope: &Scope,
     source: Box<dyn Consumer>,
@@ -61,6 +61,7 @@ pub(crate) fn build(
 ) -> Result<Ready, Error> {
     match open_handler(config, scope)? {
         Some(handler) => {
+            checked(&handler).await?;
             let rest = handler.rest();
             let builder = with_settings(
                 Pipeline::builder(scope.clone(), source, Arc::clone(&store.store)),
@@ -71,6 +72,17 @@ pub(crate) fn build(
             plain(builder, handler, rest)
         }
         None => transactional(config, scope, source, store, until_empty),
+    }
+}
+
+/// A program that is missing would cost every message its attempts. A service that is down may come up.
+async fn checked(handler: &AnyHandler) -> Result<(), Error> {
+    match handler.check().await {
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(?error, "the handler is not ready; messages are tried until it is");
+            Ok(())
+        }
+        checked => checked,
     }
 }
 

@@ -17,11 +17,11 @@ mod settings;
 mod source;
 mod store;
 
-pub(crate) use build::{Ready, build};
-pub(crate) use handler::{AnyHandler, check_statement, open_handler};
+pub(crate) use build::build;
+pub(crate) use handler::{check_statement, open_handler};
 pub(crate) use settings::{key_extractor, key_source, scope};
 pub(crate) use source::{file_config, open_source};
-pub(crate) use store::{OpenStore, Purpose, migrate, open_store};
+pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, open_store};
 
 use onceward::{Error, ErrorKind};
 

@@ -1,8 +1,9 @@
 //! Opens the store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use onceward::{CheckpointStore, Error, MemoryStore, Store};
+use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, Store};
 
 use super::not_in_this_build;
 use crate::config::{self, Config};
@@ -12,7 +13,9 @@ use crate::config::{self, Config};
 pub(crate) enum Purpose {
     /// To run: what is missing is created.
     Run,
-    /// To look at or change keys: nothing is created, and a missing or older schema is an error.
+    /// To see whether a run would succeed: nothing is created.
+    Check,
+    /// To look at or change keys: nothing is created, and what is in another process's memory is out of reach.
     Operate,
 }
 
@@ -51,13 +54,14 @@ impl OpenStore {
 /// [`Error`] if it cannot be reached or must not be used as it is.
 pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<OpenStore, Error> {
     match &config.store {
+        config::Store::Memory(_) if purpose == Purpose::Operate => {
+            let what = "it is the memory of the process that runs, and gone with it; use another store to look into it";
+            Err(Error::new(ErrorKind::Config, "look into [store.memory]", what))
+        }
         config::Store::Memory(_) => Ok(memory()),
         #[cfg(feature = "sqlite")]
         config::Store::Sqlite(store) => sqlite::open(config, store, purpose).await,
-        other => {
-            let _ = purpose;
-            Err(not_in_this_build(&format!("store.{}", other.name())))
-        }
+        other => Err(not_in_this_build(&format!("store.{}", other.name()))),
     }
 }
 
@@ -71,10 +75,18 @@ pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
         config::Store::Memory(_) => Ok(None),
         #[cfg(feature = "sqlite")]
         config::Store::Sqlite(store) => {
-            onceward_sqlite::SqliteStore::migrate(&sqlite::options(config, store)).await.map(Some)
+            let options = sqlite::options(config, store);
+            sqlite::directory(&options)?;
+            onceward_sqlite::SqliteStore::migrate(&options).await.map(Some)
         }
         other => Err(not_in_this_build(&format!("store.{}", other.name()))),
     }
+}
+
+/// The file that the first run will create as its store, if there is none yet.
+pub(crate) fn file_to_come(config: &Config) -> Option<PathBuf> {
+    let config::Store::Sqlite(store) = &config.store else { return None };
+    Some(config.resolve(&store.path)).filter(|path| !path.exists())
 }
 
 fn memory() -> OpenStore {
@@ -99,11 +111,14 @@ mod sqlite {
     ) -> Result<OpenStore, Error> {
         let options = options(config, store);
         let options = match purpose {
-            Purpose::Run => options,
-            Purpose::Operate if options.path().exists() => {
+            Purpose::Run => {
+                directory(&options)?;
+                options
+            }
+            Purpose::Check | Purpose::Operate if options.path().exists() => {
                 options.create_if_missing(false).migrate_on_open(false)
             }
-            Purpose::Operate => {
+            Purpose::Check | Purpose::Operate => {
                 let what = format!(
                     "there is no file {} yet; `onceward run` creates it, and so does `onceward migrate`",
                     options.path().display()
@@ -113,6 +128,21 @@ mod sqlite {
         };
         let store = Arc::new(SqliteStore::open(options).await?);
         Ok(OpenStore { store: store.clone(), checkpoints: store.clone(), inbox: Some(Inbox::Sqlite(store)) })
+    }
+
+    /// SQLite creates no directories, and calls a missing one a trouble that may pass.
+    pub(super) fn directory(options: &SqliteConfig) -> Result<(), Error> {
+        match options.path().parent() {
+            Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+                let what = format!(
+                    "{} cannot be created, since there is no directory {}; create it, or correct store.sqlite.path",
+                    options.path().display(),
+                    parent.display()
+                );
+                Err(Error::new(ErrorKind::Config, "open the SQLite store", what))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn options(config: &Config, store: &config::SqliteStore) -> SqliteConfig {

@@ -64,8 +64,8 @@ async fn consume(
     let scope = registry::scope(config).map_err(|error| super::failure(&error))?;
     let Some(parts) = startup::open(config, &scope, shutdown).await? else { return Ok(None) };
     let startup::Parts { source, store } = parts;
-    let ready = registry::build(config, &scope, source, &store, until_empty)
-        .map_err(|error| super::failure(&error))?;
+    let built = registry::build(config, &scope, source, &store, until_empty).await;
+    let ready = built.map_err(|error| super::failure(&error))?;
     watched.started(std::sync::Arc::clone(&ready.counters));
     tracing::info!(
         scope = %scope,

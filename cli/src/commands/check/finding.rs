@@ -1,0 +1,127 @@
+//! One line of a check's report.
+
+use std::fmt;
+
+use onceward::Error;
+use onceward::store::{Advice as StoreAdvice, AdviceLevel};
+use serde::Serialize;
+
+use crate::config::{Advice, Config, ConfigError};
+use crate::handlers::text::printable;
+
+/// The longest line of a report, in bytes.
+const LINE_LIMIT: usize = 8 * 1024;
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Severity {
+    Ok,
+    Warning,
+    Error,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) severity: Severity,
+    #[serde(skip)]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+macro_rules! from_remark {
+    ($remark:ident, $severity:ident) => {
+        impl From<&$remark> for Finding {
+            fn from(remark: &$remark) -> Self {
+                Self {
+                    severity: Severity::$severity,
+                    file: remark.file().map(|file| file.display().to_string()),
+                    line: remark.line(),
+                    key: remark.key().map(str::to_owned),
+                    message: remark.problem().to_owned(),
+                    fix: Some(remark.fix().to_owned()),
+                }
+            }
+        }
+    };
+}
+
+from_remark!(Advice, Warning);
+from_remark!(ConfigError, Error);
+
+impl Finding {
+    /// All is well with `key`, or with the whole.
+    pub(super) fn ok(config: &Config, key: Option<&str>, message: impl Into<String>) -> Self {
+        let here = Self::from(&config.refuse(key.unwrap_or_default(), message, ""));
+        let line = here.line.filter(|_| key.is_some());
+        Self { severity: Severity::Ok, key: key.map(str::to_owned), line, fix: None, ..here }
+    }
+
+    /// It will run, but probably not as intended.
+    pub(super) fn warning(
+        config: &Config,
+        key: &str,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(config, key, message, fix) }
+    }
+
+    /// It will not run.
+    pub(super) fn error(
+        config: &Config,
+        key: &str,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::from(&config.refuse(key, message, fix))
+    }
+
+    /// An adapter's own words about `key`: they say what to do.
+    pub(super) fn failed(config: &Config, key: &str, error: &Error) -> Self {
+        Self { fix: None, ..Self::error(config, key, crate::commands::sentence(error), "") }
+    }
+
+    /// What a store has found out about itself.
+    pub(super) fn advised(config: &Config, key: &str, advice: &StoreAdvice) -> Self {
+        let severity = match advice.level {
+            AdviceLevel::Ok => Severity::Ok,
+            AdviceLevel::Warning => Severity::Warning,
+            AdviceLevel::Error => Severity::Error,
+        };
+        Self { severity, fix: None, ..Self::error(config, key, advice.text.as_str(), "") }
+    }
+}
+
+/// `severity: file:line: key: message; fix`, leaving out what is not known.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = match self.severity {
+            Severity::Ok => "ok: ",
+            Severity::Warning => "warning: ",
+            Severity::Error => "error: ",
+        }
+        .to_owned();
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => text += &format!("{file}:{line}: "),
+            (Some(file), None) => text += &format!("{file}: "),
+            (None, Some(line)) => text += &format!("line {line}: "),
+            (None, None) => {}
+        }
+        if let Some(key) = &self.key {
+            text += &format!("{key}: ");
+        }
+        text += &self.message;
+        if let Some(fix) = &self.fix {
+            text += &format!("; {fix}");
+        }
+        f.write_str(&printable(text.as_bytes(), LINE_LIMIT))
+    }
+}

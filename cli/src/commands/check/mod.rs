@@ -1,0 +1,43 @@
+//! `onceward check`: what is wrong with a configuration and with what it names, and what is unwise.
+
+mod files;
+mod finding;
+mod online;
+
+use crate::args::CheckArgs;
+use crate::config::{Config, Lookup};
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+use finding::{Finding, Severity};
+
+/// Reports one finding a line, or one JSON object a line with `--json`.
+pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
+    let file = &args.report.config.file;
+    let config = match super::load_with(file, env) {
+        Ok(config) => config,
+        Err(error) if args.report.json => {
+            out.json(&Finding::from(&error))?;
+            return Err(Failure::silent(Exit::Config));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut worst = Severity::Ok;
+    for finding in findings(&config, args.offline).await {
+        worst = worst.max(finding.severity);
+        if args.report.json { out.json(&finding)? } else { out.line(&finding)? }
+    }
+    Ok(if worst == Severity::Error { Exit::Failed } else { Exit::Done })
+}
+
+async fn findings(config: &Config, offline: bool) -> Vec<Finding> {
+    let mut findings: Vec<_> = config.advice().iter().map(Finding::from).collect();
+    if offline {
+        let what =
+            format!("the configuration of scope {:?} is valid; nothing was connected to", config.scope);
+        findings.push(Finding::ok(config, None, what));
+    } else {
+        online::findings(config, &mut findings).await;
+    }
+    findings
+}

@@ -1,0 +1,104 @@
+//! Looks at everything a configuration names: the source, the store, the handler, the place for dead letters.
+
+use std::time::Duration;
+
+use onceward::{Error, ErrorKind};
+
+use super::files;
+use super::finding::Finding;
+use crate::config::{Config, Handler, Source};
+use crate::registry::{self, OpenStore, Purpose};
+
+/// How long any one part may take to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Adds a finding for each part, good or bad.
+pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
+    if let Source::File(file) = &config.source {
+        findings.push(files::source(config, file));
+    }
+    let store = store(config, findings).await;
+    findings.push(handler(config, store.as_ref()).await);
+    if let (Source::File(_), Some(dead_letter)) = (&config.source, &config.dead_letter) {
+        let path = config.resolve(dead_letter.to.expose().as_ref());
+        findings.push(files::dead_letters(config, &path));
+    }
+    if let Some(store) = store {
+        store.close().await;
+    }
+}
+
+async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore> {
+    let key = format!("store.{}", config.store.name());
+    if let Some(path) = registry::file_to_come(config) {
+        let named = path.display();
+        findings.push(match files::writable_directory(&path) {
+            Ok(()) => Finding::warning(
+                config,
+                &key,
+                format!("there is no file {named} yet; the first run creates it"),
+                "check the path if keys should be in it already",
+            ),
+            Err(what) => Finding::error(
+                config,
+                &key,
+                format!("{named} cannot be created, since {what}"),
+                "create the directory and make it writable for this user",
+            ),
+        });
+        return None;
+    }
+    let opened = in_time(async {
+        let store = registry::open_store(config, Purpose::Check).await?;
+        let advice = store.store.check().await?;
+        Ok((store, advice))
+    });
+    match opened.await {
+        Ok((store, advice)) => {
+            findings.push(Finding::ok(
+                config,
+                Some(&key),
+                format!("{} answers", registry::describe_store(config)),
+            ));
+            findings.extend(advice.iter().map(|advice| Finding::advised(config, &key, advice)));
+            Some(store)
+        }
+        Err(error) => {
+            findings.push(Finding::failed(config, &key, &error));
+            None
+        }
+    }
+}
+
+async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
+    let key = config.handler.path();
+    let checked = async {
+        let scope = registry::scope(config)?;
+        match registry::open_handler(config, &scope)? {
+            Some(handler) => in_time(handler.check()).await.map(|()| true),
+            None => match store {
+                Some(store) => in_time(registry::check_statement(config, store)).await.map(|()| true),
+                None => Ok(false),
+            },
+        }
+    };
+    let message = match (checked.await, &config.handler) {
+        (Err(error), _) => return Finding::failed(config, &key, &error),
+        (Ok(false), _) => {
+            let message = "its statement was not looked at, since the store is not there";
+            return Finding::warning(config, &key, message, "check again once it is");
+        }
+        (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program is there and executable",
+        (Ok(true), Handler::Http(_)) => "its server accepts connections",
+        (Ok(true), Handler::Sql(_)) => "the store takes its statement",
+        (Ok(true), Handler::Stdout(_) | Handler::Publish(_)) => "needs nothing",
+    };
+    Finding::ok(config, Some(&key), message)
+}
+
+async fn in_time<T>(part: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(PATIENCE, part).await.unwrap_or_else(|_| {
+        let what = format!("it did not answer within {PATIENCE:?}");
+        Err(Error::new(ErrorKind::Timeout, "check it", what))
+    })
+}
