@@ -83,6 +83,20 @@ async fn after_a_rotation_the_old_file_is_finished_before_the_new_one_begins() {
 }
 
 #[tokio::test]
+async fn writers_get_a_moment_to_finish_the_old_file_after_the_new_one_appears() {
+    let (_directory, path) = file("one\n");
+    let mut consumer = follow(&path, &Checkpoints::new()).await;
+    let one = receive(&mut consumer, 1).await;
+    ack(&consumer, one).await;
+    rotate(&path);
+    let appeared = Instant::now();
+    std::fs::write(&path, "two\n").unwrap();
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["two"]);
+    let waited = appeared.elapsed();
+    assert!(waited >= Duration::from_millis(200), "went over after {waited:?}");
+}
+
+#[tokio::test]
 async fn a_line_of_the_old_file_can_still_be_retried_after_the_rotation() {
     let (_directory, path) = file("one\n");
     let checkpoints = Checkpoints::new();
@@ -134,16 +148,27 @@ async fn a_rotation_while_nobody_reads_loses_nothing() {
 #[tokio::test]
 async fn a_truncated_or_rewritten_file_begins_anew() {
     type Change = fn(&Path);
-    let changes: [Change; 2] = [
-        |path| {
-            // Copy and truncate, as log rotation may do.
-            std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
-            append(path, "new\n");
-        },
-        |path| std::fs::write(path, "new\nand longer than before\n").unwrap(),
+    let long = "x".repeat(4990) + "\n";
+    let changes: [(String, Change, &str); 3] = [
+        (
+            "one\ntwo\n".into(),
+            |path| {
+                // Copy and truncate, as log rotation may do.
+                std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+                append(path, "new\n");
+            },
+            "new",
+        ),
+        ("one\ntwo\n".into(), |path| std::fs::write(path, "new\nand longer than before\n").unwrap(), "new"),
+        // The beginning that it is recognised by is as it was.
+        (
+            format!("{long}two\n"),
+            |path| std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(4991).unwrap(),
+            long.trim_end(),
+        ),
     ];
-    for change in changes {
-        let (_directory, path) = file("one\ntwo\n");
+    for (text, change, first) in changes {
+        let (_directory, path) = file(text);
         let checkpoints = Checkpoints::new();
         let mut consumer = follow(&path, &checkpoints).await;
         let deliveries = receive(&mut consumer, 2).await;
@@ -152,7 +177,7 @@ async fn a_truncated_or_rewritten_file_begins_anew() {
         until_idle(&mut consumer).await;
         change(&path);
         let batch = tokio::time::timeout(support::LIMIT, consumer.receive()).await.unwrap().unwrap().unwrap();
-        assert_eq!(texts(&batch)[0], "new");
+        assert_eq!(texts(&batch)[0], first);
         let after = batch[0].message.position().unwrap();
         assert_eq!(after.offset, 0);
         assert_ne!(after.incarnation, before.incarnation);
