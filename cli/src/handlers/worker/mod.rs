@@ -110,7 +110,8 @@ impl WorkerHandler {
     }
 
     /// Refuses further messages, waits for those that are being handled, closes every process's standard input and
-    /// waits until they have ended; what has not ended after `limit` is killed. Answers how many those were.
+    /// waits until they have ended; an idle process that has not ended after `limit` is killed. Answers how many those
+    /// were. A process that is still handling a message then ends with that message's run.
     ///
     /// # Cancel safety
     /// Dropped, it kills the processes that are left as soon as the handler is dropped.
