@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::{Error, Handler, HandlerError, Message, Scope};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{ChildStderr, ChildStdout};
 
 use super::lines::{LastLine, read_lines};
 use super::process::{ProcessGroup, Program};
-use super::variables;
+use super::{payload, variables};
 
 /// EX_DATAERR of sysexits.h: the input is wrong and stays so.
 const EX_DATAERR: i32 = 65;
@@ -43,7 +43,8 @@ pub struct ExecOptions {
 /// | is ended by a signal | is tried again; its outcome counts as unknown |
 /// | cannot be started | is tried again |
 ///
-/// The last line of standard error is the error's text. A process need not read its input. It leads a process group of
+/// The last line of standard error is the error's text. A process need not read its input, which is a file and whole
+/// from the start: that of a handler whose parent dies never ends early. The process leads a process group of
 /// its own: what it started and left running is killed when it ends, and all of it when the run is cancelled.
 /// Processes that leave the group (`setsid`) are out of reach, and so are those still running when this program is
 /// itself killed: the fence lets their sink refuse them.
@@ -76,6 +77,7 @@ impl ExecHandler {
             command.env_remove(name);
         }
         command.envs(variables::variables(&self.scope, message));
+        command.stdin(payload::whole(message.payload())?);
         if self.keep_output.is_none() {
             command.stdout(Stdio::null());
         }
@@ -110,10 +112,8 @@ impl Handler for ExecHandler {
             self.start(&message).map_err(|cause| HandlerError::retry(self.program.cannot_start(&cause)))?;
         let last = LastLine::default();
         let child = process.child();
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let mut pipes = pin!(async {
-            tokio::join!(give(stdin, message.payload()), self.keep(stdout), self.listen(stderr, &last)).1
-        });
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut pipes = pin!(async { tokio::join!(self.keep(stdout), self.listen(stderr, &last)).0 });
         let mut output = None;
         let status = {
             let mut ended = pin!(process.wait());
@@ -173,13 +173,6 @@ impl ExecHandler {
             return None;
         }
         Some(output.into())
-    }
-}
-
-/// A process that does not read all of its input is in its right: its exit code says what came of it.
-async fn give(stdin: Option<ChildStdin>, payload: &[u8]) {
-    if let Some(mut stdin) = stdin {
-        let _ = stdin.write_all(payload).await;
     }
 }
 

@@ -16,6 +16,7 @@ mod headers;
 #[cfg(feature = "http")]
 mod http;
 mod lines;
+mod payload;
 mod process;
 #[cfg(feature = "sqlite")]
 mod sql;
