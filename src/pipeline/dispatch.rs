@@ -112,7 +112,7 @@ impl Ord for Timer {
 pub(crate) enum Drained {
     /// Everything that had started was recorded and settled.
     Wholly,
-    /// The drain deadline passed with so many runs still going; they were dropped.
+    /// The drain deadline passed with so many runs still going; they were asked to stop, and dropped if they did not.
     Abandoned(usize),
     /// A round panicked; its deliveries were given back.
     Panicked,
@@ -407,7 +407,8 @@ impl<R: Runner> Dispatcher<R> {
         self.gate.set_open(false);
         let deadline = Instant::now() + self.shared.config.drain_timeout;
         let mut batch = Vec::with_capacity(64);
-        let mut stopping = false;
+        // How many runs the deadline found still going.
+        let mut cut = None;
         loop {
             self.abandon_unstarted();
             self.publish_gauges();
@@ -417,16 +418,19 @@ impl<R: Runner> Dispatcher<R> {
                     self.take(event);
                 }
                 self.abandon_unstarted();
-                return if self.panicked { Drained::Panicked } else { Drained::Wholly };
+                return match cut {
+                _ if self.panicked => Drained::Panicked,
+                Some(runs @ 1..) => Drained::Abandoned(runs),
+                _ => Drained::Wholly,
+            };
             }
-            let until = if stopping { deadline + self.shared.config.cancel_grace } else { deadline };
+            let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
             tokio::select! {
                 biased;
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
                 Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = tokio::time::sleep_until(until) => {
-                    if stopping {
-                        let running = self.running;
+                    if let Some(runs) = cut {
                         self.rounds.abort_all();
                         while self.rounds.join_next().await.is_some() {}
                         while let Ok(event) = events.try_recv() {
@@ -436,9 +440,9 @@ impl<R: Runner> Dispatcher<R> {
                         // What is left was in the rounds that were dropped, their copies included.
                         self.shared.count(Counter::GivenBack, self.in_flight);
                         self.shared.counters.set_in_flight(0, 0);
-                        return Drained::Abandoned(running);
+                        return Drained::Abandoned(runs);
                     }
-                    stopping = true;
+                    cut = Some(self.running);
                     tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
                     self.shared.giving_up.cancel();
                     self.shared.heartbeat.cancel_all();

@@ -147,8 +147,11 @@ async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, due: Vec<Arc<Ac
             .collect();
         let sent = Instant::now();
         failpoints::hit(Step::RenewSent);
-        let answers =
-            shared.store_call("renew leases", batch.len(), shared.store.renew(&shared.scope, &batch)).await;
+        // A call that hangs must leave time for another one within the lease.
+        let limit = shared.config.store_timeout.min(shared.config.renew_every());
+        let call = shared.store.renew(&shared.scope, &batch);
+        let answers = super::gather::bounded(limit, "renew leases", batch.len(), call).await;
+        shared.count_errors(&answers);
         for (claim, answer) in chunk.iter().zip(answers) {
             match answer {
                 Ok(Renewal::Renewed) => {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::config::{OnMismatch, OnMissingKey, Ordering};
 use super::dispatch::Event;
 use super::shared::Shared;
+use super::start_check::ready;
 use super::work::{Plan, Taken, Work};
 use crate::consumer::Consumer;
 use crate::dead_letter::Republished;
@@ -47,13 +48,17 @@ impl Gate {
     }
 }
 
-/// Receives until the source ends, a drain begins or an error ends the run; then gives the consumer back, so that it can
+/// Checks that messages may be taken at all, then receives until the source ends, a drain begins or an error ends the run; then gives the consumer back, so that it can
 /// be closed after the last settlement.
 pub(crate) async fn take_in<R: Send + Sync + 'static>(
     shared: Arc<Shared<R>>,
     gate: Arc<Gate>,
     mut consumer: Box<dyn Consumer>,
 ) -> (Box<dyn Consumer>, Result<(), Error>) {
+    if let Err(error) = ready(&shared).await {
+        shared.draining.cancel();
+        return (consumer, Err(error));
+    }
     let derive = Derive::new(&shared.keys, &shared.config.ordering);
     let mut failures = 0;
     loop {

@@ -13,6 +13,7 @@ mod run;
 mod runner;
 mod settler;
 mod shared;
+pub mod start_check;
 #[cfg(test)]
 mod tests;
 mod work;

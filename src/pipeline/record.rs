@@ -182,8 +182,13 @@ async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorde
                 shared.count(Counter::SuspectedDoubleEffects, 1);
                 ask_again(shared, finished)
             }
-            Err(_) if shared.giving_up.is_cancelled() => decided(finished, Verdict::Abandon),
+            // The effect has happened and its record is uncertain: the message may run again.
+            Err(_) if shared.giving_up.is_cancelled() => {
+                shared.count(Counter::SuspectedDoubleEffects, 1);
+                decided(finished, Verdict::Abandon)
+            }
             Err(error) => {
+                shared.count(Counter::SuspectedDoubleEffects, 1);
                 tracing::error!(%error, key = ?finished.work.key(), "a completion is refused; its message is held and may run again");
                 let after = shared.config.retry.backoff.max;
                 decided(finished, Verdict::Again { after })
@@ -306,6 +311,8 @@ fn unprotected_failure<R>(
     match terminal(shared, failures, error) {
         Some(reason) if shared.config.policies.on_exhausted == OnExhausted::DeadLetter => {
             let why = obituary_without_claim(reason, error.text().to_owned(), &finished.work);
+            // The heartbeat watches runs without a claim as well, for their delivery.
+            finished.claim.iter().for_each(|claim| claim.end());
             sorted.letters.push(Letter { work: finished.work, lease: None, why });
         }
         _ => {
@@ -396,15 +403,25 @@ fn hold_letter<R>(shared: &Shared<R>, Letter { mut work, .. }: Letter) -> Record
     Recorded { work, verdict: Verdict::Again { after } }
 }
 
-async fn release<R>(shared: &Shared<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
+async fn release<R: Runner>(shared: &Shared<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
     failpoints::hit(Step::ReleaseSent);
     let leases: Vec<_> = unstarted
         .iter()
         .filter_map(|finished| finished.claim.as_ref().and_then(|claim| claim.lease()))
         .collect();
-    // A release that is lost costs the next claim a wait for the lease, nothing else.
-    shared
-        .store_call("release unstarted claims", leases.len(), shared.store.release(&shared.scope, &leases))
-        .await;
+    for finished in &unstarted {
+        finished.claim.iter().for_each(|claim| claim.returned());
+    }
+    // A suspect may be marked as started by now, and a mark that is left standing would cost it an attempt.
+    if !leases.is_empty() {
+        shared
+            .until_known(leases, |batch| {
+                Box::pin(async move {
+                    let call = shared.store.release(&shared.scope, &batch);
+                    shared.store_call("release unstarted claims", batch.len(), call).await
+                })
+            })
+            .await;
+    }
     unstarted.into_iter().map(|finished| ask_again(shared, finished)).collect()
 }

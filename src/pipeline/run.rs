@@ -82,29 +82,43 @@ async fn run_tasks<R: Runner>(
     let finish = CancellationToken::new();
 
     let helpers = [
-        Abort(tokio::spawn(heartbeat::beat(Arc::clone(&shared), Arc::clone(&acker))).abort_handle()),
+        Abort(
+            tokio::spawn(vital(
+                shared.draining.clone(),
+                heartbeat::beat(Arc::clone(&shared), Arc::clone(&acker)),
+            ))
+            .abort_handle(),
+        ),
         Abort(tokio::spawn(janitor::purge(Arc::clone(&shared))).abort_handle()),
     ];
     let queue = consumer.settle_queue();
-    let settler = tokio::spawn(flush_all(Arc::clone(&shared), queue, acker, finish.clone()));
-    let intake = tokio::spawn(take_in(Arc::clone(&shared), Arc::clone(&gate), consumer));
+    let settler = tokio::spawn(vital(
+        shared.draining.clone(),
+        flush_all(Arc::clone(&shared), queue, acker, finish.clone()),
+    ));
+    let intake = tokio::spawn(vital(
+        shared.draining.clone(),
+        take_in(Arc::clone(&shared), Arc::clone(&gate), consumer),
+    ));
 
     let drained = Dispatcher::new(Arc::clone(&shared), gate).run(&mut events).await;
     // The order from here on loses nothing: no more intake, then the last settlements, then the connection.
     shared.draining.cancel();
-    let (mut consumer, received) = intake.await.map_err(|error| ended("receive", &error))?;
+    let received = intake.await.map_err(|error| ended("receive", &error));
     while let Ok(event) = events.try_recv() {
         if let Event::Arrived(works) = event {
             give_back(&shared, works);
         }
     }
     finish.cancel();
-    settler.await.map_err(|error| ended("settle", &error))?;
+    let settled = settler.await.map_err(|error| ended("settle", &error));
     drop(helpers);
+    let (mut consumer, received) = received?;
     if let Err(error) = consumer.close().await {
         tracing::warn!(?error, "the source was not closed cleanly");
     }
     received?;
+    settled?;
     let abandoned_runs = match drained {
         Drained::Wholly => 0,
         Drained::Abandoned(runs) => runs,
@@ -115,6 +129,25 @@ async fn run_tasks<R: Runner>(
     };
     let counters = Arc::clone(&shared.counters);
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
+}
+
+/// A task without which the others would wait for ever: if it panics, the run ends.
+fn vital<T>(draining: CancellationToken, task: impl Future<Output = T>) -> impl Future<Output = T> {
+    struct OnPanic(CancellationToken);
+
+    impl Drop for OnPanic {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.cancel();
+            }
+        }
+    }
+
+    let on_panic = OnPanic(draining);
+    async move {
+        let _on_panic = on_panic;
+        task.await
+    }
 }
 
 fn give_back<R>(shared: &Shared<R>, works: Vec<Work>) {

@@ -5,6 +5,9 @@
 mod dead_letters;
 mod duplicates;
 mod failures;
+mod leases;
+mod outages;
+mod suspects;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

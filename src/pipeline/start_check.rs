@@ -1,0 +1,151 @@
+//! What must be true before the first message is taken: the store answers and may be used, and the limits of
+//! configuration and broker fit together.
+
+use std::time::Duration;
+
+use super::config::{Mode, OnStoreDown, Ordering, PipelineConfig};
+use super::shared::Shared;
+use crate::consumer::Capabilities;
+use crate::error::{Error, ErrorKind};
+use crate::store::{Advice, AdviceLevel};
+use crate::telemetry::Counter;
+
+/// Waits until the store has been checked and answered for, or a drain begins. What was found is logged.
+///
+/// # Errors
+/// [`Error`] if the store must not be used as it is.
+pub(crate) async fn ready<R>(shared: &Shared<R>) -> Result<(), Error> {
+    advise(&shared.config, &shared.capabilities).iter().for_each(log);
+    let waits =
+        shared.config.policies.on_store_down == OnStoreDown::Pause && shared.config.mode == Mode::Enforce;
+    let mut tries = 0;
+    loop {
+        let error = match tokio::time::timeout(shared.config.store_timeout, shared.store.check()).await {
+            Ok(Ok(found)) => {
+                shared.counters.set_store_up(true);
+                found.iter().for_each(log);
+                return match found.into_iter().find(|advice| advice.level == AdviceLevel::Error) {
+                    Some(advice) => Err(Error::new(ErrorKind::Config, "use this store", advice.text)),
+                    None => Ok(()),
+                };
+            }
+            Ok(Err(error)) if !error.is_retryable() => return Err(error),
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(ErrorKind::Timeout, "check the store", "it did not answer in time"),
+        };
+        shared.count(Counter::StoreErrors, 1);
+        shared.counters.set_store_up(false);
+        tracing::warn!(%error, "the store does not answer: no message is taken");
+        if !waits {
+            return Ok(());
+        }
+        let pause = shared.pause(Duration::from_millis(100), tries, Duration::from_secs(5));
+        tries = tries.saturating_add(1);
+        tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn log(advice: &Advice) {
+    match advice.level {
+        AdviceLevel::Ok => tracing::debug!("{}", advice.text),
+        AdviceLevel::Warning => tracing::warn!("{}", advice.text),
+        AdviceLevel::Error => tracing::error!("{}", advice.text),
+    }
+}
+
+/// How the limits of a configuration relate to those of a broker. Every line is a promise that is weaker than it
+/// reads; none keeps a pipeline from running.
+pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
+    let mut found = Vec::new();
+    let mut warn = |text: String| found.push(Advice::new(AdviceLevel::Warning, text));
+    let attempts = config.retry.max_attempts;
+    if let Some(limit) = broker.delivery_limit
+        && limit < attempts.saturating_add(HEADROOM)
+    {
+        warn(format!(
+            "the broker gives a message up after {limit} deliveries, but {attempts} attempts and redeliveries after \
+             crashes may need more; raise its limit to at least {}, or lower max_attempts",
+            attempts.saturating_add(HEADROOM)
+        ));
+    }
+    let longest_run = config.handler_timeout.saturating_add(config.cancel_grace);
+    if let Some(timeout) = broker.ack_timeout
+        && timeout < longest_run
+    {
+        warn(format!(
+            "the broker takes a delivery back after {timeout:?}, but a handler may run for {longest_run:?}; raise the \
+             broker's timeout, or lower handler_timeout"
+        ));
+    }
+    let horizon = config.retry.span().saturating_add(broker.retention.unwrap_or_default());
+    if config.ttl < horizon {
+        warn(format!(
+            "ttl is {:?}, but retries and the broker's retention let duplicates arrive for {horizon:?}; raise ttl, or \
+             they run again",
+            config.ttl
+        ));
+    }
+    if config.ordering != Ordering::None && !broker.ordered {
+        warn(
+            "the broker does not keep the order of messages across redeliveries and workers: order holds within this \
+             worker only; use partitions, FIFO groups or a single active consumer"
+                .to_owned(),
+        );
+    }
+    found
+}
+
+/// Deliveries beyond the attempts, for redeliveries that are nobody's failure.
+const HEADROOM: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(config: &PipelineConfig, broker: &Capabilities) -> Vec<String> {
+        advise(config, broker).into_iter().map(|advice| advice.text).collect()
+    }
+
+    #[test]
+    fn a_broker_without_limits_needs_no_advice() {
+        assert!(advise(&PipelineConfig::default(), &Capabilities::default()).is_empty());
+    }
+
+    #[test]
+    fn rule_6_a_delivery_limit_without_headroom_over_the_attempts_is_warned_about() {
+        let config = PipelineConfig::default();
+        let limited = |limit| Capabilities { delivery_limit: Some(limit), ..Capabilities::default() };
+        assert!(texts(&config, &limited(10)).is_empty());
+        assert!(texts(&config, &limited(9))[0].contains("after 9 deliveries"));
+    }
+
+    #[test]
+    fn rule_6_a_handler_that_may_outlive_the_ack_timeout_is_warned_about() {
+        let config = PipelineConfig::default();
+        let broker =
+            |secs| Capabilities { ack_timeout: Some(Duration::from_secs(secs)), ..Capabilities::default() };
+        assert!(texts(&config, &broker(35)).is_empty());
+        assert!(texts(&config, &broker(34))[0].contains("takes a delivery back"));
+    }
+
+    #[test]
+    fn rule_7_a_ttl_shorter_than_retries_and_retention_is_warned_about() {
+        let day = Duration::from_secs(24 * 3600);
+        let config = PipelineConfig::default();
+        let broker = |retention| Capabilities { retention: Some(retention), ..Capabilities::default() };
+        assert!(texts(&config, &broker(6 * day)).is_empty());
+        assert!(texts(&config, &broker(7 * day))[0].contains("raise ttl"));
+    }
+
+    #[test]
+    fn rule_10_order_that_the_broker_does_not_keep_is_warned_about() {
+        let config = PipelineConfig { ordering: Ordering::BrokerKey, ..PipelineConfig::default() };
+        assert!(texts(&config, &Capabilities::default())[0].contains("within this worker only"));
+        let ordered = Capabilities { ordered: true, ..Capabilities::default() };
+        assert!(texts(&config, &ordered).is_empty());
+    }
+}
