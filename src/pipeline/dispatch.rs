@@ -419,10 +419,10 @@ impl<R: Runner> Dispatcher<R> {
                 }
                 self.abandon_unstarted();
                 return match cut {
-                _ if self.panicked => Drained::Panicked,
-                Some(runs @ 1..) => Drained::Abandoned(runs),
-                _ => Drained::Wholly,
-            };
+                    _ if self.panicked => Drained::Panicked,
+                    Some(runs @ 1..) => Drained::Abandoned(runs),
+                    _ => Drained::Wholly,
+                };
             }
             let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
             tokio::select! {

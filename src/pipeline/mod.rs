@@ -166,7 +166,8 @@ impl Summary {
         self.parked
     }
 
-    /// Runs that were still going when the drain deadline had passed, and were dropped. Not acked.
+    /// Runs that were still going when the drain deadline had passed: they were asked to stop, and dropped if they did not.
+    /// What did not succeed even so is not acked.
     pub fn abandoned_runs(&self) -> usize {
         self.abandoned_runs
     }
