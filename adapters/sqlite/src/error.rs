@@ -1,9 +1,11 @@
 //! Where SQLite's errors enter: one function, one table.
 
+use std::borrow::Cow;
+
 use onceward::{Error, ErrorKind};
 
 /// What `error`, met while attempting `operation`, means to the caller.
-pub(crate) fn store_error(operation: &'static str, error: sqlx::Error) -> Error {
+pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
         sqlx::Error::Database(database) => {
             let code = database.code().and_then(|code| code.parse().ok()).unwrap_or(0);

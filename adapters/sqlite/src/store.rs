@@ -22,7 +22,6 @@ use crate::error::store_error;
 use crate::writer::{Slot, WHAT, Writer, raise_fence_floor};
 use crate::{migrate, row};
 
-const OPEN: &str = "open the SQLite store";
 const READ: &str = "read from the SQLite store";
 
 /// Keeps keys in a SQLite file. Clones share one writer; so do all tasks of a process.
@@ -184,10 +183,11 @@ async fn connect(slot: &mut Slot) -> Result<&mut SqliteConnection, Error> {
                 tried += 1;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            Err(error) => return Err(store_error(OPEN, error)),
+            Err(error) => return Err(store_error(slot.opening(), error)),
         }
     }
-    slot.conn().await.map_err(|error| store_error(OPEN, error))
+    let opening = slot.opening();
+    slot.conn().await.map_err(|error| store_error(opening, error))
 }
 
 fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {

@@ -111,6 +111,11 @@ impl Slot {
         Ok(self.conn.insert(conn))
     }
 
+    /// What is attempted when the connection is opened, for errors: which file it is matters most then.
+    pub(crate) fn opening(&self) -> String {
+        format!("open the SQLite store {}", self.options.get_filename().display())
+    }
+
     /// The connection, if it is open.
     pub(crate) fn opened(&mut self) -> Option<&mut SqliteConnection> {
         self.conn.as_mut()
