@@ -45,24 +45,16 @@ impl Ended {
         self.status.signal()
     }
 
-    /// The number before or after `word` in the summary line.
+    /// What the summary line says of `name`; 0 for one of the names that are only there if they count something.
     ///
     /// # Panics
     /// If standard output does not end with such a line.
-    pub fn summary(&self, word: &str) -> u64 {
+    pub fn summary(&self, name: &str) -> u64 {
         let line = self.stdout.lines().last().unwrap_or_default();
-        let numbers = line.split(',').map(|part| part.trim().trim_end_matches('.'));
-        numbers
-            .filter_map(|part| {
-                let (one, other) = part.rsplit_once([' ', ':', '='])?;
-                let one = one.trim().trim_end_matches(':');
-                if one.ends_with(word) { other.parse().ok() } else { None }.or_else(|| {
-                    let number = one.split_whitespace().next_back()?;
-                    if other == word { number.parse().ok() } else { None }
-                })
-            })
-            .next()
-            .unwrap_or_else(|| panic!("the summary says nothing of {word:?}: {self:#?}"))
+        assert!(line.starts_with("received="), "it ended without a summary: {self:#?}");
+        let mut figures = line.split(' ').filter_map(|figure| figure.split_once('='));
+        let number = figures.find(|(found, _)| *found == name).map_or(Ok(0), |(_, number)| number.parse());
+        number.unwrap_or_else(|error| panic!("{name} in the summary: {error}: {self:#?}"))
     }
 }
 

@@ -60,7 +60,8 @@ fn killed_in_the_middle_every_key_has_its_effect_and_only_those_in_flight_may_ha
         let ended = running.kill();
         assert_eq!(ended.signal(), Some(9), "it ended before it was killed: {ended:#?}");
         let pending = in_flight(&scene);
-        assert!(pending.len() <= 4, "more keys in flight than handlers run: {pending:?}");
+        // Four run and as many may be on their way to their completion; those of earlier kills wait for their lease.
+        assert!(pending.len() <= 8 * (kill + 1), "claimed without being about to start: {pending:?}");
         excused.extend(pending);
     }
     let ended = scene.run_to_end();
