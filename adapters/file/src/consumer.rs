@@ -371,7 +371,7 @@ async fn until(due: Option<Instant>) {
 }
 
 /// Runs file work off the asynchronous threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {

@@ -56,6 +56,7 @@ compile_error!("onceward-file recognises files by device and inode, which only U
 
 mod acker;
 mod attach;
+mod backlog;
 mod config;
 mod consumer;
 mod envelope;
@@ -68,6 +69,7 @@ mod reader;
 mod shape;
 mod watermark;
 
+pub use backlog::{Backlog, backlog};
 pub use config::{FileConfig, Format};
 pub use consumer::FileConsumer;
 pub use publisher::FilePublisher;

@@ -4,9 +4,11 @@ mod check;
 mod completions;
 mod config;
 mod init;
+mod keys;
 mod migrate;
 mod run;
 mod schema;
+mod status;
 
 use std::path::Path;
 
@@ -30,8 +32,8 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Completions { shell } => completions::completions(shell, out),
         Command::Run(args) => run::run(&args, env, out).await,
         Command::Migrate(args) => migrate::migrate(&args.file, env, out).await,
-        Command::Keys(_) => Err(not_wired("keys")),
-        Command::Status(_) => Err(not_wired("status")),
+        Command::Keys(command) => keys::keys(&command, env, out).await,
+        Command::Status(args) => status::status(&args, env, out).await,
     }
 }
 
@@ -65,9 +67,4 @@ fn sentence(error: &Error) -> String {
         cause = next.source();
     }
     text
-}
-
-/// Only until the command's module is here.
-fn not_wired(command: &str) -> Failure {
-    Failure::new(Exit::Failed, format!("onceward {command} is not wired yet; use a later build"))
 }

@@ -19,7 +19,7 @@ mod store;
 
 pub(crate) use build::build;
 pub(crate) use handler::{check_statement, open_handler};
-pub(crate) use settings::{key_extractor, key_source, scope};
+pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};
 pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, open_store};
 

@@ -1,0 +1,120 @@
+//! `keys explain`: what the next delivery of a key will meet, and why.
+
+use std::time::Duration;
+
+use onceward::store::{KeyRecord, KeyState};
+
+use super::Bench;
+use super::naming::{Known, candidates, known};
+use super::show::{time, unknown};
+use crate::args::KeyArgs;
+use crate::config::{Config, Mode, OnExhausted, OnInProgress, OnMismatch};
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+/// Says it in words. Exit code 1 if the key is not known.
+pub(super) async fn explain(bench: &Bench<'_>, args: &KeyArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let candidates = candidates(bench, args)?;
+    let known = known(bench, &candidates).await?;
+    if known.is_empty() {
+        unknown(&candidates, args.report.json, out)?;
+        if !args.report.json {
+            out.line("The next delivery is handled: nothing is known of it, or its record has expired.")?;
+        }
+        return Ok(Exit::Failed);
+    }
+    for Known { named, record } in &known {
+        let words = words(&bench.config, record);
+        if args.report.json {
+            let (hash, state) = (named.key.to_string(), record.state.as_str());
+            out.json(&serde_json::json!({"hash": hash, "from": named.from, "state": state, "words": words}))?;
+        } else {
+            let from = named.from.as_ref().map(|from| format!(" (from {from})")).unwrap_or_default();
+            out.line(format_args!("{}{from} is {}. {words}", named.key, record.state.as_str()))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn words(config: &Config, record: &KeyRecord) -> String {
+    let attempt = record.attempts.saturating_add(1);
+    let mut words = match record.state {
+        KeyState::Absent => format!(
+            "It was released, or opened by a redrive: the next delivery is handled, as attempt {attempt} of generation {}.",
+            record.generation
+        ),
+        KeyState::Pending => pending(config, record),
+        KeyState::Failed => failed(config, record, attempt),
+        KeyState::Terminal => format!(
+            "It failed for good{}, and its dead letter is being published. A delivery that comes now waits; once the \
+             lease is over the next one repeats the dead letter, never the handler.",
+            reason(record)
+        ),
+        KeyState::Completed => completed(config, record),
+        KeyState::Dead => format!(
+            "Its dead letter was published {} ago{}: further deliveries are acked and counted. Only a redrive of that \
+             letter, as generation {}, is handled again.",
+            time(record.last_age),
+            reason(record),
+            record.generation.saturating_add(1)
+        ),
+    };
+    if config.mode == Mode::Observe {
+        words += " The configuration only observes, so every delivery is handled all the same.";
+    }
+    words
+}
+
+fn pending(config: &Config, record: &KeyRecord) -> String {
+    match record.lease_left {
+        Some(left) if left > Duration::ZERO => {
+            let meanwhile = match config.policy.on_in_progress {
+                OnInProgress::Hold => "is held until the run has ended",
+                OnInProgress::Park => "goes back to a broker that can wait, and is held elsewhere",
+            };
+            format!(
+                "Its handler runs or is about to, under a lease with {} left, renewed as long as its process lives. A \
+                 delivery that comes now {meanwhile}; it is never acked.",
+                time(left)
+            )
+        }
+        _ => "Its lease is over: its process has died or lost the store. The next delivery takes the key over with a \
+              larger fence and is handled, even though the effect of the first run may have happened."
+            .to_owned(),
+    }
+}
+
+fn failed(config: &Config, record: &KeyRecord, attempt: u32) -> String {
+    let most = config.retry.max_attempts;
+    match config.policy.on_exhausted {
+        _ if record.attempts < most => format!(
+            "Its last run failed {} ago; the next delivery is handled, as attempt {attempt} of {most}.",
+            time(record.last_age)
+        ),
+        OnExhausted::Park => format!(
+            "All {most} attempts failed; it stays in the source and is tried again, as attempt {attempt}, since \
+             policy.on_exhausted is \"park\"."
+        ),
+        OnExhausted::DeadLetter => {
+            format!("All {most} attempts failed: the next delivery is dead-lettered, not handled.")
+        }
+    }
+}
+
+fn completed(config: &Config, record: &KeyRecord) -> String {
+    let other = match config.policy.on_mismatch {
+        OnMismatch::DeadLetter => "is dead-lettered",
+        OnMismatch::Ack => "is acked as well, and counted",
+        OnMismatch::Process => "is taken for a copy, too",
+    };
+    format!(
+        "Its effect happened {} ago: further deliveries are acked as duplicates for another {}, then handled again. One \
+         with another payload {other}.",
+        time(record.last_age),
+        time(record.expires_in)
+    )
+}
+
+fn reason(record: &KeyRecord) -> String {
+    record.reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
+}

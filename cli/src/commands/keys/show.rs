@@ -1,0 +1,137 @@
+//! `keys get`, and how a record is printed.
+
+use std::time::Duration;
+
+use onceward::store::{KeyRecord, KeyState};
+use serde::Serialize;
+
+use super::Bench;
+use super::naming::{Known, Named, candidates, known};
+use crate::args::KeyArgs;
+use crate::exit::{Exit, Failure};
+use crate::handlers::text::printable;
+use crate::output::{Output, OutputError};
+
+/// How much of an error's text is shown, in bytes.
+const ERROR_LIMIT: usize = 2 * 1024;
+
+/// A record as `--json` prints it. Times are in milliseconds.
+#[derive(Debug, Serialize)]
+pub(super) struct Record {
+    pub(super) hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    pub(super) state: &'static str,
+    attempts: u32,
+    lost: u32,
+    generation: u32,
+    fence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_left_ms: Option<u64>,
+    first_age_ms: u64,
+    last_age_ms: u64,
+    expires_in_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_bytes: Option<usize>,
+}
+
+impl Record {
+    pub(super) fn new(record: &KeyRecord, from: Option<String>) -> Self {
+        Self {
+            hash: record.key.to_string(),
+            from,
+            state: record.state.as_str(),
+            attempts: record.attempts,
+            lost: record.lost,
+            generation: record.generation,
+            fence: record.fence,
+            lease_left_ms: record.lease_left.map(millis),
+            first_age_ms: millis(record.first_age),
+            last_age_ms: millis(record.last_age),
+            expires_in_ms: millis(record.expires_in),
+            reason: record.reason.map(onceward::store::Reason::as_str),
+            error: record.error.clone(),
+            result_bytes: record.result_bytes,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A length of time for people: whole seconds, or milliseconds below one.
+pub(super) fn time(duration: Duration) -> String {
+    let rounded = match duration.as_secs() {
+        0 => Duration::from_millis(millis(duration)),
+        secs => Duration::from_secs(secs),
+    };
+    humantime::format_duration(rounded).to_string()
+}
+
+/// Shows the record of a key, or of each key that the text may mean. Exit code 1 if none is known.
+pub(super) async fn get(bench: &Bench<'_>, args: &KeyArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let candidates = candidates(bench, args)?;
+    let known = known(bench, &candidates).await?;
+    if known.is_empty() {
+        unknown(&candidates, args.report.json, out)?;
+        return Ok(Exit::Failed);
+    }
+    for (index, Known { named, record }) in known.iter().enumerate() {
+        if args.report.json {
+            out.json(&Record::new(record, named.from.clone()))?;
+        } else {
+            if index > 0 {
+                out.line("")?;
+            }
+            print(named, record, out)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Says which keys were looked for.
+pub(super) fn unknown(candidates: &[Named], json: bool, out: &mut Output) -> Result<(), OutputError> {
+    for named in candidates {
+        if json {
+            let from = named.from.as_deref();
+            out.json(&serde_json::json!({"hash": named.key.to_string(), "from": from, "state": "unknown"}))?;
+        } else {
+            let from = named.from.as_ref().map(|from| format!(" (from {from})")).unwrap_or_default();
+            out.line(format_args!("{}{from} is not known", named.key))?;
+        }
+    }
+    Ok(())
+}
+
+fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), OutputError> {
+    let lease = match (record.state, record.lease_left) {
+        (KeyState::Pending | KeyState::Terminal, Some(left)) if left > Duration::ZERO => Some(time(left)),
+        (KeyState::Pending | KeyState::Terminal, _) => Some("over".to_owned()),
+        _ => None,
+    };
+    let lines = [
+        ("hash", Some(record.key.to_string())),
+        ("from", named.from.clone()),
+        ("state", Some(record.state.as_str().to_owned())),
+        ("lease left", lease),
+        ("attempts", Some(record.attempts.to_string())),
+        ("lost claims", (record.lost > 0).then(|| record.lost.to_string())),
+        ("generation", (record.generation > 0).then(|| record.generation.to_string())),
+        ("fence", Some(record.fence.to_string())),
+        ("first claim", Some(format!("{} ago", time(record.first_age)))),
+        ("last write", Some(format!("{} ago", time(record.last_age)))),
+        ("expires in", Some(time(record.expires_in))),
+        ("reason", record.reason.map(|reason| reason.to_string())),
+        ("error", record.error.as_ref().map(|error| printable(error.as_bytes(), ERROR_LIMIT))),
+        ("result", record.result_bytes.map(|bytes| format!("{bytes} bytes"))),
+    ];
+    lines
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .try_for_each(|(name, value)| out.line(format_args!("{name:<12} {value}")))
+}
