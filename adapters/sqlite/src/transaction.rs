@@ -7,7 +7,7 @@ use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, KeyState, TransactionalStore};
 use onceward::{Error, ErrorKind, Scope};
 use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
-use sqlx::{Executor, SqlSafeStr, query};
+use sqlx::{Connection as _, Executor, SqlSafeStr, query};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::OwnedMutexGuard;
 
@@ -182,6 +182,8 @@ async fn complete(
 ) -> Result<Commit, Error> {
     let failed = |error| store_error(COMMIT, error);
     let conn = slot.conn().await.map_err(failed)?;
+    // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
+    conn.ping().await.map_err(failed)?;
     if SqliteTransactionManager::get_transaction_depth(conn) != 1 {
         let context = "the handler left a nested transaction open; commit it or drop it before returning";
         return Err(Error::new(ErrorKind::Internal, COMMIT, context));
@@ -218,7 +220,7 @@ async fn complete(
 /// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
 async fn end(slot: &mut Slot) {
     let Some(conn) = slot.opened() else { return };
-    let mut outcome = Ok(());
+    let mut outcome = conn.ping().await;
     while outcome.is_ok() && SqliteTransactionManager::get_transaction_depth(conn) > 0 {
         outcome = SqliteTransactionManager::rollback(conn).await;
     }

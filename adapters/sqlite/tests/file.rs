@@ -273,6 +273,48 @@ async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool
 }
 
 #[tokio::test]
+async fn a_call_that_is_dropped_at_any_point_leaves_nothing_open() {
+    let file = File::new();
+    let store = file.store().await;
+    let (billing, keys) = (scope(), [key(1)]);
+    for polls in 0..20 {
+        let mut call = std::pin::pin!(store.purge(10));
+        let mut forget = std::pin::pin!(store.forget(&billing, &keys));
+        for _ in 0..polls {
+            if !futures_poll_once(call.as_mut()).await || !futures_poll_once(forget.as_mut()).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let lease = claim(&store, 1).await;
+    assert_eq!(complete(&store, lease).await, Completion::Completed);
+}
+
+#[tokio::test]
+async fn fences_ahead_of_the_clock_are_outgrown_after_a_forget_and_a_purge() {
+    const AHEAD: i64 = i64::MAX / 4;
+    let file = File::new();
+    let store = file.store().await;
+    for (n, change) in [(1, "fence = ?"), (2, "expires_at = 0, fence = ?")] {
+        let _ = claim(&store, n).await;
+        let sql = format!("UPDATE onceward_keys SET {change} WHERE key = ?");
+        let ahead = AHEAD + i64::from(n);
+        let set_back = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ahead).bind(key(n).as_bytes().to_vec());
+        set_back.execute(&mut file.connect().await).await.unwrap();
+        if n == 1 {
+            assert!(store.forget(&scope(), &[key(n)]).await.remove(0).unwrap());
+        } else {
+            assert_eq!(store.purge(10).await.unwrap(), 1);
+        }
+        assert!(
+            claim(&store, n).await.fence > ahead.unsigned_abs(),
+            "the clock was set back, the fence was not"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_begin_that_is_dropped_leaves_nothing_open() {
     let file = File::new();
     let store = file.store().await;
