@@ -92,7 +92,7 @@ impl KeySource {
             Self::MessageId => message.id().map_or(Err(KeyError::Missing), |id| part(into, id)),
             Self::JsonPointer(pointer) => {
                 let value = json::scalar_at(message.payload(), pointer)?;
-                part(into, &value)
+                json_part(into, &value)
             }
             Self::Position => {
                 let position = message.position().ok_or(KeyError::Missing)?;
@@ -119,12 +119,25 @@ pub(super) fn part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
     if value.is_empty() {
         return Err(KeyError::Missing);
     }
-    if value.len() > MAX_KEY_BYTES {
-        return Err(KeyError::TooLong { bytes: value.len() });
-    }
+    within_limit(value.len())?;
+    push(into, value);
+    Ok(())
+}
+
+/// The kind before a JSON value's text does not count towards its length.
+pub(super) fn json_part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
+    within_limit(value.len() - 1)?;
+    push(into, value);
+    Ok(())
+}
+
+fn within_limit(bytes: usize) -> Result<(), KeyError> {
+    if bytes > MAX_KEY_BYTES { Err(KeyError::TooLong { bytes }) } else { Ok(()) }
+}
+
+fn push(into: &mut Vec<u8>, value: &[u8]) {
     into.extend_from_slice(&(value.len() as u64).to_le_bytes());
     into.extend_from_slice(value);
-    Ok(())
 }
 
 /// Why a message has no idempotency key. The policy `on_missing_key` decides what happens to it.
@@ -291,5 +304,25 @@ impl fmt::Debug for KeyExtractor {
             .field("sources", &self.sources().collect::<Vec<_>>())
             .field("secret", &self.secret.map(|_| "set"))
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_value_is_as_long_wherever_it_stands() {
+        let scope = Scope::parse("billing").unwrap();
+        for source in [KeySource::Header("k".into()), KeySource::JsonPointer("/k".into())] {
+            let keys = KeyExtractor::new(&scope, vec![source]);
+            let key_of = |bytes: usize| {
+                let value = "k".repeat(bytes);
+                let payload = format!(r#"{{"k":"{value}"}}"#);
+                keys.key_of(&Message::builder(payload).header("k", value).build())
+            };
+            assert!(key_of(MAX_KEY_BYTES).is_ok());
+            assert_eq!(key_of(MAX_KEY_BYTES + 1), Err(KeyError::TooLong { bytes: MAX_KEY_BYTES + 1 }));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::extract::part;
+use super::extract::{json_part, part};
 use super::{Key, KeyError, KeyExtractor, KeySource};
 
 /// One value of a key, as a person or an earlier table has it.
@@ -83,7 +83,10 @@ fn texts(source: &KeySource, value: KeyText<'_>) -> Result<Vec<Vec<u8>>, KeyErro
         let mut into = Vec::with_capacity(value.len() + 8);
         part(&mut into, value).map(|()| into)
     };
-    let tagged = |tag: &[u8]| encoded(&[tag, text.as_bytes()].concat());
+    let tagged = |tag: &[u8]| {
+        let mut into = Vec::with_capacity(text.len() + 9);
+        json_part(&mut into, &[tag, text.as_bytes()].concat()).map(|()| into)
+    };
     match source {
         KeySource::JsonPointer(_) => match (value, literal_tag(text)) {
             (KeyText::Text(_), _) | (KeyText::Untyped(_), None) => Ok(vec![tagged(b"s")?]),
