@@ -185,11 +185,16 @@ fn known(work: Work, outcome: Outcome) -> Start {
 /// Runs the handlers of a round side by side; each delivery comes out when its run has ended.
 fn handle<R: Runner>(shared: &Shared<R>, starts: Vec<Start>) -> impl Stream<Item = Finished> {
     let now = Instant::now();
+    // A drain that began while the claims were under way starts none of them.
+    let draining = shared.draining.is_cancelled();
     starts
         .into_iter()
         .map(|start| async move {
             match start {
                 Start::Known { work, outcome } => Finished { work, claim: None, outcome },
+                Start::Run { work, claim, .. } if draining => {
+                    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
+                }
                 Start::Run { work, claim, suspect } => {
                     let outcome = run(shared, &work, &claim, suspect, now).await;
                     Finished { work, claim: Some(claim), outcome }

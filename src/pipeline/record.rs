@@ -14,7 +14,7 @@ use crate::dead_letter::Obituary;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::{BuryRequest, CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Counters};
 
 /// A success whose completion is to be written.
 struct Success {
@@ -157,10 +157,24 @@ fn completion<R>(
     }
 }
 
+/// Effects that have happened and whose completion is under way. Dropped with their round, they may happen again.
+struct Unrecorded<'s> {
+    counters: &'s Counters,
+    effects: usize,
+}
+
+impl Drop for Unrecorded<'_> {
+    fn drop(&mut self) {
+        self.counters.add(Counter::SuspectedDoubleEffects, self.effects as u64);
+    }
+}
+
 async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
     failpoints::hit(Step::CompleteSent);
     let requests = succeeded.iter().map(|success| success.request.clone()).collect();
+    let unrecorded = Unrecorded { counters: &shared.counters, effects: succeeded.len() };
     let answers = shared.complete(requests).await;
+    std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
     succeeded
         .into_iter()

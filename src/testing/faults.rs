@@ -71,6 +71,8 @@ impl Operation {
 pub enum Fault {
     /// Nothing is applied; the answer is an error of the kind `Unavailable`.
     Refused,
+    /// Nothing is applied; the answer is an error of the kind `Denied`: asking again is useless.
+    Denied,
     /// Everything is applied; the answer is an error of the kind `Timeout`.
     ReplyLost,
     /// Nothing is applied and no answer ever comes.
@@ -275,7 +277,7 @@ impl FaultPlan {
         // An outage that began while the call was under way refuses it as well.
         let fault = if self.is_down() { Some(Fault::Refused) } else { fault };
         let applied = match fault {
-            Some(Fault::Refused) => {
+            Some(Fault::Refused | Fault::Denied) => {
                 note(fault, Vec::new());
                 None
             }
@@ -297,6 +299,7 @@ impl FaultPlan {
             (Some(Fault::ReplyHangs), _) => std::future::pending().await,
             (Some(Fault::ReplyLost), _) => Err(refused(ErrorKind::Timeout)),
             (_, Some(applied)) => Ok(applied),
+            (Some(Fault::Denied), None) => Err(refused(ErrorKind::Denied)),
             (_, None) => Err(refused(ErrorKind::Unavailable)),
         }
     }

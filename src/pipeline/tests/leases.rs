@@ -22,7 +22,7 @@ async fn c03_when_the_holder_dies_its_message_runs_elsewhere_after_the_lease() {
     world.empty().await;
     let runs = world.runs();
     assert_eq!(runs.len(), 2);
-    assert!(runs[0].ended.is_none());
+    assert!(runs[0].ended.is_none() && runs[0].worker != runs[1].worker);
     let waited = runs[1].started - died;
     assert!(waited >= LEASE - 500 * MS && waited <= LEASE + SECOND, "{waited:?}");
     assert!(runs[1].fence > runs[0].fence);

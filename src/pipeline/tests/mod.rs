@@ -6,7 +6,9 @@ mod dead_letters;
 mod duplicates;
 mod failures;
 mod leases;
+mod order;
 mod outages;
+mod shutdown;
 mod suspects;
 
 use std::sync::{Arc, Mutex};
