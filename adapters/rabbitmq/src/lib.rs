@@ -1,3 +1,21 @@
 //! RabbitMQ.
+mod acker;
+mod config;
+mod connection;
+mod consumer;
+mod endpoint;
+mod error;
+mod headers;
+mod link;
+mod message;
+mod outgoing;
 mod properties;
+mod publisher;
 mod screen;
+mod transport;
+mod window;
+
+pub use config::{QueueConfig, RabbitConfig};
+pub use consumer::RabbitConsumer;
+pub use endpoint::Endpoint;
+pub use publisher::RabbitPublisher;

@@ -1,0 +1,172 @@
+//! Opens connections: by address, with TLS, or by a function of the user's: [`Connect`].
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties};
+use onceward::Error;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::endpoint::Endpoint;
+use crate::error;
+use crate::screen::Mended;
+use crate::transport::{Kit, Socket, Transport};
+
+/// A connection and what was mended on it; a connection of the user's is not looked at.
+pub(crate) struct Connected {
+    pub(crate) connection: Connection,
+    pub(crate) mended: Arc<Mended>,
+}
+
+/// Makes connections.
+#[async_trait]
+pub(crate) trait Connect: Send + Sync + 'static {
+    async fn connect(&self) -> Result<Connected, Error>;
+}
+
+/// A function of the user's that makes connections.
+pub(crate) struct Factory<F>(pub(crate) F);
+
+#[async_trait]
+impl<F, Fut> Connect for Factory<F>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = lapin::Result<Connection>> + Send,
+{
+    async fn connect(&self) -> Result<Connected, Error> {
+        match (self.0)().await {
+            Ok(connection) => Ok(Connected { connection, mended: Arc::default() }),
+            Err(error) => Err(error::amqp("connect to RabbitMQ", error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Connect for Endpoint {
+    async fn connect(&self) -> Result<Connected, Error> {
+        let uri = self.uri()?;
+        let operation = format!("connect to RabbitMQ at {}:{}", uri.authority.host, uri.authority.port);
+        match tokio::time::timeout(self.connect_timeout, self.open(uri, &operation)).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                let what =
+                    format!("no answer within {:?}; check host, port and firewall", self.connect_timeout);
+                Err(error::timeout(operation, what))
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    async fn open(&self, uri: AMQPUri, operation: &str) -> Result<Connected, Error> {
+        let failed = |error: io::Error| error::io(operation.to_owned(), &error);
+        let stream = TcpStream::connect((&*uri.authority.host, uri.authority.port)).await.map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        let (stream, hang_up) = HangUp::on_drop_of(stream).map_err(failed)?;
+        let socket = match uri.scheme {
+            AMQPScheme::AMQP => Socket::Plain(stream),
+            AMQPScheme::AMQPS => Socket::Tls(Box::new(self.encrypt(stream, &uri, operation).await?)),
+        };
+        let mended = Arc::<Mended>::default();
+        let transport = Mutex::new(Some(Transport::new(socket, Arc::clone(&mended))));
+        let take = async move |_, _| {
+            let transport = transport.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let transport = transport.ok_or_else(|| io::Error::other("a connection is made once"))?;
+            Ok(AsyncTcpStream::Plain(transport))
+        };
+        let properties = ConnectionProperties::default().with_connection_name("onceward".into());
+        let connection = Connection::connector(uri, Kit::current(), take, properties).await;
+        let connection = connection.map_err(|error| error::amqp(operation.to_owned(), error))?;
+        hang_up.not_any_more();
+        Ok(Connected { connection, mended })
+    }
+
+    async fn encrypt(
+        &self,
+        stream: TcpStream,
+        uri: &AMQPUri,
+        operation: &str,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
+        let host = uri.authority.host.clone();
+        let name = ServerName::try_from(host).map_err(|_| {
+            error::config(operation.to_owned(), "the host is neither a DNS name nor an IP address")
+        })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error::config("use TLS", "no protocol version is possible").with_source(error))?
+            .with_root_certificates(self.roots()?)
+            .with_no_client_auth();
+        let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        connected.map_err(|error| {
+            let what = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(_)) => {
+                    "the broker's certificate is not valid for this host or not signed by an authority that is trusted; \
+                     give the authority's certificate as CA file, and the host as the certificate names it"
+                }
+                Some(_) => "TLS was refused; check that the port is the broker's TLS port (5671 by default)",
+                None => "the connection ended during the TLS handshake; check that the port is the broker's TLS port",
+            };
+            Error::new(onceward::ErrorKind::Unavailable, operation.to_owned(), what).with_source(error)
+        })
+    }
+
+    fn roots(&self) -> Result<RootCertStore, Error> {
+        let mut roots = RootCertStore::empty();
+        let Some(path) = &self.ca_file else {
+            let native = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(native.certs);
+            if roots.is_empty() {
+                let what = "the system trusts no authority; install its certificates, or give a CA file";
+                return Err(error::config("use TLS", what));
+            }
+            return Ok(roots);
+        };
+        let operation = || format!("read the CA file {}", path.display());
+        let unreadable = |error| {
+            error::config(operation(), "it cannot be read as PEM certificates; check the path")
+                .with_source(error)
+        };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+            let added = roots.add(certificate.map_err(unreadable)?);
+            added.map_err(|error| {
+                error::config(operation(), "a certificate is malformed").with_source(error)
+            })?;
+        }
+        if roots.is_empty() {
+            return Err(error::config(operation(), "there is no certificate in it"));
+        }
+        Ok(roots)
+    }
+}
+
+/// Ends a connection that was given up before it was ready: the library's thread would wait for an answer for ever.
+struct HangUp(Option<std::net::TcpStream>);
+
+impl HangUp {
+    fn on_drop_of(stream: TcpStream) -> io::Result<(TcpStream, Self)> {
+        let stream = stream.into_std()?;
+        let second = stream.try_clone()?;
+        Ok((TcpStream::from_std(stream)?, Self(Some(second))))
+    }
+
+    fn not_any_more(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where the broker is and how to get there: [`Endpoint`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use onceward::Error;
+use url::{Host, Url};
+
+use crate::error;
+
+const OPERATION: &str = "use the RabbitMQ URL";
+/// What may follow the `?` of a URL.
+const PARAMETERS: [&str; 5] =
+    ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
+
+/// A RabbitMQ broker: its address, the credentials for it, and how long to wait for it.
+///
+/// `Debug` shows neither user nor password.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// `amqp://user:password@host:5672/virtual-host`, or `amqps://…:5671/…` for TLS. The virtual host `/` is written
+    /// `%2f`. After a `?` may come `heartbeat` (seconds) and `auth_mechanism` (`plain`, `external`), which win over what
+    /// is said here.
+    pub url: String,
+    /// The certificates, PEM, of the authorities that may have signed the broker's. `None`: those that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// A connection on which nothing comes for twice this long is dead. Whole seconds, 1 s to 1 h; default 10 s.
+    pub heartbeat: Duration,
+    /// How long connecting may take, all steps together. Default 10 s.
+    pub connect_timeout: Duration,
+}
+
+impl Endpoint {
+    /// The broker at `url`, with the defaults.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            ca_file: None,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// Checks that the values can be used and go together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), saying what to change; never with the URL in it.
+    pub fn check(&self) -> Result<(), Error> {
+        self.uri().map(|_| ())
+    }
+
+    pub(crate) fn uri(&self) -> Result<AMQPUri, Error> {
+        let wrong = |what: &'static str| Err(error::config(OPERATION, what));
+        let Ok(url) = Url::parse(&self.url) else {
+            return wrong(
+                "it is no URL; write amqp://user:password@host:5672/%2f, with reserved characters percent-encoded",
+            );
+        };
+        if !matches!(url.scheme(), "amqp" | "amqps") {
+            return wrong("its scheme must be amqp or amqps");
+        }
+        // Not shown: with a `?` in a password that was not encoded, it is a part of the password.
+        if url.query_pairs().any(|(name, _)| !PARAMETERS.contains(&&*name)) {
+            let known = PARAMETERS.join(", ");
+            return Err(error::config(
+                OPERATION,
+                format!("it has a parameter that is not known; known are {known}"),
+            ));
+        }
+        let Ok(mut uri) = self.url.parse::<AMQPUri>() else {
+            return wrong("a parameter is no number, or user, password or virtual host are not UTF-8");
+        };
+        // The library takes an address in brackets for none at all, and goes to localhost.
+        match url.host() {
+            Some(Host::Ipv6(address)) => uri.authority.host = address.to_string(),
+            Some(_) => {}
+            None => return wrong("it names no host"),
+        }
+        if self.ca_file.is_some() && uri.scheme == AMQPScheme::AMQP {
+            return wrong("there is a CA file but the scheme is amqp, which is not encrypted; write amqps");
+        }
+        let seconds = self.heartbeat.as_secs();
+        if self.heartbeat.subsec_nanos() != 0 || !(1..=3600).contains(&seconds) {
+            return wrong("the heartbeat must be whole seconds, from 1 s to 1 h");
+        }
+        match uri.query.heartbeat {
+            Some(0) => {
+                return wrong(
+                    "heartbeat=0 would leave dead connections unnoticed; give seconds, or leave it out",
+                );
+            }
+            Some(_) => {}
+            None => uri.query.heartbeat = u16::try_from(seconds).ok(),
+        }
+        if self.connect_timeout.is_zero() {
+            return wrong("the connect timeout must be more than 0");
+        }
+        Ok(uri)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.uri() {
+            Ok(uri) => format!("{}://{}:{}", uri.scheme, uri.authority.host, uri.authority.port),
+            Err(_) => "unusable".to_owned(),
+        };
+        f.debug_struct("Endpoint")
+            .field("url", &place)
+            .field("ca_file", &self.ca_file)
+            .field("heartbeat", &self.heartbeat)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uri(url: &str) -> AMQPUri {
+        Endpoint::new(url).uri().unwrap()
+    }
+
+    #[test]
+    fn hosts_of_every_kind_are_found() {
+        for (url, host, port) in [
+            ("amqp://rabbit.example", "rabbit.example", 5672),
+            ("amqps://rabbit.example/%2f", "rabbit.example", 5671),
+            ("amqp://10.0.0.7:1234/", "10.0.0.7", 1234),
+            ("amqp://u:p@[2001:db8::7]:5673/v", "2001:db8::7", 5673),
+        ] {
+            let uri = uri(url);
+            assert_eq!((&uri.authority.host[..], uri.authority.port), (host, port));
+        }
+        assert_eq!(uri("amqp://u:p%40ss@h/a%2fb").authority.userinfo.password, "p@ss");
+        assert_eq!(uri("amqp://h/a%2fb").vhost, "a/b");
+    }
+
+    #[test]
+    fn the_heartbeat_is_always_on() {
+        assert_eq!(uri("amqp://h").query.heartbeat, Some(10));
+        assert_eq!(uri("amqp://h?heartbeat=3").query.heartbeat, Some(3));
+        assert!(Endpoint::new("amqp://h?heartbeat=0").check().is_err());
+        for heartbeat in [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(3601)] {
+            let endpoint = Endpoint { heartbeat, ..Endpoint::new("amqp://h") };
+            assert!(endpoint.check().is_err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_and_no_secret_is_shown() {
+        for (url, what) in [
+            ("mallory:hunter2@host", "scheme"),
+            ("//mallory:hunter2@host", "no URL"),
+            ("http://mallory:hunter2@host", "scheme"),
+            ("amqp://mallory:hunter2@host?verify=none", "not known"),
+            ("amqp://mallory:hunter2@host?heartbeat=hunter2", "no number"),
+            ("amqp://mallory:hunter2%ff@host", "not UTF-8"),
+            ("amqp:///hunter2", "no host"),
+            ("amqp://mallory:12?hunter2@host", "not known"),
+        ] {
+            let endpoint = Endpoint::new(url);
+            let said = format!("{:?} {endpoint:?}", endpoint.check().unwrap_err());
+            assert!(said.contains(what), "{url}: {said}");
+            assert!(!said.contains("hunter2") && !said.contains("mallory"), "{said}");
+        }
+        let plain = Endpoint { ca_file: Some("ca.pem".into()), ..Endpoint::new("amqp://u:hunter2@h") };
+        assert!(plain.check().unwrap_err().to_string().contains("write amqps"));
+        let shown =
+            format!("{:?}", Endpoint::new("amqps://mallory:hunter2@rabbit.example/secret?heartbeat=5"));
+        assert!(
+            shown.contains("amqps://rabbit.example:5671")
+                && !shown.contains("mallory")
+                && !shown.contains("hunter2")
+        );
+    }
+}

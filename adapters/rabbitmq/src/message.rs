@@ -1,0 +1,137 @@
+//! Turns a delivery into a [`Message`].
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::message::Delivery;
+use lapin::types::ShortString;
+use onceward::{Defect, Message};
+
+use crate::headers;
+
+/// Headers that stand for what AMQP keeps elsewhere start with this.
+pub(crate) const PREFIX: &str = "amqp-";
+pub(crate) const CONTENT_TYPE: &str = "amqp-content-type";
+pub(crate) const CONTENT_ENCODING: &str = "amqp-content-encoding";
+pub(crate) const CORRELATION_ID: &str = "amqp-correlation-id";
+pub(crate) const REPLY_TO: &str = "amqp-reply-to";
+pub(crate) const TYPE: &str = "amqp-type";
+pub(crate) const APP_ID: &str = "amqp-app-id";
+pub(crate) const PRIORITY: &str = "amqp-priority";
+
+/// The message of a delivery from the queue `origin`; `mended` says what was replaced in it.
+pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static str>) -> Message {
+    let properties = delivery.properties;
+    let mut message =
+        Message::builder(Bytes::from(delivery.data)).origin(origin).redelivered(delivery.redelivered);
+    if let Some(id) = properties.message_id() {
+        message = message.message_id(id.as_str());
+    }
+    if let Some(seconds) = properties.timestamp()
+        && let Some(at) = UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
+    {
+        message = message.timestamp(at);
+    }
+    // These stand before the producer's own headers, so that one of the same name does not hide them.
+    let mut headers = Vec::new();
+    let mut add = |name: &'static str, value: Option<&ShortString>| {
+        if let Some(value) = value {
+            headers.push((name, Bytes::copy_from_slice(value.as_str().as_bytes())));
+        }
+    };
+    // A message that was sent to the queue itself has no exchange, and the queue's name as its routing key.
+    let exchange = Some(&delivery.exchange).filter(|exchange| !exchange.as_str().is_empty());
+    add("amqp-exchange", exchange);
+    add("amqp-routing-key", exchange.map(|_| &delivery.routing_key));
+    add(CONTENT_TYPE, properties.content_type().as_ref());
+    add(CONTENT_ENCODING, properties.content_encoding().as_ref());
+    add(CORRELATION_ID, properties.correlation_id().as_ref());
+    add(REPLY_TO, properties.reply_to().as_ref());
+    add(TYPE, properties.kind().as_ref());
+    add(APP_ID, properties.app_id().as_ref());
+    add("amqp-user-id", properties.user_id().as_ref());
+    add("amqp-expiration", properties.expiration().as_ref());
+    if let Some(priority) = properties.priority() {
+        headers.push((PRIORITY, Bytes::from(priority.to_string())));
+    }
+    message = headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
+    let mut defect = mended;
+    for (name, value) in properties.headers().iter().flat_map(|table| table.inner()) {
+        match headers::value(value) {
+            Ok(value) => message = message.header(name.as_str(), value),
+            Err(headers::TooDeep) => defect = Some("its headers are nested more than 32 deep"),
+        }
+    }
+    match defect {
+        Some(what) => message.defect(Defect::Malformed { what: what.to_owned() }).build(),
+        None => message.build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::BasicProperties;
+    use lapin::types::{AMQPValue, FieldArray, FieldTable};
+
+    use super::*;
+
+    fn delivery(exchange: &str, properties: BasicProperties) -> Delivery {
+        let mut delivery = Delivery::mock(1, exchange.into(), "orders".into(), true, b"pay".to_vec());
+        delivery.properties = properties;
+        delivery
+    }
+
+    fn text(message: &Message, name: &str) -> Option<String> {
+        message.header(name).map(|value| String::from_utf8(value.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn properties_and_headers_become_a_message() {
+        let mut table = FieldTable::default();
+        table.insert("tenant".into(), AMQPValue::LongString("a".into()));
+        table.insert("amqp-type".into(), AMQPValue::LongString("forged".into()));
+        let properties = BasicProperties::default()
+            .with_message_id("7".into())
+            .with_timestamp(1_700_000_000)
+            .with_type("order".into())
+            .with_priority(3)
+            .with_headers(table);
+        let message = from(delivery("shop", properties), "orders".into(), None);
+        assert_eq!((message.id(), message.origin()), (Some(&b"7"[..]), Some("orders")));
+        assert_eq!(&message.payload()[..], b"pay");
+        assert!(message.is_redelivered() && message.defect().is_none());
+        assert_eq!(message.timestamp(), Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        for (name, value) in [
+            ("tenant", "a"),
+            ("amqp-type", "order"),
+            ("amqp-priority", "3"),
+            ("amqp-exchange", "shop"),
+            ("amqp-routing-key", "orders"),
+        ] {
+            assert_eq!(text(&message, name).as_deref(), Some(value));
+        }
+        assert_eq!(from(delivery("", BasicProperties::default()), "orders".into(), None).headers().len(), 0);
+    }
+
+    #[test]
+    fn what_was_mended_or_is_too_deep_is_a_defect() {
+        let message = from(delivery("", BasicProperties::default()), "orders".into(), Some("odd"));
+        assert_eq!(message.defect(), Some(&Defect::Malformed { what: "odd".into() }));
+        let mut value = AMQPValue::Boolean(true);
+        for _ in 0..40 {
+            value = AMQPValue::FieldArray(FieldArray::from(vec![value]));
+        }
+        let mut table = FieldTable::default();
+        table.insert("deep".into(), value);
+        let message =
+            from(delivery("", BasicProperties::default().with_headers(table)), "orders".into(), None);
+        assert!(message.defect().is_some());
+    }
+
+    #[test]
+    fn a_time_beyond_reckoning_is_left_out() {
+        let properties = BasicProperties::default().with_timestamp(u64::MAX);
+        assert_eq!(from(delivery("", properties), "orders".into(), None).timestamp(), None);
+    }
+}

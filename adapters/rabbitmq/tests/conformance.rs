@@ -1,0 +1,88 @@
+//! The broker suite against a real RabbitMQ: classic and quorum queues, our connection, the user's connection, the user's
+//! channel.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use async_trait::async_trait;
+use lapin::{Connection, ConnectionProperties};
+use onceward::testing::broker::BrokerHarness;
+use onceward_rabbitmq::{QueueConfig, RabbitConfig, RabbitConsumer};
+use onceward_test_servers::rabbitmq::RabbitMq;
+use support::{Admin, Kind, unique};
+
+/// How the consumer comes by its channel.
+#[derive(Clone, Copy)]
+enum By {
+    Url,
+    Connection,
+    Channel,
+}
+
+struct RabbitHarness {
+    queue: String,
+    admin: Admin,
+    by: By,
+}
+
+impl RabbitHarness {
+    async fn new(kind: Kind, by: By) -> Self {
+        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap();
+        let admin = Admin::connect(broker).await;
+        let queue = unique("conformance");
+        admin.declare(&queue, kind).await;
+        Self { queue, admin, by }
+    }
+}
+
+async fn connect() -> lapin::Result<Connection> {
+    Connection::connect(&RabbitMq::shared().url(), ConnectionProperties::default()).await
+}
+
+#[async_trait]
+impl BrokerHarness for RabbitHarness {
+    type Consumer = RabbitConsumer;
+
+    async fn publish(&self, payloads: &[String]) {
+        self.admin.publish(&self.queue, payloads.iter().cloned()).await;
+    }
+
+    async fn open(&self) -> RabbitConsumer {
+        let mut queue = QueueConfig::new(&self.queue);
+        // One check takes 600 messages without settling any.
+        queue.prefetch = 1000;
+        let opened = match self.by {
+            By::Url => {
+                let mut config = RabbitConfig::new(RabbitMq::shared().url(), &self.queue);
+                config.queue = queue;
+                RabbitConsumer::open(config).await
+            }
+            By::Connection => RabbitConsumer::from_connection(connect, queue).await,
+            By::Channel => {
+                let channel = connect().await.unwrap().create_channel().await.unwrap();
+                RabbitConsumer::from_channel(channel, queue).await
+            }
+        };
+        opened.unwrap()
+    }
+}
+
+mod classic_by_url {
+    use super::*;
+    onceward::broker_conformance!(RabbitHarness::new(Kind::Classic, By::Url).await);
+}
+
+mod quorum_by_url {
+    use super::*;
+    onceward::broker_conformance!(RabbitHarness::new(Kind::Quorum, By::Url).await);
+}
+
+mod classic_by_connection {
+    use super::*;
+    onceward::broker_conformance!(RabbitHarness::new(Kind::Classic, By::Connection).await);
+}
+
+mod quorum_by_channel {
+    use super::*;
+    onceward::broker_conformance!(RabbitHarness::new(Kind::Quorum, By::Channel).await);
+}
