@@ -275,6 +275,15 @@ mod tests {
         assert_eq!((lines.len(), lines[0].bytes, lines[0].terminated), (1, 5000, false));
     }
 
+    #[test]
+    fn a_line_that_is_read_past_is_not_held() {
+        let source = io::repeat(b'x').take(40_000_000).chain(&b"\nnext\n"[..]);
+        let mut reader = LineReader::new(source, 0, 100_000);
+        let line = reader.next().unwrap().unwrap();
+        assert_eq!((line.bytes, line.oversize, reader.line.capacity()), (40_000_000, true, 0));
+        assert_eq!(&reader.next().unwrap().unwrap().content[..], b"next");
+    }
+
     /// Gives out what the test pushes, then says "end" until more is pushed.
     #[derive(Clone, Default)]
     struct Growing(Arc<Mutex<VecDeque<u8>>>);

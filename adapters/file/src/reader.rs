@@ -338,7 +338,8 @@ impl Reader {
         let mut full = std::mem::replace(batch, Batch { to, ..Batch::default() });
         if let Some(known) = known {
             // A head that cannot be read now is read with the next batch; a changed one shows at the end of the file.
-            full.head = known.head.grown(&known.file, to).ok().flatten();
+            let end = full.lines.last().map_or(to, |line| line.mark.end.max(to));
+            full.head = known.head.grown(&known.file, end).ok().flatten();
             known.head = full.head.unwrap_or(known.head);
         }
         self.send(Event::Batch(full))

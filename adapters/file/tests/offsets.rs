@@ -217,6 +217,18 @@ async fn a_last_line_without_newline_is_delivered_but_not_passed_until_it_has_on
 }
 
 #[tokio::test]
+async fn a_last_line_without_newline_is_evidence_too() {
+    let (_directory, path) = file("pay 7");
+    let checkpoints = Checkpoints::new();
+    run_to_end(&path, &checkpoints, &["pay 7"]).await;
+    let before = checkpoints.only().incarnation;
+    // Rewritten in place: another message at the same offset must not pass for the one that was handled.
+    std::fs::write(&path, "pay 8\n").unwrap();
+    run_to_end(&path, &checkpoints, &["pay 8"]).await;
+    assert_ne!(checkpoints.only().incarnation, before);
+}
+
+#[tokio::test]
 async fn positions_outlive_a_restart_and_differ_for_another_file_of_the_name() {
     let (_directory, path) = file("one\ntwo\n");
     let checkpoints = Checkpoints::new();
