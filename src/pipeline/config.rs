@@ -151,6 +151,9 @@ pub struct PipelineConfig {
     pub seed: Option<u64>,
 }
 
+/// Every wait is at most this long, so that a clock can hold its end.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
@@ -213,14 +216,19 @@ impl PipelineConfig {
                 self.ttl, self.lease
             ));
         }
-        for (name, value) in [
-            ("handler_timeout", self.handler_timeout),
-            ("store_timeout", self.store_timeout),
-            ("publish_timeout", self.publish_timeout),
-            ("retry.max", self.retry.backoff.max),
+        for (name, value, may_be_zero) in [
+            ("handler_timeout", self.handler_timeout, false),
+            ("store_timeout", self.store_timeout, false),
+            ("publish_timeout", self.publish_timeout, false),
+            ("retry.max", self.retry.backoff.max, false),
+            ("cancel_grace", self.cancel_grace, true),
+            ("drain_timeout", self.drain_timeout, true),
         ] {
-            if value.is_zero() {
+            if value.is_zero() && !may_be_zero {
                 return wrong(format!("{name} is zero; give it a duration"));
+            }
+            if value > LONGEST {
+                return wrong(format!("{name} is {value:?}; it must be at most 365 d"));
             }
         }
         if self.retry.backoff.initial > self.retry.backoff.max {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Event;
@@ -13,19 +14,25 @@ use crate::delivery::{SettleQueue, Settlement, Tag};
 use crate::failpoints::{self, Step};
 use crate::telemetry::Counter;
 
-/// Flushes until `finish` fires and the queue is empty. After `finish`, a settlement that fails is tried a few times
-/// more and then left: the broker delivers the message again, and its key is known.
+/// Flushes until `finish` fires and the queue is empty. A settlement that fails is repeated, after a growing pause and
+/// beside the others; after `finish` a few times more, and then it is left: the broker delivers the message again, and
+/// its key is known.
 pub(crate) async fn flush_all<R>(
     shared: Arc<Shared<R>>,
     queue: Arc<SettleQueue>,
     acker: Arc<dyn Acker>,
     finish: CancellationToken,
 ) {
+    let mut open = Vec::new();
+    let mut repeat_at = Instant::now();
+    let mut tries = 0;
+    let mut last_tries = 0;
     loop {
-        let batch = tokio::select! {
+        let mut batch = tokio::select! {
             biased;
             batch = queue.next() => batch,
-            () = finish.cancelled() => {
+            () = tokio::time::sleep_until(repeat_at), if !open.is_empty() => Vec::new(),
+            () = finish.cancelled(), if open.is_empty() => {
                 let rest = queue.take();
                 if rest.is_empty() {
                     return;
@@ -33,51 +40,66 @@ pub(crate) async fn flush_all<R>(
                 rest
             }
         };
+        let repeats = !open.is_empty() && Instant::now() >= repeat_at;
+        if repeats {
+            batch.append(&mut open);
+        }
         let count = batch.len();
-        flush(&shared, &*acker, batch, &finish).await;
-        shared.tell(Event::Flushed(count));
+        let failed = flush(&shared, &*acker, batch).await;
+        shared.tell(Event::Flushed(count - failed.len()));
+        if failed.is_empty() && open.is_empty() {
+            tries = 0;
+            continue;
+        }
+        if open.is_empty() {
+            repeat_at =
+                Instant::now() + shared.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
+            tries = tries.saturating_add(1);
+        }
+        open.extend(failed);
+        if finish.is_cancelled() {
+            last_tries += u32::from(repeats);
+            if last_tries >= LAST_TRIES {
+                tracing::warn!(
+                    count = open.len(),
+                    "deliveries were not settled; the broker will deliver them again"
+                );
+                return;
+            }
+        }
     }
 }
 
 const LAST_TRIES: u32 = 3;
 
+/// Answers those that are to be repeated.
 async fn flush<R>(
     shared: &Shared<R>,
     acker: &dyn Acker,
-    mut batch: Vec<(Tag, Settlement)>,
-    finish: &CancellationToken,
-) {
+    batch: Vec<(Tag, Settlement)>,
+) -> Vec<(Tag, Settlement)> {
     if shared.capabilities.heartbeat.is_some() {
         shared.heartbeat.let_go(batch.iter().map(|(tag, _)| *tag));
     }
-    let mut tries = 0;
-    loop {
-        failpoints::hit(Step::AckSent);
-        let limit = shared.config.store_timeout;
-        let answers = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch)).await;
-        failpoints::hit(Step::AckApplied);
-        let mut open = Vec::new();
-        for (item, answer) in batch.into_iter().zip(answers) {
-            match answer {
-                Ok(Settled::Done) => {}
-                Ok(Settled::TooLate) => shared.count(Counter::SettledTooLate, 1),
-                Err(error) if error.is_retryable() => {
-                    shared.count(Counter::SettleErrors, 1);
-                    tracing::debug!(?error, tag = ?item.0, "a settlement is repeated");
-                    open.push(item);
-                }
-                Err(error) => {
-                    shared.count(Counter::SettleErrors, 1);
-                    tracing::warn!(?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
-                }
+    failpoints::hit(Step::AckSent);
+    let limit = shared.config.store_timeout;
+    let answers = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch)).await;
+    failpoints::hit(Step::AckApplied);
+    let mut open = Vec::new();
+    for (item, answer) in batch.into_iter().zip(answers) {
+        match answer {
+            Ok(Settled::Done) => {}
+            Ok(Settled::TooLate) => shared.count(Counter::SettledTooLate, 1),
+            Err(error) if error.is_retryable() => {
+                shared.count(Counter::SettleErrors, 1);
+                tracing::debug!(?error, tag = ?item.0, "a settlement is repeated");
+                open.push(item);
+            }
+            Err(error) => {
+                shared.count(Counter::SettleErrors, 1);
+                tracing::warn!(?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
             }
         }
-        if open.is_empty() || (finish.is_cancelled() && tries >= LAST_TRIES) {
-            return;
-        }
-        batch = open;
-        let pause = shared.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
-        tries += 1;
-        tokio::time::sleep(pause).await;
     }
+    open
 }

@@ -142,6 +142,7 @@ struct State {
     next: HashMap<Operation, VecDeque<Fault>>,
     calls: HashMap<Operation, u64>,
     corrupt: BTreeSet<Key>,
+    stuck: BTreeSet<u64>,
     record: Option<Vec<Call>>,
 }
 
@@ -155,6 +156,7 @@ impl FaultPlan {
                 next: HashMap::new(),
                 calls: HashMap::new(),
                 corrupt: BTreeSet::new(),
+                stuck: BTreeSet::new(),
                 record: None,
             }),
             down: AtomicBool::new(false),
@@ -205,6 +207,20 @@ impl FaultPlan {
     /// Undoes [`corrupt`](Self::corrupt).
     pub fn mend(&self, key: &Key) {
         self.state().corrupt.remove(key);
+    }
+
+    /// Refuses, each time, to settle the delivery with this number in its tag.
+    pub fn fail_item(&self, number: u64) {
+        self.state().stuck.insert(number);
+    }
+
+    /// Undoes [`fail_item`](Self::fail_item).
+    pub fn mend_items(&self) {
+        self.state().stuck.clear();
+    }
+
+    pub(super) fn fails_item(&self, number: u64) -> bool {
+        self.state().stuck.contains(&number)
     }
 
     /// How often `operation` was called.

@@ -9,7 +9,7 @@ use super::faults::{FaultPlan, Operation};
 use super::process::Process;
 use crate::consumer::{Acker, Capabilities, Consumer, Settled};
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Wraps a consumer and its acker. Its faults are those of a [`FaultPlan`], which it derefs to: a settlement whose reply
 /// is lost is applied and reported as failed.
@@ -99,9 +99,17 @@ fn spread(answers: Result<Answers, Error>, count: usize) -> Answers {
 #[async_trait]
 impl Acker for FaultyAcker {
     async fn settle(&self, batch: &[(Tag, Settlement)]) -> Answers {
-        let apply = self.inner.settle(batch);
+        let stuck = |tag: &Tag| self.plan.fails_item(tag.number);
+        let sound: Vec<_> = batch.iter().filter(|(tag, _)| !stuck(tag)).copied().collect();
+        let apply = self.inner.settle(&sound);
         let printed = |answers: &Answers| answers.iter().map(|answer| format!("{answer:?}")).collect();
-        spread(self.plan.call(Operation::Settle, Vec::new, printed, apply).await, batch.len())
+        let answers = self.plan.call(Operation::Settle, Vec::new, printed, apply).await;
+        let mut answers = spread(answers, sound.len()).into_iter();
+        let refused = || Error::new(ErrorKind::Unavailable, "settle a delivery", "a seeded fault");
+        batch
+            .iter()
+            .filter_map(|(tag, _)| if stuck(tag) { Some(Err(refused())) } else { answers.next() })
+            .collect()
     }
 
     async fn extend(&self, tags: &[Tag]) -> Answers {

@@ -2,12 +2,15 @@
 //!
 //! Each test ends every worker through [`Worker::end`], which asserts that every delivery was accounted for.
 
+mod brokers;
 mod dead_letters;
 mod duplicates;
 mod failures;
 mod leases;
+mod limits;
 mod order;
 mod outages;
+mod policies;
 mod shutdown;
 mod suspects;
 
