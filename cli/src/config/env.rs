@@ -1,5 +1,6 @@
 //! `${NAME}` in string values is replaced from the environment, after parsing: what it holds stays a string.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use toml::Spanned;
@@ -12,9 +13,18 @@ use super::remark::Remark;
 /// Looks a variable up. Only the program's edge reads the real environment; tests pass a map.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// The texts that were changed, as they are written, by the path of their key.
+pub(super) type Written = BTreeMap<String, String>;
+
 /// Replaces every `${NAME}` in the table's string values, never in its keys. `$${` stands for `${`.
-pub(super) fn substitute(table: &mut DeTable<'_>, env: Lookup<'_>, lines: &Lines<'_>) -> Result<(), Remark> {
-    substitute_table("", table, env, lines)
+pub(super) fn substitute(
+    table: &mut DeTable<'_>,
+    env: Lookup<'_>,
+    lines: &Lines<'_>,
+) -> Result<Written, Remark> {
+    let mut written = Written::new();
+    substitute_table("", table, env, lines, &mut written)?;
+    Ok(written)
 }
 
 fn substitute_table(
@@ -22,9 +32,10 @@ fn substitute_table(
     table: &mut DeTable<'_>,
     env: Lookup<'_>,
     lines: &Lines<'_>,
+    written: &mut Written,
 ) -> Result<(), Remark> {
     for (key, value) in table.iter_mut() {
-        substitute_value(&join(path, &Step::Key(key.get_ref().to_string())), value, env, lines)?;
+        substitute_value(&join(path, &Step::Key(key.get_ref().to_string())), value, env, lines, written)?;
     }
     Ok(())
 }
@@ -34,6 +45,7 @@ fn substitute_value(
     value: &mut Spanned<DeValue<'_>>,
     env: Lookup<'_>,
     lines: &Lines<'_>,
+    written: &mut Written,
 ) -> Result<(), Remark> {
     let span = value.span();
     match value.get_mut() {
@@ -43,13 +55,13 @@ fn substitute_value(
                 let (problem, fix) = failed.sentence();
                 Remark::new(problem, fix).key(path).line(line)
             })?;
-            *text = replaced.into();
+            written.insert(path.to_owned(), std::mem::replace(text, replaced.into()).into_owned());
             Ok(())
         }
         DeValue::Array(items) => items.iter_mut().enumerate().try_for_each(|(index, item)| {
-            substitute_value(&join(path, &Step::Index(index)), item, env, lines)
+            substitute_value(&join(path, &Step::Index(index)), item, env, lines, written)
         }),
-        DeValue::Table(table) => substitute_table(path, table, env, lines),
+        DeValue::Table(table) => substitute_table(path, table, env, lines, written),
         _ => Ok(()),
     }
 }

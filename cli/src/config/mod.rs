@@ -55,7 +55,8 @@ pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, Sq
 pub use store::{MemoryStore, PostgresStore, RedisStore, SqliteStore, Store};
 pub use table::{Credentials, StoreLimits};
 
-use origin::{Lines, Origin};
+use fault::Step;
+use origin::{Lines, Origin, join};
 use table::choice;
 
 /// A starter file with comments, which parses as it is.
@@ -162,8 +163,8 @@ impl Config {
             None => ConfigError(remark),
         };
         let mut table = syntax::parse(source, &lines).map_err(in_file)?;
-        env::substitute(table.get_mut(), env, &lines).map_err(in_file)?;
-        let origin = Origin::of(file, table.get_ref(), &lines);
+        let written = env::substitute(table.get_mut(), env, &lines).map_err(in_file)?;
+        let origin = Origin::of(file, table.get_ref(), &lines, written);
         let mut config: Self =
             read::read(table).map_err(|fault| ConfigError(origin.place(&fault, &lines)))?;
         config.origin = origin;
@@ -235,22 +236,38 @@ impl Config {
 
     /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
     ///
+    /// Commands and statements show their variables as they are written, `${NAME}`: what is in those may be a password,
+    /// and nothing in their texts tells.
+    ///
     /// # Errors
     /// A value that TOML cannot hold; no checked configuration has one.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         let mut table = toml::Table::try_from(self)?;
-        table.iter_mut().for_each(|(_, value)| escape_variables(value));
+        table.iter_mut().for_each(|(key, value)| self.show(key, value));
         toml::to_string_pretty(&table)
     }
-}
 
-/// A text that holds `${` has to say so, or it would be taken for a variable when it is read again.
-fn escape_variables(value: &mut toml::Value) {
-    match value {
-        toml::Value::String(text) => *text = env::escape(text),
-        toml::Value::Array(items) => items.iter_mut().for_each(escape_variables),
-        toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| escape_variables(value)),
-        _ => {}
+    /// Makes what stands at `path` fit to be printed and read again. A text that holds `${` has to say so, or it would
+    /// be taken for a variable.
+    fn show(&self, path: &str, value: &mut toml::Value) {
+        match value {
+            toml::Value::String(text) => {
+                let is_free = path.ends_with(".statement") || path.contains(".command[");
+                *text = match self.origin.with_variables(path).filter(|_| is_free) {
+                    Some(written) if !text.contains(REDACTED) => written.to_owned(),
+                    _ => env::escape(text),
+                };
+            }
+            toml::Value::Array(items) => items.iter_mut().enumerate().for_each(|(index, item)| {
+                self.show(&join(path, &Step::Index(index)), item);
+            }),
+            toml::Value::Table(table) => {
+                for (key, value) in table.iter_mut() {
+                    self.show(&join(path, &Step::Key(key.clone())), value);
+                }
+            }
+            _ => {}
+        }
     }
 }
 

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use super::env::Written;
 use super::fault::{Fault, Step, What};
 use super::remark::Remark;
 
-/// The file's name and the line of every key in it. Holds no values.
+/// The file's name and the line of every key in it. Of the values it holds those with variables in them, as written.
 #[derive(Clone, Default, PartialEq)]
 pub(super) struct Origin {
     file: Option<PathBuf>,
     lines: BTreeMap<String, usize>,
+    written: Written,
 }
 
 /// Printed as the file's name only: the lines would drown what matters.
@@ -25,8 +27,8 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Origin {
-    pub(super) fn of(file: Option<&Path>, table: &DeTable<'_>, lines: &Lines<'_>) -> Self {
-        let mut origin = Self { file: file.map(Path::to_owned), lines: BTreeMap::new() };
+    pub(super) fn of(file: Option<&Path>, table: &DeTable<'_>, lines: &Lines<'_>, written: Written) -> Self {
+        let mut origin = Self { file: file.map(Path::to_owned), lines: BTreeMap::new(), written };
         origin.note_table("", table, lines);
         origin
     }
@@ -61,6 +63,11 @@ impl Origin {
     /// True where the key is written in the file, rather than left to its default.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.lines.contains_key(key)
+    }
+
+    /// The text at the key as it is written, if there are variables in it.
+    pub(super) fn with_variables(&self, key: &str) -> Option<&str> {
+        self.written.get(key).map(String::as_str)
     }
 
     /// Every key that is written, with its line.

@@ -38,7 +38,7 @@ fn fix(problem: &str) -> &'static str {
 /// first. Only names that a configuration knows, since in a text that is no TOML anything may look like a key.
 fn key_at(source: &str, span: Range<usize>, lines: &Lines<'_>) -> Option<String> {
     let (table, _) = DeTable::parse_recoverable(source);
-    let origin = Origin::of(None, table.get_ref(), lines);
+    let origin = Origin::of(None, table.get_ref(), lines, Default::default());
     let line = lines.at(span.start);
     let is_known = {
         let known = known_names();

@@ -80,6 +80,30 @@ fn a_planted_password_is_never_printed() {
     }
 }
 
+/// Nothing in the text of a command or a statement tells what is a password. What comes from a variable may be one.
+#[test]
+fn commands_and_statements_are_shown_with_their_variables() {
+    let env = |name: &str| (name == "PASSWORD").then(|| CANARY.to_owned());
+    for (part, shown) in [
+        ("[handler.exec]\ncommand = ['mysql', '-p${PASSWORD}', '$${x}']\n", "-p${PASSWORD}"),
+        ("[handler.worker]\ncommand = ['./w', '${PASSWORD}']\n", "\"${PASSWORD}\""),
+        (
+            "[handler.sql]\nstatement = \"INSERT INTO t VALUES ('${PASSWORD}')\"\n[store.sqlite]\npath = 'x.db'\nlease = '1m'\n",
+            "('${PASSWORD}')",
+        ),
+    ] {
+        let mut source = with_part(part);
+        if part.contains("[store.") {
+            source = source.replace("[store.memory]\n", "");
+        }
+        let config = Config::parse(&source, &env).unwrap();
+        let toml = config.to_toml().unwrap();
+        assert!(toml.contains(shown) && !toml.contains(CANARY), "{toml}");
+        let again = Config::parse(&toml, &env).unwrap();
+        assert_eq!(again.handler, config.handler, "it reads again as the same");
+    }
+}
+
 #[test]
 fn a_password_in_a_wrong_place_is_never_printed() {
     let quoted = format!("'{CANARY}'");
