@@ -111,7 +111,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_comes_up_is_found_within_two_seconds_however_long_it_was_down() {
         let (up_at, mut tries) = (Instant::now() + Duration::from_secs(3600), 0);
-        let opened = until_up(&CancellationToken::new(), async || {
+        let never = CancellationToken::new();
+        let opened = until_up(&never, async || {
             tries += 1;
             if Instant::now() < up_at { Err(error(ErrorKind::Unavailable)) } else { Ok(()) }
         });
