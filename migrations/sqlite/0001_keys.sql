@@ -12,7 +12,12 @@ CREATE TABLE onceward_scopes (
 ) STRICT;
 
 -- One row a key. Times are microseconds since the epoch, in the clock of the host.
+--
+-- Keys are hashes, so a row stored by its key would lie anywhere, and each batch would touch as many pages as it has
+-- rows. Rows are stored in the order of their first claim instead: a claim touches one random page, of the small unique
+-- index, and its completion none.
 CREATE TABLE onceward_keys (
+    id          INTEGER NOT NULL PRIMARY KEY,
     scope       INTEGER NOT NULL,
     key         BLOB    NOT NULL,             -- 16 bytes
     state       INTEGER NOT NULL,             -- 0 absent, 1 pending, 2 failed, 3 terminal, 4 completed, 5 dead
@@ -31,8 +36,8 @@ CREATE TABLE onceward_keys (
     fingerprint BLOB,                         -- 16 bytes
     error       TEXT,
     result      BLOB,
-    PRIMARY KEY (scope, key)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (scope, key)
+) STRICT;
 
 CREATE INDEX onceward_keys_by_expiry ON onceward_keys (expires_at);
 

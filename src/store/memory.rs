@@ -1,5 +1,6 @@
 //! The reference store, in memory: [`MemoryStore`].
 
+mod slots;
 mod table;
 
 use std::collections::HashMap;
@@ -10,11 +11,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use self::table::Table;
-use super::transition::{Moment, micros};
+use super::transition::{Moment, Step, micros};
 use super::{
-    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
-    Renewal, Store, StoreCapabilities,
+    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest,
+    Completion, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive,
+    RedriveRequest, RenewRequest, Renewal, Store, StoreCapabilities,
 };
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::error::Error;
@@ -100,6 +101,27 @@ impl MemoryStore {
         let now = self.shared.base + micros(self.shared.started_at.elapsed());
         let fence_floor = tables.fence_floor;
         (tables, Moment { now, fence_floor })
+    }
+
+    /// Completes a pending claim and does `apply` under the same lock, or neither: what a transaction is to a database.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn commit(&self, scope: &Scope, request: &CompleteRequest, apply: impl FnOnce()) -> Commit {
+        let lease = request.lease;
+        let (mut tables, at) = self.open();
+        let Some(table) = tables.scopes.get_mut(scope) else { return Commit::Fenced };
+        let committed = table.update(&lease.key, |record| {
+            let mine = record.owner == lease.owner && record.fence == lease.fence;
+            if record.state != KeyState::Pending || !mine || record.is_expired(at.now) {
+                return Step { answer: false, changed: false };
+            }
+            let changed = record.complete(at, request).changed;
+            Step { answer: true, changed }
+        });
+        if committed != Some(true) {
+            return Commit::Fenced;
+        }
+        apply();
+        Commit::Committed
     }
 
     fn read<T>(&self, scope: &Scope, look: impl FnOnce(&Table, Moment) -> T) -> Option<T> {

@@ -353,8 +353,8 @@ impl Store for SqliteStore {
 async fn purge(slot: &mut Slot, now: u64, limit: u32) -> Result<u64, sqlx::Error> {
     let conn = slot.conn().await?;
     let removed = query(
-        "DELETE FROM onceward_keys WHERE (scope, key) IN \
-         (SELECT scope, key FROM onceward_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) \
+        "DELETE FROM onceward_keys WHERE id IN \
+         (SELECT id FROM onceward_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) \
          RETURNING fence",
     )
     .bind(row::integer(now))

@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::super::transition::{Moment, Record, Step};
 use super::super::{KeyRecord, KeyStats, ListQuery};
+use super::slots::{Place, Slot, Slots};
 use crate::key::Key;
 
 /// The width of an expiry bucket: 2^20 µs, about a second.
@@ -12,27 +13,24 @@ const BUCKET_BITS: u32 = 20;
 
 /// The records of one scope.
 ///
+/// Records lie in the order of their first claims, so that those of a batch are neighbours, and a small index finds them:
+/// of the memory that a claim touches only the index entry is far from everything else, and growing moves no record.
+///
 /// Every record stands once in the expiry queue, in a bucket that is due no later than the record expires. Prolonging a
 /// record does not move it: [`purge`](Self::purge) does, when it comes across it too early.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    records: HashMap<Key, Slot, BuildHasherDefault<KeyHasher>>,
-    expiry: BTreeMap<u64, Vec<Key>>,
+    index: HashMap<Key, Place, BuildHasherDefault<KeyHasher>>,
+    slots: Slots,
+    expiry: BTreeMap<u64, Vec<Place>>,
     fence_floor: u64,
-}
-
-#[derive(Debug)]
-struct Slot {
-    record: Record,
-    /// The bucket the record stands in. An entry in another bucket is a leftover.
-    bucket: u64,
 }
 
 impl Table {
     /// Applies a step that may bring the record into being.
     pub(super) fn write<T>(&mut self, key: Key, step: impl FnOnce(&mut Record) -> Step<T>) -> T {
-        let slot =
-            self.records.entry(key).or_insert_with(|| Slot { record: Record::nothing(), bucket: u64::MAX });
+        let place = *self.index.entry(key).or_insert_with(|| self.slots.take(key));
+        let slot = self.slots.get_mut(place);
         let fence = slot.record.fence;
         let Step { answer, changed } = step(&mut slot.record);
         if changed {
@@ -40,29 +38,31 @@ impl Table {
             if slot.record.fence < fence {
                 self.fence_floor = self.fence_floor.max(fence);
             }
-            enqueue(&mut self.expiry, key, slot);
+            enqueue(&mut self.expiry, place, slot);
         }
         answer
     }
 
     /// Applies a step to a record that is there; `None` if it is not.
     pub(super) fn update<T>(&mut self, key: &Key, step: impl FnOnce(&mut Record) -> Step<T>) -> Option<T> {
-        let slot = self.records.get_mut(key)?;
+        let place = *self.index.get(key)?;
+        let slot = self.slots.get_mut(place);
         let Step { answer, changed } = step(&mut slot.record);
         if changed {
-            enqueue(&mut self.expiry, *key, slot);
+            enqueue(&mut self.expiry, place, slot);
         }
         Some(answer)
     }
 
     /// Removes a record; false if there is no unexpired one.
     pub(super) fn forget(&mut self, key: &Key, at: Moment) -> bool {
-        let Some(slot) = self.records.remove(key) else { return false };
-        self.fence_floor = self.fence_floor.max(slot.record.fence);
-        !slot.record.is_expired(at.now)
+        let Some(place) = self.index.remove(key) else { return false };
+        let record = self.slots.give_back(place);
+        self.fence_floor = self.fence_floor.max(record.fence);
+        !record.is_expired(at.now)
     }
 
-    /// The largest fence of all records removed or overwritten so far.
+    /// The largest fence of all records removed or overwritten since the last call.
     pub(super) fn take_fence_floor(&mut self) -> u64 {
         std::mem::take(&mut self.fence_floor)
     }
@@ -75,31 +75,31 @@ impl Table {
             && *entry.key() <= at.now >> BUCKET_BITS
         {
             let bucket = *entry.key();
-            let mut keys = entry.remove();
+            let mut places = entry.remove();
             let mut not_yet = Vec::new();
             while removed < limit
-                && let Some(key) = keys.pop()
+                && let Some(place) = places.pop()
             {
-                match self.records.get_mut(&key) {
-                    Some(slot) if slot.bucket == bucket && slot.record.is_expired(at.now) => {
-                        self.fence_floor = self.fence_floor.max(slot.record.fence);
-                        self.records.remove(&key);
-                        removed += 1;
+                let slot = self.slots.get_mut(place);
+                if slot.bucket != bucket {
+                    // A leftover: the record was removed, or stands in another bucket.
+                } else if slot.record.is_expired(at.now) {
+                    self.index.remove(&slot.key);
+                    let record = self.slots.give_back(place);
+                    self.fence_floor = self.fence_floor.max(record.fence);
+                    removed += 1;
+                } else {
+                    slot.bucket = slot.record.expires_at() >> BUCKET_BITS;
+                    if slot.bucket == bucket {
+                        not_yet.push(place);
+                    } else {
+                        self.expiry.entry(slot.bucket).or_default().push(place);
                     }
-                    Some(slot) if slot.bucket == bucket => {
-                        slot.bucket = slot.record.expires_at() >> BUCKET_BITS;
-                        if slot.bucket == bucket {
-                            not_yet.push(key);
-                        } else {
-                            self.expiry.entry(slot.bucket).or_default().push(key);
-                        }
-                    }
-                    Some(_) | None => {}
                 }
             }
-            keys.append(&mut not_yet);
-            if !keys.is_empty() {
-                self.expiry.insert(bucket, keys);
+            places.append(&mut not_yet);
+            if !places.is_empty() {
+                self.expiry.insert(bucket, places);
                 break;
             }
         }
@@ -107,43 +107,43 @@ impl Table {
     }
 
     pub(super) fn inspect(&self, key: &Key, at: Moment) -> Option<KeyRecord> {
-        self.records.get(key)?.record.view(*key, at)
+        self.slots.get(*self.index.get(key)?).record.view(*key, at)
     }
 
     pub(super) fn list(&self, query: &ListQuery, at: Moment) -> Vec<KeyRecord> {
-        let mut keys: Vec<&Key> = self
-            .records
-            .iter()
-            .filter(|(key, slot)| {
+        let mut found: Vec<(&Key, &Record)> = self
+            .records()
+            .filter(|(key, record)| {
                 query.after.is_none_or(|after| **key > after)
-                    && query.state.is_none_or(|state| slot.record.state == state)
-                    && !slot.record.is_expired(at.now)
+                    && query.state.is_none_or(|state| record.state == state)
+                    && !record.is_expired(at.now)
             })
-            .map(|(key, _)| key)
             .collect();
-        keys.sort_unstable();
+        found.sort_unstable_by_key(|(key, _)| **key);
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-        keys.into_iter().take(limit).filter_map(|key| self.inspect(key, at)).collect()
+        found.into_iter().take(limit).filter_map(|(key, record)| record.view(*key, at)).collect()
     }
 
     pub(super) fn stats(&self, at: Moment) -> KeyStats {
         let mut stats = KeyStats::default();
-        for record in
-            self.records.values().map(|slot| &slot.record).filter(|record| !record.is_expired(at.now))
-        {
+        for (_, record) in self.records().filter(|(_, record)| !record.is_expired(at.now)) {
             stats.set(record.state, stats.get(record.state) + 1);
         }
         stats
+    }
+
+    fn records(&self) -> impl Iterator<Item = (&Key, &Record)> {
+        self.index.iter().map(|(key, place)| (key, &self.slots.get(*place).record))
     }
 }
 
 /// Sees to it that the record is looked at no later than it may expire. Its lease is left out: a completion ends it, and
 /// would otherwise have to queue again.
-fn enqueue(expiry: &mut BTreeMap<u64, Vec<Key>>, key: Key, slot: &mut Slot) {
+fn enqueue(expiry: &mut BTreeMap<u64, Vec<Place>>, place: Place, slot: &mut Slot) {
     let bucket = slot.record.written_at.saturating_add(slot.record.ttl) >> BUCKET_BITS;
     if bucket < slot.bucket {
         slot.bucket = bucket;
-        expiry.entry(bucket).or_default().push(key);
+        expiry.entry(bucket).or_default().push(place);
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(table.purge(at(12 * SECOND), 100), 0, "the lease of 30 s counts before the TTL");
         assert_eq!(table.purge(at(41 * SECOND - 1), 100), 0);
         assert_eq!(table.purge(at(41 * SECOND), 100), 1);
-        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+        assert_eq!((table.index.len(), queued(&table)), (0, 0));
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(table.purge(at(100 * SECOND), 3), 3);
         assert_eq!(table.purge(at(100 * SECOND), 3), 3);
         assert_eq!(table.purge(at(100 * SECOND), 100), 4);
-        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+        assert_eq!((table.index.len(), queued(&table)), (0, 0));
     }
 
     #[test]
@@ -246,6 +246,18 @@ mod tests {
         assert!(table.forget(&Key::from_bytes([1; 16]), at(0)));
         let _ = claim(&mut table, 1, 10, 0);
         assert_eq!(table.purge(at(100 * SECOND), 100), 1);
-        assert_eq!((table.records.len(), queued(&table)), (0, 0));
+        assert_eq!((table.index.len(), queued(&table)), (0, 0));
+    }
+
+    #[test]
+    fn a_place_that_is_used_again_is_not_purged_for_the_record_that_was_there() {
+        let mut table = Table::default();
+        let _ = claim(&mut table, 1, 10, 0);
+        assert!(table.forget(&Key::from_bytes([1; 16]), at(0)));
+        let _ = claim(&mut table, 2, 1_000, 0);
+        assert_eq!(table.purge(at(500 * SECOND), 100), 0, "the entry of the forgotten record is a leftover");
+        assert!(table.inspect(&Key::from_bytes([2; 16]), at(500 * SECOND)).is_some());
+        assert_eq!(table.purge(at(2_000 * SECOND), 100), 1);
+        assert_eq!((table.index.len(), queued(&table)), (0, 0));
     }
 }
