@@ -61,12 +61,14 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
     }
     let derive = Derive::new(&shared.keys, &shared.config.ordering);
     let mut failures = 0;
+    // A finite source may wait for its last settlements before it ends; parked messages would keep it from ending.
+    let ask_if_idle = shared.config.until_idle || shared.capabilities.finite;
     loop {
         let received = tokio::select! {
             biased;
             () = shared.draining.cancelled() => return (consumer, Ok(())),
             received = async { gate.pass().await; consumer.receive().await } => received,
-            () = idle(shared.config.until_idle) => {
+            () = idle(ask_if_idle) => {
                 if consumer.is_idle().await == Some(true) {
                     shared.tell(Event::Idle);
                 }
@@ -188,7 +190,7 @@ fn plan<R>(shared: &Shared<R>, message: &Message) -> (Plan, u32) {
         Err(error) => error,
     };
     shared.count(Counter::MissingKeys, 1);
-    tracing::debug!(?message, %error, "a message has no usable key");
+    tracing::debug!(delivery = ?message, %error, "a message has no usable key");
     let plan = match shared.config.policies.on_missing_key {
         OnMissingKey::DeadLetter => Plan::Letter(Reason::MissingKey, error.to_string()),
         OnMissingKey::Hash => Plan::Claim(shared.keys.fallback(message)),

@@ -308,7 +308,7 @@ fn park<R>(shared: &Shared<R>, work: &mut Work, error: &str) {
         work.parked = true;
         shared.count(Counter::Parked, 1);
         tracing::error!(
-            key = ?work.key(), message = ?work.message, error,
+            key = ?work.key(), delivery = ?work.message, error,
             "a message failed for good and is parked in its source: mend the cause, or configure a dead-letter destination"
         );
     }
