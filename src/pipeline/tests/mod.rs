@@ -11,8 +11,10 @@ mod limits;
 mod order;
 mod outages;
 mod policies;
+mod secrets;
 mod shutdown;
 mod suspects;
+mod transactions;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,0 +1,216 @@
+//! Effects committed with their completion: once, whatever happens.
+
+use super::*;
+use crate::handler::tx_handler;
+use crate::testing::{Fault, MemoryInbox, MemoryTransaction, Operation};
+
+/// A worker over an inbox; its handler is told what to do by the message.
+struct Inbox {
+    world: World,
+    inbox: MemoryInbox,
+}
+
+type Task = JoinHandle<Result<Summary, Error>>;
+
+struct TxWorker {
+    store: FaultyStore<MemoryInbox>,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+    process: Process,
+    task: Task,
+    connection: u64,
+}
+
+/// `ok`, `slow`, `fails`, `hangs` or `panics` is what the first attempt does after its effect is written.
+async fn by_id(
+    runs: Arc<Mutex<Vec<(String, u32)>>>,
+    message: Message,
+    tx: &mut MemoryTransaction,
+) -> Handled {
+    let id = id_of(&message);
+    runs.lock().unwrap().push((id.clone(), message.attempt()));
+    tx.effect(id.clone());
+    if message.attempt() > 1 {
+        return Ok(());
+    }
+    match id.split('-').next().unwrap() {
+        "slow" => tokio::time::sleep(8 * SECOND).await,
+        "fails" => return Err(HandlerError::retry("broken")),
+        "hangs" => std::future::pending().await,
+        "panics" => panic!("broken"),
+        _ => {}
+    }
+    Ok(())
+}
+
+impl Inbox {
+    fn new() -> Self {
+        let world = World::new();
+        let inbox = MemoryInbox::new(world.store.clone());
+        Self { world, inbox }
+    }
+
+    fn start(&self, runs: &Arc<Mutex<Vec<(String, u32)>>>) -> TxWorker {
+        let process = Process::new();
+        let store = FaultyStore::inside(self.inbox.clone(), Faults::NONE, &process);
+        let consumer = self.world.broker.consumer();
+        let connection = consumer.number();
+        let pipeline = Pipeline::builder(
+            self.world.scope.clone(),
+            FaultyConsumer::new(consumer, &process),
+            Arc::new(store.clone()),
+        )
+        .keys([KeySource::Header("id".into())])
+        .config(PipelineConfig { seed: Some(connection), ..config() })
+        .dead_letters(DeadLetters::new(Arc::new(self.world.letters.clone()), "dead"))
+        .transactional_handler(tx_handler(&self.inbox, Arc::clone(runs), by_id))
+        .unwrap();
+        let shutdown = CancellationToken::new();
+        let counters = pipeline.counters();
+        let task = tokio::spawn(pipeline.run(shutdown.clone()));
+        TxWorker { store, counters, shutdown, process, task, connection }
+    }
+}
+
+impl TxWorker {
+    async fn end(self) -> Summary {
+        self.shutdown.cancel();
+        let summary = self.task.await.unwrap().unwrap();
+        assert_accounted(summary.counters());
+        summary
+    }
+}
+
+type Runs = Arc<Mutex<Vec<(String, u32)>>>;
+
+fn attempts(runs: &Runs) -> Vec<u32> {
+    runs.lock().unwrap().iter().map(|(_, attempt)| *attempt).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_effect_and_its_completion_are_committed_together_and_a_copy_finds_them() {
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    let worker = inbox.start(&runs);
+    inbox.world.publish_all(["ok-1", "ok-1", "ok-2"]);
+    inbox.world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
+    assert_eq!(inbox.inbox.effects(), ["ok-1", "ok-2"]);
+    assert_eq!(inbox.world.state("ok-1").await, KeyState::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_panics_and_timeouts_roll_their_effect_back() {
+    for (id, counter) in
+        [("fails", Counter::RunsFailed), ("panics", Counter::Panics), ("hangs", Counter::Timeouts)]
+    {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start(&runs);
+        inbox.world.publish(id);
+        eventually("the first run is recorded", || worker.counters.get(Counter::RunsFailed) == 1).await;
+        assert_eq!(inbox.inbox.effects(), [""; 0]);
+        inbox.world.empty().await;
+        assert_eq!((attempts(&runs), inbox.inbox.effects()), (vec![1, 2], vec![id.to_owned()]));
+        let summary = worker.end().await;
+        assert_eq!((summary.handled(), summary.counters().get(counter)), (1, 1), "{id}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c11_a_run_whose_claim_was_taken_over_is_fenced_and_its_effect_discarded() {
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    inbox.world.publish("slow");
+    let first = inbox.start(&runs);
+    tokio::time::sleep(500 * MS).await;
+    first.process.stop();
+    inbox.world.broker.disconnect();
+    let second = inbox.start(&runs);
+    eventually("the other one runs", || attempts(&runs).len() == 2).await;
+    first.process.resume();
+    inbox.world.empty().await;
+    assert_eq!(inbox.inbox.effects(), ["slow"], "the zombie's effect was rolled back");
+    assert!(first.counters.get(Counter::Fenced) >= 1);
+    assert_eq!(first.counters.get(Counter::SuspectedDoubleEffects), 0);
+    let _ = first.end().await;
+    let _ = second.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn c06_a_death_before_the_commit_rolls_back_and_one_after_it_is_found() {
+    for (fault, effects_at_death) in [(Fault::Hangs, 0), (Fault::ReplyHangs, 1)] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let first = inbox.start(&runs);
+        first.store.next(Operation::Commit, fault);
+        inbox.world.publish("ok");
+        eventually("the commit is sent", || first.store.calls(Operation::Commit) == 1).await;
+        first.process.stop();
+        inbox.world.broker.disconnect_consumer(first.connection);
+        assert_eq!(inbox.inbox.effects().len(), effects_at_death);
+        let second = inbox.start(&runs);
+        inbox.world.empty().await;
+        assert_eq!(inbox.inbox.effects(), ["ok"]);
+        let summary = second.end().await;
+        assert_eq!(summary.handled() + summary.duplicates(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_4_after_a_commit_whose_reply_was_lost_the_next_claim_tells() {
+    for (fault, runs_needed) in [(Fault::ReplyLost, 1), (Fault::ReplyHangs, 1), (Fault::Refused, 2)] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start(&runs);
+        worker.store.next(Operation::Commit, fault);
+        inbox.world.publish("ok");
+        inbox.world.empty().await;
+        assert_eq!(inbox.inbox.effects(), ["ok"], "{fault:?}");
+        assert_eq!(runs.lock().unwrap().len(), runs_needed, "{fault:?}");
+        assert_eq!(
+            worker.store.calls(Operation::Release),
+            0,
+            "a claim with a commit in doubt is not released"
+        );
+        assert_eq!(worker.store.calls(Operation::Fail), 0);
+        let _ = worker.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_a_transaction_that_cannot_be_opened_uses_up_no_attempt_however_often() {
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    let worker = inbox.start(&runs);
+    (0..10).for_each(|_| worker.store.next(Operation::Begin, Fault::Refused));
+    worker.store.next(Operation::Begin, Fault::Hangs);
+    inbox.world.publish("ok");
+    inbox.world.empty().await;
+    assert_eq!((attempts(&runs), inbox.inbox.effects()), (vec![1], vec!["ok".to_owned()]));
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.dead_lettered()), (1, 0));
+    assert!(summary.counters().get(Counter::StoreErrors) >= 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_key_is_never_run_in_a_transaction_without_a_claim() {
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    let worker = inbox.start(&runs);
+    inbox.world.broker.publish(Message::builder("x"));
+    inbox.world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.dead_lettered(), runs.lock().unwrap().len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_full_of_faults_commits_every_effect_once() {
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    let worker = inbox.start(&runs);
+    worker.store.set(Faults { refused: 0.15, reply_lost: 0.15, latency: 100 * MS, seed: 3, ..Faults::NONE });
+    let ids: Vec<String> = (0..200).map(|number| format!("ok-{number}")).collect();
+    inbox.world.publish_all(ids.iter().map(String::as_str));
+    inbox.world.empty().await;
+    let mut effects = inbox.inbox.effects();
+    effects.sort();
+    let mut expected = ids.clone();
+    expected.sort();
+    assert_eq!(effects, expected);
+    let summary = worker.end().await;
+    assert_eq!(summary.handled() + summary.duplicates(), 200);
+}

@@ -1,0 +1,185 @@
+//! A transactional store in memory: [`MemoryInbox`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Error;
+use crate::key::{Key, Scope};
+use crate::store::{
+    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, MemoryStore, Redrive, RedriveRequest,
+    RenewRequest, Renewal, Store, StoreCapabilities, TransactionalStore,
+};
+
+/// A [`MemoryStore`] with a list of effects beside it, both written in one step: what an inbox table is to a database.
+/// A transaction gathers effects and knows nothing of other transactions.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryInbox {
+    store: MemoryStore,
+    effects: Arc<Mutex<Vec<String>>>,
+}
+
+/// An open transaction of a [`MemoryInbox`].
+#[derive(Debug, Default)]
+pub struct MemoryTransaction {
+    effects: Vec<String>,
+}
+
+impl MemoryTransaction {
+    /// Makes an effect happen, if the transaction commits.
+    pub fn effect(&mut self, effect: impl Into<String>) {
+        self.effects.push(effect.into());
+    }
+}
+
+impl MemoryInbox {
+    /// Around `store`, without an effect so far.
+    pub fn new(store: MemoryStore) -> Self {
+        Self { store, effects: Arc::default() }
+    }
+
+    /// The effects that are committed, in order.
+    pub fn effects(&self) -> Vec<String> {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for MemoryInbox {
+    type Conn = MemoryTransaction;
+    type Tx<'c> = &'c mut MemoryTransaction;
+
+    async fn begin(&self) -> Result<MemoryTransaction, Error> {
+        Ok(MemoryTransaction::default())
+    }
+
+    fn lend<'c>(&self, conn: &'c mut MemoryTransaction) -> &'c mut MemoryTransaction {
+        conn
+    }
+
+    async fn commit(
+        &self,
+        conn: MemoryTransaction,
+        scope: &Scope,
+        request: &CompleteRequest,
+    ) -> Result<Commit, Error> {
+        Ok(self.store.commit(scope, request, || {
+            self.effects.lock().unwrap_or_else(PoisonError::into_inner).extend(conn.effects);
+        }))
+    }
+
+    async fn rollback(&self, _conn: MemoryTransaction) {}
+}
+
+#[async_trait]
+impl Store for MemoryInbox {
+    fn capabilities(&self) -> StoreCapabilities {
+        self.store.capabilities()
+    }
+
+    async fn check(&self) -> Result<Vec<Advice>, Error> {
+        self.store.check().await
+    }
+
+    async fn claim(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        self.store.claim(scope, terms, batch).await
+    }
+
+    async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
+        self.store.complete(scope, batch).await
+    }
+
+    async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>> {
+        self.store.renew(scope, batch).await
+    }
+
+    async fn fail(&self, scope: &Scope, batch: &[FailRequest]) -> Vec<Result<Failure, Error>> {
+        self.store.fail(scope, batch).await
+    }
+
+    async fn bury(&self, scope: &Scope, batch: &[BuryRequest]) -> Vec<Result<Burial, Error>> {
+        self.store.bury(scope, batch).await
+    }
+
+    async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>> {
+        self.store.release(scope, batch).await
+    }
+
+    async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
+        self.store.redrive(scope, batch).await
+    }
+
+    async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>> {
+        self.store.forget(scope, keys).await
+    }
+
+    async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
+        self.store.inspect(scope, key).await
+    }
+
+    async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
+        self.store.list(scope, query).await
+    }
+
+    async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
+        self.store.stats(scope).await
+    }
+
+    async fn purge(&self, limit: u32) -> Result<u64, Error> {
+        self.store.purge(limit).await
+    }
+
+    fn purge_interval(&self) -> Option<Duration> {
+        self.store.purge_interval()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::store::{StoreHarness, Timing, TransactionalHarness};
+
+    struct Harness(MemoryInbox);
+
+    fn harness() -> Harness {
+        tokio::time::pause();
+        Harness(MemoryInbox::new(MemoryStore::new()))
+    }
+
+    #[async_trait]
+    impl StoreHarness for Harness {
+        type Store = MemoryInbox;
+
+        async fn store(&self) -> MemoryInbox {
+            self.0.clone()
+        }
+
+        async fn advance(&self, by: Duration) {
+            tokio::time::advance(by).await;
+        }
+
+        fn timing(&self) -> Timing {
+            Timing::VIRTUAL
+        }
+    }
+
+    #[async_trait]
+    impl TransactionalHarness for Harness {
+        async fn write_effect(&self, tx: &mut MemoryTransaction, effect: &str) {
+            tx.effect(effect);
+        }
+
+        async fn effects(&self) -> Vec<String> {
+            self.0.effects()
+        }
+    }
+
+    crate::transactional_store_conformance!(harness());
+}
