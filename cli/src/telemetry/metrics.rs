@@ -44,15 +44,15 @@ impl Collector for Collected {
             ConstGauge::new(counters.map_or(0, |counters| i64::try_from(of(counters)).unwrap_or(i64::MAX)))
         };
         for (name, help, value) in [
-            ("in_flight", "Deliveries taken and not yet settled", gauge(Counters::in_flight)),
+            ("in_flight", "Deliveries taken and not yet settled.", gauge(Counters::in_flight)),
             (
                 "in_flight_bytes",
-                "Bytes of deliveries taken and not yet settled",
+                "Bytes of deliveries taken and not yet settled.",
                 gauge(Counters::in_flight_bytes),
             ),
             (
                 "store_up",
-                "1 while the store answers; 0 before the first answer and while intake pauses",
+                "1 while the store answers; 0 before the first answer and while intake pauses.",
                 gauge(|counters| u64::from(counters.is_store_up())),
             ),
         ] {
@@ -60,9 +60,7 @@ impl Collector for Collected {
         }
         let Some(counters) = counters else { return Ok(()) };
         Counter::ALL.iter().try_for_each(|counter| {
-            // The format ends every help with a full stop of its own.
-            let help = counter.help().trim_end_matches('.');
-            one(&mut encoder, counter.name(), help, &ConstCounter::new(counters.get(*counter)))
+            one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
         })
     }
 }
