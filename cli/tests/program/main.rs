@@ -1,4 +1,19 @@
 //! The program as scripts meet it: what it prints, and the code it ends with.
+#![allow(clippy::unwrap_used)]
+
+mod check;
+#[cfg(feature = "sqlite")]
+mod keys;
+#[cfg(feature = "sqlite")]
+mod outage;
+mod quickstart;
+mod run;
+mod scene;
+mod signals;
+#[cfg(feature = "sqlite")]
+mod status;
+#[cfg(feature = "telemetry")]
+mod telemetry;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

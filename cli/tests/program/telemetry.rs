@@ -1,0 +1,66 @@
+//! /metrics and /health over the loopback.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use rustix::process::Signal;
+
+use super::scene::{ORDERS, Running, Scene, until, wait};
+
+/// The address, as the log tells it: the port is the system's choice.
+pub(crate) fn address(running: &Running) -> String {
+    until("the address", || {
+        let log = running.stderr();
+        let line = log.lines().find(|line| line.contains("/health/ready"))?;
+        line.split("address=").nth(1).map(str::to_owned)
+    })
+}
+
+/// One request; status and body.
+pub(crate) fn request(address: &str, line: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "{line} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn a_run_can_be_scraped_and_asked_how_it_is() {
+    let handler = r#"command = ["sh", "-c", "while test -e hold; do sleep 0.02; done"]"#;
+    let telemetry = "[telemetry]\nlisten = '127.0.0.1:0'\n";
+    let source = format!("{ORDERS}follow = true\n");
+    let scene = Scene::new(&format!("{source}[store.memory]\n[handler.exec]\n{handler}\n{telemetry}"));
+    scene.write("orders.ndjson", "{\"id\":1}\n{\"id\":1}\n{\"id\":2}\n");
+    let running = scene.start(scene.command("run @"));
+    let address = address(&running);
+    wait("it is ready", || request(&address, "GET /health/ready") == (200, "ready\n".to_owned()));
+    let metric = |name: &str| {
+        let (status, text) = request(&address, "GET /metrics");
+        assert_eq!(status, 200);
+        let line = format!("onceward_{name}{{scope=\"billing\"}} ");
+        let value = text.lines().find_map(|found| found.strip_prefix(&line).map(str::to_owned));
+        value.unwrap_or_else(|| panic!("{line} is not in {text}"))
+    };
+    wait("both effects", || metric("handled_total") == "2");
+    assert_eq!((metric("received_total"), metric("duplicates_total")), ("3".into(), "1".into()));
+    assert_eq!(
+        (metric("in_flight"), metric("in_flight_bytes"), metric("store_up")),
+        ("0".into(), "0".into(), "1".into())
+    );
+    assert!(request(&address, "GET /metrics").1.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(request(&address, "GET /health/live").0, 200);
+    assert_eq!(request(&address, "GET /nothing").0, 404);
+    assert_eq!(request(&address, "POST /metrics").0, 405);
+    assert_eq!(request(&address, "HEAD /metrics").1, "");
+
+    scene.write("hold", "");
+    scene.append("orders.ndjson", "{\"id\":3}\n");
+    wait("a run", || metric("in_flight") == "1");
+    running.signal(Signal::TERM);
+    wait("it is draining", || request(&address, "GET /health/ready") == (503, "draining\n".to_owned()));
+    assert_eq!(request(&address, "GET /health/live").0, 200, "a drain is no reason to be restarted");
+    std::fs::remove_file(scene.path("hold")).unwrap();
+    assert_eq!(running.end().code(), Some(0));
+}
