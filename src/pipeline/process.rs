@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
@@ -191,17 +192,35 @@ fn handle<R: Runner>(shared: &Shared<R>, starts: Vec<Start>) -> impl Stream<Item
         .into_iter()
         .map(|start| async move {
             match start {
-                Start::Known { work, outcome } => Finished { work, claim: None, outcome },
-                Start::Run { work, claim, .. } if draining => {
-                    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
+                Start::Known { work, outcome } => Finished { work, claim: None, outcome, _alone: None },
+                Start::Run { work, claim, .. } if draining => unstarted(work, claim),
+                Start::Run { work, claim, suspect: false } => {
+                    let outcome = run(shared, &work, &claim, false, now).await;
+                    Finished { work, claim: Some(claim), outcome, _alone: None }
                 }
-                Start::Run { work, claim, suspect } => {
-                    let outcome = run(shared, &work, &claim, suspect, now).await;
-                    Finished { work, claim: Some(claim), outcome }
+                Start::Run { work, claim, suspect: true } => {
+                    // A key whose claim has lapsed before may be one that kills the process: such keys run one at a
+                    // time, each after a write that says so, and a lapse from then on counts as an attempt.
+                    let Some(alone) = alone(shared).await else { return unstarted(work, claim) };
+                    let outcome = run(shared, &work, &claim, true, now).await;
+                    Finished { work, claim: Some(claim), outcome, _alone: Some(alone) }
                 }
             }
         })
         .collect::<FuturesUnordered<_>>()
+}
+
+fn unstarted(work: Work, claim: Arc<ActiveClaim>) -> Finished {
+    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted, _alone: None }
+}
+
+/// Waits until no other suspect runs or waits for its record; `None`: a drain has begun.
+async fn alone<R>(shared: &Shared<R>) -> Option<OwnedSemaphorePermit> {
+    tokio::select! {
+        biased;
+        () = shared.draining.cancelled() => None,
+        permit = Arc::clone(&shared.suspects).acquire_owned() => permit.ok(),
+    }
 }
 
 async fn run<R: Runner>(
@@ -215,18 +234,6 @@ async fn run<R: Runner>(
     if !suspect && !little_left {
         return R::run(shared, work, claim, now).await;
     }
-    // A key whose claim has lapsed before may be one that kills the process: such keys run one at a time, each after a
-    // write that says so, and a lapse from then on counts as an attempt.
-    let _alone = if suspect {
-        let permit = tokio::select! {
-            biased;
-            () = shared.draining.cancelled() => return Outcome::Unstarted,
-            permit = shared.suspects.acquire() => permit,
-        };
-        Some(permit)
-    } else {
-        None
-    };
     let Some(lease) = claim.lease() else { return R::run(shared, work, claim, Instant::now()).await };
     let request = RenewRequest { lease, lease_for: shared.config.lease, started: suspect };
     let sent = Instant::now();

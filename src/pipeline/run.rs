@@ -66,7 +66,7 @@ async fn run_tasks<R: Runner>(
         chance: Mutex::new(Chance::new(config.seed)),
         heartbeat: Heartbeat::default(),
         events: events_in,
-        suspects: Semaphore::new(1),
+        suspects: Arc::new(Semaphore::new(1)),
         giving_up: CancellationToken::new(),
         draining,
         scope,

@@ -34,8 +34,9 @@ pub(crate) struct Shared<R> {
     pub(crate) completions: Gather<CompleteRequest, Completion>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// One run at a time of a key whose claim has lapsed before, so that a run that kills the process is blamed alone.
-    pub(crate) suspects: Semaphore,
+    /// One run at a time, from its start to its record, of a key whose claim has lapsed before, so that a run that kills
+    /// the process is blamed alone.
+    pub(crate) suspects: Arc<Semaphore>,
     /// Fires when no new run may start.
     pub(crate) draining: CancellationToken,
     /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.

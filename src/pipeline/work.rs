@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::delivery::Receipt;
 use crate::handler::HandlerError;
@@ -72,6 +73,9 @@ pub(crate) struct Finished {
     pub(crate) work: Work,
     pub(crate) claim: Option<Arc<ActiveClaim>>,
     pub(crate) outcome: Outcome,
+    /// Held by a run that may kill the process, until the record of it is durable: what runs next may be one that does,
+    /// and this one would be blamed with it.
+    pub(crate) _alone: Option<OwnedSemaphorePermit>,
 }
 
 /// How a run ended, or why there was none.

@@ -117,6 +117,32 @@ async fn suspects_run_one_at_a_time_beside_the_others() {
     assert_eq!((summary.handled(), world.runs().len()), (5, 5), "waiting suspects kept their leases");
 }
 
+/// A killer that ran while its predecessor's completion was still on its way would have it blamed as well.
+#[tokio::test(start_paused = true)]
+async fn a_suspect_waits_until_the_completion_of_the_one_before_it_is_written() {
+    let world = World::new();
+    for id in ["s1", "s2"] {
+        let _ = world.claim_elsewhere(id, LEASE).await;
+    }
+    tokio::time::sleep(LEASE).await;
+    world.publish_all(["s1", "s2"]);
+    let worker = world.worker();
+    worker.store.next(Operation::Complete, Fault::Refused);
+    worker.store.record();
+    let worker = worker.start_ok();
+    world.empty().await;
+    let calls = worker.store.recorded();
+    let story: Vec<_> = calls
+        .iter()
+        .filter(|call| {
+            call.fault.is_none() && [Operation::Renew, Operation::Complete].contains(&call.operation)
+        })
+        .map(|call| call.operation)
+        .collect();
+    assert_eq!(story, [Operation::Renew, Operation::Complete, Operation::Renew, Operation::Complete]);
+    let _ = worker.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_suspect_whose_mark_cannot_be_written_does_not_run_and_uses_up_no_attempt() {
     let world = World::new();
