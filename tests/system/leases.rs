@@ -81,7 +81,8 @@ fn processes_paused_at_any_moment_never_leave_a_second_row() {
     let [one, other] = both.map(|running| running.wait_within(PATIENCE));
     assert_eq!((one.code(), other.code()), (Some(0), Some(0)), "{one:#?} {other:#?}");
     assert_exact(&scene, &orders.ids);
-    assert_eq!(one.summary("handled") + other.summary("handled"), 800);
+    // A commit whose outcome a pause made unknown is found completed by the next claim: a duplicate, not handled.
+    assert!(one.summary("handled") + other.summary("handled") <= 800);
     assert_eq!(scene.letters().len(), 0);
 }
 

@@ -9,7 +9,7 @@ use onceward_test_support::process::until;
 use onceward_test_support::scene::joined;
 use serde_json::json;
 
-use crate::stage::{PATIENCE, each, exec, in_flight, ledger, scene, worker};
+use crate::stage::{PATIENCE, each, exec, ids_of, in_flight, ledger, scene, worker};
 
 #[test]
 fn a_thousand_lines_with_three_hundred_copies_have_seven_hundred_effects_and_none_when_run_again() {
@@ -66,7 +66,7 @@ fn killed_in_the_middle_every_key_has_its_effect_and_only_those_in_flight_may_ha
     }
     let ended = scene.run_to_end();
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
-    ledger(&scene, &orders.ids).verify(&excused);
+    ledger(&scene, &orders.ids).verify(&ids_of(&scene, &excused));
     assert_eq!(scene.letters(), [] as [serde_json::Value; 0]);
     assert!(scene.count(Kind::Effect).values().all(|count| *count <= 1 + kills));
 }

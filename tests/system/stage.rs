@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use onceward_test_support::effects::{Kind, Note};
+use onceward_test_support::effects::Kind;
 use onceward_test_support::ledger::{Effect, Ledger, Produced};
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
@@ -56,12 +56,16 @@ pub(crate) fn header<'a>(letter: &'a Value, name: &str) -> &'a str {
     letter["headers"][name].as_str().unwrap_or_else(|| panic!("no header {name} in {letter:#}"))
 }
 
-/// The ids whose claim is pending: whoever dies now may have had their effect, and nobody knows.
+/// The keys whose claim is pending: whoever dies now may have had their effect, and nobody knows.
 pub(crate) fn in_flight(scene: &Scene) -> BTreeSet<String> {
-    let ids: BTreeMap<String, String> =
-        scene.notes().into_iter().map(|Note { key, id, .. }| (key, id)).collect();
-    let pending = scene.database().texts("SELECT lower(hex(key)) FROM onceward_keys WHERE state = 1");
-    pending.iter().filter_map(|key| ids.get(key).cloned()).collect()
+    scene.database().texts("SELECT lower(hex(key)) FROM onceward_keys WHERE state = 1").into_iter().collect()
+}
+
+/// The ids of keys, from what handlers were told. Asked at the end: a process that was started just before a kill writes
+/// its first note just after it.
+pub(crate) fn ids_of(scene: &Scene, keys: &BTreeSet<String>) -> BTreeSet<String> {
+    let notes = scene.notes().into_iter();
+    notes.filter(|note| keys.contains(&note.key)).map(|note| note.id).collect()
 }
 
 /// So many of each id, in order.
