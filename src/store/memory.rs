@@ -11,11 +11,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use self::table::Table;
-use super::transition::{Moment, Step, micros};
+use super::transition::{Moment, micros};
 use super::{
-    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest,
-    Completion, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive,
-    RedriveRequest, RenewRequest, Renewal, Store, StoreCapabilities,
+    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, Store, StoreCapabilities,
 };
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::error::Error;
@@ -105,23 +105,20 @@ impl MemoryStore {
 
     /// Completes a pending claim and does `apply` under the same lock, or neither: what a transaction is to a database.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn commit(&self, scope: &Scope, request: &CompleteRequest, apply: impl FnOnce()) -> Commit {
-        let lease = request.lease;
+    pub(crate) fn commit(
+        &self,
+        scope: &Scope,
+        request: &CompleteRequest,
+        apply: impl FnOnce(),
+    ) -> super::Commit {
         let (mut tables, at) = self.open();
-        let Some(table) = tables.scopes.get_mut(scope) else { return Commit::Fenced };
-        let committed = table.update(&lease.key, |record| {
-            let mine = record.owner == lease.owner && record.fence == lease.fence;
-            if record.state != KeyState::Pending || !mine || record.is_expired(at.now) {
-                return Step { answer: false, changed: false };
-            }
-            let changed = record.complete(at, request).changed;
-            Step { answer: true, changed }
-        });
-        if committed != Some(true) {
-            return Commit::Fenced;
+        let table = tables.scopes.get_mut(scope);
+        let answer =
+            table.and_then(|table| table.update(&request.lease.key, |record| record.commit(at, request)));
+        if answer == Some(super::Commit::Committed) {
+            apply();
         }
-        apply();
-        Commit::Committed
+        answer.unwrap_or(super::Commit::Fenced)
     }
 
     fn read<T>(&self, scope: &Scope, look: impl FnOnce(&Table, Moment) -> T) -> Option<T> {

@@ -1,4 +1,4 @@
-//! The conformance suite of stores: a named check for each sentence of the contract in [`Store`].
+//! The conformance suite of stores: a named check for each sentence of the contract in [`Store`](crate::Store).
 //!
 //! A store passes when [`store_conformance!`](crate::store_conformance) is green with a [`StoreHarness`] of its own.
 //! The checks are functions, each of which panics if its sentence does not hold; the macro makes one test of each, so
