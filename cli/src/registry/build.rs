@@ -12,7 +12,7 @@ use super::dead_letter::dead_letters;
 use super::handler::{AnyHandler, Rest, open_handler};
 use super::not_in_this_build;
 use super::settings::{key_extractor, pipeline_config};
-use super::store::{Inbox, OpenStore};
+use super::store::OpenStore;
 use crate::config::{self, Config};
 
 type Start = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, Result<Summary, Error>>>;
@@ -107,11 +107,11 @@ fn transactional(
     };
     match &store.inbox {
         #[cfg(feature = "sqlite")]
-        Some(Inbox::Sqlite(store)) => {
+        Some(super::store::Inbox::Sqlite(store)) => {
             let handler = crate::handlers::SqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
             let builder = with_settings(builder, config, scope, until_empty)?;
-            Ok(Ready::new(builder.transactional_handler(handler)?, Rest::nothing()))
+            Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
         _ => {
             let _ = (sql, scope, source, until_empty);

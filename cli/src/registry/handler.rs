@@ -66,15 +66,11 @@ impl AnyHandler {
     }
 }
 
-/// What a handler leaves running between messages.
+/// What a handler leaves running between messages; nothing by default.
+#[derive(Default)]
 pub(crate) struct Rest(Option<WorkerHandler>);
 
 impl Rest {
-    /// Nothing.
-    pub(super) fn nothing() -> Self {
-        Self(None)
-    }
-
     /// Ends it. After a `forced` end nothing is waited for.
     pub(crate) async fn end(self, forced: bool) {
         let Some(workers) = self.0 else { return };
