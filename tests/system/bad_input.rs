@@ -219,3 +219,23 @@ fn two_messages_that_share_a_key_are_told_apart() {
     assert_eq!(letters.len(), 1);
     assert_eq!(header(&letters[0], "onceward-reason"), "mismatch");
 }
+
+#[test]
+fn nothing_in_a_message_acts_on_a_terminal_or_forges_a_line_of_the_log() {
+    let forged = "2026-01-01T00:00:00Z ERROR onceward: forged";
+    let evil = format!("a\n{forged}\n\u{1b}[2Jb\u{9b}31m");
+    let lines = [
+        json!({"id": evil, "headers": {"evil": evil, evil.as_str(): "name"}, "payload": {"id": evil}})
+            .to_string(),
+        json!({"id": evil, "headers": {"evil": evil}, "payload": {"id": evil, "do": "permanent"}})
+            .to_string(),
+        json!({"id": evil, "payload": {"no": "key"}}).to_string(),
+        format!("{{\"id\":\"{}", evil.replace('\n', " ")),
+    ];
+    let scene = scene(&exec().set("source.file.format", "envelope"), &lines);
+    let mut command = scene.command(&["run", "onceward.toml"]);
+    let ended = scene.start(command.env("ONCEWARD_LOG", "trace")).wait_within(crate::stage::PATIENCE);
+    assert_eq!(ended.code(), Some(3), "{ended:#?}");
+    assert!(!ended.stderr.contains(['\u{1b}', '\u{9b}']), "a control character reached the log");
+    assert!(!ended.stderr.lines().any(|line| line.starts_with(forged)), "a line was forged");
+}

@@ -6,6 +6,7 @@
 //! | `transactions.rs` | the effect in the completion's transaction, under kills |
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
 //! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
+//! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
@@ -20,6 +21,7 @@ mod configuration;
 mod crash_points;
 mod failures;
 mod leases;
+mod order;
 mod quickstart;
 mod release;
 mod replaced_files;

@@ -1,0 +1,68 @@
+//! Order within a key: kept through failures, kills and a second try of the whole file.
+
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::effects::Kind;
+use onceward_test_support::ledger::{Effect, Ledger, Produced};
+use onceward_test_support::orders::order;
+use onceward_test_support::process::until;
+use onceward_test_support::scene::Scene;
+use serde_json::json;
+
+use crate::stage::{PATIENCE, scene, worker};
+
+const LANES: usize = 8;
+const LONG: usize = 40;
+
+/// Lines of all lanes in turn; in each lane every tenth fails once.
+fn lines() -> (Vec<String>, Vec<Produced>) {
+    let mut lines = Vec::new();
+    let mut produced = Vec::new();
+    for number in 0..LONG {
+        for lane in 0..LANES {
+            let id = format!("{lane}-{number:03}");
+            let fails = json!({"lane": lane, "ms": 3, "do": "fail", "times": 1});
+            let well = json!({"lane": lane, "ms": 3});
+            lines.push(order(&id, if number % 10 == 5 { &fails } else { &well }));
+            produced.push(Produced { key: id, order_key: Some(lane.to_string()), confirmed: true });
+        }
+    }
+    (lines, produced)
+}
+
+fn ledger(scene: &Scene, produced: Vec<Produced>) -> Ledger {
+    let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
+    let effects = effects.map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us });
+    Ledger { produced, effects: effects.collect(), dead: Vec::new() }
+}
+
+#[test]
+fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() {
+    let mut chance = Chance::new();
+    let (lines, produced) = lines();
+    let setup = worker().set("pipeline.ordering", "key").set("pipeline.order_by", "json:/lane");
+    let scene = scene(&setup, &lines);
+    let kills = kills(3);
+    for kill in 0..kills {
+        let least = (produced.len() - 60) * (kill + 1) / (kills + 1);
+        let running = scene.run();
+        until("effects", PATIENCE, || scene.count(Kind::Effect).len() >= least);
+        std::thread::sleep(chance.millis(0..30));
+        assert_eq!(running.kill().signal(), Some(9));
+    }
+    let ended = scene.run_to_end();
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    let ledger = ledger(&scene, produced);
+    assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
+    assert_eq!(ledger.out_of_order(), []);
+    assert_eq!(ledger.overlapping(), [], "a run began before the earlier one of its key had ended");
+}
+
+#[test]
+fn without_an_order_the_same_input_is_not_held_up() {
+    let (lines, produced) = lines();
+    let scene = scene(&worker(), &lines);
+    let ended = scene.run_to_end();
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), produced.len() as u64), "{ended:#?}");
+    // The failures are overtaken: that the check above can fail is shown by this one.
+    assert_ne!(ledger(&scene, produced).out_of_order(), []);
+}
