@@ -32,7 +32,7 @@ pub struct Capabilities {
 
 /// A source of delivery batches.
 ///
-/// The contract, each sentence of which is a check in [`testing`](crate::testing):
+/// The contract, each sentence of which is a check in `onceward::testing` (feature `testing`):
 /// every delivery carries a receipt of its own; a message that was not acked is delivered again after the consumer is
 /// reopened; an acked message is not delivered again by the same consumer; the acker outlives the consumer, so that
 /// late settlements are answered (if only by "too late") and never crash.

@@ -1,6 +1,6 @@
 //! Crash points: numbered steps of the protocol at which a test can end or stop the process.
 //!
-//! They need the feature `failpoints` *and* a plan given at run time; without the feature [`hit`] is empty.
+//! They need the feature `failpoints` *and* a plan given at run time; without the feature passing a step does nothing.
 
 /// The steps, in the order in which a message passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

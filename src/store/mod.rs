@@ -85,7 +85,7 @@ impl Advice {
 
 /// The durable record of keys: who may run the handler of a key, and whether its effect has happened.
 ///
-/// The contract; [`testing::store`](crate::testing::store) holds a named check for each sentence:
+/// The contract; `onceward::testing::store` (feature `testing`) holds a named check for each sentence:
 ///
 /// - **Batch first.** A call takes many items, costs one round trip where the store can do so, and answers one result
 ///   per item, in order. One bad key never fails its neighbours. The keys of one batch are distinct.
