@@ -15,7 +15,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// A run over a file finished, with dead letters.
+    /// A run over a file finished, with dead letters or with messages that a policy keeps in the file.
     DeadLetters = 3,
     /// The configuration is wrong (`EX_CONFIG`).
     Config = 78,

@@ -108,7 +108,7 @@ fn exit(config: &Config, until_empty: bool, stopped: bool, summary: &Summary) ->
         ));
         return Exit::DrainDeadline;
     }
-    if is_finite(config, until_empty) && !stopped && summary.dead_lettered() > 0 {
+    if is_finite(config, until_empty) && !stopped && summary.dead_lettered() + summary.parked() > 0 {
         return Exit::DeadLetters;
     }
     Exit::Done
