@@ -71,7 +71,7 @@ impl RabbitPublisher {
     }
 
     async fn opened(connect: Arc<dyn Connect>) -> Result<Self, Error> {
-        let (line, _) = Line::open(&*connect, None).await?;
+        let line = Line::open(&*connect, None).await?;
         Ok(Self { connect, limit: Self::CONFIRM_TIMEOUT, line: Mutex::new(Some(line)) })
     }
 
@@ -83,6 +83,8 @@ impl RabbitPublisher {
         self
     }
 
+    /// Sends a batch on a line that is open. The line is kept only if all went well with it: a connection that fails says
+    /// so to those who wait before its own state does.
     async fn send(&self, batch: &[Outgoing], deadline: Instant) -> Vec<Result<(), Error>> {
         let mut slot = match tokio::time::timeout_at(deadline, self.line.lock()).await {
             Ok(slot) => slot,
@@ -90,27 +92,38 @@ impl RabbitPublisher {
                 return all(batch, &late(self.limit, "the batches before this one are still under way"));
             }
         };
-        let opened = tokio::time::timeout_at(deadline, Line::open(&*self.connect, slot.take())).await;
-        let (line, channel) = match opened {
-            Ok(Ok((line, channel))) => (line, channel),
+        let line = match tokio::time::timeout_at(deadline, Line::open(&*self.connect, slot.take())).await {
+            Ok(Ok(line)) => line,
             Ok(Err(error)) => return all(batch, &error),
             Err(_) => return all(batch, &late(self.limit, "the broker cannot be reached")),
         };
-        // Publishing on a blocked connection would only pile up, in memory, what is to be repeated anyway.
-        while line.connection.status().blocked() {
+        // On a blocked connection nothing is written; what is sent would pile up in memory, to be repeated anyway.
+        while line.is_blocked() {
             if Instant::now() + LOOK >= deadline {
                 *slot = Some(line);
                 return all(batch, &blocked());
             }
             tokio::time::sleep(LOOK).await;
         }
-        match tokio::time::timeout_at(deadline, publish(&line.connection, &channel, batch)).await {
-            Ok(results) => {
-                *slot = Some(line);
+        let Line { connection, channel } = line;
+        let published = async {
+            let channel = match channel {
+                Some(channel) => channel,
+                None => open_channel(&connection).await?,
+            };
+            let (results, sound) = publish(&connection, &channel, batch).await;
+            Ok::<_, Error>((results, sound.then_some(channel)))
+        };
+        match tokio::time::timeout_at(deadline, published).await {
+            Ok(Ok((results, Some(channel)))) => {
+                *slot = Some(Line { connection, channel: Some(channel) });
                 results
             }
-            Err(_) if line.connection.status().blocked() => {
-                *slot = Some(Line { channel: None, ..line });
+            Ok(Ok((results, None))) => results,
+            Ok(Err(error)) => all(batch, &error),
+            // Only the channel goes, and with it the confirms that nobody waits for any more.
+            Err(_) if connection.status().blocked() => {
+                *slot = Some(Line { connection, channel: None });
                 all(batch, &blocked())
             }
             Err(_) => all(batch, &late(self.limit, "the broker has not confirmed it")),
@@ -135,34 +148,37 @@ fn blocked() -> Error {
 }
 
 impl Line {
-    /// A line that is open: the former one, a new channel on its connection, or a new connection.
-    async fn open(connect: &dyn Connect, former: Option<Self>) -> Result<(Self, Channel), Error> {
-        let connection = match former {
-            Some(line) if line.connection.status().connected() => match line.channel {
-                Some(channel) if channel.status().connected() => {
-                    return Ok((
-                        Self { connection: line.connection, channel: Some(channel.clone()) },
-                        channel,
-                    ));
-                }
-                _ => line.connection,
-            },
-            _ => connect.connect().await?.connection,
-        };
-        let open = async {
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok(channel)
-        };
-        match open.await {
-            Ok(channel) => Ok((Self { connection, channel: Some(channel.clone()) }, channel)),
-            Err(error) => Err(error::amqp(OPERATION, error)),
+    /// The former line as far as it is open, or a new one.
+    async fn open(connect: &dyn Connect, former: Option<Self>) -> Result<Self, Error> {
+        match former {
+            Some(Self { connection, channel }) if connection.status().connected() => {
+                let channel = channel.filter(|channel| channel.status().connected());
+                Ok(Self { connection, channel })
+            }
+            _ => Ok(Self { connection: connect.connect().await?.connection, channel: None }),
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
     }
 }
 
-/// Publishes all, then waits for all confirms.
-async fn publish(connection: &Connection, channel: &Channel, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
+async fn open_channel(connection: &Connection) -> Result<Channel, Error> {
+    let open = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    };
+    open.await.map_err(|error| error::amqp(OPERATION, error))
+}
+
+/// Publishes all, then waits for all confirms. False: the channel failed.
+async fn publish(
+    connection: &Connection,
+    channel: &Channel,
+    batch: &[Outgoing],
+) -> (Vec<Result<(), Error>>, bool) {
     let frame_max = match connection.configuration().frame_max() {
         0 => usize::MAX,
         bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
@@ -180,6 +196,7 @@ async fn publish(connection: &Connection, channel: &Channel, batch: &[Outgoing])
         confirmed.as_mut().await;
         confirmations.push(confirmed.as_mut().take_output());
     }
+    let sound = confirmations.iter().all(|confirmation| matches!(confirmation, Some(Ok(_))));
     let mut returned = Vec::new();
     let mut confirmations = confirmations.into_iter();
     let mut results: Vec<_> = letters
@@ -197,7 +214,7 @@ async fn publish(connection: &Connection, channel: &Channel, batch: &[Outgoing])
             *result = Err(unroutable(letter, message));
         }
     }
-    results
+    (results, sound)
 }
 
 async fn send(channel: &Channel, letter: &Letter) -> lapin::Result<Confirmation> {

@@ -61,7 +61,7 @@ pub fn publish(port: u16, queue: &str, properties: &Properties, payload: &[u8]) 
     header.extend(properties.flags.to_be_bytes());
     header.extend(&properties.bytes);
     send(&mut stream, 2, 1, &header);
-    send(&mut stream, 3, 1, payload);
+    payload.chunks(131_000).for_each(|piece| send(&mut stream, 3, 1, piece));
     expect(&mut stream, [0, 60, 0, 80]);
 }
 
