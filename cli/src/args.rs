@@ -54,8 +54,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 pub enum Command {
     /// Consume until SIGTERM or SIGINT, or to the end of a file
     ///
-    /// A first signal drains and exits 0; a second one exits at once. A file source without `follow` runs to its end and
-    /// prints a summary line; exit code 3 says that there are dead letters.
+    /// A first signal drains and exits 0; a second one exits at once. A file source without `follow` runs to its end, and
+    /// any source does with --until-empty; then a line tells the figures, on standard output (on standard error with
+    /// [handler.stdout]): received=N handled=N duplicates=N retried=N dead-lettered=N, and where they are not 0
+    /// given-back, parked, rejected, mismatch-acked, unprotected, observed-duplicates, suspected-double-effects and
+    /// abandoned. Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 wrong configuration, 124 the drain
+    /// deadline passed, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as debug or onceward=debug,warn.
     Run(RunArgs),
     /// Check a configuration and what it names, and advise
     ///

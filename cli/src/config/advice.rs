@@ -34,7 +34,13 @@ fn observed(config: &Config) -> Option<Remark> {
 
 fn forgetful_store(config: &Config) -> Option<Remark> {
     matches!(config.store, Store::Memory(_)).then(|| {
-        let problem = "remembers nothing once this process ends, and shares nothing with other workers";
+        let problem = match &config.source {
+            Source::File(_) => {
+                "remembers nothing once this process ends, neither keys nor how far the file was read, \
+                 and shares nothing with other workers"
+            }
+            _ => "remembers nothing once this process ends, and shares nothing with other workers",
+        };
         config.origin.remark("store.memory", problem, "use another store for anything but a trial")
     })
 }

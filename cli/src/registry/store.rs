@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use onceward::store::Advice;
 use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, Store};
 
 use super::not_in_this_build;
@@ -38,6 +39,15 @@ pub(crate) enum Inbox {
 }
 
 impl OpenStore {
+    /// What the store finds out about itself, but for what [`Config::advice`] has said already.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be reached or must not be used as it is.
+    pub(crate) async fn check(&self, config: &Config) -> Result<Vec<Advice>, Error> {
+        let advice = self.store.check().await?;
+        Ok(if matches!(config.store, config::Store::Memory(_)) { Vec::new() } else { advice })
+    }
+
     /// Lets go of files and connections, in good order; nothing depends on it.
     pub(crate) async fn close(self) {
         match self.inbox {

@@ -113,7 +113,9 @@ fn a_name_in_a_log_line_can_neither_forge_a_line_nor_act_on_a_terminal() {
         let telemetry = format!("[telemetry]\nlog = '{log}'\n");
         let scene = Scene::new(&format!("{source}[store.memory]\n[handler.exec]\n{CHARGE}\n{telemetry}"));
         scene.write("or\nders\u{1b}[31m.ndjson", THREE);
-        let ended = scene.tell("run @");
+        let mut talkative = scene.command("run @");
+        talkative.env("ONCEWARD_LOG", "debug");
+        let ended = scene.start(talkative).end();
         assert_eq!(ended.code(), Some(0), "{ended:?}");
         assert!(!ended.stderr.contains('\u{1b}'), "{ended:?}");
         for line in ended.stderr.lines() {

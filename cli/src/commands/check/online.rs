@@ -50,7 +50,7 @@ async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore
     }
     let opened = in_time(async {
         let store = registry::open_store(config, Purpose::Check).await?;
-        let advice = store.store.check().await?;
+        let advice = store.check(config).await?;
         Ok((store, advice))
     });
     match opened.await {

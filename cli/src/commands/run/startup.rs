@@ -36,7 +36,7 @@ pub(super) async fn open(
 ) -> Result<Option<Parts>, Failure> {
     let opened = until_up(shutdown, async || {
         let store = registry::open_store(config, Purpose::Run).await?;
-        let advice = store.store.check().await?;
+        let advice = store.check(config).await?;
         registry::check_statement(config, &store).await?;
         let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
         Ok((Parts { source, store }, advice))
