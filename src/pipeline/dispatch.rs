@@ -458,6 +458,8 @@ impl<R: Runner> Dispatcher<R> {
         for lane in self.lanes.values_mut() {
             waiting.extend(lane.drain(..));
         }
+        // In the order of their delivery, which a broker may keep; lanes have none.
+        waiting.sort_by_key(|work| work.receipt.tag());
         for work in waiting {
             let followers =
                 if work.leads { work.key().and_then(|key| self.leaders.remove(&key)) } else { None };

@@ -411,7 +411,9 @@ fn keep<R>(shared: &Shared<R>, Letter { mut work, why, .. }: Letter) -> Recorded
     Recorded { work, verdict: Verdict::Again { after } }
 }
 
-fn hold_letter<R>(shared: &Shared<R>, Letter { mut work, .. }: Letter) -> Recorded {
+/// The next try claims under the same token: while the lease lives, it recognises its terminal failure at once.
+fn hold_letter<R>(shared: &Shared<R>, Letter { mut work, lease, .. }: Letter) -> Recorded {
+    work.owner = lease.map(|lease| lease.owner);
     let after = shared.pause(Duration::from_millis(200), work.holds, shared.config.retry.backoff.max);
     work.holds += 1;
     Recorded { work, verdict: Verdict::Again { after } }

@@ -1,8 +1,10 @@
 //! A process that can be stopped, go on, and die, played within one: [`Process`].
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The process a worker lives in, as far as others can see it. What crosses its border (calls to store and broker,
 /// the handler's own steps) goes through it, and stands still while the process is stopped: for a while, as under
@@ -10,54 +12,67 @@ use tokio::sync::watch;
 ///
 /// It does not stop the worker's own timers. They cannot be seen from outside: whatever follows from them has to
 /// cross the border.
-#[derive(Clone, Debug)]
-pub struct Process {
-    runs: watch::Sender<bool>,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Process(Arc<State>);
 
-impl Default for Process {
-    fn default() -> Self {
-        Self::new()
-    }
+#[derive(Debug, Default)]
+struct State {
+    stopped: AtomicBool,
+    /// Wakes its waiters in their order, so that simulations are repeatable; a `watch` channel does not.
+    changed: Notify,
 }
 
 impl Process {
     /// A running process.
     pub fn new() -> Self {
-        Self { runs: watch::Sender::new(true) }
+        Self::default()
     }
 
     /// Stops it where it stands. It is dead unless it is resumed; what it has taken from a broker must be taken from
     /// it there, as a broker does when a connection ends.
     pub fn stop(&self) {
-        self.runs.send_replace(false);
+        self.set(true);
     }
 
     /// Lets it go on.
     pub fn resume(&self) {
-        self.runs.send_replace(true);
+        self.set(false);
     }
 
     /// True while it is stopped.
     pub fn is_stopped(&self) -> bool {
-        !*self.runs.borrow()
+        self.0.stopped.load(Ordering::Acquire)
+    }
+
+    fn set(&self, stopped: bool) {
+        self.0.stopped.store(stopped, Ordering::Release);
+        self.0.changed.notify_waiters();
+    }
+
+    async fn until(&self, stopped: bool) {
+        loop {
+            let mut changed = pin!(self.0.changed.notified());
+            changed.as_mut().enable();
+            if self.is_stopped() == stopped {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits until the process runs.
     pub async fn runs(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.runs.subscribe().wait_for(|runs| *runs).await;
+        self.until(false).await;
     }
 
     /// Makes `inside` a part of the process: it takes no step while the process is stopped.
     pub async fn inside<T>(&self, inside: impl Future<Output = T>) -> T {
         let mut inside = pin!(inside);
-        let mut runs = self.runs.subscribe();
         loop {
-            let _ = runs.wait_for(|runs| *runs).await;
+            self.runs().await;
             tokio::select! {
                 biased;
-                _ = runs.wait_for(|runs| !*runs) => {}
+                () = self.until(true) => {}
                 done = &mut inside => return done,
             }
         }

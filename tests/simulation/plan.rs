@@ -1,0 +1,228 @@
+//! What a seed stands for: configuration, workload, behaviours and troubles, all drawn from it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use onceward::PipelineConfig;
+use onceward::pipeline::config::{OnInProgress, Ordering, Policies};
+use onceward::retry::{Backoff, Jitter, RetryPolicy};
+use onceward::testing::{Faults, Habits};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// What a handler does with a message, run by run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// Succeeds at once.
+    Prompt,
+    /// Succeeds after this long, whatever it is told.
+    Slow(Duration),
+    /// Succeeds after this long, unless it is told to stop.
+    Obedient(Duration),
+    /// Fails so many times.
+    Fails(u32),
+    /// Never succeeds, and says so.
+    Permanent,
+    /// Panics so many times.
+    Panics(u32),
+    /// Hangs so many times, until it is dropped.
+    Hangs(u32),
+}
+
+/// A message to publish; copies share their id.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) at: Duration,
+    pub(crate) id: String,
+    pub(crate) order_key: Option<String>,
+}
+
+/// Something that befalls the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// A worker dies, and another one takes its place after this long.
+    Death { worker: usize, replaced_after: Duration },
+    /// A worker stands still.
+    Pause { worker: usize, lasts: Duration },
+    /// A worker is asked to end, and another one takes its place when it has.
+    Restart { worker: usize },
+    /// The store refuses every call.
+    Outage { lasts: Duration },
+    /// All connections to the broker break.
+    Disconnect,
+    /// The dead-letter destination refuses every publish.
+    LettersDown { lasts: Duration },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) transactional: bool,
+    pub(crate) workers: usize,
+    pub(crate) config: PipelineConfig,
+    pub(crate) habits: Habits,
+    pub(crate) store_faults: Faults,
+    pub(crate) letter_faults: Faults,
+    pub(crate) messages: Vec<Planned>,
+    pub(crate) behaviours: BTreeMap<String, Behaviour>,
+    pub(crate) troubles: Vec<(Duration, Trouble)>,
+    /// From here on nothing goes wrong any more, but for the broker's own habits.
+    pub(crate) healed_at: Duration,
+}
+
+fn pick<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
+    of[rng.usize(..of.len())].clone()
+}
+
+fn up_to(rng: &mut Rng, longest: Duration) -> Duration {
+    longest.mul_f64(rng.f64())
+}
+
+impl Plan {
+    pub(crate) fn draw(seed: u64) -> Self {
+        let rng = &mut Rng::with_seed(seed);
+        let config = config(rng, seed);
+        let workers = pick(rng, &[1, 1, 2, 2, 3]);
+        let habits = habits(rng, seed);
+        let heals = MS * rng.u32(2_000..15_000);
+        let (messages, behaviours) = workload(rng, &config, heals);
+        let gentle = config.lease / 20;
+        let calm = rng.f64() < 0.3;
+        let mut chance = |most: f64| if calm { 0.0 } else { most * rng.f64() };
+        let (refused, reply_lost, unconfirmed) = (chance(0.1), chance(0.1), chance(0.3));
+        let store_faults = Faults {
+            refused,
+            reply_lost,
+            latency: up_to(rng, gentle),
+            reply_latency: up_to(rng, gentle),
+            seed: rng.u64(..),
+        };
+        let letter_faults =
+            Faults { refused: unconfirmed, reply_lost: unconfirmed, seed: rng.u64(..), ..Faults::NONE };
+        let troubles = troubles(rng, workers, config.lease, heals);
+        Self {
+            transactional: rng.bool(),
+            workers,
+            config,
+            habits,
+            store_faults,
+            letter_faults,
+            messages,
+            behaviours,
+            troubles,
+            healed_at: heals,
+        }
+    }
+
+    /// True if first effects must come in the order of publication within an order key.
+    pub(crate) fn keeps_order(&self) -> bool {
+        let one_life = |(_, trouble): &(Duration, Trouble)| {
+            !matches!(trouble, Trouble::Death { .. } | Trouble::Restart { .. })
+        };
+        self.config.ordering != Ordering::None && self.workers == 1 && self.troubles.iter().all(one_life)
+    }
+}
+
+fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
+    let lease = pick(rng, &[500, 1_000, 2_000, 5_000]) * MS;
+    let concurrency = pick(rng, &[1, 2, 4, 16]);
+    let jitter = pick(rng, &[Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated]);
+    PipelineConfig {
+        lease,
+        ttl: Duration::from_secs(24 * 3600),
+        concurrency,
+        max_batch: pick(rng, &[1, 3, 8, 64]),
+        max_in_flight: concurrency * pick(rng, &[1, 3, 20]),
+        ordering: pick(rng, &[Ordering::None, Ordering::None, Ordering::BrokerKey, Ordering::Partition]),
+        handler_timeout: lease * pick(rng, &[1, 2, 4]),
+        cancel_grace: lease / pick(rng, &[2, 8]),
+        drain_timeout: lease * pick(rng, &[0, 1, 3]),
+        store_timeout: lease / pick(rng, &[1, 2, 4]),
+        publish_timeout: lease,
+        retry: RetryPolicy {
+            max_attempts: rng.u32(1..5),
+            backoff: Backoff { initial: 50 * MS, max: pick(rng, &[200, 3_000]) * MS, jitter },
+        },
+        policies: Policies {
+            on_in_progress: pick(rng, &[OnInProgress::Hold, OnInProgress::Park]),
+            ..Policies::default()
+        },
+        fingerprint: rng.bool(),
+        seed: Some(seed),
+        ..PipelineConfig::default()
+    }
+}
+
+fn habits(rng: &mut Rng, seed: u64) -> Habits {
+    let mut sometimes = |most: f64| if rng.bool() { 0.0 } else { most * rng.f64() };
+    let (duplicate, settle_reply_lost, settle_fails, disconnect) =
+        (sometimes(0.3), sometimes(0.2), sometimes(0.2), sometimes(0.05));
+    Habits {
+        delayed_retry: rng.f64() < 0.3,
+        visibility: (rng.f64() < 0.25).then(|| pick(rng, &[1_500, 3_000]) * MS),
+        batch: pick(rng, &[1, 4, 32]),
+        duplicate,
+        settle_reply_lost,
+        settle_fails,
+        disconnect,
+        seed,
+        ..Habits::default()
+    }
+}
+
+fn workload(
+    rng: &mut Rng,
+    config: &PipelineConfig,
+    over: Duration,
+) -> (Vec<Planned>, BTreeMap<String, Behaviour>) {
+    let count = rng.usize(3..40);
+    let groups = rng.usize(1..5);
+    let copies = rng.f64() * 0.4;
+    let mut messages = Vec::new();
+    let mut behaviours = BTreeMap::new();
+    for number in 0..count {
+        let id = format!("m{number}");
+        let order_key = rng.bool().then(|| format!("g{}", rng.usize(..groups)));
+        behaviours.insert(id.clone(), behaviour(rng, config));
+        let mut at = up_to(rng, over);
+        messages.push(Planned { at, id: id.clone(), order_key: order_key.clone() });
+        while rng.f64() < copies {
+            at += up_to(rng, over / 2);
+            messages.push(Planned { at, id: id.clone(), order_key: order_key.clone() });
+        }
+    }
+    messages.sort_by_key(|message| message.at);
+    (messages, behaviours)
+}
+
+fn behaviour(rng: &mut Rng, config: &PipelineConfig) -> Behaviour {
+    let longer_than_the_lease = config.handler_timeout.mul_f64(0.95);
+    match rng.u32(0..100) {
+        0..45 => Behaviour::Prompt,
+        45..65 => Behaviour::Slow(up_to(rng, longer_than_the_lease)),
+        65..75 => Behaviour::Obedient(up_to(rng, longer_than_the_lease)),
+        75..87 => Behaviour::Fails(rng.u32(1..6)),
+        87..90 => Behaviour::Permanent,
+        90..95 => Behaviour::Panics(rng.u32(1..4)),
+        _ => Behaviour::Hangs(rng.u32(1..4)),
+    }
+}
+
+fn troubles(rng: &mut Rng, workers: usize, lease: Duration, until: Duration) -> Vec<(Duration, Trouble)> {
+    let count = pick(rng, &[0, 0, 1, 2, 3, 5]);
+    let mut troubles = Vec::new();
+    for _ in 0..count {
+        let worker = rng.usize(..workers);
+        let trouble = match rng.u32(0..100) {
+            0..30 => Trouble::Death { worker, replaced_after: up_to(rng, lease * 2) },
+            30..50 => Trouble::Pause { worker, lasts: up_to(rng, lease * 4) },
+            50..60 => Trouble::Restart { worker },
+            60..80 => Trouble::Outage { lasts: up_to(rng, lease * 4) },
+            80..92 => Trouble::Disconnect,
+            _ => Trouble::LettersDown { lasts: up_to(rng, lease * 4) },
+        };
+        troubles.push((up_to(rng, until), trouble));
+    }
+    troubles.sort_by_key(|(at, _)| *at);
+    troubles
+}
