@@ -1,60 +1,49 @@
-//! Calls of scripts: batches grouped by server, one round trip each, and what makes such a call whole again: [`Caller`].
+//! Calls of scripts: a batch becomes one call for each server, and is whole again afterwards: [`Caller`].
+
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use onceward::{Error, ErrorKind, Scope};
-use redis::{Cmd, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
 use crate::ask::Ask;
 use crate::config::{RedisConfig, Settings};
-use crate::error::{garbled, is_slot_moving, is_unknown_script, store_error};
+use crate::error::{garbled, store_error};
+use crate::group::{Group, Groups};
 use crate::keys::{Keyspace, ScopeTag};
-use crate::link::{Connection, Link};
-use crate::script::Script;
-use crate::wire::{Reader, Writer};
+use crate::link::Link;
+use crate::network::{Network, is_server, named_node};
+use crate::wire::Reader;
 
-/// Keys in one call of a script. The server does nothing else meanwhile: some 3 µs a key.
-const MAX_KEYS: usize = 500;
+/// How often a call may be sent elsewhere, or again with its script's text, before it is left to the caller to repeat.
+const ROUNDS: usize = 6;
 
-/// A call is closed once its items have this many bytes.
-const MAX_BYTES: usize = 8 * 1024 * 1024;
-
-/// The longest single item; Redis takes no argument beyond 512 MiB.
-const MAX_ITEM_BYTES: usize = 256 * 1024 * 1024;
-
-/// Asks scripts, over one link.
+/// Asks scripts, over the network of one store.
 #[derive(Debug)]
 pub(crate) struct Caller {
-    pub(crate) link: Link,
+    pub(crate) network: Network,
     pub(crate) space: Keyspace,
     pub(crate) settings: Settings,
     pub(crate) format: OnceCell<()>,
+    pub(crate) has_sentinels: bool,
 }
 
-/// Items that one call of a script takes.
-#[derive(Default)]
-struct Group {
-    /// Their places in the batch.
-    places: Vec<usize>,
-    keys: Vec<Vec<u8>>,
-    payload: Writer,
-    bucket: u8,
-}
+/// The answers of a batch, as they come in.
+type Answers<T> = Vec<Option<Result<T, Error>>>;
 
-/// A reply, and how many replicas have what it promises, if that was asked.
-struct Reply {
-    value: Value,
-    replicas: Option<i64>,
-}
+/// What became of a group: the script's reply, or the server's error, or no answer at all.
+type Outcome = Result<RedisResult<Value>, Error>;
 
 impl Caller {
     pub(crate) fn new(config: &RedisConfig) -> Result<Self, Error> {
         let space = config.validate()?;
         Ok(Self {
-            link: Link::new(config)?,
+            network: Network::new(config)?,
             space,
             settings: config.settings.clone(),
             format: OnceCell::new(),
+            has_sentinels: matches!(config.servers, crate::config::Servers::Sentinel { .. }),
         })
     }
 
@@ -81,165 +70,192 @@ impl Caller {
         head: &[u8],
         items: &[A],
     ) -> Vec<Result<A::Answer, Error>> {
-        let mut answers: Vec<Option<Result<A::Answer, Error>>> = items.iter().map(|_| None).collect();
-        let all = self.group(tag, head, items, 0..items.len(), MAX_KEYS);
-        let replies = join_all(all.into_iter().map(|group| self.call::<A>(tag, head, items, group))).await;
-        for (place, answer) in replies.into_iter().flatten() {
-            answers[place] = Some(answer);
-        }
-        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(too_large(A::OPERATION)))).collect()
-    }
-
-    /// Sorts items into calls: those of a cluster by bucket, and none too large.
-    fn group<A: Ask>(
-        &self,
-        tag: ScopeTag,
-        head: &[u8],
-        items: &[A],
-        places: impl Iterator<Item = usize>,
-        max_keys: usize,
-    ) -> Vec<Group> {
-        let mut places: Vec<usize> = places.collect();
-        let bucket_of = |place: usize| {
-            if self.link.is_cluster() { Keyspace::bucket(items[place].key()) } else { 0 }
-        };
-        places.sort_by_key(|place| bucket_of(*place));
-        let mut groups: Vec<Group> = Vec::new();
-        for place in places {
-            let bucket = bucket_of(place);
-            let mut item = Writer::default();
-            items[place].write(&mut item);
-            if item.len() > MAX_ITEM_BYTES {
-                continue;
-            }
-            let has_room = |group: &&mut Group| {
-                group.bucket == bucket
-                    && group.places.len() < max_keys
-                    && group.payload.len() + item.len() <= MAX_BYTES.max(head.len() + item.len())
-            };
-            let group = match groups.last_mut().filter(has_room) {
-                Some(group) => group,
-                None => {
-                    groups.push(Group { bucket, payload: Writer::starting_with(head), ..Group::default() });
-                    let last = groups.len() - 1;
-                    &mut groups[last]
-                }
-            };
-            group.places.push(place);
-            group.keys.push(self.space.record(tag, items[place].key()));
-            group.payload.append(item);
-        }
-        groups
-    }
-
-    /// One call, and its answers by their places in the batch.
-    async fn call<A: Ask>(
-        &self,
-        tag: ScopeTag,
-        head: &[u8],
-        items: &[A],
-        group: Group,
-    ) -> Vec<(usize, Result<A::Answer, Error>)> {
-        let places = group.places.clone();
-        let outcome = match self.run::<A>(&group).await {
-            Ok(Err(error)) if is_slot_moving(&error) && places.len() > 1 => {
-                // While a slot moves, its keys are on two nodes; each alone is served by one of them.
-                let alone = self.group(tag, head, items, places.into_iter(), 1);
-                let calls = alone.iter().map(|group| async {
-                    let outcome = settle::<A, _>(self.run::<A>(group).await);
-                    self.answers(items, &group.places, outcome)
-                });
-                return join_all(calls).await.into_iter().flatten().collect();
-            }
-            outcome => settle::<A, _>(outcome),
-        };
-        self.answers(items, &places, outcome)
-    }
-
-    async fn run<A: Ask>(&self, group: &Group) -> Result<RedisResult<Reply>, Error> {
-        let waits = A::IS_PROMISE && self.settings.wait_replicas > 0;
-        self.link
-            .with_connection(A::OPERATION, |mut connection| async move {
-                let known = self.evaluate(&mut connection, A::script(), true, group, waits).await;
-                match known {
-                    Err(error) if is_unknown_script(&error) => {
-                        self.evaluate(&mut connection, A::script(), false, group, waits).await
+        let groups = Groups { space: &self.space, by_bucket: self.network.is_cluster(), tag, head, items };
+        let mut answers: Answers<A::Answer> = items.iter().map(|_| None).collect();
+        let mut open = groups.of(0..items.len());
+        for _ in 0..ROUNDS {
+            let mut again = Vec::new();
+            for (group, outcome) in self.send::<A>(open).await {
+                match outcome {
+                    Ok(Ok(reply)) => unpack(items, &group, &reply, &mut answers),
+                    Ok(Err(error)) => match elsewhere(&groups, &group, &error) {
+                        Some(mut next) => {
+                            self.network.doubt();
+                            again.append(&mut next);
+                        }
+                        None if is_server(&error, ServerErrorKind::NoScript) && !group.with_text => {
+                            again.push(group.with_text());
+                        }
+                        None => fail(&group, &store_error(A::OPERATION, error), &mut answers),
+                    },
+                    Err(error) => {
+                        self.network.doubt();
+                        fail(&group, &error, &mut answers);
                     }
-                    known => known,
                 }
-            })
-            .await
-    }
-
-    /// Runs a script by its hash, or by its text, from which the server knows it by its hash too.
-    async fn evaluate(
-        &self,
-        connection: &mut Connection,
-        script: &Script,
-        by_hash: bool,
-        group: &Group,
-        waits: bool,
-    ) -> RedisResult<Reply> {
-        let (name, text) = if by_hash { ("EVALSHA", script.sha.as_str()) } else { ("EVAL", script.source) };
-        let mut command = Cmd::new();
-        command.arg(name).arg(text).arg(group.keys.len());
-        for key in &group.keys {
-            command.arg(key.as_slice());
-        }
-        command.arg(group.payload.as_bytes());
-        let Some(first) = group.keys.first() else {
-            return Ok(Reply { value: Value::BulkString(Vec::new()), replicas: None });
-        };
-        if !waits {
-            return Ok(Reply { value: connection.send(command, first).await?, replicas: None });
-        }
-        // `WAIT` speaks of the writes of its own connection. A repeated call may have written on an earlier one and
-        // find nothing left to write: this write comes after all that was found.
-        let mut pipeline = redis::pipe();
-        pipeline.add_command(command);
-        pipeline.cmd("SET").arg(self.space.wait(group.bucket)).arg("").arg("PX").arg(60_000);
-        pipeline
-            .cmd("WAIT")
-            .arg(self.settings.wait_replicas)
-            .arg(self.settings.wait_timeout.as_millis() as u64);
-        let mut replies = connection.send_all(pipeline, first).await?.into_iter();
-        let mut next = || replies.next().unwrap_or_default().extract_error();
-        let value = next()?;
-        next()?;
-        let replicas = redis::from_redis_value(next()?)?;
-        Ok(Reply { value, replicas: Some(replicas) })
-    }
-
-    fn answers<A: Ask>(
-        &self,
-        items: &[A],
-        places: &[usize],
-        outcome: Result<Reply, Error>,
-    ) -> Vec<(usize, Result<A::Answer, Error>)> {
-        let outcome = outcome.and_then(|reply| {
-            let wanted = i64::from(self.settings.wait_replicas);
-            match reply.replicas {
-                Some(count) if count < wanted => Err(too_few_replicas(A::OPERATION, count, wanted)),
-                _ => unpack(items, places, &reply.value).ok_or_else(|| garbled(A::OPERATION)),
             }
-        });
-        match outcome {
-            Ok(answers) => places.iter().copied().zip(answers).collect(),
-            Err(error) => places.iter().map(|place| (*place, Err(error.replicate()))).collect(),
+            if again.is_empty() {
+                return finish::<A>(answers, too_large);
+            }
+            open = again;
         }
+        finish::<A>(answers, still_moving)
+    }
+
+    /// Sends a command about one key that is no record, wherever that is.
+    pub(crate) async fn command(
+        &self,
+        operation: &'static str,
+        command: &Cmd,
+        name: &[u8],
+    ) -> Result<Value, Error> {
+        let mut asking = None;
+        for _ in 0..ROUNDS {
+            let mut pipeline = redis::pipe();
+            let link = match &asking {
+                Some(node) => {
+                    pipeline.cmd("ASKING");
+                    self.network.link_to(node)?
+                }
+                None => self.network.link_for(operation, name).await?,
+            };
+            pipeline.add_command(command.clone());
+            let replies = link.send_all(operation, &pipeline).await.inspect_err(|_| self.network.doubt())?;
+            match replies.into_iter().next_back() {
+                Some(Ok(reply)) => return Ok(reply),
+                Some(Err(error)) if is_server(&error, ServerErrorKind::Moved) => {
+                    self.network.doubt();
+                    asking = None;
+                }
+                Some(Err(error)) if is_server(&error, ServerErrorKind::Ask) => asking = named_node(&error),
+                Some(Err(error)) => return Err(store_error(operation, error)),
+                None => return Err(garbled(operation)),
+            }
+        }
+        Err(still_moving(operation))
+    }
+
+    /// Sends each group to its server, those of one server in one go.
+    async fn send<A: Ask>(&self, groups: Vec<Group>) -> Vec<(Group, Outcome)> {
+        let mut outcomes = Vec::with_capacity(groups.len());
+        let mut shipments: Vec<(Arc<Link>, Vec<Group>)> = Vec::new();
+        for group in groups {
+            let link = match &group.asking {
+                Some(node) => self.network.link_to(node),
+                None => self.network.link_for(A::OPERATION, group.name()).await,
+            };
+            match link {
+                Ok(link) => match shipments.iter_mut().find(|(to, _)| Arc::ptr_eq(to, &link)) {
+                    Some((_, shipment)) => shipment.push(group),
+                    None => shipments.push((link, vec![group])),
+                },
+                Err(error) => outcomes.push((group, Err(error))),
+            }
+        }
+        let shipped =
+            join_all(shipments.into_iter().map(|(link, groups)| self.ship::<A>(link, groups))).await;
+        outcomes.extend(shipped.into_iter().flatten());
+        outcomes
+    }
+
+    /// One round trip to one server.
+    async fn ship<A: Ask>(&self, link: Arc<Link>, groups: Vec<Group>) -> Vec<(Group, Outcome)> {
+        let mut pipeline = redis::pipe();
+        let mut places = Vec::with_capacity(groups.len());
+        for group in &groups {
+            if group.asking.is_some() {
+                pipeline.cmd("ASKING");
+            }
+            places.push(pipeline.len());
+            pipeline.add_command(group.command(A::script()));
+        }
+        let waits = A::IS_PROMISE && self.settings.wait_replicas > 0;
+        if waits && let Some(group) = groups.first() {
+            self.add_wait(&mut pipeline, group);
+        }
+        let mut replies = match link.send_all(A::OPERATION, &pipeline).await {
+            Ok(replies) => replies,
+            Err(error) => return each(groups, || Err(error.replicate())),
+        };
+        let confirmed = if waits { self.confirmed(A::OPERATION, &mut replies) } else { Ok(()) };
+        let mut take = |place: usize| match replies.get_mut(place) {
+            Some(reply) => {
+                let reply = std::mem::replace(reply, Ok(Value::Nil));
+                // What was refused waits for nobody.
+                if reply.is_ok()
+                    && let Err(error) = &confirmed
+                {
+                    return Err(error.replicate());
+                }
+                Ok(reply)
+            }
+            None => Err(garbled(A::OPERATION)),
+        };
+        groups.into_iter().zip(places).map(|(group, place)| (group, take(place))).collect()
+    }
+
+    /// `WAIT` speaks of the writes of its own connection. A repeated call may have written on an earlier one and find
+    /// nothing left to write: the write that is added here comes after all that was found.
+    fn add_wait(&self, pipeline: &mut Pipeline, group: &Group) {
+        if group.asking.is_some() {
+            pipeline.cmd("ASKING");
+        }
+        pipeline.cmd("SET").arg(self.space.wait(group.bucket)).arg("").arg("PX").arg(60_000);
+        pipeline.cmd("WAIT").arg(self.settings.wait_replicas);
+        pipeline.arg(u64::try_from(self.settings.wait_timeout.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Looks at the replies of what [`add_wait`](Self::add_wait) has added, which are the last two.
+    fn confirmed(&self, operation: &'static str, replies: &mut Vec<RedisResult<Value>>) -> Result<(), Error> {
+        let (waited, written) = (replies.pop(), replies.pop());
+        let (Some(waited), Some(written)) = (waited, written) else { return Err(garbled(operation)) };
+        // If the slot moves away just now, the replies before say so too, or are not confirmed.
+        written.map_err(|error| store_error(operation, error))?;
+        let count = waited.and_then(|waited| Ok(redis::from_redis_value::<u32>(waited)?));
+        let (count, wanted) =
+            (count.map_err(|error| store_error(operation, error))?, self.settings.wait_replicas);
+        if count >= wanted { Ok(()) } else { Err(too_few_replicas(operation, count, wanted)) }
     }
 }
 
-fn settle<A: Ask, T>(outcome: Result<RedisResult<T>, Error>) -> Result<T, Error> {
-    outcome?.map_err(|error| store_error(A::OPERATION, error))
+fn each(groups: Vec<Group>, outcome: impl Fn() -> Outcome) -> Vec<(Group, Outcome)> {
+    groups.into_iter().map(|group| (group, outcome())).collect()
+}
+
+/// The groups to send instead, if the server says that the keys are not, or not all, with it.
+fn elsewhere<A: Ask>(groups: &Groups<'_, A>, group: &Group, error: &RedisError) -> Option<Vec<Group>> {
+    if is_server(error, ServerErrorKind::Moved) {
+        // The slots are looked up again before it is sent.
+        return Some(vec![group.not_asking()]);
+    }
+    // While a slot moves, its keys are on two nodes; each alone is served by one of them.
+    if is_server(error, ServerErrorKind::Ask) {
+        let node = named_node(error)?;
+        let alone = groups.alone(group);
+        return Some(alone.map(|group| group.asking(node.clone())).collect());
+    }
+    (is_server(error, ServerErrorKind::TryAgain) && group.places.len() > 1)
+        .then(|| groups.alone(group).collect())
+}
+
+/// Sets the answers of a reply.
+fn unpack<A: Ask>(items: &[A], group: &Group, reply: &Value, answers: &mut Answers<A::Answer>) {
+    match read(items, group, reply) {
+        Some(read) => {
+            for (place, answer) in group.places.iter().zip(read) {
+                answers[*place] = Some(answer);
+            }
+        }
+        None => fail(group, &garbled(A::OPERATION), answers),
+    }
 }
 
 /// The answers of a reply; `None` if it is not one of ours.
-fn unpack<A: Ask>(items: &[A], places: &[usize], reply: &Value) -> Option<Vec<Result<A::Answer, Error>>> {
+fn read<A: Ask>(items: &[A], group: &Group, reply: &Value) -> Option<Vec<Result<A::Answer, Error>>> {
     let Value::BulkString(bytes) = reply else { return None };
     let mut reader = Reader::new(bytes);
-    let mut answers = Vec::with_capacity(places.len());
-    for place in places {
+    let mut answers = Vec::with_capacity(group.places.len());
+    for place in &group.places {
         let item = &items[*place];
         answers.push(match reader.u8().ok()? {
             b'!' => Err(unreadable(item, reader.u8().ok()?)),
@@ -247,6 +263,19 @@ fn unpack<A: Ask>(items: &[A], places: &[usize], reply: &Value) -> Option<Vec<Re
         });
     }
     reader.is_empty().then_some(answers)
+}
+
+fn fail<T>(group: &Group, error: &Error, answers: &mut Answers<T>) {
+    for place in &group.places {
+        answers[*place] = Some(Err(error.replicate()));
+    }
+}
+
+fn finish<A: Ask>(
+    answers: Answers<A::Answer>,
+    missing: fn(&'static str) -> Error,
+) -> Vec<Result<A::Answer, Error>> {
+    answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(missing(A::OPERATION)))).collect()
 }
 
 fn unreadable<A: Ask>(item: &A, form: u8) -> Error {
@@ -269,7 +298,11 @@ fn too_large(operation: &'static str) -> Error {
     )
 }
 
-fn too_few_replicas(operation: &'static str, count: i64, wanted: i64) -> Error {
+fn still_moving(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unavailable, operation, "the keys' slots are moving between nodes of the cluster")
+}
+
+fn too_few_replicas(operation: &'static str, count: u32, wanted: u32) -> Error {
     Error::new(
         ErrorKind::Timeout,
         operation,

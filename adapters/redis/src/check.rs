@@ -11,8 +11,9 @@ use redis::Value;
 
 use crate::ask::{Ask, Inspect};
 use crate::call::Caller;
-use crate::error::{garbled, store_error};
-use crate::link::Node;
+use crate::error::garbled;
+use crate::link::Link;
+use crate::scan::send_to;
 use crate::wire::Writer;
 
 const OPERATION: &str = "check Redis";
@@ -25,16 +26,15 @@ fn format() -> String {
 impl Caller {
     pub(crate) async fn check(&self) -> Result<Vec<Advice>, Error> {
         let mut advice = Vec::new();
-        for node in self.nodes(OPERATION).await? {
-            let info = self.info(node.as_ref()).await?;
-            let place =
-                node.as_ref().map_or_else(String::new, |node| format!("{}:{}: ", node.host, node.port));
+        for (node, link) in self.network.all(OPERATION).await? {
+            let info = info(&link).await?;
+            let place = node.map_or_else(String::new, |node| format!("{node}: "));
             self.judge(&info, &place, &mut advice)?;
-            self.judge_persistence(&info, &place, node.as_ref(), &mut advice).await;
+            judge_persistence(&info, &place, &link, &mut advice).await;
+            judge_rights(&place, &link, &mut advice).await;
         }
         self.agree_on_format().await?;
         self.probe().await?;
-        self.judge_rights(&mut advice).await;
         Ok(advice)
     }
 
@@ -43,21 +43,13 @@ impl Caller {
         const OPERATION: &str = "read the format of the keys in Redis";
         let key = self.space.format();
         let mine = format();
-        let (set, get) =
-            (redis::cmd("SET").arg(&key).arg(&mine).arg("NX").clone(), redis::cmd("GET").arg(&key).clone());
-        let key = key.as_slice();
-        let found: Option<String> = self
-            .link
-            .with_connection(OPERATION, |mut connection| async move {
-                let found = connection.send(get.clone(), key).await?;
-                if found != Value::Nil {
-                    return Ok(redis::from_redis_value(found)?);
-                }
-                connection.send(set, key).await?;
-                Ok(redis::from_redis_value(connection.send(get, key).await?)?)
-            })
-            .await?
-            .map_err(|error| store_error(OPERATION, error))?;
+        let mut get = redis::cmd("GET");
+        let mut found = self.command(OPERATION, get.arg(&key), &key).await?;
+        if found == Value::Nil {
+            self.command(OPERATION, redis::cmd("SET").arg(&key).arg(&mine).arg("NX"), &key).await?;
+            found = self.command(OPERATION, &get, &key).await?;
+        }
+        let found: Option<String> = redis::from_redis_value(found).map_err(|_| garbled(OPERATION))?;
         match found {
             Some(found) if found == mine => Ok(()),
             found => Err(Error::new(
@@ -69,16 +61,6 @@ impl Caller {
                 ),
             )),
         }
-    }
-
-    async fn info(&self, node: Option<&Node>) -> Result<HashMap<String, String>, Error> {
-        let reply = self.send_to(OPERATION, redis::cmd("INFO"), node).await?;
-        let text: String = redis::from_redis_value(reply).map_err(|_| garbled(OPERATION))?;
-        Ok(text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_owned(), value.trim_end().to_owned()))
-            .collect())
     }
 
     /// What must be so, and what is worth saying about the rest.
@@ -118,7 +100,7 @@ impl Caller {
             );
         }
         let in_cluster = of("cluster_enabled") == "1";
-        if in_cluster && !self.link.is_cluster() {
+        if in_cluster && !self.network.is_cluster() {
             return refuse(
                 ErrorKind::Config,
                 "the server is part of a cluster; name it with RedisConfig::cluster".to_owned(),
@@ -157,7 +139,7 @@ impl Caller {
                     "{place}{replicas} replicas; claims and completions wait for {wanted}. A failover to one that lags can still lose some"
                 ),
             ));
-        } else if replicas > 0 || in_cluster || self.link.has_sentinels() {
+        } else if replicas > 0 || in_cluster || self.has_sentinels {
             advice.push(Advice::new(
                 AdviceLevel::Warning,
                 format!(
@@ -167,47 +149,6 @@ impl Caller {
         } else {
             advice.push(Advice::new(AdviceLevel::Ok, format!("{place}no replicas: no failover")));
         }
-    }
-
-    async fn judge_persistence(
-        &self,
-        info: &HashMap<String, String>,
-        place: &str,
-        node: Option<&Node>,
-        advice: &mut Vec<Advice>,
-    ) {
-        // Hosted servers often forbid CONFIG, and the minimal ACL leaves it out: then less can be said.
-        let setting = async |name: &str| {
-            let command = redis::cmd("CONFIG").arg("GET").arg(name).clone();
-            let reply = self.send_to(OPERATION, command, node).await.ok()?;
-            let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
-            pairs.get(name).cloned()
-        };
-        let (level, text) = if info.get("aof_enabled").is_some_and(|value| value == "1") {
-            match setting("appendfsync").await.as_deref() {
-                Some("always") => (AdviceLevel::Ok, "append-only file, synced with every write".to_owned()),
-                Some("no") => (
-                    AdviceLevel::Warning,
-                    "append-only file, synced when the system likes: a power failure loses up to half a minute; set appendfsync everysec".to_owned(),
-                ),
-                _ => (
-                    AdviceLevel::Ok,
-                    "append-only file: a crash of the server loses nothing, a power failure up to a second".to_owned(),
-                ),
-            }
-        } else {
-            let lost = match setting("save").await.as_deref() {
-                Some("") => "all keys",
-                _ => "all keys since the last snapshot",
-            };
-            (
-                AdviceLevel::Warning,
-                format!(
-                    "no append-only file: a crash or restart loses {lost}, and duplicates run again; set appendonly yes"
-                ),
-            )
-        };
-        advice.push(Advice::new(level, format!("{place}{text}")));
     }
 
     /// Claims, looks at and completes a key that lives for a second: all rights on keys and in scripts that work needs.
@@ -239,20 +180,71 @@ impl Caller {
             _ => Err(garbled(<CompleteRequest as Ask>::OPERATION)),
         }
     }
+}
 
-    /// Rights that only tools need.
-    async fn judge_rights(&self, advice: &mut Vec<Advice>) {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(0).arg("COUNT").arg(1);
-        if let Err(error) = self.send_to(OPERATION, scan, None).await
-            && error.kind() == ErrorKind::Denied
-        {
-            advice.push(Advice::new(
-                AdviceLevel::Warning,
-                "the user may not use SCAN: lists and statistics of keys are refused; the rest works"
-                    .to_owned(),
-            ));
-        }
+async fn info(link: &Link) -> Result<HashMap<String, String>, Error> {
+    let reply = send_to(OPERATION, link, redis::cmd("INFO")).await?;
+    let text: String = redis::from_redis_value(reply).map_err(|_| garbled(OPERATION))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.trim_end().to_owned()))
+        .collect())
+}
+
+async fn judge_persistence(
+    info: &HashMap<String, String>,
+    place: &str,
+    link: &Link,
+    advice: &mut Vec<Advice>,
+) {
+    // Hosted servers often forbid CONFIG, and the minimal ACL leaves it out: then less can be said.
+    let setting = async |name: &str| {
+        let command = redis::cmd("CONFIG").arg("GET").arg(name).clone();
+        let reply = send_to(OPERATION, link, command).await.ok()?;
+        let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
+        pairs.get(name).cloned()
+    };
+    let (level, text) = if info.get("aof_enabled").is_some_and(|value| value == "1") {
+        match setting("appendfsync").await.as_deref() {
+                Some("always") => (AdviceLevel::Ok, "append-only file, synced with every write".to_owned()),
+                Some("no") => (
+                    AdviceLevel::Warning,
+                    "append-only file, synced when the system likes: a power failure loses up to half a minute; set appendfsync everysec".to_owned(),
+                ),
+                _ => (
+                    AdviceLevel::Ok,
+                    "append-only file: a crash of the server loses nothing, a power failure up to a second".to_owned(),
+                ),
+            }
+    } else {
+        let lost = match setting("save").await.as_deref() {
+            Some("") => "all keys",
+            _ => "all keys since the last snapshot",
+        };
+        (
+            AdviceLevel::Warning,
+            format!(
+                "no append-only file: a crash or restart loses {lost}, and duplicates run again; set appendonly yes"
+            ),
+        )
+    };
+    advice.push(Advice::new(level, format!("{place}{text}")));
+}
+
+/// Rights that only tools need.
+async fn judge_rights(place: &str, link: &Link, advice: &mut Vec<Advice>) {
+    let mut scan = redis::cmd("SCAN");
+    scan.arg(0).arg("COUNT").arg(1);
+    if let Err(error) = send_to(OPERATION, link, scan).await
+        && error.kind() == ErrorKind::Denied
+    {
+        advice.push(Advice::new(
+            AdviceLevel::Warning,
+            format!(
+                "{place}the user may not use SCAN: lists and statistics of keys are refused; the rest works"
+            ),
+        ));
     }
 }
 

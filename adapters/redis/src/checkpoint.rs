@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use onceward::{Checkpoint, CheckpointStore, Error, Scope};
-use redis::{Cmd, Value};
+use redis::Value;
 
-use crate::error::{garbled, store_error};
+use crate::error::garbled;
 use crate::keys::ScopeTag;
 use crate::store::RedisStore;
 use crate::wire::{Reader, Writer};
@@ -12,23 +12,13 @@ use crate::wire::{Reader, Writer};
 const LOAD: &str = "load a checkpoint from Redis";
 const SAVE: &str = "save a checkpoint to Redis";
 
-impl RedisStore {
-    async fn send(&self, operation: &'static str, command: Cmd, key: &[u8]) -> Result<Value, Error> {
-        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
-        self.caller
-            .link
-            .with_connection(operation, |mut connection| async move { connection.send(command, key).await })
-            .await?
-            .map_err(|error| store_error(operation, error))
-    }
-}
-
 /// Checkpoints never expire. They are as durable as the server's persistence makes them.
 #[async_trait]
 impl CheckpointStore for RedisStore {
     async fn load_checkpoint(&self, scope: &Scope, source: &str) -> Result<Option<Checkpoint>, Error> {
         let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
-        match self.send(LOAD, redis::cmd("GET").arg(&key).clone(), &key).await? {
+        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
+        match self.caller.command(LOAD, redis::cmd("GET").arg(&key), &key).await? {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => decode(&bytes).map(Some).ok_or_else(|| garbled(LOAD)),
             _ => Err(garbled(LOAD)),
@@ -42,7 +32,8 @@ impl CheckpointStore for RedisStore {
         checkpoint: &Checkpoint,
     ) -> Result<(), Error> {
         let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
-        self.send(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)).clone(), &key).await?;
+        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
+        self.caller.command(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)), &key).await?;
         Ok(())
     }
 }

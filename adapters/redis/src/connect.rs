@@ -1,56 +1,83 @@
-//! Makes clients of what [`RedisConfig`] says.
+//! Makes clients of what [`RedisConfig`] says: [`Connector`].
 
 use onceward::{Error, ErrorKind};
 use redis::aio::ConnectionManager;
-use redis::cluster::ClusterClient;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, RedisError, TlsCertificates, TlsMode,
+    Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    RedisError, TlsCertificates, TlsMode,
 };
 use url::Url;
 
 use crate::config::{RedisConfig, Servers, Tls, is_tls};
 use crate::error::store_error;
+use crate::network::Node;
 
 const OPERATION: &str = "set up the Redis client";
 
 /// What connections are made with.
 pub(crate) enum Connector {
-    Standalone(Box<Client>),
+    Client(Box<Client>),
+    /// The client is theirs to name.
     Sentinel(Box<tokio::sync::Mutex<SentinelClient>>),
-    Cluster(Box<ClusterClient>),
     /// A connection that sees to itself.
     Managed(ConnectionManager),
 }
 
 impl Connector {
-    /// Checks addresses and certificates; connects nothing yet.
-    pub(crate) fn of(servers: &Servers, config: &RedisConfig) -> Result<Self, Error> {
+    /// For a single server. Checks addresses and certificates; connects nothing yet.
+    pub(crate) fn of(config: &RedisConfig) -> Result<Self, Error> {
         if config.uses_tls() {
             provide_crypto();
         }
-        let refused = |error: RedisError| match store_error(OPERATION, error) {
-            // Nothing was sent yet: whatever it is, it is the configuration.
-            error if error.kind() != ErrorKind::Config => Error::new(
-                ErrorKind::Config,
-                OPERATION,
-                "a certificate or key is not what it should be; all of them are PEM files",
-            )
-            .with_source(error),
-            error => error,
-        };
-        match servers {
-            Servers::Standalone(url) => {
-                standalone(url, config).map(|client| Self::Standalone(Box::new(client)))
-            }
+        match &config.servers {
+            Servers::Standalone(url) => Self::to(config, address(url).map_err(refused)?),
             Servers::Sentinel { sentinels, primary } => sentinel(sentinels, primary, config)
-                .map(|client| Self::Sentinel(Box::new(tokio::sync::Mutex::new(client)))),
-            Servers::Cluster(nodes) => cluster(nodes, config).map(|client| Self::Cluster(Box::new(client))),
-            Servers::Client(client) => Ok(Self::Standalone(Box::new(client.clone()))),
+                .map(|client| Self::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
+                .map_err(refused),
+            Servers::Client(client) => Ok(Self::Client(Box::new(client.clone()))),
             Servers::Manager(manager) => Ok(Self::Managed(manager.clone())),
+            Servers::Cluster(_) => {
+                Err(Error::new(ErrorKind::Internal, OPERATION, "a cluster was taken for a single server"))
+            }
         }
-        .map_err(refused)
+    }
+
+    fn to(config: &RedisConfig, address: ConnectionAddr) -> Result<Self, Error> {
+        let tls = matches!(address, ConnectionAddr::TcpTls { .. });
+        let client = address.into_connection_info().and_then(|info| {
+            let info = info.set_redis_settings(login(config));
+            match certificates(&config.tls) {
+                Some(certificates) if tls => Client::build_with_tls(info, certificates),
+                _ => Client::open(info),
+            }
+        });
+        client.map(|client| Self::Client(Box::new(client))).map_err(refused)
+    }
+}
+
+/// For one node of a cluster.
+pub(crate) fn node_client(config: &RedisConfig, node: &Node) -> Result<Connector, Error> {
+    let Node { host, port } = node.clone();
+    let address = if config.uses_tls() {
+        provide_crypto();
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    };
+    Connector::to(config, address)
+}
+
+/// Nothing was sent yet: whatever it is, it is the configuration.
+fn refused(error: RedisError) -> Error {
+    match store_error(OPERATION, error) {
+        error if error.kind() == ErrorKind::Config => error,
+        error => Error::new(
+            ErrorKind::Config,
+            OPERATION,
+            "a certificate or key is not what it should be; all of them are PEM files",
+        )
+        .with_source(error),
     }
 }
 
@@ -106,14 +133,6 @@ fn certificates(tls: &Tls) -> Option<TlsCertificates> {
     })
 }
 
-fn standalone(url: &Url, config: &RedisConfig) -> Result<Client, RedisError> {
-    let info: ConnectionInfo = address(url)?.into_connection_info()?.set_redis_settings(login(config));
-    match certificates(&config.tls) {
-        Some(certificates) if is_tls(url) => Client::build_with_tls(info, certificates),
-        _ => Client::open(info),
-    }
-}
-
 fn sentinel(sentinels: &[Url], primary: &str, config: &RedisConfig) -> Result<SentinelClient, RedisError> {
     let addresses = sentinels.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     let mut builder = SentinelClientBuilder::new(addresses, primary, SentinelServerType::Master)?
@@ -138,28 +157,6 @@ fn sentinel(sentinels: &[Url], primary: &str, config: &RedisConfig) -> Result<Se
             builder = builder.set_client_to_sentinel_certificates(certificates.clone());
         }
         builder = builder.set_client_to_redis_certificates(certificates);
-    }
-    builder.build()
-}
-
-fn cluster(nodes: &[Url], config: &RedisConfig) -> Result<ClusterClient, RedisError> {
-    let addresses = nodes.iter().map(address).collect::<Result<Vec<_>, _>>()?;
-    let settings = &config.settings;
-    let mut builder = ClusterClient::builder(addresses)
-        .connection_timeout(settings.connect_timeout)
-        .response_timeout(settings.response_timeout)
-        // Redirections are followed quickly; what lasts longer is the caller's to wait for.
-        .retries(6)
-        .min_retry_wait(5)
-        .max_retry_wait(100);
-    if let Some(username) = &config.username {
-        builder = builder.username(username);
-    }
-    if let Some(password) = &config.password {
-        builder = builder.password(password);
-    }
-    if let Some(certificates) = certificates(&config.tls) {
-        builder = builder.certs(certificates);
     }
     builder.build()
 }

@@ -1,7 +1,7 @@
 //! Where the errors of Redis enter: one function, one table.
 
 use onceward::{Error, ErrorKind};
-use redis::{RedisError, ServerErrorKind};
+use redis::RedisError;
 
 /// What `error`, met while attempting `operation`, means to the caller.
 pub(crate) fn store_error(operation: &'static str, error: RedisError) -> Error {
@@ -172,16 +172,6 @@ pub(crate) fn ends_connection(error: &RedisError) -> bool {
         return true;
     }
     matches!(server_code(error).as_deref(), Some("READONLY" | "MASTERDOWN" | "NOAUTH"))
-}
-
-/// True if the server does not know a script, and wants its text.
-pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript)
-}
-
-/// True if keys of one slot are on two nodes for a while: single keys are served.
-pub(crate) fn is_slot_moving(error: &RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(ServerErrorKind::TryAgain)
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! Lists and statistics: a walk over the names of all Redis keys, because Redis has no index of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use onceward::store::{KeyRecord, KeyStats, ListQuery};
 use onceward::{Error, ErrorKind, Key, Scope};
-use redis::{RedisResult, Value};
+use redis::{Cmd, RedisResult, Value};
 
 use crate::ask::{Inspect, State};
 use crate::call::Caller;
 use crate::error::{garbled, store_error};
 use crate::keys::ScopeTag;
-use crate::link::Node;
+use crate::link::Link;
 
 /// Names that one step goes through. The server does nothing else meanwhile: some 100 µs.
 const STEP: u64 = 1_000;
@@ -60,50 +61,6 @@ impl Caller {
         }
         Ok(stats)
     }
-
-    /// The primaries of a cluster; `[None]` for any other server.
-    pub(crate) async fn nodes(&self, operation: &'static str) -> Result<Vec<Option<Node>>, Error> {
-        if !self.link.is_cluster() {
-            return Ok(vec![None]);
-        }
-        let slots = self.send_to(operation, redis::cmd("CLUSTER").arg("SLOTS").clone(), None).await?;
-        let mut nodes = primaries(slots).ok_or_else(|| garbled(operation))?;
-        nodes.sort();
-        nodes.dedup();
-        Ok(nodes.into_iter().map(Some).collect())
-    }
-
-    /// Sends a command that is about no key of ours.
-    pub(crate) async fn send_to(
-        &self,
-        operation: &'static str,
-        command: redis::Cmd,
-        node: Option<&Node>,
-    ) -> Result<Value, Error> {
-        self.link
-            .with_connection(
-                operation,
-                |mut connection| async move { connection.send_to(command, node).await },
-            )
-            .await?
-            .map_err(|error| store_error(operation, error))
-    }
-}
-
-/// `CLUSTER SLOTS`: ranges of slots, each with its primary first.
-fn primaries(slots: Value) -> Option<Vec<Node>> {
-    let Value::Array(ranges) = slots else { return None };
-    ranges
-        .into_iter()
-        .map(|range| {
-            let Value::Array(range) = range else { return None };
-            let Value::Array(primary) = range.into_iter().nth(2)? else { return None };
-            let mut primary = primary.into_iter();
-            let host: String = redis::from_redis_value(primary.next()?).ok()?;
-            let port: u16 = redis::from_redis_value(primary.next()?).ok()?;
-            Some(Node { host, port })
-        })
-        .collect()
 }
 
 /// A walk over the keys of one scope, a step at a time.
@@ -111,7 +68,7 @@ struct Walk<'c> {
     caller: &'c Caller,
     tag: ScopeTag,
     operation: &'static str,
-    nodes: Vec<Option<Node>>,
+    links: Vec<Arc<Link>>,
     cursor: Option<u64>,
     seen: u64,
 }
@@ -119,13 +76,13 @@ struct Walk<'c> {
 impl<'c> Walk<'c> {
     async fn new(caller: &'c Caller, tag: ScopeTag, operation: &'static str) -> Result<Self, Error> {
         caller.format.get_or_try_init(|| caller.agree_on_format()).await?;
-        let nodes = caller.nodes(operation).await?;
-        Ok(Self { caller, tag, operation, nodes, cursor: None, seen: 0 })
+        let links = caller.network.all(operation).await?.into_iter().map(|(_, link)| link).collect();
+        Ok(Self { caller, tag, operation, links, cursor: None, seen: 0 })
     }
 
     /// The keys of the next step, perhaps none; `None` at the end.
     async fn next(&mut self) -> Result<Option<Vec<Key>>, Error> {
-        let Some(node) = self.nodes.last() else { return Ok(None) };
+        let Some(link) = self.links.last() else { return Ok(None) };
         if self.seen >= self.caller.settings.scan_limit {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -139,12 +96,12 @@ impl<'c> Walk<'c> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(self.cursor.unwrap_or(0)).arg("MATCH").arg(self.caller.space.pattern(self.tag));
         scan.arg("COUNT").arg(STEP);
-        let reply = self.caller.send_to(self.operation, scan, node.as_ref()).await?;
+        let reply = send_to(self.operation, link, scan).await?;
         let (cursor, names) = step(reply).map_err(|error| store_error(self.operation, error))?;
         self.seen += STEP;
         self.cursor = Some(cursor);
         if cursor == 0 {
-            self.nodes.pop();
+            self.links.pop();
             self.cursor = None;
         }
         let mut keys: Vec<Key> =
@@ -152,6 +109,16 @@ impl<'c> Walk<'c> {
         keys.sort_unstable();
         keys.dedup();
         Ok(Some(keys))
+    }
+}
+
+/// Sends a command that is about no key of ours.
+pub(crate) async fn send_to(operation: &'static str, link: &Link, command: Cmd) -> Result<Value, Error> {
+    let mut pipeline = redis::pipe();
+    pipeline.add_command(command);
+    match link.send_all(operation, &pipeline).await?.pop() {
+        Some(reply) => reply.map_err(|error| store_error(operation, error)),
+        None => Err(garbled(operation)),
     }
 }
 

@@ -12,7 +12,7 @@ use onceward::store::{OwnerToken, Reason};
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
 
 /// Packs numbers big-endian, as the scripts' `struct.unpack` reads them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {

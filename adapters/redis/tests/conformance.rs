@@ -3,9 +3,12 @@
 
 mod support;
 
-mod standalone {
-    use crate::support::Standalone;
+use onceward_test_servers::redis::Redis;
+use support::{Part, config};
 
-    onceward::store_conformance!(Standalone::new());
-    onceward::checkpoint_store_conformance!(Standalone::new());
+fn standalone() -> Part {
+    Part::of(config(&Redis::shared().url()))
 }
+
+onceward::store_conformance!(standalone());
+onceward::checkpoint_store_conformance!(standalone());

@@ -171,6 +171,11 @@ impl Redis {
         }
     }
 
+    /// Sets an argument for the next [`start_again`](Self::start_again).
+    pub fn set_argument(&mut self, name: &str, value: &str) {
+        self.arguments.extend([name.to_owned(), value.to_owned()]);
+    }
+
     /// Pauses (SIGSTOP) or continues (SIGCONT) the server.
     ///
     /// # Panics

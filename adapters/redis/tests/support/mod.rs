@@ -1,22 +1,25 @@
-//! What the tests share: the harness for the store suite.
+//! What the tests share: harnesses for the store suite, and a worker that repeats what was not answered.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use onceward::store::{
+    Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, Lease, OwnerToken,
+};
 use onceward::testing::store::{StoreHarness, Timing};
+use onceward::{Error, Key, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
-use onceward_test_servers::redis::Redis;
 
-/// A part of the shared server that nobody else uses.
-pub(crate) struct Standalone {
+/// A part of some servers that nobody else uses.
+pub(crate) struct Part {
     config: RedisConfig,
 }
 
-impl Standalone {
-    pub(crate) fn new() -> Self {
-        Self { config: own_part(RedisConfig::from_url(&Redis::shared().url()).unwrap()) }
+impl Part {
+    pub(crate) fn of(config: RedisConfig) -> Self {
+        Self { config: own_part(config) }
     }
 }
 
@@ -27,7 +30,7 @@ pub(crate) fn own_part(config: RedisConfig) -> RedisConfig {
 }
 
 #[async_trait]
-impl StoreHarness for Standalone {
+impl StoreHarness for Part {
     type Store = RedisStore;
 
     /// Each handle has a connection of its own.
@@ -42,4 +45,125 @@ impl StoreHarness for Standalone {
     fn timing(&self) -> Timing {
         Timing::REAL
     }
+}
+
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+
+/// How long a fault may keep the store from answering.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn config(url: &str) -> RedisConfig {
+    RedisConfig::from_url(url).unwrap()
+}
+
+pub(crate) fn scope() -> Scope {
+    Scope::parse("billing").unwrap()
+}
+
+pub(crate) fn terms() -> ClaimTerms {
+    ClaimTerms { lease: LEASE, max_attempts: 3, ttl: Duration::from_secs(3_600) }
+}
+
+pub(crate) fn key(n: u64) -> Key {
+    Key::of(&scope(), n.to_string()).unwrap()
+}
+
+pub(crate) fn token() -> OwnerToken {
+    Entropy::system().token()
+}
+
+pub(crate) fn request(n: u64) -> ClaimRequest {
+    ClaimRequest { key: key(n), owner: token(), fingerprint: None, generation: 0 }
+}
+
+pub(crate) fn completion(lease: Lease) -> CompleteRequest {
+    CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: terms().ttl }
+}
+
+/// One claim, once.
+pub(crate) async fn claim(store: &RedisStore, request: ClaimRequest) -> Result<Claim, Error> {
+    store.claim(&scope(), &terms(), &[request]).await.pop().unwrap()
+}
+
+/// One completion, once.
+pub(crate) async fn complete(store: &RedisStore, lease: Lease) -> Result<Completion, Error> {
+    store.complete(&scope(), &[completion(lease)]).await.pop().unwrap()
+}
+
+pub(crate) fn lease_of(claim: Claim) -> Lease {
+    match claim {
+        Claim::Claimed(claimed) => claimed.lease,
+        other => panic!("expected a claim, got {other:?}"),
+    }
+}
+
+/// Repeats a batch until each item has an answer, as the pipeline does: the same tokens, and only errors that are
+/// worth it. Answers how many errors there were.
+pub(crate) async fn insist<I: Clone, T>(
+    items: &[I],
+    ask: impl AsyncFn(Vec<I>) -> Vec<Result<T, Error>>,
+) -> (Vec<T>, usize) {
+    let mut answers: Vec<Option<T>> = items.iter().map(|_| None).collect();
+    let end = Instant::now() + PATIENCE;
+    let mut errors = 0;
+    loop {
+        let open: Vec<usize> = (0..items.len()).filter(|place| answers[*place].is_none()).collect();
+        if open.is_empty() {
+            return (answers.into_iter().map(Option::unwrap).collect(), errors);
+        }
+        let batch = open.iter().map(|place| items[*place].clone()).collect();
+        for (place, answer) in open.into_iter().zip(ask(batch).await) {
+            match answer {
+                Ok(answer) => answers[place] = Some(answer),
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error:?}");
+                    assert!(Instant::now() < end, "no answer within {PATIENCE:?}: {error:?}");
+                    errors += 1;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Claims and completes `keys` in batches of 50, whatever happens to the server meanwhile, and sees to it that no claim
+/// is lost or given out twice. Answers how many errors there were.
+pub(crate) async fn work_through(store: &RedisStore, keys: std::ops::Range<u64>) -> usize {
+    let mut errors = 0;
+    let numbers: Vec<u64> = keys.collect();
+    for numbers in numbers.chunks(50) {
+        let requests: Vec<ClaimRequest> = numbers.iter().map(|n| request(*n)).collect();
+        let (claims, claim_errors) =
+            insist(&requests, async |batch: Vec<ClaimRequest>| store.claim(&scope(), &terms(), &batch).await)
+                .await;
+        let leases: Vec<CompleteRequest> = claims
+            .into_iter()
+            .map(|claim| {
+                let Claim::Claimed(claimed) = claim else { panic!("expected a claim, got {claim:?}") };
+                assert_eq!((claimed.attempt, claimed.lost), (1, 0));
+                completion(claimed.lease)
+            })
+            .collect();
+        let (completions, complete_errors) =
+            insist(&leases, async |batch: Vec<CompleteRequest>| store.complete(&scope(), &batch).await).await;
+        for completion in completions {
+            assert!(matches!(completion, Completion::Completed | Completion::Repeated), "{completion:?}");
+        }
+        errors += claim_errors + complete_errors;
+    }
+    errors
+}
+
+/// Asserts that all of `keys` are completed, for another worker with another connection.
+pub(crate) async fn assert_completed(store: &RedisStore, keys: std::ops::Range<u64>) {
+    let requests: Vec<ClaimRequest> = keys.map(request).collect();
+    let ask = async |batch: Vec<ClaimRequest>| store.claim(&scope(), &terms(), &batch).await;
+    for (n, claim) in insist(&requests, ask).await.0.into_iter().enumerate() {
+        assert!(matches!(claim, Claim::Completed { .. }), "key {n} is not completed: {claim:?}");
+    }
+}
+
+/// Asks until the store answers.
+pub(crate) async fn answered<T>(ask: impl AsyncFn() -> Result<T, Error>) -> T {
+    insist(&[()], async |_| vec![ask().await]).await.0.pop().unwrap()
 }
