@@ -47,6 +47,12 @@ impl StoreHarness for Part {
     }
 }
 
+/// What a worker's user may do; the README says the same.
+pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
+
+/// What lists, statistics and the check of the persistence's settings need besides.
+pub(crate) const ACL_FOR_TOOLS: &str = "+scan";
+
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
 /// How long a fault may keep the store from answering.

@@ -1,0 +1,49 @@
+//! The store suite as a user with the documented rights and no others.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::OnceLock;
+
+use async_trait::async_trait;
+use onceward::testing::store::{StoreHarness, Timing};
+use onceward_redis::{RedisConfig, RedisStore};
+use onceward_test_servers::redis::Redis;
+use support::{ACL_FOR_TOOLS, ACL_TO_WORK, config};
+
+/// A user of its own for each test, because rights go by the prefix.
+struct Limited {
+    config: RedisConfig,
+}
+
+fn limited() -> Limited {
+    static USERS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    static SERVER: OnceLock<Redis> = OnceLock::new();
+    let server = SERVER.get_or_init(Redis::start);
+    let name = format!("user-{}", USERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let rights = format!("{ACL_TO_WORK} {ACL_FOR_TOOLS}").replace("~ow:*", &format!("~{name}:*"));
+    let mut arguments = vec!["ACL", "SETUSER", &name, "reset", "on", ">pass"];
+    arguments.extend(rights.split_whitespace());
+    server.cli(&arguments);
+    Limited { config: config(&server.url()).username(&name).password("pass").prefix(&name) }
+}
+
+#[async_trait]
+impl StoreHarness for Limited {
+    type Store = RedisStore;
+
+    async fn store(&self) -> RedisStore {
+        RedisStore::new(&self.config).unwrap()
+    }
+
+    async fn advance(&self, by: std::time::Duration) {
+        tokio::time::sleep(by).await;
+    }
+
+    fn timing(&self) -> Timing {
+        Timing::REAL
+    }
+}
+
+onceward::store_conformance!(limited());
+onceward::checkpoint_store_conformance!(limited());
