@@ -40,6 +40,39 @@ fn a_handler_six_times_longer_than_the_lease_runs_once() {
     assert_eq!(of_kind(&scene, Kind::Effect).len(), 1);
 }
 
+/// The effect has happened and the completion is on its way when the process is paused: a lock keeps it from arriving.
+#[test]
+fn a_completion_that_arrives_after_a_pause_beyond_the_lease_is_fenced() {
+    // Half of the lease for the lock to come in between, and as much for the late completion to meet the other's run.
+    let lines = [order("slow", &json!({"ms": 1000}))];
+    let scene = two_of_them(&worker().set("store.sqlite.lease", "2s"), &lines);
+    let paused = scene.run();
+    until("its run", PATIENCE, || of_kind(&scene, Kind::Start).len() == 1);
+    let mut lock = scene.database();
+    lock.execute("BEGIN IMMEDIATE");
+    until("its effect", PATIENCE, || of_kind(&scene, Kind::Effect).len() == 1);
+    std::thread::sleep(Duration::from_millis(100));
+    paused.stop();
+    lock.execute("ROLLBACK");
+    let other = scene.run_file("other.toml");
+    until("the other's run", PATIENCE, || of_kind(&scene, Kind::Start).len() == 2);
+    paused.go_on();
+    let (paused, other) = (paused.wait_within(PATIENCE), other.wait_within(PATIENCE));
+    assert_eq!((paused.code(), other.code()), (Some(0), Some(0)), "{paused:#?} {other:#?}");
+    assert_eq!((paused.summary("handled"), paused.summary("duplicates")), (0, 1), "{paused:#?}");
+    assert_eq!(paused.summary("suspected-double-effects"), 1, "the case is counted: {paused:#?}");
+    assert_eq!((other.summary("handled"), other.summary("duplicates")), (1, 0), "{other:#?}");
+    assert_newest_completed(&scene);
+}
+
+/// Two runs, the second with the larger fence, and that one is what the store remembers.
+fn assert_newest_completed(scene: &Scene) {
+    let [late, newer] = &of_kind(scene, Kind::Start)[..] else { panic!("two runs") };
+    assert!(late.fence < newer.fence, "the fence tells them apart: {late:?} {newer:?}");
+    let stored = scene.database().number("SELECT fence FROM onceward_keys WHERE state = 4");
+    assert_eq!(u64::try_from(stored), Ok(newer.fence), "the late completion did not overwrite the newer one");
+}
+
 #[test]
 fn a_process_paused_beyond_its_lease_is_fenced_and_acks_only_what_the_other_has_completed() {
     let lines = [order("slow", &json!({"ms": 1500}))];
@@ -57,11 +90,7 @@ fn a_process_paused_beyond_its_lease_is_fenced_and_acks_only_what_the_other_has_
     assert_eq!((paused.code(), other.code()), (Some(0), Some(0)), "{paused:#?} {other:#?}");
     assert_eq!((paused.summary("handled"), paused.summary("duplicates")), (0, 1), "its completion was late");
     assert_eq!((other.summary("handled"), other.summary("duplicates")), (1, 0));
-
-    let [late, newer] = &of_kind(&scene, Kind::Start)[..] else { panic!("two runs") };
-    assert!(late.fence < newer.fence, "the fence tells them apart: {late:?} {newer:?}");
-    let stored = scene.database().number("SELECT fence FROM onceward_keys WHERE state = 4");
-    assert_eq!(u64::try_from(stored), Ok(newer.fence), "the late completion did not overwrite the newer one");
+    assert_newest_completed(&scene);
 }
 
 #[test]

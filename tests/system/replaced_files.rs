@@ -73,3 +73,23 @@ fn a_file_replaced_after_a_kill_is_read_from_its_beginning() {
     let effects = scene.count(Kind::Effect);
     assert_eq!(["a", "e", "f"].map(|id| effects[id]), [1, 1, 1]);
 }
+
+#[test]
+fn a_line_that_changed_in_the_middle_of_another_file_is_not_skipped() {
+    let ids: Vec<_> = (0..300).map(|number| format!("order-{number:03}")).collect();
+    let mut other = ids.clone();
+    other[250] = "other-250".to_owned();
+    let as_lines = |ids: &[String]| lines(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+    let scene = scene(&worker(), &as_lines(&ids));
+    scene.run_to_end();
+    // The same length, the same beginning, the same last line.
+    scene.write("new", &joined(&as_lines(&other)));
+    fs::rename(scene.path("new"), scene.path("orders.ndjson")).expect("a file can be renamed");
+    let ended = scene.run_to_end();
+    assert_eq!(
+        (ended.code(), ended.summary("received"), ended.summary("handled")),
+        (Some(0), 300, 1),
+        "{ended:#?}"
+    );
+    assert_eq!(scene.count(Kind::Effect)["other-250"], 1);
+}
