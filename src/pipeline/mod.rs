@@ -1,5 +1,6 @@
 //! Consumer in, handler around, store between: [`Pipeline`].
 
+mod advice;
 mod builder;
 pub mod config;
 mod dispatch;
