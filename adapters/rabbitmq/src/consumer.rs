@@ -115,6 +115,8 @@ impl RabbitConsumer {
     fn lost(&mut self, cause: Option<lapin::Error>) -> Result<(), Error> {
         self.acker.detach();
         let former = self.link.take();
+        // A connection that failed says so to its channels before its own state does.
+        let alive = cause.as_ref().is_none_or(lapin::Error::is_amqp_soft_error);
         let cause = cause.map(|error| error::amqp(format!("receive from queue {}", self.queue.name), error));
         let Source::Reopened(connect) = &self.source else {
             let what = "the channel or the subscription ended, and the channel is not ours to reopen; \
@@ -135,8 +137,9 @@ impl RabbitConsumer {
                 "the broker ended the subscription; subscribing again"
             ),
         }
-        let former =
-            former.and_then(|link| Some(Connected { connection: link.connection?, mended: link.mended }));
+        let former = former
+            .filter(|_| alive)
+            .and_then(|link| Some(Connected { connection: link.connection?, mended: link.mended }));
         self.reopening = Some(tokio::spawn(link::reopen(Arc::clone(connect), self.queue.clone(), former)));
         Ok(())
     }

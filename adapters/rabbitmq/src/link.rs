@@ -18,6 +18,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(3);
 /// How long the broker may take to answer a request on a connection that is open.
 pub(crate) const REPLY_LIMIT: Duration = Duration::from_secs(10);
+/// The same on a connection that may be about to fail: a new one is the better choice soon.
+const FORMER_LIMIT: Duration = Duration::from_secs(2);
+/// Every so many attempts that fail, one is logged as a warning.
+const WARN_EVERY: u32 = 10;
 
 /// A subscription.
 pub(crate) struct Link {
@@ -36,9 +40,9 @@ pub(crate) async fn open(
     queue: &QueueConfig,
     former: Option<Connected>,
 ) -> Result<Link, Error> {
-    let Connected { connection, mended } = match former {
-        Some(former) if former.connection.status().connected() => former,
-        _ => connect.connect().await?,
+    let (Connected { connection, mended }, limit) = match former {
+        Some(former) if former.connection.status().connected() => (former, FORMER_LIMIT),
+        _ => (connect.connect().await?, REPLY_LIMIT),
     };
     let operation = || format!("consume queue {}", queue.name);
     let subscribe = async {
@@ -48,14 +52,12 @@ pub(crate) async fn open(
         let stream = subscribe(&channel, queue).await?;
         Ok((channel, stream))
     };
-    match tokio::time::timeout(REPLY_LIMIT, subscribe).await {
+    match tokio::time::timeout(limit, subscribe).await {
         Ok(Ok((channel, stream))) => {
             Ok(Link { connection: Some(connection), channel, stream, mended, ended: None })
         }
         Ok(Err(error)) => Err(error::amqp(operation(), error)),
-        Err(_) => {
-            Err(error::timeout(operation(), format!("the broker did not answer within {REPLY_LIMIT:?}")))
-        }
+        Err(_) => Err(error::timeout(operation(), format!("the broker did not answer within {limit:?}"))),
     }
 }
 
@@ -68,32 +70,37 @@ pub(crate) async fn subscribe(channel: &Channel, queue: &QueueConfig) -> lapin::
 }
 
 /// As [`open`], until it succeeds: a broker comes back, a queue is declared again, rights are given back. What only a
-/// person can mend is logged as an error; the pipeline holds still meanwhile.
+/// person can mend is logged as an error.
 pub(crate) async fn reopen(
     connect: Arc<dyn Connect>,
     queue: QueueConfig,
     mut former: Option<Connected>,
 ) -> Link {
     let mut pause = FIRST_PAUSE;
-    loop {
-        match open(&*connect, &queue, former.take()).await {
+    for attempt in 0_u32.. {
+        let error = match open(&*connect, &queue, former.take()).await {
             Ok(link) => {
-                tracing::info!(queue = queue.name, "consuming again");
+                tracing::info!(queue = queue.name, attempt, "consuming again");
                 return link;
             }
-            Err(error) if error.is_retryable() || error.kind() == ErrorKind::Config => {
-                tracing::warn!(queue = queue.name, ?error, "cannot consume; trying again");
-            }
-            Err(error) => {
+            Err(error) => error,
+        };
+        let must_act = !error.is_retryable() && error.kind() != ErrorKind::Config;
+        match (attempt % WARN_EVERY, must_act) {
+            (0, true) => {
                 tracing::error!(
                     queue = queue.name,
+                    attempt,
                     ?error,
                     "cannot consume; trying again, but somebody must act"
                 );
             }
+            (0, false) => tracing::warn!(queue = queue.name, attempt, ?error, "cannot consume; trying again"),
+            _ => tracing::debug!(queue = queue.name, attempt, ?error, "cannot consume; trying again"),
         }
         // Half of it is random, so that many workers do not come back at the same moment.
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
+    std::future::pending().await
 }

@@ -28,6 +28,7 @@ pub struct Admin {
 
 impl Admin {
     pub async fn connect(broker: &RabbitMq) -> Self {
+        log();
         let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(Default::default()).await.unwrap();
@@ -79,6 +80,12 @@ impl Admin {
         }
         taken
     }
+}
+
+/// Shows what the code under test logs, with `RUST_LOG` as its filter.
+pub fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
 
 /// A name that no other test of this process uses.
