@@ -2,6 +2,7 @@
 
 use onceward_test_support::effects::{Kind, Note};
 use onceward_test_support::orders::{Orders, order};
+use onceward_test_support::scene::joined;
 use onceward_test_support::setup::Setup;
 use serde_json::{Value, json};
 
@@ -56,6 +57,13 @@ fn a_handler_that_always_fails_runs_as_often_as_it_may_and_then_its_message_is_a
         let again = scene.run_to_end();
         assert_eq!((again.code(), again.summary("received")), (Some(0), 0), "{again:#?}");
         assert_eq!(scene.letters().len(), 1);
+
+        // Copies of dead messages run no more, and leave no second letter.
+        scene.write("copy.ndjson", &joined(&lines));
+        scene.configure(&setup.set("source.file.path", "copy.ndjson"));
+        let copied = scene.run_to_end();
+        assert_eq!((copied.code(), copied.summary("received"), copied.summary("handled")), (Some(0), 11, 0));
+        assert_eq!((scene.count(Kind::Start)["bad"], scene.letters().len()), (3, 1), "{copied:#?}");
     }
 }
 
