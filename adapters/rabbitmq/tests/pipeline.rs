@@ -92,7 +92,7 @@ async fn a_broker_that_is_restarted_under_load_loses_and_doubles_nothing() {
         assert!(before < COUNT * 2, "there was no load left to interrupt");
         until(Duration::from_secs(15), "going on", async || done(&runs) > before).await;
         last = runs.iter().map(|(_, effects, _, _)| effects.lock().unwrap().len()).collect();
-        println!("went on {:?} after the broker was back, at {last:?}", back.elapsed());
+        tracing::info!(after = ?back.elapsed(), at = ?last, "went on once the broker was back");
     }
     for (queue, effects, shutdown, running) in runs {
         let empty = async || effects.lock().unwrap().len() == COUNT && broker.depth(queue) == (0, 0);
@@ -100,7 +100,7 @@ async fn a_broker_that_is_restarted_under_load_loses_and_doubles_nothing() {
         shutdown.cancel();
         let summary = running.await.unwrap().unwrap();
         all_once(&effects, COUNT);
-        println!("{queue}: received {}, duplicates {}", summary.received(), summary.duplicates());
+        tracing::info!(queue, received = summary.received(), duplicates = summary.duplicates(), "done");
         assert!(summary.received() as usize >= COUNT * 4 / 3);
     }
 }

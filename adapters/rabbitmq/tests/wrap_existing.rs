@@ -1,0 +1,121 @@
+//! The example: what it changes is counted, and what it says is so on a real broker.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../examples/wrap_existing.rs"]
+#[allow(unused)]
+mod example;
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use example::App;
+use onceward::{Deduplicator, MemoryStore, OnceConfig, Scope};
+use onceward_test_servers::rabbitmq::RabbitMq;
+use support::{Admin, Kind, unique, until};
+
+/// The lines of a module of the example, without indentation.
+fn lines_of(module: &str) -> Vec<&'static str> {
+    let source = include_str!("../examples/wrap_existing.rs");
+    let start = source.find(&format!("pub mod {module} {{")).unwrap();
+    let lines = source[start..].lines().skip(1).take_while(|line| *line != "}");
+    lines.map(str::trim).filter(|line| !line.is_empty()).collect()
+}
+
+/// How many lines are added or replaced on the way from `before` to `after`, or taken away without replacement: in each
+/// place where they differ the larger of what goes and what comes.
+fn changed(before: &[&str], after: &[&str]) -> usize {
+    // best[i][j]: the fewest changes for the rest of both; `gone` and `came` count within the place they differ in.
+    fn walk(before: &[&str], after: &[&str], gone: usize, came: usize, seen: &mut Seen) -> usize {
+        if before.is_empty() && after.is_empty() {
+            return gone.max(came);
+        }
+        let key = (before.len(), after.len(), gone, came);
+        if let Some(known) = seen.get(&key) {
+            return *known;
+        }
+        let mut best = usize::MAX;
+        if let ([first, rest @ ..], [same, others @ ..]) = (before, after)
+            && first == same
+        {
+            best = gone.max(came) + walk(rest, others, 0, 0, seen);
+        }
+        if let [_, rest @ ..] = before {
+            best = best.min(walk(rest, after, gone + 1, came, seen));
+        }
+        if let [_, rest @ ..] = after {
+            best = best.min(walk(before, rest, gone, came + 1, seen));
+        }
+        seen.insert(key, best);
+        best
+    }
+    type Seen = std::collections::HashMap<(usize, usize, usize, usize), usize>;
+    walk(before, after, 0, 0, &mut Seen::new())
+}
+
+#[test]
+fn wrapping_the_loop_changes_at_most_ten_lines() {
+    assert_eq!(changed(&["a", "b", "c"], &["a", "x", "y", "c", "d"]), 3);
+    assert_eq!(changed(&["a", "b", "c"], &["c"]), 2);
+    let (before, after) = (lines_of("before"), lines_of("after"));
+    assert!(before.len() > 15 && after.len() > 15);
+    let changed = changed(&before, &after);
+    assert!((1..=10).contains(&changed), "{changed} lines changed");
+}
+
+/// A queue with the orders 0 to 9, each of them twice.
+async fn orders() -> (&'static RabbitMq, Admin, String) {
+    let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap();
+    let admin = Admin::connect(broker).await;
+    let queue = unique("orders");
+    admin.declare(&queue, Kind::Classic).await;
+    admin.publish(&queue, (0..20).map(|number| format!("order {}", number % 10))).await;
+    (broker, admin, queue)
+}
+
+/// Waits until all is acked, and answers what was charged.
+async fn charged(broker: &RabbitMq, queue: &str, app: &App) -> Vec<String> {
+    until(Duration::from_secs(20), "the queue is empty", async || broker.depth(queue) == (0, 0)).await;
+    let mut charged = app.charged.lock().unwrap().clone();
+    charged.sort();
+    charged
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plain_loop_charges_duplicates_twice_and_the_wrapped_ones_once() {
+    let once: Vec<_> = (0..10).map(|number| format!("order {number}")).collect();
+    let twice: Vec<_> = once.iter().flat_map(|order| [order.clone(), order.clone()]).collect();
+
+    let (broker, admin, queue) = orders().await;
+    let app = App::default();
+    let channel = admin.connection.create_channel().await.unwrap();
+    let plain = tokio::spawn({
+        let (app, queue) = (app.clone(), queue.clone());
+        async move { example::before::consume(app, channel, &queue).await }
+    });
+    assert_eq!(charged(broker, &queue, &app).await, twice);
+    plain.abort();
+
+    let (broker, admin, queue) = orders().await;
+    let app = App::default();
+    let channel = admin.connection.create_channel().await.unwrap();
+    let store = Arc::new(MemoryStore::new());
+    let deduplicator = Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default());
+    let wrapped = tokio::spawn({
+        let (app, queue) = (app.clone(), queue.clone());
+        async move { example::after::consume(app, channel, &queue, deduplicator).await }
+    });
+    assert_eq!(charged(broker, &queue, &app).await, once);
+    wrapped.abort();
+
+    let (broker, _admin, queue) = orders().await;
+    let (app, shutdown) = (App::default(), tokio_util::sync::CancellationToken::new());
+    let pipeline = tokio::spawn({
+        let (app, queue, shutdown) = (app.clone(), queue.clone(), shutdown.clone());
+        let store = Arc::new(MemoryStore::new());
+        async move { example::with_pipeline::consume(app, broker.url(), &queue, store, shutdown).await }
+    });
+    assert_eq!(charged(broker, &queue, &app).await, once);
+    shutdown.cancel();
+    pipeline.await.unwrap().unwrap();
+}
