@@ -197,7 +197,7 @@ impl RedisConfig {
 
     /// What all Redis keys begin with, a colon after it. "ow" unless told; at most 64 letters, digits and `: - _ .`
     ///
-    /// Redis allots memory in steps: up to 2 characters a completed key costs 8 bytes less than with 3 to 10.
+    /// Redis allots memory in steps: with up to 2 characters a completed key costs 8 or 16 bytes less than with more.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.prefix = prefix.into();
