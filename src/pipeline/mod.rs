@@ -1,6 +1,5 @@
 //! Consumer in, handler around, store between: [`Pipeline`].
 
-mod advice;
 mod builder;
 pub mod config;
 mod dispatch;

@@ -78,9 +78,6 @@ async fn run_tasks<R: Runner>(
         counters,
     });
     shared.counters.set_store_up(true);
-    for advice in shared.config.advice(&shared.capabilities) {
-        tracing::warn!("{}", advice.text);
-    }
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
