@@ -14,10 +14,10 @@ const LANES: usize = 8;
 const LONG: usize = 40;
 
 /// Lines of all lanes in turn; in each lane every tenth fails once.
-fn lines() -> (Vec<String>, Vec<Produced>) {
+fn lines(long: usize) -> (Vec<String>, Vec<Produced>) {
     let mut lines = Vec::new();
     let mut produced = Vec::new();
-    for number in 0..LONG {
+    for number in 0..long {
         for lane in 0..LANES {
             let id = format!("{lane}-{number:03}");
             let fails = json!({"lane": lane, "ms": 3, "do": "fail", "times": 1});
@@ -38,10 +38,11 @@ fn ledger(scene: &Scene, produced: Vec<Produced>) -> Ledger {
 #[test]
 fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() {
     let mut chance = Chance::new();
-    let (lines, produced) = lines();
+    let kills = kills(3);
+    // Work enough for each kill.
+    let (lines, produced) = lines(LONG * kills.div_ceil(3));
     let setup = worker().set("pipeline.ordering", "key").set("pipeline.order_by", "json:/lane");
     let scene = scene(&setup, &lines);
-    let kills = kills(3);
     for kill in 0..kills {
         let least = (produced.len() - 60) * (kill + 1) / (kills + 1);
         let running = scene.run();
@@ -59,7 +60,7 @@ fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() 
 
 #[test]
 fn without_an_order_the_same_input_is_not_held_up() {
-    let (lines, produced) = lines();
+    let (lines, produced) = lines(LONG);
     let scene = scene(&worker(), &lines);
     let ended = scene.run_to_end();
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), produced.len() as u64), "{ended:#?}");

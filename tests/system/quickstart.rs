@@ -47,10 +47,12 @@ fn a_process_for_each_message_makes_each_effect_once() {
 #[test]
 fn killed_in_the_middle_every_key_has_its_effect_and_only_those_in_flight_may_have_two() {
     let mut chance = Chance::new();
-    let orders = Orders::with_copies(1000, 300, &json!({"ms": 4}), &mut chance);
+    let kills = kills(5);
+    // Work enough for each kill.
+    let times = kills.div_ceil(5);
+    let orders = Orders::with_copies(1000 * times, 300 * times, &json!({"ms": 4}), &mut chance);
     let scene = scene(&worker(), &orders.lines);
     let mut excused = BTreeSet::new();
-    let kills = kills(5);
     for kill in 0..kills {
         // Work is left for each kill, wherever in it chance strikes.
         let most = (orders.ids.len() - 60) * (kill + 1) / kills;

@@ -40,13 +40,15 @@ pub(crate) fn assert_exact(scene: &Scene, ids: &[String]) {
 #[test]
 fn twenty_kills_at_random_moments_leave_exactly_one_row_for_each_key() {
     let mut chance = Chance::new();
-    let orders = Orders::with_copies(1000, 300, &json!({"steps": 5000}), &mut chance);
+    let kills = kills(20);
+    // Work enough for each kill.
+    let times = kills.div_ceil(20);
+    let orders = Orders::with_copies(1000 * times, 300 * times, &json!({"steps": 5000}), &mut chance);
     let scene = scene(&sql(), &orders.lines);
     scene.database().execute(EFFECTS);
-    let kills = kills(20);
     let mut database = scene.database();
     for kill in 0..kills {
-        let most = i64::try_from(660 * (kill + 1) / kills).unwrap();
+        let most = i64::try_from((orders.ids.len() - 40) * (kill + 1) / kills).expect("a small number");
         let running = scene.run();
         until("rows", PATIENCE, || rows(&mut database) >= most - 20);
         std::thread::sleep(chance.millis(0..40));
