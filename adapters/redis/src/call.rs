@@ -194,8 +194,9 @@ impl Caller {
         groups.into_iter().zip(places).map(|(group, place)| (group, take(place))).collect()
     }
 
-    /// `WAIT` speaks of the writes of its own connection. A repeated call may have written on an earlier one and find
-    /// nothing left to write: the write that is added here comes after all that was found.
+    /// `WAIT` speaks, as documented, of the writes of its own connection. A repeated call may have written on an earlier
+    /// one and find nothing left to write: the write that is added here comes after all that was found. (Servers so far
+    /// count from the last command of the connection, whatever it was; nothing says that they must.)
     fn add_wait(&self, pipeline: &mut Pipeline, group: &Group) {
         if group.asking.is_some() {
             pipeline.cmd("ASKING");
