@@ -8,7 +8,7 @@ use crate::network::Node;
 use crate::script::Script;
 use crate::wire::Writer;
 
-/// Keys in one call of a script. The server does nothing else meanwhile: 4 ms at most on a busy machine.
+/// Keys in one call of a script. The server does nothing else meanwhile, for a few milliseconds.
 const MAX_KEYS: usize = 500;
 
 /// A call is closed once its items have this many bytes.
