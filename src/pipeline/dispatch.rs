@@ -195,6 +195,7 @@ impl<R: Runner> Dispatcher<R> {
         match event {
             Event::Arrived(works) => {
                 self.idle = false;
+                self.gate.seen();
                 works.into_iter().for_each(|work| self.arrive(work));
             }
             Event::End => self.at_end = true,

@@ -1,8 +1,7 @@
 //! Takes deliveries from the source, as long as there is room, and finds out whose they are.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -23,33 +22,68 @@ use crate::message::Message;
 use crate::store::Reason;
 use crate::telemetry::Counter;
 
-/// Open while there is room for more deliveries and the store answers.
+/// Open while there is room for more deliveries, the store answers, and the dispatcher has counted what was taken so
+/// far: on several threads, intake must not run ahead of the limits.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    open: AtomicBool,
+    state: Mutex<GateState>,
     opened: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct GateState {
+    open: bool,
+    /// Batches that were sent to the dispatcher and not looked at.
+    unseen: usize,
+}
+
+impl GateState {
+    fn lets_pass(self) -> bool {
+        self.open && self.unseen == 0
+    }
 }
 
 impl Gate {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { open: AtomicBool::new(true), opened: Notify::new() })
+        let state = Mutex::new(GateState { open: true, unseen: 0 });
+        Arc::new(Self { state, opened: Notify::new() })
     }
 
+    /// The dispatcher has looked at its limits.
     pub(crate) fn set_open(&self, open: bool) {
-        if self.open.swap(open, Atomic::AcqRel) != open && open {
+        self.change(|state| state.open = open);
+    }
+
+    /// The dispatcher has counted a batch, and will look at its limits.
+    pub(crate) fn seen(&self) {
+        self.change(|state| {
+            state.open = false;
+            state.unseen = state.unseen.saturating_sub(1);
+        });
+    }
+
+    fn sent(&self) {
+        self.change(|state| state.unseen += 1);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut GateState)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.lets_pass();
+        change(&mut state);
+        if state.lets_pass() && !before {
             self.opened.notify_one();
         }
     }
 
     async fn pass(&self) {
-        while !self.open.load(Atomic::Acquire) {
+        while !self.state.lock().unwrap_or_else(PoisonError::into_inner).lets_pass() {
             self.opened.notified().await;
         }
     }
 }
 
-/// Checks that messages may be taken at all, then receives until the source ends, a drain begins or an error ends the run; then gives the consumer back, so that it can
-/// be closed after the last settlement.
+/// Checks that messages may be taken at all, then receives until the source ends, a drain begins or an error ends the
+/// run; then gives the consumer back, so that it can be closed after the last settlement.
 pub(crate) async fn take_in<R: Send + Sync + 'static>(
     shared: Arc<Shared<R>>,
     gate: Arc<Gate>,
@@ -85,9 +119,8 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                     batch.iter().for_each(|delivery| shared.heartbeat.hold(delivery.receipt.tag(), now));
                 }
                 let works = batch.into_iter().map(|delivery| derive.work(&shared, delivery)).collect();
+                gate.sent();
                 shared.tell(Event::Arrived(works));
-                // Let the dispatcher look at its limits before the next batch is taken.
-                tokio::task::yield_now().await;
             }
             Ok(None) => {
                 shared.tell(Event::End);

@@ -58,6 +58,34 @@ async fn a_message_larger_than_the_limit_is_taken_alone() {
     assert_eq!(summary.handled(), 3);
 }
 
+#[test]
+fn rule_13_the_limit_holds_where_intake_and_dispatcher_run_on_threads_of_their_own() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let world = World::with(Habits { batch: 8, ..Habits::default() });
+        let ids: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
+        world.publish_all(ids.iter().map(String::as_str));
+        let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let (seen, broker) = (Arc::clone(&most), world.broker.clone());
+        let worker = world
+            .worker()
+            .config(|config| (config.concurrency, config.max_in_flight) = (10, 40))
+            .start(move |_| {
+                let acked = broker.acked();
+                let unsettled = broker.deliveries() - acked;
+                seen.fetch_max(unsettled, std::sync::atomic::Ordering::Relaxed);
+                async { Ok(()) }
+            });
+        while world.broker.depth() > 0 {
+            tokio::time::sleep(MS).await;
+        }
+        let most = most.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(most <= 47, "{most} were out at once, with a limit of 40 and batches of 8");
+        let _ = worker.end().await;
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_handlers_run_at_once_than_configured() {
     let world = World::new();

@@ -174,7 +174,8 @@ async fn a_source_that_fails_for_good_ends_the_run_with_its_error_after_what_run
     world.publish("b");
     let error = worker.task.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), crate::error::ErrorKind::Denied);
-    assert_eq!((world.broker.acked(), world.runs().len()), (2, 2));
+    assert_eq!((world.broker.acked(), world.broker.depth()), (1, 1));
+    assert_eq!((world.state("a").await, world.runs().len()), (KeyState::Completed, 1));
 }
 
 #[tokio::test(start_paused = true)]
