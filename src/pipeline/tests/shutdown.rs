@@ -253,3 +253,19 @@ async fn the_memory_of_a_run_ends_with_it() {
     tokio::time::sleep(SECOND).await;
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before, "tasks are left");
 }
+
+#[tokio::test(start_paused = true)]
+async fn rule_1_a_completion_still_unknown_at_the_drain_deadline_is_given_back_not_acked() {
+    let world = World::new();
+    world.publish("a");
+    let worker = world.worker().start(|_| async {
+        tokio::time::sleep(SECOND).await;
+        Ok(())
+    });
+    tokio::time::sleep(500 * MS).await;
+    worker.store.go_down();
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.given_back()), (0, 1));
+    assert_eq!((world.broker.acked(), world.broker.depth()), (0, 1));
+    assert_eq!(summary.counters().get(Counter::SuspectedDoubleEffects), 1);
+}
