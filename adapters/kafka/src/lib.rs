@@ -1,0 +1,1 @@
+//! Kafka source and publisher for onceward: lanes, watermarks, rebalances, transactions.

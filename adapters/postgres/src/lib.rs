@@ -1,0 +1,1 @@
+//! Postgres store for onceward: claims by the batch, inbox transactions, outbox.

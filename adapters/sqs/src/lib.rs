@@ -1,0 +1,1 @@
+//! SQS source and publisher for onceward: visibility kept alive, FIFO groups, batched deletes.
