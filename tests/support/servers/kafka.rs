@@ -1,0 +1,217 @@
+//! A private Kafka broker: [`Kafka`].
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, io, thread};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::ports::free_port;
+use crate::process::{Leashed, wait_until};
+
+const VERSION: &str = "4.1.0";
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// What Maven is asked for: the broker, and something that writes its log.
+const PROJECT: &str = "<project><modelVersion>4.0.0</modelVersion><groupId>onceward</groupId>\
+    <artifactId>kafka-for-tests</artifactId><version>1</version><dependencies>\
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>\
+    <version>VERSION</version></dependency>\
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\
+    </dependencies></project>";
+
+/// A Kafka broker of its own (KRaft, one node), on free loopback ports, with its data in a temporary folder.
+///
+/// It needs Java 17 and, once per machine, Maven, which puts the broker's jars (43 MB) under the user's cache folder.
+/// Topics are not made by themselves.
+#[derive(Debug)]
+pub struct Kafka {
+    // Dropped first: the broker goes before its folder.
+    broker: Option<Leashed>,
+    folder: TempDir,
+    jars: PathBuf,
+    port: u16,
+}
+
+impl Kafka {
+    /// Starts a broker and waits until it takes connections (about 4 s).
+    ///
+    /// # Panics
+    /// Java or Maven is not installed, or the broker does not start; the message says what to do.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// As [`start`](Self::start), with more lines for its configuration file.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with(lines: &str) -> Self {
+        match Self::try_start(lines) {
+            Ok(broker) => broker,
+            Err(error) => panic!("Kafka does not start: {error}"),
+        }
+    }
+
+    /// The broker that the tests of one process share. They keep apart by the names of their topics and groups, and leave
+    /// it running.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn try_start(lines: &str) -> io::Result<Self> {
+        let jars = jars()?;
+        let folder = tempfile::Builder::new().prefix("kafka-").tempdir()?;
+        let (port, controller) = (free_port()?, free_port()?);
+        let configuration = format!(
+            "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\nlog.dirs={}\n\
+             offsets.topic.replication.factor=1\noffsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=4\ngroup.initial.rebalance.delay.ms=0\n\
+             group.min.session.timeout.ms=1000\nauto.create.topics.enable=false\n{lines}\n",
+            folder.path().join("data").display()
+        );
+        fs::write(folder.path().join("server.properties"), configuration)?;
+        let mut broker = Self { broker: None, folder, jars, port };
+        // Any 16 bytes in base64 name a cluster; one node needs no other to agree.
+        let format = broker
+            .java()
+            .args(["kafka.tools.StorageTool", "format", "-t", "b25jZXdhcmQtdGVzdHMtMQ", "-c"])
+            .arg(broker.folder.path().join("server.properties"))
+            .output()?;
+        if !format.status.success() {
+            let said = String::from_utf8_lossy(&format.stderr).into_owned();
+            return Err(io::Error::other(format!("its storage cannot be formatted: {said}")));
+        }
+        broker.launch()?;
+        Ok(broker)
+    }
+
+    fn java(&self) -> Command {
+        let mut command = Command::new("java");
+        command
+            .args(["-Xmx768m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
+            .arg(self.jars.join("*"))
+            .current_dir(self.folder.path());
+        command
+    }
+
+    fn launch(&mut self) -> io::Result<()> {
+        let output = fs::File::create(self.folder.path().join("output"))?;
+        let mut command = self.java();
+        command.arg("kafka.Kafka").arg(self.folder.path().join("server.properties"));
+        let broker = Leashed::spawn(command.stdout(output.try_clone()?).stderr(output))?;
+        let address = self.address();
+        let broker = self.broker.insert(broker);
+        let end = Instant::now() + START_LIMIT;
+        while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
+            let ended = broker.try_wait()?;
+            if ended.is_some() || Instant::now() >= end {
+                let said = fs::read_to_string(self.folder.path().join("output")).unwrap_or_default();
+                return Err(io::Error::other(format!("ended: {ended:?}; it said: {said}")));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Its address, for a proxy.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// What clients call `bootstrap.servers`.
+    #[must_use]
+    pub fn bootstrap(&self) -> String {
+        self.address().to_string()
+    }
+
+    /// What the broker has printed: warnings and errors.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
+    }
+
+    /// Stops the broker in order. Its data stay.
+    ///
+    /// # Panics
+    /// It does not end within a minute.
+    pub fn stop(&mut self) {
+        let Some(mut broker) = self.broker.take() else { return };
+        broker.signal(Signal::TERM).expect("the broker can be asked to end");
+        let ended = wait_until(START_LIMIT, || matches!(broker.try_wait(), Ok(Some(_))));
+        assert!(ended, "Kafka did not stop; it said: {}", self.log());
+    }
+
+    /// Kills the broker with SIGKILL. Its data stay as they are.
+    pub fn kill(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            broker.kill();
+        }
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same ports and with the same data.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_again(&mut self) {
+        assert!(self.broker.is_none(), "the broker runs");
+        if let Err(error) = self.launch() {
+            panic!("Kafka does not start again: {error}");
+        }
+    }
+
+    /// Pauses (SIGSTOP) or continues (SIGCONT) the broker.
+    ///
+    /// # Panics
+    /// The broker does not run.
+    pub fn pause(&self, paused: bool) {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        self.broker.as_ref().expect("the broker runs").signal(signal).expect("the broker can be paused");
+    }
+}
+
+/// The folder with the broker's jars, fetched if this machine has none yet.
+fn jars() -> io::Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
+    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
+    let jars = cache.join("onceward-tests").join(format!("kafka-{VERSION}"));
+    if jars.exists() {
+        return Ok(jars);
+    }
+    fs::create_dir_all(cache.join("onceward-tests"))?;
+    // Beside its place, then moved there as a whole: another test process may be doing the same.
+    let making = tempfile::Builder::new().prefix("fetching-").tempdir_in(cache.join("onceward-tests"))?;
+    fs::write(making.path().join("pom.xml"), PROJECT.replace("VERSION", VERSION))?;
+    let fetched = Command::new("mvn")
+        .args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"])
+        .current_dir(making.path())
+        .output()
+        .map_err(|error| {
+            io::Error::other(format!("mvn: {error}; run: apt-get install -y maven openjdk-17-jre-headless"))
+        })?;
+    if !fetched.status.success() {
+        let said = String::from_utf8_lossy(&fetched.stdout).into_owned();
+        return Err(io::Error::other(format!("Maven cannot fetch Kafka's jars: {said}")));
+    }
+    match fs::rename(making.path().join("lib"), &jars) {
+        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
+            Err(error)
+        }
+        _ => Ok(jars),
+    }
+}
