@@ -1,7 +1,8 @@
 //! The schema of onceward's SQL stores, embedded: each step once, in order, never changed after its release.
 //!
 //! The adapters apply the steps and keep book of them in a table of their own; the application's own migrations and
-//! their bookkeeping are left alone. All names begin with `onceward_`, so that both may live in one database.
+//! their bookkeeping are left alone. Names begin with `onceward_` (SQLite) or lie in a schema of
+//! their own (Postgres), so that both may live in one database.
 
 /// One step of a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,11 @@ pub struct Migration {
 pub const SQLITE: &[Migration] =
     &[Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") }];
 
+/// The steps of the Postgres schema. `@schema@` in them stands for the schema's name; all tables lie in that schema, so
+/// their names bear no prefix.
+pub const POSTGRES: &[Migration] =
+    &[Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") }];
+
 /// The version a list of steps leads to; 0 for none.
 pub const fn latest(steps: &[Migration]) -> u32 {
     match steps.last() {
@@ -32,10 +38,21 @@ mod tests {
 
     #[test]
     fn versions_count_from_one_without_gaps() {
-        for (expected, step) in (1..).zip(SQLITE) {
-            assert_eq!(step.version, expected, "{}", step.name);
+        for steps in [SQLITE, POSTGRES] {
+            for (expected, step) in (1..).zip(steps) {
+                assert_eq!(step.version, expected, "{}", step.name);
+            }
+            assert_eq!(latest(steps) as usize, steps.len());
         }
-        assert_eq!(latest(SQLITE) as usize, SQLITE.len());
+    }
+
+    #[test]
+    fn every_table_and_index_of_postgres_names_the_schema() {
+        for line in POSTGRES.iter().flat_map(|step| step.sql.lines()) {
+            if line.starts_with("CREATE ") {
+                assert!(line.contains(" \"@schema@\"."), "{line}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod elasticmq;
 pub mod kafka;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod rabbitmq;
