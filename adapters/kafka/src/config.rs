@@ -1,0 +1,237 @@
+//! What a Kafka source consumes and how: [`KafkaConfig`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use onceward::Error;
+use rdkafka::ClientConfig;
+
+use crate::error;
+
+/// What a [`KafkaConsumer`](crate::KafkaConsumer) consumes and how.
+///
+/// ```
+/// # use onceward_kafka::KafkaConfig;
+/// let mut config = KafkaConfig::new(["kafka.example:9092"], ["orders"], "billing");
+/// config.properties.insert("security.protocol".into(), "ssl".into());
+/// assert!(config.check().is_ok());
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KafkaConfig {
+    /// Addresses of brokers to start from.
+    pub brokers: Vec<String>,
+    /// The consumer group.
+    pub group: String,
+    /// More properties of librdkafka. Those that would break what is promised are refused by [`check`](Self::check).
+    pub properties: BTreeMap<String, String>,
+    /// The topics, and how they are consumed.
+    pub topics: TopicConfig,
+}
+
+/// Which topics are consumed, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicConfig {
+    /// The names of the topics. They must exist.
+    pub names: Vec<String>,
+    /// How often offsets are committed while messages are settled, 10 ms to 60 s; default 100 ms. After a crash what was
+    /// settled since is delivered again, and found completed.
+    pub commit_interval: Duration,
+    /// How long a partition that is taken away waits for what is in flight, up to 60 s; default 5 s. It must be less than
+    /// `session.timeout.ms` and `max.poll.interval.ms`.
+    pub drain_timeout: Duration,
+    /// How many messages wait in this process for the pipeline, at least 1; default 2,000. Partitions are paused beyond.
+    pub buffer_messages: usize,
+    /// How many bytes they may have, at least 1; default 16 MiB. One message may exceed it.
+    pub buffer_bytes: usize,
+}
+
+impl TopicConfig {
+    /// The topics `names`, with the defaults.
+    pub fn new<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self {
+            names: names.into_iter().map(Into::into).collect(),
+            commit_interval: Duration::from_millis(100),
+            drain_timeout: Duration::from_secs(5),
+            buffer_messages: 2000,
+            buffer_bytes: 16 * 1024 * 1024,
+        }
+    }
+
+    /// Checks that the values can be used.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming what is wrong and the fix.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |what: &'static str| Err(error::config(OPERATION, what));
+        if self.names.is_empty() || self.names.iter().any(String::is_empty) {
+            return wrong("give at least one topic, each with a name");
+        }
+        if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.commit_interval) {
+            return wrong("commit_interval must be 10 ms to 60 s");
+        }
+        if self.drain_timeout > Duration::from_secs(60) {
+            return wrong("drain_timeout must be 60 s at most");
+        }
+        if self.buffer_messages == 0 || self.buffer_bytes == 0 {
+            return wrong(
+                "buffer_messages and buffer_bytes must be 1 at least: with 0 nothing would be taken",
+            );
+        }
+        Ok(())
+    }
+}
+
+const OPERATION: &str = "consume Kafka topics";
+
+/// What must have this value: the offset to commit is decided by what is settled, not by what is polled.
+const FIXED: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable.auto.offset.store", "false")];
+
+/// What has this value unless it is set.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("isolation.level", "read_committed"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    // librdkafka's `largest` skips what a new partition got before it was seen.
+    ("auto.offset.reset", "earliest"),
+    // The default of 1 s makes a consumer that was held back wait that long.
+    ("fetch.queue.backoff.ms", "10"),
+];
+
+impl KafkaConfig {
+    /// `topics` of the cluster of `brokers`, for the group `group`.
+    pub fn new<B: Into<String>, N: Into<String>>(
+        brokers: impl IntoIterator<Item = B>,
+        topics: impl IntoIterator<Item = N>,
+        group: impl Into<String>,
+    ) -> Self {
+        Self {
+            brokers: brokers.into_iter().map(Into::into).collect(),
+            group: group.into(),
+            properties: BTreeMap::new(),
+            topics: TopicConfig::new(topics),
+        }
+    }
+
+    /// Checks that the values can be used and go together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming what is wrong and the fix.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.brokers.is_empty() {
+            return Err(error::config(OPERATION, "give at least one broker, as host:port"));
+        }
+        for taken in ["bootstrap.servers", "metadata.broker.list", "group.id"] {
+            if self.properties.contains_key(taken) {
+                let what =
+                    format!("the property {taken} has a setting of its own (brokers, group); remove it");
+                return Err(error::config(OPERATION, what));
+            }
+        }
+        settled(self.client(), &self.topics).map(drop)
+    }
+
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", self.brokers.join(",")).set("group.id", &self.group);
+        for (name, value) in &self.properties {
+            client.set(name, value);
+        }
+        client
+    }
+}
+
+/// `client` with what the promises need, or what contradicts them.
+pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<ClientConfig, Error> {
+    topics.check()?;
+    if client.get("group.id").is_none_or(str::is_empty) {
+        return Err(error::config(
+            OPERATION,
+            "a consumer group is needed to commit offsets; set the group (group.id)",
+        ));
+    }
+    for (name, value) in FIXED {
+        if let Some(set) = client.get(name)
+            && set != value
+        {
+            let what =
+                format!("{name} = {set} would commit what is not settled; set it to {value} or remove it");
+            return Err(error::config(OPERATION, what));
+        }
+        client.set(name, value);
+    }
+    for (name, value) in DEFAULTS {
+        if client.get(name).is_none() {
+            client.set(name, value);
+        }
+    }
+    for (name, default) in [("session.timeout.ms", 45_000_u64), ("max.poll.interval.ms", 300_000)] {
+        let limit = client.get(name).and_then(|set| set.parse().ok()).unwrap_or(default);
+        if topics.drain_timeout.as_millis() >= u128::from(limit) {
+            let what = format!(
+                "drain_timeout is {:?} and {name} = {limit}: the member would be evicted while it drains; lower the one or \
+                 raise the other",
+                topics.drain_timeout
+            );
+            return Err(error::config(OPERATION, what));
+        }
+    }
+    Ok(client)
+}
+
+impl fmt::Debug for KafkaConfig {
+    /// The names of properties without their values: passwords are among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("group", &self.group)
+            .field("properties", &self.properties.keys())
+            .field("topics", &self.topics)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> KafkaConfig {
+        KafkaConfig::new(["h:9092"], ["orders"], "billing")
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_refused() {
+        assert!(config().check().is_ok());
+        for spoil in [
+            (|config| config.brokers.clear()) as fn(&mut KafkaConfig),
+            |config| config.group.clear(),
+            |config| config.topics.names.clear(),
+            |config| config.topics.names.push(String::new()),
+            |config| config.topics.commit_interval = Duration::ZERO,
+            |config| config.topics.drain_timeout = Duration::from_secs(61),
+            |config| config.topics.buffer_messages = 0,
+            |config| config.topics.buffer_bytes = 0,
+            |config| drop(config.properties.insert("group.id".into(), "other".into())),
+            |config| drop(config.properties.insert("enable.auto.commit".into(), "true".into())),
+            |config| drop(config.properties.insert("enable.auto.offset.store".into(), "true".into())),
+            |config| drop(config.properties.insert("session.timeout.ms".into(), "5000".into())),
+            |config| drop(config.properties.insert("max.poll.interval.ms".into(), "5000".into())),
+        ] {
+            let mut config = config();
+            spoil(&mut config);
+            assert!(config.check().is_err(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn a_property_that_is_set_is_kept_and_its_value_is_not_shown() {
+        let mut config = config();
+        config.properties.insert("sasl.password".into(), "canary".into());
+        config.properties.insert("auto.offset.reset".into(), "latest".into());
+        let client = settled(config.client(), &config.topics).unwrap();
+        assert_eq!(client.get("auto.offset.reset"), Some("latest"));
+        assert_eq!(client.get("isolation.level"), Some("read_committed"));
+        assert!(!format!("{config:?}").contains("canary"));
+    }
+}

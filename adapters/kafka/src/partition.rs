@@ -1,0 +1,51 @@
+//! One assignment of one partition: what is out with the pipeline, and what may be committed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use onceward::Message;
+
+use crate::watermark::Watermark;
+
+/// One assignment of one partition. Its epoch is in the tags of its deliveries; a later assignment has another one.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    pub(crate) topic: Arc<str>,
+    pub(crate) number: i32,
+    pub(crate) incarnation: Arc<str>,
+    pub(crate) watermark: Watermark,
+    /// What is out with the pipeline, by the number of its tag.
+    pub(crate) held: HashMap<u64, Held>,
+    /// What was last sent to be committed and not refused since.
+    pub(crate) committed: Option<u64>,
+    /// It is being taken away: nothing of it is handed out any more.
+    pub(crate) leaving: bool,
+}
+
+/// A message that is out with the pipeline; kept, so that it can be handed out again in place.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) offset: u64,
+    pub(crate) message: Message,
+}
+
+impl Assigned {
+    pub(crate) fn new(topic: Arc<str>, number: i32, incarnation: Arc<str>) -> Self {
+        Self {
+            topic,
+            number,
+            incarnation,
+            watermark: Watermark::default(),
+            held: HashMap::new(),
+            committed: None,
+            leaving: false,
+        }
+    }
+
+    /// The offset to commit, if that is news.
+    pub(crate) fn to_commit(&self) -> Option<u64> {
+        self.watermark
+            .committable()
+            .filter(|offset| self.committed.is_none_or(|committed| *offset > committed))
+    }
+}

@@ -1,0 +1,146 @@
+//! Publishes, confirmed by all in-sync replicas: [`KafkaPublisher`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use onceward::{Error, Outgoing, Publisher};
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+
+use crate::error;
+use crate::message::MESSAGE_ID;
+
+const OPERATION: &str = "publish to Kafka";
+/// How often a full queue of the client's is tried again.
+const FULL: Duration = Duration::from_millis(5);
+
+/// Publishes messages; each is confirmed by all in-sync replicas, and the client's own retries make no copies.
+///
+/// A destination is a topic. [`Outgoing::order_key`] becomes the record key, so that messages of one key stay in order on one
+/// partition; [`Outgoing::id`] becomes the header `message-id`, unless there is such a header.
+///
+/// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
+pub struct KafkaPublisher {
+    producer: FutureProducer,
+    limit: Duration,
+}
+
+impl KafkaPublisher {
+    /// How long a message may take to be confirmed, unless `message.timeout.ms` says otherwise.
+    pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(8);
+
+    /// A publisher to the cluster of `brokers`, with more properties of librdkafka. It connects with the first message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if the properties cannot be used.
+    pub fn new<B: Into<String>>(
+        brokers: impl IntoIterator<Item = B>,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
+        let brokers: Vec<String> = brokers.into_iter().map(Into::into).collect();
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", brokers.join(","));
+        for (name, value) in properties {
+            client.set(name, value);
+        }
+        Self::from_client_config(client)
+    }
+
+    /// A publisher with the user's own client configuration.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); properties that would weaken the confirm are refused.
+    pub fn from_client_config(mut client: ClientConfig) -> Result<Self, Error> {
+        for (names, value) in
+            [(["acks", "request.required.acks"], "all"), (["enable.idempotence", ""], "true")]
+        {
+            for name in names {
+                if let Some(set) = client.get(name)
+                    && set != value
+                    && !(value == "all" && set == "-1")
+                {
+                    let what = format!(
+                        "{name} = {set} would confirm what may be lost or doubled; set it to {value}"
+                    );
+                    return Err(error::config(OPERATION, what));
+                }
+            }
+            client.set(names[0], value);
+        }
+        let own = Self::CONFIRM_TIMEOUT.as_millis().to_string();
+        let limit = client.get("message.timeout.ms").unwrap_or(&own).parse().map(Duration::from_millis);
+        let Ok(limit) = limit else {
+            return Err(error::config(OPERATION, "message.timeout.ms is not a number of milliseconds"));
+        };
+        client.set("message.timeout.ms", limit.as_millis().to_string());
+        if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
+            client.set("linger.ms", "0");
+        }
+        let producer = client.create().map_err(|error| error::kafka(OPERATION, error))?;
+        Ok(Self { producer, limit })
+    }
+
+    /// Hands a message to the client, waiting while its queue is full.
+    async fn enqueue(&self, outgoing: &Outgoing) -> Result<DeliveryFuture, Error> {
+        let until = tokio::time::Instant::now() + self.limit;
+        let mut headers = OwnedHeaders::new_with_capacity(outgoing.headers.len() + 1);
+        for (name, value) in &outgoing.headers {
+            headers = headers.insert(Header { key: name, value: Some(&value[..]) });
+        }
+        if !outgoing.id.is_empty() && !outgoing.headers.iter().any(|(name, _)| name == MESSAGE_ID) {
+            headers = headers.insert(Header { key: MESSAGE_ID, value: Some(&outgoing.id) });
+        }
+        let mut record =
+            FutureRecord::to(&outgoing.destination).payload(&outgoing.payload[..]).headers(headers);
+        record.key = outgoing.order_key.as_deref();
+        loop {
+            match self.producer.send_result(record) {
+                Ok(confirmed) => return Ok(confirmed),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
+                    if tokio::time::Instant::now() < until =>
+                {
+                    record = again;
+                    tokio::time::sleep(FULL).await;
+                }
+                Err((error, _)) => return Err(error::kafka(operation(outgoing), error)),
+            }
+        }
+    }
+}
+
+fn operation(outgoing: &Outgoing) -> String {
+    format!("publish to topic {}", outgoing.destination)
+}
+
+#[async_trait]
+impl Publisher for KafkaPublisher {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
+        let mut sent = Vec::with_capacity(batch.len());
+        for outgoing in batch {
+            // A header's name with a NUL byte cannot be sent: the client would panic.
+            let bad = outgoing.headers.iter().any(|(name, _)| name.contains('\0'));
+            sent.push(if bad || outgoing.destination.contains('\0') {
+                let what =
+                    "a header's name or the topic has a NUL byte in it, which Kafka's client cannot send";
+                Err(Error::new(onceward::ErrorKind::Corrupt, OPERATION, what))
+            } else {
+                self.enqueue(outgoing).await
+            });
+        }
+        let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| async move {
+            match sent?.await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err((error, _))) => Err(error::kafka(operation(outgoing), error)),
+                Err(_) => {
+                    let what = "the client was closed before the message was confirmed";
+                    Err(Error::new(onceward::ErrorKind::Unavailable, operation(outgoing), what))
+                }
+            }
+        });
+        join_all(confirmed).await
+    }
+}

@@ -1,0 +1,131 @@
+//! Which offset of a partition may be committed: [`Watermark`]. Pure, for one assignment of one partition.
+
+use std::collections::VecDeque;
+
+/// The offsets of one assignment of a partition, from delivery to settlement.
+///
+/// [`committable`](Self::committable) is the offset before which everything that was delivered is settled. Offsets that were
+/// never delivered (compacted away, aborted, control records) hold nothing up.
+#[derive(Debug, Default)]
+pub(crate) struct Watermark {
+    /// Delivered and not yet below the watermark, ascending. The first one is never settled.
+    above: VecDeque<(u64, State)>,
+    /// One more than the largest delivered offset.
+    next: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    InFlight,
+    Settled,
+}
+
+impl Watermark {
+    /// Notes a delivered offset. False if it was delivered before in this assignment, or lies below one that was.
+    pub(crate) fn delivered(&mut self, offset: u64) -> bool {
+        if self.next.is_some_and(|next| offset < next) {
+            return false;
+        }
+        self.above.push_back((offset, State::InFlight));
+        self.next = Some(offset + 1);
+        true
+    }
+
+    /// Notes that a delivered offset is done with. False if it is not in flight.
+    pub(crate) fn settled(&mut self, offset: u64) -> bool {
+        let Ok(index) = self.above.binary_search_by_key(&offset, |(own, _)| *own) else { return false };
+        let state = &mut self.above[index].1;
+        if *state == State::Settled {
+            return false;
+        }
+        *state = State::Settled;
+        while self.above.front().is_some_and(|(_, state)| *state == State::Settled) {
+            self.above.pop_front();
+        }
+        true
+    }
+
+    /// The offset to commit; `None` if nothing was delivered yet.
+    pub(crate) fn committable(&self) -> Option<u64> {
+        self.above.front().map(|(offset, _)| *offset).or(self.next)
+    }
+
+    /// One more than the largest delivered offset; `None` if nothing was delivered yet.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Offsets with gaps, and the order in which they are settled; only a part of them is.
+    fn runs() -> impl Strategy<Value = (Vec<u64>, Vec<u64>)> {
+        proptest::collection::btree_set(0_u64..300, 1..80).prop_flat_map(|offsets| {
+            let offsets: Vec<_> = offsets.into_iter().collect();
+            let all = offsets.len();
+            (Just(offsets.clone()), proptest::sample::subsequence(offsets, 0..=all).prop_shuffle())
+        })
+    }
+
+    proptest! {
+        /// At each step: nothing unsettled lies below, and it is as far as it can be; it never goes back.
+        #[test]
+        fn the_watermark_is_the_first_unsettled_offset((offsets, settled) in runs()) {
+            let mut watermark = Watermark::default();
+            prop_assert_eq!(watermark.committable(), None);
+            let mut open: BTreeSet<_> = offsets.iter().copied().collect();
+            for offset in &offsets {
+                prop_assert!(watermark.delivered(*offset));
+            }
+            let end = offsets[offsets.len() - 1] + 1;
+            let mut before = watermark.committable();
+            for offset in settled {
+                prop_assert!(watermark.settled(offset));
+                prop_assert!(!watermark.settled(offset), "settled twice");
+                open.remove(&offset);
+                let now = watermark.committable();
+                prop_assert_eq!(now, Some(open.first().copied().unwrap_or(end)));
+                prop_assert!(now >= before, "it went back");
+                before = now;
+            }
+        }
+
+        /// Deliveries and settlements by turns: the same holds.
+        #[test]
+        fn deliveries_may_come_while_others_are_settled(
+            steps in proptest::collection::vec((1_u64..5, any::<prop::sample::Index>(), any::<bool>()), 1..200),
+        ) {
+            let (mut watermark, mut open, mut next) = (Watermark::default(), Vec::<u64>::new(), 0);
+            for (gap, pick, settle) in steps {
+                if settle && !open.is_empty() {
+                    let offset = open.remove(pick.index(open.len()));
+                    prop_assert!(watermark.settled(offset));
+                } else {
+                    let offset = next + gap - 1;
+                    prop_assert!(watermark.delivered(offset));
+                    open.push(offset);
+                    next = offset + 1;
+                }
+                if next > 0 {
+                    prop_assert_eq!(watermark.committable(), Some(open.iter().copied().min().unwrap_or(next)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_offset_is_delivered_once_and_in_order() {
+        let mut watermark = Watermark::default();
+        assert!(watermark.delivered(7));
+        assert!(!watermark.delivered(7));
+        assert!(!watermark.delivered(3), "it would be committed over");
+        assert!(!watermark.settled(3));
+        assert_eq!(watermark.committable(), Some(7));
+    }
+}

@@ -1,0 +1,168 @@
+//! What the tests on a real broker share: topics, records, and what is committed.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use onceward::{Consumer, Delivery};
+use onceward_kafka::{KafkaConfig, KafkaConsumer};
+use onceward_test_servers::kafka::Kafka;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A name that no other test has.
+pub(crate) fn unique(what: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{what}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A topic of its own on a broker, and a group that reads it.
+pub(crate) struct Topic {
+    pub(crate) bootstrap: String,
+    pub(crate) name: String,
+    pub(crate) group: String,
+    pub(crate) partitions: i32,
+    producer: FutureProducer,
+}
+
+impl Topic {
+    /// On the shared broker.
+    pub(crate) async fn new(partitions: i32) -> Self {
+        let broker = tokio::task::spawn_blocking(Kafka::shared).await.unwrap();
+        Self::on(broker, partitions).await
+    }
+
+    pub(crate) async fn on(broker: &Kafka, partitions: i32) -> Self {
+        let bootstrap = broker.bootstrap();
+        let name = unique("topic");
+        create(&bootstrap, &name, partitions).await;
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &bootstrap).set("enable.idempotence", "true");
+        Self { producer: client.create().unwrap(), group: unique("group"), name, bootstrap, partitions }
+    }
+
+    pub(crate) fn config(&self) -> KafkaConfig {
+        let mut config = KafkaConfig::new([&self.bootstrap], [&self.name], &self.group);
+        config.properties.insert("session.timeout.ms".into(), "6000".into());
+        config.properties.insert("heartbeat.interval.ms".into(), "300".into());
+        config
+    }
+
+    /// A member that has partitions.
+    pub(crate) async fn open(&self) -> KafkaConsumer {
+        let consumer = KafkaConsumer::open(self.config()).await.unwrap();
+        until("partitions are assigned", || consumer.assigned_partitions() > 0).await;
+        consumer
+    }
+
+    pub(crate) async fn send(&self, partition: i32, key: Option<&str>, payload: Option<&str>) {
+        self.send_with(partition, key, payload, OwnedHeaders::new()).await;
+    }
+
+    pub(crate) async fn send_with(
+        &self,
+        partition: i32,
+        key: Option<&str>,
+        payload: Option<&str>,
+        headers: OwnedHeaders,
+    ) {
+        let mut record = FutureRecord::<str, str>::to(&self.name).partition(partition).headers(headers);
+        (record.key, record.payload) = (key, payload);
+        self.producer.send(record, LIMIT).await.unwrap();
+    }
+
+    /// Sends `count` records to each partition; they are `PARTITION:NUMBER`, and so is their key.
+    pub(crate) async fn fill(&self, count: usize) {
+        let mut sent = Vec::new();
+        for number in 0..count {
+            for partition in 0..self.partitions {
+                let text = format!("{partition}:{number}");
+                let record = FutureRecord::to(&self.name).partition(partition).key(&text).payload(&text);
+                sent.push(self.producer.send_result(record).unwrap());
+            }
+        }
+        for confirmed in sent {
+            confirmed.await.unwrap().unwrap();
+        }
+    }
+
+    /// What the group has committed for each partition; -1 for nothing.
+    pub(crate) async fn committed(&self) -> Vec<i64> {
+        let (bootstrap, group) = (self.bootstrap.clone(), self.group.clone());
+        let (name, partitions) = (self.name.clone(), self.partitions);
+        let ask = move || {
+            let mut client = ClientConfig::new();
+            let asked: BaseConsumer =
+                client.set("bootstrap.servers", bootstrap).set("group.id", group).create().unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition_range(&name, 0, partitions - 1);
+            let committed = asked.committed_offsets(list, LIMIT).unwrap();
+            let of = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element
+                .offset()
+            {
+                Offset::Offset(offset) => offset,
+                _ => -1,
+            };
+            committed.elements().iter().map(of).collect()
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap()
+    }
+
+    /// Waits until the group has committed these offsets.
+    pub(crate) async fn wait_committed(&self, expected: &[i64]) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let committed = self.committed().await;
+            if committed == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "committed are {committed:?}, expected {expected:?}");
+        }
+    }
+}
+
+pub(crate) async fn create(bootstrap: &str, name: &str, partitions: i32) {
+    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
+    made[0].as_ref().unwrap();
+    // A broker may tell of a topic a moment before it leads its partitions.
+    let (bootstrap, name) = (bootstrap.to_owned(), name.to_owned());
+    let led = move || {
+        let asked: BaseConsumer = ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();
+        let end = Instant::now() + LIMIT;
+        while !(0..partitions).all(|number| asked.fetch_watermarks(&name, number, LIMIT).is_ok()) {
+            assert!(Instant::now() < end, "the topic {name} has no leaders");
+        }
+    };
+    tokio::task::spawn_blocking(led).await.unwrap();
+}
+
+/// Waits for `holds`, looking every few milliseconds.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The next `count` deliveries.
+pub(crate) async fn take(consumer: &mut KafkaConsumer, count: usize) -> Vec<Delivery> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        let received = tokio::time::timeout(LIMIT, consumer.receive()).await;
+        let received = received.unwrap_or_else(|_| panic!("nothing more came after {}", taken.len()));
+        taken.extend(received.unwrap().unwrap());
+    }
+    taken
+}
+
+pub(crate) fn text(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(delivery.message.payload()).into_owned()
+}
