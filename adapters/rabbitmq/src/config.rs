@@ -6,6 +6,7 @@ use onceward::Error;
 
 use crate::endpoint::Endpoint;
 use crate::error;
+use crate::wait::SUFFIX_BYTES;
 
 /// What a [`RabbitConsumer`](crate::RabbitConsumer) consumes and how.
 ///
@@ -57,6 +58,13 @@ pub struct QueueConfig {
     /// The queue's `delivery-limit`: the broker drops or dead-letters a message after so many returns. Quorum queues have
     /// 20 by default since RabbitMQ 4.0.
     pub delivery_limit: Option<u32>,
+    /// Lets messages that failed wait for their next attempt in queues of the broker's, if the delay is at least this long;
+    /// 100 ms to 1 d. `None` (default): all wait in this process, unacknowledged, which the ack timeout must allow.
+    ///
+    /// The queues are declared as `NAME.wait.DELAYms`, quorum, one for each delay that occurs (rounded up, by half at most,
+    /// and 43 h at most); the user needs the rights to configure and write them and RabbitMQ must be 3.10 or later. A
+    /// message loses its place in the queue.
+    pub wait_queues_from: Option<Duration>,
     /// How long an acknowledgement that stands behind a message still being handled waits, so that one frame may speak for
     /// many. It delays nothing else. 0 to 1 s, default 5 ms.
     pub ack_delay: Duration,
@@ -71,6 +79,7 @@ impl QueueConfig {
             single_active_consumer: false,
             ack_timeout: Some(Duration::from_secs(30 * 60)),
             delivery_limit: None,
+            wait_queues_from: None,
             ack_delay: Duration::from_millis(5),
         }
     }
@@ -94,6 +103,23 @@ impl QueueConfig {
             return wrong(
                 "a delivery limit of 0 loses each message that is given back; raise it on the queue",
             );
+        }
+        if let Some(shortest) = self.wait_queues_from {
+            if self.single_active_consumer {
+                return wrong(
+                    "wait queues give up the order that single_active_consumer is there to keep; choose one of the two",
+                );
+            }
+            if self.name.len() + SUFFIX_BYTES > 255 {
+                return wrong(
+                    "the names of its wait queues would be longer than 255 bytes; shorten the queue's",
+                );
+            }
+            if !(Duration::from_millis(100)..=Duration::from_secs(24 * 3600)).contains(&shortest) {
+                return wrong(
+                    "wait_queues_from must be from 100 ms to 1 d; shorter delays are not worth the way",
+                );
+            }
         }
         if self.ack_delay > Duration::from_secs(1) {
             return wrong("ack_delay must be 1 s at most");
@@ -119,6 +145,16 @@ mod tests {
             |queue| queue.ack_timeout = Some(Duration::ZERO),
             |queue| queue.delivery_limit = Some(0),
             |queue| queue.ack_delay = Duration::from_secs(2),
+            |queue| queue.wait_queues_from = Some(Duration::from_millis(99)),
+            |queue| queue.wait_queues_from = Some(Duration::from_secs(24 * 3600 + 1)),
+            |queue| {
+                queue.wait_queues_from = Some(Duration::from_secs(1));
+                queue.single_active_consumer = true;
+            },
+            |queue| {
+                queue.wait_queues_from = Some(Duration::from_secs(1));
+                queue.name = "q".repeat(250);
+            },
         ] {
             let mut queue = QueueConfig::new("orders");
             assert!(queue.check().is_ok());

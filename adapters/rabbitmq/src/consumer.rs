@@ -7,15 +7,17 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection};
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, SettleQueue, Tag};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::acker::RabbitAcker;
+use crate::acker::{RabbitAcker, Waiting};
 use crate::config::{QueueConfig, RabbitConfig};
 use crate::connection::{Connect, Connected, Factory};
 use crate::error;
 use crate::link::{self, Link, REPLY_LIMIT};
 use crate::message;
+use crate::wait::{Kept, WaitRoom};
 
 /// The most deliveries of one batch.
 const BATCH: usize = 256;
@@ -34,6 +36,8 @@ pub struct RabbitConsumer {
     acker: RabbitAcker,
     settle_queue: Arc<SettleQueue>,
     link: Option<Link>,
+    /// Messages that waited in this process for their next attempt; at most as many as are unacknowledged.
+    again: mpsc::UnboundedReceiver<(Tag, Message)>,
     /// Goes on while `receive` is not called.
     reopening: Option<JoinHandle<Link>>,
 }
@@ -80,23 +84,35 @@ impl RabbitConsumer {
     /// As [`open`](Self::open).
     pub async fn from_channel(channel: Channel, queue: QueueConfig) -> Result<Self, Error> {
         queue.check()?;
+        if queue.wait_queues_from.is_some() {
+            let what =
+                "wait queues need a connection of their own; build the consumer from a connection factory";
+            return Err(error::config(format!("consume queue {}", queue.name), what));
+        }
         let subscribed = link::subscribe(&channel, &queue).await;
         let stream =
             subscribed.map_err(|error| error::amqp(format!("consume queue {}", queue.name), error))?;
         let link = Link { connection: None, channel, stream, mended: Arc::default(), ended: None };
-        Ok(Self::new(Source::Borrowed, queue, link))
+        Ok(Self::new(Source::Borrowed, queue, link, None))
     }
 
     async fn reopened(connect: Arc<dyn Connect>, queue: QueueConfig) -> Result<Self, Error> {
         let link = link::open(&*connect, &queue, None).await?;
-        Ok(Self::new(Source::Reopened(connect), queue, link))
+        let room = match queue.wait_queues_from {
+            Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue.name, shortest).await?),
+            None => None,
+        };
+        Ok(Self::new(Source::Reopened(connect), queue, link, room))
     }
 
-    fn new(source: Source, queue: QueueConfig, link: Link) -> Self {
+    fn new(source: Source, queue: QueueConfig, link: Link, room: Option<WaitRoom>) -> Self {
+        let (sender, again) = mpsc::unbounded_channel();
+        let waiting = room.map(|room| Waiting { room, again: sender });
         let mut consumer = Self {
             source,
             origin: queue.name.as_str().into(),
-            acker: RabbitAcker::new(queue.prefetch, queue.ack_delay),
+            acker: RabbitAcker::new(queue.prefetch, queue.ack_delay, waiting),
+            again,
             settle_queue: SettleQueue::new(),
             link: None,
             reopening: None,
@@ -177,10 +193,18 @@ impl RabbitConsumer {
             }
         }
         let epoch = self.acker.delivered(taken.iter().map(|delivery| delivery.delivery_tag));
+        let keeps = self.acker.wait_room().is_some();
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
+            let envelope = keeps.then(|| {
+                (delivery.exchange.clone(), delivery.routing_key.clone(), delivery.properties.clone())
+            });
             let message = message::from(delivery, Arc::clone(&self.origin), mended);
+            if let Some((exchange, routing_key, properties)) = envelope {
+                let kept = Kept { exchange, routing_key, properties, message: message.clone() };
+                self.acker.keep(tag.number, kept);
+            }
             Delivery { message, receipt: self.settle_queue.receipt(tag) }
         };
         taken.into_iter().map(of).collect()
@@ -191,6 +215,7 @@ impl RabbitConsumer {
 impl Consumer for RabbitConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
+        capabilities.delayed_retry = self.queue.wait_queues_from.is_some();
         capabilities.ordered = self.queue.single_active_consumer;
         capabilities.ack_timeout = self.queue.ack_timeout;
         capabilities.delivery_limit = self.queue.delivery_limit;
@@ -215,7 +240,19 @@ impl Consumer for RabbitConsumer {
                 self.lost(cause)?;
                 continue;
             }
-            match link.stream.next().await {
+            let next = tokio::select! {
+                biased;
+                Some((tag, message)) = self.again.recv(), if self.acker.wait_room().is_some() => {
+                    // What waited on a channel that is gone was delivered again by the broker.
+                    if self.acker.is_current(tag) {
+                        let receipt = self.settle_queue.receipt(tag);
+                        return Ok(Some(vec![Delivery { message, receipt }]));
+                    }
+                    continue;
+                }
+                next = link.stream.next() => next,
+            };
+            match next {
                 Some(Ok(first)) => {
                     let Some(mut link) = self.link.take() else { continue };
                     let batch = self.batch(first, &mut link);
@@ -228,16 +265,25 @@ impl Consumer for RabbitConsumer {
         }
     }
 
-    /// Asks for the queue's length on a channel of its own, which dies if there is no such queue.
+    /// Asks for the length of the queue and of its wait queues on a channel of its own, which dies if there is no such queue.
     async fn is_idle(&mut self) -> Option<bool> {
+        if self.acker.holds_some() {
+            return Some(false);
+        }
+        let wait_queues = self.acker.wait_room().map(WaitRoom::queues).unwrap_or_default();
         let connection = self.link.as_ref()?.connection.as_ref()?;
         let ask = async {
             let channel = connection.create_channel().await.ok()?;
             let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let name = ShortString::try_new(self.queue.name.as_str()).ok()?;
-            let queue = channel.queue_declare(name, options, FieldTable::default()).await.ok()?;
+            let mut messages = 0;
+            // The queue last: what leaves a wait queue meanwhile is in it by then.
+            for name in wait_queues.iter().chain([&self.queue.name]) {
+                let name = ShortString::try_new(name.as_str()).ok()?;
+                let queue = channel.queue_declare(name, options, FieldTable::default()).await.ok()?;
+                messages += queue.message_count();
+            }
             let _ = channel.close(200, "OK".into()).await;
-            Some(queue.message_count() == 0)
+            Some(messages == 0)
         };
         tokio::time::timeout(REPLY_LIMIT, ask).await.ok()?
     }

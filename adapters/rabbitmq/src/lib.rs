@@ -6,6 +6,7 @@ mod consumer;
 mod endpoint;
 mod error;
 mod headers;
+mod line;
 mod link;
 mod message;
 mod outgoing;
@@ -13,6 +14,7 @@ mod properties;
 mod publisher;
 mod screen;
 mod transport;
+mod wait;
 mod window;
 
 pub use config::{QueueConfig, RabbitConfig};

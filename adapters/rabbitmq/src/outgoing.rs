@@ -97,14 +97,19 @@ fn property(name: &str, value: &Bytes) -> Option<Box<dyn FnOnce(BasicProperties)
     })
 }
 
-/// A name that AMQP can carry and the broker does not act on.
-fn safe_name(name: &str) -> String {
+/// True if a broker acts on headers of this name, or keeps its own books in them.
+pub(crate) fn is_of_the_broker(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let of_the_broker = OF_THE_BROKER.iter().any(|own| match own.strip_suffix('-') {
+    OF_THE_BROKER.iter().any(|own| match own.strip_suffix('-') {
         Some(_) => lower.starts_with(own),
         None => lower == *own,
-    });
-    let mut name = if of_the_broker { format!("{}{name}", message::PREFIX) } else { name.to_owned() };
+    })
+}
+
+/// A name that AMQP can carry and the broker does not act on.
+fn safe_name(name: &str) -> String {
+    let mut name =
+        if is_of_the_broker(name) { format!("{}{name}", message::PREFIX) } else { name.to_owned() };
     let mut end = name.len().min(255);
     while !name.is_char_boundary(end) {
         end -= 1;

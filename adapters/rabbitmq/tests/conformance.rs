@@ -15,6 +15,8 @@ use support::{Admin, Kind, unique};
 #[derive(Clone, Copy)]
 enum By {
     Url,
+    /// With wait queues for all delays that may have them.
+    UrlWaiting,
     Connection,
     Channel,
 }
@@ -52,7 +54,10 @@ impl BrokerHarness for RabbitHarness {
         // One check takes 600 messages without settling any.
         queue.prefetch = 1000;
         let opened = match self.by {
-            By::Url => {
+            By::Url | By::UrlWaiting => {
+                if matches!(self.by, By::UrlWaiting) {
+                    queue.wait_queues_from = Some(std::time::Duration::from_millis(100));
+                }
                 let mut config = RabbitConfig::new(RabbitMq::shared().url(), &self.queue);
                 config.queue = queue;
                 RabbitConsumer::open(config).await
@@ -85,4 +90,9 @@ mod classic_by_connection {
 mod quorum_by_channel {
     use super::*;
     onceward::broker_conformance!(RabbitHarness::new(Kind::Quorum, By::Channel).await);
+}
+
+mod quorum_with_wait_queues {
+    use super::*;
+    onceward::broker_conformance!(RabbitHarness::new(Kind::Quorum, By::UrlWaiting).await);
 }
