@@ -100,7 +100,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
 }
 
 /// Deliveries beyond the attempts, for redeliveries that are nobody's failure.
-const HEADROOM: u32 = 5;
+pub const HEADROOM: u32 = 5;
 
 #[cfg(test)]
 mod tests {

@@ -63,7 +63,7 @@ impl Letter {
 }
 
 /// `queue`, or `exchange/routing-key`; `/queue/with/slashes`.
-fn address(destination: &str) -> Result<(ShortString, ShortString), Error> {
+pub(crate) fn address(destination: &str) -> Result<(ShortString, ShortString), Error> {
     let (exchange, routing_key) = destination.split_once('/').unwrap_or(("", destination));
     let short = |text: &str| {
         let what = "a part of the destination is longer than 255 bytes, the most AMQP can carry";

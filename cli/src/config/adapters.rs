@@ -23,11 +23,11 @@ const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> 
 
 /// Every adapter a configuration can name, in the order in which `--version` lists them.
 pub const ADAPTERS: [Adapter; 16] = [
-    with("source.rabbitmq", "rabbitmq", false),
+    with("source.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
     with("source.kafka", "kafka", false),
     with("source.sqs", "sqs", false),
     always("source.file"),
-    with("store.redis", "redis", false),
+    with("store.redis", "redis", cfg!(feature = "redis")),
     with("store.postgres", "postgres", false),
     with("store.sqlite", "sqlite", cfg!(feature = "sqlite")),
     always("store.memory"),

@@ -1,5 +1,9 @@
 //! What will run, but probably not as intended.
 
+use std::time::Duration;
+
+use onceward::pipeline::start_check::HEADROOM;
+
 use super::remark::{Advice, Remark};
 use super::{Config, FileFormat, KeyPart, Mode, OnStoreDown, OrderBy, Ordering, Source, Store};
 
@@ -11,6 +15,8 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         short_ttl(config),
         absent_key_source(config),
         idle_concurrency(config),
+        short_ack_timeout(config),
+        low_delivery_limit(config),
         short_drain(config),
         order_by_without_order(config),
         order_without_record_keys(config),
@@ -84,6 +90,34 @@ fn idle_concurrency(config: &Config) -> Option<Remark> {
     })
 }
 
+fn short_ack_timeout(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(source) = &config.source else { return None };
+    let (timeout, handler) = (source.ack_timeout, format!("{}.timeout", config.handler.path()));
+    (timeout.get() > Duration::ZERO && timeout < config.handler.timeout()).then(|| {
+        config.origin.remark(
+            "source.rabbitmq.ack_timeout",
+            format!(
+                "is shorter than {handler}, so the broker takes messages back from handlers that still run"
+            ),
+            "raise the broker's consumer_timeout and write its value here, or lower the handler's timeout",
+        )
+    })
+}
+
+/// Retries wait in this process and use up no deliveries; crashes and lost connections do.
+fn low_delivery_limit(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(source) = &config.source else { return None };
+    let needed = config.retry.max_attempts.saturating_add(HEADROOM);
+    (source.delivery_limit? < needed).then(|| {
+        config.origin.remark(
+            "source.rabbitmq.delivery_limit",
+            "leaves no room for redeliveries after crashes and lost connections beside retry.max_attempts, so the broker \
+             could give a message up first",
+            format!("raise x-delivery-limit to {needed} or more, or lower max_attempts"),
+        )
+    })
+}
+
 /// Only where somebody chose one of the two: the defaults are for handlers that rarely come near their timeout.
 fn short_drain(config: &Config) -> Option<Remark> {
     let timeout = format!("{}.timeout", config.handler.path());
@@ -127,9 +161,10 @@ fn order_across_workers(config: &Config) -> Option<Remark> {
         return None;
     }
     let (problem, fix) = match &config.source {
-        Source::Rabbitmq(_) => (
+        Source::Rabbitmq(source) if !source.single_active_consumer => (
             "holds within one worker only, unless the queue has a single active consumer",
-            "run one worker, or give the queue x-single-active-consumer or a consistent-hash exchange",
+            "run one worker; or give the queue x-single-active-consumer and write single_active_consumer = true; or use a \
+             consistent-hash exchange",
         ),
         Source::Sqs(source) if !source.is_fifo() => (
             "holds within one worker only, since a standard queue keeps no order itself",

@@ -52,7 +52,7 @@ pub use properties::Properties;
 pub use remark::{Advice, ConfigError, Remark};
 pub use secret::{REDACTED, Secret};
 pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, SqsSource};
-pub use store::{MemoryStore, PostgresStore, RedisStore, SqliteStore, Store};
+pub use store::{MemoryStore, PostgresStore, RedisStore, RedisTopology, SqliteStore, Store};
 pub use table::{Credentials, StoreLimits};
 
 use fault::Step;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Address;
 use super::bytes::ByteCount;
+use super::duration::HumanDuration;
 use super::properties::Properties;
-use super::table::{choice, count, table};
+use super::table::{choice, count, secs, table};
 
 /// Where messages come from: exactly one of these tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +55,19 @@ table! {
         /// How many unacknowledged messages the broker may have with us, from 1 to 65535.
         #[serde(default = "count::<500>")]
         pub prefetch: u32,
+        /// True for a queue with `x-single-active-consumer`, which keeps its order across workers.
+        #[serde(default)]
+        pub single_active_consumer: bool,
+        /// The broker's `consumer_timeout`: after it, the broker takes back what was not acknowledged and closes the
+        /// channel. `0s` where it was turned off.
+        #[serde(default = "secs::<1_800>")]
+        pub ack_timeout: HumanDuration,
+        /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub delivery_limit: Option<u32>,
+        /// The certificates, PEM, of the authorities that may have signed the broker's; the system's where it is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ca_file: Option<PathBuf>,
     }
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::address::Address;
-use super::table::{StoreLimits, table};
+use super::table::{StoreLimits, choice, table};
 
 /// Where keys are remembered: exactly one of these tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -55,8 +55,45 @@ impl Store {
 table! {
     /// Redis or Valkey, 6.2 or later.
     RedisStore [credentials, store] {
-        /// Where the server is: `redis://host:6379`, or `rediss://…` for TLS.
+        /// Where the server is: `redis://host:6379`, or `rediss://…` for TLS. With `topology`, one of the Sentinels or of
+        /// the cluster's nodes.
         pub url: Address,
+        /// How the servers belong together.
+        #[serde(default)]
+        pub topology: RedisTopology,
+        /// Further Sentinels, or nodes of the cluster; a few suffice.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub nodes: Vec<Address>,
+        /// The primary's name in the Sentinels' configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub primary: Option<String>,
+        /// How many replicas must have a write before it counts, from 0 to 100. It narrows the window in which a failover
+        /// forgets, and costs a round trip to the replicas.
+        #[serde(default)]
+        pub wait_replicas: u32,
+        /// What all keys in Redis begin with, at most 64 letters, digits and `: - _ .`
+        #[serde(default = "default_prefix")]
+        pub prefix: String,
+        /// The certificates, PEM, of the authorities that may have signed the servers'; the system's where it is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ca_file: Option<PathBuf>,
+    }
+}
+
+fn default_prefix() -> String {
+    "ow".to_owned()
+}
+
+choice! {
+    /// How Redis servers belong together.
+    RedisTopology {
+        /// One server, or one address that always leads to the primary.
+        #[default]
+        Standalone,
+        /// Sentinels know the primary.
+        Sentinel,
+        /// A cluster.
+        Cluster,
     }
 }
 

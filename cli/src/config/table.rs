@@ -83,7 +83,7 @@ macro_rules! table {
             pub timeout: $crate::config::HumanDuration,
         } }
         impl $name {
-            pub(super) fn limits(&self) -> $crate::config::StoreLimits {
+            pub(crate) fn limits(&self) -> $crate::config::StoreLimits {
                 $crate::config::StoreLimits { ttl: self.ttl, lease: self.lease, timeout: self.timeout }
             }
         }

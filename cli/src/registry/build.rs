@@ -5,10 +5,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use onceward::pipeline::Guarantee;
 use onceward::telemetry::Counters;
-use onceward::{Consumer, Error, Handler, Pipeline, PipelineBuilder, Scope, SharedStore, Summary};
+use onceward::{
+    Consumer, DeadLetters, Error, Handler, Pipeline, PipelineBuilder, Scope, SharedStore, Summary,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letter::dead_letters;
 use super::handler::{AnyHandler, Rest, open_handler};
 use super::not_in_this_build;
 use super::settings::{key_extractor, pipeline_config};
@@ -57,6 +58,7 @@ pub(crate) async fn build(
     scope: &Scope,
     source: Box<dyn Consumer>,
     store: &OpenStore,
+    dead_letters: Option<DeadLetters>,
     until_empty: bool,
 ) -> Result<Ready, Error> {
     match open_handler(config, scope)? {
@@ -67,11 +69,12 @@ pub(crate) async fn build(
                 Pipeline::builder(scope.clone(), source, Arc::clone(&store.store)),
                 config,
                 scope,
+                dead_letters,
                 until_empty,
-            )?;
+            );
             plain(builder, handler, rest)
         }
-        None => transactional(config, scope, source, store, until_empty),
+        None => transactional(config, scope, source, store, dead_letters, until_empty),
     }
 }
 
@@ -100,6 +103,7 @@ fn transactional(
     scope: &Scope,
     source: Box<dyn Consumer>,
     store: &OpenStore,
+    dead_letters: Option<DeadLetters>,
     until_empty: bool,
 ) -> Result<Ready, Error> {
     let config::Handler::Sql(sql) = &config.handler else {
@@ -110,11 +114,11 @@ fn transactional(
         Some(super::store::Inbox::Sqlite(store)) => {
             let handler = crate::handlers::SqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
-            let builder = with_settings(builder, config, scope, until_empty)?;
+            let builder = with_settings(builder, config, scope, dead_letters, until_empty);
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
         _ => {
-            let _ = (sql, scope, source, until_empty);
+            let _ = (sql, scope, source, dead_letters, until_empty);
             Err(not_in_this_build("handler.sql"))
         }
     }
@@ -124,12 +128,13 @@ fn with_settings<S: SharedStore>(
     builder: PipelineBuilder<S>,
     config: &Config,
     scope: &Scope,
+    dead_letters: Option<DeadLetters>,
     until_empty: bool,
-) -> Result<PipelineBuilder<S>, Error> {
+) -> PipelineBuilder<S> {
     let builder =
         builder.key_extractor(key_extractor(config, scope)).config(pipeline_config(config, until_empty));
-    Ok(match dead_letters(config)? {
+    match dead_letters {
         Some(dead_letters) => builder.dead_letters(dead_letters),
         None => builder,
-    })
+    }
 }

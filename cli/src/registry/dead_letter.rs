@@ -11,8 +11,8 @@ use crate::config::{Config, Source};
 /// The place for dead letters, if one is configured.
 ///
 /// # Errors
-/// [`Error`] if this build cannot publish there.
-pub(crate) fn dead_letters(config: &Config) -> Result<Option<DeadLetters>, Error> {
+/// [`Error`] if it cannot be reached, or this build cannot publish there.
+pub(crate) async fn open_dead_letters(config: &Config) -> Result<Option<DeadLetters>, Error> {
     let Some(dead_letter) = &config.dead_letter else { return Ok(None) };
     match &config.source {
         Source::File(_) => {
@@ -20,8 +20,10 @@ pub(crate) fn dead_letters(config: &Config) -> Result<Option<DeadLetters>, Error
             let publisher = Arc::new(FilePublisher::new());
             Ok(Some(DeadLetters::new(publisher, path.to_string_lossy())))
         }
-        other @ (Source::Rabbitmq(_) | Source::Kafka(_) | Source::Sqs(_)) => {
-            Err(not_in_this_build(&format!("source.{}", other.name())))
+        #[cfg(feature = "rabbitmq")]
+        Source::Rabbitmq(source) => {
+            super::rabbitmq::dead_letters(config, source, dead_letter.to.expose()).await.map(Some)
         }
+        other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

@@ -8,16 +8,26 @@
 //! ```
 //!
 //! A new store: a table in `config/store.rs`, a feature, and one function in `store.rs`; if it is transactional, a
-//! variant of `Inbox` as well. A new source: one function in `source.rs`, and one in `dead_letter.rs`.
+//! variant of `Inbox` as well. A new source: one function in `source.rs`, and one in `dead_letter.rs`. What an adapter needs
+//! more than a few lines for has a file of its own.
 
 mod build;
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
+mod credentials;
 mod dead_letter;
+mod facts;
 mod handler;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
+#[cfg(feature = "redis")]
+mod redis;
 mod settings;
 mod source;
 mod store;
 
 pub(crate) use build::build;
+pub(crate) use dead_letter::open_dead_letters;
+pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_backlog, dead_letter_facts};
 pub(crate) use handler::{check_statement, open_handler};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};

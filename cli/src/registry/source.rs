@@ -22,9 +22,9 @@ pub(crate) async fn open_source(
             let source = file_config(config, source);
             Ok(Box::new(FileConsumer::open(source, scope.clone(), checkpoints).await?))
         }
-        other @ (Source::Rabbitmq(_) | Source::Kafka(_) | Source::Sqs(_)) => {
-            Err(not_in_this_build(&format!("source.{}", other.name())))
-        }
+        #[cfg(feature = "rabbitmq")]
+        Source::Rabbitmq(source) => Ok(Box::new(super::rabbitmq::open(config, source).await?)),
+        other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }
 

@@ -71,6 +71,11 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
         config::Store::Memory(_) => Ok(memory()),
         #[cfg(feature = "sqlite")]
         config::Store::Sqlite(store) => sqlite::open(config, store, purpose).await,
+        #[cfg(feature = "redis")]
+        config::Store::Redis(store) => {
+            let store = Arc::new(super::redis::open(config, store)?);
+            Ok(OpenStore { store: store.clone(), checkpoints: store, inbox: None })
+        }
         other => Err(not_in_this_build(&format!("store.{}", other.name()))),
     }
 }
@@ -83,6 +88,8 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
 pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
     match &config.store {
         config::Store::Memory(_) => Ok(None),
+        #[cfg(feature = "redis")]
+        config::Store::Redis(_) => Ok(None),
         #[cfg(feature = "sqlite")]
         config::Store::Sqlite(store) => {
             let options = sqlite::options(config, store);

@@ -14,7 +14,8 @@ fn advice_names_what_will_not_run_as_intended() {
             "line 12: store.redis.ttl: is shorter than all retries may take (retry.max_attempts × retry.max), so a key \
              could be forgotten before its last attempt; raise ttl, or lower retry.max_attempts or retry.max",
             "line 24: pipeline.ordering: holds within one worker only, unless the queue has a single active consumer; \
-             run one worker, or give the queue x-single-active-consumer or a consistent-hash exchange",
+             run one worker; or give the queue x-single-active-consumer and write single_active_consumer = true; or use a \
+             consistent-hash exchange",
             "line 25: pipeline.order_by: names the broker's key, which [source.rabbitmq] does not give; \
              name a header or JSON field, such as \"header:customer\"",
             "line 26: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \

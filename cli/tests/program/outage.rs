@@ -42,7 +42,7 @@ async fn a_store_that_is_down_at_the_start_is_waited_for() {
     lock.execute("rollback").await.unwrap();
     let ended = running.end();
     assert_eq!(ended.code(), Some(0), "{ended:?}");
-    assert!(ended.stderr.contains("the store answers"), "{ended:?}");
+    assert!(ended.stderr.contains("all answer"), "{ended:?}");
     assert_eq!(scene.effects().len(), 2);
 }
 

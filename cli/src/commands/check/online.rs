@@ -7,15 +7,16 @@ use onceward::{Error, ErrorKind};
 use super::files;
 use super::finding::Finding;
 use crate::config::{Config, Handler, Source};
-use crate::registry::{self, OpenStore, Purpose};
+use crate::registry::{self, Backlog, DeadLetterFacts, OpenStore, Purpose};
 
 /// How long any one part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Adds a finding for each part, good or bad.
 pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
-    if let Source::File(file) = &config.source {
-        findings.push(files::source(config, file));
+    match &config.source {
+        Source::File(file) => findings.push(files::source(config, file)),
+        _ => broker(config, findings).await,
     }
     let store = store(config, findings).await;
     findings.push(handler(config, store.as_ref()).await);
@@ -26,6 +27,34 @@ pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(store) = store {
         store.close().await;
     }
+}
+
+/// The source's broker, and on it the place for dead letters.
+async fn broker(config: &Config, findings: &mut Vec<Finding>) {
+    let key = format!("source.{}", config.source.name());
+    findings.push(match in_time(registry::broker_backlog(config)).await {
+        Ok(backlog) => {
+            let Backlog { messages, consumers, .. } = backlog.unwrap_or_default();
+            let parts = [(messages, "messages"), (consumers, "consumers")];
+            let parts = parts.into_iter().filter_map(|(count, what)| Some(format!(", {} {what}", count?)));
+            let message =
+                format!("{} answers{}", registry::describe_source(config), parts.collect::<String>());
+            Finding::ok(config, Some(&key), message)
+        }
+        Err(error) => {
+            findings.push(Finding::failed(config, &key, &error));
+            // The same broker would give the same answer.
+            return;
+        }
+    });
+    findings.push(match in_time(registry::dead_letter_facts(config)).await {
+        Ok(None) => return,
+        Ok(Some(DeadLetterFacts { place, letters })) => {
+            let letters = letters.map(|letters| format!(", {letters} dead letters")).unwrap_or_default();
+            Finding::ok(config, Some("dead_letter.to"), format!("{place} is there{letters}"))
+        }
+        Err(error) => Finding::failed(config, "dead_letter.to", &error),
+    });
 }
 
 async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore> {

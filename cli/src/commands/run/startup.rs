@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onceward::retry::{Backoff, Jitter};
 use onceward::store::AdviceLevel;
-use onceward::{Consumer, Error, Scope};
+use onceward::{Consumer, DeadLetters, Error, Scope};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,9 +23,10 @@ const REMINDER: Duration = Duration::from_secs(30);
 pub(super) struct Parts {
     pub(super) source: Box<dyn Consumer>,
     pub(super) store: OpenStore,
+    pub(super) dead_letters: Option<DeadLetters>,
 }
 
-/// Opens store and source, however long the store takes to answer. `None`: `shutdown` came first.
+/// Opens store, source and the place for dead letters, however long they take to answer. `None`: `shutdown` came first.
 ///
 /// # Errors
 /// The exit code and one sentence, for what waiting does not mend.
@@ -39,7 +40,8 @@ pub(super) async fn open(
         let advice = store.check(config).await?;
         registry::check_statement(config, &store).await?;
         let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
-        Ok((Parts { source, store }, advice))
+        let dead_letters = registry::open_dead_letters(config).await?;
+        Ok((Parts { source, store, dead_letters }, advice))
     });
     let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure(&error))? else {
         return Ok(None);
@@ -76,7 +78,7 @@ async fn until_up<T>(
         match answered {
             Ok(parts) => {
                 if failures > 0 {
-                    tracing::info!(failures, "the store answers");
+                    tracing::info!(failures, "all answer");
                 }
                 return Ok(Some(parts));
             }
@@ -84,7 +86,7 @@ async fn until_up<T>(
                 failures += 1;
                 if told.is_none_or(|told| told.elapsed() >= REMINDER) {
                     told = Some(Instant::now());
-                    tracing::warn!(?error, failures, "not ready: tries again until the store answers");
+                    tracing::warn!(?error, failures, "not ready: tries again until all answer");
                 }
                 pause = BACKOFF.delay(failures, pause, &mut rng);
             }

@@ -29,6 +29,13 @@ pub(super) fn check(config: &Config) -> Checked {
             url(config, "source.rabbitmq.url", &source.url, &["amqp", "amqps"])?;
             text(config, "source.rabbitmq.queue", &source.queue)?;
             within(config, "source.rabbitmq.prefetch", source.prefetch, 1..=65_535)?;
+            if source.delivery_limit == Some(0) {
+                return Err(config.refuse(
+                    "source.rabbitmq.delivery_limit",
+                    "is 0, with which the broker loses each message that is given back",
+                    "raise x-delivery-limit on the queue, and write its value here",
+                ));
+            }
             credentials(config, "source.rabbitmq", source.credentials(), Some(&source.url))
         }
         Source::Kafka(source) => kafka(config, source),

@@ -1,7 +1,7 @@
 //! Checks `[store.*]`.
 
-use super::{Checked, MILLISECOND, credentials, duration, text, url};
-use crate::config::{Config, HumanDuration, Store};
+use super::{Checked, MILLISECOND, credentials, duration, text, url, within};
+use crate::config::{Config, HumanDuration, RedisStore, RedisTopology, Store};
 
 const SECOND: HumanDuration = HumanDuration::from_secs(1);
 const TEN_YEARS: HumanDuration = HumanDuration::from_secs(3_650 * 86_400);
@@ -14,10 +14,7 @@ const MAX_IDENTIFIER_BYTES: usize = 63;
 
 pub(super) fn check(config: &Config) -> Checked {
     match &config.store {
-        Store::Redis(store) => {
-            url(config, "store.redis.url", &store.url, &["redis", "rediss", "redis+unix", "unix"])?;
-            credentials(config, "store.redis", store.credentials(), Some(&store.url))?;
-        }
+        Store::Redis(store) => redis(config, store)?,
         Store::Postgres(store) => {
             url(config, "store.postgres.url", &store.url, &["postgres", "postgresql"])?;
             credentials(config, "store.postgres", store.credentials(), Some(&store.url))?;
@@ -37,6 +34,39 @@ pub(super) fn check(config: &Config) -> Checked {
         Store::Memory(_) => {}
     }
     limits(config)
+}
+
+fn redis(config: &Config, store: &RedisStore) -> Checked {
+    url(config, "store.redis.url", &store.url, &["redis", "rediss"])?;
+    for (index, node) in store.nodes.iter().enumerate() {
+        url(config, &format!("store.redis.nodes[{index}]"), node, &["redis", "rediss"])?;
+    }
+    let is_sentinel = store.topology == RedisTopology::Sentinel;
+    if !store.nodes.is_empty() && store.topology == RedisTopology::Standalone {
+        return Err(config.refuse(
+            "store.redis.nodes",
+            "has no meaning for one server",
+            r#"write topology = "cluster" or topology = "sentinel", or remove it"#,
+        ));
+    }
+    match &store.primary {
+        Some(primary) if is_sentinel => text(config, "store.redis.primary", primary)?,
+        Some(_) => {
+            let fix = r#"write topology = "sentinel", or remove it"#;
+            return Err(config.refuse("store.redis.primary", "has no meaning without Sentinels", fix));
+        }
+        None if is_sentinel => {
+            return Err(config.refuse(
+                "store.redis.topology",
+                "names Sentinels, but not the primary they watch",
+                r#"write primary = "…", the name in their "sentinel monitor""#,
+            ));
+        }
+        None => {}
+    }
+    within(config, "store.redis.wait_replicas", store.wait_replicas, 0..=100)?;
+    // The URLs of Sentinels hold the login for them, the fields the one for the primary.
+    credentials(config, "store.redis", store.credentials(), Some(&store.url).filter(|_| !is_sentinel))
 }
 
 fn schema_name(config: &Config, name: &str) -> Checked {

@@ -1,0 +1,71 @@
+//! Credentials for those who connect: from the configuration or a file, never printed.
+
+use onceward::{Error, ErrorKind};
+
+#[cfg(feature = "rabbitmq")]
+use crate::config::Address;
+use crate::config::{Config, Credentials, Secret};
+
+/// A user's name and password, each where it is given outside the URL.
+#[derive(Debug, Default)]
+pub(super) struct Login {
+    pub(super) username: Option<String>,
+    pub(super) password: Option<Secret>,
+}
+
+impl Login {
+    /// Reads the password file, if there is one. `table` is where the credentials stand.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if that file cannot be read.
+    pub(super) fn read(config: &Config, table: &str, given: Credentials<'_>) -> Result<Self, Error> {
+        let password = match given.password_file {
+            None => given.password.cloned(),
+            Some(file) => {
+                let path = config.resolve(file);
+                let text = std::fs::read_to_string(&path).map_err(|error| {
+                    let what = format!(
+                        "{} cannot be read ({}); make it a text file that this user may read",
+                        path.display(),
+                        error.kind()
+                    );
+                    Error::new(ErrorKind::Config, format!("read {table}.password_file"), what)
+                })?;
+                Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+        };
+        Ok(Self { username: given.username.map(str::to_owned), password })
+    }
+
+    /// `address` with this login in it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if `address` is a URL that has no place for one.
+    #[cfg(feature = "rabbitmq")]
+    pub(super) fn within(&self, address: &Address) -> Result<String, Error> {
+        let refused = |what| Error::new(ErrorKind::Config, "put the credentials into the URL", what);
+        let mut url = url::Url::parse(address.expose()).map_err(|_| refused("it is no URL; correct it"))?;
+        let without = |()| refused("it has no host; write scheme://host:port/…");
+        if let Some(username) = &self.username {
+            url.set_username(username).map_err(without)?;
+        }
+        if let Some(password) = &self.password {
+            url.set_password(Some(password.expose())).map_err(without)?;
+        }
+        Ok(url.into())
+    }
+}
+
+#[cfg(all(test, feature = "rabbitmq"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_escaped_within_a_url() {
+        let address = Address::from("amqp://rabbit.example:5672/%2f".to_owned());
+        let login =
+            Login { username: Some("a b".to_owned()), password: Some(Secret::from("p@ss/w:rd".to_owned())) };
+        assert_eq!(login.within(&address).unwrap(), "amqp://a%20b:p%40ss%2Fw%3Ard@rabbit.example:5672/%2f");
+        assert_eq!(Login::default().within(&address).unwrap(), address.expose());
+    }
+}

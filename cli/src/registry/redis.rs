@@ -1,0 +1,51 @@
+//! Maps `[store.redis]` to its adapter.
+
+use std::time::Duration;
+
+use onceward::{Error, ErrorKind};
+use onceward_redis::RedisConfig;
+
+use super::credentials::Login;
+use crate::config::{Address, Config, RedisStore, RedisTopology};
+
+/// For how long replicas are waited for, where they are.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis::RedisStore, Error> {
+    let addresses = || [&store.url].into_iter().chain(&store.nodes).map(Address::expose);
+    let mut options = match (store.topology, &store.primary) {
+        (RedisTopology::Standalone, _) => RedisConfig::from_url(store.url.expose())?,
+        (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses())?,
+        (RedisTopology::Sentinel, primary) => {
+            RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())?
+        }
+    };
+    let login = Login::read(config, "store.redis", store.credentials())?;
+    if let Some(username) = login.username {
+        options = options.username(username);
+    }
+    if let Some(password) = login.password {
+        options = options.password(password.expose());
+    }
+    if let Some(file) = &store.ca_file {
+        let path = config.resolve(file);
+        let pem = std::fs::read(&path).map_err(|error| {
+            let what = format!(
+                "{} cannot be read ({}); make it readable for this user",
+                path.display(),
+                error.kind()
+            );
+            Error::new(ErrorKind::Config, "read store.redis.ca_file", what)
+        })?;
+        options = options.ca(pem);
+    }
+    // A little less than the limit of a call, so that what was wrong is known before the call is given up.
+    let limit = store.limits().timeout.get().mul_f64(0.9);
+    let options = options
+        .prefix(store.prefix.as_str())
+        .connect_timeout(limit)
+        .response_timeout(limit)
+        .wait_replicas(store.wait_replicas)
+        .wait_timeout(WAIT_TIMEOUT.min(limit / 2));
+    onceward_redis::RedisStore::new(&options)
+}
