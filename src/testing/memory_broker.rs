@@ -149,6 +149,11 @@ impl MemoryBroker {
         self.0.lock().deliveries
     }
 
+    /// Deliveries that are out at this moment: neither settled nor taken back.
+    pub fn unsettled(&self) -> usize {
+        self.0.lock().unsettled.count
+    }
+
     /// Messages that are neither acked nor refused.
     pub fn depth(&self) -> usize {
         let state = self.0.lock();

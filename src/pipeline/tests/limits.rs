@@ -66,15 +66,13 @@ fn rule_13_the_limit_holds_where_intake_and_dispatcher_run_on_threads_of_their_o
         let world = World::with(Habits { batch: 8, ..Habits::default() });
         let ids: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
         world.publish_all(ids.iter().map(String::as_str));
-        let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let most = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (seen, broker) = (Arc::clone(&most), world.broker.clone());
         let worker = world
             .worker()
             .config(|config| (config.concurrency, config.max_in_flight) = (10, 40))
             .start(move |_| {
-                let acked = broker.acked();
-                let unsettled = broker.deliveries() - acked;
-                seen.fetch_max(unsettled, std::sync::atomic::Ordering::Relaxed);
+                seen.fetch_max(broker.unsettled(), std::sync::atomic::Ordering::Relaxed);
                 async { Ok(()) }
             });
         while world.broker.depth() > 0 {
