@@ -1,1 +1,39 @@
-//! Postgres store for onceward: claims by the batch, inbox transactions, outbox.
+//! The Postgres store of [`onceward`]: claims by the batch, and effects committed together with their completion.
+//!
+//! [`PgStore`] keeps keys in a schema of their own, `onceward` unless told. As a
+//! [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same database
+//! *effectively-once*: see [`PgTx`].
+//!
+//! ```no_run
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use onceward::{Key, Scope, Store};
+//! use onceward_postgres::{PgConfig, PgStore};
+//!
+//! let store = PgStore::connect(PgConfig::from_url("postgres://worker@127.0.0.1/shop")?).await?;
+//! let billing = Scope::parse("billing")?;
+//! let key = Key::of(&billing, "order 4711")?;
+//! assert!(store.inspect(&billing, &key).await?.is_none());
+//! # Ok(()) }
+//! ```
+//!
+//! # Rights
+//! Migrations need the right to create the schema. The role of a worker needs no more than what [`PgStore::grants`]
+//! lists: no DDL, no ownership. Tests run under such a role.
+//!
+//! # What it does not do
+//! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
+//! lose the last ones. There is no outbox yet.
+
+mod checkpoint;
+mod config;
+mod error;
+mod fast;
+mod link;
+mod migrate;
+mod row;
+mod store;
+mod transaction;
+
+pub use config::PgConfig;
+pub use store::PgStore;
+pub use transaction::{PgConn, PgTx};

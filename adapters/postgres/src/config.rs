@@ -1,0 +1,255 @@
+//! Where the server is and how it is used: [`PgConfig`].
+
+use std::time::Duration;
+
+use onceward::{Error, ErrorKind};
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::error::store_error;
+
+const WHAT: &str = "configure the Postgres store";
+
+/// How to open a [`PgStore`](crate::PgStore). `Debug` shows no password.
+#[derive(Clone)]
+pub struct PgConfig {
+    options: PgConnectOptions,
+    schema: String,
+    max_connections: u32,
+    pub(crate) lock_timeout: Duration,
+    pub(crate) statement_timeout: Duration,
+    connect_timeout: Duration,
+    pub(crate) migrate: bool,
+    pub(crate) effects: Option<PgPool>,
+}
+
+impl std::fmt::Debug for PgConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PgConfig")
+            .field("place", &self.place())
+            .field("schema", &self.schema)
+            .field("max_connections", &self.max_connections)
+            .field("lock_timeout", &self.lock_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("migrate", &self.migrate)
+            .field("own_pool", &self.effects.is_none())
+            .finish()
+    }
+}
+
+impl PgConfig {
+    /// The database at `url` (`postgres://user:password@host:port/database?sslmode=verify-full`).
+    ///
+    /// # Errors
+    /// [`Error`] if the URL cannot be read. It does not repeat the URL.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let options = url.parse::<PgConnectOptions>().map_err(|_| {
+            let context =
+                "the URL cannot be read; write postgres://user:password@host:port/database, with special \
+                 characters of the password percent-encoded";
+            Error::new(ErrorKind::Config, WHAT, context)
+        })?;
+        Ok(Self::new(options))
+    }
+
+    /// The database that `options` name. Their session settings for timeouts and `synchronous_commit` are replaced.
+    pub fn new(options: PgConnectOptions) -> Self {
+        Self {
+            options,
+            schema: "onceward".to_owned(),
+            max_connections: 8,
+            lock_timeout: Duration::from_millis(250),
+            statement_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            migrate: true,
+            effects: None,
+        }
+    }
+
+    /// The application's own pool for the transactions of handlers. The store's claims and completions use connections
+    /// of their own to the same database, with timeouts of their own.
+    pub fn with_pool(pool: PgPool) -> Self {
+        let mut config = Self::new(pool.connect_options().as_ref().clone());
+        config.effects = Some(pool);
+        config
+    }
+
+    /// The schema that holds the store's tables: `[a-z_][a-z0-9_]{0,62}`. `onceward` unless told.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = schema.into();
+        self
+    }
+
+    /// How many connections the store opens at most, from 1; 8 unless told. Without a pool of the application's own,
+    /// each running transactional handler holds one of as many again.
+    #[must_use]
+    pub fn max_connections(mut self, count: u32) -> Self {
+        self.max_connections = count;
+        self
+    }
+
+    /// How long a claim waits for a rival's uncommitted write before it counts as in progress. 250 ms unless told;
+    /// from 1 ms to below the statement timeout.
+    #[must_use]
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.lock_timeout = timeout;
+        self
+    }
+
+    /// How long the server may work on one statement; the store gives up on a connection a second later. 10 s unless
+    /// told; at most an hour.
+    #[must_use]
+    pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        self.statement_timeout = timeout;
+        self
+    }
+
+    /// How long to wait for a connection. 5 s unless told.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Whether [`PgStore::connect`](crate::PgStore::connect) brings the schema up to date. True unless told; false for
+    /// a role that may not change tables: an older or missing schema is then refused.
+    #[must_use]
+    pub fn migrate_on_open(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// Host, port and database, for people.
+    pub fn place(&self) -> String {
+        let options = &self.options;
+        let database = options.get_database().unwrap_or(options.get_username());
+        format!("{}:{}/{database}", options.get_host(), options.get_port())
+    }
+
+    /// The schema's name, valid as an identifier.
+    pub(crate) fn schema_name(&self) -> &str {
+        &self.schema
+    }
+
+    /// Checks what can be checked without the server.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::new(ErrorKind::Config, WHAT, what));
+        if !is_identifier(&self.schema) {
+            return wrong(format!(
+                "schema is {:?}; use 1 to 63 of a-z, 0-9 and _, not beginning with a digit",
+                self.schema
+            ));
+        }
+        if self.max_connections == 0 {
+            return wrong("max_connections is 0; at least 1".to_owned());
+        }
+        if self.lock_timeout < Duration::from_millis(1) || self.lock_timeout >= self.statement_timeout {
+            return wrong(format!(
+                "lock_timeout is {:?} and statement_timeout {:?}; the first must be at least 1 ms and less than the \
+                 second",
+                self.lock_timeout, self.statement_timeout
+            ));
+        }
+        if self.statement_timeout > Duration::from_secs(3_600) {
+            return wrong(format!("statement_timeout is {:?}; at most an hour", self.statement_timeout));
+        }
+        Ok(())
+    }
+
+    /// Connections for claims and completions.
+    pub(crate) fn pool(&self) -> PgPool {
+        let ms = |duration: Duration| duration.as_millis().to_string();
+        let options = self.options.clone().application_name("onceward").options([
+            ("lock_timeout", ms(self.lock_timeout)),
+            ("statement_timeout", ms(self.statement_timeout)),
+            ("idle_in_transaction_session_timeout", ms(self.statement_timeout)),
+            // An ack follows a completion: it must be on disk, whatever the role or database is set to.
+            ("synchronous_commit", "on".to_owned()),
+        ]);
+        self.pool_of(options)
+    }
+
+    /// Connections for the transactions of handlers, if the application brings none.
+    pub(crate) fn effects_pool(&self) -> PgPool {
+        self.effects.clone().unwrap_or_else(|| self.pool_of(self.options.clone()))
+    }
+
+    fn pool_of(&self, options: PgConnectOptions) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(self.max_connections)
+            .acquire_timeout(self.connect_timeout)
+            // It would double the round trips; a dead connection is noticed by the statement, which is repeated.
+            .test_before_acquire(false)
+            .connect_lazy_with(options.disable_statement_logging())
+    }
+
+    /// A connection outside the pools, without their timeouts: for migrations.
+    pub(crate) async fn connect(&self) -> Result<sqlx::PgConnection, Error> {
+        let connecting = self.options.connect();
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(outcome) => {
+                outcome.map_err(|error| store_error(format!("connect to {}", self.place()), error))
+            }
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("connect to {}", self.place()),
+                format!(
+                    "no answer within {:?}; is the server up and the address right?",
+                    self.connect_timeout
+                ),
+            )),
+        }
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && !bytes[0].is_ascii_digit()
+        && bytes.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// `name` as an SQL identifier, if it is a valid one.
+pub(crate) fn quoted(name: &str) -> Result<String, Error> {
+    if is_identifier(name) {
+        return Ok(format!("\"{name}\""));
+    }
+    let context =
+        format!("{name:?} is no plain name; use 1 to 63 of a-z, 0-9 and _, not beginning with a digit");
+    Err(Error::new(ErrorKind::Config, WHAT, context))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> PgConfig {
+        PgConfig::from_url("postgres://worker:s3cret-canary@db.example/shop").unwrap()
+    }
+
+    #[test]
+    fn a_schema_that_is_no_plain_name_is_refused() {
+        for name in ["", "1st", "Onceward", "a b", "x\"; DROP SCHEMA public; --", "ä", &"x".repeat(64)] {
+            let error = config().schema(name).validate().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{name}");
+        }
+        for name in ["onceward", "_2", &"x".repeat(63)] {
+            config().schema(name).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lock_timeout_beyond_the_statement_timeout_is_refused() {
+        let slow = config().lock_timeout(Duration::from_secs(10));
+        assert!(slow.validate().unwrap_err().to_string().contains("lock_timeout"));
+    }
+
+    #[test]
+    fn the_password_shows_nowhere() {
+        assert!(!format!("{:?} {}", config(), config().place()).contains("canary"));
+        let error = PgConfig::from_url("postgres://worker:s3cret-canary@host:no-port/x").unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("canary"));
+    }
+}

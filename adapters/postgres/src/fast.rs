@@ -1,0 +1,165 @@
+//! What most batches need, in one statement and so one round trip: claims of keys without a row, and completions of
+//! claims that are held. Keys that do not come back go the long way, under row locks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use onceward::store::transition::micros;
+use onceward::store::{Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Lease};
+use onceward::{Error, Key, Scope};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row, query};
+
+use crate::error::is_lock_timeout;
+use crate::link::{Attempt, Link, WRITE};
+use crate::row::{self, NOW, integer};
+
+/// The claims that found no row. A key whose row is held by another transaction for too long makes all go the long way.
+pub(crate) async fn claim(
+    link: &Link,
+    scope: &Scope,
+    terms: &ClaimTerms,
+    batch: &[ClaimRequest],
+) -> Result<HashMap<Key, Claim>, Error> {
+    let scope = link.scope_id(scope).await.map_err(|attempt| attempt.told(WRITE))?;
+    let mut sorted = batch.to_vec();
+    sorted.sort_unstable_by_key(|request| request.key);
+    let requests: Arc<[ClaimRequest]> = sorted.into();
+    let (schema, lease, ttl) =
+        (link.schema.clone(), integer(micros(terms.lease)), integer(micros(terms.ttl)));
+    let asked = requests.clone();
+    let outcome = link
+        .run_again(WRITE, true, move |conn| {
+            let (schema, asked) = (schema.clone(), asked.clone());
+            Box::pin(async move { insert_claims(conn, &schema, scope, lease, ttl, &asked).await })
+        })
+        .await;
+    let won: HashMap<Key, u64> = match outcome {
+        Ok(won) => won.into_iter().collect(),
+        Err(Attempt::Failed(error)) if is_lock_timeout(&error) => HashMap::new(),
+        Err(attempt) => return Err(attempt.told(WRITE)),
+    };
+    let claimed = requests.iter().filter_map(|request| {
+        let lease = Lease { key: request.key, owner: request.owner, fence: *won.get(&request.key)? };
+        let claimed =
+            Claimed { lease, attempt: 1, lost: 0, generation: request.generation, lease_left: terms.lease };
+        Some((request.key, Claim::Claimed(claimed)))
+    });
+    Ok(claimed.collect())
+}
+
+/// The completions whose claim is pending and theirs.
+pub(crate) async fn complete(
+    link: &Link,
+    scope: &Scope,
+    batch: &[CompleteRequest],
+) -> Result<HashMap<Key, Completion>, Error> {
+    let scope = link.scope_id(scope).await.map_err(|attempt| attempt.told(WRITE))?;
+    let mut sorted = batch.to_vec();
+    sorted.sort_unstable_by_key(|request| request.lease.key);
+    let requests: Arc<[CompleteRequest]> = sorted.into();
+    let (schema, asked) = (link.schema.clone(), requests);
+    let outcome = link
+        .run_again(WRITE, true, move |conn| {
+            let (schema, asked) = (schema.clone(), asked.clone());
+            Box::pin(async move { finish_claims(conn, &schema, scope, &asked).await })
+        })
+        .await;
+    match outcome {
+        Ok(found) => Ok(found.into_iter().collect()),
+        Err(Attempt::Failed(error)) if is_lock_timeout(&error) => Ok(HashMap::new()),
+        Err(attempt) => Err(attempt.told(WRITE)),
+    }
+}
+
+async fn insert_claims(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    lease: i64,
+    ttl: i64,
+    asked: &[ClaimRequest],
+) -> Result<Vec<(Key, u64)>, sqlx::Error> {
+    // The key's second claim in the same microsecond cannot come this way: it finds the first one's row.
+    let sql = format!(
+        "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, \
+         lost, generation, state, started, key, owner, fingerprint) \
+         SELECT $1, greatest(now, floor + 1), now + $2, now, now, $3, now + $2 + $3, 0, 0, g, 1, false, k, o, f \
+         FROM (SELECT {NOW} AS now, value AS floor FROM {schema}.meta WHERE name = 'fence_floor' OFFSET 0) AS at, \
+         unnest($4::bytea[], $5::bytea[], $6::integer[], $7::bytea[]) AS given (k, o, g, f) \
+         ORDER BY k ON CONFLICT DO NOTHING RETURNING key, fence"
+    );
+    let rows = query(AssertSqlSafe(sql))
+        .bind(scope)
+        .bind(lease)
+        .bind(ttl)
+        .bind(row::key_bytes(asked.iter().map(|request| &request.key)))
+        .bind(asked.iter().map(|request| request.owner.as_bytes().as_slice()).collect::<Vec<_>>())
+        .bind(
+            asked
+                .iter()
+                .map(|request| i32::try_from(request.generation).unwrap_or(i32::MAX))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            asked
+                .iter()
+                .map(|request| request.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
+                .collect::<Vec<Option<&[u8]>>>(),
+        )
+        .fetch_all(conn)
+        .await?;
+    let fence = |row: &PgRow| row.try_get::<i64, _>("fence");
+    rows.iter()
+        .map(|row| Ok((row::key_of(row)?, u64::try_from(fence(row)?).unwrap_or(0))))
+        .collect::<Result<Vec<_>, sqlx::Error>>()
+}
+
+async fn finish_claims(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    asked: &[CompleteRequest],
+) -> Result<Vec<(Key, Completion)>, sqlx::Error> {
+    // An insert that always conflicts, rather than UPDATE … FROM unnest, which can fall into a scan of the table.
+    let sql = format!(
+        "INSERT INTO {schema}.keys AS keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, \
+         attempts, lost, generation, state, started, key, owner, fingerprint, result) \
+         SELECT $1, e, 0, now, now, t, now + t, 0, 0, g, 4, false, k, o, f, r \
+         FROM (SELECT {NOW} AS now OFFSET 0) AS at, \
+         unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[], $6::integer[], $7::bytea[], $8::bytea[]) \
+         AS given (k, o, e, t, g, f, r) ORDER BY k \
+         ON CONFLICT (scope, key) DO UPDATE SET state = 4, started = false, lease_until = 0, \
+         written_at = excluded.written_at, ttl = excluded.ttl, expires_at = excluded.expires_at, \
+         reason = NULL, error = NULL, result = excluded.result \
+         WHERE keys.state = 1 AND keys.owner = excluded.owner AND keys.fence = excluded.fence \
+           AND keys.expires_at > excluded.written_at \
+         RETURNING key, xmax = 0 AS inserted"
+    );
+    let rows = query(AssertSqlSafe(sql))
+        .bind(scope)
+        .bind(row::key_bytes(asked.iter().map(|request| &request.lease.key)))
+        .bind(asked.iter().map(|request| request.lease.owner.as_bytes().as_slice()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| integer(request.lease.fence)).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| integer(micros(request.ttl))).collect::<Vec<_>>())
+        .bind(
+            asked
+                .iter()
+                .map(|request| i32::try_from(request.generation).unwrap_or(i32::MAX))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            asked
+                .iter()
+                .map(|request| request.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
+                .collect::<Vec<Option<&[u8]>>>(),
+        )
+        .bind(asked.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
+        .fetch_all(conn)
+        .await?;
+    let found = |row: &PgRow| {
+        let inserted = row.try_get("inserted")?;
+        Ok((row::key_of(row)?, if inserted { Completion::Inserted } else { Completion::Completed }))
+    };
+    rows.iter().map(found).collect::<Result<Vec<_>, sqlx::Error>>()
+}

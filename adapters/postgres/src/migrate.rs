@@ -1,0 +1,142 @@
+//! The schema: applied step by step, and checked before use.
+
+use onceward::{Error, ErrorKind, KEY_FORMAT};
+use onceward_migrations::{POSTGRES, latest};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
+
+use crate::error::store_error;
+
+/// The version of the records themselves, apart from the columns that hold them.
+const FORMAT: i64 = 1;
+const MIGRATE: &str = "migrate the Postgres store";
+const USE: &str = "use the Postgres store";
+
+/// What the schema says of itself.
+struct Found {
+    /// 0: no schema of ours.
+    version: u32,
+    format: i64,
+    key_format: i64,
+}
+
+/// The schema's version, after checking that this program may use it. `schema` is a valid identifier.
+pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
+    let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
+    refuse_foreign(&found, schema)?;
+    let wanted = latest(POSTGRES);
+    if found.version < wanted {
+        let context = match found.version {
+            0 => format!("there is no schema {schema} of onceward in the database; run its migrations first"),
+            version => format!(
+                "schema {schema} has version {version} and this program needs {wanted}; run onceward's migrations first"
+            ),
+        };
+        return Err(Error::new(ErrorKind::Config, USE, context));
+    }
+    Ok(found.version)
+}
+
+/// Applies the steps that are missing, in one transaction, and answers how many those were. Several programs may do it
+/// at once.
+pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
+    let failed = |error| store_error(MIGRATE, error);
+    let found = look(conn, schema).await.map_err(failed)?;
+    refuse_foreign(&found, schema)?;
+    if found.version == latest(POSTGRES) {
+        return Ok(0);
+    }
+    let mut transaction = conn.begin().await.map_err(failed)?;
+    query("SELECT pg_advisory_xact_lock(hashtextextended($1, 7))")
+        .bind(format!("onceward migrations {schema}"))
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    // Another program may have been faster while this one waited for the lock.
+    let found = look(&mut transaction, schema).await.map_err(failed)?;
+    refuse_foreign(&found, schema)?;
+    let applied = apply(&mut transaction, schema, found.version).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(applied)
+}
+
+async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, sqlx::Error> {
+    let book = format!(
+        "CREATE SCHEMA IF NOT EXISTS \"{schema}\"; \
+         CREATE TABLE IF NOT EXISTS \"{schema}\".migrations (\
+             version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
+             applied_at timestamptz NOT NULL DEFAULT now())"
+    );
+    sqlx::raw_sql(AssertSqlSafe(book)).execute(&mut *conn).await?;
+    let mut applied = 0;
+    for step in POSTGRES.iter().filter(|step| step.version > from) {
+        sqlx::raw_sql(AssertSqlSafe(step.sql.replace("@schema@", schema))).execute(&mut *conn).await?;
+        let note = format!("INSERT INTO \"{schema}\".migrations (version, name) VALUES ($1, $2)");
+        query(AssertSqlSafe(note))
+            .bind(i32::try_from(step.version).unwrap_or(i32::MAX))
+            .bind(step.name)
+            .execute(&mut *conn)
+            .await?;
+        applied += 1;
+    }
+    for (name, value) in [("format", FORMAT), ("key_format", i64::from(KEY_FORMAT)), ("fence_floor", 0)] {
+        let sql =
+            format!("INSERT INTO \"{schema}\".meta (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING");
+        query(AssertSqlSafe(sql)).bind(name).bind(value).execute(&mut *conn).await?;
+    }
+    Ok(applied)
+}
+
+async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Error> {
+    let mut found = Found { version: 0, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
+    // By the catalogue, which needs no right on the schema.
+    let book = query(
+        "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = $1 AND c.relname = 'migrations'",
+    )
+    .bind(schema);
+    if book.fetch_optional(&mut *conn).await?.is_none() {
+        return Ok(found);
+    }
+    let version = format!("SELECT coalesce(max(version), 0) FROM \"{schema}\".migrations");
+    let row = conn.fetch_one(AssertSqlSafe(version)).await?;
+    found.version = u32::try_from(row.try_get::<i32, _>(0)?).unwrap_or(u32::MAX);
+    if found.version == 0 {
+        return Ok(found);
+    }
+    let meta = format!("SELECT name, value FROM \"{schema}\".meta");
+    for row in conn.fetch_all(AssertSqlSafe(meta)).await? {
+        match row.try_get(0)? {
+            "format" => found.format = row.try_get(1)?,
+            "key_format" => found.key_format = row.try_get(1)?,
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn refuse_foreign(found: &Found, schema: &str) -> Result<(), Error> {
+    let refuse = |context: String| Err(Error::new(ErrorKind::Config, USE, context));
+    let newest = latest(POSTGRES);
+    if found.version > newest {
+        return refuse(format!(
+            "schema {schema} has version {}, written by a newer onceward, and this one knows versions up to {newest}; \
+             upgrade this program",
+            found.version
+        ));
+    }
+    if found.format != FORMAT {
+        return refuse(format!(
+            "the records in schema {schema} have format {} and this program writes {FORMAT}; use the program that \
+             wrote them",
+            found.format
+        ));
+    }
+    if found.key_format != i64::from(KEY_FORMAT) {
+        return refuse(format!(
+            "the keys in schema {schema} have encoding {} and this program computes encoding {KEY_FORMAT}, so no \
+             duplicate would be recognised; use the program that wrote them, or another schema once its TTL has passed",
+            found.key_format
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Records as rows of the table of keys: read and written many at a time, always in the order of their keys.
+
+use bytes::Bytes;
+use onceward::store::transition::{Detail, Record};
+use onceward::store::{KeyState, OwnerToken, Reason};
+use onceward::{Error, ErrorKind, Fingerprint, Key};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row, query};
+
+/// The columns that [`key_of`] and [`record_of`] read.
+pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, \
+     first_at, written_at, ttl, reason, fingerprint, error, result";
+
+/// The server's clock in microseconds, read when the expression is evaluated.
+pub(crate) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// As Postgres holds it: no larger than 2^63 − 1, which no clock and no TTL comes near.
+pub(crate) fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn int(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+pub(crate) fn key_bytes<'k>(keys: impl IntoIterator<Item = &'k Key>) -> Vec<&'k [u8]> {
+    keys.into_iter().map(|key| key.as_bytes().as_slice()).collect()
+}
+
+/// Puts a row where there is none, so that every key of the batch has a row to lock. `keys` are sorted.
+pub(crate) async fn occupy(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    keys: &[Key],
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, lost, \
+         generation, state, started, key, owner) \
+         SELECT $1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, k, '\\x00000000000000000000000000000000'::bytea \
+         FROM unnest($2::bytea[]) AS given (k) ORDER BY k ON CONFLICT DO NOTHING"
+    );
+    query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).execute(conn).await.map(drop)
+}
+
+/// The rows of `keys`, locked one after the other in their order.
+pub(crate) async fn lock(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    keys: &[Key],
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE"
+    );
+    query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).fetch_all(conn).await
+}
+
+/// Writes records, whose rows are locked already. `now` is when forgotten ones were.
+pub(crate) async fn write(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    records: &[(Key, &Record)],
+    now: u64,
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "INSERT INTO {schema}.keys AS keys (scope, key, state, started, owner, fence, attempts, lost, generation, \
+         lease_until, first_at, written_at, ttl, expires_at, reason, fingerprint, error, result) \
+         SELECT $1, * FROM unnest($2::bytea[], $3::smallint[], $4::boolean[], $5::bytea[], $6::bigint[], $7::integer[], \
+         $8::integer[], $9::integer[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], \
+         $15::smallint[], $16::bytea[], $17::text[], $18::bytea[]) AS given (key) ORDER BY key \
+         ON CONFLICT (scope, key) DO UPDATE SET state = excluded.state, started = excluded.started, \
+         owner = excluded.owner, fence = excluded.fence, attempts = excluded.attempts, lost = excluded.lost, \
+         generation = excluded.generation, lease_until = excluded.lease_until, first_at = excluded.first_at, \
+         written_at = excluded.written_at, ttl = excluded.ttl, expires_at = excluded.expires_at, \
+         reason = excluded.reason, fingerprint = excluded.fingerprint, error = excluded.error, result = excluded.result"
+    );
+    let all = || records.iter().map(|(_, record)| *record);
+    // A forgotten key keeps its fence in its row until that is purged, which others of this moment do not see.
+    let expires_at = |record: &Record| if record.written_at == 0 { now } else { record.expires_at() };
+    query(AssertSqlSafe(sql))
+        .bind(scope)
+        .bind(key_bytes(records.iter().map(|(key, _)| key)))
+        .bind(all().map(|record| i16::from(record.state.code())).collect::<Vec<_>>())
+        .bind(all().map(|record| record.started).collect::<Vec<_>>())
+        .bind(all().map(|record| record.owner.as_bytes().as_slice()).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(record.fence)).collect::<Vec<_>>())
+        .bind(all().map(|record| int(record.attempts)).collect::<Vec<_>>())
+        .bind(all().map(|record| int(record.lost)).collect::<Vec<_>>())
+        .bind(all().map(|record| int(record.generation)).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(record.lease_until)).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(record.first_at)).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(record.written_at)).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(record.ttl)).collect::<Vec<_>>())
+        .bind(all().map(|record| integer(expires_at(record))).collect::<Vec<_>>())
+        .bind(all().map(|record| record.reason.map(|reason| i16::from(reason.code()))).collect::<Vec<_>>())
+        .bind(
+            all()
+                .map(|record| record.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
+                .collect::<Vec<Option<&[u8]>>>(),
+        )
+        .bind(
+            all()
+                // Postgres's text cannot hold NUL.
+                .map(|record| Some(record.detail.as_deref()?.error.as_deref()?.replace('\0', "\u{fffd}")))
+                .collect::<Vec<Option<String>>>(),
+        )
+        .bind(all().map(|record| record.detail.as_deref()?.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// The key of a row.
+pub(crate) fn key_of(row: &PgRow) -> Result<Key, sqlx::Error> {
+    let bytes: &[u8] = row.try_get("key")?;
+    let bytes = bytes.try_into().map_err(|_| sqlx::Error::Decode("a key is not 16 bytes long".into()))?;
+    Ok(Key::from_bytes(bytes))
+}
+
+/// The record of a row.
+pub(crate) fn record_of(row: &PgRow) -> Result<Record, Error> {
+    decode(row).map_err(|what| {
+        let context = format!("a row of the table of keys holds {what}; forget the key, or restore a backup");
+        Error::new(ErrorKind::Corrupt, "read a record", context)
+    })
+}
+
+fn decode(row: &PgRow) -> Result<Record, String> {
+    fn column<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
+        row: &'r PgRow,
+        name: &'static str,
+    ) -> Result<T, String> {
+        row.try_get(name).map_err(|error| format!("an unreadable {name} ({error})"))
+    }
+    let number = |name: &'static str| -> Result<u64, String> {
+        let value: i64 = column(row, name)?;
+        u64::try_from(value).map_err(|_| format!("{name} {value}, which is negative"))
+    };
+    let small = |name: &'static str| -> Result<u32, String> {
+        let value: i32 = column(row, name)?;
+        u32::try_from(value).map_err(|_| format!("{name} {value}, which is negative"))
+    };
+    let sixteen = |name: &'static str, bytes: &[u8]| -> Result<[u8; 16], String> {
+        bytes.try_into().map_err(|_| format!("{name} of {} bytes instead of 16", bytes.len()))
+    };
+
+    let state: i16 = column(row, "state")?;
+    let reason: Option<i16> = column(row, "reason")?;
+    let error: Option<String> = column(row, "error")?;
+    let result = column::<Option<&[u8]>>(row, "result")?.map(Bytes::copy_from_slice);
+    Ok(Record {
+        state: u8::try_from(state)
+            .ok()
+            .and_then(KeyState::from_code)
+            .ok_or_else(|| format!("state {state}, which this version does not know"))?,
+        started: column(row, "started")?,
+        reason: reason
+            .map(|code| {
+                let known = u8::try_from(code).ok().and_then(Reason::from_code);
+                known.ok_or_else(|| format!("reason {code}, which this version does not know"))
+            })
+            .transpose()?,
+        owner: OwnerToken::from_bytes(sixteen("owner", column::<&[u8]>(row, "owner")?)?),
+        fingerprint: column::<Option<&[u8]>>(row, "fingerprint")?
+            .map(|bytes| sixteen("fingerprint", bytes).map(Fingerprint::from_bytes))
+            .transpose()?,
+        fence: number("fence")?,
+        attempts: small("attempts")?,
+        lost: small("lost")?,
+        generation: small("generation")?,
+        lease_until: number("lease_until")?,
+        first_at: number("first_at")?,
+        written_at: number("written_at")?,
+        ttl: number("ttl")?,
+        detail: (error.is_some() || result.is_some()).then(|| Box::new(Detail { error, result })),
+    })
+}

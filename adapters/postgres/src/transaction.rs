@@ -1,0 +1,221 @@
+//! The inbox: the effect and its completion in one transaction.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onceward::store::transition::micros;
+use onceward::store::{Commit, CompleteRequest, TransactionalStore};
+use onceward::{Error, ErrorKind, Scope};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, Postgres, SqlSafeStr, query};
+use sqlx_core::transaction::TransactionManager;
+
+use crate::error::store_error;
+use crate::row::{NOW, integer};
+use crate::store::PgStore;
+
+const BEGIN: &str = "open a transaction";
+const COMMIT: &str = "commit the effect and its completion";
+
+/// An open transaction. Dropped, its connection is closed, which rolls it back.
+pub struct PgConn {
+    /// `None` once it is committed or rolled back.
+    conn: Option<PoolConnection<Postgres>>,
+}
+
+impl std::fmt::Debug for PgConn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PgConn").field("open", &self.conn.is_some()).finish()
+    }
+}
+
+impl Drop for PgConn {
+    fn drop(&mut self) {
+        if let Some(mut conn) = self.conn.take() {
+            conn.close_on_drop();
+        }
+    }
+}
+
+/// What a transactional handler sees of the transaction: a [`PgConnection`] for any query of `sqlx`.
+///
+/// ```no_run
+/// # use onceward::{Handled, Message, tx_handler};
+/// # use onceward_postgres::{PgStore, PgTx};
+/// async fn charge(_: (), message: Message, mut tx: PgTx<'_>) -> Handled {
+///     sqlx::query("INSERT INTO charges (payload) VALUES ($1)")
+///         .bind(&message.payload()[..])
+///         .execute(&mut *tx)
+///         .await?;
+///     Ok(())
+/// }
+/// # fn main() {
+/// # let store: PgStore = unimplemented!();
+/// let handler = tx_handler(&store, (), charge);
+/// # }
+/// ```
+///
+/// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
+/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise; the commit then
+/// fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
+pub struct PgTx<'c> {
+    conn: &'c mut PgConnection,
+}
+
+impl std::fmt::Debug for PgTx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PgTx").finish_non_exhaustive()
+    }
+}
+
+impl Deref for PgTx<'_> {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.conn
+    }
+}
+
+impl DerefMut for PgTx<'_> {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.conn
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for PgStore {
+    type Conn = PgConn;
+    type Tx<'c> = PgTx<'c>;
+
+    async fn begin(&self) -> Result<PgConn, Error> {
+        // A task: if the caller goes away, its output is dropped there, and with it rolled back.
+        let begin = begin(self.effects().clone());
+        joined(tokio::spawn(within(self.link().patience, BEGIN, begin)).await)?
+    }
+
+    fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
+        PgTx { conn: conn.conn.as_mut().expect("a transaction is open until it is committed or rolled back") }
+    }
+
+    async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
+        let task = commit(self.schema().to_string(), conn, scope.clone(), request.clone());
+        joined(tokio::spawn(within(self.link().patience, COMMIT, task)).await)?
+    }
+
+    async fn rollback(&self, conn: PgConn) {
+        if let Err(error) = joined(tokio::spawn(end(conn)).await) {
+            tracing::debug!(%error, "a rollback was not awaited to its end");
+        }
+    }
+}
+
+/// Gives up on a server that says nothing; the connection is closed.
+async fn within<T>(
+    patience: Duration,
+    operation: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+        let context = "the server said nothing for longer than statement_timeout; it may have happened";
+        Err(Error::new(ErrorKind::Timeout, operation, context))
+    })
+}
+
+/// The outcome of a task of our own; a panic in it goes on in the caller.
+fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+    outcome.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::new(ErrorKind::Unavailable, COMMIT, "the runtime ended before the transaction did"),
+    })
+}
+
+async fn begin(pool: PgPool) -> Result<PgConn, Error> {
+    let failed = |error| store_error(BEGIN, error);
+    let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
+    if let Some(conn) = open.conn.as_mut() {
+        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
+        PgTransactionManager::begin(conn, Some(begin)).await.map_err(failed)?;
+        // The savepoint vanishes with the transaction: a handler that ended that on its own is found out.
+        let settings = "SET LOCAL synchronous_commit = on; SAVEPOINT onceward_effect";
+        sqlx::raw_sql(settings).execute(&mut **conn).await.map_err(failed)?;
+    }
+    Ok(open)
+}
+
+async fn commit(
+    schema: String,
+    mut open: PgConn,
+    scope: Scope,
+    request: CompleteRequest,
+) -> Result<Commit, Error> {
+    let Some(conn) = open.conn.as_mut() else {
+        return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
+    };
+    if !complete(&schema, conn, &scope, &request).await? {
+        end(open).await;
+        return Ok(Commit::Fenced);
+    }
+    // After an error nobody knows whether it is committed; the connection is closed with `open`.
+    PgTransactionManager::commit(conn).await.map_err(|error| store_error(COMMIT, error))?;
+    drop(open.conn.take());
+    Ok(Commit::Committed)
+}
+
+/// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
+async fn complete(
+    schema: &str,
+    conn: &mut PgConnection,
+    scope: &Scope,
+    request: &CompleteRequest,
+) -> Result<bool, Error> {
+    let failed = |error| store_error(COMMIT, error);
+    // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
+    conn.ping().await.map_err(failed)?;
+    if PgTransactionManager::get_transaction_depth(conn) != 1 {
+        let context = "the handler left a nested transaction open; commit it or drop it before returning";
+        return Err(Error::new(ErrorKind::Internal, COMMIT, context));
+    }
+    if let Err(error) = conn.execute("RELEASE SAVEPOINT onceward_effect").await {
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        // No transaction, or one without the savepoint.
+        if code.is_some_and(|code| code == "25P01" || code == "3B001") {
+            let context = "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL); leave that to the \
+                           pipeline";
+            return Err(Error::new(ErrorKind::Internal, COMMIT, context).with_source(error));
+        }
+        return Err(failed(error));
+    }
+    let sql = format!(
+        "UPDATE {schema}.keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = $1, \
+         expires_at = at.now + $1, reason = NULL, error = NULL, result = $2 \
+         FROM (SELECT {NOW} AS now OFFSET 0) AS at \
+         WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $3) AND key = $4 \
+           AND state = 1 AND owner = $5 AND fence = $6 AND expires_at > at.now"
+    );
+    let written = query(AssertSqlSafe(sql))
+        .bind(integer(micros(request.ttl)))
+        .bind(request.result.as_deref())
+        .bind(scope.as_str())
+        .bind(request.lease.key.as_bytes().as_slice())
+        .bind(request.lease.owner.as_bytes().as_slice())
+        .bind(integer(request.lease.fence))
+        .execute(conn)
+        .await
+        .map_err(failed)?;
+    Ok(written.rows_affected() == 1)
+}
+
+/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
+async fn end(mut open: PgConn) {
+    let Some(conn) = open.conn.as_mut() else { return };
+    let mut outcome = conn.ping().await;
+    while outcome.is_ok() && PgTransactionManager::get_transaction_depth(conn) > 0 {
+        outcome = PgTransactionManager::rollback(conn).await;
+    }
+    if outcome.is_ok() {
+        drop(open.conn.take());
+    }
+}
