@@ -1,0 +1,220 @@
+//! RabbitMQ queues, with the keys in Redis and in SQLite: two programs at once, under kills and outages.
+
+mod queue;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use lapin::types::AMQPValue;
+use onceward_test_servers::redis::Redis;
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::effects::Kind;
+use onceward_test_support::ledger::{Effect, Ledger, Produced};
+use onceward_test_support::orders::{Orders, order};
+use onceward_test_support::process::{Running, until};
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::{Value, json};
+
+use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, worker};
+use queue::Queue;
+
+/// A whole run with its kills, on a machine that has other work too.
+const LONG: Duration = Duration::from_secs(240);
+const DRAIN: Duration = Duration::from_secs(10);
+
+fn setup(queue: &Queue) -> Setup {
+    worker()
+        .without("source.file")
+        .without("dead_letter")
+        .set("policy.on_exhausted", "park")
+        .set("policy.on_missing_key", "reject")
+        .set("policy.on_mismatch", "ack")
+        .set("pipeline.drain_timeout", "10s")
+        .set("source.rabbitmq.url", queue.broker.url())
+        .set("source.rabbitmq.queue", queue.name.as_str())
+        .set("source.rabbitmq.prefetch", 50)
+}
+
+fn with_redis(setup: Setup, redis: &Redis) -> Setup {
+    setup
+        .without("store.sqlite")
+        .set("store.redis.url", redis.url())
+        .set("store.redis.lease", "1s")
+        .set("store.redis.timeout", "800ms")
+}
+
+fn scene(setup: &Setup) -> Scene {
+    let scene = Scene::new(ONCEWARD);
+    scene.configure(setup);
+    scene
+}
+
+/// The keys that are claimed and not completed: for them nobody knows whether the effect was had.
+fn pending(scene: &Scene) -> BTreeSet<String> {
+    let told =
+        scene.tell(&["keys", "list", "onceward.toml", "--state", "pending", "--limit", "1000", "--json"]);
+    assert_eq!(told.code(), Some(0), "{told:#?}");
+    let keys = told.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON lines"));
+    keys.map(|key| key["hash"].as_str().expect("the hash of a key").to_owned()).collect()
+}
+
+fn effects(scene: &Scene) -> Vec<Effect> {
+    let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
+    effects.map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us }).collect()
+}
+
+/// Both end in time on SIGTERM, and leave nothing behind.
+fn stop(running: Vec<Running>) {
+    running.iter().for_each(Running::terminate);
+    for running in running {
+        let ended = running.wait_within(DRAIN + Duration::from_secs(5));
+        assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    }
+}
+
+/// Two programs, killed in turn at random moments; the keys whose effects may be doubled by that.
+fn under_kills(scene: &Scene, distinct: usize, kills: usize) -> BTreeSet<String> {
+    let mut chance = Chance::new();
+    let mut running = vec![scene.run(), scene.run()];
+    let mut excused = BTreeSet::new();
+    for kill in 0..kills {
+        let least = distinct * (kill + 1) / (kills + 2);
+        until("effects", LONG, || scene.count(Kind::Effect).len() >= least);
+        std::thread::sleep(chance.millis(0..30));
+        assert_eq!(running.remove(0).kill().signal(), Some(9));
+        excused.extend(pending(scene));
+        running.push(scene.run());
+    }
+    until("all effects", LONG, || scene.count(Kind::Effect).len() >= distinct);
+    // A process that was started just before a kill writes its notes just after it.
+    let excused = ids_of(scene, &excused);
+    stop(running);
+    excused
+}
+
+/// Of every fifty one fails in its first run: 2 %.
+fn orders(lines: usize) -> Orders {
+    let mut orders = Orders::with_copies(lines, lines * 3 / 10, &json!({"ms": 1}), &mut Chance::new());
+    let failing: BTreeSet<_> = orders.ids.iter().step_by(50).cloned().collect();
+    for line in &mut orders.lines {
+        let parsed: Value = serde_json::from_str(line).unwrap();
+        let id = parsed["id"].as_str().unwrap();
+        if failing.contains(id) {
+            *line = order(id, &json!({"ms": 1, "do": "fail", "times": 1}));
+        }
+    }
+    orders
+}
+
+fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(queue: &Queue, setup: &Setup) {
+    let kills = kills(10);
+    let orders = orders(5_000);
+    queue.publish(&orders.lines);
+    let scene = scene(setup);
+    let excused = under_kills(&scene, orders.ids.len(), kills);
+    let produced = orders.ids.iter().map(|id| Produced { key: id.clone(), order_key: None, confirmed: true });
+    let ledger = Ledger { produced: produced.collect(), effects: effects(&scene), dead: Vec::new() };
+    assert!(excused.len() <= kills * 16, "{} keys were in flight at {kills} kills", excused.len());
+    ledger.verify(&excused);
+    until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
+}
+
+#[test]
+fn two_programs_with_redis_lose_nothing_under_kills() {
+    let queue = Queue::declare("kills-redis", &[]);
+    nothing_is_lost_and_only_what_was_in_flight_is_doubled(
+        &queue,
+        &with_redis(setup(&queue), Redis::shared()).set("scope", "kills"),
+    );
+}
+
+#[test]
+fn two_programs_with_sqlite_lose_nothing_under_kills() {
+    let queue = Queue::declare("kills-sqlite", &[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+    nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup(&queue));
+}
+
+#[test]
+fn a_single_active_consumer_keeps_the_order_of_each_key_under_kills() {
+    const LANES: usize = 8;
+    let queue = Queue::declare("lanes", &[("x-single-active-consumer", AMQPValue::Boolean(true))]);
+    let (mut lines, mut produced) = (Vec::new(), Vec::new());
+    for number in 0..100 {
+        for lane in 0..LANES {
+            let id = format!("{lane}-{number:03}");
+            let fails = json!({"lane": lane, "ms": 2, "do": "fail", "times": 1});
+            let well = json!({"lane": lane, "ms": 2});
+            lines.push(order(&id, if number % 10 == 5 { &fails } else { &well }));
+            produced.push(Produced { key: id, order_key: Some(lane.to_string()), confirmed: true });
+        }
+    }
+    queue.publish(&lines);
+    let setup = with_redis(setup(&queue), Redis::shared())
+        .set("scope", "lanes")
+        .set("source.rabbitmq.single_active_consumer", true)
+        .set("pipeline.ordering", "key")
+        .set("pipeline.order_by", "json:/lane");
+    let scene = scene(&setup);
+    under_kills(&scene, produced.len(), kills(4));
+    let ledger = Ledger { produced, effects: effects(&scene), dead: Vec::new() };
+    assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
+    assert_eq!(ledger.out_of_order(), []);
+    until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
+}
+
+#[test]
+fn while_redis_is_down_no_handler_starts_and_nothing_is_acked_or_redelivered() {
+    let outage = Duration::from_secs(if std::env::var_os("SLOW").is_some() { 30 } else { 8 });
+    let queue = Queue::declare("outage", &[]);
+    let mut redis = Redis::start();
+    let orders = Orders::with_copies(1_500, 300, &json!({"ms": 5}), &mut Chance::new());
+    queue.publish(&orders.lines);
+    let scene = scene(&with_redis(setup(&queue), &redis));
+    let running = scene.run();
+    until("effects", PATIENCE, || scene.count(Kind::Effect).len() >= 200);
+    redis.kill();
+    // Runs that had begun end.
+    std::thread::sleep(Duration::from_secs(2));
+    let (runs, depth) = (scene.count(Kind::Start), queue.depth());
+    let began = Instant::now();
+    while began.elapsed() < outage {
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(scene.count(Kind::Start), runs, "a handler started without a claim");
+        assert_eq!(queue.depth(), depth, "something was acked or given back");
+    }
+    redis.start_again();
+    until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == orders.ids.len());
+    stop(vec![running]);
+    assert_eq!(scene.count(Kind::Start), each(&orders.ids, 1), "a handler ran again");
+    assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));
+    until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
+}
+
+#[test]
+fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
+    let (queue, dead) = (Queue::declare("parts", &[]), Queue::declare("parts.dead", &[]));
+    let lines = [order("well", &json!({})), order("ill", &json!({"do": "permanent"}))];
+    queue.publish(&lines);
+    let setup = with_redis(setup(&queue), Redis::shared())
+        .set("scope", "parts")
+        .set("policy.on_exhausted", "dead-letter")
+        .set("dead_letter.to", dead.name.as_str());
+    let scene = scene(&setup);
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(0), "{checked:#?}");
+    assert!(checked.stdout.contains("rabbitmq:parts answers, 2 messages, 0 consumers"), "{checked:#?}");
+    assert!(checked.stdout.contains("parts.dead is there, 0 dead letters"), "{checked:#?}");
+
+    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 1), "{ended:#?}");
+    assert_eq!(ended.summary("dead-lettered"), 1, "{ended:#?}");
+    assert_eq!((queue.depth(), dead.depth()), ((0, 0), (1, 0)));
+    let status = scene.tell(&["status", "onceward.toml"]);
+    assert!(status.stdout.contains("1 in parts.dead"), "{status:#?}");
+
+    scene.configure(&setup.set("source.rabbitmq.queue", "nowhere"));
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(1), "{checked:#?}");
+    assert!(checked.stdout.contains("look at queue nowhere"), "{checked:#?}");
+}

@@ -1,0 +1,63 @@
+//! A queue of the broker that the tests of this process share, and who publishes into it.
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties};
+use onceward::{Outgoing, Publisher};
+use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_test_servers::rabbitmq::RabbitMq;
+use tokio::runtime::Runtime;
+
+/// A durable queue of its own for one test.
+pub(super) struct Queue {
+    pub(super) broker: &'static RabbitMq,
+    pub(super) name: String,
+}
+
+impl Queue {
+    /// Declares `name`, with such arguments.
+    pub(super) fn declare(name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
+        let queue = Self { broker: RabbitMq::shared(), name: name.to_owned() };
+        let mut table = FieldTable::default();
+        for (argument, value) in arguments {
+            table.insert((*argument).into(), value.clone());
+        }
+        runtime().block_on(async {
+            let connected = Connection::connect(&queue.broker.url(), ConnectionProperties::default()).await;
+            let channel = connected.unwrap().create_channel().await.unwrap();
+            let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            channel.queue_declare(name.into(), options, table).await.unwrap();
+        });
+        queue
+    }
+
+    /// Publishes one message a line; all are confirmed.
+    pub(super) fn publish(&self, lines: &[String]) {
+        runtime().block_on(async {
+            let publisher = RabbitPublisher::open(Endpoint::new(self.broker.url())).await.unwrap();
+            for lines in lines.chunks(500) {
+                let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
+                for published in publisher.publish(&batch).await {
+                    published.unwrap();
+                }
+            }
+        });
+    }
+
+    fn message(&self, line: &str) -> Outgoing {
+        Outgoing {
+            destination: self.name.clone(),
+            payload: line.as_bytes().to_vec().into(),
+            ..Outgoing::default()
+        }
+    }
+
+    /// (ready, unacknowledged) messages.
+    pub(super) fn depth(&self) -> (u64, u64) {
+        self.broker.depth(&self.name)
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
