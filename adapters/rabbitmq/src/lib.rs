@@ -1,4 +1,30 @@
-//! RabbitMQ.
+//! RabbitMQ as a source and a publisher for [`onceward`]: [`RabbitConsumer`] delivers the messages of a queue and comes back
+//! by itself, [`RabbitPublisher`] publishes confirmed.
+//!
+//! What is promised, what is not, and the policies to set on the broker are in the crate's README.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use onceward::{DeadLetters, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, handler_fn};
+//! use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+//!
+//! async fn charge(_app: (), message: Message) -> Handled {
+//!     println!("{} bytes", message.payload().len());
+//!     Ok(())
+//! }
+//!
+//! let url = "amqps://user:password@rabbit.example/%2f";
+//! let orders = RabbitConsumer::open(RabbitConfig::new(url, "orders")).await?;
+//! let letters = RabbitPublisher::open(Endpoint::new(url)).await?;
+//! let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, Arc::new(MemoryStore::new()))
+//!     .keys([KeySource::MessageId])
+//!     .dead_letters(DeadLetters::new(Arc::new(letters), "orders.dead"))
+//!     .handler(handler_fn((), charge))?;
+//! pipeline.run(Default::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
 mod acker;
 mod config;
 mod connection;
