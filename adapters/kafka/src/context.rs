@@ -67,11 +67,18 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let elements = offsets.elements();
         if let Err(error) = result {
             tracing::warn!(%error, "offsets were not committed; they are sent again");
-            let elements = offsets.elements();
-            self.shared.refused(elements.iter().map(|element| (element.topic(), element.partition())));
+            self.shared.refused(elements.iter().map(|own| (own.topic(), own.partition())));
+            return;
         }
+        self.shared.confirmed(elements.iter().filter_map(|own| match (own.error(), own.offset()) {
+            (Ok(()), Offset::Offset(offset)) => {
+                Some((own.topic(), own.partition(), u64::try_from(offset).ok()?))
+            }
+            _ => None,
+        }));
     }
 
     /// Callbacks are served at least this often while a poll waits.

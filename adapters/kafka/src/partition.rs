@@ -2,10 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use onceward::Message;
 
 use crate::watermark::Watermark;
+
+/// When a commit that was not confirmed is sent again.
+const REPEAT: Duration = Duration::from_secs(1);
 
 /// One assignment of one partition. Its epoch is in the tags of its deliveries; a later assignment has another one.
 #[derive(Debug)]
@@ -16,8 +20,10 @@ pub(crate) struct Assigned {
     pub(crate) watermark: Watermark,
     /// What is out with the pipeline, by the number of its tag.
     pub(crate) held: HashMap<u64, Held>,
-    /// What was last sent to be committed and not refused since.
-    pub(crate) committed: Option<u64>,
+    /// What was last sent to be committed and not refused since, and when.
+    pub(crate) committed: Option<(u64, Instant)>,
+    /// What the broker has confirmed. The client does not report each commit that came to nothing in a rebalance.
+    pub(crate) confirmed: Option<u64>,
     /// It is being taken away: nothing of it is handed out any more.
     pub(crate) leaving: bool,
 }
@@ -38,14 +44,17 @@ impl Assigned {
             watermark: Watermark::default(),
             held: HashMap::new(),
             committed: None,
+            confirmed: None,
             leaving: false,
         }
     }
 
-    /// The offset to commit, if that is news.
+    /// The offset to commit, if that is news, or if it was said a while ago and never confirmed.
     pub(crate) fn to_commit(&self) -> Option<u64> {
-        self.watermark
-            .committable()
-            .filter(|offset| self.committed.is_none_or(|committed| *offset > committed))
+        let offset = self.watermark.committable()?;
+        let is_said = self.committed.is_some_and(|(said, at)| {
+            offset <= said && (self.confirmed >= Some(said) || at.elapsed() < REPEAT)
+        });
+        (!is_said).then_some(offset)
     }
 }

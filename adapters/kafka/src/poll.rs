@@ -26,8 +26,9 @@ pub(crate) fn run<C: ClientContext>(consumer: BaseConsumer<Hooked<C>>, shared: &
     let mut committed = Instant::now();
     while !shared.lock().stop {
         if std::mem::take(&mut shared.lock().reassigned) {
-            // New partitions are not paused; whether they need to be is decided below.
-            paused = paused && !toggle(&consumer, false);
+            // The client remembers that a partition was paused when it was taken away; when it comes back it would be paused
+            // for ever. Whether to pause is decided again below.
+            paused = !toggle(&consumer, false);
         }
         if paused {
             paused = !(shared.is_half_empty() && toggle(&consumer, false));

@@ -250,7 +250,7 @@ impl Shared {
         };
         let (state, _) =
             self.changed.wait_timeout_while(state, limit, in_flight).unwrap_or_else(PoisonError::into_inner);
-        epochs.iter().filter_map(|epoch| to_commit(state.assigned.get(epoch)?)).collect()
+        epochs.iter().filter_map(|epoch| last_commit(state.assigned.get(epoch)?)).collect()
     }
 
     /// Partitions are gone: their deliveries settle nothing from now on.
@@ -273,10 +273,22 @@ impl Shared {
         let mut state = self.lock();
         let news = |assigned: &mut Assigned| {
             let news = to_commit(assigned)?;
-            assigned.committed = Some(news.offset);
+            assigned.committed = Some((news.offset, Instant::now()));
             Some(news)
         };
         state.assigned.values_mut().filter(|assigned| !assigned.leaving).filter_map(news).collect()
+    }
+
+    /// The broker has these offsets.
+    pub(crate) fn confirmed<'a>(&self, offsets: impl Iterator<Item = (&'a str, i32, u64)>) {
+        let mut state = self.lock();
+        for (topic, number, offset) in offsets {
+            if let Some(epoch) = state.epoch(topic, number)
+                && let Some(assigned) = state.assigned.get_mut(&epoch)
+            {
+                assigned.confirmed = assigned.confirmed.max(Some(offset));
+            }
+        }
     }
 
     /// A commit was refused: what it said is said again with the next one.
@@ -307,5 +319,11 @@ impl Shared {
 
 fn to_commit(assigned: &Assigned) -> Option<ToCommit> {
     let offset = assigned.to_commit()?;
+    Some(ToCommit { topic: Arc::clone(&assigned.topic), partition: assigned.number, offset })
+}
+
+/// As [`to_commit`], and what was sent but not confirmed once more: there is no later chance.
+fn last_commit(assigned: &Assigned) -> Option<ToCommit> {
+    let offset = assigned.watermark.committable().filter(|offset| assigned.confirmed != Some(*offset))?;
     Some(ToCommit { topic: Arc::clone(&assigned.topic), partition: assigned.number, offset })
 }

@@ -41,6 +41,11 @@ impl Topic {
         let bootstrap = broker.bootstrap();
         let name = unique("topic");
         create(&bootstrap, &name, partitions).await;
+        Self::made(bootstrap, name, partitions)
+    }
+
+    /// One that exists already.
+    pub(crate) fn made(bootstrap: String, name: String, partitions: i32) -> Self {
         let mut client = ClientConfig::new();
         client.set("bootstrap.servers", &bootstrap).set("enable.idempotence", "true");
         Self { producer: client.create().unwrap(), group: unique("group"), name, bootstrap, partitions }
@@ -101,7 +106,14 @@ impl Topic {
                 client.set("bootstrap.servers", bootstrap).set("group.id", group).create().unwrap();
             let mut list = TopicPartitionList::new();
             list.add_partition_range(&name, 0, partitions - 1);
-            let committed = asked.committed_offsets(list, LIMIT).unwrap();
+            // A group's first coordinator may take a moment to load.
+            let end = Instant::now() + LIMIT;
+            let committed = loop {
+                match asked.committed_offsets(list.clone(), LIMIT) {
+                    Ok(committed) => break committed,
+                    Err(error) => assert!(Instant::now() < end, "{error}"),
+                }
+            };
             let of = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element
                 .offset()
             {

@@ -1,0 +1,128 @@
+//! Members that join, leave and vanish on a real broker: nothing is lost, nothing is committed over.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use onceward::{Consumer, Settled, Settlement, Tag};
+use onceward_kafka::KafkaConsumer;
+use support::{LIMIT, Topic, take, text, until};
+
+async fn ack(consumer: &KafkaConsumer, tags: &[Tag]) -> Vec<Settled> {
+    let batch: Vec<_> = tags.iter().map(|tag| (*tag, Settlement::Ack)).collect();
+    consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_is_taken_away_waits_for_what_is_in_flight_and_is_committed() {
+    let topic = Topic::new(2).await;
+    topic.fill(10).await;
+    let mut config = topic.config();
+    config.topics.drain_timeout = Duration::from_millis(5500);
+    // Only the drain can have committed it.
+    config.topics.commit_interval = Duration::from_secs(60);
+    let mut first = KafkaConsumer::open(config).await.unwrap();
+    let held = take(&mut first, 20).await;
+    let second = KafkaConsumer::open(topic.config()).await.unwrap();
+    let early = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < early {
+        assert_eq!(second.assigned_partitions(), 0, "it was given away with messages in flight");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let tags: Vec<_> = held.iter().map(|delivery| delivery.receipt.tag()).collect();
+    assert_eq!(ack(&first, &tags).await, vec![Settled::Done; 20]);
+    until("the second member has a partition", || second.assigned_partitions() == 1).await;
+    let mut committed = topic.committed().await;
+    committed.sort_unstable();
+    assert_eq!(committed, [-1, 10]);
+    first.close().await.unwrap();
+    topic.wait_committed(&[10, 10]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlasts_the_drain_is_too_late_and_comes_to_the_next_owner() {
+    let topic = Topic::new(2).await;
+    topic.fill(10).await;
+    let mut config = topic.config();
+    config.topics.drain_timeout = Duration::from_millis(100);
+    let mut first = KafkaConsumer::open(config).await.unwrap();
+    let held = take(&mut first, 20).await;
+    let mut second = topic.open().await;
+    until("the first member has one partition left", || first.assigned_partitions() == 1).await;
+    let again: Vec<_> = take(&mut second, 10).await.iter().map(text).collect();
+    for delivery in &held {
+        let moved = again.contains(&text(delivery));
+        let expected = if moved { Settled::TooLate } else { Settled::Done };
+        assert_eq!(ack(&first, &[delivery.receipt.tag()]).await, [expected]);
+    }
+    assert_eq!(again.len(), 10);
+    first.close().await.unwrap();
+    let mut committed = topic.committed().await;
+    committed.sort_unstable();
+    // Zero, or nothing at all, for the partition that moved: nothing of it was settled by its owner.
+    assert!(committed[0] <= 0 && committed[1] == 10, "{committed:?}");
+}
+
+/// What happened to each record.
+type Effects = Arc<Mutex<BTreeMap<String, u32>>>;
+
+/// A member that handles and acks until it is told to go: in order, or as if killed.
+async fn member(topic: Arc<Topic>, effects: Effects, go: Arc<AtomicBool>, orderly: bool) {
+    let mut consumer = KafkaConsumer::open(topic.config()).await.unwrap();
+    while !go.load(Ordering::Relaxed) {
+        let received = tokio::time::timeout(Duration::from_millis(50), consumer.receive()).await;
+        let Ok(received) = received else { continue };
+        for delivery in received.unwrap().unwrap() {
+            *effects.lock().unwrap().entry(text(&delivery)).or_default() += 1;
+            let tag = delivery.receipt.tag();
+            ack(&consumer, &[tag]).await;
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    }
+    if orderly {
+        consumer.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go_under_load_and_committed_offsets_never_go_back() {
+    const EACH: usize = 2000;
+    let topic = Arc::new(Topic::new(4).await);
+    let effects = Effects::default();
+    let stay = Arc::new(AtomicBool::new(false));
+    let steady = tokio::spawn(member(Arc::clone(&topic), Arc::clone(&effects), Arc::clone(&stay), true));
+    let (filling, full) = (Arc::clone(&topic), 4 * EACH);
+    let fill = tokio::spawn(async move { filling.fill(EACH).await });
+    let mut last = vec![-1; 4];
+    for round in 0..6 {
+        let go = Arc::new(AtomicBool::new(false));
+        let guest = member(Arc::clone(&topic), Arc::clone(&effects), Arc::clone(&go), round % 2 == 0);
+        let guest = tokio::spawn(guest);
+        let until = Instant::now() + Duration::from_millis(1200);
+        while Instant::now() < until {
+            let now = topic.committed().await;
+            assert!(now.iter().zip(&last).all(|(now, last)| now >= last), "{last:?} went back to {now:?}");
+            last = now;
+        }
+        go.store(true, Ordering::Relaxed);
+        guest.await.unwrap();
+    }
+    fill.await.unwrap();
+    let mut seen = 0;
+    while seen < full {
+        let before = seen;
+        let grows = || {
+            seen = effects.lock().unwrap().len();
+            seen > before || seen == full
+        };
+        until(&format!("more than {before} were handled"), grows).await;
+    }
+    topic.wait_committed(&[EACH as i64; 4]).await;
+    stay.store(true, Ordering::Relaxed);
+    tokio::time::timeout(LIMIT, steady).await.unwrap().unwrap();
+    assert_eq!(topic.committed().await, [EACH as i64; 4]);
+}

@@ -1,0 +1,177 @@
+//! Records of all kinds on a real broker, and how far the committed offset goes with them.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use onceward::{Consumer, Settled, Settlement};
+use onceward_kafka::KafkaConsumer;
+use onceward_test_servers::kafka::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use support::{LIMIT, Topic, take, text, until};
+
+async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::Delivery]) {
+    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let results = consumer.acker().settle(&batch).await;
+    assert!(results.iter().all(|result| matches!(result, Ok(Settled::Done))), "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn null_keys_tombstones_and_headers_that_are_not_text_pass() {
+    let topic = Topic::new(1).await;
+    topic.send(0, None, Some("no key")).await;
+    topic.send(0, Some("gone"), None).await;
+    let headers = OwnedHeaders::new()
+        .insert(Header { key: "bytes", value: Some(&[0xff_u8, 0x00, 0xfe][..]) })
+        .insert(Header { key: "null", value: None::<&[u8]> })
+        .insert(Header { key: "message-id", value: Some("m-1") });
+    topic.send_with(0, Some(""), Some("headers"), headers).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 3).await;
+    let [plain, tombstone, headers] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!((plain.message.order_key(), text(plain).as_str()), (None, "no key"));
+    assert_eq!(tombstone.message.order_key().unwrap(), "gone");
+    assert!(tombstone.message.payload().is_empty());
+    assert_eq!(headers.message.header("bytes").unwrap()[..], [0xff, 0x00, 0xfe]);
+    assert!(headers.message.header("null").unwrap().is_empty());
+    assert_eq!((headers.message.id(), headers.message.order_key().unwrap().len()), (Some(&b"m-1"[..]), 0));
+    assert!(headers.message.defect().is_none());
+    assert_eq!(headers.message.position().unwrap().offset, 2);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_committed_offset_waits_for_a_slow_message_and_others_do_not() {
+    let topic = Topic::new(1).await;
+    topic.fill(100).await;
+    let mut consumer = topic.open().await;
+    let mut taken = take(&mut consumer, 100).await;
+    let slow = taken.remove(3);
+    ack(&consumer, &taken).await;
+    topic.wait_committed(&[3]).await;
+    drop(consumer);
+    // As after a crash: from the incomplete one on.
+    let mut consumer = topic.open().await;
+    let again = take(&mut consumer, 97).await;
+    assert_eq!(text(&again[0]), text(&slow));
+    ack(&consumer, &again).await;
+    topic.wait_committed(&[100]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_retried_comes_again_in_place_and_holds_the_offset() {
+    let topic = Topic::new(1).await;
+    topic.fill(5).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 5).await;
+    let retry = Settlement::Retry { after: Duration::ZERO };
+    let batch: Vec<_> = [4, 1, 2].map(|index: usize| (taken[index].receipt.tag(), retry)).into();
+    consumer.acker().settle(&batch).await;
+    let again = take(&mut consumer, 3).await;
+    assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["0:1", "0:2", "0:4"]);
+    let rest: Vec<_> =
+        taken.into_iter().filter(|own| !again.iter().any(|other| text(own) == text(other))).collect();
+    ack(&consumer, &rest).await;
+    topic.wait_committed(&[1]).await;
+    ack(&consumer, &again).await;
+    topic.wait_committed(&[5]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aborted_transactions_and_their_markers_hold_nothing_up() {
+    let topic = Topic::new(1).await;
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &topic.bootstrap).set("transactional.id", &topic.name);
+    let producer: FutureProducer = client.create().unwrap();
+    let (name, transactions) = (topic.name.clone(), producer.clone());
+    let transact = async move {
+        for (number, commit) in [true, false, true].into_iter().enumerate() {
+            transactions.begin_transaction().unwrap();
+            for record in 0..5 {
+                let text = format!("{number}:{record}");
+                let record = FutureRecord::<str, str>::to(&name).partition(0).payload(&text);
+                transactions.send(record, LIMIT).await.unwrap();
+            }
+            let ended = transactions.clone();
+            let end = move || match commit {
+                true => ended.commit_transaction(LIMIT),
+                false => ended.abort_transaction(LIMIT),
+            };
+            tokio::task::spawn_blocking(end).await.unwrap().unwrap();
+        }
+    };
+    let initialised = tokio::task::spawn_blocking(move || producer.init_transactions(LIMIT));
+    initialised.await.unwrap().unwrap();
+    transact.await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 10).await;
+    assert!(taken.iter().all(|delivery| !text(delivery).starts_with('1')), "an aborted record came");
+    ack(&consumer, &taken).await;
+    // Five records, a marker, five aborted, a marker, five records.
+    topic.wait_committed(&[17]).await;
+    topic.send(0, None, Some("after the last marker")).await;
+    let last = take(&mut consumer, 1).await;
+    ack(&consumer, &last).await;
+    topic.wait_committed(&[19]).await;
+    assert_eq!(consumer.is_idle().await, Some(true));
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_of_three_poll_intervals_keeps_its_partition_and_the_buffer_its_bound() {
+    let topic = Topic::new(1).await;
+    topic.fill(2000).await;
+    let mut config = topic.config();
+    config.properties.insert("max.poll.interval.ms".into(), "6000".into());
+    config.topics.buffer_messages = 100;
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let held = take(&mut consumer, 1).await;
+    tokio::time::sleep(Duration::from_secs(18)).await;
+    ack(&consumer, &held).await;
+    let rest = take(&mut consumer, 2000 - held.len()).await;
+    let expected: Vec<_> = (0..2000).map(|number| format!("0:{number}")).collect();
+    assert_eq!(held.iter().chain(&rest).map(text).collect::<Vec<_>>(), expected);
+    ack(&consumer, &rest).await;
+    topic.wait_committed(&[2000]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
+    let mut broker = tokio::task::spawn_blocking(Kafka::start).await.unwrap();
+    let topic = Topic::on(&broker, 2).await;
+    topic.fill(100).await;
+    let mut consumer = topic.open().await;
+    let before = take(&mut consumer, 200).await;
+    broker = tokio::task::spawn_blocking(move || {
+        broker.kill();
+        broker.start_again();
+        broker
+    })
+    .await
+    .unwrap();
+    // Whether the assignment outlived the restart is the group's affair: what was not committed comes again then.
+    let batch: Vec<_> = before.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    consumer.acker().settle(&batch).await;
+    topic.fill(100).await;
+    let mut seen: std::collections::BTreeSet<_> = before.iter().map(text).collect();
+    let mut offsets = std::collections::HashSet::new();
+    while offsets.len() < 200 {
+        let taken = take(&mut consumer, 1).await;
+        let new = taken.iter().map(|delivery| delivery.message.position().unwrap().clone());
+        offsets.extend(new.filter(|position| position.offset >= 100));
+        seen.extend(taken.iter().map(text));
+        let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+        consumer.acker().settle(&batch).await;
+    }
+    assert_eq!(seen.len(), 200);
+    until("partitions are assigned", || consumer.assigned_partitions() == 2).await;
+    topic.wait_committed(&[200, 200]).await;
+    consumer.close().await.unwrap();
+    drop(broker);
+}

@@ -1,0 +1,81 @@
+//! Exact answers of a broker, from the client's mock: refused commits, a membership that was lost.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use onceward::{Consumer, Delivery, Settled, Settlement};
+use onceward_kafka::KafkaConsumer;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
+use support::{LIMIT, Topic, take, text, unique};
+
+fn cluster() -> (MockCluster<'static, DefaultProducerContext>, Topic) {
+    let cluster = MockCluster::new(1).unwrap();
+    let name = unique("orders");
+    cluster.create_topic(&name, 1, 1).unwrap();
+    let topic = Topic::made(cluster.bootstrap_servers(), name, 1);
+    (cluster, topic)
+}
+
+async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
+    let batch: Vec<_> = deliveries.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
+}
+
+/// Acks what comes until the group has committed `offset`.
+async fn ack_until_committed(consumer: &mut KafkaConsumer, topic: &Topic, offset: i64) {
+    let end = Instant::now() + LIMIT;
+    while topic.committed().await != [offset] {
+        assert!(Instant::now() < end, "never committed: {:?}", topic.committed().await);
+        if let Ok(received) = tokio::time::timeout(Duration::from_millis(100), consumer.receive()).await {
+            ack(consumer, &received.unwrap().unwrap()).await;
+        }
+    }
+}
+
+async fn a_refused_commit_is_made_up_for(answers: &[Answer]) {
+    let (cluster, topic) = cluster();
+    topic.fill(10).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 10).await;
+    cluster.request_errors(Api::OffsetCommit, answers);
+    ack(&consumer, &taken).await;
+    ack_until_committed(&mut consumer, &topic, 10).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_refused_during_a_rebalance_is_made_up_for() {
+    a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS; 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_an_illegal_generation_is_made_up_for() {
+    a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_moved_is_found() {
+    a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_lost_partition_nothing_is_committed_and_it_comes_again() {
+    let (cluster, topic) = cluster();
+    topic.fill(10).await;
+    let mut config = topic.config();
+    // What the drain would commit is not committed by chance before.
+    config.topics.commit_interval = Duration::from_secs(60);
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let taken = take(&mut consumer, 10).await;
+    assert_eq!(ack(&consumer, &taken[..9]).await, [Settled::Done; 9]);
+    cluster.request_errors(Api::Heartbeat, &[Answer::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]);
+    let again = take(&mut consumer, 10).await;
+    assert_eq!(again.iter().map(text).collect::<Vec<_>>(), taken.iter().map(text).collect::<Vec<_>>());
+    assert_eq!(ack(&consumer, &taken[9..]).await, [Settled::TooLate]);
+    assert_eq!(topic.committed().await, [-1]);
+    consumer.close().await.unwrap();
+}
