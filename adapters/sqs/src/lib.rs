@@ -1,1 +1,26 @@
 //! SQS source and publisher for onceward: visibility kept alive, FIFO groups, batched deletes.
+//!
+//! [`SqsConsumer`] delivers a queue's messages, [`SqsPublisher`] sends messages and returns once SQS has confirmed them.
+//! Both are made from a configuration or from the program's own client.
+//!
+//! Key sources: `message-id` is SQS's (SNS's, if its envelope is taken off); message attributes are headers, and so are
+//! `sqs-message-deduplication-id`, `sqs-sequence-number` and `sqs-receive-count`.
+
+mod acker;
+mod config;
+mod consumer;
+mod endpoint;
+mod error;
+mod facts;
+mod held;
+mod message;
+mod pack;
+mod poller;
+mod publisher;
+mod sns;
+
+pub use config::{QueueConfig, SqsConfig};
+pub use consumer::SqsConsumer;
+pub use endpoint::Endpoint;
+pub use facts::QueueFacts;
+pub use publisher::SqsPublisher;

@@ -1,0 +1,99 @@
+//! Errors of the SQS SDK as [`onceward::Error`]: what was attempted, what was wrong, and what to do.
+
+use std::borrow::Cow;
+
+use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use onceward::{Error, ErrorKind};
+
+type Operation = Cow<'static, str>;
+
+/// The error of `operation` ("receive from queue URL").
+pub(crate) fn sdk<E>(operation: impl Into<Operation>, error: &SdkError<E>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let (kind, what) = match error {
+        SdkError::TimeoutError(_) => (ErrorKind::Timeout, "no answer in time"),
+        SdkError::ConstructionFailure(_) => (ErrorKind::Unavailable, "the request could not be made"),
+        SdkError::DispatchFailure(_) => (
+            ErrorKind::Unavailable,
+            "the request could not be sent; check endpoint, region, network and credentials",
+        ),
+        SdkError::ResponseError(_) => (ErrorKind::Unavailable, "the answer cannot be read"),
+        _ => match error.code() {
+            Some(code) => coded(code),
+            None => (ErrorKind::Unavailable, "SQS reports an error"),
+        },
+    };
+    // The text names the operation, the code and the causes; credentials are never part of it.
+    Error::new(kind, operation, what).with_source(DisplayErrorContext(error).to_string())
+}
+
+/// What an error code of SQS means.
+pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
+    let name = code.rsplit(['#', '.']).next().unwrap_or(code);
+    match name {
+        "QueueDoesNotExist" | "NonExistentQueue" => {
+            (ErrorKind::Config, "there is no such queue; check URL, region and account")
+        }
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "InvalidClientTokenId"
+        | "SignatureDoesNotMatch"
+        | "UnrecognizedClientException"
+        | "KmsAccessDenied" => (
+            ErrorKind::Denied,
+            "SQS refuses; check the credentials and their rights to receive, delete and change visibility",
+        ),
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
+            (ErrorKind::Unavailable, "the credentials have expired; they are asked for again")
+        }
+        "OverLimit" => (
+            ErrorKind::Throttled,
+            "too many messages of this queue are in flight; settle some, or use more queues",
+        ),
+        "ThrottlingException" | "Throttling" | "RequestThrottled" | "ThrottledException" | "KmsThrottled" => {
+            (ErrorKind::Throttled, "SQS asks to slow down")
+        }
+        _ => (ErrorKind::Unavailable, "SQS reports an error"),
+    }
+}
+
+/// True if a receipt handle settles nothing any more.
+pub(crate) fn is_gone(code: &str) -> bool {
+    let name = code.rsplit(['#', '.']).next().unwrap_or(code);
+    matches!(
+        name,
+        "ReceiptHandleIsInvalid" | "InvalidParameterValue" | "MessageNotInflight" | "InvalidIdFormat"
+    )
+}
+
+/// A configuration that cannot be used.
+pub(crate) fn config(operation: impl Into<Operation>, what: impl Into<Operation>) -> Error {
+    Error::new(ErrorKind::Config, operation, what)
+}
+
+/// No answer in time.
+pub(crate) fn timeout(operation: impl Into<Operation>) -> Error {
+    Error::new(ErrorKind::Timeout, operation, "no answer in time; it may or may not have happened")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_told_apart_with_and_without_their_namespace() {
+        for (code, kind) in [
+            ("com.amazonaws.sqs#QueueDoesNotExist", ErrorKind::Config),
+            ("AWS.SimpleQueueService.NonExistentQueue", ErrorKind::Config),
+            ("AccessDenied", ErrorKind::Denied),
+            ("ExpiredToken", ErrorKind::Unavailable),
+            ("OverLimit", ErrorKind::Throttled),
+            ("InternalError", ErrorKind::Unavailable),
+        ] {
+            assert_eq!(coded(code).0, kind, "{code}");
+        }
+        assert!(is_gone("com.amazonaws.sqs#ReceiptHandleIsInvalid") && !is_gone("InternalError"));
+    }
+}

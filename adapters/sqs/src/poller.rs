@@ -1,0 +1,150 @@
+//! Receives from SQS and hands batches over: one of several [`Poller`]s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
+use onceward::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::acker::SqsAcker;
+use crate::config::QueueConfig;
+use crate::error;
+
+/// The most messages of one receive, by SQS's rules.
+const BATCH: i32 = 10;
+/// What a receive may take beyond its wait.
+const GRACE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Messages of one receive, with their numbers.
+pub(crate) type Batch = Vec<(u64, Message)>;
+
+/// One receive at a time. Those above the wanted number wait; at least two go on, so that one that hangs stops nothing.
+pub(crate) struct Poller {
+    pub(crate) index: usize,
+    pub(crate) client: Client,
+    pub(crate) queue: Arc<QueueConfig>,
+    pub(crate) acker: SqsAcker,
+    pub(crate) wanted: Arc<watch::Sender<usize>>,
+    pub(crate) batches: mpsc::Sender<Batch>,
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Poller {
+    /// Receives until the consumer is gone. A receive that is under way then comes to its end, since SQS may be answering
+    /// it, and what it brings is given back.
+    pub(crate) async fn run(self) {
+        let mut wanted = self.wanted.subscribe();
+        let mut failures = 0;
+        loop {
+            // Room first: what is taken from SQS can be handed over.
+            let room = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                room = async {
+                    wanted.wait_for(|wanted| *wanted > self.index).await.ok()?;
+                    self.batches.reserve().await.ok()
+                } => room,
+            };
+            let Some(room) = room else { return };
+            let asked = Instant::now();
+            match self.receive().await {
+                Ok(messages) => {
+                    failures = 0;
+                    let full = messages.len() >= BATCH as usize;
+                    let empty = messages.is_empty();
+                    let numbered = messages.into_iter().filter_map(|mut message| {
+                        let (id, handle) = (message.message_id.clone()?, message.receipt_handle.take()?);
+                        Some((self.acker.held().add(&id, handle, asked), message))
+                    });
+                    let batch: Batch = numbered.collect();
+                    if self.stopping.is_cancelled() {
+                        self.acker.release(batch.iter().map(|(number, _)| *number)).await;
+                        return;
+                    }
+                    if !batch.is_empty() {
+                        room.send(batch);
+                    }
+                    self.adapt(full, empty);
+                    // SQS may answer at once in spite of the wait: as long as a queue's in-flight limit is reached, say.
+                    if empty && asked.elapsed() < FIRST_PAUSE {
+                        self.sleep(FIRST_PAUSE).await;
+                    }
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(?error, queue = self.queue.url, "receiving failed and is repeated");
+                    }
+                    self.sleep(pause(failures)).await;
+                    failures = failures.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    async fn sleep(&self, pause: Duration) {
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    fn adapt(&self, full: bool, empty: bool) {
+        let most = self.queue.pollers;
+        self.wanted.send_if_modified(|wanted| {
+            let before = *wanted;
+            if full {
+                *wanted = (before + 1).min(most);
+            } else if empty {
+                *wanted = (before - 1).max(most.min(2));
+            }
+            *wanted != before
+        });
+    }
+
+    async fn receive(&self) -> Result<Vec<Message>, Error> {
+        let queue = &*self.queue;
+        let operation = || format!("receive from queue {}", queue.url);
+        let limit = queue.wait + GRACE;
+        let limits = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
+        let call = self
+            .client
+            .receive_message()
+            .queue_url(&queue.url)
+            .max_number_of_messages(BATCH)
+            .wait_time_seconds(i32::try_from(queue.wait.as_secs()).unwrap_or(20))
+            .visibility_timeout(i32::try_from(queue.visibility.as_secs()).unwrap_or(30))
+            .message_system_attribute_names(MessageSystemAttributeName::All)
+            .message_attribute_names("All")
+            .customize()
+            .config_override(aws_sdk_sqs::config::Builder::new().timeout_config(limits));
+        let answer = tokio::time::timeout(limit, call.send()).await;
+        let answer = answer
+            .map_err(|_| error::timeout(operation()))?
+            .map_err(|error| error::sdk(operation(), &error))?;
+        Ok(answer.messages.unwrap_or_default())
+    }
+}
+
+/// Doubles from 100 ms to 10 s, with jitter over its upper half.
+fn pause(failures: u32) -> Duration {
+    let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
+    whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        assert!((50..=100).contains(&pause(0).as_millis()));
+        assert!((5_000..=10_000).contains(&pause(u32::MAX).as_millis()));
+    }
+}

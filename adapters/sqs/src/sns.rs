@@ -1,0 +1,39 @@
+//! The envelope that SNS puts around a message for SQS.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde_json::Value;
+
+/// What was in an envelope.
+pub(crate) struct Inner {
+    /// SNS's id: the same in every copy that SNS sends, unlike SQS's.
+    pub(crate) id: String,
+    pub(crate) payload: Bytes,
+    pub(crate) headers: Vec<(String, Bytes)>,
+}
+
+/// Opens an envelope; `None` if it is none.
+pub(crate) fn unwrap(body: &[u8]) -> Option<Inner> {
+    let envelope: Value = serde_json::from_slice(body).ok()?;
+    let text = |name: &str| envelope.get(name).and_then(Value::as_str);
+    if text("Type") != Some("Notification") {
+        return None;
+    }
+    let mut headers = Vec::new();
+    for (name, field) in [("sns-topic-arn", "TopicArn"), ("sns-subject", "Subject")] {
+        if let Some(value) = text(field) {
+            headers.push((name.to_owned(), Bytes::copy_from_slice(value.as_bytes())));
+        }
+    }
+    for (name, attribute) in
+        envelope.get("MessageAttributes").and_then(Value::as_object).into_iter().flatten()
+    {
+        let value = attribute.get("Value")?.as_str()?;
+        let binary = attribute.get("Type")?.as_str()?.starts_with("Binary");
+        let bytes = if binary { STANDARD.decode(value).ok()?.into() } else { Bytes::from(value.to_owned()) };
+        headers.push((name.clone(), bytes));
+    }
+    let payload = Bytes::from(text("Message")?.to_owned());
+    Some(Inner { id: text("MessageId")?.to_owned(), payload, headers })
+}
