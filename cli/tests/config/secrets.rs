@@ -8,7 +8,7 @@ use crate::examples::{CONTRACT, no_env};
 const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
-const SECRET_PLACES: [&str; 24] = [
+const SECRET_PLACES: [&str; 25] = [
     "[source.rabbitmq]\nurl = 'amqp://u:SECRET@h/%2f'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqp://h'\nqueue = 'q'\npassword = 'SECRET'\n",

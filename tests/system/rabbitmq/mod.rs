@@ -98,8 +98,8 @@ fn orders(lines: usize) -> Orders {
     let mut orders = Orders::with_copies(lines, lines * 3 / 10, &json!({"ms": 1}), &mut Chance::new());
     let failing: BTreeSet<_> = orders.ids.iter().step_by(50).cloned().collect();
     for line in &mut orders.lines {
-        let parsed: Value = serde_json::from_str(line).unwrap();
-        let id = parsed["id"].as_str().unwrap();
+        let parsed: Value = serde_json::from_str(line).expect("an order is JSON");
+        let id = parsed["id"].as_str().expect("an id");
         if failing.contains(id) {
             *line = order(id, &json!({"ms": 1, "do": "fail", "times": 1}));
         }

@@ -24,9 +24,9 @@ impl Queue {
         }
         runtime().block_on(async {
             let connected = Connection::connect(&queue.broker.url(), ConnectionProperties::default()).await;
-            let channel = connected.unwrap().create_channel().await.unwrap();
+            let channel = connected.expect("a connection").create_channel().await.expect("a channel");
             let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(name.into(), options, table).await.unwrap();
+            channel.queue_declare(name.into(), options, table).await.expect("a queue");
         });
         queue
     }
@@ -34,11 +34,12 @@ impl Queue {
     /// Publishes one message a line; all are confirmed.
     pub(super) fn publish(&self, lines: &[String]) {
         runtime().block_on(async {
-            let publisher = RabbitPublisher::open(Endpoint::new(self.broker.url())).await.unwrap();
+            let publisher =
+                RabbitPublisher::open(Endpoint::new(self.broker.url())).await.expect("a publisher");
             for lines in lines.chunks(500) {
                 let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
                 for published in publisher.publish(&batch).await {
-                    published.unwrap();
+                    published.expect("a confirm");
                 }
             }
         });
@@ -59,5 +60,5 @@ impl Queue {
 }
 
 fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }
