@@ -4,7 +4,6 @@
 mod handlers_support;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -282,35 +281,6 @@ async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
     let error = say(&handler, "pid").await.unwrap_err();
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
     assert!(error.text().contains("./no-such-worker"), "{error}");
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn standard_error_goes_to_the_log_in_bounded_lines() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let handler = handler();
-    say(&handler, "log").await.unwrap();
-    let line = eventually("the line is in the log", || {
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        text.lines().find(|line| line.contains("[31mfine")).map(str::to_owned)
-    })
-    .await;
-    assert!(line.contains("process=0") && line.contains('…') && line.len() < 1500, "{line}");
 }
 
 #[tokio::test]

@@ -65,6 +65,10 @@ table! {
         /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub delivery_limit: Option<u32>,
+        /// Retries at least this far off, from 1s to 1d, wait in queues of the broker's, named `QUEUE.wait.…` and declared
+        /// when needed, instead of in this process. They lose their place in the order.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub wait_queues_from: Option<HumanDuration>,
         /// The certificates, PEM, of the authorities that may have signed the broker's; the system's where it is left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,

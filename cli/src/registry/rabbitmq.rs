@@ -16,6 +16,7 @@ pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<Rab
     options.queue.single_active_consumer = source.single_active_consumer;
     options.queue.ack_timeout = Some(source.ack_timeout.get()).filter(|timeout| !timeout.is_zero());
     options.queue.delivery_limit = source.delivery_limit;
+    options.queue.wait_queues_from = source.wait_queues_from.map(|shortest| shortest.get());
     RabbitConsumer::open(options).await
 }
 

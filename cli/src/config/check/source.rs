@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Checked, address, credentials, text, texts, url, within};
-use crate::config::{Address, Config, FileSource, KafkaSource, Properties, Source};
+use super::{Checked, address, credentials, duration, text, texts, url, within};
+use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Properties, Source};
 
 /// Properties that are not for passing through, with what to use instead.
 const REFUSED_PROPERTIES: [(&str, &str); 7] = [
@@ -21,6 +21,10 @@ const AUTOMATIC: &str = "remove it, since offsets are committed only after an ef
 const SESSION_TIMEOUT_MS: u64 = 45_000;
 const MAX_POLL_INTERVAL_MS: u64 = 300_000;
 
+/// The delays for which a way through the broker is worth while.
+const LEAST_WAIT: HumanDuration = HumanDuration::from_secs(1);
+const MOST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
+
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 
 pub(super) fn check(config: &Config) -> Checked {
@@ -35,6 +39,17 @@ pub(super) fn check(config: &Config) -> Checked {
                     "is 0, with which the broker loses each message that is given back",
                     "raise x-delivery-limit on the queue, and write its value here",
                 ));
+            }
+            if let Some(shortest) = source.wait_queues_from {
+                const KEY: &str = "source.rabbitmq.wait_queues_from";
+                duration(config, KEY, shortest, LEAST_WAIT, MOST_WAIT)?;
+                if source.single_active_consumer {
+                    return Err(config.refuse(
+                        KEY,
+                        "gives up the order that single_active_consumer is there to keep",
+                        "remove one of the two",
+                    ));
+                }
             }
             credentials(config, "source.rabbitmq", source.credentials(), Some(&source.url))
         }
