@@ -118,11 +118,21 @@ async fn a_confirm_that_never_comes_keeps_the_original_and_it_comes_again() {
     settle(&consumer, &tags, Settlement::Retry { after: DELAY }).await;
     depth_becomes(broker, &queue, (0, 2)).await;
     proxy.cut();
-    // Both: that is what "unknown" means, and the store knows them for one.
-    let (tags, texts) = taken(&mut consumer, 2).await;
-    assert_eq!(texts, ["1", "1"]);
-    settle(&consumer, &tags, Settlement::Ack).await;
-    depth_becomes(broker, &queue, (0, 0)).await;
+    // Both come: that is what "unknown" means, and the store knows them for one. The original comes once more, with an old
+    // tag, if its wait in this process began before the connection was cut.
+    let mut came = 0;
+    while broker.depth(&queue) != (0, 0) {
+        if let Ok((tags, texts)) = tokio::time::timeout(DELAY * 2, taken(&mut consumer, 1)).await {
+            assert!(texts.iter().all(|text| text == "1"), "{texts:?}");
+            came += texts.len();
+            let acks: Vec<_> = tags.into_iter().map(|tag| (tag, Settlement::Ack)).collect();
+            for settled in consumer.acker().settle(&acks).await {
+                settled.unwrap();
+            }
+        }
+        assert!(came <= 6, "it comes again and again");
+    }
+    assert!(came >= 2, "the copy and the original");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
