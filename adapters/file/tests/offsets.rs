@@ -252,6 +252,9 @@ async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
     let sink = tempfile::NamedTempFile::new().unwrap();
     let writer = std::sync::Mutex::new(sink.reopen().unwrap());
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    // While there is only one, tracing asks the thread that logs by a line for the first time, be it another test's, and
+    // keeps its answer for all.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let guard = tracing::subscriber::set_default(subscriber);
     let result = run.await;
     drop(guard);
