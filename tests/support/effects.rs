@@ -61,13 +61,17 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// All lines, in the order they were written; none if there is no file yet.
+/// All whole lines, in the order they were written; none if there is no file yet. What stands behind the last line end is
+/// being written at this moment.
 ///
 /// # Errors
 /// What the file system answers, or a line that is no note: then the ledger itself is broken.
 pub fn read(path: &Path) -> io::Result<Vec<Note>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect(),
+        Ok(text) => {
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
