@@ -96,9 +96,26 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// What a delivery may end in; it ends in one of them.
+    pub const ENDS: &'static [Counter] = &[
+        Counter::Handled,
+        Counter::Duplicates,
+        Counter::DuplicatesOfDead,
+        Counter::DeadLettered,
+        Counter::MismatchAcked,
+        Counter::Rejected,
+        Counter::GivenBack,
+    ];
+
     /// How often `counter` was counted since the pipeline was built.
     pub fn get(&self, counter: Counter) -> u64 {
         self.counts[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Deliveries that ended: acked for whatever reason, refused or given back. Once a pipeline has ended it is as many as
+    /// [`Counter::Received`] says.
+    pub fn ended(&self) -> u64 {
+        Self::ENDS.iter().map(|end| self.get(*end)).sum()
     }
 
     /// Deliveries taken and not yet settled.

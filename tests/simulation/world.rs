@@ -373,16 +373,7 @@ impl World {
         for (number, counters) in (1..).zip(&self.counters) {
             duplicates += counters.get(Counter::Duplicates) + counters.get(Counter::DuplicatesOfDead);
             suspected += counters.get(Counter::SuspectedDoubleEffects);
-            let ends = [
-                Counter::Handled,
-                Counter::Duplicates,
-                Counter::DuplicatesOfDead,
-                Counter::DeadLettered,
-                Counter::MismatchAcked,
-                Counter::Rejected,
-                Counter::GivenBack,
-            ];
-            let ended: u64 = ends.iter().map(|end| counters.get(*end)).sum();
+            let ended = counters.ended();
             let received = counters.get(Counter::Received);
             if received != ended || counters.in_flight() != 0 || counters.in_flight_bytes() != 0 {
                 let in_flight = counters.in_flight();

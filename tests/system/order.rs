@@ -2,19 +2,18 @@
 
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::effects::Kind;
-use onceward_test_support::ledger::{Effect, Ledger, Produced};
+use onceward_test_support::ledger::Produced;
 use onceward_test_support::orders::order;
 use onceward_test_support::process::until;
-use onceward_test_support::scene::Scene;
 use serde_json::json;
 
-use crate::stage::{PATIENCE, scene, worker};
+use crate::stage::{PATIENCE, ledger_of, scene, worker};
 
 const LANES: usize = 8;
 const LONG: usize = 40;
 
 /// Lines of all lanes in turn; in each lane every tenth fails once.
-fn lines(long: usize) -> (Vec<String>, Vec<Produced>) {
+pub(crate) fn lines(long: usize) -> (Vec<String>, Vec<Produced>) {
     let mut lines = Vec::new();
     let mut produced = Vec::new();
     for number in 0..long {
@@ -27,12 +26,6 @@ fn lines(long: usize) -> (Vec<String>, Vec<Produced>) {
         }
     }
     (lines, produced)
-}
-
-fn ledger(scene: &Scene, produced: Vec<Produced>) -> Ledger {
-    let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
-    let effects = effects.map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us });
-    Ledger { produced, effects: effects.collect(), dead: Vec::new() }
 }
 
 #[test]
@@ -52,7 +45,7 @@ fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() 
     }
     let ended = scene.run_to_end();
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
-    let ledger = ledger(&scene, produced);
+    let ledger = ledger_of(&scene, produced);
     assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
     assert_eq!(ledger.out_of_order(), []);
     assert_eq!(ledger.overlapping(), [], "a run began before the earlier one of its key had ended");
@@ -65,5 +58,5 @@ fn without_an_order_the_same_input_is_not_held_up() {
     let ended = scene.run_to_end();
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), produced.len() as u64), "{ended:#?}");
     // The failures are overtaken: that the check above can fail is shown by this one.
-    assert_ne!(ledger(&scene, produced).out_of_order(), []);
+    assert_ne!(ledger_of(&scene, produced).out_of_order(), []);
 }

@@ -36,9 +36,14 @@ pub(crate) fn scene(setup: &Setup, lines: &[String]) -> Scene {
 /// The ledger of a scene; ids are its keys.
 pub(crate) fn ledger(scene: &Scene, ids: &[String]) -> Ledger {
     let produced = ids.iter().map(|id| Produced { key: id.clone(), order_key: None, confirmed: true });
+    ledger_of(scene, produced.collect())
+}
+
+/// As [`ledger`], where it matters what else was produced with an id.
+pub(crate) fn ledger_of(scene: &Scene, produced: Vec<Produced>) -> Ledger {
     let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
     Ledger {
-        produced: produced.collect(),
+        produced,
         effects: effects
             .map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us })
             .collect(),

@@ -361,17 +361,8 @@ impl Worker {
 /// I9: every delivery received was acked for a reason, refused or given back.
 #[track_caller]
 pub(super) fn assert_accounted(counters: &Counters) {
-    let ends = [
-        Counter::Handled,
-        Counter::Duplicates,
-        Counter::DuplicatesOfDead,
-        Counter::DeadLettered,
-        Counter::MismatchAcked,
-        Counter::Rejected,
-        Counter::GivenBack,
-    ];
-    let ended: u64 = ends.iter().map(|end| counters.get(*end)).sum();
-    let detail: Vec<_> = ends.iter().map(|end| (end.name(), counters.get(*end))).collect();
+    let ended = counters.ended();
+    let detail: Vec<_> = Counters::ENDS.iter().map(|end| (end.name(), counters.get(*end))).collect();
     assert_eq!(counters.get(Counter::Received), ended, "received is not what ended: {detail:?}");
     assert_eq!((counters.in_flight(), counters.in_flight_bytes()), (0, 0), "something is still in flight");
 }

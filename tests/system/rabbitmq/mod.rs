@@ -9,14 +9,14 @@ use lapin::types::AMQPValue;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::effects::Kind;
-use onceward_test_support::ledger::{Effect, Ledger, Produced};
-use onceward_test_support::orders::{Orders, order};
+use onceward_test_support::orders::{self, Orders};
 use onceward_test_support::process::{Running, until};
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::{Value, json};
 
-use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, worker};
+use crate::order;
+use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, ledger_of, worker};
 use queue::Queue;
 
 /// A whole run with its kills, on a machine that has other work too.
@@ -60,11 +60,6 @@ fn pending(scene: &Scene) -> BTreeSet<String> {
     keys.map(|key| key["hash"].as_str().expect("the hash of a key").to_owned()).collect()
 }
 
-fn effects(scene: &Scene) -> Vec<Effect> {
-    let effects = scene.notes().into_iter().filter(|note| note.kind == Kind::Effect);
-    effects.map(|note| Effect { key: note.id, start: note.start_us, end: note.end_us }).collect()
-}
-
 /// Both end in time on SIGTERM, and leave nothing behind.
 fn stop(running: Vec<Running>) {
     running.iter().for_each(Running::terminate);
@@ -102,7 +97,7 @@ fn orders(lines: usize) -> Orders {
         let parsed: Value = serde_json::from_str(line).expect("an order is JSON");
         let id = parsed["id"].as_str().expect("an id");
         if failing.contains(id) {
-            *line = order(id, &json!({"ms": 1, "do": "fail", "times": 1}));
+            *line = orders::order(id, &json!({"ms": 1, "do": "fail", "times": 1}));
         }
     }
     orders
@@ -117,8 +112,7 @@ fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(queue: &Queue, setup: 
     let began = Instant::now();
     let excused = under_kills(&scene, orders.ids.len(), kills);
     let took = began.elapsed();
-    let produced = orders.ids.iter().map(|id| Produced { key: id.clone(), order_key: None, confirmed: true });
-    let ledger = Ledger { produced: produced.collect(), effects: effects(&scene), dead: Vec::new() };
+    let ledger = ledger(&scene, &orders.ids);
     assert!(excused.len() <= kills * 16, "{} keys were in flight at {kills} kills", excused.len());
     ledger.verify(&excused);
     until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
@@ -174,8 +168,7 @@ fn a_program_paused_beyond_its_lease_is_fenced_and_its_late_acks_harm_nobody() {
     until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == orders.ids.len());
     let excused = ids_of(&scene, &excused);
     stop(running);
-    let produced = orders.ids.iter().map(|id| Produced { key: id.clone(), order_key: None, confirmed: true });
-    let ledger = Ledger { produced: produced.collect(), effects: effects(&scene), dead: Vec::new() };
+    let ledger = ledger(&scene, &orders.ids);
     ledger.verify(&excused);
     until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
 }
@@ -204,18 +197,8 @@ fn a_long_retry_waits_in_a_queue_of_the_brokers_and_runs_then() {
 
 #[test]
 fn a_single_active_consumer_keeps_the_order_of_each_key_under_kills() {
-    const LANES: usize = 8;
     let queue = Queue::declare("lanes", &[("x-single-active-consumer", AMQPValue::Boolean(true))]);
-    let (mut lines, mut produced) = (Vec::new(), Vec::new());
-    for number in 0..100 {
-        for lane in 0..LANES {
-            let id = format!("{lane}-{number:03}");
-            let fails = json!({"lane": lane, "ms": 2, "do": "fail", "times": 1});
-            let well = json!({"lane": lane, "ms": 2});
-            lines.push(order(&id, if number % 10 == 5 { &fails } else { &well }));
-            produced.push(Produced { key: id, order_key: Some(lane.to_string()), confirmed: true });
-        }
-    }
+    let (lines, produced) = order::lines(100);
     queue.publish(&lines);
     let setup = with_redis(setup(&queue), Redis::shared())
         .set("scope", "lanes")
@@ -224,7 +207,7 @@ fn a_single_active_consumer_keeps_the_order_of_each_key_under_kills() {
         .set("pipeline.order_by", "json:/lane");
     let scene = scene(&setup);
     under_kills(&scene, produced.len(), kills(4));
-    let ledger = Ledger { produced, effects: effects(&scene), dead: Vec::new() };
+    let ledger = ledger_of(&scene, produced);
     assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
     assert_eq!(ledger.out_of_order(), []);
     until("an empty queue", PATIENCE, || queue.depth() == (0, 0));
@@ -266,7 +249,7 @@ fn while_redis_is_down_no_handler_starts_and_nothing_is_acked_or_redelivered() {
 #[test]
 fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
     let (queue, dead) = (Queue::declare("parts", &[]), Queue::declare("parts.dead", &[]));
-    let lines = [order("well", &json!({})), order("ill", &json!({"do": "permanent"}))];
+    let lines = [orders::order("well", &json!({})), orders::order("ill", &json!({"do": "permanent"}))];
     queue.publish(&lines);
     let setup = with_redis(setup(&queue), Redis::shared())
         .set("scope", "parts")
