@@ -28,8 +28,8 @@ pub(crate) enum Event {
     End,
     /// The source is idle; only sent if the pipeline shall stop then.
     Idle,
-    /// A round's claims were answered, or not: whether the store was reached, if it was asked at all.
-    Claimed { reached: Option<bool> },
+    /// A round's claims were answered, or not: what the store's trouble is, if it was asked at all.
+    Claimed { store: Option<Result<(), String>> },
     /// So many runs have ended: their slots are free.
     Finished(usize),
     /// Deliveries were settled, or are to be tried again.
@@ -201,9 +201,9 @@ impl<R: Runner> Dispatcher<R> {
             Event::End => self.at_end = true,
             // What goes back to the source while it is asked would not be seen: it must be there by then.
             Event::Idle => self.idle = self.is_quiet() && self.unflushed <= 0,
-            Event::Claimed { reached } => {
+            Event::Claimed { store } => {
                 self.claiming -= 1;
-                reached.into_iter().for_each(|reached| self.note_store(reached));
+                store.into_iter().for_each(|answered| self.note_store(answered));
             }
             Event::Finished(count) => self.running -= count,
             Event::Settled(reports) => self.conclude_all(reports),
@@ -367,16 +367,19 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     /// Fail closed: while the store does not answer, one round at a time asks it, after a growing pause.
-    fn note_store(&mut self, reached: bool) {
-        if reached {
+    fn note_store(&mut self, answered: Result<(), String>) {
+        let Err(error) = answered else {
             if self.store_retry_at.take().is_some() {
                 tracing::info!("the store answers again");
             }
             self.store_failures = 0;
             return;
-        }
+        };
         if self.store_failures == 0 {
-            tracing::warn!("the store does not answer: no handler starts, nothing is acked, intake pauses");
+            tracing::warn!(
+                error,
+                "the store does not answer: no handler starts, nothing is acked, intake pauses"
+            );
         }
         let pause =
             self.shared.pause(Duration::from_millis(100), self.store_failures, Duration::from_secs(5));

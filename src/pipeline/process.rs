@@ -40,8 +40,10 @@ async fn claim<R: Runner>(shared: &Shared<R>, mut round: Vec<Work>) -> Vec<Start
     let requests = requests(shared, &mut round);
     let sent = Instant::now();
     let answers = if requests.is_empty() { Vec::new() } else { shared.claim(&requests).await };
-    let reached = answers.iter().all(|answer| !answer.as_ref().is_err_and(concerns_the_store));
-    shared.tell(Event::Claimed { reached: (!requests.is_empty()).then_some(reached) });
+    let trouble =
+        answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| concerns_the_store(error));
+    let store = (!requests.is_empty()).then(|| trouble.map_or(Ok(()), |error| Err(error.to_string())));
+    shared.tell(Event::Claimed { store });
 
     let deadline = sent + shared.config.lease - shared.config.lease_margin();
     let mut answers = answers.into_iter();

@@ -45,13 +45,17 @@ impl Ended {
         self.status.signal()
     }
 
-    /// What the summary line says of `name`; 0 for one of the names that are only there if they count something.
+    /// What the summary line says of `name`; 0 for one of the names that are only there if they count something. It is on
+    /// standard output, or in the log of a run that was asked to end.
     ///
     /// # Panics
-    /// If standard output does not end with such a line.
+    /// If neither ends with such a line.
     pub fn summary(&self, name: &str) -> u64 {
-        let line = self.stdout.lines().last().unwrap_or_default();
-        assert!(line.starts_with("received="), "it ended without a summary: {self:#?}");
+        let last = |text: &str| {
+            text.lines().last().and_then(|line| Some(line[line.find("received=")?..].to_owned()))
+        };
+        let line = last(&self.stdout).or_else(|| last(&self.stderr));
+        let line = line.unwrap_or_else(|| panic!("it ended without a summary: {self:#?}"));
         let mut figures = line.split(' ').filter_map(|figure| figure.split_once('='));
         let number = figures.find(|(found, _)| *found == name).map_or(Ok(0), |(_, number)| number.parse());
         number.unwrap_or_else(|error| panic!("{name} in the summary: {error}: {self:#?}"))

@@ -12,7 +12,8 @@
 //! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
 //! | `shutdown.rs` | signals |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
-//! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: two programs at once, under kills and outages |
+//! | `pair.rs` | what two programs on one source do, killed in turn |
+//! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `release.rs` | the program that people run has no crash points |
 //!
 //! `ONCEWARD_TEST_KILLS` sets how often the tests that kill at random do so, `ONCEWARD_TEST_SEED` repeats their choices.
@@ -23,6 +24,7 @@ mod crash_points;
 mod failures;
 mod leases;
 mod order;
+mod pair;
 mod quickstart;
 mod rabbitmq;
 mod release;

@@ -34,17 +34,7 @@ async fn slots_that_move_under_load_lose_and_double_nothing() {
     // Three slots of ours, step by step, so that many batches meet each of them half moved.
     let mover = std::thread::spawn(move || {
         for byte in [0x80_u8, 0x93, 0xfa] {
-            let slot = slot(byte);
-            let from = cluster.owner_of(slot);
-            let to = (from + 1) % 3;
-            cluster.begin_move(slot, from, to);
-            for _ in 0..10_000 {
-                if cluster.move_keys(slot, from, to, 1) == 0 {
-                    break;
-                }
-            }
-            cluster.end_move(slot, to);
-            assert_eq!(cluster.owner_of(slot), to);
+            cluster.move_slowly(slot(byte));
         }
         cluster
     });

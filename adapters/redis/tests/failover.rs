@@ -8,33 +8,8 @@ use std::time::{Duration, Instant};
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
-use onceward_test_servers::redis::{Redis, RedisSentinel};
+use onceward_test_servers::redis::{RedisReplicated, RedisSentinel};
 use support::{answered, claim, complete, config, lease_of, request, work_through};
-
-/// A primary and its replica in step.
-fn pair() -> (Redis, Redis) {
-    let primary = Redis::start_with(&["--repl-diskless-sync-delay", "0"]);
-    let port = primary.port().to_string();
-    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
-    let end = Instant::now() + Duration::from_secs(20);
-    let online = || primary.cli(&["INFO", "replication"]).contains("state=online");
-    while replica.info("master_link_status") != "up" || !online() {
-        assert!(Instant::now() < end, "the replica does not come up");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (primary, replica)
-}
-
-/// Waits until the replica has all that the primary has. (`WAIT` from a connection that wrote nothing waits for nothing.)
-fn await_in_step(primary: &Redis, replica: &Redis) {
-    let written = |server: &Redis, name: &str| server.info(name).parse::<u64>().unwrap();
-    let goal = written(primary, "master_repl_offset");
-    let end = Instant::now() + Duration::from_secs(20);
-    while written(replica, "slave_repl_offset") < goal {
-        assert!(Instant::now() < end, "the replica lags behind");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 fn through(sentinel: &RedisSentinel) -> RedisConfig {
     RedisConfig::sentinel([sentinel.url().as_str()], "orders").unwrap()
@@ -42,19 +17,19 @@ fn through(sentinel: &RedisSentinel) -> RedisConfig {
 
 #[tokio::test]
 async fn the_store_follows_a_failover() {
-    let (mut primary, replica) = pair();
-    let sentinel = RedisSentinel::start("orders", &primary);
+    let mut servers = RedisReplicated::start();
+    let sentinel = RedisSentinel::start("orders", &servers.primary);
     let store = RedisStore::new(&through(&sentinel)).unwrap();
     store.check().await.unwrap();
     let held = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, done).await.unwrap(), Completion::Completed);
-    await_in_step(&primary, &replica);
-    primary.kill();
+    servers.await_in_step();
+    servers.primary.kill();
     let since = Instant::now();
     let other = answered(async || claim(&store, request(1)).await).await;
     assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
-    assert_eq!(sentinel.primary_port("orders"), replica.port());
+    assert_eq!(sentinel.primary_port("orders"), servers.replica.port());
     assert!(matches!(other, Claim::InProgress { .. }), "what had reached the replica is there: {other:?}");
     assert_eq!(complete(&store, held).await.unwrap(), Completion::Completed);
     assert!(matches!(claim(&store, request(2)).await.unwrap(), Claim::Completed { .. }));
@@ -64,18 +39,18 @@ async fn the_store_follows_a_failover() {
 /// The documented limit: Redis replicates afterwards.
 #[tokio::test]
 async fn a_failover_loses_what_the_replica_had_not_got() {
-    let (mut primary, replica) = pair();
-    let sentinel = RedisSentinel::start("orders", &primary);
+    let mut servers = RedisReplicated::start();
+    let sentinel = RedisSentinel::start("orders", &servers.primary);
     let store = RedisStore::new(&through(&sentinel)).unwrap();
     let earlier = lease_of(claim(&store, request(1)).await.unwrap());
-    await_in_step(&primary, &replica);
-    replica.pause(true);
+    servers.await_in_step();
+    servers.replica.pause(true);
     // Otherwise what follows waits for the replica in its socket.
-    primary.cli(&["CLIENT", "KILL", "TYPE", "replica"]);
+    servers.primary.cli(&["CLIENT", "KILL", "TYPE", "replica"]);
     let lost = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, earlier).await.unwrap(), Completion::Completed);
-    primary.kill();
-    replica.pause(false);
+    servers.primary.kill();
+    servers.replica.pause(false);
     // Another worker gets what the first one holds: two handlers may overlap, and the fence tells them apart.
     let doubled = lease_of(answered(async || claim(&store, request(2)).await).await);
     assert!(doubled.fence > lost.fence);
@@ -88,11 +63,11 @@ async fn a_failover_loses_what_the_replica_had_not_got() {
 
 #[tokio::test]
 async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
-    let (primary, replica) = pair();
-    let waiting = config(&primary.url()).wait_replicas(1).wait_timeout(Duration::from_secs(1));
+    let servers = RedisReplicated::start();
+    let waiting = config(&servers.primary.url()).wait_replicas(1).wait_timeout(Duration::from_secs(1));
     let store = RedisStore::new(&waiting).unwrap();
     let earlier = lease_of(claim(&store, request(1)).await.unwrap());
-    replica.pause(true);
+    servers.replica.pause(true);
     let request = request(2);
     let error = claim(&store, request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
@@ -102,7 +77,7 @@ async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
     let again = RedisStore::new(&waiting).unwrap();
     let error = claim(&again, request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
-    replica.pause(false);
+    servers.replica.pause(false);
     let lease = lease_of(answered(async || claim(&store, request).await).await);
     assert_eq!(answered(async || complete(&store, lease).await).await, Completion::Completed);
     assert_eq!(answered(async || complete(&store, earlier).await).await, Completion::Repeated);
@@ -110,12 +85,12 @@ async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
 
 #[tokio::test]
 async fn with_wait_replicas_a_failover_loses_nothing_that_was_confirmed() {
-    let (mut primary, _replica) = pair();
-    let sentinel = RedisSentinel::start("orders", &primary);
+    let mut servers = RedisReplicated::start();
+    let sentinel = RedisSentinel::start("orders", &servers.primary);
     let store = RedisStore::new(&through(&sentinel).wait_replicas(1)).unwrap();
     work_through(&store, 0..500).await;
     let held = lease_of(claim(&store, request(1_000)).await.unwrap());
-    primary.kill();
+    servers.primary.kill();
     // The new primary has no replica that could confirm anything.
     let after = RedisStore::new(&through(&sentinel)).unwrap();
     support::assert_completed(&after, 0..500).await;

@@ -8,16 +8,25 @@ use onceward_rabbitmq::{Endpoint, RabbitPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use tokio::runtime::Runtime;
 
+use crate::pair::Waiting;
+
 /// A durable queue of its own for one test.
-pub(super) struct Queue {
-    pub(super) broker: &'static RabbitMq,
+pub(super) struct Queue<'a> {
+    pub(super) broker: &'a RabbitMq,
     pub(super) name: String,
 }
 
-impl Queue {
-    /// Declares `name`, with such arguments.
+impl Queue<'static> {
+    /// Declares `name` on the broker that the tests share, with such arguments.
     pub(super) fn declare(name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
-        let queue = Self { broker: RabbitMq::shared(), name: name.to_owned() };
+        Self::declare_on(RabbitMq::shared(), name, arguments)
+    }
+}
+
+impl<'a> Queue<'a> {
+    /// As [`declare`](Queue::declare), on another broker.
+    pub(super) fn declare_on(broker: &'a RabbitMq, name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
+        let queue = Self { broker, name: name.to_owned() };
         let mut table = FieldTable::default();
         for (argument, value) in arguments {
             table.insert((*argument).into(), value.clone());
@@ -31,21 +40,7 @@ impl Queue {
         queue
     }
 
-    /// Publishes one message a line; all are confirmed.
-    pub(super) fn publish(&self, lines: &[String]) {
-        runtime().block_on(async {
-            let publisher =
-                RabbitPublisher::open(Endpoint::new(self.broker.url())).await.expect("a publisher");
-            for lines in lines.chunks(500) {
-                let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
-                for published in publisher.publish(&batch).await {
-                    published.expect("a confirm");
-                }
-            }
-        });
-    }
-
-    fn message(&self, line: &str) -> Outgoing {
+    pub(super) fn message(&self, line: &str) -> Outgoing {
         Outgoing {
             destination: self.name.clone(),
             payload: line.as_bytes().to_vec().into(),
@@ -59,6 +54,29 @@ impl Queue {
     }
 }
 
-fn runtime() -> Runtime {
+impl Waiting for Queue<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn publish(&self, lines: &[String]) {
+        runtime().block_on(async {
+            let publisher =
+                RabbitPublisher::open(Endpoint::new(self.broker.url())).await.expect("a publisher");
+            for lines in lines.chunks(500) {
+                let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
+                for published in publisher.publish(&batch).await {
+                    published.expect("a confirm");
+                }
+            }
+        });
+    }
+
+    fn is_empty(&self) -> bool {
+        self.depth() == (0, 0)
+    }
+}
+
+pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }

@@ -1,4 +1,8 @@
-//! Private Redis servers: one alone ([`Redis`]), a cluster ([`RedisCluster`]), a Sentinel ([`RedisSentinel`]).
+//! Private Redis servers: one alone ([`Redis`]), with a replica ([`RedisReplicated`]) and a Sentinel ([`RedisSentinel`]), and a
+//! cluster ([`RedisCluster`]).
+
+mod cluster;
+mod replicated;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,6 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
+pub use cluster::RedisCluster;
+pub use replicated::{RedisReplicated, RedisSentinel};
 use tempfile::TempDir;
 
 use crate::ports::free_port;
@@ -205,168 +211,6 @@ impl Redis {
         let info = self.cli(&["INFO", "everything"]);
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("INFO has no {name}")).trim().to_owned()
-    }
-}
-
-/// A cluster of primaries without replicas, the slots shared out evenly.
-#[derive(Debug)]
-pub struct RedisCluster {
-    nodes: Vec<Redis>,
-}
-
-impl RedisCluster {
-    /// Starts `count` nodes (at least 3) and joins them (about 5 s).
-    ///
-    /// # Panics
-    /// Redis is not installed or older than 7.0, or the cluster does not come up.
-    #[must_use]
-    pub fn start(count: usize) -> Self {
-        let nodes: Vec<Redis> = (0..count)
-            .map(|_| {
-                let bus = free_port().expect("there is a free port").to_string();
-                Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus])
-            })
-            .collect();
-        let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
-        let mut arguments = vec!["--cluster", "create"];
-        arguments.extend(addresses.iter().map(String::as_str));
-        arguments.extend(["--cluster-replicas", "0", "--cluster-yes"]);
-        let said = nodes[0].cli(&arguments);
-        let cluster = Self { nodes };
-        let up = wait_until(START_LIMIT, || {
-            cluster.nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
-        });
-        assert!(up, "the cluster does not come up: {said}");
-        cluster
-    }
-
-    /// The nodes.
-    #[must_use]
-    pub fn nodes(&self) -> &[Redis] {
-        &self.nodes
-    }
-
-    /// The nodes, to be killed and restarted.
-    pub fn nodes_mut(&mut self) -> &mut [Redis] {
-        &mut self.nodes
-    }
-
-    /// The URLs of all nodes.
-    #[must_use]
-    pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(Redis::url).collect()
-    }
-
-    /// The node that holds `slot`, by its place among [`nodes`](Self::nodes).
-    ///
-    /// # Panics
-    /// No node holds it alone.
-    #[must_use]
-    pub fn owner_of(&self, slot: u16) -> usize {
-        let range = |word: &str| -> Option<(u16, u16)> {
-            let (first, last) = word.split_once('-').unwrap_or((word, word));
-            Some((first.parse().ok()?, last.parse().ok()?))
-        };
-        let holds = |node: &Redis| {
-            node.cli(&["CLUSTER", "NODES"])
-                .lines()
-                .filter(|line| line.contains("myself"))
-                .flat_map(|line| line.split_whitespace().skip(8))
-                .filter_map(range)
-                .any(|(first, last)| (first..=last).contains(&slot))
-        };
-        self.nodes.iter().position(holds).expect("a node holds the slot")
-    }
-
-    /// The cluster's name of a node.
-    fn id(&self, node: usize) -> String {
-        self.nodes[node].cli(&["CLUSTER", "MYID"]).trim().to_owned()
-    }
-
-    /// Begins to move `slot` from one node to another: from now on new keys go to the other one.
-    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
-        let (slot, from_id, to_id) = (slot.to_string(), self.id(from), self.id(to));
-        self.nodes[to].cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
-        self.nodes[from].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
-    }
-
-    /// Moves up to `count` keys of `slot` and says how many there were.
-    #[must_use]
-    pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: usize) -> usize {
-        // Binary keys cannot pass through a shell's hands; a script on the node sees them as they are.
-        let script = "local keys = redis.call('CLUSTER', 'GETKEYSINSLOT', ARGV[1], ARGV[2]) \
-                      if #keys > 0 then redis.call('MIGRATE', '127.0.0.1', ARGV[3], '', 0, 5000, 'KEYS', unpack(keys)) end \
-                      return #keys";
-        let port = self.nodes[to].port().to_string();
-        let said = self.nodes[from].cli(&["EVAL", script, "0", &slot.to_string(), &count.to_string(), &port]);
-        said.trim().trim_start_matches("(integer) ").parse().unwrap_or_else(|_| panic!("MIGRATE said {said}"))
-    }
-
-    /// Ends the move: the slot is the other node's.
-    pub fn end_move(&self, slot: u16, to: usize) {
-        let (slot, to_id) = (slot.to_string(), self.id(to));
-        for node in std::iter::once(&self.nodes[to]).chain(&self.nodes) {
-            node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-        }
-    }
-}
-
-/// A Sentinel that watches one primary, with a quorum of one.
-#[derive(Debug)]
-pub struct RedisSentinel {
-    _sentinel: Leashed,
-    _folder: TempDir,
-    port: u16,
-}
-
-impl RedisSentinel {
-    /// Starts a Sentinel that calls the primary `name`, takes it for dead after half a second and waits until the
-    /// replica is known to it.
-    ///
-    /// # Panics
-    /// Redis is not installed, or the Sentinel does not find the replica.
-    #[must_use]
-    pub fn start(name: &str, primary: &Redis) -> Self {
-        let folder =
-            tempfile::Builder::new().prefix("sentinel-").tempdir().expect("there is a place for files");
-        let port = free_port().expect("there is a free port");
-        let configuration = folder.path().join("sentinel.conf");
-        let lines = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {name} 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 3000\n",
-            folder.path().display(),
-            primary.port()
-        );
-        fs::write(&configuration, lines).expect("the configuration can be written");
-        let output = fs::File::create(folder.path().join("output")).expect("the output can be written");
-        let program = program("redis-server").unwrap_or_else(|error| panic!("{error}"));
-        let mut command = Command::new(program);
-        command.arg(&configuration).arg("--sentinel").stdout(output);
-        let mut sentinel = Leashed::spawn(&mut command).expect("the Sentinel starts");
-        await_listener(&mut sentinel, port, &folder.path().join("output")).expect("the Sentinel listens");
-        let known = wait_until(START_LIMIT, || {
-            cli(port, &["SENTINEL", "replicas", name]).is_ok_and(|said| said.contains("runid"))
-        });
-        assert!(known, "the Sentinel finds no replica");
-        Self { _sentinel: sentinel, _folder: folder, port }
-    }
-
-    /// The URL.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// The port of the primary that it names now.
-    ///
-    /// # Panics
-    /// It does not answer.
-    #[must_use]
-    pub fn primary_port(&self, name: &str) -> u16 {
-        let said =
-            cli(self.port, &["SENTINEL", "get-master-addr-by-name", name]).expect("the Sentinel answers");
-        let port = said.lines().last().map(|line| line.trim_start_matches("2) ").trim_matches('"'));
-        port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("the Sentinel says {said}"))
     }
 }
 

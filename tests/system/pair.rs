@@ -1,0 +1,147 @@
+//! Two programs on one source, killed in turn: what every broker's stories share.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use onceward_test_servers::redis::Redis;
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::effects::Kind;
+use onceward_test_support::orders::{self, Orders};
+use onceward_test_support::process::{Running, until};
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::{Value, json};
+
+use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, worker};
+
+/// A whole run with its kills, on a machine that has other work too.
+pub(crate) const LONG: Duration = Duration::from_secs(240);
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Where messages wait: a queue, or a topic with its group.
+pub(crate) trait Waiting {
+    /// Its name, for figures.
+    fn name(&self) -> &str;
+
+    /// Puts one message a line into it; all are confirmed.
+    fn publish(&self, lines: &[String]);
+
+    /// True if nothing waits and nothing is unacknowledged.
+    fn is_empty(&self) -> bool;
+}
+
+/// Workers with a broker's source, which is still to be set, and without a place for dead letters.
+pub(crate) fn without_source() -> Setup {
+    worker()
+        .without("source.file")
+        .without("dead_letter")
+        .set("policy.on_exhausted", "park")
+        .set("policy.on_missing_key", "reject")
+        .set("policy.on_mismatch", "ack")
+        .set("pipeline.drain_timeout", "10s")
+}
+
+/// With the keys in Redis.
+pub(crate) fn with_redis(setup: Setup, redis: &Redis) -> Setup {
+    setup
+        .without("store.sqlite")
+        .set("store.redis.url", redis.url())
+        .set("store.redis.lease", "1s")
+        .set("store.redis.timeout", "800ms")
+}
+
+/// A folder with a configuration alone.
+pub(crate) fn scene(setup: &Setup) -> Scene {
+    let scene = Scene::new(ONCEWARD);
+    scene.configure(setup);
+    scene
+}
+
+/// The keys that are claimed and not completed: for them nobody knows whether the effect was had.
+pub(crate) fn pending(scene: &Scene) -> BTreeSet<String> {
+    let told =
+        scene.tell(&["keys", "list", "onceward.toml", "--state", "pending", "--limit", "1000", "--json"]);
+    assert_eq!(told.code(), Some(0), "{told:#?}");
+    let keys = told.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON lines"));
+    keys.map(|key| key["hash"].as_str().expect("the hash of a key").to_owned()).collect()
+}
+
+/// Both end in time on SIGTERM, and leave nothing behind.
+pub(crate) fn stop(running: Vec<Running>) {
+    running.iter().for_each(Running::terminate);
+    for running in running {
+        let ended = running.wait_within(DRAIN + Duration::from_secs(5));
+        assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    }
+}
+
+/// Two programs, killed in turn at random moments; the keys whose effects may be doubled by that.
+pub(crate) fn under_kills(scene: &Scene, distinct: usize, kills: usize) -> BTreeSet<String> {
+    let mut chance = Chance::new();
+    let mut running = vec![scene.run(), scene.run()];
+    let mut excused = BTreeSet::new();
+    for kill in 0..kills {
+        let least = distinct * (kill + 1) / (kills + 2);
+        until("effects", LONG, || scene.count(Kind::Effect).len() >= least);
+        std::thread::sleep(chance.millis(0..30));
+        assert_eq!(running.remove(0).kill().signal(), Some(9));
+        excused.extend(pending(scene));
+        running.push(scene.run());
+    }
+    until("all effects", LONG, || scene.count(Kind::Effect).len() >= distinct);
+    // A process that was started just before a kill writes its notes just after it.
+    let excused = ids_of(scene, &excused);
+    stop(running);
+    excused
+}
+
+/// Of every fifty one fails in its first run: 2 %.
+pub(crate) fn orders(lines: usize) -> Orders {
+    let mut orders = Orders::with_copies(lines, lines * 3 / 10, &json!({"ms": 1}), &mut Chance::new());
+    let failing: BTreeSet<_> = orders.ids.iter().step_by(50).cloned().collect();
+    for line in &mut orders.lines {
+        let parsed: Value = serde_json::from_str(line).expect("an order is JSON");
+        let id = parsed["id"].as_str().expect("an id");
+        if failing.contains(id) {
+            *line = orders::order(id, &json!({"ms": 1, "do": "fail", "times": 1}));
+        }
+    }
+    orders
+}
+
+/// With copies, failures and ten kills, and once more without kills for the time it takes.
+#[allow(clippy::print_stdout)]
+pub(crate) fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(
+    queue: &impl Waiting,
+    setup: &Setup,
+    messages: usize,
+) {
+    let kills = kills(10);
+    let orders = orders(messages);
+    queue.publish(&orders.lines);
+    let scene = scene(setup);
+    let began = Instant::now();
+    let excused = under_kills(&scene, orders.ids.len(), kills);
+    let took = began.elapsed();
+    let ledger = ledger(&scene, &orders.ids);
+    assert!(excused.len() <= kills * 16, "{} keys were in flight at {kills} kills", excused.len());
+    ledger.verify(&excused);
+    until("an empty queue", PATIENCE, || queue.is_empty());
+    let undisturbed = undisturbed(queue, setup, messages);
+    // Figures for whoever asks with --nocapture; nothing is asserted on a machine with other work.
+    println!("{}: {took:?} with {kills} kills, {undisturbed:?} undisturbed; a lease is 1 s", queue.name());
+}
+
+/// How long as many messages take without kills, under other keys.
+fn undisturbed(queue: &impl Waiting, setup: &Setup, messages: usize) -> Duration {
+    let orders = orders(messages);
+    queue.publish(&orders.lines);
+    let scene = scene(&setup.clone().set("scope", "undisturbed"));
+    let began = Instant::now();
+    let running = vec![scene.run(), scene.run()];
+    until("all effects", LONG, || scene.count(Kind::Effect).len() == orders.ids.len());
+    stop(running);
+    let took = began.elapsed();
+    assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));
+    took
+}
