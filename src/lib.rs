@@ -32,7 +32,7 @@ pub use message::{Defect, Message, MessageBuilder, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
-pub use publisher::{Outgoing, Publisher};
+pub use publisher::{GatheredPublisher, Outgoing, Publisher};
 pub use store::{MemoryStore, Store, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.

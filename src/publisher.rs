@@ -1,9 +1,13 @@
 //! Sends messages and returns once the broker has confirmed them: [`Publisher`].
 
+mod gathered;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::Error;
+
+pub use gathered::GatheredPublisher;
 
 /// A message to be sent: a dead letter, a retry, an outbox row, a bridged message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

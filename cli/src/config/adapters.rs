@@ -36,7 +36,7 @@ pub const ADAPTERS: [Adapter; 16] = [
     always("handler.worker"),
     // A statement runs in its store, so it comes with any store that has transactions.
     with("handler.sql", "sqlite", cfg!(feature = "sqlite")),
-    with("handler.publish.rabbitmq", "rabbitmq", false),
+    with("handler.publish.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
     with("handler.publish.kafka", "kafka", false),
     with("handler.publish.sqs", "sqs", false),
     always("handler.stdout"),

@@ -6,6 +6,7 @@
 //! | [`WorkerHandler`] | one JSON line to a long-lived process, and one JSON line back |
 //! | [`HttpHandler`] | one POST (feature `http`) |
 //! | [`StdoutHandler`] | one line on standard output |
+//! | [`PublishHandler`] | one confirmed publish to another broker |
 //! | [`SqlHandler`] | one statement in the completion's transaction (feature `sqlite`) |
 //!
 //! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
@@ -18,6 +19,7 @@ mod http;
 mod lines;
 mod payload;
 mod process;
+mod publish;
 #[cfg(feature = "sqlite")]
 mod sql;
 mod stdout;
@@ -29,6 +31,7 @@ pub use exec::{ExecHandler, ExecOptions};
 #[cfg(feature = "http")]
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};
 pub use process::Program;
+pub use publish::PublishHandler;
 #[cfg(feature = "sqlite")]
 pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;

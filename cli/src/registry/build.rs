@@ -10,7 +10,7 @@ use onceward::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::handler::{AnyHandler, Rest, open_handler};
+use super::handler::{AnyHandler, Rest};
 use super::not_in_this_build;
 use super::settings::{key_extractor, pipeline_config};
 use super::store::OpenStore;
@@ -58,10 +58,11 @@ pub(crate) async fn build(
     scope: &Scope,
     source: Box<dyn Consumer>,
     store: &OpenStore,
+    handler: Option<AnyHandler>,
     dead_letters: Option<DeadLetters>,
     until_empty: bool,
 ) -> Result<Ready, Error> {
-    match open_handler(config, scope)? {
+    match handler {
         Some(handler) => {
             checked(&handler).await?;
             let rest = handler.rest();

@@ -6,9 +6,12 @@ use bytes::Bytes;
 use onceward::{Error, Handler, HandlerError, IntoReply, Message, Scope};
 
 use super::not_in_this_build;
+use super::publisher::{Target, open_publisher};
 use super::store::OpenStore;
 use crate::config::{self, Address, Config};
-use crate::handlers::{ExecHandler, ExecOptions, Program, StdoutHandler, WorkerHandler, WorkerOptions};
+use crate::handlers::{
+    ExecHandler, ExecOptions, Program, PublishHandler, StdoutHandler, WorkerHandler, WorkerOptions,
+};
 #[cfg(feature = "http")]
 use crate::handlers::{HttpHandler, HttpOptions};
 
@@ -24,6 +27,8 @@ pub(crate) enum AnyHandler {
     /// `[handler.http]`.
     #[cfg(feature = "http")]
     Http(HttpHandler),
+    /// `[handler.publish.*]`.
+    Publish(PublishHandler),
     /// `[handler.stdout]`.
     Stdout(StdoutHandler),
 }
@@ -37,6 +42,7 @@ impl Handler for AnyHandler {
             Self::Worker(handler) => handler.handle(message).await,
             #[cfg(feature = "http")]
             Self::Http(handler) => handler.handle(message).await,
+            Self::Publish(handler) => handler.handle(message).await.map(IntoReply::into_reply),
             Self::Stdout(handler) => handler.handle(message).await.map(IntoReply::into_reply),
         }
     }
@@ -53,7 +59,8 @@ impl AnyHandler {
             Self::Worker(handler) => handler.check(),
             #[cfg(feature = "http")]
             Self::Http(handler) => handler.check().await,
-            Self::Stdout(_) => Ok(()),
+            // Its broker and destination have been looked at when it was opened.
+            Self::Publish(_) | Self::Stdout(_) => Ok(()),
         }
     }
 
@@ -87,8 +94,8 @@ impl Rest {
 /// The handler; `None` for `[handler.sql]`, which is made together with its store.
 ///
 /// # Errors
-/// [`Error`] if it cannot be used as it is configured.
-pub(crate) fn open_handler(config: &Config, scope: &Scope) -> Result<Option<AnyHandler>, Error> {
+/// [`Error`] if it cannot be used as it is configured, or its broker cannot be reached.
+pub(crate) async fn open_handler(config: &Config, scope: &Scope) -> Result<Option<AnyHandler>, Error> {
     let handler = match &config.handler {
         config::Handler::Exec(exec) => AnyHandler::Exec(ExecHandler::new(ExecOptions {
             scope: scope.clone(),
@@ -113,7 +120,10 @@ pub(crate) fn open_handler(config: &Config, scope: &Scope) -> Result<Option<AnyH
         config::Handler::Sql(_) => return Ok(None),
         #[cfg(not(feature = "http"))]
         config::Handler::Http(_) => return Err(not_in_this_build("handler.http")),
-        config::Handler::Publish(_) => return Err(not_in_this_build(&config.handler.path())),
+        config::Handler::Publish(target) => {
+            let Target { publisher, destination } = open_publisher(config, target).await?;
+            AnyHandler::Publish(PublishHandler::new(publisher, &destination))
+        }
     };
     Ok(Some(handler))
 }

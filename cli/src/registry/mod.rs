@@ -17,6 +17,7 @@ mod credentials;
 mod dead_letter;
 mod facts;
 mod handler;
+mod publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "redis")]
@@ -28,7 +29,7 @@ mod store;
 pub(crate) use build::build;
 pub(crate) use dead_letter::open_dead_letters;
 pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_backlog, dead_letter_facts};
-pub(crate) use handler::{check_statement, open_handler};
+pub(crate) use handler::{AnyHandler, check_statement, open_handler};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};
 pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, open_store};

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use onceward::{DeadLetters, Error};
+use onceward::{DeadLetters, Error, Publisher};
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 
 use super::credentials::Login;
-use crate::config::{Config, RabbitmqSource};
+use crate::config::{Config, RabbitmqSource, RabbitmqTarget};
 
 pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitConsumer, Error> {
     let mut options = RabbitConfig::new(String::new(), source.queue.as_str());
@@ -27,6 +27,19 @@ pub(super) async fn dead_letters(
 ) -> Result<DeadLetters, Error> {
     let publisher = RabbitPublisher::open(endpoint(config, source)?).await?;
     Ok(DeadLetters::new(Arc::new(publisher), to))
+}
+
+/// The publisher of `[handler.publish.rabbitmq]` and its destination, which is there.
+pub(super) async fn target(
+    config: &Config,
+    target: &RabbitmqTarget,
+) -> Result<(Arc<dyn Publisher>, String), Error> {
+    let login = Login::read(config, "handler.publish.rabbitmq", target.credentials())?;
+    let endpoint = Endpoint::new(login.within(&target.url)?);
+    let destination = format!("{}/{}", target.exchange, target.routing_key);
+    // A queue that is missing would cost every message its attempts.
+    endpoint.destination_facts(&destination).await?;
+    Ok((Arc::new(RabbitPublisher::open(endpoint).await?), destination))
 }
 
 /// The broker of a RabbitMQ source.

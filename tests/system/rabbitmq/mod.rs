@@ -1,5 +1,6 @@
 //! RabbitMQ queues, with the keys in Redis and in SQLite: two programs at once, under kills and outages.
 
+mod bridge;
 mod duplicates;
 mod queue;
 mod redis_trouble;

@@ -1,6 +1,6 @@
 //! A queue of the broker that the tests of this process share, and who publishes into it.
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use onceward::{Outgoing, Publisher};
@@ -46,6 +46,33 @@ impl<'a> Queue<'a> {
             payload: line.as_bytes().to_vec().into(),
             ..Outgoing::default()
         }
+    }
+
+    /// The message id and payload of every message; all stay in the queue.
+    pub(super) fn look(&self) -> Vec<(String, Vec<u8>)> {
+        runtime().block_on(async {
+            let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;
+            let connection = connected.expect("a connection");
+            let channel = connection.create_channel().await.expect("a channel");
+            let mut found = Vec::new();
+            let get = BasicGetOptions::default();
+            while let Some(message) =
+                channel.basic_get(self.name.as_str().into(), get).await.expect("a message or none")
+            {
+                let id = message.properties.message_id().as_ref().map(ToString::to_string);
+                found.push((id.unwrap_or_default(), message.data.clone()));
+            }
+            // What was not acknowledged goes back.
+            connection.close(200, "seen".into()).await.expect("it closes");
+            found
+        })
+    }
+
+    /// Messages ready for delivery, asked for in a quick way.
+    pub(super) fn ready(&self) -> usize {
+        let endpoint = Endpoint::new(self.broker.url());
+        let facts = runtime().block_on(endpoint.queue_facts(&self.name)).expect("the queue is there");
+        usize::try_from(facts.ready).expect("a small number")
     }
 
     /// (ready, unacknowledged) messages.

@@ -103,7 +103,7 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
     let key = config.handler.path();
     let checked = async {
         let scope = registry::scope(config)?;
-        match registry::open_handler(config, &scope)? {
+        match in_time(registry::open_handler(config, &scope)).await? {
             Some(handler) => in_time(handler.check()).await.map(|()| true),
             None => match store {
                 Some(store) => in_time(registry::check_statement(config, store)).await.map(|()| true),
@@ -120,7 +120,8 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
         (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program is there and executable",
         (Ok(true), Handler::Http(_)) => "its server accepts connections",
         (Ok(true), Handler::Sql(_)) => "the store takes its statement",
-        (Ok(true), Handler::Stdout(_) | Handler::Publish(_)) => "needs nothing",
+        (Ok(true), Handler::Publish(_)) => "its broker answers and has the destination",
+        (Ok(true), Handler::Stdout(_)) => "needs nothing",
     };
     Finding::ok(config, Some(&key), message)
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::registry::{self, OpenStore, Purpose};
+use crate::registry::{self, AnyHandler, OpenStore, Purpose};
 
 /// Between two tries: soon at first, and never so long that a store which is up again is left alone.
 const BACKOFF: Backoff =
@@ -23,10 +23,12 @@ const REMINDER: Duration = Duration::from_secs(30);
 pub(super) struct Parts {
     pub(super) source: Box<dyn Consumer>,
     pub(super) store: OpenStore,
+    /// `None` for a handler that is made together with its store.
+    pub(super) handler: Option<AnyHandler>,
     pub(super) dead_letters: Option<DeadLetters>,
 }
 
-/// Opens store, source and the place for dead letters, however long they take to answer. `None`: `shutdown` came first.
+/// Opens store, handler, source and the place for dead letters, however long they take to answer. `None`: `shutdown` came first.
 ///
 /// # Errors
 /// The exit code and one sentence, for what waiting does not mend.
@@ -39,9 +41,10 @@ pub(super) async fn open(
         let store = registry::open_store(config, Purpose::Run).await?;
         let advice = store.check(config).await?;
         registry::check_statement(config, &store).await?;
+        let handler = registry::open_handler(config, scope).await?;
         let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
         let dead_letters = registry::open_dead_letters(config).await?;
-        Ok((Parts { source, store, dead_letters }, advice))
+        Ok((Parts { source, store, handler, dead_letters }, advice))
     });
     let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure(&error))? else {
         return Ok(None);

@@ -53,6 +53,17 @@ fn publish(config: &Config, target: &PublishHandler) -> Checked {
     match target {
         PublishHandler::Rabbitmq(target) => {
             url(config, "handler.publish.rabbitmq.url", &target.url, &["amqp", "amqps"])?;
+            if target.exchange.contains('/') {
+                return Err(config.refuse(
+                    "handler.publish.rabbitmq.exchange",
+                    "has a slash in it, which separates exchange and routing key",
+                    "use an exchange without one",
+                ));
+            }
+            // Some kinds of exchanges do not look at it.
+            if target.exchange.is_empty() {
+                text(config, "handler.publish.rabbitmq.routing_key", &target.routing_key)?;
+            }
             credentials(config, "handler.publish.rabbitmq", target.credentials(), Some(&target.url))
         }
         PublishHandler::Kafka(target) => {
