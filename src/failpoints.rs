@@ -43,10 +43,19 @@ pub enum Step {
     CommitSent,
     /// The transaction was committed.
     Committed,
+    /// Rows of the outbox were taken and are about to be published.
+    RelayTaken,
+    /// Rows of the outbox were published, and the outcome is not noted yet.
+    RelayConfirmed,
+    /// What became of rows of the outbox was noted.
+    RelayMarked,
 }
 
 impl Step {
-    /// All steps.
+    /// The steps of a relay, which are no message's.
+    pub const RELAY: [Self; 3] = [Self::RelayTaken, Self::RelayConfirmed, Self::RelayMarked];
+
+    /// All steps of a message.
     pub const ALL: [Self; 19] = [
         Self::Received,
         Self::ClaimSent,
@@ -91,6 +100,9 @@ impl Step {
             Self::Begun => "begun",
             Self::CommitSent => "commit-sent",
             Self::Committed => "committed",
+            Self::RelayTaken => "relay-taken",
+            Self::RelayConfirmed => "relay-confirmed",
+            Self::RelayMarked => "relay-marked",
         }
     }
 }
@@ -136,6 +148,7 @@ mod planned {
         let name = parts.next().unwrap_or_default();
         let step = Step::ALL
             .into_iter()
+            .chain(Step::RELAY)
             .find(|step| step.name() == name)
             .ok_or_else(|| format!("no crash point is called \"{name}\""))?;
         let left = parts

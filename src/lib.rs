@@ -10,6 +10,7 @@ mod handler;
 mod key;
 mod message;
 mod once;
+pub mod outbox;
 pub mod pipeline;
 mod publisher;
 pub mod retry;

@@ -21,8 +21,10 @@ pub const SQLITE: &[Migration] =
 
 /// The steps of the Postgres schema. `@schema@` in them stands for the schema's name; all tables lie in that schema, so
 /// their names bear no prefix.
-pub const POSTGRES: &[Migration] =
-    &[Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") }];
+pub const POSTGRES: &[Migration] = &[
+    Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") },
+    Migration { version: 2, name: "outbox", sql: include_str!("../postgres/0002_outbox.sql") },
+];
 
 /// The version a list of steps leads to; 0 for none.
 pub const fn latest(steps: &[Migration]) -> u32 {

@@ -176,6 +176,15 @@ impl PgConfig {
         self.effects.clone().unwrap_or_else(|| self.pool_of(self.options.clone()))
     }
 
+    /// For a single connection that listens, beside the store's own.
+    pub(crate) fn listener_pool(&self) -> PgPool {
+        let options = self.options.clone().application_name("onceward").disable_statement_logging();
+        PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.connect_timeout)
+            .connect_lazy_with(options)
+    }
+
     fn pool_of(&self, options: PgConnectOptions) -> PgPool {
         PgPoolOptions::new()
             .max_connections(self.max_connections)

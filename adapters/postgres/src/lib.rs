@@ -2,7 +2,8 @@
 //!
 //! [`PgStore`] keeps keys in a schema of their own, `onceward` unless told. As a
 //! [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same database
-//! *effectively-once*: see [`PgTx`].
+//! *effectively-once*: see [`PgTx`]. What such a handler has to tell others goes into the same transaction, and out by a
+//! relay: see [`PgOutbox`].
 //!
 //! ```no_run
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,7 +23,7 @@
 //!
 //! # What it does not do
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
-//! lose the last ones. There is no outbox yet.
+//! lose the last ones.
 
 mod checkpoint;
 mod config;
@@ -30,10 +31,12 @@ mod error;
 mod fast;
 mod link;
 mod migrate;
+mod outbox;
 mod row;
 mod store;
 mod transaction;
 
 pub use config::PgConfig;
+pub use outbox::PgOutbox;
 pub use store::PgStore;
 pub use transaction::{PgConn, PgTx};

@@ -92,6 +92,8 @@ impl PgStore {
              GRANT SELECT, INSERT, UPDATE ON {schema}.checkpoints TO {role};\n\
              GRANT SELECT, INSERT ON {schema}.scopes TO {role};\n\
              GRANT SELECT, UPDATE ON {schema}.meta TO {role};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.outbox TO {role};\n\
+             GRANT USAGE ON SEQUENCE {schema}.outbox_seq TO {role};\n\
              GRANT SELECT ON {schema}.migrations TO {role};\n"
         ))
     }
@@ -110,6 +112,11 @@ impl PgStore {
 
     pub(crate) fn schema(&self) -> Arc<str> {
         self.inner.link.schema.clone()
+    }
+
+    /// For one connection that listens.
+    pub(crate) fn listener_pool(&self) -> PgPool {
+        self.inner.config.listener_pool()
     }
 
     pub(crate) fn effects(&self) -> &PgPool {

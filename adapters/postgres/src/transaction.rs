@@ -1,12 +1,13 @@
 //! The inbox: the effect and its completion in one transaction.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, TransactionalStore};
-use onceward::{Error, ErrorKind, Scope};
+use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, Postgres, SqlSafeStr, query};
@@ -23,6 +24,33 @@ const COMMIT: &str = "commit the effect and its completion";
 pub struct PgConn {
     /// `None` once it is committed or rolled back.
     conn: Option<PoolConnection<Postgres>>,
+}
+
+impl PgConn {
+    /// Opens a transaction for the store's own work, on one of its own connections.
+    pub(crate) async fn begin_plain(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        let mut open = Self { conn: Some(pool.acquire().await?) };
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
+        PgTransactionManager::begin(open.connection(), Some(begin)).await?;
+        Ok(open)
+    }
+
+    /// Commits it. After an error nobody knows whether it is committed; the connection is closed.
+    pub(crate) async fn commit_plain(mut self) -> Result<(), sqlx::Error> {
+        PgTransactionManager::commit(self.connection()).await?;
+        drop(self.conn.take());
+        Ok(())
+    }
+
+    /// The connection.
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        self.conn.as_mut().expect("a transaction is open until it is committed or rolled back")
+    }
+
+    /// Rolls it back, and waits for that.
+    pub(crate) async fn end(self) {
+        end(self).await;
+    }
 }
 
 impl std::fmt::Debug for PgConn {
@@ -62,6 +90,53 @@ impl Drop for PgConn {
 /// fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
 pub struct PgTx<'c> {
     conn: &'c mut PgConnection,
+    schema: Arc<str>,
+}
+
+impl PgTx<'_> {
+    /// Writes a message that goes out if this transaction commits, and never was if it does not. A
+    /// [`Relay`](onceward::outbox::Relay), here or in another process, sends it afterwards.
+    ///
+    /// ```no_run
+    /// # use onceward::{Handled, Message, Outgoing};
+    /// # use onceward_postgres::PgTx;
+    /// async fn charge(_: (), message: Message, mut tx: PgTx<'_>) -> Handled {
+    ///     sqlx::query("INSERT INTO charges (payload) VALUES ($1)")
+    ///         .bind(&message.payload()[..])
+    ///         .execute(&mut *tx)
+    ///         .await?;
+    ///     let charged = Outgoing {
+    ///         destination: "charged".into(),
+    ///         order_key: Some("customer 7".into()),
+    ///         payload: message.payload().clone(),
+    ///         ..Outgoing::default()
+    ///     };
+    ///     tx.outbox(charged).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// Without an [`id`](Outgoing::id) it gets a random one, which stays the same however often it is sent. Messages with an
+    /// order key go out in the order in which their transactions commit, and transactions that write the same order key
+    /// wait for each other from here to their end; those without one go out in any order.
+    ///
+    /// # Errors
+    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or the database refuses; the
+    /// handler should return it.
+    ///
+    /// # Cancel safety
+    /// After a dropped call the handler should return an error, which rolls the transaction back.
+    pub async fn outbox(&mut self, message: Outgoing) -> Result<(), Error> {
+        self.outbox_all(&[message]).await
+    }
+
+    /// As [`outbox`](Self::outbox), for several in their order, in one statement.
+    ///
+    /// # Errors
+    /// As [`outbox`](Self::outbox).
+    pub async fn outbox_all(&mut self, messages: &[Outgoing]) -> Result<(), Error> {
+        crate::outbox::write(self.conn, &self.schema, messages).await
+    }
 }
 
 impl std::fmt::Debug for PgTx<'_> {
@@ -96,7 +171,7 @@ impl TransactionalStore for PgStore {
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
-        PgTx { conn: conn.conn.as_mut().expect("a transaction is open until it is committed or rolled back") }
+        PgTx { conn: conn.connection(), schema: self.schema() }
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
@@ -112,7 +187,7 @@ impl TransactionalStore for PgStore {
 }
 
 /// Gives up on a server that says nothing; the connection is closed.
-async fn within<T>(
+pub(crate) async fn within<T>(
     patience: Duration,
     operation: &'static str,
     work: impl Future<Output = Result<T, Error>>,
@@ -124,7 +199,7 @@ async fn within<T>(
 }
 
 /// The outcome of a task of our own; a panic in it goes on in the caller.
-fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
     outcome.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => Error::new(ErrorKind::Unavailable, COMMIT, "the runtime ended before the transaction did"),

@@ -1,0 +1,247 @@
+//! What a relay takes, and gives back: rows locked in a transaction that stays open while they are published.
+//!
+//! Of an order key only the oldest unpublished row is ever locked, and who has it locked has the key: the rows behind it are
+//! taken by nobody else, since they are not the oldest. The right order needs that numbers of one order key are in the
+//! order of commits, which a trigger sees to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::Error;
+use onceward::outbox::{OutboxRow, RowOutcome, TakeLimits};
+use onceward::store::transition::micros;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
+
+use super::PgOutbox;
+use super::rows::{COLUMNS, row_of};
+use crate::error::store_error;
+use crate::link::{Attempt, READ};
+use crate::row::{NOW, integer};
+use crate::transaction::{PgConn, within};
+
+const TAKE: &str = "take rows of the outbox";
+const SETTLE: &str = "note what became of rows of the outbox";
+
+/// Order keys looked at by one statement, at most.
+const MOST_STEPS: usize = 2_000;
+
+/// The server ends a transaction that is idle for longer: its relay hangs, and others may have the rows.
+const LONGEST_PUBLISH: &str = "60s";
+
+/// See [`OutboxStore::take`](onceward::outbox::OutboxStore::take).
+pub(super) async fn take(
+    outbox: &PgOutbox,
+    limits: &TakeLimits,
+) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
+    let schema = outbox.store.schema();
+    let heads = heads(outbox, limits).await.map_err(|attempt| attempt.told(READ))?;
+    let link = outbox.store.link();
+    let taking = async {
+        let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
+        let rows = locked(open.connection(), &schema, &heads, limits).await;
+        Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
+    };
+    let (open, rows) = within(link.patience, TAKE, taking).await?;
+    if rows.is_empty() {
+        open.end().await;
+        return Ok(None);
+    }
+    Ok(Some((open, rows)))
+}
+
+/// The oldest unpublished row of each order key, as far as it is due: from the cursor on, once around at most.
+async fn heads(outbox: &PgOutbox, limits: &TakeLimits) -> Result<Vec<i64>, Attempt> {
+    let wanted = limits.rows as usize;
+    let steps = wanted.saturating_mul(2).min(MOST_STEPS);
+    let start = outbox.cursor();
+    let (mut after, mut from_the_first) = (start.clone(), start.is_empty());
+    let mut due = Vec::new();
+    loop {
+        let seen = walk(outbox, after.clone(), steps).await?;
+        let mut around = from_the_first && seen.len() < steps;
+        let at_the_end = seen.len() < steps;
+        for head in seen {
+            if from_the_first && !start.is_empty() && head.order_key > start {
+                around = true;
+                break;
+            }
+            after = head.order_key;
+            due.extend(head.due.then_some(head.seq));
+            if due.len() == wanted {
+                outbox.advance(after);
+                return Ok(due);
+            }
+        }
+        if around {
+            outbox.advance(Vec::new());
+            return Ok(due);
+        }
+        if at_the_end {
+            (after, from_the_first) = (Vec::new(), true);
+        }
+    }
+}
+
+struct Head {
+    order_key: Vec<u8>,
+    seq: i64,
+    due: bool,
+}
+
+/// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
+async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, Attempt> {
+    let (schema, steps) = (outbox.store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
+    let walked = outbox.store.link().run_again(READ, true, move |conn| {
+        let (schema, after) = (schema.clone(), after.clone());
+        Box::pin(async move {
+            let next = |behind: &str| {
+                format!(
+                    "SELECT o.order_key FROM {schema}.outbox o WHERE o.published_at IS NULL \
+                     AND o.order_key > {behind} ORDER BY o.order_key LIMIT 1"
+                )
+            };
+            let sql = format!(
+                "WITH RECURSIVE walk (order_key, steps) AS (\
+                   (SELECT ({}), 1) UNION ALL \
+                   SELECT ({}), w.steps + 1 FROM walk w WHERE w.order_key IS NOT NULL AND w.steps < $2) \
+                 SELECT walk.order_key, head.seq, head.next_at <= (SELECT {NOW} OFFSET 0) AS due FROM walk \
+                 CROSS JOIN LATERAL (SELECT o.seq, o.next_at FROM {schema}.outbox o WHERE o.published_at IS NULL \
+                   AND o.order_key = walk.order_key ORDER BY o.seq LIMIT 1) AS head \
+                 ORDER BY walk.steps",
+                next("$1"),
+                next("w.order_key")
+            );
+            let rows = query(AssertSqlSafe(sql)).bind(after).bind(steps).fetch_all(conn).await?;
+            let head = |row: &PgRow| {
+                Ok(Head { order_key: row.try_get(0)?, seq: row.try_get(1)?, due: row.try_get(2)? })
+            };
+            rows.iter().map(head).collect()
+        })
+    });
+    walked.await
+}
+
+/// Locks what nobody else has, and reads as much of it and of what follows as the limits allow.
+async fn locked(
+    conn: &mut PgConnection,
+    schema: &str,
+    heads: &[i64],
+    limits: &TakeLimits,
+) -> Result<Vec<OutboxRow>, sqlx::Error> {
+    conn.execute(AssertSqlSafe(format!(
+        "SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PUBLISH}'"
+    )))
+    .await?;
+    let lone = format!(
+        "SELECT seq, NULL::bytea AS order_key FROM {schema}.outbox WHERE published_at IS NULL \
+         AND order_key IS NULL AND next_at <= (SELECT {NOW} OFFSET 0) ORDER BY next_at, seq LIMIT $1 \
+         FOR UPDATE SKIP LOCKED"
+    );
+    let mut found = query(AssertSqlSafe(lone)).bind(i64::from(limits.rows)).fetch_all(&mut *conn).await?;
+    if !heads.is_empty() {
+        // Only now is it certain that they are still unpublished; and then each still is its key's oldest.
+        let keyed = format!(
+            "SELECT seq, order_key FROM {schema}.outbox WHERE seq = ANY($1) AND published_at IS NULL \
+             AND next_at <= (SELECT {NOW} OFFSET 0) ORDER BY seq FOR UPDATE SKIP LOCKED"
+        );
+        found.extend(query(AssertSqlSafe(keyed)).bind(heads).fetch_all(&mut *conn).await?);
+    }
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (mut lone, mut keys) = (Vec::new(), Vec::new());
+    for row in &found {
+        match row.try_get::<Option<Vec<u8>>, _>(1)? {
+            None => lone.push(row.try_get::<i64, _>(0)?),
+            Some(key) => keys.push(key),
+        }
+    }
+    let seqs = within_bytes(conn, schema, &lone, &keys, limits).await?;
+    let sql = format!("SELECT {COLUMNS} FROM {schema}.outbox WHERE seq = ANY($1) ORDER BY seq");
+    let rows = query(AssertSqlSafe(sql)).bind(seqs).fetch_all(conn).await?;
+    rows.iter().map(row_of).collect()
+}
+
+/// The rows that fit into the limit of bytes: the first of each key before the second of any.
+async fn within_bytes(
+    conn: &mut PgConnection,
+    schema: &str,
+    lone: &[i64],
+    keys: &[Vec<u8>],
+    limits: &TakeLimits,
+) -> Result<Vec<i64>, sqlx::Error> {
+    let sql = format!(
+        "SELECT seq, 1::bigint AS place, octet_length(payload) AS size FROM {schema}.outbox WHERE seq = ANY($1) \
+         UNION ALL \
+         SELECT run.* FROM unnest($2::bytea[]) AS given (key) CROSS JOIN LATERAL (\
+           SELECT seq, row_number() OVER (ORDER BY seq) AS place, octet_length(payload) FROM {schema}.outbox o \
+           WHERE o.order_key = given.key AND o.published_at IS NULL ORDER BY seq LIMIT $3) AS run \
+         ORDER BY place, seq"
+    );
+    let rows = query(AssertSqlSafe(sql))
+        .bind(lone)
+        .bind(keys)
+        .bind(i64::from(limits.per_key))
+        .fetch_all(conn)
+        .await?;
+    let (mut seqs, mut bytes) = (Vec::new(), 0_u64);
+    for row in &rows {
+        bytes += u64::try_from(row.try_get::<i32, _>("size")?).unwrap_or(0);
+        if bytes > limits.bytes && !seqs.is_empty() {
+            // Nothing behind it either: it may be of the same key.
+            break;
+        }
+        seqs.push(row.try_get("seq")?);
+    }
+    Ok(seqs)
+}
+
+/// See [`OutboxStore::settle`](onceward::outbox::OutboxStore::settle).
+pub(super) async fn settle(
+    schema: Arc<str>,
+    mut taken: PgConn,
+    outcomes: Vec<(i64, RowOutcome)>,
+    patience: Duration,
+) -> Result<(), Error> {
+    let settling = async {
+        note(taken.connection(), &schema, &outcomes).await.map_err(|error| store_error(SETTLE, error))?;
+        taken.commit_plain().await.map_err(|error| store_error(SETTLE, error))
+    };
+    within(patience, SETTLE, settling).await
+}
+
+async fn note(
+    conn: &mut PgConnection,
+    schema: &str,
+    outcomes: &[(i64, RowOutcome)],
+) -> Result<(), sqlx::Error> {
+    let mut published = Vec::new();
+    let (mut failed, mut delays, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    for (seq, outcome) in outcomes {
+        match outcome {
+            RowOutcome::Published => published.push(*seq),
+            RowOutcome::Failed { retry_in, error } => {
+                failed.push(*seq);
+                delays.push(integer(micros(*retry_in)));
+                // Postgres's text cannot hold NUL.
+                errors.push(error.replace('\0', "\u{fffd}"));
+            }
+        }
+    }
+    if !published.is_empty() {
+        let sql = format!(
+            "UPDATE {schema}.outbox SET published_at = (SELECT {NOW} OFFSET 0), error = NULL WHERE seq = ANY($1)"
+        );
+        query(AssertSqlSafe(sql)).bind(published).execute(&mut *conn).await?;
+    }
+    if !failed.is_empty() {
+        let sql = format!(
+            "UPDATE {schema}.outbox AS o SET attempts = attempts + 1, next_at = {NOW} + delays.d, error = left(delays.e, 1024) \
+             FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS delays (s, d, e) \
+             WHERE o.seq = ANY($1) AND o.seq = delays.s"
+        );
+        query(AssertSqlSafe(sql)).bind(failed).bind(delays).bind(errors).execute(conn).await?;
+    }
+    Ok(())
+}

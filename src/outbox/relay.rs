@@ -1,0 +1,255 @@
+//! Sends what waits in an outbox: [`Relay`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::turn::Turn;
+use super::{OutboxStore, TakeLimits};
+use crate::error::{Error, ErrorKind};
+use crate::failpoints::{Step, hit};
+use crate::publisher::Publisher;
+use crate::retry::{Backoff, Jitter};
+
+/// After a turn in which nothing arrived, and after an error of the outbox.
+const TROUBLE: Backoff =
+    Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(5), jitter: Jitter::Equal };
+/// Rows may come in all the time; the broker is not asked more often than this while it fails.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a trouble that lasts is spoken of.
+const REMINDER: Duration = Duration::from_secs(30);
+/// Rows removed in one call.
+const CLEAN_BATCH: u32 = 1_000;
+
+/// How a [`Relay`] works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Rows taken at once, from 1; 200 unless told. See [`TakeLimits::rows`].
+    pub batch: u32,
+    /// Rows of one order key taken at once, from 1; 50 unless told. They are published one after the other.
+    pub per_key: u32,
+    /// Payload bytes taken at once, at most; 16 MiB unless told.
+    pub bytes: u64,
+    /// How long a publish may take before its outcome is unknown; 10 s unless told.
+    pub publish_timeout: Duration,
+    /// How often the outbox is looked at without having been woken; 1 s unless told.
+    pub poll: Duration,
+    /// When a row that failed is sent again. It is never given up. From 500 ms to 1 min unless told.
+    pub backoff: Backoff,
+    /// How long published rows are kept; an hour unless told.
+    pub keep: Duration,
+    /// How often published rows are removed; every 30 s unless told.
+    pub clean_every: Duration,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            batch: 200,
+            per_key: 50,
+            bytes: 16 * 1024 * 1024,
+            publish_timeout: Duration::from_secs(10),
+            poll: Duration::from_secs(1),
+            backoff: Backoff {
+                initial: Duration::from_millis(500),
+                max: Duration::from_secs(60),
+                jitter: Jitter::Equal,
+            },
+            keep: Duration::from_secs(3_600),
+            clean_every: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a relay has done so far.
+#[derive(Debug, Default)]
+pub struct RelayCounts {
+    published: AtomicU64,
+    failed: AtomicU64,
+    cleaned: AtomicU64,
+}
+
+impl RelayCounts {
+    /// Rows whose publish was confirmed.
+    pub fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Publishes that failed.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Published rows that were removed.
+    pub fn cleaned(&self) -> u64 {
+        self.cleaned.load(Ordering::Relaxed)
+    }
+}
+
+/// Publishes the rows of an outbox, each at least once, the rows of one order key in their order.
+///
+/// Several relays may run on one outbox. A row that cannot be published is tried again for ever, with growing delays; it
+/// holds back the later rows of its own order key and no others. When nothing arrives at all, the relay takes it for an
+/// outage of the broker: all is tried again within five seconds.
+///
+/// It does not route: each row names its [destination](crate::Outgoing::destination), as the publisher understands it.
+#[derive(Debug)]
+pub struct Relay<S> {
+    store: S,
+    publisher: Publishes,
+    config: RelayConfig,
+    counts: Arc<RelayCounts>,
+}
+
+struct Publishes(Arc<dyn Publisher>);
+
+impl std::fmt::Debug for Publishes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+/// What a round came to.
+enum Round {
+    Idle,
+    Sent,
+    FailedWhole,
+}
+
+impl<S: OutboxStore> Relay<S> {
+    /// A relay from `store` to `publisher`.
+    ///
+    /// # Errors
+    /// [`Error`] of the kind `Config` if a limit is 0.
+    pub fn new(store: S, publisher: Arc<dyn Publisher>, config: RelayConfig) -> Result<Self, Error> {
+        let limits = [
+            ("batch", config.batch == 0),
+            ("per_key", config.per_key == 0),
+            ("publish_timeout", config.publish_timeout.is_zero()),
+            ("poll", config.poll.is_zero()),
+            ("clean_every", config.clean_every.is_zero()),
+        ];
+        if let Some((name, _)) = limits.into_iter().find(|(_, wrong)| *wrong) {
+            let what = format!("its {name} is 0; give it a larger one");
+            return Err(Error::new(ErrorKind::Config, "make this relay", what));
+        }
+        Ok(Self { store, publisher: Publishes(publisher), config, counts: Arc::default() })
+    }
+
+    /// What it does, also while it runs.
+    pub fn counts(&self) -> Arc<RelayCounts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Works until `shutdown` fires; then what is under way is finished first.
+    ///
+    /// # Errors
+    /// [`Error`] if the outbox cannot be used as it is. While it cannot be reached the relay waits.
+    ///
+    /// # Cancel safety
+    /// What a dropped call had under way may be sent again.
+    pub async fn run(&self, shutdown: CancellationToken) -> Result<(), Error> {
+        let mut rng = fastrand::Rng::new();
+        let (mut failures, mut told) = (0_u32, None::<Instant>);
+        let mut clean_at = Instant::now() + self.config.clean_every;
+        while !shutdown.is_cancelled() {
+            let round = match self.round(failures, &mut rng).await {
+                Ok(Round::Idle) if Instant::now() >= clean_at => {
+                    self.clean(&mut clean_at).await.map(|()| Round::Idle)
+                }
+                round => round,
+            };
+            let pause = match round {
+                Ok(Round::Sent) => {
+                    failures = 0;
+                    told = None;
+                    if Instant::now() >= clean_at {
+                        // What fails here fails in the next round as well.
+                        let _ = self.clean(&mut clean_at).await;
+                    }
+                    continue;
+                }
+                Ok(Round::Idle) => (Duration::ZERO, self.config.poll),
+                Ok(Round::FailedWhole) => {
+                    failures = failures.saturating_add(1);
+                    (LEAST_PAUSE, TROUBLE.delay(failures, Duration::ZERO, &mut rng))
+                }
+                Err(error) if error.is_retryable() => {
+                    failures = failures.saturating_add(1);
+                    if told.is_none_or(|told| told.elapsed() >= REMINDER) {
+                        told = Some(Instant::now());
+                        tracing::warn!(
+                            ?error,
+                            failures,
+                            "the outbox does not answer; what waits in it waits"
+                        );
+                    }
+                    (LEAST_PAUSE, TROUBLE.delay(failures, Duration::ZERO, &mut rng))
+                }
+                Err(error) => return Err(error),
+            };
+            let (least, most) = pause;
+            let wait = async {
+                tokio::time::sleep(least).await;
+                self.store.wait(most.saturating_sub(least)).await;
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {}
+                () = wait => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes all that is due, and returns; for tests and for a last run.
+    ///
+    /// # Errors
+    /// [`Error`] if the outbox does not answer. A row that failed is no error: see [`counts`](Self::counts).
+    pub async fn run_until_idle(&self) -> Result<(), Error> {
+        let mut rng = fastrand::Rng::new();
+        while let Round::Sent = self.round(0, &mut rng).await? {}
+        Ok(())
+    }
+
+    /// take → publish → mark.
+    async fn round(&self, failures: u32, rng: &mut fastrand::Rng) -> Result<Round, Error> {
+        let config = &self.config;
+        let limits = TakeLimits { rows: config.batch, per_key: config.per_key, bytes: config.bytes };
+        let Some((taken, rows)) = self.store.take(&limits).await? else { return Ok(Round::Idle) };
+        let turn = Turn::publish(rows, &*self.publisher.0, config.publish_timeout).await;
+        let whole = turn.failed_whole();
+        let outcomes = turn.outcomes(|attempts| {
+            let backoff = if whole { (TROUBLE, failures + 1) } else { (config.backoff, attempts) };
+            backoff.0.delay(backoff.1, Duration::ZERO, rng)
+        });
+        self.counts.failed.fetch_add(turn.failed.len() as u64, Ordering::Relaxed);
+        for (seq, attempts, error) in turn.failed.iter().take(1) {
+            let others = turn.failed.len() - 1;
+            tracing::warn!(
+                seq,
+                attempts,
+                others,
+                ?error,
+                "a row of the outbox is not published; it is tried again"
+            );
+        }
+        self.store.settle(taken, outcomes).await?;
+        hit(Step::RelayMarked);
+        self.counts.published.fetch_add(turn.published.len() as u64, Ordering::Relaxed);
+        Ok(if whole { Round::FailedWhole } else { Round::Sent })
+    }
+
+    /// Removes one batch of what is kept for too long. A full one is followed by another after the next round.
+    async fn clean(&self, at: &mut Instant) -> Result<(), Error> {
+        let removed = self.store.clean(self.config.keep, CLEAN_BATCH).await?;
+        self.counts.cleaned.fetch_add(removed, Ordering::Relaxed);
+        if removed < u64::from(CLEAN_BATCH) {
+            *at = Instant::now() + self.config.clean_every;
+        }
+        Ok(())
+    }
+}
