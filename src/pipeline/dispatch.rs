@@ -1,14 +1,19 @@
-//! Decides which deliveries start, and when: lanes, copies, retries, limits, pauses and the drain.
+//! Decides which deliveries start, and when: lanes, copies, retries, limits and pauses.
 
-use std::cmp::Reverse;
+mod drain;
+mod timers;
+
+use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
-use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+
+pub(crate) use drain::Drained;
+use timers::Timers;
 
 use super::config::{Mode, OnStoreDown};
 use super::intake::Gate;
@@ -64,8 +69,7 @@ pub(crate) struct Dispatcher<R> {
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
     lanes: HashMap<u64, VecDeque<Work>>,
-    timers: BinaryHeap<Reverse<Timer>>,
-    timer_count: u64,
+    timers: Timers,
     rounds: JoinSet<()>,
     claiming: usize,
     running: usize,
@@ -81,43 +85,6 @@ pub(crate) struct Dispatcher<R> {
     idle: bool,
 }
 
-struct Timer {
-    at: Instant,
-    number: u64,
-    work: Work,
-}
-
-impl PartialEq for Timer {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Timer {}
-
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Timer {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
-/// How the dispatching ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drained {
-    /// Everything that had started was recorded and settled.
-    Wholly,
-    /// The drain deadline passed with so many runs still going; they were asked to stop, and dropped if they did not.
-    Abandoned(usize),
-    /// A round panicked; its deliveries were given back.
-    Panicked,
-}
-
 impl<R: Runner> Dispatcher<R> {
     pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>) -> Self {
         Self {
@@ -126,8 +93,7 @@ impl<R: Runner> Dispatcher<R> {
             ready: VecDeque::new(),
             leaders: HashMap::new(),
             lanes: HashMap::new(),
-            timers: BinaryHeap::new(),
-            timer_count: 0,
+            timers: Timers::default(),
             rounds: JoinSet::new(),
             claiming: 0,
             running: 0,
@@ -186,7 +152,7 @@ impl<R: Runner> Dispatcher<R> {
             let held = self.timers.len()
                 + self.leaders.values().map(Vec::len).sum::<usize>()
                 + self.lanes.values().map(VecDeque::len).sum::<usize>();
-            held == self.in_flight && self.timers.iter().all(|Reverse(timer)| timer.work.parked)
+            held == self.in_flight && self.timers.all().all(|work| work.parked)
         };
         self.in_flight == 0 || only_parked()
     }
@@ -281,9 +247,7 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn try_again(&mut self, work: Work, after: Duration) {
-        self.timer_count += 1;
-        let at = Instant::now() + after.min(LONGEST_WAIT);
-        self.timers.push(Reverse(Timer { at, number: self.timer_count, work }));
+        self.timers.set(Instant::now() + after.min(LONGEST_WAIT), work);
     }
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
@@ -359,10 +323,8 @@ impl<R: Runner> Dispatcher<R> {
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
-        while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now)
-            && let Some(Reverse(timer)) = self.timers.pop()
-        {
-            self.ready.push_back(timer.work);
+        while let Some(work) = self.timers.due(now) {
+            self.ready.push_back(work);
         }
     }
 
@@ -388,10 +350,9 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let timer = self.timers.peek().map(|Reverse(timer)| timer.at);
         let may_start = !self.ready.is_empty() && self.running < self.shared.config.concurrency;
         let store = self.store_retry_at.filter(|_| may_start && self.claiming == 0);
-        [timer, store].into_iter().flatten().min()
+        [self.timers.next(), store].into_iter().flatten().min()
     }
 
     fn publish_gauges(&self) {
@@ -404,76 +365,6 @@ impl<R: Runner> Dispatcher<R> {
                 && self.in_flight.saturating_add_signed(self.unflushed) < config.max_in_flight
                 && (self.in_flight_bytes < config.max_in_flight_bytes || self.in_flight == 0),
         );
-    }
-
-    /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
-    async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
-        self.gate.set_open(false);
-        let deadline = Instant::now() + self.shared.config.drain_timeout;
-        let mut batch = Vec::with_capacity(64);
-        // How many runs the deadline found still going.
-        let mut cut = None;
-        loop {
-            self.abandon_unstarted();
-            self.publish_gauges();
-            if self.rounds.is_empty() {
-                // Every round has ended, and what the last ones told is taken below.
-                while let Ok(event) = events.try_recv() {
-                    self.take(event);
-                }
-                self.abandon_unstarted();
-                return match cut {
-                    _ if self.panicked => Drained::Panicked,
-                    Some(runs @ 1..) => Drained::Abandoned(runs),
-                    _ => Drained::Wholly,
-                };
-            }
-            let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
-            tokio::select! {
-                biased;
-                _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
-                Some(joined) = self.rounds.join_next() => self.note_end(joined),
-                () = tokio::time::sleep_until(until) => {
-                    if let Some(runs) = cut {
-                        self.rounds.abort_all();
-                        while self.rounds.join_next().await.is_some() {}
-                        while let Ok(event) = events.try_recv() {
-                            self.take(event);
-                        }
-                        self.abandon_unstarted();
-                        // What is left was in the rounds that were dropped, their copies included.
-                        self.shared.count(Counter::GivenBack, self.in_flight);
-                        self.shared.counters.set_in_flight(0, 0);
-                        return Drained::Abandoned(runs);
-                    }
-                    cut = Some(self.running);
-                    tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
-                    self.shared.giving_up.cancel();
-                    self.shared.heartbeat.cancel_all();
-                }
-            }
-        }
-    }
-
-    /// Gives back what has not started. Copies wait for their leader as long as it runs.
-    fn abandon_unstarted(&mut self) {
-        let timers = std::mem::take(&mut self.timers).into_iter().map(|Reverse(timer)| timer.work);
-        let mut waiting: Vec<Work> = timers.chain(self.ready.drain(..)).collect();
-        for lane in self.lanes.values_mut() {
-            waiting.extend(lane.drain(..));
-        }
-        // In the order of their delivery, which a broker may keep; lanes have none.
-        waiting.sort_by_key(|work| work.receipt.tag());
-        for work in waiting {
-            let followers =
-                if work.leads { work.key().and_then(|key| self.leaders.remove(&key)) } else { None };
-            for work in followers.into_iter().flatten().chain([work]) {
-                self.shared.count(Counter::GivenBack, 1);
-                self.forget(work.size);
-                drop(work.receipt);
-            }
-        }
-        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
     }
 }
 

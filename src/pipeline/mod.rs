@@ -7,6 +7,7 @@ pub(crate) mod gather;
 mod heartbeat;
 mod intake;
 mod janitor;
+mod letters;
 mod process;
 mod record;
 mod run;

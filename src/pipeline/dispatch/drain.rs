@@ -1,0 +1,91 @@
+//! The end of the dispatching: nothing starts any more, and what has not started goes back.
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Dispatcher, Event};
+use crate::pipeline::runner::Runner;
+use crate::pipeline::work::Work;
+use crate::telemetry::Counter;
+
+/// How the dispatching ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// Everything that had started was recorded and settled.
+    Wholly,
+    /// The drain deadline passed with so many runs still going; they were asked to stop, and dropped if they did not.
+    Abandoned(usize),
+    /// A round panicked; its deliveries were given back.
+    Panicked,
+}
+
+impl<R: Runner> Dispatcher<R> {
+    /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
+    pub(super) async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
+        self.gate.set_open(false);
+        let deadline = Instant::now() + self.shared.config.drain_timeout;
+        let mut batch = Vec::with_capacity(64);
+        // How many runs the deadline found still going.
+        let mut cut = None;
+        loop {
+            self.abandon_unstarted();
+            self.publish_gauges();
+            if self.rounds.is_empty() {
+                // Every round has ended, and what the last ones told is taken below.
+                while let Ok(event) = events.try_recv() {
+                    self.take(event);
+                }
+                self.abandon_unstarted();
+                return match cut {
+                    _ if self.panicked => Drained::Panicked,
+                    Some(runs @ 1..) => Drained::Abandoned(runs),
+                    _ => Drained::Wholly,
+                };
+            }
+            let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
+            tokio::select! {
+                biased;
+                _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
+                Some(joined) = self.rounds.join_next() => self.note_end(joined),
+                () = tokio::time::sleep_until(until) => {
+                    if let Some(runs) = cut {
+                        self.rounds.abort_all();
+                        while self.rounds.join_next().await.is_some() {}
+                        while let Ok(event) = events.try_recv() {
+                            self.take(event);
+                        }
+                        self.abandon_unstarted();
+                        // What is left was in the rounds that were dropped, their copies included.
+                        self.shared.count(Counter::GivenBack, self.in_flight);
+                        self.shared.counters.set_in_flight(0, 0);
+                        return Drained::Abandoned(runs);
+                    }
+                    cut = Some(self.running);
+                    tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
+                    self.shared.giving_up.cancel();
+                    self.shared.heartbeat.cancel_all();
+                }
+            }
+        }
+    }
+
+    /// Gives back what has not started. Copies wait for their leader as long as it runs.
+    pub(super) fn abandon_unstarted(&mut self) {
+        let mut waiting: Vec<Work> = self.timers.take_all().chain(self.ready.drain(..)).collect();
+        for lane in self.lanes.values_mut() {
+            waiting.extend(lane.drain(..));
+        }
+        // In the order of their delivery, which a broker may keep; lanes have none.
+        waiting.sort_by_key(|work| work.receipt.tag());
+        for work in waiting {
+            let followers =
+                if work.leads { work.key().and_then(|key| self.leaders.remove(&key)) } else { None };
+            for work in followers.into_iter().flatten().chain([work]) {
+                self.shared.count(Counter::GivenBack, 1);
+                self.forget(work.size);
+                drop(work.receipt);
+            }
+        }
+        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
+    }
+}
