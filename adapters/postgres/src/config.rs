@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
 use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 
 use crate::error::store_error;
 
@@ -16,6 +16,8 @@ pub struct PgConfig {
     options: PgConnectOptions,
     schema: String,
     max_connections: u32,
+    handler_connections: Option<u32>,
+    handler_statement_timeout: Option<Duration>,
     pub(crate) lock_timeout: Duration,
     pub(crate) statement_timeout: Duration,
     connect_timeout: Duration,
@@ -29,6 +31,8 @@ impl std::fmt::Debug for PgConfig {
             .field("place", &self.place())
             .field("schema", &self.schema)
             .field("max_connections", &self.max_connections)
+            .field("handler_connections", &self.handler_connections)
+            .field("handler_statement_timeout", &self.handler_statement_timeout)
             .field("lock_timeout", &self.lock_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("connect_timeout", &self.connect_timeout)
@@ -59,6 +63,8 @@ impl PgConfig {
             options,
             schema: "onceward".to_owned(),
             max_connections: 8,
+            handler_connections: None,
+            handler_statement_timeout: None,
             lock_timeout: Duration::from_millis(250),
             statement_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
@@ -82,11 +88,52 @@ impl PgConfig {
         self
     }
 
-    /// How many connections the store opens at most, from 1; 8 unless told. Without a pool of the application's own,
-    /// each running transactional handler holds one of as many again.
+    /// The user, instead of the URL's.
+    #[must_use]
+    pub fn username(mut self, username: &str) -> Self {
+        self.options = self.options.username(username);
+        self
+    }
+
+    /// The password, instead of the URL's.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.options = self.options.password(password);
+        self
+    }
+
+    /// The certificates, PEM, of the authorities that may have signed the server's. With them the server is verified:
+    /// `verify-full`, unless the URL says `sslmode=verify-ca`.
+    #[must_use]
+    pub fn ca(mut self, pem: Vec<u8>) -> Self {
+        if !matches!(self.options.get_ssl_mode(), PgSslMode::VerifyCa) {
+            self.options = self.options.ssl_mode(PgSslMode::VerifyFull);
+        }
+        self.options = self.options.ssl_root_cert_from_pem(pem);
+        self
+    }
+
+    /// How many connections the store opens at most for claims and completions, from 1; 8 unless told.
     #[must_use]
     pub fn max_connections(mut self, count: u32) -> Self {
         self.max_connections = count;
+        self
+    }
+
+    /// How many connections the transactions of handlers use at most, from 1; as many as the store itself unless told. A
+    /// pool of the application's own has its own limit.
+    #[must_use]
+    pub fn handler_connections(mut self, count: u32) -> Self {
+        self.handler_connections = Some(count);
+        self
+    }
+
+    /// How long the server may work on one statement of a handler's transaction, and how long such a transaction may sit
+    /// idle; no limit unless told. A handler that is dropped leaves its statement running until then. A pool of the
+    /// application's own keeps its settings.
+    #[must_use]
+    pub fn handler_statement_timeout(mut self, timeout: Duration) -> Self {
+        self.handler_statement_timeout = Some(timeout);
         self
     }
 
@@ -142,8 +189,8 @@ impl PgConfig {
                 self.schema
             ));
         }
-        if self.max_connections == 0 {
-            return wrong("max_connections is 0; at least 1".to_owned());
+        if self.max_connections == 0 || self.handler_connections == Some(0) {
+            return wrong("max_connections or handler_connections is 0; at least 1".to_owned());
         }
         if self.lock_timeout < Duration::from_millis(1) || self.lock_timeout >= self.statement_timeout {
             return wrong(format!(
@@ -160,7 +207,6 @@ impl PgConfig {
 
     /// Connections for claims and completions.
     pub(crate) fn pool(&self) -> PgPool {
-        let ms = |duration: Duration| duration.as_millis().to_string();
         let options = self.options.clone().application_name("onceward").options([
             ("lock_timeout", ms(self.lock_timeout)),
             ("statement_timeout", ms(self.statement_timeout)),
@@ -168,12 +214,23 @@ impl PgConfig {
             // An ack follows a completion: it must be on disk, whatever the role or database is set to.
             ("synchronous_commit", "on".to_owned()),
         ]);
-        self.pool_of(options)
+        self.pool_of(options, self.max_connections)
     }
 
     /// Connections for the transactions of handlers, if the application brings none.
     pub(crate) fn effects_pool(&self) -> PgPool {
-        self.effects.clone().unwrap_or_else(|| self.pool_of(self.options.clone()))
+        let own = || {
+            let mut options = self.options.clone().application_name("onceward-handler");
+            if let Some(timeout) = self.handler_statement_timeout {
+                let limit = ms(timeout);
+                options = options.options([
+                    ("statement_timeout", limit.clone()),
+                    ("idle_in_transaction_session_timeout", limit),
+                ]);
+            }
+            self.pool_of(options, self.handler_connections.unwrap_or(self.max_connections))
+        };
+        self.effects.clone().unwrap_or_else(own)
     }
 
     /// For a single connection that listens, beside the store's own.
@@ -185,9 +242,9 @@ impl PgConfig {
             .connect_lazy_with(options)
     }
 
-    fn pool_of(&self, options: PgConnectOptions) -> PgPool {
+    fn pool_of(&self, options: PgConnectOptions, count: u32) -> PgPool {
         PgPoolOptions::new()
-            .max_connections(self.max_connections)
+            .max_connections(count)
             .acquire_timeout(self.connect_timeout)
             // It would double the round trips; a dead connection is noticed by the statement, which is repeated.
             .test_before_acquire(false)
@@ -211,6 +268,11 @@ impl PgConfig {
             )),
         }
     }
+}
+
+/// As a setting of the server: at least 1, since 0 is no limit.
+fn ms(duration: Duration) -> String {
+    duration.as_millis().max(1).to_string()
 }
 
 fn is_identifier(name: &str) -> bool {

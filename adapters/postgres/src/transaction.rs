@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, Postgres, SqlSafeStr, query};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::error::store_error;
+use crate::error::{is_lost, store_error};
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
 
@@ -206,18 +206,23 @@ pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T,
     })
 }
 
+/// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
 async fn begin(pool: PgPool) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
-    let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
-    if let Some(conn) = open.conn.as_mut() {
-        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint.
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
-        PgTransactionManager::begin(conn, Some(begin)).await.map_err(failed)?;
-        // The savepoint vanishes with the transaction: a handler that ended that on its own is found out.
-        let settings = "SET LOCAL synchronous_commit = on; SAVEPOINT onceward_effect";
-        sqlx::raw_sql(settings).execute(&mut **conn).await.map_err(failed)?;
+    let mut left = pool.size();
+    loop {
+        let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
+        let Some(conn) = open.conn.as_mut() else { continue };
+        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. This
+        // savepoint vanishes with the transaction: a handler that ended that on its own is found out.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
+                     SAVEPOINT onceward_effect";
+        match PgTransactionManager::begin(conn, Some(begin.into_sql_str())).await {
+            Ok(()) => return Ok(open),
+            Err(error) if is_lost(&error) && left > 0 => left -= 1,
+            Err(error) => return Err(failed(error)),
+        }
     }
-    Ok(open)
 }
 
 async fn commit(

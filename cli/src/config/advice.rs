@@ -5,7 +5,7 @@ use std::time::Duration;
 use onceward::pipeline::start_check::HEADROOM;
 
 use super::remark::{Advice, Remark};
-use super::{Config, FileFormat, KeyPart, Mode, OnStoreDown, OrderBy, Ordering, Source, Store};
+use super::{Config, FileFormat, Handler, KeyPart, Mode, OnStoreDown, OrderBy, Ordering, Source, Store};
 
 /// Every piece of advice, in the order of the file's lines.
 pub(super) fn advice(config: &Config) -> Vec<Advice> {
@@ -15,6 +15,7 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         short_ttl(config),
         absent_key_source(config),
         idle_concurrency(config),
+        few_connections(config),
         short_ack_timeout(config),
         low_delivery_limit(config),
         short_drain(config),
@@ -86,6 +87,17 @@ fn idle_concurrency(config: &Config) -> Option<Remark> {
             "source.rabbitmq.prefetch",
             "is less than pipeline.concurrency, so that many handlers never run",
             "raise prefetch or lower concurrency",
+        )
+    })
+}
+
+fn few_connections(config: &Config) -> Option<Remark> {
+    let (Store::Postgres(store), Handler::Sql(_)) = (&config.store, &config.handler) else { return None };
+    (store.connections < config.pipeline.concurrency).then(|| {
+        config.origin.remark(
+            "store.postgres.connections",
+            "is less than pipeline.concurrency, so that statements wait for a connection under their claim",
+            "raise connections or lower concurrency",
         )
     })
 }

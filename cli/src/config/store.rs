@@ -100,11 +100,19 @@ choice! {
 table! {
     /// PostgreSQL, 13 or later.
     PostgresStore [credentials, store] {
-        /// Where the server is: `postgres://user@host/database`.
+        /// Where the server is: `postgres://user@host/database`, with `?sslmode=verify-full` beyond the own host.
         pub url: Address,
         /// The schema that holds Onceward's tables, apart from the application's.
         #[serde(default = "default_schema")]
         pub schema: String,
+        /// How many connections the transactions of `[handler.sql]` use at most, from 1 to 1000; each holds one while it
+        /// runs. The store has a few more of its own.
+        #[serde(default = "super::table::count::<16>")]
+        pub connections: u32,
+        /// The certificates, PEM, of the authorities that may have signed the server's; the system's where it is left
+        /// out. With it the server is verified, unless the URL says `sslmode=verify-ca`, by its name as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ca_file: Option<PathBuf>,
     }
 }
 

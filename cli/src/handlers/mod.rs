@@ -8,6 +8,7 @@
 //! | [`StdoutHandler`] | one line on standard output |
 //! | [`PublishHandler`] | one confirmed publish to another broker |
 //! | [`SqlHandler`] | one statement in the completion's transaction (feature `sqlite`) |
+//! | [`PgSqlHandler`] | the same in Postgres (feature `postgres`) |
 //!
 //! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
 //! settles, retries or deduplicates: that is the pipeline's.
@@ -20,7 +21,7 @@ mod lines;
 mod payload;
 mod process;
 mod publish;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 mod stdout;
 pub(crate) mod text;
@@ -32,6 +33,8 @@ pub use exec::{ExecHandler, ExecOptions};
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};
 pub use process::Program;
 pub use publish::PublishHandler;
+#[cfg(feature = "postgres")]
+pub use sql::PgSqlHandler;
 #[cfg(feature = "sqlite")]
 pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;

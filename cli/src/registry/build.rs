@@ -118,6 +118,13 @@ fn transactional(
             let builder = with_settings(builder, config, scope, dead_letters, until_empty);
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
+        #[cfg(feature = "postgres")]
+        Some(super::store::Inbox::Postgres(store)) => {
+            let handler = crate::handlers::PgSqlHandler::new(sql.statement.as_str())?;
+            let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
+            let builder = with_settings(builder, config, scope, dead_letters, until_empty);
+            Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
+        }
         _ => {
             let _ = (sql, scope, source, dead_letters, until_empty);
             Err(not_in_this_build("handler.sql"))

@@ -1,5 +1,8 @@
 //! Credentials for those who connect: from the configuration or a file, never printed.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+use std::path::Path;
+
 use onceward::{Error, ErrorKind};
 
 #[cfg(feature = "rabbitmq")]
@@ -54,6 +57,20 @@ impl Login {
         }
         Ok(url.into())
     }
+}
+
+/// The certificates in the file at `path`, which `key` of the configuration names.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if it cannot be read.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(super) fn certificates(config: &Config, key: &str, path: &Path) -> Result<Vec<u8>, Error> {
+    let path = config.resolve(path);
+    std::fs::read(&path).map_err(|error| {
+        let what =
+            format!("{} cannot be read ({}); make it readable for this user", path.display(), error.kind());
+        Error::new(ErrorKind::Config, format!("read {key}"), what)
+    })
 }
 
 #[cfg(all(test, feature = "rabbitmq"))]

@@ -145,6 +145,10 @@ pub(crate) async fn check_statement(config: &Config, store: &OpenStore) -> Resul
         Some(super::store::Inbox::Sqlite(store)) => {
             crate::handlers::SqlHandler::new(sql.statement.as_str())?.check(store).await
         }
+        #[cfg(feature = "postgres")]
+        Some(super::store::Inbox::Postgres(store)) => {
+            crate::handlers::PgSqlHandler::new(sql.statement.as_str())?.check(store).await
+        }
         _ => {
             let _ = sql;
             Err(not_in_this_build("handler.sql"))

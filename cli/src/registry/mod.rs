@@ -12,12 +12,14 @@
 //! more than a few lines for has a file of its own.
 
 mod build;
-#[cfg(any(feature = "rabbitmq", feature = "redis"))]
+#[cfg(any(feature = "postgres", feature = "rabbitmq", feature = "redis"))]
 mod credentials;
 mod dead_letter;
 mod facts;
 mod handler;
-mod publisher;
+mod publish;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "redis")]

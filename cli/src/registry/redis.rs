@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use onceward::{Error, ErrorKind};
+use onceward::Error;
 use onceward_redis::RedisConfig;
 
-use super::credentials::Login;
+use super::credentials::{Login, certificates};
 use crate::config::{Address, Config, RedisStore, RedisTopology};
 
 /// For how long replicas are waited for, where they are.
@@ -28,15 +28,7 @@ pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis
         options = options.password(password.expose());
     }
     if let Some(file) = &store.ca_file {
-        let path = config.resolve(file);
-        let pem = std::fs::read(&path).map_err(|error| {
-            let what = format!(
-                "{} cannot be read ({}); make it readable for this user",
-                path.display(),
-                error.kind()
-            );
-            Error::new(ErrorKind::Config, "read store.redis.ca_file", what)
-        })?;
+        let pem = certificates(config, "store.redis.ca_file", file)?;
         options = options.ca(pem);
     }
     // A little less than the limit of a call, so that what was wrong is known before the call is given up.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use onceward::store::Advice;
 use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, Store};
 
+#[cfg(not(all(feature = "sqlite", feature = "redis", feature = "postgres")))]
 use super::not_in_this_build;
 use crate::config::{self, Config};
 
@@ -36,6 +37,9 @@ pub(crate) enum Inbox {
     /// `[store.sqlite]`.
     #[cfg(feature = "sqlite")]
     Sqlite(Arc<onceward_sqlite::SqliteStore>),
+    /// `[store.postgres]`.
+    #[cfg(feature = "postgres")]
+    Postgres(Arc<onceward_postgres::PgStore>),
 }
 
 impl OpenStore {
@@ -53,6 +57,8 @@ impl OpenStore {
         match self.inbox {
             #[cfg(feature = "sqlite")]
             Some(Inbox::Sqlite(store)) => store.close().await,
+            #[cfg(feature = "postgres")]
+            Some(Inbox::Postgres(store)) => store.close().await,
             _ => {}
         }
     }
@@ -76,6 +82,9 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
             let store = Arc::new(super::redis::open(config, store)?);
             Ok(OpenStore { store: store.clone(), checkpoints: store, inbox: None })
         }
+        #[cfg(feature = "postgres")]
+        config::Store::Postgres(store) => super::postgres::open(config, store, purpose).await,
+        #[cfg(not(all(feature = "sqlite", feature = "redis", feature = "postgres")))]
         other => Err(not_in_this_build(&format!("store.{}", other.name()))),
     }
 }
@@ -96,6 +105,11 @@ pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
             sqlite::directory(&options)?;
             onceward_sqlite::SqliteStore::migrate(&options).await.map(Some)
         }
+        #[cfg(feature = "postgres")]
+        config::Store::Postgres(store) => {
+            onceward_postgres::PgStore::migrate(&super::postgres::options(config, store)?).await.map(Some)
+        }
+        #[cfg(not(all(feature = "sqlite", feature = "redis", feature = "postgres")))]
         other => Err(not_in_this_build(&format!("store.{}", other.name()))),
     }
 }

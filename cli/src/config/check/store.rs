@@ -19,6 +19,7 @@ pub(super) fn check(config: &Config) -> Checked {
             url(config, "store.postgres.url", &store.url, &["postgres", "postgresql"])?;
             credentials(config, "store.postgres", store.credentials(), Some(&store.url))?;
             schema_name(config, &store.schema)?;
+            within(config, "store.postgres.connections", store.connections, 1..=1_000)?;
         }
         Store::Sqlite(store) => {
             let path = store.path.to_string_lossy();
