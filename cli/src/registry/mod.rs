@@ -17,9 +17,9 @@ mod credentials;
 mod dead_letter;
 mod facts;
 mod handler;
-mod publish;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "redis")]
