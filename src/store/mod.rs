@@ -2,6 +2,7 @@
 
 mod claim;
 pub mod memory;
+mod position;
 mod record;
 mod token;
 mod transactional;
@@ -16,6 +17,7 @@ pub use claim::{
     FailRequest, Failure, Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
 };
 pub use memory::MemoryStore;
+pub use position::{LogPartition, MarkRequest, MarkedCommit, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
 pub use token::{Entropy, OwnerToken};
 pub use transactional::{Commit, TransactionalStore};

@@ -31,6 +31,7 @@ mod error;
 mod fast;
 mod link;
 mod migrate;
+mod offsets;
 mod outbox;
 mod row;
 mod store;

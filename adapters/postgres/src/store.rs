@@ -93,6 +93,7 @@ impl PgStore {
              GRANT SELECT, INSERT ON {schema}.scopes TO {role};\n\
              GRANT SELECT, UPDATE ON {schema}.meta TO {role};\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.outbox TO {role};\n\
+             GRANT SELECT, INSERT, UPDATE ON {schema}.processed_offsets TO {role};\n\
              GRANT USAGE ON SEQUENCE {schema}.outbox_seq TO {role};\n\
              GRANT SELECT ON {schema}.migrations TO {role};\n"
         ))

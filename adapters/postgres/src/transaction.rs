@@ -234,6 +234,7 @@ async fn commit(
     let Some(conn) = open.conn.as_mut() else {
         return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
     };
+    end_of_effect(conn).await?;
     if !complete(&schema, conn, &scope, &request).await? {
         end(open).await;
         return Ok(Commit::Fenced);
@@ -244,13 +245,8 @@ async fn commit(
     Ok(Commit::Committed)
 }
 
-/// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
-async fn complete(
-    schema: &str,
-    conn: &mut PgConnection,
-    scope: &Scope,
-    request: &CompleteRequest,
-) -> Result<bool, Error> {
+/// Sees to it that the handler has left the transaction as it was given it.
+pub(crate) async fn end_of_effect(conn: &mut PgConnection) -> Result<(), Error> {
     let failed = |error| store_error(COMMIT, error);
     // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
     conn.ping().await.map_err(failed)?;
@@ -268,6 +264,17 @@ async fn complete(
         }
         return Err(failed(error));
     }
+    Ok(())
+}
+
+/// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
+pub(crate) async fn complete(
+    schema: &str,
+    conn: &mut PgConnection,
+    scope: &Scope,
+    request: &CompleteRequest,
+) -> Result<bool, Error> {
+    let failed = |error| store_error(COMMIT, error);
     let sql = format!(
         "UPDATE {schema}.keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = $1, \
          expires_at = at.now + $1, reason = NULL, error = NULL, result = $2 \

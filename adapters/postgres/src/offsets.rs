@@ -1,0 +1,154 @@
+//! Positions in the transactions of effects: [`PositionStore`] on the table `processed_offsets`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use onceward::store::{CompleteRequest, LogPartition, MarkRequest, MarkedCommit, Ownership, PositionStore};
+use onceward::{Error, ErrorKind, Scope};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row, query};
+
+use crate::error::store_error;
+use crate::link::WRITE;
+use crate::row::{NOW, integer};
+use crate::store::PgStore;
+use crate::transaction::{PgConn, complete, end_of_effect, joined, within};
+
+const OWN: &str = "take over a partition";
+const MARK: &str = "commit the effect and its position";
+
+#[async_trait]
+impl PositionStore for PgStore {
+    async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error> {
+        let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(WRITE))?;
+        let (schema, named) = (self.schema(), partition.clone());
+        // Repeated after a lost reply it raises the epoch once more, which hurts nobody.
+        let owned = self.link().run_again(OWN, true, move |conn| {
+            let (schema, named) = (schema.clone(), named.clone());
+            Box::pin(async move {
+                let sql = format!(
+                    "INSERT INTO {schema}.processed_offsets AS p \
+                     (scope, group_name, incarnation, partition, epoch, watermark, done, written_at) \
+                     VALUES ($1, $2, $3, $4, 1, 0, '{{}}', {NOW}) \
+                     ON CONFLICT (scope, group_name, incarnation, partition) DO UPDATE \
+                     SET epoch = p.epoch + 1, written_at = excluded.written_at RETURNING epoch, watermark, done"
+                );
+                let row = query(AssertSqlSafe(sql))
+                    .bind(scope)
+                    .bind(&*named.group)
+                    .bind(&*named.incarnation)
+                    .bind(i64::from(named.partition))
+                    .fetch_one(conn)
+                    .await?;
+                ownership(named, &row)
+            })
+        });
+        owned.await.map_err(|attempt| attempt.told(OWN))
+    }
+
+    async fn commit_at(
+        &self,
+        conn: PgConn,
+        scope: &Scope,
+        mark: &MarkRequest,
+        completion: Option<&CompleteRequest>,
+    ) -> Result<MarkedCommit, Error> {
+        let (schema, patience) = (self.schema(), self.link().patience);
+        let task = commit_at(schema, conn, scope.clone(), mark.clone(), completion.cloned());
+        joined(tokio::spawn(within(patience, MARK, task)).await)?
+    }
+}
+
+fn ownership(partition: LogPartition, row: &PgRow) -> Result<Ownership, sqlx::Error> {
+    let number = |value: i64| {
+        u64::try_from(value).map_err(|_| sqlx::Error::Decode(format!("{value} is negative").into()))
+    };
+    let watermark = number(row.try_get("watermark")?)?;
+    let done = row.try_get::<Vec<i64>, _>("done")?.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
+    let nothing = watermark == 0 && done.is_empty();
+    let epoch = number(row.try_get("epoch")?)?;
+    Ok(Ownership { partition, epoch, watermark: (!nothing).then_some(watermark), done })
+}
+
+async fn commit_at(
+    schema: Arc<str>,
+    mut open: PgConn,
+    scope: Scope,
+    mark: MarkRequest,
+    completion: Option<CompleteRequest>,
+) -> Result<MarkedCommit, Error> {
+    let conn = open.connection();
+    end_of_effect(conn).await?;
+    // First the key, then the position: all transactions take these two locks in the same order, and that of the partition,
+    // which all of its transactions want, is held the shorter.
+    if let Some(request) = &completion
+        && !complete(&schema, conn, &scope, request).await?
+    {
+        open.end().await;
+        return Ok(MarkedCommit::Fenced);
+    }
+    let outcome = write_mark(conn, &schema, &scope, &mark).await?;
+    if outcome == MarkedCommit::Committed {
+        // After an error nobody knows whether it is committed; the connection is closed.
+        open.commit_plain().await.map_err(|error| store_error(MARK, error))?;
+    } else {
+        open.end().await;
+    }
+    Ok(outcome)
+}
+
+/// The statement that guards the transaction: it finds its row under the owner's epoch only.
+async fn write_mark(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: &Scope,
+    mark: &MarkRequest,
+) -> Result<MarkedCommit, Error> {
+    let failed = |error| store_error(MARK, error);
+    let offset = |offset: u64| {
+        i64::try_from(offset).map_err(|_| {
+            Error::new(ErrorKind::Internal, MARK, format!("offset {offset} is larger than any log's"))
+        })
+    };
+    let offsets = mark.offsets.iter().map(|one| offset(*one)).collect::<Result<Vec<_>, _>>()?;
+    let (floor, epoch) = (offset(mark.floor)?, integer(mark.epoch));
+    let named = "scope = (SELECT id FROM @.scopes WHERE name = $1) AND group_name = $2 AND incarnation = $3 \
+                 AND partition = $4"
+        .replace('@', schema);
+    // Of the distinct offsets from the base on, e − rank is the base as long as there is no gap: so far the watermark goes.
+    let sql = format!(
+        "UPDATE {schema}.processed_offsets AS p SET written_at = {NOW}, (watermark, done) = (\
+           SELECT greatest(p.watermark, $7) + count(*) FILTER (WHERE n.gap = 0), \
+             coalesce(array_agg(n.e ORDER BY n.e) FILTER (WHERE n.gap > 0), '{{}}') \
+           FROM (SELECT d.e, d.e - greatest(p.watermark, $7) - row_number() OVER (ORDER BY d.e) + 1 AS gap \
+             FROM (SELECT DISTINCT u.e FROM unnest(p.done || $6::bigint[]) AS u (e) \
+               WHERE u.e >= greatest(p.watermark, $7)) AS d) AS n) \
+         WHERE {named} AND epoch = $5 AND NOT p.done && $6::bigint[] AND p.watermark <= ALL ($6::bigint[])"
+    );
+    let written = query(AssertSqlSafe(sql))
+        .bind(scope.as_str())
+        .bind(&*mark.partition.group)
+        .bind(&*mark.partition.incarnation)
+        .bind(i64::from(mark.partition.partition))
+        .bind(epoch)
+        .bind(offsets)
+        .bind(floor)
+        .execute(&mut *conn)
+        .await
+        .map_err(failed)?;
+    if written.rows_affected() == 1 {
+        return Ok(MarkedCommit::Committed);
+    }
+    let sql = format!("SELECT epoch = $5 FROM {schema}.processed_offsets WHERE {named}");
+    let row = query(AssertSqlSafe(sql))
+        .bind(scope.as_str())
+        .bind(&*mark.partition.group)
+        .bind(&*mark.partition.incarnation)
+        .bind(i64::from(mark.partition.partition))
+        .bind(epoch)
+        .fetch_optional(conn)
+        .await
+        .map_err(failed)?;
+    let owner = row.map(|row| row.try_get(0)).transpose().map_err(failed)?.unwrap_or(false);
+    Ok(if owner { MarkedCommit::Processed } else { MarkedCommit::NotOwner })
+}
