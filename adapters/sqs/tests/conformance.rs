@@ -17,13 +17,22 @@ use onceward_test_servers::elasticmq::ElasticMq;
 struct SqsHarness {
     client: Client,
     url: String,
+    visibility: Duration,
 }
 
 impl SqsHarness {
     async fn new(name: &str) -> Self {
         let client = support::client(ElasticMq::shared().port());
         let url = support::create(&client, name).await;
-        Self { client, url }
+        // This server takes its time over many groups, and the suite sends no heartbeat meanwhile.
+        let visibility = Duration::from_secs(if name.ends_with(".fifo") { 15 } else { 3 });
+        Self { client, url, visibility }
+    }
+
+    /// For checks that hold hundreds of groups unsettled. On this server a receive from a FIFO queue takes time in proportion to
+    /// what is in flight: 600 groups take a raw client 11 s on an idle machine, whether it has one poller or four.
+    async fn with_many_groups(name: &str) -> Self {
+        Self { visibility: Duration::from_secs(300), ..Self::new(name).await }
     }
 }
 
@@ -71,11 +80,12 @@ impl BrokerHarness for SqsHarness {
 
     async fn open(&self) -> AcrossGroups {
         let mut queue = support::quick(&self.url);
-        if queue.is_fifo() {
-            // The server takes its time with many groups, and the suite sends no heartbeat meanwhile.
-            queue.visibility = Duration::from_secs(15);
-        }
+        queue.visibility = self.visibility;
         AcrossGroups(SqsConsumer::from_client(self.client.clone(), queue).await.unwrap())
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(120)
     }
 
     fn quiet(&self) -> Duration {
@@ -90,8 +100,10 @@ mod standard {
 
 mod fifo {
     use super::*;
-    // Not here: every_published_message_is_delivered and a_dropped_receive_loses_no_delivery. They hold 600 messages of as
-    // many groups unsettled, and do not pass on this server yet: messages come again before all have come.
+    onceward::broker_conformance_tests! { SqsHarness::with_many_groups("ordered.fifo").await; deliveries:
+        every_published_message_is_delivered,
+        a_dropped_receive_loses_no_delivery,
+    }
     onceward::broker_conformance_tests! { SqsHarness::new("ordered.fifo").await; deliveries:
         every_delivery_carries_a_receipt_of_its_own,
         an_ordered_source_keeps_the_order,
