@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Scene {
     program: PathBuf,
     folder: Option<TempDir>,
+    env: Vec<(String, String)>,
     runs: Cell<u32>,
 }
 
@@ -29,7 +30,7 @@ impl Scene {
     /// An empty folder for runs of `program`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         let folder = tempfile::Builder::new().prefix("onceward-").tempdir().expect("a temporary folder");
-        Self { program: program.into(), folder: Some(folder), runs: Cell::new(0) }
+        Self { program: program.into(), folder: Some(folder), env: Vec::new(), runs: Cell::new(0) }
     }
 
     /// A folder with a configuration and its input.
@@ -38,6 +39,13 @@ impl Scene {
         scene.configure(setup);
         scene.write("orders.ndjson", &joined(lines));
         scene
+    }
+
+    /// Gives every program an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// The path of a file in the folder.
@@ -58,7 +66,7 @@ impl Scene {
     /// The program with these arguments, in the folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(args);
+        command.args(args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 

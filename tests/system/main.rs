@@ -14,6 +14,7 @@
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
+//! | `sqs/` | SQS queues, standard and FIFO, with Redis: kills, groups that fail, handlers of ten times the visibility |
 //! | `release.rs` | the program that people run has no crash points |
 //!
 //! `ONCEWARD_TEST_KILLS` sets how often the tests that kill at random do so, `ONCEWARD_TEST_SEED` repeats their choices.
@@ -31,6 +32,7 @@ mod release;
 mod replaced_files;
 mod secrets;
 mod shutdown;
+mod sqs;
 mod stage;
 mod store_trouble;
 mod transactions;

@@ -9,15 +9,15 @@ use serde_json::json;
 
 use crate::stage::{PATIENCE, ledger_of, scene, worker};
 
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 const LONG: usize = 40;
 
 /// Lines of all lanes in turn; in each lane every tenth fails once.
-pub(crate) fn lines(long: usize) -> (Vec<String>, Vec<Produced>) {
+pub(crate) fn lines(lanes: usize, long: usize) -> (Vec<String>, Vec<Produced>) {
     let mut lines = Vec::new();
     let mut produced = Vec::new();
     for number in 0..long {
-        for lane in 0..LANES {
+        for lane in 0..lanes {
             let id = format!("{lane}-{number:03}");
             let fails = json!({"lane": lane, "ms": 3, "do": "fail", "times": 1});
             let well = json!({"lane": lane, "ms": 3});
@@ -33,7 +33,7 @@ fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() 
     let mut chance = Chance::new();
     let kills = kills(3);
     // Work enough for each kill.
-    let (lines, produced) = lines(LONG * kills.div_ceil(3));
+    let (lines, produced) = lines(LANES, LONG * kills.div_ceil(3));
     let setup = worker().set("pipeline.ordering", "key").set("pipeline.order_by", "json:/lane");
     let scene = scene(&setup, &lines);
     for kill in 0..kills {
@@ -53,7 +53,7 @@ fn first_effects_of_an_order_key_come_in_its_order_through_failures_and_kills() 
 
 #[test]
 fn without_an_order_the_same_input_is_not_held_up() {
-    let (lines, produced) = lines(LONG);
+    let (lines, produced) = lines(LANES, LONG);
     let scene = scene(&worker(), &lines);
     let ended = scene.run_to_end();
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), produced.len() as u64), "{ended:#?}");

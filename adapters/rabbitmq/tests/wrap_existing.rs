@@ -12,54 +12,12 @@ use std::time::Duration;
 use example::App;
 use onceward::{Deduplicator, MemoryStore, OnceConfig, Scope};
 use onceward_test_servers::rabbitmq::RabbitMq;
+use onceward_test_servers::wrapping::changed_lines;
 use support::{Admin, Kind, unique, until};
-
-/// The lines of a module of the example, without indentation.
-fn lines_of(module: &str) -> Vec<&'static str> {
-    let source = include_str!("../examples/wrap_existing.rs");
-    let start = source.find(&format!("pub mod {module} {{")).unwrap();
-    let lines = source[start..].lines().skip(1).take_while(|line| *line != "}");
-    lines.map(str::trim).filter(|line| !line.is_empty()).collect()
-}
-
-/// How many lines are added or replaced on the way from `before` to `after`, or taken away without replacement: in each
-/// place where they differ the larger of what goes and what comes.
-fn changed(before: &[&str], after: &[&str]) -> usize {
-    // best[i][j]: the fewest changes for the rest of both; `gone` and `came` count within the place they differ in.
-    fn walk(before: &[&str], after: &[&str], gone: usize, came: usize, seen: &mut Seen) -> usize {
-        if before.is_empty() && after.is_empty() {
-            return gone.max(came);
-        }
-        let key = (before.len(), after.len(), gone, came);
-        if let Some(known) = seen.get(&key) {
-            return *known;
-        }
-        let mut best = usize::MAX;
-        if let ([first, rest @ ..], [same, others @ ..]) = (before, after)
-            && first == same
-        {
-            best = gone.max(came) + walk(rest, others, 0, 0, seen);
-        }
-        if let [_, rest @ ..] = before {
-            best = best.min(walk(rest, after, gone + 1, came, seen));
-        }
-        if let [_, rest @ ..] = after {
-            best = best.min(walk(before, rest, gone, came + 1, seen));
-        }
-        seen.insert(key, best);
-        best
-    }
-    type Seen = std::collections::HashMap<(usize, usize, usize, usize), usize>;
-    walk(before, after, 0, 0, &mut Seen::new())
-}
 
 #[test]
 fn wrapping_the_loop_changes_at_most_ten_lines() {
-    assert_eq!(changed(&["a", "b", "c"], &["a", "x", "y", "c", "d"]), 3);
-    assert_eq!(changed(&["a", "b", "c"], &["c"]), 2);
-    let (before, after) = (lines_of("before"), lines_of("after"));
-    assert!(before.len() > 15 && after.len() > 15);
-    let changed = changed(&before, &after);
+    let changed = changed_lines(include_str!("../examples/wrap_existing.rs"));
     assert!((1..=10).contains(&changed), "{changed} lines changed");
 }
 

@@ -37,12 +37,20 @@ struct Inner {
 }
 
 /// What is asked of SQS for one delivery.
+#[derive(Clone, Copy)]
 enum Ask {
-    Delete(String),
-    Visibility(String, Duration),
+    Delete,
+    Visibility(Duration),
 }
 
 type Answer = Result<Settled, Error>;
+
+/// An entry of a call: the delivery, what is asked for it, and the handle that it takes.
+struct Entry {
+    number: u64,
+    ask: Ask,
+    handle: String,
+}
 
 impl SqsAcker {
     pub(crate) fn new(client: Client, queue: QueueConfig) -> Self {
@@ -60,49 +68,33 @@ impl SqsAcker {
 
     /// Gives deliveries back.
     pub(crate) async fn release(&self, numbers: impl Iterator<Item = u64>) {
-        let now = Instant::now();
-        let asks = numbers.filter_map(|number| {
-            let (handle, _) = self.held().own_handle(number, now)?;
-            Some((number, Ask::Visibility(handle, Duration::ZERO)))
-        });
-        self.ask_all(asks.collect(), true).await;
+        self.ask_all(numbers.map(|number| (number, Ask::Visibility(Duration::ZERO))), true).await;
     }
 
     /// Keeps what is buffered alive.
     pub(crate) async fn keep_buffered(&self) {
         let due = self.held().due(Instant::now(), self.0.queue.visibility / 3);
         if !due.is_empty() {
-            self.extend_all(&due).await;
+            self.extend_all(due.into_iter()).await;
         }
     }
 
-    async fn extend_all(&self, numbers: &[u64]) -> HashMap<u64, Answer> {
-        let now = Instant::now();
+    async fn extend_all(&self, numbers: impl Iterator<Item = u64>) -> HashMap<u64, Answer> {
         let visibility = self.0.queue.visibility;
-        let asks = numbers.iter().filter_map(|number| {
-            let (handle, most) = self.held().own_handle(*number, now)?;
-            Some((*number, Ask::Visibility(handle, visibility.min(most))))
-        });
-        self.ask_all(asks.collect(), false).await
+        self.ask_all(numbers.map(|number| (number, Ask::Visibility(visibility))), false).await
     }
 
-    /// Asks, ten to a call. `last`: the deliveries are not ours after a success. One that was not asked for, or whose
-    /// handle settles nothing any more, has no answer or `TooLate`; either way it is forgotten.
-    async fn ask_all(&self, asks: Vec<(u64, Ask)>, last: bool) -> HashMap<u64, Answer> {
+    /// Asks, ten to a call. `last`: the deliveries are not ours after a success. One whose handle settles nothing any more
+    /// is answered `TooLate` and forgotten.
+    async fn ask_all(&self, asks: impl Iterator<Item = (u64, Ask)>, last: bool) -> HashMap<u64, Answer> {
         let sent = Instant::now();
-        let (deletes, changes): (Vec<_>, Vec<_>) =
-            asks.into_iter().partition(|(_, ask)| matches!(ask, Ask::Delete(_)));
-        let calls = [deletes, changes]
-            .into_iter()
-            .flat_map(|asks| {
-                let mut asks = asks.into_iter();
-                std::iter::from_fn(move || {
-                    let chunk: Vec<_> = asks.by_ref().take(BATCH).collect();
-                    (!chunk.is_empty()).then_some(chunk)
-                })
-                .collect::<Vec<_>>()
-            })
-            .map(|chunk| self.call(chunk));
+        // A call is of one kind.
+        let (deletes, changes): (Vec<_>, Vec<_>) = asks.partition(|(_, ask)| matches!(ask, Ask::Delete));
+        let calls: Vec<_> = deletes
+            .chunks(BATCH)
+            .chain(changes.chunks(BATCH))
+            .map(|chunk| self.call(chunk.to_vec()))
+            .collect();
         let answers: Vec<_> = stream::iter(calls).buffer_unordered(CALLS).collect().await;
         let answers: HashMap<_, _> = answers.into_iter().flatten().collect();
         for (number, answer) in &answers {
@@ -115,46 +107,88 @@ impl SqsAcker {
         answers
     }
 
-    /// One call of at most ten entries, which are all of one kind.
-    async fn call(&self, chunk: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
-        let numbers: Vec<_> = chunk.iter().map(|(number, _)| *number).collect();
-        let failed = match tokio::time::timeout(self.0.queue.call_timeout, self.send(chunk)).await {
-            Ok(Ok(failed)) => failed,
-            Ok(Err(error)) => {
-                return numbers.into_iter().map(|number| (number, Err(error.replicate()))).collect();
+    /// One call of at most ten entries, which are all of one kind. Entries that SQS reports as failed by its own fault are
+    /// asked for again, with the handle that is the newest by then, as long as the time of a call lasts.
+    async fn call(&self, mut open: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
+        let deadline = Instant::now() + self.0.queue.call_timeout;
+        let mut answers = Vec::with_capacity(open.len());
+        for tries in 1.. {
+            let entries: Vec<_> = open
+                .drain(..)
+                .filter_map(|(number, ask)| {
+                    let entry = self.entry(number, ask);
+                    if entry.is_none() {
+                        answers.push((number, Ok(Settled::TooLate)));
+                    }
+                    entry
+                })
+                .collect();
+            if entries.is_empty() {
+                break;
             }
-            Err(_) => {
-                let error = error::timeout(format!("settle messages of queue {}", self.0.queue.url));
-                return numbers.into_iter().map(|number| (number, Err(error.replicate()))).collect();
+            let asked: Vec<_> = entries.iter().map(|entry| (entry.number, entry.ask)).collect();
+            let sent = tokio::time::timeout_at(deadline, self.send(entries)).await.unwrap_or_else(|_| {
+                Err(error::timeout(format!("settle messages of queue {}", self.0.queue.url)))
+            });
+            let mut failed: HashMap<_, _> = match sent {
+                Ok(failed) => failed.into_iter().map(|entry| (entry.id().to_owned(), entry)).collect(),
+                Err(error) => {
+                    answers.extend(asked.into_iter().map(|(number, _)| (number, Err(error.replicate()))));
+                    break;
+                }
+            };
+            let pause = pause(tries);
+            let may_repeat = tries < TRIES && Instant::now() + pause < deadline;
+            for (number, ask) in asked {
+                match failed.remove(&number.to_string()) {
+                    None => answers.push((number, Ok(Settled::Done))),
+                    Some(entry) if error::is_gone(entry.code()) => {
+                        answers.push((number, Ok(Settled::TooLate)))
+                    }
+                    Some(entry) if may_repeat && !entry.sender_fault() => open.push((number, ask)),
+                    Some(entry) => answers.push((number, Err(self.refused(&entry)))),
+                }
             }
-        };
-        let mut failed: HashMap<_, _> =
-            failed.into_iter().map(|entry| (entry.id().to_owned(), entry)).collect();
-        let answer = |number: u64| match failed.remove(&number.to_string()) {
-            None => Ok(Settled::Done),
-            Some(entry) if error::is_gone(entry.code()) => Ok(Settled::TooLate),
-            Some(entry) => {
-                let (kind, what) = error::coded(entry.code());
-                let operation = format!("settle a message of queue {}", self.0.queue.url);
-                let source = format!("{}: {}", entry.code(), entry.message().unwrap_or_default());
-                Err(Error::new(kind, operation, what).with_source(source))
+            if open.is_empty() {
+                break;
             }
-        };
-        let mut answer = answer;
-        numbers.into_iter().map(|number| (number, answer(number))).collect()
+            tokio::time::sleep(pause).await;
+        }
+        answers
     }
 
-    async fn send(&self, chunk: Vec<(u64, Ask)>) -> Result<Vec<BatchResultErrorEntry>, Error> {
+    /// The handle for what is asked; `None` if none settles it any more.
+    fn entry(&self, number: u64, ask: Ask) -> Option<Entry> {
+        match ask {
+            Ask::Delete => {
+                let handle = self.held().newest_handle(number)?;
+                Some(Entry { number, ask, handle })
+            }
+            Ask::Visibility(after) => {
+                let (handle, most) = self.held().own_handle(number, Instant::now())?;
+                Some(Entry { number, ask: Ask::Visibility(after.min(most)), handle })
+            }
+        }
+    }
+
+    fn refused(&self, entry: &BatchResultErrorEntry) -> Error {
+        let (kind, what) = error::coded(entry.code());
+        let operation = format!("settle a message of queue {}", self.0.queue.url);
+        let source = format!("{}: {}", entry.code(), entry.message().unwrap_or_default());
+        Error::new(kind, operation, what).with_source(source)
+    }
+
+    async fn send(&self, entries: Vec<Entry>) -> Result<Vec<BatchResultErrorEntry>, Error> {
         let queue = &self.0.queue;
         let made = |error| error::config("settle messages", format!("an entry is incomplete: {error}"));
         let (mut deletes, mut changes) = (Vec::new(), Vec::new());
-        for (number, ask) in chunk {
+        for Entry { number, ask, handle } in entries {
             let id = number.to_string();
             match ask {
-                Ask::Delete(handle) => {
+                Ask::Delete => {
                     deletes.push(Delete::builder().id(id).receipt_handle(handle).build().map_err(made)?);
                 }
-                Ask::Visibility(handle, after) => {
+                Ask::Visibility(after) => {
                     let change =
                         Change::builder().id(id).receipt_handle(handle).visibility_timeout(seconds(after));
                     changes.push(change.build().map_err(made)?);
@@ -180,6 +214,14 @@ impl SqsAcker {
     }
 }
 
+/// How often an entry is asked for in one call of ours.
+const TRIES: u32 = 3;
+
+/// 25 to 50 ms, doubled for each further try.
+fn pause(tries: u32) -> Duration {
+    Duration::from_millis(25 << tries.min(4)).mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
 /// Whole seconds, rounded up, as SQS takes them.
 fn seconds(duration: Duration) -> i32 {
     let duration = duration.min(LONGEST_VISIBILITY);
@@ -190,34 +232,26 @@ fn seconds(duration: Duration) -> i32 {
 #[async_trait]
 impl Acker for SqsAcker {
     async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Answer> {
-        let now = Instant::now();
-        let ask = |number: u64, settlement: Settlement| {
-            let later = |after: Duration| {
-                let (handle, most) = self.held().own_handle(number, now)?;
-                Some(Ask::Visibility(handle, after.min(most)))
-            };
-            match settlement {
-                Settlement::Ack => self.held().newest_handle(number).map(Ask::Delete),
-                Settlement::Retry { after } => later(after),
-                // SQS refuses by its redrive policy, which counts receives: the message comes until that moves it away.
-                _ => later(Duration::ZERO),
-            }
-        };
-        let asks = batch.iter().filter_map(|(tag, settlement)| {
-            let ask = ask(tag.number, *settlement);
-            if ask.is_none() {
-                self.held().remove(tag.number);
-            }
-            Some((tag.number, ask?))
-        });
-        let asks: HashMap<_, _> = asks.collect();
-        let mut answers = self.ask_all(asks.into_iter().collect(), true).await;
+        let asks: HashMap<_, _> = batch
+            .iter()
+            .map(|(tag, settlement)| {
+                let ask = match settlement {
+                    Settlement::Ack => Ask::Delete,
+                    Settlement::Retry { after } => Ask::Visibility(*after),
+                    // SQS refuses by its redrive policy, which counts receives: the message comes until that moves it away,
+                    // and without a policy for as long as it is kept, so not at once.
+                    Settlement::Reject => Ask::Visibility(self.0.queue.visibility),
+                    _ => Ask::Visibility(Duration::ZERO),
+                };
+                (tag.number, ask)
+            })
+            .collect();
+        let mut answers = self.ask_all(asks.into_iter(), true).await;
         batch.iter().map(|(tag, _)| answers.remove(&tag.number).unwrap_or(Ok(Settled::TooLate))).collect()
     }
 
     async fn extend(&self, tags: &[Tag]) -> Vec<Answer> {
-        let numbers: Vec<_> = tags.iter().map(|tag| tag.number).collect();
-        let mut answers = self.extend_all(&numbers).await;
+        let mut answers = self.extend_all(tags.iter().map(|tag| tag.number)).await;
         tags.iter().map(|tag| answers.remove(&tag.number).unwrap_or(Ok(Settled::TooLate))).collect()
     }
 }

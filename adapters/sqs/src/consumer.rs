@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::acker::SqsAcker;
-use crate::config::{LONGEST_VISIBILITY, QueueConfig, SqsConfig};
+use crate::config::{QueueConfig, SqsConfig};
 use crate::facts::QueueFacts;
 use crate::message;
 use crate::poller::{Batch, Poller};
@@ -26,8 +26,10 @@ const BATCH: usize = 256;
 /// Of a FIFO queue, the messages of a group come in order. A message that fails is tried again in place, while the rest of its
 /// group waits invisibly; this needs a pipeline ordered by the broker's key, and takes no receives from the redrive policy.
 ///
-/// It comes back by itself after errors, throttling, expired credentials, and receives that never answer. What it does not
-/// offer is a position: SQS's sequence numbers are larger than 64 bits hold; they are the header `sqs-sequence-number`.
+/// Its sequence number is its position: the number's low 64 bits are the offset, those above them the partition, and the
+/// queue's URL with the group is what they count in.
+///
+/// It comes back by itself after errors, throttling, expired credentials, and receives that never answer.
 pub struct SqsConsumer {
     client: Client,
     queue: Arc<QueueConfig>,
@@ -116,15 +118,7 @@ async fn keep(acker: SqsAcker, every: Duration) {
 #[async_trait]
 impl Consumer for SqsConsumer {
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::default();
-        // A failed message of a FIFO queue must not be overtaken by the rest of its group.
-        capabilities.delayed_retry = !self.facts.fifo;
-        capabilities.heartbeat = Some(self.queue.visibility);
-        capabilities.ordered = self.facts.fifo;
-        capabilities.ack_timeout = Some(LONGEST_VISIBILITY);
-        capabilities.delivery_limit = self.facts.max_receive_count;
-        capabilities.retention = self.facts.retention;
-        capabilities
+        self.facts.capabilities(&self.queue)
     }
 
     fn acker(&self) -> Arc<dyn Acker> {

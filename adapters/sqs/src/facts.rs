@@ -1,11 +1,13 @@
 //! What SQS says of a queue: [`QueueFacts`].
 
+use std::fmt;
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName as Name;
-use onceward::Error;
+use onceward::{Capabilities, Error};
 
+use crate::config::{LONGEST_VISIBILITY, QueueConfig};
 use crate::error;
 
 /// What a queue is set to, as far as its promises depend on it.
@@ -23,6 +25,8 @@ pub struct QueueFacts {
     pub retention: Option<Duration>,
     /// Its redrive policy moves a message away after so many receives.
     pub max_receive_count: Option<u32>,
+    /// Where the redrive policy moves it: the ARN of a queue.
+    pub redrive_target: Option<String>,
     /// Messages to be received, about.
     pub visible: u64,
     /// Messages that were received and not deleted, about.
@@ -39,6 +43,10 @@ impl QueueFacts {
     /// `Throttled` or `Timeout` if SQS does not answer.
     pub async fn read(client: &Client, url: &str) -> Result<Self, Error> {
         let operation = || format!("read the attributes of queue {url}");
+        if client.config().region().is_none() {
+            let what = "no region is known; set one in the configuration or in AWS_REGION";
+            return Err(error::config(operation(), what));
+        }
         let call = client.get_queue_attributes().queue_url(url).attribute_names(Name::All).send();
         let answer = tokio::time::timeout(Duration::from_secs(4), call)
             .await
@@ -53,11 +61,46 @@ impl QueueFacts {
             visibility: number(Name::VisibilityTimeout).map(Duration::from_secs),
             retention: number(Name::MessageRetentionPeriod).map(Duration::from_secs),
             max_receive_count: redrive.as_ref().and_then(max_receive_count),
+            redrive_target: redrive.as_ref().and_then(redrive_target),
             visible: number(Name::ApproximateNumberOfMessages).unwrap_or(0),
             in_flight: number(Name::ApproximateNumberOfMessagesNotVisible).unwrap_or(0),
             delayed: number(Name::ApproximateNumberOfMessagesDelayed).unwrap_or(0),
         })
     }
+}
+
+impl QueueFacts {
+    /// What a consumer of this queue, configured so, can and cannot do.
+    pub fn capabilities(&self, queue: &QueueConfig) -> Capabilities {
+        let mut capabilities = Capabilities::default();
+        // A failed message of a FIFO queue must not be overtaken by the rest of its group.
+        capabilities.delayed_retry = !self.fifo;
+        capabilities.heartbeat = Some(queue.visibility);
+        capabilities.ordered = self.fifo;
+        capabilities.ack_timeout = Some(LONGEST_VISIBILITY);
+        capabilities.delivery_limit = self.max_receive_count;
+        capabilities.retention = self.retention;
+        capabilities
+    }
+}
+
+/// What does not change from one look to the next, in one line.
+impl fmt::Display for QueueFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.fifo { "a FIFO queue" } else { "a standard queue" })?;
+        if let Some(retention) = self.retention {
+            write!(f, " that keeps messages for {} s", retention.as_secs())?;
+        }
+        match (self.max_receive_count, &self.redrive_target) {
+            (Some(count), Some(target)) => write!(f, "; after {count} receives they are moved to {target}"),
+            (Some(count), None) => write!(f, "; after {count} receives they are moved away"),
+            (None, _) => f.write_str(", without a redrive policy"),
+        }
+    }
+}
+
+fn redrive_target(policy: &serde_json::Value) -> Option<String> {
+    Some(policy.get("deadLetterTargetArn")?.as_str()?.to_owned())
 }
 
 /// SQS writes the number as a number or as text, whichever the policy was made with.
@@ -80,5 +123,21 @@ mod tests {
         ] {
             assert_eq!(max_receive_count(&policy), count);
         }
+    }
+
+    #[test]
+    fn what_is_known_of_a_queue_is_said_in_one_line() {
+        let facts = QueueFacts {
+            fifo: true,
+            retention: Some(Duration::from_secs(60)),
+            max_receive_count: Some(5),
+            redrive_target: Some("arn:dead".into()),
+            ..QueueFacts::default()
+        };
+        assert_eq!(
+            facts.to_string(),
+            "a FIFO queue that keeps messages for 60 s; after 5 receives they are moved to arn:dead"
+        );
+        assert_eq!(QueueFacts::default().to_string(), "a standard queue, without a redrive policy");
     }
 }

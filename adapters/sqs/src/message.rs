@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use aws_sdk_sqs::types::{Message as Received, MessageSystemAttributeName as System};
 use bytes::Bytes;
-use onceward::{Defect, Message, MessageBuilder};
+use onceward::{Defect, Message, MessageBuilder, Position};
 
 use crate::{pack, sns};
 
@@ -66,10 +66,15 @@ pub(crate) fn from(received: Received, origin: Arc<str>, unwrap_sns: bool) -> Me
     }
     let mut message: MessageBuilder = Message::builder(payload)
         .message_id(id)
-        .origin(origin)
+        .origin(Arc::clone(&origin))
         .redelivered(count.is_some_and(|count| count > 1));
     if let Some(group) = system(System::MessageGroupId) {
         message = message.order_key(Bytes::copy_from_slice(group.as_bytes()));
+        if let Some(position) =
+            system(System::SequenceNumber).and_then(|number| position(number, &origin, group))
+        {
+            message = message.position(position);
+        }
     }
     let sent = system(System::SentTimestamp).and_then(|text| text.parse().ok());
     if let Some(at) = sent.and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis))) {
@@ -79,6 +84,16 @@ pub(crate) fn from(received: Received, origin: Arc<str>, unwrap_sns: bool) -> Me
         message = message.defect(Defect::Malformed { what: what.to_owned() });
     }
     headers.into_iter().fold(message, |message, (name, value)| message.header(name, value)).build()
+}
+
+/// Sequence numbers grow within a message group and have up to 128 bits; those of more than 96, which SQS has not come near
+/// to, are no position. Partition and offset are in the order of the numbers.
+fn position(number: &str, queue: &str, group: &str) -> Option<Position> {
+    let number = number.parse::<u128>().ok()?;
+    let partition = u32::try_from(number >> 64).ok()?;
+    // The bits above are the partition.
+    let offset = number as u64;
+    Some(Position { incarnation: format!("{queue}#{group}").into(), partition, offset })
 }
 
 #[cfg(test)]
@@ -108,6 +123,9 @@ mod tests {
         assert_eq!(message.order_key().unwrap(), &"g");
         assert!(message.is_redelivered() && message.defect().is_none());
         assert_eq!(message.timestamp(), Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        let position = message.position().unwrap();
+        assert_eq!((&*position.incarnation, position.partition), ("orders#g", 1));
+        assert_eq!(u128::from(position.offset) + (1 << 64), 18_849_496_460_467_696_128);
         for (name, value) in [
             ("tenant", "a"),
             ("sqs-sequence-number", "18849496460467696128"),

@@ -20,7 +20,7 @@ const BATCH: i32 = 10;
 /// What a receive may take beyond its wait.
 const GRACE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Messages of one receive, with their numbers.
 pub(crate) type Batch = Vec<(u64, Message)>;
@@ -132,7 +132,7 @@ impl Poller {
     }
 }
 
-/// Doubles from 100 ms to 10 s, with jitter over its upper half.
+/// Doubles from 100 ms to 5 s, with jitter over its upper half.
 fn pause(failures: u32) -> Duration {
     let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
     whole.mul_f64(0.5 + fastrand::f64() / 2.0)
@@ -145,6 +145,6 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_limit() {
         assert!((50..=100).contains(&pause(0).as_millis()));
-        assert!((5_000..=10_000).contains(&pause(u32::MAX).as_millis()));
+        assert!((2_500..=5_000).contains(&pause(u32::MAX).as_millis()));
     }
 }

@@ -9,6 +9,7 @@ use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry as Entry};
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use onceward::dead_letter::{HEADER_GENERATION, HEADER_REASON};
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
 
@@ -17,6 +18,8 @@ use crate::{error, pack};
 
 /// The most entries of one call, by SQS's rules.
 const BATCH: usize = 10;
+/// The most calls at a time.
+const CALLS: usize = 8;
 /// The most bytes of one call that every SQS takes.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -111,25 +114,41 @@ impl Publisher for SqsPublisher {
                 Err(error) => results[place] = Some(Err(error)),
             }
         }
-        // One after the other: a FIFO queue keeps the order of calls, and of entries within a call.
         for (url, entries) in by_destination {
-            let (mut chunk, mut bytes) = (Vec::new(), 0);
-            let mut entries = entries.into_iter().peekable();
-            while let Some((place, entry, size)) = entries.next() {
-                chunk.push((place, entry));
-                bytes += size;
-                let full = |next: &(usize, Entry, usize)| chunk.len() == BATCH || bytes + next.2 > MAX_BYTES;
-                if entries.peek().is_none_or(full) {
-                    bytes = 0;
-                    for (place, result) in self.send(url, std::mem::take(&mut chunk)).await {
-                        results[place] = Some(result);
-                    }
+            // One after the other for a FIFO queue, which keeps the order of calls, and of entries within a call.
+            let at_once = if is_fifo(url) { 1 } else { CALLS };
+            let calls: Vec<_> = chunks(entries).into_iter().map(|chunk| self.send(url, chunk)).collect();
+            let mut answers = stream::iter(calls).buffer_unordered(at_once);
+            while let Some(answers) = answers.next().await {
+                for (place, result) in answers {
+                    results[place] = Some(result);
                 }
             }
         }
         let unsent = || Error::new(ErrorKind::Internal, "send a message", "it was in no call");
         results.into_iter().map(|result| result.unwrap_or_else(|| Err(unsent()))).collect()
     }
+}
+
+/// Divides entries, given with their sizes, into calls.
+fn chunks(entries: Vec<(usize, Entry, usize)>) -> Vec<Vec<(usize, Entry)>> {
+    let mut chunks: Vec<Vec<_>> = Vec::new();
+    let mut bytes = 0;
+    for (place, entry, size) in entries {
+        match chunks.last_mut() {
+            Some(chunk) if chunk.len() < BATCH && bytes + size <= MAX_BYTES => chunk.push((place, entry)),
+            _ => {
+                bytes = 0;
+                chunks.push(vec![(place, entry)]);
+            }
+        }
+        bytes += size;
+    }
+    chunks
+}
+
+fn is_fifo(url: &str) -> bool {
+    url.ends_with(".fifo")
 }
 
 /// What is sent for a message, and its size as SQS counts it.
@@ -154,7 +173,7 @@ fn entry(place: usize, outgoing: &Outgoing) -> Result<(Entry, usize), Error> {
         size += pack::ID.len() + outgoing.id.len() + "Binary".len();
         entry = entry.message_attributes(pack::ID, value.build().map_err(wrong)?);
     }
-    if outgoing.destination.ends_with(".fifo") {
+    if is_fifo(&outgoing.destination) {
         let group = group(outgoing.order_key.as_ref(), &outgoing.id);
         entry = entry.message_group_id(group).message_deduplication_id(deduplication_id(outgoing));
     }
@@ -210,6 +229,21 @@ mod tests {
         let mut dead = letter("0");
         dead.headers.push((HEADER_REASON.into(), Bytes::from_static(b"permanent")));
         assert_ne!(deduplication_id(&letter("0")), deduplication_id(&dead));
+    }
+
+    #[test]
+    fn calls_are_as_full_as_count_and_size_allow() {
+        let entry = |place: usize, size: usize| {
+            let made = Entry::builder().id(place.to_string()).message_body("x").build().unwrap();
+            (place, made, size)
+        };
+        let places = |sizes: &[usize]| -> Vec<Vec<usize>> {
+            let entries = sizes.iter().enumerate().map(|(place, size)| entry(place, *size)).collect();
+            chunks(entries).iter().map(|chunk| chunk.iter().map(|(place, _)| *place).collect()).collect()
+        };
+        assert_eq!(places(&[1; 12]), [(0..10).collect::<Vec<_>>(), vec![10, 11]]);
+        let half = MAX_BYTES / 2;
+        assert_eq!(places(&[half, half, 1, MAX_BYTES, half]), [vec![0, 1], vec![2], vec![3], vec![4]]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> 
 pub const ADAPTERS: [Adapter; 16] = [
     with("source.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
     with("source.kafka", "kafka", false),
-    with("source.sqs", "sqs", false),
+    with("source.sqs", "sqs", cfg!(feature = "sqs")),
     always("source.file"),
     with("store.redis", "redis", cfg!(feature = "redis")),
     with("store.postgres", "postgres", cfg!(feature = "postgres")),
@@ -38,7 +38,7 @@ pub const ADAPTERS: [Adapter; 16] = [
     with("handler.sql", "sqlite", cfg!(any(feature = "sqlite", feature = "postgres"))),
     with("handler.publish.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
     with("handler.publish.kafka", "kafka", false),
-    with("handler.publish.sqs", "sqs", false),
+    with("handler.publish.sqs", "sqs", cfg!(feature = "sqs")),
     always("handler.stdout"),
 ];
 

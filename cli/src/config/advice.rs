@@ -18,6 +18,7 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         few_connections(config),
         short_ack_timeout(config),
         low_delivery_limit(config),
+        short_visibility(config),
         short_drain(config),
         order_by_without_order(config),
         order_without_record_keys(config),
@@ -126,6 +127,22 @@ fn low_delivery_limit(config: &Config) -> Option<Remark> {
             "leaves no room for redeliveries after crashes and lost connections beside retry.max_attempts, so the broker \
              could give a message up first",
             format!("raise x-delivery-limit to {needed} or more, or lower max_attempts"),
+        )
+    })
+}
+
+/// The heartbeat keeps a message invisible for as long as its handler runs, but for a worker that is paused or cut off.
+fn short_visibility(config: &Config) -> Option<Remark> {
+    let Source::Sqs(source) = &config.source else { return None };
+    (source.visibility < config.handler.timeout()).then(|| {
+        config.origin.remark(
+            "source.sqs.visibility",
+            format!(
+                "is shorter than {}.timeout, so a worker that is paused or cut off for that long may see messages go to \
+                 another one while their handlers run; they are not handled twice, but received again",
+                config.handler.path()
+            ),
+            "raise visibility, unless a dead worker's messages must come back sooner",
         )
     })
 }

@@ -104,6 +104,13 @@ table! {
         /// How many long polls run at a time, from 1 to 64.
         #[serde(default = "count::<4>")]
         pub pollers: u32,
+        /// For how long a received message stays ours without a word, from 1s to 12h in whole seconds. It is extended as
+        /// long as the message is held, so it bounds only how long a dead worker's messages wait.
+        #[serde(default = "secs::<30>")]
+        pub visibility: HumanDuration,
+        /// True takes the message out of the envelope that SNS puts around it; one without an envelope is malformed then.
+        #[serde(default)]
+        pub unwrap_sns: bool,
     }
 }
 

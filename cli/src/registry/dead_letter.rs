@@ -24,6 +24,8 @@ pub(crate) async fn open_dead_letters(config: &Config) -> Result<Option<DeadLett
         Source::Rabbitmq(source) => {
             super::rabbitmq::dead_letters(config, source, dead_letter.to.expose()).await.map(Some)
         }
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => super::sqs::dead_letters(source, dead_letter.to.expose()).await.map(Some),
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

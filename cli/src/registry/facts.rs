@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
+use onceward::store::Advice;
 use onceward::{CheckpointStore, Error, ErrorKind, Scope};
 
 use super::{file_config, not_in_this_build};
@@ -50,6 +51,8 @@ pub(crate) async fn backlog(
         }
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(_) => broker_backlog(config).await,
+        #[cfg(feature = "sqs")]
+        Source::Sqs(_) => broker_backlog(config).await,
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }
@@ -69,7 +72,25 @@ pub(crate) async fn broker_backlog(config: &Config) -> Result<Option<Backlog>, E
                 consumers: Some(queue.consumers.into()),
             }))
         }
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => {
+            let queue = super::sqs::facts(source, source.queue_url.expose()).await?;
+            let messages = Some(queue.visible.saturating_add(queue.delayed));
+            Ok(Some(Backlog { messages, bytes: None, consumers: None }))
+        }
         _ => Ok(None),
+    }
+}
+
+/// What the broker says of the source, compared with the configuration; for sources whose broker tells.
+///
+/// # Errors
+/// As for [`backlog`].
+pub(crate) async fn broker_advice(config: &Config) -> Result<Vec<Advice>, Error> {
+    match &config.source {
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => super::sqs::advice(config, source).await,
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -94,6 +115,12 @@ pub(crate) async fn dead_letter_facts(config: &Config) -> Result<Option<DeadLett
         Source::Rabbitmq(source) => {
             let found = super::rabbitmq::endpoint(config, source)?.destination_facts(to).await?;
             let letters = found.map(|queue| queue.ready.into());
+            Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters }))
+        }
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => {
+            let found = super::sqs::dead_letter_facts(source, to).await?;
+            let letters = Some(found.visible.saturating_add(found.in_flight).saturating_add(found.delayed));
             Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters }))
         }
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),

@@ -26,11 +26,13 @@ mod rabbitmq;
 mod redis;
 mod settings;
 mod source;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod store;
 
 pub(crate) use build::build;
 pub(crate) use dead_letter::open_dead_letters;
-pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_backlog, dead_letter_facts};
+pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_advice, broker_backlog, dead_letter_facts};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};

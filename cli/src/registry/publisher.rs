@@ -25,6 +25,8 @@ pub(crate) async fn open_publisher(config: &Config, target: &PublishHandler) -> 
     let (publisher, destination): (Arc<dyn Publisher>, String) = match target {
         #[cfg(feature = "rabbitmq")]
         PublishHandler::Rabbitmq(target) => super::rabbitmq::target(config, target).await?,
+        #[cfg(feature = "sqs")]
+        PublishHandler::Sqs(target) => super::sqs::target(config, target).await?,
         other => {
             let _ = config;
             return Err(not_in_this_build(&format!("handler.publish.{}", other.name())));

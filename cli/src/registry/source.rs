@@ -24,6 +24,8 @@ pub(crate) async fn open_source(
         }
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => Ok(Box::new(super::rabbitmq::open(config, source).await?)),
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => Ok(Box::new(super::sqs::open(config, source).await?)),
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

@@ -10,7 +10,28 @@ fn each_contradiction_gets_its_sentence() {
     let sql = base_with("[handler.stdout]\n", "[handler.sql]\nstatement = 'select 1'\n");
     let kafka = "scope = 'a'\n[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n[store.memory]\n\
                  [handler.stdout]\n[dead_letter]\nto = 'd'\n";
+    let fifo = "scope = 'a'\n[source.sqs]\nqueue_url = 'https://h/q.fifo'\n[store.memory]\n[handler.stdout]\n\
+                [dead_letter]\nto = 'https://h/d'\n[pipeline]\n";
     for (source, sentence) in [
+        (
+            format!("{fifo}ordering = 'none'\n"),
+            "line 9: pipeline.ordering: gives up the order of the message groups that a FIFO queue is there to keep; \
+             remove it, or write ordering = \"key\" with order_by = \"broker\", or use a standard queue",
+        ),
+        (
+            format!("{fifo}ordering = 'partition'\n"),
+            "line 9: pipeline.ordering: gives up the order of the message groups that a FIFO queue is there to keep; \
+             remove it, or write ordering = \"key\" with order_by = \"broker\", or use a standard queue",
+        ),
+        (
+            format!("{fifo}ordering = 'key'\norder_by = 'json:/c'\n"),
+            "line 10: pipeline.order_by: names another order than a FIFO queue's own, which is by message group; \
+             remove it, or write ordering = \"key\" with order_by = \"broker\", or use a standard queue",
+        ),
+        (
+            fifo.replace("q.fifo'", "q'\nvisibility = '1500ms'"),
+            "line 4: source.sqs.visibility: is a part of a second, which SQS does not count; write whole seconds",
+        ),
         (
             sql.replace("path = 'onceward.db'", "path = 'onceward.db'\nlease = '10s'"),
             "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and SQLite cannot renew it while the \

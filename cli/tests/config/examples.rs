@@ -97,7 +97,7 @@ pub(crate) const SOURCES: [&str; 6] = [
     "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'\nprefetch = 200\nusername = 'u'\npassword_file = '/p'\n",
     "[source.kafka]\nbrokers = ['127.0.0.1:9092']\ntopics = ['orders']\ngroup = 'billing'\n\
      [source.kafka.properties]\nsession.timeout.ms = 60000\n'enable.partition.eof' = false\n",
-    "[source.sqs]\nqueue_url = 'https://h/orders'\nregion = 'eu-west-1'\nendpoint = 'http://127.0.0.1:9324'\npollers = 4\n",
+    "[source.sqs]\nqueue_url = 'https://h/orders'\nregion = 'eu-west-1'\nendpoint = 'http://127.0.0.1:9324'\npollers = 4\nvisibility = '60s'\nunwrap_sns = true\n",
     "[source.sqs]\nqueue_url = 'https://h/orders.fifo'\n",
     "[source.file]\npath = '-'\nformat = 'envelope'\n",
     "[source.file]\npath = 'orders.ndjson'\nformat = 'raw'\nfollow = true\nmax_message_bytes = 1048576\n",

@@ -96,7 +96,7 @@ fn a_long_retry_waits_in_a_queue_of_the_brokers_and_runs_then() {
 #[test]
 fn a_single_active_consumer_keeps_the_order_of_each_key_under_kills() {
     let queue = Queue::declare("lanes", &[("x-single-active-consumer", AMQPValue::Boolean(true))]);
-    let (lines, produced) = order::lines(100);
+    let (lines, produced) = order::lines(order::LANES, 100);
     queue.publish(&lines);
     let setup = with_redis(setup(&queue), Redis::shared())
         .set("scope", "lanes")

@@ -1,6 +1,8 @@
 //! What these tests share: clients and queues on a real server.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod fake;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 

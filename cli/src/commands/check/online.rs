@@ -47,6 +47,10 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
             return;
         }
     });
+    match in_time(registry::broker_advice(config)).await {
+        Ok(advice) => findings.extend(advice.iter().map(|advice| Finding::advised(config, &key, advice))),
+        Err(error) => findings.push(Finding::failed(config, &key, &error)),
+    }
     findings.push(match in_time(registry::dead_letter_facts(config)).await {
         Ok(None) => return,
         Ok(Some(DeadLetterFacts { place, letters })) => {

@@ -3,7 +3,7 @@
 use super::Checked;
 use crate::config::{
     Config, Guarantee, Handler, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey, OnStoreDown,
-    Ordering, Store,
+    OrderBy, Ordering, Source, Store,
 };
 
 pub(super) fn check(config: &Config) -> Checked {
@@ -79,7 +79,28 @@ fn guarantee(config: &Config) -> Checked {
     }
 }
 
+/// A failed message of a FIFO queue holds the rest of its group, so that the queue's own order can be kept and no other.
+fn groups(config: &Config) -> Checked {
+    let Source::Sqs(source) = &config.source else { return Ok(()) };
+    let fix = r#"remove it, or write ordering = "key" with order_by = "broker", or use a standard queue"#;
+    match (config.ordering(), &config.pipeline.order_by) {
+        _ if !source.is_fifo() => Ok(()),
+        (Ordering::Key, Some(OrderBy::Broker) | None) => Ok(()),
+        (Ordering::Key, Some(OrderBy::Source(_))) => Err(config.refuse(
+            "pipeline.order_by",
+            "names another order than a FIFO queue's own, which is by message group",
+            fix,
+        )),
+        (Ordering::Partition | Ordering::None, _) => Err(config.refuse(
+            "pipeline.ordering",
+            "gives up the order of the message groups that a FIFO queue is there to keep",
+            fix,
+        )),
+    }
+}
+
 fn ordering(config: &Config) -> Checked {
+    groups(config)?;
     if config.ordering() == Ordering::Key && config.pipeline.order_by.is_none() {
         let fix = if config.source.has_record_keys() {
             r#"add order_by = "broker", or a header or JSON field, such as "json:/customer/id""#

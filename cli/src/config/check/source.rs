@@ -25,6 +25,10 @@ const MAX_POLL_INTERVAL_MS: u64 = 300_000;
 const LEAST_WAIT: HumanDuration = HumanDuration::from_secs(1);
 const MOST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
 
+/// SQS's own limits.
+const LEAST_VISIBILITY: HumanDuration = HumanDuration::from_secs(1);
+const MOST_VISIBILITY: HumanDuration = HumanDuration::from_secs(43_200);
+
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 
 pub(super) fn check(config: &Config) -> Checked {
@@ -62,7 +66,16 @@ pub(super) fn check(config: &Config) -> Checked {
             if let Some(endpoint) = &source.endpoint {
                 url(config, "source.sqs.endpoint", endpoint, &["http", "https"])?;
             }
-            within(config, "source.sqs.pollers", source.pollers, 1..=64)
+            within(config, "source.sqs.pollers", source.pollers, 1..=64)?;
+            duration(config, "source.sqs.visibility", source.visibility, LEAST_VISIBILITY, MOST_VISIBILITY)?;
+            if source.visibility.get().subsec_nanos() > 0 {
+                return Err(config.refuse(
+                    "source.sqs.visibility",
+                    "is a part of a second, which SQS does not count",
+                    "write whole seconds",
+                ));
+            }
+            Ok(())
         }
         Source::File(source) => file(config, source),
     }
