@@ -260,6 +260,28 @@ async fn s01_a_heartbeat_that_is_cut_brings_the_message_to_another_worker_which_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_to_be_delivered_stays_invisible() {
+    let fake = FakeSqs::start(|_, _| None).await;
+    fake.fill(bodies(40));
+    let mut queue = support::quick(&fake.url());
+    queue.visibility = Duration::from_secs(1);
+    let mut consumer = SqsConsumer::from_client(fake.client(), queue).await.unwrap();
+    // Three times the visibility, in which nobody asks for what was received.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(fake.calls("ChangeMessageVisibilityBatch") > 0);
+    let acker = consumer.acker();
+    let mut counts = Vec::new();
+    while counts.len() < 40 {
+        for delivery in consumer.receive().await.unwrap().unwrap() {
+            counts.push(delivery.message.header("sqs-receive-count").unwrap().to_vec());
+            acker.settle(&[(delivery.receipt.tag(), Settlement::Ack)]).await;
+        }
+    }
+    assert_eq!(counts, vec![b"1".to_vec(); 40]);
+    assert_eq!(fake.left(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_facts_of_a_queue_are_read_and_become_capabilities() {
     let fake = FakeSqs::start(|_, _| None).await;
     fake.attributes(json!({
