@@ -216,7 +216,7 @@ async fn a_broken_service_is_asked_ever_less_often_and_used_again_when_it_is_bac
     let worker = Worker::start(fake.client(), queue, &store, &runs, 1).await;
     until(PATIENCE, "all are deleted", async || fake.left() == 0).await;
     // Twelve failures in a busy loop take some ten milliseconds.
-    assert!(started.elapsed() > Duration::from_secs(2), "twelve failures in {:?}", started.elapsed());
+    assert!(started.elapsed() > Duration::from_secs(5), "twelve failures in {:?}", started.elapsed());
     worker.stop().await;
     assert_eq!(sorted(&runs), bodies(30));
 }
