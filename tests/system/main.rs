@@ -13,6 +13,7 @@
 //! | `shutdown.rs` | signals |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
+//! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `sqs/` | SQS queues, standard and FIFO, with Redis: kills, groups that fail, handlers of ten times the visibility |
 //! | `release.rs` | the program that people run has no crash points |
@@ -23,6 +24,7 @@ mod bad_input;
 mod configuration;
 mod crash_points;
 mod failures;
+mod kafka;
 mod leases;
 mod order;
 mod pair;

@@ -1,13 +1,14 @@
 //! What a Kafka source consumes and how: [`KafkaConfig`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use onceward::Error;
 use rdkafka::ClientConfig;
 
-use crate::error;
+use crate::retry::RetryTopic;
+use crate::{error, retry};
 
 /// What a [`KafkaConsumer`](crate::KafkaConsumer) consumes and how.
 ///
@@ -36,12 +37,17 @@ pub struct KafkaConfig {
 pub struct TopicConfig {
     /// The names of the topics. They must exist.
     pub names: Vec<String>,
+    /// Topics in which records wait for their next attempt, where no order is kept. Empty by default: they wait in this process.
+    pub retry_topics: Vec<RetryTopic>,
     /// How often offsets are committed while messages are settled, 10 ms to 60 s; default 100 ms. After a crash what was
     /// settled since is delivered again, and found completed.
     pub commit_interval: Duration,
     /// How long a partition that is taken away waits for what is in flight, up to 60 s; default 5 s. It must be less than
     /// `session.timeout.ms` and `max.poll.interval.ms`.
     pub drain_timeout: Duration,
+    /// After how long without a record a partition that has some is read anew, 5 s to 1 h; default 30 s. If that does not help,
+    /// the client is made anew.
+    pub stall_timeout: Duration,
     /// How many messages wait in this process for the pipeline, at least 1; default 2,000. Partitions are paused beyond.
     pub buffer_messages: usize,
     /// How many bytes they may have, at least 1; default 16 MiB. One message may exceed it.
@@ -53,11 +59,19 @@ impl TopicConfig {
     pub fn new<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
         Self {
             names: names.into_iter().map(Into::into).collect(),
+            retry_topics: Vec::new(),
             commit_interval: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
             buffer_messages: 2000,
             buffer_bytes: 16 * 1024 * 1024,
         }
+    }
+
+    /// All that is consumed: the topics and their retry topics.
+    pub(crate) fn consumed(&self) -> Vec<&str> {
+        let retry = self.retry_topics.iter().map(|topic| topic.name.as_str());
+        self.names.iter().map(String::as_str).chain(retry).collect()
     }
 
     /// Checks that the values can be used.
@@ -75,6 +89,14 @@ impl TopicConfig {
         if self.drain_timeout > Duration::from_secs(60) {
             return wrong("drain_timeout must be 60 s at most");
         }
+        if !(Duration::from_secs(5)..=Duration::from_secs(3600)).contains(&self.stall_timeout) {
+            return wrong("stall_timeout must be 5 s to 1 h");
+        }
+        let once: HashSet<_> = self.names.iter().collect();
+        if once.len() < self.names.len() {
+            return wrong("a topic is named twice; name each once");
+        }
+        retry::check(&self.retry_topics, &self.names)?;
         if self.buffer_messages == 0 || self.buffer_bytes == 0 {
             return wrong(
                 "buffer_messages and buffer_bytes must be 1 at least: with 0 nothing would be taken",
@@ -208,7 +230,12 @@ mod tests {
             |config| config.group.clear(),
             |config| config.topics.names.clear(),
             |config| config.topics.names.push(String::new()),
+            |config| config.topics.names.push("orders".into()),
+            |config| config.topics.stall_timeout = Duration::from_secs(4),
             |config| config.topics.commit_interval = Duration::ZERO,
+            |config| config.topics.retry_topics = vec![RetryTopic::new("orders", Duration::from_secs(5))],
+            |config| config.topics.retry_topics = vec![RetryTopic::new("r", Duration::from_millis(999))],
+            |config| config.topics.retry_topics = vec![RetryTopic::new("r", Duration::from_secs(5)); 2],
             |config| config.topics.drain_timeout = Duration::from_secs(61),
             |config| config.topics.buffer_messages = 0,
             |config| config.topics.buffer_bytes = 0,

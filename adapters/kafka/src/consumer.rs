@@ -7,14 +7,19 @@ use async_trait::async_trait;
 use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::sync::oneshot;
 
 use crate::acker::KafkaAcker;
 use crate::config::{self, KafkaConfig, TopicConfig};
-use crate::context::Hooked;
+use crate::context::{Hooked, Users};
+use crate::log::Traced;
+use crate::probe::Probe;
+use crate::publisher::KafkaPublisher;
+use crate::retry::Waiting;
 use crate::shared::Shared;
-use crate::{error, poll};
+use crate::watch::Watch;
+use crate::{error, facts, native, poll, task};
 
 /// How long the cluster may take to tell about itself and the topics.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
@@ -27,11 +32,12 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// the first record that is not settled, so that a crash repeats what was incomplete and what was settled above it; the
 /// store knows the latter.
 ///
-/// A position's incarnation is the cluster's id and the topic's name: a topic that is deleted and made again under its name
-/// is not told apart. With `isolation.level=read_committed`, a transaction's end marker at the end of a partition is
-/// committed only once a record follows it: the lag stays at 1 there.
+/// A position's incarnation is the cluster's id and the topic's: records of a topic that was deleted and made again under
+/// its name are new ones. (Brokers older than 2.8 have no such ids; there it is the topic's name.)
 pub struct KafkaConsumer {
     shared: Arc<Shared>,
+    retention: Option<Duration>,
+    waiting: Option<Arc<Waiting>>,
     settle_queue: Arc<SettleQueue>,
 }
 
@@ -43,7 +49,7 @@ impl KafkaConsumer {
     /// refuses, [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] if it cannot be reached.
     pub async fn open(config: KafkaConfig) -> Result<Self, Error> {
         config.check()?;
-        Self::from_client_config(config.client(), DefaultConsumerContext, config.topics).await
+        Self::from_client_config(config.client(), Traced, config.topics).await
     }
 
     /// As [`open`](Self::open), with the user's own client configuration and context. The context's logs, statistics, errors
@@ -57,18 +63,22 @@ impl KafkaConsumer {
         topics: TopicConfig,
     ) -> Result<Self, Error> {
         let client = config::settled(client, &topics)?;
-        let start = move || start(&client, context, topics);
-        let started = tokio::task::spawn_blocking(start).await;
-        let shared = started.map_err(|error| {
-            Error::new(ErrorKind::Internal, "start a Kafka consumer", "the task that starts it panicked")
-                .with_source(error)
-        })??;
-        Ok(Self { shared, settle_queue: SettleQueue::new() })
+        let context = Users(Arc::new(context));
+        let retention = facts::retention(&client, context.clone(), &topics.names).await;
+        let waiting = match topics.retry_topics.is_empty() {
+            true => None,
+            false => {
+                let publisher = KafkaPublisher::from_client_config(client.clone())?;
+                Some(Arc::new(Waiting { publisher, topics: topics.retry_topics.clone() }))
+            }
+        };
+        let shared = task::blocking(move || start(client, context, topics)).await??;
+        Ok(Self { shared, retention, waiting, settle_queue: SettleQueue::new() })
     }
 
     /// How many partitions are assigned to this member at this moment.
     pub fn assigned_partitions(&self) -> usize {
-        self.shared.positions().len()
+        self.shared.assigned()
     }
 
     fn stop(&self) {
@@ -78,38 +88,41 @@ impl KafkaConsumer {
 }
 
 fn start<C: ClientContext + 'static>(
-    client: &ClientConfig,
-    context: C,
+    client: ClientConfig,
+    context: Users<C>,
     topics: TopicConfig,
 ) -> Result<Arc<Shared>, Error> {
-    let operation = || format!("consume topic {}", topics.names.join(", "));
+    let operation = format!("consume topic {}", topics.names.join(", "));
     // The cluster is asked before the group is joined, by a client that has no group.
     let mut plain = client.clone();
     plain.remove("group.id");
-    let asked: BaseConsumer = plain.create().map_err(|error| error::kafka(operation(), error))?;
-    for name in &topics.names {
-        let told = asked.fetch_metadata(Some(name), REPLY_LIMIT);
-        let told = told.map_err(|error| error::kafka(operation(), error))?;
-        let topic = told.topics().iter().find(|topic| topic.name() == name);
-        if let Some(failed) = topic.and_then(|topic| topic.error()) {
-            let failed = rdkafka::error::KafkaError::MetadataFetch(failed.into());
-            return Err(error::kafka(format!("consume topic {name}"), failed));
-        }
+    let asked: BaseConsumer<Users<C>> =
+        plain.create_with_context(context.clone()).map_err(|error| error::kafka(operation.clone(), error))?;
+    for name in topics.consumed() {
+        native::describe(asked.client(), &[name], REPLY_LIMIT)
+            .map_err(|error| error::kafka(format!("consume topic {name}"), error))?;
     }
     let cluster = asked.client().fetch_cluster_id(REPLY_LIMIT).ok_or_else(|| {
-        Error::new(ErrorKind::Unavailable, operation(), "the cluster does not tell its id; positions need it")
+        let what = "the cluster does not tell its id; positions need it";
+        Error::new(ErrorKind::Unavailable, operation.clone(), what)
     })?;
     drop(asked);
-    let names = topics.names.clone();
     let shared = Shared::new(topics, cluster.into());
-    let hooked = Hooked { user: context, shared: Arc::clone(&shared) };
-    let failed = |error| error::kafka(format!("consume topic {}", names.join(", ")), error);
-    let consumer: BaseConsumer<Hooked<C>> = client.create_with_context(hooked).map_err(failed)?;
-    let borrowed: Vec<_> = names.iter().map(String::as_str).collect();
-    consumer.subscribe(&borrowed).map_err(failed)?;
     let polling = Arc::clone(&shared);
+    let watch = Watch::new(Probe::new(&client, context.clone()));
+    let join = {
+        let shared = Arc::clone(&shared);
+        move || -> Result<BaseConsumer<Hooked<C>>, Error> {
+            let failed = |error| error::kafka(operation.clone(), error);
+            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client);
+            let consumer: BaseConsumer<_> = client.create_with_context(hooked).map_err(failed)?;
+            consumer.subscribe(&shared.topics.consumed()).map_err(failed)?;
+            Ok(consumer)
+        }
+    };
+    let consumer = join()?;
     let thread = std::thread::Builder::new().name("onceward-kafka".into());
-    thread.spawn(move || poll::run(consumer, &polling)).map_err(|error| {
+    thread.spawn(move || poll::run(consumer, join, watch, &polling)).map_err(|error| {
         Error::new(ErrorKind::Unavailable, "start a Kafka consumer", "no thread can be started")
             .with_source(error)
     })?;
@@ -121,11 +134,13 @@ impl Consumer for KafkaConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.ordered = true;
+        capabilities.delayed_retry = self.waiting.is_some();
+        capabilities.retention = self.retention;
         capabilities
     }
 
     fn acker(&self) -> Arc<dyn Acker> {
-        Arc::new(KafkaAcker { shared: Arc::clone(&self.shared) })
+        Arc::new(KafkaAcker { shared: Arc::clone(&self.shared), waiting: self.waiting.clone() })
     }
 
     fn settle_queue(&self) -> Arc<SettleQueue> {
@@ -184,5 +199,48 @@ impl Drop for KafkaConsumer {
     /// Leaves the group in the background; what is settled by then is committed.
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    async fn next(consumer: &mut KafkaConsumer) -> Vec<u8> {
+        let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
+        received.unwrap().unwrap()[0].message.payload().to_vec()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_that_has_forgotten_its_partitions_is_noticed_and_made_anew() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("orders", 1, 1).unwrap();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+        let send = |payload| {
+            producer.send(BaseRecord::<str, str>::to("orders").payload(payload)).unwrap();
+            producer.flush(LIMIT).unwrap();
+        };
+        let mut config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
+        config.topics.stall_timeout = Duration::from_secs(5);
+        config.topics.drain_timeout = Duration::from_millis(100);
+        config.properties.insert("session.timeout.ms".into(), "3000".into());
+        let mut consumer = KafkaConsumer::open(config).await.unwrap();
+        send("first");
+        assert_eq!(next(&mut consumer).await, b"first");
+        consumer.shared.lock().sabotaged = true;
+        while consumer.shared.lock().sabotaged {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        send("second");
+        // Not acked before: it comes again from the new client.
+        assert_eq!(next(&mut consumer).await, b"first");
+        assert_eq!(next(&mut consumer).await, b"second");
+        consumer.close().await.unwrap();
     }
 }

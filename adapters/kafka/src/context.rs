@@ -1,22 +1,120 @@
 //! The client's callbacks: the user's own, and ours for rebalances: [`Hooked`].
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::{ClientContext, OAuthToken};
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
+use crate::native;
 use crate::shared::{Shared, ToCommit};
 
 /// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
 pub(crate) struct Hooked<C> {
-    pub(crate) user: C,
+    user: Users<C>,
     pub(crate) shared: Arc<Shared>,
+    /// The ids of the topics, as last told.
+    ids: Mutex<HashMap<String, String>>,
+    /// A group without an offset starts at the end.
+    from_end: bool,
 }
+
+impl<C: ClientContext> Hooked<C> {
+    pub(crate) fn new(user: Users<C>, shared: Arc<Shared>, client: &ClientConfig) -> Self {
+        let from_end = matches!(client.get("auto.offset.reset"), Some("latest" | "largest" | "end"));
+        Self { user, shared, ids: Mutex::default(), from_end }
+    }
+
+    /// The ids of the topics: a topic may have been made anew since the last assignment.
+    fn ids(&self, consumer: &BaseConsumer<Self>) -> HashMap<String, String> {
+        let names = self.shared.topics.consumed();
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        match native::describe(consumer.client(), &names, ANSWER) {
+            Ok(topics) => {
+                for topic in topics {
+                    let Some(id) = topic.id else { continue };
+                    let before = ids.insert(topic.name.clone(), id.clone());
+                    if before.is_some_and(|before| before != id) {
+                        tracing::warn!(
+                            topic = topic.name,
+                            "the topic was deleted and made again: its records are new ones"
+                        );
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used")
+            }
+        }
+        ids.clone()
+    }
+}
+
+/// Commits where partitions start that the group has no offset for. Otherwise what comes before the first commit would be
+/// skipped by the next member, if this one died.
+fn commit_start<C: ClientContext>(
+    consumer: &BaseConsumer<Hooked<C>>,
+    partitions: &TopicPartitionList,
+) -> KafkaResult<()> {
+    let mut asked = TopicPartitionList::new();
+    for own in partitions.elements() {
+        asked.add_partition(own.topic(), own.partition());
+    }
+    let mut starts = TopicPartitionList::new();
+    for own in consumer.committed_offsets(asked, ANSWER)?.elements() {
+        if !matches!(own.offset(), Offset::Offset(_)) {
+            let (_, end) = consumer.fetch_watermarks(own.topic(), own.partition(), ANSWER)?;
+            starts.add_partition_offset(own.topic(), own.partition(), Offset::Offset(end))?;
+        }
+    }
+    match starts.count() {
+        0 => Ok(()),
+        _ => consumer.commit(&starts, CommitMode::Sync),
+    }
+}
+
+/// How long the cluster may take to answer during a rebalance.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The user's context, for the other clients of a consumer: they log, and get tokens, as it does.
+pub(crate) struct Users<C>(pub(crate) Arc<C>);
+
+impl<C> Clone for Users<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: ClientContext> ClientContext for Users<C> {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.0.log(level, facility, line);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.0.stats(statistics);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.0.stats_raw(statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        self.0.generate_oauth_token(config)
+    }
+}
+
+impl<C: ClientContext> ConsumerContext for Users<C> {}
 
 impl<C: ClientContext> ClientContext for Hooked<C> {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
@@ -46,7 +144,15 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
     /// Runs on the poll thread, before the client gives the partitions up or takes them.
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
-            Rebalance::Assign(partitions) => self.shared.assign(&named(partitions)),
+            Rebalance::Assign(partitions) => {
+                if self.from_end
+                    && let Err(error) = commit_start(consumer, partitions)
+                {
+                    tracing::warn!(%error, "the offsets to start from are not committed yet");
+                }
+                let ids = self.ids(consumer);
+                self.shared.assign(&named(partitions), &ids);
+            }
             // Another member may have them already: a commit could undo its own.
             Rebalance::Revoke(partitions) if consumer.assignment_lost() => {
                 let partitions = named(partitions);

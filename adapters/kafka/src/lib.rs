@@ -3,22 +3,35 @@
 //! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler is never evicted from its group, and commits for
 //! each partition the offset before which everything is settled, never one beyond. A partition that is taken away is
 //! drained for a bounded time and committed before it goes; what comes later for it settles nothing. [`KafkaPublisher`]
-//! returns once all in-sync replicas have the message.
+//! returns once all in-sync replicas have the message. [`KafkaTransform`] produces the results of records in transactions that
+//! carry their offsets: each record once.
 //!
-//! What it does not do: Kafka transactions, retry topics, `processed_offsets`. Deduplication is the store's work.
+//! What it does not do: `processed_offsets`. Deduplication by key is the store's work.
 
 mod acker;
 mod config;
 mod consumer;
 mod context;
 mod error;
+mod facts;
+mod log;
 mod message;
+mod native;
+mod outgoing;
 mod partition;
 mod poll;
+mod probe;
 mod publisher;
+mod retry;
 mod shared;
+mod task;
+mod transform;
+mod watch;
 mod watermark;
 
 pub use config::{KafkaConfig, TopicConfig};
 pub use consumer::KafkaConsumer;
+pub use facts::{SourceFacts, TopicFacts};
 pub use publisher::KafkaPublisher;
+pub use retry::RetryTopic;
+pub use transform::{KafkaTransform, Transform, TransformConfig, TransformSummary};

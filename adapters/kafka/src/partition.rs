@@ -24,6 +24,16 @@ pub(crate) struct Assigned {
     pub(crate) committed: Option<(u64, Instant)>,
     /// What the broker has confirmed. The client does not report each commit that came to nothing in a rebalance.
     pub(crate) confirmed: Option<u64>,
+    /// When a record last came, or the end was last looked at.
+    pub(crate) quiet_since: Instant,
+    /// The end up to which no more records were found.
+    pub(crate) searched: Option<u64>,
+    /// How often it was found to deliver nothing although there are records.
+    pub(crate) stalls: u32,
+    /// Of a retry topic: the copy that was delivered last is to wait until then, and what comes behind it as well.
+    pub(crate) waits_until: Option<Instant>,
+    /// Copies of records of other topics.
+    pub(crate) is_retry: bool,
     /// It is being taken away: nothing of it is handed out any more.
     pub(crate) leaving: bool,
 }
@@ -45,6 +55,11 @@ impl Assigned {
             held: HashMap::new(),
             committed: None,
             confirmed: None,
+            quiet_since: Instant::now(),
+            searched: None,
+            stalls: 0,
+            waits_until: None,
+            is_retry: false,
             leaving: false,
         }
     }

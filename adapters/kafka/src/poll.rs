@@ -1,49 +1,101 @@
 //! The poll thread: takes records as there is room for them, commits, and keeps the membership alive while handlers run.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::util::Timeout;
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::context::{Hooked, commit};
 use crate::error;
 use crate::shared::Shared;
+use crate::watch::{Verdict, Watch};
 
 /// How long one poll waits; bounds how late a stop, a commit or a question is seen.
 const POLL: Duration = Duration::from_millis(20);
 /// A short lack of room is waited for; a longer one pauses the partitions, which throws away what was fetched ahead.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long the broker may take to tell where a partition ends.
-const ANSWER: Duration = Duration::from_secs(2);
 
-/// Polls until it is told to stop or the client cannot go on. Dropping the consumer leaves the group.
-pub(crate) fn run<C: ClientContext>(consumer: BaseConsumer<Hooked<C>>, shared: &Arc<Shared>) {
+/// How a client ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// For good: it was told to, or cannot go on.
+    Over,
+    /// Another one is to take its place.
+    Stalled,
+}
+
+/// Polls until it is told to stop or the client cannot go on. A client that has stalled is dropped, which leaves the group,
+/// and made anew.
+pub(crate) fn run<C: ClientContext>(
+    mut consumer: BaseConsumer<Hooked<C>>,
+    make: impl Fn() -> Result<BaseConsumer<Hooked<C>>, onceward::Error>,
+    mut watch: Watch<C>,
+    shared: &Arc<Shared>,
+) {
+    while poll(&consumer, &mut watch, shared) == End::Stalled {
+        drop(consumer);
+        shared.forget_all();
+        consumer = match make() {
+            Ok(consumer) => consumer,
+            Err(error) => {
+                shared.report(error);
+                return ended(shared);
+            }
+        };
+    }
+    shared.lock().stop = true;
+    // Partitions are revoked while it is dropped: they are committed there, without a wait.
+    drop(consumer);
+    ended(shared);
+}
+
+/// Nothing is delivered any more: says so.
+fn ended(shared: &Shared) {
+    shared.forget_all();
+    let mut state = shared.lock();
+    state.stop = true;
+    state.ended = true;
+    state.idle_questions.clear();
+    drop(state);
+    shared.arrived.notify_waiters();
+    shared.arrived.notify_one();
+}
+
+fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<C>, shared: &Shared) -> End {
     let mut paused = false;
+    let mut held = HashSet::new();
     let mut committed = Instant::now();
     while !shared.lock().stop {
         if std::mem::take(&mut shared.lock().reassigned) {
             // The client remembers that a partition was paused when it was taken away; when it comes back it would be paused
             // for ever. Whether to pause is decided again below.
-            paused = !toggle(&consumer, false);
+            paused = !toggle(consumer, false, &held);
         }
         if paused {
-            paused = !(shared.is_half_empty() && toggle(&consumer, false));
+            paused = !(shared.is_half_empty() && toggle(consumer, false, &held));
         } else if !shared.wait_for_room(PATIENCE) {
-            paused = toggle(&consumer, true);
+            paused = toggle(consumer, true, &held);
+        }
+        hold_back(consumer, shared, &mut held, paused);
+        #[cfg(test)]
+        if std::mem::take(&mut shared.lock().sabotaged) {
+            toggle(consumer, true, &held);
         }
         // One wait, then what is there already.
         let mut wait = Timeout::from(POLL);
         while let Some(polled) = consumer.poll(wait) {
             match polled {
-                Ok(record) => shared.polled(&record),
+                Ok(record) if shared.polled(&record) => {}
+                // The rest of its partition has to be held back first.
+                Ok(_) => break,
                 Err(error) => {
-                    if ends(&consumer, error, shared) {
-                        end(consumer, shared);
-                        return;
+                    if ends(consumer, error, shared) {
+                        return End::Over;
                     }
                 }
             }
@@ -53,35 +105,66 @@ pub(crate) fn run<C: ClientContext>(consumer: BaseConsumer<Hooked<C>>, shared: &
             }
         }
         if committed.elapsed() >= shared.topics.commit_interval {
-            commit(&consumer, &shared.to_commit(), CommitMode::Async);
+            commit(consumer, &shared.to_commit(), CommitMode::Async);
             committed = Instant::now();
         }
-        answer(&consumer, shared);
+        answer(consumer, shared, watch);
+        if !paused && shared.nothing_waits() && watch.look(consumer, shared) == Verdict::Stalled {
+            tracing::error!("the client has stalled; it is made anew");
+            return End::Stalled;
+        }
     }
-    end(consumer, shared);
+    End::Over
 }
 
-/// Commits what is settled, leaves the group and says that it is over.
-fn end<C: ClientContext>(consumer: BaseConsumer<Hooked<C>>, shared: &Shared) {
-    shared.lock().stop = true;
-    // Partitions are revoked while it is dropped: they are committed there, without a wait.
-    drop(consumer);
-    let left: Vec<_> =
-        shared.positions().into_iter().map(|(topic, number, _)| (topic.to_string(), number)).collect();
-    shared.forget(&left);
-    let mut state = shared.lock();
-    state.ended = true;
-    state.idle_questions.clear();
-    drop(state);
-    shared.arrived.notify_waiters();
-    shared.arrived.notify_one();
+type Partitions = HashSet<(Arc<str>, i32)>;
+
+/// Holds back the partitions of which nothing is wanted for a while, and lets go of those whose time has come.
+fn hold_back<C: ClientContext>(
+    consumer: &BaseConsumer<Hooked<C>>,
+    shared: &Shared,
+    held: &mut Partitions,
+    paused: bool,
+) {
+    if shared.topics.retry_topics.is_empty() {
+        return;
+    }
+    let waiting = shared.waiting();
+    let list = |partitions: &mut dyn Iterator<Item = &(Arc<str>, i32)>| {
+        let mut list = TopicPartitionList::new();
+        for (topic, number) in partitions {
+            list.add_partition(topic, *number);
+        }
+        list
+    };
+    let (hold, release) = (list(&mut waiting.difference(held)), list(&mut held.difference(&waiting)));
+    let mut changed = Ok(());
+    if hold.count() > 0 {
+        changed = consumer.pause(&hold);
+    }
+    // Those that are paused with all others go on with them.
+    if release.count() > 0 && !paused {
+        changed = changed.and(consumer.resume(&release));
+    }
+    match changed {
+        Ok(()) => *held = waiting,
+        Err(error) => tracing::debug!(%error, "partitions cannot be held back; it is tried again"),
+    }
 }
 
-/// Pauses or resumes all partitions; false if the client refuses.
-fn toggle<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, pause: bool) -> bool {
-    let toggled = consumer.assignment().and_then(|assignment| match pause {
-        true => consumer.pause(&assignment),
-        false => consumer.resume(&assignment),
+/// Pauses or resumes all partitions but those that are held; false if the client refuses.
+fn toggle<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, pause: bool, held: &Partitions) -> bool {
+    let toggled = consumer.assignment().and_then(|assignment| {
+        let mut list = TopicPartitionList::new();
+        for own in assignment.elements() {
+            if !held.contains(&(Arc::from(own.topic()), own.partition())) {
+                list.add_partition(own.topic(), own.partition());
+            }
+        }
+        match pause {
+            true => consumer.pause(&list),
+            false => consumer.resume(&list),
+        }
     });
     if let Err(error) = &toggled {
         tracing::warn!(%error, pause, "partitions cannot be paused or resumed; it is tried again");
@@ -120,7 +203,7 @@ fn ends<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, error: KafkaError,
 }
 
 /// Answers whether there is nothing to deliver: each partition was polled to its end.
-fn answer<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) {
+fn answer<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared, watch: &mut Watch<C>) {
     let (questions, joined) = {
         let mut state = shared.lock();
         (std::mem::take(&mut state.idle_questions), state.joined)
@@ -129,33 +212,11 @@ fn answer<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared)
         return;
     }
     let idle = match joined && shared.nothing_waits() {
-        true => is_at_end(consumer, shared),
+        true => watch.is_at_end(consumer, shared),
         false => Some(false),
     };
     for question in questions {
         // The one who asked may be gone.
         let _ = question.send(idle);
     }
-}
-
-fn is_at_end<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) -> Option<bool> {
-    for (topic, partition, next) in shared.positions() {
-        let (low, high) = consumer.fetch_watermarks(&topic, partition, ANSWER).ok()?;
-        let next = match next {
-            Some(next) => i64::try_from(next).ok()?,
-            None => {
-                let mut list = TopicPartitionList::new();
-                list.add_partition(&topic, partition);
-                let committed = consumer.committed_offsets(list, ANSWER).ok()?;
-                match committed.find_partition(&topic, partition)?.offset() {
-                    Offset::Offset(offset) => offset,
-                    _ => low,
-                }
-            }
-        };
-        if next < high {
-            return Some(false);
-        }
-    }
-    Some(true)
 }

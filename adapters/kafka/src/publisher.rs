@@ -8,11 +8,11 @@ use futures_util::future::join_all;
 use onceward::{Error, Outgoing, Publisher};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
 use crate::error;
-use crate::message::MESSAGE_ID;
+use crate::log::Traced;
+use crate::outgoing;
 
 const OPERATION: &str = "publish to Kafka";
 /// How often a full queue of the client's is tried again.
@@ -25,7 +25,7 @@ const FULL: Duration = Duration::from_millis(5);
 ///
 /// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
 pub struct KafkaPublisher {
-    producer: FutureProducer,
+    producer: FutureProducer<Traced>,
     limit: Duration,
 }
 
@@ -80,20 +80,14 @@ impl KafkaPublisher {
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
-        let producer = client.create().map_err(|error| error::kafka(OPERATION, error))?;
+        let producer = client.create_with_context(Traced).map_err(|error| error::kafka(OPERATION, error))?;
         Ok(Self { producer, limit })
     }
 
     /// Hands a message to the client, waiting while its queue is full.
     async fn enqueue(&self, outgoing: &Outgoing) -> Result<DeliveryFuture, Error> {
         let until = tokio::time::Instant::now() + self.limit;
-        let mut headers = OwnedHeaders::new_with_capacity(outgoing.headers.len() + 1);
-        for (name, value) in &outgoing.headers {
-            headers = headers.insert(Header { key: name, value: Some(&value[..]) });
-        }
-        if !outgoing.id.is_empty() && !outgoing.headers.iter().any(|(name, _)| name == MESSAGE_ID) {
-            headers = headers.insert(Header { key: MESSAGE_ID, value: Some(&outgoing.id) });
-        }
+        let headers = outgoing::headers(outgoing)?;
         let mut record =
             FutureRecord::to(&outgoing.destination).payload(&outgoing.payload[..]).headers(headers);
         record.key = outgoing.order_key.as_deref();
@@ -121,15 +115,7 @@ impl Publisher for KafkaPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         let mut sent = Vec::with_capacity(batch.len());
         for outgoing in batch {
-            // A header's name with a NUL byte cannot be sent: the client would panic.
-            let bad = outgoing.headers.iter().any(|(name, _)| name.contains('\0'));
-            sent.push(if bad || outgoing.destination.contains('\0') {
-                let what =
-                    "a header's name or the topic has a NUL byte in it, which Kafka's client cannot send";
-                Err(Error::new(onceward::ErrorKind::Corrupt, OPERATION, what))
-            } else {
-                self.enqueue(outgoing).await
-            });
+            sent.push(self.enqueue(outgoing).await);
         }
         let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| async move {
             match sent?.await {

@@ -1,16 +1,17 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use onceward::{Delivery, Error, Message, SettleQueue, Settled, Settlement, Tag};
+use onceward::{Delivery, Error, Message, Outgoing, SettleQueue, Settled, Settlement, Tag};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::{Notify, oneshot};
 
 use crate::config::TopicConfig;
 use crate::message;
 use crate::partition::{Assigned, Held};
+use crate::retry::Waiting;
 
 /// The most deliveries of one batch.
 const BATCH: usize = 500;
@@ -18,7 +19,7 @@ const BATCH: usize = 500;
 /// What the poll thread, the consumer and the acker share.
 pub(crate) struct Shared {
     pub(crate) topics: TopicConfig,
-    pub(crate) cluster: Arc<str>,
+    cluster: Arc<str>,
     state: Mutex<State>,
     /// The poll thread waits here: for room, and for the end of what is in flight.
     changed: Condvar,
@@ -43,6 +44,9 @@ pub(crate) struct State {
     /// The assignment changed since the poll thread last looked.
     pub(crate) reassigned: bool,
     pub(crate) stop: bool,
+    /// For tests: the client forgets all partitions, and nobody is told.
+    #[cfg(test)]
+    pub(crate) sabotaged: bool,
     /// The poll thread has ended.
     pub(crate) ended: bool,
     pub(crate) idle_questions: Vec<oneshot::Sender<Option<bool>>>,
@@ -52,6 +56,20 @@ struct Ready {
     epoch: u64,
     offset: u64,
     message: Message,
+}
+
+/// How far an assigned partition was delivered.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) epoch: u64,
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    /// Behind what was delivered in this assignment; `None` if nothing was yet.
+    pub(crate) next: Option<u64>,
+    /// How long no record came.
+    pub(crate) quiet: Duration,
+    /// The end up to which there are no more records.
+    pub(crate) searched: Option<u64>,
 }
 
 /// An offset to be committed.
@@ -133,6 +151,36 @@ impl Shared {
         settled
     }
 
+    /// There is no record from `from` up to `to`.
+    pub(crate) fn passed(&self, place: &Place, from: u64, to: u64) {
+        if let Some(assigned) = self.lock().assigned.get_mut(&place.epoch) {
+            assigned.watermark.passed(from, to);
+        }
+    }
+
+    /// Nothing more is to be found up to `end`.
+    pub(crate) fn searched(&self, place: &Place, end: u64) {
+        if let Some(assigned) = self.lock().assigned.get_mut(&place.epoch) {
+            assigned.searched = Some(end);
+        }
+    }
+
+    /// It was right that a partition delivered nothing so far.
+    pub(crate) fn rested(&self, place: &Place) {
+        if let Some(assigned) = self.lock().assigned.get_mut(&place.epoch) {
+            assigned.quiet_since = Instant::now();
+        }
+    }
+
+    /// A partition delivers nothing although it has records; how often that was so since the last one came.
+    pub(crate) fn stalled(&self, place: &Place) -> u32 {
+        let mut state = self.lock();
+        let Some(assigned) = state.assigned.get_mut(&place.epoch) else { return 0 };
+        assigned.quiet_since = Instant::now();
+        assigned.stalls += 1;
+        assigned.stalls
+    }
+
     /// What there is to deliver, or when to look again.
     pub(crate) fn take(&self, queue: &Arc<SettleQueue>) -> Result<Vec<Delivery>, Option<Instant>> {
         let mut state = self.lock();
@@ -175,17 +223,29 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// A record from the broker.
-    pub(crate) fn polled(&self, record: &BorrowedMessage<'_>) {
+    /// A record from the broker. False if no more of its partition is wanted for a while.
+    pub(crate) fn polled(&self, record: &BorrowedMessage<'_>) -> bool {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(epoch) = state.epoch(record.topic(), record.partition()) else { return };
-        let Some(assigned) = state.assigned.get_mut(&epoch) else { return };
-        let Ok(offset) = u64::try_from(record.offset()) else { return };
+        let Some(epoch) = state.epoch(record.topic(), record.partition()) else { return true };
+        let Some(assigned) = state.assigned.get_mut(&epoch) else { return true };
+        let Ok(offset) = u64::try_from(record.offset()) else { return true };
         if assigned.leaving || !assigned.watermark.delivered(offset) {
-            return;
+            return true;
         }
-        let message = message::from(record, &assigned.topic, &assigned.incarnation);
+        assigned.quiet_since = Instant::now();
+        assigned.stalls = 0;
+        let (message, wait) =
+            message::from(record, &assigned.topic, &assigned.incarnation, assigned.is_retry);
+        if !wait.is_zero() {
+            let due = Instant::now() + wait;
+            assigned.waits_until = Some(due);
+            state.delayed.push((due, Ready { epoch, offset, message }));
+            drop(guard);
+            // Who waits has to look at the clock.
+            self.arrived.notify_one();
+            return false;
+        }
         state.ready_bytes += message.size();
         state.ready.push_back(Ready { epoch, offset, message });
         let first = state.ready.len() == 1;
@@ -193,6 +253,27 @@ impl Shared {
         if first {
             self.arrived.notify_one();
         }
+        true
+    }
+
+    /// The partitions of which nothing is wanted for a while.
+    pub(crate) fn waiting(&self) -> HashSet<(Arc<str>, i32)> {
+        let now = Instant::now();
+        let state = self.lock();
+        let waits = |own: &&Assigned| own.waits_until.is_some_and(|until| until > now);
+        state.assigned.values().filter(waits).map(|own| (Arc::clone(&own.topic), own.number)).collect()
+    }
+
+    /// The copies that go to retry topics instead of waiting here, each with its index in the batch.
+    pub(crate) fn copies(&self, batch: &[(Tag, Settlement)], waiting: &Waiting) -> Vec<(usize, Outgoing)> {
+        let state = self.lock();
+        let copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
+            let Settlement::Retry { after } = settlement else { return None };
+            let assigned = state.assigned.get(&tag.epoch).filter(|own| !own.leaving)?;
+            let copy = waiting.copy(&assigned.held.get(&tag.number)?.message, *after)?;
+            Some((index, copy))
+        };
+        batch.iter().enumerate().filter_map(copy).collect()
     }
 
     fn has_room(&self, state: &State) -> bool {
@@ -214,18 +295,22 @@ impl Shared {
             && state.ready_bytes <= self.topics.buffer_bytes / 2
     }
 
-    pub(crate) fn assign(&self, partitions: &[(String, i32)]) {
+    /// `incarnations` has the ids of topics as far as they are known.
+    pub(crate) fn assign(&self, partitions: &[(String, i32)], incarnations: &HashMap<String, String>) {
         let mut state = self.lock();
         state.joined = true;
         state.reassigned = true;
         for (topic, number) in partitions {
             state.last_epoch += 1;
             let epoch = state.last_epoch;
+            // A topic that is deleted and made again has another id under the same name.
+            let id = incarnations.get(topic).unwrap_or(topic);
+            let incarnation = format!("{}/{id}", self.cluster).into();
             let topic: Arc<str> = topic.as_str().into();
-            // Without the topic's id: a topic that was deleted and made again is the same by this.
-            let incarnation = format!("{}/{topic}", self.cluster).into();
             state.current.entry(Arc::clone(&topic)).or_default().insert(*number, epoch);
-            state.assigned.insert(epoch, Assigned::new(topic, *number, incarnation));
+            let is_retry = self.topics.retry_topics.iter().any(|own| *own.name == *topic);
+            let assigned = Assigned { is_retry, ..Assigned::new(topic, *number, incarnation) };
+            state.assigned.insert(epoch, assigned);
         }
     }
 
@@ -268,6 +353,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// As [`forget`](Self::forget), all of them.
+    pub(crate) fn forget_all(&self) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.assigned.clear();
+        state.current.clear();
+        state.ready.clear();
+        state.ready_bytes = 0;
+        state.delayed.clear();
+    }
+
     /// What is to be committed now; it counts as committed unless [`refused`](Self::refused) says otherwise.
     pub(crate) fn to_commit(&self) -> Vec<ToCommit> {
         let mut state = self.lock();
@@ -303,11 +399,25 @@ impl Shared {
         }
     }
 
-    /// The assigned partitions and the offset each was polled up to.
-    pub(crate) fn positions(&self) -> Vec<(Arc<str>, i32, Option<u64>)> {
+    /// How many partitions are assigned.
+    pub(crate) fn assigned(&self) -> usize {
+        self.lock().assigned.len()
+    }
+
+    /// The assigned partitions that deliver.
+    pub(crate) fn places(&self) -> Vec<Place> {
         let state = self.lock();
-        let of = |own: &Assigned| (Arc::clone(&own.topic), own.number, own.watermark.next());
-        state.assigned.values().map(of).collect()
+        let of = |(epoch, own): (&u64, &Assigned)| Place {
+            epoch: *epoch,
+            topic: Arc::clone(&own.topic),
+            partition: own.number,
+            next: own.watermark.next(),
+            quiet: own.quiet_since.elapsed(),
+            searched: own.searched,
+        };
+        let delivers =
+            |own: &Assigned| !own.leaving && own.waits_until.is_none_or(|until| until <= Instant::now());
+        state.assigned.iter().filter(|(_, own)| delivers(own)).map(of).collect()
     }
 
     /// True if nothing waits to be handed out.

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 pub(crate) struct Watermark {
     /// Delivered and not yet below the watermark, ascending. The first one is never settled.
     above: VecDeque<(u64, State)>,
-    /// One more than the largest delivered offset.
+    /// One more than the largest offset that was delivered or passed.
     next: Option<u64>,
 }
 
@@ -50,7 +50,17 @@ impl Watermark {
         self.above.front().map(|(offset, _)| *offset).or(self.next)
     }
 
-    /// One more than the largest delivered offset; `None` if nothing was delivered yet.
+    /// Notes that there is no record from `from` up to `to`, where `from` is behind the last delivered one. False if
+    /// something else was delivered meanwhile.
+    pub(crate) fn passed(&mut self, from: u64, to: u64) -> bool {
+        let holds = from <= to && self.next.is_none_or(|next| next == from);
+        if holds {
+            self.next = Some(to);
+        }
+        holds
+    }
+
+    /// One more than the largest offset that was delivered or [passed](Self::passed); `None` if nothing was yet.
     pub(crate) fn next(&self) -> Option<u64> {
         self.next
     }
@@ -117,6 +127,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_holds_no_records_is_passed_only_behind_the_last_one() {
+        let mut watermark = Watermark::default();
+        assert!(watermark.delivered(4));
+        assert!(!watermark.passed(4, 9), "it would go past what is in flight");
+        assert!(watermark.passed(5, 9));
+        assert_eq!((watermark.committable(), watermark.next()), (Some(4), Some(9)));
+        assert!(!watermark.delivered(7));
+        assert!(watermark.settled(4));
+        assert_eq!(watermark.committable(), Some(9));
+        let mut untouched = Watermark::default();
+        assert!(untouched.passed(3, 4));
+        assert_eq!(untouched.committable(), Some(4));
     }
 
     #[test]

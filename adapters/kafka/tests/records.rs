@@ -82,43 +82,94 @@ async fn what_is_retried_comes_again_in_place_and_holds_the_offset() {
     consumer.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn aborted_transactions_and_their_markers_hold_nothing_up() {
-    let topic = Topic::new(1).await;
+/// Sends five records in each transaction, and ends it so.
+async fn transact(topic: &Topic, commits: &[bool]) {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &topic.bootstrap).set("transactional.id", &topic.name);
     let producer: FutureProducer = client.create().unwrap();
-    let (name, transactions) = (topic.name.clone(), producer.clone());
-    let transact = async move {
-        for (number, commit) in [true, false, true].into_iter().enumerate() {
-            transactions.begin_transaction().unwrap();
-            for record in 0..5 {
-                let text = format!("{number}:{record}");
-                let record = FutureRecord::<str, str>::to(&name).partition(0).payload(&text);
-                transactions.send(record, LIMIT).await.unwrap();
-            }
-            let ended = transactions.clone();
-            let end = move || match commit {
-                true => ended.commit_transaction(LIMIT),
-                false => ended.abort_transaction(LIMIT),
-            };
-            tokio::task::spawn_blocking(end).await.unwrap().unwrap();
+    let initialising = producer.clone();
+    tokio::task::spawn_blocking(move || initialising.init_transactions(LIMIT)).await.unwrap().unwrap();
+    for (number, commit) in commits.iter().copied().enumerate() {
+        producer.begin_transaction().unwrap();
+        for record in 0..5 {
+            let text = format!("{number}:{record}");
+            let record = FutureRecord::<str, str>::to(&topic.name).partition(0).payload(&text);
+            producer.send(record, LIMIT).await.unwrap();
         }
-    };
-    let initialised = tokio::task::spawn_blocking(move || producer.init_transactions(LIMIT));
-    initialised.await.unwrap().unwrap();
-    transact.await;
+        let ending = producer.clone();
+        let end = move || match commit {
+            true => ending.commit_transaction(LIMIT),
+            false => ending.abort_transaction(LIMIT),
+        };
+        tokio::task::spawn_blocking(end).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aborted_transactions_and_their_markers_hold_nothing_up() {
+    let topic = Topic::new(1).await;
+    transact(&topic, &[true, false, true]).await;
     let mut consumer = topic.open().await;
     let taken = take(&mut consumer, 10).await;
     assert!(taken.iter().all(|delivery| !text(delivery).starts_with('1')), "an aborted record came");
-    ack(&consumer, &taken).await;
-    // Five records, a marker, five aborted, a marker, five records.
-    topic.wait_committed(&[17]).await;
-    topic.send(0, None, Some("after the last marker")).await;
-    let last = take(&mut consumer, 1).await;
-    ack(&consumer, &last).await;
-    topic.wait_committed(&[19]).await;
+    let (last, others) = taken.split_last().unwrap();
+    ack(&consumer, others).await;
+    // Five records, a marker, five aborted, a marker, five records, a marker: the last record is 16.
+    topic.wait_committed(&[16]).await;
     assert_eq!(consumer.is_idle().await, Some(true));
+    ack(&consumer, std::slice::from_ref(last)).await;
+    topic.wait_committed(&[18]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_with_nothing_but_aborted_records_is_at_its_end_and_without_lag() {
+    let topic = Topic::new(1).await;
+    transact(&topic, &[false, false]).await;
+    let consumer = topic.open().await;
+    // Nobody asks whether it is idle.
+    topic.wait_committed(&[12]).await;
+    drop(consumer);
+    let mut consumer = topic.open().await;
+    transact(&topic, &[false]).await;
+    assert_eq!(consumer.is_idle().await, Some(true));
+    topic.send(0, None, Some("a record")).await;
+    let idle = consumer.is_idle().await;
+    let taken = take(&mut consumer, 1).await;
+    assert_eq!((idle, text(&taken[0]).as_str()), (Some(false), "a record"));
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_a_topic_that_was_made_again_are_new_ones() {
+    let topic = Topic::new(1).await;
+    let mut incarnations = Vec::new();
+    for _ in 0..2 {
+        topic.send(0, None, Some("first")).await;
+        let mut consumer = topic.open().await;
+        let taken = take(&mut consumer, 1).await;
+        let position = taken[0].message.position().unwrap().clone();
+        assert_eq!((position.partition, position.offset), (0, 0));
+        incarnations.push(position.incarnation);
+        consumer.close().await.unwrap();
+        topic.make_again().await;
+    }
+    assert_ne!(incarnations[0], incarnations[1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_starts_at_the_end_skips_nothing_that_comes_after_the_first_assignment() {
+    let topic = Topic::new(1).await;
+    topic.fill(3).await;
+    let mut config = topic.config();
+    config.properties.insert("auto.offset.reset".into(), "latest".into());
+    let consumer = KafkaConsumer::open(config.clone()).await.unwrap();
+    until("partitions are assigned", || consumer.assigned_partitions() == 1).await;
+    // As after a crash before the first commit.
+    drop(consumer);
+    topic.send(0, None, Some("meanwhile")).await;
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    assert_eq!(text(&take(&mut consumer, 1).await[0]), "meanwhile");
     consumer.close().await.unwrap();
 }
 

@@ -24,7 +24,7 @@ const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> 
 /// Every adapter a configuration can name, in the order in which `--version` lists them.
 pub const ADAPTERS: [Adapter; 16] = [
     with("source.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
-    with("source.kafka", "kafka", false),
+    with("source.kafka", "kafka", cfg!(feature = "kafka")),
     with("source.sqs", "sqs", cfg!(feature = "sqs")),
     always("source.file"),
     with("store.redis", "redis", cfg!(feature = "redis")),
@@ -37,14 +37,14 @@ pub const ADAPTERS: [Adapter; 16] = [
     // A statement runs in its store, so it comes with any store that has transactions.
     with("handler.sql", "sqlite", cfg!(any(feature = "sqlite", feature = "postgres"))),
     with("handler.publish.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
-    with("handler.publish.kafka", "kafka", false),
+    with("handler.publish.kafka", "kafka", cfg!(feature = "kafka")),
     with("handler.publish.sqs", "sqs", cfg!(feature = "sqs")),
     always("handler.stdout"),
 ];
 
 /// The first part of the configuration that this build lacks, as an error that says how to get it.
 pub fn missing_feature(config: &Config) -> Option<ConfigError> {
-    missing_adapter(config).or_else(|| missing_telemetry(config))
+    missing_adapter(config, &ADAPTERS).or_else(|| missing_telemetry(config))
 }
 
 fn missing_telemetry(config: &Config) -> Option<ConfigError> {
@@ -59,14 +59,14 @@ fn missing_telemetry(config: &Config) -> Option<ConfigError> {
     None
 }
 
-fn missing_adapter(config: &Config) -> Option<ConfigError> {
+fn missing_adapter(config: &Config, adapters: &[Adapter]) -> Option<ConfigError> {
     let used = [
         format!("source.{}", config.source.name()),
         format!("store.{}", config.store.name()),
         config.handler.path(),
     ];
     used.iter().find_map(|table| {
-        let adapter = ADAPTERS.iter().find(|adapter| adapter.table == table && !adapter.compiled_in)?;
+        let adapter = adapters.iter().find(|adapter| adapter.table == table && !adapter.compiled_in)?;
         let fix = match adapter.feature {
             Some(feature) => {
                 format!("install one that has it: cargo install onceward-cli --features {feature}")
@@ -125,14 +125,15 @@ mod tests {
 
     #[test]
     fn a_build_without_an_adapter_says_how_to_get_it() {
-        let source = "scope = 'a'\n[source.kafka]\nbrokers = ['h:9092']\ntopics = ['t']\ngroup = 'g'\n[store.memory]\n\
+        let source = "scope = 'a'\n[source.sqs]\nqueue_url = 'http://h/q'\n[store.memory]\n\
                       [handler.stdout]\n[dead_letter]\nto = 'd'\n";
         let config = Config::parse(source, &|_| None).unwrap();
         assert!(matches!(config.handler, Handler::Stdout(_)));
+        let adapters = [always("store.memory"), with("source.sqs", "sqs", false), always("handler.stdout")];
         assert_eq!(
-            missing_feature(&config).unwrap().to_string(),
-            "line 2: source.kafka: this build of onceward does not have it; install one that has it: \
-             cargo install onceward-cli --features kafka"
+            missing_adapter(&config, &adapters).unwrap().to_string(),
+            "line 2: source.sqs: this build of onceward does not have it; install one that has it: \
+             cargo install onceward-cli --features sqs"
         );
     }
 }

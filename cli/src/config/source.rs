@@ -1,5 +1,6 @@
 //! `[source.*]`: where messages come from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -84,6 +85,11 @@ table! {
         pub topics: Vec<String>,
         /// The consumer group.
         pub group: String,
+        /// Topics in which messages wait for their next attempt, each with the shortest delay it is for, from 1s to 7d: such as
+        /// `{ "orders.retry.1m" = "1m" }`. They must exist. Shorter delays are spent in this process. Needs
+        /// `pipeline.ordering = "none"`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub retry_topics: BTreeMap<String, HumanDuration>,
         /// Properties handed to librdkafka as they are. Those that would break the acknowledgement rule are refused.
         #[serde(default, skip_serializing_if = "Properties::is_empty")]
         pub properties: Properties,

@@ -53,6 +53,9 @@ pub(crate) async fn backlog(
         Source::Rabbitmq(_) => broker_backlog(config).await,
         #[cfg(feature = "sqs")]
         Source::Sqs(_) => broker_backlog(config).await,
+        #[cfg(feature = "kafka")]
+        Source::Kafka(_) => broker_backlog(config).await,
+        #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }
@@ -78,6 +81,15 @@ pub(crate) async fn broker_backlog(config: &Config) -> Result<Option<Backlog>, E
             let messages = Some(queue.visible.saturating_add(queue.delayed));
             Ok(Some(Backlog { messages, bytes: None, consumers: None }))
         }
+        #[cfg(feature = "kafka")]
+        Source::Kafka(source) => {
+            let facts = super::kafka::options(config, source)?.source_facts().await?;
+            Ok(Some(Backlog {
+                messages: Some(facts.lag),
+                bytes: None,
+                consumers: Some(facts.members.into()),
+            }))
+        }
         _ => Ok(None),
     }
 }
@@ -90,6 +102,8 @@ pub(crate) async fn broker_advice(config: &Config) -> Result<Vec<Advice>, Error>
     match &config.source {
         #[cfg(feature = "sqs")]
         Source::Sqs(source) => super::sqs::advice(config, source).await,
+        #[cfg(feature = "kafka")]
+        Source::Kafka(source) => super::kafka::advice(config, source).await,
         _ => Ok(Vec::new()),
     }
 }
@@ -123,6 +137,12 @@ pub(crate) async fn dead_letter_facts(config: &Config) -> Result<Option<DeadLett
             let letters = Some(found.visible.saturating_add(found.in_flight).saturating_add(found.delayed));
             Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters }))
         }
+        #[cfg(feature = "kafka")]
+        Source::Kafka(source) => {
+            let topic = super::kafka::writable(&super::kafka::options(config, source)?, to).await?;
+            Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters: Some(topic.records) }))
+        }
+        #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

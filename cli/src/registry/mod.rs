@@ -12,11 +12,13 @@
 //! more than a few lines for has a file of its own.
 
 mod build;
-#[cfg(any(feature = "postgres", feature = "rabbitmq", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "rabbitmq", feature = "redis"))]
 mod credentials;
 mod dead_letter;
 mod facts;
 mod handler;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod publisher;

@@ -27,6 +27,9 @@ pub(crate) async fn open_publisher(config: &Config, target: &PublishHandler) -> 
         PublishHandler::Rabbitmq(target) => super::rabbitmq::target(config, target).await?,
         #[cfg(feature = "sqs")]
         PublishHandler::Sqs(target) => super::sqs::target(config, target).await?,
+        #[cfg(feature = "kafka")]
+        PublishHandler::Kafka(target) => super::kafka::target(config, target).await?,
+        #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => {
             let _ = config;
             return Err(not_in_this_build(&format!("handler.publish.{}", other.name())));

@@ -26,6 +26,9 @@ pub(crate) async fn open_source(
         Source::Rabbitmq(source) => Ok(Box::new(super::rabbitmq::open(config, source).await?)),
         #[cfg(feature = "sqs")]
         Source::Sqs(source) => Ok(Box::new(super::sqs::open(config, source).await?)),
+        #[cfg(feature = "kafka")]
+        Source::Kafka(source) => Ok(Box::new(super::kafka::open(config, source).await?)),
+        #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

@@ -134,20 +134,6 @@ fn the_check_advises_one_line_each() {
 }
 
 #[test]
-fn an_adapter_that_is_not_in_this_build_is_named_with_its_feature() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("onceward.toml");
-    let kafka = "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'";
-    std::fs::write(&file, CONFIG.replace("[source.file]\npath = \"-\"", kafka)).unwrap();
-    let output = onceward(&["check", "--offline", path(&file)]);
-    assert_eq!(code(&output), Some(78));
-    assert!(stderr(&output).contains(":3: source.kafka: "), "{}", stderr(&output));
-    assert!(stderr(&output).ends_with("--features kafka\n"), "{}", stderr(&output));
-    // Showing a configuration needs none of its adapters.
-    assert_eq!(code(&onceward(&["config", "show", path(&file)])), Some(0));
-}
-
-#[test]
 fn the_effective_configuration_shows_no_secret_and_reads_again() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("onceward.toml");

@@ -1,14 +1,14 @@
 //! A private SQS-compatible server: [`ElasticMq`].
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use std::{env, fs, io, thread};
+use std::{fs, io, thread};
 
 use tempfile::TempDir;
 
+use crate::jars::{jars, missing};
 use crate::ports::free_port;
 use crate::process::Leashed;
 
@@ -64,13 +64,17 @@ impl ElasticMq {
     }
 
     fn launch(&mut self) -> io::Result<()> {
+        let jars = jars(
+            &format!("elasticmq-server-{VERSION}"),
+            &[("org.elasticmq", "elasticmq-server_2.13", VERSION)],
+        )?;
         let output = fs::File::create(self.folder.path().join("output"))?;
         let mut command = Command::new("java");
         command
             .arg("-Xmx256m")
             .arg(format!("-Dconfig.file={}", self.folder.path().join("em.conf").display()))
             .arg("-cp")
-            .arg(format!("{}/*", jars()?.display()))
+            .arg(jars.join("*"))
             .arg("org.elasticmq.server.Main")
             .current_dir(self.folder.path())
             .stdout(output.try_clone()?)
@@ -122,55 +126,6 @@ impl ElasticMq {
         if let Err(error) = self.launch() {
             panic!("ElasticMQ does not start again: {error}");
         }
-    }
-}
-
-fn missing(program: &str, error: &io::Error) -> io::Error {
-    io::Error::other(format!(
-        "{program} cannot be run ({error}); run: apt-get install -y default-jre-headless maven"
-    ))
-}
-
-/// The folder with the server's jars, which are fetched once per machine.
-fn jars() -> io::Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME says where to keep its jars"))?
-        .join("onceward-tests");
-    let place = cache.join(format!("elasticmq-{VERSION}"));
-    let lib = place.join("lib");
-    if lib.is_dir() {
-        return Ok(lib);
-    }
-    fs::create_dir_all(&cache)?;
-    let fetched = tempfile::Builder::new().prefix("elasticmq-").tempdir_in(&cache)?;
-    let project = format!(
-        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
-         <groupId>onceward</groupId><artifactId>elasticmq</artifactId><version>1</version><dependencies><dependency>\
-         <groupId>org.elasticmq</groupId><artifactId>elasticmq-server_2.13</artifactId><version>{VERSION}</version>\
-         </dependency></dependencies></project>"
-    );
-    fs::write(fetched.path().join("pom.xml"), project)?;
-    let said = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=lib"])
-        .current_dir(fetched.path())
-        .output()
-        .map_err(|error| missing("mvn", &error))?;
-    if !said.status.success() {
-        return Err(io::Error::other(format!(
-            "its jars cannot be fetched: {}",
-            String::from_utf8_lossy(&said.stdout)
-        )));
-    }
-    // Whole or not at all; another process may have been faster.
-    match fs::rename(fetched.path(), &place) {
-        Ok(()) => {
-            let _ = fetched.keep();
-            Ok(lib)
-        }
-        Err(_) if lib.is_dir() => Ok(lib),
-        Err(error) => Err(error),
     }
 }
 

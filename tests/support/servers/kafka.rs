@@ -1,29 +1,21 @@
 //! A private Kafka broker: [`Kafka`].
 
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use std::{env, fs, io, thread};
+use std::{fs, io, thread};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::jars::{jars, missing};
 use crate::ports::free_port;
 use crate::process::{Leashed, wait_until};
 
 const VERSION: &str = "4.1.0";
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// What Maven is asked for: the broker, and something that writes its log.
-const PROJECT: &str = "<project><modelVersion>4.0.0</modelVersion><groupId>onceward</groupId>\
-    <artifactId>kafka-for-tests</artifactId><version>1</version><dependencies>\
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>\
-    <version>VERSION</version></dependency>\
-    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\
-    </dependencies></project>";
-
 /// A Kafka broker of its own (KRaft, one node), on free loopback ports, with its data in a temporary folder.
 ///
 /// It needs Java 17 and, once per machine, Maven, which puts the broker's jars (43 MB) under the user's cache folder.
@@ -70,7 +62,11 @@ impl Kafka {
     }
 
     fn try_start(lines: &str) -> io::Result<Self> {
-        let jars = jars()?;
+        let jars = jars(
+            &format!("kafka-{VERSION}"),
+            // And something that writes its log.
+            &[("org.apache.kafka", "kafka_2.13", VERSION), ("org.slf4j", "slf4j-simple", "1.7.36")],
+        )?;
         let folder = tempfile::Builder::new().prefix("kafka-").tempdir()?;
         let (port, controller) = (free_port()?, free_port()?);
         let configuration = format!(
@@ -90,7 +86,8 @@ impl Kafka {
             .java()
             .args(["kafka.tools.StorageTool", "format", "-t", "b25jZXdhcmQtdGVzdHMtMQ", "-c"])
             .arg(broker.folder.path().join("server.properties"))
-            .output()?;
+            .output()
+            .map_err(|error| missing("java", &error))?;
         if !format.status.success() {
             let said = String::from_utf8_lossy(&format.stderr).into_owned();
             return Err(io::Error::other(format!("its storage cannot be formatted: {said}")));
@@ -181,37 +178,5 @@ impl Kafka {
     pub fn pause(&self, paused: bool) {
         let signal = if paused { Signal::STOP } else { Signal::CONT };
         self.broker.as_ref().expect("the broker runs").signal(signal).expect("the broker can be paused");
-    }
-}
-
-/// The folder with the broker's jars, fetched if this machine has none yet.
-fn jars() -> io::Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
-    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
-    let jars = cache.join("onceward-tests").join(format!("kafka-{VERSION}"));
-    if jars.exists() {
-        return Ok(jars);
-    }
-    fs::create_dir_all(cache.join("onceward-tests"))?;
-    // Beside its place, then moved there as a whole: another test process may be doing the same.
-    let making = tempfile::Builder::new().prefix("fetching-").tempdir_in(cache.join("onceward-tests"))?;
-    fs::write(making.path().join("pom.xml"), PROJECT.replace("VERSION", VERSION))?;
-    let fetched = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"])
-        .current_dir(making.path())
-        .output()
-        .map_err(|error| {
-            io::Error::other(format!("mvn: {error}; run: apt-get install -y maven openjdk-17-jre-headless"))
-        })?;
-    if !fetched.status.success() {
-        let said = String::from_utf8_lossy(&fetched.stdout).into_owned();
-        return Err(io::Error::other(format!("Maven cannot fetch Kafka's jars: {said}")));
-    }
-    match fs::rename(making.path().join("lib"), &jars) {
-        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
-            Err(error)
-        }
-        _ => Ok(jars),
     }
 }

@@ -5,6 +5,7 @@
 //! process, however that ends. A server that is not installed is a failure that says how to install it, never a pass.
 
 pub mod elasticmq;
+mod jars;
 pub mod kafka;
 pub mod ports;
 pub mod postgres;

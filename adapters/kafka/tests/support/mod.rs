@@ -96,6 +96,22 @@ impl Topic {
         }
     }
 
+    /// Deletes the topic and makes it again.
+    pub(crate) async fn make_again(&self) {
+        let admin: AdminClient<_> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();
+        let gone = admin.delete_topics(&[&self.name], &AdminOptions::new()).await.unwrap();
+        gone[0].as_ref().unwrap();
+        let end = Instant::now() + LIMIT;
+        let topic = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+        // The name is free a moment later.
+        while let Err(error) = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0) {
+            assert!(Instant::now() < end, "the topic cannot be made again: {error:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        wait_for_leaders(&self.bootstrap, &self.name, self.partitions).await;
+    }
+
     /// What the group has committed for each partition; -1 for nothing.
     pub(crate) async fn committed(&self) -> Vec<i64> {
         let (bootstrap, group) = (self.bootstrap.clone(), self.group.clone());
@@ -143,7 +159,11 @@ pub(crate) async fn create(bootstrap: &str, name: &str, partitions: i32) {
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
     made[0].as_ref().unwrap();
-    // A broker may tell of a topic a moment before it leads its partitions.
+    wait_for_leaders(bootstrap, name, partitions).await;
+}
+
+/// A broker may tell of a topic a moment before it leads its partitions.
+async fn wait_for_leaders(bootstrap: &str, name: &str, partitions: i32) {
     let (bootstrap, name) = (bootstrap.to_owned(), name.to_owned());
     let led = move || {
         let asked: BaseConsumer = ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Checked, address, credentials, duration, text, texts, url, within};
-use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Properties, Source};
+use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Properties, Source};
 
 /// Properties that are not for passing through, with what to use instead.
 const REFUSED_PROPERTIES: [(&str, &str); 7] = [
@@ -28,6 +28,7 @@ const MOST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
 /// SQS's own limits.
 const LEAST_VISIBILITY: HumanDuration = HumanDuration::from_secs(1);
 const MOST_VISIBILITY: HumanDuration = HumanDuration::from_secs(43_200);
+const MOST_RETRY_WAIT: HumanDuration = HumanDuration::from_secs(7 * 86_400);
 
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 
@@ -86,6 +87,7 @@ fn kafka(config: &Config, source: &KafkaSource) -> Checked {
     texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
     text(config, "source.kafka.group", &source.group)?;
     credentials(config, "source.kafka", source.credentials(), None)?;
+    retry_topics(config, source)?;
     properties(config, "source.kafka.properties", &source.properties)?;
     for (name, default_ms) in
         [("session.timeout.ms", SESSION_TIMEOUT_MS), ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)]
@@ -104,6 +106,31 @@ fn kafka(config: &Config, source: &KafkaSource) -> Checked {
                     "is not shorter than Kafka's {name}, so a drain would lose the partitions it is draining"
                 ),
                 format!("lower drain_timeout or raise {name} in [source.kafka.properties]"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn retry_topics(config: &Config, source: &KafkaSource) -> Checked {
+    const KEY: &str = "source.kafka.retry_topics";
+    if source.retry_topics.is_empty() {
+        return Ok(());
+    }
+    if config.ordering() != Ordering::None {
+        return Err(config.refuse(
+            KEY,
+            "gives up the order that pipeline.ordering is there to keep",
+            r#"remove it, or write ordering = "none""#,
+        ));
+    }
+    for (topic, delay) in &source.retry_topics {
+        duration(config, &format!("{KEY}.{topic:?}"), *delay, LEAST_WAIT, MOST_RETRY_WAIT)?;
+        if source.topics.contains(topic) {
+            return Err(config.refuse(
+                KEY,
+                "names a topic that is in topics as well",
+                "give it one of its own",
             ));
         }
     }

@@ -1,0 +1,150 @@
+//! Looks at topics and groups without consuming or changing anything: [`SourceFacts`], [`TopicFacts`].
+
+use std::time::Duration;
+
+use onceward::Error;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::Client;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use crate::config::KafkaConfig;
+use crate::log::Traced;
+use crate::native::{self, Described};
+use crate::{error, task};
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What the cluster tells of what a group consumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SourceFacts {
+    /// Offsets that are not committed yet: those in flight are among them, and so are some that hold no records.
+    pub lag: u64,
+    /// Partitions of all topics.
+    pub partitions: u32,
+    /// Members of the group.
+    pub members: u32,
+    /// The group's state as the broker calls it: `Stable`, `Empty`, `PreparingRebalance`; `Dead` if there is no such group.
+    pub group_state: String,
+    /// The longest time a record is kept; `None` if that is not limited, or the broker does not say.
+    pub retention: Option<Duration>,
+    /// The topics that the user may not read.
+    pub unreadable: Vec<String>,
+}
+
+/// What the cluster tells of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicFacts {
+    /// The offsets from the first to the last of each partition: as many records, or a few less.
+    pub records: u64,
+    /// False if the user may not write to it.
+    pub writable: bool,
+}
+
+impl KafkaConfig {
+    /// Asks the cluster about the topics and the group, by clients of its own. The group is not joined.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if values cannot be used or there is no such topic, `Denied` if the
+    /// broker refuses, `Unavailable` or `Timeout` if it cannot be reached.
+    pub async fn source_facts(&self) -> Result<SourceFacts, Error> {
+        self.check()?;
+        let (client, names, group) = (self.client(), self.topics.names.clone(), self.group.clone());
+        let operation = format!("look at topic {}", names.join(", "));
+        let retention = retention(&client, Traced, &names).await;
+        let look = move || {
+            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            let described = described(asked.client(), &names)?;
+            let mut partitions = TopicPartitionList::new();
+            for name in &names {
+                let metadata = asked.fetch_metadata(Some(name), ANSWER)?;
+                for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+                    partitions.add_partition(name, partition.id());
+                }
+            }
+            let (count, lag) = lag(&asked, partitions)?;
+            let groups = asked.fetch_group_list(Some(&group), ANSWER)?;
+            let group = groups.groups().iter().find(|own| own.name() == group);
+            let unreadable = described.iter().filter(|topic| topic.allowed.is_some_and(|may| !may.read));
+            Ok(SourceFacts {
+                lag,
+                partitions: count,
+                members: group.map_or(0, |group| u32::try_from(group.members().len()).unwrap_or(u32::MAX)),
+                group_state: group.map_or("Dead", |group| group.state()).to_owned(),
+                retention,
+                unreadable: unreadable.map(|topic| topic.name.clone()).collect(),
+            })
+        };
+        task::blocking(look).await?.map_err(|error| error::kafka(operation, error))
+    }
+
+    /// Asks the cluster about one topic, such as that of the dead letters.
+    ///
+    /// # Errors
+    /// As [`source_facts`](Self::source_facts).
+    pub async fn topic_facts(&self, topic: &str) -> Result<TopicFacts, Error> {
+        self.check()?;
+        let (client, name) = (self.client(), topic.to_owned());
+        let look = move || {
+            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            let described = described(asked.client(), std::slice::from_ref(&name))?;
+            let metadata = asked.fetch_metadata(Some(&name), ANSWER)?;
+            let mut records = 0;
+            for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+                let (low, high) = asked.fetch_watermarks(&name, partition.id(), ANSWER)?;
+                records += u64::try_from(high - low).unwrap_or_default();
+            }
+            let refused = described.iter().any(|topic| topic.allowed.is_some_and(|may| !may.write));
+            Ok(TopicFacts { records, writable: !refused })
+        };
+        task::blocking(look).await?.map_err(|error| error::kafka(format!("look at topic {topic}"), error))
+    }
+}
+
+fn described<C: ClientContext>(client: &Client<C>, names: &[String]) -> KafkaResult<Vec<Described>> {
+    native::describe(client, &names.iter().map(String::as_str).collect::<Vec<_>>(), ANSWER)
+}
+
+/// How many partitions there are, and how many of their offsets the group has not committed.
+fn lag(asked: &BaseConsumer<Traced>, partitions: TopicPartitionList) -> KafkaResult<(u32, u64)> {
+    let (mut count, mut lag) = (0, 0);
+    for own in asked.committed_offsets(partitions, ANSWER)?.elements() {
+        own.error()?;
+        let (low, high) = asked.fetch_watermarks(own.topic(), own.partition(), ANSWER)?;
+        let next = match own.offset() {
+            Offset::Offset(offset) => offset.max(low),
+            _ => low,
+        };
+        count += 1;
+        lag += u64::try_from(high - next).unwrap_or_default();
+    }
+    Ok((count, lag))
+}
+
+/// The longest time that one of these topics keeps a record; `None` if one keeps it for ever, or the user may not know.
+pub(crate) async fn retention<C: ClientContext + 'static>(
+    client: &ClientConfig,
+    context: C,
+    names: &[String],
+) -> Option<Duration> {
+    let admin: AdminClient<C> = client.create_with_context(context).ok()?;
+    let topic = names.first()?.clone();
+    let ask = move || (native::any_broker(admin.inner(), &topic, ANSWER), admin);
+    let (broker, admin) = task::blocking(ask).await.ok()?;
+    let topics: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let options = AdminOptions::new().request_timeout(Some(ANSWER)).broker_id(broker.ok()?);
+    let told = admin.describe_configs(&topics, &options).await.ok()?;
+    let mut longest = None;
+    for topic in told {
+        let retention_ms: i64 = topic.ok()?.get("retention.ms")?.value.as_deref()?.parse().ok()?;
+        // -1: without a limit.
+        let retention = Duration::from_millis(u64::try_from(retention_ms).ok()?);
+        longest = longest.max(Some(retention));
+    }
+    longest
+}

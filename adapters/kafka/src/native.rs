@@ -1,0 +1,160 @@
+//! What librdkafka can do and its Rust wrapper does not offer: the id of a topic, what a user may do with it, and how far a
+//! partition reaches as far as the client knows. The only unsafe code of this crate.
+#![allow(unsafe_code, reason = "calls of a C library")]
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::bindings as native;
+use rdkafka::client::Client;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+
+/// What the cluster tells of a topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Described {
+    pub(crate) name: String,
+    /// Another one each time the topic is made; `None` from brokers older than 2.8.
+    pub(crate) id: Option<String>,
+    /// `None` where the broker does not tell.
+    pub(crate) allowed: Option<Allowed>,
+}
+
+/// What the user may do with a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// A pointer that somebody has to free.
+struct Owned<T> {
+    pointer: *mut T,
+    free: unsafe extern "C" fn(*mut T),
+}
+
+impl<T> Owned<T> {
+    fn new(pointer: *mut T, free: unsafe extern "C" fn(*mut T)) -> Option<Self> {
+        (!pointer.is_null()).then_some(Self { pointer, free })
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: `pointer` came from the function that `free` belongs to, and is freed here only.
+        unsafe { (self.free)(self.pointer) }
+    }
+}
+
+/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`.
+///
+/// # Errors
+/// The cluster cannot be reached, or there is no such topic.
+pub(crate) fn describe<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[&str],
+    limit: Duration,
+) -> KafkaResult<Vec<Described>> {
+    let names = topics.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
+    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    let broker = any_broker(client, topics.first().copied().unwrap_or_default(), limit)?;
+    let rk = client.native_ptr();
+    let nothing = || KafkaError::MetadataFetch(Code::Fail);
+    // SAFETY: `rk` lives as long as `client`; `names` and `pointers` outlive the call that copies them; each `Owned` is freed
+    // after those that refer to it, and what the event owns is copied before it goes.
+    unsafe {
+        let options = native::rd_kafka_AdminOptions_new(
+            rk,
+            native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
+        native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
+        native::rd_kafka_AdminOptions_set_broker(options.pointer, broker, ptr::null_mut(), 0);
+        let refused = native::rd_kafka_AdminOptions_set_include_authorized_operations(options.pointer, 1);
+        drop(Owned::new(refused, native::rd_kafka_error_destroy));
+        let collection =
+            native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let collection =
+            Owned::new(collection, native::rd_kafka_TopicCollection_destroy).ok_or_else(nothing)?;
+        let queue =
+            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
+        native::rd_kafka_DescribeTopics(rk, collection.pointer, options.pointer, queue.pointer);
+        // The request has this limit itself; a little more, to hear of that.
+        let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
+        let event = Owned::new(event, native::rd_kafka_event_destroy)
+            .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
+        let failed = Code::from(native::rd_kafka_event_error(event.pointer));
+        if failed != Code::NoError {
+            return Err(KafkaError::MetadataFetch(failed));
+        }
+        let result = native::rd_kafka_event_DescribeTopics_result(event.pointer);
+        if result.is_null() {
+            return Err(nothing());
+        }
+        let mut count = 0;
+        let found = native::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        (0..count).map(|index| one(*found.add(index))).collect()
+    }
+}
+
+/// A broker to ask what any of them knows. By default the controller would be waited for.
+pub(crate) fn any_broker<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    limit: Duration,
+) -> KafkaResult<i32> {
+    let told = client.fetch_metadata(Some(topic), limit)?;
+    let broker = told.brokers().first().map(|broker| broker.id());
+    broker.ok_or(KafkaError::MetadataFetch(Code::AllBrokersDown))
+}
+
+/// # Safety
+/// `topic` is a description whose event lives.
+unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<Described> {
+    // SAFETY: as the caller promises; the id and the operations belong to the description.
+    unsafe {
+        let failed = native::rd_kafka_TopicDescription_error(topic);
+        let failed = match failed.is_null() {
+            true => Code::NoError,
+            false => Code::from(native::rd_kafka_error_code(failed)),
+        };
+        if failed != Code::NoError {
+            return Err(KafkaError::MetadataFetch(failed));
+        }
+        let name = CStr::from_ptr(native::rd_kafka_TopicDescription_name(topic));
+        let id = native::rd_kafka_TopicDescription_topic_id(topic);
+        let id = (!id.is_null()).then(|| {
+            let high = native::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
+            let low = native::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
+            (high, low)
+        });
+        let mut count = 0;
+        let operations = native::rd_kafka_TopicDescription_authorized_operations(topic, &mut count);
+        let allowed = (!operations.is_null()).then(|| {
+            let may = |wanted| (0..count).any(|index| *operations.add(index) == wanted);
+            Allowed {
+                read: may(native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ),
+                write: may(native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE),
+            }
+        });
+        Ok(Described {
+            name: name.to_string_lossy().into_owned(),
+            id: id.filter(|id| *id != (0, 0)).map(|(high, low)| format!("{high:016x}{low:016x}")),
+            allowed,
+        })
+    }
+}
+
+/// The end of a partition as the client last saw it, without asking the broker; `None` if it never did.
+pub(crate) fn known_end<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
+    let topic = CString::new(topic).ok()?;
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: the client and the name live through the call, which writes the two numbers.
+    let failed = unsafe {
+        let rk = client.native_ptr();
+        native::rd_kafka_get_watermark_offsets(rk, topic.as_ptr(), partition, &mut low, &mut high)
+    };
+    if Code::from(failed) != Code::NoError { None } else { u64::try_from(high).ok() }
+}

@@ -1,0 +1,47 @@
+//! What the cluster tells of topics and groups, with and without rights.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use onceward::{Consumer, ErrorKind, Settlement};
+use support::{Topic, take, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lag_members_and_retention_are_told_without_joining_the_group() {
+    let topic = Topic::new(2).await;
+    topic.fill(10).await;
+    let facts = topic.config().source_facts().await.unwrap();
+    assert_eq!((facts.lag, facts.partitions, facts.members), (20, 2, 0));
+    assert_eq!(facts.group_state, "Dead");
+    assert_eq!(facts.retention, Some(Duration::from_hours(7 * 24)));
+    assert!(facts.unreadable.is_empty());
+
+    let mut consumer = topic.open().await;
+    until("both partitions are assigned", || consumer.assigned_partitions() == 2).await;
+    assert_eq!(consumer.capabilities().retention, facts.retention);
+    let taken = take(&mut consumer, 20).await;
+    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    consumer.acker().settle(&batch[..15]).await;
+    // Which 15 of the 20 is chance: only what is below the first open one of its partition is committed.
+    consumer.acker().settle(&batch[15..]).await;
+    topic.wait_committed(&[10, 10]).await;
+    let facts = topic.config().source_facts().await.unwrap();
+    assert_eq!((facts.lag, facts.members, facts.group_state.as_str()), (0, 1, "Stable"));
+    consumer.close().await.unwrap();
+    let letters = topic.config().topic_facts(&topic.name).await.unwrap();
+    assert_eq!((letters.records, letters.writable), (20, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_not_there_is_told_by_its_name() {
+    let topic = Topic::new(1).await;
+    let mut config = topic.config();
+    config.topics.names = vec!["nowhere".into()];
+    let error = config.source_facts().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("topic nowhere"), "{error}");
+    let error = topic.config().topic_facts("nowhere").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}

@@ -1,0 +1,89 @@
+//! Retry topics on a real broker: copies wait until they are due, as the same message, and hold nothing up.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use onceward::{Consumer, Delivery, Settled, Settlement};
+use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
+use support::{Topic, create, take, text, until};
+
+async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, String) {
+    let retry = format!("{}.retry", topic.name);
+    create(&topic.bootstrap, &retry, 1).await;
+    let mut config = topic.config();
+    config.topics.retry_topics = vec![RetryTopic::new(&retry, delay)];
+    (config, retry)
+}
+
+async fn settle(consumer: &KafkaConsumer, delivery: &Delivery, settlement: Settlement) {
+    let settled = consumer.acker().settle(&[(delivery.receipt.tag(), settlement)]).await;
+    assert!(matches!(settled[..], [Ok(Settled::Done)]), "{settled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_waits_until_it_is_due_as_the_same_message_and_its_original_holds_nothing_up() {
+    const AFTER: Duration = Duration::from_secs(3);
+    let topic = Topic::new(1).await;
+    topic.fill(3).await;
+    let (config, retry) = with_retry_topic(&topic, Duration::from_secs(2)).await;
+    let mut consumer = KafkaConsumer::open(config.clone()).await.unwrap();
+    assert!(consumer.capabilities().delayed_retry);
+    let taken = take(&mut consumer, 3).await;
+    let began = Instant::now();
+    settle(&consumer, &taken[0], Settlement::Retry { after: AFTER }).await;
+    settle(&consumer, &taken[1], Settlement::Retry { after: Duration::from_millis(300) }).await;
+    settle(&consumer, &taken[2], Settlement::Ack).await;
+    // The second waits in the process, since it is not worth the way.
+    topic.wait_committed(&[1]).await;
+    let soon = take(&mut consumer, 1).await;
+    assert_eq!(text(&soon[0]), "0:1");
+    settle(&consumer, &soon[0], Settlement::Ack).await;
+    topic.wait_committed(&[3]).await;
+    assert_eq!(consumer.is_idle().await, Some(false), "a copy waits");
+    assert_eq!(config.topic_facts(&retry).await.unwrap().records, 1);
+
+    // Whoever has the partition next waits as well.
+    consumer.close().await.unwrap();
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let again = take(&mut consumer, 1).await;
+    assert!(began.elapsed() >= AFTER, "after {:?}", began.elapsed());
+    let (again, first) = (&again[0], &taken[0].message);
+    assert_eq!(again.message.position(), first.position());
+    assert_eq!((again.message.origin(), again.message.order_key()), (first.origin(), first.order_key()));
+    assert_eq!((again.message.payload(), again.message.headers().len()), (first.payload(), 0));
+    settle(&consumer, again, Settlement::Ack).await;
+    let end = Instant::now() + support::LIMIT;
+    while consumer.is_idle().await != Some(true) {
+        assert!(Instant::now() < end, "never idle");
+    }
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_that_wait_do_not_stop_what_is_due() {
+    let topic = Topic::new(1).await;
+    topic.fill(50).await;
+    let (config, _) = with_retry_topic(&topic, Duration::from_secs(1)).await;
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let taken = take(&mut consumer, 50).await;
+    let after = Duration::from_secs(4);
+    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Retry { after })).collect();
+    assert!(consumer.acker().settle(&batch).await.iter().all(Result::is_ok));
+    let began = Instant::now();
+    topic.wait_committed(&[50]).await;
+    topic.fill(10).await;
+    let due = take(&mut consumer, 10).await;
+    assert!(began.elapsed() < after, "what is due came after {:?}", began.elapsed());
+    let again = take(&mut consumer, 50).await;
+    for (own, first) in again.iter().zip(&taken) {
+        assert_eq!(own.message.position(), first.message.position());
+    }
+    for delivery in due.iter().chain(&again) {
+        settle(&consumer, delivery, Settlement::Ack).await;
+    }
+    until("partitions are assigned", || consumer.assigned_partitions() == 2).await;
+    topic.wait_committed(&[60]).await;
+    consumer.close().await.unwrap();
+}

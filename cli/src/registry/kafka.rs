@@ -1,0 +1,159 @@
+//! Maps `[source.kafka]` and `[handler.publish.kafka]` to their adapter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::store::{Advice, AdviceLevel};
+use onceward::{Capabilities, DeadLetters, Error, ErrorKind, Publisher};
+use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicFacts};
+
+use super::credentials::Login;
+use super::settings::pipeline_config;
+use crate::config::{Address, Config, KafkaSource, KafkaTarget, Properties};
+
+/// The longest drain the adapter takes.
+const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+
+pub(super) async fn open(config: &Config, source: &KafkaSource) -> Result<KafkaConsumer, Error> {
+    KafkaConsumer::open(options(config, source)?).await
+}
+
+pub(super) fn dead_letters(config: &Config, source: &KafkaSource, to: &str) -> Result<DeadLetters, Error> {
+    let options = options(config, source)?;
+    let publisher = KafkaPublisher::new(options.brokers, &options.properties)?;
+    Ok(DeadLetters::new(Arc::new(publisher), to))
+}
+
+/// The publisher of `[handler.publish.kafka]` and its topic, which is there.
+pub(super) async fn target(
+    config: &Config,
+    target: &KafkaTarget,
+) -> Result<(Arc<dyn Publisher>, String), Error> {
+    let login = Login::read(config, "handler.publish.kafka", target.credentials())?;
+    let brokers: Vec<_> = target.brokers.iter().map(Address::expose).collect();
+    let properties = properties(&target.properties, login);
+    // A topic that is missing would cost every message its attempts. Whoever asks needs the name of a group; it is not joined.
+    let mut asked = KafkaConfig::new(brokers.iter().copied(), [&target.topic], "onceward");
+    asked.properties.clone_from(&properties);
+    writable(&asked, &target.topic).await?;
+    Ok((Arc::new(KafkaPublisher::new(brokers, &properties)?), target.topic.clone()))
+}
+
+/// What is known of a topic that is to be written to.
+///
+/// # Errors
+/// It is not there, or may not be written to.
+pub(super) async fn writable(options: &KafkaConfig, topic: &str) -> Result<TopicFacts, Error> {
+    let facts = options.topic_facts(topic).await?;
+    if facts.writable {
+        return Ok(facts);
+    }
+    let what = "this user may not write to it; grant Write";
+    Err(Error::new(ErrorKind::Denied, format!("look at topic {topic}"), what))
+}
+
+/// The cluster, topics and group of a Kafka source.
+pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConfig, Error> {
+    let brokers = source.brokers.iter().map(Address::expose);
+    let mut options = KafkaConfig::new(brokers, source.topics.iter().map(String::as_str), &source.group);
+    options.topics.drain_timeout = config.pipeline.drain_timeout.get().min(LONGEST_DRAIN);
+    let retry_topics = source.retry_topics.iter();
+    options.topics.retry_topics =
+        retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
+    let login = Login::read(config, "source.kafka", source.credentials())?;
+    options.properties = properties(&source.properties, login);
+    Ok(options)
+}
+
+/// The client's properties, with the credentials.
+fn properties(given: &Properties, login: Login) -> BTreeMap<String, String> {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let mut properties: BTreeMap<_, _> = given.expose().map(owned).collect();
+    if let Some(username) = login.username {
+        properties.insert("sasl.username".to_owned(), username);
+    }
+    if let Some(password) = login.password {
+        properties.insert("sasl.password".to_owned(), password.expose().to_owned());
+        // What is safe with a password, unless the properties say otherwise.
+        properties.entry("security.protocol".to_owned()).or_insert_with(|| "sasl_ssl".to_owned());
+        if !properties.contains_key("sasl.mechanism") {
+            properties.entry("sasl.mechanisms".to_owned()).or_insert_with(|| "PLAIN".to_owned());
+        }
+    }
+    properties
+}
+
+/// What is unwise, or will not work, with topics and group.
+pub(super) async fn advice(config: &Config, source: &KafkaSource) -> Result<Vec<Advice>, Error> {
+    let options = options(config, source)?;
+    let facts = options.source_facts().await?;
+    let mut advice = Vec::new();
+    let mut add = |level, text: String| advice.push(Advice::new(level, text));
+    let (group, state) = (&source.group, facts.group_state.as_str());
+    add(
+        AdviceLevel::Ok,
+        format!("{} partitions; group {group} is {state} with {} members", facts.partitions, facts.members),
+    );
+    if !facts.unreadable.is_empty() {
+        let topics = facts.unreadable.join(", ");
+        add(AdviceLevel::Error, format!("this user may not read {topics}; grant Read on topic and group"));
+    }
+    if facts.retention.is_none() {
+        let text = "how long records are kept has no limit, or is not told (that needs DescribeConfigs on the topics): what \
+                    is delivered again after the store's ttl is handled again";
+        add(AdviceLevel::Warning, text.to_owned());
+    }
+    for topic in &options.topics.retry_topics {
+        writable(&options, &topic.name).await?;
+        add(AdviceLevel::Ok, format!("retries wait in {}", topic.name));
+    }
+    let mut capabilities = Capabilities::default();
+    (capabilities.ordered, capabilities.retention) = (true, facts.retention);
+    advice.extend(onceward::pipeline::start_check::advise(&pipeline_config(config, false), &capabilities));
+    Ok(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(more: &str) -> KafkaConfig {
+        let text = format!(
+            "scope = 'a'\n[source.kafka]\nbrokers = ['h:1', 'h:2']\ntopics = ['t']\ngroup = 'g'\n{more}\n[store.memory]\n\
+             [handler.stdout]\n[dead_letter]\nto = 'd'\n[pipeline]\nordering = 'none'\ndrain_timeout = '7s'\n"
+        );
+        let config = Config::parse(&text, &|_| None).unwrap();
+        let crate::config::Source::Kafka(source) = &config.source else { panic!("{config:?}") };
+        options(&config, source).unwrap()
+    }
+
+    #[test]
+    fn what_is_configured_reaches_the_client() {
+        let options = read("retry_topics = { 'r.1m' = '1m', 'r.5s' = '5s' }\nproperties.client.id = 'x'");
+        assert_eq!(options.brokers, ["h:1", "h:2"]);
+        assert_eq!(options.topics.drain_timeout, Duration::from_secs(7));
+        let retry = [("r.1m", 60), ("r.5s", 5)];
+        let retry = retry.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
+        assert_eq!(options.topics.retry_topics, retry);
+        assert_eq!(options.properties, BTreeMap::from([("client.id".to_owned(), "x".to_owned())]));
+    }
+
+    #[test]
+    fn a_password_goes_over_tls_unless_the_properties_say_otherwise() {
+        let get =
+            |options: &KafkaConfig, name: &str| options.properties.get(name).cloned().unwrap_or_default();
+        let options = read("username = 'u'\npassword = 'p'");
+        assert_eq!(get(&options, "security.protocol"), "sasl_ssl");
+        assert_eq!(
+            (get(&options, "sasl.username"), get(&options, "sasl.password")),
+            ("u".into(), "p".into())
+        );
+        let options = read(
+            "username = 'u'\npassword = 'p'\n[source.kafka.properties]\nsecurity.protocol = 'sasl_plaintext'\n\
+             sasl.mechanism = 'SCRAM-SHA-512'",
+        );
+        assert_eq!(get(&options, "security.protocol"), "sasl_plaintext");
+        assert_eq!(get(&options, "sasl.mechanisms"), "");
+    }
+}

@@ -1,0 +1,58 @@
+//! The jars of servers that run on Java, fetched by Maven once per machine into the user's cache folder.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, io};
+
+/// The folder with the jars of `dependencies` (group, artifact, version) and of all they need; fetched if this machine has
+/// none yet. `name` is the folder's, and says the version.
+pub(crate) fn jars(name: &str, dependencies: &[(&str, &str, &str)]) -> io::Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
+    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
+    let cache = cache.join("onceward-tests");
+    let jars = cache.join(name);
+    if jars.exists() {
+        return Ok(jars);
+    }
+    fs::create_dir_all(&cache)?;
+    // Beside its place, then moved there as a whole: another test process may be doing the same.
+    let making = tempfile::Builder::new().prefix("fetching-").tempdir_in(&cache)?;
+    fs::write(making.path().join("pom.xml"), project(dependencies))?;
+    let fetched = Command::new("mvn")
+        .args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=lib"])
+        .current_dir(making.path())
+        .output()
+        .map_err(|error| missing("mvn", &error))?;
+    if !fetched.status.success() {
+        let said = String::from_utf8_lossy(&fetched.stdout).into_owned();
+        return Err(io::Error::other(format!("Maven cannot fetch the jars of {name}: {said}")));
+    }
+    match fs::rename(making.path().join("lib"), &jars) {
+        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
+            Err(error)
+        }
+        _ => Ok(jars),
+    }
+}
+
+fn project(dependencies: &[(&str, &str, &str)]) -> String {
+    let dependencies = dependencies.iter().map(|(group, artifact, version)| {
+        format!(
+            "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>\
+             <version>{version}</version></dependency>"
+        )
+    });
+    format!(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>onceward</groupId><artifactId>servers-for-tests</artifactId>\
+         <version>1</version><dependencies>{}</dependencies></project>",
+        dependencies.collect::<String>()
+    )
+}
+
+/// `program` cannot be run: how to get it.
+pub(crate) fn missing(program: &str, error: &io::Error) -> io::Error {
+    let install = "apt-get install -y maven openjdk-17-jre-headless";
+    io::Error::other(format!("{program} cannot be run ({error}); run: {install}"))
+}

@@ -1,0 +1,188 @@
+//! A topic of the broker that the tests of this process share, the group that reads it, and who publishes into it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use onceward::{Outgoing, Publisher};
+use onceward_kafka::KafkaPublisher;
+use onceward_test_servers::kafka::Kafka;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::pair::Waiting;
+use crate::stage::PATIENCE;
+
+/// A topic of its own for one test, and a group of its name.
+pub(super) struct Topic<'a> {
+    pub(super) broker: &'a Kafka,
+    pub(super) name: String,
+    partitions: i32,
+}
+
+impl Topic<'static> {
+    /// On the broker that the tests share.
+    pub(super) fn create(name: &str, partitions: i32) -> Self {
+        Self::create_on(Kafka::shared(), name, partitions)
+    }
+}
+
+impl<'a> Topic<'a> {
+    /// As [`create`](Topic::create), on another broker.
+    pub(super) fn create_on(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
+        let topic = Self::named(broker, name, partitions);
+        runtime().block_on(async {
+            let admin: AdminClient<_> = topic.client().create().expect("a client");
+            let new = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+            let made = admin.create_topics([&new], &AdminOptions::new()).await.expect("an answer");
+            made[0].as_ref().expect("a topic");
+        });
+        // A broker may tell of a topic a moment before it leads its partitions.
+        topic.wait_for("a leader for each partition", || topic.ends().is_some());
+        topic
+    }
+
+    /// One that is there.
+    pub(super) fn named(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
+        Self { broker, name: name.to_owned(), partitions }
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", self.broker.bootstrap()).set("group.id", &self.name);
+        client
+    }
+
+    fn asked(&self) -> BaseConsumer {
+        self.client().create().expect("a client")
+    }
+
+    fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < end, "topic {}: not within {PATIENCE:?}: {what}", self.name);
+        }
+    }
+
+    /// Where each partition ends.
+    pub(super) fn ends(&self) -> Option<Vec<i64>> {
+        let asked = self.asked();
+        let end = |number| asked.fetch_watermarks(&self.name, number, PATIENCE).ok().map(|(_, high)| high);
+        (0..self.partitions).map(end).collect()
+    }
+
+    /// What the group has committed for each partition, -1 for nothing; `None` if the broker does not tell.
+    pub(super) fn committed(&self) -> Option<Vec<i64>> {
+        committed(&self.asked(), &self.name, self.partitions)
+    }
+
+    /// Looks at the committed offsets until `done`, and answers how often.
+    ///
+    /// # Panics
+    /// If one goes back.
+    pub(super) fn watch(&self, done: &AtomicBool) -> usize {
+        let asked = self.asked();
+        let (mut last, mut looks) = (vec![-1; usize::try_from(self.partitions).unwrap_or_default()], 0);
+        while !done.load(Ordering::Relaxed) {
+            if let Some(now) = committed(&asked, &self.name, self.partitions) {
+                assert!(
+                    now.iter().zip(&last).all(|(now, last)| now >= last),
+                    "{last:?} went back to {now:?}"
+                );
+                (last, looks) = (now, looks + 1);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        looks
+    }
+
+    /// All records, each with its headers.
+    pub(super) fn records(&self) -> Vec<(Vec<u8>, BTreeMap<String, String>)> {
+        let asked: BaseConsumer = self
+            .client()
+            .set("group.id", format!("{}-reader", self.name))
+            .set("auto.offset.reset", "earliest")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .create()
+            .expect("a client");
+        let mut places = TopicPartitionList::new();
+        for number in 0..self.partitions {
+            places.add_partition_offset(&self.name, number, Offset::Beginning).expect("an offset");
+        }
+        asked.assign(&places).expect("an assignment");
+        let (mut records, mut ended) = (Vec::new(), 0);
+        self.wait_for("all records", || {
+            match asked.poll(PATIENCE) {
+                Some(Ok(record)) => {
+                    let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    let headers = headers
+                        .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
+                        .collect();
+                    records.push((record.payload().unwrap_or_default().to_vec(), headers));
+                }
+                Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
+                _ => {}
+            }
+            ended == self.partitions
+        });
+        records
+    }
+}
+
+fn committed(asked: &BaseConsumer, topic: &str, partitions: i32) -> Option<Vec<i64>> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, partitions - 1);
+    let told = asked.committed_offsets(list, Duration::from_secs(5)).ok()?;
+    let of = |own: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match own.offset() {
+        Offset::Offset(offset) => offset,
+        _ => -1,
+    };
+    Some(told.elements().iter().map(of).collect())
+}
+
+impl Waiting for Topic<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The record key is the order's lane, or its id.
+    fn publish(&self, lines: &[String]) {
+        let publisher =
+            KafkaPublisher::new([self.broker.bootstrap()], &BTreeMap::new()).expect("a publisher");
+        runtime().block_on(async {
+            for lines in lines.chunks(1000) {
+                let batch: Vec<_> = lines.iter().map(|line| message(&self.name, line)).collect();
+                for published in publisher.publish(&batch).await {
+                    published.expect("a confirm");
+                }
+            }
+        });
+    }
+
+    fn is_empty(&self) -> bool {
+        let (committed, ends) = (self.committed(), self.ends());
+        let empty = |own: &i64, end: &i64| own == end || (*own == -1 && *end == 0);
+        matches!((committed, ends), (Some(own), Some(ends)) if own.iter().zip(&ends).all(|(own, end)| empty(own, end)))
+    }
+}
+
+fn message(topic: &str, line: &str) -> Outgoing {
+    let order: Value = serde_json::from_str(line).expect("an order is JSON");
+    let key = order.get("lane").map_or_else(|| order["id"].to_string(), Value::to_string);
+    Outgoing {
+        destination: topic.to_owned(),
+        order_key: Some(key.into()),
+        payload: line.as_bytes().to_vec().into(),
+        ..Outgoing::default()
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
