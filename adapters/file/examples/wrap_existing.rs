@@ -2,7 +2,7 @@
 //! Lines that cannot be handled go to a dead-letter file, which can itself be read as a source.
 //!
 //! ```sh
-//! cargo run -p onceward-file --example wrap_existing
+//! cargo run -p onceward-file --example wrap_existing_file
 //! ```
 
 use std::process::{Command, Stdio};

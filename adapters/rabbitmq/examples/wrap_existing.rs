@@ -1,7 +1,7 @@
 //! A loop over a queue as many have it, and the same loop with each effect once: at most 10 lines changed.
 //!
 //! ```sh
-//! cargo run -p onceward-rabbitmq --example wrap_existing -- amqp://guest:guest@127.0.0.1:5672/%2f
+//! cargo run -p onceward-rabbitmq --example wrap_existing_rabbitmq -- amqp://guest:guest@127.0.0.1:5672/%2f
 //! ```
 //!
 //! The loop stays the user's: one message at a time, their channel, their acknowledgements. `with_pipeline` below gives

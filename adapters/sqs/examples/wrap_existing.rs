@@ -1,7 +1,7 @@
 //! A loop over a queue as many have it, and the same loop with each effect once: at most 10 lines changed.
 //!
 //! ```sh
-//! cargo run -p onceward-sqs --example wrap_existing -- https://sqs.eu-west-1.amazonaws.com/123456789012/orders
+//! cargo run -p onceward-sqs --example wrap_existing_sqs -- https://sqs.eu-west-1.amazonaws.com/123456789012/orders
 //! ```
 //!
 //! The loop stays the user's: their client, one message at a time, their deletes. `with_pipeline` below gives it up for
