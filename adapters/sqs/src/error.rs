@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::operation::RequestId;
 use onceward::{Error, ErrorKind};
 
 type Operation = Cow<'static, str>;
@@ -25,8 +26,28 @@ where
             None => (ErrorKind::Unavailable, "SQS reports an error"),
         },
     };
-    // The text names the operation, the code and the causes; credentials are never part of it.
-    Error::new(kind, operation, what).with_source(DisplayErrorContext(error).to_string())
+    Error::new(kind, operation, what).with_source(causes(error))
+}
+
+/// The causes in words, and what AWS needs to find the call. The SDK's own text for logs holds the whole answer, and with it
+/// payloads.
+fn causes<E>(error: &SdkError<E>) -> String
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text += &format!(": {next}");
+        cause = next.source();
+    }
+    if let Some(said) = error.message() {
+        text += &format!(": {said}");
+    }
+    if let Some(id) = error.request_id() {
+        text += &format!(" (request {id})");
+    }
+    text
 }
 
 /// What an error code of SQS means.

@@ -282,6 +282,23 @@ async fn what_waits_to_be_delivered_stays_invisible() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_says_what_was_wrong_and_nothing_of_what_was_answered() {
+    let refusals: [(support::fake::Plan, &str); 3] = [
+        (|_, _| Some(Fault::Garble("{\"Body\": \"SECRET")), "SQS reports an error"),
+        (|_, _| Some(Fault::Refuse(403, "AccessDenied")), "AccessDenied"),
+        (|_, _| Some(Fault::Refuse(400, "QueueDoesNotExist")), "there is no such queue"),
+    ];
+    for (plan, says) in refusals {
+        let fake = FakeSqs::start(plan).await;
+        let error = QueueFacts::read(&fake.client(), &fake.url()).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains(says), "{text}");
+        // Neither the answer nor the signature of the request.
+        assert!(!text.contains("SECRET") && !text.contains("Signature") && text.len() < 2_000, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_facts_of_a_queue_are_read_and_become_capabilities() {
     let fake = FakeSqs::start(|_, _| None).await;
     fake.attributes(json!({

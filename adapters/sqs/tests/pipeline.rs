@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_sdk_sqs::types::MessageAttributeValue;
 use bytes::Bytes;
 use onceward::pipeline::config::Ordering;
 use onceward::{
-    Consumer, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline, PipelineConfig,
-    Publisher, Scope, handler_fn,
+    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline,
+    PipelineConfig, Publisher, Scope, handler_fn,
 };
 use onceward_sqs::{SqsConsumer, SqsPublisher};
 use onceward_test_servers::elasticmq::ElasticMq;
@@ -133,4 +134,48 @@ async fn what_is_published_is_received_with_all_headers_and_a_repeat_to_a_fifo_q
         }
         consumer.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_back() {
+    /// The first run fails for good.
+    async fn once_bad(runs: Runs, message: Message) -> Handled {
+        assert!((0..10).all(|number| message.header(&format!("h-{number}")).is_some()));
+        runs.lock().unwrap().push(text(&message));
+        if runs.lock().unwrap().len() == 1 { Err(HandlerError::permanent("never")) } else { Ok(()) }
+    }
+    let client = support::client(ElasticMq::shared().port());
+    let (url, dead) = (support::create(&client, "source").await, support::create(&client, "dead").await);
+    let mut send = client.send_message().queue_url(&url).message_body("a");
+    for number in 0..10 {
+        let value = MessageAttributeValue::builder().data_type("String").string_value("x").build().unwrap();
+        send = send.message_attributes(format!("h-{number}"), value);
+    }
+    send.send().await.unwrap();
+    let consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
+    let (runs, publisher) = (Runs::default(), SqsPublisher::from_client(client.clone()));
+    let pipeline = Pipeline::builder(Scope::parse("test").unwrap(), consumer, Arc::new(MemoryStore::new()))
+        .keys([KeySource::MessageId])
+        .dead_letters(DeadLetters::new(Arc::new(publisher), dead.as_str()))
+        .handler(handler_fn(Arc::clone(&runs), once_bad))
+        .unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(pipeline.run(stop.clone()));
+    let limit = Duration::from_secs(60);
+    support::until(limit, "a letter", async || support::depth(&client, &dead).await == (1, 0)).await;
+
+    // As SQS's own redrive moves it: body and attributes as they are, under another message id.
+    let receive = client.receive_message().queue_url(&dead).message_attribute_names("All");
+    let letter = receive.send().await.unwrap().messages.unwrap().remove(0);
+    let attributes = letter.message_attributes.unwrap();
+    assert!(attributes.len() <= 10, "{attributes:?}");
+    let send = client.send_message().queue_url(&url).set_message_body(letter.body);
+    send.set_message_attributes(Some(attributes)).send().await.unwrap();
+    support::until(limit, "the second run", async || {
+        runs.lock().unwrap().len() == 2 && support::depth(&client, &url).await == (0, 0)
+    })
+    .await;
+    stop.cancel();
+    let summary = running.await.unwrap().unwrap();
+    assert_eq!((summary.dead_lettered(), summary.handled()), (1, 1));
 }

@@ -22,6 +22,8 @@ pub enum Fault {
     Hang,
     /// It is refused as a whole, with this status and code.
     Refuse(u16, &'static str),
+    /// It is answered with this text, which is no JSON.
+    Garble(&'static str),
     /// Every second entry of a batch fails with this code, not by the sender's fault; the others are done.
     HalfFails(&'static str),
 }
@@ -153,6 +155,7 @@ impl FakeSqs {
         let code = match fault {
             Some(Fault::Hang) => return std::future::pending().await,
             Some(Fault::Refuse(status, code)) => return refusal(status, code),
+            Some(Fault::Garble(text)) => return Response::new(Full::from(text)),
             Some(Fault::HalfFails(code)) => Some(code),
             None => None,
         };
