@@ -98,12 +98,7 @@ impl Poller {
     fn adapt(&self, full: bool, empty: bool) {
         let most = self.queue.pollers;
         self.wanted.send_if_modified(|wanted| {
-            let before = *wanted;
-            if full {
-                *wanted = (before + 1).min(most);
-            } else if empty {
-                *wanted = (before - 1).max(most.min(2));
-            }
+            let before = std::mem::replace(wanted, adapted(*wanted, most, full, empty));
             *wanted != before
         });
     }
@@ -132,6 +127,15 @@ impl Poller {
     }
 }
 
+/// One more after a full batch, one fewer after none; at least two, for one may hang.
+fn adapted(wanted: usize, most: usize, full: bool, empty: bool) -> usize {
+    match (full, empty) {
+        (true, _) => (wanted + 1).min(most),
+        (_, true) => wanted.saturating_sub(1).max(most.min(2)),
+        _ => wanted,
+    }
+}
+
 /// Doubles from 100 ms to 5 s, with jitter over its upper half.
 fn pause(failures: u32) -> Duration {
     let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
@@ -141,6 +145,18 @@ fn pause(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn full_batches_bring_more_receives_and_empty_ones_fewer_within_limits() {
+        let after = |most: usize, batches: &[usize]| {
+            batches.iter().fold(most.min(2), |wanted, count| adapted(wanted, most, *count == 10, *count == 0))
+        };
+        assert_eq!(after(8, &[10, 10, 10]), 5);
+        assert_eq!(after(8, &[10; 20]), 8);
+        assert_eq!(after(8, &[10, 10, 5, 5]), 4);
+        assert_eq!(after(8, &[10, 10, 0, 0, 0, 0]), 2);
+        assert_eq!(after(1, &[10, 0, 0]), 1);
+    }
 
     #[test]
     fn pauses_grow_to_a_limit() {

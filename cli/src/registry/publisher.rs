@@ -22,19 +22,23 @@ pub(crate) struct Target {
 /// # Errors
 /// [`Error`] if it cannot be reached or used as it is configured.
 pub(crate) async fn open_publisher(config: &Config, target: &PublishHandler) -> Result<Target, Error> {
-    let (publisher, destination): (Arc<dyn Publisher>, String) = match target {
+    let (publisher, destination) = open(config, target).await?;
+    let publisher = GatheredPublisher::new(publisher, BATCH, config.handler.timeout().get());
+    Ok(Target { publisher: Arc::new(publisher), destination })
+}
+
+async fn open(config: &Config, target: &PublishHandler) -> Result<(Arc<dyn Publisher>, String), Error> {
+    match target {
         #[cfg(feature = "rabbitmq")]
-        PublishHandler::Rabbitmq(target) => super::rabbitmq::target(config, target).await?,
+        PublishHandler::Rabbitmq(target) => super::rabbitmq::target(config, target).await,
         #[cfg(feature = "sqs")]
-        PublishHandler::Sqs(target) => super::sqs::target(config, target).await?,
+        PublishHandler::Sqs(target) => super::sqs::target(config, target).await,
         #[cfg(feature = "kafka")]
-        PublishHandler::Kafka(target) => super::kafka::target(config, target).await?,
+        PublishHandler::Kafka(target) => super::kafka::target(config, target).await,
         #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => {
             let _ = config;
-            return Err(not_in_this_build(&format!("handler.publish.{}", other.name())));
+            Err(not_in_this_build(&format!("handler.publish.{}", other.name())))
         }
-    };
-    let publisher = GatheredPublisher::new(publisher, BATCH, config.handler.timeout().get());
-    Ok(Target { publisher: Arc::new(publisher), destination })
+    }
 }
