@@ -25,6 +25,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") },
     Migration { version: 2, name: "outbox", sql: include_str!("../postgres/0002_outbox.sql") },
     Migration { version: 3, name: "offsets", sql: include_str!("../postgres/0003_offsets.sql") },
+    Migration { version: 4, name: "complete", sql: include_str!("../postgres/0004_complete.sql") },
 ];
 
 /// The version a list of steps leads to; 0 for none.

@@ -94,19 +94,9 @@ async fn insert_claims(
         .bind(lease)
         .bind(ttl)
         .bind(row::key_bytes(asked.iter().map(|request| &request.key)))
-        .bind(asked.iter().map(|request| request.owner.as_bytes().as_slice()).collect::<Vec<_>>())
-        .bind(
-            asked
-                .iter()
-                .map(|request| i32::try_from(request.generation).unwrap_or(i32::MAX))
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            asked
-                .iter()
-                .map(|request| request.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
-                .collect::<Vec<Option<&[u8]>>>(),
-        )
+        .bind(row::owner_bytes(asked.iter().map(|request| &request.owner)))
+        .bind(row::ints(asked.iter().map(|request| request.generation)))
+        .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
         .fetch_all(conn)
         .await?;
     let fence = |row: &PgRow| row.try_get::<i64, _>("fence");
@@ -139,21 +129,11 @@ async fn finish_claims(
     let rows = query(AssertSqlSafe(sql))
         .bind(scope)
         .bind(row::key_bytes(asked.iter().map(|request| &request.lease.key)))
-        .bind(asked.iter().map(|request| request.lease.owner.as_bytes().as_slice()).collect::<Vec<_>>())
-        .bind(asked.iter().map(|request| integer(request.lease.fence)).collect::<Vec<_>>())
-        .bind(asked.iter().map(|request| integer(micros(request.ttl))).collect::<Vec<_>>())
-        .bind(
-            asked
-                .iter()
-                .map(|request| i32::try_from(request.generation).unwrap_or(i32::MAX))
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            asked
-                .iter()
-                .map(|request| request.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
-                .collect::<Vec<Option<&[u8]>>>(),
-        )
+        .bind(row::owner_bytes(asked.iter().map(|request| &request.lease.owner)))
+        .bind(row::integers(asked.iter().map(|request| request.lease.fence)))
+        .bind(row::integers(asked.iter().map(|request| micros(request.ttl))))
+        .bind(row::ints(asked.iter().map(|request| request.generation)))
+        .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
         .bind(asked.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
         .fetch_all(conn)
         .await?;

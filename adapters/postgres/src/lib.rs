@@ -25,14 +25,19 @@
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
 //! lose the last ones.
 
+mod check;
 mod checkpoint;
+mod claim;
 mod config;
 mod error;
 mod fast;
+mod held;
 mod link;
 mod migrate;
 mod offsets;
 mod outbox;
+mod purge;
+mod read;
 mod row;
 mod store;
 mod transaction;

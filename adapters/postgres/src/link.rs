@@ -22,6 +22,9 @@ use crate::row;
 pub(crate) const WRITE: &str = "write to the Postgres store";
 pub(crate) const READ: &str = "read from the Postgres store";
 
+/// How long a lock is waited for where its holder has been waited for already.
+pub(crate) const SHORT_WAIT: Duration = Duration::from_millis(20);
+
 /// How often work that another transaction thwarted is tried, in all.
 const TRIES: u32 = 6;
 
@@ -47,7 +50,9 @@ pub(crate) struct Batch<I, T> {
     pub(crate) key: fn(&I) -> Key,
     pub(crate) decide: Arc<Decide<I, T>>,
     /// The answer for a key whose row another transaction holds; without one it is an error.
-    pub(crate) held: Option<fn() -> T>,
+    pub(crate) held: Option<Box<dyn Fn(Key) -> T + Send + Sync>>,
+    /// For how long a lock is waited for; the store's `lock_timeout` unless told.
+    pub(crate) wait: Option<Duration>,
     /// Keys without a row get one first: what is decided about nothing may have to be written.
     pub(crate) occupy: bool,
     /// A repeat after a lost reply answers the same.
@@ -149,7 +154,8 @@ impl Link {
     }
 
     /// Decides about a batch under row locks, and writes what changed, in one transaction. Keys that another
-    /// transaction holds do not keep the others waiting: the batch is halved until they are found.
+    /// transaction holds do not keep the others waiting: the batch is halved until they are found, and their holders are
+    /// waited for only once.
     pub(crate) async fn call<I, T>(&self, scope: &Scope, batch: Batch<I, T>) -> Answers<T>
     where
         I: Clone + Send + Sync + 'static,
@@ -167,9 +173,9 @@ impl Link {
         let mut order: Vec<usize> = (0..batch.items.len()).collect();
         order.sort_unstable_by_key(|n| (batch.key)(&batch.items[*n]));
         let mut answers: Vec<Option<Result<T, Error>>> = batch.items.iter().map(|_| None).collect();
-        let mut parts = vec![order];
-        while let Some(part) = parts.pop() {
-            match self.decide(scope, &batch, &part).await {
+        let mut parts = vec![(order, batch.wait)];
+        while let Some((part, wait)) = parts.pop() {
+            match self.decide(scope, &batch, &part, wait).await {
                 Ok(decided) => {
                     for (n, answer) in part.into_iter().zip(decided) {
                         answers[n] = Some(answer);
@@ -177,14 +183,14 @@ impl Link {
                 }
                 Err(Attempt::Failed(error)) if is_lock_timeout(&error) && part.len() > 1 => {
                     let (left, right) = part.split_at(part.len() / 2);
-                    parts.extend([right.to_vec(), left.to_vec()]);
+                    parts.extend([right, left].map(|half| (half.to_vec(), Some(SHORT_WAIT))));
                 }
                 Err(attempt) => {
                     let blocked = matches!(&attempt, Attempt::Failed(error) if is_lock_timeout(error));
                     let error = attempt.told(WRITE);
                     for n in part {
-                        answers[n] = Some(match batch.held {
-                            Some(held) if blocked => Ok(held()),
+                        answers[n] = Some(match &batch.held {
+                            Some(held) if blocked => Ok(held((batch.key)(&batch.items[n]))),
                             _ => Err(error.replicate()),
                         });
                     }
@@ -200,6 +206,7 @@ impl Link {
         scope: i64,
         batch: &Batch<I, T>,
         part: &[usize],
+        wait: Option<Duration>,
     ) -> Result<Answers<T>, Attempt>
     where
         I: Clone + Send + Sync + 'static,
@@ -208,11 +215,14 @@ impl Link {
         let items: Arc<[I]> = part.iter().map(|n| batch.items[*n].clone()).collect();
         let keys: Arc<[Key]> = items.iter().map(batch.key).collect();
         let (schema, decide, occupy) = (self.schema.clone(), batch.decide.clone(), batch.occupy);
+        let limit = wait.map(|wait| format!("; SET LOCAL lock_timeout = {}", wait.as_millis().max(1)));
+        let begin: Arc<str> =
+            format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limit.unwrap_or_default()).into();
         self.run_again(WRITE, batch.repeatable, move |conn| {
             let (schema, decide) = (schema.clone(), decide.clone());
-            let (items, keys) = (items.clone(), keys.clone());
+            let (items, keys, begin) = (items.clone(), keys.clone(), begin.clone());
             Box::pin(async move {
-                conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+                sqlx::raw_sql(AssertSqlSafe(&*begin)).execute(&mut *conn).await?;
                 if occupy {
                     row::occupy(conn, &schema, scope, &keys).await?;
                 }

@@ -27,6 +27,24 @@ pub(crate) fn key_bytes<'k>(keys: impl IntoIterator<Item = &'k Key>) -> Vec<&'k 
     keys.into_iter().map(|key| key.as_bytes().as_slice()).collect()
 }
 
+pub(crate) fn owner_bytes<'k>(owners: impl IntoIterator<Item = &'k OwnerToken>) -> Vec<&'k [u8]> {
+    owners.into_iter().map(|owner| owner.as_bytes().as_slice()).collect()
+}
+
+pub(crate) fn fingerprint_bytes<'k>(
+    prints: impl IntoIterator<Item = &'k Option<Fingerprint>>,
+) -> Vec<Option<&'k [u8]>> {
+    prints.into_iter().map(|print| print.as_ref().map(|print| print.as_bytes().as_slice())).collect()
+}
+
+pub(crate) fn integers(values: impl IntoIterator<Item = u64>) -> Vec<i64> {
+    values.into_iter().map(integer).collect()
+}
+
+pub(crate) fn ints(values: impl IntoIterator<Item = u32>) -> Vec<i32> {
+    values.into_iter().map(int).collect()
+}
+
 /// Puts a row where there is none, so that every key of the batch has a row to lock. `keys` are sorted.
 pub(crate) async fn occupy(
     conn: &mut PgConnection,
@@ -84,22 +102,18 @@ pub(crate) async fn write(
         .bind(key_bytes(records.iter().map(|(key, _)| key)))
         .bind(all().map(|record| i16::from(record.state.code())).collect::<Vec<_>>())
         .bind(all().map(|record| record.started).collect::<Vec<_>>())
-        .bind(all().map(|record| record.owner.as_bytes().as_slice()).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(record.fence)).collect::<Vec<_>>())
-        .bind(all().map(|record| int(record.attempts)).collect::<Vec<_>>())
-        .bind(all().map(|record| int(record.lost)).collect::<Vec<_>>())
-        .bind(all().map(|record| int(record.generation)).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(record.lease_until)).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(record.first_at)).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(record.written_at)).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(record.ttl)).collect::<Vec<_>>())
-        .bind(all().map(|record| integer(expires_at(record))).collect::<Vec<_>>())
+        .bind(owner_bytes(all().map(|record| &record.owner)))
+        .bind(integers(all().map(|record| record.fence)))
+        .bind(ints(all().map(|record| record.attempts)))
+        .bind(ints(all().map(|record| record.lost)))
+        .bind(ints(all().map(|record| record.generation)))
+        .bind(integers(all().map(|record| record.lease_until)))
+        .bind(integers(all().map(|record| record.first_at)))
+        .bind(integers(all().map(|record| record.written_at)))
+        .bind(integers(all().map(|record| record.ttl)))
+        .bind(integers(all().map(expires_at)))
         .bind(all().map(|record| record.reason.map(|reason| i16::from(reason.code()))).collect::<Vec<_>>())
-        .bind(
-            all()
-                .map(|record| record.fingerprint.as_ref().map(|print| print.as_bytes().as_slice()))
-                .collect::<Vec<Option<&[u8]>>>(),
-        )
+        .bind(fingerprint_bytes(all().map(|record| &record.fingerprint)))
         .bind(
             all()
                 // Postgres's text cannot hold NUL.

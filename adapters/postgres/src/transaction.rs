@@ -10,7 +10,7 @@ use onceward::store::{Commit, CompleteRequest, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
-use sqlx::{AssertSqlSafe, Connection as _, Executor, Postgres, SqlSafeStr, query};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, query, query_scalar};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::error::{is_lost, store_error};
@@ -213,10 +213,10 @@ async fn begin(pool: PgPool) -> Result<PgConn, Error> {
     loop {
         let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
         let Some(conn) = open.conn.as_mut() else { continue };
-        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. This
-        // savepoint vanishes with the transaction: a handler that ended that on its own is found out.
+        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The second
+        // setting vanishes with the transaction: a handler that ended that on its own is found out.
         let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
-                     SAVEPOINT onceward_effect";
+                     SET LOCAL onceward.inbox = 'open'";
         match PgTransactionManager::begin(conn, Some(begin.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
@@ -234,7 +234,7 @@ async fn commit(
     let Some(conn) = open.conn.as_mut() else {
         return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
     };
-    end_of_effect(conn).await?;
+    no_nested(conn)?;
     if !complete(&schema, conn, &scope, &request).await? {
         end(open).await;
         return Ok(Commit::Fenced);
@@ -247,24 +247,26 @@ async fn commit(
 
 /// Sees to it that the handler has left the transaction as it was given it.
 pub(crate) async fn end_of_effect(conn: &mut PgConnection) -> Result<(), Error> {
-    let failed = |error| store_error(COMMIT, error);
-    // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
-    conn.ping().await.map_err(failed)?;
-    if PgTransactionManager::get_transaction_depth(conn) != 1 {
-        let context = "the handler left a nested transaction open; commit it or drop it before returning";
-        return Err(Error::new(ErrorKind::Internal, COMMIT, context));
+    no_nested(conn)?;
+    still_open(conn).await
+}
+
+fn no_nested(conn: &PgConnection) -> Result<(), Error> {
+    if PgTransactionManager::get_transaction_depth(conn) == 1 {
+        return Ok(());
     }
-    if let Err(error) = conn.execute("RELEASE SAVEPOINT onceward_effect").await {
-        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
-        // No transaction, or one without the savepoint.
-        if code.is_some_and(|code| code == "25P01" || code == "3B001") {
-            let context = "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL); leave that to the \
-                           pipeline";
-            return Err(Error::new(ErrorKind::Internal, COMMIT, context).with_source(error));
-        }
-        return Err(failed(error));
+    let context = "the handler left a nested transaction open; commit it or drop it before returning";
+    Err(Error::new(ErrorKind::Internal, COMMIT, context))
+}
+
+async fn still_open(conn: &mut PgConnection) -> Result<(), Error> {
+    let ask = query_scalar(AssertSqlSafe(format!("SELECT {IS_OPEN}"))).fetch_one(conn).await;
+    if ask.map_err(|error| store_error(COMMIT, error))? {
+        return Ok(());
     }
-    Ok(())
+    let context =
+        "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL); leave that to the pipeline";
+    Err(Error::new(ErrorKind::Internal, COMMIT, context))
 }
 
 /// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
@@ -274,13 +276,12 @@ pub(crate) async fn complete(
     scope: &Scope,
     request: &CompleteRequest,
 ) -> Result<bool, Error> {
-    let failed = |error| store_error(COMMIT, error);
     let sql = format!(
         "UPDATE {schema}.keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = $1, \
          expires_at = at.now + $1, reason = NULL, error = NULL, result = $2 \
          FROM (SELECT {NOW} AS now OFFSET 0) AS at \
          WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $3) AND key = $4 \
-           AND state = 1 AND owner = $5 AND fence = $6 AND expires_at > at.now"
+           AND state = 1 AND owner = $5 AND fence = $6 AND expires_at > at.now AND {IS_OPEN}"
     );
     let written = query(AssertSqlSafe(sql))
         .bind(integer(micros(request.ttl)))
@@ -289,11 +290,17 @@ pub(crate) async fn complete(
         .bind(request.lease.key.as_bytes().as_slice())
         .bind(request.lease.owner.as_bytes().as_slice())
         .bind(integer(request.lease.fence))
-        .execute(conn)
+        .execute(&mut *conn)
         .await
-        .map_err(failed)?;
-    Ok(written.rows_affected() == 1)
+        .map_err(|error| store_error(COMMIT, error))?;
+    if written.rows_affected() == 1 {
+        return Ok(true);
+    }
+    still_open(conn).await.map(|()| false)
 }
+
+/// Whether this is still the transaction that was begun for the handler.
+const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', true), '') = 'open'";
 
 /// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
 async fn end(mut open: PgConn) {
