@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use handlers_support::{FENCE, KEY, claimed, eventually, example, is_running, pids, program, scope, sh};
+use handlers_support::{FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope, sh};
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
 use onceward_cli::handlers::{ExecHandler, ExecOptions, Program};
 
@@ -45,6 +45,7 @@ async fn a_process_is_told_everything_about_its_message() {
         .origin("orders".into());
     let environment = environment(message).await;
     assert_eq!(environment["ONCEWARD_KEY"], KEY);
+    assert_eq!(environment["ONCEWARD_TOKEN"], TOKEN);
     assert_eq!(environment["ONCEWARD_SCOPE"], "billing");
     assert_eq!(environment["ONCEWARD_ATTEMPT"], "2");
     assert_eq!(environment["ONCEWARD_FENCE"], FENCE.to_string());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use handlers_support::{FENCE, KEY, claimed, scope};
+use handlers_support::{FENCE, KEY, TOKEN, claimed, scope};
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
 use onceward_cli::handlers::{HttpHandler, HttpOptions, install_tls_provider};
 use server::{Reply, Request, Server};
@@ -55,7 +55,7 @@ async fn a_request_says_everything_about_its_message() {
     for (name, value) in [
         ("host", server.address.to_string().as_str()),
         ("idempotency-key", KEY),
-        ("onceward-token", "07070707070707070707070707070707"),
+        ("onceward-token", TOKEN),
         ("onceward-scope", "billing"),
         ("onceward-attempt", "2"),
         ("onceward-fence", &FENCE.to_string()),

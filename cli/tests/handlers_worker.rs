@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use handlers_support::{FENCE, KEY, claimed, eventually, example, is_running, pids, program, scope};
+use handlers_support::{FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope};
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
 use onceward_cli::handlers::{Program, WorkerHandler, WorkerOptions};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ async fn a_worker_is_told_everything_about_its_message() {
     assert_eq!(
         serde_json::from_slice::<Value>(&result).unwrap(),
         json!({
-            "id": 1, "key": KEY, "scope": "billing", "attempt": 2, "fence": FENCE, "generation": 3,
+            "id": 1, "key": KEY, "token": TOKEN, "scope": "billing", "attempt": 2, "fence": FENCE, "generation": 3,
             "message_id": "m-1", "origin": "orders", "headers": {"h": "1"}, "headers_base64": {"raw": "/w=="},
             "payload": "echo \n\u{2028}",
         })

@@ -25,6 +25,7 @@ mod publish;
 mod sql;
 mod stdout;
 pub(crate) mod text;
+mod token;
 mod variables;
 mod worker;
 

@@ -6,12 +6,14 @@ use std::ffi::OsString;
 use onceward::{Message, Scope};
 
 use super::headers::{Budget, base64};
+use super::token::claim_token;
 
 const HEADER: &str = "ONCEWARD_HEADER_";
 
 /// Names that are set for some messages only.
-const SOMETIMES: [&str; 6] = [
+const SOMETIMES: [&str; 7] = [
     "ONCEWARD_KEY",
+    "ONCEWARD_TOKEN",
     "ONCEWARD_MESSAGE_ID",
     "ONCEWARD_MESSAGE_ID_BASE64",
     "ONCEWARD_ORIGIN",
@@ -19,8 +21,8 @@ const SOMETIMES: [&str; 6] = [
     "ONCEWARD_HEADER_",
 ];
 
-/// The variables of `message`: `ONCEWARD_SCOPE`, `_ATTEMPT`, `_FENCE`, `_GENERATION` always; `_KEY`, `_MESSAGE_ID` and
-/// `_ORIGIN` where the message has one; and each header as `ONCEWARD_HEADER_<NAME>`, its name in capitals with `_` for
+/// The variables of `message`: `ONCEWARD_SCOPE`, `_ATTEMPT`, `_FENCE`, `_GENERATION` always; `_KEY`, `_TOKEN` (of
+/// the claim: a capability), `_MESSAGE_ID` and `_ORIGIN` where the message has one; and each header as `ONCEWARD_HEADER_<NAME>`, its name in capitals with `_` for
 /// everything but letters and digits.
 ///
 /// A value that is not UTF-8, or holds a NUL byte, comes in Base64 under the same name with `_BASE64` behind it. Of
@@ -37,6 +39,9 @@ pub(super) fn variables(scope: &Scope, message: &Message) -> Vec<(String, String
     ];
     if let Some(key) = message.key() {
         variables.push(("ONCEWARD_KEY".to_owned(), key.to_string()));
+    }
+    if let Some(token) = claim_token(message) {
+        variables.push(("ONCEWARD_TOKEN".to_owned(), token));
     }
     let fits = |text: &[u8]| budget.could_hold(text.len());
     if let Some(id) = message.id().filter(|id| fits(id)) {

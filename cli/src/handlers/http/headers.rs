@@ -4,6 +4,7 @@ use onceward::{Message, Scope};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::handlers::headers::{Budget, base64};
+use crate::handlers::token::claim_token;
 
 const PREFIX: &str = "onceward-header-";
 
@@ -28,8 +29,8 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     if let Some(key) = message.key() {
         set("idempotency-key", key.to_string());
     }
-    if let Some(token) = message.owner_token() {
-        set("onceward-token", token.to_hex());
+    if let Some(token) = claim_token(message) {
+        set("onceward-token", token);
     }
     set("onceward-scope", scope.to_string());
     set("onceward-attempt", message.attempt().to_string());

@@ -86,7 +86,7 @@ pub fn install_tls_provider() {
 /// | no answer to a request that may have arrived; 502, 504 | is tried again; its outcome counts as unknown |
 ///
 /// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Token` (the
-/// claim's owner token: a capability, so use `https` beyond the own host), trace context,
+/// claim's: a capability, with which the server may complete it in a Postgres store, so use `https` beyond the own host), trace context,
 /// `Content-Type`, and the message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can
 /// turn a request down that arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in
 /// the environment are not used. Certificates are checked against those of the operating system.

@@ -50,9 +50,12 @@ impl WorkerOptions {
 /// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead:
 ///
 /// ```json
-/// {"id": 1, "key": "…", "scope": "billing", "attempt": 1, "fence": 1763718843000000, "generation": 0,
+/// {"id": 1, "key": "…", "token": "…", "scope": "billing", "attempt": 1, "fence": 1763718843000000, "generation": 0,
 ///  "message_id": "m-1", "origin": "orders", "headers": {"traceparent": "…"}, "payload": "…"}
 /// ```
+///
+/// The token is the claim's: a capability, with which the handler may complete the claim itself in a Postgres store
+/// (`SELECT onceward.complete(token)`).
 ///
 /// Out, with the same `id`; a result of any JSON type is kept as the JSON text it was, where `retry` is true unless
 /// said otherwise and `retry_after_ms` counts up to an hour:

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::handlers::headers::base64;
 use crate::handlers::text::printable;
+use crate::handlers::token::claim_token;
 
 /// What is kept of an error text, in bytes.
 const ERROR_LIMIT: usize = 1024;
@@ -25,6 +26,8 @@ const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 struct Request<'a> {
     id: u64,
     key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
     scope: &'a str,
     attempt: u32,
     fence: u64,
@@ -62,6 +65,7 @@ pub(super) fn request(id: u64, scope: &Scope, message: &Message) -> serde_json::
     let request = Request {
         id,
         key: message.key().map(|key| key.to_string()),
+        token: claim_token(message),
         scope: scope.as_str(),
         attempt: message.attempt(),
         fence: message.fence(),
