@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use onceward::failpoints::Step;
+use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders::order;
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::json;
 
+use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, exec, ids_of, in_flight, ledger, letter_id, scene, worker};
 use crate::transactions::{EFFECTS, sql};
 
@@ -26,6 +28,18 @@ struct Kinds {
     name: &'static str,
     setup: fn() -> Setup,
     never: &'static [Step],
+    effects: Effects,
+}
+
+/// Where the effects of a kind are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Effects {
+    /// In the ledger, by the handler's own hand.
+    Ledger,
+    /// In a table beside the store's, in SQLite.
+    Sqlite,
+    /// The same in Postgres.
+    Postgres,
 }
 
 /// Unstarted claims are released in a drain only.
@@ -35,12 +49,13 @@ const DEDUPLICATED: &[Step] = &[Step::ReleaseSent, Step::Begun, Step::CommitSent
 const TRANSACTIONAL: &[Step] = &[Step::ReleaseSent, Step::CompleteSent, Step::CompleteApplied];
 
 /// A statement is shorter than a third of its lease, unless the machine is busy.
-const PERHAPS: (&str, Step) = ("sql", Step::RenewSent);
+const PERHAPS: Step = Step::RenewSent;
 
-const KINDS: [Kinds; 3] = [
-    Kinds { name: "worker", setup: worker, never: DEDUPLICATED },
-    Kinds { name: "exec", setup: exec, never: DEDUPLICATED },
-    Kinds { name: "sql", setup: sql, never: TRANSACTIONAL },
+const KINDS: [Kinds; 4] = [
+    Kinds { name: "worker", setup: worker, never: DEDUPLICATED, effects: Effects::Ledger },
+    Kinds { name: "exec", setup: exec, never: DEDUPLICATED, effects: Effects::Ledger },
+    Kinds { name: "sqlite", setup: sql, never: TRANSACTIONAL, effects: Effects::Sqlite },
+    Kinds { name: "postgres", setup: sql, never: TRANSACTIONAL, effects: Effects::Postgres },
 ];
 
 /// A passing in the middle of the run, where one is certain: some steps are passed once for a whole batch.
@@ -97,18 +112,26 @@ fn ids() -> Vec<String> {
 
 fn die_at(kind: &Kinds, step: Step, nth: u32) {
     let case = format!("{} {}:{nth}", kind.name, step.name());
-    let scene = scene(&(kind.setup)().set("store.sqlite.lease", LEASE), &lines());
-    if kind.name == "sql" {
-        prepare_table(&scene);
+    let table = (kind.effects == Effects::Postgres).then(|| {
+        let name = format!("crash_{}_{nth}", step.name().replace('-', "_"));
+        Table::create(Postgres::shared(), &name)
+    });
+    let setup = (kind.setup)().set("store.sqlite.lease", LEASE);
+    let scene = scene(&table.as_ref().map_or(setup.clone(), |table| table.handler(setup)), &lines());
+    match (&table, kind.effects) {
+        (Some(table), _) => refuse_the_dead(table),
+        (None, Effects::Sqlite) => prepare_table(&scene),
+        _ => {}
     }
     let died = scene.run_with_crash_point(&format!("{}:{nth}:abort", step.name())).wait_within(PATIENCE);
     let aborted = died.signal() == Some(SIGABRT);
     if kind.never.contains(&step) {
         assert_eq!(died.code(), Some(3), "{case}: listed as never passed: {died:#?}");
-    } else if (kind.name, step) != PERHAPS {
+    } else if kind.effects == Effects::Ledger || step != PERHAPS {
         assert!(aborted, "{case}: the step was not passed: {died:#?}");
     }
-    let pending = if aborted { in_flight(&scene) } else { BTreeSet::new() };
+    let is_told = aborted && kind.effects == Effects::Ledger;
+    let pending = if is_told { in_flight(&scene) } else { BTreeSet::new() };
 
     let ended = scene.run_to_end();
     assert!(matches!(ended.code(), Some(0 | 3)), "{case}: {ended:#?}");
@@ -116,7 +139,9 @@ fn die_at(kind: &Kinds, step: Step, nth: u32) {
     assert_eq!((again.code(), again.summary("received")), (Some(0), 0), "{case}: {again:#?}");
     let dead: BTreeSet<_> = scene.letters().iter().map(letter_id).collect();
     assert_eq!(dead, BTreeSet::from(["dead-1".to_owned(), "dead-2".to_owned()]), "{case}");
-    if kind.name == "sql" {
+    if let Some(table) = &table {
+        table.assert_exact(&living(), &case);
+    } else if kind.effects == Effects::Sqlite {
         exactly_one_row_each(&scene, &case);
     } else {
         let pending = ids_of(&scene, &pending);
@@ -139,10 +164,25 @@ fn prepare_table(scene: &Scene) {
     );
 }
 
+/// The same in Postgres.
+fn refuse_the_dead(table: &Table<'_>) {
+    table.sql(
+        "CREATE FUNCTION @.refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RAISE EXCEPTION ''told to fail for good''; END'; \
+         CREATE TRIGGER dead BEFORE INSERT ON @.effects FOR EACH ROW WHEN (NEW.id LIKE 'dead-%') \
+         EXECUTE FUNCTION @.refuse()",
+    );
+}
+
+/// The ids that have an effect.
+fn living() -> Vec<String> {
+    ids().into_iter().filter(|id| !id.starts_with("dead")).collect()
+}
+
 fn exactly_one_row_each(scene: &Scene, case: &str) {
     let mut rows = scene.database().texts("SELECT id FROM effects");
     rows.sort_unstable();
-    let mut expected: Vec<_> = ids().into_iter().filter(|id| !id.starts_with("dead")).collect();
+    let mut expected = living();
     expected.sort_unstable();
     assert_eq!(rows, expected, "{case}");
 }

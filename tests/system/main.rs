@@ -16,6 +16,7 @@
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `sqs/` | SQS queues, standard and FIFO, with Redis: kills, groups that fail, handlers of ten times the visibility |
+//! | `postgres/` | the same with the keys, and the effects, in Postgres: kills, restarts, killed backends, read-only, rivals |
 //! | `release.rs` | the program that people run has no crash points |
 //!
 //! `ONCEWARD_TEST_KILLS` sets how often the tests that kill at random do so, `ONCEWARD_TEST_SEED` repeats their choices.
@@ -28,6 +29,7 @@ mod kafka;
 mod leases;
 mod order;
 mod pair;
+mod postgres;
 mod quickstart;
 mod rabbitmq;
 mod release;

@@ -78,22 +78,36 @@ pub(crate) fn stop(running: Vec<Running>) {
 
 /// Two programs, killed in turn at random moments; the keys whose effects may be doubled by that.
 pub(crate) fn under_kills(scene: &Scene, distinct: usize, kills: usize) -> BTreeSet<String> {
-    let mut chance = Chance::new();
-    let mut running = vec![scene.run(), scene.run()];
     let mut excused = BTreeSet::new();
-    for kill in 0..kills {
-        let least = distinct * (kill + 1) / (kills + 2);
-        until("effects", LONG, || scene.count(Kind::Effect).len() >= least);
-        std::thread::sleep(chance.millis(0..30));
-        assert_eq!(running.remove(0).kill().signal(), Some(9));
-        excused.extend(pending(scene));
-        running.push(scene.run());
-    }
-    until("all effects", LONG, || scene.count(Kind::Effect).len() >= distinct);
+    let done = || scene.count(Kind::Effect).len();
+    let running = killed_in_turn(scene, distinct, kills, done, || excused.extend(pending(scene)));
     // A process that was started just before a kill writes its notes just after it.
     let excused = ids_of(scene, &excused);
     stop(running);
     excused
+}
+
+/// Two programs, killed in turn at random moments, until `distinct` effects are `done`; those that run then. `killed` is
+/// called after each kill, before the next program starts.
+pub(crate) fn killed_in_turn(
+    scene: &Scene,
+    distinct: usize,
+    kills: usize,
+    done: impl Fn() -> usize,
+    mut killed: impl FnMut(),
+) -> Vec<Running> {
+    let mut chance = Chance::new();
+    let mut running = vec![scene.run(), scene.run()];
+    for kill in 0..kills {
+        let least = distinct * (kill + 1) / (kills + 2);
+        until("effects", LONG, || done() >= least);
+        std::thread::sleep(chance.millis(0..30));
+        assert_eq!(running.remove(0).kill().signal(), Some(9));
+        killed();
+        running.push(scene.run());
+    }
+    until("all effects", LONG, || done() >= distinct);
+    running
 }
 
 /// Of every fifty one fails in its first run: 2 %.

@@ -2,7 +2,7 @@
 
 mod bridge;
 mod duplicates;
-mod queue;
+pub(crate) mod queue;
 mod redis_trouble;
 
 use std::time::{Duration, Instant};
@@ -25,8 +25,14 @@ use crate::stage::{PATIENCE, each, ids_of, ledger, ledger_of};
 use queue::Queue;
 
 const PREFETCH: u16 = 50;
+
 fn setup(queue: &Queue<'_>) -> Setup {
-    without_source()
+    on(queue, without_source())
+}
+
+/// With `queue` as the source.
+pub(crate) fn on(queue: &Queue<'_>, setup: Setup) -> Setup {
+    setup
         .set("source.rabbitmq.url", queue.broker.url())
         .set("source.rabbitmq.queue", queue.name.as_str())
         .set("source.rabbitmq.prefetch", i64::from(PREFETCH))

@@ -11,21 +11,21 @@ use tokio::runtime::Runtime;
 use crate::pair::Waiting;
 
 /// A durable queue of its own for one test.
-pub(super) struct Queue<'a> {
-    pub(super) broker: &'a RabbitMq,
-    pub(super) name: String,
+pub(crate) struct Queue<'a> {
+    pub(crate) broker: &'a RabbitMq,
+    pub(crate) name: String,
 }
 
 impl Queue<'static> {
     /// Declares `name` on the broker that the tests share, with such arguments.
-    pub(super) fn declare(name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
+    pub(crate) fn declare(name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
         Self::declare_on(RabbitMq::shared(), name, arguments)
     }
 }
 
 impl<'a> Queue<'a> {
     /// As [`declare`](Queue::declare), on another broker.
-    pub(super) fn declare_on(broker: &'a RabbitMq, name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
+    pub(crate) fn declare_on(broker: &'a RabbitMq, name: &str, arguments: &[(&str, AMQPValue)]) -> Self {
         let queue = Self { broker, name: name.to_owned() };
         let mut table = FieldTable::default();
         for (argument, value) in arguments {
@@ -40,7 +40,7 @@ impl<'a> Queue<'a> {
         queue
     }
 
-    pub(super) fn message(&self, line: &str) -> Outgoing {
+    pub(crate) fn message(&self, line: &str) -> Outgoing {
         Outgoing {
             destination: self.name.clone(),
             payload: line.as_bytes().to_vec().into(),
@@ -76,7 +76,7 @@ impl<'a> Queue<'a> {
     }
 
     /// (ready, unacknowledged) messages.
-    pub(super) fn depth(&self) -> (u64, u64) {
+    pub(crate) fn depth(&self) -> (u64, u64) {
         self.broker.depth(&self.name)
     }
 }
@@ -104,6 +104,6 @@ impl Waiting for Queue<'_> {
     }
 }
 
-pub(super) fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }

@@ -1,0 +1,61 @@
+//! RabbitMQ queues, with the keys in Postgres and, for a statement, the effects beside them: exactly one row for each key,
+//! whatever is killed.
+
+mod any_language;
+mod outages;
+pub(crate) mod table;
+
+use onceward_test_servers::postgres::Postgres;
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::orders::Orders;
+use onceward_test_support::process::until;
+use onceward_test_support::setup::Setup;
+use serde_json::json;
+
+use crate::pair::{
+    Waiting, killed_in_turn, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop,
+    without_source,
+};
+use crate::rabbitmq::on;
+use crate::rabbitmq::queue::Queue;
+use crate::stage::PATIENCE;
+use table::Table;
+
+/// A statement for each message of `queue`, in the completion's transaction.
+fn statement(queue: &Queue<'_>, table: &Table<'_>) -> Setup {
+    // A server that goes away in the middle of a statement costs that attempt.
+    on(queue, table.handler(without_source())).set("retry.max_attempts", 20)
+}
+
+fn orders(lines: usize) -> Orders {
+    Orders::with_copies(lines, lines * 3 / 10, &json!({"steps": 5_000}), &mut Chance::new())
+}
+
+#[test]
+fn twenty_kills_at_random_moments_leave_exactly_one_row_for_each_key() {
+    let queue = Queue::declare("kills-statement", &[]);
+    let table = Table::create(Postgres::shared(), "kills_statement");
+    let kills = kills(20);
+    let orders = orders(2_600 * kills.div_ceil(20));
+    queue.publish(&orders.lines);
+    let scene = scene(&statement(&queue, &table));
+    let running = killed_in_turn(&scene, orders.ids.len(), kills, || table.count(), || ());
+    until("an empty queue", PATIENCE, || queue.is_empty());
+    stop(running);
+    table.assert_exact(&orders.ids, "after the kills");
+
+    // Once more from the beginning: all are known.
+    queue.publish(&orders.lines);
+    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 0), "{ended:#?}");
+    table.assert_exact(&orders.ids, "after the copies");
+}
+
+#[test]
+fn two_programs_with_postgres_lose_nothing_under_kills() {
+    let queue = Queue::declare("kills-postgres", &[]);
+    let table = Table::create(Postgres::shared(), "kills_worker");
+    let setup = table.store(on(&queue, without_source())).set("store.postgres.lease", "1s");
+    let setup = setup.set("store.postgres.timeout", "800ms");
+    nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
+}
