@@ -77,6 +77,9 @@ pub enum Command {
     /// Look at and change the keys in the store
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Send what handlers have put into the outbox, and look at what waits in it
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Show backlog, messages in flight, dead letters, and keys by state
     Status(ReportArgs),
     /// Print a completion script for a shell
@@ -132,6 +135,20 @@ pub struct CheckArgs {
 pub enum ConfigCommand {
     /// Print the effective configuration: defaults included, secrets redacted
     Show(FileArgs),
+}
+
+/// `onceward outbox`.
+#[derive(Debug, Subcommand)]
+pub enum OutboxCommand {
+    /// Publish what is in the outbox, until SIGTERM or SIGINT
+    ///
+    /// Each row at least once, under an id that stays the same; the rows of one order key in the order of their commits.
+    /// Several relays may run at once. It publishes to the broker of [outbox.rabbitmq] or, without one, of the source. A row
+    /// that fails is tried again until it succeeds, and holds back its own order key only. Exit codes: 0 stopped by a
+    /// signal, 1 failed, 78 wrong configuration, 130 or 143 second signal.
+    Relay(FileArgs),
+    /// Show how many rows wait, for how long, and which fail and why
+    Status(ReportArgs),
 }
 
 /// `onceward init`.

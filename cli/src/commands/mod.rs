@@ -6,6 +6,7 @@ mod config;
 mod init;
 mod keys;
 mod migrate;
+mod outbox;
 mod run;
 mod schema;
 mod status;
@@ -33,6 +34,7 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Run(args) => run::run(&args, env, out).await,
         Command::Migrate(args) => migrate::migrate(&args.file, env, out).await,
         Command::Keys(command) => keys::keys(&command, env, out).await,
+        Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
     }
 }

@@ -16,6 +16,7 @@ mod fault;
 mod handler;
 mod key;
 mod origin;
+mod outbox;
 mod pipeline;
 mod policy;
 mod properties;
@@ -42,6 +43,7 @@ pub use handler::{
     StdoutHandler, WorkerHandler,
 };
 pub use key::{KeyConfig, KeyPart, KeySource, NotAKeyPart, OrderBy};
+pub use outbox::{OutboxConfig, OutboxRabbitmq};
 pub use pipeline::{
     DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
 };
@@ -99,6 +101,9 @@ pub struct Config {
     /// What is done where there is a choice.
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// What is done with messages that handlers put into the store's outbox.
+    #[serde(default)]
+    pub outbox: OutboxConfig,
     /// What is told about a run.
     #[serde(default)]
     pub telemetry: TelemetryConfig,

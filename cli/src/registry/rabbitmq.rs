@@ -6,7 +6,7 @@ use onceward::{DeadLetters, Error, Publisher};
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 
 use super::credentials::Login;
-use crate::config::{Config, RabbitmqSource, RabbitmqTarget};
+use crate::config::{Config, OutboxRabbitmq, RabbitmqSource, RabbitmqTarget};
 
 pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitConsumer, Error> {
     let mut options = RabbitConfig::new(String::new(), source.queue.as_str());
@@ -25,8 +25,18 @@ pub(super) async fn dead_letters(
     source: &RabbitmqSource,
     to: &str,
 ) -> Result<DeadLetters, Error> {
-    let publisher = RabbitPublisher::open(endpoint(config, source)?).await?;
-    Ok(DeadLetters::new(Arc::new(publisher), to))
+    Ok(DeadLetters::new(publisher(config, source).await?, to))
+}
+
+/// A publisher to the source's own broker.
+pub(super) async fn publisher(config: &Config, source: &RabbitmqSource) -> Result<Arc<dyn Publisher>, Error> {
+    Ok(Arc::new(RabbitPublisher::open(endpoint(config, source)?).await?))
+}
+
+/// The publisher of `[outbox.rabbitmq]`.
+pub(super) async fn outbox(config: &Config, target: &OutboxRabbitmq) -> Result<Arc<dyn Publisher>, Error> {
+    let login = Login::read(config, "outbox.rabbitmq", target.credentials())?;
+    Ok(Arc::new(RabbitPublisher::open(Endpoint::new(login.within(&target.url)?)).await?))
 }
 
 /// The publisher of `[handler.publish.rabbitmq]` and its destination, which is there.

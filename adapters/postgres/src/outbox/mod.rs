@@ -38,8 +38,8 @@ pub(crate) use write::write;
 /// holds a lock of the order key until it ends: two that write several order keys in different orders may deadlock, and one
 /// of them is tried again.
 ///
-/// A relay holds a transaction open while it publishes, which is what keeps others from its rows. One that is stopped for
-/// longer than a minute is cut off by the server, and another sends its rows.
+/// A relay holds a transaction open while it publishes, which is what keeps others from its rows. One that hangs for longer
+/// than 30 s is cut off by the server, and another sends its rows.
 #[derive(Clone, Debug)]
 pub struct PgOutbox {
     store: PgStore,

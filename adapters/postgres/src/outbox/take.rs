@@ -27,7 +27,7 @@ const SETTLE: &str = "note what became of rows of the outbox";
 const MOST_STEPS: usize = 2_000;
 
 /// The server ends a transaction that is idle for longer: its relay hangs, and others may have the rows.
-const LONGEST_PUBLISH: &str = "60s";
+const LONGEST_PUBLISH: &str = "30s";
 
 /// See [`OutboxStore::take`](onceward::outbox::OutboxStore::take).
 pub(super) async fn take(

@@ -3,6 +3,8 @@
 mod startup;
 mod summary;
 
+pub(super) use startup::until_up;
+
 use onceward::Summary;
 use tokio_util::sync::CancellationToken;
 

@@ -64,8 +64,8 @@ pub(super) async fn open(
     Ok(Some(parts))
 }
 
-/// Repeats `attempt` while its error is one that may pass.
-async fn until_up<T>(
+/// Repeats `attempt` while its error is one that may pass. `None`: `shutdown` came first.
+pub(in crate::commands) async fn until_up<T>(
     shutdown: &CancellationToken,
     mut attempt: impl AsyncFnMut() -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {

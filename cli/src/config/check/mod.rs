@@ -2,6 +2,7 @@
 
 mod agreement;
 mod handler;
+mod outbox;
 mod source;
 mod store;
 
@@ -25,6 +26,7 @@ pub(super) fn check(config: &Config) -> Checked {
     if let Some(dead_letter) = &config.dead_letter {
         address(config, "dead_letter.to", &dead_letter.to)?;
     }
+    outbox::check(config)?;
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
     }
