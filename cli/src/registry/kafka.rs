@@ -20,9 +20,13 @@ pub(super) async fn open(config: &Config, source: &KafkaSource) -> Result<KafkaC
 }
 
 pub(super) fn dead_letters(config: &Config, source: &KafkaSource, to: &str) -> Result<DeadLetters, Error> {
+    Ok(DeadLetters::new(publisher(config, source)?, to))
+}
+
+/// A publisher to the source's own brokers.
+pub(super) fn publisher(config: &Config, source: &KafkaSource) -> Result<Arc<dyn Publisher>, Error> {
     let options = options(config, source)?;
-    let publisher = KafkaPublisher::new(options.brokers, &options.properties)?;
-    Ok(DeadLetters::new(Arc::new(publisher), to))
+    Ok(Arc::new(KafkaPublisher::new(options.brokers, &options.properties)?))
 }
 
 /// The publisher of `[handler.publish.kafka]` and its topic, which is there.

@@ -70,7 +70,7 @@ pub(crate) fn describe_outbox_target(config: &Config) -> String {
     match (&config.outbox.rabbitmq, &config.source) {
         (Some(rabbitmq), _) => rabbitmq.url.redacted(),
         (None, Source::Rabbitmq(source)) => source.url.redacted(),
-        (None, source) => format!("source.{}", source.name()),
+        (None, source) => format!("the broker of [source.{}]", source.name()),
     }
 }
 
@@ -83,10 +83,15 @@ async fn open_publisher(config: &Config) -> Result<Arc<dyn Publisher>, Error> {
     match &config.source {
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => super::rabbitmq::publisher(config, source).await,
+        #[cfg(feature = "sqs")]
+        Source::Sqs(source) => Ok(super::sqs::publisher(source).await),
+        #[cfg(feature = "kafka")]
+        Source::Kafka(source) => super::kafka::publisher(config, source),
         Source::File(_) => {
             let what = "a file source has no broker to publish to; name one as [outbox.rabbitmq]";
             Err(Error::new(ErrorKind::Config, "open the relay's broker", what))
         }
+        #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),
     }
 }

@@ -23,8 +23,13 @@ pub(super) async fn open(config: &Config, source: &SqsSource) -> Result<SqsConsu
 
 pub(super) async fn dead_letters(source: &SqsSource, to: &str) -> Result<DeadLetters, Error> {
     is_url(to)?;
+    Ok(DeadLetters::new(publisher(source).await, to))
+}
+
+/// A publisher to the source's own region or endpoint.
+pub(super) async fn publisher(source: &SqsSource) -> Arc<dyn Publisher> {
     let endpoint = endpoint(source.region.as_deref(), source.endpoint.as_ref());
-    Ok(DeadLetters::new(Arc::new(SqsPublisher::open(endpoint).await), to))
+    Arc::new(SqsPublisher::open(endpoint).await)
 }
 
 /// What waits in the queue for dead letters.
