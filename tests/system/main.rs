@@ -15,7 +15,7 @@
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
-//! | `sqs/` | SQS queues, standard and FIFO, with Redis: kills, groups that fail, handlers of ten times the visibility |
+//! | `sqs/` | SQS queues, standard and FIFO, with Redis and with Postgres: kills, groups that fail, handlers of ten times the visibility |
 //! | `postgres/` | the same with the keys, and the effects, in Postgres: kills, restarts, killed backends, read-only, rivals |
 //! | `release.rs` | the program that people run has no crash points |
 //!

@@ -4,6 +4,7 @@ mod queue;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onceward_test_servers::elasticmq::ElasticMq;
+use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::effects::Kind;
@@ -17,6 +18,7 @@ use crate::pair::{
     LONG, Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop, under_kills,
     with_redis, without_source,
 };
+use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, each, ledger_of};
 use queue::{Queue, REGION};
 
@@ -36,6 +38,18 @@ fn setup(queue: &Queue) -> Setup {
 fn two_programs_with_redis_lose_nothing_under_kills() {
     let queue = Queue::create("kills-redis", &[]);
     let setup = with_redis(setup(&queue), Redis::shared()).set("scope", "sqs-kills");
+    nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
+}
+
+#[test]
+fn two_programs_with_postgres_lose_nothing_under_kills() {
+    let queue = Queue::create("kills-postgres", &[]);
+    let table = Table::create(Postgres::shared(), "sqs_kills");
+    let setup = table
+        .store(setup(&queue))
+        .set("scope", "sqs-kills")
+        .set("store.postgres.lease", "1s")
+        .set("store.postgres.timeout", "800ms");
     nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
 }
 
