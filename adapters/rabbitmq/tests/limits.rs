@@ -60,7 +60,7 @@ async fn a_delivery_limit_below_the_attempts_is_not_used_up_by_waiting_here_or_i
         let shutdown = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(pipeline.run(shutdown.clone()));
         let handled = async || runs.load(Ordering::SeqCst) == FAILURES + 1 && broker.depth(&queue) == (0, 0);
-        until(Duration::from_secs(20), "handled at last", handled).await;
+        until(Duration::from_secs(60), "handled at last", handled).await;
         shutdown.cancel();
         assert_eq!(running.await.unwrap().unwrap().handled(), 1);
     }
@@ -110,5 +110,5 @@ async fn the_rights_that_are_documented_are_enough_and_missing_ones_are_named() 
     assert_eq!((first.number, delivery.receipt.tag().number), (1, 2));
     delivery.receipt.settle(Settlement::Ack);
     assert!(consumer.acker().settle(&consumer.settle_queue().take()).await[0].is_ok());
-    until(Duration::from_secs(10), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
+    until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
 }

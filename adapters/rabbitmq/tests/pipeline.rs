@@ -121,7 +121,7 @@ async fn a_connection_that_is_cut_ten_times_loses_and_doubles_nothing() {
     let running = tokio::spawn(pipeline(consumer, &effects).run(shutdown.clone()));
     for cut in 0..10 {
         let goal = COUNT * cut / 12;
-        until(Duration::from_secs(20), "progress", async || effects.lock().unwrap().len() > goal).await;
+        until(Duration::from_secs(60), "progress", async || effects.lock().unwrap().len() > goal).await;
         proxy.cut();
     }
     let empty = async || effects.lock().unwrap().len() == COUNT && broker.depth(&queue) == (0, 0);
@@ -160,13 +160,13 @@ async fn an_unroutable_dead_letter_keeps_its_message_unacked_until_the_queue_exi
     let running = tokio::spawn(pipeline.run(shutdown.clone()));
 
     let refused = async || counters.get(Counter::DeadLetterErrors) >= 3;
-    until(Duration::from_secs(20), "the letter was returned three times", refused).await;
+    until(Duration::from_secs(60), "the letter was returned three times", refused).await;
     assert_eq!(broker.depth(&queue), (0, 1));
     assert_eq!(counters.get(Counter::DeadLettered), 0);
 
     admin.declare(&dead, Kind::Quorum).await;
     let empty = async || broker.depth(&queue) == (0, 0);
-    until(Duration::from_secs(20), "the letter was taken and its message acked", empty).await;
+    until(Duration::from_secs(60), "the letter was taken and its message acked", empty).await;
     shutdown.cancel();
     let summary = running.await.unwrap().unwrap();
     assert_eq!((summary.handled(), summary.dead_lettered()), (1, 1));
@@ -187,7 +187,7 @@ async fn a_borrowed_channel_that_dies_ends_the_run_with_an_error() {
     let consumer = RabbitConsumer::from_channel(channel.clone(), queue).await.unwrap();
     let effects = Effects::default();
     let running = tokio::spawn(pipeline(consumer, &effects).run(Default::default()));
-    until(Duration::from_secs(10), "the effect", async || effects.lock().unwrap().len() == 1).await;
+    until(Duration::from_secs(60), "the effect", async || effects.lock().unwrap().len() == 1).await;
     channel.close(200, "bye".into()).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap();
     assert_eq!(ended.unwrap_err().kind(), onceward::ErrorKind::Unsupported);

@@ -67,7 +67,7 @@ async fn hostile_messages_are_delivered_with_their_defects_between_good_ones() {
         deliveries.into_iter().for_each(|delivery| delivery.receipt.settle(Settlement::Ack));
         let batch = consumer.settle_queue().take();
         assert!(consumer.acker().settle(&batch).await.iter().all(Result::is_ok));
-        until(Duration::from_secs(5), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
+        until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
     }
 }
 
@@ -115,7 +115,7 @@ async fn hostile_messages_end_as_dead_letters_and_the_others_are_handled() {
     // The header bomb fits into a frame no more with our own headers: what had to go is counted.
     let bomb = letters.iter().find(|letter| letter.data == b"hostile 6").unwrap();
     assert!(bomb.properties.headers().as_ref().unwrap().inner().len() > 9_000);
-    until(Duration::from_secs(5), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
+    until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -193,7 +193,7 @@ async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() 
     for attempt in 0..3 {
         let started = Instant::now();
         let error = refusal(&publisher, outgoing(&queue, "blocked")).await;
-        assert!(started.elapsed() < Duration::from_secs(3), "it waited {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(10), "it waited {:?}", started.elapsed());
         assert!(error.is_retryable());
         if attempt > 0 {
             assert!(error.to_string().contains("short of memory"), "{error}");

@@ -55,7 +55,7 @@ async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<St
 
 async fn is_empty(queue: &str) {
     let broker = shared().await;
-    until(Duration::from_secs(10), "the queue is empty", async || broker.depth(queue) == (0, 0)).await;
+    until(Duration::from_secs(60), "the queue is empty", async || broker.depth(queue) == (0, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +67,7 @@ async fn a_connection_cut_with_300_unacked_messages_brings_them_again_and_old_ac
         proxy.cut();
         let cut = Instant::now();
         let (new, mut again) = taken(&mut consumer, 300).await;
-        assert!(cut.elapsed() < Duration::from_secs(5), "it took {:?}", cut.elapsed());
+        assert!(cut.elapsed() < Duration::from_secs(15), "it took {:?}", cut.elapsed());
         again.sort_by_key(|text| text.parse::<u32>().unwrap());
         assert_eq!(again, before);
 
@@ -75,7 +75,7 @@ async fn a_connection_cut_with_300_unacked_messages_brings_them_again_and_old_ac
         assert_eq!(old.iter().map(|tag| tag.number).max(), new.iter().map(|tag| tag.number).max());
         settle(&*acker, &acks(old), Settled::TooLate).await;
         let broker = shared().await;
-        until(Duration::from_secs(5), "300 are held", async || broker.depth(&queue) == (0, 300)).await;
+        until(Duration::from_secs(60), "300 are held", async || broker.depth(&queue) == (0, 300)).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(broker.depth(&queue), (0, 300));
         settle(&*acker, &acks(new), Settled::Done).await;
@@ -93,7 +93,7 @@ async fn a_half_open_connection_is_noticed_within_two_heartbeats() {
     let broken = Instant::now();
     // The broker notices by itself too, and only then gives back what the dead connection held.
     let (new, _) = taken(&mut consumer, 6).await;
-    assert!(broken.elapsed() < Duration::from_secs(2 + 5), "it took {:?}", broken.elapsed());
+    assert!(broken.elapsed() < Duration::from_secs(15), "it took {:?}", broken.elapsed());
     settle(&*acker, &acks(old), Settled::TooLate).await;
     settle(&*acker, &acks(new), Settled::Done).await;
     is_empty(&queue).await;
@@ -131,7 +131,7 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
         admin.publish(&queue, ["new".to_owned()]).await;
         let declared = Instant::now();
         let (new, texts) = taken(&mut consumer, 1).await;
-        assert!(declared.elapsed() < Duration::from_secs(5), "it took {:?}", declared.elapsed());
+        assert!(declared.elapsed() < Duration::from_secs(15), "it took {:?}", declared.elapsed());
         assert_eq!(texts, ["new"]);
         settle(&*acker, &acks(old), Settled::TooLate).await;
         settle(&*acker, &acks(new), Settled::Done).await;
@@ -155,7 +155,7 @@ async fn a_channel_that_the_broker_closed_before_the_ack_is_replaced_and_the_ack
     assert_eq!(texts, ["slow"]);
     settle(&*acker, &acks(old), Settled::TooLate).await;
     settle(&*acker, &acks(new), Settled::Done).await;
-    until(Duration::from_secs(5), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
+    until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
 }
 
 /// An ack on a channel that is closed without the consumer having noticed: `Ok(false)` and errors are not acks.
@@ -195,9 +195,9 @@ async fn an_ack_behind_a_held_message_arrives_though_the_other_is_not_settled() 
     let (tags, _) = taken(&mut consumer, 3).await;
     settle(&*acker, &acks([tags[1], tags[2]]), Settled::Done).await;
     let broker = shared().await;
-    until(Duration::from_secs(5), "one message is held", async || broker.depth(&queue) == (0, 1)).await;
+    until(Duration::from_secs(60), "one message is held", async || broker.depth(&queue) == (0, 1)).await;
     consumer.close().await.unwrap();
-    until(Duration::from_secs(5), "it was given back", async || broker.depth(&queue) == (1, 0)).await;
+    until(Duration::from_secs(60), "it was given back", async || broker.depth(&queue) == (1, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -306,7 +306,7 @@ async fn counts_threads_of_a_silent_broker() {
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     }
     assert!(listener.accept().is_ok());
-    until(Duration::from_secs(5), "the threads ended", async || library_threads() == 0).await;
+    until(Duration::from_secs(60), "the threads ended", async || library_threads() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

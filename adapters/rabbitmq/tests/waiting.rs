@@ -44,7 +44,7 @@ async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<St
 
 async fn depth_becomes(broker: &RabbitMq, queue: &str, depth: (u64, u64)) {
     let what = format!("{queue} has {depth:?}");
-    until(Duration::from_secs(20), &what, async || broker.depth(queue) == depth).await;
+    until(Duration::from_secs(60), &what, async || broker.depth(queue) == depth).await;
 }
 
 async fn shared() -> &'static RabbitMq {

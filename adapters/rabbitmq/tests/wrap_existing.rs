@@ -33,7 +33,7 @@ async fn orders() -> (&'static RabbitMq, Admin, String) {
 
 /// Waits until all is acked, and answers what was charged.
 async fn charged(broker: &RabbitMq, queue: &str, app: &App) -> Vec<String> {
-    until(Duration::from_secs(20), "the queue is empty", async || broker.depth(queue) == (0, 0)).await;
+    until(Duration::from_secs(60), "the queue is empty", async || broker.depth(queue) == (0, 0)).await;
     let mut charged = app.charged.lock().unwrap().clone();
     charged.sort();
     charged

@@ -113,7 +113,7 @@ async fn a_store_started_before_its_server_recovers_by_itself() {
     server.start_again();
     let since = Instant::now();
     let _ = lease_of(answered(async || claim(&store, request(1)).await).await);
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert!(since.elapsed() < Duration::from_secs(15));
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn a_silent_server_is_a_timeout_and_not_a_slow_death() {
     let since = Instant::now();
     let error = complete(&store, lease).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
-    assert!(since.elapsed() < Duration::from_secs(2));
+    assert!(since.elapsed() < Duration::from_secs(10));
     server.pause(false);
     let after = answered(async || complete(&store, lease).await).await;
     assert!(matches!(after, Completion::Completed | Completion::Repeated), "{after:?}");

@@ -38,7 +38,7 @@ pub fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
 /// Publishes one message to `queue`, through the default exchange, and waits for its confirm.
 pub fn publish(port: u16, queue: &str, properties: &Properties, payload: &[u8]) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(b"AMQP\x00\x00\x09\x01").unwrap();
     expect(&mut stream, [0, 10, 0, 10]);
     let mut start_ok = vec![0, 10, 0, 11, 0, 0, 0, 0];

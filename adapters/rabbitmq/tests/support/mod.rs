@@ -106,7 +106,7 @@ pub async fn consumer_of(broker: &RabbitMq, admin: &Admin, kind: Kind) -> (Strin
 pub async fn take(consumer: &mut RabbitConsumer, count: usize) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     while deliveries.len() < count {
-        let received = tokio::time::timeout(Duration::from_secs(20), consumer.receive()).await;
+        let received = tokio::time::timeout(Duration::from_secs(60), consumer.receive()).await;
         let received = received.unwrap_or_else(|_| panic!("nothing more came after {}", deliveries.len()));
         deliveries.extend(received.unwrap().unwrap());
     }
