@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::acker::KafkaAcker;
 use crate::config::{self, KafkaConfig, TopicConfig};
-use crate::context::{Hooked, Users};
+use crate::context::{Hooked, Starts, Users};
 use crate::log::Traced;
 use crate::probe::Probe;
 use crate::publisher::KafkaPublisher;
@@ -52,6 +52,12 @@ impl KafkaConsumer {
         Self::from_client_config(config.client(), Traced, config.topics).await
     }
 
+    /// As [`open`](Self::open), with partitions that start where `starts` says.
+    pub(crate) async fn open_owned(config: KafkaConfig, starts: Arc<dyn Starts>) -> Result<Self, Error> {
+        config.check()?;
+        Self::build(config.client(), Traced, config.topics, Some(starts)).await
+    }
+
     /// As [`open`](Self::open), with the user's own client configuration and context. The context's logs, statistics, errors
     /// and OAuth tokens are used; rebalances are this consumer's. Properties that would break what is promised are refused.
     ///
@@ -61,6 +67,15 @@ impl KafkaConsumer {
         client: ClientConfig,
         context: C,
         topics: TopicConfig,
+    ) -> Result<Self, Error> {
+        Self::build(client, context, topics, None).await
+    }
+
+    async fn build<C: ClientContext + 'static>(
+        client: ClientConfig,
+        context: C,
+        topics: TopicConfig,
+        starts: Option<Arc<dyn Starts>>,
     ) -> Result<Self, Error> {
         let client = config::settled(client, &topics)?;
         let context = Users(Arc::new(context));
@@ -72,7 +87,7 @@ impl KafkaConsumer {
                 Some(Arc::new(Waiting { publisher, topics: topics.retry_topics.clone() }))
             }
         };
-        let shared = task::blocking(move || start(client, context, topics)).await??;
+        let shared = task::blocking(move || start(client, context, topics, starts)).await??;
         Ok(Self { shared, retention, waiting, settle_queue: SettleQueue::new() })
     }
 
@@ -91,6 +106,7 @@ fn start<C: ClientContext + 'static>(
     client: ClientConfig,
     context: Users<C>,
     topics: TopicConfig,
+    starts: Option<Arc<dyn Starts>>,
 ) -> Result<Arc<Shared>, Error> {
     let operation = format!("consume topic {}", topics.names.join(", "));
     // The cluster is asked before the group is joined, by a client that has no group.
@@ -114,7 +130,7 @@ fn start<C: ClientContext + 'static>(
         let shared = Arc::clone(&shared);
         move || -> Result<BaseConsumer<Hooked<C>>, Error> {
             let failed = |error| error::kafka(operation.clone(), error);
-            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client);
+            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client, starts.clone());
             let consumer: BaseConsumer<_> = client.create_with_context(hooked).map_err(failed)?;
             consumer.subscribe(&shared.topics.consumed()).map_err(failed)?;
             Ok(consumer)

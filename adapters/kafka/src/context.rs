@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Reb
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
+use crate::error;
 use crate::native;
 use crate::shared::{Shared, ToCommit};
 
@@ -22,12 +23,29 @@ pub(crate) struct Hooked<C> {
     ids: Mutex<HashMap<String, String>>,
     /// A group without an offset starts at the end.
     from_end: bool,
+    starts: Option<Arc<dyn Starts>>,
+}
+
+/// Says where a partition starts when it is assigned, if not where the group has committed.
+pub(crate) trait Starts: Send + Sync + 'static {
+    /// The offset of the first record wanted; `None` to start where the group has committed. The log ends at `end`. It may
+    /// block: the poll thread waits.
+    ///
+    /// # Errors
+    /// The partition must not be consumed.
+    fn start(&self, incarnation: &Arc<str>, partition: u32, end: u64)
+    -> Result<Option<u64>, onceward::Error>;
 }
 
 impl<C: ClientContext> Hooked<C> {
-    pub(crate) fn new(user: Users<C>, shared: Arc<Shared>, client: &ClientConfig) -> Self {
+    pub(crate) fn new(
+        user: Users<C>,
+        shared: Arc<Shared>,
+        client: &ClientConfig,
+        starts: Option<Arc<dyn Starts>>,
+    ) -> Self {
         let from_end = matches!(client.get("auto.offset.reset"), Some("latest" | "largest" | "end"));
-        Self { user, shared, ids: Mutex::default(), from_end }
+        Self { user, shared, ids: Mutex::default(), from_end, starts }
     }
 
     /// The ids of the topics: a topic may have been made anew since the last assignment.
@@ -52,6 +70,31 @@ impl<C: ClientContext> Hooked<C> {
             }
         }
         ids.clone()
+    }
+}
+
+/// Commits where partitions start that start somewhere else than where the group has committed: the client reads that next.
+fn commit_starts<C: ClientContext>(
+    consumer: &BaseConsumer<Hooked<C>>,
+    partitions: &TopicPartitionList,
+    ids: &HashMap<String, String>,
+    starts: &dyn Starts,
+) -> Result<(), onceward::Error> {
+    let failed = |error| error::kafka("start where the database says", error);
+    let mut list = TopicPartitionList::new();
+    for own in partitions.elements() {
+        let (topic, partition) = (own.topic(), own.partition());
+        let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER).map_err(failed)?;
+        let incarnation = consumer.context().shared.incarnation(topic, ids);
+        let number = u32::try_from(partition).unwrap_or_default();
+        if let Some(start) = starts.start(&incarnation, number, u64::try_from(end).unwrap_or_default())? {
+            let start = Offset::Offset(i64::try_from(start).unwrap_or(i64::MAX));
+            list.add_partition_offset(topic, partition, start).map_err(failed)?;
+        }
+    }
+    match list.count() {
+        0 => Ok(()),
+        _ => consumer.commit(&list, CommitMode::Sync).map_err(failed),
     }
 }
 
@@ -151,6 +194,13 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
                     tracing::warn!(%error, "the offsets to start from are not committed yet");
                 }
                 let ids = self.ids(consumer);
+                if let Some(starts) = &self.starts
+                    && let Err(error) = commit_starts(consumer, partitions, &ids, &**starts)
+                {
+                    // Nothing is delivered any more: whoever receives hears of it first.
+                    self.shared.report(error);
+                    self.shared.lock().stop = true;
+                }
                 self.shared.assign(&named(partitions), &ids);
             }
             // Another member may have them already: a commit could undo its own.

@@ -4,16 +4,19 @@
 //! each partition the offset before which everything is settled, never one beyond. A partition that is taken away is
 //! drained for a bounded time and committed before it goes; what comes later for it settles nothing. [`KafkaPublisher`]
 //! returns once all in-sync replicas have the message. [`KafkaTransform`] produces the results of records in transactions that
-//! carry their offsets: each record once.
+//! carry their offsets: each record once. [`KafkaEffects`] commits effects in a database together with their positions: each
+//! record once.
 //!
-//! What it does not do: `processed_offsets`. Deduplication by key is the store's work.
+//! Deduplication by key is the store's work.
 
 mod acker;
 mod config;
 mod consumer;
 mod context;
+mod effects;
 mod error;
 mod facts;
+mod letter;
 mod log;
 mod message;
 mod native;
@@ -31,6 +34,7 @@ mod watermark;
 
 pub use config::{KafkaConfig, TopicConfig};
 pub use consumer::KafkaConsumer;
+pub use effects::{EffectsConfig, EffectsSummary, KafkaEffects};
 pub use facts::{SourceFacts, TopicFacts};
 pub use publisher::KafkaPublisher;
 pub use retry::RetryTopic;

@@ -295,6 +295,12 @@ impl Shared {
             && state.ready_bytes <= self.topics.buffer_bytes / 2
     }
 
+    /// What the offsets of a topic count in. A topic that is deleted and made again has another id under the same name.
+    pub(crate) fn incarnation(&self, topic: &str, ids: &HashMap<String, String>) -> Arc<str> {
+        let id = ids.get(topic).map_or(topic, String::as_str);
+        format!("{}/{id}", self.cluster).into()
+    }
+
     /// `incarnations` has the ids of topics as far as they are known.
     pub(crate) fn assign(&self, partitions: &[(String, i32)], incarnations: &HashMap<String, String>) {
         let mut state = self.lock();
@@ -303,9 +309,7 @@ impl Shared {
         for (topic, number) in partitions {
             state.last_epoch += 1;
             let epoch = state.last_epoch;
-            // A topic that is deleted and made again has another id under the same name.
-            let id = incarnations.get(topic).unwrap_or(topic);
-            let incarnation = format!("{}/{id}", self.cluster).into();
+            let incarnation = self.incarnation(topic, incarnations);
             let topic: Arc<str> = topic.as_str().into();
             state.current.entry(Arc::clone(&topic)).or_default().insert(*number, epoch);
             let is_retry = self.topics.retry_topics.iter().any(|own| *own.name == *topic);

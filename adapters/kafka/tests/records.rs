@@ -178,11 +178,13 @@ async fn a_handler_of_three_poll_intervals_keeps_its_partition_and_the_buffer_it
     let topic = Topic::new(1).await;
     topic.fill(2000).await;
     let mut config = topic.config();
-    config.properties.insert("max.poll.interval.ms".into(), "6000".into());
+    config.properties.insert("session.timeout.ms".into(), "3000".into());
+    config.properties.insert("max.poll.interval.ms".into(), "3000".into());
+    config.topics.drain_timeout = Duration::from_secs(1);
     config.topics.buffer_messages = 100;
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     let held = take(&mut consumer, 1).await;
-    tokio::time::sleep(Duration::from_secs(18)).await;
+    tokio::time::sleep(Duration::from_secs(9)).await;
     ack(&consumer, &held).await;
     let rest = take(&mut consumer, 2000 - held.len()).await;
     let expected: Vec<_> = (0..2000).map(|number| format!("0:{number}")).collect();

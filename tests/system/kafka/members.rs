@@ -15,7 +15,7 @@ use serde_json::json;
 use super::topic::Topic;
 use super::{SESSION_MS, setup};
 use crate::pair::{LONG, Waiting, pending, scene, stop};
-use crate::stage::{PATIENCE, ids_of, ledger_of};
+use crate::stage::{ids_of, ledger_of};
 
 const LANES: usize = 64;
 /// One in ten is published a second time.
@@ -113,7 +113,7 @@ fn members_that_join_leave_pause_and_die_under_load_lose_nothing_and_keep_the_or
         }
         topic.publish(shares.next().unwrap_or_default());
         until("all effects", LONG, || scene.count(Kind::Effect).len() == distinct);
-        until("no lag", PATIENCE, || topic.is_empty());
+        until("no lag", LONG, || topic.is_empty());
         let excused = ids_of(&scene, &members.excused);
         stop(members.running);
         done.store(true, Ordering::Relaxed);

@@ -1,7 +1,10 @@
-//! Kafka topics, with the keys in Redis: members that join, leave, are paused and killed under load, and single troubles.
+//! Kafka topics, with the keys in Redis: members that join, leave, are paused and killed under load, single
+//! troubles, and transforms and effects in Postgres under kills.
 
+mod effects;
 mod members;
 mod topic;
+mod transform;
 
 use std::time::Duration;
 
@@ -15,7 +18,7 @@ use onceward_test_support::setup::Setup;
 use serde_json::json;
 
 use crate::pair::{LONG, Waiting, scene, stop, with_redis, without_source};
-use crate::stage::{PATIENCE, each};
+use crate::stage::each;
 use topic::Topic;
 
 /// A member that is silent for so long is no member.
@@ -44,14 +47,14 @@ fn a_slow_message_holds_the_offset_and_nothing_else_and_after_a_kill_only_it_run
     topic.publish(&lines);
     let scene = scene(&setup(&topic));
     let running = scene.run();
-    until("all other effects", PATIENCE, || scene.count(Kind::Effect).len() >= ids.len());
+    until("all other effects", LONG, || scene.count(Kind::Effect).len() >= ids.len());
     assert!(!scene.count(Kind::Effect).contains_key("slow"), "the slow one was waited for");
     assert!(matches!(topic.committed().as_deref(), Some([-1 | 0])), "{:?}", topic.committed());
     assert_eq!(running.kill().signal(), Some(9));
 
     let running = scene.run();
-    until("the slow effect", PATIENCE, || scene.count(Kind::Effect).contains_key("slow"));
-    until("no lag", PATIENCE, || topic.is_empty());
+    until("the slow effect", LONG, || scene.count(Kind::Effect).contains_key("slow"));
+    until("no lag", LONG, || topic.is_empty());
     stop(vec![running]);
     let mut starts = each(&ids, 1);
     starts.insert("slow".into(), 2);
@@ -69,8 +72,8 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     let scene = scene(&setup);
     // Whoever was evicted would give its partitions to the other.
     let running = vec![scene.run(), scene.run()];
-    until("the long effect", PATIENCE, || scene.count(Kind::Effect).contains_key("long"));
-    until("no lag", PATIENCE, || topic.is_empty());
+    until("the long effect", LONG, || scene.count(Kind::Effect).contains_key("long"));
+    until("no lag", LONG, || topic.is_empty());
     let said: String = running.iter().map(onceward_test_support::process::Running::stderr).collect();
     stop(running);
     assert!(!said.contains("lost to other members") && !said.contains("max.poll"), "{said}");
@@ -90,13 +93,13 @@ fn a_broker_that_is_killed_mid_run_and_comes_back_loses_and_doubles_nothing() {
     };
     let scene = scene(&settings);
     let running = vec![scene.run(), scene.run()];
-    until("effects", PATIENCE, || scene.count(Kind::Effect).len() >= 500);
+    until("effects", LONG, || scene.count(Kind::Effect).len() >= 500);
     broker.kill();
     std::thread::sleep(Duration::from_secs(2));
     broker.start_again();
     until("all effects", LONG, || scene.count(Kind::Effect).len() == orders.ids.len());
     let topic = Topic::named(&broker, "restart", 4);
-    until("no lag", PATIENCE, || topic.is_empty());
+    until("no lag", LONG, || topic.is_empty());
     stop(running);
     assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));
 }
@@ -110,7 +113,7 @@ fn ten_thousand_duplicates_in_a_row_bring_the_lag_to_zero() {
     topic.publish(&once.iter().cloned().chain(copies).collect::<Vec<_>>());
     let scene = scene(&setup(&topic));
     let running = scene.run();
-    until("no lag", PATIENCE, || {
+    until("no lag", LONG, || {
         topic.ends().is_some_and(|ends| ends.iter().sum::<i64>() == 10_020) && topic.is_empty()
     });
     stop(vec![running]);

@@ -100,6 +100,15 @@ impl<'a> Topic<'a> {
         looks
     }
 
+    /// Has the broker forget what the group has committed. No member may be there.
+    pub(super) fn forget_offsets(&self) {
+        let admin: AdminClient<_> = self.client().create().expect("a client");
+        self.wait_for("the group is deleted", || {
+            let gone = runtime().block_on(admin.delete_groups(&[&self.name], &AdminOptions::new()));
+            gone.is_ok_and(|groups| groups[0].is_ok())
+        });
+    }
+
     /// All records, each with its headers.
     pub(super) fn records(&self) -> Vec<(Vec<u8>, BTreeMap<String, String>)> {
         let asked: BaseConsumer = self

@@ -2,7 +2,6 @@
 
 mod batch;
 mod config;
-mod letter;
 mod members;
 mod transactions;
 mod worker;

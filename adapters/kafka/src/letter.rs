@@ -1,4 +1,4 @@
-//! The dead letter of a record that failed for good: the same headers as a pipeline's.
+//! The dead letter of a record that failed for good outside a pipeline, with the same headers as a pipeline's.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,7 @@ use onceward::{Message, Outgoing};
 const MOST_ERROR_BYTES: usize = 1024;
 
 /// The letter for `message`, to the topic `to`.
-pub(super) fn letter(to: &str, message: &Message, reason: Reason, error: &str, attempts: u32) -> Outgoing {
+pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, attempts: u32) -> Outgoing {
     let own = message.headers().filter(|(name, _)| !name.starts_with(HEADER_PREFIX));
     let mut headers: Vec<(String, Bytes)> =
         own.map(|(name, value)| (name.to_owned(), value.clone())).collect();

@@ -1,0 +1,66 @@
+//! Writes a row for each record, together with its position, until it is told to stop:
+//! `effects-under-test BROKERS TOPIC GROUP POSTGRES-URL`.
+//!
+//! A row in `effects` is where its record stood, `PARTITION:OFFSET`, and the table has no constraint: doubled effects show.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::{Handled, Message, Scope, tx_handler};
+use onceward_kafka::{EffectsConfig, KafkaConfig, KafkaEffects};
+use onceward_postgres::{PgConfig, PgStore, PgTx};
+use tokio_util::sync::CancellationToken;
+
+async fn note((): (), message: Message, mut tx: PgTx<'_>) -> Handled {
+    let place = message.position().map(|position| format!("{}:{}", position.partition, position.offset));
+    sqlx::query("INSERT INTO effects VALUES ($1)").bind(place).execute(&mut *tx).await?;
+    Ok(())
+}
+
+#[allow(clippy::print_stderr)]
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let [brokers, topic, group, url] = &args[..] else { return ExitCode::from(2) };
+    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    else {
+        return ExitCode::FAILURE;
+    };
+    match runtime.block_on(run(brokers, topic, group, url)) {
+        Ok(summary) => {
+            eprintln!("{summary:?}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(
+    brokers: &str,
+    topic: &str,
+    group: &str,
+    url: &str,
+) -> Result<onceward_kafka::EffectsSummary, onceward::Error> {
+    let mut source = KafkaConfig::new([brokers], [topic], group);
+    source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
+    source.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
+    source.topics.drain_timeout = Duration::from_secs(1);
+    // Many small transactions: there is nearly always one to be killed in.
+    source.topics.buffer_messages = 100;
+    let store = Arc::new(PgStore::connect(PgConfig::from_url(url)?.max_connections(10)).await?);
+    let shutdown = CancellationToken::new();
+    let told = shutdown.clone();
+    tokio::spawn(async move {
+        if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            term.recv().await;
+            told.cancel();
+        }
+    });
+    let handler = tx_handler(&*store, (), note);
+    KafkaEffects::new(EffectsConfig::new(source))?
+        .run(Scope::parse("effects")?, store, handler, shutdown)
+        .await
+}
