@@ -22,6 +22,7 @@ mod message;
 mod native;
 mod outgoing;
 mod partition;
+mod place;
 mod poll;
 mod probe;
 mod publisher;

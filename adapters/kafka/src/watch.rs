@@ -10,8 +10,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::context::Hooked;
 use crate::native;
+use crate::place::Place;
 use crate::probe::{Found, Probe};
-use crate::shared::{Place, Shared};
+use crate::shared::Shared;
 
 /// How long the broker may take to answer one question. The poll thread waits meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);

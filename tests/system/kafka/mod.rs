@@ -161,3 +161,39 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("look at topic nowhere"), "{checked:#?}");
 }
+
+#[test]
+fn retries_wait_in_a_topic_and_run_then_and_the_publish_handler_sends_to_another() {
+    let [topic, waits, results] =
+        ["orders", "orders-waits", "orders-results"].map(|name| Topic::create(name, 2));
+    let orders = Orders::with_copies(60, 20, &json!({"do": "fail", "times": 1}), &mut Chance::new());
+    topic.publish(&orders.lines);
+    let setup = setup(&topic)
+        .set("source.kafka.retry_topics.orders-waits", "1s")
+        .set("pipeline.ordering", "none")
+        .without("pipeline.order_by")
+        .set("retry.initial", "1600ms")
+        .set("retry.max", "1600ms")
+        .set("retry.jitter", "none");
+    let failing = scene(&setup);
+    let ended = failing.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 40), "{ended:#?}");
+    assert_eq!(failing.count(Kind::Start), each(&orders.ids, 2));
+    assert_eq!(failing.count(Kind::Effect), each(&orders.ids, 1));
+    assert!(topic.is_empty());
+    assert!(waits.records().len() >= 40, "nothing waited there");
+
+    let bridge = setup
+        .set("scope", "bridge")
+        .set("source.kafka.group", "bridge")
+        .without("handler.worker")
+        .set("handler.publish.kafka.brokers", vec![topic.broker.bootstrap()])
+        .set("handler.publish.kafka.topic", results.name.as_str());
+    let bridging = scene(&bridge);
+    let ended = bridging.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 40), "{ended:#?}");
+    let records = results.records();
+    let sent: std::collections::BTreeSet<_> =
+        records.iter().map(|(_, headers)| &headers["message-id"]).collect();
+    assert_eq!((records.len(), sent.len()), (40, 40), "each once, under an id of its own");
+}

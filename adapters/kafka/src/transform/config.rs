@@ -107,6 +107,10 @@ impl TransformConfig {
             .set("transactional.id", &self.transactional_id)
             .set("acks", "all")
             .set("enable.idempotence", "true");
+        // Some calls wait for a request to a broker that has gone, whatever limit they are given.
+        if client.get("socket.timeout.ms").is_none() {
+            client.set("socket.timeout.ms", "10000");
+        }
         // What a process that died has left open holds up readers for this long, if nobody takes up its id.
         if client.get("transaction.timeout.ms").is_none() {
             client.set("transaction.timeout.ms", (self.commit_timeout.as_millis() * 2).to_string());
