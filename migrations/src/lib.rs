@@ -28,6 +28,10 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 4, name: "complete", sql: include_str!("../postgres/0004_complete.sql") },
 ];
 
+/// The step of the Postgres schema that a program must know at least to use a schema with all steps: those after it only add
+/// what such a program does not ask for. So workers of two releases run side by side while one is rolled out.
+pub const POSTGRES_NEEDS: u32 = 1;
+
 /// The version a list of steps leads to; 0 for none.
 pub const fn latest(steps: &[Migration]) -> u32 {
     match steps.last() {
@@ -48,6 +52,7 @@ mod tests {
             }
             assert_eq!(latest(steps) as usize, steps.len());
         }
+        assert!((1..=latest(POSTGRES)).contains(&POSTGRES_NEEDS));
     }
 
     #[test]

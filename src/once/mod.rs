@@ -21,7 +21,7 @@ use crate::pipeline::gather::{Gather, Terms, bounded};
 use crate::retry::RetryPolicy;
 use crate::store::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, Exhausted,
-    Store,
+    Lease, Store,
 };
 
 /// The limits of a [`Deduplicator`].
@@ -137,6 +137,12 @@ impl HeldClaim {
         self.claim.fence()
     }
 
+    /// The proof of the claim, for stores that can complete it in a transaction of the caller's own. A record that it
+    /// completed this way is found by the completion that follows.
+    pub fn lease(&self) -> Option<Lease> {
+        self.claim.lease()
+    }
+
     /// Fires when the lease is lost.
     pub fn cancellation(&self) -> Cancellation {
         Cancellation::new(Some(Arc::clone(&self.claim)))
@@ -220,6 +226,11 @@ impl Deduplicator {
         );
         let entropy = Mutex::new(Entropy::system());
         Self(Arc::new(Inner { scope, store, config, claims, completions, entropy }))
+    }
+
+    /// The scope of its keys.
+    pub fn scope(&self) -> &Scope {
+        &self.0.scope
     }
 
     /// Runs `run` unless the effect of `key` has happened or is happening elsewhere. The closure runs in the caller's

@@ -53,6 +53,9 @@ fn meaning(code: &str) -> (ErrorKind, &'static str) {
             "a statement in the transaction failed before; the handler must return its error",
         ),
         "25P03" => (ErrorKind::Unavailable, "the transaction was idle for too long and the server ended it"),
+        "OW001" => {
+            (ErrorKind::Internal, "the claim is not held (any more); roll back, another delivery runs or ran")
+        }
         "0A000" => (ErrorKind::Unsupported, "this server cannot do that; Postgres 13 or later is needed"),
         _ => match code.get(..2).unwrap_or("") {
             "08" | "57" => (ErrorKind::Unavailable, "the server ended the connection; is it restarting?"),
@@ -78,6 +81,11 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 /// The transaction was rolled back for the sake of another.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code == "40001" || code == "40P01")
+}
+
+/// The server refuses what the transaction holds, and rolled it back.
+pub(crate) fn is_data(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
 /// The connection is gone, and another may work.

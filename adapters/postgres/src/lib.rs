@@ -40,9 +40,12 @@ mod purge;
 mod read;
 mod row;
 mod store;
+mod together;
 mod transaction;
+mod within;
 
 pub use config::PgConfig;
 pub use outbox::PgOutbox;
 pub use store::PgStore;
+pub use together::Together;
 pub use transaction::{PgConn, PgTx};

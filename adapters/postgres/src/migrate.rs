@@ -1,7 +1,7 @@
 //! The schema: applied step by step, and checked before use.
 
 use onceward::{Error, ErrorKind, KEY_FORMAT};
-use onceward_migrations::{POSTGRES, latest};
+use onceward_migrations::{POSTGRES, POSTGRES_NEEDS, latest};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
 
 use crate::error::store_error;
@@ -15,6 +15,8 @@ const USE: &str = "use the Postgres store";
 struct Found {
     /// 0: no schema of ours.
     version: u32,
+    /// The version that a program must know at least; all, where it does not say.
+    needs: Option<i64>,
     format: i64,
     key_format: i64,
 }
@@ -42,7 +44,7 @@ pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32
     let failed = |error| store_error(MIGRATE, error);
     let found = look(conn, schema).await.map_err(failed)?;
     refuse_foreign(&found, schema)?;
-    if found.version == latest(POSTGRES) {
+    if found.version >= latest(POSTGRES) {
         return Ok(0);
     }
     let mut transaction = conn.begin().await.map_err(failed)?;
@@ -83,11 +85,18 @@ async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, 
             format!("INSERT INTO \"{schema}\".meta (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING");
         query(AssertSqlSafe(sql)).bind(name).bind(value).execute(&mut *conn).await?;
     }
+    if applied > 0 {
+        let sql = format!(
+            "INSERT INTO \"{schema}\".meta AS meta (name, value) VALUES ('needs', $1) ON CONFLICT (name) DO UPDATE \
+             SET value = greatest(meta.value, excluded.value)"
+        );
+        query(AssertSqlSafe(sql)).bind(i64::from(POSTGRES_NEEDS)).execute(&mut *conn).await?;
+    }
     Ok(applied)
 }
 
 async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Error> {
-    let mut found = Found { version: 0, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
+    let mut found = Found { version: 0, needs: None, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
     // By the catalogue, which needs no right on the schema.
     let book = query(
         "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -108,6 +117,7 @@ async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Erro
         match row.try_get(0)? {
             "format" => found.format = row.try_get(1)?,
             "key_format" => found.key_format = row.try_get(1)?,
+            "needs" => found.needs = Some(row.try_get(1)?),
             _ => {}
         }
     }
@@ -117,7 +127,7 @@ async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Erro
 fn refuse_foreign(found: &Found, schema: &str) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, USE, context));
     let newest = latest(POSTGRES);
-    if found.version > newest {
+    if found.version > newest && found.needs.is_none_or(|needs| needs > i64::from(newest)) {
         return refuse(format!(
             "schema {schema} has version {}, written by a newer onceward, and this one knows versions up to {newest}; \
              upgrade this program",

@@ -251,7 +251,7 @@ pub(crate) async fn end_of_effect(conn: &mut PgConnection) -> Result<(), Error> 
     still_open(conn).await
 }
 
-fn no_nested(conn: &PgConnection) -> Result<(), Error> {
+pub(crate) fn no_nested(conn: &PgConnection) -> Result<(), Error> {
     if PgTransactionManager::get_transaction_depth(conn) == 1 {
         return Ok(());
     }
@@ -300,7 +300,7 @@ pub(crate) async fn complete(
 }
 
 /// Whether this is still the transaction that was begun for the handler.
-const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', true), '') = 'open'";
+pub(crate) const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', true), '') = 'open'";
 
 /// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
 async fn end(mut open: PgConn) {

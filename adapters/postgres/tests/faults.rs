@@ -258,6 +258,29 @@ async fn an_absent_and_a_newer_schema_are_refused_and_several_programs_may_migra
     let (a, b) = tokio::join!(PgStore::migrate(&one), PgStore::migrate(&two));
     assert_eq!(a.unwrap() + b.unwrap(), onceward_migrations::latest(onceward_migrations::POSTGRES));
     server.sql("INSERT INTO orders_2.migrations (version, name) VALUES (999, 'later')");
+    server.sql("UPDATE orders_2.meta SET value = 999 WHERE name = 'needs'");
     let error = PgStore::connect(config()).await.unwrap_err();
     assert!(error.to_string().contains("upgrade this program"), "{error}");
+    server.sql("DELETE FROM orders_2.meta WHERE name = 'needs'");
+    assert!(PgStore::connect(config()).await.is_err(), "nothing says that this program will do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_release_migrates_under_load_and_the_older_one_goes_on() {
+    let server = Postgres::start();
+    let older = store_at(&server.url("postgres")).await;
+    let before = tokio::spawn(work_through(older.clone(), 0..300));
+    // What a newer release's step may do: add what older ones do not ask for.
+    server.sql(
+        "ALTER TABLE onceward.keys ADD COLUMN note text NOT NULL DEFAULT ''; \
+         CREATE TABLE onceward.more (n int); INSERT INTO onceward.migrations (version, name) VALUES (999, 'more')",
+    );
+    assert!(!before.is_finished(), "the step came too late to hurt");
+    // One that was running, and one of the older release that is started only now.
+    let restarted = store_at(&server.url("postgres")).await;
+    let after = tokio::spawn(work_through(restarted.clone(), 300..600));
+    assert_eq!((before.await.unwrap().len(), after.await.unwrap().len()), (300, 300));
+    assert_all_completed(&restarted, 600).await;
+    let known = older.claim(&scope(), &terms(), &requests([599])).await.remove(0).unwrap();
+    assert!(matches!(known, Claim::Completed { .. }), "{known:?}");
 }

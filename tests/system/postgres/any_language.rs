@@ -56,11 +56,11 @@ fn a_handler_in_python_under_kills_leaves_exactly_one_row_for_each_key() {
     assert_eq!(found.lines().collect::<Vec<_>>(), expected);
 
     // A token is good for one transaction: not for a second one, and not after another claim.
-    let key = server.sql(
-        "SELECT encode(key || owner, 'hex') || lpad(to_hex(fence), 16, '0') FROM onceward.keys LIMIT 1",
-    );
+    let key = server
+        .sql("SELECT encode(key || owner, 'hex') || lpad(to_hex(fence), 16, '0') FROM onceward.keys LIMIT 1");
     let again = format!("INSERT INTO charges VALUES ('again', 1); SELECT onceward.complete('{key}')");
-    let told = Command::new("psql").args([&format!("{database} sslmode=disable"), "-X", "-c", &again]).output();
+    let told =
+        Command::new("psql").args([&format!("{database} sslmode=disable"), "-X", "-c", &again]).output();
     let told = String::from_utf8(told.expect("psql").stderr).expect("text");
     assert!(told.contains("the claim of this token is not held"), "{told}");
     assert_eq!(server.sql("SELECT count(*) FROM charges WHERE id = 'again'"), "0");

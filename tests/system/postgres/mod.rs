@@ -59,3 +59,31 @@ fn two_programs_with_postgres_lose_nothing_under_kills() {
     let setup = setup.set("store.postgres.timeout", "800ms");
     nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
 }
+
+#[test]
+fn keys_of_an_earlier_table_are_imported_and_have_no_effect_again() {
+    let queue = Queue::declare("imported", &[]);
+    let table = Table::create(Postgres::shared(), "imported");
+    let orders = orders(40);
+    let scene = scene(&statement(&queue, &table));
+    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    // What many have: a table of processed ids, with a primary key.
+    table.sql("CREATE TABLE @.processed (id text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())");
+    let (done, open) = orders.ids.split_at(10);
+    table.sql(&format!("INSERT INTO @.processed (id) VALUES ('{}')", done.join("'), ('")));
+    let lines = "SELECT json_build_object('key', id, 'completed_at', extract(epoch FROM at)::bigint) FROM @.processed";
+    scene.write("processed.ndjson", table.sql(lines).as_bytes());
+    let told = scene.tell(&["keys", "import", "onceward.toml", "processed.ndjson"]);
+    assert_eq!(told.code(), Some(0), "{told:#?}");
+    assert!(told.stdout.contains("imported=10"), "{told:#?}");
+
+    queue.publish(&orders.lines);
+    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), open.len() as u64), "{ended:#?}");
+    table.assert_exact(open, "after the import");
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(0), "{checked:#?}");
+    assert!(checked.stdout.contains("the store takes its statement"), "{checked:#?}");
+    let status = scene.tell(&["status", "onceward.toml"]);
+    assert!(status.stdout.contains(&format!("completed {}", orders.ids.len())), "{status:#?}");
+}
