@@ -41,7 +41,7 @@ impl Poller {
     /// it, and what it brings is given back.
     pub(crate) async fn run(self) {
         let mut wanted = self.wanted.subscribe();
-        let mut failures = 0;
+        let (mut failures, mut attempt) = (0, Attempt::new());
         loop {
             // Room first: what is taken from SQS can be handed over.
             let room = tokio::select! {
@@ -54,9 +54,9 @@ impl Poller {
             };
             let Some(room) = room else { return };
             let asked = Instant::now();
-            match self.receive().await {
+            match self.receive(&attempt).await {
                 Ok(messages) => {
-                    failures = 0;
+                    (failures, attempt) = (0, Attempt::new());
                     let full = messages.len() >= BATCH as usize;
                     let empty = messages.is_empty();
                     let numbered = messages.into_iter().filter_map(|mut message| {
@@ -83,6 +83,7 @@ impl Poller {
                     }
                     self.sleep(pause(failures)).await;
                     failures = failures.saturating_add(1);
+                    attempt.failed();
                 }
             }
         }
@@ -103,7 +104,7 @@ impl Poller {
         });
     }
 
-    async fn receive(&self) -> Result<Vec<Message>, Error> {
+    async fn receive(&self, attempt: &Attempt) -> Result<Vec<Message>, Error> {
         let queue = &*self.queue;
         let operation = || format!("receive from queue {}", queue.url);
         let limit = queue.wait + GRACE;
@@ -117,6 +118,7 @@ impl Poller {
             .visibility_timeout(i32::try_from(queue.visibility.as_secs()).unwrap_or(30))
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All")
+            .set_receive_request_attempt_id(queue.is_fifo().then(|| attempt.id.clone()))
             .customize()
             .config_override(aws_sdk_sqs::config::Builder::new().timeout_config(limits));
         let answer = tokio::time::timeout(limit, call.send()).await;
@@ -124,6 +126,29 @@ impl Poller {
             .map_err(|_| error::timeout(operation()))?
             .map_err(|error| error::sdk(operation(), &error))?;
         Ok(answer.messages.unwrap_or_default())
+    }
+}
+
+/// Names a receive from a FIFO queue: one that is repeated under its name, since the answer did not come, brings the same
+/// messages at once. Otherwise their groups would stand still until they are visible again.
+struct Attempt {
+    id: String,
+    repeats: u32,
+}
+
+/// An answer that is lost more often, or a name that SQS does not take any more, is left to the visibility.
+const REPEATS: u32 = 3;
+
+impl Attempt {
+    fn new() -> Self {
+        Self { id: format!("{:032x}", fastrand::u128(..)), repeats: 0 }
+    }
+
+    fn failed(&mut self) {
+        self.repeats += 1;
+        if self.repeats > REPEATS {
+            *self = Self::new();
+        }
     }
 }
 

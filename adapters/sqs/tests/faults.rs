@@ -180,6 +180,26 @@ async fn s06_receives_that_never_answer_are_given_up_and_meanwhile_others_go_on(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fifo_receive_whose_answer_is_lost_is_repeated_and_brings_the_same_messages() {
+    let fake = FakeSqs::start(|action, before| match (action, before) {
+        ("ReceiveMessage", 0) => Some(Fault::AnswerLost),
+        _ => None,
+    })
+    .await;
+    fake.fill(bodies(10));
+    let (store, runs) = (Arc::new(MemoryStore::new()), Runs::default());
+    // Without the repeat they would come again after their visibility, which is longer than we wait.
+    let mut queue = patient(&fake);
+    queue.url += ".fifo";
+    queue.pollers = 1;
+    let worker = Worker::start(fake.client(), queue, &store, &runs, 1).await;
+    until(PATIENCE, "all are deleted", async || fake.left() == 0).await;
+    let summary = worker.stop().await;
+    assert_eq!((summary.received(), summary.handled()), (10, 10));
+    assert_eq!(sorted(&runs), bodies(10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_one_call_in_five_throttled_or_broken_loses_nothing_and_costs_a_bounded_number_of_calls() {
     let fake = FakeSqs::start(|action, before| match (action, before % 10) {
         ("GetQueueAttributes", _) => None,

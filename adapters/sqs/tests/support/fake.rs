@@ -20,6 +20,8 @@ use tokio::time::Instant;
 pub enum Fault {
     /// It is never answered, and nothing is done.
     Hang,
+    /// It is never answered, but done.
+    AnswerLost,
     /// It is refused as a whole, with this status and code.
     Refuse(u16, &'static str),
     /// It is answered with this text, which is no JSON.
@@ -42,6 +44,8 @@ struct State {
     plan: Plan,
     messages: Vec<Held>,
     calls: BTreeMap<String, usize>,
+    /// What was answered to a receive that had a name of its own.
+    attempts: BTreeMap<String, Value>,
     /// Beyond so many messages in flight a receive is answered `OverLimit`.
     most_in_flight: usize,
     attributes: Value,
@@ -62,6 +66,7 @@ impl FakeSqs {
             plan,
             messages: Vec::new(),
             calls: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             most_in_flight: usize::MAX,
             attributes: json!({}),
         };
@@ -152,19 +157,25 @@ impl FakeSqs {
             let before = *before - 1;
             (state.plan)(&action, before)
         };
+        let is_lost = fault == Some(Fault::AnswerLost);
         let code = match fault {
             Some(Fault::Hang) => return std::future::pending().await,
             Some(Fault::Refuse(status, code)) => return refusal(status, code),
             Some(Fault::Garble(text)) => return Response::new(Full::from(text)),
             Some(Fault::HalfFails(code)) => Some(code),
-            None => None,
+            Some(Fault::AnswerLost) | None => None,
         };
-        match action.as_str() {
-            "ReceiveMessage" => self.receive(&body).await,
-            "DeleteMessageBatch" => self.batch(&body, code, |state, at, _| {
+        let answer = self.done(&action, &body, code).await;
+        if is_lost { std::future::pending().await } else { answer }
+    }
+
+    async fn done(&self, action: &str, body: &Value, code: Option<&str>) -> Response<Full<Bytes>> {
+        match action {
+            "ReceiveMessage" => self.receive(body).await,
+            "DeleteMessageBatch" => self.batch(body, code, |state, at, _| {
                 state.messages.remove(at);
             }),
-            "ChangeMessageVisibilityBatch" => self.batch(&body, code, |state, at, entry| {
+            "ChangeMessageVisibilityBatch" => self.batch(body, code, |state, at, entry| {
                 let seconds = entry["VisibilityTimeout"].as_u64().unwrap();
                 state.messages[at].visible_at = Instant::now() + Duration::from_secs(seconds);
             }),
@@ -177,10 +188,14 @@ impl FakeSqs {
         let most = body["MaxNumberOfMessages"].as_u64().unwrap() as usize;
         let visibility = Duration::from_secs(body["VisibilityTimeout"].as_u64().unwrap());
         let end = Instant::now() + Duration::from_secs(body["WaitTimeSeconds"].as_u64().unwrap());
+        let attempt = body["ReceiveRequestAttemptId"].as_str();
         loop {
             let now = Instant::now();
             {
                 let mut state = self.lock();
+                if let Some(again) = attempt.and_then(|attempt| state.attempts.get(attempt)) {
+                    return ok(again);
+                }
                 let in_flight = state.messages.iter().filter(|message| message.visible_at > now).count();
                 if in_flight >= state.most_in_flight {
                     return refusal(403, "OverLimit");
@@ -189,7 +204,9 @@ impl FakeSqs {
                 let received: Vec<_> =
                     visible.take(most).map(|message| message.receive(now + visibility)).collect();
                 if !received.is_empty() || now >= end {
-                    return ok(&json!({"Messages": received}));
+                    let answer = json!({"Messages": received});
+                    attempt.map(|attempt| state.attempts.insert(attempt.to_owned(), answer.clone()));
+                    return ok(&answer);
                 }
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
