@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use handlers_support::{FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope, sh};
+use handlers_support::{
+    FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope, sh,
+};
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
 use onceward_cli::handlers::{ExecHandler, ExecOptions, Program};
 

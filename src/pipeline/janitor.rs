@@ -35,5 +35,8 @@ pub(crate) async fn purge<R: Send + Sync + 'static>(shared: Arc<Shared<R>>) {
                 }
             }
         }
+        if let Ok(lag) = shared.store.expiry_lag().await {
+            shared.counters.set_expiry_lag(lag);
+        }
     }
 }

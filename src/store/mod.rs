@@ -189,6 +189,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`] if the store cannot answer.
     async fn purge(&self, limit: u32) -> Result<u64, Error>;
 
+    /// How long ago the oldest record expired that is not removed yet; zero if there is none, and for stores that expire by
+    /// themselves. While it grows, [`purge`](Self::purge) does not keep up.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer.
+    async fn expiry_lag(&self) -> Result<Duration, Error> {
+        Ok(Duration::ZERO)
+    }
+
     /// How often the pipeline should [`purge`](Self::purge). `None`: the store expires by itself.
     fn purge_interval(&self) -> Option<Duration> {
         None

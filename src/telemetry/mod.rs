@@ -1,6 +1,7 @@
 //! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 macro_rules! counters {
     ($(#[doc = $doc:literal] $variant:ident => $name:literal;)*) => {
@@ -93,6 +94,7 @@ pub struct Counters {
     in_flight: AtomicU64,
     in_flight_bytes: AtomicU64,
     store_up: AtomicU64,
+    expiry_lag_ms: AtomicU64,
 }
 
 impl Counters {
@@ -133,6 +135,12 @@ impl Counters {
         self.store_up.load(Ordering::Relaxed) == 1
     }
 
+    /// How long ago the oldest record expired that the store has not removed yet, when that was last looked at; zero for
+    /// stores that expire by themselves.
+    pub fn expiry_lag(&self) -> Duration {
+        Duration::from_millis(self.expiry_lag_ms.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn add(&self, counter: Counter, count: u64) {
         if count > 0 {
             self.counts[counter as usize].fetch_add(count, Ordering::Relaxed);
@@ -142,6 +150,10 @@ impl Counters {
     pub(crate) fn set_in_flight(&self, messages: usize, bytes: usize) {
         self.in_flight.store(messages as u64, Ordering::Relaxed);
         self.in_flight_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_expiry_lag(&self, lag: Duration) {
+        self.expiry_lag_ms.store(u64::try_from(lag.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(crate) fn set_store_up(&self, up: bool) {

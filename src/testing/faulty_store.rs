@@ -194,6 +194,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.single(Operation::Purge, self.inner.purge(limit)).await
     }
 
+    async fn expiry_lag(&self) -> Result<Duration, Error> {
+        self.inner.expiry_lag().await
+    }
+
     fn purge_interval(&self) -> Option<Duration> {
         self.inner.purge_interval()
     }

@@ -136,6 +136,10 @@ impl Store for MemoryInbox {
         self.store.purge(limit).await
     }
 
+    async fn expiry_lag(&self) -> Result<Duration, Error> {
+        self.store.expiry_lag().await
+    }
+
     fn purge_interval(&self) -> Option<Duration> {
         self.store.purge_interval()
     }

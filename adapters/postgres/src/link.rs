@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Link {
     /// After which a connection is given up: a second more than the server gives a statement.
     pub(crate) patience: Duration,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
+    /// Up to when this worker has removed expired rows in its present pass.
+    pub(crate) purged_to: Arc<AtomicI64>,
 }
 
 /// A batch and how each of its items is decided.
@@ -64,7 +67,7 @@ type Answers<T> = Vec<Result<T, Error>>;
 impl Link {
     pub(crate) fn new(pool: PgPool, schema: String, statement_timeout: Duration) -> Self {
         let patience = statement_timeout + Duration::from_secs(1);
-        Self { pool, schema: schema.into(), patience, scopes: Arc::default() }
+        Self { pool, schema: schema.into(), patience, scopes: Arc::default(), purged_to: Arc::default() }
     }
 
     /// Runs `work` on a connection, in a task. The connection is closed if it fails or takes too long.

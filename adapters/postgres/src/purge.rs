@@ -1,9 +1,12 @@
-//! Removes expired rows.
+//! Removes expired rows, a few at a time.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use onceward::Error;
 use sqlx::{AssertSqlSafe, Executor, Row, query};
 
-use crate::link::{Link, WRITE};
+use crate::link::{Link, READ, WRITE};
 use crate::row;
 
 /// Keeps the rows whose fence a claim that is under way could still fall short of. A claim reads clock and floor at its
@@ -15,7 +18,10 @@ const STALE: &str = "AND fence < (SELECT now FROM at) - CASE written_at WHEN 0 T
 /// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
 pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
     let schema = link.schema.clone();
-    link
+    // What this worker has removed just now lies at the beginning of the index until that is vacuumed: not to be walked over
+    // again with each batch.
+    let from = link.purged_to.load(Ordering::Relaxed);
+    let (removed, last) = link
         .run_again(WRITE, false, move |conn| {
             let schema = schema.clone();
             Box::pin(async move {
@@ -24,26 +30,52 @@ pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
                     .bind(format!("onceward purge {schema}"))
                     .fetch_one(&mut *conn)
                     .await?;
-                let mut removed = 0;
+                let mut removed = (0, None);
                 if turn.try_get(0)? {
                     let sql = format!(
                         "WITH at AS MATERIALIZED (SELECT {} AS now), \
                          gone AS (DELETE FROM {schema}.keys WHERE (scope, key) IN \
-                           (SELECT scope, key FROM {schema}.keys WHERE expires_at <= (SELECT now FROM at) {STALE} \
-                            ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING fence), \
+                           (SELECT scope, key FROM {schema}.keys WHERE expires_at >= $2 \
+                              AND expires_at <= (SELECT now FROM at) {STALE} \
+                            ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING fence, expires_at), \
                          raised AS (UPDATE {schema}.meta SET value = greatest(value, (SELECT max(fence) FROM gone)) \
                            WHERE name = 'fence_floor' AND value < (SELECT max(fence) FROM gone)) \
-                         SELECT count(*) FROM gone",
+                         SELECT count(*), max(expires_at) FROM gone",
                         row::NOW
                     );
-                    let row =
-                        query(AssertSqlSafe(sql)).bind(i64::from(limit)).fetch_one(&mut *conn).await?;
-                    removed = u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0);
+                    let statement = query(AssertSqlSafe(sql)).bind(i64::from(limit)).bind(from);
+                    let row = statement.fetch_one(&mut *conn).await?;
+                    removed = (row.try_get::<i64, _>(0)?, row.try_get::<Option<i64>, _>(1)?);
                 }
                 conn.execute("COMMIT").await?;
                 Ok(removed)
             })
         })
         .await
-        .map_err(|attempt| attempt.told(WRITE))
+        .map_err(|attempt| attempt.told(WRITE))?;
+    let removed = u64::try_from(removed).unwrap_or(0);
+    // The pass ends where less than a batch is left; the next one finds what was in use or came late.
+    let to = if removed < u64::from(limit) { 0 } else { last.unwrap_or(0) };
+    link.purged_to.store(to, Ordering::Relaxed);
+    Ok(removed)
+}
+
+/// How long ago the oldest row expired that may be removed and is not.
+pub(crate) async fn lag(link: &Link) -> Result<Duration, Error> {
+    let schema = link.schema.clone();
+    let asked = link.run_again(READ, true, move |conn| {
+        let schema = schema.clone();
+        Box::pin(async move {
+            let sql = format!(
+                "WITH at AS MATERIALIZED (SELECT {} AS now) \
+                 SELECT (SELECT now FROM at) - (SELECT expires_at FROM {schema}.keys \
+                   WHERE expires_at <= (SELECT now FROM at) {STALE} ORDER BY expires_at LIMIT 1)",
+                row::NOW
+            );
+            query(AssertSqlSafe(sql)).fetch_one(conn).await?.try_get::<Option<i64>, _>(0)
+        })
+    });
+    let lag = asked.await.map_err(|attempt| attempt.told(READ))?;
+    // A row that expires in this microsecond is late all the same.
+    Ok(lag.map_or(Duration::ZERO, |lag| Duration::from_micros(u64::try_from(lag).unwrap_or(0).max(1))))
 }

@@ -228,6 +228,10 @@ impl Store for PgStore {
         purge::purge(self.link(), limit).await
     }
 
+    async fn expiry_lag(&self) -> Result<Duration, Error> {
+        purge::lag(self.link()).await
+    }
+
     fn purge_interval(&self) -> Option<Duration> {
         Some(Duration::from_secs(30))
     }

@@ -55,6 +55,11 @@ impl Collector for Collected {
                 "1 while the store answers; 0 before the first answer and while intake pauses.",
                 gauge(|counters| u64::from(counters.is_store_up())),
             ),
+            (
+                "expiry_lag_seconds",
+                "How long ago the oldest record expired that the store has not removed yet.",
+                gauge(|counters| counters.expiry_lag().as_secs()),
+            ),
         ] {
             one(&mut encoder, name, help, &value)?;
         }

@@ -11,8 +11,7 @@ use onceward_cli::handlers::Program;
 pub const KEY: &str = "000102030405060708090a0b0c0d0e0f";
 pub const FENCE: u64 = 1_763_718_843_000_001;
 /// Key, owner and fence.
-pub const TOKEN: &str =
-    "000102030405060708090a0b0c0d0e0f0707070707070707070707070707070700064417cb1ee4c1";
+pub const TOKEN: &str = "000102030405060708090a0b0c0d0e0f0707070707070707070707070707070700064417cb1ee4c1";
 
 pub fn scope() -> Scope {
     Scope::parse("billing").unwrap()
