@@ -21,6 +21,8 @@ const TROUBLE: Backoff =
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a trouble that lasts is spoken of.
 const REMINDER: Duration = Duration::from_secs(30);
+/// A store may take rows from a relay that hangs: publishing must have ended long before that.
+const LONGEST_PUBLISH: Duration = Duration::from_secs(20);
 /// Rows removed in one call.
 const CLEAN_BATCH: u32 = 1_000;
 
@@ -33,7 +35,7 @@ pub struct RelayConfig {
     pub per_key: u32,
     /// Payload bytes taken at once, at most; 16 MiB unless told.
     pub bytes: u64,
-    /// How long a publish may take before its outcome is unknown; 10 s unless told.
+    /// How long a publish may take before its outcome is unknown; 10 s unless told, 20 s at most.
     pub publish_timeout: Duration,
     /// How often the outbox is looked at without having been woken; 1 s unless told.
     pub poll: Duration,
@@ -123,7 +125,7 @@ impl<S: OutboxStore> Relay<S> {
     /// A relay from `store` to `publisher`.
     ///
     /// # Errors
-    /// [`Error`] of the kind `Config` if a limit is 0.
+    /// [`Error`] of the kind `Config` if a limit is 0, or the publish timeout is longer than 20 s.
     pub fn new(store: S, publisher: Arc<dyn Publisher>, config: RelayConfig) -> Result<Self, Error> {
         let limits = [
             ("batch", config.batch == 0),
@@ -134,6 +136,13 @@ impl<S: OutboxStore> Relay<S> {
         ];
         if let Some((name, _)) = limits.into_iter().find(|(_, wrong)| *wrong) {
             let what = format!("its {name} is 0; give it a larger one");
+            return Err(Error::new(ErrorKind::Config, "make this relay", what));
+        }
+        if config.publish_timeout > LONGEST_PUBLISH {
+            let what = format!(
+                "its publish_timeout is {:?}; at most {LONGEST_PUBLISH:?}, since rows are held meanwhile",
+                config.publish_timeout
+            );
             return Err(Error::new(ErrorKind::Config, "make this relay", what));
         }
         Ok(Self { store, publisher: Publishes(publisher), config, counts: Arc::default() })
@@ -251,5 +260,77 @@ impl<S: OutboxStore> Relay<S> {
             *at = Instant::now() + self.config.clean_every;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::outbox::{OutboxRow, OutboxStatus, RowOutcome};
+    use crate::publisher::Outgoing;
+
+    struct Empty;
+
+    #[async_trait]
+    impl OutboxStore for Empty {
+        type Taken = ();
+
+        async fn take(&self, _: &TakeLimits) -> Result<Option<((), Vec<OutboxRow>)>, Error> {
+            Ok(None)
+        }
+
+        async fn settle(&self, (): (), _: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn wait(&self, at_most: Duration) {
+            tokio::time::sleep(at_most).await;
+        }
+
+        async fn clean(&self, _: Duration, _: u32) -> Result<u64, Error> {
+            Ok(0)
+        }
+
+        async fn status(&self) -> Result<OutboxStatus, Error> {
+            Ok(OutboxStatus::default())
+        }
+    }
+
+    #[async_trait]
+    impl Publisher for Empty {
+        async fn publish(&self, _: &[Outgoing]) -> Vec<Result<(), Error>> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn limits_that_cannot_work_are_refused_by_name() {
+        let usual = RelayConfig::default();
+        let zero = Duration::ZERO;
+        for (config, name) in [
+            (RelayConfig { batch: 0, ..usual }, "batch"),
+            (RelayConfig { per_key: 0, ..usual }, "per_key"),
+            (RelayConfig { poll: zero, ..usual }, "poll"),
+            (RelayConfig { publish_timeout: zero, ..usual }, "publish_timeout"),
+            (RelayConfig { publish_timeout: Duration::from_secs(21), ..usual }, "publish_timeout"),
+        ] {
+            let error = Relay::new(Empty, Arc::new(Empty), config).map(drop).unwrap_err();
+            assert!(error.to_string().contains(&format!("its {name} is ")), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_with_nothing_to_do_ends_at_once_when_told() {
+        let relay = Relay::new(Empty, Arc::new(Empty), RelayConfig::default()).unwrap();
+        let stop = CancellationToken::new();
+        let began = Instant::now();
+        let (ended, ()) = tokio::join!(relay.run(stop.clone()), async {
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            stop.cancel();
+        });
+        ended.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_millis(2_500));
     }
 }
