@@ -103,9 +103,15 @@ impl Bench {
         let producer = self.producer();
         consumer.subscribe(&["in"]).unwrap();
         let mut started = Instant::now();
-        for taken in 1..=self.messages {
-            let Some(record) = consumer.poll(LIMIT) else { panic!("nothing more after {taken}") };
+        let (mut taken, joining) = (0, Instant::now());
+        while taken < self.messages {
+            // A rebalance ends the wait as well.
+            let Some(record) = consumer.poll(LIMIT) else {
+                assert!(joining.elapsed() < LIMIT, "nothing more after {taken}");
+                continue;
+            };
             let record = record.unwrap();
+            taken += 1;
             if taken == 1 {
                 started = Instant::now();
             }

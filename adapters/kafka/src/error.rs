@@ -56,6 +56,9 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
         Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => {
             (ErrorKind::Unavailable, "no broker can be reached; check bootstrap.servers and the network")
         }
+        Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress => {
+            (ErrorKind::Unavailable, "the group's coordinator starts or moves; it is there again in a moment")
+        }
         Code::QueueFull => {
             (ErrorKind::Throttled, "the client's queue is full; the broker is slower than the publisher")
         }

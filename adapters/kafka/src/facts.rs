@@ -1,13 +1,13 @@
 //! Looks at topics and groups without consuming or changing anything: [`SourceFacts`], [`TopicFacts`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onceward::Error;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
@@ -17,6 +17,7 @@ use crate::{error, task};
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
+const BREATH: Duration = Duration::from_millis(50);
 
 /// What the cluster tells of what a group consumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl KafkaConfig {
                 }
             }
             let (count, lag) = lag(&asked, partitions)?;
-            let groups = asked.fetch_group_list(Some(&group), ANSWER)?;
+            let groups = patiently(|| asked.fetch_group_list(Some(&group), ANSWER))?;
             let group = groups.groups().iter().find(|own| own.name() == group);
             let unreadable = described.iter().filter(|topic| topic.allowed.is_some_and(|may| !may.read));
             Ok(SourceFacts {
@@ -110,10 +111,29 @@ fn described<C: ClientContext>(client: &Client<C>, names: &[String]) -> KafkaRes
     native::describe(client, &names.iter().map(String::as_str).collect::<Vec<_>>(), ANSWER)
 }
 
+/// Repeats a question to a coordinator that starts or moves: a cluster's first group waits for that.
+fn patiently<T>(mut question: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let until = Instant::now() + ANSWER;
+    loop {
+        match question() {
+            Err(error) if is_moving(&error) && Instant::now() < until => std::thread::sleep(BREATH),
+            answered => return answered,
+        }
+    }
+}
+
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+    )
+}
+
 /// How many partitions there are, and how many of their offsets the group has not committed.
 fn lag(asked: &BaseConsumer<Traced>, partitions: TopicPartitionList) -> KafkaResult<(u32, u64)> {
     let (mut count, mut lag) = (0, 0);
-    for own in asked.committed_offsets(partitions, ANSWER)?.elements() {
+    let committed = patiently(|| asked.committed_offsets(partitions.clone(), ANSWER))?;
+    for own in committed.elements() {
         own.error()?;
         let (low, high) = asked.fetch_watermarks(own.topic(), own.partition(), ANSWER)?;
         let next = match own.offset() {

@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use onceward::{Consumer, ErrorKind, Settlement};
+use onceward_test_servers::kafka::Kafka;
 use support::{Topic, take, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,4 +45,29 @@ async fn a_topic_that_is_not_there_is_told_by_its_name() {
     assert!(error.to_string().contains("topic nowhere"), "{error}");
     let error = topic.config().topic_facts("nowhere").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_that_are_missing_are_told_before_a_run() {
+    let broker = tokio::task::spawn_blocking(Kafka::start_with_acls).await.unwrap();
+    let (seen, readable) = (Topic::on(&broker, 1).await, Topic::on(&broker, 1).await);
+    let names = [&seen, &readable].map(|topic| topic.name.clone());
+    let broker = tokio::task::spawn_blocking(move || {
+        broker.allow_on_topic(&names[0], &["Describe"]);
+        broker.allow_on_topic(&names[1], &["Read"]);
+        broker
+    })
+    .await
+    .unwrap();
+    let facts = seen.config().source_facts().await.unwrap();
+    assert_eq!(facts.unreadable, [seen.name.as_str()]);
+    assert_eq!(facts.retention, None, "that needs DescribeConfigs");
+    assert!(!seen.config().topic_facts(&seen.name).await.unwrap().writable);
+    let facts = readable.config().source_facts().await.unwrap();
+    assert!(facts.unreadable.is_empty());
+    assert!(!readable.config().topic_facts(&readable.name).await.unwrap().writable);
+    let mut consumer = readable.open().await;
+    assert_eq!(consumer.is_idle().await, Some(true), "Read and Describe are enough to consume");
+    consumer.close().await.unwrap();
+    drop(broker);
 }

@@ -24,6 +24,7 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         order_without_record_keys(config),
         order_across_workers(config),
         unguarded(config),
+        readable_password(config),
     ]
     .into_iter()
     .flatten()
@@ -206,6 +207,24 @@ fn order_across_workers(config: &Config) -> Option<Remark> {
         _ => return None,
     };
     Some(config.origin.remark("pipeline.ordering", problem, fix))
+}
+
+/// SASL's PLAIN hands the password over as it is.
+fn readable_password(config: &Config) -> Option<Remark> {
+    let Source::Kafka(source) = &config.source else { return None };
+    let is = |name: &str, value: &str| {
+        source.properties.get(name).is_some_and(|set| set.eq_ignore_ascii_case(value))
+    };
+    let hashed = ["sasl.mechanism", "sasl.mechanisms"]
+        .iter()
+        .any(|name| source.properties.get(name).is_some_and(|set| !set.eq_ignore_ascii_case("PLAIN")));
+    (is("security.protocol", "sasl_plaintext") && !hashed).then(|| {
+        config.origin.remark(
+            "source.kafka.properties",
+            "sends the password readably over an unencrypted connection",
+            r#"write security.protocol = "sasl_ssl", or a SCRAM mechanism"#,
+        )
+    })
 }
 
 fn unguarded(config: &Config) -> Option<Remark> {

@@ -31,5 +31,15 @@ fn advice_names_what_will_not_run_as_intended() {
     assert_eq!(keys(&base_with("[store.sqlite]\npath = 'onceward.db'", "[store.memory]")), ["store.memory"]);
     assert_eq!(keys(&base_with("['json:/id']", "['json:/id', 'header:id']")), ["key.from[1]"]);
     assert_eq!(keys(&base_and("[pipeline]\norder_by = 'json:/a'\n")), ["pipeline.order_by"]);
+    let kafka = |properties| {
+        let source = format!(
+            "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nusername = 'u'\npassword = 'p'\n\
+             [source.kafka.properties]\n{properties}"
+        );
+        keys(&base_with("[source.file]\npath = 'orders.ndjson'", &source))
+    };
+    assert_eq!(kafka("security.protocol = 'SASL_PLAINTEXT'"), ["source.kafka.properties"]);
+    assert!(kafka("security.protocol = 'sasl_plaintext'\nsasl.mechanism = 'SCRAM-SHA-512'").is_empty());
+    assert!(kafka("security.protocol = 'sasl_ssl'").is_empty());
     assert_eq!(keys(&base_and("[policy]\non_store_down = 'process'\n")), ["policy.on_store_down"]);
 }

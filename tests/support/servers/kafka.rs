@@ -63,9 +63,13 @@ impl Kafka {
 
     fn try_start(lines: &str) -> io::Result<Self> {
         let jars = jars(
-            &format!("kafka-{VERSION}"),
+            &format!("kafka-and-tools-{VERSION}"),
             // And something that writes its log.
-            &[("org.apache.kafka", "kafka_2.13", VERSION), ("org.slf4j", "slf4j-simple", "1.7.36")],
+            &[
+                ("org.apache.kafka", "kafka_2.13", VERSION),
+                ("org.apache.kafka", "kafka-tools", VERSION),
+                ("org.slf4j", "slf4j-simple", "1.7.36"),
+            ],
         )?;
         let folder = tempfile::Builder::new().prefix("kafka-").tempdir()?;
         let (port, controller) = (free_port()?, free_port()?);
@@ -122,6 +126,33 @@ impl Kafka {
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// A broker with ACLs: who is named by none may use only what has none.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with_acls() -> Self {
+        Self::start_with(
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             allow.everyone.if.no.acl.found=true",
+        )
+    }
+
+    /// Lets clients without credentials do `operations` with a topic, and nothing else.
+    ///
+    /// # Panics
+    /// Kafka's tool for that fails.
+    pub fn allow_on_topic(&self, topic: &str, operations: &[&str]) {
+        let mut tool = self.java();
+        tool.args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &self.bootstrap(), "--add"]);
+        tool.args(["--allow-principal", "User:ANONYMOUS", "--topic", topic]);
+        for operation in operations {
+            tool.args(["--operation", operation]);
+        }
+        let ended = tool.output().expect("java runs");
+        assert!(ended.status.success(), "ACLs are not added: {}", String::from_utf8_lossy(&ended.stderr));
     }
 
     /// Its address, for a proxy.

@@ -118,6 +118,13 @@ fn ten_thousand_duplicates_in_a_row_bring_the_lag_to_zero() {
     });
     stop(vec![running]);
     assert_eq!(scene.count(Kind::Start), each(&ids, 1));
+
+    // Everything once more, after the broker has forgotten where the group stands.
+    topic.forget_offsets();
+    let running = scene.run();
+    until("no lag", LONG, || topic.is_empty());
+    stop(vec![running]);
+    assert_eq!(scene.count(Kind::Start), each(&ids, 1));
 }
 
 #[test]
