@@ -110,7 +110,8 @@ impl SqsAcker {
     /// One call of at most ten entries, which are all of one kind. Entries that SQS reports as failed by its own fault are
     /// asked for again, with the handle that is the newest by then, as long as the time of a call lasts.
     async fn call(&self, mut open: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
-        let deadline = Instant::now() + self.0.queue.call_timeout;
+        let limit = self.limit(open.first().map(|(_, ask)| *ask));
+        let deadline = Instant::now() + limit;
         let mut answers = Vec::with_capacity(open.len());
         for tries in 1.. {
             let entries: Vec<_> = open
@@ -127,9 +128,10 @@ impl SqsAcker {
                 break;
             }
             let asked: Vec<_> = entries.iter().map(|entry| (entry.number, entry.ask)).collect();
-            let sent = tokio::time::timeout_at(deadline, self.send(entries)).await.unwrap_or_else(|_| {
-                Err(error::timeout(format!("settle messages of queue {}", self.0.queue.url)))
-            });
+            let sent =
+                tokio::time::timeout_at(deadline, self.send(entries, limit)).await.unwrap_or_else(|_| {
+                    Err(error::timeout(format!("settle messages of queue {}", self.0.queue.url)))
+                });
             let mut failed: HashMap<_, _> = match sent {
                 Ok(failed) => failed.into_iter().map(|entry| (entry.id().to_owned(), entry)).collect(),
                 Err(error) => {
@@ -157,6 +159,16 @@ impl SqsAcker {
         answers
     }
 
+    /// How long a call may take. One that keeps messages invisible, and hangs, has to leave time for another before they are
+    /// visible.
+    fn limit(&self, ask: Option<Ask>) -> Duration {
+        let queue = &self.0.queue;
+        match ask {
+            Some(Ask::Visibility(_)) => queue.call_timeout.min(queue.visibility / 2),
+            _ => queue.call_timeout,
+        }
+    }
+
     /// The handle for what is asked; `None` if none settles it any more.
     fn entry(&self, number: u64, ask: Ask) -> Option<Entry> {
         match ask {
@@ -178,7 +190,7 @@ impl SqsAcker {
         Error::new(kind, operation, what).with_source(source)
     }
 
-    async fn send(&self, entries: Vec<Entry>) -> Result<Vec<BatchResultErrorEntry>, Error> {
+    async fn send(&self, entries: Vec<Entry>, limit: Duration) -> Result<Vec<BatchResultErrorEntry>, Error> {
         let queue = &self.0.queue;
         let made = |error| error::config("settle messages", format!("an entry is incomplete: {error}"));
         let (mut deletes, mut changes) = (Vec::new(), Vec::new());
@@ -196,7 +208,7 @@ impl SqsAcker {
             }
         }
         // A user's client may have no limits of its own; half of ours leaves time for a second attempt.
-        let limits = TimeoutConfig::builder().operation_attempt_timeout(queue.call_timeout / 2).build();
+        let limits = TimeoutConfig::builder().operation_attempt_timeout(limit / 2).build();
         let limits = aws_sdk_sqs::config::Builder::new().timeout_config(limits);
         if changes.is_empty() {
             let call = self.0.client.delete_message_batch().queue_url(&queue.url).set_entries(Some(deletes));

@@ -34,6 +34,11 @@ fn setup(queue: &Queue) -> Setup {
         .set("pipeline.max_batch", 100)
 }
 
+/// For stories without kills: no lease is lost, however busy the machine, and so no effect may be doubled.
+fn patient(setup: Setup) -> Setup {
+    setup.set("store.redis.lease", "60s").set("store.redis.timeout", "10s")
+}
+
 #[test]
 fn two_programs_with_redis_lose_nothing_under_kills() {
     let queue = Queue::create("kills-redis", &[]);
@@ -71,36 +76,31 @@ fn a_group_whose_first_message_fails_holds_no_other_group() {
     const LONG: usize = 6;
     let queue = Queue::create("undisturbed.fifo", &[]);
     let (mut lines, produced) = order::lines(50, LONG);
-    // Three failures, 2 s apart.
-    lines[0] = order("0-000", &json!({"lane": 0, "do": "fail", "times": 3}));
+    lines[0] = order("0-000", &json!({"lane": 0, "do": "fail"}));
     queue.publish(&lines);
-    let setup = with_redis(setup(&queue), Redis::shared())
+    let setup = patient(with_redis(setup(&queue), Redis::shared()))
         .set("scope", "sqs-undisturbed")
-        .set("retry.max_attempts", 10)
-        .set("retry.initial", "2s")
-        .set("retry.max", "2s")
-        .set("retry.jitter", "none");
+        .set("retry.max_attempts", 10_000);
     let scene = scene(&setup);
     let running = vec![scene.run(), scene.run()];
     let others = produced.len() - LONG;
     until("the effects of all other groups", PATIENCE, || scene.count(Kind::Effect).len() >= others);
-    let effects = scene.count(Kind::Effect);
-    assert!(effects.keys().all(|id| !id.starts_with("0-")), "the failing group went on: {effects:?}");
-    until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == produced.len());
     stop(running);
     let ledger = ledger_of(&scene, produced);
+    assert!(ledger.effects.iter().all(|effect| !effect.key.starts_with("0-")), "the failing group went on");
     assert_eq!((ledger.doubled(), ledger.out_of_order()), (vec![], vec![]));
-    until("an empty queue", PATIENCE, || queue.is_empty());
+    assert!(!queue.is_empty(), "the failing group is gone");
 }
 
 #[test]
 fn a_handler_of_ten_times_the_visibility_runs_once() {
     let queue = Queue::create("long", &[]);
-    let orders = Orders::with_copies(4, 1, &json!({"ms": 10_000}), &mut Chance::new());
+    let orders = Orders::with_copies(4, 1, &json!({"ms": 30_000}), &mut Chance::new());
     queue.publish(&orders.lines);
-    let setup = with_redis(setup(&queue), Redis::shared())
+    let setup = patient(with_redis(setup(&queue), Redis::shared()))
         .set("scope", "sqs-long")
-        .set("source.sqs.visibility", "1s");
+        .set("handler.worker.timeout", "60s")
+        .set("source.sqs.visibility", "3s");
     let scene = scene(&setup);
     let running = vec![scene.run(), scene.run()];
     until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == orders.ids.len());
@@ -132,7 +132,7 @@ fn what_is_published_to_a_fifo_queue_arrives_in_the_order_of_its_groups_and_once
     stop(running);
     // A confirm that a kill swallowed is repeated under the same deduplication id, and so is no second message.
     assert_eq!(to.depth(), (produced.len() as u64, 0));
-    let second = scene(&with_redis(setup(&to), Redis::shared()).set("scope", "sqs-behind"));
+    let second = scene(&patient(with_redis(setup(&to), Redis::shared())).set("scope", "sqs-behind"));
     let running = second.run();
     until("an empty queue", LONG, || to.is_empty());
     stop(vec![running]);
