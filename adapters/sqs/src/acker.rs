@@ -41,6 +41,7 @@ struct Inner {
 enum Ask {
     Delete,
     Visibility(Duration),
+    Extend,
 }
 
 type Answer = Result<Settled, Error>;
@@ -49,6 +50,8 @@ type Answer = Result<Settled, Error>;
 struct Entry {
     number: u64,
     ask: Ask,
+    /// The visibility; nothing to a delete.
+    after: Duration,
     handle: String,
 }
 
@@ -80,8 +83,7 @@ impl SqsAcker {
     }
 
     async fn extend_all(&self, numbers: impl Iterator<Item = u64>) -> HashMap<u64, Answer> {
-        let visibility = self.0.queue.visibility;
-        self.ask_all(numbers.map(|number| (number, Ask::Visibility(visibility))), false).await
+        self.ask_all(numbers.map(|number| (number, Ask::Extend)), false).await
     }
 
     /// Asks, ten to a call. `last`: the deliveries are not ours after a success. One whose handle settles nothing any more
@@ -164,7 +166,7 @@ impl SqsAcker {
     fn limit(&self, ask: Option<Ask>) -> Duration {
         let queue = &self.0.queue;
         match ask {
-            Some(Ask::Visibility(_)) => queue.call_timeout.min(queue.visibility / 2),
+            Some(Ask::Visibility(_) | Ask::Extend) => queue.call_timeout.min(queue.visibility / 2),
             _ => queue.call_timeout,
         }
     }
@@ -174,11 +176,15 @@ impl SqsAcker {
         match ask {
             Ask::Delete => {
                 let handle = self.held().newest_handle(number)?;
-                Some(Entry { number, ask, handle })
+                Some(Entry { number, ask, after: Duration::ZERO, handle })
             }
             Ask::Visibility(after) => {
                 let (handle, most) = self.held().own_handle(number, Instant::now())?;
-                Some(Entry { number, ask: Ask::Visibility(after.min(most)), handle })
+                Some(Entry { number, ask, after: after.min(most), handle })
+            }
+            Ask::Extend => {
+                let (handle, most) = self.held().extending_handle(number, Instant::now())?;
+                Some(Entry { number, ask, after: self.0.queue.visibility.min(most), handle })
             }
         }
     }
@@ -194,13 +200,13 @@ impl SqsAcker {
         let queue = &self.0.queue;
         let made = |error| error::config("settle messages", format!("an entry is incomplete: {error}"));
         let (mut deletes, mut changes) = (Vec::new(), Vec::new());
-        for Entry { number, ask, handle } in entries {
+        for Entry { number, ask, after, handle } in entries {
             let id = number.to_string();
             match ask {
                 Ask::Delete => {
                     deletes.push(Delete::builder().id(id).receipt_handle(handle).build().map_err(made)?);
                 }
-                Ask::Visibility(after) => {
+                Ask::Visibility(_) | Ask::Extend => {
                     let change =
                         Change::builder().id(id).receipt_handle(handle).visibility_timeout(seconds(after));
                     changes.push(change.build().map_err(made)?);

@@ -71,6 +71,17 @@ impl Held {
         own.then(|| (slot.handle.clone(), left - MARGIN))
     }
 
+    /// As [`own_handle`](Self::own_handle), but of the newest delivery of its message: one that came again to this consumer is
+    /// still ours.
+    pub(crate) fn extending_handle(&self, number: u64, now: Instant) -> Option<(String, Duration)> {
+        let newest = {
+            let state = self.lock();
+            let slot = state.slots.get(&number)?;
+            state.newest.get(&slot.id).copied()
+        };
+        self.own_handle(newest.unwrap_or(number), now)
+    }
+
     /// Notes that a delivery was extended by a call sent at `sent`.
     pub(crate) fn extended(&self, number: u64, sent: Instant) {
         if let Some(slot) = self.lock().slots.get_mut(&number) {

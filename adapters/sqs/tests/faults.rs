@@ -152,6 +152,25 @@ async fn a_message_that_comes_again_during_its_run_is_deleted_with_the_newest_ha
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_message_comes_again_to_the_same_consumer_is_not_stopped() {
+    let fake = FakeSqs::start(|_, _| None).await;
+    fake.fill(bodies(5));
+    let (store, runs) = (Arc::new(MemoryStore::new()), Runs::default());
+    let mut queue = patient(&fake);
+    queue.visibility = Duration::from_secs(2);
+    let worker = Worker::start(fake.client(), queue, &store, &runs, 5000).await;
+    until(PATIENCE, "all run", async || runs.lock().unwrap().len() == 5).await;
+    fake.receive_elsewhere(Duration::ZERO);
+    until(PATIENCE, "all are deleted", async || fake.left() == 0).await;
+    let summary = worker.stop().await;
+    assert_eq!(sorted(&runs), bodies(5), "a handler ran again");
+    assert_eq!(
+        (summary.handled(), summary.duplicates(), summary.counters().get(Counter::SettledTooLate)),
+        (5, 5, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s06_receives_that_never_answer_are_given_up_and_meanwhile_others_go_on() {
     let fake = FakeSqs::start(|action, before| match (action, before) {
         ("ReceiveMessage", 0) => Some(Fault::Hang),
