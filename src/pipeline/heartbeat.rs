@@ -174,6 +174,8 @@ async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, due: Vec<Arc<Ac
 async fn extend<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker: Arc<dyn Acker>, tags: Vec<Tag>) {
     let limit = shared.config.store_timeout;
     let answers = super::gather::bounded(limit, "extend deliveries", tags.len(), acker.extend(&tags)).await;
+    let mut failed = 0;
+    let mut why = None;
     for (tag, answer) in tags.into_iter().zip(answers) {
         match answer {
             Ok(Settled::Done) => {}
@@ -183,7 +185,14 @@ async fn extend<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker: Arc<dyn
                     tracing::warn!(?tag, "the broker has taken a delivery back; its run is asked to stop");
                 }
             }
-            Err(error) => tracing::warn!(?error, ?tag, "a delivery was not extended"),
+            // The next tick tries again.
+            Err(error) => {
+                failed += 1;
+                why.get_or_insert(error);
+            }
         }
+    }
+    if let Some(error) = why {
+        tracing::warn!(?error, failed, "deliveries were not extended");
     }
 }

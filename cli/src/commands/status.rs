@@ -59,14 +59,8 @@ fn as_json(config: &Config, status: &Status) -> Value {
 }
 
 fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failure> {
-    let backlog = match status.backlog {
-        None | Some(Backlog { messages: None, bytes: None, .. }) => "not known for this source".to_owned(),
-        Some(Backlog { messages, bytes, consumers }) => {
-            let parts = [(messages, "messages"), (bytes, "bytes"), (consumers, "consumers")];
-            let parts = parts.into_iter().filter_map(|(count, what)| Some(format!("{} {what}", count?)));
-            parts.collect::<Vec<_>>().join(", ")
-        }
-    };
+    let known = status.backlog.map(|backlog| backlog.to_string()).filter(|known| !known.is_empty());
+    let backlog = known.unwrap_or_else(|| "not known for this source".to_owned());
     let dead_letters = match &status.dead_letters {
         None => "no place for them".to_owned(),
         Some(DeadLetterFacts { place, letters: Some(letters) }) => format!("{letters} in {place}"),

@@ -1,5 +1,6 @@
 //! What can be seen of a source and its dead letters from outside, without taking a message.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -19,6 +20,19 @@ pub(crate) struct Backlog {
     pub(crate) bytes: Option<u64>,
     /// Consumers at work, where the broker tells.
     pub(crate) consumers: Option<u64>,
+}
+
+/// What is known of it, in words; nothing if nothing is.
+impl fmt::Display for Backlog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [(self.messages, "messages"), (self.bytes, "bytes"), (self.consumers, "consumers")];
+        let known = parts.into_iter().filter_map(|(count, what)| Some((count?, what)));
+        for (place, (count, what)) in known.enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {what}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Where dead letters are, and how many.

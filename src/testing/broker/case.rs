@@ -1,5 +1,6 @@
 //! What the checks of the broker suite share: an open consumer, and receiving with a limit.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::BrokerHarness;
@@ -64,6 +65,20 @@ impl<C: Consumer> Case<C> {
             };
             assert!(!batch.is_empty(), "a batch holds at least one delivery");
             deliveries.extend(batch);
+        }
+        deliveries
+    }
+
+    /// Takes deliveries until each of `expected` has come. A broker may bring some of them more than once.
+    pub(super) async fn take_each(&mut self, mut expected: BTreeSet<String>) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        while !expected.is_empty() {
+            let more = self.take(1).await;
+            for text in texts(&more) {
+                expected.remove(&text);
+            }
+            deliveries.extend(more);
+            assert!(deliveries.len() < 10_000, "these never come: {expected:?}");
         }
         deliveries
     }

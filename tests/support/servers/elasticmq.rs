@@ -79,7 +79,8 @@ impl ElasticMq {
             .current_dir(self.folder.path())
             .stdout(output.try_clone()?)
             .stderr(output);
-        let server = Leashed::spawn(&mut command).map_err(|error| missing("java", &error))?;
+        let server =
+            Leashed::spawn_in(self.folder.path(), &mut command).map_err(|error| missing("java", &error))?;
         let server = self.server.insert(server);
         let end = Instant::now() + START_LIMIT;
         while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {

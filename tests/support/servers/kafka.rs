@@ -113,7 +113,8 @@ impl Kafka {
         let output = fs::File::create(self.folder.path().join("output"))?;
         let mut command = self.java();
         command.arg("kafka.Kafka").arg(self.folder.path().join("server.properties"));
-        let broker = Leashed::spawn(command.stdout(output.try_clone()?).stderr(output))?;
+        let broker =
+            Leashed::spawn_in(self.folder.path(), command.stdout(output.try_clone()?).stderr(output))?;
         let address = self.address();
         let broker = self.broker.insert(broker);
         let end = Instant::now() + START_LIMIT;

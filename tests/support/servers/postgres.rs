@@ -104,7 +104,8 @@ impl Postgres {
             command.args(["-c", setting]);
         }
         let output = fs::File::options().create(true).append(true).open(self.output())?;
-        self.server = Some(Leashed::spawn(command.stdout(output.try_clone()?).stderr(output))?);
+        self.server =
+            Some(Leashed::spawn_in(self.folder.path(), command.stdout(output.try_clone()?).stderr(output))?);
         let end = Instant::now() + START_LIMIT;
         while self.psql("SELECT 1").is_err() {
             let ended = self.server.as_mut().map_or(Ok(None), Leashed::try_wait)?;

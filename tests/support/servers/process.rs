@@ -2,17 +2,22 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// A child process in a process group of its own. Dropping it kills the group; if the test process dies first (a panic
-/// in a static, SIGKILL), a small shell that waits for that does it.
+/// in a static, SIGKILL), a small shell that waits for that does it, and removes the child's folder, if it was told one.
 #[derive(Debug)]
 pub struct Leashed {
     child: Child,
     warden: Child,
 }
+
+/// The group is `$0`, the folder `$1`. What dies may still write for a moment.
+const GUARD: &str =
+    r#"read -r _; kill -s KILL -- "$0"; [ -z "$1" ] || rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }"#;
 
 impl Leashed {
     /// Starts `command`.
@@ -20,10 +25,24 @@ impl Leashed {
     /// # Errors
     /// The program, or the shell that guards it, cannot be started.
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        Self::guarded(command, None)
+    }
+
+    /// As [`spawn`](Self::spawn), for a child that has a folder of its own. It stays as long as the test process lives:
+    /// that removes it when it is no longer needed, unless the child is in a static, which nobody drops.
+    ///
+    /// # Errors
+    /// As for [`spawn`](Self::spawn).
+    pub fn spawn_in(folder: &Path, command: &mut Command) -> io::Result<Self> {
+        Self::guarded(command, Some(folder))
+    }
+
+    fn guarded(command: &mut Command, folder: Option<&Path>) -> io::Result<Self> {
         let mut child = command.process_group(0).stdin(Stdio::null()).spawn()?;
         // `read` ends when the pipe's other end is closed, by us or by the kernel.
         let warden = Command::new("sh")
-            .args(["-c", "read -r _; kill -s KILL -- \"$0\"", &format!("-{}", child.id())])
+            .args(["-c", GUARD, &format!("-{}", child.id())])
+            .args(folder)
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

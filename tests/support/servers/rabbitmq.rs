@@ -163,7 +163,8 @@ impl RabbitMq {
 
     fn launch(&mut self) -> io::Result<()> {
         let output = fs::File::create(self.path("output"))?;
-        let broker = Leashed::spawn(
+        let broker = Leashed::spawn_in(
+            self.folder.path(),
             self.command("rabbitmq-server").arg("-noinput").stdout(output.try_clone()?).stderr(output),
         )?;
         let broker = self.broker.insert(broker);

@@ -107,13 +107,20 @@ impl TransformConfig {
             .set("transactional.id", &self.transactional_id)
             .set("acks", "all")
             .set("enable.idempotence", "true");
-        // Some calls wait for a request to a broker that has gone, whatever limit they are given.
-        if client.get("socket.timeout.ms").is_none() {
-            client.set("socket.timeout.ms", "10000");
-        }
         // What a process that died has left open holds up readers for this long, if nobody takes up its id.
-        if client.get("transaction.timeout.ms").is_none() {
-            client.set("transaction.timeout.ms", (self.commit_timeout.as_millis() * 2).to_string());
+        let transaction = match client.get("transaction.timeout.ms") {
+            Some(set) => set.parse().unwrap_or(u128::MAX),
+            None => {
+                let timeout = self.commit_timeout.as_millis() * 2;
+                client.set("transaction.timeout.ms", timeout.to_string());
+                timeout
+            }
+        };
+        // Some calls wait for a request to a broker that has gone, whatever limit they are given; librdkafka wants this to be
+        // shorter than a transaction may be.
+        if client.get("socket.timeout.ms").is_none() {
+            let socket = transaction.saturating_sub(100).clamp(900, 10_000);
+            client.set("socket.timeout.ms", socket.to_string());
         }
         client
     }
@@ -125,6 +132,18 @@ mod tests {
 
     fn config() -> TransformConfig {
         TransformConfig::new(KafkaConfig::new(["h:1"], ["in"], "group"), "id")
+    }
+
+    #[test]
+    fn the_client_takes_its_timeouts_however_short_or_long_a_transaction_may_be() {
+        for (commit_timeout, written) in [(1, None), (60, None), (10, Some("1000")), (10, Some("900000"))] {
+            let mut config = config();
+            config.commit_timeout = Duration::from_secs(commit_timeout);
+            let written = written.map(|limit| ("transaction.timeout.ms".to_owned(), limit.to_owned()));
+            config.source.properties.extend(written);
+            let made = config.producer().create::<rdkafka::producer::BaseProducer>();
+            assert!(made.is_ok(), "{:?}", made.err());
+        }
     }
 
     #[test]

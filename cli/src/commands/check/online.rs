@@ -7,7 +7,7 @@ use onceward::{Error, ErrorKind};
 use super::files;
 use super::finding::Finding;
 use crate::config::{Config, Handler, Source};
-use crate::registry::{self, Backlog, DeadLetterFacts, OpenStore, Purpose};
+use crate::registry::{self, DeadLetterFacts, OpenStore, Purpose};
 
 /// How long any one part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -34,11 +34,11 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
     let key = format!("source.{}", config.source.name());
     findings.push(match in_time(registry::broker_backlog(config)).await {
         Ok(backlog) => {
-            let Backlog { messages, consumers, .. } = backlog.unwrap_or_default();
-            let parts = [(messages, "messages"), (consumers, "consumers")];
-            let parts = parts.into_iter().filter_map(|(count, what)| Some(format!(", {} {what}", count?)));
-            let message =
-                format!("{} answers{}", registry::describe_source(config), parts.collect::<String>());
+            let mut message = format!("{} answers", registry::describe_source(config));
+            if let Some(waits) = backlog.map(|backlog| backlog.to_string()).filter(|waits| !waits.is_empty())
+            {
+                message = format!("{message}, {waits}");
+            }
             Finding::ok(config, Some(&key), message)
         }
         Err(error) => {

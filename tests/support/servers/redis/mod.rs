@@ -112,7 +112,8 @@ impl Redis {
         }
         command.args(&self.arguments);
         let output = fs::File::options().create(true).append(true).open(self.path("output"))?;
-        let server = Leashed::spawn(command.stdout(output.try_clone()?).stderr(output))?;
+        let server =
+            Leashed::spawn_in(self.folder.path(), command.stdout(output.try_clone()?).stderr(output))?;
         let server = self.server.insert(server);
         await_listener(server, self.port, &self.folder.path().join("output"))
     }
