@@ -253,6 +253,8 @@ async fn a_poison_row_holds_back_its_own_key_and_no_other() {
     // One that comes while nothing but the poison waits is not kept waiting by it.
     place.commit(&outbox, [message("late", 0)]).await;
     until("the late one", || broker.sent().len() == 32).await;
+    // What was sent is noted a moment later.
+    until("its mark", || place.number("count(*) FILTER (WHERE published_at IS NULL)") == 3).await;
     let arrivals = broker.first_arrivals();
     assert_eq!(arrivals[&Bytes::from("sound")], (0..30).collect::<Vec<_>>());
     assert!(!arrivals.contains_key(&Bytes::from("poison")));
