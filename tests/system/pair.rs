@@ -1,6 +1,7 @@
 //! Two programs on one source, killed in turn: what every broker's stories share.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward_test_servers::redis::Redis;
@@ -151,7 +152,10 @@ pub(crate) fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(
 fn undisturbed(queue: &impl Waiting, setup: &Setup, messages: usize) -> Duration {
     let orders = orders(messages);
     queue.publish(&orders.lines);
-    let scene = scene(&setup.clone().set("scope", "undisturbed"));
+    // The brokers' stories share a store.
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let scope = format!("undisturbed-{}", RUNS.fetch_add(1, Ordering::Relaxed));
+    let scene = scene(&setup.clone().set("scope", scope));
     let began = Instant::now();
     let running = vec![scene.run(), scene.run()];
     until("all effects", LONG, || scene.count(Kind::Effect).len() == orders.ids.len());

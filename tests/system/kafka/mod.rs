@@ -26,7 +26,7 @@ const SESSION_MS: i64 = 4_000;
 
 fn setup(topic: &Topic<'_>) -> Setup {
     let setup = without_source()
-        .set("scope", topic.name.as_str())
+        .set("scope", format!("kafka-{}", topic.name))
         .set("source.kafka.brokers", vec![topic.broker.bootstrap()])
         .set("source.kafka.topics", vec![topic.name.clone()])
         .set("source.kafka.group", topic.name.as_str())
@@ -191,7 +191,7 @@ fn retries_wait_in_a_topic_and_run_then_and_the_publish_handler_sends_to_another
     assert!(waits.records().len() >= 40, "nothing waited there");
 
     let bridge = setup
-        .set("scope", "bridge")
+        .set("scope", "kafka-bridge")
         .set("source.kafka.group", "bridge")
         .without("handler.worker")
         .set("handler.publish.kafka.brokers", vec![topic.broker.bootstrap()])
