@@ -111,7 +111,7 @@ async fn write_mark(
         })
     };
     let offsets = mark.offsets.iter().map(|one| offset(*one)).collect::<Result<Vec<_>, _>>()?;
-    let (floor, epoch) = (offset(mark.floor)?, integer(mark.epoch));
+    let floor = offset(mark.floor)?;
     let named = "scope = (SELECT id FROM @.scopes WHERE name = $1) AND group_name = $2 AND incarnation = $3 \
                  AND partition = $4"
         .replace('@', schema);
@@ -125,30 +125,20 @@ async fn write_mark(
                WHERE u.e >= greatest(p.watermark, $7)) AS d) AS n) \
          WHERE {named} AND epoch = $5 AND NOT p.done && $6::bigint[] AND p.watermark <= ALL ($6::bigint[])"
     );
-    let written = query(AssertSqlSafe(sql))
-        .bind(scope.as_str())
-        .bind(&*mark.partition.group)
-        .bind(&*mark.partition.incarnation)
-        .bind(i64::from(mark.partition.partition))
-        .bind(epoch)
-        .bind(offsets)
-        .bind(floor)
-        .execute(&mut *conn)
-        .await
-        .map_err(failed)?;
+    let asked = |sql: String| {
+        query(AssertSqlSafe(sql))
+            .bind(scope.as_str())
+            .bind(&*mark.partition.group)
+            .bind(&*mark.partition.incarnation)
+            .bind(i64::from(mark.partition.partition))
+            .bind(integer(mark.epoch))
+    };
+    let written = asked(sql).bind(offsets).bind(floor).execute(&mut *conn).await.map_err(failed)?;
     if written.rows_affected() == 1 {
         return Ok(MarkedCommit::Committed);
     }
     let sql = format!("SELECT epoch = $5 FROM {schema}.processed_offsets WHERE {named}");
-    let row = query(AssertSqlSafe(sql))
-        .bind(scope.as_str())
-        .bind(&*mark.partition.group)
-        .bind(&*mark.partition.incarnation)
-        .bind(i64::from(mark.partition.partition))
-        .bind(epoch)
-        .fetch_optional(conn)
-        .await
-        .map_err(failed)?;
+    let row = asked(sql).fetch_optional(conn).await.map_err(failed)?;
     let owner = row.map(|row| row.try_get(0)).transpose().map_err(failed)?.unwrap_or(false);
     Ok(if owner { MarkedCommit::Processed } else { MarkedCommit::NotOwner })
 }

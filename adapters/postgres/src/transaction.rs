@@ -175,7 +175,7 @@ impl TransactionalStore for PgStore {
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
-        let task = commit(self.schema().to_string(), conn, scope.clone(), request.clone());
+        let task = commit(self.schema(), conn, scope.clone(), request.clone());
         joined(tokio::spawn(within(self.link().patience, COMMIT, task)).await)?
     }
 
@@ -212,12 +212,11 @@ async fn begin(pool: PgPool) -> Result<PgConn, Error> {
     let mut left = pool.size();
     loop {
         let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
-        let Some(conn) = open.conn.as_mut() else { continue };
         // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The second
         // setting vanishes with the transaction: a handler that ended that on its own is found out.
         let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
                      SET LOCAL onceward.inbox = 'open'";
-        match PgTransactionManager::begin(conn, Some(begin.into_sql_str())).await {
+        match PgTransactionManager::begin(open.connection(), Some(begin.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
             Err(error) => return Err(failed(error)),
@@ -226,22 +225,18 @@ async fn begin(pool: PgPool) -> Result<PgConn, Error> {
 }
 
 async fn commit(
-    schema: String,
+    schema: Arc<str>,
     mut open: PgConn,
     scope: Scope,
     request: CompleteRequest,
 ) -> Result<Commit, Error> {
-    let Some(conn) = open.conn.as_mut() else {
-        return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
-    };
+    let conn = open.connection();
     no_nested(conn)?;
     if !complete(&schema, conn, &scope, &request).await? {
-        end(open).await;
+        open.end().await;
         return Ok(Commit::Fenced);
     }
-    // After an error nobody knows whether it is committed; the connection is closed with `open`.
-    PgTransactionManager::commit(conn).await.map_err(|error| store_error(COMMIT, error))?;
-    drop(open.conn.take());
+    open.commit_plain().await.map_err(|error| store_error(COMMIT, error))?;
     Ok(Commit::Committed)
 }
 
