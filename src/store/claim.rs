@@ -44,6 +44,24 @@ pub struct Lease {
     pub fence: u64,
 }
 
+impl Lease {
+    /// Key, owner token and fence in 80 hexadecimal digits, for handing the claim to a handler or to a store that takes it in
+    /// SQL: with Postgres, `SELECT onceward.complete(token)`. A capability: never to be logged.
+    ///
+    /// ```
+    /// use onceward::store::{Lease, OwnerToken};
+    /// use onceward::{Key, Scope};
+    ///
+    /// let key = Key::of(&Scope::parse("billing")?, "4711")?;
+    /// let lease = Lease { key, owner: OwnerToken::from_bytes([0xab; 16]), fence: 7 };
+    /// assert_eq!(lease.to_token(), format!("{key}{}0000000000000007", "ab".repeat(16)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn to_token(&self) -> String {
+        format!("{}{}{:016x}", self.key, self.owner.to_hex(), self.fence)
+    }
+}
+
 /// The answer to a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {

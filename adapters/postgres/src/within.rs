@@ -47,9 +47,8 @@ impl PgStore {
         let Some(lease) = lease.into() else {
             return Err(Error::new(ErrorKind::Internal, WITHIN, "there is no claim; claim the key first"));
         };
-        let token = format!("{}{}{:016x}", lease.key, lease.owner.to_hex(), lease.fence);
         let sql = format!("SELECT {}.complete($1)", self.schema());
-        let done = query(AssertSqlSafe(sql)).bind(token).execute(conn).await;
+        let done = query(AssertSqlSafe(sql)).bind(lease.to_token()).execute(conn).await;
         done.map(drop).map_err(|error| store_error(WITHIN, error))
     }
 }
