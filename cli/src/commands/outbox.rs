@@ -29,24 +29,14 @@ pub(super) async fn outbox(
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let config = super::load(&args.file, env)?;
     logging::start(config.telemetry.log, env)?;
-    let mut signals = Signals::catch().map_err(|error| {
-        Failure::new(Exit::Failed, format!("signals cannot be caught ({error}); raise the process's limits"))
-    })?;
+    let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let whole_run = publish(&config, &shutdown);
-    tokio::pin!(whole_run);
-    loop {
-        tokio::select! {
-            biased;
-            ended = &mut whole_run => return ended.map(|()| Exit::Done),
-            stopped = signals.next() => {
-                if shutdown.is_cancelled() {
-                    tracing::warn!("stopped by a second signal; what was under way may be sent again");
-                    return Ok(stopped);
-                }
-                tracing::info!("finishes what is under way");
-                shutdown.cancel();
-            }
+    match signals.drain(&shutdown, whole_run, || tracing::info!("finishes what is under way")).await {
+        Ok(ended) => ended.map(|()| Exit::Done),
+        Err(stopped) => {
+            tracing::warn!("stopped by a second signal; what was under way may be sent again");
+            Ok(stopped)
         }
     }
 }

@@ -23,28 +23,21 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     for advice in config.advice() {
         tracing::warn!("{advice}");
     }
-    let mut signals = Signals::catch().map_err(|error| {
-        Failure::new(Exit::Failed, format!("signals cannot be caught ({error}); raise the process's limits"))
-    })?;
+    let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let watched = Watched::new(&config.scope, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
 
     let whole_run = consume(&config, args.until_empty, &watched, &shutdown);
-    tokio::pin!(whole_run);
-    let ended = loop {
-        tokio::select! {
-            biased;
-            ended = &mut whole_run => break ended?,
-            stopped = signals.next() => {
-                if shutdown.is_cancelled() {
-                    tracing::warn!("stopped by a second signal; what was running comes again");
-                    return Ok(stopped);
-                }
-                let drain_timeout = config.pipeline.drain_timeout.to_string();
-                tracing::info!(drain_timeout, "draining: takes no more messages and waits for those that run");
-                shutdown.cancel();
-            }
+    let drained = signals.drain(&shutdown, whole_run, || {
+        let drain_timeout = config.pipeline.drain_timeout.to_string();
+        tracing::info!(drain_timeout, "draining: takes no more messages and waits for those that run");
+    });
+    let ended = match drained.await {
+        Ok(ended) => ended?,
+        Err(stopped) => {
+            tracing::warn!("stopped by a second signal; what was running comes again");
+            return Ok(stopped);
         }
     };
     let Some(summary) = ended else {
