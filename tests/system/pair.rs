@@ -13,7 +13,8 @@ use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::{Value, json};
 
-use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, worker};
+use crate::order;
+use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, ledger_of, worker};
 
 /// A whole run with its kills, on a machine that has other work too.
 pub(crate) const LONG: Duration = Duration::from_secs(240);
@@ -109,6 +110,18 @@ pub(crate) fn killed_in_turn(
     }
     until("all effects", LONG, || done() >= distinct);
     running
+}
+
+/// In each of `lanes` lanes, `long` messages long, first effects come in their order, whatever fails and is killed.
+pub(crate) fn the_order_of_each_key_is_kept(queue: &impl Waiting, setup: &Setup, lanes: usize, long: usize) {
+    let (lines, produced) = order::lines(lanes, long);
+    queue.publish(&lines);
+    let scene = scene(setup);
+    under_kills(&scene, produced.len(), kills(4));
+    let ledger = ledger_of(&scene, produced);
+    assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
+    assert_eq!(ledger.out_of_order(), []);
+    until("an empty queue", PATIENCE, || queue.is_empty());
 }
 
 /// Of every fifty one fails in its first run: 2 %.

@@ -1,17 +1,20 @@
-//! Counts what wrapping a loop changes in an example: [`changed_lines`].
+//! Counts what wrapping a loop changes in an example: [`assert_small_change`].
 
 use std::collections::HashMap;
 
-/// How many lines of an example's module `before` are added, replaced or taken away in its module `after`, uses included,
-/// indentation and empty lines not.
+/// Lines that are added, replaced or taken away when somebody wraps the loop that runs already.
+const MOST: usize = 10;
+
+/// Asserts that of the lines of an example's module `before` at most ten are added, replaced or taken away in its module
+/// `after`, uses included, indentation and empty lines not.
 ///
 /// # Panics
-/// If one of the modules is missing or too short to be a loop.
-#[must_use]
-pub fn changed_lines(example: &str) -> usize {
+/// If there are more, or none; if one of the modules is missing or too short to be a loop.
+pub fn assert_small_change(example: &str) {
     let (before, after) = (lines_of(example, "before"), lines_of(example, "after"));
     assert!(before.len() > 15 && after.len() > 15, "the modules are not what they were");
-    changed(&before, &after)
+    let changed = changed(&before, &after);
+    assert!((1..=MOST).contains(&changed), "{changed} lines changed");
 }
 
 fn lines_of<'a>(example: &'a str, module: &str) -> Vec<&'a str> {

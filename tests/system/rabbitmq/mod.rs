@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lapin::types::AMQPValue;
 use onceward_test_servers::redis::Redis;
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::Chance;
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders::{self, Orders};
 use onceward_test_support::process::until;
@@ -19,10 +19,10 @@ use serde_json::json;
 
 use crate::order;
 use crate::pair::{
-    Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, pending, scene, stop, under_kills,
-    with_redis, without_source,
+    Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, pending, scene, stop,
+    the_order_of_each_key_is_kept, with_redis, without_source,
 };
-use crate::stage::{PATIENCE, each, ids_of, ledger, ledger_of};
+use crate::stage::{PATIENCE, each, ids_of, ledger};
 use queue::Queue;
 
 const PREFETCH: u16 = 50;
@@ -103,19 +103,12 @@ fn a_long_retry_waits_in_a_queue_of_the_brokers_and_runs_then() {
 #[test]
 fn a_single_active_consumer_keeps_the_order_of_each_key_under_kills() {
     let queue = Queue::declare("lanes", &[("x-single-active-consumer", AMQPValue::Boolean(true))]);
-    let (lines, produced) = order::lines(order::LANES, 100);
-    queue.publish(&lines);
     let setup = with_redis(setup(&queue), Redis::shared())
         .set("scope", "lanes")
         .set("source.rabbitmq.single_active_consumer", true)
         .set("pipeline.ordering", "key")
         .set("pipeline.order_by", "json:/lane");
-    let scene = scene(&setup);
-    under_kills(&scene, produced.len(), kills(4));
-    let ledger = ledger_of(&scene, produced);
-    assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
-    assert_eq!(ledger.out_of_order(), []);
-    until("an empty queue", PATIENCE, || queue.is_empty());
+    the_order_of_each_key_is_kept(&queue, &setup, order::LANES, 100);
 }
 
 #[test]

@@ -15,8 +15,8 @@ use serde_json::json;
 
 use crate::order;
 use crate::pair::{
-    LONG, Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop, under_kills,
-    with_redis, without_source,
+    LONG, Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop,
+    the_order_of_each_key_is_kept, with_redis, without_source,
 };
 use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, each, ledger_of};
@@ -61,14 +61,8 @@ fn two_programs_with_postgres_lose_nothing_under_kills() {
 #[test]
 fn a_fifo_queue_keeps_the_order_of_fifty_groups_through_failures_and_kills() {
     let queue = Queue::create("groups.fifo", &[]);
-    let (lines, produced) = order::lines(50, 20);
-    queue.publish(&lines);
-    let scene = scene(&with_redis(setup(&queue), Redis::shared()).set("scope", "sqs-groups"));
-    under_kills(&scene, produced.len(), kills(4));
-    let ledger = ledger_of(&scene, produced);
-    assert_eq!((ledger.lost(), ledger.unasked()), (vec![], vec![]));
-    assert_eq!(ledger.out_of_order(), []);
-    until("an empty queue", PATIENCE, || queue.is_empty());
+    let setup = with_redis(setup(&queue), Redis::shared()).set("scope", "sqs-groups");
+    the_order_of_each_key_is_kept(&queue, &setup, 50, 20);
 }
 
 #[test]
