@@ -107,3 +107,19 @@ fn what_the_configuration_names_and_is_not_there_is_told_before_anything_starts(
         assert!(!scene.path("dead.ndjson").exists(), "a message paid for a mistake in the configuration");
     }
 }
+
+#[test]
+fn a_database_that_is_there_without_our_schema_is_no_error_of_a_check_which_leaves_it_alone() {
+    let scene = Scene::new(ONCEWARD);
+    scene.write("onceward.toml", SOUND.as_bytes());
+    scene.write("orders.ndjson", b"{\"id\":\"1\"}\n");
+    // Nothing at all is a database to SQLite.
+    scene.write("onceward.db", b"");
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(0), "{checked:#?}");
+    assert!(checked.stdout.contains("the next run takes them"), "{checked:#?}");
+    assert_eq!(std::fs::metadata(scene.path("onceward.db")).expect("the file").len(), 0);
+    assert_eq!(scene.tell(&["run", "onceward.toml"]).code(), Some(0));
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert!(checked.stdout.contains("answers") && !checked.stdout.contains("the next run"), "{checked:#?}");
+}

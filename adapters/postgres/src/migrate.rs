@@ -38,6 +38,13 @@ pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, 
     Ok(found.version)
 }
 
+/// How many steps [`migrate`] would take.
+pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
+    let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
+    refuse_foreign(&found, schema)?;
+    Ok(latest(POSTGRES).saturating_sub(found.version))
+}
+
 /// Applies the steps that are missing, in one transaction, and answers how many those were. Several programs may do it
 /// at once.
 pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {

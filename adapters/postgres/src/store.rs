@@ -80,6 +80,18 @@ impl PgStore {
         applied
     }
 
+    /// How many steps [`migrate`](Self::migrate) would take; 0 if the schema is up to date. Changes nothing.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub async fn missing_migrations(config: &PgConfig) -> Result<u32, Error> {
+        config.validate()?;
+        let mut conn = config.connect().await?;
+        let missing = migrate::missing(&mut conn, config.schema_name()).await;
+        close(conn).await;
+        missing
+    }
+
     /// The SQL that gives `role` what a worker needs, and no more. To be run by the schema's owner, after migrations.
     ///
     /// # Errors

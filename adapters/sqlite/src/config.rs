@@ -103,4 +103,13 @@ impl SqliteConfig {
     pub(crate) fn for_reading(&self) -> SqliteConnectOptions {
         self.for_writing().create_if_missing(false).pragma("query_only", "ON")
     }
+
+    /// For a look at a file that may not be ours: setting the journal mode would write to it.
+    pub(crate) fn for_looking(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .busy_timeout(self.busy_timeout)
+            .pragma("query_only", "ON")
+            .disable_statement_logging()
+    }
 }

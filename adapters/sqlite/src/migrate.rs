@@ -35,6 +35,13 @@ pub(crate) async fn check(conn: &mut SqliteConnection) -> Result<u32, Error> {
     Ok(found.schema)
 }
 
+/// How many steps [`migrate`] would take.
+pub(crate) async fn missing(conn: &mut SqliteConnection) -> Result<u32, Error> {
+    let found = look(conn).await.map_err(|error| store_error("read the schema's version", error))?;
+    refuse_foreign(&found)?;
+    Ok(latest(SQLITE).saturating_sub(found.schema))
+}
+
 /// Applies the steps that are missing, in one transaction, and answers how many those were.
 pub(crate) async fn migrate(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
     const WHAT: &str = "migrate the SQLite store";

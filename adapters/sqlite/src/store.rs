@@ -101,6 +101,22 @@ impl SqliteStore {
         applied
     }
 
+    /// How many steps [`migrate`](Self::migrate) would take on a file that is there; 0 if its schema is up to date. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn missing_migrations(config: &SqliteConfig) -> Result<u32, Error> {
+        config.validate()?;
+        let opened = config.for_looking().connect().await;
+        let mut conn = opened.map_err(|error| store_error(READ, error))?;
+        let missing = migrate::missing(&mut conn).await;
+        if let Err(error) = conn.close().await {
+            tracing::debug!(%error, "closing a connection to the SQLite store failed");
+        }
+        missing
+    }
+
     /// Closes the file. The store opens it again if it is used again.
     pub async fn close(&self) {
         if let Some(conn) = self.inner.reader.lock().await.take()

@@ -40,7 +40,7 @@ pub(crate) use handler::{AnyHandler, check_statement, open_handler};
 pub(crate) use outbox::{ReadyRelay, describe_outbox_target, open_relay, outbox_status};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};
-pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, open_store};
+pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, missing_migrations, open_store};
 
 use onceward::{Error, ErrorKind};
 

@@ -120,6 +120,24 @@ pub(crate) fn file_to_come(config: &Config) -> Option<PathBuf> {
     Some(config.resolve(&store.path)).filter(|path| !path.exists())
 }
 
+/// How many steps the store's schema lacks, which the first run takes; 0 where there is no schema.
+///
+/// # Errors
+/// As for [`open_store`].
+pub(crate) async fn missing_migrations(config: &Config) -> Result<u32, Error> {
+    match &config.store {
+        #[cfg(feature = "sqlite")]
+        config::Store::Sqlite(store) => {
+            onceward_sqlite::SqliteStore::missing_migrations(&sqlite::options(config, store)).await
+        }
+        #[cfg(feature = "postgres")]
+        config::Store::Postgres(store) => {
+            onceward_postgres::PgStore::missing_migrations(&super::postgres::options(config, store)?).await
+        }
+        _ => Ok(0),
+    }
+}
+
 fn memory() -> OpenStore {
     let store = Arc::new(MemoryStore::new());
     OpenStore { checkpoints: store.clone(), store, inbox: None }

@@ -66,6 +66,9 @@ fn keys_of_an_earlier_table_are_imported_and_have_no_effect_again() {
     let table = Table::create(Postgres::shared(), "imported");
     let orders = orders(40);
     let scene = scene(&statement(&queue, &table));
+    let before = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(before.code(), Some(0), "{before:#?}");
+    assert!(before.stdout.contains("the next run takes them"), "{before:#?}");
     assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
     // What many have: a table of processed ids, with a primary key.
     table.sql("CREATE TABLE @.processed (id text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())");

@@ -81,6 +81,25 @@ async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore
         });
         return None;
     }
+    match in_time(registry::missing_migrations(config)).await {
+        Ok(0) => {}
+        Ok(missing) => {
+            findings.push(Finding::warning(
+                config,
+                &key,
+                format!(
+                    "{} answers, and its schema lacks {missing} of this version's steps; the next run takes them",
+                    registry::describe_store(config)
+                ),
+                "if the user of a run may not change the schema, let one that may run `onceward migrate` first",
+            ));
+            return None;
+        }
+        Err(error) => {
+            findings.push(Finding::failed(config, &key, &error));
+            return None;
+        }
+    }
     let opened = in_time(async {
         let store = registry::open_store(config, Purpose::Check).await?;
         let advice = store.check(config).await?;
