@@ -26,6 +26,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 2, name: "outbox", sql: include_str!("../postgres/0002_outbox.sql") },
     Migration { version: 3, name: "offsets", sql: include_str!("../postgres/0003_offsets.sql") },
     Migration { version: 4, name: "complete", sql: include_str!("../postgres/0004_complete.sql") },
+    Migration { version: 5, name: "commit", sql: include_str!("../postgres/0005_commit.sql") },
 ];
 
 /// The step of the Postgres schema that a program must know at least to use a schema with all steps: those after it only add

@@ -69,7 +69,8 @@ fn meaning(code: &str) -> (ErrorKind, &'static str) {
     }
 }
 
-fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+/// The SQLSTATE.
+pub(crate) fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error().and_then(|error| error.code())
 }
 

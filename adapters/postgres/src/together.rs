@@ -10,7 +10,7 @@ use sqlx_core::transaction::TransactionManager;
 use crate::error::{is_conflict, is_data, store_error};
 use crate::row::{self, NOW};
 use crate::store::PgStore;
-use crate::transaction::{IS_OPEN, PgConn, PgTx, no_nested};
+use crate::transaction::{IS_DURABLE, IS_OPEN, PgConn, PgTx, no_nested};
 
 const TOGETHER: &str = "commit effects together";
 
@@ -209,7 +209,7 @@ async fn finish(
          expires_at = at.now + t, reason = NULL, error = NULL, result = r \
          FROM (SELECT {NOW} AS now OFFSET 0) AS at, given \
          WHERE keys.scope = $1 AND keys.key = ANY(ARRAY(SELECT key FROM locked)) AND keys.key = k \
-           AND keys.state = 1 AND keys.owner = o AND keys.fence = e AND keys.expires_at > at.now AND {IS_OPEN}"
+           AND keys.state = 1 AND keys.owner = o AND keys.fence = e AND keys.expires_at > at.now AND {IS_OPEN} AND {IS_DURABLE}"
     );
     let written = query(AssertSqlSafe(sql))
         .bind(scope)

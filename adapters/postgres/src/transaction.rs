@@ -10,15 +10,19 @@ use onceward::store::{Commit, CompleteRequest, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
-use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, query, query_scalar};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, query, query_scalar, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::error::{is_lost, store_error};
+use crate::error::{code, is_lost, store_error};
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
 
 const BEGIN: &str = "open a transaction";
 const COMMIT: &str = "commit the effect and its completion";
+
+/// What `complete_inbox` raises: the claim is not held; the transaction is not the one that was begun for the handler.
+const NOT_HELD: &str = "OW001";
+const NOT_OPEN: &str = "OW002";
 
 /// An open transaction. Dropped, its connection is closed, which rolls it back.
 pub struct PgConn {
@@ -165,9 +169,7 @@ impl TransactionalStore for PgStore {
     type Tx<'c> = PgTx<'c>;
 
     async fn begin(&self) -> Result<PgConn, Error> {
-        // A task: if the caller goes away, its output is dropped there, and with it rolled back.
-        let begin = begin(self.effects().clone());
-        joined(tokio::spawn(within(self.link().patience, BEGIN, begin)).await)?
+        within(self.link().patience, BEGIN, begin(self.effects())).await
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
@@ -175,8 +177,9 @@ impl TransactionalStore for PgStore {
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
-        let task = commit(self.schema(), conn, scope.clone(), request.clone());
-        joined(tokio::spawn(within(self.link().patience, COMMIT, task)).await)?
+        let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
+        let commit = commit(&self.link().schema, conn, scope, request);
+        within(self.link().patience, COMMIT, commit).await
     }
 
     async fn rollback(&self, conn: PgConn) {
@@ -207,15 +210,15 @@ pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T,
 }
 
 /// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
-async fn begin(pool: PgPool) -> Result<PgConn, Error> {
+/// Dropped on the way, it closes the connection.
+async fn begin(pool: &PgPool) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
     let mut left = pool.size();
     loop {
         let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
-        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The second
-        // setting vanishes with the transaction: a handler that ended that on its own is found out.
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
-                     SET LOCAL onceward.inbox = 'open'";
+        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The setting
+        // vanishes with the transaction: a handler that ended that on its own is found out.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'";
         match PgTransactionManager::begin(open.connection(), Some(begin.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
@@ -224,23 +227,54 @@ async fn begin(pool: PgPool) -> Result<PgConn, Error> {
     }
 }
 
+/// Writes the completion and commits, in one message: the server reaches the second statement only if the first, a function
+/// of our own, has found the claim. Dropped on the way, it closes the connection, and the outcome is unknown.
 async fn commit(
-    schema: Arc<str>,
+    schema: &str,
     mut open: PgConn,
-    scope: Scope,
-    request: CompleteRequest,
+    scope: i64,
+    request: &CompleteRequest,
 ) -> Result<Commit, Error> {
     let conn = open.connection();
     no_nested(conn)?;
-    if !complete(&schema, conn, &scope, &request).await? {
-        open.end().await;
-        return Ok(Commit::Fenced);
+    let CompleteRequest { lease, result, ttl, .. } = request;
+    let bytes = |bytes: &[u8]| format!("pg_catalog.decode('{}', 'hex')", hex(bytes));
+    let sql = format!(
+        "SELECT {schema}.complete_inbox({scope}, {}, {}, {}, {}, {}); COMMIT; BEGIN",
+        bytes(lease.key.as_bytes()),
+        bytes(lease.owner.as_bytes()),
+        integer(lease.fence),
+        integer(micros(*ttl)),
+        result.as_deref().map_or_else(|| "NULL".to_owned(), bytes),
+    );
+    match raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await {
+        Ok(_) => {
+            // For sqlx the transaction goes on until a command of its own ends it. The one behind the COMMIT is there for
+            // that: empty, and rolled back by what goes to the server next, as the connection returns to its pool.
+            PgTransactionManager::start_rollback(conn);
+            drop(open.conn.take());
+            Ok(Commit::Committed)
+        }
+        Err(error) => match code(&error).as_deref() {
+            Some(NOT_HELD) => {
+                open.end().await;
+                Ok(Commit::Fenced)
+            }
+            Some(NOT_OPEN) => Err(ended_by_handler()),
+            _ => Err(store_error(COMMIT, error)),
+        },
     }
-    open.commit_plain().await.map_err(|error| store_error(COMMIT, error))?;
-    Ok(Commit::Committed)
 }
 
-/// Sees to it that the handler has left the transaction as it was given it.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Sees to it that the handler has left the transaction as it was given it, and that its commit will be on disk.
 pub(crate) async fn end_of_effect(conn: &mut PgConnection) -> Result<(), Error> {
     no_nested(conn)?;
     still_open(conn).await
@@ -255,13 +289,14 @@ pub(crate) fn no_nested(conn: &PgConnection) -> Result<(), Error> {
 }
 
 async fn still_open(conn: &mut PgConnection) -> Result<(), Error> {
-    let ask = query_scalar(AssertSqlSafe(format!("SELECT {IS_OPEN}"))).fetch_one(conn).await;
-    if ask.map_err(|error| store_error(COMMIT, error))? {
-        return Ok(());
-    }
+    let ask = query_scalar(AssertSqlSafe(format!("SELECT {IS_OPEN} AND {IS_DURABLE}"))).fetch_one(conn).await;
+    if ask.map_err(|error| store_error(COMMIT, error))? { Ok(()) } else { Err(ended_by_handler()) }
+}
+
+fn ended_by_handler() -> Error {
     let context =
         "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL); leave that to the pipeline";
-    Err(Error::new(ErrorKind::Internal, COMMIT, context))
+    Error::new(ErrorKind::Internal, COMMIT, context)
 }
 
 /// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
@@ -296,6 +331,9 @@ pub(crate) async fn complete(
 
 /// Whether this is still the transaction that was begun for the handler.
 pub(crate) const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', true), '') = 'open'";
+
+/// Has the commit wait until it is on disk; always true.
+pub(crate) const IS_DURABLE: &str = "set_config('synchronous_commit', 'on', true) = 'on'";
 
 /// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
 async fn end(mut open: PgConn) {

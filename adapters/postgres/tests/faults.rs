@@ -231,18 +231,27 @@ async fn an_application_brings_its_own_pool_and_a_completion_is_durable_whatever
     let options = options.options([("synchronous_commit", "off")]);
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
     let store = PgStore::connect(PgConfig::with_pool(pool.clone())).await.unwrap();
-    sqlx::raw_sql("CREATE TABLE effects (n int)").execute(&pool).await.unwrap();
+    // A deferred trigger sees what the commit goes by.
+    sqlx::raw_sql(
+        "CREATE TABLE effects (n int); CREATE TABLE seen (setting text); \
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$; \
+         CREATE CONSTRAINT TRIGGER see AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION see()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
 
     let taken = lease(store.claim(&scope(), &terms(), &requests([1])).await[0].as_ref().unwrap());
     let mut open = store.begin().await.unwrap();
     assert_eq!(pool.num_idle(), 0, "the transaction is not the pool's");
     let mut tx = store.lend(&mut open);
     sqlx::query("INSERT INTO effects VALUES (1)").execute(&mut *tx).await.unwrap();
-    let commits: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&mut *tx).await.unwrap();
-    assert_eq!(commits, "on");
     let done = store.commit(open, &scope(), &completion(taken)).await.unwrap();
     assert_eq!(done, Commit::Committed);
     assert_eq!(server.sql("SELECT count(*) FROM effects"), "1");
+    assert_eq!(server.sql("SELECT setting FROM seen"), "on");
     // The pool's own setting is back.
     let after: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&pool).await.unwrap();
     assert_eq!(after, "off");
