@@ -288,7 +288,7 @@ impl KeyExtractor {
     }
 
     /// The key for a message without one, by its payload: the policy `on_missing_key = "hash"`.
-    pub(crate) fn fallback(&self, message: &Message) -> Key {
+    pub fn fallback(&self, message: &Message) -> Key {
         let (_, context) = self.prepare(KeySource::PayloadHash);
         let mut parts = Vec::with_capacity(40);
         // A BLAKE3 hash is 32 bytes: neither empty nor oversize.

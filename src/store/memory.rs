@@ -17,6 +17,11 @@ use super::{
     FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
     Renewal, Store, StoreCapabilities,
 };
+#[cfg(any(test, feature = "testing"))]
+use super::{
+    KeyMark, MarkedKey,
+    transition::{Record, Step},
+};
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::error::Error;
 use crate::key::{Key, Scope};
@@ -119,6 +124,41 @@ impl MemoryStore {
             apply();
         }
         answer.unwrap_or(super::Commit::Fenced)
+    }
+
+    /// What keys would find that a transaction is to complete. Nothing is written.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn marked(&self, scope: &Scope, ttl: Duration, marks: &[KeyMark]) -> Vec<MarkedKey> {
+        let look = |table: &mut Table, at, mark: &KeyMark| {
+            let step = |record: &mut Record| Step { changed: false, ..record.clone().mark(at, ttl, mark) };
+            table.update(&mark.key, step).unwrap_or(MarkedKey::Fresh)
+        };
+        self.apply(scope, marks, look).into_iter().flatten().collect()
+    }
+
+    /// Completes keys and does `apply` under the same lock; neither if one of the keys is not fresh any more, or `apply`
+    /// answers false.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn commit_marks(
+        &self,
+        scope: &Scope,
+        ttl: Duration,
+        marks: &[KeyMark],
+        apply: impl FnOnce() -> bool,
+    ) -> super::Commit {
+        let (mut tables, at) = self.open();
+        let table = tables.scopes.entry(scope.clone()).or_default();
+        let mut fresh = |mark: &KeyMark| {
+            let step = |record: &mut Record| Step { changed: false, ..record.clone().mark(at, ttl, mark) };
+            table.update(&mark.key, step).is_none_or(|found| found == MarkedKey::Fresh)
+        };
+        if !marks.iter().all(&mut fresh) || !apply() {
+            return super::Commit::Fenced;
+        }
+        for mark in marks {
+            table.write(mark.key, |record| record.mark(at, ttl, mark));
+        }
+        super::Commit::Committed
     }
 
     fn read<T>(&self, scope: &Scope, look: impl FnOnce(&Table, Moment) -> T) -> Option<T> {

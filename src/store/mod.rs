@@ -17,7 +17,7 @@ pub use claim::{
     FailRequest, Failure, Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
 };
 pub use memory::MemoryStore;
-pub use position::{LogPartition, MarkRequest, MarkedCommit, Ownership, PositionStore};
+pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
 pub use token::{Entropy, OwnerToken};
 pub use transactional::{Commit, TransactionalStore};

@@ -1,12 +1,13 @@
 //! How far a partition of a log has been processed, kept in the effect's own transaction: [`PositionStore`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{CompleteRequest, TransactionalStore};
+use super::{CompleteRequest, OwnerToken, TransactionalStore};
 use crate::error::{Error, ErrorKind};
-use crate::key::Scope;
+use crate::key::{Fingerprint, Key, Scope};
 
 /// A partition of a log, as one group of consumers reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +74,35 @@ pub struct MarkRequest {
     pub floor: u64,
 }
 
+/// A key that is to be completed by the transaction of its effect, without a claim before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyMark {
+    /// The key.
+    pub key: Key,
+    /// Fresh for every transaction.
+    pub owner: OwnerToken,
+    /// The payload's fingerprint; `None` compares nothing.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// What a transaction finds of a key that it is to complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkedKey {
+    /// The effect has not happened: it belongs into this transaction, whose commit completes the key.
+    Fresh,
+    /// The effect has happened.
+    Completed,
+    /// Its dead letter was published.
+    Dead,
+    /// Claimed, and its handler may be running. Nothing may be committed for it now.
+    InProgress {
+        /// The lease that is left.
+        retry_in: Duration,
+    },
+    /// The key is known with another payload.
+    Mismatch,
+}
+
 /// How a transaction with positions ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkedCommit {
@@ -94,7 +124,9 @@ pub enum MarkedCommit {
 /// back. So an owner that was paused commits nothing after another one has taken over, however far its handlers had got,
 /// and the new one does not wait for it.
 ///
-/// A producer's duplicates stand at other offsets: they need the key as well ([`commit_at`](Self::commit_at) takes both).
+/// A producer's duplicates stand at other offsets: they need the key as well. Either it was claimed before, and
+/// [`commit_at`](Self::commit_at) completes the claim, or the transaction begins with [`mark_keys`](Self::mark_keys), which
+/// needs no claim: its rows are the guard, since of two transactions that write one of them only one can commit.
 #[async_trait]
 pub trait PositionStore: TransactionalStore {
     /// Makes the caller the owner, under a new epoch, and answers what had been processed until then. To be called on
@@ -107,6 +139,26 @@ pub trait PositionStore: TransactionalStore {
     /// # Cancel safety
     /// As after a retryable error.
     async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error>;
+
+    /// Completes keys within an open transaction, before their effects: nobody else sees it until the transaction commits, and
+    /// never if it does not. Only effects of keys that are [`Fresh`](MarkedKey::Fresh) may follow in it. One answer for each
+    /// key, in order; the keys are distinct.
+    ///
+    /// A transaction that marks a key which another one has marked waits for that one's end, and then knows the key, or has
+    /// it. What a claim could take over is fresh here, too: a failed run, a claim whose lease is over.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot, or would have to wait for too long. The transaction is rolled back.
+    ///
+    /// # Cancel safety
+    /// The transaction of a dropped call is rolled back.
+    async fn mark_keys(
+        &self,
+        conn: Self::Conn,
+        scope: &Scope,
+        ttl: Duration,
+        keys: &[KeyMark],
+    ) -> Result<(Self::Conn, Vec<MarkedKey>), Error>;
 
     /// Notes the offsets, completes the key's claim if there is one, and commits, all or nothing.
     ///

@@ -6,11 +6,14 @@
 
 mod kept;
 
+use std::time::Duration;
+
 pub use kept::{Detail, Moment, Record, Step, micros};
 
 use super::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, Commit, CompleteRequest, Completion,
-    Exhausted, FailRequest, Failure, KeyState, Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
+    Exhausted, FailRequest, Failure, KeyMark, KeyState, Lease, MarkedKey, Reason, Redrive, RedriveRequest,
+    RenewRequest, Renewal,
 };
 use crate::key::Key;
 
@@ -94,6 +97,24 @@ impl Record {
         }
         self.finish(at, request);
         Step::changed(Commit::Committed)
+    }
+
+    /// See [`PositionStore::mark_keys`](super::PositionStore::mark_keys): a claim and its completion in one step. Attempts do
+    /// not count: whoever runs the effect counts his own.
+    pub fn mark(&mut self, at: Moment, ttl: Duration, mark: &KeyMark) -> Step<MarkedKey> {
+        let terms = ClaimTerms { lease: Duration::ZERO, max_attempts: u32::MAX, ttl };
+        let KeyMark { key, owner, fingerprint } = *mark;
+        let claim = self.claim(at, &terms, &ClaimRequest { key, owner, fingerprint, generation: 0 });
+        let lease = match claim.answer {
+            Claim::Claimed(Claimed { lease, .. }) | Claim::Exhausted(Exhausted { lease, .. }) => lease,
+            Claim::InProgress { retry_in } => return Step::unchanged(MarkedKey::InProgress { retry_in }),
+            Claim::Completed { .. } => return Step::unchanged(MarkedKey::Completed),
+            Claim::Dead { .. } => return Step::unchanged(MarkedKey::Dead),
+            Claim::Mismatch => return Step::unchanged(MarkedKey::Mismatch),
+        };
+        let generation = self.generation;
+        self.finish(at, &CompleteRequest { lease, result: None, fingerprint, generation, ttl });
+        Step::changed(MarkedKey::Fresh)
     }
 
     /// See [`Store::renew`](super::Store::renew).

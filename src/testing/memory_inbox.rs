@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::memory_positions::{Marked, Positions};
 use crate::error::Error;
 use crate::key::{Key, Scope};
 use crate::store::{
@@ -14,17 +15,19 @@ use crate::store::{
 };
 
 /// A [`MemoryStore`] with a list of effects beside it, both written in one step: what an inbox table is to a database.
-/// A transaction gathers effects and knows nothing of other transactions.
+/// A transaction gathers effects and knows nothing of other transactions, but for the keys that it marks.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryInbox {
-    store: MemoryStore,
+    pub(super) store: MemoryStore,
     effects: Arc<Mutex<Vec<String>>>,
+    pub(super) positions: Positions,
 }
 
 /// An open transaction of a [`MemoryInbox`].
 #[derive(Debug, Default)]
 pub struct MemoryTransaction {
     effects: Vec<String>,
+    pub(super) marked: Marked,
 }
 
 impl MemoryTransaction {
@@ -37,7 +40,12 @@ impl MemoryTransaction {
 impl MemoryInbox {
     /// Around `store`, without an effect so far.
     pub fn new(store: MemoryStore) -> Self {
-        Self { store, effects: Arc::default() }
+        Self { store, ..Self::default() }
+    }
+
+    pub(super) fn happen(&self, conn: &mut MemoryTransaction) {
+        let mut effects = self.effects.lock().unwrap_or_else(PoisonError::into_inner);
+        effects.append(&mut conn.effects);
     }
 
     /// The effects that are committed, in order.
@@ -61,13 +69,11 @@ impl TransactionalStore for MemoryInbox {
 
     async fn commit(
         &self,
-        conn: MemoryTransaction,
+        mut conn: MemoryTransaction,
         scope: &Scope,
         request: &CompleteRequest,
     ) -> Result<Commit, Error> {
-        Ok(self.store.commit(scope, request, || {
-            self.effects.lock().unwrap_or_else(PoisonError::into_inner).extend(conn.effects);
-        }))
+        Ok(self.store.commit(scope, request, || self.happen(&mut conn)))
     }
 
     async fn rollback(&self, _conn: MemoryTransaction) {}
@@ -186,4 +192,5 @@ mod tests {
     }
 
     crate::transactional_store_conformance!(harness());
+    crate::position_store_conformance!(harness());
 }

@@ -7,6 +7,7 @@ mod faulty_consumer;
 mod faulty_store;
 mod memory_broker;
 mod memory_inbox;
+mod memory_positions;
 mod memory_publisher;
 mod process;
 pub mod store;

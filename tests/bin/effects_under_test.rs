@@ -1,14 +1,16 @@
 //! Writes a row for each record, together with its position, until it is told to stop:
-//! `effects-under-test BROKERS TOPIC GROUP POSTGRES-URL`.
+//! `effects-under-test BROKERS TOPIC GROUP POSTGRES-URL [keys]`.
 //!
-//! A row in `effects` is where its record stood, `PARTITION:OFFSET`, and the table has no constraint: doubled effects show.
+//! A row in `effects` is where its record stood, `PARTITION:OFFSET`, and the table has no constraint: doubled effects show. With
+//! `keys` it is the order's id, which is the key as well.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::{Handled, Message, Scope, tx_handler};
-use onceward_kafka::{EffectsConfig, KafkaConfig, KafkaEffects};
+use onceward::pipeline::config::OnMismatch;
+use onceward::{Handled, HandlerError, KeyExtractor, KeySource, Message, Scope, tx_handler};
+use onceward_kafka::{EffectKeys, EffectsConfig, KafkaConfig, KafkaEffects};
 use onceward_postgres::{PgConfig, PgStore, PgTx};
 use tokio_util::sync::CancellationToken;
 
@@ -18,15 +20,27 @@ async fn note((): (), message: Message, mut tx: PgTx<'_>) -> Handled {
     Ok(())
 }
 
+async fn note_id((): (), message: Message, mut tx: PgTx<'_>) -> Handled {
+    let order: serde_json::Value = serde_json::from_slice(message.payload())?;
+    let id = order["id"].as_str().ok_or_else(|| HandlerError::permanent("an order without an id"))?;
+    sqlx::query("INSERT INTO effects VALUES ($1)").bind(id).execute(&mut *tx).await?;
+    Ok(())
+}
+
 #[allow(clippy::print_stderr)]
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
-    let [brokers, topic, group, url] = &args[..] else { return ExitCode::from(2) };
+    let [brokers, topic, group, url, keys @ ..] = &args[..] else { return ExitCode::from(2) };
+    let keys = match keys {
+        [] => false,
+        [keys] if keys == "keys" => true,
+        _ => return ExitCode::from(2),
+    };
     let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
     else {
         return ExitCode::FAILURE;
     };
-    match runtime.block_on(run(brokers, topic, group, url)) {
+    match runtime.block_on(run(brokers, topic, group, url, keys)) {
         Ok(summary) => {
             eprintln!("{summary:?}");
             ExitCode::SUCCESS
@@ -43,6 +57,7 @@ async fn run(
     topic: &str,
     group: &str,
     url: &str,
+    keys: bool,
 ) -> Result<onceward_kafka::EffectsSummary, onceward::Error> {
     let mut source = KafkaConfig::new([brokers], [topic], group);
     source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
@@ -59,8 +74,17 @@ async fn run(
             told.cancel();
         }
     });
-    let handler = tx_handler(&*store, (), note);
-    KafkaEffects::new(EffectsConfig::new(source))?
-        .run(Scope::parse("effects")?, store, handler, shutdown)
-        .await
+    let scope = Scope::parse("effects")?;
+    let mut config = EffectsConfig::new(source);
+    if !keys {
+        let handler = tx_handler(&*store, (), note);
+        return KafkaEffects::new(config)?.run(scope, store, handler, shutdown).await;
+    }
+    let mut by_id =
+        EffectKeys::new(KeyExtractor::new(&scope, vec![KeySource::JsonPointer("/id".to_owned())]));
+    // A copy on another partition differs by what it is partitioned by.
+    by_id.on_mismatch = OnMismatch::Process;
+    config.keys = Some(by_id);
+    let handler = tx_handler(&*store, (), note_id);
+    KafkaEffects::new(config)?.run(scope, store, handler, shutdown).await
 }

@@ -35,7 +35,7 @@ mod watermark;
 
 pub use config::{KafkaConfig, TopicConfig};
 pub use consumer::KafkaConsumer;
-pub use effects::{EffectsConfig, EffectsSummary, KafkaEffects};
+pub use effects::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 pub use facts::{SourceFacts, TopicFacts};
 pub use publisher::KafkaPublisher;
 pub use retry::RetryTopic;

@@ -33,6 +33,7 @@ mod error;
 mod fast;
 mod held;
 mod link;
+mod mark;
 mod migrate;
 mod offsets;
 mod outbox;

@@ -281,7 +281,7 @@ impl Link {
 }
 
 /// The server's time, and the fences that purged records had.
-async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Moment, sqlx::Error> {
+pub(crate) async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Moment, sqlx::Error> {
     let sql = format!("SELECT {}, value FROM {schema}.meta WHERE name = 'fence_floor'", row::NOW);
     let row = query(AssertSqlSafe(sql)).fetch_one(conn).await?;
     let number = |n| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(n)?).unwrap_or(0));

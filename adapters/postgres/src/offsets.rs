@@ -1,15 +1,19 @@
 //! Positions in the transactions of effects: [`PositionStore`] on the table `processed_offsets`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::store::{CompleteRequest, LogPartition, MarkRequest, MarkedCommit, Ownership, PositionStore};
+use onceward::store::{
+    CompleteRequest, KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore,
+};
 use onceward::{Error, ErrorKind, Scope};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
 use crate::error::store_error;
 use crate::link::WRITE;
+use crate::mark::{MARK_KEYS, mark_keys};
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
 use crate::transaction::{PgConn, complete, end_of_effect, joined, within};
@@ -44,6 +48,18 @@ impl PositionStore for PgStore {
             })
         });
         owned.await.map_err(|attempt| attempt.told(OWN))
+    }
+
+    async fn mark_keys(
+        &self,
+        conn: PgConn,
+        scope: &Scope,
+        ttl: Duration,
+        keys: &[KeyMark],
+    ) -> Result<(PgConn, Vec<MarkedKey>), Error> {
+        let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(MARK_KEYS))?;
+        let task = mark_keys(self.schema(), conn, scope, ttl, keys.to_vec());
+        joined(tokio::spawn(within(self.link().patience, MARK_KEYS, task)).await)?
     }
 
     async fn commit_at(

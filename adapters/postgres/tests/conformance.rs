@@ -97,3 +97,8 @@ mod transactions {
     use super::PgHarness;
     onceward::transactional_store_conformance!(PgHarness::new().await);
 }
+
+mod marks {
+    use super::PgHarness;
+    onceward::position_store_conformance!(PgHarness::new().await);
+}

@@ -156,6 +156,22 @@ macro_rules! transactional_store_conformance {
     };
 }
 
+/// Makes one `#[tokio::test]` of each check of [`PositionStore::mark_keys`](crate::store::PositionStore::mark_keys); the
+/// argument makes a fresh [`TransactionalHarness`](crate::testing::store::TransactionalHarness). See
+/// [`store_conformance!`](crate::store_conformance).
+#[macro_export]
+macro_rules! position_store_conformance {
+    ($harness:expr) => {
+        $crate::conformance_tests! { $harness; marks:
+            marked_keys_are_completed_with_their_effects,
+            marks_go_with_their_transaction,
+            a_mark_is_told_what_is_known_of_a_key,
+            what_a_claim_could_take_over_is_fresh,
+            of_two_transactions_with_one_key_one_waits,
+        }
+    };
+}
+
 /// What the macros above are made of.
 #[doc(hidden)]
 #[macro_export]
@@ -197,6 +213,7 @@ mod tests {
             include_str!("completions.rs"),
             include_str!("failures.rs"),
             include_str!("fencing.rs"),
+            include_str!("marks.rs"),
             include_str!("mismatches.rs"),
             include_str!("races.rs"),
             include_str!("records.rs"),

@@ -22,6 +22,7 @@ pub mod failures;
 pub mod fencing;
 mod harness;
 mod macros;
+pub mod marks;
 pub mod mismatches;
 pub mod races;
 pub mod records;

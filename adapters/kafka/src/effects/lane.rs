@@ -9,18 +9,23 @@ use onceward::{Delivery, Error, HandlerError, Message, Publisher, TxHandler, Ver
 use tokio_util::sync::CancellationToken;
 
 use super::EffectsConfig;
+use super::keys::{Fate, Marker};
 use super::ownership::Owners;
 use crate::letter::letter;
 use crate::publisher::KafkaPublisher;
 
 /// Between two tries of a database that does not answer.
 const BREATH: Duration = Duration::from_millis(200);
+/// The shortest wait for a key that another has claimed.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// What the lanes of a run share.
 pub(super) struct Lane<'a, S, H> {
     pub(super) owners: &'a Owners<S>,
     pub(super) handler: &'a H,
     pub(super) config: &'a EffectsConfig,
+    /// `None`: positions alone.
+    pub(super) marker: Option<Marker<'a>>,
     pub(super) publisher: &'a KafkaPublisher,
     pub(super) shutdown: &'a CancellationToken,
 }
@@ -32,6 +37,10 @@ pub(super) enum End {
     Done,
     /// They had been when the partition was taken over, or by a commit without an answer.
     Known,
+    /// A record with the same key had it, and the position is durable.
+    Copy,
+    /// A policy wants no effect of it, and the position is durable.
+    Rejected,
     /// In the dead-letter topic, and the position is durable.
     Dead,
     /// Nothing happened: the partition has another owner, or the run is over.
@@ -51,12 +60,13 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
         }
         let fresh: Vec<_> = (0..deliveries.len()).filter(|index| ends[*index] == End::Left).collect();
         let messages: Vec<_> = fresh.iter().map(|index| &deliveries[*index].message).collect();
-        let together = match messages.len() {
+        let mut together = match messages.len() {
             0 | 1 => None,
             _ => self.together(&owner, &messages).await,
-        };
+        }
+        .map(Vec::into_iter);
         for (index, message) in fresh.into_iter().zip(messages) {
-            ends[index] = match together {
+            ends[index] = match together.as_mut().and_then(Iterator::next) {
                 Some(end) => end,
                 None => self.alone(&owner, message).await,
             };
@@ -68,20 +78,42 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
         ends
     }
 
-    /// All of them in one transaction; `None` if they have to be tried one by one.
-    async fn together(&self, owner: &Ownership, messages: &[&Message]) -> Option<End> {
+    /// Opens a transaction for `messages` and marks their keys in it; what is to be done with each.
+    async fn begin(&self, messages: &[&Message]) -> Result<(S::Conn, Vec<Fate>), Error> {
+        let store = &*self.owners.store;
+        let open = store.begin().await?;
+        match &self.marker {
+            None => Ok((open, vec![Fate::Run; messages.len()])),
+            Some(marker) => marker.mark(store, open, &self.owners.scope, messages).await,
+        }
+    }
+
+    /// All of them in one transaction, and how each ended; `None` if they have to be tried one by one.
+    async fn together(&self, owner: &Ownership, messages: &[&Message]) -> Option<Vec<End>> {
         let store = &self.owners.store;
-        let mut open = store.begin().await.ok()?;
-        for message in messages {
-            if let Err(error) = self.run(&mut open, message).await {
-                tracing::debug!(delivery = ?message, error = error.text(), "a batch is undone and tried one by one");
-                store.rollback(open).await;
-                return None;
+        let (mut open, fates) = self.begin(messages).await.ok()?;
+        let mut ends = Vec::with_capacity(messages.len());
+        for (message, fate) in messages.iter().zip(&fates) {
+            let ended = match fate {
+                Fate::Run => self.run(&mut open, message).await.map(|()| End::Done),
+                Fate::Copy => Ok(End::Copy),
+                Fate::Reject => Ok(End::Rejected),
+                Fate::Wait(_) | Fate::Letter(..) | Fate::Alone => {
+                    Err(HandlerError::retry("its key cannot be completed with others"))
+                }
+            };
+            match ended {
+                Ok(end) => ends.push(end),
+                Err(error) => {
+                    tracing::debug!(delivery = ?message, error = error.text(), "a batch is undone and tried one by one");
+                    store.rollback(open).await;
+                    return None;
+                }
             }
         }
         match store.commit_at(open, &self.owners.scope, &mark(owner, messages), None).await {
-            Ok(MarkedCommit::Committed) => Some(End::Done),
-            Ok(MarkedCommit::NotOwner) => Some(self.not_owner(owner)),
+            Ok(MarkedCommit::Committed) => Some(ends),
+            Ok(MarkedCommit::NotOwner) => Some(vec![self.not_owner(owner); messages.len()]),
             // Whether it was committed, or one of them before, shows one by one.
             Ok(MarkedCommit::Processed | MarkedCommit::Fenced) | Err(_) => None,
         }
@@ -91,17 +123,24 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
     async fn alone(&self, owner: &Ownership, message: &Message) -> End {
         let (mut attempts, mut pause) = (0, Duration::ZERO);
         while !self.shutdown.is_cancelled() {
-            let error = match self.attempt(owner, message).await {
+            let (error, refused) = match self.attempt(owner, message).await {
                 Attempt::Ended(end) => return end,
                 Attempt::Store(error) => {
                     tracing::warn!(%error, "an effect is not committed yet; its partition waits for the database");
                     self.wait(BREATH).await;
                     continue;
                 }
-                Attempt::Failed(error) => error,
+                Attempt::InProgress(retry_in) => {
+                    tracing::debug!(delivery = ?message, "its key is claimed by another; its partition waits");
+                    self.wait(retry_in.clamp(SHORTEST, BREATH)).await;
+                    continue;
+                }
+                Attempt::Refused(reason, text) => (HandlerError::permanent(text), Some(reason)),
+                Attempt::Failed(error) => (error, None),
             };
-            attempts += 1;
+            attempts += u32::from(refused.is_none());
             let reason = match error.verdict() {
+                _ if refused.is_some() => refused,
                 Verdict::Permanent => Some(Reason::Permanent),
                 _ if attempts >= self.config.retry.max_attempts => Some(Reason::AttemptsExhausted),
                 _ => None,
@@ -138,16 +177,29 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
     }
 
     async fn attempt(&self, owner: &Ownership, message: &Message) -> Attempt {
-        let store = &self.owners.store;
-        let mut open = match store.begin().await {
-            Ok(open) => open,
+        let (mut open, fates) = match self.begin(&[message]).await {
+            Ok(begun) => begun,
+            // What keeps keys from being marked is no fault of the record.
             Err(error) => return Attempt::Store(error),
         };
-        if let Err(error) = self.run(&mut open, message).await {
-            store.rollback(open).await;
-            return Attempt::Failed(error);
+        let ended = match fates.into_iter().next() {
+            Some(Fate::Copy) => Ok(End::Copy),
+            Some(Fate::Reject) => Ok(End::Rejected),
+            Some(Fate::Wait(retry_in)) => Err(Attempt::InProgress(retry_in)),
+            Some(Fate::Letter(reason, text)) => Err(Attempt::Refused(reason, text)),
+            // A single record is never told to run alone.
+            Some(Fate::Run | Fate::Alone) | None => match self.run(&mut open, message).await {
+                Ok(()) => Ok(End::Done),
+                Err(error) => Err(Attempt::Failed(error)),
+            },
+        };
+        match ended {
+            Ok(end) => self.commit(owner, open, message, end).await,
+            Err(attempt) => {
+                self.owners.store.rollback(open).await;
+                attempt
+            }
         }
-        self.commit(owner, open, message, End::Done).await
     }
 
     /// Notes the position of a record that is a dead letter, without an effect.
@@ -160,7 +212,7 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
             match tried {
                 Attempt::Ended(End::Known) => return End::Dead,
                 Attempt::Ended(end) => return end,
-                Attempt::Store(_) | Attempt::Failed(_) => self.wait(BREATH).await,
+                _ => self.wait(BREATH).await,
             }
         }
         End::Left
@@ -218,6 +270,10 @@ enum Attempt {
     Ended(End),
     /// The handler's failure, or one that its transaction kept for the commit.
     Failed(HandlerError),
+    /// Without a run: it has failed for good.
+    Refused(Reason, String),
+    /// Without a run: its key is claimed by another for so long.
+    InProgress(Duration),
     /// The database's.
     Store(Error),
 }

@@ -1,9 +1,10 @@
 //! Records in, effects in a database, each record once: [`KafkaEffects`].
 
+mod keys;
 mod lane;
 mod ownership;
+mod queues;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +12,27 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use onceward::retry::RetryPolicy;
 use onceward::store::PositionStore;
-use onceward::{Consumer, Delivery, Error, Scope, Settlement, TxHandler};
+use onceward::{Acker, Consumer, Delivery, Error, Scope, SettleQueue, Settlement, TxHandler};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::KafkaConfig;
 use crate::consumer::KafkaConsumer;
 use crate::publisher::KafkaPublisher;
+pub use keys::EffectKeys;
+use keys::Marker;
 use lane::{End, Lane};
 use ownership::Owners;
+use queues::Queues;
 
 /// Between two tries of a broker that does not answer.
 const BREATH: Duration = Duration::from_millis(200);
+/// Nothing more is taken while so many deliveries wait or are under way. What waits in the consumer instead is given up at once
+/// when its partition goes.
+const ENOUGH: usize = 2_000;
 
 /// What a [`KafkaEffects`] consumes, and what it does about failures.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EffectsConfig {
     /// The topics and the group, and how to connect. Retry topics are not used: order is kept.
@@ -36,13 +44,15 @@ pub struct EffectsConfig {
     /// The topic for records that failed for good. Without one such a record is tried again for ever, and its partition
     /// waits.
     pub dead_letters: Option<String>,
+    /// With keys, records that a producer has sent twice have one effect, too. `None`: positions alone.
+    pub keys: Option<EffectKeys>,
 }
 
 impl EffectsConfig {
     /// Effects of the records of `source`, with the defaults.
     pub fn new(source: KafkaConfig) -> Self {
         let handler_timeout = Duration::from_secs(30);
-        Self { source, handler_timeout, retry: RetryPolicy::default(), dead_letters: None }
+        Self { source, handler_timeout, retry: RetryPolicy::default(), dead_letters: None, keys: None }
     }
 }
 
@@ -54,6 +64,10 @@ pub struct EffectsSummary {
     pub records: u64,
     /// Records whose effect was there already.
     pub known: u64,
+    /// Records without an effect, since one with the same key has it.
+    pub copies: u64,
+    /// Records without a key, passed over by policy.
+    pub rejected: u64,
     /// Records in the dead-letter topic instead.
     pub dead_lettered: u64,
 }
@@ -66,8 +80,12 @@ pub struct EffectsSummary {
 /// that was paused while another one took over commits nothing. The records of a partition are processed in their order, as
 /// many as wait in one transaction, and one by one where that fails; partitions side by side.
 ///
-/// It keeps no idempotency keys: a record that a producer has sent twice is two records. Effects outside the database may happen
-/// again. After a commit without an answer the database is asked, not the handler run again for what it has.
+/// Without [`keys`](EffectsConfig::keys) a record that a producer has sent twice is two records. With them it is one, on whichever
+/// partitions its copies are: its key is completed in the same transaction. A record that failed for good leaves no key: what is
+/// moved back from the dead-letter topic runs again, and so does a copy.
+///
+/// Effects outside the database may happen again. After a commit without an answer the database is asked, not the handler run
+/// again for what it has.
 #[derive(Debug)]
 pub struct KafkaEffects {
     config: EffectsConfig,
@@ -81,6 +99,7 @@ impl KafkaEffects {
     pub fn new(mut config: EffectsConfig) -> Result<Self, Error> {
         config.source.topics.retry_topics.clear();
         config.source.check()?;
+        config.keys.as_ref().map_or(Ok(()), EffectKeys::check)?;
         Ok(Self { config })
     }
 
@@ -99,68 +118,110 @@ impl KafkaEffects {
         shutdown: CancellationToken,
     ) -> Result<EffectsSummary, Error> {
         let config = &self.config;
+        let keys = config.keys.as_ref();
+        keys.map_or(Ok(()), |keys| keys.check_scope(&scope))?;
         let publisher = KafkaPublisher::new(config.source.brokers.clone(), &config.source.properties)?;
         let owners = Arc::new(Owners::new(store, scope, &config.source.group));
         let mut consumer = KafkaConsumer::open_owned(config.source.clone(), owners.clone()).await?;
-        let lane =
-            Lane { owners: &*owners, handler: &handler, config, publisher: &publisher, shutdown: &shutdown };
-        let mut summary = EffectsSummary::default();
-        loop {
+        let stopping = shutdown.child_token();
+        let lane = Lane {
+            owners: &*owners,
+            handler: &handler,
+            config,
+            marker: keys.map(Marker::new),
+            publisher: &publisher,
+            shutdown: &stopping,
+        };
+        let mut settling =
+            Settling { acker: consumer.acker(), queue: consumer.settle_queue(), summary: Default::default() };
+        let (mut queues, mut under_way) = (Queues::default(), FuturesUnordered::new());
+        let mut again_at = Instant::now();
+        let ended = loop {
+            under_way.extend(queues.start().into_iter().map(|part| process(&lane, part)));
             let received = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
-                received = consumer.receive() => received,
+                () = shutdown.cancelled() => break Ok(()),
+                Some((ends, part)) = under_way.next() => {
+                    settling.part(&mut queues, ends, part).await;
+                    continue;
+                }
+                received = async { tokio::time::sleep_until(again_at).await; consumer.receive().await },
+                    if queues.held() < ENOUGH => received,
             };
             match received {
-                Ok(Some(deliveries)) => settle(&consumer, &lane, deliveries, &mut summary).await,
-                Ok(None) => break,
+                Ok(Some(deliveries)) => settling.left(queues.push(deliveries)).await,
+                Ok(None) => break Ok(()),
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(%error, "nothing is received; it is tried again");
-                    tokio::time::sleep(BREATH).await;
+                    again_at = Instant::now() + BREATH;
                 }
-                Err(error) => {
-                    consumer.close().await.unwrap_or_else(|error| tracing::warn!(%error, "not closed"));
-                    return Err(error);
-                }
+                Err(error) => break Err(error),
             }
+        };
+        stopping.cancel();
+        // What runs is brought to its end; what waits is for the partition's next owner.
+        while let Some((ends, part)) = under_way.next().await {
+            settling.part(&mut queues, ends, part).await;
         }
-        consumer.close().await?;
-        Ok(summary)
+        let closed = consumer.close().await;
+        if ended.is_err()
+            && let Err(error) = &closed
+        {
+            tracing::warn!(%error, "not closed");
+        }
+        ended.and(closed).map(|()| settling.summary)
     }
 }
 
-/// Processes deliveries, partitions side by side, and acknowledges what is durable.
-async fn settle<S: PositionStore, H: TxHandler<S>>(
-    consumer: &KafkaConsumer,
+/// How each of a part's deliveries ended.
+async fn process<S: PositionStore, H: TxHandler<S>>(
     lane: &Lane<'_, S, H>,
-    deliveries: Vec<Delivery>,
-    summary: &mut EffectsSummary,
-) {
-    // The epoch of a tag is that of one assignment of one partition.
-    let mut lanes = BTreeMap::<_, Vec<Delivery>>::new();
-    for delivery in deliveries {
-        lanes.entry(delivery.receipt.tag().epoch).or_default().push(delivery);
-    }
-    let mut ended: FuturesUnordered<_> = lanes
-        .into_values()
-        .map(|deliveries| async move { (lane.process(&deliveries).await, deliveries) })
-        .collect();
-    while let Some((ends, deliveries)) = ended.next().await {
-        for (end, delivery) in ends.into_iter().zip(deliveries) {
+    part: Vec<Delivery>,
+) -> (Vec<End>, Vec<Delivery>) {
+    (lane.process(&part).await, part)
+}
+
+/// Acknowledges what is durable, and counts it.
+struct Settling {
+    acker: Arc<dyn Acker>,
+    queue: Arc<SettleQueue>,
+    summary: EffectsSummary,
+}
+
+impl Settling {
+    async fn part(&mut self, queues: &mut Queues, ends: Vec<End>, part: Vec<Delivery>) {
+        let epoch = part.first().map(|delivery| delivery.receipt.tag().epoch);
+        let mut left = Vec::new();
+        for (end, delivery) in ends.into_iter().zip(part) {
             let count = match end {
-                End::Done => &mut summary.records,
-                End::Known => &mut summary.known,
-                End::Dead => &mut summary.dead_lettered,
-                // Its partition has another owner: for who has it now it is no longer in our hands.
+                End::Done => &mut self.summary.records,
+                End::Known => &mut self.summary.known,
+                End::Copy => &mut self.summary.copies,
+                End::Rejected => &mut self.summary.rejected,
+                End::Dead => &mut self.summary.dead_lettered,
                 End::Left => {
-                    delivery.receipt.settle(Settlement::Retry { after: Duration::from_secs(1) });
+                    left.push(delivery);
                     continue;
                 }
             };
             *count += 1;
             delivery.receipt.settle(Settlement::Ack);
         }
+        if let Some(epoch) = epoch {
+            if !left.is_empty() {
+                left.extend(queues.close(epoch));
+            }
+            queues.ended(epoch);
+        }
+        self.left(left).await;
+    }
+
+    /// Their partition has another owner: for who has it now they are no longer in our hands.
+    async fn left(&self, left: Vec<Delivery>) {
+        for delivery in left {
+            delivery.receipt.settle(Settlement::Retry { after: Duration::from_secs(1) });
+        }
         // Too late is well: the position is in the database.
-        let _ = consumer.acker().settle(&consumer.settle_queue().take()).await;
+        let _ = self.acker.settle(&self.queue.take()).await;
     }
 }

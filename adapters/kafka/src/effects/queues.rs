@@ -1,0 +1,140 @@
+//! What waits for its turn, by assignment of a partition: [`Queues`].
+
+use std::collections::{BTreeMap, VecDeque};
+
+use onceward::Delivery;
+
+/// The most records of one transaction.
+const TOGETHER: usize = 500;
+
+/// Deliveries of partitions, in order. Of each partition one part is under way at a time, so that whoever has a part knows that
+/// all before it is done.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    by_epoch: BTreeMap<u64, Queue>,
+    /// Those that wait and those under way.
+    held: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Delivery>,
+    under_way: usize,
+    /// A part of it was left undone: what comes after it must not be done either.
+    closed: bool,
+}
+
+impl Queues {
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Those whose partition is [closed](Self::close) come back.
+    #[must_use]
+    pub(super) fn push(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        let mut refused = Vec::new();
+        for delivery in deliveries {
+            let queue = self.by_epoch.entry(delivery.receipt.tag().epoch).or_default();
+            if queue.closed {
+                refused.push(delivery);
+            } else {
+                queue.waiting.push_back(delivery);
+                self.held += 1;
+            }
+        }
+        refused
+    }
+
+    /// The next parts of partitions of which none is under way.
+    pub(super) fn start(&mut self) -> Vec<Vec<Delivery>> {
+        let mut parts = Vec::new();
+        for queue in self.by_epoch.values_mut() {
+            if queue.under_way == 0 && !queue.waiting.is_empty() {
+                queue.under_way = queue.waiting.len().min(TOGETHER);
+                parts.push(queue.waiting.drain(..queue.under_way).collect());
+            }
+        }
+        parts
+    }
+
+    /// The part that was under way has ended.
+    pub(super) fn ended(&mut self, epoch: u64) {
+        let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
+        self.held -= std::mem::take(&mut queue.under_way);
+        if queue.waiting.is_empty() && !queue.closed {
+            self.by_epoch.remove(&epoch);
+        }
+    }
+
+    /// Nothing of this assignment is handed out any more; what waited comes back.
+    #[must_use]
+    pub(super) fn close(&mut self, epoch: u64) -> Vec<Delivery> {
+        let queue = self.by_epoch.entry(epoch).or_default();
+        queue.closed = true;
+        let left = Vec::from(std::mem::take(&mut queue.waiting));
+        self.held -= left.len();
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::{Message, SettleQueue, Tag};
+
+    use super::*;
+
+    fn deliveries(epoch: u64, numbers: std::ops::Range<u64>) -> Vec<Delivery> {
+        let queue = SettleQueue::new();
+        let delivery = |number| Delivery {
+            message: Message::builder("").build(),
+            receipt: queue.receipt(Tag { epoch, number }),
+        };
+        numbers.map(delivery).collect()
+    }
+
+    fn numbers(parts: &[Vec<Delivery>]) -> Vec<Vec<u64>> {
+        let of = |part: &Vec<Delivery>| part.iter().map(|one| one.receipt.tag().number).collect();
+        parts.iter().map(of).collect()
+    }
+
+    #[test]
+    fn of_each_partition_one_part_is_under_way_and_the_next_is_what_came_meanwhile() {
+        let mut queues = Queues::default();
+        assert!(queues.push(deliveries(1, 0..2)).is_empty());
+        assert_eq!(numbers(&queues.start()), [[0, 1]]);
+        assert!(queues.push(deliveries(1, 2..4)).is_empty());
+        assert!(queues.push(deliveries(2, 7..8)).is_empty());
+        assert_eq!(numbers(&queues.start()), [[7]]);
+        assert_eq!(queues.held(), 5);
+        queues.ended(1);
+        assert_eq!((numbers(&queues.start()), queues.held()), (vec![vec![2, 3]], 3));
+        queues.ended(2);
+        queues.ended(1);
+        assert_eq!((queues.start().len(), queues.held(), queues.by_epoch.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn behind_what_was_left_undone_nothing_of_the_assignment_is_done() {
+        let mut queues = Queues::default();
+        assert!(queues.push(deliveries(1, 0..2)).is_empty());
+        let part = queues.start();
+        assert!(queues.push(deliveries(1, 2..4)).is_empty());
+        assert_eq!(numbers(&[queues.close(1)]), [[2, 3]]);
+        queues.ended(1);
+        assert_eq!(numbers(&[queues.push(deliveries(1, 4..5))]), [[4]]);
+        assert!(queues.push(deliveries(2, 5..6)).is_empty(), "another assignment");
+        assert_eq!((numbers(&queues.start()), queues.held(), part.len()), (vec![vec![5]], 1, 1));
+    }
+
+    #[test]
+    fn a_transaction_has_a_limit() {
+        let mut queues = Queues::default();
+        assert!(queues.push(deliveries(1, 0..1200)).is_empty());
+        let sizes = [(); 3].map(|()| {
+            let size = queues.start()[0].len();
+            queues.ended(1);
+            size
+        });
+        assert_eq!(sizes, [TOGETHER, TOGETHER, 200]);
+    }
+}
