@@ -1,8 +1,8 @@
 //! Writes a row for each record, together with its position, until it is told to stop:
 //! `effects-under-test BROKERS TOPIC GROUP POSTGRES-URL [keys]`.
 //!
-//! A row in `effects` is where its record stood, `PARTITION:OFFSET`, and the table has no constraint: doubled effects show. With
-//! `keys` it is the order's id, which is the key as well.
+//! A row in `effects` is where its record stood, `PARTITION:OFFSET`, with the `id` in its payload, which is the key with `keys`. The
+//! table has no constraint: doubled effects show.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,14 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 async fn note((): (), message: Message, mut tx: PgTx<'_>) -> Handled {
     let place = message.position().map(|position| format!("{}:{}", position.partition, position.offset));
-    sqlx::query("INSERT INTO effects VALUES ($1)").bind(place).execute(&mut *tx).await?;
-    Ok(())
-}
-
-async fn note_id((): (), message: Message, mut tx: PgTx<'_>) -> Handled {
     let order: serde_json::Value = serde_json::from_slice(message.payload())?;
     let id = order["id"].as_str().ok_or_else(|| HandlerError::permanent("an order without an id"))?;
-    sqlx::query("INSERT INTO effects VALUES ($1)").bind(id).execute(&mut *tx).await?;
+    sqlx::query("INSERT INTO effects (place, id) VALUES ($1, $2)")
+        .bind(place)
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
     Ok(())
 }
 
@@ -76,15 +75,13 @@ async fn run(
     });
     let scope = Scope::parse("effects")?;
     let mut config = EffectsConfig::new(source);
-    if !keys {
-        let handler = tx_handler(&*store, (), note);
-        return KafkaEffects::new(config)?.run(scope, store, handler, shutdown).await;
+    if keys {
+        let mut by_id =
+            EffectKeys::new(KeyExtractor::new(&scope, vec![KeySource::JsonPointer("/id".to_owned())]));
+        // A copy on another partition differs by what it is partitioned by.
+        by_id.on_mismatch = OnMismatch::Process;
+        config.keys = Some(by_id);
     }
-    let mut by_id =
-        EffectKeys::new(KeyExtractor::new(&scope, vec![KeySource::JsonPointer("/id".to_owned())]));
-    // A copy on another partition differs by what it is partitioned by.
-    by_id.on_mismatch = OnMismatch::Process;
-    config.keys = Some(by_id);
-    let handler = tx_handler(&*store, (), note_id);
+    let handler = tx_handler(&*store, (), note);
     KafkaEffects::new(config)?.run(scope, store, handler, shutdown).await
 }

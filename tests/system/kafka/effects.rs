@@ -1,123 +1,113 @@
-//! Effects in Postgres together with their positions, by two processes that are killed and paused in turn: one for each record.
+//! Effects in Postgres together with their positions, and with keys as well, by members that join, leave, are paused and killed.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use onceward_test_servers::postgres::Postgres;
-use onceward_test_support::chance::{Chance, kills};
-use onceward_test_support::orders;
+use onceward_test_support::chance::Chance;
+use onceward_test_support::orders::order;
 use onceward_test_support::process::{Running, until};
 use onceward_test_support::scene::Scene;
 use serde_json::json;
 
-use super::SESSION_MS;
+use super::disturbed::{Members, PARTITIONS, counted, orders, size};
 use super::topic::Topic;
 use crate::pair::{LONG, Waiting, stop};
 
 const EFFECTS: &str = env!("CARGO_BIN_EXE_effects-under-test");
+
+/// A row is an effect; the table has no constraint.
+fn server() -> Postgres {
+    let server = Postgres::start();
+    server.sql("CREATE TABLE effects (place text NOT NULL, id text NOT NULL, at bigserial)");
+    server
+}
 
 fn start(scene: &Scene, topic: &Topic<'_>, server: &Postgres, more: &[&str]) -> Running {
     let (bootstrap, url) = (topic.broker.bootstrap(), server.url("postgres"));
     scene.start(&mut scene.command(&[&[&bootstrap[..], &topic.name, &topic.name, &url], more].concat()))
 }
 
-/// Publishes each of `shares`, and after each but the last kills or pauses one of two processes in the middle of it; ends when
-/// there are `effects` and no lag.
-fn disturb(
+/// Has `lines` processed by members that are disturbed, until there are `effects` and no lag; each effect's place and id, in order.
+#[allow(clippy::print_stdout)]
+fn processed(
+    scene: &Scene,
     topic: &Topic<'_>,
     server: &Postgres,
-    scene: &Scene,
     more: &[&str],
-    shares: &[Vec<String>],
-    effects: usize,
-) {
-    let mut chance = Chance::new();
-    let mut running: Vec<_> = (0..2).map(|_| start(scene, topic, server, more)).collect();
+    (lines, disturbances, effects): (&[String], usize, usize),
+) -> Vec<(String, String)> {
+    let start = |_| start(scene, topic, server, more);
     let count = || server.sql("SELECT count(*) FROM effects").trim().parse::<usize>().expect("a count");
-    for (number, share) in shares.iter().enumerate() {
-        let had = count();
-        topic.publish(share);
-        if number + 1 == shares.len() {
-            break;
-        }
-        until("effects", LONG, || count() >= had + effects / shares.len() / 5);
-        std::thread::sleep(chance.millis(0..50));
-        if number % 3 == 2 {
-            // Its open transaction is of an epoch that is over when it goes on.
-            running[number % 2].stop();
-            std::thread::sleep(Duration::from_millis(SESSION_MS.unsigned_abs() * 2));
-            running[number % 2].go_on();
-        } else {
-            assert_eq!(running.remove(0).kill().signal(), Some(9));
-            running.push(start(scene, topic, server, more));
-        }
-    }
-    until("all effects", LONG, || count() >= effects);
-    until("no lag", LONG, || topic.is_empty());
-    stop(running);
+    let (done, began) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|threads| {
+        let watching = threads.spawn(|| topic.watch(&done));
+        let mut members = Members::two(&start, || ());
+        members.under_load(topic, lines, disturbances, count);
+        until("all effects", LONG, || count() >= effects);
+        until("no lag", LONG, || topic.is_empty());
+        members.stop();
+        done.store(true, Ordering::Relaxed);
+        assert!(watching.join().expect("offsets that never go back") > 20, "it hardly looked");
+    });
+    println!("{}: {} records, {disturbances} disturbances: {:?}", topic.name, lines.len(), began.elapsed());
+    rows(server)
 }
 
-/// How many rows each has.
-fn effects(server: &Postgres) -> BTreeMap<String, u32> {
-    let mut effects = BTreeMap::new();
-    for name in server.sql("SELECT * FROM effects").lines() {
-        *effects.entry(name.to_owned()).or_default() += 1;
-    }
-    effects
+fn rows(server: &Postgres) -> Vec<(String, String)> {
+    let rows = server.sql("SELECT place || ' ' || id FROM effects ORDER BY at");
+    let row = |row: &str| row.split_once(' ').map(|(place, id)| (place.to_owned(), id.to_owned()));
+    rows.lines().map(|line| row(line).expect("a place and an id")).collect()
 }
 
+/// A producer's copies are records of their own here: only positions are compared.
 #[test]
 fn each_record_has_one_effect_in_postgres_whatever_is_killed_or_paused_and_whatever_the_broker_says() {
-    const SHARE: usize = 1_000;
-    let server = Postgres::start();
-    server.sql("CREATE TABLE effects (place text NOT NULL)");
-    let topic = Topic::create("effects", 4);
-    let lines: Vec<_> = (0..SHARE * (kills(6) + 1))
-        .map(|number| orders::order(&format!("{number:05}"), &json!({})))
-        .collect();
-    let shares: Vec<_> = lines.chunks(SHARE).map(<[String]>::to_vec).collect();
-    let scene = Scene::new(EFFECTS);
-    disturb(&topic, &server, &scene, &[], &shares, lines.len());
+    let (server, scene) = (server(), Scene::new(EFFECTS));
+    let topic = Topic::create("effects", PARTITIONS);
+    let (messages, disturbances) = size((7_000, 6));
+    let (lines, produced) = orders(messages, &mut Chance::new());
+    processed(&scene, &topic, &server, &[], (&lines, disturbances, lines.len()));
 
     // The broker forgets where the group stands: the database knows.
     topic.forget_offsets();
     let again = start(&scene, &topic, &server, &[]);
     until("no lag", LONG, || topic.is_empty());
     stop(vec![again]);
-    let effects = effects(&server);
-    let twice: Vec<_> = effects.iter().filter(|(_, count)| **count > 1).collect();
+
+    let rows = rows(&server);
+    let places = counted(rows.iter().map(|(place, _)| place));
+    let twice: Vec<_> = places.into_iter().filter(|(_, count)| *count > 1).collect();
     assert!(twice.is_empty(), "effects of one record: {twice:?}");
-    assert_eq!(effects.len(), lines.len(), "records without an effect");
+    let effects = counted(rows.iter().map(|(_, id)| id.clone()));
+    assert_eq!(effects, counted(produced.into_iter().map(|own| own.key)), "effects of each id");
+    let mut last = BTreeMap::new();
+    for (place, _) in &rows {
+        let (partition, offset) = place.split_once(':').expect("PARTITION:OFFSET");
+        let offset: u64 = offset.parse().expect("an offset");
+        let before = last.insert(partition, offset);
+        assert!(before < Some(offset), "partition {partition}: {offset} came after {before:?}");
+    }
 }
 
 #[test]
 fn each_key_has_one_effect_in_postgres_though_one_in_ten_is_sent_twice_to_whichever_partition_and_members_die()
  {
-    const SHARE: usize = 1_000;
-    let server = Postgres::start();
-    server.sql("CREATE TABLE effects (id text NOT NULL)");
-    let topic = Topic::create("keyed-effects", 4);
+    let (server, scene) = (server(), Scene::new(EFFECTS));
+    let topic = Topic::create("keyed-effects", PARTITIONS);
+    let (messages, disturbances) = size((6_000, 6));
     let mut chance = Chance::new();
-    let (mut shares, mut distinct) = (Vec::<Vec<_>>::new(), 0);
-    for _ in 0..=kills(5) {
-        let first = distinct;
-        distinct += SHARE - SHARE / 10;
-        let mut share: Vec<_> = (first..distinct).collect();
-        for copy in 0..SHARE / 10 {
-            let earliest = if copy % 2 == 0 { first } else { 0 };
-            share.insert(chance.number(0..share.len()), chance.number(earliest..distinct));
-        }
-        // What a record is partitioned by is its lane: a copy may stand on any partition, close behind or far.
-        let mut line =
-            |number| orders::order(&format!("{number:05}"), &json!({"lane": chance.number(0..64)}));
-        shares.push(share.into_iter().map(&mut line).collect());
-    }
-    let scene = Scene::new(EFFECTS);
-    disturb(&topic, &server, &scene, &["keys"], &shares, distinct);
-    let effects = effects(&server);
+    let (_, produced) = orders(messages, &mut chance);
+    // What a record is partitioned by is its lane: a copy may stand on any partition, close behind or far.
+    let mut line = |id: &str| order(id, &json!({"lane": chance.number(0..64)}));
+    let lines: Vec<_> = produced.iter().map(|own| line(&own.key)).collect();
+    let expected: BTreeMap<_, _> = produced.into_iter().map(|own| (own.key, 1)).collect();
+    let rows = processed(&scene, &topic, &server, &["keys"], (&lines, disturbances, expected.len()));
+    let effects = counted(rows.into_iter().map(|(_, id)| id));
     let twice: Vec<_> = effects.iter().filter(|(_, count)| **count > 1).collect();
     assert!(twice.is_empty(), "effects of one key: {twice:?}");
-    assert_eq!(effects.len(), distinct, "keys without an effect");
+    assert_eq!(effects, expected, "keys without an effect");
     let kept = server.sql("SELECT count(*) FROM onceward.keys WHERE state = 4");
-    assert_eq!(kept.trim().parse(), Ok(distinct), "completed keys");
+    assert_eq!(kept.trim().parse(), Ok(expected.len()), "completed keys");
 }

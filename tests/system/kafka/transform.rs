@@ -1,20 +1,19 @@
-//! Two transforms of one group, killed and paused in turn: each record has one committed result.
+//! Transforms of one group that join, leave, are paused and killed: each record has one committed result.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::Chance;
 use onceward_test_support::orders;
 use onceward_test_support::process::{Running, until};
 use onceward_test_support::scene::Scene;
 use serde_json::json;
 
-use super::SESSION_MS;
+use super::disturbed::{Members, PARTITIONS, counted, orders, size};
 use super::topic::Topic;
 use crate::pair::{LONG, Waiting, stop};
 
 const TRANSFORM: &str = env!("CARGO_BIN_EXE_transform-under-test");
-const PARTITIONS: i32 = 4;
 
 fn start(scene: &Scene, from: &Topic<'_>, to: &Topic<'_>, id: usize) -> Running {
     let bootstrap = from.broker.bootstrap();
@@ -22,41 +21,32 @@ fn start(scene: &Scene, from: &Topic<'_>, to: &Topic<'_>, id: usize) -> Running 
     scene.start(&mut scene.command(&[&bootstrap, &from.name, &to.name, &from.name, &id]))
 }
 
+/// Who is paused finds its transaction refused. Who dies leaves one open, which ends when another takes up its id, or by its
+/// own timeout.
 #[test]
+#[allow(clippy::print_stdout)]
 fn each_record_has_one_committed_result_whatever_is_killed_or_paused() {
     let (from, to) = (Topic::create("transform", PARTITIONS), Topic::create("transform.results", 2));
-    let (kills, mut chance) = (kills(6), Chance::new());
-    let messages = 2_000 * (kills + 1);
-    let lines: Vec<_> =
-        (0..messages).map(|number| orders::order(&format!("{number:05}"), &json!({}))).collect();
+    let (messages, disturbances) = size((14_000, 6));
+    let (lines, _) = orders(messages, &mut Chance::new());
     let scene = Scene::new(TRANSFORM);
-    let mut running: Vec<_> = (0..2).map(|id| start(&scene, &from, &to, id)).collect();
-    let committed = || from.committed().map_or(0, |own| own.iter().filter(|own| **own > 0).sum());
-    for (kill, share) in lines.chunks(2_000).enumerate() {
-        from.publish(share);
-        if kill == kills {
-            break;
-        }
-        let least = i64::try_from(2_000 * kill + 500).expect("a small number");
-        until("committed records", LONG, || committed() >= least);
-        std::thread::sleep(chance.millis(0..50));
-        let id = kill % 2;
-        if kill % 3 == 2 {
-            // As after a long pause of the machine: the other one takes over, and this one's transaction is refused.
-            running[id].stop();
-            std::thread::sleep(Duration::from_millis(SESSION_MS.unsigned_abs() * 2));
-            running[id].go_on();
-        } else {
-            assert_eq!(running.remove(id).kill().signal(), Some(9));
-            running.insert(id, start(&scene, &from, &to, id));
-        }
-    }
-    until("no lag", LONG, || from.is_empty());
-    stop(running);
-    let mut results = BTreeMap::<_, u32>::new();
-    for (result, _) in to.records() {
-        *results.entry(result).or_default() += 1;
-    }
+    let start = |id| start(&scene, &from, &to, id);
+    let committed = || {
+        let sum = from.committed().map_or(0, |own| own.iter().filter(|own| **own > 0).sum());
+        usize::try_from(sum).expect("a sum of offsets")
+    };
+    let (done, began) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|threads| {
+        let watching = threads.spawn(|| from.watch(&done));
+        let mut members = Members::two(&start, || ());
+        members.under_load(&from, &lines, disturbances, committed);
+        until("no lag", LONG, || from.is_empty());
+        members.stop();
+        done.store(true, Ordering::Relaxed);
+        assert!(watching.join().expect("offsets that never go back") > 20, "it hardly looked");
+    });
+    println!("{messages} records, {disturbances} disturbances: {:?}", began.elapsed());
+    let results = counted(to.records().into_iter().map(|result| result.payload));
     let twice: Vec<_> = results.iter().filter(|(_, count)| **count > 1).collect();
     assert!(twice.is_empty(), "results of one record: {twice:?}");
     assert_eq!(results.len(), messages, "records without a result");
@@ -81,7 +71,7 @@ fn a_broker_that_is_killed_and_comes_back_leaves_one_result_for_each_record() {
     let (from, to) = (Topic::named(&broker, "restart", 2), Topic::named(&broker, "restart.results", 1));
     until("no lag", LONG, || from.is_empty());
     stop(vec![running]);
-    let mut results: Vec<_> = to.records().into_iter().map(|(result, _)| result).collect();
+    let mut results: Vec<_> = to.records().into_iter().map(|result| result.payload).collect();
     results.sort();
     let all = results.len();
     results.dedup();
