@@ -16,6 +16,7 @@ use crate::context::{Hooked, Starts, Users};
 use crate::log::Traced;
 use crate::probe::Probe;
 use crate::publisher::KafkaPublisher;
+use crate::reach::reach;
 use crate::retry::Waiting;
 use crate::shared::Shared;
 use crate::watch::Watch;
@@ -78,8 +79,7 @@ impl KafkaConsumer {
         starts: Option<Arc<dyn Starts>>,
     ) -> Result<Self, Error> {
         let client = config::settled(client, &topics)?;
-        let context = Users(Arc::new(context));
-        let retention = facts::retention(&client, context.clone(), &topics.names).await;
+        let context = Users::new(context);
         let waiting = match topics.retry_topics.is_empty() {
             true => None,
             false => {
@@ -87,8 +87,12 @@ impl KafkaConsumer {
                 Some(Arc::new(Waiting { publisher, topics: topics.retry_topics.clone() }))
             }
         };
+        let (asked, asking, names) = (client.clone(), context.clone(), topics.names.clone());
         let shared = task::blocking(move || start(client, context, topics, starts)).await??;
-        Ok(Self { shared, retention, waiting, settle_queue: SettleQueue::new() })
+        // From here on dropping this future leaves the group.
+        let mut consumer = Self { shared, retention: None, waiting, settle_queue: SettleQueue::new() };
+        consumer.retention = facts::retention(&asked, asking, &names).await;
+        Ok(consumer)
     }
 
     /// How many partitions are assigned to this member at this moment.
@@ -114,9 +118,12 @@ fn start<C: ClientContext + 'static>(
     plain.remove("group.id");
     let asked: BaseConsumer<Users<C>> =
         plain.create_with_context(context.clone()).map_err(|error| error::kafka(operation.clone(), error))?;
+    let explained = |operation, error| context.trouble.explain(operation, error, ErrorKind::Denied);
+    let first = topics.names.first().map_or("", String::as_str);
+    reach(&asked, first, REPLY_LIMIT).map_err(|error| explained(operation.clone(), error))?;
     for name in topics.consumed() {
         native::describe(asked.client(), &[name], REPLY_LIMIT)
-            .map_err(|error| error::kafka(format!("consume topic {name}"), error))?;
+            .map_err(|error| explained(format!("consume topic {name}"), error))?;
     }
     let cluster = asked.client().fetch_cluster_id(REPLY_LIMIT).ok_or_else(|| {
         let what = "the cluster does not tell its id; positions need it";

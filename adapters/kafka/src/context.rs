@@ -14,6 +14,7 @@ use rdkafka::{Offset, Statistics, TopicPartitionList};
 use crate::error;
 use crate::native;
 use crate::shared::{Shared, ToCommit};
+use crate::trouble::Trouble;
 
 /// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
 pub(crate) struct Hooked<C> {
@@ -124,12 +125,22 @@ fn commit_start<C: ClientContext>(
 /// How long the cluster may take to answer during a rebalance.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The user's context, for the other clients of a consumer: they log, and get tokens, as it does.
-pub(crate) struct Users<C>(pub(crate) Arc<C>);
+/// The user's context, for all clients of a consumer: they log, and get tokens, as it does. What keeps them from the brokers is
+/// noted.
+pub(crate) struct Users<C> {
+    user: Arc<C>,
+    pub(crate) trouble: Arc<Trouble>,
+}
+
+impl<C> Users<C> {
+    pub(crate) fn new(user: C) -> Self {
+        Self { user: Arc::new(user), trouble: Arc::default() }
+    }
+}
 
 impl<C> Clone for Users<C> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { user: Arc::clone(&self.user), trouble: Arc::clone(&self.trouble) }
     }
 }
 
@@ -137,23 +148,24 @@ impl<C: ClientContext> ClientContext for Users<C> {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.0.log(level, facility, line);
+        self.user.log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.0.stats(statistics);
+        self.user.stats(statistics);
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        self.0.stats_raw(statistics);
+        self.user.stats_raw(statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(error, reason);
+        self.trouble.note(&error, reason);
+        self.user.error(error, reason);
     }
 
     fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.0.generate_oauth_token(config)
+        self.user.generate_oauth_token(config)
     }
 }
 

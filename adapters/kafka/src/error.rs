@@ -8,13 +8,22 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 /// The error of `operation` ("receive from topic orders").
 pub(crate) fn kafka(operation: impl Into<Cow<'static, str>>, error: KafkaError) -> Error {
     let (kind, what) = match (&error, error.rdkafka_error_code()) {
-        (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), _) => {
+        (KafkaError::ClientConfig(_, reason, name, value), _) => {
+            return property(operation, reason, name, value);
+        }
+        (KafkaError::ClientCreation(_), _) => {
             (ErrorKind::Config, "the client's properties cannot be used; the cause names the property")
         }
         (_, Some(code)) => classified(code),
         _ => (ErrorKind::Unknown, "the Kafka client reports an error"),
     };
     Error::new(kind, operation, what).with_source(error)
+}
+
+/// A property that the client does not take. Its value is not told: who mistypes a name gives a password to another one.
+fn property(operation: impl Into<Cow<'static, str>>, reason: &str, name: &str, value: &str) -> Error {
+    let reason = if value.is_empty() { reason.to_owned() } else { reason.replace(value, "…") };
+    config(operation, format!("the client does not take the property {name}: {reason}; correct or remove it"))
 }
 
 fn classified(code: Code) -> (ErrorKind, &'static str) {
@@ -53,9 +62,10 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
         Code::MessageTimedOut | Code::OperationTimedOut | Code::RequestTimedOut => {
             (ErrorKind::Timeout, "no answer in time; it may have happened or not")
         }
-        Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => {
-            (ErrorKind::Unavailable, "no broker can be reached; check bootstrap.servers and the network")
-        }
+        Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => (
+            ErrorKind::Unavailable,
+            "no broker can be reached, or it hangs up; check bootstrap.servers, security.protocol and the network",
+        ),
         Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress => {
             (ErrorKind::Unavailable, "the group's coordinator starts or moves; it is there again in a moment")
         }
@@ -69,4 +79,23 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
 /// A value that cannot be used.
 pub(crate) fn config(operation: impl Into<Cow<'static, str>>, what: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Config, operation, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::BaseProducer;
+
+    use super::*;
+
+    #[test]
+    fn a_property_that_is_not_taken_is_named_without_its_value() {
+        for name in ["sasl.pasword", "security.protocol", "session.timeout.ms"] {
+            let made = ClientConfig::new().set(name, "hunter2").create::<BaseProducer>();
+            let error = kafka("publish", made.err().unwrap());
+            let said = format!("{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Config, "{said}");
+            assert!(said.contains(name) && !said.contains("hunter2"), "{said}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! Looks at topics and groups without consuming or changing anything: [`SourceFacts`], [`TopicFacts`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::Error;
+use onceward::{Error, ErrorKind};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
@@ -11,9 +12,11 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
+use crate::context::Users;
 use crate::log::Traced;
 use crate::native::{self, Described};
-use crate::{error, task};
+use crate::reach::reach;
+use crate::task;
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -57,9 +60,12 @@ impl KafkaConfig {
         self.check()?;
         let (client, names, group) = (self.client(), self.topics.names.clone(), self.group.clone());
         let operation = format!("look at topic {}", names.join(", "));
-        let retention = retention(&client, Traced, &names).await;
+        let context = Users::new(Traced);
+        let trouble = Arc::clone(&context.trouble);
+        let (asked, asking) = (client.clone(), names.clone());
         let look = move || {
-            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            let asked: BaseConsumer<Users<Traced>> = client.create_with_context(context)?;
+            reach(&asked, names.first().map_or("", String::as_str), ANSWER)?;
             let described = described(asked.client(), &names)?;
             let mut partitions = TopicPartitionList::new();
             for name in &names {
@@ -77,11 +83,14 @@ impl KafkaConfig {
                 partitions: count,
                 members: group.map_or(0, |group| u32::try_from(group.members().len()).unwrap_or(u32::MAX)),
                 group_state: group.map_or("Dead", |group| group.state()).to_owned(),
-                retention,
+                retention: None,
                 unreadable: unreadable.map(|topic| topic.name.clone()).collect(),
             })
         };
-        task::blocking(look).await?.map_err(|error| error::kafka(operation, error))
+        let looked = task::blocking(look).await?;
+        let mut facts = looked.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))?;
+        facts.retention = retention(&asked, Traced, &asking).await;
+        Ok(facts)
     }
 
     /// Asks the cluster about one topic, such as that of the dead letters.
@@ -91,8 +100,11 @@ impl KafkaConfig {
     pub async fn topic_facts(&self, topic: &str) -> Result<TopicFacts, Error> {
         self.check()?;
         let (client, name) = (self.client(), topic.to_owned());
+        let context = Users::new(Traced);
+        let trouble = Arc::clone(&context.trouble);
         let look = move || {
-            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            let asked: BaseConsumer<Users<Traced>> = client.create_with_context(context)?;
+            reach(&asked, &name, ANSWER)?;
             let described = described(asked.client(), std::slice::from_ref(&name))?;
             let metadata = asked.fetch_metadata(Some(&name), ANSWER)?;
             let mut records = 0;
@@ -103,7 +115,8 @@ impl KafkaConfig {
             let refused = described.iter().any(|topic| topic.allowed.is_some_and(|may| !may.write));
             Ok(TopicFacts { records, writable: !refused })
         };
-        task::blocking(look).await?.map_err(|error| error::kafka(format!("look at topic {topic}"), error))
+        let operation = format!("look at topic {topic}");
+        task::blocking(look).await?.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))
     }
 }
 
@@ -130,7 +143,7 @@ fn is_moving(error: &KafkaError) -> bool {
 }
 
 /// How many partitions there are, and how many of their offsets the group has not committed.
-fn lag(asked: &BaseConsumer<Traced>, partitions: TopicPartitionList) -> KafkaResult<(u32, u64)> {
+fn lag(asked: &BaseConsumer<Users<Traced>>, partitions: TopicPartitionList) -> KafkaResult<(u32, u64)> {
     let (mut count, mut lag) = (0, 0);
     let committed = patiently(|| asked.committed_offsets(partitions.clone(), ANSWER))?;
     for own in committed.elements() {

@@ -26,10 +26,12 @@ mod place;
 mod poll;
 mod probe;
 mod publisher;
+mod reach;
 mod retry;
 mod shared;
 mod task;
 mod transform;
+mod trouble;
 mod watch;
 mod watermark;
 

@@ -1,18 +1,21 @@
 //! Publishes, confirmed by all in-sync replicas: [`KafkaPublisher`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use onceward::{Error, Outgoing, Publisher};
+use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
+use crate::context::Users;
 use crate::error;
 use crate::log::Traced;
 use crate::outgoing;
+use crate::trouble::Trouble;
 
 const OPERATION: &str = "publish to Kafka";
 /// How often a full queue of the client's is tried again.
@@ -25,8 +28,9 @@ const FULL: Duration = Duration::from_millis(5);
 ///
 /// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
 pub struct KafkaPublisher {
-    producer: FutureProducer<Traced>,
+    producer: FutureProducer<Users<Traced>>,
     limit: Duration,
+    trouble: Arc<Trouble>,
 }
 
 impl KafkaPublisher {
@@ -80,8 +84,10 @@ impl KafkaPublisher {
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
-        let producer = client.create_with_context(Traced).map_err(|error| error::kafka(OPERATION, error))?;
-        Ok(Self { producer, limit })
+        let context = Users::new(Traced);
+        let trouble = Arc::clone(&context.trouble);
+        let producer = client.create_with_context(context).map_err(|error| error::kafka(OPERATION, error))?;
+        Ok(Self { producer, limit, trouble })
     }
 
     /// Hands a message to the client, waiting while its queue is full.
@@ -100,9 +106,14 @@ impl KafkaPublisher {
                     record = again;
                     tokio::time::sleep(FULL).await;
                 }
-                Err((error, _)) => return Err(error::kafka(operation(outgoing), error)),
+                Err((error, _)) => return Err(self.failed(outgoing, error)),
             }
         }
+    }
+
+    /// Refused credentials are no reason to give a message up: they are mended, and it is sent.
+    fn failed(&self, outgoing: &Outgoing, error: KafkaError) -> Error {
+        self.trouble.explain(operation(outgoing), error, ErrorKind::Unavailable)
     }
 }
 
@@ -120,10 +131,10 @@ impl Publisher for KafkaPublisher {
         let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| async move {
             match sent?.await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err((error, _))) => Err(error::kafka(operation(outgoing), error)),
+                Ok(Err((error, _))) => Err(self.failed(outgoing, error)),
                 Err(_) => {
                     let what = "the client was closed before the message was confirmed";
-                    Err(Error::new(onceward::ErrorKind::Unavailable, operation(outgoing), what))
+                    Err(Error::new(ErrorKind::Unavailable, operation(outgoing), what))
                 }
             }
         });

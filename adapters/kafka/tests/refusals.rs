@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use onceward::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use support::{LIMIT, Topic, take, text, unique};
 
 fn cluster() -> (MockCluster<'static, DefaultProducerContext>, Topic) {
@@ -62,20 +64,44 @@ async fn a_coordinator_that_moved_is_found() {
     a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 2]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_lost_partition_nothing_is_committed_and_it_comes_again() {
+/// Whether nobody has asked to commit anything since the broker was told to refuse the next one: that one is still refused.
+fn nothing_was_committed(topic: &Topic) -> bool {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &topic.bootstrap).set("group.id", "another");
+    let another: BaseConsumer = client.create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&topic.name, 0, Offset::Offset(1)).unwrap();
+    another.commit(&list, CommitMode::Sync).is_err()
+}
+
+/// Whatever a broker would make of such a commit: it is not even asked for.
+async fn of_a_lost_partition_nothing_is_committed_and_it_comes_again(lost: Answer) {
     let (cluster, topic) = cluster();
     topic.fill(10).await;
     let mut config = topic.config();
-    // What the drain would commit is not committed by chance before.
+    // Nothing is committed by chance before.
     config.topics.commit_interval = Duration::from_secs(60);
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     let taken = take(&mut consumer, 10).await;
     assert_eq!(ack(&consumer, &taken[..9]).await, [Settled::Done; 9]);
-    cluster.request_errors(Api::Heartbeat, &[Answer::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]);
+    cluster.request_errors(Api::OffsetCommit, &[Answer::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED]);
+    cluster.request_errors(Api::Heartbeat, &[lost]);
     let again = take(&mut consumer, 10).await;
     assert_eq!(again.iter().map(text).collect::<Vec<_>>(), taken.iter().map(text).collect::<Vec<_>>());
     assert_eq!(ack(&consumer, &taken[9..]).await, [Settled::TooLate]);
+    assert!(nothing_was_committed(&topic), "something was to be committed");
     assert_eq!(topic.committed().await, [-1]);
     consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_the_broker_has_forgotten_commits_nothing() {
+    let forgotten = Answer::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID;
+    of_a_lost_partition_nothing_is_committed_and_it_comes_again(forgotten).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_an_older_generation_commits_nothing() {
+    let older = Answer::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION;
+    of_a_lost_partition_nothing_is_committed_and_it_comes_again(older).await;
 }

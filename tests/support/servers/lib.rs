@@ -4,6 +4,7 @@
 //! A server belongs to the test that started it: it may be stopped, killed and restarted, and it ends with the test
 //! process, however that ends. A server that is not installed is a failure that says how to install it, never a pass.
 
+pub mod certificates;
 pub mod elasticmq;
 mod jars;
 pub mod kafka;

@@ -1,8 +1,11 @@
-//! Kafka topics, with the keys in Redis: members that join, leave, are paused and killed under load, single
-//! troubles, and transforms and effects in Postgres under kills.
+//! Kafka topics, with the keys in Redis: members that join, leave, are paused, killed and cut off under load, single troubles,
+//! retry topics, passwords and TLS, and transforms and effects in Postgres under kills.
 
+mod disturbed;
 mod effects;
 mod members;
+mod retries;
+mod secured;
 mod topic;
 mod transform;
 
@@ -19,7 +22,7 @@ use serde_json::json;
 
 use crate::pair::{LONG, Waiting, scene, stop, with_redis, without_source};
 use crate::stage::each;
-use topic::Topic;
+use topic::{Record, Topic};
 
 /// A member that is silent for so long is no member.
 const SESSION_MS: i64 = 4_000;
@@ -152,7 +155,7 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
     assert_eq!(ended.summary("dead-lettered"), 1, "{ended:#?}");
     assert!(topic.is_empty(), "{:?}", topic.committed());
     let letters = dead.records();
-    let [(payload, headers)] = &letters[..] else { panic!("{letters:?}") };
+    let [Record { payload, headers, .. }] = &letters[..] else { panic!("{letters:?}") };
     assert!(String::from_utf8_lossy(payload).contains("\"ill\""));
     assert_eq!(
         (headers["onceward-origin"].as_str(), headers["onceward-reason"].as_str()),
@@ -201,6 +204,6 @@ fn retries_wait_in_a_topic_and_run_then_and_the_publish_handler_sends_to_another
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 40), "{ended:#?}");
     let records = results.records();
     let sent: std::collections::BTreeSet<_> =
-        records.iter().map(|(_, headers)| &headers["message-id"]).collect();
+        records.iter().map(|record| &record.headers["message-id"]).collect();
     assert_eq!((records.len(), sent.len()), (40, 40), "each once, under an id of its own");
 }

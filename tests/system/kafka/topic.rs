@@ -21,7 +21,17 @@ use crate::stage::PATIENCE;
 pub(super) struct Topic<'a> {
     pub(super) broker: &'a Kafka,
     pub(super) name: String,
+    group: String,
     partitions: i32,
+}
+
+/// What stands in a topic.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) payload: Vec<u8>,
+    pub(super) headers: BTreeMap<String, String>,
+    /// Partition and offset.
+    pub(super) place: (i32, i64),
 }
 
 impl Topic<'static> {
@@ -48,12 +58,17 @@ impl<'a> Topic<'a> {
 
     /// One that is there.
     pub(super) fn named(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
-        Self { broker, name: name.to_owned(), partitions }
+        Self { broker, name: name.to_owned(), group: name.to_owned(), partitions }
+    }
+
+    /// The same, as the group of another topic reads it.
+    pub(super) fn read_by(self, group: &str) -> Self {
+        Self { group: group.to_owned(), ..self }
     }
 
     fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", self.broker.bootstrap()).set("group.id", &self.name);
+        client.set("bootstrap.servers", self.broker.bootstrap()).set("group.id", &self.group);
         client
     }
 
@@ -104,13 +119,13 @@ impl<'a> Topic<'a> {
     pub(super) fn forget_offsets(&self) {
         let admin: AdminClient<_> = self.client().create().expect("a client");
         self.wait_for("the group is deleted", || {
-            let gone = runtime().block_on(admin.delete_groups(&[&self.name], &AdminOptions::new()));
+            let gone = runtime().block_on(admin.delete_groups(&[&self.group], &AdminOptions::new()));
             gone.is_ok_and(|groups| groups[0].is_ok())
         });
     }
 
-    /// All records, each with its headers.
-    pub(super) fn records(&self) -> Vec<(Vec<u8>, BTreeMap<String, String>)> {
+    /// All records.
+    pub(super) fn records(&self) -> Vec<Record> {
         let asked: BaseConsumer = self
             .client()
             .set("group.id", format!("{}-reader", self.name))
@@ -133,7 +148,9 @@ impl<'a> Topic<'a> {
                     let headers = headers
                         .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
                         .collect();
-                    records.push((record.payload().unwrap_or_default().to_vec(), headers));
+                    let payload = record.payload().unwrap_or_default().to_vec();
+                    let place = (record.partition(), record.offset());
+                    records.push(Record { payload, headers, place });
                 }
                 Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ended += 1,
                 _ => {}

@@ -1,5 +1,7 @@
 //! A private Kafka broker: [`Kafka`].
 
+mod listener;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,9 +15,11 @@ use tempfile::TempDir;
 use crate::jars::{jars, missing};
 use crate::ports::free_port;
 use crate::process::{Leashed, wait_until};
+pub use listener::{Listener, Secrets, Security};
 
 const VERSION: &str = "4.1.0";
 const START_LIMIT: Duration = Duration::from_secs(60);
+
 /// A Kafka broker of its own (KRaft, one node), on free loopback ports, with its data in a temporary folder.
 ///
 /// It needs Java 17 and, once per machine, Maven, which puts the broker's jars (43 MB) under the user's cache folder.
@@ -45,7 +49,20 @@ impl Kafka {
     /// As [`start`](Self::start).
     #[must_use]
     pub fn start_with(lines: &str) -> Self {
-        match Self::try_start(lines) {
+        Self::started(Self::try_start(lines, &[], None))
+    }
+
+    /// As [`start`](Self::start), with further listeners. Those that are not in plain text need `secrets`.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with_listeners(listeners: &[Listener], secrets: Option<Secrets<'_>>) -> Self {
+        Self::started(Self::try_start("", listeners, secrets))
+    }
+
+    fn started(broker: io::Result<Self>) -> Self {
+        match broker {
             Ok(broker) => broker,
             Err(error) => panic!("Kafka does not start: {error}"),
         }
@@ -61,7 +78,7 @@ impl Kafka {
         SHARED.get_or_init(Self::start)
     }
 
-    fn try_start(lines: &str) -> io::Result<Self> {
+    fn try_start(lines: &str, listeners: &[Listener], secrets: Option<Secrets<'_>>) -> io::Result<Self> {
         let jars = jars(
             &format!("kafka-and-tools-{VERSION}"),
             // And something that writes its log.
@@ -75,14 +92,17 @@ impl Kafka {
         let (port, controller) = (free_port()?, free_port()?);
         let configuration = format!(
             "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\nlog.dirs={}\n\
+             {}log.dirs={}\n\
              offsets.topic.replication.factor=1\noffsets.topic.num.partitions=4\n\
              transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
              transaction.state.log.num.partitions=4\ngroup.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=1000\nauto.create.topics.enable=false\n{lines}\n",
+            listener::lines(port, controller, listeners, secrets),
             folder.path().join("data").display()
         );
+        if let Some(secrets) = secrets {
+            fs::write(folder.path().join("identity.pem"), secrets.identity)?;
+        }
         fs::write(folder.path().join("server.properties"), configuration)?;
         let mut broker = Self { broker: None, folder, jars, port };
         // Any 16 bytes in base64 name a cluster; one node needs no other to agree.
@@ -90,6 +110,7 @@ impl Kafka {
             .java()
             .args(["kafka.tools.StorageTool", "format", "-t", "b25jZXdhcmQtdGVzdHMtMQ", "-c"])
             .arg(broker.folder.path().join("server.properties"))
+            .args(listener::user(secrets))
             .output()
             .map_err(|error| missing("java", &error))?;
         if !format.status.success() {
