@@ -57,7 +57,7 @@ fn lines(prefix: &str, count: usize, copies: usize, chance: &mut Chance) -> Vec<
     (0..count).map(line).chain(copies).collect()
 }
 
-fn fails_always(line: &String) -> bool {
+fn fails_always(line: &str) -> bool {
     line.contains(r#""do":"fail""#) && !line.contains("times")
 }
 
