@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
 use onceward_kafka::KafkaPublisher;
-use support::{Topic, take, text};
+use support::{Topic, create_with, take, text};
 
 fn outgoing(topic: &Topic, number: usize) -> Outgoing {
     Outgoing {
@@ -50,6 +50,28 @@ async fn one_bad_message_fails_alone() {
         results.iter().map(|result| result.as_ref().err().map(onceward::Error::kind)).collect();
     assert!(matches!(kinds[1], Some(ErrorKind::Config | ErrorKind::Timeout)), "{results:?}");
     assert_eq!((kinds[0], kinds[2], kinds[3]), (None, Some(ErrorKind::Corrupt), None), "{results:?}");
+}
+
+/// Of a hundred kilobytes that compress well the broker takes no more than ten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_codec_compresses_what_is_published_and_is_read_back() {
+    let topic = Topic::new(1).await;
+    let name = support::unique("small");
+    create_with(&topic.bootstrap, &name, 1, &[("max.message.bytes", "10000")]).await;
+    let topic = Topic::made(topic.bootstrap, name, 1);
+    let text_of = |codec: &str| format!("{codec} {}", "0123456789".repeat(10_000));
+    let codecs = ["gzip", "snappy", "lz4", "zstd"];
+    for codec in codecs.into_iter().chain(["none"]) {
+        let properties = BTreeMap::from([("compression.type".to_owned(), codec.to_owned())]);
+        let publisher = KafkaPublisher::new([&topic.bootstrap], &properties).unwrap();
+        let message = Outgoing { payload: text_of(codec).into(), ..outgoing(&topic, 0) };
+        let sent = publisher.publish(&[message]).await.remove(0);
+        assert_eq!(sent.is_ok(), codec != "none", "{codec}: {sent:?}");
+    }
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, codecs.len()).await;
+    assert_eq!(taken.iter().map(text).collect::<Vec<_>>(), codecs.map(text_of));
+    consumer.close().await.unwrap();
 }
 
 #[test]

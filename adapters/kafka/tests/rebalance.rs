@@ -17,17 +17,19 @@ async fn ack(consumer: &KafkaConsumer, tags: &[Tag]) -> Vec<Settled> {
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_that_is_taken_away_waits_for_what_is_in_flight_and_is_committed() {
+/// Of an eager group all partitions are taken away, to be assigned again; of a cooperative one those that move.
+async fn what_is_taken_away_waits_and_is_committed(strategy: &str, expected: [i64; 2]) {
     let topic = Topic::new(2).await;
     topic.fill(10).await;
     let mut config = topic.config();
+    config.properties.insert("partition.assignment.strategy".into(), strategy.into());
+    let second = config.clone();
     config.topics.drain_timeout = Duration::from_millis(5500);
     // Only the drain can have committed it.
     config.topics.commit_interval = Duration::from_secs(60);
     let mut first = KafkaConsumer::open(config).await.unwrap();
     let held = take(&mut first, 20).await;
-    let second = KafkaConsumer::open(topic.config()).await.unwrap();
+    let second = KafkaConsumer::open(second).await.unwrap();
     let early = Instant::now() + Duration::from_secs(2);
     while Instant::now() < early {
         assert_eq!(second.assigned_partitions(), 0, "it was given away with messages in flight");
@@ -38,9 +40,19 @@ async fn a_partition_that_is_taken_away_waits_for_what_is_in_flight_and_is_commi
     until("the second member has a partition", || second.assigned_partitions() == 1).await;
     let mut committed = topic.committed().await;
     committed.sort_unstable();
-    assert_eq!(committed, [-1, 10]);
+    assert_eq!(committed, expected);
     first.close().await.unwrap();
     topic.wait_committed(&[10, 10]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_moves_waits_for_what_is_in_flight_and_is_committed() {
+    what_is_taken_away_waits_and_is_committed("cooperative-sticky", [-1, 10]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_partitions_of_an_eager_member_wait_for_what_is_in_flight_and_are_committed() {
+    what_is_taken_away_waits_and_is_committed("range", [10, 10]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -158,6 +158,25 @@ async fn records_of_a_topic_that_was_made_again_are_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_retention_has_taken_is_passed_and_the_rest_comes() {
+    let topic = Topic::new(1).await;
+    topic.fill(10).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 10).await;
+    ack(&consumer, &taken[..4]).await;
+    topic.wait_committed(&[4]).await;
+    consumer.close().await.unwrap();
+    // What the group has committed is no longer in the log.
+    topic.delete_before(0, 7).await;
+    let mut consumer = topic.open().await;
+    let rest = take(&mut consumer, 3).await;
+    assert_eq!(rest.iter().map(text).collect::<Vec<_>>(), ["0:7", "0:8", "0:9"]);
+    ack(&consumer, &rest).await;
+    topic.wait_committed(&[10]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_starts_at_the_end_skips_nothing_that_comes_after_the_first_assignment() {
     let topic = Topic::new(1).await;
     topic.fill(3).await;

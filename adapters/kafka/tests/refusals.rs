@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use onceward::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::mocking::MockCluster;
+use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use support::{LIMIT, Topic, take, text, unique};
 
-fn cluster() -> (MockCluster<'static, DefaultProducerContext>, Topic) {
-    let cluster = MockCluster::new(1).unwrap();
+fn cluster(brokers: i32) -> (MockCluster<'static, DefaultProducerContext>, Topic) {
+    let cluster = MockCluster::new(brokers).unwrap();
     let name = unique("orders");
     cluster.create_topic(&name, 1, 1).unwrap();
     let topic = Topic::made(cluster.bootstrap_servers(), name, 1);
@@ -39,7 +39,7 @@ async fn ack_until_committed(consumer: &mut KafkaConsumer, topic: &Topic, offset
 }
 
 async fn a_refused_commit_is_made_up_for(answers: &[Answer]) {
-    let (cluster, topic) = cluster();
+    let (cluster, topic) = cluster(1);
     topic.fill(10).await;
     let mut consumer = topic.open().await;
     let taken = take(&mut consumer, 10).await;
@@ -60,8 +60,42 @@ async fn a_commit_of_an_illegal_generation_is_made_up_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_coordinator_that_moved_is_found() {
+async fn a_commit_that_ran_out_of_time_is_made_up_for() {
+    a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT; 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_says_it_moved_is_asked_for() {
     a_refused_commit_is_made_up_for(&[Answer::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_whose_broker_is_gone_is_found_on_another() {
+    let (cluster, topic) = cluster(2);
+    cluster.partition_leader(&topic.name, 0, Some(1)).unwrap();
+    cluster.coordinator(MockCoordinator::Group(topic.group.clone()), 2).unwrap();
+    topic.fill(10).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 10).await;
+    cluster.broker_down(2).unwrap();
+    cluster.coordinator(MockCoordinator::Group(topic.group.clone()), 1).unwrap();
+    ack(&consumer, &taken).await;
+    ack_until_committed(&mut consumer, &topic, 10).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_ends_though_the_broker_does_not_answer() {
+    let (cluster, topic) = cluster(1);
+    topic.fill(10).await;
+    let mut consumer = topic.open().await;
+    let taken = take(&mut consumer, 10).await;
+    ack(&consumer, &taken).await;
+    cluster.broker_round_trip_time(1, Duration::from_secs(120)).unwrap();
+    let began = Instant::now();
+    let closed = consumer.close().await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}: {closed:?}");
 }
 
 /// Whether nobody has asked to commit anything since the broker was told to refuse the next one: that one is still refused.
@@ -76,7 +110,7 @@ fn nothing_was_committed(topic: &Topic) -> bool {
 
 /// Whatever a broker would make of such a commit: it is not even asked for.
 async fn of_a_lost_partition_nothing_is_committed_and_it_comes_again(lost: Answer) {
-    let (cluster, topic) = cluster();
+    let (cluster, topic) = cluster(1);
     topic.fill(10).await;
     let mut config = topic.config();
     // Nothing is committed by chance before.

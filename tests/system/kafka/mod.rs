@@ -1,6 +1,7 @@
 //! Kafka topics, with the keys in Redis: members that join, leave, are paused, killed and cut off under load, single troubles,
 //! retry topics, passwords and TLS, and transforms and effects in Postgres under kills.
 
+mod cut_off;
 mod disturbed;
 mod effects;
 mod members;

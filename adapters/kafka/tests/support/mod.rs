@@ -112,6 +112,16 @@ impl Topic {
         wait_for_leaders(&self.bootstrap, &self.name, self.partitions).await;
     }
 
+    /// Has the broker delete what stands before an offset, as retention does.
+    pub(crate) async fn delete_before(&self, partition: i32, offset: i64) {
+        let admin: AdminClient<_> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, partition, Offset::Offset(offset)).unwrap();
+        let deleted = admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
+        deleted.elements()[0].error().unwrap();
+    }
+
     /// What the group has committed for each partition; -1 for nothing.
     pub(crate) async fn committed(&self) -> Vec<i64> {
         let (bootstrap, group) = (self.bootstrap.clone(), self.group.clone());
@@ -155,8 +165,14 @@ impl Topic {
 }
 
 pub(crate) async fn create(bootstrap: &str, name: &str, partitions: i32) {
+    create_with(bootstrap, name, partitions, &[]).await;
+}
+
+/// A topic with settings of its own.
+pub(crate) async fn create_with(bootstrap: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();
-    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    topic.config = settings.to_vec();
     let made = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
     made[0].as_ref().unwrap();
     wait_for_leaders(bootstrap, name, partitions).await;
