@@ -10,6 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::context::Users;
+use crate::reach::reach;
 
 /// What stands at a place of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,11 @@ impl<C: ClientContext> Probe<C> {
         let until = Instant::now() + limit;
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
-            none => none.insert(self.client.create_with_context(self.context.clone())?),
+            none => {
+                let consumer = self.client.create_with_context(self.context.clone())?;
+                reach(&consumer, topic, limit)?;
+                none.insert(consumer)
+            }
         };
         // Before it is read: what comes later may hold records.
         let (_, end) = consumer.fetch_watermarks(topic, partition, limit)?;

@@ -8,10 +8,8 @@ use std::time::Duration;
 use onceward::{Consumer, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::Kafka;
-use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
-use support::{LIMIT, Topic, take, text, until};
+use support::{Topic, take, text, transact, until};
 
 async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::Delivery]) {
     let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
@@ -80,29 +78,6 @@ async fn what_is_retried_comes_again_in_place_and_holds_the_offset() {
     ack(&consumer, &again).await;
     topic.wait_committed(&[5]).await;
     consumer.close().await.unwrap();
-}
-
-/// Sends five records in each transaction, and ends it so.
-async fn transact(topic: &Topic, commits: &[bool]) {
-    let mut client = ClientConfig::new();
-    client.set("bootstrap.servers", &topic.bootstrap).set("transactional.id", &topic.name);
-    let producer: FutureProducer = client.create().unwrap();
-    let initialising = producer.clone();
-    tokio::task::spawn_blocking(move || initialising.init_transactions(LIMIT)).await.unwrap().unwrap();
-    for (number, commit) in commits.iter().copied().enumerate() {
-        producer.begin_transaction().unwrap();
-        for record in 0..5 {
-            let text = format!("{number}:{record}");
-            let record = FutureRecord::<str, str>::to(&topic.name).partition(0).payload(&text);
-            producer.send(record, LIMIT).await.unwrap();
-        }
-        let ending = producer.clone();
-        let end = move || match commit {
-            true => ending.commit_transaction(LIMIT),
-            false => ending.abort_transaction(LIMIT),
-        };
-        tokio::task::spawn_blocking(end).await.unwrap().unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

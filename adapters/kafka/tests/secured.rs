@@ -5,15 +5,17 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use onceward::testing::broker::{BrokerHarness, deliveries, settlements};
 use onceward::{Consumer, Error, ErrorKind, Outgoing, Publisher, Settlement};
-use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic};
+use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};
-use support::{Topic, create, take, text, until};
+use rdkafka::ClientConfig;
+use rdkafka::client::{ClientContext, OAuthToken};
+use support::{Topic, create, take, text, transact, until};
 
 const PASSWORD: &str = "hunter2-canary";
 
@@ -162,6 +164,45 @@ async fn passes(secured: &Secured, way: (String, Properties)) {
     topic.wait_committed(&[1]).await;
     assert_eq!(config.topic_facts(&retry).await.unwrap().records, 1);
     assert_eq!(config.source_facts().await.unwrap().members, 1);
+    consumer.close().await.unwrap();
+}
+
+/// A user's context that has tokens.
+struct Tokens;
+
+/// Of a subject for a hundred years, signed by nobody: `{"alg":"none"}`, `{"sub":"onceward","iat":1,"exp":4102444800}`.
+const TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJvbmNld2FyZCIsImlhdCI6MSwiZXhwIjo0MTAyNDQ0ODAwfQ.";
+
+impl ClientContext for Tokens {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH)? + Duration::from_secs(3600);
+        Ok(OAuthToken {
+            token: TOKEN.into(),
+            principal_name: "onceward".into(),
+            lifetime_ms: i64::try_from(expires.as_millis())?,
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_the_users_context_let_a_consumer_in() {
+    let secured = secured().await;
+    let topic = Topic::on(&secured.broker, 1).await;
+    topic.fill(10).await;
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", secured.password.bootstrap()).set("group.id", &topic.group);
+    client.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "OAUTHBEARER");
+    let topics = TopicConfig::new([&topic.name]);
+    let mut consumer = KafkaConsumer::from_client_config(client, Tokens, topics).await.unwrap();
+    let taken = take(&mut consumer, 10).await;
+    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    consumer.acker().settle(&batch).await;
+    topic.wait_committed(&[10]).await;
+    // The client that looks past what no consumer is given has a token as well.
+    transact(&topic, &[false]).await;
+    topic.wait_committed(&[16]).await;
     consumer.close().await.unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onceward::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
-use support::{Topic, create, take, text, until};
+use support::{Topic, create, create_with, take, text, until};
 
 async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, String) {
     let retry = format!("{}.retry", topic.name);
@@ -58,6 +58,26 @@ async fn a_copy_waits_until_it_is_due_as_the_same_message_and_its_original_holds
     while consumer.is_idle().await != Some(true) {
         assert!(Instant::now() < end, "never idle");
     }
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_its_topic_refuses_waits_in_the_process_and_its_original_holds_the_offset() {
+    let topic = Topic::new(1).await;
+    topic.send(0, None, Some(&"x".repeat(20_000))).await;
+    let retry = format!("{}.retry", topic.name);
+    create_with(&topic.bootstrap, &retry, 1, &[("max.message.bytes", "1000")]).await;
+    let mut config = topic.config();
+    config.topics.retry_topics = vec![RetryTopic::new(&retry, Duration::from_secs(1))];
+    let mut consumer = KafkaConsumer::open(config.clone()).await.unwrap();
+    let taken = take(&mut consumer, 1).await;
+    settle(&consumer, &taken[0], Settlement::Retry { after: Duration::from_secs(1) }).await;
+    let again = take(&mut consumer, 1).await;
+    assert_eq!(again[0].message.position(), taken[0].message.position());
+    assert_eq!(config.topic_facts(&retry).await.unwrap().records, 0);
+    assert!(topic.committed().await[0] <= 0, "{:?}", topic.committed().await);
+    settle(&consumer, &again[0], Settlement::Ack).await;
+    topic.wait_committed(&[1]).await;
     consumer.close().await.unwrap();
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::topic::Topic;
 use super::{SESSION_MS, setup};
-use crate::pair::{LONG, Waiting, scene, stop};
+use crate::pair::{LONG, Waiting, scene};
 use crate::stage::each;
 
 /// How long a program may take to end, whatever answers.
@@ -54,7 +54,11 @@ fn a_member_that_is_cut_off_writes_its_completions_and_commits_nothing_of_what_i
         until("no lag", LONG, || topic.is_empty());
         assert!(held.stderr().contains("nothing is committed for them"), "{}", held.stderr());
         proxy.heal();
-        stop(vec![held, other]);
+        [&held, &other].iter().for_each(|own| own.terminate());
+        let [held, other] = [held, other].map(|own| own.wait_within(END));
+        assert!(held.summary("handled") >= 4, "its own completions: {held:#?}");
+        // Who has the partitions now heard of those from the store.
+        assert!(other.summary("duplicates") >= 4, "{other:#?}");
         done.store(true, Ordering::Relaxed);
         assert!(watching.join().expect("offsets that never go back") > 20, "it hardly looked");
     });

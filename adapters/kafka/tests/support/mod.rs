@@ -10,7 +10,7 @@ use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -189,6 +189,29 @@ async fn wait_for_leaders(bootstrap: &str, name: &str, partitions: i32) {
         }
     };
     tokio::task::spawn_blocking(led).await.unwrap();
+}
+
+/// Sends five records in each transaction, and ends it so.
+pub(crate) async fn transact(topic: &Topic, commits: &[bool]) {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &topic.bootstrap).set("transactional.id", &topic.name);
+    let producer: FutureProducer = client.create().unwrap();
+    let initialising = producer.clone();
+    tokio::task::spawn_blocking(move || initialising.init_transactions(LIMIT)).await.unwrap().unwrap();
+    for (number, commit) in commits.iter().copied().enumerate() {
+        producer.begin_transaction().unwrap();
+        for record in 0..5 {
+            let text = format!("{number}:{record}");
+            let record = FutureRecord::<str, str>::to(&topic.name).partition(0).payload(&text);
+            producer.send(record, LIMIT).await.unwrap();
+        }
+        let ending = producer.clone();
+        let end = move || match commit {
+            true => ending.commit_transaction(LIMIT),
+            false => ending.abort_transaction(LIMIT),
+        };
+        tokio::task::spawn_blocking(end).await.unwrap().unwrap();
+    }
 }
 
 /// Waits for `holds`, looking every few milliseconds.

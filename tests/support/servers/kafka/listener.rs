@@ -11,9 +11,9 @@ pub enum Security {
     Plain,
     /// Over TLS.
     Tls,
-    /// With a password (PLAIN or SCRAM-SHA-512), unencrypted.
+    /// With a password (PLAIN or SCRAM-SHA-512), or any token that nobody has signed (OAUTHBEARER), unencrypted.
     Password,
-    /// With a password, over TLS.
+    /// The same over TLS.
     PasswordOverTls,
 }
 
@@ -94,9 +94,10 @@ pub(super) fn lines(
             let prefix = format!("listener.name.{}", name.to_lowercase());
             let module = "org.apache.kafka.common.security";
             more += &format!(
-                "{prefix}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+                "{prefix}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512,OAUTHBEARER\n\
                  {prefix}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required user_{}=\"{}\";\n\
-                 {prefix}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n",
+                 {prefix}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+                 {prefix}.oauthbearer.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required;\n",
                 secrets.user, secrets.password
             );
         }
