@@ -16,8 +16,10 @@ pub struct Migration {
 }
 
 /// The steps of the SQLite schema.
-pub const SQLITE: &[Migration] =
-    &[Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") }];
+pub const SQLITE: &[Migration] = &[
+    Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") },
+    Migration { version: 2, name: "outbox", sql: include_str!("../sqlite/0002_outbox.sql") },
+];
 
 /// The steps of the Postgres schema. `@schema@` in them stands for the schema's name; all tables lie in that schema, so
 /// their names bear no prefix.
@@ -68,7 +70,7 @@ mod tests {
     #[test]
     fn every_table_and_index_bears_the_prefix() {
         for line in SQLITE.iter().flat_map(|step| step.sql.lines()) {
-            for start in ["CREATE TABLE ", "CREATE INDEX ", "CREATE UNIQUE INDEX "] {
+            for start in ["CREATE TABLE ", "CREATE INDEX ", "CREATE UNIQUE INDEX ", "CREATE TRIGGER "] {
                 if let Some(name) = line.strip_prefix(start) {
                     assert!(name.starts_with("onceward_"), "{name}");
                 }

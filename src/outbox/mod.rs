@@ -11,17 +11,24 @@
 //! [`id`](crate::Outgoing::id) is stored with the row, so the copy bears the same one, and a consumer downstream that takes
 //! the message id as its key has the effect once.
 
+mod counts;
 mod relay;
 mod turn;
+mod turns;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::publisher::Outgoing;
 
-pub use relay::{Relay, RelayConfig, RelayCounts};
+pub use counts::RelayCounts;
+pub use relay::{Relay, RelayConfig};
+pub use turns::{Head, KeyTurns};
+
+/// The longest [order key](Outgoing::order_key) that every outbox keeps, in bytes.
+pub const LONGEST_ORDER_KEY: usize = 1_024;
 
 /// A row that a relay has taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +73,8 @@ pub struct OutboxStatus {
     pub waiting: u64,
     /// Of these, rows whose last attempt failed.
     pub failing: u64,
+    /// Rows that are not failing themselves, and wait behind a failing one of their order key.
+    pub held: u64,
     /// How long the oldest has waited: the lag.
     pub oldest: Option<Duration>,
     /// Published rows that are still kept.
@@ -127,4 +136,25 @@ pub trait OutboxStore: Send + Sync + 'static {
     /// # Errors
     /// [`Error`] if the outbox cannot be read.
     async fn status(&self) -> Result<OutboxStatus, Error>;
+}
+
+/// What every outbox refuses before it writes: its adapters ask here, so that they refuse alike.
+///
+/// # Errors
+/// [`Error`] if the message has no destination, its order key is longer than [`LONGEST_ORDER_KEY`], or one of its texts holds
+/// a NUL, which not every database can keep.
+pub fn acceptable(message: &Outgoing) -> Result<(), Error> {
+    let wrong = |what: String| Err(Error::new(ErrorKind::Internal, "write to the outbox", what));
+    if message.destination.is_empty() {
+        return wrong("the message has no destination; name a queue, a topic or an exchange".to_owned());
+    }
+    let order_key = message.order_key.as_ref().map_or(0, |key| key.len());
+    if order_key > LONGEST_ORDER_KEY {
+        return wrong(format!("the order key has {order_key} bytes; at most {LONGEST_ORDER_KEY}"));
+    }
+    let names = message.headers.iter().map(|(name, _)| name.as_str());
+    if names.chain([message.id.as_str(), message.destination.as_str()]).any(|text| text.contains('\0')) {
+        return wrong("its id, its destination or the name of a header contains a NUL".to_owned());
+    }
+    Ok(())
 }

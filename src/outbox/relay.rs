@@ -1,12 +1,12 @@
 //! Sends what waits in an outbox: [`Relay`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::counts::RelayCounts;
 use super::turn::Turn;
 use super::{OutboxStore, TakeLimits};
 use crate::error::{Error, ErrorKind};
@@ -45,6 +45,8 @@ pub struct RelayConfig {
     pub keep: Duration,
     /// How often published rows are removed; every 30 s unless told.
     pub clean_every: Duration,
+    /// How often it is counted what waits, for [`RelayCounts::seen`]; every 10 s unless told.
+    pub look_every: Duration,
 }
 
 impl Default for RelayConfig {
@@ -62,32 +64,8 @@ impl Default for RelayConfig {
             },
             keep: Duration::from_secs(3_600),
             clean_every: Duration::from_secs(30),
+            look_every: Duration::from_secs(10),
         }
-    }
-}
-
-/// What a relay has done so far.
-#[derive(Debug, Default)]
-pub struct RelayCounts {
-    published: AtomicU64,
-    failed: AtomicU64,
-    cleaned: AtomicU64,
-}
-
-impl RelayCounts {
-    /// Rows whose publish was confirmed.
-    pub fn published(&self) -> u64 {
-        self.published.load(Ordering::Relaxed)
-    }
-
-    /// Publishes that failed.
-    pub fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
-    }
-
-    /// Published rows that were removed.
-    pub fn cleaned(&self) -> u64 {
-        self.cleaned.load(Ordering::Relaxed)
     }
 }
 
@@ -133,6 +111,7 @@ impl<S: OutboxStore> Relay<S> {
             ("publish_timeout", config.publish_timeout.is_zero()),
             ("poll", config.poll.is_zero()),
             ("clean_every", config.clean_every.is_zero()),
+            ("look_every", config.look_every.is_zero()),
         ];
         if let Some((name, _)) = limits.into_iter().find(|(_, wrong)| *wrong) {
             let what = format!("its {name} is 0; give it a larger one");
@@ -164,13 +143,16 @@ impl<S: OutboxStore> Relay<S> {
         let mut rng = fastrand::Rng::new();
         let (mut failures, mut told) = (0_u32, None::<Instant>);
         let mut clean_at = Instant::now() + self.config.clean_every;
+        let mut look_at = Instant::now();
         while !shutdown.is_cancelled() {
+            self.look(&mut look_at).await;
             let round = match self.round(failures, &mut rng).await {
                 Ok(Round::Idle) if Instant::now() >= clean_at => {
                     self.clean(&mut clean_at).await.map(|()| Round::Idle)
                 }
                 round => round,
             };
+            self.counts.set_outbox_up(round.is_ok());
             let pause = match round {
                 Ok(Round::Sent) => {
                     failures = 0;
@@ -235,7 +217,7 @@ impl<S: OutboxStore> Relay<S> {
             let backoff = if whole { (TROUBLE, failures + 1) } else { (config.backoff, attempts) };
             backoff.0.delay(backoff.1, Duration::ZERO, rng)
         });
-        self.counts.failed.fetch_add(turn.failed.len() as u64, Ordering::Relaxed);
+        self.counts.add_failed(turn.failed.len());
         for (seq, attempts, error) in turn.failed.iter().take(1) {
             let others = turn.failed.len() - 1;
             tracing::warn!(
@@ -248,14 +230,25 @@ impl<S: OutboxStore> Relay<S> {
         }
         self.store.settle(taken, outcomes).await?;
         hit(Step::RelayMarked);
-        self.counts.published.fetch_add(turn.published.len() as u64, Ordering::Relaxed);
+        self.counts.add_published(turn.published.len());
         Ok(if whole { Round::FailedWhole } else { Round::Sent })
+    }
+
+    /// Counts what waits, if it is time. What fails here fails in the next round as well.
+    async fn look(&self, at: &mut Instant) {
+        if Instant::now() < *at {
+            return;
+        }
+        if let Ok(status) = self.store.status().await {
+            self.counts.set_seen(status);
+        }
+        *at = Instant::now() + self.config.look_every;
     }
 
     /// Removes one batch of what is kept for too long. A full one is followed by another after the next round.
     async fn clean(&self, at: &mut Instant) -> Result<(), Error> {
         let removed = self.store.clean(self.config.keep, CLEAN_BATCH).await?;
-        self.counts.cleaned.fetch_add(removed, Ordering::Relaxed);
+        self.counts.add_cleaned(removed);
         if removed < u64::from(CLEAN_BATCH) {
             *at = Instant::now() + self.config.clean_every;
         }

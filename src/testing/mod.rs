@@ -9,6 +9,7 @@ mod memory_broker;
 mod memory_inbox;
 mod memory_positions;
 mod memory_publisher;
+pub mod outbox;
 mod process;
 pub mod store;
 

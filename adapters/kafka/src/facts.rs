@@ -118,6 +118,20 @@ impl KafkaConfig {
         let operation = format!("look at topic {topic}");
         task::blocking(look).await?.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))
     }
+
+    /// Asks the cluster how many brokers it has, whatever its topics.
+    ///
+    /// # Errors
+    /// As [`source_facts`](Self::source_facts).
+    pub async fn brokers_up(&self) -> Result<usize, Error> {
+        self.check()?;
+        let client = self.client();
+        let look = move || {
+            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            Ok(asked.fetch_metadata(None, ANSWER)?.brokers().len())
+        };
+        task::blocking(look).await?.map_err(|error| error::kafka("look at the cluster", error))
+    }
 }
 
 fn described<C: ClientContext>(client: &Client<C>, names: &[String]) -> KafkaResult<Vec<Described>> {

@@ -26,6 +26,7 @@ mod clock;
 mod config;
 mod error;
 mod migrate;
+mod outbox;
 mod row;
 mod store;
 mod transaction;
@@ -33,5 +34,6 @@ mod writer;
 
 pub use clock::Clock;
 pub use config::SqliteConfig;
+pub use outbox::{HeldRows, SqliteOutbox};
 pub use store::SqliteStore;
 pub use transaction::{SqliteConn, SqliteTx};

@@ -22,7 +22,7 @@ use crate::error::store_error;
 use crate::writer::{Slot, WHAT, Writer, raise_fence_floor};
 use crate::{migrate, row};
 
-const READ: &str = "read from the SQLite store";
+pub(crate) const READ: &str = "read from the SQLite store";
 
 /// Keeps keys in a SQLite file. Clones share one writer; so do all tasks of a process.
 ///
@@ -352,11 +352,7 @@ impl Store for SqliteStore {
             let mut slot = writer.turn().await;
             slot.begin().await?;
             let outcome = purge(&mut slot, writer.now(), limit).await;
-            match outcome {
-                Ok(_) => slot.commit().await?,
-                Err(_) => slot.rollback().await,
-            }
-            outcome
+            slot.finish(outcome).await
         });
         joined(task.await)?.map_err(|error| store_error(WHAT, error))
     }

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use async_trait::async_trait;
 use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, KeyState, TransactionalStore};
-use onceward::{Error, ErrorKind, Scope};
+use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
 use sqlx::{Connection as _, Executor, SqlSafeStr, query};
 use sqlx_core::transaction::TransactionManager;
@@ -71,6 +71,51 @@ impl Drop for SqliteConn {
 /// not itself call a writing method of the store, which would wait for the handler's own end.
 pub struct SqliteTx<'c> {
     conn: &'c mut SqliteConnection,
+}
+
+impl SqliteTx<'_> {
+    /// Writes a message that goes out if this transaction commits, and never was if it does not. A
+    /// [`Relay`](onceward::outbox::Relay), here or in another process of the host, sends it afterwards.
+    ///
+    /// ```no_run
+    /// # use onceward::{Handled, Message, Outgoing};
+    /// # use onceward_sqlite::SqliteTx;
+    /// async fn charge(_: (), message: Message, mut tx: SqliteTx<'_>) -> Handled {
+    ///     sqlx::query("INSERT INTO charges (payload) VALUES (?)")
+    ///         .bind(&message.payload()[..])
+    ///         .execute(&mut *tx)
+    ///         .await?;
+    ///     let charged = Outgoing {
+    ///         destination: "charged".into(),
+    ///         order_key: Some("customer 7".into()),
+    ///         payload: message.payload().clone(),
+    ///         ..Outgoing::default()
+    ///     };
+    ///     tx.outbox(charged).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// Without an [`id`](Outgoing::id) it gets a random one, which stays the same however often it is sent. Messages with an
+    /// order key go out in the order in which their transactions commit; those without one go out in any order.
+    ///
+    /// # Errors
+    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or SQLite refuses; the handler
+    /// should return it.
+    ///
+    /// # Cancel safety
+    /// After a dropped call the handler should return an error, which rolls the transaction back.
+    pub async fn outbox(&mut self, message: Outgoing) -> Result<(), Error> {
+        self.outbox_all(&[message]).await
+    }
+
+    /// As [`outbox`](Self::outbox), for several in their order.
+    ///
+    /// # Errors
+    /// As [`outbox`](Self::outbox).
+    pub async fn outbox_all(&mut self, messages: &[Outgoing]) -> Result<(), Error> {
+        crate::outbox::write(self.conn, messages).await
+    }
 }
 
 impl std::fmt::Debug for SqliteTx<'_> {

@@ -166,6 +166,17 @@ impl Slot {
         outcome
     }
 
+    /// Ends the transaction as its work has ended: committed, or rolled back.
+    pub(crate) async fn finish<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        match outcome {
+            Ok(done) => self.commit().await.map(|()| done),
+            Err(error) => {
+                self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Rolls the transaction back, by closing the connection if need be.
     pub(crate) async fn rollback(&mut self) {
         match self.run("ROLLBACK").await {

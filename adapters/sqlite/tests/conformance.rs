@@ -1,4 +1,4 @@
-//! The conformance suites of stores, checkpoint stores and transactional stores, on files of their own.
+//! The conformance suites of stores, checkpoint stores, transactional stores and outboxes, on files of their own.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::store::TransactionalStore;
+use onceward::testing::outbox::OutboxHarness;
 use onceward::testing::store::{StoreHarness, Timing, TransactionalHarness};
-use onceward_sqlite::{Clock, SqliteConfig, SqliteStore};
+use onceward::{Error, Outgoing};
+use onceward_sqlite::{Clock, SqliteConfig, SqliteOutbox, SqliteStore};
 use sqlx::{Connection, Row, SqliteConnection};
 
 struct SqliteHarness {
@@ -31,6 +33,12 @@ impl SqliteHarness {
 
     fn path(&self) -> std::path::PathBuf {
         self.directory.path().join("onceward.db")
+    }
+
+    /// A connection of the application's own to a file with the schema.
+    async fn application(&self) -> SqliteConnection {
+        drop(self.store().await);
+        self.connect().await
     }
 
     /// A connection of the application's own, beside the store's.
@@ -71,6 +79,30 @@ impl TransactionalHarness for SqliteHarness {
     }
 }
 
+#[async_trait]
+impl OutboxHarness for SqliteHarness {
+    type Outbox = SqliteOutbox;
+
+    async fn outbox(&self) -> SqliteOutbox {
+        self.store().await.outbox()
+    }
+
+    async fn commit(&self, messages: &[Outgoing]) -> Result<(), Error> {
+        let mut conn = self.application().await;
+        let mut open = conn.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        self.outbox().await.put(&mut open, messages).await?;
+        open.commit().await.unwrap();
+        Ok(())
+    }
+
+    async fn roll_back(&self, messages: &[Outgoing]) {
+        let mut conn = self.application().await;
+        let mut open = conn.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        self.outbox().await.put(&mut open, messages).await.unwrap();
+        open.rollback().await.unwrap();
+    }
+}
+
 mod store {
     use super::SqliteHarness;
     onceward::store_conformance!(SqliteHarness::new());
@@ -84,4 +116,9 @@ mod checkpoints {
 mod transactions {
     use super::SqliteHarness;
     onceward::transactional_store_conformance!(SqliteHarness::with_effects().await);
+}
+
+mod outbox {
+    use super::SqliteHarness;
+    onceward::outbox_conformance!(SqliteHarness::new());
 }

@@ -5,8 +5,12 @@ use std::time::Duration;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::error::ProvideErrorMetadata;
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use onceward::Error;
+
+use crate::error;
 
 /// Where SQS is. Credentials come from the standard chain: environment, profile, web identity, container, instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,5 +39,26 @@ impl Endpoint {
             loader = loader.endpoint_url(url);
         }
         Client::new(&loader.load().await)
+    }
+
+    /// Asks SQS for a word, for 4 s at most: whether it can be reached and knows the credentials. Which queues they may send to
+    /// it does not say; a refusal to list queues is an answer like any other, since sending needs no such right.
+    ///
+    /// # Errors
+    /// `Config` without a region, `Denied` if SQS does not know the credentials, `Unavailable`, `Throttled` or `Timeout` if it
+    /// does not answer.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves nothing behind.
+    pub async fn answers(&self) -> Result<(), Error> {
+        const ASK: &str = "ask SQS for its queues";
+        let client = self.client().await;
+        error::needs_region(&client, ASK)?;
+        let call = client.list_queues().max_results(1).send();
+        match tokio::time::timeout(Duration::from_secs(4), call).await {
+            Err(_) => Err(error::timeout(ASK)),
+            Ok(Err(refused)) if refused.code().is_some_and(error::is_without_right) => Ok(()),
+            Ok(answer) => answer.map(drop).map_err(|error| error::sdk(ASK, &error)),
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::operation::RequestId;
 use onceward::{Error, ErrorKind};
@@ -78,6 +79,19 @@ pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
         }
         _ => (ErrorKind::Unavailable, "SQS reports an error"),
     }
+}
+
+/// Without a region the SDK would only say that an endpoint cannot be found.
+pub(crate) fn needs_region(client: &Client, operation: impl Into<Operation>) -> Result<(), Error> {
+    if client.config().region().is_some() {
+        return Ok(());
+    }
+    Err(config(operation, "no region is known; set one in the configuration or in AWS_REGION"))
+}
+
+/// True if the credentials are known and do not have the right to do this.
+pub(crate) fn is_without_right(code: &str) -> bool {
+    matches!(code.rsplit(['#', '.']).next().unwrap_or(code), "AccessDenied" | "AccessDeniedException")
 }
 
 /// True if a receipt handle settles nothing any more.

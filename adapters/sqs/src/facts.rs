@@ -43,10 +43,7 @@ impl QueueFacts {
     /// `Throttled` or `Timeout` if SQS does not answer.
     pub async fn read(client: &Client, url: &str) -> Result<Self, Error> {
         let operation = || format!("read the attributes of queue {url}");
-        if client.config().region().is_none() {
-            let what = "no region is known; set one in the configuration or in AWS_REGION";
-            return Err(error::config(operation(), what));
-        }
+        error::needs_region(client, operation())?;
         let call = client.get_queue_attributes().queue_url(url).attribute_names(Name::All).send();
         let answer = tokio::time::timeout(Duration::from_secs(4), call)
             .await

@@ -1,5 +1,7 @@
 //! `onceward outbox relay` and `onceward outbox status`: what handlers put into the outbox, and its way out.
 
+use std::sync::Arc;
+
 use onceward::outbox::{OutboxStatus, RelayCounts};
 use onceward::store::AdviceLevel;
 use serde_json::{Value, json};
@@ -13,6 +15,7 @@ use crate::logging;
 use crate::output::Output;
 use crate::registry::{self, Purpose, ReadyRelay};
 use crate::signals::Signals;
+use crate::telemetry::{self, Watched};
 
 pub(super) async fn outbox(
     command: &OutboxCommand,
@@ -31,7 +34,9 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     logging::start(config.telemetry.log, env)?;
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
-    let whole_run = publish(&config, &shutdown);
+    let watched = Watched::relay(&config.scope, shutdown.clone());
+    telemetry::listen(&config, &watched).await?;
+    let whole_run = publish(&config, &watched, &shutdown);
     match signals.drain(&shutdown, whole_run, || tracing::info!("finishes what is under way")).await {
         Ok(ended) => ended.map(|()| Exit::Done),
         Err(stopped) => {
@@ -41,7 +46,7 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     }
 }
 
-async fn publish(config: &Config, shutdown: &CancellationToken) -> Result<(), Failure> {
+async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToken) -> Result<(), Failure> {
     let opened = until_up(shutdown, async || {
         let store = registry::open_store(config, Purpose::Operate).await?;
         let advice = store.check(config).await?;
@@ -55,6 +60,7 @@ async fn publish(config: &Config, shutdown: &CancellationToken) -> Result<(), Fa
         tracing::warn!("{}", finding.text);
     }
     let ReadyRelay { counts, running } = relay;
+    watched.relays(Arc::clone(&counts));
     let (from, to) = (registry::describe_store(config), registry::describe_outbox_target(config));
     tracing::info!(from, to, "relays");
     let ended = running.await;
@@ -99,6 +105,7 @@ fn as_json(config: &Config, status: &OutboxStatus) -> Value {
         "to": registry::describe_outbox_target(config),
         "waiting": status.waiting,
         "failing": status.failing,
+        "held": status.held,
         "oldest_ms": status.oldest.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         "kept": status.kept,
         "worst": failing.collect::<Vec<_>>(),
@@ -117,7 +124,7 @@ fn print(config: &Config, status: &OutboxStatus, out: &mut Output) -> Result<(),
         ("store", registry::describe_store(config)),
         ("to", registry::describe_outbox_target(config)),
         ("waiting", format!("{}{oldest}", status.waiting)),
-        ("failing", status.failing.to_string()),
+        ("failing", format!("{}, {} wait behind them", status.failing, status.held)),
         ("kept", format!("{} published", status.kept)),
     ] {
         out.line(format_args!("{name:<12} {value}"))?;

@@ -1,6 +1,6 @@
 //! Which adapters this build has, and how to get the others.
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, OutboxTarget};
 
 /// One table of the configuration and the code behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> 
 }
 
 /// Every adapter a configuration can name, in the order in which `--version` lists them.
-pub const ADAPTERS: [Adapter; 16] = [
+pub const ADAPTERS: [Adapter; 19] = [
     with("source.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
     with("source.kafka", "kafka", cfg!(feature = "kafka")),
     with("source.sqs", "sqs", cfg!(feature = "sqs")),
@@ -40,6 +40,9 @@ pub const ADAPTERS: [Adapter; 16] = [
     with("handler.publish.kafka", "kafka", cfg!(feature = "kafka")),
     with("handler.publish.sqs", "sqs", cfg!(feature = "sqs")),
     always("handler.stdout"),
+    with("outbox.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
+    with("outbox.kafka", "kafka", cfg!(feature = "kafka")),
+    with("outbox.sqs", "sqs", cfg!(feature = "sqs")),
 ];
 
 /// The first part of the configuration that this build lacks, as an error that says how to get it.
@@ -60,12 +63,13 @@ fn missing_telemetry(config: &Config) -> Option<ConfigError> {
 }
 
 fn missing_adapter(config: &Config, adapters: &[Adapter]) -> Option<ConfigError> {
-    let used = [
+    let parts = [
         format!("source.{}", config.source.name()),
         format!("store.{}", config.store.name()),
         config.handler.path(),
     ];
-    used.iter().find_map(|table| {
+    let used = parts.iter().map(String::as_str).chain(config.outbox.target().map(OutboxTarget::path));
+    used.into_iter().find_map(|table| {
         let adapter = adapters.iter().find(|adapter| adapter.table == table && !adapter.compiled_in)?;
         let fix = match adapter.feature {
             Some(feature) => {
@@ -104,6 +108,8 @@ mod tests {
             prefixed("store", tables("Store")),
             prefixed("handler", tables("Handler").into_iter().filter(|name| name != "publish").collect()),
             prefixed("handler.publish", tables("PublishHandler")),
+            // Where the relay publishes to is a set of optional tables.
+            prefixed("outbox", tables("PublishHandler")),
         ]
         .concat();
         named.sort();

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Address;
 use super::duration::HumanDuration;
-use super::properties::Properties;
 use super::secret::Secret;
 use super::table::{count, table};
 
@@ -134,9 +133,7 @@ impl PublishHandler {
 
 table! {
     /// A publish to RabbitMQ, confirmed and mandatory.
-    RabbitmqTarget [credentials, handler] {
-        /// Where the broker is: `amqp://host:5672/%2f`, or `amqps://…` for TLS.
-        pub url: Address,
+    RabbitmqTarget [rabbitmq, handler] {
         /// The exchange; empty for the default one, whose routing keys are queue names.
         #[serde(default)]
         pub exchange: String,
@@ -147,27 +144,16 @@ table! {
 
 table! {
     /// A publish to a Kafka topic, acknowledged by all replicas.
-    KafkaTarget [credentials, handler] {
-        /// The first brokers to ask, each `host:port`.
-        pub brokers: Vec<Address>,
+    KafkaTarget [kafka, handler] {
         /// The topic.
         pub topic: String,
-        /// Properties handed to librdkafka as they are.
-        #[serde(default, skip_serializing_if = "Properties::is_empty")]
-        pub properties: Properties,
     }
 }
 
 table! {
     /// A send to an SQS queue. Credentials come from the standard AWS chain.
-    SqsTarget [handler] {
+    SqsTarget [sqs, handler] {
         /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
         pub queue_url: Address,
-        /// The AWS region; the standard AWS chain decides when it is left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub region: Option<String>,
-        /// Another endpoint than AWS's, such as that of an emulator.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub endpoint: Option<Address>,
     }
 }

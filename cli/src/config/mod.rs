@@ -8,6 +8,7 @@
 mod adapters;
 mod address;
 mod advice;
+mod broker;
 mod bytes;
 mod check;
 mod duration;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adapters::{ADAPTERS, Adapter, missing_feature};
 pub use address::Address;
+pub use broker::{KafkaCluster, RabbitmqBroker, SqsPlace};
 pub use bytes::ByteCount;
 pub use duration::{HumanDuration, NotADuration};
 pub use env::Lookup;
@@ -43,7 +45,7 @@ pub use handler::{
     StdoutHandler, WorkerHandler,
 };
 pub use key::{KeyConfig, KeyPart, KeySource, NotAKeyPart, OrderBy};
-pub use outbox::{OutboxConfig, OutboxRabbitmq};
+pub use outbox::{OutboxConfig, OutboxKafka, OutboxRabbitmq, OutboxSqs, OutboxTarget};
 pub use pipeline::{
     DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
 };

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::address::Address;
 use super::bytes::ByteCount;
 use super::duration::HumanDuration;
-use super::properties::Properties;
 use super::table::{choice, count, secs, table};
 
 /// Where messages come from: exactly one of these tables.
@@ -48,9 +47,7 @@ impl Source {
 
 table! {
     /// A RabbitMQ queue.
-    RabbitmqSource [credentials] {
-        /// Where the broker is: `amqp://host:5672/%2f`, or `amqps://…` for TLS.
-        pub url: Address,
+    RabbitmqSource [rabbitmq] {
         /// The queue to consume. It must exist.
         pub queue: String,
         /// How many unacknowledged messages the broker may have with us, from 1 to 65535.
@@ -70,17 +67,12 @@ table! {
         /// when needed, instead of in this process. They lose their place in the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub wait_queues_from: Option<HumanDuration>,
-        /// The certificates, PEM, of the authorities that may have signed the broker's; the system's where it is left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub ca_file: Option<PathBuf>,
     }
 }
 
 table! {
     /// Kafka topics, read as a consumer group.
-    KafkaSource [credentials] {
-        /// The first brokers to ask, each `host:port`.
-        pub brokers: Vec<Address>,
+    KafkaSource [kafka] {
         /// The topics to consume.
         pub topics: Vec<String>,
         /// The consumer group.
@@ -90,23 +82,14 @@ table! {
         /// `pipeline.ordering = "none"`.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub retry_topics: BTreeMap<String, HumanDuration>,
-        /// Properties handed to librdkafka as they are. Those that would break the acknowledgement rule are refused.
-        #[serde(default, skip_serializing_if = "Properties::is_empty")]
-        pub properties: Properties,
     }
 }
 
 table! {
     /// An SQS queue. Credentials come from the standard AWS chain.
-    SqsSource [] {
+    SqsSource [sqs] {
         /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
         pub queue_url: Address,
-        /// The AWS region; the standard AWS chain decides when it is left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub region: Option<String>,
-        /// Another endpoint than AWS's, such as that of an emulator.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub endpoint: Option<Address>,
         /// How many long polls run at a time, from 1 to 64.
         #[serde(default = "count::<4>")]
         pub pollers: u32,

@@ -38,7 +38,8 @@ pub struct StoreLimits {
     pub timeout: HumanDuration,
 }
 
-/// Declares one table: its own fields, and those it shares, named in brackets (`credentials`, `store`, `handler`).
+/// Declares one table: its own fields, and those it shares, named in brackets (`credentials`, `store`, `handler`; and, with
+/// credentials, what a client needs of a broker: `rabbitmq`, `kafka`, `sqs`).
 macro_rules! table {
     ($(#[$meta:meta])* $name:ident [$($shared:ident),*] { $($body:tt)* }) => {
         table! { @grow [$(#[$meta])*] $name [$($shared)*] { $($body)* } }
@@ -64,6 +65,64 @@ macro_rules! table {
                     password: self.password.as_ref(),
                     password_file: self.password_file.as_deref(),
                 }
+            }
+        }
+    };
+    (@grow [$($meta:tt)*] $name:ident [rabbitmq $($rest:ident)*] { $($body:tt)* }) => {
+        table! { @grow [$($meta)*] $name [credentials $($rest)*] {
+            /// Where the broker is: `amqp://host:5672/%2f`, or `amqps://…` for TLS.
+            pub url: $crate::config::Address,
+            /// The certificates, PEM, of the authorities that may have signed the broker's; the system's where it is left out.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub ca_file: Option<std::path::PathBuf>,
+            $($body)*
+        } }
+        impl $name {
+            /// The broker, apart from what is asked of it.
+            pub fn broker(&self) -> $crate::config::RabbitmqBroker<'_> {
+                $crate::config::RabbitmqBroker {
+                    url: &self.url,
+                    ca_file: self.ca_file.as_deref(),
+                    credentials: self.credentials(),
+                }
+            }
+        }
+    };
+    (@grow [$($meta:tt)*] $name:ident [kafka $($rest:ident)*] { $($body:tt)* }) => {
+        table! { @grow [$($meta)*] $name [credentials $($rest)*] {
+            /// The first brokers to ask, each `host:port`.
+            pub brokers: Vec<$crate::config::Address>,
+            /// Properties handed to librdkafka as they are, such as `ssl.ca.location`. Those that would break the
+            /// acknowledgement rule are refused.
+            #[serde(default, skip_serializing_if = "super::properties::Properties::is_empty")]
+            pub properties: $crate::config::Properties,
+            $($body)*
+        } }
+        impl $name {
+            /// The cluster, apart from what is asked of it.
+            pub fn cluster(&self) -> $crate::config::KafkaCluster<'_> {
+                $crate::config::KafkaCluster {
+                    brokers: &self.brokers,
+                    properties: &self.properties,
+                    credentials: self.credentials(),
+                }
+            }
+        }
+    };
+    (@grow [$($meta:tt)*] $name:ident [sqs $($rest:ident)*] { $($body:tt)* }) => {
+        table! { @grow [$($meta)*] $name [$($rest)*] {
+            /// The AWS region; the standard AWS chain decides when it is left out.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub region: Option<String>,
+            /// Another endpoint than AWS's, such as that of an emulator.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub endpoint: Option<$crate::config::Address>,
+            $($body)*
+        } }
+        impl $name {
+            /// Where SQS is, apart from what is asked of it.
+            pub fn place(&self) -> $crate::config::SqsPlace<'_> {
+                $crate::config::SqsPlace { region: self.region.as_deref(), endpoint: self.endpoint.as_ref() }
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Maps `[source.kafka]` and `[handler.publish.kafka]` to their adapter.
+//! Maps `[source.kafka]`, `[handler.publish.kafka]` and `[outbox.kafka]` to their adapter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,10 @@ use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, Top
 
 use super::credentials::Login;
 use super::settings::pipeline_config;
-use crate::config::{Address, Config, KafkaSource, KafkaTarget, Properties};
+use crate::config::{Address, Config, KafkaCluster, KafkaSource, KafkaTarget, OutboxKafka, Properties};
+
+/// A name where a topic's is needed and none is meant.
+const NONE: &str = "none";
 
 /// The longest drain the adapter takes.
 const LONGEST_DRAIN: Duration = Duration::from_secs(60);
@@ -34,14 +37,29 @@ pub(super) async fn target(
     config: &Config,
     target: &KafkaTarget,
 ) -> Result<(Arc<dyn Publisher>, String), Error> {
-    let login = Login::read(config, "handler.publish.kafka", target.credentials())?;
-    let brokers: Vec<_> = target.brokers.iter().map(Address::expose).collect();
-    let properties = properties(&target.properties, login);
-    // A topic that is missing would cost every message its attempts. Whoever asks needs the name of a group; it is not joined.
-    let mut asked = KafkaConfig::new(brokers.iter().copied(), [&target.topic], "onceward");
-    asked.properties.clone_from(&properties);
+    let asked = asked(config, "handler.publish.kafka", target.cluster(), &target.topic)?;
+    // A topic that is missing would cost every message its attempts.
     writable(&asked, &target.topic).await?;
-    Ok((Arc::new(KafkaPublisher::new(brokers, &properties)?), target.topic.clone()))
+    Ok((Arc::new(KafkaPublisher::new(asked.brokers, &asked.properties)?), target.topic.clone()))
+}
+
+/// The publisher of `[outbox.kafka]`. Each row names its topic, so that none can be looked at.
+pub(super) fn outbox(config: &Config, target: &OutboxKafka) -> Result<Arc<dyn Publisher>, Error> {
+    let asked = asked(config, "outbox.kafka", target.cluster(), NONE)?;
+    Ok(Arc::new(KafkaPublisher::new(asked.brokers, &asked.properties)?))
+}
+
+/// How many brokers the cluster of `[outbox.kafka]` has.
+pub(super) async fn outbox_brokers(config: &Config, target: &OutboxKafka) -> Result<usize, Error> {
+    asked(config, "outbox.kafka", target.cluster(), NONE)?.brokers_up().await
+}
+
+/// A client's options for the cluster in `table`. Whoever asks needs the names of a topic and a group; neither is joined.
+fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>, topic: &str) -> Result<KafkaConfig, Error> {
+    let brokers = cluster.brokers.iter().map(Address::expose);
+    let mut asked = KafkaConfig::new(brokers, [topic], "onceward");
+    asked.properties = properties(cluster.properties, Login::read(config, table, cluster.credentials)?);
+    Ok(asked)
 }
 
 /// What is known of a topic that is to be written to.

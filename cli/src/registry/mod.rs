@@ -37,7 +37,7 @@ pub(crate) use build::build;
 pub(crate) use dead_letter::open_dead_letters;
 pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_advice, broker_backlog, dead_letter_facts};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
-pub(crate) use outbox::{ReadyRelay, describe_outbox_target, open_relay, outbox_status};
+pub(crate) use outbox::{ReadyRelay, check_outbox_target, describe_outbox_target, open_relay, outbox_status};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};
 pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, missing_migrations, open_store};

@@ -20,7 +20,12 @@ pub(super) async fn open(
 ) -> Result<OpenStore, Error> {
     let options = options(config, store)?.migrate_on_open(purpose == Purpose::Run);
     let store = Arc::new(PgStore::connect(options).await?);
-    Ok(OpenStore { store: store.clone(), checkpoints: store.clone(), inbox: Some(Inbox::Postgres(store)) })
+    Ok(OpenStore {
+        store: store.clone(),
+        checkpoints: store.clone(),
+        outbox: Some(Box::new(store.outbox())),
+        inbox: Some(Inbox::Postgres(store)),
+    })
 }
 
 /// What the adapter is told.

@@ -1,4 +1,4 @@
-//! Maps `[source.rabbitmq]` to its adapter.
+//! Maps `[source.rabbitmq]`, `[handler.publish.rabbitmq]` and `[outbox.rabbitmq]` to their adapter.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use onceward::{DeadLetters, Error, Publisher};
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 
 use super::credentials::Login;
-use crate::config::{Config, OutboxRabbitmq, RabbitmqSource, RabbitmqTarget};
+use crate::config::{Config, OutboxRabbitmq, RabbitmqBroker, RabbitmqSource, RabbitmqTarget};
 
 pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitConsumer, Error> {
     let mut options = RabbitConfig::new(String::new(), source.queue.as_str());
@@ -35,8 +35,8 @@ pub(super) async fn publisher(config: &Config, source: &RabbitmqSource) -> Resul
 
 /// The publisher of `[outbox.rabbitmq]`.
 pub(super) async fn outbox(config: &Config, target: &OutboxRabbitmq) -> Result<Arc<dyn Publisher>, Error> {
-    let login = Login::read(config, "outbox.rabbitmq", target.credentials())?;
-    Ok(Arc::new(RabbitPublisher::open(Endpoint::new(login.within(&target.url)?)).await?))
+    let endpoint = broker(config, "outbox.rabbitmq", target.broker())?;
+    Ok(Arc::new(RabbitPublisher::open(endpoint).await?))
 }
 
 /// The publisher of `[handler.publish.rabbitmq]` and its destination, which is there.
@@ -44,8 +44,7 @@ pub(super) async fn target(
     config: &Config,
     target: &RabbitmqTarget,
 ) -> Result<(Arc<dyn Publisher>, String), Error> {
-    let login = Login::read(config, "handler.publish.rabbitmq", target.credentials())?;
-    let endpoint = Endpoint::new(login.within(&target.url)?);
+    let endpoint = broker(config, "handler.publish.rabbitmq", target.broker())?;
     let destination = format!("{}/{}", target.exchange, target.routing_key);
     // A queue that is missing would cost every message its attempts.
     endpoint.destination_facts(&destination).await?;
@@ -54,8 +53,13 @@ pub(super) async fn target(
 
 /// The broker of a RabbitMQ source.
 pub(crate) fn endpoint(config: &Config, source: &RabbitmqSource) -> Result<Endpoint, Error> {
-    let login = Login::read(config, "source.rabbitmq", source.credentials())?;
-    let mut endpoint = Endpoint::new(login.within(&source.url)?);
-    endpoint.ca_file = source.ca_file.as_ref().map(|file| config.resolve(file));
+    broker(config, "source.rabbitmq", source.broker())
+}
+
+/// The broker that stands in `table`.
+fn broker(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Result<Endpoint, Error> {
+    let login = Login::read(config, table, broker.credentials)?;
+    let mut endpoint = Endpoint::new(login.within(broker.url)?);
+    endpoint.ca_file = broker.ca_file.map(|file| config.resolve(file));
     Ok(endpoint)
 }

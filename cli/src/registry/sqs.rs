@@ -1,4 +1,4 @@
-//! Maps `[source.sqs]` to its adapter.
+//! Maps `[source.sqs]`, `[handler.publish.sqs]` and `[outbox.sqs]` to their adapter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use onceward::{DeadLetters, Error, ErrorKind, Publisher};
 use onceward_sqs::{Endpoint, QueueConfig, QueueFacts, SqsConfig, SqsConsumer, SqsPublisher};
 
 use super::settings::pipeline_config;
-use crate::config::{Address, Config, OnMissingKey, SqsSource, SqsTarget};
+use crate::config::{Config, OnMissingKey, OutboxSqs, SqsPlace, SqsSource, SqsTarget};
 
 /// How long one call may take that sends messages.
 const LONGEST_SEND: Duration = Duration::from_secs(10);
 
 pub(super) async fn open(config: &Config, source: &SqsSource) -> Result<SqsConsumer, Error> {
     let mut options = SqsConfig::new("");
-    options.endpoint = endpoint(source.region.as_deref(), source.endpoint.as_ref());
+    options.endpoint = endpoint(source.place());
     options.queue = queue(config, source);
     SqsConsumer::open(options).await
 }
@@ -28,8 +28,18 @@ pub(super) async fn dead_letters(source: &SqsSource, to: &str) -> Result<DeadLet
 
 /// A publisher to the source's own region or endpoint.
 pub(super) async fn publisher(source: &SqsSource) -> Arc<dyn Publisher> {
-    let endpoint = endpoint(source.region.as_deref(), source.endpoint.as_ref());
+    let endpoint = endpoint(source.place());
     Arc::new(SqsPublisher::open(endpoint).await)
+}
+
+/// The publisher of `[outbox.sqs]`. Each row names its queue, so that none can be looked at.
+pub(super) async fn outbox(target: &OutboxSqs) -> Arc<dyn Publisher> {
+    Arc::new(SqsPublisher::open(endpoint(target.place())).await)
+}
+
+/// Asks the SQS of `[outbox.sqs]` for a word.
+pub(super) async fn outbox_answers(target: &OutboxSqs) -> Result<(), Error> {
+    endpoint(target.place()).answers().await
 }
 
 /// What waits in the queue for dead letters.
@@ -52,7 +62,7 @@ pub(super) async fn target(
     config: &Config,
     target: &SqsTarget,
 ) -> Result<(Arc<dyn Publisher>, String), Error> {
-    let endpoint = endpoint(target.region.as_deref(), target.endpoint.as_ref());
+    let endpoint = endpoint(target.place());
     let client = endpoint.client().await;
     let url = target.queue_url.expose();
     // A queue that is missing would cost every message its attempts. To send needs no right to look at it.
@@ -68,7 +78,7 @@ pub(super) async fn target(
 
 /// What SQS says of a queue where the source is.
 pub(super) async fn facts(source: &SqsSource, queue_url: &str) -> Result<QueueFacts, Error> {
-    let client = endpoint(source.region.as_deref(), source.endpoint.as_ref()).client().await;
+    let client = endpoint(source.place()).client().await;
     QueueFacts::read(&client, queue_url).await
 }
 
@@ -109,9 +119,9 @@ fn queue(config: &Config, source: &SqsSource) -> QueueConfig {
     queue
 }
 
-fn endpoint(region: Option<&str>, url: Option<&Address>) -> Endpoint {
+fn endpoint(place: SqsPlace<'_>) -> Endpoint {
     let mut endpoint = Endpoint::default();
-    endpoint.region = region.map(str::to_owned);
-    endpoint.url = url.map(|url| url.expose().to_owned());
+    endpoint.region = place.region.map(str::to_owned);
+    endpoint.url = place.endpoint.map(|url| url.expose().to_owned());
     endpoint
 }

@@ -8,6 +8,7 @@ use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, Store};
 
 #[cfg(not(all(feature = "sqlite", feature = "redis", feature = "postgres")))]
 use super::not_in_this_build;
+use super::outbox::AnyOutbox;
 use crate::config::{self, Config};
 
 /// What a command needs the store for.
@@ -29,6 +30,8 @@ pub(crate) struct OpenStore {
     pub(crate) checkpoints: Arc<dyn CheckpointStore>,
     /// Runs handlers in the completion's own transaction, where it can.
     pub(crate) inbox: Option<Inbox>,
+    /// Keeps what handlers want published, where it can.
+    pub(super) outbox: Option<Box<dyn AnyOutbox>>,
 }
 
 /// A transactional store: these are known by type, since their transactions differ.
@@ -80,7 +83,7 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
         #[cfg(feature = "redis")]
         config::Store::Redis(store) => {
             let store = Arc::new(super::redis::open(config, store)?);
-            Ok(OpenStore { store: store.clone(), checkpoints: store, inbox: None })
+            Ok(OpenStore { store: store.clone(), checkpoints: store, inbox: None, outbox: None })
         }
         #[cfg(feature = "postgres")]
         config::Store::Postgres(store) => super::postgres::open(config, store, purpose).await,
@@ -140,7 +143,7 @@ pub(crate) async fn missing_migrations(config: &Config) -> Result<u32, Error> {
 
 fn memory() -> OpenStore {
     let store = Arc::new(MemoryStore::new());
-    OpenStore { checkpoints: store.clone(), store, inbox: None }
+    OpenStore { checkpoints: store.clone(), store, inbox: None, outbox: None }
 }
 
 #[cfg(feature = "sqlite")]
@@ -176,7 +179,12 @@ mod sqlite {
             }
         };
         let store = Arc::new(SqliteStore::open(options).await?);
-        Ok(OpenStore { store: store.clone(), checkpoints: store.clone(), inbox: Some(Inbox::Sqlite(store)) })
+        Ok(OpenStore {
+            store: store.clone(),
+            checkpoints: store.clone(),
+            outbox: Some(Box::new(store.outbox())),
+            inbox: Some(Inbox::Sqlite(store)),
+        })
     }
 
     /// SQLite creates no directories, and calls a missing one a trouble that may pass.

@@ -1,9 +1,10 @@
-//! The counters and gauges of a run as metrics: [`text`].
+//! The counters and gauges of a run, or of a relay, as metrics: [`text`].
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counter, Counters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
@@ -12,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::Watched;
+use super::{Watched, Work};
 
 /// What [`text`] is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,36 +39,72 @@ pub(super) fn text(registry: &Registry) -> Result<String, fmt::Error> {
 struct Collected(Arc<Watched>);
 
 impl Collector for Collected {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let counters = self.0.counters.get();
-        let gauge = |of: fn(&Counters) -> u64| {
-            ConstGauge::new(counters.map_or(0, |counters| i64::try_from(of(counters)).unwrap_or(i64::MAX)))
-        };
-        for (name, help, value) in [
-            ("in_flight", "Deliveries taken and not yet settled.", gauge(Counters::in_flight)),
-            (
-                "in_flight_bytes",
-                "Bytes of deliveries taken and not yet settled.",
-                gauge(Counters::in_flight_bytes),
-            ),
-            (
-                "store_up",
-                "1 while the store answers; 0 before the first answer and while intake pauses.",
-                gauge(|counters| u64::from(counters.is_store_up())),
-            ),
-            (
-                "expiry_lag_seconds",
-                "How long ago the oldest record expired that the store has not removed yet.",
-                gauge(|counters| counters.expiry_lag().as_secs()),
-            ),
-        ] {
-            one(&mut encoder, name, help, &value)?;
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        match &self.0.work {
+            Work::Run(work) => of_run(encoder, work.get().map(AsRef::as_ref)),
+            Work::Relay(work) => of_relay(encoder, work.get().map(AsRef::as_ref)),
         }
-        let Some(counters) = counters else { return Ok(()) };
-        Counter::ALL.iter().try_for_each(|counter| {
-            one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
-        })
     }
+}
+
+fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fmt::Result {
+    let value = |of: fn(&Counters) -> u64| gauge(counters.map_or(0, of));
+    for (name, help, value) in [
+        ("in_flight", "Deliveries taken and not yet settled.", value(Counters::in_flight)),
+        (
+            "in_flight_bytes",
+            "Bytes of deliveries taken and not yet settled.",
+            value(Counters::in_flight_bytes),
+        ),
+        (
+            "store_up",
+            "1 while the store answers; 0 before the first answer and while intake pauses.",
+            value(|counters| u64::from(counters.is_store_up())),
+        ),
+        (
+            "expiry_lag_seconds",
+            "How long ago the oldest record expired that the store has not removed yet.",
+            value(|counters| counters.expiry_lag().as_secs()),
+        ),
+    ] {
+        one(&mut encoder, name, help, &value)?;
+    }
+    let Some(counters) = counters else { return Ok(()) };
+    Counter::ALL.iter().try_for_each(|counter| {
+        one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
+    })
+}
+
+fn of_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>) -> fmt::Result {
+    let up = u64::from(counts.is_some_and(RelayCounts::is_outbox_up));
+    one(&mut encoder, "store_up", "1 while the outbox answers; 0 before the first answer.", &gauge(up))?;
+    let Some(counts) = counts else { return Ok(()) };
+    let seen = counts.seen();
+    for (name, help, value) in [
+        ("outbox_waiting", "Rows that are not published.", seen.waiting),
+        ("outbox_failing", "Rows that are not published and whose last attempt failed.", seen.failing),
+        ("outbox_held", "Rows that wait behind a failing one of their order key.", seen.held),
+        ("outbox_kept", "Rows that were published and are still kept.", seen.kept),
+        (
+            "outbox_oldest_seconds",
+            "How long the oldest row that is not published has waited.",
+            seen.oldest.unwrap_or_default().as_secs(),
+        ),
+    ] {
+        one(&mut encoder, name, help, &gauge(value))?;
+    }
+    for (name, help, value) in [
+        ("outbox_published", "Rows that this relay published, confirmed.", counts.published()),
+        ("outbox_publish_failures", "Publishes of this relay that failed.", counts.failed()),
+        ("outbox_cleaned", "Published rows that this relay removed.", counts.cleaned()),
+    ] {
+        one(&mut encoder, name, help, &ConstCounter::new(value))?;
+    }
+    Ok(())
+}
+
+fn gauge(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 fn one(
@@ -87,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_counter_is_there_under_its_name_once_the_pipeline_is() {
-        let watched = Watched::new("billing", CancellationToken::new());
+        let watched = Watched::run("billing", CancellationToken::new());
         let registry = registry(Arc::clone(&watched));
         let before = text(&registry).unwrap();
         assert!(before.contains("onceward_store_up{scope=\"billing\"} 0\n"), "{before}");
@@ -105,5 +142,22 @@ mod tests {
         }
         assert!(after.contains(&format!("version=\"{}\"", onceward::VERSION)), "{after}");
         assert!(after.ends_with("# EOF\n"), "{after}");
+    }
+
+    #[test]
+    fn a_relay_tells_of_its_outbox_and_nothing_of_deliveries() {
+        let watched = Watched::relay("billing", CancellationToken::new());
+        let registry = registry(Arc::clone(&watched));
+        assert!(text(&registry).unwrap().contains("onceward_store_up{scope=\"billing\"} 0\n"));
+        watched.relays(Arc::default());
+        let after = text(&registry).unwrap();
+        for name in ["waiting", "failing", "held", "kept", "oldest_seconds"] {
+            assert!(after.contains(&format!("onceward_outbox_{name}{{scope=\"billing\"}} 0\n")), "{after}");
+        }
+        for name in ["published", "publish_failures", "cleaned"] {
+            let line = format!("onceward_outbox_{name}_total{{scope=\"billing\"}} 0\n");
+            assert!(after.contains(&line), "{line} is not in {after}");
+        }
+        assert!(!after.contains("onceward_received"), "{after}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is told of a run while it goes on: `/metrics`, `/health/live` and `/health/ready`, where `telemetry.listen` asks
+//! What is told of a run, or of a relay, while it goes on: `/metrics`, `/health/live` and `/health/ready`, where `telemetry.listen` asks
 //! for them.
 
 #[cfg(feature = "telemetry")]
@@ -8,6 +8,7 @@ mod server;
 
 use std::sync::{Arc, OnceLock};
 
+use onceward::outbox::RelayCounts;
 use onceward::telemetry::Counters;
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +20,18 @@ use crate::exit::Failure;
 #[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody looks"))]
 pub(crate) struct Watched {
     scope: String,
-    counters: OnceLock<Arc<Counters>>,
+    work: Work,
     draining: CancellationToken,
+}
+
+/// Who is watched: what counts is there once it has started.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody looks"))]
+pub(crate) enum Work {
+    /// A pipeline.
+    Run(OnceLock<Arc<Counters>>),
+    /// A relay of the outbox.
+    Relay(OnceLock<Arc<RelayCounts>>),
 }
 
 /// Whether messages are taken, and if not, why.
@@ -39,23 +50,44 @@ pub(crate) enum Readiness {
 
 impl Watched {
     /// A run that is starting, and drains once `draining` fires.
-    pub(crate) fn new(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { scope: scope.to_owned(), counters: OnceLock::new(), draining })
+    pub(crate) fn run(scope: &str, draining: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { scope: scope.to_owned(), work: Work::Run(OnceLock::new()), draining })
+    }
+
+    /// As [`run`](Self::run), of a relay.
+    pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { scope: scope.to_owned(), work: Work::Relay(OnceLock::new()), draining })
     }
 
     /// Says that the pipeline is there, and what it counts.
     pub(crate) fn started(&self, counters: Arc<Counters>) {
-        // A run starts once.
-        let _ = self.counters.set(counters);
+        if let Work::Run(work) = &self.work {
+            // A run starts once.
+            let _ = work.set(counters);
+        }
+    }
+
+    /// Says that the relay is there, and what it counts.
+    pub(crate) fn relays(&self, counts: Arc<RelayCounts>) {
+        if let Work::Relay(work) = &self.work {
+            // A relay starts once.
+            let _ = work.set(counts);
+        }
     }
 
     #[cfg(feature = "telemetry")]
     fn readiness(&self) -> Readiness {
-        match self.counters.get() {
-            _ if self.draining.is_cancelled() => Readiness::Draining,
+        if self.draining.is_cancelled() {
+            return Readiness::Draining;
+        }
+        let answers = match &self.work {
+            Work::Run(work) => work.get().map(|counters| counters.is_store_up()),
+            Work::Relay(work) => work.get().map(|counts| counts.is_outbox_up()),
+        };
+        match answers {
             None => Readiness::Starting,
-            Some(counters) if counters.is_store_up() => Readiness::Ready,
-            Some(_) => Readiness::StoreDown,
+            Some(true) => Readiness::Ready,
+            Some(false) => Readiness::StoreDown,
         }
     }
 }

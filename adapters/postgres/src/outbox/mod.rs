@@ -6,11 +6,11 @@ mod take;
 mod wake;
 mod write;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::outbox::{OutboxRow, OutboxStatus, OutboxStore, RowOutcome, TakeLimits};
+use onceward::outbox::{KeyTurns, OutboxRow, OutboxStatus, OutboxStore, RowOutcome, TakeLimits};
 use onceward::store::transition::micros;
 use onceward::{Error, Outgoing};
 use sqlx::{AssertSqlSafe, PgConnection, query};
@@ -43,15 +43,14 @@ pub(crate) use write::write;
 #[derive(Clone, Debug)]
 pub struct PgOutbox {
     store: PgStore,
-    /// After which order key the next turn begins, so that each gets its own; empty: at the first.
-    cursor: Arc<Mutex<Vec<u8>>>,
+    turns: Arc<KeyTurns>,
     wake: Arc<wake::Wake>,
 }
 
 impl PgStore {
     /// The outbox in this store's schema.
     pub fn outbox(&self) -> PgOutbox {
-        PgOutbox { store: self.clone(), cursor: Arc::default(), wake: Arc::default() }
+        PgOutbox { store: self.clone(), turns: Arc::default(), wake: Arc::default() }
     }
 }
 
@@ -67,14 +66,6 @@ impl PgOutbox {
     /// After a dropped call the transaction is to be rolled back.
     pub async fn put(&self, conn: &mut PgConnection, messages: &[Outgoing]) -> Result<(), Error> {
         write(conn, &self.store.schema(), messages).await
-    }
-
-    fn cursor(&self) -> Vec<u8> {
-        self.cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn advance(&self, to: Vec<u8>) {
-        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = to;
     }
 }
 

@@ -19,10 +19,11 @@ pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
         let schema = schema.clone();
         Box::pin(async move {
             let sql = format!(
-                "SELECT count(*) FILTER (WHERE published_at IS NULL), \
-                 count(*) FILTER (WHERE published_at IS NULL AND attempts > 0), \
-                 {NOW} - min(written_at) FILTER (WHERE published_at IS NULL), \
-                 count(*) FILTER (WHERE published_at IS NOT NULL) FROM {schema}.outbox"
+                "SELECT count(*), count(*) FILTER (WHERE attempts > 0), {NOW} - min(written_at), \
+                 (SELECT count(*) FROM {schema}.outbox WHERE published_at IS NOT NULL), \
+                 count(*) FILTER (WHERE attempts = 0 AND order_key IN (SELECT f.order_key FROM {schema}.outbox f \
+                   WHERE f.published_at IS NULL AND f.attempts > 0)) \
+                 FROM {schema}.outbox WHERE published_at IS NULL"
             );
             let row = query(AssertSqlSafe(sql)).fetch_one(&mut *conn).await?;
             let count = |n| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(n)?).unwrap_or(0));
@@ -31,6 +32,7 @@ pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
             let mut status = OutboxStatus {
                 waiting: count(0)?,
                 failing: count(1)?,
+                held: count(4)?,
                 oldest,
                 kept: count(3)?,
                 worst: Vec::new(),

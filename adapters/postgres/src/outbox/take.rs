@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Error;
-use onceward::outbox::{OutboxRow, RowOutcome, TakeLimits};
+use onceward::outbox::{Head, OutboxRow, RowOutcome, TakeLimits};
 use onceward::store::transition::micros;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
@@ -23,9 +23,6 @@ use crate::transaction::{PgConn, within};
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";
 
-/// Order keys looked at by one statement, at most.
-const MOST_STEPS: usize = 2_000;
-
 /// The server ends a transaction that is idle for longer: its relay hangs, and others may have the rows.
 const LONGEST_PUBLISH: &str = "30s";
 
@@ -35,7 +32,8 @@ pub(super) async fn take(
     limits: &TakeLimits,
 ) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
     let schema = outbox.store.schema();
-    let heads = heads(outbox, limits).await.map_err(|attempt| attempt.told(READ))?;
+    let heads = outbox.turns.due(limits.rows as usize, |after, steps| walk(outbox, after, steps)).await;
+    let heads = heads.map_err(|attempt| attempt.told(READ))?;
     let link = outbox.store.link();
     let taking = async {
         let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
@@ -48,45 +46,6 @@ pub(super) async fn take(
         return Ok(None);
     }
     Ok(Some((open, rows)))
-}
-
-/// The oldest unpublished row of each order key, as far as it is due: from the cursor on, once around at most.
-async fn heads(outbox: &PgOutbox, limits: &TakeLimits) -> Result<Vec<i64>, Attempt> {
-    let wanted = limits.rows as usize;
-    let steps = wanted.saturating_mul(2).min(MOST_STEPS);
-    let start = outbox.cursor();
-    let (mut after, mut from_the_first) = (start.clone(), start.is_empty());
-    let mut due = Vec::new();
-    loop {
-        let seen = walk(outbox, after.clone(), steps).await?;
-        let mut around = from_the_first && seen.len() < steps;
-        let at_the_end = seen.len() < steps;
-        for head in seen {
-            if from_the_first && !start.is_empty() && head.order_key > start {
-                around = true;
-                break;
-            }
-            after = head.order_key;
-            due.extend(head.due.then_some(head.seq));
-            if due.len() == wanted {
-                outbox.advance(after);
-                return Ok(due);
-            }
-        }
-        if around {
-            outbox.advance(Vec::new());
-            return Ok(due);
-        }
-        if at_the_end {
-            (after, from_the_first) = (Vec::new(), true);
-        }
-    }
-}
-
-struct Head {
-    order_key: Vec<u8>,
-    seq: i64,
-    due: bool,
 }
 
 /// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.

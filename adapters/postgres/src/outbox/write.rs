@@ -1,20 +1,19 @@
 //! Puts messages into the outbox.
 
-use onceward::{Error, ErrorKind, Outgoing};
+use onceward::outbox::acceptable;
+use onceward::{Error, Outgoing};
 use sqlx::{PgConnection, QueryBuilder};
 
 use crate::error::store_error;
 
 const PUT: &str = "write to the outbox";
-/// As the table's constraint has it.
-const LONGEST_ORDER_KEY: usize = 1_024;
 /// Rows in one statement: far below what a statement can bind.
 const CHUNK: usize = 1_000;
 
 /// Writes `messages` in their order. `schema` is quoted.
 pub(crate) async fn write(conn: &mut PgConnection, schema: &str, messages: &[Outgoing]) -> Result<(), Error> {
     for message in messages {
-        check(message)?;
+        acceptable(message)?;
     }
     for chunk in messages.chunks(CHUNK) {
         let insert = format!(
@@ -34,23 +33,6 @@ pub(crate) async fn write(conn: &mut PgConnection, schema: &str, messages: &[Out
         // Its text depends on the number of rows: not worth a place among the prepared ones unless it is one.
         let statement = statement.build().persistent(chunk.len() == 1);
         statement.execute(&mut *conn).await.map_err(|error| store_error(PUT, error))?;
-    }
-    Ok(())
-}
-
-fn check(message: &Outgoing) -> Result<(), Error> {
-    let wrong = |what: String| Err(Error::new(ErrorKind::Internal, PUT, what));
-    if message.destination.is_empty() {
-        return wrong("the message has no destination; name a queue, a topic or an exchange".to_owned());
-    }
-    let order_key = message.order_key.as_ref().map_or(0, |key| key.len());
-    if order_key > LONGEST_ORDER_KEY {
-        return wrong(format!("the order key has {order_key} bytes; at most {LONGEST_ORDER_KEY}"));
-    }
-    // Postgres's text cannot hold it, and would fail the handler's transaction.
-    let names = message.headers.iter().map(|(name, _)| name.as_str());
-    if names.chain([message.id.as_str(), message.destination.as_str()]).any(|text| text.contains('\0')) {
-        return wrong("its id, its destination or the name of a header contains a NUL".to_owned());
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Looks at everything a configuration names: the source, the store, the handler, the place for dead letters.
+//! Looks at everything a configuration names: the source, the store, the handler, the places for dead letters and for what
+//! is put into the outbox.
 
 use std::time::Duration;
 
@@ -24,8 +25,18 @@ pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
         let path = config.resolve(dead_letter.to.expose().as_ref());
         findings.push(files::dead_letters(config, &path));
     }
+    findings.extend(outbox_target(config).await);
     if let Some(store) = store {
         store.close().await;
+    }
+}
+
+/// The broker that the relay publishes to, where it is not the source's.
+async fn outbox_target(config: &Config) -> Option<Finding> {
+    let key = config.outbox.target()?.path();
+    match in_time(registry::check_outbox_target(config)).await {
+        Ok(answer) => Some(Finding::ok(config, Some(key), answer?)),
+        Err(error) => Some(Finding::failed(config, key, &error)),
     }
 }
 

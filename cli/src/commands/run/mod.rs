@@ -25,7 +25,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
-    let watched = Watched::new(&config.scope, shutdown.clone());
+    let watched = Watched::run(&config.scope, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
 
     let whole_run = consume(&config, args.until_empty, &watched, &shutdown);

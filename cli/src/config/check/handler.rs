@@ -1,6 +1,6 @@
 //! Checks `[handler.*]`.
 
-use super::{Checked, MILLISECOND, credentials, duration, source, text, texts, url, within};
+use super::{Checked, MILLISECOND, broker, duration, text, texts, url, within};
 use crate::config::{Address, Config, Handler, HttpHandler, HumanDuration, PublishHandler};
 
 /// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
@@ -52,7 +52,7 @@ fn http(config: &Config, handler: &HttpHandler) -> Checked {
 fn publish(config: &Config, target: &PublishHandler) -> Checked {
     match target {
         PublishHandler::Rabbitmq(target) => {
-            url(config, "handler.publish.rabbitmq.url", &target.url, &["amqp", "amqps"])?;
+            broker::rabbitmq(config, "handler.publish.rabbitmq", target.broker())?;
             if target.exchange.contains('/') {
                 return Err(config.refuse(
                     "handler.publish.rabbitmq.exchange",
@@ -64,20 +64,15 @@ fn publish(config: &Config, target: &PublishHandler) -> Checked {
             if target.exchange.is_empty() {
                 text(config, "handler.publish.rabbitmq.routing_key", &target.routing_key)?;
             }
-            credentials(config, "handler.publish.rabbitmq", target.credentials(), Some(&target.url))
+            Ok(())
         }
         PublishHandler::Kafka(target) => {
-            texts(config, "handler.publish.kafka.brokers", &target.brokers, Address::is_empty)?;
-            text(config, "handler.publish.kafka.topic", &target.topic)?;
-            credentials(config, "handler.publish.kafka", target.credentials(), None)?;
-            source::properties(config, "handler.publish.kafka.properties", &target.properties)
+            broker::kafka(config, "handler.publish.kafka", target.cluster())?;
+            text(config, "handler.publish.kafka.topic", &target.topic)
         }
         PublishHandler::Sqs(target) => {
             url(config, "handler.publish.sqs.queue_url", &target.queue_url, &["http", "https"])?;
-            match &target.endpoint {
-                Some(endpoint) => url(config, "handler.publish.sqs.endpoint", endpoint, &["http", "https"]),
-                None => Ok(()),
-            }
+            broker::sqs(config, "handler.publish.sqs", target.place())
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Refuses values outside their limits and values that contradict each other, naming both keys and the fix.
 
 mod agreement;
+mod broker;
 mod handler;
 mod outbox;
 mod source;

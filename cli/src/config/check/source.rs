@@ -2,20 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Checked, address, credentials, duration, text, texts, url, within};
-use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Properties, Source};
-
-/// Properties that are not for passing through, with what to use instead.
-const REFUSED_PROPERTIES: [(&str, &str); 7] = [
-    ("auto.commit.enable", AUTOMATIC),
-    ("enable.auto.commit", AUTOMATIC),
-    ("enable.auto.offset.store", AUTOMATIC),
-    ("bootstrap.servers", "remove it and write the brokers in `brokers`"),
-    ("metadata.broker.list", "remove it and write the brokers in `brokers`"),
-    ("group.id", "remove it and write the consumer group in `group`"),
-    ("transactional.id", "remove it, since it is derived from the scope"),
-];
-const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
+use super::{Checked, address, broker, duration, text, texts, url, within};
+use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Source};
 
 /// librdkafka's own defaults, which hold where the property is not given.
 const SESSION_TIMEOUT_MS: u64 = 45_000;
@@ -35,7 +23,7 @@ const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 pub(super) fn check(config: &Config) -> Checked {
     match &config.source {
         Source::Rabbitmq(source) => {
-            url(config, "source.rabbitmq.url", &source.url, &["amqp", "amqps"])?;
+            broker::rabbitmq(config, "source.rabbitmq", source.broker())?;
             text(config, "source.rabbitmq.queue", &source.queue)?;
             within(config, "source.rabbitmq.prefetch", source.prefetch, 1..=65_535)?;
             if source.delivery_limit == Some(0) {
@@ -56,17 +44,12 @@ pub(super) fn check(config: &Config) -> Checked {
                     ));
                 }
             }
-            credentials(config, "source.rabbitmq", source.credentials(), Some(&source.url))
+            Ok(())
         }
         Source::Kafka(source) => kafka(config, source),
         Source::Sqs(source) => {
             url(config, "source.sqs.queue_url", &source.queue_url, &["http", "https"])?;
-            if let Some(region) = &source.region {
-                text(config, "source.sqs.region", region)?;
-            }
-            if let Some(endpoint) = &source.endpoint {
-                url(config, "source.sqs.endpoint", endpoint, &["http", "https"])?;
-            }
+            broker::sqs(config, "source.sqs", source.place())?;
             within(config, "source.sqs.pollers", source.pollers, 1..=64)?;
             duration(config, "source.sqs.visibility", source.visibility, LEAST_VISIBILITY, MOST_VISIBILITY)?;
             if source.visibility.get().subsec_nanos() > 0 {
@@ -83,19 +66,17 @@ pub(super) fn check(config: &Config) -> Checked {
 }
 
 fn kafka(config: &Config, source: &KafkaSource) -> Checked {
-    texts(config, "source.kafka.brokers", &source.brokers, Address::is_empty)?;
+    broker::kafka(config, "source.kafka", source.cluster())?;
     texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
     text(config, "source.kafka.group", &source.group)?;
-    credentials(config, "source.kafka", source.credentials(), None)?;
     retry_topics(config, source)?;
-    properties(config, "source.kafka.properties", &source.properties)?;
     for (name, default_ms) in
         [("session.timeout.ms", SESSION_TIMEOUT_MS), ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)]
     {
         let limit_ms = match source.properties.get(name) {
             None => default_ms,
             Some(text) => text.parse().map_err(|_| {
-                let key = property_key(config, "source.kafka.properties", name);
+                let key = broker::property_key(config, "source.kafka.properties", name);
                 config.refuse(&key, "is not a whole number", "write milliseconds, such as 45000")
             })?,
         };
@@ -135,22 +116,6 @@ fn retry_topics(config: &Config, source: &KafkaSource) -> Checked {
         }
     }
     Ok(())
-}
-
-/// Refuses what would break the acknowledgement rule, or what has a key of its own.
-pub(super) fn properties(config: &Config, table: &str, properties: &Properties) -> Checked {
-    match REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
-        Some((name, fix)) => {
-            Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix))
-        }
-        None => Ok(()),
-    }
-}
-
-/// A property's key as it is written: in quotes, or as nested tables.
-fn property_key(config: &Config, table: &str, name: &str) -> String {
-    let nested = format!("{table}.{name}");
-    if config.origin.is_written(&nested) { nested } else { format!("{table}.{name:?}") }
 }
 
 fn file(config: &Config, source: &FileSource) -> Checked {

@@ -1,0 +1,61 @@
+//! Checks what a client needs of a broker, whichever table it stands in.
+
+use super::{Checked, credentials, text, texts, url};
+use crate::config::{Address, Config, KafkaCluster, Properties, RabbitmqBroker, SqsPlace};
+
+/// Properties that are not for passing through, with what to use instead.
+const REFUSED_PROPERTIES: [(&str, &str); 7] = [
+    ("auto.commit.enable", AUTOMATIC),
+    ("enable.auto.commit", AUTOMATIC),
+    ("enable.auto.offset.store", AUTOMATIC),
+    ("bootstrap.servers", "remove it and write the brokers in `brokers`"),
+    ("metadata.broker.list", "remove it and write the brokers in `brokers`"),
+    ("group.id", "remove it and write the consumer group in `group`"),
+    ("transactional.id", "remove it, since it is derived from the scope"),
+];
+const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
+
+/// `table` is where the broker stands, such as `source.rabbitmq`.
+pub(super) fn rabbitmq(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Checked {
+    url(config, &format!("{table}.url"), broker.url, &["amqp", "amqps"])?;
+    if broker.ca_file.is_some() && broker.url.has_scheme(&["amqp"]) {
+        return Err(config.refuse(
+            &format!("{table}.ca_file"),
+            format!("is for TLS, and {table}.url is without it"),
+            "write amqps:// in the URL, or remove ca_file",
+        ));
+    }
+    credentials(config, table, broker.credentials, Some(broker.url))
+}
+
+pub(super) fn kafka(config: &Config, table: &str, cluster: KafkaCluster<'_>) -> Checked {
+    texts(config, &format!("{table}.brokers"), cluster.brokers, Address::is_empty)?;
+    credentials(config, table, cluster.credentials, None)?;
+    properties(config, &format!("{table}.properties"), cluster.properties)
+}
+
+pub(super) fn sqs(config: &Config, table: &str, place: SqsPlace<'_>) -> Checked {
+    if let Some(region) = place.region {
+        text(config, &format!("{table}.region"), region)?;
+    }
+    match place.endpoint {
+        Some(endpoint) => url(config, &format!("{table}.endpoint"), endpoint, &["http", "https"]),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what would break the acknowledgement rule, or what has a key of its own.
+fn properties(config: &Config, table: &str, properties: &Properties) -> Checked {
+    match REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
+        Some((name, fix)) => {
+            Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A property's key as it is written: in quotes, or as nested tables.
+pub(super) fn property_key(config: &Config, table: &str, name: &str) -> String {
+    let nested = format!("{table}.{name}");
+    if config.origin.is_written(&nested) { nested } else { format!("{table}.{name:?}") }
+}
