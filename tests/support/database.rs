@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::runtime::{Builder, Runtime};
 
 /// One connection.
@@ -34,11 +34,10 @@ impl Database {
     ///
     /// # Panics
     /// If the database refuses them.
-    pub fn execute(&mut self, statements: &'static str) {
+    pub fn execute(&mut self, statements: &str) {
         let connection = self.connection.as_mut().expect("open until dropped");
-        self.runtime
-            .block_on(sqlx::raw_sql(statements).execute(connection))
-            .expect("the statements are valid");
+        let statements = sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
+        self.runtime.block_on(statements.execute(connection)).expect("the statements are valid");
     }
 
     /// The first column of a query's first row.

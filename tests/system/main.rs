@@ -13,6 +13,7 @@
 //! | `shutdown.rs` | signals |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
+//! | `office.rs` | effects and events in one database, and relays that send the events |
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `sqs/` | SQS queues, standard and FIFO, with Redis and with Postgres: kills, groups that fail, handlers of ten times the visibility |
@@ -27,6 +28,7 @@ mod crash_points;
 mod failures;
 mod kafka;
 mod leases;
+mod office;
 mod order;
 mod pair;
 mod postgres;

@@ -126,11 +126,14 @@ impl KafkaConfig {
     pub async fn brokers_up(&self) -> Result<usize, Error> {
         self.check()?;
         let client = self.client();
+        let context = Users::new(Traced);
+        let trouble = Arc::clone(&context.trouble);
         let look = move || {
-            let asked: BaseConsumer<Traced> = client.create_with_context(Traced)?;
+            let asked: BaseConsumer<Users<Traced>> = client.create_with_context(context)?;
             Ok(asked.fetch_metadata(None, ANSWER)?.brokers().len())
         };
-        task::blocking(look).await?.map_err(|error| error::kafka("look at the cluster", error))
+        let looked = task::blocking(look).await?;
+        looked.map_err(|error| trouble.explain("look at the cluster", error, ErrorKind::Denied))
     }
 }
 

@@ -12,7 +12,37 @@ fn each_contradiction_gets_its_sentence() {
                  [handler.stdout]\n[dead_letter]\nto = 'd'\n";
     let fifo = "scope = 'a'\n[source.sqs]\nqueue_url = 'https://h/q.fifo'\n[store.memory]\n[handler.stdout]\n\
                 [dead_letter]\nto = 'https://h/d'\n[pipeline]\n";
+    let outbox = |tables: &str| format!("{sql}[outbox]\n{tables}");
     for (source, sentence) in [
+        (
+            outbox("[outbox.kafka]\nbrokers = ['h:1']\n[outbox.sqs]\n"),
+            "line 16: outbox.sqs: is given as well as outbox.kafka, and a relay publishes to one broker; keep one of the two; \
+             rows for another broker need a store, and a relay, of their own",
+        ),
+        (
+            outbox("[outbox.kafka]\nbrokers = []\n"),
+            "line 15: outbox.kafka.brokers: is an empty list; write at least one",
+        ),
+        (
+            outbox("[outbox.kafka]\nbrokers = ['h:1']\nproperties.\"group.id\" = 'g'\n"),
+            "line 16: outbox.kafka.properties.\"group.id\": is not for passing through; remove it and write the consumer group in \
+             `group`",
+        ),
+        (
+            outbox("[outbox.sqs]\nendpoint = 'h:1'\n"),
+            "line 15: outbox.sqs.endpoint: is not a URL of the kind needed here; write one that starts with http:// or \
+             https://, with `@`, `/`, `:`, `?` and `#` in a password percent-encoded",
+        ),
+        (
+            outbox("[outbox.rabbitmq]\nurl = 'amqp://h/'\nca_file = 'ca.pem'\n"),
+            "line 16: outbox.rabbitmq.ca_file: is for TLS, and outbox.rabbitmq.url is without it; write amqps:// in the URL, or \
+             remove ca_file",
+        ),
+        (
+            format!("{kafka}[outbox.sqs]\n"),
+            "line 10: outbox.sqs: has nothing to publish, since [store.memory] has no outbox; remove it, or use [store.postgres] \
+             or [store.sqlite]",
+        ),
         (
             format!("{fifo}ordering = 'none'\n"),
             "line 9: pipeline.ordering: gives up the order of the message groups that a FIFO queue is there to keep; \

@@ -64,3 +64,36 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
     std::fs::remove_file(scene.path("hold")).unwrap();
     assert_eq!(running.end().code(), Some(0));
 }
+
+#[cfg(all(feature = "kafka", feature = "sqlite"))]
+#[test]
+fn a_relay_tells_what_waits_and_what_failed() {
+    let source = format!("{ORDERS}[store.sqlite]\npath = 'onceward.db'\n");
+    let put = "INSERT INTO onceward_outbox (destination, order_key, payload) VALUES \
+               ('events', CAST('customer' AS BLOB), CAST($1 AS BLOB))";
+    // Nobody is there: the client is told to give a message up soon.
+    let outbox =
+        "[outbox.kafka]\nbrokers = ['127.0.0.1:1']\n[outbox.kafka.properties]\nmessage.timeout.ms = 300\n";
+    let scene = Scene::new(&format!(
+        "{source}[handler.sql]\nstatement = \"{put}\"\ntimeout = '10s'\n{outbox}[telemetry]\nlisten = '127.0.0.1:0'\n"
+    ));
+    scene.write("orders.ndjson", "{\"id\":1}\n{\"id\":2}\n{\"id\":3}\n");
+    let ended = scene.start(scene.command("run @")).end();
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let relay = scene.start(scene.command("outbox relay @"));
+    let address = address(&relay);
+    wait("it is ready", || request(&address, "GET /health/ready") == (200, "ready\n".to_owned()));
+    let metric = |name: &str| -> u64 {
+        let (_, text) = request(&address, "GET /metrics");
+        let line = format!("onceward_{name}{{scope=\"billing\"}} ");
+        let value = text.lines().find_map(|found| found.strip_prefix(&line).map(str::to_owned));
+        value.unwrap_or_else(|| panic!("{line} is not in {text}")).parse().unwrap()
+    };
+    wait("failures", || metric("outbox_publish_failures_total") >= 2);
+    wait("they are seen", || metric("outbox_failing") == 1);
+    assert_eq!((metric("outbox_waiting"), metric("outbox_held"), metric("outbox_kept")), (3, 2, 0));
+    assert_eq!((metric("outbox_published_total"), metric("store_up")), (0, 1));
+    wait("the oldest is a second old", || metric("outbox_oldest_seconds") >= 1);
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.end().code(), Some(0));
+}

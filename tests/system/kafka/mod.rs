@@ -5,6 +5,7 @@ mod cut_off;
 mod disturbed;
 mod effects;
 mod members;
+mod outbox;
 mod retries;
 mod secured;
 mod topic;

@@ -1,5 +1,6 @@
 //! SQS queues, standard and FIFO, on an SQS-compatible server with SQS's strict limits: two programs at once, under kills.
 
+mod outbox;
 mod queue;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
