@@ -133,7 +133,7 @@ impl KafkaConfig {
             Ok(asked.fetch_metadata(None, ANSWER)?.brokers().len())
         };
         let looked = task::blocking(look).await?;
-        looked.map_err(|error| trouble.explain("look at the cluster", error, ErrorKind::Denied))
+        looked.map_err(|error| trouble.explain("look at the cluster".to_owned(), error, ErrorKind::Denied))
     }
 }
 

@@ -20,7 +20,7 @@ fn arrived(topic: &Topic<'_>) -> usize {
 
 fn ids_and_payloads(topic: &Topic<'_>) -> Vec<(String, Vec<u8>)> {
     let records = topic.records().into_iter();
-    records.map(|(payload, headers)| (headers["message-id"].clone(), payload)).collect()
+    records.map(|record| (record.headers["message-id"].clone(), record.payload)).collect()
 }
 
 #[test]
