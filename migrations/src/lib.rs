@@ -35,6 +35,35 @@ pub const POSTGRES: &[Migration] = &[
 /// what such a program does not ask for. So workers of two releases run side by side while one is rolled out.
 pub const POSTGRES_NEEDS: u32 = 1;
 
+/// The steps of the Postgres schema that this program knows, and the one of them that another program must know at least to use
+/// the schema after them.
+pub fn postgres() -> (&'static [Migration], u32) {
+    #[cfg(feature = "testing")]
+    if let Some(later) = pretend::told() {
+        return later;
+    }
+    (POSTGRES, POSTGRES_NEEDS)
+}
+
+/// For tests of two versions on one schema: makes this process one that knows other steps.
+#[cfg(feature = "testing")]
+pub mod pretend {
+    use std::sync::OnceLock;
+
+    use super::Migration;
+
+    static TOLD: OnceLock<(Vec<Migration>, u32)> = OnceLock::new();
+
+    /// From here on [`postgres`](super::postgres) answers this; the first call counts.
+    pub fn postgres(steps: Vec<Migration>, needs: u32) {
+        let _ = TOLD.set((steps, needs));
+    }
+
+    pub(super) fn told() -> Option<(&'static [Migration], u32)> {
+        TOLD.get().map(|(steps, needs)| (steps.as_slice(), *needs))
+    }
+}
+
 /// The version a list of steps leads to; 0 for none.
 pub const fn latest(steps: &[Migration]) -> u32 {
     match steps.last() {

@@ -1,7 +1,7 @@
 //! The schema: applied step by step, and checked before use.
 
 use onceward::{Error, ErrorKind, KEY_FORMAT};
-use onceward_migrations::{POSTGRES, POSTGRES_NEEDS, latest};
+use onceward_migrations::{latest, postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
 
 use crate::error::store_error;
@@ -25,7 +25,7 @@ struct Found {
 pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
     let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
     refuse_foreign(&found, schema)?;
-    let wanted = latest(POSTGRES);
+    let wanted = latest(postgres().0);
     if found.version < wanted {
         let context = match found.version {
             0 => format!("there is no schema {schema} of onceward in the database; run its migrations first"),
@@ -42,7 +42,7 @@ pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, 
 pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
     let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
     refuse_foreign(&found, schema)?;
-    Ok(latest(POSTGRES).saturating_sub(found.version))
+    Ok(latest(postgres().0).saturating_sub(found.version))
 }
 
 /// Applies the steps that are missing, in one transaction, and answers how many those were. Several programs may do it
@@ -51,7 +51,7 @@ pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32
     let failed = |error| store_error(MIGRATE, error);
     let found = look(conn, schema).await.map_err(failed)?;
     refuse_foreign(&found, schema)?;
-    if found.version >= latest(POSTGRES) {
+    if found.version >= latest(postgres().0) {
         return Ok(0);
     }
     let mut transaction = conn.begin().await.map_err(failed)?;
@@ -77,7 +77,8 @@ async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, 
     );
     sqlx::raw_sql(AssertSqlSafe(book)).execute(&mut *conn).await?;
     let mut applied = 0;
-    for step in POSTGRES.iter().filter(|step| step.version > from) {
+    let (steps, needs) = postgres();
+    for step in steps.iter().filter(|step| step.version > from) {
         sqlx::raw_sql(AssertSqlSafe(step.sql.replace("@schema@", schema))).execute(&mut *conn).await?;
         let note = format!("INSERT INTO \"{schema}\".migrations (version, name) VALUES ($1, $2)");
         query(AssertSqlSafe(note))
@@ -97,7 +98,7 @@ async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, 
             "INSERT INTO \"{schema}\".meta AS meta (name, value) VALUES ('needs', $1) ON CONFLICT (name) DO UPDATE \
              SET value = greatest(meta.value, excluded.value)"
         );
-        query(AssertSqlSafe(sql)).bind(i64::from(POSTGRES_NEEDS)).execute(&mut *conn).await?;
+        query(AssertSqlSafe(sql)).bind(i64::from(needs)).execute(&mut *conn).await?;
     }
     Ok(applied)
 }
@@ -133,7 +134,7 @@ async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Erro
 
 fn refuse_foreign(found: &Found, schema: &str) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, USE, context));
-    let newest = latest(POSTGRES);
+    let newest = latest(postgres().0);
     if found.version > newest && found.needs.is_none_or(|needs| needs > i64::from(newest)) {
         return refuse(format!(
             "schema {schema} has version {}, written by a newer onceward, and this one knows versions up to {newest}; \

@@ -4,6 +4,7 @@
 mod any_language;
 mod outages;
 pub(crate) mod table;
+mod versions;
 
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::chance::{Chance, kills};

@@ -1,0 +1,120 @@
+//! Two versions of the program on one schema, on RabbitMQ: the next one migrates while this one works.
+//!
+//! With `ONCEWARD_OLD_PROGRAM` another program than this version's is the old one, such as that of an earlier release.
+
+use onceward_migrations::{POSTGRES, latest};
+use onceward_test_servers::postgres::Postgres;
+use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::orders::Orders;
+use onceward_test_support::process::{Ended, Running, until};
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::json;
+
+use super::table::Table;
+use crate::pair::{LONG, Waiting, without_source};
+use crate::rabbitmq::on;
+use crate::rabbitmq::queue::Queue;
+use crate::stage::{ONCEWARD, PATIENCE};
+
+const NEXT: &str = env!("CARGO_BIN_EXE_onceward-next");
+
+/// Both programs, each in a folder of its own, on one queue and one schema.
+struct Pair {
+    old: Scene,
+    next: Scene,
+}
+
+impl Pair {
+    fn of(setup: &Setup) -> Self {
+        let old = std::env::var("ONCEWARD_OLD_PROGRAM").unwrap_or_else(|_| ONCEWARD.to_owned());
+        let pair = Self { old: Scene::new(old), next: Scene::new(NEXT) };
+        pair.old.configure(setup);
+        pair.next.configure(setup);
+        pair
+    }
+
+    fn version(table: &Table<'_>) -> u32 {
+        table.sql("SELECT max(version) FROM @.migrations").parse().expect("a number")
+    }
+}
+
+fn setup(table: &Table<'_>, queue: &Queue<'_>) -> Setup {
+    table.handler(on(queue, without_source()))
+}
+
+/// How many messages a program says that it has handled, once it has drained.
+fn drained(running: Running) -> (Ended, u64) {
+    running.terminate();
+    let ended = running.wait_within(PATIENCE);
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    let handled = ended.stderr.split("handled=").last().and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let handled = handled.unwrap_or_else(|| panic!("no figures: {ended:#?}"));
+    (ended, handled)
+}
+
+#[test]
+fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
+    let table = Table::create(Postgres::shared(), "versions");
+    let queue = Queue::declare("versions", &[]);
+    let pair = Pair::of(&setup(&table, &queue));
+    let migrated = pair.old.tell(&["migrate", "onceward.toml"]);
+    assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
+    let before = Pair::version(&table);
+
+    let (mut chance, kills) = (Chance::new(), kills(6));
+    let orders = Orders::with_copies(4_000, 1_000, &json!({"steps": 2_000}), &mut chance);
+    queue.publish(&orders.lines);
+    let mut running = vec![(&pair.old, pair.old.run()), (&pair.old, pair.old.run())];
+    until("effects", LONG, || table.count() >= orders.ids.len() / 10);
+    let migrated = pair.next.tell(&["migrate", "onceward.toml"]);
+    assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
+    assert!(Pair::version(&table) > before, "{migrated:#?}");
+    assert!(!queue.is_empty(), "the load was over before the migration");
+
+    // From here on one of each, both killed and started anew.
+    assert_eq!(running.remove(0).1.kill().signal(), Some(9));
+    running.push((&pair.next, pair.next.run()));
+    for kill in 0..kills {
+        let least = orders.ids.len() * (2 * kills + kill) / (4 * kills);
+        until("effects", LONG, || table.count() >= least);
+        std::thread::sleep(chance.millis(0..30));
+        let (scene, killed) = running.remove(0);
+        assert_eq!(killed.kill().signal(), Some(9), "it ended before it was killed");
+        running.push((scene, scene.run()));
+    }
+    until("all effects", LONG, || table.count() >= orders.ids.len());
+    until("an empty queue", LONG, || queue.is_empty());
+    let handled: Vec<_> = running.into_iter().map(|(_, running)| drained(running)).collect();
+    assert!(handled.iter().all(|(_, handled)| *handled > 0), "only one version worked: {handled:#?}");
+    table.assert_exact(&orders.ids, "two versions");
+}
+
+#[test]
+fn an_old_program_refuses_a_schema_that_it_cannot_use_and_loses_nothing() {
+    let table = Table::create(Postgres::shared(), "too_new");
+    let queue = Queue::declare("too-new", &[]);
+    let pair = Pair::of(&setup(&table, &queue));
+    let next = latest(POSTGRES) + 1;
+    let mut migrate = pair.next.command(&["migrate", "onceward.toml"]);
+    let migrated =
+        pair.next.start(migrate.env("ONCEWARD_NEXT_NEEDS", next.to_string())).wait_within(PATIENCE);
+    assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
+    let orders = Orders::with_copies(50, 10, &json!({"steps": 1}), &mut Chance::new());
+    queue.publish(&orders.lines);
+    for command in ["run", "migrate", "check"] {
+        let told = pair.old.tell(&[command, "onceward.toml"]);
+        assert_eq!(told.code(), Some(if command == "check" { 1 } else { 78 }), "{told:#?}");
+        let text = format!("{}{}", told.stdout, told.stderr);
+        assert!(text.contains(&format!("schema too_new has version {next}")), "{told:#?}");
+        assert!(text.contains("upgrade this program"), "{told:#?}");
+    }
+    assert_eq!(table.count(), 0);
+    until("what was not taken", PATIENCE, || queue.depth() == (orders.lines.len() as u64, 0));
+
+    let running = pair.next.run();
+    until("all effects", LONG, || table.count() >= orders.ids.len());
+    until("an empty queue", LONG, || queue.is_empty());
+    drained(running);
+    table.assert_exact(&orders.ids, "the next version");
+}
