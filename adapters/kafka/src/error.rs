@@ -26,6 +26,11 @@ fn property(operation: impl Into<Cow<'static, str>>, reason: &str, name: &str, v
     config(operation, format!("the client does not take the property {name}: {reason}; correct or remove it"))
 }
 
+/// The broker does not accept who this is, or nobody can say.
+pub(crate) fn is_login(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(Code::Authentication | Code::SaslAuthenticationFailed))
+}
+
 fn classified(code: Code) -> (ErrorKind, &'static str) {
     match code {
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => (

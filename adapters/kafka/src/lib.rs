@@ -27,6 +27,7 @@ mod poll;
 mod probe;
 mod publisher;
 mod reach;
+mod refused;
 mod retry;
 mod shared;
 mod task;

@@ -12,6 +12,7 @@ use rdkafka::util::Timeout;
 
 use crate::context::{Hooked, commit};
 use crate::error;
+use crate::refused::Refused;
 use crate::shared::Shared;
 use crate::watch::{Verdict, Watch};
 
@@ -70,6 +71,7 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
     let mut paused = false;
     let mut held = HashSet::new();
     let mut committed = Instant::now();
+    let mut refused = Refused::default();
     while !shared.lock().stop {
         if std::mem::take(&mut shared.lock().reassigned) {
             // The client remembers that a partition was paused when it was taken away; when it comes back it would be paused
@@ -94,7 +96,7 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
                 // The rest of its partition has to be held back first.
                 Ok(_) => break,
                 Err(error) => {
-                    if ends(consumer, error, shared) {
+                    if ends(consumer, error, shared, &mut refused) {
                         return End::Over;
                     }
                 }
@@ -173,7 +175,12 @@ fn toggle<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, pause: bool, hel
 }
 
 /// Tells an error that a person must mend from one that the client gets over. True if the client cannot go on.
-fn ends<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, error: KafkaError, shared: &Shared) -> bool {
+fn ends<C: ClientContext>(
+    consumer: &BaseConsumer<Hooked<C>>,
+    error: KafkaError,
+    shared: &Shared,
+    refused: &mut Refused,
+) -> bool {
     let operation = || format!("receive from topic {}", shared.topics.names.join(", "));
     let fatal =
         matches!(error, KafkaError::MessageConsumptionFatal(_)) || consumer.client().fatal_error().is_some();
@@ -187,6 +194,9 @@ fn ends<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, error: KafkaError,
             )
             .with_source(error),
         ),
+        _ if error::is_login(&error) && !refused.goes_on(Instant::now()) => {
+            tracing::warn!(%error, "the broker refuses the credentials, or no token was to be had; it is tried again");
+        }
         Some(
             Code::TopicAuthorizationFailed
             | Code::GroupAuthorizationFailed

@@ -10,8 +10,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use crate::error;
 
-/// Who is not let in is told so again at least this often: the client tries every ten seconds.
-const FRESH: Duration = Duration::from_secs(30);
+/// The client tries again and again, and tells what stays the same every 30 s.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Why a broker did not let a client in, if that was lately.
 ///
@@ -29,6 +29,8 @@ enum Barrier {
 impl Barrier {
     fn of(error: &KafkaError, reason: &str) -> Option<Self> {
         match error.rdkafka_error_code()? {
+            // Without a word about the mechanisms the connection was lost.
+            Code::Authentication if reason.contains("mechanisms: (n/a)") => None,
             Code::Authentication | Code::SaslAuthenticationFailed => Some(Self::Credentials),
             Code::SSL => Some(Self::Tls),
             // Something that knows no TLS hangs up at the first word of it.
@@ -109,6 +111,9 @@ mod tests {
         let trouble = Trouble::default();
         let explained = |error| trouble.explain("look".into(), error, ErrorKind::Denied);
         trouble.note(&KafkaError::Global(Code::BrokerTransportFailure), "Connect failed: Connection refused");
+        let lost =
+            "SASL PLAIN mechanism handshake failed: Local: Timed out: broker's supported mechanisms: (n/a)";
+        trouble.note(&KafkaError::Global(Code::Authentication), lost);
         assert!(!trouble.is_noted(), "an outage is over at some time");
         assert_eq!(explained(timed_out()).kind(), ErrorKind::Timeout);
         trouble.note(&KafkaError::Global(Code::SSL), "certificate verify failed");

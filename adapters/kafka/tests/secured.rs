@@ -4,7 +4,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -167,8 +168,12 @@ async fn passes(secured: &Secured, way: (String, Properties)) {
     consumer.close().await.unwrap();
 }
 
-/// A user's context that has tokens.
-struct Tokens;
+/// A user's context that has tokens, of ten seconds each.
+#[derive(Clone, Default)]
+struct Tokens {
+    failing: Arc<AtomicBool>,
+    failed: Arc<AtomicU32>,
+}
 
 /// Of a subject for a hundred years, signed by nobody: `{"alg":"none"}`, `{"sub":"onceward","iat":1,"exp":4102444800}`.
 const TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJvbmNld2FyZCIsImlhdCI6MSwiZXhwIjo0MTAyNDQ0ODAwfQ.";
@@ -177,7 +182,11 @@ impl ClientContext for Tokens {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        let expires = SystemTime::now().duration_since(UNIX_EPOCH)? + Duration::from_secs(3600);
+        if self.failing.load(Ordering::Relaxed) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return Err("the issuer of tokens is away".into());
+        }
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH)? + Duration::from_secs(10);
         Ok(OAuthToken {
             token: TOKEN.into(),
             principal_name: "onceward".into(),
@@ -187,7 +196,7 @@ impl ClientContext for Tokens {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_of_the_users_context_let_a_consumer_in() {
+async fn tokens_of_the_users_context_let_a_consumer_in_and_one_that_is_late_ends_nothing() {
     let secured = secured().await;
     let topic = Topic::on(&secured.broker, 1).await;
     topic.fill(10).await;
@@ -195,7 +204,8 @@ async fn tokens_of_the_users_context_let_a_consumer_in() {
     client.set("bootstrap.servers", secured.password.bootstrap()).set("group.id", &topic.group);
     client.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "OAUTHBEARER");
     let topics = TopicConfig::new([&topic.name]);
-    let mut consumer = KafkaConsumer::from_client_config(client, Tokens, topics).await.unwrap();
+    let tokens = Tokens::default();
+    let mut consumer = KafkaConsumer::from_client_config(client, tokens.clone(), topics).await.unwrap();
     let taken = take(&mut consumer, 10).await;
     let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await;
@@ -203,6 +213,14 @@ async fn tokens_of_the_users_context_let_a_consumer_in() {
     // The client that looks past what no consumer is given has a token as well.
     transact(&topic, &[false]).await;
     topic.wait_committed(&[16]).await;
+    tokens.failing.store(true, Ordering::Relaxed);
+    until("the next token is asked for in vain", || tokens.failed.load(Ordering::Relaxed) > 0).await;
+    topic.send(0, None, Some("meanwhile")).await;
+    assert_eq!(text(&take(&mut consumer, 1).await[0]), "meanwhile");
+    // Its error has been told by then: it comes with the next poll.
+    assert_eq!(consumer.is_idle().await, Some(true));
+    topic.send(0, None, Some("later")).await;
+    assert_eq!(text(&take(&mut consumer, 1).await[0]), "later");
     consumer.close().await.unwrap();
 }
 

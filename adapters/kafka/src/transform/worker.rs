@@ -19,6 +19,7 @@ use super::config::TransformConfig;
 use super::members::Members;
 use super::transactions::{End, Transactions};
 use super::{Transform, TransformSummary};
+use crate::refused::Refused;
 use crate::{error, message};
 
 /// How long a poll waits for a first record.
@@ -41,6 +42,7 @@ pub(super) struct Worker<T> {
     ahead: VecDeque<Taken>,
     /// Transactions in a row that came to nothing.
     failures: u32,
+    refused: Refused,
     summary: TransformSummary,
 }
 
@@ -56,6 +58,7 @@ impl<T: Transform> Worker<T> {
             stop,
             ahead: VecDeque::new(),
             failures: 0,
+            refused: Refused::default(),
             summary: TransformSummary::default(),
         }
     }
@@ -121,7 +124,7 @@ impl<T: Transform> Worker<T> {
         Ok(taken)
     }
 
-    fn poll(&self, source: &Source, cluster: &str, wait: Duration) -> Result<Option<Taken>, Error> {
+    fn poll(&mut self, source: &Source, cluster: &str, wait: Duration) -> Result<Option<Taken>, Error> {
         match source.poll(wait) {
             Some(Ok(record)) => Ok(take(source, cluster, &record)),
             Some(Err(error)) => {
@@ -130,8 +133,13 @@ impl<T: Transform> Worker<T> {
                 if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
                     return Err(error::kafka(operation(), error));
                 }
+                let is_login = error::is_login(&error);
                 let error = error::kafka(operation(), error);
                 match error.kind() {
+                    ErrorKind::Denied if is_login && !self.refused.goes_on(Instant::now()) => {
+                        tracing::warn!(%error, "it is tried again");
+                        Ok(None)
+                    }
                     ErrorKind::Denied | ErrorKind::Config => Err(error),
                     _ => {
                         tracing::warn!(%error, "the client reports an error and goes on");
