@@ -114,6 +114,11 @@ impl ActiveClaim {
         self.state.fetch_or(RETURNED, Ordering::AcqRel);
     }
 
+    /// What it did was undone with the transaction that it shared, and it runs once more: it can be asked to stop again.
+    pub(crate) fn runs_again(&self) {
+        self.state.fetch_and(!RETURNED, Ordering::AcqRel);
+    }
+
     /// All is recorded: the heartbeat lets go of the claim.
     pub(crate) fn end(&self) {
         self.state.fetch_or(ENDED, Ordering::AcqRel);

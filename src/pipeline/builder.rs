@@ -123,6 +123,17 @@ impl<S: SharedStore> PipelineBuilder<S> {
     /// [`Error`] of the kind `Config`, naming the values that disagree.
     pub fn handler<H: Handler>(self, handler: H) -> Result<Pipeline<Deduplicated>, Error> {
         let parts = self.parts()?;
+        if parts.config.transaction_batch > 1 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                format!(
+                    "transaction_batch is {}, and this handler writes through no transaction of the store's; set it to \
+                     1, or use a transactional handler",
+                    parts.config.transaction_batch
+                ),
+            ));
+        }
         Ok(pipeline(parts, Plain(handler)))
     }
 
@@ -169,6 +180,43 @@ impl<S: SharedStore> PipelineBuilder<S> {
 }
 
 impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
+    /// Up to how many runs of the transactional handler share a transaction; see
+    /// [`PipelineConfig::transaction_batch`]. For handlers of a few short statements. They run one after the other, each
+    /// isolated by a savepoint: one that fails takes no other with it. If they cannot be committed together, each is
+    /// run again in a transaction of its own.
+    ///
+    /// ```
+    /// # #[cfg(feature = "testing")]
+    /// # {
+    /// use std::sync::Arc;
+    /// use onceward::testing::{MemoryBroker, MemoryInbox, MemoryTransaction};
+    /// use onceward::{Handled, KeySource, MemoryStore, Message, Pipeline, Scope, tx_handler};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), onceward::Error> {
+    /// async fn charge(_app: (), message: Message, tx: &mut MemoryTransaction) -> Handled {
+    ///     tx.effect(String::from_utf8_lossy(message.payload()));
+    ///     Ok(())
+    /// }
+    ///
+    /// let (broker, store) = (MemoryBroker::finite(), MemoryInbox::new(MemoryStore::new()));
+    /// (0..100).for_each(|n| broker.publish(Message::builder(format!("pay {n}"))));
+    /// let pipeline = Pipeline::builder(Scope::parse("billing")?, broker.consumer(), Arc::new(store.clone()))
+    ///     .keys([KeySource::PayloadHash])
+    ///     .park_exhausted()
+    ///     .transaction_batch(50)
+    ///     .transactional_handler(tx_handler(&store, (), charge))?;
+    /// assert_eq!(pipeline.run(Default::default()).await?.handled(), 100);
+    /// assert_eq!(store.effects().len(), 100);
+    /// # Ok(()) }
+    /// # main().unwrap();
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn transaction_batch(mut self, runs: usize) -> Self {
+        self.config.transaction_batch = runs;
+        self
+    }
+
     /// A pipeline whose handler runs inside the transaction that also records its completion.
     ///
     /// # Errors
@@ -185,6 +233,17 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
                 "build this pipeline",
                 "observe mode suppresses nothing, and a transactional handler cannot run without a claim; use one or \
                  the other",
+            ));
+        }
+        if parts.config.transaction_batch > 1 && !store.shares_transactions() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                format!(
+                    "transaction_batch is {}, and the store {} lets no effects share a transaction; set it to 1",
+                    parts.config.transaction_batch,
+                    store.capabilities().name
+                ),
             ));
         }
         Ok(pipeline(parts, Transactional { store, handler }))

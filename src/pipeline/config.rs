@@ -113,6 +113,9 @@ pub struct PipelineConfig {
     pub concurrency: usize,
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
+    /// How many runs of a transactional handler may share a transaction, one after the other, and so a wait for the disk:
+    /// what is ready together goes together, nothing waits for more. 1 to 4,096, default 1.
+    pub transaction_batch: usize,
     /// Deliveries taken and not settled, those that wait for a retry or for their lane included. At least
     /// `concurrency`; default 4,096.
     pub max_in_flight: usize,
@@ -161,6 +164,7 @@ impl Default for PipelineConfig {
             ttl: Duration::from_secs(7 * 24 * 3600),
             concurrency: 256,
             max_batch: 256,
+            transaction_batch: 1,
             max_in_flight: 4096,
             max_in_flight_bytes: 256 << 20,
             ordering: Ordering::None,
@@ -199,6 +203,7 @@ impl PipelineConfig {
         };
         range("concurrency", self.concurrency, 1, 65_536)?;
         range("max_batch", self.max_batch, 1, 4_096)?;
+        range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
         range("max_attempts", self.retry.max_attempts as usize, 1, 1_000_000)?;
         if self.max_in_flight < self.concurrency {

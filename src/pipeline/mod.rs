@@ -17,6 +17,7 @@ mod shared;
 pub mod start_check;
 #[cfg(test)]
 mod tests;
+mod together;
 mod work;
 
 use std::fmt;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
 use super::dispatch::{Event, Report};
 use super::record::record_and_settle;
-use super::runner::Runner;
+use super::runner::{self, Runner};
 use super::shared::Shared;
 use super::work::{Finished, Outcome, Plan, Recorded, Start, Verdict, Work};
 use crate::delivery::Settlement;
@@ -185,12 +185,15 @@ fn known(work: Work, outcome: Outcome) -> Start {
     Start::Known { work, outcome }
 }
 
-/// Runs the handlers of a round side by side; each delivery comes out when its run has ended.
-fn handle<R: Runner>(shared: &Shared<R>, starts: Vec<Start>) -> impl Stream<Item = Finished> {
+/// Runs the handlers of a round side by side; each delivery comes out when its run has ended. Those that share a
+/// transaction run one after the other, and come out when that has ended.
+fn handle<R: Runner>(shared: &Shared<R>, mut starts: Vec<Start>) -> impl Stream<Item = Finished> {
     let now = Instant::now();
     // A drain that began while the claims were under way starts none of them.
     let draining = shared.draining.is_cancelled();
-    starts
+    let groups = if draining { Vec::new() } else { groups(&mut starts, shared.config.transaction_batch) };
+    let grouped = (!groups.is_empty()).then(|| handle_groups(shared, groups));
+    let single = starts
         .into_iter()
         .map(|start| async move {
             match start {
@@ -209,7 +212,59 @@ fn handle<R: Runner>(shared: &Shared<R>, starts: Vec<Start>) -> impl Stream<Item
                 }
             }
         })
-        .collect::<FuturesUnordered<_>>()
+        .collect::<FuturesUnordered<_>>();
+    match grouped {
+        None => single.left_stream(),
+        Some(grouped) => stream::select(single, grouped).right_stream(),
+    }
+}
+
+/// Takes out what is to share transactions, up to `size` runs each: what nothing speaks against. One alone gains nothing.
+fn groups(starts: &mut Vec<Start>, size: usize) -> Vec<Vec<runner::Claimed>> {
+    if size < 2 || starts.len() < 2 {
+        return Vec::new();
+    }
+    let mut groups: Vec<Vec<runner::Claimed>> = Vec::new();
+    let mut others = Vec::with_capacity(starts.len());
+    for start in starts.drain(..) {
+        match start {
+            Start::Run { work, claim, suspect: false } => match groups.last_mut() {
+                Some(group) if group.len() < size => group.push((work, claim)),
+                _ => groups.push(vec![(work, claim)]),
+            },
+            start => others.push(start),
+        }
+    }
+    if let Some((work, claim)) = groups.pop_if(|group| group.len() == 1).and_then(|mut group| group.pop()) {
+        others.push(Start::Run { work, claim, suspect: false });
+    }
+    *starts = others;
+    groups
+}
+
+fn handle_groups<R: Runner>(
+    shared: &Shared<R>,
+    groups: Vec<Vec<runner::Claimed>>,
+) -> impl Stream<Item = Finished> {
+    let running = groups.into_iter().map(|group| async move {
+        let outcomes = R::run_together(shared, &group).await;
+        group.into_iter().zip(outcomes)
+    });
+    running.collect::<FuturesUnordered<_>>().flat_map_unordered(None, move |ended| {
+        ended
+            .map(move |((work, claim), outcome)| async move {
+                let outcome = match outcome {
+                    Some(outcome) => outcome,
+                    None if shared.draining.is_cancelled() => Outcome::Unstarted,
+                    None => {
+                        claim.runs_again();
+                        run(shared, &work, &claim, false, Instant::now()).await
+                    }
+                };
+                Finished { work, claim: Some(claim), outcome, _alone: None }
+            })
+            .collect::<FuturesUnordered<_>>()
+    })
 }
 
 fn unstarted(work: Work, claim: Arc<ActiveClaim>) -> Finished {

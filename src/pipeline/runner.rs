@@ -11,12 +11,13 @@ use futures_util::future::OptionFuture;
 use tokio::time::Instant;
 
 use super::shared::Shared;
+use super::together;
 use super::work::{Outcome, Work};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::claim::ActiveClaim;
 use crate::handler::{Handler, HandlerError, IntoReply, TxHandler};
-use crate::store::{Commit, CompleteRequest, TransactionalStore};
+use crate::store::{Commit, CompleteRequest, Lease, TransactionalStore};
 use crate::telemetry::Counter;
 
 /// One way to run a handler: [`Plain`], or [`Transactional`] inside the completion's transaction.
@@ -31,7 +32,19 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
         claim: &Arc<ActiveClaim>,
         now: Instant,
     ) -> impl Future<Output = Outcome> + Send;
+
+    /// Runs the handler for several works, whose outcomes may depend on each other. `None`: that one is to run alone.
+    fn run_together(
+        _shared: &Shared<Self>,
+        group: &[Claimed],
+    ) -> impl Future<Output = Vec<Option<Outcome>>> + Send {
+        let alone = group.iter().map(|_| None).collect();
+        async { alone }
+    }
 }
+
+/// A work whose key is claimed.
+pub(crate) type Claimed = (Work, Arc<ActiveClaim>);
 
 /// The handler runs; its completion is written afterwards.
 pub(crate) struct Plain<H>(pub(crate) H);
@@ -61,6 +74,10 @@ pub(crate) struct Transactional<S, H> {
 impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     const NEEDS_CLAIM: bool = true;
 
+    async fn run_together(shared: &Shared<Self>, group: &[Claimed]) -> Vec<Option<Outcome>> {
+        together::run(shared, group).await
+    }
+
     async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
         let Some(lease) = claim.lease() else { return Outcome::Fenced };
         let runner = &shared.runner;
@@ -68,9 +85,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
         let mut conn = match in_time(limit, "begin a transaction", runner.store.begin()).await {
             Ok(conn) => conn,
             Err(error) => {
-                // Nothing has happened: a database that cannot be reached uses up no attempt.
-                shared.count(Counter::StoreErrors, 1);
-                tracing::warn!(key = %lease.key, %error, "a transaction could not be opened; the run has not started");
+                not_begun(shared, &error);
                 return Outcome::Unstarted;
             }
         };
@@ -86,13 +101,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
             roll_back(&*runner.store, limit, conn).await;
             return Outcome::Failed(error);
         }
-        let request = CompleteRequest {
-            lease,
-            result: None,
-            fingerprint: work.fingerprint,
-            generation: claim.generation(),
-            ttl: shared.config.ttl,
-        };
+        let request = completion(shared, work, claim, lease);
         failpoints::hit(Step::CommitSent);
         let commit = runner.store.commit(conn, &shared.scope, &request);
         match in_time(limit, "commit a transaction", commit).await {
@@ -102,8 +111,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
             }
             Ok(Commit::Fenced) => Outcome::Fenced,
             Err(error) if error.is_retryable() => {
-                shared.count(Counter::StoreErrors, 1);
-                tracing::warn!(key = %lease.key, %error, "the outcome of a commit is unknown; the next claim tells");
+                in_doubt(shared, &error);
                 Outcome::Unknown
             }
             Err(error) => Outcome::Failed(error.into()),
@@ -111,8 +119,35 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     }
 }
 
+/// Nothing has happened: a database that cannot be reached uses up no attempt.
+pub(super) fn not_begun<R>(shared: &Shared<R>, error: &Error) {
+    shared.count(Counter::StoreErrors, 1);
+    tracing::warn!(%error, "a transaction could not be opened; the run has not started");
+}
+
+pub(super) fn in_doubt<R>(shared: &Shared<R>, error: &Error) {
+    shared.count(Counter::StoreErrors, 1);
+    tracing::warn!(%error, "the outcome of a commit is unknown; the next claim tells");
+}
+
+/// What completes the claim of a transactional run: it keeps no result.
+pub(super) fn completion<R>(
+    shared: &Shared<R>,
+    work: &Work,
+    claim: &ActiveClaim,
+    lease: Lease,
+) -> CompleteRequest {
+    CompleteRequest {
+        lease,
+        result: None,
+        fingerprint: work.fingerprint,
+        generation: claim.generation(),
+        ttl: shared.config.ttl,
+    }
+}
+
 /// Waits at most `limit` for a call of the database; past it, its outcome is unknown.
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     limit: Duration,
     operation: &'static str,
     call: impl Future<Output = Result<T, Error>>,
@@ -123,13 +158,13 @@ async fn in_time<T>(
 }
 
 /// A rollback that does not answer is left to the database: the connection is dropped with it.
-async fn roll_back<S: TransactionalStore>(store: &S, limit: Duration, conn: S::Conn) {
+pub(super) async fn roll_back<S: TransactionalStore>(store: &S, limit: Duration, conn: S::Conn) {
     let _ = tokio::time::timeout(limit, store.rollback(conn)).await;
 }
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
 /// it does not within the grace. Only then is the claim given up: a run that goes on would be an effect without a claim.
-async fn guarded<R, T>(
+pub(super) async fn guarded<R, T>(
     shared: &Shared<R>,
     claim: &ActiveClaim,
     now: Instant,

@@ -161,6 +161,34 @@ impl MemoryStore {
         super::Commit::Committed
     }
 
+    /// As [`commit`](Self::commit) for several claims: all of them are pending, or nothing happens.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn commit_shared(
+        &self,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+        apply: impl FnOnce(),
+    ) -> super::SharedCommit {
+        use super::{Commit, SharedCommit};
+        let (mut tables, at) = self.open();
+        let Some(table) = tables.scopes.get_mut(scope) else { return SharedCommit::RolledBack };
+        let mut answers = |keeps: bool| {
+            requests.iter().all(|request| {
+                let commit = |record: &mut Record| match keeps {
+                    true => record.commit(at, request),
+                    // On a copy: whether all of them would be.
+                    false => Step { changed: false, ..record.clone().commit(at, request) },
+                };
+                table.update(&request.lease.key, commit) == Some(Commit::Committed)
+            })
+        };
+        if !(answers(false) && answers(true)) {
+            return SharedCommit::RolledBack;
+        }
+        apply();
+        SharedCommit::Committed
+    }
+
     fn read<T>(&self, scope: &Scope, look: impl FnOnce(&Table, Moment) -> T) -> Option<T> {
         let (tables, at) = self.open();
         tables.scopes.get(scope).map(|table| look(table, at))

@@ -20,7 +20,7 @@ pub use memory::MemoryStore;
 pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
 pub use token::{Entropy, OwnerToken};
-pub use transactional::{Commit, TransactionalStore};
+pub use transactional::{Commit, SharedCommit, TransactionalStore};
 
 use crate::error::Error;
 use crate::key::{Key, Scope};

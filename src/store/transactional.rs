@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{CompleteRequest, Store};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::key::Scope;
 
 /// A [`Store`] in a database that the handler writes to as well: the inbox. The completion is the last statement of
@@ -11,6 +11,10 @@ use crate::key::Scope;
 ///
 /// The claim commits before, in its batch, so that no transaction is open while a message waits. A transaction that is
 /// dropped, or whose connection dies, is rolled back.
+///
+/// A store may let several effects share a transaction, one after the other, and so one wait for the disk:
+/// `begin_shared`, then after each effect `keep` or `undo`, and `commit_shared` with the completions of those that are
+/// kept. The methods for that have a default, of a store that [does not](Self::shares_transactions).
 #[async_trait]
 pub trait TransactionalStore: Store {
     /// Owns an open transaction.
@@ -45,6 +49,66 @@ pub trait TransactionalStore: Store {
 
     /// Rolls the transaction back.
     async fn rollback(&self, conn: Self::Conn);
+
+    /// Whether several effects may share a transaction. The methods below are called only if so.
+    fn shares_transactions(&self) -> bool {
+        false
+    }
+
+    /// Opens a transaction for several effects, ready for the first of them.
+    ///
+    /// # Errors
+    /// [`Error`] if the database cannot; nothing has happened then.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves no open transaction behind.
+    async fn begin_shared(&self) -> Result<Self::Conn, Error> {
+        Err(unsupported())
+    }
+
+    /// Keeps the effect that was just written, whatever becomes of those after it, and makes ready for the next one. Not
+    /// needed after the last: the commit keeps it.
+    ///
+    /// # Errors
+    /// [`Error`]: after one that is not retryable the effect cannot be kept, for it left the transaction in a state that
+    /// cannot be committed; it is to be undone. After a retryable one the transaction is lost, with all effects.
+    ///
+    /// # Cancel safety
+    /// After a dropped call the transaction is to be dropped too.
+    async fn keep(&self, _conn: &mut Self::Conn) -> Result<(), Error> {
+        Err(unsupported())
+    }
+
+    /// Undoes what was written since the last effect was kept or undone, and makes ready for the next one. Also after a
+    /// handler that was dropped in the middle of a statement.
+    ///
+    /// # Errors
+    /// [`Error`]: the transaction is lost, with all effects.
+    ///
+    /// # Cancel safety
+    /// As for [`keep`](Self::keep).
+    async fn undo(&self, _conn: &mut Self::Conn) -> Result<(), Error> {
+        Err(unsupported())
+    }
+
+    /// Writes the completions of the effects that are kept, each fenced as in [`commit`](Self::commit), and commits: all of
+    /// them, or nothing. The keys are distinct.
+    ///
+    /// # Errors
+    /// [`Error`]: after a retryable one the outcome is unknown, for all alike; after any other nothing was committed.
+    async fn commit_shared(
+        &self,
+        _conn: Self::Conn,
+        _scope: &Scope,
+        _requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        Err(unsupported())
+    }
+}
+
+fn unsupported() -> Error {
+    let context = "the store does not let effects share a transaction; run each in its own";
+    Error::new(ErrorKind::Unsupported, "share a transaction", context)
 }
 
 /// How a transaction ended.
@@ -54,4 +118,14 @@ pub enum Commit {
     Committed,
     /// The claim was no longer held: nothing was committed.
     Fenced,
+}
+
+/// How a transaction that several effects shared has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedCommit {
+    /// All effects and completions are durable.
+    Committed,
+    /// Nothing was committed: a claim was no longer held, or the database refused them together (a conflict, a deferred
+    /// constraint). Each alone may do.
+    RolledBack,
 }

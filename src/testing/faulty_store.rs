@@ -14,7 +14,7 @@ use crate::key::{Key, Scope};
 use crate::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
     FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
-    Renewal, Store, StoreCapabilities, TransactionalStore,
+    Renewal, SharedCommit, Store, StoreCapabilities, TransactionalStore,
 };
 
 /// Wraps a store and lets calls fail, hang, come late or lose their reply, by a seed or as a test asks: see
@@ -226,6 +226,34 @@ impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
         // A transaction that is not rolled back in so many words is rolled back when its connection is dropped.
         let _ =
             self.plan.call(Operation::Rollback, Vec::new, |()| Vec::new(), self.inner.rollback(conn)).await;
+    }
+
+    fn shares_transactions(&self) -> bool {
+        self.inner.shares_transactions()
+    }
+
+    async fn begin_shared(&self) -> Result<S::Conn, Error> {
+        self.single(Operation::Begin, self.inner.begin_shared()).await
+    }
+
+    async fn keep(&self, conn: &mut S::Conn) -> Result<(), Error> {
+        self.single(Operation::Keep, self.inner.keep(conn)).await
+    }
+
+    async fn undo(&self, conn: &mut S::Conn) -> Result<(), Error> {
+        self.single(Operation::Undo, self.inner.undo(conn)).await
+    }
+
+    async fn commit_shared(
+        &self,
+        conn: S::Conn,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        let keys = || requests.iter().map(|request| request.lease.key).collect();
+        let answers = |answer: &Result<SharedCommit, Error>| vec![format!("{answer:?}"); requests.len()];
+        let commit = self.inner.commit_shared(conn, scope, requests);
+        self.plan.call(Operation::Commit, keys, answers, commit).await?
     }
 }
 

@@ -11,7 +11,7 @@ use crate::key::{Key, Scope};
 use crate::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
     FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, MemoryStore, Redrive, RedriveRequest,
-    RenewRequest, Renewal, Store, StoreCapabilities, TransactionalStore,
+    RenewRequest, Renewal, SharedCommit, Store, StoreCapabilities, TransactionalStore,
 };
 
 /// A [`MemoryStore`] with a list of effects beside it, both written in one step: what an inbox table is to a database.
@@ -28,6 +28,8 @@ pub struct MemoryInbox {
 pub struct MemoryTransaction {
     effects: Vec<String>,
     pub(super) marked: Marked,
+    /// So many of them are kept.
+    kept: usize,
 }
 
 impl MemoryTransaction {
@@ -77,6 +79,33 @@ impl TransactionalStore for MemoryInbox {
     }
 
     async fn rollback(&self, _conn: MemoryTransaction) {}
+
+    fn shares_transactions(&self) -> bool {
+        true
+    }
+
+    async fn begin_shared(&self) -> Result<MemoryTransaction, Error> {
+        Ok(MemoryTransaction::default())
+    }
+
+    async fn keep(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {
+        conn.kept = conn.effects.len();
+        Ok(())
+    }
+
+    async fn undo(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {
+        conn.effects.truncate(conn.kept);
+        Ok(())
+    }
+
+    async fn commit_shared(
+        &self,
+        mut conn: MemoryTransaction,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        Ok(self.store.commit_shared(scope, requests, || self.happen(&mut conn)))
+    }
 }
 
 #[async_trait]
@@ -193,4 +222,5 @@ mod tests {
 
     crate::transactional_store_conformance!(harness());
     crate::position_store_conformance!(harness());
+    crate::shared_transaction_conformance!(harness());
 }

@@ -8,8 +8,8 @@ use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest, Failure, Lease, RenewRequest,
     Renewal,
 };
-use onceward::testing::{MemoryInbox, MemoryPublisher};
-use onceward::{Error, Key, Outgoing, Publisher, Scope, Store};
+use onceward::testing::{MemoryInbox, MemoryPublisher, MemoryTransaction};
+use onceward::{Error, Key, Outgoing, Publisher, Scope, Store, TransactionalStore};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
@@ -25,18 +25,21 @@ pub(crate) enum Bug {
     LosesCompletions,
     /// The store says that it has renewed a lease, and has not.
     LosesRenewals,
+    /// The store keeps the effects of failed runs in transactions that others share.
+    UndoesNothing,
     /// The dead-letter destination confirms what it does not keep.
     ConfirmsWithoutKeeping,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::ClaimsTwice,
         Self::AcksOnReceive,
         Self::ForgetsTheFence,
         Self::SaysCompletedForPending,
         Self::LosesCompletions,
         Self::LosesRenewals,
+        Self::UndoesNothing,
         Self::ConfirmsWithoutKeeping,
     ];
 }
@@ -112,6 +115,13 @@ impl Planted {
         let taken_for =
             |request: &RenewRequest| RenewRequest { lease: self.taken_for(request.lease), ..*request };
         self.inbox.renew(scope, &batch.iter().map(taken_for).collect::<Vec<_>>()).await
+    }
+
+    pub(crate) async fn undo(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {
+        if self.bug == Some(Bug::UndoesNothing) {
+            return Ok(());
+        }
+        self.inbox.undo(conn).await
     }
 
     pub(crate) async fn fail(&self, scope: &Scope, batch: &[FailRequest]) -> Answers<Failure> {

@@ -81,7 +81,7 @@ fn up_to(rng: &mut Rng, longest: Duration) -> Duration {
 impl Plan {
     pub(crate) fn draw(seed: u64) -> Self {
         let rng = &mut Rng::with_seed(seed);
-        let config = config(rng, seed);
+        let mut config = config(rng, seed);
         let workers = pick(rng, &[1, 1, 2, 2, 3]);
         let habits = habits(rng, seed);
         let heals = MS * rng.u32(2_000..15_000);
@@ -100,8 +100,12 @@ impl Plan {
         let letter_faults =
             Faults { refused: unconfirmed, reply_lost: unconfirmed, seed: rng.u64(..), ..Faults::NONE };
         let troubles = troubles(rng, workers, config.lease, heals);
+        let transactional = rng.bool();
+        if transactional {
+            config.transaction_batch = pick(rng, &[1, 1, 2, 4, 16]);
+        }
         Self {
-            transactional: rng.bool(),
+            transactional,
             workers,
             config,
             habits,

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
     FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
-    RenewRequest, Renewal, StoreCapabilities,
+    RenewRequest, Renewal, SharedCommit, StoreCapabilities,
 };
 use onceward::testing::{MemoryBroker, MemoryConsumer, MemoryInbox, MemoryPublisher, MemoryTransaction};
 use onceward::{
@@ -160,6 +160,39 @@ impl TransactionalStore for WatchedStore {
     }
 
     async fn rollback(&self, _conn: MemoryTransaction) {}
+
+    fn shares_transactions(&self) -> bool {
+        true
+    }
+
+    async fn begin_shared(&self) -> Result<MemoryTransaction, Error> {
+        self.inner.inbox.begin_shared().await
+    }
+
+    async fn keep(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {
+        self.inner.inbox.keep(conn).await
+    }
+
+    async fn undo(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {
+        self.inner.undo(conn).await
+    }
+
+    async fn commit_shared(
+        &self,
+        conn: MemoryTransaction,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        let answer = self.inner.inbox.commit_shared(conn, scope, requests).await;
+        for request in requests {
+            // After a rollback each runs once more, under the claim that it has.
+            if !matches!(answer, Ok(SharedCommit::RolledBack)) {
+                self.witness.let_go(request.lease.key, request.lease.fence);
+            }
+            self.witness.trace(self.worker, "commit shared", (request.lease.key, &answer));
+        }
+        answer
+    }
 }
 
 /// What lets the acker check a settlement.

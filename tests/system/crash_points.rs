@@ -51,6 +51,18 @@ const TRANSACTIONAL: &[Step] = &[Step::ReleaseSent, Step::CompleteSent, Step::Co
 /// A statement is shorter than a third of its lease, unless the machine is busy.
 const PERHAPS: Step = Step::RenewSent;
 
+/// The steps that are different if statements share a transaction.
+const SHARED: [Step; 5] =
+    [Step::Begun, Step::HandlerStart, Step::EffectDone, Step::CommitSent, Step::Committed];
+
+/// Statements of which up to four share a transaction.
+const POSTGRES_SHARED: Kinds =
+    Kinds { name: "postgres-shared", setup: shared_sql, never: TRANSACTIONAL, effects: Effects::Postgres };
+
+fn shared_sql() -> Setup {
+    sql().set("handler.sql.batch", 4)
+}
+
 const KINDS: [Kinds; 4] = [
     Kinds { name: "worker", setup: worker, never: DEDUPLICATED, effects: Effects::Ledger },
     Kinds { name: "exec", setup: exec, never: DEDUPLICATED, effects: Effects::Ledger },
@@ -75,6 +87,11 @@ fn death_at_any_step_loses_nothing_and_doubles_only_what_was_in_flight() {
             cases.push((kind, step, 1));
             cases.extend(middle(step).filter(|_| !kind.never.contains(&step)).map(|nth| (kind, step, nth)));
         }
+    }
+    for step in SHARED {
+        // The first passing, and one in the middle of a transaction or, where it is passed once in each, of the second.
+        let is_each = matches!(step, Step::HandlerStart | Step::EffectDone);
+        cases.extend([1, if is_each { 7 } else { 2 }].map(|nth| (&POSTGRES_SHARED, step, nth)));
     }
     cases.reverse();
     let cases = Mutex::new(cases);
@@ -113,7 +130,7 @@ fn ids() -> Vec<String> {
 fn die_at(kind: &Kinds, step: Step, nth: u32) {
     let case = format!("{} {}:{nth}", kind.name, step.name());
     let table = (kind.effects == Effects::Postgres).then(|| {
-        let name = format!("crash_{}_{nth}", step.name().replace('-', "_"));
+        let name = format!("crash_{}_{}_{nth}", kind.name, step.name()).replace('-', "_");
         Table::create(Postgres::shared(), &name)
     });
     let setup = (kind.setup)().set("store.sqlite.lease", LEASE);

@@ -40,6 +40,7 @@ mod outbox;
 mod purge;
 mod read;
 mod row;
+mod shared;
 mod store;
 mod together;
 mod transaction;

@@ -1,18 +1,10 @@
 //! Many effects in one transaction: [`PgStore::commit_together`].
 
-use onceward::store::transition::micros;
-use onceward::store::{Commit, CompleteRequest, TransactionalStore};
-use onceward::{Error, ErrorKind, Handled, HandlerError, Scope};
-use sqlx::postgres::PgTransactionManager;
-use sqlx::{AssertSqlSafe, PgConnection, query, raw_sql};
-use sqlx_core::transaction::TransactionManager;
+use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
+use onceward::{Error, Handled, HandlerError, Scope};
 
-use crate::error::{is_conflict, is_data, store_error};
-use crate::row::{self, NOW};
 use crate::store::PgStore;
-use crate::transaction::{IS_DURABLE, IS_OPEN, PgConn, PgTx, no_nested};
-
-const TOGETHER: &str = "commit effects together";
+use crate::transaction::{PgConn, PgTx};
 
 /// What became of one effect of [`PgStore::commit_together`].
 #[derive(Debug)]
@@ -58,34 +50,29 @@ impl PgStore {
         requests: &[CompleteRequest],
         mut effect: impl AsyncFnMut(usize, PgTx<'_>) -> Handled,
     ) -> Result<Vec<Together>, Error> {
-        let scope_id = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(TOGETHER))?;
-        let mut open = self.begin().await?;
+        let mut open = self.begin_shared().await?;
         let outcomes = match self.run_all(&mut open, requests.len(), &mut effect).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                // The connection is gone, and with it all that it did.
+                // The connection is closed, and with that all that it did is rolled back.
                 tracing::debug!(%error, "effects could not be run together");
+                drop(open);
                 return self.each(scope, requests, effect).await;
             }
         };
-        let done: Vec<_> = requests
-            .iter()
-            .zip(&outcomes)
-            .filter(|(_, failed)| failed.is_none())
-            .map(|(one, _)| one)
-            .collect();
-        let told = |outcome: Option<HandlerError>| outcome.map_or(Together::Committed, Together::Failed);
-        match self.finish(open, scope_id, &done).await {
-            Finished::Committed => Ok(outcomes.into_iter().map(told).collect()),
-            Finished::RolledBack => self.each(scope, requests, effect).await,
-            Finished::Unknown(error) => Ok(outcomes
-                .into_iter()
-                .map(|outcome| match outcome {
-                    None => Together::Unknown(error.replicate()),
-                    failed => told(failed),
-                })
-                .collect()),
-        }
+        let kept = requests.iter().zip(&outcomes).filter(|(_, failed)| failed.is_none());
+        let kept: Vec<_> = kept.map(|(request, _)| request.clone()).collect();
+        let of_kept = match self.commit_shared(open, scope, &kept).await {
+            Ok(SharedCommit::Committed) => None,
+            Err(error) if error.is_retryable() => Some(error),
+            Ok(SharedCommit::RolledBack) | Err(_) => return self.each(scope, requests, effect).await,
+        };
+        let told = |failed: Option<HandlerError>| match (failed, &of_kept) {
+            (Some(error), _) => Together::Failed(error),
+            (None, None) => Together::Committed,
+            (None, Some(error)) => Together::Unknown(error.replicate()),
+        };
+        Ok(outcomes.into_iter().map(told).collect())
     }
 
     /// The failures of those that failed. An error: the transaction is lost.
@@ -97,54 +84,19 @@ impl PgStore {
     ) -> Result<Vec<Option<HandlerError>>, Error> {
         let mut outcomes = Vec::with_capacity(count);
         for n in 0..count {
-            simple(open.connection(), "SAVEPOINT onceward_effect").await?;
             let mut handled = effect(n, self.lend(open)).await;
-            if let (Ok(()), Err(error)) = (&handled, no_nested(open.connection())) {
-                handled = Err(error.into());
+            if handled.is_ok() {
+                match self.keep(open).await {
+                    Err(error) if error.is_retryable() => return Err(error),
+                    kept => handled = kept.map_err(HandlerError::from),
+                }
             }
-            while PgTransactionManager::get_transaction_depth(open.connection()) > 1 {
-                let undone = PgTransactionManager::rollback(open.connection()).await;
-                undone.map_err(|error| store_error(TOGETHER, error))?;
-            }
-            let end = match handled {
-                Ok(()) => "RELEASE SAVEPOINT onceward_effect",
-                Err(_) => "ROLLBACK TO SAVEPOINT onceward_effect; RELEASE SAVEPOINT onceward_effect",
-            };
-            // A statement that failed, though the handler says that all is well, fails here.
-            if let Err(error) = simple(open.connection(), end).await {
-                simple(open.connection(), "ROLLBACK TO SAVEPOINT onceward_effect").await?;
-                handled = Err(error.into());
+            if handled.is_err() {
+                self.undo(open).await?;
             }
             outcomes.push(handled.err());
         }
         Ok(outcomes)
-    }
-
-    /// Writes the completions, fenced, as the last statement, and commits.
-    async fn finish(&self, mut open: PgConn, scope: i64, done: &[&CompleteRequest]) -> Finished {
-        match finish(open.connection(), &self.schema(), scope, done).await {
-            Ok(count) if count == done.len() as u64 => {}
-            Ok(_) => {
-                self.rollback(open).await;
-                return Finished::RolledBack;
-            }
-            // Not committed, for it was never asked to.
-            Err(error) => {
-                tracing::debug!(%error, "completions could not be written together");
-                return Finished::RolledBack;
-            }
-        }
-        let committed = tokio::spawn(async move { open.commit_plain().await }).await;
-        match committed {
-            Ok(Ok(())) => Finished::Committed,
-            Ok(Err(error)) if is_conflict(&error) || is_data(&error) => Finished::RolledBack,
-            Ok(Err(error)) => Finished::Unknown(store_error(TOGETHER, error)),
-            Err(_) => Finished::Unknown(Error::new(
-                ErrorKind::Unavailable,
-                TOGETHER,
-                "the runtime ended before the transaction did",
-            )),
-        }
     }
 
     /// Each in a transaction of its own.
@@ -178,47 +130,4 @@ impl PgStore {
         }
         Ok(outcomes)
     }
-}
-
-enum Finished {
-    Committed,
-    RolledBack,
-    Unknown(Error),
-}
-
-async fn simple(conn: &mut PgConnection, sql: &'static str) -> Result<(), Error> {
-    raw_sql(sql).execute(conn).await.map(drop).map_err(|error| store_error(TOGETHER, error))
-}
-
-/// How many of the claims were held, and are completed now.
-async fn finish(
-    conn: &mut PgConnection,
-    schema: &str,
-    scope: i64,
-    done: &[&CompleteRequest],
-) -> Result<u64, sqlx::Error> {
-    let mut sorted = done.to_vec();
-    sorted.sort_unstable_by_key(|request| request.lease.key);
-    // The keys stand there twice, so that they are looked up one by one, and never by a scan of the table. They are locked
-    // in their order before they are written.
-    let sql = format!(
-        "WITH given AS MATERIALIZED (SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bytea[]) \
-         AS given (k, o, e, t, r)), \
-         locked AS MATERIALIZED (SELECT key FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE) \
-         UPDATE {schema}.keys AS keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = t, \
-         expires_at = at.now + t, reason = NULL, error = NULL, result = r \
-         FROM (SELECT {NOW} AS now OFFSET 0) AS at, given \
-         WHERE keys.scope = $1 AND keys.key = ANY(ARRAY(SELECT key FROM locked)) AND keys.key = k \
-           AND keys.state = 1 AND keys.owner = o AND keys.fence = e AND keys.expires_at > at.now AND {IS_OPEN} AND {IS_DURABLE}"
-    );
-    let written = query(AssertSqlSafe(sql))
-        .bind(scope)
-        .bind(row::key_bytes(sorted.iter().map(|request| &request.lease.key)))
-        .bind(row::owner_bytes(sorted.iter().map(|request| &request.lease.owner)))
-        .bind(row::integers(sorted.iter().map(|request| request.lease.fence)))
-        .bind(row::integers(sorted.iter().map(|request| micros(request.ttl))))
-        .bind(sorted.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
-        .execute(conn)
-        .await?;
-    Ok(written.rows_affected())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::store::transition::micros;
-use onceward::store::{Commit, CompleteRequest, TransactionalStore};
+use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
@@ -15,10 +15,11 @@ use sqlx_core::transaction::TransactionManager;
 
 use crate::error::{code, is_lost, store_error};
 use crate::row::{NOW, integer};
+use crate::shared;
 use crate::store::PgStore;
 
-const BEGIN: &str = "open a transaction";
-const COMMIT: &str = "commit the effect and its completion";
+pub(crate) const BEGIN: &str = "open a transaction";
+pub(crate) const COMMIT: &str = "commit the effect and its completion";
 
 /// What `complete_inbox` raises: the claim is not held; the transaction is not the one that was begun for the handler.
 const NOT_HELD: &str = "OW001";
@@ -90,8 +91,8 @@ impl Drop for PgConn {
 /// ```
 ///
 /// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
-/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise; the commit then
-/// fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
+/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise, and those that share the
+/// transaction with it; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
 pub struct PgTx<'c> {
     conn: &'c mut PgConnection,
     schema: Arc<str>,
@@ -169,7 +170,7 @@ impl TransactionalStore for PgStore {
     type Tx<'c> = PgTx<'c>;
 
     async fn begin(&self) -> Result<PgConn, Error> {
-        within(self.link().patience, BEGIN, begin(self.effects())).await
+        within(self.link().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
@@ -186,6 +187,33 @@ impl TransactionalStore for PgStore {
         if let Err(error) = joined(tokio::spawn(end(conn)).await) {
             tracing::debug!(%error, "a rollback was not awaited to its end");
         }
+    }
+
+    fn shares_transactions(&self) -> bool {
+        true
+    }
+
+    async fn begin_shared(&self) -> Result<PgConn, Error> {
+        within(self.link().patience, BEGIN, shared::begin(self.effects())).await
+    }
+
+    async fn keep(&self, conn: &mut PgConn) -> Result<(), Error> {
+        within(self.link().patience, shared::KEEP, shared::keep(conn.connection())).await
+    }
+
+    async fn undo(&self, conn: &mut PgConn) -> Result<(), Error> {
+        within(self.link().patience, shared::UNDO, shared::undo(conn.connection())).await
+    }
+
+    async fn commit_shared(
+        &self,
+        conn: PgConn,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
+        let commit = shared::commit(&self.link().schema, conn, scope, requests);
+        within(self.link().patience, COMMIT, commit).await
     }
 }
 
@@ -209,17 +237,19 @@ pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T,
     })
 }
 
+/// By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The setting vanishes
+/// with the transaction: a handler that ended that on its own is found out.
+pub(crate) const BEGIN_SQL: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'";
+
 /// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
 /// Dropped on the way, it closes the connection.
-async fn begin(pool: &PgPool) -> Result<PgConn, Error> {
+pub(crate) async fn begin(pool: &PgPool, sql: &'static str) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
     let mut left = pool.size();
     loop {
         let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
-        // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The setting
-        // vanishes with the transaction: a handler that ended that on its own is found out.
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'";
-        match PgTransactionManager::begin(open.connection(), Some(begin.into_sql_str())).await {
+        match PgTransactionManager::begin(open.connection(), Some(sql.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
             Err(error) => return Err(failed(error)),

@@ -102,3 +102,8 @@ mod marks {
     use super::PgHarness;
     onceward::position_store_conformance!(PgHarness::new().await);
 }
+
+mod shared_transactions {
+    use super::PgHarness;
+    onceward::shared_transaction_conformance!(PgHarness::new().await);
+}

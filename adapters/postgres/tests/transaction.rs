@@ -118,8 +118,10 @@ async fn a_handler_that_ends_the_transaction_itself_is_told_so_and_completes_not
     let scene = Scene::new("ends").await;
     for (n, sql) in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN"].into_iter().enumerate() {
         let request = scene.claim(&n.to_string()).await;
-        let ended = scene.run(&request, 1, async |tx| drop((&mut **tx).execute(sql).await.unwrap())).await;
-        let error = ended.unwrap_err();
+        let ended = scene.run(&request, 1, async |tx| {
+            (&mut **tx).execute(sql).await.unwrap();
+        });
+        let error = ended.await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal, "{sql}");
         assert!(error.to_string().contains("ended the transaction itself"), "{sql}: {error}");
         assert_eq!(scene.completed().await, 0, "{sql}");

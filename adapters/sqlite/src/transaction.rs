@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use async_trait::async_trait;
 use onceward::store::transition::micros;
-use onceward::store::{Commit, CompleteRequest, KeyState, TransactionalStore};
+use onceward::store::{Commit, CompleteRequest, KeyState, SharedCommit, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
 use sqlx::{Connection as _, Executor, SqlSafeStr, query};
@@ -18,12 +18,20 @@ use crate::writer::{Slot, Writer};
 
 const BEGIN: &str = "open a transaction";
 const COMMIT: &str = "commit the effect and its completion";
+const UNDO: &str = "undo an effect";
 
 /// An open transaction of the store's writer. While it lives nothing else is written by this process, and other
 /// processes wait; dropped, it is rolled back.
 pub struct SqliteConn {
     /// `None` once it is committed or rolled back.
     slot: Option<OwnedMutexGuard<Slot>>,
+}
+
+impl SqliteConn {
+    fn open(&mut self) -> Result<&mut Slot, Error> {
+        let ended = || Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already");
+        self.slot.as_deref_mut().ok_or_else(ended)
+    }
 }
 
 impl std::fmt::Debug for SqliteConn {
@@ -172,6 +180,33 @@ impl TransactionalStore for SqliteStore {
             }
         }
     }
+
+    fn shares_transactions(&self) -> bool {
+        true
+    }
+
+    async fn begin_shared(&self) -> Result<SqliteConn, Error> {
+        // A transaction of one handler has a savepoint as well.
+        TransactionalStore::begin(self).await
+    }
+
+    async fn keep(&self, conn: &mut SqliteConn) -> Result<(), Error> {
+        next(conn.open()?, "RELEASE onceward_effect; SAVEPOINT onceward_effect").await
+    }
+
+    async fn undo(&self, conn: &mut SqliteConn) -> Result<(), Error> {
+        undo(conn.open()?).await
+    }
+
+    async fn commit_shared(
+        &self,
+        conn: SqliteConn,
+        scope: &Scope,
+        requests: &[CompleteRequest],
+    ) -> Result<SharedCommit, Error> {
+        let task = commit_shared(self.writer().clone(), conn, scope.clone(), requests.to_vec());
+        joined(tokio::spawn(task).await)?
+    }
 }
 
 async fn begin(mut slot: OwnedMutexGuard<Slot>) -> Result<SqliteConn, Error> {
@@ -208,6 +243,40 @@ async fn commit(
             return Err(error);
         }
     }
+    finish(&mut slot).await?;
+    Ok(Commit::Committed)
+}
+
+/// As [`commit`], for several claims.
+async fn commit_shared(
+    writer: Writer,
+    mut conn: SqliteConn,
+    scope: Scope,
+    requests: Vec<CompleteRequest>,
+) -> Result<SharedCommit, Error> {
+    let Some(mut slot) = conn.slot.take() else {
+        return Err(Error::new(ErrorKind::Internal, COMMIT, "the transaction has ended already"));
+    };
+    let completed = async {
+        release(&mut slot).await?;
+        for request in &requests {
+            if write(&writer, &mut slot, &scope, request).await? == Commit::Fenced {
+                return Ok(SharedCommit::RolledBack);
+            }
+        }
+        Ok(SharedCommit::Committed)
+    };
+    let completed = completed.await;
+    if !matches!(completed, Ok(SharedCommit::Committed)) {
+        end(&mut slot).await;
+        return completed;
+    }
+    finish(&mut slot).await?;
+    completed
+}
+
+/// Commits what is written.
+async fn finish(slot: &mut Slot) -> Result<(), Error> {
     let conn = slot.conn().await.map_err(|error| store_error(COMMIT, error))?;
     if let Err(error) = SqliteTransactionManager::commit(conn).await {
         // Whether it is committed is not known; nothing may stay open.
@@ -215,7 +284,7 @@ async fn commit(
         return Err(store_error(COMMIT, error));
     }
     slot.set_unfinished(false);
-    Ok(Commit::Committed)
+    Ok(())
 }
 
 /// Writes the completion, fenced, as the transaction's last statement.
@@ -225,6 +294,17 @@ async fn complete(
     scope: &Scope,
     request: &CompleteRequest,
 ) -> Result<Commit, Error> {
+    release(slot).await?;
+    write(writer, slot, scope, request).await
+}
+
+/// Sees to it that the handler has left the transaction as it was given it, and takes its savepoint away.
+async fn release(slot: &mut Slot) -> Result<(), Error> {
+    next(slot, "RELEASE onceward_effect").await
+}
+
+/// As [`release`], by `statement`, which begins with that.
+async fn next(slot: &mut Slot, statement: &'static str) -> Result<(), Error> {
     let failed = |error| store_error(COMMIT, error);
     let conn = slot.conn().await.map_err(failed)?;
     // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
@@ -233,11 +313,34 @@ async fn complete(
         let context = "the handler left a nested transaction open; commit it or drop it before returning";
         return Err(Error::new(ErrorKind::Internal, COMMIT, context));
     }
-    if let Err(error) = conn.execute("RELEASE onceward_effect").await {
+    if let Err(error) = conn.execute(statement).await {
         let context = "the handler ended the transaction itself (COMMIT or ROLLBACK as SQL, or a conflict clause that \
                        rolls back); leave that to the pipeline";
         return Err(Error::new(ErrorKind::Internal, COMMIT, context).with_source(error));
     }
+    Ok(())
+}
+
+/// Takes back what was written since the savepoint, which stays.
+async fn undo(slot: &mut Slot) -> Result<(), Error> {
+    let failed = |error| store_error(UNDO, error);
+    let conn = slot.conn().await.map_err(failed)?;
+    conn.ping().await.map_err(failed)?;
+    while SqliteTransactionManager::get_transaction_depth(conn) > 1 {
+        SqliteTransactionManager::rollback(conn).await.map_err(failed)?;
+    }
+    conn.execute("ROLLBACK TO onceward_effect").await.map(drop).map_err(failed)
+}
+
+/// The completion, in a transaction that is open.
+async fn write(
+    writer: &Writer,
+    slot: &mut Slot,
+    scope: &Scope,
+    request: &CompleteRequest,
+) -> Result<Commit, Error> {
+    let failed = |error| store_error(COMMIT, error);
+    let conn = slot.conn().await.map_err(failed)?;
     let (now, ttl) = (writer.now(), micros(request.ttl));
     let written = query(
         "UPDATE onceward_keys SET state = ?, started = 0, lease_until = 0, written_at = ?, ttl = ?, expires_at = ?, \

@@ -122,3 +122,8 @@ mod outbox {
     use super::SqliteHarness;
     onceward::outbox_conformance!(SqliteHarness::new());
 }
+
+mod shared_transactions {
+    use super::SqliteHarness;
+    onceward::shared_transaction_conformance!(SqliteHarness::with_effects().await);
+}

@@ -100,6 +100,10 @@ table! {
     SqlHandler [handler] {
         /// The statement; its first parameter is the payload.
         pub statement: String,
+        /// How many messages may share a transaction, from 1 to 1000 and no more than run at once: those that are ready
+        /// together, one after the other, each in a savepoint. Worth it for statements of a few milliseconds.
+        #[serde(default = "count::<1>")]
+        pub batch: u32,
     }
 }
 

@@ -48,6 +48,10 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         store_timeout: limits.timeout.get(),
         concurrency: concurrency as usize,
         max_batch: pipeline.max_batch as usize,
+        transaction_batch: match &config.handler {
+            Handler::Sql(sql) => sql.batch as usize,
+            _ => 1,
+        },
         max_in_flight: pipeline.max_in_flight as usize,
         max_in_flight_bytes: usize::try_from(pipeline.max_in_flight_bytes.get()).unwrap_or(usize::MAX),
         ordering: ordering(config),
@@ -165,6 +169,13 @@ mod tests {
              max_attempts = 10000\ninitial = '24h'\nmax = '24h'\n",
         );
         pipeline_config(&config, false).check().unwrap();
+    }
+
+    #[test]
+    fn as_many_statements_share_a_transaction_as_the_handler_says() {
+        let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'SELECT 1'\ntimeout = '1s'\n";
+        assert_eq!(pipeline_config(&parse(sql), false).transaction_batch, 1);
+        assert_eq!(pipeline_config(&parse(&format!("{sql}batch = 12\n")), false).transaction_batch, 12);
     }
 
     #[test]

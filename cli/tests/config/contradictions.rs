@@ -73,6 +73,11 @@ fn each_contradiction_gets_its_sentence() {
              use [store.sqlite] or [store.postgres], or another handler",
         ),
         (
+            format!("{}[pipeline]\nconcurrency = 49\n", sql.replace("'select 1'", "'select 1'\nbatch = 50")),
+            "line 10: handler.sql.batch: is 50, and no more than 49 messages run at once or are claimed together; \
+             raise pipeline.concurrency and pipeline.max_batch to at least as much, or lower it",
+        ),
+        (
             format!("guarantee = 'effectively-once'\n{BASE}"),
             "line 1: guarantee: promises effectively-once, which [handler.stdout] cannot give: its effect is not in the \
              completion's transaction; use [handler.sql] with [store.sqlite] or [store.postgres], or write \

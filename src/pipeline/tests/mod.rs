@@ -12,6 +12,7 @@ mod order;
 mod outages;
 mod policies;
 mod secrets;
+mod shared_transactions;
 mod shutdown;
 mod suspects;
 mod transactions;

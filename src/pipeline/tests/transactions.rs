@@ -5,20 +5,20 @@ use crate::handler::tx_handler;
 use crate::testing::{Fault, MemoryInbox, MemoryTransaction, Operation};
 
 /// A worker over an inbox; its handler is told what to do by the message.
-struct Inbox {
-    world: World,
-    inbox: MemoryInbox,
+pub(super) struct Inbox {
+    pub(super) world: World,
+    pub(super) inbox: MemoryInbox,
 }
 
-type Task = JoinHandle<Result<Summary, Error>>;
+pub(super) type Task = JoinHandle<Result<Summary, Error>>;
 
-struct TxWorker {
-    store: FaultyStore<MemoryInbox>,
-    counters: Arc<Counters>,
-    shutdown: CancellationToken,
-    process: Process,
-    task: Task,
-    connection: u64,
+pub(super) struct TxWorker {
+    pub(super) store: FaultyStore<MemoryInbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) process: Process,
+    pub(super) task: Task,
+    pub(super) connection: u64,
 }
 
 /// `ok`, `slow`, `fails`, `hangs` or `panics` is what the first attempt does after its effect is written.
@@ -44,13 +44,19 @@ async fn by_id(
 }
 
 impl Inbox {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let world = World::new();
         let inbox = MemoryInbox::new(world.store.clone());
         Self { world, inbox }
     }
 
     fn start(&self, runs: &Arc<Mutex<Vec<(String, u32)>>>) -> TxWorker {
+        self.start_with(runs, |_| {})
+    }
+
+    pub(super) fn start_with(&self, runs: &Runs, change: impl FnOnce(&mut PipelineConfig)) -> TxWorker {
+        let mut config = config();
+        change(&mut config);
         let process = Process::new();
         let store = FaultyStore::inside(self.inbox.clone(), Faults::NONE, &process);
         let consumer = self.world.broker.consumer();
@@ -61,7 +67,7 @@ impl Inbox {
             Arc::new(store.clone()),
         )
         .keys([KeySource::Header("id".into())])
-        .config(PipelineConfig { seed: Some(connection), ..config() })
+        .config(PipelineConfig { seed: Some(connection), ..config })
         .dead_letters(DeadLetters::new(Arc::new(self.world.letters.clone()), "dead"))
         .transactional_handler(tx_handler(&self.inbox, Arc::clone(runs), by_id))
         .unwrap();
@@ -73,7 +79,7 @@ impl Inbox {
 }
 
 impl TxWorker {
-    async fn end(self) -> Summary {
+    pub(super) async fn end(self) -> Summary {
         self.shutdown.cancel();
         let summary = self.task.await.unwrap().unwrap();
         assert_accounted(summary.counters());
@@ -81,9 +87,9 @@ impl TxWorker {
     }
 }
 
-type Runs = Arc<Mutex<Vec<(String, u32)>>>;
+pub(super) type Runs = Arc<Mutex<Vec<(String, u32)>>>;
 
-fn attempts(runs: &Runs) -> Vec<u32> {
+pub(super) fn attempts(runs: &Runs) -> Vec<u32> {
     runs.lock().unwrap().iter().map(|(_, attempt)| *attempt).collect()
 }
 
@@ -200,17 +206,25 @@ async fn a_message_without_a_key_is_never_run_in_a_transaction_without_a_claim()
 
 #[tokio::test(start_paused = true)]
 async fn a_store_full_of_faults_commits_every_effect_once() {
-    let (inbox, runs) = (Inbox::new(), Runs::default());
-    let worker = inbox.start(&runs);
-    worker.store.set(Faults { refused: 0.15, reply_lost: 0.15, latency: 100 * MS, seed: 3, ..Faults::NONE });
-    let ids: Vec<String> = (0..200).map(|number| format!("ok-{number}")).collect();
-    inbox.world.publish_all(ids.iter().map(String::as_str));
-    inbox.world.empty().await;
-    let mut effects = inbox.inbox.effects();
-    effects.sort();
-    let mut expected = ids.clone();
-    expected.sort();
-    assert_eq!(effects, expected);
-    let summary = worker.end().await;
-    assert_eq!(summary.handled() + summary.duplicates(), 200);
+    for transaction_batch in [1, 16] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start_with(&runs, |config| config.transaction_batch = transaction_batch);
+        worker.store.set(Faults {
+            refused: 0.15,
+            reply_lost: 0.15,
+            latency: 100 * MS,
+            seed: 3,
+            ..Faults::NONE
+        });
+        let ids: Vec<String> = (0..200).map(|number| format!("ok-{number}")).collect();
+        inbox.world.publish_all(ids.iter().map(String::as_str));
+        inbox.world.empty().await;
+        let mut effects = inbox.inbox.effects();
+        effects.sort();
+        let mut expected = ids.clone();
+        expected.sort();
+        assert_eq!(effects, expected);
+        let summary = worker.end().await;
+        assert_eq!(summary.handled() + summary.duplicates(), 200);
+    }
 }

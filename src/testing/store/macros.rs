@@ -172,6 +172,21 @@ macro_rules! position_store_conformance {
     };
 }
 
+/// Makes one `#[tokio::test]` of each check of a [`TransactionalStore`](crate::TransactionalStore) that lets effects share
+/// a transaction; the argument is that of [`transactional_store_conformance!`](crate::transactional_store_conformance).
+#[macro_export]
+macro_rules! shared_transaction_conformance {
+    ($harness:expr) => {
+        $crate::conformance_tests! { $harness; shared_transactions:
+            effects_that_share_a_transaction_are_committed_together,
+            an_undone_effect_takes_no_other_with_it,
+            a_lost_claim_among_several_commits_nothing,
+            a_claim_taken_over_or_completed_commits_nothing_shared,
+            a_dropped_shared_transaction_is_rolled_back,
+        }
+    };
+}
+
 /// What the macros above are made of.
 #[doc(hidden)]
 #[macro_export]
@@ -219,6 +234,7 @@ mod tests {
             include_str!("records.rs"),
             include_str!("redrives.rs"),
             include_str!("repeats.rs"),
+            include_str!("shared_transactions.rs"),
             include_str!("transactions.rs"),
         ];
         let mut checks = 0;

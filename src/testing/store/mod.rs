@@ -28,6 +28,7 @@ pub mod races;
 pub mod records;
 pub mod redrives;
 pub mod repeats;
+pub mod shared_transactions;
 pub mod transactions;
 
 pub use harness::{CheckpointHarness, MemoryHarness, StoreHarness, Timing, TransactionalHarness};

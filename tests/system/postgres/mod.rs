@@ -34,12 +34,23 @@ fn orders(lines: usize) -> Orders {
 
 #[test]
 fn twenty_kills_at_random_moments_leave_exactly_one_row_for_each_key() {
-    let queue = Queue::declare("kills-statement", &[]);
-    let table = Table::create(Postgres::shared(), "kills_statement");
-    let kills = kills(20);
-    let orders = orders(2_600 * kills.div_ceil(20));
+    exactly_one_row_under(kills(20), "kills_statement", 130, |setup| setup);
+}
+
+#[test]
+fn kills_leave_exactly_one_row_for_each_key_when_statements_share_transactions() {
+    exactly_one_row_under(kills(4), "kills_shared", 200, |setup| {
+        setup.set("handler.sql.batch", 16).set("pipeline.concurrency", 32)
+    });
+}
+
+/// Two programs on a queue, killed in turn; so many lines for each kill.
+fn exactly_one_row_under(kills: usize, name: &str, lines: usize, with: impl FnOnce(Setup) -> Setup) {
+    let queue = Queue::declare(&name.replace('_', "-"), &[]);
+    let table = Table::create(Postgres::shared(), name);
+    let orders = orders(lines * kills);
     queue.publish(&orders.lines);
-    let scene = scene(&statement(&queue, &table));
+    let scene = scene(&with(statement(&queue, &table)));
     let running = killed_in_turn(&scene, orders.ids.len(), kills, || table.count(), || ());
     until("an empty queue", PATIENCE, || queue.is_empty());
     stop(running);

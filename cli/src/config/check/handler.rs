@@ -16,7 +16,22 @@ pub(super) fn check(config: &Config) -> Checked {
             command(config, "handler.worker.command", &handler.command)?;
             within(config, "handler.worker.processes", handler.processes, 1..=1024)
         }
-        Handler::Sql(handler) => text(config, "handler.sql.statement", &handler.statement),
+        Handler::Sql(handler) => {
+            text(config, "handler.sql.statement", &handler.statement)?;
+            within(config, "handler.sql.batch", handler.batch, 1..=1000)?;
+            let most = config.pipeline.concurrency.min(config.pipeline.max_batch);
+            if handler.batch > most {
+                return Err(config.refuse(
+                    "handler.sql.batch",
+                    format!(
+                        "is {}, and no more than {most} messages run at once or are claimed together",
+                        handler.batch
+                    ),
+                    "raise pipeline.concurrency and pipeline.max_batch to at least as much, or lower it",
+                ));
+            }
+            Ok(())
+        }
         Handler::Publish(target) => publish(config, target),
         Handler::Stdout(_) => Ok(()),
     }

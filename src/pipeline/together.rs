@@ -1,0 +1,166 @@
+//! Runs of a transactional handler that share a transaction: each isolated by a savepoint, all committed at once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::runner::{Claimed, Transactional, completion, guarded, in_doubt, in_time, not_begun, roll_back};
+use super::shared::Shared;
+use super::work::Outcome;
+use crate::error::Error;
+use crate::failpoints::{self, Step};
+use crate::handler::{HandlerError, TxHandler};
+use crate::store::{CompleteRequest, SharedCommit, TransactionalStore};
+use crate::telemetry::Counter;
+
+/// Runs a group in as few transactions as its time allows. `None`: that one is to run in a transaction of its own.
+pub(super) async fn run<S: TransactionalStore, H: TxHandler<S>>(
+    shared: &Shared<Transactional<S, H>>,
+    group: &[Claimed],
+) -> Vec<Option<Outcome>> {
+    let mut outcomes = Vec::with_capacity(group.len());
+    while outcomes.len() < group.len() {
+        outcomes.extend(one_transaction(shared, &group[outcomes.len()..]).await);
+    }
+    outcomes
+}
+
+/// How long a transaction goes on taking in effects: a handler's wait for its neighbours stays short against their leases,
+/// and so do the locks of their rows; with a store of one writer, whose others wait, against their calls as well.
+fn takes_in_for<R>(shared: &Shared<R>) -> Duration {
+    (shared.config.lease / 4).min(shared.config.store_timeout / 2)
+}
+
+/// What became of one run of a transaction, before that ended.
+enum Run {
+    /// Its effect is kept, and commits with the others.
+    Kept(CompleteRequest),
+    /// Nothing of it will be committed, whatever becomes of the others.
+    Ended(Outcome),
+    /// It is to run alone.
+    Alone,
+}
+
+/// Takes runs from the front of `group`, at least one, until all have had their turn or the time is up; then commits those
+/// that are kept.
+async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
+    shared: &Shared<Transactional<S, H>>,
+    group: &[Claimed],
+) -> Vec<Option<Outcome>> {
+    let (store, limit) = (&*shared.runner.store, shared.config.store_timeout);
+    let mut conn = match in_time(limit, "begin a transaction", store.begin_shared()).await {
+        Ok(conn) => conn,
+        Err(error) => {
+            not_begun(shared, &error);
+            return group.iter().map(|_| Some(Outcome::Unstarted)).collect();
+        }
+    };
+    failpoints::hit(Step::Begun);
+    let until = Instant::now() + takes_in_for(shared);
+    let mut runs = Vec::with_capacity(group.len());
+    let mut lost = None;
+    for (n, claimed) in group.iter().enumerate() {
+        if lost.is_some() || (n > 0 && Instant::now() >= until) {
+            break;
+        }
+        let is_last = n + 1 == group.len();
+        runs.push(effect(shared, &mut conn, claimed, is_last).await.unwrap_or_else(|(run, error)| {
+            lost = Some(error);
+            run
+        }));
+    }
+    if let Some(error) = lost {
+        tracing::debug!(%error, "a transaction of several effects is lost; each runs alone");
+        drop(conn);
+        runs.resize_with(group.len(), || Run::Alone);
+        return alone(runs);
+    }
+    let kept = runs.iter().filter_map(|run| match run {
+        Run::Kept(request) => Some(request.clone()),
+        Run::Ended(_) | Run::Alone => None,
+    });
+    let kept: Vec<_> = kept.collect();
+    if kept.is_empty() {
+        roll_back(store, limit, conn).await;
+        return alone(runs);
+    }
+    failpoints::hit(Step::CommitSent);
+    let commit = store.commit_shared(conn, &shared.scope, &kept);
+    match in_time(limit, "commit a transaction", commit).await {
+        Ok(SharedCommit::Committed) => {
+            failpoints::hit(Step::Committed);
+            all(runs, || Some(Outcome::Committed))
+        }
+        Ok(SharedCommit::RolledBack) => alone(runs),
+        Err(error) if error.is_retryable() => {
+            in_doubt(shared, &error);
+            all(runs, || Some(Outcome::Unknown))
+        }
+        // It is refused for one of them, and nobody knows for which.
+        Err(error) => {
+            tracing::debug!(%error, "effects could not be committed together; each runs alone");
+            alone(runs)
+        }
+    }
+}
+
+/// `outcome` for those that are kept.
+fn all(runs: Vec<Run>, outcome: impl Fn() -> Option<Outcome>) -> Vec<Option<Outcome>> {
+    let outcomes = runs.into_iter().map(|run| match run {
+        Run::Kept(_) => outcome(),
+        Run::Ended(outcome) => Some(outcome),
+        Run::Alone => None,
+    });
+    outcomes.collect()
+}
+
+/// Nothing was committed: those that were kept run once more.
+fn alone(runs: Vec<Run>) -> Vec<Option<Outcome>> {
+    all(runs, || None)
+}
+
+/// Runs the handler, and keeps or undoes what it did. An error: the transaction is lost with all effects.
+async fn effect<S: TransactionalStore, H: TxHandler<S>>(
+    shared: &Shared<Transactional<S, H>>,
+    conn: &mut S::Conn,
+    (work, claim): &Claimed,
+    is_last: bool,
+) -> Result<Run, (Run, Error)> {
+    let (runner, limit) = (&shared.runner, shared.config.store_timeout);
+    let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
+    let now = Instant::now();
+    // Waiting for its turn does not count against the handler, but it may have cost the lease.
+    if shared.draining.is_cancelled() || claim.is_cancelled() || claim.is_past_deadline(now) {
+        return Ok(Run::Ended(Outcome::Unstarted));
+    }
+    // No handler starts on a lease with little left, and with one writer none can be renewed in here.
+    if claim.is_past_deadline(now + shared.config.lease / 2) {
+        return Ok(Run::Alone);
+    }
+    let tx = runner.store.lend(conn);
+    let handled = async {
+        let message = work.message.claimed(std::sync::Arc::clone(claim));
+        runner.handler.handle(message, tx).await
+    };
+    let mut handled = guarded(shared, claim, now, handled).await;
+    if handled.is_ok() && !is_last {
+        match in_time(limit, "keep an effect", runner.store.keep(conn)).await {
+            Ok(()) => {}
+            Err(error) if error.is_retryable() => {
+                shared.count(Counter::StoreErrors, 1);
+                return Err((Run::Alone, error));
+            }
+            Err(error) => handled = Err(HandlerError::from(error)),
+        }
+    }
+    match handled {
+        Ok(()) => Ok(Run::Kept(completion(shared, work, claim, lease))),
+        Err(error) => match in_time(limit, "undo an effect", runner.store.undo(conn)).await {
+            Ok(()) => Ok(Run::Ended(Outcome::Failed(error))),
+            Err(lost) => {
+                shared.count(Counter::StoreErrors, 1);
+                Err((Run::Ended(Outcome::Failed(error)), lost))
+            }
+        },
+    }
+}
