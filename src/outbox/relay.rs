@@ -45,7 +45,7 @@ pub struct RelayConfig {
     pub keep: Duration,
     /// How often published rows are removed; every 30 s unless told.
     pub clean_every: Duration,
-    /// How often it is counted what waits, for [`RelayCounts::seen`]; every 10 s unless told.
+    /// How often it is counted what waits, for [`RelayCounts::seen`]; every 5 s unless told.
     pub look_every: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Default for RelayConfig {
             },
             keep: Duration::from_secs(3_600),
             clean_every: Duration::from_secs(30),
-            look_every: Duration::from_secs(10),
+            look_every: Duration::from_secs(5),
         }
     }
 }

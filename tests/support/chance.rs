@@ -46,3 +46,8 @@ impl Default for Chance {
 pub fn kills(usual: usize) -> usize {
     std::env::var("ONCEWARD_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(usual)
 }
+
+/// How much of something: `slow` where `SLOW` asks for the long way, else `usual`.
+pub fn size<T>(usual: T, slow: T) -> T {
+    if std::env::var_os("SLOW").is_some() { slow } else { usual }
+}

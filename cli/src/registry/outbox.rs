@@ -106,7 +106,7 @@ pub(crate) fn describe_outbox_target(config: &Config) -> String {
 /// [`Error`] if it cannot be reached, or does not know the credentials.
 pub(crate) async fn check_outbox_target(config: &Config) -> Result<Option<String>, Error> {
     let Some(target) = config.outbox.target() else { return Ok(None) };
-    let answer = match target {
+    let answer: Result<&str, Error> = match target {
         #[cfg(feature = "rabbitmq")]
         OutboxTarget::Rabbitmq(target) => super::rabbitmq::outbox(config, target).await.map(|_| "its broker"),
         #[cfg(feature = "kafka")]

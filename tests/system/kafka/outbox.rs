@@ -1,7 +1,7 @@
 //! The outbox, emptied by `onceward outbox relay` into a topic: the order key is the record key, and what has been sent
 //! twice is told by its id.
 
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::{Chance, kills, size};
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::until;
@@ -27,8 +27,8 @@ fn ids_and_payloads(topic: &Topic<'_>) -> Vec<(String, Vec<u8>)> {
 fn effects_and_events_agree_under_kills_of_workers_and_relays() {
     let (from, to) = (Topic::create("events", 4), Topic::create("events.out", 4));
     let office = Office::open(Books::Postgres("kafka_events"), setup(&from), &to.name);
-    let orders = Orders::with_copies(1_500, 300, &json!({}), &mut Chance::new());
-    office.work_under_kills(&from, &orders, kills(4), || arrived(&to));
+    let orders = Orders::with_copies(size(800, 5_000), 160, &json!({}), &mut Chance::new());
+    office.work_under_kills(&from, &orders, kills(size(4, 20)), || arrived(&to));
     let copies = office.assert_all_arrived(&ids_and_payloads(&to));
     let behind = scene(&setup(&to).set("scope", "kafka-behind").set("key.from", vec!["message-id"]));
     let running = vec![behind.run(), behind.run()];

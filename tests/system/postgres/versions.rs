@@ -1,10 +1,11 @@
 //! Two versions of the program on one schema, on RabbitMQ: the next one migrates while this one works.
 //!
-//! With `ONCEWARD_OLD_PROGRAM` another program than this version's is the old one, such as that of an earlier release.
+//! With `ONCEWARD_OLD_PROGRAM` another program than this version's is the old one, such as that of an earlier release. That may
+//! refuse the schema when it is started anew; those of it that run go on.
 
 use onceward_migrations::{POSTGRES, latest};
 use onceward_test_servers::postgres::Postgres;
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::{Chance, kills, size};
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::{Ended, Running, until};
 use onceward_test_support::scene::Scene;
@@ -23,15 +24,38 @@ const NEXT: &str = env!("CARGO_BIN_EXE_onceward-next");
 struct Pair {
     old: Scene,
     next: Scene,
+    /// The old program is that of an earlier release.
+    is_earlier: bool,
 }
 
 impl Pair {
     fn of(setup: &Setup) -> Self {
-        let old = std::env::var("ONCEWARD_OLD_PROGRAM").unwrap_or_else(|_| ONCEWARD.to_owned());
-        let pair = Self { old: Scene::new(old), next: Scene::new(NEXT) };
+        let earlier = std::env::var("ONCEWARD_OLD_PROGRAM").ok();
+        let old = Scene::new(earlier.as_deref().unwrap_or(ONCEWARD));
+        let pair = Self { old, next: Scene::new(NEXT), is_earlier: earlier.is_some() };
         pair.old.configure(setup);
         pair.next.configure(setup);
         pair
+    }
+
+    /// Starts the program of a scene again; the next one instead if an earlier release says that it cannot use the schema.
+    #[allow(clippy::print_stdout)]
+    fn again<'s>(&'s self, scene: &'s Scene) -> (&'s Scene, Running) {
+        let mut running = scene.run();
+        if !self.is_earlier || std::ptr::eq(scene, &self.next) {
+            return (scene, running);
+        }
+        until("it runs or refuses", PATIENCE, || {
+            !running.is_running() || running.stderr().contains(" runs ")
+        });
+        if running.is_running() {
+            return (scene, running);
+        }
+        let refused = running.wait_within(PATIENCE);
+        assert_eq!(refused.code(), Some(78), "{refused:#?}");
+        assert!(refused.stderr.contains("upgrade this program"), "{refused:#?}");
+        println!("the earlier release refuses: {}", refused.stderr.trim());
+        (&self.next, self.next.run())
     }
 
     fn version(table: &Table<'_>) -> u32 {
@@ -62,8 +86,8 @@ fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
     assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
     let before = Pair::version(&table);
 
-    let (mut chance, kills) = (Chance::new(), kills(6));
-    let orders = Orders::with_copies(4_000, 1_000, &json!({"steps": 2_000}), &mut chance);
+    let (mut chance, kills) = (Chance::new(), kills(size(4, 20)));
+    let orders = Orders::with_copies(size(2_000, 20_000), 500, &json!({"steps": 2_000}), &mut chance);
     queue.publish(&orders.lines);
     let mut running = vec![(&pair.old, pair.old.run()), (&pair.old, pair.old.run())];
     until("effects", LONG, || table.count() >= orders.ids.len() / 10);
@@ -81,7 +105,7 @@ fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
         std::thread::sleep(chance.millis(0..30));
         let (scene, killed) = running.remove(0);
         assert_eq!(killed.kill().signal(), Some(9), "it ended before it was killed");
-        running.push((scene, scene.run()));
+        running.push(pair.again(scene));
     }
     until("all effects", LONG, || table.count() >= orders.ids.len());
     until("an empty queue", LONG, || queue.is_empty());

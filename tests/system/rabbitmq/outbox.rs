@@ -5,7 +5,7 @@ use onceward::failpoints::Step;
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::url;
 use onceward_test_servers::redis::Redis;
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::{Chance, kills, size};
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::until;
@@ -62,8 +62,8 @@ fn effects_and_events_agree_under_kills_of_workers_and_relays() {
 
 #[test]
 fn effects_and_events_in_one_file_agree_under_kills_of_workers_and_relays() {
-    let orders = Orders::with_copies(600, 120, &json!({}), &mut Chance::new());
-    effects_and_events_agree("events-in-a-file", Books::Sqlite, &orders, kills(4));
+    let orders = Orders::with_copies(size(400, 3_000), 80, &json!({}), &mut Chance::new());
+    effects_and_events_agree("events-in-a-file", Books::Sqlite, &orders, kills(size(4, 20)));
 }
 
 /// Each step of a relay in turn; so many copies are there after it.
@@ -101,17 +101,18 @@ fn a_relay_of_a_file_that_dies_at_any_step_loses_nothing_and_sends_again_only_wh
 }
 
 #[test]
-fn rows_of_a_relay_of_a_file_that_hangs_are_sent_by_another() {
-    let (office, _, to) = open("relay-hangs-in-a-file", Books::Sqlite, |setup| setup);
+fn rows_of_a_relay_of_a_file_that_is_paused_are_sent_by_another() {
+    let (office, _, to) = open("relay-paused-in-a-file", Books::Sqlite, |setup| setup);
     office.put(4);
-    let hangs = office.relay_with(&format!("{}:1:hang", Step::RelayTaken.name()));
+    let paused = office.relay_with(&format!("{}:1:hang", Step::RelayTaken.name()));
     let held = "SELECT count(*) FROM onceward_outbox WHERE taken_by IS NOT NULL";
     until("the rows are taken", PATIENCE, || office.scene.database().number(held) == 16);
+    paused.stop();
     let relay = office.relay();
     until("an empty outbox", PATIENCE, || office.waiting() == 0);
     stop(vec![relay]);
     assert_eq!(office.assert_all_arrived(&to.look()), 0);
-    assert_eq!(hangs.kill().signal(), Some(9));
+    assert_eq!(paused.kill().signal(), Some(9));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::redis::Redis;
-use onceward_test_support::chance::{Chance, kills};
+use onceward_test_support::chance::{Chance, kills, size};
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::until;
@@ -19,9 +19,9 @@ use crate::stage::{PATIENCE, each, ledger_of};
 fn effects_and_events_agree_under_kills_of_workers_and_relays() {
     let (from, to) = (Queue::create("events.fifo", &[]), Queue::create("events-out.fifo", &[]));
     let office = Office::open(Books::Postgres("sqs_events"), setup(&from), &to.url);
-    let orders = Orders::with_copies(1_200, 200, &json!({}), &mut Chance::new());
+    let orders = Orders::with_copies(size(600, 5_000), 100, &json!({}), &mut Chance::new());
     let arrived = || usize::try_from(to.depth().0).expect("a count");
-    office.work_under_kills(&from, &orders, kills(4), arrived);
+    office.work_under_kills(&from, &orders, kills(size(4, 20)), arrived);
     // A confirm that a kill swallowed is repeated under the same deduplication id, and so is no second message.
     assert_eq!(to.depth(), (orders.ids.len() as u64, 0));
     let behind = scene(
