@@ -78,10 +78,26 @@ local function claim(key, r, owner, generation, fingerprint)
   hand_out(key, r, owner)
 end
 
+-- What `claim` does where nothing is known, which is most of the time, without making a table of it.
+local fresh = pack('>c1I8I4I4I4I8', 'C', now, 1, 0, 0, lease)
+
+local function claim_first(key, owner, fingerprint)
+  local has_fingerprint = byte(fingerprint)
+  local value = pack(FULL, 1, PENDING, 0, 0, has_fingerprint, 0, now, now, now, lease_until, ttl, 0, 0, 0, 0, owner)
+  if has_fingerprint == 1 then value = value .. sub(fingerprint, 2) end
+  call('SET', key, value, 'PXAT', fresh_expiry)
+  answer(fresh)
+end
+
 for i = 1, #KEYS do
   local owner, generation, fingerprint
   owner, generation, fingerprint, at = read('>c16I4c17', ask, at)
-  local r = decode(values[i])
-  if r then claim(KEYS[i], r, owner, generation, optional(fingerprint)) else unreadable(values[i]) end
+  local value = values[i]
+  if not value and generation == 0 then
+    claim_first(KEYS[i], owner, fingerprint)
+  else
+    local r = decode(value)
+    if r then claim(KEYS[i], r, owner, generation, optional(fingerprint)) else unreadable(value) end
+  end
 end
 return table.concat(answers)

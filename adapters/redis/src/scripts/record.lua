@@ -112,16 +112,22 @@ local function decode(value)
   end
 end
 
+-- nil: it does not fit.
+local function encode_brief(fence, span, fingerprint)
+  if span < 0 then return nil end
+  if fingerprint then
+    if span <= 4294967295 then return pack(BRIEF, 2, fence, span, fingerprint) end
+  elseif fence <= INTEGER_FENCE then
+    local code = span_code(span)
+    if code then return text('%.0f%03d', fence, code) end
+  end
+end
+
 local function encode(r)
-  local span = r.written - r.fence
   if r.state == COMPLETED and r.first == r.fence and r.attempts == 0 and r.lost == 0 and r.generation == 0
-    and r.above == 0 and not r.text and span >= 0 then
-    if r.fingerprint then
-      if span <= 4294967295 then return pack(BRIEF, 2, r.fence, span, r.fingerprint) end
-    elseif r.fence <= INTEGER_FENCE then
-      local code = span_code(span)
-      if code then return text('%.0f%03d', r.fence, code) end
-    end
+    and r.above == 0 and not r.text then
+    local brief = encode_brief(r.fence, r.written - r.fence, r.fingerprint)
+    if brief then return brief end
   end
   return pack(FULL, 1, r.state, r.started, r.reason, r.fingerprint and 1 or 0, r.text and 1 or 0, r.fence, r.first,
     r.written, r.lease, r.ttl, r.above, r.attempts, r.lost, r.generation, r.owner)
