@@ -10,6 +10,7 @@
 //! Deduplication by key is the store's work.
 
 mod acker;
+mod burst;
 mod config;
 mod consumer;
 mod context;

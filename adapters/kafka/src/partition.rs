@@ -1,9 +1,9 @@
 //! One assignment of one partition: what is out with the pipeline, and what may be committed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::{HashMap, HashMapExt};
 use onceward::Message;
 
 use crate::watermark::Watermark;

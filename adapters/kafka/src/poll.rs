@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::util::Timeout;
 
+use crate::burst::Burst;
 use crate::context::{Hooked, commit};
 use crate::error;
 use crate::refused::Refused;
@@ -70,6 +71,7 @@ fn ended(shared: &Shared) {
 fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<C>, shared: &Shared) -> End {
     let mut paused = false;
     let mut held = HashSet::new();
+    let mut burst = Burst::default();
     let mut committed = Instant::now();
     let mut refused = Refused::default();
     while !shared.lock().stop {
@@ -92,20 +94,26 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
         let mut wait = Timeout::from(POLL);
         while let Some(polled) = consumer.poll(wait) {
             match polled {
-                Ok(record) if shared.polled(&record) => {}
+                Ok(record) if burst.read(shared, &record) => {}
                 // The rest of its partition has to be held back first.
                 Ok(_) => break,
                 Err(error) => {
                     if ends(consumer, error, shared, &mut refused) {
                         return End::Over;
                     }
+                    break;
                 }
             }
             wait = Timeout::from(Duration::ZERO);
-            if committed.elapsed() >= shared.topics.commit_interval || !shared.wait_for_room(Duration::ZERO) {
-                break;
+            if burst.is_full(shared) {
+                shared.polled(&mut burst);
+                let is_due = committed.elapsed() >= shared.topics.commit_interval;
+                if is_due || !shared.wait_for_room(Duration::ZERO) {
+                    break;
+                }
             }
         }
+        shared.polled(&mut burst);
         if committed.elapsed() >= shared.topics.commit_interval {
             commit(consumer, &shared.to_commit(), CommitMode::Async);
             committed = Instant::now();

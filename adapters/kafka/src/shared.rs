@@ -1,15 +1,15 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use onceward::{Delivery, Error, Message, Outgoing, SettleQueue, Settled, Settlement, Tag};
-use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::{Notify, oneshot};
 
+use crate::burst::{Burst, Read};
 use crate::config::TopicConfig;
-use crate::message;
 use crate::partition::{Assigned, Held};
 use crate::retry::Waiting;
 
@@ -25,12 +25,14 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// `receive` waits here.
     pub(crate) arrived: Notify,
+    /// Grows with every change of the assignment.
+    changes: AtomicU64,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
     /// By epoch.
-    pub(crate) assigned: HashMap<u64, Assigned>,
+    pub(crate) assigned: foldhash::HashMap<u64, Assigned>,
     /// The epoch of the present assignment of a partition.
     current: HashMap<Arc<str>, HashMap<i32, u64>>,
     ready: VecDeque<Ready>,
@@ -66,7 +68,7 @@ pub(crate) struct ToCommit {
 }
 
 impl State {
-    fn epoch(&self, topic: &str, partition: i32) -> Option<u64> {
+    pub(crate) fn epoch(&self, topic: &str, partition: i32) -> Option<u64> {
         self.current.get(topic)?.get(&partition).copied()
     }
 
@@ -114,6 +116,7 @@ impl Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             arrived: Notify::new(),
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -124,6 +127,11 @@ impl Shared {
     /// Wakes the poll thread from its waits.
     pub(crate) fn change(&self) {
         self.changed.notify_all();
+    }
+
+    /// Another number whenever partitions have come or gone.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
     }
 
     pub(crate) fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Settled> {
@@ -147,11 +155,12 @@ impl Shared {
         }
         let count = state.ready.len().min(BATCH);
         let mut deliveries = Vec::with_capacity(count);
-        for Ready { epoch, offset, message } in state.ready.drain(..count).collect::<Vec<_>>() {
-            state.ready_bytes = state.ready_bytes.saturating_sub(message.size());
-            state.last_number += 1;
-            let tag = Tag { epoch, number: state.last_number };
-            if let Some(assigned) = state.assigned.get_mut(&epoch) {
+        let State { ready, ready_bytes, assigned, last_number, .. } = &mut *state;
+        for Ready { epoch, offset, message } in ready.drain(..count) {
+            *ready_bytes = ready_bytes.saturating_sub(message.size());
+            *last_number += 1;
+            let tag = Tag { epoch, number: *last_number };
+            if let Some(assigned) = assigned.get_mut(&epoch) {
                 assigned.held.insert(tag.number, Held { offset, message: message.clone() });
                 deliveries.push(Delivery { message, receipt: queue.receipt(tag) });
             }
@@ -179,37 +188,40 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// A record from the broker. False if no more of its partition is wanted for a while.
-    pub(crate) fn polled(&self, record: &BorrowedMessage<'_>) -> bool {
+    /// Takes what was read in a burst, in its order. Records of an assignment that is over meanwhile are left to the next.
+    pub(crate) fn polled(&self, burst: &mut Burst) {
+        if burst.read.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        burst.bytes = 0;
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(epoch) = state.epoch(record.topic(), record.partition()) else { return true };
-        let Some(assigned) = state.assigned.get_mut(&epoch) else { return true };
-        let Ok(offset) = u64::try_from(record.offset()) else { return true };
-        if assigned.leaving || !assigned.watermark.delivered(offset) {
-            return true;
+        let was_empty = state.ready.is_empty();
+        let mut delays = false;
+        for Read { epoch, offset, message, wait } in burst.read.drain(..) {
+            let Some(assigned) = state.assigned.get_mut(&epoch) else { continue };
+            if assigned.leaving || !assigned.watermark.delivered(offset) {
+                continue;
+            }
+            assigned.quiet_since = now;
+            assigned.stalls = 0;
+            let ready = Ready { epoch, offset, message };
+            if wait.is_zero() {
+                state.ready_bytes += ready.message.size();
+                state.ready.push_back(ready);
+            } else {
+                assigned.waits_until = Some(now + wait);
+                state.delayed.push((now + wait, ready));
+                delays = true;
+            }
         }
-        assigned.quiet_since = Instant::now();
-        assigned.stalls = 0;
-        let (message, wait) =
-            message::from(record, &assigned.topic, &assigned.incarnation, assigned.is_retry);
-        if !wait.is_zero() {
-            let due = Instant::now() + wait;
-            assigned.waits_until = Some(due);
-            state.delayed.push((due, Ready { epoch, offset, message }));
-            drop(guard);
-            // Who waits has to look at the clock.
-            self.arrived.notify_one();
-            return false;
-        }
-        state.ready_bytes += message.size();
-        state.ready.push_back(Ready { epoch, offset, message });
-        let first = state.ready.len() == 1;
+        let first = was_empty && !state.ready.is_empty();
         drop(guard);
-        if first {
+        // Who waits has to look at the clock.
+        if first || delays {
             self.arrived.notify_one();
         }
-        true
     }
 
     /// The copies that go to retry topics instead of waiting here, each with its index in the batch.
@@ -252,6 +264,7 @@ impl Shared {
     /// `incarnations` has the ids of topics as far as they are known.
     pub(crate) fn assign(&self, partitions: &[(String, i32)], incarnations: &HashMap<String, String>) {
         let mut state = self.lock();
+        self.changes.fetch_add(1, Ordering::SeqCst);
         state.joined = true;
         state.reassigned = true;
         for (topic, number) in partitions {
@@ -293,6 +306,7 @@ impl Shared {
     /// Partitions are gone: their deliveries settle nothing from now on.
     pub(crate) fn forget(&self, partitions: &[(String, i32)]) {
         let mut state = self.lock();
+        self.changes.fetch_add(1, Ordering::SeqCst);
         state.reassigned = true;
         for (topic, number) in partitions {
             let epoch = state.current.get_mut(topic.as_str()).and_then(|numbers| numbers.remove(number));
@@ -308,6 +322,7 @@ impl Shared {
     /// As [`forget`](Self::forget), all of them.
     pub(crate) fn forget_all(&self) {
         let mut state = self.lock();
+        self.changes.fetch_add(1, Ordering::SeqCst);
         let state = &mut *state;
         state.assigned.clear();
         state.current.clear();

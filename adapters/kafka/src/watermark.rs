@@ -33,7 +33,7 @@ impl Watermark {
 
     /// Notes that a delivered offset is done with. False if it is not in flight.
     pub(crate) fn settled(&mut self, offset: u64) -> bool {
-        let Ok(index) = self.above.binary_search_by_key(&offset, |(own, _)| *own) else { return false };
+        let Some(index) = self.find(offset) else { return false };
         let state = &mut self.above[index].1;
         if *state == State::Settled {
             return false;
@@ -43,6 +43,16 @@ impl Watermark {
             self.above.pop_front();
         }
         true
+    }
+
+    /// Where an offset stands: mostly as many places behind the first as it is larger.
+    fn find(&self, offset: u64) -> Option<usize> {
+        let (first, _) = self.above.front()?;
+        let guess = usize::try_from(offset.checked_sub(*first)?).ok()?;
+        if self.above.get(guess).is_some_and(|(own, _)| *own == offset) {
+            return Some(guess);
+        }
+        self.above.binary_search_by_key(&offset, |(own, _)| *own).ok()
     }
 
     /// The offset to commit; `None` if nothing was delivered yet.

@@ -75,13 +75,13 @@ pub(super) enum Fate {
 }
 
 /// Marks the keys of records within their transactions.
-pub(super) struct Marker<'a> {
-    keys: &'a EffectKeys,
+pub(super) struct Marker {
+    keys: EffectKeys,
     entropy: Mutex<Entropy>,
 }
 
-impl<'a> Marker<'a> {
-    pub(super) fn new(keys: &'a EffectKeys) -> Self {
+impl Marker {
+    pub(super) fn new(keys: EffectKeys) -> Self {
         Self { keys, entropy: Mutex::new(Entropy::system()) }
     }
 

@@ -1,6 +1,7 @@
 //! The records of one partition, in order: together in one transaction, or one by one where that fails. [`Lane`].
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,14 +21,14 @@ const BREATH: Duration = Duration::from_millis(200);
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// What the lanes of a run share.
-pub(super) struct Lane<'a, S, H> {
-    pub(super) owners: &'a Owners<S>,
-    pub(super) handler: &'a H,
-    pub(super) config: &'a EffectsConfig,
+pub(super) struct Lane<S, H> {
+    pub(super) owners: Arc<Owners<S>>,
+    pub(super) handler: H,
+    pub(super) config: EffectsConfig,
     /// `None`: positions alone.
-    pub(super) marker: Option<Marker<'a>>,
-    pub(super) publisher: &'a KafkaPublisher,
-    pub(super) shutdown: &'a CancellationToken,
+    pub(super) marker: Option<Marker>,
+    pub(super) publisher: KafkaPublisher,
+    pub(super) shutdown: CancellationToken,
 }
 
 /// How records end.
@@ -47,7 +48,7 @@ pub(super) enum End {
     Left,
 }
 
-impl<S: PositionStore, H: TxHandler<S>> Lane<'_, S, H> {
+impl<S: PositionStore, H: TxHandler<S>> Lane<S, H> {
     /// Processes deliveries of one partition; how each ended, in order. After one that was left all others are.
     pub(super) async fn process(&self, deliveries: &[Delivery]) -> Vec<End> {
         let mut ends = vec![End::Left; deliveries.len()];

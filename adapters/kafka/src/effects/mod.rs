@@ -8,11 +8,10 @@ mod queues;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use onceward::retry::RetryPolicy;
 use onceward::store::PositionStore;
-use onceward::{Acker, Consumer, Delivery, Error, Scope, SettleQueue, Settlement, TxHandler};
+use onceward::{Acker, Consumer, Delivery, Error, ErrorKind, Scope, SettleQueue, Settlement, TxHandler};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -117,34 +116,33 @@ impl KafkaEffects {
         handler: H,
         shutdown: CancellationToken,
     ) -> Result<EffectsSummary, Error> {
-        let config = &self.config;
-        let keys = config.keys.as_ref();
-        keys.map_or(Ok(()), |keys| keys.check_scope(&scope))?;
+        let Self { config } = self;
+        config.keys.as_ref().map_or(Ok(()), |keys| keys.check_scope(&scope))?;
         let publisher = KafkaPublisher::new(config.source.brokers.clone(), &config.source.properties)?;
         let owners = Arc::new(Owners::new(store, scope, &config.source.group));
         let mut consumer = KafkaConsumer::open_owned(config.source.clone(), owners.clone()).await?;
         let stopping = shutdown.child_token();
-        let lane = Lane {
-            owners: &*owners,
-            handler: &handler,
-            config,
-            marker: keys.map(Marker::new),
-            publisher: &publisher,
-            shutdown: &stopping,
-        };
+        let marker = config.keys.clone().map(Marker::new);
+        let lane = Lane { owners, handler, config, marker, publisher, shutdown: stopping.clone() };
+        let lane = Arc::new(lane);
         let mut settling =
             Settling { acker: consumer.acker(), queue: consumer.settle_queue(), summary: Default::default() };
-        let (mut queues, mut under_way) = (Queues::default(), FuturesUnordered::new());
+        let (mut queues, mut under_way) = (Queues::default(), JoinSet::new());
         let mut again_at = Instant::now();
         let ended = loop {
-            under_way.extend(queues.start().into_iter().map(|part| process(&lane, part)));
+            for part in queues.start() {
+                under_way.spawn(process(Arc::clone(&lane), part));
+            }
             let received = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
-                Some((ends, part)) = under_way.next() => {
-                    settling.part(&mut queues, ends, part).await;
-                    continue;
-                }
+                Some(ended) = under_way.join_next() => match ended {
+                    Ok((ends, part)) => {
+                        settling.part(&mut queues, ends, part).await;
+                        continue;
+                    }
+                    Err(error) => break Err(lost(error)),
+                },
                 received = async { tokio::time::sleep_until(again_at).await; consumer.receive().await },
                     if queues.held() < ENOUGH => received,
             };
@@ -160,8 +158,10 @@ impl KafkaEffects {
         };
         stopping.cancel();
         // What runs is brought to its end; what waits is for the partition's next owner.
-        while let Some((ends, part)) = under_way.next().await {
-            settling.part(&mut queues, ends, part).await;
+        while let Some(ended) = under_way.join_next().await {
+            if let Ok((ends, part)) = ended {
+                settling.part(&mut queues, ends, part).await;
+            }
         }
         let closed = consumer.close().await;
         if ended.is_err()
@@ -173,9 +173,16 @@ impl KafkaEffects {
     }
 }
 
+/// A part panicked outside the handler, or the runtime ends. Its partition's position would be passed over by what follows.
+fn lost(error: JoinError) -> Error {
+    let what =
+        "records were left in the middle of their processing; nothing of them is committed. Start again";
+    Error::new(ErrorKind::Internal, "process records", what).with_source(error)
+}
+
 /// How each of a part's deliveries ended.
 async fn process<S: PositionStore, H: TxHandler<S>>(
-    lane: &Lane<'_, S, H>,
+    lane: Arc<Lane<S, H>>,
     part: Vec<Delivery>,
 ) -> (Vec<End>, Vec<Delivery>) {
     (lane.process(&part).await, part)

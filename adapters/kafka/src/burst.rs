@@ -1,0 +1,140 @@
+//! Records on their way from the client to the consumer, read without the lock and handed over together: [`Burst`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onceward::Message;
+use rdkafka::message::{BorrowedMessage, Message as _};
+
+use crate::message;
+use crate::shared::Shared;
+
+/// The most records, and about the most bytes, of a burst: as far as the buffer's limits may be passed.
+const RECORDS: usize = 64;
+const BYTES: usize = 256 << 10;
+
+/// What the poll thread has read and not handed over.
+#[derive(Default)]
+pub(crate) struct Burst {
+    pub(crate) read: Vec<Read>,
+    pub(crate) bytes: usize,
+    /// Most records come from the partition of the one before.
+    last: Option<Partition>,
+    /// The assignment that it was looked up in.
+    changes: u64,
+}
+
+/// A record that was read.
+pub(crate) struct Read {
+    pub(crate) epoch: u64,
+    pub(crate) offset: u64,
+    pub(crate) message: Message,
+    /// How long it is to wait: a copy in a retry topic.
+    pub(crate) wait: Duration,
+}
+
+struct Partition {
+    topic: Arc<str>,
+    number: i32,
+    incarnation: Arc<str>,
+    is_retry: bool,
+    epoch: u64,
+}
+
+impl Burst {
+    /// Reads a record. False if no more of its partition is wanted for a while.
+    pub(crate) fn read(&mut self, shared: &Shared, record: &BorrowedMessage<'_>) -> bool {
+        let Some(partition) = self.partition(shared, record.topic(), record.partition()) else { return true };
+        let Ok(offset) = u64::try_from(record.offset()) else { return true };
+        let (message, wait) =
+            message::from(record, &partition.topic, &partition.incarnation, partition.is_retry);
+        let epoch = partition.epoch;
+        self.bytes += message.size();
+        self.read.push(Read { epoch, offset, message, wait });
+        wait.is_zero()
+    }
+
+    /// It is time to hand over what was read.
+    pub(crate) fn is_full(&self, shared: &Shared) -> bool {
+        let records = RECORDS.min(shared.topics.buffer_messages.div_ceil(8));
+        self.read.len() >= records || self.bytes >= BYTES.min(shared.topics.buffer_bytes.div_ceil(8))
+    }
+
+    fn partition(&mut self, shared: &Shared, topic: &str, number: i32) -> Option<&Partition> {
+        // Only the thread that reads changes the assignment: while the client is polled.
+        let changes = shared.changes();
+        let is_same = |last: &Partition| last.number == number && *last.topic == *topic;
+        if self.changes != changes || !self.last.as_ref().is_some_and(is_same) {
+            self.changes = changes;
+            let state = shared.lock();
+            let epoch = state.epoch(topic, number);
+            self.last = epoch.and_then(|epoch| {
+                let own = state.assigned.get(&epoch)?;
+                let (topic, incarnation) = (Arc::clone(&own.topic), Arc::clone(&own.incarnation));
+                Some(Partition { topic, number, incarnation, is_retry: own.is_retry, epoch })
+            });
+        }
+        self.last.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use onceward::SettleQueue;
+
+    use super::*;
+    use crate::config::TopicConfig;
+
+    const WAIT: Duration = Duration::from_secs(600);
+
+    struct Member(Arc<Shared>);
+
+    impl Member {
+        fn new() -> Self {
+            Self(Shared::new(TopicConfig::new(["orders"]), "cluster".into()))
+        }
+
+        fn assign(&self) {
+            self.0.assign(&[("orders".to_owned(), 0)], &HashMap::new());
+        }
+
+        fn read(&self, burst: &mut Burst, offset: u64) {
+            let epoch = burst.partition(&self.0, "orders", 0).expect("it is assigned").epoch;
+            let message = Message::builder("").build();
+            burst.read.push(Read { epoch, offset, message, wait: Duration::ZERO });
+        }
+
+        /// How many deliveries there are.
+        fn delivered(&self) -> usize {
+            self.0.take(&SettleQueue::new()).map_or(0, |deliveries| deliveries.len())
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_a_partition_came_again_is_left_to_the_new_assignment() {
+        let (member, mut burst) = (Member::new(), Burst::default());
+        assert!(burst.partition(&member.0, "orders", 0).is_none());
+        member.assign();
+        member.read(&mut burst, 4);
+        member.read(&mut burst, 5);
+        member.0.forget(&[("orders".to_owned(), 0)]);
+        assert!(burst.partition(&member.0, "orders", 0).is_none(), "it is gone");
+        member.assign();
+        // The new assignment starts where the group has committed, and reads them again.
+        member.read(&mut burst, 4);
+        member.0.polled(&mut burst);
+        assert_eq!((member.delivered(), burst.read.len()), (1, 0));
+    }
+
+    #[test]
+    fn of_a_partition_that_is_leaving_nothing_more_is_delivered() {
+        let (member, mut burst) = (Member::new(), Burst::default());
+        member.assign();
+        member.read(&mut burst, 4);
+        let to_commit = member.0.drain(&[("orders".to_owned(), 0)], WAIT);
+        member.0.polled(&mut burst);
+        assert_eq!((member.delivered(), to_commit.len()), (0, 0));
+    }
+}
