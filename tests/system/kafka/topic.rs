@@ -85,9 +85,20 @@ impl<'a> Topic<'a> {
 
     /// Where each partition ends.
     pub(super) fn ends(&self) -> Option<Vec<i64>> {
-        let asked = self.asked();
+        self.ends_told(&self.asked())
+    }
+
+    fn ends_told(&self, asked: &BaseConsumer) -> Option<Vec<i64>> {
         let end = |number| asked.fetch_watermarks(&self.name, number, PATIENCE).ok().map(|(_, high)| high);
         (0..self.partitions).map(end).collect()
+    }
+
+    /// True if no transaction is open: what follows one of somebody who died is not read until that has timed out.
+    pub(super) fn is_stable(&self) -> bool {
+        let all: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().expect("a client");
+        let ends = self.ends_told(&all);
+        ends.is_some() && ends == self.ends()
     }
 
     /// What the group has committed for each partition, -1 for nothing; `None` if the broker does not tell.
@@ -124,7 +135,7 @@ impl<'a> Topic<'a> {
         });
     }
 
-    /// All records.
+    /// All records that are committed.
     pub(super) fn records(&self) -> Vec<Record> {
         let asked: BaseConsumer = self
             .client()
