@@ -100,6 +100,11 @@ impl KafkaConsumer {
         self.shared.assigned()
     }
 
+    /// True if the partition is being taken away, or is gone: nothing more of this assignment is to be begun.
+    pub(crate) fn is_leaving(&self, epoch: u64) -> bool {
+        self.shared.lock().assigned.get(&epoch).is_none_or(|own| own.leaving)
+    }
+
     fn stop(&self) {
         self.shared.lock().stop = true;
         self.shared.change();

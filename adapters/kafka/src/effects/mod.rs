@@ -26,9 +26,9 @@ use queues::Queues;
 
 /// Between two tries of a broker that does not answer.
 const BREATH: Duration = Duration::from_millis(200);
-/// Nothing more is taken while so many deliveries wait or are under way. What waits in the consumer instead is given up at once
-/// when its partition goes.
-const ENOUGH: usize = 2_000;
+/// Nothing more is taken while so many deliveries wait or are under way. The client hands over thousands of one partition
+/// before it comes to the next: with fewer, partitions would wait for each other.
+const ENOUGH: usize = 20_000;
 
 /// What a [`KafkaEffects`] consumes, and what it does about failures.
 #[derive(Clone, Debug)]
@@ -128,10 +128,17 @@ impl KafkaEffects {
         let mut settling =
             Settling { acker: consumer.acker(), queue: consumer.settle_queue(), summary: Default::default() };
         let (mut queues, mut under_way) = (Queues::default(), JoinSet::new());
+        let bytes = lane.config.source.topics.buffer_bytes;
         let mut again_at = Instant::now();
         let ended = loop {
             for part in queues.start() {
-                under_way.spawn(process(Arc::clone(&lane), part));
+                let is_leaving = |delivery: &Delivery| consumer.is_leaving(delivery.receipt.tag().epoch);
+                if part.first().is_some_and(is_leaving) {
+                    // The rebalance waits for what is under way, and need not wait for more.
+                    settling.part(&mut queues, vec![End::Left; part.len()], part).await;
+                } else {
+                    under_way.spawn(process(Arc::clone(&lane), part));
+                }
             }
             let received = tokio::select! {
                 biased;
@@ -144,7 +151,7 @@ impl KafkaEffects {
                     Err(error) => break Err(lost(error)),
                 },
                 received = async { tokio::time::sleep_until(again_at).await; consumer.receive().await },
-                    if queues.held() < ENOUGH => received,
+                    if queues.have_room(ENOUGH, bytes) => received,
             };
             match received {
                 Ok(Some(deliveries)) => settling.left(queues.push(deliveries)).await,

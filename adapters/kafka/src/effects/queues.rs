@@ -12,21 +12,23 @@ const TOGETHER: usize = 500;
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     by_epoch: BTreeMap<u64, Queue>,
-    /// Those that wait and those under way.
+    /// Those that wait and those under way, and their bytes.
     held: usize,
+    held_bytes: usize,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Delivery>,
     under_way: usize,
+    under_way_bytes: usize,
     /// A part of it was left undone: what comes after it must not be done either.
     closed: bool,
 }
 
 impl Queues {
-    pub(super) fn held(&self) -> usize {
-        self.held
+    pub(super) fn have_room(&self, records: usize, bytes: usize) -> bool {
+        self.held < records && self.held_bytes < bytes
     }
 
     /// Those whose partition is [closed](Self::close) come back.
@@ -38,8 +40,9 @@ impl Queues {
             if queue.closed {
                 refused.push(delivery);
             } else {
-                queue.waiting.push_back(delivery);
                 self.held += 1;
+                self.held_bytes += delivery.message.size();
+                queue.waiting.push_back(delivery);
             }
         }
         refused
@@ -51,7 +54,9 @@ impl Queues {
         for queue in self.by_epoch.values_mut() {
             if queue.under_way == 0 && !queue.waiting.is_empty() {
                 queue.under_way = queue.waiting.len().min(TOGETHER);
-                parts.push(queue.waiting.drain(..queue.under_way).collect());
+                let part: Vec<_> = queue.waiting.drain(..queue.under_way).collect();
+                queue.under_way_bytes = bytes(&part);
+                parts.push(part);
             }
         }
         parts
@@ -61,6 +66,7 @@ impl Queues {
     pub(super) fn ended(&mut self, epoch: u64) {
         let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
         self.held -= std::mem::take(&mut queue.under_way);
+        self.held_bytes -= std::mem::take(&mut queue.under_way_bytes);
         if queue.waiting.is_empty() && !queue.closed {
             self.by_epoch.remove(&epoch);
         }
@@ -73,8 +79,13 @@ impl Queues {
         queue.closed = true;
         let left = Vec::from(std::mem::take(&mut queue.waiting));
         self.held -= left.len();
+        self.held_bytes -= bytes(&left);
         left
     }
+}
+
+fn bytes(deliveries: &[Delivery]) -> usize {
+    deliveries.iter().map(|delivery| delivery.message.size()).sum()
 }
 
 #[cfg(test)]
@@ -86,7 +97,7 @@ mod tests {
     fn deliveries(epoch: u64, numbers: std::ops::Range<u64>) -> Vec<Delivery> {
         let queue = SettleQueue::new();
         let delivery = |number| Delivery {
-            message: Message::builder("").build(),
+            message: Message::builder("four").build(),
             receipt: queue.receipt(Tag { epoch, number }),
         };
         numbers.map(delivery).collect()
@@ -105,12 +116,16 @@ mod tests {
         assert!(queues.push(deliveries(1, 2..4)).is_empty());
         assert!(queues.push(deliveries(2, 7..8)).is_empty());
         assert_eq!(numbers(&queues.start()), [[7]]);
-        assert_eq!(queues.held(), 5);
+        assert_eq!((queues.held, queues.held_bytes), (5, 20));
+        assert!(queues.have_room(6, 21) && !queues.have_room(5, 21) && !queues.have_room(6, 20));
         queues.ended(1);
-        assert_eq!((numbers(&queues.start()), queues.held()), (vec![vec![2, 3]], 3));
+        assert_eq!((numbers(&queues.start()), queues.held), (vec![vec![2, 3]], 3));
         queues.ended(2);
         queues.ended(1);
-        assert_eq!((queues.start().len(), queues.held(), queues.by_epoch.len()), (0, 0, 0));
+        assert_eq!(
+            (queues.start().len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
+            (0, 0, 0, 0)
+        );
     }
 
     #[test]
@@ -123,7 +138,10 @@ mod tests {
         queues.ended(1);
         assert_eq!(numbers(&[queues.push(deliveries(1, 4..5))]), [[4]]);
         assert!(queues.push(deliveries(2, 5..6)).is_empty(), "another assignment");
-        assert_eq!((numbers(&queues.start()), queues.held(), part.len()), (vec![vec![5]], 1, 1));
+        assert_eq!(
+            (numbers(&queues.start()), queues.held, queues.held_bytes, part.len()),
+            (vec![vec![5]], 1, 4, 1)
+        );
     }
 
     #[test]
