@@ -4,7 +4,7 @@ use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use onceward::{Outgoing, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{Endpoint, QueueFacts, RabbitPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use tokio::runtime::Runtime;
 
@@ -70,9 +70,17 @@ impl<'a> Queue<'a> {
 
     /// Messages ready for delivery, asked for in a quick way.
     pub(super) fn ready(&self) -> usize {
+        usize::try_from(self.facts().ready).expect("a small number")
+    }
+
+    /// Programs that have subscribed.
+    pub(crate) fn consumers(&self) -> u32 {
+        self.facts().consumers
+    }
+
+    fn facts(&self) -> QueueFacts {
         let endpoint = Endpoint::new(self.broker.url());
-        let facts = runtime().block_on(endpoint.queue_facts(&self.name)).expect("the queue is there");
-        usize::try_from(facts.ready).expect("a small number")
+        runtime().block_on(endpoint.queue_facts(&self.name)).expect("the queue is there")
     }
 
     /// (ready, unacknowledged) messages.
