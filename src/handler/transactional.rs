@@ -8,7 +8,9 @@ use crate::store::TransactionalStore;
 
 /// Makes the effect of a message happen inside the transaction that also records its completion: *effectively-once*.
 ///
-/// What it does outside the transaction (a call to another system) is not covered by that promise.
+/// What it does outside the transaction (a call to another system) is not covered by that promise. If runs share a
+/// transaction ([`transaction_batch`](crate::PipelineConfig::transaction_batch)), one is repeated, as the same attempt,
+/// where that could not be committed.
 ///
 /// # Cancel safety
 /// As for [`Handler`](super::Handler); a dropped run is rolled back.

@@ -75,8 +75,9 @@ impl Drop for SqliteConn {
 /// fails with an error that says so.
 ///
 /// SQLite has one writer. While a handler runs, every other write of the store waits, claims and renewals included: so
-/// transactional handlers run one at a time, the lease must be longer than the handler's timeout, and a handler must
-/// not itself call a writing method of the store, which would wait for the handler's own end.
+/// transactional handlers run one at a time (or share a transaction, which goes on taking them in for a quarter of the
+/// lease), the lease must be longer than the handler's timeout, and a handler must not itself call a writing method of
+/// the store, which would wait for the handler's own end.
 pub struct SqliteTx<'c> {
     conn: &'c mut SqliteConnection,
 }

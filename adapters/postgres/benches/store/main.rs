@@ -1,0 +1,109 @@
+//! Figures of the store on a real server of its own: `cargo bench -p onceward-postgres --bench store`, all parts but the last, or
+//! those that are named: `-- keys handler batch pipeline bytes expiry`. Ratios within one run hold; absolute figures are those
+//! of a disk. `expiry` takes an hour: `ONCEWARD_EXPIRY_ROWS` and `ONCEWARD_EXPIRY_TURN` (seconds) make it shorter.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+mod expiry;
+mod handler;
+#[path = "../../tests/support/expiry.rs"]
+mod rows;
+
+use std::time::{Duration, Instant};
+
+use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, KeyState};
+use onceward::{Key, Scope, Store};
+use onceward_postgres::{PgConfig, PgStore};
+use onceward_test_servers::postgres::Postgres;
+
+const TTL: Duration = Duration::from_secs(3_600);
+
+/// Claims `size` new keys, and answers what completes them.
+pub(crate) async fn claims(store: &PgStore, scope: &Scope, name: &str, size: usize) -> Vec<CompleteRequest> {
+    let terms = ClaimTerms { lease: Duration::from_secs(600), ttl: TTL, max_attempts: 5 };
+    let mut entropy = Entropy::system();
+    let request = |n| ClaimRequest {
+        key: Key::of(scope, format!("{name} {n}")).unwrap(),
+        owner: entropy.token(),
+        fingerprint: None,
+        generation: 0,
+    };
+    let requests: Vec<_> = (0..size).map(request).collect();
+    let completion = |claim: Result<Claim, _>| match claim.unwrap() {
+        Claim::Claimed(claimed) => {
+            CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl: TTL }
+        }
+        other => panic!("{other:?}"),
+    };
+    store.claim(scope, &terms, &requests).await.into_iter().map(completion).collect()
+}
+
+/// Claims and completes `batches` batches of `size` keys, one after the other, and answers how many keys a second.
+async fn claim_and_complete(store: &PgStore, name: &str, batches: usize, size: usize) -> f64 {
+    let scope = Scope::parse(name).unwrap();
+    let began = Instant::now();
+    for batch in 0..batches {
+        let completions = claims(store, &scope, &batch.to_string(), size).await;
+        for done in store.complete(&scope, &completions).await {
+            assert_eq!(done.unwrap(), Completion::Completed);
+        }
+    }
+    let count = batches * size;
+    assert_eq!(store.stats(&scope).await.unwrap().get(KeyState::Completed), count as u64);
+    count as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn keys(store: &PgStore) {
+    let single = claim_and_complete(store, "single", 500, 1).await;
+    println!("one by one, one in flight: {single:.0} claim + complete/s");
+    for size in [100, 256, 1_000] {
+        let name = format!("batch-{size}");
+        let rate = claim_and_complete(store, &name, 50_000 / size, size).await;
+        println!("batches of {size}, one in flight: {rate:.0} claim + complete/s");
+    }
+    let (one, two) = tokio::join!(
+        claim_and_complete(store, "two-a", 100, 256),
+        claim_and_complete(store, "two-b", 100, 256)
+    );
+    println!("batches of 256, two in flight: {:.0} claim + complete/s", one + two);
+}
+
+/// A number from the environment.
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
+#[tokio::main]
+async fn main() {
+    const USUAL: [&str; 5] = ["keys", "handler", "batch", "pipeline", "bytes"];
+    let mut parts: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if parts.is_empty() {
+        parts = USUAL.map(String::from).to_vec();
+    }
+    let server = Postgres::start();
+    let store = PgStore::connect(PgConfig::from_url(&server.url("postgres")).unwrap()).await.unwrap();
+    server.sql("CREATE TABLE effects (n bigint NOT NULL, payload text NOT NULL)");
+    for part in parts {
+        println!("-- {part}");
+        match part.as_str() {
+            "keys" => keys(&store).await,
+            "handler" => {
+                for workers in [1, 8] {
+                    handler::transactions(&server, &store, workers).await;
+                }
+            }
+            "batch" => handler::batches(&server, &store).await,
+            "pipeline" => handler::pipelines(&server, &store).await,
+            "bytes" => {
+                if server.sql("SELECT count(*) FROM onceward.keys") == "0" {
+                    keys(&store).await;
+                }
+                server.sql("VACUUM FULL onceward.keys");
+                let bytes = "SELECT pg_total_relation_size('onceward.keys') / count(*) FROM onceward.keys";
+                println!("bytes a completed key, indexes included, after VACUUM FULL: {}", server.sql(bytes));
+            }
+            "expiry" => expiry::measure().await,
+            other => panic!("there is no part {other}; there are {} and expiry", USUAL.join(", ")),
+        }
+    }
+}
