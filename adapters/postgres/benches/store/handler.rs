@@ -76,9 +76,11 @@ pub(crate) async fn transactions(server: &Postgres, store: &PgStore, workers: us
     }
     let times = futures_util::future::try_join_all(tasks).await.unwrap();
     let (without, with): (Vec<_>, Vec<_>) = times.into_iter().unzip();
-    let (without, with) = (median(without.concat()), median(with.concat()));
+    let (without, with) = (without.concat(), with.concat());
+    let all = more(with.iter().sum(), without.iter().sum());
+    let (without, with) = (median(without), median(with));
     println!(
-        "{workers} handlers at once: median {without:.2?} a transaction, {with:.2?} with the inbox, {}",
+        "{workers} handlers at once: median {without:.2?} a transaction, {with:.2?} with the inbox, {}; all together {all}",
         more(with, without)
     );
 }
@@ -183,12 +185,13 @@ async fn through_a_pipeline(
     began.elapsed()
 }
 
-/// Eight tasks that have effects alone, against pipelines whose handlers have as many connections; in turns.
+/// Eight tasks that have effects alone, against pipelines whose handlers have as many connections, with as many handlers
+/// at once and with more, which wait for a connection or share a transaction; in turns.
 pub(crate) async fn pipelines(server: &Postgres, store: &PgStore) {
     const COUNT: usize = 4_000;
     const TURNS: usize = 5;
     let pool = pool(server).await;
-    let mut times: [Vec<Duration>; 3] = Default::default();
+    let mut times: [Vec<Duration>; 4] = Default::default();
     for turn in 0..TURNS {
         let began = Instant::now();
         let tasks = (0..8).map(|_| {
@@ -201,13 +204,16 @@ pub(crate) async fn pipelines(server: &Postgres, store: &PgStore) {
         });
         futures_util::future::try_join_all(tasks).await.unwrap();
         times[0].push(began.elapsed());
-        times[1].push(through_a_pipeline(store, &format!("singly-{turn}"), COUNT, 1, 8).await);
-        times[2].push(through_a_pipeline(store, &format!("shared-{turn}"), COUNT, BATCH, 8 * BATCH).await);
+        for (times, (batch, at_once)) in times[1..].iter_mut().zip([(1, 8), (1, 64), (BATCH, 8 * BATCH)]) {
+            let scope = format!("{turn}-{batch}-{at_once}");
+            times.push(through_a_pipeline(store, &scope, COUNT, batch, at_once).await);
+        }
     }
-    let [alone, singly, shared] = times.map(median);
+    let [alone, singly, many, shared] = times.map(median);
     let rate = |time: Duration| COUNT as f64 / time.as_secs_f64();
     println!("effects alone, 8 tasks: {:.0}/s", rate(alone));
     println!("pipeline, 8 handlers: {:.0}/s, {} time", rate(singly), more(singly, alone));
+    println!("pipeline, 64 handlers: {:.0}/s, {} time", rate(many), more(many, alone));
     println!(
         "pipeline, 8 × {BATCH} sharing transactions: {:.0}/s, {} time",
         rate(shared),
