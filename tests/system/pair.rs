@@ -18,6 +18,11 @@ use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, ledger_of, worker};
 
 /// A whole run with its kills, on a machine that has other work too.
 pub(crate) const LONG: Duration = Duration::from_secs(240);
+/// Of the stores: on a machine with other work none lapses while its holder lives, nor before [`pending`] has seen what a kill
+/// left behind.
+pub(crate) const LEASE: &str = "5s";
+/// Of the stores' calls.
+pub(crate) const TIMEOUT: &str = "3s";
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Where messages wait: a queue, or a topic with its group.
@@ -37,6 +42,8 @@ pub(crate) fn without_source() -> Setup {
     worker()
         .without("source.file")
         .without("dead_letter")
+        .set("store.sqlite.lease", LEASE)
+        .set("store.sqlite.timeout", TIMEOUT)
         .set("policy.on_exhausted", "park")
         .set("policy.on_missing_key", "reject")
         .set("policy.on_mismatch", "ack")
@@ -48,8 +55,8 @@ pub(crate) fn with_redis(setup: Setup, redis: &Redis) -> Setup {
     setup
         .without("store.sqlite")
         .set("store.redis.url", redis.url())
-        .set("store.redis.lease", "1s")
-        .set("store.redis.timeout", "800ms")
+        .set("store.redis.lease", LEASE)
+        .set("store.redis.timeout", TIMEOUT)
 }
 
 /// A folder with a configuration alone.
@@ -158,7 +165,10 @@ pub(crate) fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(
     until("an empty queue", PATIENCE, || queue.is_empty());
     let undisturbed = undisturbed(queue, setup, messages);
     // Figures for whoever asks with --nocapture; nothing is asserted on a machine with other work.
-    println!("{}: {took:?} with {kills} kills, {undisturbed:?} undisturbed; a lease is 1 s", queue.name());
+    println!(
+        "{}: {took:?} with {kills} kills, {undisturbed:?} undisturbed; a lease is {LEASE}",
+        queue.name()
+    );
 }
 
 /// How long as many messages take without kills, under other keys.

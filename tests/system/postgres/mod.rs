@@ -14,8 +14,8 @@ use onceward_test_support::setup::Setup;
 use serde_json::json;
 
 use crate::pair::{
-    Waiting, killed_in_turn, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop,
-    without_source,
+    LEASE, TIMEOUT, Waiting, killed_in_turn, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene,
+    stop, without_source,
 };
 use crate::rabbitmq::on;
 use crate::rabbitmq::queue::Queue;
@@ -67,8 +67,8 @@ fn exactly_one_row_under(kills: usize, name: &str, lines: usize, with: impl FnOn
 fn two_programs_with_postgres_lose_nothing_under_kills() {
     let queue = Queue::declare("kills-postgres", &[]);
     let table = Table::create(Postgres::shared(), "kills_worker");
-    let setup = table.store(on(&queue, without_source())).set("store.postgres.lease", "1s");
-    let setup = setup.set("store.postgres.timeout", "800ms");
+    let setup = table.store(on(&queue, without_source())).set("store.postgres.lease", LEASE);
+    let setup = setup.set("store.postgres.timeout", TIMEOUT);
     nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
 }
 

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::order;
 use crate::pair::{
-    LONG, Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop,
+    LEASE, LONG, TIMEOUT, Waiting, nothing_is_lost_and_only_what_was_in_flight_is_doubled, scene, stop,
     the_order_of_each_key_is_kept, with_redis, without_source,
 };
 use crate::postgres::table::Table;
@@ -54,8 +54,8 @@ fn two_programs_with_postgres_lose_nothing_under_kills() {
     let setup = table
         .store(setup(&queue))
         .set("scope", "sqs-kills")
-        .set("store.postgres.lease", "1s")
-        .set("store.postgres.timeout", "800ms");
+        .set("store.postgres.lease", LEASE)
+        .set("store.postgres.timeout", TIMEOUT);
     nothing_is_lost_and_only_what_was_in_flight_is_doubled(&queue, &setup, 5_000);
 }
 
