@@ -60,22 +60,23 @@ fn a_program_paused_beyond_its_lease_is_fenced_and_its_late_acks_harm_nobody() {
     let queue = Queue::declare("pause", &[]);
     let orders = Orders::with_copies(1_200, 600, &json!({"ms": 20}), &mut Chance::new());
     queue.publish(&orders.lines);
-    let scene = scene(&with_redis(setup(&queue), Redis::shared()).set("scope", "pause"));
+    let setup = with_redis(setup(&queue), Redis::shared()).set("scope", "pause");
+    let scene = scene(&setup.set("store.redis.lease", "3s"));
     let running = vec![scene.run(), scene.run()];
     until("effects", PATIENCE, || scene.count(Kind::Effect).len() >= 150);
     running[0].stop();
     let excused = pending(&scene);
     let others = orders.ids.len() - usize::from(PREFETCH);
     // Three leases; the other program has what the paused one does not hold.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(9));
     until("the other's effects", PATIENCE, || scene.count(Kind::Effect).len() >= others);
     running[0].go_on();
     until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == orders.ids.len());
+    until("an empty queue", PATIENCE, || queue.is_empty());
     let excused = ids_of(&scene, &excused);
     stop(running);
     let ledger = ledger(&scene, &orders.ids);
     ledger.verify(&excused);
-    until("an empty queue", PATIENCE, || queue.is_empty());
 }
 
 #[test]
