@@ -14,7 +14,7 @@ use onceward_test_support::setup::Setup;
 use serde_json::{Value, json};
 
 use crate::order;
-use crate::stage::{ONCEWARD, PATIENCE, each, ids_of, ledger, ledger_of, worker};
+use crate::stage::{ONCEWARD, each, ids_of, ledger, ledger_of, worker};
 
 /// A whole run with its kills, on a machine that has other work too.
 pub(crate) const LONG: Duration = Duration::from_secs(240);
