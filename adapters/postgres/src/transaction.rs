@@ -268,14 +268,14 @@ async fn commit(
     let conn = open.connection();
     no_nested(conn)?;
     let CompleteRequest { lease, result, ttl, .. } = request;
-    let bytes = |bytes: &[u8]| format!("pg_catalog.decode('{}', 'hex')", hex(bytes));
+    let bytes = |hex: String| format!("pg_catalog.decode('{hex}', 'hex')");
     let sql = format!(
         "SELECT {schema}.complete_inbox({scope}, {}, {}, {}, {}, {}); COMMIT; BEGIN",
-        bytes(lease.key.as_bytes()),
-        bytes(lease.owner.as_bytes()),
+        bytes(lease.key.to_string()),
+        bytes(lease.owner.to_hex()),
         integer(lease.fence),
         integer(micros(*ttl)),
-        result.as_deref().map_or_else(|| "NULL".to_owned(), bytes),
+        result.as_ref().map_or_else(|| "NULL".to_owned(), |result| bytes(format!("{result:x}"))),
     );
     match raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await {
         Ok(_) => {
@@ -294,14 +294,6 @@ async fn commit(
             _ => Err(store_error(COMMIT, error)),
         },
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Sees to it that the handler has left the transaction as it was given it, and that its commit will be on disk.
