@@ -99,11 +99,7 @@ async fn claim(store: &PgStore, name: &str) -> (CompleteRequest, TestRun, Messag
         panic!("the key is free");
     };
     let (run, message) = TestRun::start(&Message::builder(name.to_owned()).build(), &claimed);
-    (
-        CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl },
-        run,
-        message,
-    )
+    (CompleteRequest::new(claimed.lease, ttl), run, message)
 }
 
 #[tokio::test]

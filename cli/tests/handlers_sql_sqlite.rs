@@ -121,13 +121,7 @@ async fn claim(store: &SqliteStore, name: &str) -> (Claimed, TestRun, Message) {
 }
 
 async fn commit(store: &SqliteStore, conn: onceward_sqlite::SqliteConn, claimed: &Claimed) -> Commit {
-    let request = CompleteRequest {
-        lease: claimed.lease,
-        result: None,
-        fingerprint: None,
-        generation: 0,
-        ttl: Duration::from_secs(3600),
-    };
+    let request = CompleteRequest::new(claimed.lease, Duration::from_secs(3600));
     store.commit(conn, &scope(), &request).await.unwrap()
 }
 

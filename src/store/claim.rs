@@ -210,6 +210,13 @@ pub struct CompleteRequest {
     pub ttl: Duration,
 }
 
+impl CompleteRequest {
+    /// Without a result, for a claim whose payload is not compared and whose key was never moved back.
+    pub fn new(lease: Lease, ttl: Duration) -> Self {
+        Self { lease, result: None, fingerprint: None, generation: 0, ttl }
+    }
+}
+
 /// What a completion found. Each variant says whether the delivery may be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {

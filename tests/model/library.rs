@@ -200,7 +200,7 @@ fn ask(record: &mut library::Record, request: Request, fence: u8, rules: Rules) 
             claimed(record.claim(at, &terms, &request).answer)
         }
         Request::Complete(_) | Request::Commit(_) => {
-            let request = CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: TTL };
+            let request = CompleteRequest::new(lease, TTL);
             completed(record.complete(at, &request).answer)
         }
         Request::Started(_) | Request::Renew(_) => {

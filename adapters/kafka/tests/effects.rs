@@ -191,7 +191,7 @@ async fn a_key_that_another_has_claimed_is_waited_for_and_other_partitions_go_on
     }
     let running = stage.start(|_| ());
     until("the other partition's effects", || stage.effects() == ["c", "d"]).await;
-    let done = CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl };
+    let done = CompleteRequest::new(claimed.lease, ttl);
     assert!(stage.inbox.complete(&scope(), &[done]).await[0].is_ok());
     stage.input.wait_committed(&[2, 2]).await;
     let summary = running.stop().await;

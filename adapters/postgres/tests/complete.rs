@@ -87,8 +87,7 @@ async fn an_effect_is_completed_once_and_the_pipelines_own_completion_finds_it()
     let record = scene.store.inspect(&scene.scope, &claimed.lease.key).await.unwrap().unwrap();
     assert_eq!(record.state, KeyState::Completed);
     assert!(record.expires_in <= TTL && record.expires_in > TTL - MINUTE, "{record:?}");
-    let request =
-        CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl: TTL };
+    let request = CompleteRequest::new(claimed.lease, TTL);
     let told = scene.store.complete(&scene.scope, &[request]).await.remove(0).unwrap();
     assert_eq!(told, Completion::Repeated);
 

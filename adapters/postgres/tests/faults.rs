@@ -36,7 +36,7 @@ fn requests(numbers: impl IntoIterator<Item = u32>) -> Vec<ClaimRequest> {
 }
 
 fn completion(lease: Lease) -> CompleteRequest {
-    CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: TTL }
+    CompleteRequest::new(lease, TTL)
 }
 
 fn lease(claim: &Claim) -> Lease {

@@ -185,8 +185,7 @@ async fn key_and_position_commit_together_or_not_at_all() {
     let Ok(Claim::Claimed(claimed)) = place.store.claim(&scope(), &terms, &[request]).await.remove(0) else {
         panic!("not claimed")
     };
-    let complete =
-        CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl };
+    let complete = CompleteRequest::new(claimed.lease, ttl);
     let state = async || place.store.inspect(&scope(), &key).await.unwrap().unwrap().state;
 
     let stale = Ownership { epoch: owner.epoch + 1, ..owner.clone() };

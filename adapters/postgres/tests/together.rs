@@ -39,13 +39,7 @@ impl Scene {
         let terms = ClaimTerms { lease: Duration::from_secs(60), ttl: TTL, max_attempts: 5 };
         let claims = self.store.claim(&self.scope, &terms, &requests).await;
         let completion = |claim| match claim {
-            Ok(Claim::Claimed(claimed)) => CompleteRequest {
-                lease: claimed.lease,
-                result: None,
-                fingerprint: None,
-                generation: 0,
-                ttl: TTL,
-            },
+            Ok(Claim::Claimed(claimed)) => CompleteRequest::new(claimed.lease, TTL),
             other => panic!("{other:?}"),
         };
         claims.into_iter().map(completion).collect()

@@ -47,13 +47,7 @@ impl Scene {
         let request = ClaimRequest { key, owner, fingerprint: None, generation: 0 };
         let terms = ClaimTerms { lease: Duration::from_secs(60), ttl: TTL, max_attempts: 5 };
         match self.store.claim(&self.scope, &terms, &[request]).await.remove(0).unwrap() {
-            Claim::Claimed(claimed) => CompleteRequest {
-                lease: claimed.lease,
-                result: None,
-                fingerprint: None,
-                generation: 0,
-                ttl: TTL,
-            },
+            Claim::Claimed(claimed) => CompleteRequest::new(claimed.lease, TTL),
             other => panic!("{other:?}"),
         }
     }

@@ -168,13 +168,7 @@ impl Caller {
             return Err(garbled(OPERATION));
         };
         one(self.ask(&scope, &[], &[Inspect(key)]).await)?;
-        let request = CompleteRequest {
-            lease: claimed.lease,
-            result: None,
-            fingerprint: None,
-            generation: 0,
-            ttl: second,
-        };
+        let request = CompleteRequest::new(claimed.lease, second);
         match one(self.ask(&scope, &[], &[request]).await)? {
             Completion::Completed => Ok(()),
             _ => Err(garbled(<CompleteRequest as Ask>::OPERATION)),

@@ -52,13 +52,7 @@ async fn claim_and_complete<S: Store>(store: &S, scope: &Scope, batch: &[ClaimRe
         Claim::Claimed(claimed) => claimed.lease,
         other => panic!("expected a claim, got {other:?}"),
     });
-    let completion = |lease: Lease| CompleteRequest {
-        lease,
-        result: None,
-        fingerprint: None,
-        generation: 0,
-        ttl: TERMS.ttl,
-    };
+    let completion = |lease: Lease| CompleteRequest::new(lease, TERMS.ttl);
     let completions: Vec<CompleteRequest> = leases.map(completion).collect();
     black_box(store.complete(scope, &completions).await);
 }

@@ -59,7 +59,7 @@ async fn claim(store: &SqliteStore, n: u8) -> Lease {
 }
 
 fn completion(lease: Lease) -> CompleteRequest {
-    CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: TERMS.ttl }
+    CompleteRequest::new(lease, TERMS.ttl)
 }
 
 async fn complete(store: &SqliteStore, lease: Lease) -> Completion {

@@ -30,13 +30,7 @@ async fn rule_1_a_key_in_progress_elsewhere_is_never_acked() {
     assert!(world.runs().is_empty());
     assert!(worker.count(Counter::InProgress) > 5);
     // An *observed* completion by another is a reason.
-    let complete = crate::store::CompleteRequest {
-        lease: elsewhere,
-        result: None,
-        fingerprint: None,
-        generation: 0,
-        ttl: 3600 * SECOND,
-    };
+    let complete = crate::store::CompleteRequest::new(elsewhere, 3600 * SECOND);
     world.store.complete(&world.scope, &[complete]).await.pop().unwrap().unwrap();
     world.empty().await;
     let summary = worker.end().await;

@@ -314,8 +314,7 @@ async fn the_helper_claims_as_another_process_would() {
     let renew = RenewRequest { lease, lease_for: LEASE, started: false };
     let renewed = world.store.renew(&world.scope, &[renew]).await.pop().unwrap().unwrap();
     assert_eq!(renewed, Renewal::Renewed);
-    let complete =
-        CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: 3600 * SECOND };
+    let complete = CompleteRequest::new(lease, 3600 * SECOND);
     let completed = world.store.complete(&world.scope, &[complete]).await.pop().unwrap().unwrap();
     assert_eq!(completed, Completion::Completed);
 }

@@ -213,13 +213,7 @@ mod tests {
     fn a_completion_with_a_shorter_ttl_is_found_at_its_own_expiry() {
         let mut table = Table::default();
         let Claim::Claimed(claimed) = claim(&mut table, 1, 100, 0) else { panic!("not claimed") };
-        let request = CompleteRequest {
-            lease: claimed.lease,
-            result: None,
-            fingerprint: None,
-            generation: 0,
-            ttl: Duration::from_secs(5),
-        };
+        let request = CompleteRequest::new(claimed.lease, Duration::from_secs(5));
         let _ = table.write(claimed.lease.key, |record| record.complete(at(0), &request));
         assert_eq!(table.purge(at(5 * SECOND - 1), 100), 0);
         assert_eq!(table.purge(at(5 * SECOND), 100), 1);

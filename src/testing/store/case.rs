@@ -93,7 +93,7 @@ impl<'h, H: StoreHarness> Case<'h, H> {
     }
 
     pub(super) fn completion(&self, lease: Lease) -> CompleteRequest {
-        CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: self.timing.ttl }
+        CompleteRequest::new(lease, self.timing.ttl)
     }
 
     pub(super) async fn complete_with(&self, request: CompleteRequest) -> Completion {

@@ -128,13 +128,9 @@ pub async fn a_key_is_completed_exactly_once<H: StoreHarness>(harness: &H) {
                 let mut requests = Vec::new();
                 for (key, claim) in contend(&store, &scope, &terms, &batch, &mut rng).await {
                     match claim {
-                        Claim::Claimed(claimed) => requests.push(CompleteRequest {
-                            lease: claimed.lease,
-                            result: None,
-                            fingerprint: None,
-                            generation: 0,
-                            ttl: terms.ttl,
-                        }),
+                        Claim::Claimed(claimed) => {
+                            requests.push(CompleteRequest::new(claimed.lease, terms.ttl))
+                        }
                         Claim::Completed { .. } => open.retain(|other| *other != key),
                         Claim::InProgress { .. } => {}
                         other => panic!("expected the key to be claimed, in progress or done, got {other:?}"),

@@ -30,9 +30,7 @@ pub(crate) async fn claims(store: &PgStore, scope: &Scope, name: &str, size: usi
     };
     let requests: Vec<_> = (0..size).map(request).collect();
     let completion = |claim: Result<Claim, _>| match claim.unwrap() {
-        Claim::Claimed(claimed) => {
-            CompleteRequest { lease: claimed.lease, result: None, fingerprint: None, generation: 0, ttl: TTL }
-        }
+        Claim::Claimed(claimed) => CompleteRequest::new(claimed.lease, TTL),
         other => panic!("{other:?}"),
     };
     store.claim(scope, &terms, &requests).await.into_iter().map(completion).collect()

@@ -64,13 +64,7 @@ async fn work(
         let claims = store.claim(&scope, &terms, &batch).await;
         took.push(began.elapsed());
         let completion = |claim: Result<Claim, _>| match claim.unwrap() {
-            Claim::Claimed(claimed) => CompleteRequest {
-                lease: claimed.lease,
-                result: None,
-                fingerprint: None,
-                generation: 0,
-                ttl: TTL,
-            },
+            Claim::Claimed(claimed) => CompleteRequest::new(claimed.lease, TTL),
             other => panic!("{other:?}"),
         };
         let completions: Vec<_> = claims.into_iter().map(completion).collect();

@@ -83,7 +83,7 @@ pub(crate) fn request(n: u64) -> ClaimRequest {
 }
 
 pub(crate) fn completion(lease: Lease) -> CompleteRequest {
-    CompleteRequest { lease, result: None, fingerprint: None, generation: 0, ttl: terms().ttl }
+    CompleteRequest::new(lease, terms().ttl)
 }
 
 /// One claim, once.
