@@ -14,6 +14,7 @@ use onceward::{Consumer, Error, ErrorKind, Outgoing, Publisher, Settlement};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};
+use onceward_test_servers::telling::all_told;
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, OAuthToken};
 use support::{Topic, create, take, text, transact, until};
@@ -225,12 +226,7 @@ async fn tokens_of_the_users_context_let_a_consumer_in_and_one_that_is_late_ends
 }
 
 fn assert_tells_no_secret(error: &Error) {
-    let mut told = format!("{error} {error:?} {error:#?}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        told += &format!(" {cause} {cause:?}");
-        source = cause.source();
-    }
+    let told = all_told(error);
     assert!(!told.contains("hunter2"), "{told}");
 }
 

@@ -7,6 +7,7 @@ use onceward::store::{AdviceLevel, Completion};
 use onceward::{Error, ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
+use onceward_test_servers::telling::all_told;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{ACL_FOR_TOOLS, ACL_TO_WORK, answered, claim, complete, config, lease_of, request, scope};
 
@@ -30,12 +31,7 @@ fn as_user(server: &Redis) -> RedisConfig {
 }
 
 fn assert_tells_no_secret(error: &Error) {
-    let mut told = format!("{error} {error:?} {error:#?}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        told += &format!(" {cause} {cause:?}");
-        source = cause.source();
-    }
+    let told = all_told(error);
     assert!(!told.contains("hunter2"), "{told}");
 }
 

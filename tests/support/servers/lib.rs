@@ -14,4 +14,5 @@ pub mod process;
 pub mod proxy;
 pub mod rabbitmq;
 pub mod redis;
+pub mod telling;
 pub mod wrapping;

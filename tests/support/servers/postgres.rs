@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::ports::free_port;
-use crate::process::{Leashed, wait_until};
+use crate::process::Leashed;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -197,9 +197,8 @@ impl Postgres {
     }
 
     fn stop(&mut self, signal: Signal) {
-        let Some(mut server) = self.server.take() else { return };
-        server.signal(signal).expect("the server can be asked to end");
-        let ended = wait_until(START_LIMIT, || matches!(server.try_wait(), Ok(Some(_))));
+        let Some(server) = self.server.take() else { return };
+        let ended = server.stop(signal, START_LIMIT);
         assert!(ended, "Postgres did not stop; it said: {}", self.log());
     }
 
@@ -220,8 +219,7 @@ impl Postgres {
     /// # Panics
     /// The server does not run.
     pub fn pause(&self, paused: bool) {
-        let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.server.as_ref().expect("the server runs").signal(signal).expect("the server can be paused");
+        self.server.as_ref().expect("the server runs").pause(paused);
     }
 }
 

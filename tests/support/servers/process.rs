@@ -75,6 +75,25 @@ impl Leashed {
         Ok(kill_process(self.pid(), signal)?)
     }
 
+    /// Pauses (SIGSTOP) or continues (SIGCONT) the process.
+    ///
+    /// # Panics
+    /// The process is gone.
+    pub fn pause(&self, paused: bool) {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        self.signal(signal).expect("a process that runs can be paused");
+    }
+
+    /// Asks the process to end by `signal`, and waits for that up to `limit`. False if it did not end by itself: it is killed.
+    ///
+    /// # Panics
+    /// The process is gone already.
+    #[must_use]
+    pub fn stop(mut self, signal: Signal, limit: std::time::Duration) -> bool {
+        self.signal(signal).expect("a process that runs can be asked to end");
+        wait_until(limit, || matches!(self.try_wait(), Ok(Some(_))))
+    }
+
     /// How it ended, if it did.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::{fs, io, thread};
 use tempfile::TempDir;
 
 use crate::ports::free_port;
-use crate::process::{Leashed, wait_until};
+use crate::process::Leashed;
 
 /// Where Debian keeps the programs that do not insist on the system's own broker.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
@@ -226,9 +226,8 @@ impl RabbitMq {
     /// # Panics
     /// It does not end within a minute.
     pub fn stop(&mut self) {
-        let Some(mut broker) = self.broker.take() else { return };
-        broker.signal(rustix::process::Signal::TERM).expect("the broker can be asked to end");
-        let ended = wait_until(START_LIMIT, || matches!(broker.try_wait(), Ok(Some(_))));
+        let Some(broker) = self.broker.take() else { return };
+        let ended = broker.stop(rustix::process::Signal::TERM, START_LIMIT);
         assert!(ended, "RabbitMQ did not stop; its log says: {}", self.log());
     }
 
@@ -255,9 +254,7 @@ impl RabbitMq {
     /// # Panics
     /// The broker does not run.
     pub fn pause(&self, paused: bool) {
-        use rustix::process::Signal;
-        let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.broker.as_ref().expect("the broker runs").signal(signal).expect("the broker can be paused");
+        self.broker.as_ref().expect("the broker runs").pause(paused);
     }
 
     /// Runs `rabbitmqctl` (about 1 s) and answers what it printed.

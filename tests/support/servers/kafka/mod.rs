@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::jars::{jars, missing};
 use crate::ports::free_port;
-use crate::process::{Leashed, wait_until};
+use crate::process::Leashed;
 pub use listener::{Listener, Secrets, Security};
 
 const VERSION: &str = "4.1.0";
@@ -200,9 +200,8 @@ impl Kafka {
     /// # Panics
     /// It does not end within a minute.
     pub fn stop(&mut self) {
-        let Some(mut broker) = self.broker.take() else { return };
-        broker.signal(Signal::TERM).expect("the broker can be asked to end");
-        let ended = wait_until(START_LIMIT, || matches!(broker.try_wait(), Ok(Some(_))));
+        let Some(broker) = self.broker.take() else { return };
+        let ended = broker.stop(Signal::TERM, START_LIMIT);
         assert!(ended, "Kafka did not stop; it said: {}", self.log());
     }
 
@@ -229,7 +228,6 @@ impl Kafka {
     /// # Panics
     /// The broker does not run.
     pub fn pause(&self, paused: bool) {
-        let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.broker.as_ref().expect("the broker runs").signal(signal).expect("the broker can be paused");
+        self.broker.as_ref().expect("the broker runs").pause(paused);
     }
 }

@@ -16,7 +16,7 @@ pub use replicated::{RedisReplicated, RedisSentinel};
 use tempfile::TempDir;
 
 use crate::ports::free_port;
-use crate::process::{Leashed, wait_until};
+use crate::process::Leashed;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -160,9 +160,8 @@ impl Redis {
     /// # Panics
     /// It does not end.
     pub fn stop(&mut self) {
-        let Some(mut server) = self.server.take() else { return };
-        server.signal(rustix::process::Signal::TERM).expect("the server can be asked to end");
-        let ended = wait_until(START_LIMIT, || matches!(server.try_wait(), Ok(Some(_))));
+        let Some(server) = self.server.take() else { return };
+        let ended = server.stop(rustix::process::Signal::TERM, START_LIMIT);
         assert!(ended, "Redis did not stop; it said: {}", self.log());
     }
 
@@ -188,9 +187,7 @@ impl Redis {
     /// # Panics
     /// It does not run.
     pub fn pause(&self, paused: bool) {
-        use rustix::process::Signal;
-        let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.server.as_ref().expect("the server runs").signal(signal).expect("the server can be paused");
+        self.server.as_ref().expect("the server runs").pause(paused);
     }
 
     /// Runs `redis-cli` with these arguments and answers what it printed.
@@ -257,6 +254,7 @@ fn await_listener(server: &mut Leashed, port: u16, output: &Path) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::wait_until;
 
     #[test]
     fn a_server_starts_privately_survives_a_kill_and_ends_when_dropped() {
