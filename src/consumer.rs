@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::Error;
+use crate::telemetry::SourceHealth;
 
 /// What a broker can and cannot do. Differences between adapters are values here, not branches on their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,30 @@ pub struct Capabilities {
     pub delivery_limit: Option<u32>,
     /// How long the broker keeps an undelivered message: part of the time in which duplicates can still arrive.
     pub retention: Option<Duration>,
+}
+
+/// Lets the pipeline stop the deliveries of one partition while others go on: [`Consumer::flow`].
+///
+/// A partition is named by the [`Tag::epoch`] of its deliveries. Both calls return at once, may be repeated, and do nothing
+/// for an epoch that is over.
+pub trait FlowControl: Send + Sync + 'static {
+    /// Delivers nothing more of this epoch until [`resume`](Self::resume). What was delivered already stays.
+    fn pause(&self, epoch: u64);
+
+    /// Delivers of this epoch again.
+    fn resume(&self, epoch: u64);
+}
+
+/// What a consumer reports beside its deliveries: [`Consumer::notices`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The deliveries of this epoch belong to another consumer soon (a Kafka partition is being revoked): the pipeline
+    /// starts none of them any more and gives back those that it has not started.
+    Leaving {
+        /// The [`Tag::epoch`] of the deliveries.
+        epoch: u64,
+    },
 }
 
 /// A source of delivery batches.
@@ -62,6 +88,21 @@ pub trait Consumer: Send + 'static {
         None
     }
 
+    /// Stops the deliveries of single partitions, where the broker can.
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        None
+    }
+
+    /// What the consumer reports beside its deliveries. Called once, before the first `receive`.
+    fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        None
+    }
+
+    /// How the source fares. The adapter keeps it current; readiness, metrics and logs read it.
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        None
+    }
+
     /// Stops taking messages and gives back to the broker what was taken ahead. Called once, after the last
     /// settlement was flushed.
     ///
@@ -91,6 +132,18 @@ impl<C: Consumer + ?Sized> Consumer for Box<C> {
 
     async fn is_idle(&mut self) -> Option<bool> {
         (**self).is_idle().await
+    }
+
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        (**self).flow()
+    }
+
+    fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        (**self).notices()
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        (**self).health()
     }
 
     async fn close(&mut self) -> Result<(), Error> {

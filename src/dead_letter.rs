@@ -30,6 +30,8 @@ pub const HEADER_LOST: &str = "onceward-lost";
 pub const HEADER_ORIGIN: &str = "onceward-origin";
 /// Where it stood there: incarnation, partition and offset.
 pub const HEADER_POSITION: &str = "onceward-position";
+/// Our own id of a letter or retry, where the message id is the producer's.
+pub const HEADER_ID: &str = "onceward-id";
 /// The message id it came with.
 pub const HEADER_MESSAGE_ID: &str = "onceward-message-id";
 /// When the key was first claimed, in milliseconds since 1970.
@@ -112,10 +114,14 @@ impl DeadLetters {
         }
         Outgoing {
             destination: self.destination.clone(),
-            id: letter_id(key, message, why),
+            id: message.id().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default().to_owned(),
+            own_id: letter_id(key, message, why),
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
+            null_payload: message.has_null_payload(),
+            timestamp: message.timestamp(),
+            native: message.native().cloned(),
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Denied,
     /// What is stored or received cannot be understood (a foreign format version, a damaged value).
     Corrupt,
+    /// A message is larger than the other side accepts. Repeating it unchanged cannot succeed.
+    TooLarge,
     /// Values in the configuration contradict each other or the other side's set-up.
     Config,
     /// The part does not offer this operation.
@@ -84,6 +86,7 @@ impl Error {
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Unknown => true,
             ErrorKind::Denied
             | ErrorKind::Corrupt
+            | ErrorKind::TooLarge
             | ErrorKind::Config
             | ErrorKind::Unsupported
             | ErrorKind::Internal => false,

@@ -21,7 +21,7 @@ pub mod testing;
 pub mod telemetry;
 
 pub use checkpoint::{Checkpoint, CheckpointStore};
-pub use consumer::{Acker, Capabilities, Consumer, Settled};
+pub use consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
@@ -29,7 +29,7 @@ pub use handler::*;
 pub use key::{
     Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES, Scope,
 };
-pub use message::{Defect, Message, MessageBuilder, Position};
+pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};

@@ -1,5 +1,6 @@
 //! What a broker delivered, without the duty to settle it: [`Message`].
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -52,6 +53,48 @@ impl fmt::Display for Defect {
     }
 }
 
+/// A message in the form of the broker it came from: the headers and properties that [`Message`] cannot express (types,
+/// nulls). Only adapters of the same broker can read it. They publish it unchanged in dead letters and retries, so that
+/// a message is the same after a redrive.
+///
+/// ```
+/// use onceward::Native;
+/// struct Properties { priority: u8 }
+/// let native = Native::new(Properties { priority: 3 });
+/// assert_eq!(native.get::<Properties>().map(|properties| properties.priority), Some(3));
+/// assert!(native.get::<String>().is_none());
+/// ```
+#[derive(Clone)]
+pub struct Native(Arc<dyn Any + Send + Sync>);
+
+impl Native {
+    /// Wraps an adapter's own type.
+    pub fn new<T: Any + Send + Sync>(form: T) -> Self {
+        Self(Arc::new(form))
+    }
+
+    /// The wrapped value, if it is a `T`.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+impl PartialEq for Native {
+    /// True if both are clones of one value.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Native {}
+
+impl fmt::Debug for Native {
+    /// Nothing of the content: header values may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Native")
+    }
+}
+
 /// A message as handlers see it. Cloning is cheap: clones share the content.
 ///
 /// Inside a handler it also answers which attempt this is ([`attempt`](Self::attempt)), under which fence
@@ -66,7 +109,10 @@ pub struct Message {
 #[derive(Default)]
 struct Content {
     payload: Bytes,
+    null_payload: bool,
     headers: Vec<(Box<str>, Bytes)>,
+    content_type: Option<Box<str>>,
+    native: Option<Native>,
     id: Option<Box<[u8]>>,
     order_key: Option<Bytes>,
     position: Option<Position>,
@@ -82,9 +128,29 @@ impl Message {
         MessageBuilder { content: Content { payload: payload.into(), ..Content::default() } }
     }
 
-    /// The payload; empty for a tombstone.
+    /// The payload; empty for a null payload.
     pub fn payload(&self) -> &Bytes {
         &self.content.payload
+    }
+
+    /// True if there is no payload at all, as in a Kafka tombstone; an empty payload is another thing.
+    pub fn has_null_payload(&self) -> bool {
+        self.content.null_payload
+    }
+
+    /// The media type of the payload: the broker's property for it or, failing that, the header `content-type` in any
+    /// letter case.
+    pub fn content_type(&self) -> Option<&str> {
+        let of_header = || {
+            let (_, value) = self.headers().find(|(name, _)| name.eq_ignore_ascii_case("content-type"))?;
+            std::str::from_utf8(value).ok()
+        };
+        self.content.content_type.as_deref().or_else(of_header)
+    }
+
+    /// The message in its broker's form, if the adapter keeps it.
+    pub fn native(&self) -> Option<&Native> {
+        self.content.native.as_ref()
     }
 
     /// The headers in the order they came; names may repeat, values need not be UTF-8.
@@ -201,6 +267,28 @@ impl MessageBuilder {
     #[must_use]
     pub fn header(mut self, name: impl Into<Box<str>>, value: impl Into<Bytes>) -> Self {
         self.content.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Says that there is no payload at all, as in a Kafka tombstone.
+    #[must_use]
+    pub fn null_payload(mut self) -> Self {
+        self.content.payload = Bytes::new();
+        self.content.null_payload = true;
+        self
+    }
+
+    /// Sets the media type that a property of the broker gives.
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<Box<str>>) -> Self {
+        self.content.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Keeps the message in its broker's form.
+    #[must_use]
+    pub fn native(mut self, native: Native) -> Self {
+        self.content.native = Some(native);
         self
     }
 

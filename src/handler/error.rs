@@ -18,6 +18,9 @@ pub enum Verdict {
     RetryAfter(Duration),
     /// Trying again is useless: dead-letter it.
     Permanent,
+    /// The run failed before it had any effect, for a reason that is not the message's: a service that refuses
+    /// connections, a program that cannot be started, a database that is down. No attempt is used.
+    Unavailable,
 }
 
 /// The failure of a handler run. `?` takes any error and means [`Verdict::Retry`]; [`ResultExt::permanent`] says
@@ -56,6 +59,18 @@ impl HandlerError {
     /// Worth trying again, not before `delay`.
     pub fn retry_after(delay: Duration, text: impl Into<String>) -> Self {
         Self::new(Verdict::RetryAfter(delay), text)
+    }
+
+    /// Not the message's fault, and nothing has happened: no attempt is used, the message waits until what the handler
+    /// needs is available again.
+    ///
+    /// ```
+    /// use onceward::{HandlerError, Verdict};
+    /// let error = HandlerError::unavailable("the payment service refuses connections");
+    /// assert_eq!(error.verdict(), Verdict::Unavailable);
+    /// ```
+    pub fn unavailable(text: impl Into<String>) -> Self {
+        Self::new(Verdict::Unavailable, text)
     }
 
     /// Says that the effect may have happened all the same (a request without an answer): another run is counted in
@@ -114,6 +129,12 @@ pub trait ResultExt<T> {
     /// # Errors
     /// The failure, as [`Verdict::RetryAfter`].
     fn retry_after(self, delay: Duration) -> Result<T, HandlerError>;
+
+    /// Nothing has happened and the message is not to blame: no attempt is used.
+    ///
+    /// # Errors
+    /// The failure, as [`Verdict::Unavailable`].
+    fn unavailable(self) -> Result<T, HandlerError>;
 }
 
 impl<T, E: Into<HandlerError>> ResultExt<T> for Result<T, E> {
@@ -123,5 +144,9 @@ impl<T, E: Into<HandlerError>> ResultExt<T> for Result<T, E> {
 
     fn retry_after(self, delay: Duration) -> Result<T, HandlerError> {
         self.map_err(|error| HandlerError { verdict: Verdict::RetryAfter(delay), ..error.into() })
+    }
+
+    fn unavailable(self) -> Result<T, HandlerError> {
+        self.map_err(|error| HandlerError { verdict: Verdict::Unavailable, ..error.into() })
     }
 }

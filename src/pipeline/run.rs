@@ -78,6 +78,9 @@ async fn run_tasks<R: Runner>(
         counters,
     });
     shared.counters.set_store_up(true);
+    if let Some(health) = consumer.health() {
+        shared.counters.set_source(health);
+    }
     let gate = Gate::new();
     let finish = CancellationToken::new();
 

@@ -1,7 +1,12 @@
 //! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
+mod source;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+pub use source::{SourceHealth, SourceState};
 
 macro_rules! counters {
     ($(#[doc = $doc:literal] $variant:ident => $name:literal;)*) => {
@@ -85,6 +90,12 @@ counters! {
     Parked => "parked";
     /// Expired records removed from the store.
     Purged => "purged";
+    /// Handler runs that found what they need unavailable; they used no attempt.
+    Unavailable => "unavailable";
+    /// Claims that took over the expired claim of a run that may have started.
+    Takeovers => "takeovers";
+    /// Dead letters that cannot be sent as they are: too large for their destination, or refused too often.
+    LettersRefused => "letters_refused";
 }
 
 /// The counters of one pipeline, and its gauges. Reading is free of locks.
@@ -95,6 +106,7 @@ pub struct Counters {
     in_flight_bytes: AtomicU64,
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
+    source: OnceLock<Arc<SourceHealth>>,
 }
 
 impl Counters {
@@ -139,6 +151,16 @@ impl Counters {
     /// stores that expire by themselves.
     pub fn expiry_lag(&self) -> Duration {
         Duration::from_millis(self.expiry_lag_ms.load(Ordering::Relaxed))
+    }
+
+    /// How the source fares, if its adapter reports it and the pipeline has started.
+    pub fn source(&self) -> Option<&Arc<SourceHealth>> {
+        self.source.get()
+    }
+
+    pub(crate) fn set_source(&self, health: Arc<SourceHealth>) {
+        // A pipeline has one source.
+        let _ = self.source.set(health);
     }
 
     pub(crate) fn add(&self, counter: Counter, count: u64) {

@@ -19,6 +19,7 @@ fn letter(path: &Path, id: &str, payload: impl Into<Bytes>) -> Outgoing {
         order_key: Some(Bytes::from_static(b"\xfe")),
         headers: vec![("reason".into(), "permanent".into()), ("raw".into(), Bytes::from_static(b"\xff"))],
         payload: payload.into(),
+        ..Outgoing::default()
     }
 }
 

@@ -40,6 +40,10 @@ pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, a
         order_key: message.order_key().cloned(),
         headers,
         payload: message.payload().clone(),
+        null_payload: message.has_null_payload(),
+        timestamp: message.timestamp(),
+        native: message.native().cloned(),
+        ..Outgoing::default()
     }
 }
 

@@ -86,6 +86,10 @@ impl Waiting {
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
+            null_payload: message.has_null_payload(),
+            timestamp: message.timestamp(),
+            native: message.native().cloned(),
+            ..Outgoing::default()
         })
     }
 

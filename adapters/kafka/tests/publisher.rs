@@ -17,6 +17,7 @@ fn outgoing(topic: &Topic, number: usize) -> Outgoing {
         order_key: Some(Bytes::from_static(b"\xffkey")),
         headers: vec![("onceward-reason".into(), Bytes::from_static(b"\xfe\x00"))],
         payload: format!("letter {number}").into(),
+        ..Outgoing::default()
     }
 }
 

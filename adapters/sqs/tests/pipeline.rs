@@ -113,6 +113,7 @@ async fn what_is_published_is_received_with_all_headers_and_a_repeat_to_a_fifo_q
             order_key: Some(Bytes::from_static(b"one")),
             headers: headers.clone(),
             payload: Bytes::from_static(payload),
+            ..Outgoing::default()
         };
         let mut batch: Vec<_> =
             (0..12).map(|number| outgoing(&format!("id-{number:02}"), b"\xff\x00")).collect();

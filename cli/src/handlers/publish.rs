@@ -38,6 +38,9 @@ impl PublishHandler {
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
+            null_payload: message.has_null_payload(),
+            native: message.native().cloned(),
+            ..Outgoing::default()
         }
     }
 }
@@ -112,6 +115,7 @@ mod tests {
                 order_key: Some("customer 1".into()),
                 headers: vec![("tenant".into(), "a".into()), ("onceward-message-id".into(), "4711".into())],
                 payload: "paid".into(),
+                ..Outgoing::default()
             }]
         );
     }

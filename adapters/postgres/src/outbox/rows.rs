@@ -24,6 +24,7 @@ pub(super) fn row_of(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
             order_key: bytes("order_key")?,
             headers: names.into_iter().zip(values.into_iter().map(Bytes::from)).collect(),
             payload: bytes("payload")?.unwrap_or_default(),
+            ..Outgoing::default()
         },
     })
 }

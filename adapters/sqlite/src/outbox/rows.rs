@@ -62,6 +62,7 @@ pub(super) fn row_of(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
             order_key: bytes("order_key")?,
             headers: parsed(row.try_get("headers")?)?,
             payload: bytes("payload")?.unwrap_or_default(),
+            ..Outgoing::default()
         },
     })
 }

@@ -1,0 +1,115 @@
+//! How a source fares, kept current by its adapter: [`SourceHealth`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Whether a source can deliver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SourceState {
+    /// It has not been reached yet.
+    #[default]
+    Starting,
+    /// It can.
+    Up,
+    /// It cannot, for this reason; the adapter tries again by itself.
+    Down(String),
+}
+
+/// How a source fares. An adapter shares one with the pipeline through [`Consumer::health`](crate::Consumer::health).
+///
+/// ```
+/// use onceward::telemetry::{SourceHealth, SourceState};
+/// let health = SourceHealth::default();
+/// health.set_up();
+/// health.set_down("the broker refused the connection");
+/// health.set_up();
+/// assert_eq!(health.state(), SourceState::Up);
+/// assert_eq!(health.reconnects(), 1);
+/// ```
+#[derive(Debug, Default)]
+pub struct SourceHealth {
+    state: Mutex<SourceState>,
+    reconnects: AtomicU64,
+    /// Milliseconds since 1970; 0: never.
+    last_receive_ms: AtomicU64,
+    /// One more than the lag; 0: unknown.
+    lag: AtomicU64,
+    lost_to_retention: AtomicU64,
+    resets: AtomicU64,
+}
+
+impl SourceHealth {
+    /// Whether the source can deliver.
+    pub fn state(&self) -> SourceState {
+        self.lock().clone()
+    }
+
+    /// The source can deliver. Answers true if it could not before.
+    pub fn set_up(&self) -> bool {
+        let before = std::mem::replace(&mut *self.lock(), SourceState::Up);
+        if matches!(before, SourceState::Down(_)) {
+            self.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        before != SourceState::Up
+    }
+
+    /// The source cannot deliver. Answers true if it could before, so that a repeated failure is logged once.
+    pub fn set_down(&self, reason: impl Into<String>) -> bool {
+        let before = std::mem::replace(&mut *self.lock(), SourceState::Down(reason.into()));
+        !matches!(before, SourceState::Down(_))
+    }
+
+    /// How often it came back after it was down.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Notes that messages have arrived just now.
+    pub fn received(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_receive_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When messages last arrived.
+    pub fn last_receive(&self) -> Option<SystemTime> {
+        match self.last_receive_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => UNIX_EPOCH.checked_add(Duration::from_millis(ms)),
+        }
+    }
+
+    /// Notes how many messages wait in the broker for this consumer or its group.
+    pub fn set_lag(&self, lag: Option<u64>) {
+        self.lag.store(lag.map_or(0, |lag| lag.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    /// How many messages waited in the broker when that was last looked at: consumer lag or queue depth.
+    pub fn lag(&self) -> Option<u64> {
+        self.lag.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// Notes messages that the broker's retention removed before they were read.
+    pub fn lost_to_retention(&self, messages: u64) {
+        self.lost_to_retention.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Messages that the broker's retention removed before they were read, as far as that could be seen.
+    pub fn lost(&self) -> u64 {
+        self.lost_to_retention.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a partition began anew: its topic was recreated, or its log was truncated.
+    pub fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often partitions began anew.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, SourceState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
