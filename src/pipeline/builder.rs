@@ -246,7 +246,7 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
                 ),
             ));
         }
-        Ok(pipeline(parts, Transactional { store, handler }))
+        Ok(pipeline(parts, Transactional::new(store, handler)))
     }
 }
 

@@ -240,6 +240,11 @@ impl<R: Runner> Dispatcher<R> {
         for mut report in reports {
             match (report.verdict, report.again.take()) {
                 (Verdict::Again { after }, Some(work)) => self.try_again(work, after),
+                (Verdict::Parked { after }, Some(mut work)) => {
+                    let lane = work.lane.take();
+                    self.try_again(work, after);
+                    self.advance(lane);
+                }
                 (_, Some(work)) => unclaimed.push(work),
                 (_, None) => self.conclude(report),
             }
@@ -285,7 +290,7 @@ impl<R: Runner> Dispatcher<R> {
             Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
                 self.ack_copy(Counter::Duplicates, follower)
             }
-            Verdict::Ack(Counter::DeadLettered | Counter::DuplicatesOfDead) => {
+            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
                 self.ack_copy(Counter::DuplicatesOfDead, follower);
             }
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
@@ -293,7 +298,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.shared.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, Some(Settlement::Retry { after }));
             }
-            Verdict::Again { .. } | Verdict::StoreDown | Verdict::Abandon => {
+            Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
                 self.shared.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, None);
             }

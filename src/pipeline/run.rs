@@ -14,7 +14,7 @@ use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
 use super::runner::Runner;
 use super::settler::flush_all;
-use super::shared::{Chance, Shared};
+use super::shared::{Chance, RepeatedLines, Shared};
 use super::{janitor, work::Work};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
@@ -68,6 +68,7 @@ async fn run_tasks<R: Runner>(
         events: events_in,
         suspects: Arc::new(Semaphore::new(1)),
         giving_up: CancellationToken::new(),
+        log: RepeatedLines::default(),
         draining,
         scope,
         keys,
