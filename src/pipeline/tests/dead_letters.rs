@@ -121,7 +121,7 @@ async fn a_redriven_message_that_dies_again_is_dead_lettered_again_under_another
     world.empty().await;
     let letters = world.letters.sent();
     assert_eq!(letters.len(), 2);
-    assert_ne!(letters[0].id, letters[1].id);
+    assert_ne!(letters[0].own_id, letters[1].own_id);
     assert!(letters[1].headers.contains(&("onceward-generation".into(), "1".into())));
     let summary = worker.end().await;
     assert_eq!((summary.dead_lettered(), summary.counters().get(Counter::DuplicatesOfDead)), (2, 1));
@@ -138,7 +138,7 @@ async fn letters_of_two_messages_that_share_a_key_have_two_ids() {
     }
     world.empty().await;
     let ids: std::collections::BTreeSet<_> =
-        world.letters.sent().into_iter().map(|letter| letter.id).collect();
+        world.letters.sent().into_iter().map(|letter| letter.own_id).collect();
     assert_eq!(ids.len(), 3, "whoever deduplicates letters by id would lose one: {ids:?}");
     let _ = worker.end().await;
 }
