@@ -291,7 +291,7 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
                 ),
             ));
         }
-        Ok(pipeline(parts, Transactional { store, handler }))
+        Ok(pipeline(parts, Transactional::new(store, handler)))
     }
 }
 
@@ -307,7 +307,8 @@ fn no_source(keys: &KeyExtractor) -> Option<&'static str> {
     if keys.sources().next().is_none() {
         return Some("there is no key source, so that no message has a key; name at least one");
     }
-    let what = "a composite key source has no parts, so that all messages would share one key; name its parts";
+    let what =
+        "a composite key source has no parts, so that all messages would share one key; name its parts";
     keys.sources().any(is_empty).then_some(what)
 }
 

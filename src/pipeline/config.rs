@@ -63,6 +63,17 @@ pub enum OnExhausted {
     Park,
 }
 
+/// What to do with a message that failed for good and whose dead letter its destination can never take: it is too large even
+/// without our own headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLetterRefused {
+    /// Keep it in the source and try again at the longest delay; alarmed. Those behind it in its lane go on.
+    #[default]
+    Park,
+    /// Ack it: the message is gone. Counted as `letters_dropped`, and logged as an error.
+    Drop,
+}
+
 /// One closed choice for each situation in which a message cannot simply run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
@@ -76,6 +87,8 @@ pub struct Policies {
     pub on_store_down: OnStoreDown,
     /// Failed for good.
     pub on_exhausted: OnExhausted,
+    /// Failed for good, and its dead letter can never be sent.
+    pub on_letter_refused: OnLetterRefused,
 }
 
 /// Which messages wait for each other.

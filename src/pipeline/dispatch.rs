@@ -265,7 +265,7 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         let after = match report.verdict {
-            Verdict::Again { after } => after,
+            Verdict::Again { after } | Verdict::Parked { after } => after,
             // The same owner token again: a claim whose reply was lost recognises itself.
             _ => {
                 work.store_tries = work.store_tries.saturating_add(1);
@@ -277,8 +277,11 @@ impl<R: Runner> Dispatcher<R> {
             self.enqueue(work);
             return;
         }
+        // A parked message leaves its lane: those behind it go on.
+        let lane = if matches!(report.verdict, Verdict::Parked { .. }) { work.lane.take() } else { None };
         self.window.wait(&mut work);
         self.timers.set(Instant::now() + after.min(LONGEST_WAIT), work);
+        self.advance(lane);
     }
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
@@ -316,7 +319,7 @@ impl<R: Runner> Dispatcher<R> {
             Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
                 self.ack_copy(Counter::Duplicates, follower)
             }
-            Verdict::Ack(Counter::DeadLettered | Counter::DuplicatesOfDead) => {
+            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
                 self.ack_copy(Counter::DuplicatesOfDead, follower);
             }
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
@@ -324,7 +327,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.shared.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST_WAIT) }));
             }
-            Verdict::Again { .. } | Verdict::StoreDown | Verdict::Abandon => {
+            Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
                 self.shared.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, None);
             }

@@ -201,6 +201,7 @@ impl Derive {
             owner: None,
             leads: false,
             parked: false,
+            letter_failures: 0,
             unprotected_failures: 0,
             holds: 0,
             last_delay: Duration::ZERO,

@@ -435,7 +435,7 @@ pub(crate) fn settle<R>(shared: &Shared<R>, recorded: Vec<Recorded>) {
                     drop(work.receipt);
                     None
                 }
-                Verdict::Again { .. } | Verdict::StoreDown => Some(work),
+                Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => Some(work),
             };
             Report { key, fingerprint, generation, lane, epoch, size, turn, verdict, again }
         })

@@ -15,7 +15,7 @@ use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
 use super::runner::Runner;
 use super::settler::flush_all;
-use super::shared::{Chance, Shared, Takeovers};
+use super::shared::{Chance, RepeatedLines, Shared, Takeovers};
 use super::{janitor, work::Work};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
@@ -70,6 +70,7 @@ async fn run_tasks<R: Runner>(
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),
         giving_up: CancellationToken::new(),
+        log: RepeatedLines::default(),
         draining,
         scope,
         keys,

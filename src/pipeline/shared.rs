@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use foldhash::{HashSet, HashSetExt};
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -15,13 +15,13 @@ use super::halt::Halt;
 use super::heartbeat::Heartbeat;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::key::{Key, KeyExtractor, Scope};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
 };
-use crate::telemetry::{Counter, Counters};
+use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// What all rounds share.
 pub(crate) struct Shared<R> {
@@ -45,6 +45,22 @@ pub(crate) struct Shared<R> {
     /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.
     pub(crate) giving_up: CancellationToken,
     pub(crate) chance: Mutex<Chance>,
+    pub(crate) log: RepeatedLines,
+}
+
+/// What is logged for many messages alike.
+#[derive(Debug, Default)]
+pub(crate) struct RepeatedLines {
+    /// Writes that the store refuses.
+    pub(crate) refused: RateLimited,
+    /// Runs that failed and will be repeated.
+    pub(crate) failed: RateLimited,
+    /// Dead letters that are not confirmed, and messages that are parked.
+    pub(crate) letters: RateLimited,
+    /// Settlements that failed.
+    pub(crate) settlements: RateLimited,
+    /// Transactions that cannot be opened or whose outcome is unknown.
+    pub(crate) transactions: RateLimited,
 }
 
 /// Keys whose expired claims were taken over, each with how many claims it has lost.
@@ -148,8 +164,11 @@ impl<R> Shared<R> {
         self.until_known(batch, |batch| Box::pin(self.completions.send(batch))).await
     }
 
-    /// Repeats a write, with the same owner tokens, until each item is known to be applied or refused: *unknown is not
-    /// failed*. Gives up only when the drain deadline has passed.
+    /// Repeats a write, with the same owner tokens, until each item is answered: *unknown is not failed*, and only an
+    /// answer about the record ends a claim. A store that refuses the call (a right or password was taken away, a table
+    /// is missing) says nothing about the record: such writes are repeated as well, since giving the claim up would run
+    /// an effect again that has happened. The error for a record that cannot be read is such an answer. Gives up only
+    /// when the drain deadline has passed.
     pub(crate) async fn until_known<'s, Q: Clone, T>(
         &'s self,
         batch: Vec<Q>,
@@ -164,8 +183,8 @@ impl<R> Shared<R> {
             let mut unknown = Vec::new();
             for ((index, request), result) in open.into_iter().zip(results) {
                 match result {
-                    Err(error) if error.is_retryable() && !self.giving_up.is_cancelled() => {
-                        tracing::debug!(%error, "a write is repeated with the same owner token");
+                    Err(error) if error.kind() != ErrorKind::Corrupt && !self.giving_up.is_cancelled() => {
+                        self.log_repeated(&error);
                         unknown.push((index, request));
                     }
                     result => answers[index] = Some(result),
@@ -182,6 +201,18 @@ impl<R> Shared<R> {
                 () = self.giving_up.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    fn log_repeated(&self, error: &Error) {
+        if error.is_retryable() {
+            tracing::debug!(%error, "a write is repeated with the same owner token");
+        } else if let Some(left_out) = self.log.refused.allow(error.operation()) {
+            tracing::error!(
+                scope = %self.scope, ?error, left_out,
+                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
+                 its rights, login or schema back"
+            );
         }
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::field::DisplayValue;
 
 use crate::delivery::Receipt;
 use crate::handler::HandlerError;
 use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
-use crate::message::Message;
+use crate::message::{Message, Position};
 use crate::store::{Exhausted, OwnerToken, Reason};
 use crate::telemetry::Counter;
 
@@ -34,6 +35,8 @@ pub(crate) struct Taken {
     pub(crate) leads: bool,
     /// Set once its attempts are used up and a policy keeps it in the source.
     pub(crate) parked: bool,
+    /// Publishes of its dead letter that failed.
+    pub(crate) letter_failures: u32,
     /// Failed runs without a claim, and the times it was held: both are counted in memory only.
     pub(crate) unprotected_failures: u32,
     pub(crate) holds: u32,
@@ -81,6 +84,22 @@ impl Taken {
             _ => None,
         }
     }
+
+    /// The key as `keys list` prints it, for log lines.
+    pub(crate) fn log_key(&self) -> Option<DisplayValue<Key>> {
+        self.key().map(tracing::field::display)
+    }
+
+    /// Where the message stands in its source, for log lines.
+    pub(crate) fn log_position(&self) -> Option<DisplayValue<&Position>> {
+        self.message.position().map(tracing::field::display)
+    }
+
+    /// The message id of a message without a position, for log lines: its first 64 characters.
+    pub(crate) fn log_id(&self) -> Option<String> {
+        let id = self.message.id().filter(|_| self.message.position().is_none())?;
+        Some(String::from_utf8_lossy(&id[..id.len().min(256)]).chars().take(64).collect())
+    }
 }
 
 /// A delivery whose handler may run, or of which is known already what to record.
@@ -96,7 +115,10 @@ pub(crate) enum Start {
         work: Work,
         claim: Arc<ActiveClaim>,
     },
-    Known { work: Work, outcome: Outcome },
+    Known {
+        work: Work,
+        outcome: Outcome,
+    },
 }
 
 /// A delivery whose run has ended.
@@ -137,6 +159,8 @@ pub(crate) enum Verdict {
     Reject,
     /// Keep the delivery and try again.
     Again { after: Duration },
+    /// Keep the delivery and try again; those behind it in its lane go on meanwhile.
+    Parked { after: Duration },
     /// Keep the delivery: the store did not answer for its key.
     StoreDown,
     /// Give it back to a broker that can wait.

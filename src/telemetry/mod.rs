@@ -1,6 +1,7 @@
 //! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
 mod handler;
+mod rate;
 mod source;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use handler::HandlerState;
+pub use rate::RateLimited;
 pub use source::{SourceHealth, SourceState};
 
 macro_rules! counters {
@@ -98,12 +100,25 @@ counters! {
     Takeovers => "takeovers";
     /// Dead letters that cannot be sent as they are: too large for their destination, or refused too often.
     LettersRefused => "letters_refused";
+    /// Deliveries acked although their dead letter cannot be sent, by the policy on refused letters.
+    LettersDropped => "letters_dropped";
+    /// Transactions that were certainly rolled back because they met another one; they are repeated at once.
+    Conflicts => "conflicts";
+}
+
+#[derive(Debug)]
+struct Counts([AtomicU64; Counter::ALL.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
 }
 
 /// The counters of one pipeline, and its gauges. Reading is free of locks.
 #[derive(Debug, Default)]
 pub struct Counters {
-    counts: [AtomicU64; Counter::ALL.len()],
+    counts: Counts,
     in_flight: AtomicU64,
     in_flight_bytes: AtomicU64,
     waiting: AtomicU64,
@@ -124,11 +139,12 @@ impl Counters {
         Counter::MismatchAcked,
         Counter::Rejected,
         Counter::GivenBack,
+        Counter::LettersDropped,
     ];
 
     /// How often `counter` was counted since the pipeline was built.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.counts[counter as usize].load(Ordering::Relaxed)
+        self.counts.0[counter as usize].load(Ordering::Relaxed)
     }
 
     /// Deliveries that ended: acked for whatever reason, refused or given back. Once a pipeline has ended it is as many as
@@ -186,7 +202,7 @@ impl Counters {
 
     pub(crate) fn add(&self, counter: Counter, count: u64) {
         if count > 0 {
-            self.counts[counter as usize].fetch_add(count, Ordering::Relaxed);
+            self.counts.0[counter as usize].fetch_add(count, Ordering::Relaxed);
         }
     }
 

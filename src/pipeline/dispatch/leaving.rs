@@ -41,7 +41,10 @@ impl<R: Runner> Dispatcher<R> {
         let count = in_lanes.len() + first.len();
         in_lanes.into_iter().for_each(|work| self.give_back(work));
         first.into_iter().for_each(|work| self.give_back_first(work));
-        tracing::info!(given_back = count, "a partition is leaving: what has not started of it is given back");
+        tracing::info!(
+            given_back = count,
+            "a partition is leaving: what has not started of it is given back"
+        );
     }
 
     /// Gives back a delivery that is the first of its lane and may speak for its key.

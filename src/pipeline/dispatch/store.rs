@@ -104,8 +104,7 @@ impl StoreWatch {
         let was_down = self.is_down();
         let Asked { answered, fresh_failures, error } = asked;
         if answered > 0 {
-            let failed_lately =
-                error.is_some() || self.last_failure.is_some_and(|at| now - at < PARTIAL_FOR);
+            let failed_lately = error.is_some() || self.last_failure.is_some_and(|at| now - at < PARTIAL_FOR);
             self.partial_until = failed_lately.then(|| now + PARTIAL_FOR);
             (self.failures, self.fresh_failures) = (0, 0);
             (self.retry_at, self.look_for_others_at) = (None, None);
@@ -140,7 +139,13 @@ impl StoreWatch {
 mod tests {
     use super::*;
 
-    fn ask(watch: &mut StoreWatch, now: Instant, answered: usize, fresh_failures: usize, failed: bool) -> Change {
+    fn ask(
+        watch: &mut StoreWatch,
+        now: Instant,
+        answered: usize,
+        fresh_failures: usize,
+        failed: bool,
+    ) -> Change {
         let error = failed.then(|| "gone".to_owned());
         watch.note(Asked { answered, fresh_failures, error }, now, |base, _, _| base)
     }

@@ -94,7 +94,10 @@ impl Window {
         if !partition.paused && (partition.waiting.messages >= most || partition.waiting.bytes >= bytes) {
             partition.paused = true;
             if let Some(flow) = &self.flow {
-                tracing::debug!(waiting = partition.waiting.messages, "a partition is paused: too much of it waits");
+                tracing::debug!(
+                    waiting = partition.waiting.messages,
+                    "a partition is paused: too much of it waits"
+                );
                 flow.pause(epoch);
             }
         }

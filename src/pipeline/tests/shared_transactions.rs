@@ -80,7 +80,10 @@ async fn rule_4_after_a_shared_commit_whose_reply_was_lost_the_next_claims_tell(
         assert_eq!(runs.lock().unwrap().len(), 3 * runs_each, "{fault:?}");
         let calls = worker.store.recorded();
         let released = calls.iter().find(|call| call.operation == Operation::Release);
-        assert!(released.is_none_or(|call| call.at >= LEASE), "a claim with a commit in doubt is not released");
+        assert!(
+            released.is_none_or(|call| call.at >= LEASE),
+            "a claim with a commit in doubt is not released"
+        );
         assert_eq!(worker.store.calls(Operation::Fail), 0);
         let _ = worker.end().await;
     }
