@@ -27,7 +27,8 @@ pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
 pub use key::{
-    Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES, Scope,
+    Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES,
+    Scope,
 };
 pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};

@@ -11,7 +11,7 @@ use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::handler::{Handler, TxHandler};
-use crate::key::{KeyExtractor, KeySource, Scope};
+use crate::key::{Fingerprinting, KeyExtractor, KeySource, Scope};
 use crate::store::{Store, TransactionalStore};
 use crate::telemetry::Counters;
 
@@ -102,10 +102,18 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// Whether payloads of one key are compared.
+    /// Whether payloads of one key are compared, by what JSON means or by bytes; more in
+    /// [`fingerprinting`](Self::fingerprinting).
     #[must_use]
     pub fn fingerprint(mut self, fingerprint: bool) -> Self {
-        self.config.fingerprint = fingerprint;
+        self.config.fingerprint = if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off };
+        self
+    }
+
+    /// What of payloads under one key is compared.
+    #[must_use]
+    pub fn fingerprinting(mut self, fingerprinting: Fingerprinting) -> Self {
+        self.config.fingerprint = fingerprinting;
         self
     }
 

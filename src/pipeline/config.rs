@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::key::KeySource;
+use crate::key::{Fingerprinting, KeySource};
 use crate::retry::RetryPolicy;
 
 /// What to do with a message that has no usable idempotency key.
@@ -152,8 +152,9 @@ pub struct PipelineConfig {
     pub policies: Policies,
     /// Whether duplicates are suppressed.
     pub mode: Mode,
-    /// Whether payloads of one key are compared, by a 128-bit fingerprint. Default true.
-    pub fingerprint: bool,
+    /// What of payloads under one key is compared, by a 128-bit fingerprint. Default: what JSON means, the bytes of anything
+    /// else. All consumers of a scope must use the same.
+    pub fingerprint: Fingerprinting,
     /// Whether what handlers return is kept with the completion. Default true.
     pub keep_results: bool,
     /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
@@ -189,7 +190,7 @@ impl Default for PipelineConfig {
             retry: RetryPolicy::default(),
             policies: Policies::default(),
             mode: Mode::Enforce,
-            fingerprint: true,
+            fingerprint: Fingerprinting::Json,
             keep_results: true,
             max_result_bytes: 64 << 10,
             honour_own_headers: true,
@@ -224,6 +225,9 @@ impl PipelineConfig {
                 "max_in_flight is {}, less than concurrency {}; raise it, or handlers would stand idle",
                 self.max_in_flight, self.concurrency
             ));
+        }
+        if let Some(fault) = self.fingerprint.fault() {
+            return wrong(fault.to_owned());
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(12 * 3600) {
             return wrong(format!("lease is {:?}; it must be from 100 ms to 12 h", self.lease));

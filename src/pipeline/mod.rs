@@ -7,6 +7,7 @@ pub(crate) mod gather;
 mod heartbeat;
 mod intake;
 mod janitor;
+mod key_sources;
 mod letters;
 mod process;
 mod record;

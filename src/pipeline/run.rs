@@ -79,6 +79,7 @@ async fn run_tasks<R: Runner>(
         counters,
     });
     shared.counters.set_store_up(true);
+    shared.counters.set_key_sources(shared.keys.sources().map(ToString::to_string));
     if let Some(health) = consumer.health() {
         shared.counters.set_source(health);
     }

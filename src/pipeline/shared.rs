@@ -11,6 +11,7 @@ use super::config::{OnExhausted, PipelineConfig};
 use super::dispatch::Event;
 use super::gather::{Gather, bounded};
 use super::heartbeat::Heartbeat;
+use super::key_sources::KeyWarnings;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
@@ -48,6 +49,8 @@ pub(crate) struct Shared<R> {
 /// What is logged for many messages alike.
 #[derive(Debug, Default)]
 pub(crate) struct RepeatedLines {
+    /// Keys from a weaker source than configured.
+    pub(crate) keys: KeyWarnings,
     /// Writes that the store refuses.
     pub(crate) refused: RateLimited,
     /// Runs that failed and will be repeated.
