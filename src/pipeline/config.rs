@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::limits;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Fingerprinting, KeySource};
 use crate::retry::RetryPolicy;
@@ -168,9 +169,6 @@ pub struct PipelineConfig {
     pub seed: Option<u64>,
 }
 
-/// Every wait is at most this long, so that a clock can hold its end.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
-
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
@@ -209,17 +207,13 @@ impl PipelineConfig {
         let wrong =
             |text: String| Err(Error::new(ErrorKind::Config, "use this pipeline configuration", text));
         let range = |name: &str, value: usize, low: usize, high: usize| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                wrong(format!("{name} is {value}; it must be from {low} to {high}"))
-            }
+            limits::range(name, value, low, high).or_else(wrong)
         };
         range("concurrency", self.concurrency, 1, 65_536)?;
         range("max_batch", self.max_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
-        range("max_attempts", self.retry.max_attempts as usize, 1, 1_000_000)?;
+        range("max_attempts", self.retry.max_attempts as usize, 1, limits::MOST_ATTEMPTS)?;
         if self.max_in_flight < self.concurrency {
             return wrong(format!(
                 "max_in_flight is {}, less than concurrency {}; raise it, or handlers would stand idle",
@@ -229,15 +223,7 @@ impl PipelineConfig {
         if let Some(fault) = self.fingerprint.fault() {
             return wrong(fault.to_owned());
         }
-        if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(12 * 3600) {
-            return wrong(format!("lease is {:?}; it must be from 100 ms to 12 h", self.lease));
-        }
-        if self.ttl < self.lease {
-            return wrong(format!(
-                "ttl is {:?}, shorter than the lease {:?}; raise ttl, or keys are forgotten while they run",
-                self.ttl, self.lease
-            ));
-        }
+        limits::lease_and_ttl(self.lease, self.ttl).or_else(wrong)?;
         for (name, value, may_be_zero) in [
             ("handler_timeout", self.handler_timeout, false),
             ("store_timeout", self.store_timeout, false),
@@ -246,12 +232,7 @@ impl PipelineConfig {
             ("cancel_grace", self.cancel_grace, true),
             ("drain_timeout", self.drain_timeout, true),
         ] {
-            if value.is_zero() && !may_be_zero {
-                return wrong(format!("{name} is zero; give it a duration"));
-            }
-            if value > LONGEST {
-                return wrong(format!("{name} is {value:?}; it must be at most 365 d"));
-            }
+            limits::wait(name, value, may_be_zero).or_else(wrong)?;
         }
         if self.retry.backoff.initial > self.retry.backoff.max {
             return wrong(format!(

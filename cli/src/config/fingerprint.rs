@@ -69,7 +69,9 @@ impl<'de> Visitor<'de> for FingerprintVisitor {
             match part {
                 KeyPart::Json(pointer) => pointers.push(pointer),
                 _ => {
-                    return Err(de::Error::custom("compares values of the payload only; write json:/POINTER"));
+                    return Err(de::Error::custom(
+                        "compares values of the payload only; write json:/POINTER",
+                    ));
                 }
             }
         }
