@@ -107,7 +107,7 @@ pub struct PipelineConfig {
     /// How long a claim lasts without renewal; it is renewed at a third of this. 100 ms to 12 h, default 30 s.
     pub lease: Duration,
     /// How long a completed key is remembered. It must cover the time in which duplicates can still arrive.
-    /// At least the lease; default 7 d.
+    /// At least the lease; default 8 d: more than the 7 d for which Kafka keeps records by default.
     pub ttl: Duration,
     /// Handlers that run at once. 1 to 65,536, default 256.
     pub concurrency: usize,
@@ -161,7 +161,7 @@ impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(30),
-            ttl: Duration::from_secs(7 * 24 * 3600),
+            ttl: Duration::from_secs(8 * 24 * 3600),
             concurrency: 256,
             max_batch: 256,
             transaction_batch: 1,
