@@ -30,7 +30,7 @@ pub struct RedisConfig {
     pub(crate) servers: Servers,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
-    pub(crate) password_provider: Option<PasswordProvider>,
+    pub(crate) password_from: Option<PasswordProvider>,
     pub(crate) sentinel_username: Option<String>,
     pub(crate) sentinel_password: Option<String>,
     pub(crate) database: Option<i64>,
@@ -136,7 +136,7 @@ impl RedisConfig {
             servers,
             username: None,
             password: None,
-            password_provider: None,
+            password_from: None,
             sentinel_username: None,
             sentinel_password: None,
             database: None,
@@ -186,11 +186,11 @@ impl RedisConfig {
     /// while the program runs, and for tokens. It may block, on a file for example. Its error is that of the call that
     /// needed the connection.
     #[must_use]
-    pub fn password_provider(
+    pub fn password_from(
         mut self,
         provider: impl Fn() -> Result<String, Error> + Send + Sync + 'static,
     ) -> Self {
-        self.password_provider = Some(Arc::new(provider));
+        self.password_from = Some(Arc::new(provider));
         self
     }
 
@@ -286,7 +286,7 @@ impl RedisConfig {
                 nodes.iter().all(is_tls)
             }
             Servers::Client(_) | Servers::Manager(_) => {
-                let has_password = self.password.is_some() || self.password_provider.is_some();
+                let has_password = self.password.is_some() || self.password_from.is_some();
                 if self.username.is_some() || has_password || self.database.is_some() {
                     return Err(wrong(
                         "the given client brings its own user, password and database; set them there",
@@ -300,7 +300,7 @@ impl RedisConfig {
                 "a certificate is given, but the URL begins with redis://; use rediss:// for TLS",
             ));
         }
-        if self.username.is_some() && self.password.is_none() && self.password_provider.is_none() {
+        if self.username.is_some() && self.password.is_none() && self.password_from.is_none() {
             return Err(wrong("a user name is given without a password; Redis logs users in with both"));
         }
         self.settings.validate()
@@ -355,7 +355,7 @@ impl fmt::Debug for RedisConfig {
             .field("servers", &self.servers)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "***"))
-            .field("password_provider", &self.password_provider.is_some())
+            .field("password_from", &self.password_from.is_some())
             .field("database", &self.database)
             .field("ca", &self.tls.ca.is_some())
             .field("client_certificate", &self.tls.client.is_some())

@@ -141,7 +141,7 @@ impl RedisConfig {
 
     /// The password for a connection that is made now.
     async fn current_password(&self) -> Result<Option<String>, Error> {
-        let Some(provider) = self.password_provider.clone() else { return Ok(self.password.clone()) };
+        let Some(provider) = self.password_from.clone() else { return Ok(self.password.clone()) };
         // It may read a file, which blocks its thread.
         match tokio::task::spawn_blocking(move || provider()).await {
             Ok(password) => password.map(Some),

@@ -132,7 +132,7 @@ async fn each_new_connection_asks_for_the_password() {
     let server = with_user(ACL_TO_WORK);
     let password = std::sync::Arc::new(std::sync::Mutex::new(Ok(CANARY)));
     let asked = std::sync::Arc::clone(&password);
-    let config = config(&server.url()).username("onceward").password_provider(move || {
+    let config = config(&server.url()).username("onceward").password_from(move || {
         let said: Result<&str, &str> = *asked.lock().unwrap();
         said.map(str::to_owned).map_err(|what| Error::new(ErrorKind::Unavailable, "read the password", what))
     });
