@@ -12,7 +12,7 @@ use onceward::store::Claim;
 use onceward::{Key, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
-use support::{assert_completed, completion, key, request, scope, terms, work_through};
+use support::{assert_completed, bucket, completion, owners, request, scope, terms, work_through};
 
 /// How long keys are counted, each time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -22,20 +22,6 @@ const WORKERS: u64 = 4;
 /// The node that dies, and the one that stops without a word.
 const KILLED: usize = 3;
 const STOPPED: usize = 4;
-
-/// The slot of a bucket byte: CRC16 (XMODEM) of one byte.
-fn slot(byte: u8) -> u16 {
-    let mut crc = u16::from(byte) << 8;
-    for _ in 0..8 {
-        crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
-    }
-    crc % 16_384
-}
-
-/// The bucket of a key, as the adapter names it.
-fn bucket(key: &Key) -> u8 {
-    0x80 | (key.as_bytes()[0] & 0b0111_1011)
-}
 
 /// Claims and completes batches of new keys of all nodes for a while, and answers how many keys of the nodes that stay
 /// were completed. What fails is left.
@@ -93,12 +79,7 @@ async fn a_killed_and_a_stopped_node_leave_the_keys_of_the_others_at_their_rate(
     let config = RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap();
     let store = Arc::new(RedisStore::new(&config).unwrap());
     work_through(&store, 0..300).await;
-    let mut owners = HashMap::new();
-    for number in 0..2_000 {
-        let byte = bucket(&key(number));
-        owners.entry(byte).or_insert_with(|| cluster.owner_of(slot(byte)));
-    }
-    let (owners, keys) = (Arc::new(owners), Arc::new(AtomicU64::new(1_000_000)));
+    let (owners, keys) = (Arc::new(owners(&cluster)), Arc::new(AtomicU64::new(1_000_000)));
 
     let whole = completed(&store, &owners, &keys).await;
     cluster.nodes_mut()[KILLED].kill();

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use onceward::outbox::RelayCounts;
-use onceward::telemetry::{Counter, Counters, SourceHealth, SourceState};
+use onceward::telemetry::{Counter, Counters, HandlerState, SourceHealth, SourceState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -57,8 +57,23 @@ fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fm
             value(Counters::in_flight_bytes),
         ),
         (
+            "waiting",
+            "Of the deliveries in flight, those that cannot run: they wait for a retry, for another message, or for the store.",
+            value(Counters::waiting),
+        ),
+        (
+            "blocked_lanes",
+            "Order keys or partitions whose first message waits, with others behind it.",
+            value(Counters::blocked_lanes),
+        ),
+        (
+            "handler_up",
+            "1 while the handler works, as far as its runs show; 0 while intake pauses for it.",
+            value(|counters| u64::from(counters.handler_state() == HandlerState::Up)),
+        ),
+        (
             "store_up",
-            "1 while the store answers; 0 before the first answer and while intake pauses.",
+            "1 while the store answers; 0 before the first answer and while intake pauses for it.",
             value(|counters| u64::from(counters.is_store_up())),
         ),
         (

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::PoisonError;
 
 use onceward::outbox::RelayCounts;
-use onceward::telemetry::{Counters, SourceState};
+use onceward::telemetry::{Counters, HandlerState, SourceState};
 
 use super::{LONGEST_REASON, Watched, Work};
 use crate::handlers::text::printable;
@@ -20,6 +20,8 @@ pub(super) enum Readiness {
     StoreDown,
     /// The source has stopped delivering, for this reason.
     SourceDown(String),
+    /// The handler cannot do its work, for this reason; intake pauses.
+    HandlerDown(String),
     /// A signal has come.
     Draining,
 }
@@ -47,9 +49,13 @@ impl Readiness {
             return Self::StoreDown;
         }
         match counters.source().map(|source| source.state()) {
-            None | Some(SourceState::Up) => Self::Ready,
-            Some(SourceState::Starting) => Self::Starting("the source", None),
-            Some(SourceState::Down(reason)) => Self::SourceDown(reason),
+            None | Some(SourceState::Up) => {}
+            Some(SourceState::Starting) => return Self::Starting("the source", None),
+            Some(SourceState::Down(reason)) => return Self::SourceDown(reason),
+        }
+        match counters.handler_state() {
+            HandlerState::Up => Self::Ready,
+            HandlerState::Down(reason) => Self::HandlerDown(reason),
         }
     }
 
@@ -71,6 +77,7 @@ impl fmt::Display for Readiness {
             Self::Starting(part, Some(reason)) => write!(f, "starting: waits for {part}: {}", line(reason)),
             Self::StoreDown => f.write_str("the store does not answer"),
             Self::SourceDown(reason) => write!(f, "the source is down: {}", line(reason)),
+            Self::HandlerDown(reason) => write!(f, "the handler is unavailable: {}", line(reason)),
             Self::Draining => f.write_str("draining"),
         }
     }

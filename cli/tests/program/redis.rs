@@ -17,7 +17,8 @@ fn a_password_file_is_read_again_for_each_new_connection() {
         server.cli(&["ACL", "SETUSER", "worker", "reset", "on", &password, "~*", "+@all"]);
     };
     set("first-canary");
-    let scene = Scene::new(&store(&server.url(), "username = 'worker'\npassword_file = 'pw'\n[retry]\nmax = '1s'"));
+    let scene =
+        Scene::new(&store(&server.url(), "username = 'worker'\npassword_file = 'pw'\n[retry]\nmax = '1s'"));
     scene.write("pw", "first-canary\n");
     scene.write("orders.ndjson", "{\"id\":1}\n");
     let running = scene.start(scene.command("run @"));

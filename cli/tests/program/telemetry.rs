@@ -49,6 +49,10 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
         (metric("in_flight"), metric("in_flight_bytes"), metric("store_up")),
         ("0".into(), "0".into(), "1".into())
     );
+    assert_eq!(
+        (metric("waiting"), metric("blocked_lanes"), metric("handler_up")),
+        ("0".into(), "0".into(), "1".into())
+    );
     assert!(request(&address, "GET /metrics").1.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"))));
     assert_eq!(request(&address, "GET /health/live").0, 200);
     assert_eq!(request(&address, "GET /nothing").0, 404);
