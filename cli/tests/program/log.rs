@@ -2,10 +2,10 @@
 
 use super::scene::{CHARGE, Ended, ORDERS, Scene};
 
-/// Each message fails for good.
+/// Each message fails for good, but for those whose id ends in 9: a handler that never succeeds is taken to be unavailable.
 fn failing(messages: usize) -> Scene {
     let scene = Scene::new(&format!(
-        "{ORDERS}[store.memory]\n[handler.exec]\ncommand = ['sh', '-c', 'cat; exit 65']\n"
+        "{ORDERS}[store.memory]\n[handler.exec]\ncommand = ['sh', '-c', 'case $(cat) in *9*) ;; *) exit 65;; esac']\n"
     ));
     let orders: String = (0..messages).map(|id| format!("{{\"id\":{id}}}\n")).collect();
     scene.write("orders.ndjson", &orders);
@@ -26,13 +26,9 @@ fn count(ended: &Ended, part: &str) -> usize {
 fn a_flood_of_failures_has_few_lines_of_each_kind_and_loses_no_letter() {
     let scene = failing(300);
     let ended = scene.tell("run @");
-    assert_eq!((ended.code(), scene.lines("dead.ndjson").len()), (Some(3), 300), "{ended:?}");
-    let kinds = ["a message was dead-lettered"];
-    for kind in kinds {
-        let lines = count(&ended, kind);
-        assert!((1..=20).contains(&lines), "{lines} lines: {kind}: {}", ended.stderr);
-    }
-    assert!(count(&ended, "suppressed") >= 1, "{}", ended.stderr);
+    assert_eq!((ended.code(), scene.lines("dead.ndjson").len()), (Some(3), 243), "{ended:?}");
+    let lines = count(&ended, "a message was dead-lettered");
+    assert!((1..=20).contains(&lines), "{lines} lines: {}", ended.stderr);
     assert!(ended.stderr.lines().count() < 100, "{}", ended.stderr);
 }
 

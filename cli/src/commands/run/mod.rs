@@ -41,7 +41,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
         }
     };
     let Some(summary) = ended else {
-        tracing::info!("stopped before the store answered; no message was taken");
+        tracing::info!("stopped before all parts answered; no message was taken");
         return Ok(Exit::Done);
     };
     report(&config, args.until_empty, &summary, out)?;
