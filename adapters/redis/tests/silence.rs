@@ -98,7 +98,10 @@ const SHORT_LEASE: Duration = Duration::from_secs(4);
 #[tokio::test(flavor = "multi_thread")]
 async fn renewals_do_not_stand_behind_waits_for_a_hanging_replica() {
     let servers = RedisReplicated::start();
-    let waiting = config(&servers.primary.url()).wait_replicas(1).wait_timeout(Duration::from_secs(1));
+    let waiting = config(&servers.primary.url())
+        .wait_replicas(1)
+        .wait_timeout(Duration::from_secs(3))
+        .response_timeout(Duration::from_secs(10));
     let store = Arc::new(RedisStore::new(&waiting).unwrap());
     let terms = onceward::store::ClaimTerms { lease: SHORT_LEASE, ..terms() };
     let requests: Vec<_> = (0..20).map(request).collect();
