@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::confirm::OPERATION;
+use crate::confirm::{OPERATION, cut, open_channel};
 use crate::connection::Connect;
 use crate::error;
 use crate::outgoing::Letter;
@@ -123,7 +123,11 @@ impl Open {
                 let channel = channel.filter(|channel| channel.status().connected());
                 Ok(Self { connection, channel })
             }
-            _ => Ok(Self { connection: connect.connect().await?.connection, channel: None }),
+            _ => {
+                let connection = connect.connect().await?.connection;
+                let channel = Some(open_channel(&connection).await.map_err(cut)?);
+                Ok(Self { connection, channel })
+            }
         }
     }
 }
