@@ -11,6 +11,7 @@ mod limits;
 mod order;
 mod outages;
 mod policies;
+mod refusals;
 mod secrets;
 mod shared_transactions;
 mod shutdown;
