@@ -31,7 +31,7 @@ impl Heartbeat {
         let claims: Vec<_> = starts
             .iter()
             .filter_map(|start| match start {
-                Start::Run { claim, .. } => Some(Arc::clone(claim)),
+                Start::Run { claim, .. } | Start::Wait { claim, .. } => Some(Arc::clone(claim)),
                 Start::Known { .. } => None,
             })
             .collect();

@@ -3,20 +3,22 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::{HashSet, HashSetExt};
 use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{OnExhausted, PipelineConfig};
 use super::dispatch::Event;
 use super::gather::{Gather, bounded};
+use super::halt::Halt;
 use super::heartbeat::Heartbeat;
 use super::key_sources::KeyWarnings;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
-use crate::key::{KeyExtractor, Scope};
+use crate::key::{Key, KeyExtractor, Scope};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
 };
@@ -35,9 +37,10 @@ pub(crate) struct Shared<R> {
     pub(crate) completions: Gather<CompleteRequest, Completion>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// One run at a time, from its start to its record, of a key whose claim has lapsed before, so that a run that kills
-    /// the process is blamed alone.
-    pub(crate) suspects: Arc<Semaphore>,
+    /// What must not start although its round is under way.
+    pub(crate) halt: Halt,
+    /// Take-overs that were told already.
+    pub(crate) takeovers: Mutex<Takeovers>,
     /// Fires when no new run may start.
     pub(crate) draining: CancellationToken,
     /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.
@@ -63,6 +66,23 @@ pub(crate) struct RepeatedLines {
     pub(crate) transactions: RateLimited,
 }
 
+/// Keys whose expired claims were taken over, each with how many claims it has lost.
+#[derive(Default)]
+pub(crate) struct Takeovers(Option<HashSet<(Key, u32)>>);
+
+/// So many are remembered; then the next ones are told again.
+const REMEMBERED_TAKEOVERS: usize = 10_000;
+
+impl Takeovers {
+    fn is_new(&mut self, key: Key, lost: u32) -> bool {
+        let known = self.0.get_or_insert_with(HashSet::new);
+        if known.len() >= REMEMBERED_TAKEOVERS {
+            known.clear();
+        }
+        known.insert((key, lost))
+    }
+}
+
 /// Owner tokens and jitter.
 pub(crate) struct Chance {
     entropy: Entropy,
@@ -81,6 +101,26 @@ impl Chance {
 impl<R> Shared<R> {
     pub(crate) fn count(&self, counter: Counter, count: usize) {
         self.counters.add(counter, count as u64);
+    }
+
+    /// Counts that the expired claim of another run was taken over, and tells it once. In a transaction its effect cannot have
+    /// happened: `is_transactional`.
+    pub(crate) fn note_takeover(&self, key: Key, lost: u32, is_transactional: bool) {
+        let mut takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !takeovers.is_new(key, lost) {
+            return;
+        }
+        drop(takeovers);
+        self.count(Counter::Takeovers, 1);
+        if is_transactional {
+            tracing::info!(%key, lost, "the claim of a run that died or stood still has expired and is taken over");
+        } else {
+            tracing::warn!(
+                %key, lost,
+                "the claim of a run that died or stood still has expired and is taken over: if its handler had started, \
+                 the effect may happen twice"
+            );
+        }
     }
 
     pub(crate) fn terms(&self) -> ClaimTerms {

@@ -143,7 +143,11 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
-    if shared.draining.is_cancelled() || claim.is_cancelled() || claim.is_past_deadline(now) {
+    if shared.draining.is_cancelled()
+        || shared.halt.stops(work)
+        || claim.is_cancelled()
+        || claim.is_past_deadline(now)
+    {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.

@@ -1,12 +1,14 @@
 //! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
+mod handler;
 mod rate;
 mod source;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use handler::HandlerState;
 pub use rate::RateLimited;
 pub use source::{SourceHealth, SourceState};
 
@@ -119,6 +121,9 @@ pub struct Counters {
     counts: Counts,
     in_flight: AtomicU64,
     in_flight_bytes: AtomicU64,
+    waiting: AtomicU64,
+    blocked_lanes: AtomicU64,
+    handler: Mutex<HandlerState>,
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
     source: OnceLock<Arc<SourceHealth>>,
@@ -157,6 +162,22 @@ impl Counters {
     /// Bytes of these deliveries.
     pub fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of the deliveries in flight, those that cannot run: they wait for a retry, behind another message of their order key
+    /// or key, for a claim of another process, or for the store.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Order keys or partitions whose first message waits, with others behind it, when that was last looked at.
+    pub fn blocked_lanes(&self) -> u64 {
+        self.blocked_lanes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the handler works, as far as its runs show. While it is down intake pauses.
+    pub fn handler_state(&self) -> HandlerState {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// True while the last claims were answered. Intake pauses otherwise.
@@ -207,6 +228,18 @@ impl Counters {
     pub(crate) fn set_in_flight(&self, messages: usize, bytes: usize) {
         self.in_flight.store(messages as u64, Ordering::Relaxed);
         self.in_flight_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_waiting(&self, messages: usize) {
+        self.waiting.store(messages as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_blocked_lanes(&self, lanes: usize) {
+        self.blocked_lanes.store(lanes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_handler_state(&self, state: HandlerState) {
+        *self.handler.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     pub(crate) fn set_expiry_lag(&self, lag: Duration) {
