@@ -175,3 +175,22 @@ fn the_memory_of_another_process_is_out_of_reach() {
         assert!(ended.stderr.contains("store.memory") && ended.stdout.is_empty(), "{words}: {ended:?}");
     }
 }
+
+#[test]
+fn what_has_expired_is_removed_on_request() {
+    let scene = Scene::charging(
+        "sqlite]\npath = 'onceward.db'\nttl = '1s'\nlease = '1s'\ntimeout = '900ms'",
+        ORDERS_OF_BOTH_TYPES,
+    );
+    assert_eq!(scene.tell("run @").code(), Some(0));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut removed = 0;
+    while removed < 3 {
+        assert!(std::time::Instant::now() < deadline, "{removed} of 3 were removed");
+        let [purged] = &json(&scene.tell("keys purge --json @"))[..] else { panic!("one line") };
+        removed += purged["removed"].as_u64().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(removed, 3);
+    assert_eq!(scene.tell("keys purge @").stdout, "0 expired keys removed\n");
+}
