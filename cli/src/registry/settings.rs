@@ -37,16 +37,11 @@ pub(crate) fn key_source(parts: &[KeyPart]) -> KeySource {
 /// All limits and choices of the pipeline.
 pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineConfig {
     let (limits, pipeline) = (config.store.limits(), &config.pipeline);
-    let concurrency = match &config.handler {
-        // A message that waits for a process would hold a claim meanwhile, and use up its time.
-        Handler::Worker(worker) => pipeline.concurrency.min(worker.processes),
-        _ => pipeline.concurrency,
-    };
     PipelineConfig {
         lease: limits.lease.get(),
         ttl: limits.ttl.get(),
         store_timeout: limits.timeout.get(),
-        concurrency: concurrency as usize,
+        concurrency: concurrency(config) as usize,
         max_batch: pipeline.max_batch as usize,
         transaction_batch: match &config.handler {
             Handler::Sql(sql) => sql.batch as usize,
@@ -73,6 +68,15 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         keep_results: false,
         until_idle: until_empty,
         ..PipelineConfig::default()
+    }
+}
+
+/// How many handlers run at a time.
+pub(super) fn concurrency(config: &Config) -> u32 {
+    match &config.handler {
+        // A message that waits for a process would hold a claim meanwhile, and use up its time.
+        Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),
+        _ => config.pipeline.concurrency,
     }
 }
 

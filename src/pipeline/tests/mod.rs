@@ -18,6 +18,8 @@ mod shared_transactions;
 mod shutdown;
 mod suspects;
 mod transactions;
+mod unavailable;
+mod waiting;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
