@@ -134,7 +134,9 @@ fn exit(config: &Config, until_empty: bool, stopped: bool, summary: &Summary) ->
         ));
         return Exit::DrainDeadline;
     }
-    if is_finite(config, until_empty) && !stopped && summary.dead_lettered() + summary.parked() > 0 {
+    let dropped = summary.counters().get(onceward::telemetry::Counter::LettersDropped);
+    let failed = summary.dead_lettered() + summary.parked() + dropped;
+    if is_finite(config, until_empty) && !stopped && failed > 0 {
         return Exit::DeadLetters;
     }
     Exit::Done
