@@ -71,6 +71,7 @@ fn no_level_logs_payloads_headers_or_passwords_of_the_amqp_client() {
 
     const CANARY: &str = "hunter2canary";
     let broker = onceward_test_servers::rabbitmq::RabbitMq::shared();
+    broker.ctl(&["await_startup"]);
     broker.ctl(&["add_user", "canary", CANARY]);
     broker.ctl(&["set_permissions", "canary", ".*", ".*", ".*"]);
     let target =
