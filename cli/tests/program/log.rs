@@ -61,3 +61,38 @@ fn what_is_no_filter_ends_with_78_and_a_sentence_and_takes_no_message() {
         assert!(ended.stderr.contains("ONCEWARD_LOG: ") && ended.stderr.contains(filter), "{ended:?}");
     }
 }
+
+/// The broker returns a message for a queue that is not there, and the client knows its payload, headers and the login.
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn no_level_logs_payloads_headers_or_passwords_of_the_amqp_client() {
+    use super::scene::wait;
+    use rustix::process::Signal;
+
+    const CANARY: &str = "hunter2canary";
+    let broker = onceward_test_servers::rabbitmq::RabbitMq::shared();
+    broker.ctl(&["await_startup"]);
+    broker.ctl(&["add_user", "canary", CANARY]);
+    broker.ctl(&["set_permissions", "canary", ".*", ".*", ".*"]);
+    let target =
+        format!("url = 'amqp://canary:{CANARY}@127.0.0.1:{}'\nrouting_key = 'absent'\n", broker.port());
+    let scene = Scene::new(&format!(
+        "{ORDERS}format = 'envelope'\n[store.memory]\n[handler.publish.rabbitmq]\n{target}[retry]\nmax = '200ms'\n"
+    ));
+    let payload = format!("{{\\\"id\\\":1,\\\"x\\\":\\\"{CANARY}\\\"}}");
+    scene.write(
+        "orders.ndjson",
+        &format!("{{\"payload\":\"{payload}\",\"headers\":{{\"authorization\":\"{CANARY}\"}}}}\n"),
+    );
+    let decimal: Vec<String> = CANARY.bytes().map(|byte| byte.to_string()).collect();
+    for filter in ["trace", "lapin=trace", "info", "warn,lapin=warn"] {
+        let mut command = scene.command("run @");
+        command.env("ONCEWARD_LOG", filter);
+        let running = scene.start(command);
+        wait("a refusal", || running.stderr().contains("absent") || running.stderr().contains("returned"));
+        running.signal(Signal::TERM);
+        let said = running.end().stderr;
+        let line = said.lines().find(|line| line.contains(CANARY) || line.contains(&decimal.join(", ")));
+        assert_eq!(line, None, "{filter}");
+    }
+}
