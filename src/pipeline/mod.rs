@@ -10,6 +10,7 @@ mod heartbeat;
 mod intake;
 mod janitor;
 mod letters;
+mod outcomes;
 mod process;
 mod record;
 mod run;

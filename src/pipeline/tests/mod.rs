@@ -10,6 +10,7 @@ mod leases;
 mod limits;
 mod order;
 mod outages;
+mod partial_outages;
 mod policies;
 mod refusals;
 mod secrets;
