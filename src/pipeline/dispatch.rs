@@ -29,8 +29,9 @@ use timers::Timers;
 use window::Window;
 
 use super::breaker::{Breaker, RunEnd, RunId};
-use super::config::{LONGEST_WAIT, Mode, OnStoreDown};
+use super::config::{Mode, OnStoreDown};
 use super::intake::Gate;
+use super::limits::LONGEST;
 use super::runner::Runner;
 use super::shared::Shared;
 use super::work::{Turn, Verdict, Work};
@@ -285,7 +286,7 @@ impl<R: Runner> Dispatcher<R> {
         // A parked message leaves its lane: those behind it go on.
         let lane = if matches!(report.verdict, Verdict::Parked { .. }) { work.lane.take() } else { None };
         self.window.wait(&mut work);
-        self.timers.set(Instant::now() + after.min(LONGEST_WAIT), work);
+        self.timers.set(Instant::now() + after.min(LONGEST), work);
         self.advance(lane);
     }
 

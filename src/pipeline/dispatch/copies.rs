@@ -1,6 +1,6 @@
 //! Copies of a message share its outcome.
 
-use super::{Dispatcher, LONGEST_WAIT, Mode, Report};
+use super::{Dispatcher, LONGEST, Mode, Report};
 use crate::delivery::Settlement;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::{Verdict, Work};
@@ -26,7 +26,7 @@ impl<R: Runner> Dispatcher<R> {
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
             Verdict::GiveBack { after } => {
                 self.shared.count(Counter::GivenBack, 1);
-                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST_WAIT) }));
+                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
             }
             Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
                 self.shared.count(Counter::GivenBack, 1);
