@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onceward::PipelineConfig;
+use onceward::{Fingerprinting, PipelineConfig};
 use onceward::pipeline::config::{BreakerConfig, OnInProgress, Ordering, Policies};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use onceward::testing::{Faults, Habits};
@@ -163,7 +163,7 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
             on_in_progress: pick(rng, &[OnInProgress::Hold, OnInProgress::Park]),
             ..Policies::default()
         },
-        fingerprint: rng.bool(),
+        fingerprint: if rng.bool() { Fingerprinting::Json } else { Fingerprinting::Off },
         seed: Some(seed),
         ..PipelineConfig::default()
     }
