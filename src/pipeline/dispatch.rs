@@ -1,7 +1,9 @@
 //! Decides which deliveries start, and when: lanes, copies, retries, limits and pauses.
 
+mod copies;
 mod drain;
 mod leaving;
+mod notes;
 mod rounds;
 mod store;
 mod suspects;
@@ -26,7 +28,7 @@ use suspects::Suspects;
 use timers::Timers;
 use window::Window;
 
-use super::breaker::{Breaker, Change, RunEnd, RunId};
+use super::breaker::{Breaker, RunEnd, RunId};
 use super::config::{Mode, OnStoreDown};
 use super::intake::Gate;
 use super::limits::LONGEST;
@@ -34,9 +36,7 @@ use super::runner::Runner;
 use super::shared::Shared;
 use super::work::{Turn, Verdict, Work};
 use crate::consumer::FlowControl;
-use crate::delivery::Settlement;
 use crate::key::{Fingerprint, Key};
-use crate::telemetry::{Counter, HandlerState};
 
 /// What the dispatcher is told.
 pub(crate) enum Event {
@@ -62,6 +62,8 @@ pub(crate) enum Event {
 #[derive(Default)]
 pub(crate) struct Ended {
     pub(crate) count: usize,
+    /// Of these, suspects whose turn it was.
+    pub(crate) suspects: usize,
     /// One of those that succeeded.
     pub(crate) succeeded: Option<RunId>,
     /// Those that failed, each with whether it was the breaker's probe.
@@ -101,6 +103,8 @@ pub(crate) struct Dispatcher<R> {
     /// A round of deliveries that were not answered before is claiming.
     claiming_again: bool,
     running: usize,
+    /// Of these, suspects.
+    running_suspects: usize,
     /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
     /// broker was faster than the report.
     unflushed: isize,
@@ -131,6 +135,7 @@ impl<R: Runner> Dispatcher<R> {
             claiming: 0,
             claiming_again: false,
             running: 0,
+            running_suspects: 0,
             unflushed: 0,
             panicked: false,
             store: StoreWatch::new(),
@@ -307,50 +312,6 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    /// What the outcome of a message means for its copy: a copy of what is done is acked, a copy of what goes back to
-    /// the broker goes back as well and uses up no attempt. What differs (another payload, a later generation) is no
-    /// copy and speaks for itself.
-    fn follow(&mut self, leader: &Report, follower: Work) {
-        let is_copy = follower.fingerprint == leader.fingerprint && follower.generation <= leader.generation;
-        if !is_copy || self.shared.config.mode == Mode::Observe {
-            self.ready.push_back(follower);
-            return;
-        }
-        match leader.verdict {
-            Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
-                self.ack_copy(Counter::Duplicates, follower)
-            }
-            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
-                self.ack_copy(Counter::DuplicatesOfDead, follower);
-            }
-            Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
-            Verdict::GiveBack { after } => {
-                self.shared.count(Counter::GivenBack, 1);
-                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
-            }
-            Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
-                self.shared.count(Counter::GivenBack, 1);
-                self.settle_copy(follower, None);
-            }
-        }
-    }
-
-    fn ack_copy(&mut self, counter: Counter, follower: Work) {
-        self.shared.count(counter, 1);
-        self.settle_copy(follower, Some(Settlement::Ack));
-    }
-
-    #[expect(clippy::boxed_local, reason = "deliveries are boxed everywhere")]
-    fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
-        self.let_go(follower.receipt.tag().epoch, follower.size);
-        let lane = follower.lane;
-        match settlement {
-            Some(settlement) => follower.receipt.settle(settlement),
-            None => drop(follower.receipt),
-        }
-        self.advance(lane);
-    }
-
     fn let_go(&mut self, epoch: u64, size: usize) {
         self.window.let_go(epoch, size);
         self.unflushed += 1;
@@ -362,56 +323,6 @@ impl<R: Runner> Dispatcher<R> {
             work.held_until = None;
             self.enqueue(work);
         }
-    }
-
-    fn note_store(&mut self, asked: Asked) {
-        let shared = Arc::clone(&self.shared);
-        let pause = |base, tries, longest| shared.pause(base, tries, longest);
-        match self.store.note(asked, Instant::now(), pause) {
-            store::Change::None => {}
-            store::Change::CameUp => tracing::info!("the store answers again"),
-            store::Change::WentDown(error) => match self.shared.config.policies.on_store_down {
-                OnStoreDown::Pause => tracing::warn!(
-                    error,
-                    "the store does not answer: no handler starts, nothing is acked, intake pauses"
-                ),
-                OnStoreDown::Process => tracing::warn!(
-                    error,
-                    "the store does not answer: handlers run without claims, duplicates run again"
-                ),
-            },
-            store::Change::Partial(error) => tracing::warn!(
-                error,
-                "the store answers for some keys and not for others: their messages wait, the others go on"
-            ),
-        }
-    }
-
-    fn note_ended(&mut self, ended: Ended) {
-        self.running -= ended.count;
-        let shared = Arc::clone(&self.shared);
-        let now = Instant::now();
-        let open_for = self.breaker.open_for(now);
-        let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, false));
-        for (id, end, is_probe) in ended.failed.into_iter().chain(succeeded) {
-            let pause = |base, tries, longest| shared.pause(base, tries, longest);
-            match self.breaker.note(id, end, is_probe, now, pause) {
-                None => {}
-                Some(Change::Opened) => tracing::warn!(
-                    reason = self.breaker.reason(),
-                    "the handler is taken to be unavailable: intake pauses, and one message at a time tries whether it \
-                     works again"
-                ),
-                Some(Change::Closed) => tracing::info!(?open_for, "the handler works again"),
-            }
-        }
-        let reason = self.breaker.reason();
-        if reason.is_some() || self.handler_is_down {
-            self.handler_is_down = reason.is_some();
-            let state = reason.map_or(HandlerState::Up, HandlerState::Down);
-            self.shared.counters.set_handler_state(state);
-        }
-        self.shared.halt.set_handler_down(self.breaker.is_open());
     }
 
     fn wake_at(&self) -> Option<Instant> {

@@ -11,6 +11,7 @@ mod intake;
 mod key_sources;
 mod letters;
 pub(crate) mod limits;
+mod outcomes;
 mod process;
 mod record;
 mod run;

@@ -6,17 +6,16 @@ use std::time::Duration;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::time::Instant;
 
-use super::breaker::{RunEnd, RunId};
 use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
-use super::dispatch::{Asked, Ended, Event, Report};
+use super::dispatch::{Event, Report};
 use super::limits::LONGEST;
+use super::outcomes::{asked, concerns_the_store, ended};
 use super::record::record_and_settle;
 use super::runner::{self, Runner};
 use super::shared::Shared;
 use super::work::{Finished, Outcome, Plan, Recorded, Start, Turn, Verdict, Work};
 use crate::delivery::Settlement;
-use crate::error::{Error, ErrorKind};
-use crate::handler::Verdict as HandlerVerdict;
+use crate::error::Error;
 use crate::handler::claim::ActiveClaim;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason, RenewRequest, Renewal};
 use crate::telemetry::Counter;
@@ -79,22 +78,6 @@ async fn claim<R: Runner>(shared: &Shared<R>, mut round: Vec<Work>, asks: Asks) 
     starts
 }
 
-/// What a call for these claims says about the store.
-fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
-    let mut asked = Asked { answered: 0, fresh_failures: 0, error: None };
-    let claimed = round.iter().filter(|work| work.key().is_some());
-    for (work, answer) in claimed.zip(answers) {
-        match answer {
-            Err(error) if concerns_the_store(error) => {
-                asked.fresh_failures += usize::from(work.store_tries == 0);
-                asked.error.get_or_insert_with(|| error.to_string());
-            }
-            _ => asked.answered += 1,
-        }
-    }
-    asked
-}
-
 /// What becomes of a delivery without a claim.
 fn unclaimed<R: Runner>(shared: &Shared<R>, work: Work) -> Start {
     match work.plan.clone() {
@@ -102,33 +85,6 @@ fn unclaimed<R: Runner>(shared: &Shared<R>, work: Work) -> Start {
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
         Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
     }
-}
-
-/// Turns runs that found the handler unavailable into claims to be given back, and says what the breaker is to know.
-fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
-    let mut ended = Ended { count: finished.len(), ..Ended::default() };
-    for Finished { work, outcome, .. } in finished {
-        let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
-        match outcome {
-            Outcome::Succeeded(_) | Outcome::Committed => ended.succeeded = Some(id()),
-            Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
-                shared.count(Counter::Unavailable, 1);
-                if error.is_outcome_unknown() {
-                    shared.count(Counter::SuspectedDoubleEffects, 1);
-                }
-                let reason = error.text().to_owned();
-                tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
-                ended.failed.push((id(), RunEnd::Unavailable(reason), work.probe));
-                *outcome = Outcome::Unstarted;
-            }
-            Outcome::Failed(error) => {
-                ended.failed.push((id(), RunEnd::Failed(error.text().to_owned()), work.probe));
-            }
-            _ if work.probe => ended.failed.push((id(), RunEnd::Nothing, true)),
-            _ => {}
-        }
-    }
-    ended
 }
 
 fn requests<R>(shared: &Shared<R>, round: &mut [Work]) -> Vec<ClaimRequest> {
@@ -178,11 +134,6 @@ fn answered<R: Runner>(
     work.store_tries = 0;
     tracing::error!(%error, key = ?work.key(), "a key cannot be claimed; its message is held");
     known(work, Outcome::Decided(Verdict::Again { after: shared.config.retry.backoff.max }))
-}
-
-/// A damaged record concerns its key alone; whatever else goes wrong concerns all keys.
-fn concerns_the_store(error: &Error) -> bool {
-    error.kind() != ErrorKind::Corrupt
 }
 
 fn granted<R: Runner>(

@@ -148,6 +148,8 @@ struct State {
     next: HashMap<Operation, VecDeque<Fault>>,
     calls: HashMap<Operation, u64>,
     corrupt: BTreeSet<Key>,
+    cut_off: Option<fn(&Key) -> bool>,
+    met_own_call: bool,
     stuck: BTreeSet<u64>,
     refused: HashMap<Operation, ErrorKind>,
     record: Option<Vec<Call>>,
@@ -163,6 +165,8 @@ impl FaultPlan {
                 next: HashMap::new(),
                 calls: HashMap::new(),
                 corrupt: BTreeSet::new(),
+                cut_off: None,
+                met_own_call: false,
                 stuck: BTreeSet::new(),
                 refused: HashMap::new(),
                 record: None,
@@ -228,6 +232,22 @@ impl FaultPlan {
         self.state().corrupt.remove(key);
     }
 
+    /// Answers items of these keys with an error of the kind `Unavailable` from now on, as if a node of a cluster were out
+    /// of reach, and applies nothing to them. `None` ends it.
+    pub fn cut_off(&self, keys: Option<fn(&Key) -> bool>) {
+        self.state().cut_off = keys;
+    }
+
+    /// Applies the next claim call that nothing else is planned for, and answers its claims as in progress: it met its own
+    /// first call, which was still under way.
+    pub fn meets_its_own_call(&self) {
+        self.state().met_own_call = true;
+    }
+
+    pub(super) fn take_own_call(&self) -> bool {
+        std::mem::take(&mut self.state().met_own_call)
+    }
+
     /// Refuses, each time, to settle the delivery with this number in its tag.
     pub fn fail_item(&self, number: u64) {
         self.state().stuck.insert(number);
@@ -257,9 +277,13 @@ impl FaultPlan {
         self.state().record.clone().unwrap_or_default()
     }
 
-    pub(super) fn is_corrupt(&self, key: &Key) -> bool {
+    /// Why items of this key fail, if they do.
+    pub(super) fn fails_key(&self, key: &Key) -> Option<ErrorKind> {
         let state = self.state();
-        !state.corrupt.is_empty() && state.corrupt.contains(key)
+        if state.cut_off.is_some_and(|cut_off| cut_off(key)) {
+            return Some(ErrorKind::Unavailable);
+        }
+        (!state.corrupt.is_empty() && state.corrupt.contains(key)).then_some(ErrorKind::Corrupt)
     }
 
     /// What is to go wrong with this call: the fault, and how late application and answer are.

@@ -76,23 +76,23 @@ fn printed<T: Debug>(answers: &Vec<Result<T, Error>>) -> Vec<String> {
     answers.iter().map(|answer| format!("{answer:?}")).collect()
 }
 
-/// A batch without the items of corrupt keys, which are answered apart.
+/// A batch without the items of keys that fail, which are answered apart.
 struct Sound<I> {
     items: Vec<I>,
     keys: Vec<Key>,
-    corrupt: Vec<bool>,
+    failing: Vec<Option<ErrorKind>>,
 }
 
 impl<S: Store> FaultyStore<S> {
     fn sound<I: Clone>(&self, batch: &[I], key: impl Fn(&I) -> Key) -> Sound<I> {
-        let corrupt: Vec<bool> = batch.iter().map(|item| self.plan.is_corrupt(&key(item))).collect();
+        let failing: Vec<_> = batch.iter().map(|item| self.plan.fails_key(&key(item))).collect();
         let items: Vec<I> = batch
             .iter()
-            .zip(&corrupt)
-            .filter(|(_, corrupt)| !**corrupt)
+            .zip(&failing)
+            .filter(|(_, failing)| failing.is_none())
             .map(|(item, _)| item.clone())
             .collect();
-        Sound { keys: items.iter().map(key).collect(), items, corrupt }
+        Sound { keys: items.iter().map(key).collect(), items, failing }
     }
 
     async fn batch<I, T: Debug>(
@@ -106,11 +106,14 @@ impl<S: Store> FaultyStore<S> {
             Ok(answers) => answers.into_iter(),
             Err(error) => sound.keys.iter().map(|_| Err(error.replicate())).collect::<Vec<_>>().into_iter(),
         };
-        let damaged = || Error::new(ErrorKind::Corrupt, "read the record of a key", "a seeded fault");
+        let fails = |kind| Error::new(kind, "reach the record of a key", "a seeded fault");
         sound
-            .corrupt
+            .failing
             .iter()
-            .filter_map(|corrupt| if *corrupt { Some(Err(damaged())) } else { answers.next() })
+            .filter_map(|failing| match failing {
+                Some(kind) => Some(Err(fails(*kind))),
+                None => answers.next(),
+            })
             .collect()
     }
 
@@ -140,7 +143,16 @@ impl<S: Store> Store for FaultyStore<S> {
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
         let sound = self.sound(batch, |item| item.key);
-        self.batch(Operation::Claim, &sound, self.inner.claim(scope, terms, &sound.items)).await
+        let mut answers =
+            self.batch(Operation::Claim, &sound, self.inner.claim(scope, terms, &sound.items)).await;
+        if answers.iter().all(Result::is_ok) && self.plan.take_own_call() {
+            for answer in &mut answers {
+                if matches!(answer, Ok(Claim::Claimed(_))) {
+                    *answer = Ok(Claim::InProgress { retry_in: terms.lease });
+                }
+            }
+        }
+        answers
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {

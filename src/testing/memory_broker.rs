@@ -1,66 +1,23 @@
 //! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
 
 mod flow;
+mod habits;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+pub use self::habits::Habits;
 use self::window::{Unsettled, Window};
 
 use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageBuilder, Position};
-
-/// How the broker behaves. Chances are per delivery or per settlement, from 0 to 1.
-#[derive(Clone, Debug)]
-pub struct Habits {
-    /// The source ends when everything is delivered.
-    pub finite: bool,
-    /// The broker can wait before it delivers again.
-    pub delayed_retry: bool,
-    /// Partitions, at least 1. With more than one, each consumer's deliveries of a partition have an epoch of their own,
-    /// partitions can be paused, and they can leave: see [`MemoryBroker::leave`].
-    pub partitions: u32,
-    /// Unsettled deliveries come back after this long, unless they are extended.
-    pub visibility: Option<Duration>,
-    /// Deliveries in one batch.
-    pub batch: usize,
-    /// The chance that a delivery is made twice.
-    pub duplicate: f64,
-    /// The chance that a settlement is applied but reported as failed.
-    pub settle_reply_lost: f64,
-    /// The chance that a settlement fails and is not applied.
-    pub settle_fails: f64,
-    /// The chance, at each receive, that the consumer's connection breaks: what it has not settled comes again, and old
-    /// tags are void.
-    pub disconnect: f64,
-    /// Decides all chances.
-    pub seed: u64,
-}
-
-impl Default for Habits {
-    fn default() -> Self {
-        Self {
-            finite: false,
-            delayed_retry: false,
-            partitions: 1,
-            visibility: None,
-            batch: 256,
-            duplicate: 0.0,
-            settle_reply_lost: 0.0,
-            settle_fails: 0.0,
-            disconnect: 0.0,
-            seed: 0,
-        }
-    }
-}
 
 /// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
 ///

@@ -27,12 +27,14 @@ pub(crate) enum Bug {
     LosesRenewals,
     /// The store keeps the effects of failed runs in transactions that others share.
     UndoesNothing,
+    /// A handler that finds what it needs unavailable says that the message is to blame.
+    BlamesMessages,
     /// The dead-letter destination confirms what it does not keep.
     ConfirmsWithoutKeeping,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::ClaimsTwice,
         Self::AcksOnReceive,
         Self::ForgetsTheFence,
@@ -40,6 +42,7 @@ impl Bug {
         Self::LosesCompletions,
         Self::LosesRenewals,
         Self::UndoesNothing,
+        Self::BlamesMessages,
         Self::ConfirmsWithoutKeeping,
     ];
 }

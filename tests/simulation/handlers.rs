@@ -7,6 +7,7 @@ use std::time::Duration;
 use onceward::testing::{MemoryTransaction, Process};
 use onceward::{Handled, HandlerError, Message};
 
+use crate::bugs::Bug;
 use crate::plan::Behaviour;
 use crate::witness::Witness;
 
@@ -17,6 +18,7 @@ pub(crate) struct Script {
     pub(crate) process: Process,
     pub(crate) witness: Witness,
     pub(crate) behaviours: Arc<BTreeMap<String, Behaviour>>,
+    pub(crate) bug: Option<Bug>,
 }
 
 /// Tells the witness how a run ended, also if it is dropped.
@@ -81,7 +83,13 @@ impl Script {
                 std::panic::resume_unwind(Box::new("a planned panic"));
             }
             Behaviour::Hangs(times) if so_often(times) => std::future::pending().await,
-            Behaviour::Fails(_) | Behaviour::Panics(_) | Behaviour::Hangs(_) => Ok(()),
+            Behaviour::Unavailable(times) if so_often(times) => match self.bug {
+                Some(Bug::BlamesMessages) => Err(HandlerError::retry("connection refused")),
+                _ => Err(HandlerError::unavailable("connection refused")),
+            },
+            Behaviour::Fails(_) | Behaviour::Panics(_) | Behaviour::Hangs(_) | Behaviour::Unavailable(_) => {
+                Ok(())
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onceward::pipeline::config::{OnInProgress, Ordering, Policies};
+use onceward::pipeline::config::{BreakerConfig, OnInProgress, Ordering, Policies};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use onceward::testing::{Faults, Habits};
 use onceward::{Fingerprinting, PipelineConfig};
@@ -28,6 +28,8 @@ pub(crate) enum Behaviour {
     Panics(u32),
     /// Hangs so many times, until it is dropped.
     Hangs(u32),
+    /// Finds what it needs unavailable so many times.
+    Unavailable(u32),
 }
 
 /// A message to publish; copies share their id.
@@ -51,6 +53,8 @@ pub(crate) enum Trouble {
     Outage { lasts: Duration },
     /// All connections to the broker break.
     Disconnect,
+    /// The store refuses every call for a part of the keys.
+    NodeDown { lasts: Duration },
     /// The dead-letter destination refuses every publish.
     LettersDown { lasts: Duration },
 }
@@ -118,6 +122,11 @@ impl Plan {
         }
     }
 
+    /// True if nothing befalls the system: no death, no outage, no fault of the store.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.troubles.is_empty() && self.store_faults.refused == 0.0 && self.store_faults.reply_lost == 0.0
+    }
+
     /// True if first effects must come in the order of publication within an order key.
     pub(crate) fn keeps_order(&self) -> bool {
         let one_life = |(_, trouble): &(Duration, Trouble)| {
@@ -137,6 +146,9 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
         concurrency,
         max_batch: pick(rng, &[1, 3, 8, 64]),
         max_in_flight: concurrency * pick(rng, &[1, 3, 20]),
+        max_waiting: pick(rng, &[None, None, Some(3)]),
+        max_waiting_per_partition: pick(rng, &[None, Some(1)]),
+        breaker: BreakerConfig { enabled: rng.f64() < 0.9, failing_keys: pick(rng, &[0, 3, 20]) },
         ordering: pick(rng, &[Ordering::None, Ordering::None, Ordering::BrokerKey, Ordering::Partition]),
         handler_timeout: lease * pick(rng, &[1, 2, 4]),
         cancel_grace: lease / pick(rng, &[2, 8]),
@@ -163,6 +175,7 @@ fn habits(rng: &mut Rng, seed: u64) -> Habits {
         (sometimes(0.3), sometimes(0.2), sometimes(0.2), sometimes(0.05));
     Habits {
         delayed_retry: rng.f64() < 0.3,
+        partitions: pick(rng, &[1, 1, 3]),
         visibility: (rng.f64() < 0.25).then(|| pick(rng, &[1_500, 3_000]) * MS),
         batch: pick(rng, &[1, 4, 32]),
         duplicate,
@@ -206,8 +219,9 @@ fn behaviour(rng: &mut Rng, config: &PipelineConfig) -> Behaviour {
         45..65 => Behaviour::Slow(up_to(rng, longer_than_the_lease)),
         65..75 => Behaviour::Obedient(up_to(rng, longer_than_the_lease)),
         75..87 => Behaviour::Fails(rng.u32(1..6)),
-        87..90 => Behaviour::Permanent,
-        90..95 => Behaviour::Panics(rng.u32(1..4)),
+        87..89 => Behaviour::Permanent,
+        89..93 => Behaviour::Unavailable(rng.u32(1..8)),
+        93..96 => Behaviour::Panics(rng.u32(1..4)),
         _ => Behaviour::Hangs(rng.u32(1..4)),
     }
 }
@@ -221,7 +235,8 @@ fn troubles(rng: &mut Rng, workers: usize, lease: Duration, until: Duration) -> 
             0..30 => Trouble::Death { worker, replaced_after: up_to(rng, lease * 2) },
             30..50 => Trouble::Pause { worker, lasts: up_to(rng, lease * 4) },
             50..60 => Trouble::Restart { worker },
-            60..80 => Trouble::Outage { lasts: up_to(rng, lease * 4) },
+            60..72 => Trouble::NodeDown { lasts: up_to(rng, lease * 4) },
+            72..80 => Trouble::Outage { lasts: up_to(rng, lease * 4) },
             80..92 => Trouble::Disconnect,
             _ => Trouble::LettersDown { lasts: up_to(rng, lease * 4) },
         };

@@ -12,9 +12,10 @@ use onceward::store::{
 };
 use onceward::testing::{MemoryBroker, MemoryConsumer, MemoryInbox, MemoryPublisher, MemoryTransaction};
 use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, Key, Scope, SettleQueue, Settled, Settlement, Store, Tag,
-    TransactionalStore,
+    Acker, Capabilities, Consumer, Delivery, Error, FlowControl, Key, Notice, Scope, SettleQueue, Settled,
+    Settlement, Store, Tag, TransactionalStore,
 };
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::bugs::{Bug, Planted};
 use crate::witness::Witness;
@@ -245,6 +246,14 @@ impl Consumer for WatchedConsumer {
 
     async fn is_idle(&mut self) -> Option<bool> {
         self.inner.is_idle().await
+    }
+
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        self.inner.flow()
+    }
+
+    fn notices(&mut self) -> Option<UnboundedReceiver<Notice>> {
+        self.inner.notices()
     }
 
     async fn close(&mut self) -> Result<(), Error> {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bugs::{Bug, Planted, PlantedPublisher};
 use crate::handlers::{Script, plain, transactional};
-use crate::plan::{Plan, Trouble};
+use crate::plan::{Behaviour, Plan, Trouble};
 use crate::watched::{Books, WatchedConsumer, WatchedStore};
 use crate::witness::{Outcome, Witness};
 
@@ -120,9 +120,10 @@ impl World {
             note(*at, Step::Begins(*trouble));
             let lasts = match trouble {
                 Trouble::Death { replaced_after, .. } => *replaced_after,
-                Trouble::Pause { lasts, .. } | Trouble::Outage { lasts } | Trouble::LettersDown { lasts } => {
-                    *lasts
-                }
+                Trouble::Pause { lasts, .. }
+                | Trouble::Outage { lasts }
+                | Trouble::NodeDown { lasts }
+                | Trouble::LettersDown { lasts } => *lasts,
                 Trouble::Restart { .. } | Trouble::Disconnect => continue,
             };
             note(*at + lasts, Step::Ends(*trouble));
@@ -191,6 +192,7 @@ impl World {
             process: process.clone(),
             witness: self.witness.clone(),
             behaviours: Arc::new(self.plan.behaviours.clone()),
+            bug: self.bug,
         };
         let seed = self.plan.config.seed.map(|seed| seed.wrapping_mul(1000).wrapping_add(number));
         let publisher = PlantedPublisher { inner: letters.clone(), bug: self.bug };
@@ -230,6 +232,12 @@ impl World {
                             self.witness.befalls(worker.number, lasts);
                         }
                     }
+                    Trouble::NodeDown { lasts } => {
+                        for worker in self.workers.iter().flatten() {
+                            worker.store.cut_off(Some(|key| key.as_bytes()[0].is_multiple_of(3)));
+                            self.witness.befalls(worker.number, lasts);
+                        }
+                    }
                     Trouble::Disconnect => self.broker.disconnect(),
                     Trouble::LettersDown { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.letters.go_down());
@@ -250,6 +258,9 @@ impl World {
                     Trouble::Outage { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.store.come_up());
                     }
+                    Trouble::NodeDown { .. } => {
+                        self.workers.iter().flatten().for_each(|worker| worker.store.cut_off(None));
+                    }
                     Trouble::LettersDown { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.letters.come_up());
                     }
@@ -262,17 +273,21 @@ impl World {
     fn publish(&self, index: usize) {
         let planned = &self.plan.messages[index];
         let key = Self::key_of(&self.keys, &planned.id);
+        // Copies, and the messages of an order key, are in one partition.
+        let placed_by = planned.order_key.as_deref().unwrap_or(&planned.id);
+        let sum: u32 = placed_by.bytes().map(u32::from).sum();
+        let partition = sum % self.plan.habits.partitions;
         let produced = Produced {
             key: planned.id.clone(),
             order_key: match self.plan.config.ordering {
-                onceward::pipeline::config::Ordering::Partition => Some(String::new()),
+                onceward::pipeline::config::Ordering::Partition => Some(partition.to_string()),
                 _ => planned.order_key.clone(),
             },
             confirmed: true,
         };
         self.witness.produced(key, produced);
         self.witness.trace(0, "published", &planned.id);
-        self.broker.publish(Self::message(&planned.id, planned.order_key.as_deref()));
+        self.broker.publish_to(partition, Self::message(&planned.id, planned.order_key.as_deref()));
     }
 
     /// No further step of the worker is seen outside. What is left of it inside comes to its own end, which is checked.
@@ -311,6 +326,7 @@ impl World {
         for worker in self.workers.iter().flatten() {
             worker.process.resume();
             worker.store.come_up();
+            worker.store.cut_off(None);
             worker.store.set(Faults::NONE);
             worker.letters.come_up();
             worker.letters.set(Faults::NONE);
@@ -366,6 +382,14 @@ impl World {
             };
             if is_left {
                 self.witness.violated(format!("I8: a key is left {:?}", record.state));
+            }
+        }
+        // Without a death or a lapse, only a verdict about a message ends it in the dead letters.
+        if self.plan.is_calm() {
+            for id in &letters {
+                if matches!(self.plan.behaviours.get(id), Some(Behaviour::Unavailable(_))) {
+                    self.witness.violated(format!("{id} is blamed for a handler that was unavailable"));
+                }
             }
         }
         let mut duplicates = 0;

@@ -24,12 +24,25 @@ pub struct PipelineConfig {
     /// What keeps messages in one lane; required with `ordering = "key"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order_by: Option<OrderBy>,
-    /// How many messages may be held at a time, running or waiting, from 1 to 1048576; at least `concurrency`.
+    /// How many messages that can run may be held at a time, from 1 to 1048576; at least `concurrency`.
     pub max_in_flight: u32,
+    /// How many more may be held that wait: for a retry, behind another of their order key, for a claim of another process.
+    /// From 1 to 16777216. When left out: four times `max_in_flight`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting: Option<u32>,
+    /// How many messages of one Kafka partition may wait before the partition is paused, from 1 to 16777216. When left out:
+    /// half of `max_in_flight`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting_per_partition: Option<u32>,
     /// How many bytes of messages may be held at a time.
     pub max_in_flight_bytes: ByteCount,
     /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
+    /// Whether intake pauses while the handler is unavailable, and one message at a time tries whether it works again.
+    pub breaker: bool,
+    /// So many different messages that fail in a row, with no success in between, count as a fault of the handler, from 0
+    /// to 10000. 0: only a handler that says it is unavailable does.
+    pub breaker_keys: u32,
     /// How long a shutdown waits for running handlers, up to 1h. What still runs then is cut and comes again.
     pub drain_timeout: HumanDuration,
     /// How long a handler that is cancelled (its `timeout` or the drain deadline has passed) may take to end, up to 1h. A
@@ -44,8 +57,12 @@ impl Default for PipelineConfig {
             ordering: None,
             order_by: None,
             max_in_flight: 1024,
+            max_waiting: None,
+            max_waiting_per_partition: None,
             max_in_flight_bytes: ByteCount::mib(256),
             max_batch: 256,
+            breaker: true,
+            breaker_keys: 20,
             drain_timeout: HumanDuration::from_secs(25),
             cancel_grace: HumanDuration::from_secs(4),
         }
@@ -82,9 +99,9 @@ pub struct RetryConfig {
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
-            max_attempts: 5,
-            initial: HumanDuration::from_millis(200),
-            max: HumanDuration::from_secs(30),
+            max_attempts: 10,
+            initial: HumanDuration::from_secs(1),
+            max: HumanDuration::from_secs(300),
             jitter: Jitter::Full,
         }
     }

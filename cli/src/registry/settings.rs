@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward::pipeline::config::{self as core, Policies};
+use onceward::pipeline::config::{self as core, BreakerConfig, Policies};
 use onceward::retry::{Backoff, RetryPolicy};
 use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
 
@@ -50,6 +50,9 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
             _ => 1,
         },
         max_in_flight: pipeline.max_in_flight as usize,
+        max_waiting: pipeline.max_waiting.map(|messages| messages as usize),
+        max_waiting_per_partition: pipeline.max_waiting_per_partition.map(|messages| messages as usize),
+        breaker: BreakerConfig { enabled: pipeline.breaker, failing_keys: pipeline.breaker_keys },
         max_in_flight_bytes: usize::try_from(pipeline.max_in_flight_bytes.get()).unwrap_or(usize::MAX),
         ordering: ordering(config),
         handler_timeout: handler_timeout(config),
@@ -167,7 +170,9 @@ mod tests {
     fn every_limit_reaches_the_pipeline() {
         let config = parse(
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
-             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_in_flight_bytes = '1GiB'\ndrain_timeout = '8s'\ncancel_grace = '9s'\n\
+             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_waiting = 80\n\
+             max_waiting_per_partition = 9\nbreaker = false\nbreaker_keys = 7\nmax_in_flight_bytes = '1GiB'\n\
+             drain_timeout = '8s'\ncancel_grace = '9s'\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
              jitter = 'decorrelated'\n",
         );
@@ -179,6 +184,8 @@ mod tests {
         assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
+        assert_eq!((settings.max_waiting, settings.max_waiting_per_partition), (Some(80), Some(9)));
+        assert_eq!(settings.breaker, BreakerConfig { enabled: false, failing_keys: 7 });
         assert_eq!(settings.ordering, core::Ordering::By(KeySource::JsonPointer("/c".into())));
         let backoff = Backoff {
             initial: Duration::from_millis(12),

@@ -143,7 +143,7 @@ fn the_effective_configuration_shows_no_secret_and_reads_again() {
     std::fs::write(&file, CONFIG).unwrap();
     let shown = stdout(&onceward(&["config", "show", path(&file)]));
     assert!(!shown.contains(PASSWORD), "{shown}");
-    assert!(shown.contains("https://***:***@127.0.0.1/") && shown.contains("max_attempts = 5"), "{shown}");
+    assert!(shown.contains("https://***:***@127.0.0.1/") && shown.contains("max_attempts = 10"), "{shown}");
 
     let again = folder.path().join("again.toml");
     std::fs::write(&again, &shown).unwrap();

@@ -58,7 +58,11 @@ impl<R: Runner> Dispatcher<R> {
             round.iter_mut().for_each(|work| self.window.wake(work));
             return self.start(round, Asks::Store);
         }
-        if self.ready.is_empty() {
+        // Others leave a slot to the suspects that wait for their turn.
+        let others = self.running - self.running_suspects;
+        let kept_free = usize::from(self.suspects.waiting() > 0 && concurrency > 1);
+        let limit = limit.min((concurrency - kept_free).saturating_sub(others));
+        if self.ready.is_empty() || limit == 0 {
             return false;
         }
         let round = self.next_round(limit, Self::next_ready);
@@ -136,6 +140,7 @@ impl<R: Runner> Dispatcher<R> {
             self.breaker.probe_started();
         }
         self.running += round.len();
+        self.running_suspects += round.iter().filter(|work| work.turn.is_some()).count();
         self.claiming += 1;
         self.claiming_again |= asks == Asks::Again;
         self.rounds.spawn(process(Arc::clone(&self.shared), round, asks));

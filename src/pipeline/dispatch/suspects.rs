@@ -41,6 +41,10 @@ impl Suspects {
         }
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.count
+    }
+
     /// True if [`next`](Self::next) has something to give.
     pub(super) fn may_start(&self, concurrency: usize) -> bool {
         self.count > 0 && self.room(concurrency) > 0

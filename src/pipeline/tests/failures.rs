@@ -323,3 +323,15 @@ async fn a_finite_source_ends_though_a_policy_keeps_a_message_in_it_and_the_othe
     assert_eq!((summary.handled(), summary.parked(), summary.given_back()), (1, 1, 1));
     assert_eq!((world.broker.acked(), world.broker.depth()), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_without_end_is_shortened_to_what_a_clock_can_add() {
+    let world = World::with(Habits { delayed_retry: true, ..Habits::default() });
+    world.publish_all(["a", "b"]);
+    let worker = world.worker().start(|message| async move {
+        if id_of(&message) == "a" { Err(HandlerError::retry_after(Duration::MAX, "never")) } else { Ok(()) }
+    });
+    eventually("both are settled", || world.broker.unsettled() == 0 && world.broker.acked() == 1).await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.given_back()), (1, 1));
+}

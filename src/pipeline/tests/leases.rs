@@ -364,3 +364,43 @@ async fn renewals_that_hang_delay_no_others() {
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.counters().get(Counter::LeasesLost)), (64, 0));
 }
+
+/// An earlier call of the claim is still under way when its repeat is answered: the repeat meets its own first call.
+#[tokio::test(start_paused = true)]
+async fn c8_a_claim_that_met_its_own_first_call_recognises_itself_later() {
+    let world = World::new();
+    world.publish("a");
+    let worker = world.worker();
+    worker.store.meets_its_own_call();
+    let worker = worker.start_ok();
+    world.empty().await;
+    let run = &world.runs()[0];
+    assert!(world.since_start(run.started) < LEASE, "it did not wait for its own lease");
+    assert_eq!(world.record("a").await.unwrap().lost, 0);
+    let _ = worker.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_leases_of_others_and_take_overs_are_logged_without_haste() {
+    let everything = super::secrets::Everything::default();
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let guard = tracing::subscriber::set_default(everything.clone());
+    let world = World::new();
+    for id in ["a", "b", "c"] {
+        let _ = world.claim_elsewhere(id, 60 * SECOND).await;
+    }
+    world.publish_all(["a", "b", "c", "d"]);
+    let worker = world.worker().start(|message| async move {
+        if message.attempt() == 1 { Err(HandlerError::retry("not yet")) } else { Ok(()) }
+    });
+    world.empty().await;
+    tokio::time::sleep(60 * SECOND).await;
+    drop(guard);
+    let text = everything.0.lock().unwrap().clone();
+    let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    let held = lines("3 keys are held by claims of other processes; the longest lease ends in at most");
+    assert!((5..=7).contains(&held), "{held} lines in 60 s:\n{text}");
+    assert_eq!(lines("is taken over: if its handler had started"), 3, "once per key:\n{text}");
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.counters().get(Counter::Takeovers)), (4, 3));
+}

@@ -11,6 +11,7 @@ mod leases;
 mod limits;
 mod order;
 mod outages;
+mod partial_outages;
 mod policies;
 mod refusals;
 mod secrets;

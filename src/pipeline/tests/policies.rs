@@ -143,3 +143,62 @@ async fn the_ttl_counts_from_completion_and_then_the_key_runs_again() {
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.duplicates(), world.runs().len()), (2, 1, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn observing_runs_a_message_without_a_key_whatever_the_policy_says() {
+    for policy in [OnMissingKey::DeadLetter, OnMissingKey::Reject, OnMissingKey::Hash, OnMissingKey::Process]
+    {
+        let world = World::new();
+        world.broker.publish(without_key("one"));
+        world.broker.publish(without_key("one"));
+        world.broker.publish(Message::builder("partly").header("id", ""));
+        world.publish("a");
+        let worker = world
+            .worker()
+            .config(|config| {
+                config.mode = crate::pipeline::config::Mode::Observe;
+                config.policies.on_missing_key = policy;
+            })
+            .start_ok();
+        world.empty().await;
+        let summary = worker.end().await;
+        assert_eq!((summary.handled(), summary.dead_lettered(), world.broker.rejected()), (4, 0, 0));
+        assert_eq!(summary.counters().get(Counter::MissingKeys), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_set_by_itself_holds_wherever_the_whole_configuration_is_given() {
+    let world = World::new();
+    world.publish_all(["a", "a"]);
+    let builder = || {
+        Pipeline::builder(world.scope.clone(), world.broker.consumer(), Arc::new(world.store.clone()))
+            .keys([KeySource::Header("id".into())])
+    };
+    let ok = || handler_fn((), |(): (), _: Message| async { Handled::Ok(()) });
+    // Without park_exhausted this is refused: there are no dead letters.
+    let before = builder().park_exhausted().ttl(5 * SECOND).config(config()).handler(ok());
+    let after = builder().config(config()).park_exhausted().ttl(5 * SECOND).handler(ok());
+    assert!(before.is_ok() && after.is_ok());
+    let lease = config().lease;
+    let refused = builder().park_exhausted().ttl(lease / 2).config(config()).handler(ok()).map(|_| ());
+    assert!(refused.unwrap_err().to_string().contains("ttl is 1s"));
+    let refused = builder().park_exhausted().concurrency(0).config(config()).handler(ok()).map(|_| ());
+    assert!(refused.unwrap_err().to_string().contains("concurrency is 0"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_sources_that_give_all_messages_one_key_or_none_are_refused() {
+    let world = World::new();
+    let nested = KeySource::Composite(vec![KeySource::Header("id".into()), KeySource::Composite(vec![])]);
+    for sources in [vec![], vec![KeySource::Composite(vec![])], vec![KeySource::MessageId, nested]] {
+        let refused =
+            Pipeline::builder(world.scope.clone(), world.broker.consumer(), Arc::new(world.store.clone()))
+                .keys(sources.clone())
+                .park_exhausted()
+                .handler(handler_fn((), |(): (), _: Message| async { Handled::Ok(()) }))
+                .map(|_| ());
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("key source"), "{sources:?}: {text}");
+    }
+}

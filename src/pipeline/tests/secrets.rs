@@ -12,7 +12,7 @@ const CANARY: &str = "s3cr3t-canary";
 
 /// Writes every event of every level into one text.
 #[derive(Clone, Default)]
-struct Everything(Arc<Mutex<String>>);
+pub(super) struct Everything(pub(super) Arc<Mutex<String>>);
 
 struct Fields<'t>(&'t mut String);
 

@@ -179,3 +179,20 @@ fn a_handler_without_a_transaction_shares_none() {
     let error = builder.handler(handler_fn((), async |(), _| Ok::<_, HandlerError>(()))).unwrap_err();
     assert!(error.to_string().contains("transaction_batch is 2"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_share_a_transaction_and_find_the_handler_unavailable_use_no_attempt() {
+    for size in [1, 8] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let ids = ["away-1", "away-2", "away-3", "ok-1"];
+        inbox.world.publish_all(ids);
+        let worker = inbox.start_with(&runs, |config| config.transaction_batch = size);
+        inbox.world.empty().await;
+        assert_eq!(sorted(inbox.inbox.effects()), ids, "in transactions of {size}");
+        assert!(attempts(&runs).iter().all(|attempt| *attempt == 1));
+        assert_eq!(runs_of(&runs, "away-1"), 6);
+        let summary = worker.end().await;
+        let count = |counter| summary.counters().get(counter);
+        assert_eq!((summary.handled(), count(Counter::RunsFailed), count(Counter::Unavailable)), (4, 0, 15));
+    }
+}

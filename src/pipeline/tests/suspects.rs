@@ -180,3 +180,95 @@ async fn an_outage_between_the_mark_and_the_run_uses_up_no_attempt_however_often
     assert_eq!((summary.handled(), summary.dead_lettered()), (1, 0));
     assert_eq!(world.runs()[0].attempt, 1);
 }
+
+/// A worker that runs the suspects `ids` and 640 others, each for a second; how long the others took, and all together.
+async fn beside_suspects(suspects: usize, others: usize, concurrency: usize) -> (Duration, Duration, World) {
+    let world = World::with(Habits { batch: 500, ..Habits::default() });
+    let ids: Vec<String> = (0..suspects).map(|number| format!("s{number}")).collect();
+    for id in &ids {
+        let _ = world.claim_elsewhere(id, LEASE).await;
+    }
+    tokio::time::sleep(LEASE).await;
+    world.publish_all(ids.iter().map(String::as_str));
+    (0..others).for_each(|number| world.publish(&format!("o{number}")));
+    let worker = world
+        .worker()
+        .config(|config| {
+            config.concurrency = concurrency;
+            config.max_in_flight = 4_096;
+        })
+        .start(|_| async {
+            tokio::time::sleep(SECOND).await;
+            Ok(())
+        });
+    let began = Instant::now();
+    let done = || world.runs().iter().filter(|run| run.id.starts_with('o') && run.ended.is_some()).count();
+    eventually("the others are done", || done() == others).await;
+    let others_took = began.elapsed();
+    world.empty().await;
+    let took = began.elapsed();
+    let summary = worker.end().await;
+    assert_eq!(world.runs().len(), suspects + others, "each ran once");
+    assert_eq!(summary.counters().get(Counter::Takeovers), suspects as u64);
+    (others_took, took, world)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_with_a_thousand_claims_costs_no_more_than_twice_their_normal_time() {
+    let (_, took, _) = beside_suspects(1_000, 0, 1_000).await;
+    assert!(took <= 2 * SECOND, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspects_wait_outside_the_slots_and_others_go_on_at_full_speed() {
+    // 64 slots: eleven seconds for all of them, ten for the others alone.
+    let (others, took, _) = beside_suspects(64, 640, 64).await;
+    assert!(others <= 12 * SECOND && took <= 13 * SECOND, "{others:?}, {took:?} in all");
+    // Few suspects run one after the other, in one slot.
+    let (others, took, _) = beside_suspects(12, 640, 64).await;
+    assert!(others <= 12 * SECOND && took <= 14 * SECOND, "{others:?}, {took:?} in all");
+}
+
+/// However many were in flight with it, a killer is found, and no neighbour is charged.
+#[tokio::test(start_paused = true)]
+async fn a_process_killer_among_a_hundred_is_found_and_its_neighbours_are_blameless() {
+    let world = World::new();
+    let ids: Vec<String> = (0..100).map(|number| format!("n{number}")).collect();
+    world.publish_all(ids[..50].iter().map(String::as_str));
+    world.publish("killer");
+    world.publish_all(ids[50..].iter().map(String::as_str));
+    let mut deaths = 0;
+    let about_to_die = Arc::new(tokio::sync::Notify::new());
+    while world.broker.depth() > 0 {
+        let dying = Arc::clone(&about_to_die);
+        let worker = world.worker().config(|config| config.concurrency = 128).start(move |message| {
+            let dying = Arc::clone(&dying);
+            async move {
+                if id_of(&message) == "killer" {
+                    dying.notify_one();
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(100 * MS).await;
+                Ok(())
+            }
+        });
+        tokio::select! {
+            () = world.empty() => {
+                let _ = worker.end().await;
+            }
+            () = about_to_die.notified() => {
+                worker.die();
+                deaths += 1;
+            }
+        }
+        assert!(deaths < 20, "the killer is never found");
+    }
+    // Once unsuspected, a few times among ever fewer, then three counted attempts.
+    assert!(deaths <= 10, "{deaths} deaths");
+    let letters = world.letters.sent();
+    assert_eq!((letters.len(), &letters[0].payload[..]), (1, &b"killer"[..]));
+    for id in &ids {
+        let last = world.runs_of(id).pop().unwrap();
+        assert_eq!((last.attempt, last.ended.is_some()), (1, true), "{id}");
+    }
+}

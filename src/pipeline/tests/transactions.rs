@@ -38,6 +38,9 @@ async fn by_id(
         "conflicts" if runs.lock().unwrap().iter().filter(|(run, _)| *run == id).count() == 1 => {
             return Err(HandlerError::conflict("deadlock detected"));
         }
+        "away" if runs.lock().unwrap().iter().filter(|(run, _)| *run == id).count() <= 5 => {
+            return Err(HandlerError::unavailable("connection refused"));
+        }
         "fails" => return Err(HandlerError::retry("broken")),
         "hangs" => std::future::pending().await,
         "panics" => panic!("broken"),

@@ -105,7 +105,7 @@ fn completed(config: &Config, record: &KeyRecord) -> String {
     let other = match config.policy.on_mismatch {
         OnMismatch::DeadLetter => "is dead-lettered",
         OnMismatch::Ack => "is acked as well, and counted",
-        OnMismatch::Process => "is taken for a copy, too",
+        OnMismatch::Process => "is handled without deduplication",
     };
     format!(
         "Its effect happened {} ago: further deliveries are acked as duplicates for another {}, then handled again. One \

@@ -46,6 +46,15 @@ fn pipeline(config: &Config) -> Checked {
     let pipeline = &config.pipeline;
     within(config, "pipeline.concurrency", pipeline.concurrency, 1..=65_536)?;
     within(config, "pipeline.max_in_flight", pipeline.max_in_flight, 1..=1_048_576)?;
+    for (name, value) in [
+        ("pipeline.max_waiting", pipeline.max_waiting),
+        ("pipeline.max_waiting_per_partition", pipeline.max_waiting_per_partition),
+    ] {
+        if let Some(value) = value {
+            within(config, name, value, 1..=1 << 24)?;
+        }
+    }
+    within(config, "pipeline.breaker_keys", pipeline.breaker_keys, 0..=10_000)?;
     within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
     duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0), HOUR)?;
     duration(config, "pipeline.cancel_grace", pipeline.cancel_grace, HumanDuration::from_secs(0), HOUR)?;

@@ -1,0 +1,53 @@
+//! Copies of a message share its outcome.
+
+use super::{Dispatcher, LONGEST, Mode, Report};
+use crate::delivery::Settlement;
+use crate::pipeline::runner::Runner;
+use crate::pipeline::work::{Verdict, Work};
+use crate::telemetry::Counter;
+
+impl<R: Runner> Dispatcher<R> {
+    /// What the outcome of a message means for its copy: a copy of what is done is acked, a copy of what goes back to
+    /// the broker goes back as well and uses up no attempt. What differs (another payload, a later generation) is no
+    /// copy and speaks for itself.
+    pub(super) fn follow(&mut self, leader: &Report, follower: Work) {
+        let is_copy = follower.fingerprint == leader.fingerprint && follower.generation <= leader.generation;
+        if !is_copy || self.shared.config.mode == Mode::Observe {
+            self.ready.push_back(follower);
+            return;
+        }
+        match leader.verdict {
+            Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
+                self.ack_copy(Counter::Duplicates, follower)
+            }
+            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
+                self.ack_copy(Counter::DuplicatesOfDead, follower);
+            }
+            Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
+            Verdict::GiveBack { after } => {
+                self.shared.count(Counter::GivenBack, 1);
+                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
+            }
+            Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
+                self.shared.count(Counter::GivenBack, 1);
+                self.settle_copy(follower, None);
+            }
+        }
+    }
+
+    fn ack_copy(&mut self, counter: Counter, follower: Work) {
+        self.shared.count(counter, 1);
+        self.settle_copy(follower, Some(Settlement::Ack));
+    }
+
+    #[expect(clippy::boxed_local, reason = "deliveries are boxed everywhere")]
+    fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
+        self.let_go(follower.receipt.tag().epoch, follower.size);
+        let lane = follower.lane;
+        match settlement {
+            Some(settlement) => follower.receipt.settle(settlement),
+            None => drop(follower.receipt),
+        }
+        self.advance(lane);
+    }
+}

@@ -1,0 +1,59 @@
+//! What a round tells the dispatcher: whether the store answered, and whether the handler works.
+
+use super::breaker::{RunEnd, RunId};
+use super::dispatch::{Asked, Ended};
+use super::shared::Shared;
+use super::work::{Finished, Outcome, Work};
+use crate::error::{Error, ErrorKind};
+use crate::handler::Verdict as HandlerVerdict;
+use crate::store::Claim;
+use crate::telemetry::Counter;
+
+/// What a call for these claims says about the store.
+pub(super) fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
+    let mut asked = Asked { answered: 0, fresh_failures: 0, error: None };
+    let claimed = round.iter().filter(|work| work.key().is_some());
+    for (work, answer) in claimed.zip(answers) {
+        match answer {
+            Err(error) if concerns_the_store(error) => {
+                asked.fresh_failures += usize::from(work.store_tries == 0);
+                asked.error.get_or_insert_with(|| error.to_string());
+            }
+            _ => asked.answered += 1,
+        }
+    }
+    asked
+}
+
+/// A damaged record concerns its key alone; whatever else goes wrong concerns all keys.
+pub(super) fn concerns_the_store(error: &Error) -> bool {
+    error.kind() != ErrorKind::Corrupt
+}
+
+/// Turns runs that found the handler unavailable into claims to be given back, and says what the breaker is to know.
+pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
+    let mut ended = Ended { count: finished.len(), ..Ended::default() };
+    for Finished { work, outcome, .. } in finished {
+        ended.suspects += usize::from(work.turn.is_some());
+        let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
+        match outcome {
+            Outcome::Succeeded(_) | Outcome::Committed => ended.succeeded = Some(id()),
+            Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
+                shared.count(Counter::Unavailable, 1);
+                if error.is_outcome_unknown() {
+                    shared.count(Counter::SuspectedDoubleEffects, 1);
+                }
+                let reason = error.text().to_owned();
+                tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
+                ended.failed.push((id(), RunEnd::Unavailable(reason), work.probe));
+                *outcome = Outcome::Unstarted;
+            }
+            Outcome::Failed(error) => {
+                ended.failed.push((id(), RunEnd::Failed(error.text().to_owned()), work.probe));
+            }
+            _ if work.probe => ended.failed.push((id(), RunEnd::Nothing, true)),
+            _ => {}
+        }
+    }
+    ended
+}
