@@ -24,7 +24,7 @@ async fn what_is_taken_away_waits_and_is_committed(strategy: &str, expected: [i6
     let mut config = topic.config();
     config.properties.insert("partition.assignment.strategy".into(), strategy.into());
     let second = config.clone();
-    config.topics.drain_timeout = Duration::from_millis(5500);
+    config.topics.drain_timeout = Some(Duration::from_millis(5500));
     // Only the drain can have committed it.
     config.topics.commit_interval = Duration::from_secs(60);
     let mut first = KafkaConsumer::open(config).await.unwrap();
@@ -60,7 +60,7 @@ async fn what_outlasts_the_drain_is_too_late_and_comes_to_the_next_owner() {
     let topic = Topic::new(2).await;
     topic.fill(10).await;
     let mut config = topic.config();
-    config.topics.drain_timeout = Duration::from_millis(100);
+    config.topics.drain_timeout = Some(Duration::from_millis(100));
     let mut first = KafkaConsumer::open(config).await.unwrap();
     let held = take(&mut first, 20).await;
     let mut second = topic.open().await;

@@ -79,7 +79,7 @@ pub(super) async fn writable(options: &KafkaConfig, topic: &str) -> Result<Topic
 pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConfig, Error> {
     let brokers = source.brokers.iter().map(Address::expose);
     let mut options = KafkaConfig::new(brokers, source.topics.iter().map(String::as_str), &source.group);
-    options.topics.drain_timeout = config.pipeline.drain_timeout.get().min(LONGEST_DRAIN);
+    options.topics.drain_timeout = Some(config.pipeline.drain_timeout.get().min(LONGEST_DRAIN));
     let retry_topics = source.retry_topics.iter();
     options.topics.retry_topics =
         retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
@@ -154,7 +154,7 @@ mod tests {
     fn what_is_configured_reaches_the_client() {
         let options = read("retry_topics = { 'r.1m' = '1m', 'r.5s' = '5s' }\nproperties.client.id = 'x'");
         assert_eq!(options.brokers, ["h:1", "h:2"]);
-        assert_eq!(options.topics.drain_timeout, Duration::from_secs(7));
+        assert_eq!(options.topics.drain_timeout, Some(Duration::from_secs(7)));
         let retry = [("r.1m", 60), ("r.5s", 5)];
         let retry = retry.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
         assert_eq!(options.topics.retry_topics, retry);
