@@ -9,7 +9,7 @@ use onceward_kafka::{KafkaConfig, KafkaConsumer};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::OwnedHeaders;
+use rdkafka::message::{OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -117,6 +117,21 @@ impl Topic {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         wait_for_leaders(&self.bootstrap, &self.name, partitions).await;
+    }
+
+    /// The first record of partition 0, as another client reads it.
+    pub(crate) async fn raw(&self) -> OwnedMessage {
+        let (bootstrap, name) = (self.bootstrap.clone(), self.name.clone());
+        let read = move || {
+            let mut client = ClientConfig::new();
+            let reader: BaseConsumer =
+                client.set("bootstrap.servers", bootstrap).set("group.id", "reader").create().unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&name, 0, Offset::Beginning).unwrap();
+            reader.assign(&list).unwrap();
+            reader.poll(LIMIT).unwrap().unwrap().detach()
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
     }
 
     /// Where each partition ends.
