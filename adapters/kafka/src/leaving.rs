@@ -1,7 +1,7 @@
 //! Gives partitions up that are being revoked, without stopping the others: [`Leaving`].
 //!
-//! The client waits with the rebalance until it is told to give them up, and goes on fetching and committing the others
-//! meanwhile. So the poll thread never waits for handlers.
+//! The client waits with the rebalance until it is told to give them up, and commits the others meanwhile, of which the buffer
+//! has more. So the poll thread never waits for handlers. Until then librdkafka fetches nothing, of no partition.
 
 use std::time::{Duration, Instant};
 

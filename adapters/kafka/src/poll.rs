@@ -74,7 +74,6 @@ fn ended(shared: &Shared) {
     state.idle_questions.clear();
     state.notices = None;
     drop(state);
-    shared.health.set_down("the consumer is closed");
     shared.change();
     shared.arrived.notify_waiters();
     shared.arrived.notify_one();

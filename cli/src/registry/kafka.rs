@@ -17,8 +17,8 @@ const NONE: &str = "none";
 
 /// About as many bytes as the headers of a dead letter have.
 const LETTER_HEADERS: u64 = 2048;
-/// The longest drain the adapter takes.
-const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+/// The longest drain of a partition that is revoked: until it is over nothing more is fetched of the others.
+const LONGEST_DRAIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn open(config: &Config, source: &KafkaSource) -> Result<KafkaConsumer, Error> {
     KafkaConsumer::open(options(config, source)?).await
