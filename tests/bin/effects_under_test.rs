@@ -61,7 +61,7 @@ async fn run(
     let mut source = KafkaConfig::new([brokers], [topic], group);
     source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
     source.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
-    source.topics.drain_timeout = Duration::from_secs(1);
+    source.topics.drain_timeout = Some(Duration::from_secs(1));
     // Many small transactions: there is nearly always one to be killed in.
     source.topics.buffer_messages = 100;
     let store = Arc::new(PgStore::connect(PgConfig::from_url(url)?.max_connections(10)).await?);

@@ -1,12 +1,14 @@
-//! Settles deliveries: what is acked moves its partition's watermark, what is to be retried comes again in place.
+//! Settles deliveries: what is acked moves its partition's watermark, what is to be retried is handed out again in place, or
+//! goes to a retry topic.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use onceward::{Acker, Error, Settled, Settlement, Tag};
 
 use crate::retry::Waiting;
-use crate::shared::Shared;
+use crate::shared::{Copy, Shared};
 
 /// The acker of a [`KafkaConsumer`](crate::KafkaConsumer). Offsets are committed by the poll thread, soon after; a
 /// settlement for a partition that was taken away is too late.
@@ -15,30 +17,48 @@ pub(crate) struct KafkaAcker {
     pub(crate) waiting: Option<Arc<Waiting>>,
 }
 
-impl KafkaAcker {
-    /// `batch`, with what has a confirmed copy in a retry topic settled by that.
-    async fn copied(&self, waiting: &Waiting, batch: &[(Tag, Settlement)]) -> Option<Vec<(Tag, Settlement)>> {
-        let (indexes, copies): (Vec<_>, Vec<_>) = self.shared.copies(batch, waiting).into_iter().unzip();
-        if copies.is_empty() {
-            return None;
-        }
-        let mut batch = batch.to_vec();
-        for (index, confirmed) in indexes.into_iter().zip(waiting.put(&copies).await) {
-            if confirmed {
-                batch[index].1 = Settlement::Ack;
-            }
-        }
-        Some(batch)
-    }
+/// Sends a copy, and settles its original by it; without a confirmation the original waits in this process.
+async fn copy(shared: Arc<Shared>, waiting: Arc<Waiting>, Copy { tag, after, outgoing }: Copy) {
+    let settlement = match waiting.put(&outgoing).await {
+        true => Settlement::Ack,
+        false => Settlement::Retry { after },
+    };
+    // Too late is well: the partition's next owner has the original.
+    let _ = shared.settle(&[(tag, settlement)]);
 }
 
 #[async_trait]
 impl Acker for KafkaAcker {
+    /// Never waits for a broker: a retry topic that does not answer holds up its own records only. Until its copy is
+    /// confirmed the original is not settled.
     async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Result<Settled, Error>> {
-        let copied = match &self.waiting {
-            Some(waiting) => self.copied(waiting, batch).await,
-            None => None,
+        let copies = match &self.waiting {
+            Some(waiting) => self.shared.copies(batch, waiting),
+            None => Vec::new(),
         };
-        self.shared.settle(copied.as_deref().unwrap_or(batch)).into_iter().map(Ok).collect()
+        let mut settled = Vec::with_capacity(batch.len());
+        let mut rest = Vec::with_capacity(batch.len());
+        let mut sent = Vec::new();
+        let mut copies = copies.into_iter().peekable();
+        for (index, item) in batch.iter().enumerate() {
+            match copies.next_if(|(own, _)| *own == index) {
+                Some((_, own)) => {
+                    if let (Some(own), Some(waiting)) = (own, &self.waiting) {
+                        sent.push(copy(Arc::clone(&self.shared), Arc::clone(waiting), own));
+                    }
+                    settled.push(Some(Settled::Done));
+                }
+                None => {
+                    rest.push(*item);
+                    settled.push(None);
+                }
+            }
+        }
+        if !sent.is_empty() {
+            // They are sent in this order, and each is settled when it is confirmed.
+            tokio::spawn(join_all(sent));
+        }
+        let mut rest = self.shared.settle(&rest).into_iter();
+        settled.into_iter().map(|own| Ok(own.or_else(|| rest.next()).unwrap_or(Settled::TooLate))).collect()
     }
 }

@@ -7,6 +7,7 @@ use onceward::Message;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::message;
+use crate::retry::longest_in;
 use crate::shared::Shared;
 
 /// The most records, and about the most bytes, of a burst: as far as the buffer's limits may be passed.
@@ -37,7 +38,8 @@ struct Partition {
     topic: Arc<str>,
     number: i32,
     incarnation: Arc<str>,
-    is_retry: bool,
+    /// The longest wait of a copy, if it is one of a retry topic.
+    longest: Option<Duration>,
     epoch: u64,
 }
 
@@ -47,7 +49,7 @@ impl Burst {
         let Some(partition) = self.partition(shared, record.topic(), record.partition()) else { return true };
         let Ok(offset) = u64::try_from(record.offset()) else { return true };
         let (message, wait) =
-            message::from(record, &partition.topic, &partition.incarnation, partition.is_retry);
+            message::from(record, &partition.topic, &partition.incarnation, partition.longest);
         let epoch = partition.epoch;
         self.bytes += message.size();
         self.read.push(Read { epoch, offset, message, wait });
@@ -71,7 +73,8 @@ impl Burst {
             self.last = epoch.and_then(|epoch| {
                 let own = state.assigned.get(&epoch)?;
                 let (topic, incarnation) = (Arc::clone(&own.topic), Arc::clone(&own.incarnation));
-                Some(Partition { topic, number, incarnation, is_retry: own.is_retry, epoch })
+                let longest = own.is_retry.then(|| longest_in(&shared.topics.retry_topics, &topic));
+                Some(Partition { topic, number, incarnation, longest, epoch })
             });
         }
         self.last.as_ref()
@@ -80,14 +83,11 @@ impl Burst {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use onceward::SettleQueue;
 
     use super::*;
+    use crate::assignment::Begin;
     use crate::config::TopicConfig;
-
-    const WAIT: Duration = Duration::from_secs(600);
 
     struct Member(Arc<Shared>);
 
@@ -97,7 +97,8 @@ mod tests {
         }
 
         fn assign(&self) {
-            self.0.assign(&[("orders".to_owned(), 0)], &HashMap::new());
+            let topic = "orders".to_owned();
+            self.0.assign(&[Begin { topic, partition: 0, ..Begin::default() }]);
         }
 
         fn read(&self, burst: &mut Burst, offset: u64) {
@@ -133,8 +134,10 @@ mod tests {
         let (member, mut burst) = (Member::new(), Burst::default());
         member.assign();
         member.read(&mut burst, 4);
-        let to_commit = member.0.drain(&[("orders".to_owned(), 0)], WAIT);
+        let leaving = [("orders".to_owned(), 0)];
+        member.0.leave(&leaving);
         member.0.polled(&mut burst);
-        assert_eq!((member.delivered(), to_commit.len()), (0, 0));
+        assert_eq!((member.delivered(), member.0.last_commits(&leaving)), (0, vec![]));
+        assert!(member.0.are_drained(&leaving));
     }
 }

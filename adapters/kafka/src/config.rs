@@ -8,7 +8,7 @@ use onceward::Error;
 use rdkafka::ClientConfig;
 
 use crate::retry::RetryTopic;
-use crate::{error, retry};
+use crate::{error, log, retry};
 
 /// What a [`KafkaConsumer`](crate::KafkaConsumer) consumes and how.
 ///
@@ -42,9 +42,9 @@ pub struct TopicConfig {
     /// How often offsets are committed while messages are settled, 10 ms to 60 s; default 100 ms. After a crash what was
     /// settled since is delivered again, and found completed.
     pub commit_interval: Duration,
-    /// How long a partition that is taken away waits for what is in flight, up to 60 s; default 5 s. It must be less than
-    /// `session.timeout.ms` and `max.poll.interval.ms`.
-    pub drain_timeout: Duration,
+    /// How long a partition that is revoked waits for the handlers that run, up to 60 s; what has not started is given back at
+    /// once. `None`, the default: 5 s. It is cut to half of `max.poll.interval.ms`, in which the group's rebalance must be over.
+    pub drain_timeout: Option<Duration>,
     /// After how long without a record a partition that has some is read anew, 5 s to 1 h; default 30 s. If that does not help,
     /// the client is made anew.
     pub stall_timeout: Duration,
@@ -61,11 +61,24 @@ impl TopicConfig {
             names: names.into_iter().map(Into::into).collect(),
             retry_topics: Vec::new(),
             commit_interval: Duration::from_millis(100),
-            drain_timeout: Duration::from_secs(5),
+            drain_timeout: None,
             stall_timeout: Duration::from_secs(30),
             buffer_messages: 2000,
             buffer_bytes: 16 * 1024 * 1024,
         }
+    }
+
+    /// How long a partition that is revoked waits.
+    pub(crate) fn drain(&self) -> Duration {
+        self.drain_timeout.unwrap_or(DRAIN)
+    }
+
+    /// With the drain that the rebalances of `client`'s group leave time for.
+    pub(crate) fn fitted(mut self, client: &ClientConfig) -> Self {
+        let poll = client.get("max.poll.interval.ms").and_then(|set| set.parse().ok());
+        let most = Duration::from_millis(poll.unwrap_or(300_000)) / 2;
+        self.drain_timeout = Some(self.drain().min(most));
+        self
     }
 
     /// All that is consumed: the topics and their retry topics.
@@ -86,7 +99,7 @@ impl TopicConfig {
         if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.commit_interval) {
             return wrong("commit_interval must be 10 ms to 60 s");
         }
-        if self.drain_timeout > Duration::from_secs(60) {
+        if self.drain_timeout > Some(Duration::from_secs(60)) {
             return wrong("drain_timeout must be 60 s at most");
         }
         if !(Duration::from_secs(5)..=Duration::from_secs(3600)).contains(&self.stall_timeout) {
@@ -107,18 +120,34 @@ impl TopicConfig {
 }
 
 const OPERATION: &str = "consume Kafka topics";
+const DRAIN: Duration = Duration::from_secs(5);
 
-/// What must have this value: the offset to commit is decided by what is settled, not by what is polled.
-const FIXED: [(&str, &str); 2] = [("enable.auto.commit", "false"), ("enable.auto.offset.store", "false")];
+/// What must have this value, and what another one would do. The offset to commit is decided by what is settled, not by what is
+/// polled.
+const FIXED: [(&str, &str, &str); 5] = [
+    ("enable.auto.commit", "false", "would commit what is not settled"),
+    ("auto.commit.enable", "false", "would commit what is not settled"),
+    ("enable.auto.offset.store", "false", "would commit what is not settled"),
+    ("isolation.level", "read_committed", "would deliver records of transactions that were aborted"),
+    ("enable.partition.eof", "false", "would report the end of each partition as an error"),
+];
+
+/// What must not be set, and what to use instead.
+const REFUSED: [(&str, &str); 2] = [
+    (
+        "auto.commit.interval.ms",
+        "has no effect, since offsets are committed by what is settled; set commit_interval",
+    ),
+    ("offset.store.method", "has no effect, since offsets are committed to the group"),
+];
 
 /// What has this value unless it is set.
-const DEFAULTS: [(&str, &str); 4] = [
-    ("isolation.level", "read_committed"),
-    ("partition.assignment.strategy", "cooperative-sticky"),
-    // librdkafka's `largest` skips what a new partition got before it was seen.
-    ("auto.offset.reset", "earliest"),
+const DEFAULTS: [(&str, &str); 3] = [
     // The default of 1 s makes a consumer that was held back wait that long.
     ("fetch.queue.backoff.ms", "10"),
+    // The default of 5 min makes a topic that was deleted and created again wait that long.
+    ("topic.metadata.refresh.interval.ms", "10000"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
 ];
 
 impl KafkaConfig {
@@ -164,42 +193,56 @@ impl KafkaConfig {
     }
 }
 
+/// A client's configuration with what the promises need.
+pub(crate) struct Settled {
+    pub(crate) client: ClientConfig,
+    /// A group without an offset starts at the end.
+    pub(crate) from_end: bool,
+}
+
 /// `client` with what the promises need, or what contradicts them.
-pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<ClientConfig, Error> {
+pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<Settled, Error> {
     topics.check()?;
+    let wrong = |what: String| Err(error::config(OPERATION, what));
     if client.get("group.id").is_none_or(str::is_empty) {
-        return Err(error::config(
-            OPERATION,
-            "a consumer group is needed to commit offsets; set the group (group.id)",
-        ));
+        return wrong("a consumer group is needed to commit offsets; set the group (group.id)".to_owned());
     }
-    for (name, value) in FIXED {
+    for (name, value, harm) in FIXED {
         if let Some(set) = client.get(name)
             && set != value
         {
-            let what =
-                format!("{name} = {set} would commit what is not settled; set it to {value} or remove it");
-            return Err(error::config(OPERATION, what));
+            return wrong(format!("{name} = {set} {harm}; set it to {value} or remove it"));
         }
-        client.set(name, value);
+        if name != "auto.commit.enable" {
+            client.set(name, value);
+        }
+    }
+    for (name, why) in REFUSED {
+        if client.get(name).is_some() {
+            return wrong(format!("the property {name} {why}; remove it"));
+        }
+    }
+    if let Some(protocol) = client.get("group.protocol")
+        && protocol != "classic"
+    {
+        return wrong(format!(
+            "group.protocol = {protocol} is not supported: partitions are given up when their handlers are done, which the classic \
+             protocol waits for; set it to classic or remove it"
+        ));
     }
     for (name, value) in DEFAULTS {
         if client.get(name).is_none() {
             client.set(name, value);
         }
     }
-    for (name, default) in [("session.timeout.ms", 45_000_u64), ("max.poll.interval.ms", 300_000)] {
-        let limit = client.get(name).and_then(|set| set.parse().ok()).unwrap_or(default);
-        if topics.drain_timeout.as_millis() >= u128::from(limit) {
-            let what = format!(
-                "drain_timeout is {:?} and {name} = {limit}: the member would be evicted while it drains; lower the one or \
-                 raise the other",
-                topics.drain_timeout
-            );
-            return Err(error::config(OPERATION, what));
-        }
+    // What is out of range is never skipped: librdkafka's `latest` would go to the end of a topic that was recreated. Where a
+    // group without an offset starts is decided at the assignment.
+    let from_end = matches!(client.get("auto.offset.reset"), Some("latest" | "largest" | "end"));
+    if from_end || client.get("auto.offset.reset").is_none() {
+        client.set("auto.offset.reset", "earliest");
     }
-    Ok(client)
+    log::level(&mut client);
+    Ok(Settled { client, from_end })
 }
 
 impl fmt::Debug for KafkaConfig {
@@ -236,14 +279,17 @@ mod tests {
             |config| config.topics.retry_topics = vec![RetryTopic::new("orders", Duration::from_secs(5))],
             |config| config.topics.retry_topics = vec![RetryTopic::new("r", Duration::from_millis(999))],
             |config| config.topics.retry_topics = vec![RetryTopic::new("r", Duration::from_secs(5)); 2],
-            |config| config.topics.drain_timeout = Duration::from_secs(61),
+            |config| config.topics.drain_timeout = Some(Duration::from_secs(61)),
             |config| config.topics.buffer_messages = 0,
             |config| config.topics.buffer_bytes = 0,
             |config| drop(config.properties.insert("group.id".into(), "other".into())),
             |config| drop(config.properties.insert("enable.auto.commit".into(), "true".into())),
             |config| drop(config.properties.insert("enable.auto.offset.store".into(), "true".into())),
-            |config| drop(config.properties.insert("session.timeout.ms".into(), "5000".into())),
-            |config| drop(config.properties.insert("max.poll.interval.ms".into(), "5000".into())),
+            |config| drop(config.properties.insert("auto.commit.enable".into(), "true".into())),
+            |config| drop(config.properties.insert("auto.commit.interval.ms".into(), "100".into())),
+            |config| drop(config.properties.insert("isolation.level".into(), "read_uncommitted".into())),
+            |config| drop(config.properties.insert("enable.partition.eof".into(), "true".into())),
+            |config| drop(config.properties.insert("group.protocol".into(), "consumer".into())),
         ] {
             let mut config = config();
             spoil(&mut config);
@@ -252,13 +298,27 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_session_or_poll_interval_never_makes_the_drain_invalid() {
+        let mut config = config();
+        let drain = |config: &KafkaConfig| config.topics.clone().fitted(&config.client()).drain();
+        assert_eq!(drain(&config), Duration::from_secs(5));
+        config.properties.insert("session.timeout.ms".into(), "1000".into());
+        config.properties.insert("max.poll.interval.ms".into(), "3000".into());
+        assert!(config.check().is_ok());
+        assert_eq!(drain(&config), Duration::from_millis(1500));
+    }
+
+    #[test]
     fn a_property_that_is_set_is_kept_and_its_value_is_not_shown() {
         let mut config = config();
         config.properties.insert("sasl.password".into(), "canary".into());
         config.properties.insert("auto.offset.reset".into(), "latest".into());
-        let client = settled(config.client(), &config.topics).unwrap();
-        assert_eq!(client.get("auto.offset.reset"), Some("latest"));
+        config.properties.insert("fetch.wait.max.ms".into(), "7".into());
+        let Settled { client, from_end } = settled(config.client(), &config.topics).unwrap();
+        // The client itself never skips to the end.
+        assert_eq!((from_end, client.get("auto.offset.reset")), (true, Some("earliest")));
         assert_eq!(client.get("isolation.level"), Some("read_committed"));
+        assert_eq!(client.get("fetch.wait.max.ms"), Some("7"));
         assert!(!format!("{config:?}").contains("canary"));
     }
 }

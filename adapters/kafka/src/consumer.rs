@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue};
+use onceward::telemetry::SourceHealth;
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, Notice, SettleQueue};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::acker::KafkaAcker;
-use crate::config::{self, KafkaConfig, TopicConfig};
-use crate::context::{Hooked, Starts, Users};
+use crate::begin::Starts;
+use crate::config::{self, KafkaConfig, Settled, TopicConfig};
+use crate::context::{Hooked, Users};
+use crate::flow::Flow;
 use crate::log::Traced;
 use crate::probe::Probe;
 use crate::publisher::KafkaPublisher;
@@ -20,12 +23,14 @@ use crate::reach::reach;
 use crate::retry::Waiting;
 use crate::shared::Shared;
 use crate::watch::Watch;
-use crate::{error, facts, native, poll, task};
+use crate::{error, facts, native, overseer, poll, task};
 
 /// How long the cluster may take to tell about itself and the topics.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 /// How long leaving the group may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How long copies that are on their way to retry topics are waited for before that.
+const COPIES_LIMIT: Duration = Duration::from_secs(3);
 
 /// The records of topics, as a member of a consumer group.
 ///
@@ -33,8 +38,10 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// the first record that is not settled, so that a crash repeats what was incomplete and what was settled above it; the
 /// store knows the latter.
 ///
-/// A position's incarnation is the cluster's id and the topic's: records of a topic that was deleted and made again under
-/// its name are new ones. (Brokers older than 2.8 have no such ids; there it is the topic's name.)
+/// A position's incarnation is the cluster's id and the topic's: records of a topic that was deleted and created again under
+/// its name are new ones. (Brokers older than 2.8 have no such ids; there it is the topic's name.) A topic that is recreated,
+/// or truncated, while this runs or while it does not, is read from its start: the id is kept beside each committed offset.
+/// In [`health`](Consumer::health) that is counted, and so are records that retention removed before they were read.
 pub struct KafkaConsumer {
     shared: Arc<Shared>,
     retention: Option<Duration>,
@@ -78,17 +85,18 @@ impl KafkaConsumer {
         topics: TopicConfig,
         starts: Option<Arc<dyn Starts>>,
     ) -> Result<Self, Error> {
-        let client = config::settled(client, &topics)?;
+        let Settled { client, from_end } = config::settled(client, &topics)?;
+        let topics = topics.fitted(&client);
         let context = Users::new(context);
         let waiting = match topics.retry_topics.is_empty() {
             true => None,
             false => {
                 let publisher = KafkaPublisher::from_client_config(client.clone())?;
-                Some(Arc::new(Waiting { publisher, topics: topics.retry_topics.clone() }))
+                Some(Arc::new(Waiting::new(publisher, topics.retry_topics.clone())))
             }
         };
         let (asked, asking, names) = (client.clone(), context.clone(), topics.names.clone());
-        let shared = task::blocking(move || start(client, context, topics, starts)).await??;
+        let shared = task::blocking(move || start(client, context, topics, from_end, starts)).await??;
         // From here on dropping this future leaves the group.
         let mut consumer = Self { shared, retention: None, waiting, settle_queue: SettleQueue::new() };
         consumer.retention = facts::retention(&asked, asking, &names).await;
@@ -115,12 +123,14 @@ fn start<C: ClientContext + 'static>(
     client: ClientConfig,
     context: Users<C>,
     topics: TopicConfig,
+    from_end: bool,
     starts: Option<Arc<dyn Starts>>,
 ) -> Result<Arc<Shared>, Error> {
     let operation = format!("consume topic {}", topics.names.join(", "));
     // The cluster is asked before the group is joined, by a client that has no group.
     let mut plain = client.clone();
     plain.remove("group.id");
+    plain.remove("group.instance.id");
     let asked: BaseConsumer<Users<C>> =
         plain.create_with_context(context.clone()).map_err(|error| error::kafka(operation.clone(), error))?;
     let explained = |operation, error| context.trouble.explain(operation, error, ErrorKind::Denied);
@@ -138,11 +148,16 @@ fn start<C: ClientContext + 'static>(
     let shared = Shared::new(topics, cluster.into());
     let polling = Arc::clone(&shared);
     let watch = Watch::new(Probe::new(&client, context.clone()));
+    let (looking, looked) = (context.clone(), Arc::clone(&shared));
+    let no_thread = |error| {
+        Error::new(ErrorKind::Unavailable, "start a Kafka consumer", "no thread can be started")
+            .with_source(error)
+    };
     let join = {
         let shared = Arc::clone(&shared);
         move || -> Result<BaseConsumer<Hooked<C>>, Error> {
             let failed = |error| error::kafka(operation.clone(), error);
-            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client, starts.clone());
+            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client, from_end, starts.clone());
             let consumer: BaseConsumer<_> = client.create_with_context(hooked).map_err(failed)?;
             consumer.subscribe(&shared.topics.consumed()).map_err(failed)?;
             Ok(consumer)
@@ -150,10 +165,8 @@ fn start<C: ClientContext + 'static>(
     };
     let consumer = join()?;
     let thread = std::thread::Builder::new().name("onceward-kafka".into());
-    thread.spawn(move || poll::run(consumer, join, watch, &polling)).map_err(|error| {
-        Error::new(ErrorKind::Unavailable, "start a Kafka consumer", "no thread can be started")
-            .with_source(error)
-    })?;
+    thread.spawn(move || poll::run(consumer, join, watch, &polling)).map_err(no_thread)?;
+    overseer::spawn(plain, looking, looked).map_err(no_thread)?;
     Ok(shared)
 }
 
@@ -208,7 +221,28 @@ impl Consumer for KafkaConsumer {
         answer.await.ok().flatten()
     }
 
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        Some(Arc::new(Flow(Arc::clone(&self.shared))))
+    }
+
+    fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.shared.lock().notices = Some(sender);
+        Some(receiver)
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        Some(Arc::clone(&self.shared.health))
+    }
+
     async fn close(&mut self) -> Result<(), Error> {
+        let copied = async {
+            while self.shared.lock().copies() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Otherwise they are copied again, and found completed.
+        let _ = tokio::time::timeout(COPIES_LIMIT, copied).await;
         self.stop();
         let ended = async {
             while !self.shared.lock().ended {
@@ -245,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_client_that_has_forgotten_its_partitions_is_noticed_and_made_anew() {
+    async fn a_client_that_has_forgotten_its_partitions_is_noticed_and_replaced() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("orders", 1, 1).unwrap();
         let producer: BaseProducer =
@@ -256,7 +290,7 @@ mod tests {
         };
         let mut config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
         config.topics.stall_timeout = Duration::from_secs(5);
-        config.topics.drain_timeout = Duration::from_millis(100);
+        config.topics.drain_timeout = Some(Duration::from_millis(100));
         config.properties.insert("session.timeout.ms".into(), "3000".into());
         let mut consumer = KafkaConsumer::open(config).await.unwrap();
         send("first");

@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::error;
+use crate::assignment::{Begin, ToCommit};
+use crate::begin::{self, ANSWER, Beginner, Starts};
+use crate::leaving::{self, Leaving};
 use crate::native;
-use crate::shared::{Shared, ToCommit};
+use crate::shared::Shared;
+use crate::stamp::Stamp;
 use crate::trouble::Trouble;
 
 /// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
@@ -24,18 +29,9 @@ pub(crate) struct Hooked<C> {
     ids: Mutex<HashMap<String, String>>,
     /// A group without an offset starts at the end.
     from_end: bool,
-    starts: Option<Arc<dyn Starts>>,
-}
-
-/// Says where a partition starts when it is assigned, if not where the group has committed.
-pub(crate) trait Starts: Send + Sync + 'static {
-    /// The offset of the first record wanted; `None` to start where the group has committed. The log ends at `end`. It may
-    /// block: the poll thread waits.
-    ///
-    /// # Errors
-    /// The partition must not be consumed.
-    fn start(&self, incarnation: &Arc<str>, partition: u32, end: u64)
-    -> Result<Option<u64>, onceward::Error>;
+    pub(crate) starts: Option<Arc<dyn Starts>>,
+    pub(crate) group: String,
+    pub(crate) strategy: String,
 }
 
 impl<C: ClientContext> Hooked<C> {
@@ -43,28 +39,21 @@ impl<C: ClientContext> Hooked<C> {
         user: Users<C>,
         shared: Arc<Shared>,
         client: &ClientConfig,
+        from_end: bool,
         starts: Option<Arc<dyn Starts>>,
     ) -> Self {
-        let from_end = matches!(client.get("auto.offset.reset"), Some("latest" | "largest" | "end"));
-        Self { user, shared, ids: Mutex::default(), from_end, starts }
+        let get = |name| client.get(name).unwrap_or_default().to_owned();
+        let (group, strategy) = (get("group.id"), get("partition.assignment.strategy"));
+        Self { user, shared, ids: Mutex::default(), from_end, starts, group, strategy }
     }
 
-    /// The ids of the topics: a topic may have been made anew since the last assignment.
+    /// The ids of the topics: a topic may have been recreated since the last assignment.
     fn ids(&self, consumer: &BaseConsumer<Self>) -> HashMap<String, String> {
         let names = self.shared.topics.consumed();
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        match native::describe(consumer.client(), &names, ANSWER) {
+        match native::describe_each(consumer.client(), &names, ANSWER) {
             Ok(topics) => {
-                for topic in topics {
-                    let Some(id) = topic.id else { continue };
-                    let before = ids.insert(topic.name.clone(), id.clone());
-                    if before.is_some_and(|before| before != id) {
-                        tracing::warn!(
-                            topic = topic.name,
-                            "the topic was deleted and made again: its records are new ones"
-                        );
-                    }
-                }
+                ids.extend(topics.into_iter().flatten().filter_map(|topic| Some((topic.name, topic.id?))));
             }
             Err(error) => {
                 tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used")
@@ -72,58 +61,50 @@ impl<C: ClientContext> Hooked<C> {
         }
         ids.clone()
     }
-}
 
-/// Commits where partitions start that start somewhere else than where the group has committed: the client reads that next.
-fn commit_starts<C: ClientContext>(
-    consumer: &BaseConsumer<Hooked<C>>,
-    partitions: &TopicPartitionList,
-    ids: &HashMap<String, String>,
-    starts: &dyn Starts,
-) -> Result<(), onceward::Error> {
-    let failed = |error| error::kafka("start where the database says", error);
-    let mut list = TopicPartitionList::new();
-    for own in partitions.elements() {
-        let (topic, partition) = (own.topic(), own.partition());
-        let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER).map_err(failed)?;
-        let incarnation = consumer.context().shared.incarnation(topic, ids);
-        let number = u32::try_from(partition).unwrap_or_default();
-        if let Some(start) = starts.start(&incarnation, number, u64::try_from(end).unwrap_or_default())? {
-            let start = Offset::Offset(i64::try_from(start).unwrap_or(i64::MAX));
-            list.add_partition_offset(topic, partition, start).map_err(failed)?;
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let ids = self.ids(consumer);
+        let beginner = Beginner {
+            cluster: &self.shared.cluster,
+            ids: &ids,
+            from_end: self.from_end,
+            starts: self.starts.as_deref(),
+            health: &self.shared.health,
+        };
+        let begins = match beginner.begin(consumer, partitions) {
+            Ok(begins) => begins,
+            // Where they begin must be known: nothing is delivered any more, and whoever receives hears of it first.
+            Err(error) if self.starts.is_some() || self.from_end => {
+                self.shared.report(error);
+                self.shared.lock().stop = true;
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "partitions begin where the group has committed, whatever that offset counts in");
+                let elements = partitions.elements();
+                let begin = |own: &TopicPartitionListElem<'_>| {
+                    let stamp = Stamp { id: ids.get(own.topic()).cloned(), cuts: 0 };
+                    Begin { topic: own.topic().to_owned(), partition: own.partition(), stamp, from: None }
+                };
+                elements.iter().map(begin).collect()
+            }
+        };
+        self.shared.assign(&begins);
+    }
+
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions: Vec<_> =
+            list.elements().iter().map(|own| (own.topic().to_owned(), own.partition())).collect();
+        if consumer.assignment_lost() || self.shared.lock().closing {
+            leaving::give_up(consumer, &self.shared, &partitions);
+            leaving::unassign(consumer, list);
+        } else {
+            self.shared.leave(&partitions);
+            let limit = self.shared.topics.drain();
+            self.shared.lock().leaving = Some(Leaving::new(partitions, limit));
         }
     }
-    match list.count() {
-        0 => Ok(()),
-        _ => consumer.commit(&list, CommitMode::Sync).map_err(failed),
-    }
 }
-
-/// Commits where partitions start that the group has no offset for. Otherwise what comes before the first commit would be
-/// skipped by the next member, if this one died.
-fn commit_start<C: ClientContext>(
-    consumer: &BaseConsumer<Hooked<C>>,
-    partitions: &TopicPartitionList,
-) -> KafkaResult<()> {
-    let mut asked = TopicPartitionList::new();
-    for own in partitions.elements() {
-        asked.add_partition(own.topic(), own.partition());
-    }
-    let mut starts = TopicPartitionList::new();
-    for own in consumer.committed_offsets(asked, ANSWER)?.elements() {
-        if !matches!(own.offset(), Offset::Offset(_)) {
-            let (_, end) = consumer.fetch_watermarks(own.topic(), own.partition(), ANSWER)?;
-            starts.add_partition_offset(own.topic(), own.partition(), Offset::Offset(end))?;
-        }
-    }
-    match starts.count() {
-        0 => Ok(()),
-        _ => consumer.commit(&starts, CommitMode::Sync),
-    }
-}
-
-/// How long the cluster may take to answer during a rebalance.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// The user's context, for all clients of a consumer: they log, and get tokens, as it does. What keeps them from the brokers is
 /// noted.
@@ -175,6 +156,11 @@ impl<C: ClientContext> ClientContext for Hooked<C> {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if facility == "OFFSET" {
+            // The client goes on elsewhere than it was: what that means is looked at now.
+            self.shared.lock().doubts = true;
+            self.shared.asked.notify_all();
+        }
         self.user.log(level, facility, line);
     }
 
@@ -196,41 +182,27 @@ impl<C: ClientContext> ClientContext for Hooked<C> {
 }
 
 impl<C: ClientContext> ConsumerContext for Hooked<C> {
-    /// Runs on the poll thread, before the client gives the partitions up or takes them.
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => {
-                if self.from_end
-                    && let Err(error) = commit_start(consumer, partitions)
-                {
-                    tracing::warn!(%error, "the offsets to start from are not committed yet");
+    /// Runs on the poll thread. The client goes on when it is told to assign or give up the partitions: for those that are
+    /// revoked that is later, see [`leaving`](crate::leaving).
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, told: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        leaving::finish(consumer, &self.shared);
+        match told {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                self.assign(consumer, list);
+                let assigned = match consumer.rebalance_protocol() {
+                    RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+                    _ => consumer.assign(list),
+                };
+                if let Err(error) = assigned {
+                    tracing::warn!(%error, "partitions cannot be taken; the client joins the group again");
                 }
-                let ids = self.ids(consumer);
-                if let Some(starts) = &self.starts
-                    && let Err(error) = commit_starts(consumer, partitions, &ids, &**starts)
-                {
-                    // Nothing is delivered any more: whoever receives hears of it first.
-                    self.shared.report(error);
-                    self.shared.lock().stop = true;
-                }
-                self.shared.assign(&named(partitions), &ids);
             }
-            // Another member may have them already: a commit could undo its own.
-            Rebalance::Revoke(partitions) if consumer.assignment_lost() => {
-                let partitions = named(partitions);
-                tracing::warn!(
-                    count = partitions.len(),
-                    "partitions were lost to other members; nothing is committed for them"
-                );
-                self.shared.forget(&partitions);
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => self.revoke(consumer, list),
+            _ => {
+                let error = KafkaError::Rebalance(told.into());
+                tracing::warn!(%error, "a rebalance failed; the client joins again");
+                leaving::unassign(consumer, list);
             }
-            Rebalance::Revoke(partitions) => {
-                let partitions = named(partitions);
-                let last = self.shared.drain(&partitions, self.shared.topics.drain_timeout);
-                commit(consumer, &last, CommitMode::Sync);
-                self.shared.forget(&partitions);
-            }
-            Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed; the client joins again"),
         }
     }
 
@@ -243,7 +215,7 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
         }
         self.shared.confirmed(elements.iter().filter_map(|own| match (own.error(), own.offset()) {
             (Ok(()), Offset::Offset(offset)) => {
-                Some((own.topic(), own.partition(), u64::try_from(offset).ok()?))
+                Some((own.topic(), own.partition(), u64::try_from(offset).ok()?, own.metadata()))
             }
             _ => None,
         }));
@@ -253,10 +225,6 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
     fn main_queue_min_poll_interval(&self) -> rdkafka::util::Timeout {
         Duration::from_millis(100).into()
     }
-}
-
-fn named(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
-    partitions.elements().iter().map(|own| (own.topic().to_owned(), own.partition())).collect()
 }
 
 /// Commits, if there is something to commit. What is refused is reported and sent again by the next commit.
@@ -269,11 +237,12 @@ pub(crate) fn commit<C: ClientContext>(
         return;
     }
     let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for ToCommit { topic, partition, offset } in offsets {
+    for ToCommit { topic, partition, offset, stamp } in offsets {
         let Ok(offset) = i64::try_from(*offset) else { continue };
         if let Err(error) = list.add_partition_offset(topic, *partition, Offset::Offset(offset)) {
             tracing::error!(%error, topic = &**topic, partition, "an offset cannot be committed");
         }
+        begin::stamp(&mut list, topic, *partition, stamp);
     }
     match consumer.commit(&list, mode) {
         Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}

@@ -61,8 +61,8 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
              the broker lost its state",
         ),
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => (
-            ErrorKind::Corrupt,
-            "the message is larger than message.max.bytes of client or topic; raise it, or keep the payload elsewhere",
+            ErrorKind::TooLarge,
+            "the message is larger than message.max.bytes of the client, or max.message.bytes of the topic; raise it, or keep the payload elsewhere",
         ),
         Code::MessageTimedOut | Code::OperationTimedOut | Code::RequestTimedOut => {
             (ErrorKind::Timeout, "no answer in time; it may have happened or not")

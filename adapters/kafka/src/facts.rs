@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use crate::config::KafkaConfig;
+use crate::config::{KafkaConfig, settled};
 use crate::context::Users;
 use crate::log::Traced;
 use crate::native::{self, Described};
@@ -38,6 +38,10 @@ pub struct SourceFacts {
     pub retention: Option<Duration>,
     /// The topics that the user may not read.
     pub unreadable: Vec<String>,
+    /// How the group assigns partitions, such as `cooperative-sticky` or `range`, if it has members that agreed on it.
+    pub group_protocol: Option<String>,
+    /// The largest record that one of the topics takes; `None` if the broker does not say.
+    pub max_message_bytes: Option<u64>,
 }
 
 /// What the cluster tells of a topic.
@@ -48,6 +52,8 @@ pub struct TopicFacts {
     pub records: u64,
     /// False if the user may not write to it.
     pub writable: bool,
+    /// The largest record that it takes; `None` if the broker does not say.
+    pub max_message_bytes: Option<u64>,
 }
 
 impl KafkaConfig {
@@ -85,11 +91,15 @@ impl KafkaConfig {
                 group_state: group.map_or("Dead", |group| group.state()).to_owned(),
                 retention: None,
                 unreadable: unreadable.map(|topic| topic.name.clone()).collect(),
+                group_protocol: group.map(|group| group.protocol().to_owned()).filter(|own| !own.is_empty()),
+                max_message_bytes: None,
             })
         };
         let looked = task::blocking(look).await?;
         let mut facts = looked.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))?;
         facts.retention = retention(&asked, Traced, &asking).await;
+        let largest = setting(&asked, Traced, &asking, "max.message.bytes").await;
+        facts.max_message_bytes = largest.and_then(|all| all.into_iter().max()?.try_into().ok());
         Ok(facts)
     }
 
@@ -100,6 +110,7 @@ impl KafkaConfig {
     pub async fn topic_facts(&self, topic: &str) -> Result<TopicFacts, Error> {
         self.check()?;
         let (client, name) = (self.client(), topic.to_owned());
+        let (asked, asking) = (client.clone(), [topic.to_owned()]);
         let context = Users::new(Traced);
         let trouble = Arc::clone(&context.trouble);
         let look = move || {
@@ -113,10 +124,23 @@ impl KafkaConfig {
                 records += u64::try_from(high - low).unwrap_or_default();
             }
             let refused = described.iter().any(|topic| topic.allowed.is_some_and(|may| !may.write));
-            Ok(TopicFacts { records, writable: !refused })
+            Ok(TopicFacts { records, writable: !refused, max_message_bytes: None })
         };
         let operation = format!("look at topic {topic}");
-        task::blocking(look).await?.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))
+        let looked = task::blocking(look).await?;
+        let mut facts = looked.map_err(|error| trouble.explain(operation, error, ErrorKind::Denied))?;
+        let largest = setting(&asked, Traced, &asking, "max.message.bytes").await;
+        facts.max_message_bytes = largest.and_then(|all| all.into_iter().max()?.try_into().ok());
+        Ok(facts)
+    }
+
+    /// How this configuration has partitions assigned, as a list of strategies.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if values cannot be used.
+    pub fn assignment_strategy(&self) -> Result<String, Error> {
+        let client = settled(self.client(), &self.topics)?.client;
+        Ok(client.get("partition.assignment.strategy").unwrap_or_default().to_owned())
     }
 
     /// Asks the cluster how many brokers it has, whatever its topics.
@@ -182,6 +206,22 @@ pub(crate) async fn retention<C: ClientContext + 'static>(
     context: C,
     names: &[String],
 ) -> Option<Duration> {
+    let mut longest = None;
+    for retention_ms in setting(client, context, names, "retention.ms").await? {
+        // -1: without a limit.
+        let retention = Duration::from_millis(u64::try_from(retention_ms).ok()?);
+        longest = longest.max(Some(retention));
+    }
+    longest
+}
+
+/// A setting of each of these topics; `None` if the user may not know.
+async fn setting<C: ClientContext + 'static>(
+    client: &ClientConfig,
+    context: C,
+    names: &[String],
+    setting: &str,
+) -> Option<Vec<i64>> {
     let admin: AdminClient<C> = client.create_with_context(context).ok()?;
     let topic = names.first()?.clone();
     let ask = move || (native::any_broker(admin.inner(), &topic, ANSWER), admin);
@@ -189,12 +229,5 @@ pub(crate) async fn retention<C: ClientContext + 'static>(
     let topics: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let options = AdminOptions::new().request_timeout(Some(ANSWER)).broker_id(broker.ok()?);
     let told = admin.describe_configs(&topics, &options).await.ok()?;
-    let mut longest = None;
-    for topic in told {
-        let retention_ms: i64 = topic.ok()?.get("retention.ms")?.value.as_deref()?.parse().ok()?;
-        // -1: without a limit.
-        let retention = Duration::from_millis(u64::try_from(retention_ms).ok()?);
-        longest = longest.max(Some(retention));
-    }
-    longest
+    told.into_iter().map(|topic| topic.ok()?.get(setting)?.value.as_deref()?.parse().ok()).collect()
 }

@@ -36,7 +36,7 @@ pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, a
     }
     Outgoing {
         destination: to.to_owned(),
-        id: String::new(),
+        id: message.id().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default().to_owned(),
         order_key: message.order_key().cloned(),
         headers,
         payload: message.payload().clone(),
@@ -45,6 +45,19 @@ pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, a
         native: message.native().cloned(),
         ..Outgoing::default()
     }
+}
+
+/// The header that tells how many bytes a payload had that is left out.
+const OVERSIZE: &str = "onceward-oversize-bytes";
+
+/// What is sent where `letter` does not fit into its topic: our headers, which say where the record stands, without its payload
+/// and its own headers.
+pub(crate) fn stub(letter: &Outgoing) -> Outgoing {
+    let ours = letter.headers.iter().filter(|(name, _)| name.starts_with(HEADER_PREFIX));
+    let mut headers: Vec<_> = ours.cloned().collect();
+    headers.push((OVERSIZE.to_owned(), letter.payload.len().to_string().into()));
+    let (destination, timestamp) = (letter.destination.clone(), letter.timestamp);
+    Outgoing { destination, headers, timestamp, ..Outgoing::default() }
 }
 
 fn cut(text: &str) -> &str {

@@ -10,6 +10,8 @@
 //! Deduplication by key is the store's work.
 
 mod acker;
+mod assignment;
+mod begin;
 mod burst;
 mod config;
 mod consumer;
@@ -17,11 +19,14 @@ mod context;
 mod effects;
 mod error;
 mod facts;
+mod flow;
+mod leaving;
 mod letter;
 mod log;
 mod message;
 mod native;
 mod outgoing;
+mod overseer;
 mod partition;
 mod place;
 mod poll;
@@ -29,8 +34,11 @@ mod probe;
 mod publisher;
 mod reach;
 mod refused;
+mod reset;
+mod retention;
 mod retry;
 mod shared;
+mod stamp;
 mod task;
 mod transform;
 mod trouble;

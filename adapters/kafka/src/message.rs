@@ -5,25 +5,34 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use onceward::{Defect, Message, Position};
-use rdkafka::message::{BorrowedMessage, Headers, Message as _, Timestamp};
+use onceward::{Defect, Message, Native, Position};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _, OwnedHeaders, Timestamp};
 
+use crate::outgoing::TIMESTAMP;
 use crate::retry::Copied;
+
+/// The headers of a record that [`Message`] cannot express.
+pub(crate) enum KafkaHeaders {
+    /// Some have no value.
+    Parsed(Vec<(Box<str>, Option<Bytes>)>),
+    /// Some have names that are not UTF-8.
+    Raw(OwnedHeaders),
+}
 
 /// The header that carries a message's id, where its producer gave one.
 pub(crate) const MESSAGE_ID: &str = "message-id";
 
-/// A record as a message, and how long it is to wait, if it is a copy in a retry topic; only there the headers of copies mean
-/// something. The record key is the ordering key, if there is one; a tombstone has an empty payload.
+/// A record as a message, and how long it is to wait, if it is a copy in a retry topic (then `longest` is the longest wait there);
+/// only there the headers of copies mean something. The record key is the ordering key, if there is one.
 pub(crate) fn from(
     record: &BorrowedMessage<'_>,
     topic: &Arc<str>,
     incarnation: &Arc<str>,
-    is_retry: bool,
+    longest: Option<Duration>,
 ) -> (Message, Duration) {
-    let mut headers = headers(record);
-    let copied = match &mut headers {
-        Some(headers) if is_retry => Copied::read(headers),
+    let (mut headers, native) = headers(record);
+    let copied = match (&mut headers, longest) {
+        (Some(headers), Some(longest)) => Copied::read(headers, longest),
         _ => Copied::default(),
     };
     let position = || Position {
@@ -34,6 +43,12 @@ pub(crate) fn from(
     let mut builder = Message::builder(Bytes::copy_from_slice(record.payload().unwrap_or_default()))
         .origin(copied.origin.unwrap_or_else(|| Arc::clone(topic)))
         .position(copied.position.unwrap_or_else(position));
+    if record.payload().is_none() {
+        builder = builder.null_payload();
+    }
+    if let Some(native) = native {
+        builder = builder.native(Native::new(native));
+    }
     if let Some(key) = record.key() {
         builder = builder.order_key(Bytes::copy_from_slice(key));
     }
@@ -46,6 +61,13 @@ pub(crate) fn from(
     match headers {
         Some(headers) => {
             for (name, value) in headers {
+                // The record's own time is that of the copy.
+                if &*name == TIMESTAMP
+                    && let Some(at) = std::str::from_utf8(&value).ok().and_then(|ms| ms.parse().ok())
+                    && let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))
+                {
+                    builder = builder.timestamp(at);
+                }
                 if &*name == MESSAGE_ID {
                     builder = builder.message_id(&value);
                 }
@@ -57,14 +79,21 @@ pub(crate) fn from(
     (builder.build(), copied.wait)
 }
 
-/// The client panics at a header name that is not UTF-8; one such record must not stop the others.
-fn headers(record: &BorrowedMessage<'_>) -> Option<Vec<(Box<str>, Bytes)>> {
-    let read = || match record.headers() {
-        Some(headers) => headers
-            .iter()
-            .map(|header| (header.key.into(), header.value.map_or_else(Bytes::new, Bytes::copy_from_slice)))
-            .collect(),
-        None => Vec::new(),
+/// The headers, and their native form where text and bytes cannot express them. The client panics at a header name that is not
+/// UTF-8; one such record must not stop the others.
+fn headers(record: &BorrowedMessage<'_>) -> (Option<Vec<(Box<str>, Bytes)>>, Option<KafkaHeaders>) {
+    let Some(headers) = record.headers() else { return (Some(Vec::new()), None) };
+    let read = || -> Vec<(Box<str>, Option<Bytes>)> {
+        headers.iter().map(|own| (own.key.into(), own.value.map(Bytes::copy_from_slice))).collect()
     };
-    catch_unwind(AssertUnwindSafe(read)).ok()
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => {
+            let has_null = read.iter().any(|(_, value)| value.is_none());
+            let plain =
+                |(name, value): &(Box<str>, Option<Bytes>)| (name.clone(), value.clone().unwrap_or_default());
+            let plain = read.iter().map(plain).collect();
+            (Some(plain), has_null.then_some(KafkaHeaders::Parsed(read)))
+        }
+        Err(_) => (None, Some(KafkaHeaders::Raw(headers.detach()))),
+    }
 }

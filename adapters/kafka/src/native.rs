@@ -2,14 +2,17 @@
 //! partition reaches as far as the client knows. The only unsafe code of this crate.
 #![allow(unsafe_code, reason = "calls of a C library")]
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::bindings as native;
 use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
 
 /// What the cluster tells of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,7 +50,7 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`.
+/// As [`describe_each`]; fails if one of the topics does not exist.
 ///
 /// # Errors
 /// The cluster cannot be reached, or there is no such topic.
@@ -56,6 +59,18 @@ pub(crate) fn describe<C: ClientContext>(
     topics: &[&str],
     limit: Duration,
 ) -> KafkaResult<Vec<Described>> {
+    describe_each(client, topics, limit)?.into_iter().collect()
+}
+
+/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`.
+///
+/// # Errors
+/// The cluster cannot be reached.
+pub(crate) fn describe_each<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[&str],
+    limit: Duration,
+) -> KafkaResult<Vec<KafkaResult<Described>>> {
     let names = topics.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
@@ -95,7 +110,74 @@ pub(crate) fn describe<C: ClientContext>(
         }
         let mut count = 0;
         let found = native::rd_kafka_DescribeTopics_result_topics(result, &mut count);
-        (0..count).map(|index| one(*found.add(index))).collect()
+        Ok((0..count).map(|index| one(*found.add(index))).collect())
+    }
+}
+
+/// Which end of a partition is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edge {
+    /// The offset of the first record that is still there.
+    Low,
+    /// One more than the offset of the last record.
+    High,
+}
+
+/// Asks the leaders of `partitions` for one edge of each, in one round; those that answer. Blocks up to `limit`.
+///
+/// # Errors
+/// The cluster cannot be reached.
+pub(crate) fn edges<C: ClientContext>(
+    client: &Client<C>,
+    partitions: &[(Arc<str>, i32)],
+    edge: Edge,
+    limit: Duration,
+) -> KafkaResult<HashMap<(Arc<str>, i32), u64>> {
+    let mut asked = TopicPartitionList::with_capacity(partitions.len());
+    let spec = match edge {
+        Edge::Low => Offset::Beginning,
+        Edge::High => Offset::End,
+    };
+    for (topic, partition) in partitions {
+        asked.add_partition_offset(topic, *partition, spec)?;
+    }
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
+    let nothing = || KafkaError::MetadataFetch(Code::Fail);
+    // SAFETY: `rk` lives as long as `client`, `asked` through the call that copies it; each `Owned` is freed after those that
+    // refer to it, and what the event owns is copied before it goes.
+    unsafe {
+        let options =
+            native::rd_kafka_AdminOptions_new(rk, native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
+        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
+        native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
+        let queue =
+            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
+        native::rd_kafka_ListOffsets(rk, asked.ptr(), options.pointer, queue.pointer);
+        let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
+        let event = Owned::new(event, native::rd_kafka_event_destroy)
+            .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
+        let failed = Code::from(native::rd_kafka_event_error(event.pointer));
+        if failed != Code::NoError {
+            return Err(KafkaError::MetadataFetch(failed));
+        }
+        let result = native::rd_kafka_event_ListOffsets_result(event.pointer);
+        if result.is_null() {
+            return Err(nothing());
+        }
+        let mut count = 0;
+        let found = native::rd_kafka_ListOffsets_result_infos(result, &mut count);
+        let mut edges = HashMap::with_capacity(count);
+        for index in 0..count {
+            let own = &*native::rd_kafka_ListOffsetsResultInfo_topic_partition(*found.add(index));
+            if Code::from(own.err) == Code::NoError
+                && let Ok(offset) = u64::try_from(own.offset)
+            {
+                let topic = CStr::from_ptr(own.topic).to_string_lossy();
+                edges.insert((Arc::from(&*topic), own.partition), offset);
+            }
+        }
+        Ok(edges)
     }
 }
 
@@ -149,6 +231,15 @@ unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<
 
 /// The end of a partition as the client last saw it, without asking the broker; `None` if it never did.
 pub(crate) fn known_end<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
+    known_edges(client, topic, partition)?.1
+}
+
+/// The first offset of a partition and its end as the client last saw them, without asking the broker.
+pub(crate) fn known_edges<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+) -> Option<(Option<u64>, Option<u64>)> {
     let topic = CString::new(topic).ok()?;
     let (mut low, mut high) = (0, 0);
     // SAFETY: the client and the name live through the call, which writes the two numbers.
@@ -156,5 +247,5 @@ pub(crate) fn known_end<C: ClientContext>(client: &Client<C>, topic: &str, parti
         let rk = client.native_ptr();
         native::rd_kafka_get_watermark_offsets(rk, topic.as_ptr(), partition, &mut low, &mut high)
     };
-    if Code::from(failed) != Code::NoError { None } else { u64::try_from(high).ok() }
+    (Code::from(failed) == Code::NoError).then(|| (u64::try_from(low).ok(), u64::try_from(high).ok()))
 }

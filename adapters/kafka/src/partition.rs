@@ -1,11 +1,13 @@
 //! One assignment of one partition: what is out with the pipeline, and what may be committed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::{HashMap, HashMapExt};
 use onceward::Message;
 
+use crate::stamp::Stamp;
 use crate::watermark::Watermark;
 
 /// When a commit that was not confirmed is sent again.
@@ -16,10 +18,21 @@ const REPEAT: Duration = Duration::from_secs(1);
 pub(crate) struct Assigned {
     pub(crate) topic: Arc<str>,
     pub(crate) number: i32,
+    /// The log that its offsets count in, and how positions name it.
+    pub(crate) stamp: Stamp,
     pub(crate) incarnation: Arc<str>,
+    /// The first offset that is wanted, where that is known.
+    pub(crate) start: Option<u64>,
     pub(crate) watermark: Watermark,
+    /// What waits to be handed out, by offset, and its bytes.
+    pub(crate) ready: VecDeque<Ready>,
+    pub(crate) ready_bytes: usize,
+    /// It is among those that take turns in handing out.
+    pub(crate) queued: bool,
     /// What is out with the pipeline, by the number of its tag.
     pub(crate) held: HashMap<u64, Held>,
+    /// How many wait in this process for their next attempt.
+    pub(crate) delayed: usize,
     /// What was last sent to be committed and not refused since, and when.
     pub(crate) committed: Option<(u64, Instant)>,
     /// What the broker has confirmed. The client does not report each commit that came to nothing in a rebalance.
@@ -34,8 +47,20 @@ pub(crate) struct Assigned {
     pub(crate) waits_until: Option<Instant>,
     /// Copies of records of other topics.
     pub(crate) is_retry: bool,
-    /// It is being taken away: nothing of it is handed out any more.
+    /// The pipeline wants nothing of it for a while.
+    pub(crate) paused: bool,
+    /// Its log is perhaps another one than it was: nothing of it is taken until that is clear.
+    pub(crate) doubtful: bool,
+    /// It is being revoked: nothing of it is handed out any more.
     pub(crate) leaving: bool,
+}
+
+/// A message that waits to be handed out.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) epoch: u64,
+    pub(crate) offset: u64,
+    pub(crate) message: Message,
 }
 
 /// A message that is out with the pipeline; kept, so that it can be handed out again in place.
@@ -43,16 +68,24 @@ pub(crate) struct Assigned {
 pub(crate) struct Held {
     pub(crate) offset: u64,
     pub(crate) message: Message,
+    /// A copy of it is on its way to a retry topic.
+    pub(crate) copying: bool,
 }
 
 impl Assigned {
-    pub(crate) fn new(topic: Arc<str>, number: i32, incarnation: Arc<str>) -> Self {
+    pub(crate) fn new(topic: Arc<str>, number: i32, stamp: Stamp, incarnation: Arc<str>) -> Self {
         Self {
             topic,
             number,
+            stamp,
             incarnation,
+            start: None,
             watermark: Watermark::default(),
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            queued: false,
             held: HashMap::new(),
+            delayed: 0,
             committed: None,
             confirmed: None,
             quiet_since: Instant::now(),
@@ -60,6 +93,8 @@ impl Assigned {
             stalls: 0,
             waits_until: None,
             is_retry: false,
+            paused: false,
+            doubtful: false,
             leaving: false,
         }
     }
@@ -71,5 +106,23 @@ impl Assigned {
             offset <= said && (self.confirmed >= Some(said) || at.elapsed() < REPEAT)
         });
         (!is_said).then_some(offset)
+    }
+
+    /// Adds a message to what waits, before what came after it.
+    pub(crate) fn add(&mut self, ready: Ready) {
+        self.ready_bytes += ready.message.size();
+        let later = |own: &Ready| own.offset > ready.offset;
+        match self.ready.back().is_some_and(later) {
+            true => {
+                let place = self.ready.partition_point(|own| own.offset <= ready.offset);
+                self.ready.insert(place, ready);
+            }
+            false => self.ready.push_back(ready),
+        }
+    }
+
+    /// True if what waits counts against the buffer. What waits of a paused partition does not: it would stop the others.
+    pub(crate) fn counts(&self) -> bool {
+        !self.paused
     }
 }

@@ -38,16 +38,22 @@ impl Shared {
             quiet: own.quiet_since.elapsed(),
             searched: own.searched,
         };
-        let delivers =
-            |own: &Assigned| !own.leaving && own.waits_until.is_none_or(|until| until <= Instant::now());
+        let delivers = |own: &Assigned| {
+            let waits = own.waits_until.is_some_and(|until| until > Instant::now());
+            !(own.leaving || own.paused || own.doubtful || waits)
+        };
         state.assigned.iter().filter(|(_, own)| delivers(own)).map(of).collect()
     }
 
-    /// The partitions of which nothing is wanted for a while.
+    /// The partitions of which nothing is wanted for a while: the pipeline has paused them, they are being revoked, their next
+    /// copy waits until it is due, or more of their records wait for retries than fit into the buffer.
     pub(crate) fn waiting(&self) -> HashSet<(Arc<str>, i32)> {
         let now = Instant::now();
         let state = self.lock();
-        let waits = |own: &&Assigned| own.waits_until.is_some_and(|until| until > now);
+        let waits = |own: &&Assigned| {
+            let is_full = own.delayed >= self.topics.buffer_messages;
+            own.paused || own.leaving || is_full || own.waits_until.is_some_and(|until| until > now)
+        };
         state.assigned.values().filter(waits).map(|own| (Arc::clone(&own.topic), own.number)).collect()
     }
 

@@ -12,13 +12,15 @@ use rdkafka::util::Timeout;
 
 use crate::burst::Burst;
 use crate::context::{Hooked, commit};
-use crate::error;
 use crate::refused::Refused;
 use crate::shared::Shared;
 use crate::watch::{Verdict, Watch};
+use crate::{error, leaving, reset, retention};
 
 /// How long one poll waits; bounds how late a stop, a commit or a question is seen.
 const POLL: Duration = Duration::from_millis(20);
+/// How long the coordinator may take to tell about the group.
+const GROUP: Duration = Duration::from_secs(2);
 /// A short lack of room is waited for; a longer one pauses the partitions, which throws away what was fetched ahead.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -40,8 +42,11 @@ pub(crate) fn run<C: ClientContext>(
     shared: &Arc<Shared>,
 ) {
     while poll(&consumer, &mut watch, shared) == End::Stalled {
+        leaving::finish(&consumer, shared);
+        shared.lock().closing = true;
         drop(consumer);
         shared.forget_all();
+        shared.lock().closing = false;
         consumer = match make() {
             Ok(consumer) => consumer,
             Err(error) => {
@@ -50,7 +55,11 @@ pub(crate) fn run<C: ClientContext>(
             }
         };
     }
-    shared.lock().stop = true;
+    {
+        let mut state = shared.lock();
+        (state.stop, state.closing) = (true, true);
+    }
+    leaving::finish(&consumer, shared);
     // Partitions are revoked while it is dropped: they are committed there, without a wait.
     drop(consumer);
     ended(shared);
@@ -63,7 +72,9 @@ fn ended(shared: &Shared) {
     state.stop = true;
     state.ended = true;
     state.idle_questions.clear();
+    state.notices = None;
     drop(state);
+    shared.change();
     shared.arrived.notify_waiters();
     shared.arrived.notify_one();
 }
@@ -86,6 +97,10 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
             paused = toggle(consumer, true, &held);
         }
         hold_back(consumer, shared, &mut held, paused);
+        leaving::advance(consumer, shared);
+        if !reset::apply(consumer, shared) {
+            return End::Over;
+        }
         #[cfg(test)]
         if std::mem::take(&mut shared.lock().sabotaged) {
             toggle(consumer, true, &held);
@@ -108,12 +123,13 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
             if burst.is_full(shared) {
                 shared.polled(&mut burst);
                 let is_due = committed.elapsed() >= shared.topics.commit_interval;
-                if is_due || !shared.wait_for_room(Duration::ZERO) {
+                if is_due || shared.lock().flow_changed || !shared.wait_for_room(Duration::ZERO) {
                     break;
                 }
             }
         }
         shared.polled(&mut burst);
+        retention::count(consumer, shared);
         if committed.elapsed() >= shared.topics.commit_interval {
             commit(consumer, &shared.to_commit(), CommitMode::Async);
             committed = Instant::now();
@@ -136,9 +152,7 @@ fn hold_back<C: ClientContext>(
     held: &mut Partitions,
     paused: bool,
 ) {
-    if shared.topics.retry_topics.is_empty() {
-        return;
-    }
+    shared.lock().flow_changed = false;
     let waiting = shared.waiting();
     let list = |partitions: &mut dyn Iterator<Item = &(Arc<str>, i32)>| {
         let mut list = TopicPartitionList::new();
@@ -147,6 +161,9 @@ fn hold_back<C: ClientContext>(
         }
         list
     };
+    if waiting == *held {
+        return;
+    }
     let (hold, release) = (list(&mut waiting.difference(held)), list(&mut held.difference(&waiting)));
     let mut changed = Ok(());
     if hold.count() > 0 {
@@ -205,19 +222,43 @@ fn ends<C: ClientContext>(
         _ if error::is_login(&error) && !refused.goes_on(Instant::now()) => {
             tracing::warn!(%error, "the broker refuses the credentials, or no token was to be had; it is tried again");
         }
+        // The overseer says so, and the others go on.
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+            tracing::debug!(%error, "a topic does not exist");
+            shared.lock().doubts = true;
+            shared.asked.notify_all();
+        }
+        Some(Code::InconsistentGroupProtocol) => other_protocol(consumer, shared),
         Some(
             Code::TopicAuthorizationFailed
             | Code::GroupAuthorizationFailed
             | Code::Authentication
             | Code::SaslAuthenticationFailed
             | Code::OffsetOutOfRange
-            | Code::AutoOffsetReset
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownTopic,
+            | Code::AutoOffsetReset,
         ) => shared.report(error::kafka(operation(), error)),
         _ => tracing::warn!(%error, "the client reports an error and goes on"),
     }
     fatal
+}
+
+/// The group's members use another way to assign partitions; the member waits outside until they are gone.
+fn other_protocol<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) {
+    let group = consumer.context().group.as_str();
+    let used = consumer.fetch_group_list(Some(group), GROUP).ok().and_then(|groups| {
+        let own = groups.groups().iter().find(|own| own.name() == group)?;
+        (!own.protocol().is_empty()).then(|| own.protocol().to_owned())
+    });
+    let used = used.map_or("another one".to_owned(), |used| format!("{used:?}"));
+    let reason = format!(
+        "group {group} cannot be joined: its members use partition.assignment.strategy {used}, and this one {:?}; set the same in \
+         the properties, or stop the other members first",
+        consumer.context().strategy
+    );
+    if shared.health.set_down(reason.clone()) {
+        tracing::error!("{reason}");
+    }
+    shared.lock().trouble = Some(reason);
 }
 
 /// Answers whether there is nothing to deliver: each partition was polled to its end.

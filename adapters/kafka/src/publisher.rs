@@ -13,18 +13,27 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
 use crate::context::Users;
 use crate::error;
-use crate::log::Traced;
+use crate::log::{self, Traced};
 use crate::outgoing;
 use crate::trouble::Trouble;
 
 const OPERATION: &str = "publish to Kafka";
+/// The largest message that the client takes. What was consumed can be published again with headers of ours: the broker says
+/// what is too large for the topic.
+const LARGEST: &str = "200000000";
+/// How often a message is sent alone that was refused together with others.
+const ALONE: u32 = 3;
 /// How often a full queue of the client's is tried again.
 const FULL: Duration = Duration::from_millis(5);
 
 /// Publishes messages; each is confirmed by all in-sync replicas, and the client's own retries make no copies.
 ///
-/// A destination is a topic. [`Outgoing::order_key`] becomes the record key, so that messages of one key stay in order on one
-/// partition; [`Outgoing::id`] becomes the header `message-id`, unless there is such a header.
+/// A destination is a topic, which must exist: none is created. [`Outgoing::order_key`] becomes the record key, so that messages of
+/// one key stay in order on one partition; [`Outgoing::id`] becomes the header `message-id`, unless there is such a header, and
+/// [`Outgoing::own_id`] the header `onceward-id`. The timestamp is kept if the message was made within the last day: an older
+/// record would be deleted by the topic's retention too soon. Then the header `onceward-timestamp-ms` has it.
+///
+/// How large a message may be is the topic's affair (`max.message.bytes`), unless the property `message.max.bytes` is set.
 ///
 /// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
 pub struct KafkaPublisher {
@@ -81,6 +90,13 @@ impl KafkaPublisher {
             return Err(error::config(OPERATION, "message.timeout.ms is not a number of milliseconds"));
         };
         client.set("message.timeout.ms", limit.as_millis().to_string());
+        for (name, value) in [("message.max.bytes", LARGEST), ("allow.auto.create.topics", "false")] {
+            let alias = if name == "message.max.bytes" { "max.message.bytes" } else { name };
+            if client.get(name).is_none() && client.get(alias).is_none() {
+                client.set(name, value);
+            }
+        }
+        log::level(&mut client);
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
@@ -94,9 +110,10 @@ impl KafkaPublisher {
     async fn enqueue(&self, outgoing: &Outgoing) -> Result<DeliveryFuture, Error> {
         let until = tokio::time::Instant::now() + self.limit;
         let headers = outgoing::headers(outgoing)?;
-        let mut record =
-            FutureRecord::to(&outgoing.destination).payload(&outgoing.payload[..]).headers(headers);
+        let mut record = FutureRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
         record.key = outgoing.order_key.as_deref();
+        record.payload = outgoing::payload(outgoing);
+        record.timestamp = outgoing::timestamp_ms(outgoing);
         loop {
             match self.producer.send_result(record) {
                 Ok(confirmed) => return Ok(confirmed),
@@ -107,6 +124,18 @@ impl KafkaPublisher {
                     tokio::time::sleep(FULL).await;
                 }
                 Err((error, _)) => return Err(self.failed(outgoing, error)),
+            }
+        }
+    }
+
+    /// Waits until the broker has a message, or refuses it.
+    async fn confirmed(&self, outgoing: &Outgoing, sent: Result<DeliveryFuture, Error>) -> Result<(), Error> {
+        match sent?.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err((error, _))) => Err(self.failed(outgoing, error)),
+            Err(_) => {
+                let what = "the client was closed before the message was confirmed";
+                Err(Error::new(ErrorKind::Unavailable, operation(outgoing), what))
             }
         }
     }
@@ -128,16 +157,20 @@ impl Publisher for KafkaPublisher {
         for outgoing in batch {
             sent.push(self.enqueue(outgoing).await);
         }
-        let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| async move {
-            match sent?.await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err((error, _))) => Err(self.failed(outgoing, error)),
-                Err(_) => {
-                    let what = "the client was closed before the message was confirmed";
-                    Err(Error::new(ErrorKind::Unavailable, operation(outgoing), what))
+        let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| self.confirmed(outgoing, sent));
+        let mut results = join_all(confirmed).await;
+        // The broker refuses a batch of the client's as a whole: those that fit must not fail with one that does not.
+        for (result, outgoing) in results.iter_mut().zip(batch) {
+            let is_large = |result: &Result<(), Error>| {
+                result.as_ref().is_err_and(|error| error.kind() == ErrorKind::TooLarge)
+            };
+            for _ in 0..ALONE {
+                if !is_large(result) {
+                    break;
                 }
+                *result = self.confirmed(outgoing, self.enqueue(outgoing).await).await;
             }
-        });
-        join_all(confirmed).await
+        }
+        results
     }
 }

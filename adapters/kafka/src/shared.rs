@@ -5,24 +5,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use onceward::{Delivery, Error, Message, Outgoing, SettleQueue, Settled, Settlement, Tag};
-use tokio::sync::{Notify, oneshot};
+use onceward::telemetry::SourceHealth;
+use onceward::{Delivery, Error, Notice, Outgoing, SettleQueue, Settled, Settlement, Tag};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::burst::{Burst, Read};
 use crate::config::TopicConfig;
-use crate::partition::{Assigned, Held};
+use crate::leaving::Leaving;
+use crate::partition::{Assigned, Held, Ready};
+use crate::reset::Finding;
+use crate::retention::Gap;
 use crate::retry::Waiting;
 
 /// The most deliveries of one batch.
 const BATCH: usize = 500;
+/// How many of one partition are handed out before it is another one's turn.
+const TURN: usize = 32;
+/// The most copies that are on their way to retry topics at a time; what comes beyond waits in this process.
+const COPIES: usize = 1000;
+/// Longer waits than this one cannot be told from "for ever".
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What the poll thread, the consumer and the acker share.
 pub(crate) struct Shared {
     pub(crate) topics: TopicConfig,
-    cluster: Arc<str>,
+    pub(crate) cluster: Arc<str>,
+    pub(crate) health: Arc<SourceHealth>,
     state: Mutex<State>,
-    /// The poll thread waits here: for room, and for the end of what is in flight.
+    /// The poll thread waits here for room.
     changed: Condvar,
+    /// The overseer waits here.
+    pub(crate) asked: Condvar,
     /// `receive` waits here.
     pub(crate) arrived: Notify,
     /// Grows with every change of the assignment.
@@ -34,17 +47,37 @@ pub(crate) struct State {
     /// By epoch.
     pub(crate) assigned: foldhash::HashMap<u64, Assigned>,
     /// The epoch of the present assignment of a partition.
-    current: HashMap<Arc<str>, HashMap<i32, u64>>,
-    ready: VecDeque<Ready>,
-    ready_bytes: usize,
+    pub(crate) current: HashMap<Arc<str>, HashMap<i32, u64>>,
+    /// The epochs that have something to hand out, in the order of their turns.
+    turns: VecDeque<u64>,
+    /// How many wait to be handed out, and their bytes, without those of paused partitions.
+    buffered: usize,
+    buffered_bytes: usize,
     delayed: Vec<(Instant, Ready)>,
+    /// How many copies are on their way to retry topics.
+    copying: usize,
     errors: VecDeque<Error>,
-    last_epoch: u64,
+    pub(crate) last_epoch: u64,
     last_number: u64,
     /// A rebalance has happened.
     pub(crate) joined: bool,
     /// The assignment changed since the poll thread last looked.
     pub(crate) reassigned: bool,
+    /// What is wanted of single partitions changed since the poll thread last looked.
+    pub(crate) flow_changed: bool,
+    /// Partitions that are being revoked.
+    pub(crate) leaving: Option<Leaving>,
+    /// The client is being closed: nothing is waited for any more.
+    pub(crate) closing: bool,
+    /// What keeps the member from its partitions, beside the network.
+    pub(crate) trouble: Option<String>,
+    /// Partitions whose log has to be looked at, now.
+    pub(crate) doubts: bool,
+    pub(crate) findings: Vec<Finding>,
+    /// Where partitions whose log is another one are to be read from, by epoch.
+    pub(crate) seeks: Vec<(u64, u64)>,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
     /// For tests: the client forgets all partitions, and nobody is told.
     #[cfg(test)]
@@ -54,17 +87,11 @@ pub(crate) struct State {
     pub(crate) idle_questions: Vec<oneshot::Sender<Option<bool>>>,
 }
 
-struct Ready {
-    epoch: u64,
-    offset: u64,
-    message: Message,
-}
-
-/// An offset to be committed.
-pub(crate) struct ToCommit {
-    pub(crate) topic: Arc<str>,
-    pub(crate) partition: i32,
-    pub(crate) offset: u64,
+/// A copy that is to go to a retry topic: the delivery it is for, and how long it is to wait.
+pub(crate) struct Copy {
+    pub(crate) tag: Tag,
+    pub(crate) after: Duration,
+    pub(crate) outgoing: Outgoing,
 }
 
 impl State {
@@ -72,39 +99,113 @@ impl State {
         self.current.get(topic)?.get(&partition).copied()
     }
 
-    fn unready(&mut self, epoch: u64) {
-        self.ready.retain(|ready| ready.epoch != epoch);
-        self.ready_bytes = self.ready.iter().map(|ready| ready.message.size()).sum();
+    /// Hands out nothing more of an assignment.
+    pub(crate) fn unready(&mut self, epoch: u64) {
+        self.uncount(epoch);
+        if let Some(own) = self.assigned.get_mut(&epoch) {
+            (own.queued, own.ready_bytes, own.delayed) = (false, 0, 0);
+            own.ready.clear();
+        }
+        self.turns.retain(|own| *own != epoch);
         self.delayed.retain(|(_, ready)| ready.epoch != epoch);
     }
 
-    /// Hands it out again before what came after it from the same partition.
-    fn requeue(&mut self, again: Ready) {
-        let later = |ready: &Ready| ready.epoch == again.epoch && ready.offset > again.offset;
-        let place = self.ready.iter().position(later).unwrap_or(self.ready.len());
-        self.ready_bytes += again.message.size();
-        self.ready.insert(place, again);
+    /// What waits of an assignment counts against the buffer no more.
+    fn uncount(&mut self, epoch: u64) {
+        if let Some(own) = self.assigned.get(&epoch).filter(|own| own.counts()) {
+            self.buffered -= own.ready.len();
+            self.buffered_bytes -= own.ready_bytes;
+        }
+    }
+
+    /// Takes back what the pipeline wants of a partition. True if that is news.
+    pub(crate) fn set_paused(&mut self, epoch: u64, paused: bool) -> bool {
+        if self.assigned.get(&epoch).is_none_or(|own| own.paused == paused) {
+            return false;
+        }
+        self.uncount(epoch);
+        let Some(own) = self.assigned.get_mut(&epoch) else { return false };
+        own.paused = paused;
+        if paused {
+            own.queued = false;
+            self.turns.retain(|own| *own != epoch);
+        } else {
+            self.buffered += own.ready.len();
+            self.buffered_bytes += own.ready_bytes;
+            if !own.ready.is_empty() {
+                own.queued = true;
+                self.turns.push_back(epoch);
+            }
+        }
+        self.flow_changed = true;
+        true
+    }
+
+    /// Has a message handed out in its partition's turn, before what came after it.
+    fn enqueue(&mut self, ready: Ready) {
+        let Some(own) = self.assigned.get_mut(&ready.epoch) else { return };
+        if own.counts() {
+            self.buffered += 1;
+            self.buffered_bytes += ready.message.size();
+            if !own.queued {
+                own.queued = true;
+                self.turns.push_back(ready.epoch);
+            }
+        }
+        own.add(ready);
     }
 
     fn settle(&mut self, tag: Tag, settlement: Settlement) -> Settled {
-        let Some(assigned) = self.assigned.get_mut(&tag.epoch) else { return Settled::TooLate };
-        let Some(Held { offset, message }) = assigned.held.remove(&tag.number) else {
+        let Some(own) = self.assigned.get_mut(&tag.epoch) else { return Settled::TooLate };
+        let Some(Held { offset, message, copying }) = own.held.remove(&tag.number) else {
             return Settled::TooLate;
         };
-        let again = |message| Ready { epoch: tag.epoch, offset, message };
-        let leaving = assigned.leaving;
+        self.copying -= usize::from(copying);
+        let again = Ready { epoch: tag.epoch, offset, message };
         match settlement {
             Settlement::Ack | Settlement::Reject => {
-                assigned.watermark.settled(offset);
+                own.watermark.settled(offset);
             }
             // The partition's next owner has it.
-            _ if leaving => {}
+            _ if own.leaving => {}
             Settlement::Retry { after } if !after.is_zero() => {
-                self.delayed.push((Instant::now() + after, again(message)));
+                own.delayed += 1;
+                self.delayed.push((Instant::now() + after.min(LONGEST), again));
             }
-            _ => self.requeue(again(message)),
+            _ => self.enqueue(again),
         }
         Settled::Done
+    }
+
+    pub(crate) fn notice(&self, epoch: u64) {
+        if let Some(notices) = &self.notices {
+            // Whoever listened may be gone.
+            let _ = notices.send(Notice::Leaving { epoch });
+        }
+    }
+
+    /// How many copies are on their way to retry topics.
+    pub(crate) fn copies(&self) -> usize {
+        self.copying
+    }
+
+    /// The copies of an assignment that ends settle nothing.
+    pub(crate) fn copies_of(&mut self, epoch: u64) {
+        if let Some(own) = self.assigned.get(&epoch) {
+            self.copying -= own.held.values().filter(|held| held.copying).count();
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.assigned.clear();
+        self.current.clear();
+        self.turns.clear();
+        (self.buffered, self.buffered_bytes, self.copying) = (0, 0, 0);
+        self.delayed.clear();
+        self.leaving = None;
+        self.findings.clear();
+        self.seeks.clear();
+        self.gaps.clear();
     }
 }
 
@@ -113,8 +214,10 @@ impl Shared {
         Arc::new(Self {
             topics,
             cluster,
+            health: Arc::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            asked: Condvar::new(),
             arrived: Notify::new(),
             changes: AtomicU64::new(0),
         })
@@ -124,14 +227,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the poll thread from its waits.
+    /// Wakes the threads from their waits.
     pub(crate) fn change(&self) {
         self.changed.notify_all();
+        self.asked.notify_all();
     }
 
     /// Another number whenever partitions have come or gone.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Partitions have come or gone.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Settled> {
@@ -145,24 +254,37 @@ impl Shared {
         settled
     }
 
-    /// What there is to deliver, or when to look again.
+    /// What there is to deliver, the partitions in turn, or when to look again.
     pub(crate) fn take(&self, queue: &Arc<SettleQueue>) -> Result<Vec<Delivery>, Option<Instant>> {
         let mut state = self.lock();
         let now = Instant::now();
         while let Some(due) = state.delayed.iter().position(|(at, _)| *at <= now) {
             let (_, again) = state.delayed.swap_remove(due);
-            state.requeue(again);
+            if let Some(own) = state.assigned.get_mut(&again.epoch) {
+                own.delayed -= 1;
+            }
+            state.enqueue(again);
         }
-        let count = state.ready.len().min(BATCH);
-        let mut deliveries = Vec::with_capacity(count);
-        let State { ready, ready_bytes, assigned, last_number, .. } = &mut *state;
-        for Ready { epoch, offset, message } in ready.drain(..count) {
-            *ready_bytes = ready_bytes.saturating_sub(message.size());
-            *last_number += 1;
-            let tag = Tag { epoch, number: *last_number };
-            if let Some(assigned) = assigned.get_mut(&epoch) {
-                assigned.held.insert(tag.number, Held { offset, message: message.clone() });
+        let mut deliveries = Vec::with_capacity(state.buffered.min(BATCH));
+        let State { turns, buffered, buffered_bytes, assigned, last_number, .. } = &mut *state;
+        while deliveries.len() < BATCH
+            && let Some(epoch) = turns.pop_front()
+        {
+            let Some(own) = assigned.get_mut(&epoch) else { continue };
+            let count = own.ready.len().min(TURN).min(BATCH - deliveries.len());
+            for Ready { offset, message, .. } in own.ready.drain(..count) {
+                let size = message.size();
+                own.ready_bytes -= size;
+                *buffered -= 1;
+                *buffered_bytes -= size;
+                *last_number += 1;
+                let tag = Tag { epoch, number: *last_number };
+                own.held.insert(tag.number, Held { offset, message: message.clone(), copying: false });
                 deliveries.push(Delivery { message, receipt: queue.receipt(tag) });
+            }
+            own.queued = !own.ready.is_empty();
+            if own.queued {
+                turns.push_back(epoch);
             }
         }
         let next = state.delayed.iter().map(|(at, _)| *at).min();
@@ -193,51 +315,82 @@ impl Shared {
         if burst.read.is_empty() {
             return;
         }
+        self.health.received();
         let now = Instant::now();
         burst.bytes = 0;
         let mut guard = self.lock();
         let state = &mut *guard;
-        let was_empty = state.ready.is_empty();
-        let mut delays = false;
+        let was_empty = state.turns.is_empty();
+        let mut wakes = false;
         for Read { epoch, offset, message, wait } in burst.read.drain(..) {
-            let Some(assigned) = state.assigned.get_mut(&epoch) else { continue };
-            if assigned.leaving || !assigned.watermark.delivered(offset) {
+            let Some(own) = state.assigned.get_mut(&epoch) else { continue };
+            // What is not taken while in doubt is read again afterwards.
+            if own.leaving || own.doubtful {
                 continue;
             }
-            assigned.quiet_since = now;
-            assigned.stalls = 0;
+            let next = own.watermark.next();
+            if next.is_some_and(|next| offset < next) {
+                own.doubtful = true;
+                state.doubts = true;
+                self.asked.notify_all();
+                continue;
+            }
+            if let Some(from) = next.or(own.start)
+                && from < offset
+            {
+                let (topic, partition) = (Arc::clone(&own.topic), own.number);
+                state.gaps.push(Gap { topic, partition, from, to: offset });
+            }
+            own.watermark.delivered(offset);
+            own.quiet_since = now;
+            own.stalls = 0;
             let ready = Ready { epoch, offset, message };
             if wait.is_zero() {
-                state.ready_bytes += ready.message.size();
-                state.ready.push_back(ready);
+                state.enqueue(ready);
             } else {
-                assigned.waits_until = Some(now + wait);
+                own.waits_until = Some(now + wait);
+                own.delayed += 1;
                 state.delayed.push((now + wait, ready));
-                delays = true;
+                wakes = true;
             }
         }
-        let first = was_empty && !state.ready.is_empty();
+        let first = was_empty && !state.turns.is_empty();
         drop(guard);
         // Who waits has to look at the clock.
-        if first || delays {
+        if first || wakes {
             self.arrived.notify_one();
         }
     }
 
-    /// The copies that go to retry topics instead of waiting here, each with its index in the batch.
-    pub(crate) fn copies(&self, batch: &[(Tag, Settlement)], waiting: &Waiting) -> Vec<(usize, Outgoing)> {
-        let state = self.lock();
-        let copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
-            let Settlement::Retry { after } = settlement else { return None };
-            let assigned = state.assigned.get(&tag.epoch).filter(|own| !own.leaving)?;
-            let copy = waiting.copy(&assigned.held.get(&tag.number)?.message, *after)?;
-            Some((index, copy))
+    /// The copies that go to retry topics instead of waiting here, each with its index in the batch. Each delivery is copied
+    /// once, however often it is settled.
+    pub(crate) fn copies(
+        &self,
+        batch: &[(Tag, Settlement)],
+        waiting: &Waiting,
+    ) -> Vec<(usize, Option<Copy>)> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let mut copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
+            let Settlement::Retry { after } = *settlement else { return None };
+            let own = state.assigned.get_mut(&tag.epoch).filter(|own| !own.leaving)?;
+            let held = own.held.get_mut(&tag.number)?;
+            if held.copying {
+                return Some((index, None));
+            }
+            if state.copying >= COPIES {
+                return None;
+            }
+            let outgoing = waiting.copy(&held.message, after)?;
+            held.copying = true;
+            state.copying += 1;
+            Some((index, Some(Copy { tag: *tag, after, outgoing })))
         };
-        batch.iter().enumerate().filter_map(copy).collect()
+        batch.iter().enumerate().filter_map(&mut copy).collect()
     }
 
     fn has_room(&self, state: &State) -> bool {
-        state.ready.len() < self.topics.buffer_messages && state.ready_bytes < self.topics.buffer_bytes
+        state.buffered < self.topics.buffer_messages && state.buffered_bytes < self.topics.buffer_bytes
     }
 
     /// Waits up to `limit` for room, or the order to stop. True if there is room.
@@ -251,135 +404,15 @@ impl Shared {
     /// Half of the room is free: worth fetching again.
     pub(crate) fn is_half_empty(&self) -> bool {
         let state = self.lock();
-        state.ready.len() <= self.topics.buffer_messages / 2
-            && state.ready_bytes <= self.topics.buffer_bytes / 2
+        state.buffered <= self.topics.buffer_messages / 2
+            && state.buffered_bytes <= self.topics.buffer_bytes / 2
     }
 
-    /// What the offsets of a topic count in. A topic that is deleted and made again has another id under the same name.
-    pub(crate) fn incarnation(&self, topic: &str, ids: &HashMap<String, String>) -> Arc<str> {
-        let id = ids.get(topic).map_or(topic, String::as_str);
-        format!("{}/{id}", self.cluster).into()
-    }
-
-    /// `incarnations` has the ids of topics as far as they are known.
-    pub(crate) fn assign(&self, partitions: &[(String, i32)], incarnations: &HashMap<String, String>) {
-        let mut state = self.lock();
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        state.joined = true;
-        state.reassigned = true;
-        for (topic, number) in partitions {
-            state.last_epoch += 1;
-            let epoch = state.last_epoch;
-            let incarnation = self.incarnation(topic, incarnations);
-            let topic: Arc<str> = topic.as_str().into();
-            state.current.entry(Arc::clone(&topic)).or_default().insert(*number, epoch);
-            let is_retry = self.topics.retry_topics.iter().any(|own| *own.name == *topic);
-            let assigned = Assigned { is_retry, ..Assigned::new(topic, *number, incarnation) };
-            state.assigned.insert(epoch, assigned);
-        }
-    }
-
-    /// Partitions are taken away: hands out nothing of them any more and waits, up to `limit`, for what is in flight.
-    /// What remains to be committed for them.
-    pub(crate) fn drain(&self, partitions: &[(String, i32)], limit: Duration) -> Vec<ToCommit> {
-        let mut state = self.lock();
-        state.joined = true;
-        let epochs: Vec<_> =
-            partitions.iter().filter_map(|(topic, number)| state.epoch(topic, *number)).collect();
-        for epoch in &epochs {
-            state.unready(*epoch);
-            if let Some(assigned) = state.assigned.get_mut(epoch) {
-                assigned.leaving = true;
-            }
-        }
-        let in_flight = |state: &mut State| {
-            !state.stop
-                && epochs
-                    .iter()
-                    .any(|epoch| state.assigned.get(epoch).is_some_and(|own| !own.held.is_empty()))
-        };
-        let (state, _) =
-            self.changed.wait_timeout_while(state, limit, in_flight).unwrap_or_else(PoisonError::into_inner);
-        epochs.iter().filter_map(|epoch| last_commit(state.assigned.get(epoch)?)).collect()
-    }
-
-    /// Partitions are gone: their deliveries settle nothing from now on.
-    pub(crate) fn forget(&self, partitions: &[(String, i32)]) {
-        let mut state = self.lock();
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        state.reassigned = true;
-        for (topic, number) in partitions {
-            let epoch = state.current.get_mut(topic.as_str()).and_then(|numbers| numbers.remove(number));
-            if let Some(epoch) = epoch {
-                state.unready(epoch);
-                state.assigned.remove(&epoch);
-            }
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// As [`forget`](Self::forget), all of them.
-    pub(crate) fn forget_all(&self) {
-        let mut state = self.lock();
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        let state = &mut *state;
-        state.assigned.clear();
-        state.current.clear();
-        state.ready.clear();
-        state.ready_bytes = 0;
-        state.delayed.clear();
-    }
-
-    /// What is to be committed now; it counts as committed unless [`refused`](Self::refused) says otherwise.
-    pub(crate) fn to_commit(&self) -> Vec<ToCommit> {
-        let mut state = self.lock();
-        let news = |assigned: &mut Assigned| {
-            let news = to_commit(assigned)?;
-            assigned.committed = Some((news.offset, Instant::now()));
-            Some(news)
-        };
-        state.assigned.values_mut().filter(|assigned| !assigned.leaving).filter_map(news).collect()
-    }
-
-    /// The broker has these offsets.
-    pub(crate) fn confirmed<'a>(&self, offsets: impl Iterator<Item = (&'a str, i32, u64)>) {
-        let mut state = self.lock();
-        for (topic, number, offset) in offsets {
-            if let Some(epoch) = state.epoch(topic, number)
-                && let Some(assigned) = state.assigned.get_mut(&epoch)
-            {
-                assigned.confirmed = assigned.confirmed.max(Some(offset));
-            }
-        }
-    }
-
-    /// A commit was refused: what it said is said again with the next one.
-    pub(crate) fn refused<'a>(&self, partitions: impl Iterator<Item = (&'a str, i32)>) {
-        let mut state = self.lock();
-        for (topic, number) in partitions {
-            if let Some(epoch) = state.epoch(topic, number)
-                && let Some(assigned) = state.assigned.get_mut(&epoch)
-            {
-                assigned.committed = None;
-            }
-        }
-    }
-
-    /// True if nothing waits to be handed out.
+    /// True if nothing waits to be handed out, or for its copy to be confirmed.
     pub(crate) fn nothing_waits(&self) -> bool {
         let state = self.lock();
-        state.ready.is_empty() && state.delayed.is_empty()
+        state.copying == 0
+            && state.delayed.is_empty()
+            && state.assigned.values().all(|own| own.ready.is_empty() && !own.doubtful)
     }
-}
-
-fn to_commit(assigned: &Assigned) -> Option<ToCommit> {
-    let offset = assigned.to_commit()?;
-    Some(ToCommit { topic: Arc::clone(&assigned.topic), partition: assigned.number, offset })
-}
-
-/// As [`to_commit`], and what was sent but not confirmed once more: there is no later chance.
-fn last_commit(assigned: &Assigned) -> Option<ToCommit> {
-    let offset = assigned.watermark.committable().filter(|offset| assigned.confirmed != Some(*offset))?;
-    Some(ToCommit { topic: Arc::clone(&assigned.topic), partition: assigned.number, offset })
 }

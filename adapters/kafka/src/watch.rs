@@ -47,7 +47,12 @@ impl<C: ClientContext> Watch<C> {
         for place in shared.places() {
             let (_, end) = consumer.fetch_watermarks(&place.topic, place.partition, ANSWER).ok()?;
             let from = from(consumer, &place).ok()?;
-            if from >= u64::try_from(end).ok()? {
+            let end = u64::try_from(end).ok()?;
+            if from > end {
+                shared.doubt(place.epoch);
+                return Some(false);
+            }
+            if from == end {
                 continue;
             }
             match self.probe.look(&place.topic, place.partition, from, ANSWER).ok()? {
@@ -94,6 +99,10 @@ impl<C: ClientContext> Watch<C> {
             false => native::known_end(consumer.client(), &place.topic, place.partition)
                 .filter(|end| place.searched != Some(*end)),
         };
+        if is_overdue && end.is_some_and(|end| place.next > Some(end)) {
+            shared.doubt(place.epoch);
+            return Ok(Verdict::Well);
+        }
         let Some(end) = end.filter(|end| place.next.is_none_or(|next| next < *end)) else {
             if is_overdue {
                 shared.rested(place);

@@ -2,14 +2,20 @@
 
 use std::collections::VecDeque;
 
+/// So many settled offsets are never worth a cleanup.
+const FEW: usize = 1024;
+
 /// The offsets of one assignment of a partition, from delivery to settlement.
 ///
 /// [`committable`](Self::committable) is the offset before which everything that was delivered is settled. Offsets that were
 /// never delivered (compacted away, aborted, control records) hold nothing up.
 #[derive(Debug, Default)]
 pub(crate) struct Watermark {
-    /// Delivered and not yet below the watermark, ascending. The first one is never settled.
+    /// Delivered and not yet below the watermark, ascending. The first one is never settled. Settled ones are removed when
+    /// they are the most by far, so that one slow record does not cost memory for each that comes after it.
     above: VecDeque<(u64, State)>,
+    /// How many of them are settled.
+    settled: usize,
     /// One more than the largest offset that was delivered or passed.
     next: Option<u64>,
 }
@@ -39,8 +45,14 @@ impl Watermark {
             return false;
         }
         *state = State::Settled;
+        self.settled += 1;
         while self.above.front().is_some_and(|(_, state)| *state == State::Settled) {
             self.above.pop_front();
+            self.settled -= 1;
+        }
+        if self.settled >= FEW && self.settled / 4 >= self.above.len() - self.settled {
+            self.above.retain(|(_, state)| *state == State::InFlight);
+            self.settled = 0;
         }
         true
     }
@@ -152,6 +164,20 @@ mod tests {
         let mut untouched = Watermark::default();
         assert!(untouched.passed(3, 4));
         assert_eq!(untouched.committable(), Some(4));
+    }
+
+    #[test]
+    fn a_held_offset_costs_no_memory_for_each_that_comes_after_it() {
+        let mut watermark = Watermark::default();
+        for offset in 0..100_000 {
+            assert!(watermark.delivered(offset));
+            assert!(offset == 7 || watermark.settled(offset));
+            assert!(watermark.above.len() <= 2 * FEW, "{} at {offset}", watermark.above.len());
+        }
+        assert_eq!(watermark.committable(), Some(7));
+        assert!(!watermark.settled(99_999), "settled twice");
+        assert!(watermark.settled(7));
+        assert_eq!(watermark.committable(), Some(100_000));
     }
 
     #[test]

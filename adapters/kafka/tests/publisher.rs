@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
 use onceward_kafka::KafkaPublisher;
+use onceward_test_servers::kafka::Kafka;
+use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};
 use support::{Topic, create_with, take, text};
 
 fn outgoing(topic: &Topic, number: usize) -> Outgoing {
@@ -73,6 +75,83 @@ async fn each_codec_compresses_what_is_published_and_is_read_back() {
     let taken = take(&mut consumer, codecs.len()).await;
     assert_eq!(taken.iter().map(text).collect::<Vec<_>>(), codecs.map(text_of));
     consumer.close().await.unwrap();
+}
+
+/// Everything that a record can have, sent on as letters are: the form it came in, and headers of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn null_headers_tombstones_timestamps_and_ids_survive_and_our_id_stands_beside_theirs() {
+    let topic = Topic::new(1).await;
+    let headers = OwnedHeaders::new()
+        .insert(Header { key: "twice", value: Some("a") })
+        .insert(Header { key: "null", value: None::<&[u8]> })
+        .insert(Header { key: "empty", value: Some("") })
+        .insert(Header { key: "twice", value: Some(&[0xff_u8, 0][..]) })
+        .insert(Header { key: "onceward-reason", value: Some("stale") })
+        .insert(Header { key: "message-id", value: Some("m-1") });
+    topic.send_with(0, Some("gone"), None, headers).await;
+    let mut consumer = topic.open().await;
+    let first = take(&mut consumer, 1).await.remove(0).message;
+    let to = support::unique("copy");
+    create_with(&topic.bootstrap, &to, 1, &[]).await;
+    let to = Topic::made(topic.bootstrap.clone(), to, 1);
+    let kept = first.headers().filter(|(name, _)| !name.starts_with("onceward-"));
+    let mut headers: Vec<_> = kept.map(|(name, value)| (name.to_owned(), value.clone())).collect();
+    headers.push(("onceward-reason".to_owned(), Bytes::from_static(b"permanent")));
+    let letter = Outgoing {
+        destination: to.name.clone(),
+        id: String::from_utf8(first.id().unwrap().to_vec()).unwrap(),
+        own_id: "own-1".into(),
+        order_key: first.order_key().cloned(),
+        headers,
+        payload: first.payload().clone(),
+        null_payload: first.has_null_payload(),
+        timestamp: first.timestamp(),
+        native: first.native().cloned(),
+    };
+    let publisher = KafkaPublisher::new([&topic.bootstrap], &BTreeMap::new()).unwrap();
+    assert!(publisher.publish(&[letter]).await[0].is_ok());
+    let record = to.raw().await;
+    assert_eq!(record.payload(), None);
+    assert_eq!(record.key(), Some(&b"gone"[..]));
+    let ms = first.timestamp().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    assert_eq!(record.timestamp().to_millis(), i64::try_from(ms).ok());
+    let read: Vec<_> = record.headers().unwrap().iter().map(|own| (own.key, own.value)).collect();
+    let expected: [(&str, Option<&[u8]>); 7] = [
+        ("twice", Some(b"a")),
+        ("null", None),
+        ("empty", Some(b"")),
+        ("twice", Some(&[0xff, 0])),
+        ("message-id", Some(b"m-1")),
+        ("onceward-reason", Some(b"permanent")),
+        ("onceward-id", Some(b"own-1")),
+    ];
+    assert_eq!(read, expected);
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_consumed_can_be_sent_on_and_what_never_fits_says_so_alone() {
+    let topic = Topic::new(1).await;
+    let publisher = KafkaPublisher::new([&topic.bootstrap], &BTreeMap::new()).unwrap();
+    // More than librdkafka's own limit, less than the broker's.
+    let large = Outgoing { payload: vec![b'x'; 1_030_000].into(), ..outgoing(&topic, 0) };
+    let huge = Outgoing { payload: vec![b'x'; 1_100_000].into(), ..outgoing(&topic, 1) };
+    let sent = publisher.publish(&[outgoing(&topic, 2), large, huge, outgoing(&topic, 3)]).await;
+    let kinds: Vec<_> = sent.iter().map(|own| own.as_ref().err().map(onceward::Error::kind)).collect();
+    assert_eq!(kinds, [None, None, Some(ErrorKind::TooLarge), None], "{sent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_topic_is_created_though_the_broker_would() {
+    let broker = tokio::task::spawn_blocking(|| Kafka::start_with("auto.create.topics.enable=true")).await;
+    let broker = broker.unwrap();
+    let topic = Topic::on(&broker, 1).await;
+    let properties = BTreeMap::from([("message.timeout.ms".to_owned(), "3000".to_owned())]);
+    let publisher = KafkaPublisher::new([&topic.bootstrap], &properties).unwrap();
+    let mistyped = Outgoing { destination: "mistyped".into(), ..outgoing(&topic, 0) };
+    assert!(publisher.publish(&[mistyped]).await[0].is_err());
+    assert!(topic.config().topic_facts("mistyped").await.is_err(), "it was created");
+    drop(broker);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use onceward::telemetry::SourceState;
 use onceward::{Consumer, Settled, Settlement, Tag};
 use onceward_kafka::KafkaConsumer;
 use support::{LIMIT, Topic, take, text, until};
@@ -24,7 +25,7 @@ async fn what_is_taken_away_waits_and_is_committed(strategy: &str, expected: [i6
     let mut config = topic.config();
     config.properties.insert("partition.assignment.strategy".into(), strategy.into());
     let second = config.clone();
-    config.topics.drain_timeout = Duration::from_millis(5500);
+    config.topics.drain_timeout = Some(Duration::from_millis(5500));
     // Only the drain can have committed it.
     config.topics.commit_interval = Duration::from_secs(60);
     let mut first = KafkaConsumer::open(config).await.unwrap();
@@ -60,7 +61,7 @@ async fn what_outlasts_the_drain_is_too_late_and_comes_to_the_next_owner() {
     let topic = Topic::new(2).await;
     topic.fill(10).await;
     let mut config = topic.config();
-    config.topics.drain_timeout = Duration::from_millis(100);
+    config.topics.drain_timeout = Some(Duration::from_millis(100));
     let mut first = KafkaConsumer::open(config).await.unwrap();
     let held = take(&mut first, 20).await;
     let mut second = topic.open().await;
@@ -77,6 +78,68 @@ async fn what_outlasts_the_drain_is_too_late_and_comes_to_the_next_owner() {
     committed.sort_unstable();
     // Zero, or nothing at all, for the partition that moved: nothing of it was settled by its owner.
     assert!(committed[0] <= 0 && committed[1] == 10, "{committed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_leaves_is_announced_and_commits_of_the_others_do_not_wait_for_it() {
+    let topic = Topic::new(2).await;
+    topic.fill(10).await;
+    let mut config = topic.config();
+    let second = config.clone();
+    // It waits for the handlers longer than this test takes.
+    config.topics.drain_timeout = Some(Duration::from_secs(60));
+    let mut first = KafkaConsumer::open(config).await.unwrap();
+    let mut notices = first.notices().unwrap();
+    let mut held = take(&mut first, 20).await;
+    let second = KafkaConsumer::open(second).await.unwrap();
+    let notice = tokio::time::timeout(LIMIT, notices.recv()).await.unwrap().unwrap();
+    let onceward::Notice::Leaving { epoch } = notice else { panic!("{notice:?}") };
+    let leaving: Vec<_> = held.extract_if(.., |own| own.receipt.tag().epoch == epoch).collect();
+    assert_eq!((leaving.len(), held.len()), (10, 10));
+    let stays = usize::try_from(held[0].message.position().unwrap().partition).unwrap();
+    // While it drains the other partition goes on: what is in hand is settled, and committed.
+    for (number, own) in held.iter().enumerate() {
+        assert_eq!(ack(&first, &[own.receipt.tag()]).await, [Settled::Done]);
+        until_committed(&topic, stays, i64::try_from(number).unwrap() + 1).await;
+    }
+    assert_eq!(second.assigned_partitions(), 0, "it was given away with messages in flight");
+    // Given back without a run: the other member has it at once.
+    let back: Vec<_> = leaving.iter().map(|own| (own.receipt.tag(), Settlement::Abandon)).collect();
+    assert!(first.acker().settle(&back).await.iter().all(|own| matches!(own, Ok(Settled::Done))));
+    until("the second member has a partition", || second.assigned_partitions() == 1).await;
+    topic.send(i32::try_from(stays).unwrap(), None, Some("late")).await;
+    assert_eq!(text(&take(&mut first, 1).await[0]), "late");
+    first.close().await.unwrap();
+}
+
+/// Waits until the group has committed `offset` of a partition.
+async fn until_committed(topic: &Topic, partition: usize, offset: i64) {
+    let end = Instant::now() + LIMIT;
+    while topic.committed().await[partition] != offset {
+        assert!(Instant::now() < end, "{:?}, not {offset} of {partition}", topic.committed().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_assigns_in_another_way_is_named_and_joined_when_its_members_are_gone() {
+    let topic = Topic::new(1).await;
+    let mut other = topic.config();
+    other.properties.insert("partition.assignment.strategy".into(), "range".into());
+    let mut eager = KafkaConsumer::open(other).await.unwrap();
+    until("the eager member has the partition", || eager.assigned_partitions() == 1).await;
+    let facts = topic.config().source_facts().await.unwrap();
+    assert_eq!(facts.group_protocol.as_deref(), Some("range"));
+    let mut late = KafkaConsumer::open(topic.config()).await.unwrap();
+    let health = late.health().unwrap();
+    let says = || match health.state() {
+        SourceState::Down(why) => why.contains("\"range\"") && why.contains("cooperative-sticky"),
+        _ => false,
+    };
+    until("the reason is told", says).await;
+    eager.close().await.unwrap();
+    until("it joins", || late.assigned_partitions() == 1).await;
+    until("it is up", || health.state() == SourceState::Up).await;
+    late.close().await.unwrap();
 }
 
 /// What happened to each record.

@@ -116,7 +116,7 @@ async fn a_partition_with_nothing_but_aborted_records_is_at_its_end_and_without_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_of_a_topic_that_was_made_again_are_new_ones() {
+async fn records_of_a_topic_that_was_recreated_are_new_ones() {
     let topic = Topic::new(1).await;
     let mut incarnations = Vec::new();
     for _ in 0..2 {
@@ -127,7 +127,7 @@ async fn records_of_a_topic_that_was_made_again_are_new_ones() {
         assert_eq!((position.partition, position.offset), (0, 0));
         incarnations.push(position.incarnation);
         consumer.close().await.unwrap();
-        topic.make_again().await;
+        topic.recreate(1).await;
     }
     assert_ne!(incarnations[0], incarnations[1]);
 }
@@ -174,7 +174,7 @@ async fn a_handler_of_three_poll_intervals_keeps_its_partition_and_the_buffer_it
     let mut config = topic.config();
     config.properties.insert("session.timeout.ms".into(), "3000".into());
     config.properties.insert("max.poll.interval.ms".into(), "3000".into());
-    config.topics.drain_timeout = Duration::from_secs(1);
+    config.topics.drain_timeout = Some(Duration::from_secs(1));
     config.topics.buffer_messages = 100;
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     let held = take(&mut consumer, 1).await;

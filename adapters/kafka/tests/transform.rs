@@ -266,3 +266,49 @@ async fn after_a_commit_without_an_answer_a_new_producer_goes_on_where_the_group
     assert!(summary.unknown >= 1 && summary.aborted == 0, "{summary:?}");
     assert_eq!(summary.records, 10, "{summary:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_recreated_ends_the_run_and_the_next_one_transforms_all_of_the_new_one() {
+    let stage = Stage::new(1).await;
+    stage.input.fill(5).await;
+    let running = stage.start(stage.config());
+    stage.input.wait_committed(&[5]).await;
+    stage.input.recreate(1).await;
+    stage.input.fill(20).await;
+    let ended = tokio::time::timeout(LIMIT, running.task).await.unwrap().unwrap();
+    assert!(ended.is_err(), "{ended:?}");
+    let running = stage.start(stage.config());
+    until("all of the new topic", || {
+        let runs = stage.runs.lock().unwrap();
+        // The first five names are those of the old topic as well.
+        (0..20).all(|number| runs.get(&format!("0:{number}")).is_some_and(|own| number >= 5 || *own >= 2))
+    })
+    .await;
+    stage.input.wait_committed(&[20]).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_does_not_fit_goes_without_its_payload_and_the_rest_goes_on() {
+    let stage = Stage::new(1).await;
+    let dead = Topic::new(1).await;
+    stage.input.send(0, None, Some(&"x".repeat(999_800))).await;
+    stage.input.send(0, None, Some("small")).await;
+    let mut config = stage.config();
+    config.dead_letters = Some(dead.name.clone());
+    let to = stage.output.name.clone();
+    let running = stage.start_with(config, move |message: Message| {
+        let made = outgoing(&to, &message);
+        let is_small = message.payload().len() < 100;
+        async move { if is_small { Ok(vec![made]) } else { Err(HandlerError::permanent("too long")) } }
+    });
+    stage.input.wait_committed(&[2]).await;
+    assert_eq!(stage.results(1).await, ["small"]);
+    let mut reader = dead.open().await;
+    let letter = take(&mut reader, 1).await.remove(0).message;
+    assert!(letter.payload().is_empty());
+    assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *b"999800");
+    assert!(letter.header("onceward-position").is_some());
+    reader.close().await.unwrap();
+    running.stop().await;
+}

@@ -3,10 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use onceward::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
+use rdkafka::message::{Header, OwnedHeaders};
 use support::{Topic, create, create_with, take, text, until};
 
 async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, String) {
@@ -105,5 +107,52 @@ async fn copies_that_wait_do_not_stop_what_is_due() {
     }
     until("partitions are assigned", || consumer.assigned_partitions() == 2).await;
     topic.wait_committed(&[60]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_topic_that_does_not_answer_holds_up_its_own_records_only() {
+    let topic = Topic::new(1).await;
+    topic.fill(20).await;
+    let (config, retry) = with_retry_topic(&topic, Duration::from_secs(1)).await;
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let taken = take(&mut consumer, 20).await;
+    let gone = Topic::made(topic.bootstrap.clone(), retry, 1);
+    gone.delete().await;
+    // One settle call with both: it does not wait for the copy.
+    let after = Duration::from_secs(1);
+    let retried = [19, 18].map(|index: usize| (taken[index].receipt.tag(), Settlement::Retry { after }));
+    let acked = taken[..18].iter().map(|own| (own.receipt.tag(), Settlement::Ack));
+    let batch: Vec<_> = retried.into_iter().chain(acked).collect();
+    let settled = consumer.acker().settle(&batch).await;
+    assert!(settled.iter().all(|own| matches!(own, Ok(Settled::Done))), "{settled:?}");
+    topic.wait_committed(&[18]).await;
+    // Again before an answer: no second copy.
+    let settled = consumer.acker().settle(&retried).await;
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
+    // Not confirmed: they wait in the process, and run from there.
+    let again = take(&mut consumer, 2).await;
+    assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["0:18", "0:19"]);
+    let acks: Vec<_> = again.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    consumer.acker().settle(&acks).await;
+    topic.wait_committed(&[20]).await;
+    consumer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_due_time_that_nobody_meant_holds_up_what_comes_after_it_for_a_bounded_time() {
+    let topic = Topic::new(1).await;
+    let (config, retry) = with_retry_topic(&topic, Duration::from_secs(1)).await;
+    let retry = Topic::made(topic.bootstrap.clone(), retry, 1);
+    // In the year 5138.
+    let due = Header { key: "onceward-retry-due-ms", value: Some("99999999999999") };
+    retry.send_with(0, None, Some("forged"), OwnedHeaders::new().insert(due)).await;
+    retry.send(0, None, Some("behind it")).await;
+    let mut consumer = KafkaConsumer::open(config).await.unwrap();
+    let taken = take(&mut consumer, 2).await;
+    assert_eq!(
+        taken.iter().map(text).collect::<BTreeSet<_>>(),
+        ["behind it", "forged"].map(Into::into).into()
+    );
     consumer.close().await.unwrap();
 }

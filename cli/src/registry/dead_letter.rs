@@ -30,7 +30,7 @@ pub(crate) async fn open_dead_letters(config: &Config) -> Result<Option<DeadLett
         Source::Sqs(source) => super::sqs::dead_letters(source, dead_letter.to.expose()).await.map(Some),
         #[cfg(feature = "kafka")]
         Source::Kafka(source) => {
-            super::kafka::dead_letters(config, source, dead_letter.to.expose()).map(Some)
+            super::kafka::dead_letters(config, source, dead_letter.to.expose()).await.map(Some)
         }
         #[allow(unreachable_patterns, reason = "a build may have them all")]
         other => Err(not_in_this_build(&format!("source.{}", other.name()))),

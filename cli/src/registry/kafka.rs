@@ -15,14 +15,23 @@ use crate::config::{Address, Config, KafkaCluster, KafkaSource, KafkaTarget, Out
 /// A name where a topic's is needed and none is meant.
 const NONE: &str = "none";
 
-/// The longest drain the adapter takes.
-const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+/// About as many bytes as the headers of a dead letter have.
+const LETTER_HEADERS: u64 = 2048;
+/// The longest drain of a partition that is revoked: until it is over nothing more is fetched of the others.
+const LONGEST_DRAIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn open(config: &Config, source: &KafkaSource) -> Result<KafkaConsumer, Error> {
     KafkaConsumer::open(options(config, source)?).await
 }
 
-pub(super) fn dead_letters(config: &Config, source: &KafkaSource, to: &str) -> Result<DeadLetters, Error> {
+/// The dead letters of a Kafka source, in a topic that is there.
+pub(super) async fn dead_letters(
+    config: &Config,
+    source: &KafkaSource,
+    to: &str,
+) -> Result<DeadLetters, Error> {
+    // The first letter would be held for ever by a topic that is missing.
+    writable(&options(config, source)?, to).await?;
     Ok(DeadLetters::new(publisher(config, source)?, to))
 }
 
@@ -79,7 +88,7 @@ pub(super) async fn writable(options: &KafkaConfig, topic: &str) -> Result<Topic
 pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConfig, Error> {
     let brokers = source.brokers.iter().map(Address::expose);
     let mut options = KafkaConfig::new(brokers, source.topics.iter().map(String::as_str), &source.group);
-    options.topics.drain_timeout = config.pipeline.drain_timeout.get().min(LONGEST_DRAIN);
+    options.topics.drain_timeout = Some(config.pipeline.drain_timeout.get().min(LONGEST_DRAIN));
     let retry_topics = source.retry_topics.iter();
     options.topics.retry_topics =
         retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
@@ -126,9 +135,40 @@ pub(super) async fn advice(config: &Config, source: &KafkaSource) -> Result<Vec<
                     is delivered again after the store's ttl is handled again";
         add(AdviceLevel::Warning, text.to_owned());
     }
+    if let Some(used) = facts.group_protocol.filter(|_| facts.members > 0) {
+        let ours = options.assignment_strategy()?;
+        if !ours.split(',').any(|own| own.trim() == used) {
+            let text = format!(
+                "the members of group {group} use partition.assignment.strategy {used:?} and this configuration {ours:?}, so that it \
+                 cannot join; set the same in [source.kafka.properties], or stop the other members first"
+            );
+            add(AdviceLevel::Error, text);
+        }
+    }
+    let mut fits = |topic: &str, facts: TopicFacts, source: Option<u64>, what: &str| {
+        if let (Some(largest), Some(source)) = (facts.max_message_bytes, source)
+            && largest < source
+        {
+            let text = format!(
+                "{topic} takes {largest} bytes at most (max.message.bytes) and the source's topics {source}: {what}; raise it"
+            );
+            advice.push(Advice::new(AdviceLevel::Warning, text));
+        }
+    };
+    let source_bytes = facts.max_message_bytes;
     for topic in &options.topics.retry_topics {
-        writable(&options, &topic.name).await?;
-        add(AdviceLevel::Ok, format!("retries wait in {}", topic.name));
+        let found = writable(&options, &topic.name).await?;
+        fits(&topic.name, found, source_bytes, "larger messages wait for their retries in this process");
+    }
+    if let Some(dead_letter) = &config.dead_letter {
+        let to = dead_letter.to.expose();
+        // A letter has headers of ours besides.
+        let with_headers = source_bytes.map(|bytes| bytes.saturating_add(LETTER_HEADERS));
+        let found = writable(&options, to).await?;
+        fits(to, found, with_headers, "the dead letters of the largest messages do not fit");
+    }
+    for topic in &options.topics.retry_topics {
+        advice.push(Advice::new(AdviceLevel::Ok, format!("retries wait in {}", topic.name)));
     }
     let mut capabilities = Capabilities::default();
     (capabilities.ordered, capabilities.retention) = (true, facts.retention);
@@ -154,7 +194,7 @@ mod tests {
     fn what_is_configured_reaches_the_client() {
         let options = read("retry_topics = { 'r.1m' = '1m', 'r.5s' = '5s' }\nproperties.client.id = 'x'");
         assert_eq!(options.brokers, ["h:1", "h:2"]);
-        assert_eq!(options.topics.drain_timeout, Duration::from_secs(7));
+        assert_eq!(options.topics.drain_timeout, Some(Duration::from_secs(7)));
         let retry = [("r.1m", 60), ("r.5s", 5)];
         let retry = retry.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
         assert_eq!(options.topics.retry_topics, retry);

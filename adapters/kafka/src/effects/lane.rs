@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use onceward::store::{MarkRequest, MarkedCommit, Ownership, PositionStore, Reason};
-use onceward::{Delivery, Error, HandlerError, Message, Publisher, TxHandler, Verdict};
+use onceward::{Delivery, Error, ErrorKind, HandlerError, Message, Outgoing, Publisher, TxHandler, Verdict};
 use tokio_util::sync::CancellationToken;
 
 use super::EffectsConfig;
 use super::keys::{Fate, Marker};
 use super::ownership::Owners;
-use crate::letter::letter;
+use crate::letter::{letter, stub};
 use crate::publisher::KafkaPublisher;
 
 /// Between two tries of a database that does not answer.
@@ -139,20 +139,21 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<S, H> {
                 Attempt::Refused(reason, text) => (HandlerError::permanent(text), Some(reason)),
                 Attempt::Failed(error) => (error, None),
             };
-            attempts += u32::from(refused.is_none());
+            // What is not the record's fault uses no attempt.
+            let is_away = refused.is_none() && error.verdict() == Verdict::Unavailable;
+            attempts += u32::from(refused.is_none() && !is_away);
             let reason = match error.verdict() {
+                _ if is_away => None,
                 _ if refused.is_some() => refused,
                 Verdict::Permanent => Some(Reason::Permanent),
                 _ if attempts >= self.config.retry.max_attempts => Some(Reason::AttemptsExhausted),
                 _ => None,
             };
             let backoff = &self.config.retry.backoff;
-            pause = backoff.delay(attempts, pause, &mut fastrand::Rng::new());
+            pause = backoff.delay(attempts.max(1), pause, &mut fastrand::Rng::new());
             match (reason, &self.config.dead_letters) {
                 (Some(reason), Some(to)) => {
-                    let letter = letter(to, message, reason, error.text(), attempts);
-                    let sent = self.publisher.publish(std::slice::from_ref(&letter)).await;
-                    match sent.into_iter().collect::<Result<(), Error>>() {
+                    match self.send(&letter(to, message, reason, error.text(), attempts)).await {
                         Ok(()) => return self.skip(owner, message).await,
                         Err(error) => {
                             tracing::error!(%error, "a dead letter cannot be published; its partition waits")
@@ -175,6 +176,25 @@ impl<S: PositionStore, H: TxHandler<S>> Lane<S, H> {
             }
         }
         End::Left
+    }
+
+    /// Publishes a letter, or what is left of one that is too large.
+    async fn send(&self, letter: &Outgoing) -> Result<(), Error> {
+        let publish = async |letter: &Outgoing| {
+            let sent = self.publisher.publish(std::slice::from_ref(letter)).await;
+            sent.into_iter().collect::<Result<(), Error>>()
+        };
+        match publish(letter).await {
+            Err(error) if error.kind() == ErrorKind::TooLarge => {
+                tracing::error!(
+                    %error, topic = letter.destination, bytes = letter.payload.len(),
+                    "a dead letter does not fit into its topic: it is sent without payload; its record stays where it stands \
+                     until the retention of its topic removes it"
+                );
+                publish(&stub(letter)).await
+            }
+            sent => sent,
+        }
     }
 
     async fn attempt(&self, owner: &Ownership, message: &Message) -> Attempt {

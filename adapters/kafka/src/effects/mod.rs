@@ -26,6 +26,8 @@ use queues::Queues;
 
 /// Between two tries of a broker that does not answer.
 const BREATH: Duration = Duration::from_millis(200);
+/// How many expired keys are removed at a time.
+const PURGE: u32 = 1000;
 /// Nothing more is taken while so many deliveries wait or are under way. The client hands over thousands of one partition
 /// before it comes to the next: with fewer, partitions would wait for each other.
 const ENOUGH: usize = 20_000;
@@ -41,7 +43,8 @@ pub struct EffectsConfig {
     /// How often and when a record is tried again, in its place. Attempts are counted in this process.
     pub retry: RetryPolicy,
     /// The topic for records that failed for good. Without one such a record is tried again for ever, and its partition
-    /// waits.
+    /// waits. Of a record that does not fit into it a letter without payload is sent: the headers say where it stands in its
+    /// topic, and `onceward-oversize-bytes` how large it is.
     pub dead_letters: Option<String>,
     /// With keys, records that a producer has sent twice have one effect, too. `None`: positions alone.
     pub keys: Option<EffectKeys>,
@@ -129,6 +132,8 @@ impl KafkaEffects {
             Settling { acker: consumer.acker(), queue: consumer.settle_queue(), summary: Default::default() };
         let (mut queues, mut under_way) = (Queues::default(), JoinSet::new());
         let bytes = lane.config.source.topics.buffer_bytes;
+        let flow = consumer.flow();
+        let _cleaning = lane.marker.is_some().then(|| Cleaning::start(Arc::clone(&lane.owners.store)));
         let mut again_at = Instant::now();
         let ended = loop {
             for part in queues.start() {
@@ -138,6 +143,13 @@ impl KafkaEffects {
                     settling.part(&mut queues, vec![End::Left; part.len()], part).await;
                 } else {
                     under_way.spawn(process(Arc::clone(&lane), part));
+                }
+            }
+            for (epoch, pause) in queues.flow() {
+                match &flow {
+                    Some(flow) if pause => flow.pause(epoch),
+                    Some(flow) => flow.resume(epoch),
+                    None => {}
                 }
             }
             let received = tokio::select! {
@@ -185,6 +197,38 @@ fn lost(error: JoinError) -> Error {
     let what =
         "records were left in the middle of their processing; nothing of them is committed. Start again";
     Error::new(ErrorKind::Internal, "process records", what).with_source(error)
+}
+
+/// Removes keys whose time is over, while it lives.
+struct Cleaning(tokio::task::AbortHandle);
+
+impl Cleaning {
+    fn start<S: PositionStore>(store: Arc<S>) -> Self {
+        let clean = async move {
+            // Stores that forget by themselves have no interval.
+            let Some(interval) = store.purge_interval() else { return };
+            loop {
+                tokio::time::sleep(interval).await;
+                loop {
+                    match store.purge(PURGE).await {
+                        Ok(removed) if removed >= u64::from(PURGE) => {}
+                        Ok(_) => break,
+                        Err(error) => {
+                            tracing::debug!(%error, "expired keys cannot be removed now; tried again later");
+                            break;
+                        }
+                    }
+                }
+            }
+        };
+        Self(tokio::spawn(clean).abort_handle())
+    }
+}
+
+impl Drop for Cleaning {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How each of a part's deliveries ended.

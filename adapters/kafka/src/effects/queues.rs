@@ -7,6 +7,11 @@ use onceward::Delivery;
 /// The most records of one transaction.
 const TOGETHER: usize = 500;
 
+/// So many deliveries of one partition wait before nothing more is taken of it, and so few before it goes on: a partition that
+/// stands still leaves the room to the others.
+const MANY: usize = 2000;
+const FEW: usize = 500;
+
 /// Deliveries of partitions, in order. Of each partition one part is under way at a time, so that whoever has a part knows that
 /// all before it is done.
 #[derive(Debug, Default)]
@@ -24,6 +29,8 @@ struct Queue {
     under_way_bytes: usize,
     /// A part of it was left undone: what comes after it must not be done either.
     closed: bool,
+    /// Nothing more is taken of it.
+    paused: bool,
 }
 
 impl Queues {
@@ -62,12 +69,26 @@ impl Queues {
         parts
     }
 
+    /// The assignments that are to be paused now (true) or resumed.
+    pub(super) fn flow(&mut self) -> Vec<(u64, bool)> {
+        let mut flow = Vec::new();
+        for (epoch, queue) in &mut self.by_epoch {
+            let waits = queue.waiting.len();
+            let pause = if queue.paused { waits > FEW } else { waits >= MANY };
+            if pause != queue.paused {
+                queue.paused = pause;
+                flow.push((*epoch, pause));
+            }
+        }
+        flow
+    }
+
     /// The part that was under way has ended.
     pub(super) fn ended(&mut self, epoch: u64) {
         let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
         self.held -= std::mem::take(&mut queue.under_way);
         self.held_bytes -= std::mem::take(&mut queue.under_way_bytes);
-        if queue.waiting.is_empty() && !queue.closed {
+        if queue.waiting.is_empty() && !queue.closed && !queue.paused {
             self.by_epoch.remove(&epoch);
         }
     }
@@ -142,6 +163,23 @@ mod tests {
             (numbers(&queues.start()), queues.held, queues.held_bytes, part.len()),
             (vec![vec![5]], 1, 4, 1)
         );
+    }
+
+    #[test]
+    fn a_partition_that_stands_still_is_paused_and_goes_on_when_little_waits() {
+        let mut queues = Queues::default();
+        assert!(queues.push(deliveries(1, 0..MANY as u64 + 600)).is_empty());
+        assert!(queues.push(deliveries(2, 0..10)).is_empty());
+        assert_eq!(queues.flow(), [(1, true)]);
+        assert_eq!(queues.flow(), []);
+        let mut resumed = Vec::new();
+        while resumed.is_empty() {
+            assert!(!queues.start().is_empty(), "never resumed");
+            queues.ended(1);
+            queues.ended(2);
+            resumed = queues.flow();
+        }
+        assert_eq!(resumed, [(1, false)]);
     }
 
     #[test]

@@ -66,14 +66,23 @@ async fn one(config: &TransformConfig, transform: &impl Transform, message: &Mes
     let (mut attempts, mut pause) = (0, Duration::ZERO);
     loop {
         attempts += 1;
+        let limit = config.transform_timeout;
         // All of the user's code runs inside: the call as well as the future.
         let run = async { transform.transform(message.clone()).await };
-        let error = match AssertUnwindSafe(run).catch_unwind().await {
-            Ok(Ok(outgoing)) => return Ok(Made { outgoing, is_dead: false }),
-            Ok(Err(error)) => error,
-            Err(_) => HandlerError::retry("the transformation panicked"),
+        let error = match tokio::time::timeout(limit, AssertUnwindSafe(run).catch_unwind()).await {
+            Ok(Ok(Ok(outgoing))) => return Ok(Made { outgoing, is_dead: false }),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_)) => HandlerError::retry("the transformation panicked"),
+            Err(_) => HandlerError::retry(format!(
+                "the transformation did not return within {limit:?} and was dropped"
+            )),
         };
         let wait = match error.verdict() {
+            // What is not the record's fault uses no attempt.
+            Verdict::Unavailable => {
+                attempts -= 1;
+                Duration::ZERO
+            }
             Verdict::Permanent => return dead(config, message, Reason::Permanent, error.text(), attempts),
             _ if attempts >= config.retry.max_attempts => {
                 return dead(config, message, Reason::AttemptsExhausted, error.text(), attempts);
@@ -82,7 +91,7 @@ async fn one(config: &TransformConfig, transform: &impl Transform, message: &Mes
             _ => Duration::ZERO,
         };
         tracing::debug!(delivery = ?message, attempts, error = error.text(), "a transformation failed and is repeated");
-        pause = config.retry.backoff.delay(attempts, pause, &mut fastrand::Rng::new());
+        pause = config.retry.backoff.delay(attempts.max(1), pause, &mut fastrand::Rng::new());
         tokio::time::sleep(wait.max(pause)).await;
     }
 }

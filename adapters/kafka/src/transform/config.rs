@@ -6,8 +6,8 @@ use onceward::Error;
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use rdkafka::ClientConfig;
 
-use crate::config::{KafkaConfig, settled};
-use crate::error;
+use crate::config::{KafkaConfig, Settled, settled};
+use crate::{error, log};
 
 const OPERATION: &str = "run a transform";
 
@@ -31,9 +31,13 @@ pub struct TransformConfig {
     /// How long the answer to a commit is asked for, 1 s to 60 s; default 20 s. Then its outcome is unknown: the producer is made
     /// anew, and where the group stands tells.
     pub commit_timeout: Duration,
+    /// How long one run of the transformation may take, from 1 ms; default 30 s.
+    pub transform_timeout: Duration,
     /// How often and when a record is tried again, in its place. Attempts are counted in this process.
     pub retry: RetryPolicy,
-    /// The topic for records that failed for good. Without one such a record ends the run.
+    /// The topic for records that failed for good. Without one such a record ends the run. Of a record that does not fit into
+    /// it a letter without payload is sent: the headers say where it stands in its topic, and `onceward-oversize-bytes` how
+    /// large it is.
     pub dead_letters: Option<String>,
 }
 
@@ -53,6 +57,7 @@ impl TransformConfig {
             linger: Duration::from_millis(100),
             concurrency: 16,
             commit_timeout: Duration::from_secs(20),
+            transform_timeout: Duration::from_secs(30),
             retry: RetryPolicy { backoff, ..RetryPolicy::default() },
             dead_letters: None,
         }
@@ -77,10 +82,13 @@ impl TransformConfig {
         if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(&self.commit_timeout) {
             return wrong("commit_timeout must be 1 s to 60 s");
         }
+        if self.transform_timeout < Duration::from_millis(1) {
+            return wrong("transform_timeout must be 1 ms at least");
+        }
         if self.retry.max_attempts == 0 {
             return wrong("retry.max_attempts must be 1 at least");
         }
-        let client = self.consumer()?;
+        let Settled { client, .. } = self.consumer()?;
         let poll_limit =
             client.get("max.poll.interval.ms").and_then(|set| set.parse().ok()).unwrap_or(300_000);
         if self.commit_timeout * 2 >= Duration::from_millis(poll_limit) {
@@ -89,15 +97,10 @@ impl TransformConfig {
                  lower the one or raise the other",
             );
         }
-        if client.get("isolation.level") != Some("read_committed") {
-            return wrong(
-                "isolation.level must be read_committed: otherwise aborted records would be transformed",
-            );
-        }
         Ok(())
     }
 
-    pub(super) fn consumer(&self) -> Result<ClientConfig, Error> {
+    pub(super) fn consumer(&self) -> Result<Settled, Error> {
         settled(self.source.client(), &self.source.topics)
     }
 
@@ -106,7 +109,9 @@ impl TransformConfig {
         client
             .set("transactional.id", &self.transactional_id)
             .set("acks", "all")
-            .set("enable.idempotence", "true");
+            .set("enable.idempotence", "true")
+            .set("allow.auto.create.topics", "false");
+        log::level(&mut client);
         // What a process that died has left open holds up readers for this long, if nobody takes up its id.
         let transaction = match client.get("transaction.timeout.ms") {
             Some(set) => set.parse().unwrap_or(u128::MAX),
@@ -158,6 +163,7 @@ mod tests {
             |config| config.linger = Duration::from_secs(11),
             |config| config.commit_timeout = Duration::from_millis(999),
             |config| config.retry.max_attempts = 0,
+            |config| config.transform_timeout = Duration::ZERO,
             |config| drop(config.source.properties.insert("max.poll.interval.ms".into(), "40000".into())),
             |config| {
                 let level = "read_uncommitted".to_owned();

@@ -1,16 +1,21 @@
 //! The context of a transform's consumer: which partitions it has. It never commits; transactions do.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use onceward::Error;
+use onceward::telemetry::SourceHealth;
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 
+use crate::begin::Beginner;
 use crate::log::Traced;
 use crate::native;
+use crate::stamp::Stamp;
 
 /// How long the cluster may take to tell the ids of topics.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -18,6 +23,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// The partitions that are assigned now; each assignment has a number of its own.
 #[derive(Default)]
 pub(super) struct Members {
+    /// A group without an offset starts at the end.
+    from_end: bool,
     state: Mutex<State>,
 }
 
@@ -26,9 +33,16 @@ struct State {
     epochs: HashMap<(String, i32), u64>,
     last: u64,
     ids: HashMap<String, String>,
+    stamps: HashMap<(String, i32), Stamp>,
+    /// A partition must not be consumed.
+    error: Option<Error>,
 }
 
 impl Members {
+    pub(super) fn new(from_end: bool) -> Self {
+        Self { from_end, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,9 +57,57 @@ impl Members {
         self.lock().last
     }
 
-    /// The id of a topic, or its name where brokers have none.
-    pub(super) fn id(&self, topic: &str) -> String {
-        self.lock().ids.get(topic).cloned().unwrap_or_else(|| topic.to_owned())
+    /// Which log the offsets of a partition count in.
+    pub(super) fn stamp(&self, topic: &str, partition: i32) -> Stamp {
+        self.lock().stamps.get(&(topic.to_owned(), partition)).cloned().unwrap_or_default()
+    }
+
+    /// Why nothing more must be consumed.
+    pub(super) fn take_error(&self) -> Option<Error> {
+        self.lock().error.take()
+    }
+
+    /// The topics of which partitions are assigned, each with the id that it had then.
+    pub(super) fn ids(&self) -> Vec<(String, String)> {
+        let state = self.lock();
+        let topics: BTreeSet<_> = state.epochs.keys().map(|(topic, _)| topic).collect();
+        topics.into_iter().filter_map(|topic| Some((topic.clone(), state.ids.get(topic)?.clone()))).collect()
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let topics: BTreeSet<_> = partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
+        let names: Vec<_> = topics.iter().map(String::as_str).collect();
+        let described = match names.is_empty() {
+            true => Ok(Vec::new()),
+            false => native::describe_each(consumer.client(), &names, ANSWER),
+        };
+        match described {
+            Ok(topics) => {
+                let told = topics.into_iter().flatten().filter_map(|topic| Some((topic.name, topic.id?)));
+                self.lock().ids.extend(told);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used");
+            }
+        }
+        let ids = self.lock().ids.clone();
+        let health = SourceHealth::default();
+        let beginner =
+            Beginner { cluster: "", ids: &ids, from_end: self.from_end, starts: None, health: &health };
+        let begins = beginner.begin(consumer, partitions);
+        let mut state = self.lock();
+        match begins {
+            Ok(begins) => {
+                state.stamps.extend(begins.into_iter().map(|own| ((own.topic, own.partition), own.stamp)));
+            }
+            // Where they begin must be known.
+            Err(error) => state.error = Some(error),
+        }
+        for own in partitions.elements() {
+            state.last += 1;
+            let epoch = state.last;
+            state.epochs.insert((own.topic().to_owned(), own.partition()), epoch);
+        }
     }
 }
 
@@ -62,31 +124,7 @@ impl ClientContext for Members {
 impl ConsumerContext for Members {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
-            Rebalance::Assign(partitions) => {
-                let topics: std::collections::BTreeSet<_> =
-                    partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
-                let names: Vec<_> = topics.iter().map(String::as_str).collect();
-                let described = match names.is_empty() {
-                    true => Ok(Vec::new()),
-                    false => native::describe(consumer.client(), &names, ANSWER),
-                };
-                let mut state = self.lock();
-                match described {
-                    Ok(topics) => {
-                        state
-                            .ids
-                            .extend(topics.into_iter().filter_map(|topic| Some((topic.name, topic.id?))));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used");
-                    }
-                }
-                for own in partitions.elements() {
-                    state.last += 1;
-                    let epoch = state.last;
-                    state.epochs.insert((own.topic().to_owned(), own.partition()), epoch);
-                }
-            }
+            Rebalance::Assign(partitions) => self.assign(consumer, partitions),
             Rebalance::Revoke(partitions) => {
                 let mut state = self.lock();
                 for own in partitions.elements() {

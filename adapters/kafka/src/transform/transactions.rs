@@ -99,9 +99,10 @@ impl Transactions {
 
     fn send(&self, outgoing: &Outgoing, until: Instant) -> Result<(), Failed> {
         let headers = outgoing::headers(outgoing).map_err(Failed::Refused)?;
-        let mut record =
-            BaseRecord::to(&outgoing.destination).payload(&outgoing.payload[..]).headers(headers);
+        let mut record = BaseRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
         record.key = outgoing.order_key.as_deref();
+        record.payload = outgoing::payload(outgoing);
+        record.timestamp = outgoing::timestamp_ms(outgoing);
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),

@@ -1,6 +1,6 @@
 //! The thread of a transform: takes batches, has them transformed, and commits them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -19,8 +19,10 @@ use super::config::TransformConfig;
 use super::members::Members;
 use super::transactions::{End, Transactions};
 use super::{Transform, TransformSummary};
+use crate::config::Settled;
+use crate::letter::stub;
 use crate::refused::Refused;
-use crate::{error, message};
+use crate::{begin, error, message, native};
 
 /// How long a poll waits for a first record.
 const POLL: Duration = Duration::from_millis(50);
@@ -31,6 +33,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long an aborted batch waits before it runs again, the first time; up to fifty times as long later.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// How often the topics' ids are looked at, and how long that may take.
+const LOOK: Duration = Duration::from_secs(2);
+const QUICK: Duration = Duration::from_secs(1);
+
 const OPERATION: &str = "run a transform";
 
 pub(super) struct Worker<T> {
@@ -40,6 +46,10 @@ pub(super) struct Worker<T> {
     stop: Arc<AtomicBool>,
     /// Came while a batch was being transformed.
     ahead: VecDeque<Taken>,
+    /// Behind the last record of each assigned partition.
+    next: HashMap<(u64, i32), i64>,
+    /// When the topics' ids were looked at.
+    looked: Instant,
     /// Transactions in a row that came to nothing.
     failures: u32,
     refused: Refused,
@@ -57,6 +67,8 @@ impl<T: Transform> Worker<T> {
             runtime,
             stop,
             ahead: VecDeque::new(),
+            next: HashMap::new(),
+            looked: Instant::now(),
             failures: 0,
             refused: Refused::default(),
             summary: TransformSummary::default(),
@@ -66,8 +78,8 @@ impl<T: Transform> Worker<T> {
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
         let failed = |error| error::kafka(OPERATION, error);
         let mut transactions = self.open()?;
-        let source: Source =
-            self.config.consumer()?.create_with_context(Members::default()).map_err(failed)?;
+        let Settled { client, from_end } = self.config.consumer()?;
+        let source: Source = client.create_with_context(Members::new(from_end)).map_err(failed)?;
         let cluster = source.client().fetch_cluster_id(ANSWER).ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
@@ -125,8 +137,21 @@ impl<T: Transform> Worker<T> {
     }
 
     fn poll(&mut self, source: &Source, cluster: &str, wait: Duration) -> Result<Option<Taken>, Error> {
-        match source.poll(wait) {
-            Some(Ok(record)) => Ok(take(source, cluster, &record)),
+        let polled = source.poll(wait);
+        if let Some(error) = source.context().take_error() {
+            return Err(error);
+        }
+        self.look(source)?;
+        match polled {
+            Some(Ok(record)) => {
+                let Some(own) = take(source, cluster, &record) else { return Ok(None) };
+                let next = self.next.entry((own.epoch, own.partition)).or_insert(own.offset);
+                if own.offset < *next {
+                    return Err(another_log(&own.topic, own.partition));
+                }
+                *next = own.offset + 1;
+                Ok(Some(own))
+            }
             Some(Err(error)) => {
                 let operation =
                     || format!("receive from topic {}", self.config.source.topics.names.join(", "));
@@ -149,6 +174,30 @@ impl<T: Transform> Worker<T> {
             }
             None => Ok(None),
         }
+    }
+
+    /// Looks once in a while whether the topics are those that were assigned.
+    ///
+    /// # Errors
+    /// One was recreated: offsets of the old log must not be committed for the new one.
+    fn look(&mut self, source: &Source) -> Result<(), Error> {
+        if self.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let before = source.context().ids();
+        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // Who does not answer is asked again.
+        let Ok(now) = native::describe_each(source.client(), &names, QUICK) else { return Ok(()) };
+        for ((name, before), now) in before.iter().zip(now) {
+            if now.ok().and_then(|now| now.id).is_some_and(|now| now != *before) {
+                return Err(another_log(name, -1));
+            }
+        }
+        Ok(())
     }
 
     /// Has the batch transformed; the client is polled meanwhile if that takes long. `None`: told to stop.
@@ -206,7 +255,7 @@ impl<T: Transform> Worker<T> {
         mut made: Vec<Made>,
     ) -> Result<Transactions, Error> {
         while !taken.is_empty() {
-            let offsets = offsets(taken)?;
+            let offsets = offsets(source, taken)?;
             let group = source.group_metadata().ok_or_else(|| {
                 Error::new(ErrorKind::Internal, OPERATION, "the client has no group; open another one")
             })?;
@@ -221,7 +270,18 @@ impl<T: Transform> Worker<T> {
                     self.summary.aborted += 1;
                     let message = &taken[index].message;
                     if made[index].is_dead {
-                        return Err(error);
+                        // What fits in any case is sent once; what is refused then is the topic's affair.
+                        let letter = &made[index].outgoing[0];
+                        if error.kind() != ErrorKind::TooLarge || letter.payload.is_empty() {
+                            return Err(error);
+                        }
+                        tracing::error!(
+                            %error, delivery = ?message, bytes = letter.payload.len(),
+                            "a dead letter does not fit into its topic: it is sent without payload; its record stays where it \
+                             stands until the retention of its topic removes it"
+                        );
+                        made[index].outgoing = vec![stub(letter)];
+                        continue;
                     }
                     made[index] =
                         batch::dead(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
@@ -276,7 +336,11 @@ impl<T: Transform> Worker<T> {
                 _ => first,
             };
             match source.seek(&topic, partition, Offset::Offset(next), ANSWER) {
-                Ok(()) => {}
+                Ok(()) => {
+                    // It is read again from there.
+                    let epoch = source.context().epoch(&topic, partition);
+                    self.next.retain(|(own, _), _| Some(*own) != epoch);
+                }
                 // Taken away a moment ago: its next owner starts there.
                 Err(_) if source.context().epoch(&topic, partition).is_none() => {}
                 Err(error) => return Err(failed(error)),
@@ -299,9 +363,9 @@ impl<T: Transform> Worker<T> {
 fn take(source: &Source, cluster: &str, record: &BorrowedMessage<'_>) -> Option<Taken> {
     let (topic, partition) = (record.topic(), record.partition());
     let epoch = source.context().epoch(topic, partition)?;
-    let incarnation = format!("{cluster}/{}", source.context().id(topic)).into();
+    let incarnation = source.context().stamp(topic, partition).incarnation(cluster, topic).into();
     let topic: Arc<str> = topic.into();
-    let (message, _) = message::from(record, &topic, &incarnation, false);
+    let (message, _) = message::from(record, &topic, &incarnation, None);
     Some(Taken { topic, partition, offset: record.offset(), epoch, message })
 }
 
@@ -317,8 +381,17 @@ fn keep_ours(source: &Source, taken: &mut Vec<Taken>, made: &mut Vec<Made>) {
     made.retain(|_| of_made.next().unwrap_or_default());
 }
 
-/// Behind the last record of each partition.
-fn offsets(taken: &[Taken]) -> Result<TopicPartitionList, Error> {
+/// Its log is another one than it was.
+fn another_log(topic: &str, partition: i32) -> Error {
+    let what = format!(
+        "the topic was deleted and created again, or the log of a partition ({partition}; -1: all) was truncated. Nothing of the old \
+         log is committed; start again: the new log is read from its start"
+    );
+    Error::new(ErrorKind::Unavailable, format!("go on with topic {topic}"), what)
+}
+
+/// Behind the last record of each partition, with the stamps of their logs.
+fn offsets(source: &Source, taken: &[Taken]) -> Result<TopicPartitionList, Error> {
     let mut ends = BTreeMap::new();
     for own in taken {
         let end = ends.entry((&*own.topic, own.partition)).or_insert(own.offset + 1);
@@ -328,6 +401,7 @@ fn offsets(taken: &[Taken]) -> Result<TopicPartitionList, Error> {
     for ((topic, partition), end) in ends {
         list.add_partition_offset(topic, partition, Offset::Offset(end))
             .map_err(|error| error::kafka(OPERATION, error))?;
+        begin::stamp(&mut list, topic, partition, &source.context().stamp(topic, partition).to_string());
     }
     Ok(list)
 }

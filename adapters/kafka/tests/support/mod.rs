@@ -9,7 +9,7 @@ use onceward_kafka::{KafkaConfig, KafkaConsumer};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::OwnedHeaders;
+use rdkafka::message::{OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -96,20 +96,53 @@ impl Topic {
         }
     }
 
-    /// Deletes the topic and makes it again.
-    pub(crate) async fn make_again(&self) {
+    /// Deletes the topic.
+    pub(crate) async fn delete(&self) {
         let admin: AdminClient<_> =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();
         let gone = admin.delete_topics(&[&self.name], &AdminOptions::new()).await.unwrap();
         gone[0].as_ref().unwrap();
+    }
+
+    /// Deletes the topic and creates it again.
+    pub(crate) async fn recreate(&self, partitions: i32) {
+        self.delete().await;
+        let admin: AdminClient<_> =
+            ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();
         let end = Instant::now() + LIMIT;
-        let topic = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+        let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
         // The name is free a moment later.
         while let Err(error) = admin.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0) {
-            assert!(Instant::now() < end, "the topic cannot be made again: {error:?}");
+            assert!(Instant::now() < end, "the topic cannot be created again: {error:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        wait_for_leaders(&self.bootstrap, &self.name, self.partitions).await;
+        wait_for_leaders(&self.bootstrap, &self.name, partitions).await;
+    }
+
+    /// The first record of partition 0, as another client reads it.
+    pub(crate) async fn raw(&self) -> OwnedMessage {
+        let (bootstrap, name) = (self.bootstrap.clone(), self.name.clone());
+        let read = move || {
+            let mut client = ClientConfig::new();
+            let reader: BaseConsumer =
+                client.set("bootstrap.servers", bootstrap).set("group.id", "reader").create().unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&name, 0, Offset::Beginning).unwrap();
+            reader.assign(&list).unwrap();
+            reader.poll(LIMIT).unwrap().unwrap().detach()
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
+    }
+
+    /// Where each partition ends.
+    pub(crate) async fn ends(&self) -> Vec<i64> {
+        let (bootstrap, name, partitions) = (self.bootstrap.clone(), self.name.clone(), self.partitions);
+        let ask = move || {
+            let asked: BaseConsumer =
+                ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap();
+            (0..partitions).map(|number| asked.fetch_watermarks(&name, number, LIMIT).unwrap().1).collect()
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap()
     }
 
     /// Has the broker delete what stands before an offset, as retention does.

@@ -223,6 +223,28 @@ impl Kafka {
         }
     }
 
+    /// Removes all records of a partition while the broker does not run: as if a replica without them had been elected. The
+    /// topic stays the same.
+    ///
+    /// # Panics
+    /// The broker runs, or there is no such partition.
+    pub fn empty_log(&self, topic: &str, partition: u32) {
+        assert!(self.broker.is_none(), "the broker runs");
+        let data = self.folder.path().join("data");
+        let folder = data.join(format!("{topic}-{partition}"));
+        for file in fs::read_dir(&folder).expect("the partition's folder") {
+            let path = file.expect("a file").path();
+            // It has the topic's id.
+            if path.file_name().is_some_and(|name| name != "partition.metadata") {
+                fs::remove_file(path).expect("a file that can be removed");
+            }
+        }
+        for checkpoint in ["recovery-point-offset-checkpoint", "replication-offset-checkpoint", "log-start-offset-checkpoint"] {
+            // Written anew from what is there.
+            let _ = fs::remove_file(data.join(checkpoint));
+        }
+    }
+
     /// Pauses (SIGSTOP) or continues (SIGCONT) the broker.
     ///
     /// # Panics

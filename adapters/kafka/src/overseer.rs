@@ -1,0 +1,199 @@
+//! Looks after topics and brokers beside the poll thread, by a client of its own: [`spawn`].
+//!
+//! It notices that a topic was recreated or a log truncated, tells how far the member is behind, and whether the cluster can
+//! be reached.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use onceward::ErrorKind;
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+
+use crate::context::Users;
+use crate::native::{self, Edge};
+use crate::partition::Assigned;
+use crate::reset::Finding;
+use crate::shared::{Shared, State};
+
+/// How often the topics' ids are looked at. Of a topic that is recreated and longer than the old one at once, so long records
+/// are taken for those of the old one.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often doubtful partitions are looked at.
+const SOON: Duration = Duration::from_millis(200);
+/// How often the lag is measured.
+const LAG: Duration = Duration::from_secs(5);
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Starts the thread. It ends when the consumer is told to stop.
+pub(crate) fn spawn<C: ClientContext + 'static>(
+    client: ClientConfig,
+    context: Users<C>,
+    shared: Arc<Shared>,
+) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("onceward-kafka-look".into());
+    thread.spawn(move || run(&client, &context, &shared)).map(drop)
+}
+
+fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, shared: &Shared) {
+    let mut asked: Option<BaseConsumer<Users<C>>> = None;
+    let mut measured = None::<Instant>;
+    while wait(shared) {
+        let client = match &asked {
+            Some(client) => client,
+            None => match client.create_with_context(context.clone()) {
+                Ok(made) => asked.insert(made),
+                Err(error) => {
+                    tracing::error!(%error, "topics cannot be looked after: no client can be made");
+                    return;
+                }
+            },
+        };
+        // Its errors are events, which the context has seen; tokens are asked for by the way.
+        while client.poll(Duration::ZERO).is_some() {}
+        let measures = measured.is_none_or(|at| at.elapsed() >= LAG);
+        match look(client, shared, measures) {
+            Ok(missing) => {
+                if measures {
+                    measured = Some(Instant::now());
+                }
+                tell(shared, missing);
+            }
+            Err(error) => {
+                let error =
+                    context.trouble.explain("look at the topics".to_owned(), error, ErrorKind::Denied);
+                if !shared.lock().stop && shared.health.set_down(error.to_string()) {
+                    tracing::warn!(%error, "the source is down; the client reconnects by itself");
+                }
+            }
+        }
+    }
+}
+
+/// Waits until it is time to look. False if the consumer stops.
+fn wait(shared: &Shared) -> bool {
+    let until = Instant::now() + LOOK;
+    let mut state = shared.lock();
+    let soon = state.assigned.values().any(|own| own.doubtful && !own.leaving);
+    let limit = if soon { SOON } else { until.saturating_duration_since(Instant::now()) };
+    let idle = |state: &mut State| !state.stop && !state.doubts;
+    state = shared.asked.wait_timeout_while(state, limit, idle).unwrap_or_else(PoisonError::into_inner).0;
+    state.doubts = false;
+    !state.stop
+}
+
+/// Tells how the source fares, after it has answered.
+fn tell(shared: &Shared, missing: Vec<String>) {
+    let trouble = shared.lock().trouble.clone();
+    let down = match (trouble, missing.as_slice()) {
+        (Some(trouble), _) => Some(trouble),
+        (None, []) => None,
+        (None, missing) => Some(format!(
+            "topic {} does not exist (any more); create it again, or remove it from the configuration",
+            missing.join(", ")
+        )),
+    };
+    match down {
+        Some(reason) => {
+            if shared.health.set_down(reason.clone()) {
+                tracing::error!(reason, "the source is down, or a part of it; what exists is consumed");
+            }
+        }
+        None => {
+            if shared.health.set_up() && shared.health.reconnects() > 0 {
+                tracing::info!("the source is up again");
+            }
+        }
+    }
+}
+
+/// A partition as it was before the cluster was asked.
+struct Before {
+    topic: Arc<str>,
+    partition: i32,
+    id: Option<String>,
+    next: Option<u64>,
+    doubtful: bool,
+}
+
+/// One look; the topics that do not exist.
+fn look<C: ClientContext>(
+    client: &BaseConsumer<Users<C>>,
+    shared: &Shared,
+    measures: bool,
+) -> KafkaResult<Vec<String>> {
+    let names = shared.topics.consumed();
+    let (mut ids, mut missing) = (HashMap::new(), Vec::new());
+    for (name, told) in names.iter().zip(native::describe_each(client.client(), &names, ANSWER)?) {
+        match told {
+            Ok(told) => drop(ids.insert((*name).to_owned(), told.id)),
+            Err(error) if is_missing(&error) => missing.push((*name).to_owned()),
+            Err(error) => return Err(error),
+        }
+    }
+    let before: HashMap<u64, Before> = {
+        let state = shared.lock();
+        let before = |own: &Assigned| Before {
+            topic: Arc::clone(&own.topic),
+            partition: own.number,
+            id: own.stamp.id.clone(),
+            next: own.watermark.next(),
+            doubtful: own.doubtful,
+        };
+        // What is doubtful and waits for its seek is clear already.
+        let clear = |epoch: &u64| state.seeks.iter().any(|(own, _)| own == epoch);
+        let of =
+            |(epoch, own): (&u64, &Assigned)| (!own.leaving && !clear(epoch)).then(|| (*epoch, before(own)));
+        state.assigned.iter().filter_map(of).collect()
+    };
+    let is_other = |own: &Before| match (ids.get(&*own.topic), &own.id) {
+        (Some(Some(now)), Some(before)) => now != before,
+        _ => false,
+    };
+    let is_suspect = |own: &Before| own.doubtful || is_other(own);
+    let asked = before.values().filter(|own| ids.contains_key(&*own.topic) && (measures || is_suspect(own)));
+    let asked: Vec<_> = asked.map(|own| (Arc::clone(&own.topic), own.partition)).collect();
+    if asked.is_empty() {
+        if measures {
+            shared.health.set_lag(Some(0));
+        }
+        return Ok(missing);
+    }
+    let low = native::edges(client.client(), &asked, Edge::Low, ANSWER)?;
+    let end = native::edges(client.client(), &asked, Edge::High, ANSWER)?;
+    let mut lag = 0;
+    for (epoch, own) in before {
+        let key = (Arc::clone(&own.topic), own.partition);
+        let (Some(low), Some(end)) = (low.get(&key).copied(), end.get(&key).copied()) else { continue };
+        // A log that ends before what was delivered is not the log that it was.
+        if is_suspect(&own) || own.next.is_some_and(|next| next > end) {
+            let id = ids.get(&*own.topic).cloned().flatten();
+            shared.found(Finding { epoch, id, low, end: end.max(low) });
+        }
+        lag += end.saturating_sub(own.next.unwrap_or(low).max(low));
+    }
+    if measures {
+        shared.health.set_lag(Some(lag));
+    }
+    Ok(missing)
+}
+
+fn is_missing(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(Code::UnknownTopicOrPartition | Code::UnknownTopic))
+}
+
+impl Shared {
+    /// Hands a finding to the poll thread; nothing more of the partition is taken before.
+    fn found(&self, finding: Finding) {
+        let mut state = self.lock();
+        let Some(own) = state.assigned.get_mut(&finding.epoch) else { return };
+        own.doubtful = true;
+        if state.findings.iter().all(|other| other.epoch != finding.epoch) {
+            state.findings.push(finding);
+        }
+    }
+}
