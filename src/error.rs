@@ -19,6 +19,12 @@ pub enum ErrorKind {
     Timeout,
     /// Too many requests; the other side asks to slow down.
     Throttled,
+    /// The other side certainly did not apply the call because it met another transaction (serialization failure,
+    /// deadlock, lock timeout): everything is rolled back. Repeat it at once; nothing has to be found out first.
+    ///
+    /// Only for failures that are certain: if the reply to a commit was lost, the kind is [`Timeout`](Self::Timeout) or
+    /// [`Unavailable`](Self::Unavailable).
+    Conflict,
     /// The rights are missing or the credentials are wrong.
     Denied,
     /// What is stored or received cannot be understood (a foreign format version, a damaged value).
@@ -83,7 +89,11 @@ impl Error {
     /// True if the same call may succeed later. Unknown errors are retryable: attempts bound them.
     pub fn is_retryable(&self) -> bool {
         match self.kind {
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Unknown => true,
+            ErrorKind::Unavailable
+            | ErrorKind::Timeout
+            | ErrorKind::Throttled
+            | ErrorKind::Conflict
+            | ErrorKind::Unknown => true,
             ErrorKind::Denied
             | ErrorKind::Corrupt
             | ErrorKind::TooLarge

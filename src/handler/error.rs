@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::chain;
+use crate::error::{Error, ErrorKind, chain};
 
 /// What a handler without a result returns.
 pub type Handled = Result<(), HandlerError>;
@@ -38,12 +38,13 @@ pub struct HandlerError {
     verdict: Verdict,
     text: String,
     outcome_unknown: bool,
+    conflict: bool,
 }
 
 impl HandlerError {
     /// A failure with this text.
     pub fn new(verdict: Verdict, text: impl Into<String>) -> Self {
-        Self { verdict, text: text.into(), outcome_unknown: false }
+        Self { verdict, text: text.into(), outcome_unknown: false, conflict: false }
     }
 
     /// Worth trying again.
@@ -73,6 +74,16 @@ impl HandlerError {
         Self::new(Verdict::Unavailable, text)
     }
 
+    /// The database rolled the run's transaction back because it met another one (a serialization failure, a deadlock, a
+    /// lock timeout: SQLSTATE 40001, 40P01, 55P03). Nothing has happened and the message is not to blame: a
+    /// transactional run is repeated at once, a few times, and then after a pause; no attempt is used. For another run it
+    /// means [`Verdict::Unavailable`].
+    ///
+    /// `?` on an [`Error`] of the kind [`ErrorKind::Conflict`] means the same.
+    pub fn conflict(text: impl Into<String>) -> Self {
+        Self { conflict: true, ..Self::new(Verdict::Unavailable, text) }
+    }
+
     /// Says that the effect may have happened all the same (a request without an answer): another run is counted in
     /// `suspected_double_effects`.
     #[must_use]
@@ -89,6 +100,11 @@ impl HandlerError {
     /// True if the effect may have happened all the same.
     pub fn is_outcome_unknown(&self) -> bool {
         self.outcome_unknown
+    }
+
+    /// True if the run's transaction was rolled back because it met another one; see [`conflict`](Self::conflict).
+    pub fn is_conflict(&self) -> bool {
+        self.conflict
     }
 
     /// The text, causes included.
@@ -112,7 +128,15 @@ impl fmt::Debug for HandlerError {
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
         let error: Box<dyn std::error::Error + Send + Sync> = error.into();
-        Self::retry(chain(&*error))
+        let text = chain(&*error);
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+        while let Some(next) = cause {
+            if next.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::Conflict) {
+                return Self::conflict(text);
+            }
+            cause = next.source();
+        }
+        Self::retry(text)
     }
 }
 
@@ -139,14 +163,34 @@ pub trait ResultExt<T> {
 
 impl<T, E: Into<HandlerError>> ResultExt<T> for Result<T, E> {
     fn permanent(self) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError { verdict: Verdict::Permanent, ..error.into() })
+        self.map_err(|error| HandlerError { verdict: Verdict::Permanent, conflict: false, ..error.into() })
     }
 
     fn retry_after(self, delay: Duration) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError { verdict: Verdict::RetryAfter(delay), ..error.into() })
+        self.map_err(|error| HandlerError {
+            verdict: Verdict::RetryAfter(delay),
+            conflict: false,
+            ..error.into()
+        })
     }
 
     fn unavailable(self) -> Result<T, HandlerError> {
         self.map_err(|error| HandlerError { verdict: Verdict::Unavailable, ..error.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_is_found_behind_the_errors_that_wrap_it() {
+        let conflict = Error::new(ErrorKind::Conflict, "commit a transaction", "deadlock detected");
+        let wrapped: HandlerError = anyhow::Error::new(conflict).context("pay").into();
+        assert!(wrapped.is_conflict());
+        assert_eq!(wrapped.verdict(), Verdict::Unavailable);
+        let other: HandlerError = Error::new(ErrorKind::Timeout, "commit a transaction", "no answer").into();
+        assert!(!other.is_conflict());
+        assert_eq!(other.verdict(), Verdict::Retry);
     }
 }

@@ -123,12 +123,16 @@ pub trait Store: Send + Sync + 'static {
     /// | pending by the same owner token, lease live | [`Claim::Claimed`] with the same fence and the lease that is left |
     /// | pending by another, lease live | [`Claim::InProgress`] |
     /// | pending, lease over | taken over: `lost` + 1, and an attempt more if the run had been marked as started; then as for failed |
-    /// | failed with `max_attempts` used up, or a terminal failure whose lease is over | [`Claim::Exhausted`]: claimed for dead-lettering only |
+    /// | failed with `max_attempts` used up, or a terminal failure whose lease is over, and the request's generation is not newer | [`Claim::Exhausted`]: claimed for dead-lettering only |
     /// | a terminal failure with a live lease of another | [`Claim::InProgress`] |
     /// | completed | [`Claim::Completed`] |
     /// | dead, and the request's generation is not newer | [`Claim::Dead`] |
-    /// | dead, and the request's generation is newer | a redrive: [`Claim::Claimed`] in that generation, attempts from 1 |
-    /// | any unexpired record with another fingerprint | [`Claim::Mismatch`], nothing changed |
+    /// | dead, or a terminal failure whose lease is over, and the request's generation is newer | a redrive: [`Claim::Claimed`] in that generation, attempts from 1, with the request's fingerprint |
+    /// | any other unexpired record with another fingerprint | [`Claim::Mismatch`], nothing changed |
+    ///
+    /// Fingerprints are not compared where a newer generation meets a dead record or a terminal failure, whatever its
+    /// lease: the payload of a dead letter may have been corrected. Generations are compared over the whole range of
+    /// `u32`.
     ///
     /// A record that is neither completed nor dead expires [`ClaimTerms::ttl`] after its last write or the end of its
     /// lease, whichever is later.
@@ -157,7 +161,8 @@ pub trait Store: Send + Sync + 'static {
     /// the key can be claimed at once. `Ok(false)`: the claim was no longer held, nothing changed.
     async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>>;
 
-    /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts forgotten.
+    /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts and fingerprint forgotten. A terminal failure
+    /// in generation g whose lease is over counts as dead: its letter was published and only the burial is missing.
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>>;
 
     /// Forgets keys whatever their state, so that the next delivery runs. Only the fence goes on growing.

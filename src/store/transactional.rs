@@ -23,6 +23,12 @@ pub trait TransactionalStore: Store {
     /// What the handler sees of it; it cannot commit.
     type Tx<'c>: Send + 'c;
 
+    /// How many transactions may be open at once, where that is limited (by connections, by a single writer). A pipeline opens
+    /// no more: its runs wait for their turn, which is no trouble of the store.
+    fn max_transactions(&self) -> Option<usize> {
+        None
+    }
+
     /// Opens a transaction.
     ///
     /// # Errors
@@ -39,7 +45,9 @@ pub trait TransactionalStore: Store {
     /// If the claim is no longer held, everything is rolled back.
     ///
     /// # Errors
-    /// [`Error`]: after a retryable one the outcome is unknown, and the next claim of the key tells.
+    /// [`Error`]: after a retryable one the outcome is unknown, and the next claim of the key tells; unless it is a
+    /// [`Conflict`](crate::ErrorKind::Conflict), after which everything is certainly rolled back and may be repeated at
+    /// once.
     async fn commit(
         &self,
         conn: Self::Conn,

@@ -21,7 +21,8 @@ impl Record {
     /// See [`Store::claim`](super::Store::claim).
     ///
     /// A claim whose generation is newer than that of a free, failed or lapsed record raises the record's, so that
-    /// the copies of a redriven message that dies are told from a further redrive.
+    /// the copies of a redriven message that dies are told from a further redrive. Over a dead record, or a terminal
+    /// failure whose lease is over, it is a redrive: it reopens the key and brings its own fingerprint.
     pub fn claim(&mut self, at: Moment, terms: &ClaimTerms, request: &ClaimRequest) -> Step<Claim> {
         if self.is_expired(at.now) {
             *self = Self {
@@ -33,14 +34,16 @@ impl Record {
             };
             return Step::changed(self.hand_out(at, terms, request));
         }
-        if self.has_another_fingerprint(request) {
+        let newer = request.generation > self.generation;
+        let redrives = newer && matches!(self.state, KeyState::Dead | KeyState::Terminal);
+        if self.has_another_fingerprint(request) && !redrives {
             return Step::unchanged(Claim::Mismatch);
         }
         let live = at.now < self.lease_until;
         let mine = self.owner == request.owner;
         match self.state {
             KeyState::Completed => return Step::unchanged(self.completed(at)),
-            KeyState::Dead if request.generation <= self.generation => return Step::unchanged(self.dead(at)),
+            KeyState::Dead if !newer => return Step::unchanged(self.dead(at)),
             KeyState::Dead => self.reopen(at, request.generation),
             KeyState::Pending if live && mine => return Step::unchanged(self.claimed(request.key, at)),
             KeyState::Terminal if live && mine => {
@@ -50,6 +53,8 @@ impl Record {
                 return Step::unchanged(Claim::InProgress { retry_in: at.until(self.lease_until) });
             }
             KeyState::Pending => self.lapse(terms),
+            // Its letter was published and the burial was not written.
+            KeyState::Terminal if newer => self.reopen(at, request.generation),
             KeyState::Terminal | KeyState::Absent | KeyState::Failed => {}
         }
         self.generation = self.generation.max(request.generation);
@@ -196,7 +201,9 @@ impl Record {
         }
         let next = request.generation.saturating_add(1);
         match self.state {
-            KeyState::Dead if self.generation == request.generation => {
+            KeyState::Dead | KeyState::Terminal
+                if self.generation == request.generation && at.now >= self.lease_until =>
+            {
                 self.reopen(at, next);
                 self.written_at = at.now;
                 self.ttl = micros(request.ttl);
@@ -244,11 +251,11 @@ impl Record {
         }
     }
 
-    /// A dead key begins anew in `generation`.
+    /// A dead key starts again in `generation`. The next claim brings the fingerprint: the letter's payload may have been
+    /// corrected.
     fn reopen(&mut self, at: Moment, generation: u32) {
         *self = Self {
             fence: self.fence,
-            fingerprint: self.fingerprint,
             generation,
             first_at: at.now,
             written_at: self.written_at,

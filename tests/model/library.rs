@@ -84,7 +84,7 @@ fn redrives_agree(record: redrive::Record, generation: u8) -> bool {
     let claims_agree = our_claim == their_claim && same(ours, &theirs);
 
     let (mut ours, mut theirs) = (record, stored);
-    let our_redrive = ours.redrive(generation, None);
+    let our_redrive = ours.redrive(generation, false, None);
     let request = RedriveRequest { key: KEY, generation: generation.into(), ttl: TTL };
     let their_redrive = match theirs.redrive(at, &request).answer {
         Redrive::Open { generation } => Found::Open(generation as u8),

@@ -28,6 +28,8 @@ pub(crate) enum Bug {
     LateCopyReopens,
     /// Redrive does not look at the state: a completed key is opened again.
     CompletedReopened,
+    /// A terminal failure whose burial was not written stays closed to a newer generation.
+    UnburiedStaysClosed,
 }
 
 #[derive(Clone, Debug)]
@@ -71,23 +73,29 @@ impl Record {
         match self.stage {
             Stage::Completed => return Claimed::Ack,
             Stage::Dead if !redrives && bug != Some(Bug::LateCopyReopens) => return Claimed::Ack,
-            Stage::Terminal => {
+            // Its letter was published and the burial was not written: a redrive reopens it.
+            Stage::Terminal if !redrives || bug == Some(Bug::UnburiedStaysClosed) => {
                 self.generation = self.generation.max(generation);
                 return Claimed::DeadLetter;
             }
-            Stage::Absent | Stage::Pending | Stage::Failed | Stage::Dead => {}
+            Stage::Absent | Stage::Pending | Stage::Failed | Stage::Terminal | Stage::Dead => {}
         }
         self.generation = self.generation.max(generation);
         self.stage = Stage::Pending;
         Claimed::Run
     }
 
-    /// Compare-and-set dead(g) → absent(g + 1).
-    pub(crate) fn redrive(&mut self, letter: u8, bug: Option<Bug>) -> Found {
+    /// Compare-and-set dead(g) → absent(g + 1). A terminal failure counts as dead unless it is `held`, that is, its claim's
+    /// lease is live.
+    pub(crate) fn redrive(&mut self, letter: u8, held: bool, bug: Option<Bug>) -> Found {
         let next = letter + 1;
         match self.stage {
             Stage::Completed if bug != Some(Bug::CompletedReopened) => Found::Resolved,
             Stage::Dead | Stage::Completed if self.generation == letter => {
+                *self = Record { stage: Stage::Absent, generation: next };
+                Found::Open(next)
+            }
+            Stage::Terminal if self.generation == letter && !held => {
                 *self = Record { stage: Stage::Absent, generation: next };
                 Found::Open(next)
             }
@@ -136,6 +144,8 @@ pub(crate) struct State {
     faults_left: u8,
     effects: u8,
     revived: bool,
+    /// A redriven letter was dead-lettered without a run.
+    refused: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +160,8 @@ pub(crate) enum Action {
     Fail,
     PublishLetter,
     MarkDead,
+    /// The burial is given up, and the confirm alone allows the ack. A fault.
+    LeaveUnburied,
     Ack,
     /// The worker dies; its message comes back and its claim lapses. A fault.
     WorkerCrash,
@@ -190,6 +202,7 @@ impl Model for Redrives {
             faults_left: self.faults,
             effects: 0,
             revived: false,
+            refused: false,
         }]
     }
 
@@ -221,6 +234,8 @@ impl Model for Redrives {
         if state.faults_left > 0 {
             actions.extend((state.worker != Worker::Idle).then_some(Action::WorkerCrash));
             actions.extend((state.operator != Operator::Idle).then_some(Action::OperatorCrash));
+            let burying = matches!(state.worker, Worker::MarkingDead(_));
+            actions.extend(burying.then_some(Action::LeaveUnburied));
             actions.extend(letters.map(|letter| Action::Copy { letter }));
             let opened = state.record.stage == Stage::Absent && !state.record.is_unknown();
             actions.extend((opened || state.record.stage == Stage::Dead).then_some(Action::Expire));
@@ -242,7 +257,8 @@ impl State {
     /// The record afterwards, and what the operator does. A key that nobody knows any more is opened by its message.
     fn redrive(&self, letter: u8, bug: Option<Bug>) -> (Record, Found) {
         let mut record = self.record;
-        let found = record.redrive(letter, bug);
+        let held = matches!(self.worker, Worker::Publishing(_) | Worker::MarkingDead(_));
+        let found = record.redrive(letter, held, bug);
         let unknown = found == Found::NotDead && record.is_unknown();
         (record, if unknown { Found::Open(letter + 1) } else { found })
     }
@@ -259,6 +275,7 @@ impl State {
                 let claimed = self.record.claim(carried, bug);
                 self.revived |=
                     claimed == Claimed::Run && before.stage == Stage::Dead && carried <= before.generation;
+                self.refused |= claimed == Claimed::DeadLetter && carried > before.generation;
                 self.worker = match claimed {
                     Claimed::Run => Worker::Running(carried),
                     Claimed::DeadLetter => Worker::Publishing(carried),
@@ -281,6 +298,10 @@ impl State {
             }
             Action::MarkDead => {
                 self.record.stage = Stage::Dead;
+                self.worker = Worker::Acking(carried);
+            }
+            Action::LeaveUnburied => {
+                self.faults_left -= 1;
                 self.worker = Worker::Acking(carried);
             }
             Action::Ack => self.worker = Worker::Idle,

@@ -84,6 +84,9 @@ macro_rules! store_conformance {
             an_expired_dead_record_is_not_redriven,
             an_opened_key_nobody_claims_expires,
             a_claim_of_a_newer_generation_opens_a_dead_key,
+            a_claim_of_a_newer_generation_opens_a_terminal_key,
+            a_redrive_opens_a_terminal_key_whose_lease_is_over,
+            generations_are_kept_and_compared_over_the_whole_range,
             a_copy_of_an_older_generation_finds_the_key_dead,
             a_newer_generation_does_not_open_a_completed_key,
         }
@@ -92,7 +95,9 @@ macro_rules! store_conformance {
             another_fingerprint_takes_no_lapsed_lease_over,
             the_same_or_no_fingerprint_is_no_mismatch,
             the_first_fingerprint_of_a_later_claim_is_kept,
-            a_redriven_key_knows_its_fingerprint,
+            a_redriven_key_takes_the_fingerprint_of_its_next_claim,
+            a_newer_generation_brings_its_own_fingerprint,
+            a_newer_generation_without_a_fingerprint_forgets_the_old_one,
             an_expired_record_mismatches_nothing,
         }
         $crate::conformance_tests! { $harness; batches:

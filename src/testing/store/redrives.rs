@@ -129,6 +129,71 @@ pub async fn a_claim_of_a_newer_generation_opens_a_dead_key<H: StoreHarness>(har
     }
 }
 
+/// A terminal failure whose burial was never written is as good as dead to a newer generation, once its lease is over: the
+/// letter was published. Until then its owner is writing.
+pub async fn a_claim_of_a_newer_generation_opens_a_terminal_key<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let terminal = case.bring(key, KeyState::Terminal, None).await;
+    let newer = |generation| ClaimRequest { generation, ..case.request(key) };
+    let early = case.ask(newer(1)).await;
+    assert!(matches!(early, Claim::InProgress { .. }), "{early:?}");
+    case.lapse().await;
+    let same = case.exhaust(key).await;
+    assert!(same.lease.fence > terminal.fence, "the generation that failed is dead-lettered again");
+    case.lapse().await;
+    let claim = claimed(case.ask(newer(1)).await);
+    assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, 1));
+    assert!(claim.lease.fence > same.lease.fence);
+    let record = case.record(key).await;
+    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, 1, 0));
+    assert_eq!((record.reason, record.error), (None, None));
+    let repeated = case.bury(terminal).await;
+    assert_eq!(repeated, crate::store::Burial::Lost, "the claim that failed has no say any more");
+    assert_eq!(case.complete(claim.lease).await, Completion::Completed);
+}
+
+/// The same by the store's own call: a terminal failure without a live lease counts as dead.
+pub async fn a_redrive_opens_a_terminal_key_whose_lease_is_over<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Terminal, None).await;
+    assert_eq!(case.redrive(key, 0).await, Redrive::NotDead, "its lease is live");
+    case.lapse().await;
+    assert_eq!(case.redrive(key, 1).await, Redrive::NotDead, "a letter of a generation yet to come");
+    assert_eq!(case.redrive(key, 0).await, Redrive::Open { generation: 1 });
+    let record = case.record(key).await;
+    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Absent, 1, 0));
+    assert_eq!(claimed(case.ask(ClaimRequest { generation: 1, ..case.request(key) }).await).attempt, 1);
+}
+
+/// Generations are compared as they were written, over the whole range: the largest is newer once, and not for ever.
+pub async fn generations_are_kept_and_compared_over_the_whole_range<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let sizes = [i32::MAX as u32 - 1, i32::MAX as u32, i32::MAX as u32 + 1, u32::MAX - 1, u32::MAX];
+    let key = case.key(1);
+    let _ = case.bring(key, KeyState::Dead, None).await;
+    for generation in sizes {
+        let newer = ClaimRequest { generation, ..case.request(key) };
+        let claim = claimed(case.ask(newer).await);
+        assert_eq!((claim.attempt, claim.generation), (1, generation));
+        let _ = case.fail_with(claim.lease, "hopeless", Some(Reason::Permanent)).await;
+        assert_eq!(case.bury(claim.lease).await, crate::store::Burial::Dead);
+        assert_eq!(case.record(key).await.generation, generation);
+        for old in [0, generation] {
+            let answer = case.ask(ClaimRequest { generation: old, ..case.request(key) }).await;
+            assert!(
+                matches!(answer, Claim::Dead { generation: died, .. } if died == generation),
+                "{answer:?}"
+            );
+        }
+    }
+    let fresh = ClaimRequest { generation: u32::MAX, ..case.request(case.key(2)) };
+    let lease = claimed(case.ask(fresh).await).lease;
+    assert_eq!(case.complete(lease).await, Completion::Completed);
+    assert_eq!(case.record(case.key(2)).await.generation, u32::MAX);
+}
+
 /// A late copy of the same or an older generation finds the key dead.
 pub async fn a_copy_of_an_older_generation_finds_the_key_dead<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;

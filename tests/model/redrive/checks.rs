@@ -9,6 +9,7 @@ use crate::record::Stage;
 const NOTHING_LOST: &str = "without effect there is a message or a letter";
 const ONE_EFFECT: &str = "at most one effect, however often redriven";
 const STAYS_DEAD: &str = "a copy of a dead message does not run";
+const RUNS: &str = "a redriven letter runs before it is dead-lettered again";
 const SETTLES: &str = "in the end there is one effect, no message and no letter";
 
 fn safety() -> Vec<Property<Redrives>> {
@@ -16,6 +17,7 @@ fn safety() -> Vec<Property<Redrives>> {
         Property::always(NOTHING_LOST, |_, state: &State| state.effects > 0 || state.is_at_the_broker()),
         Property::always(ONE_EFFECT, |_, state: &State| state.effects <= 1),
         Property::always(STAYS_DEAD, |_, state: &State| !state.revived),
+        Property::always(RUNS, |_, state: &State| !state.refused),
         Property::always(SETTLES, |model: &Redrives, state: &State| {
             let mut steps = Vec::new();
             model.actions(state, &mut steps);
@@ -69,4 +71,9 @@ fn a_late_copy_that_opens_a_dead_key_runs_without_a_redrive() {
 #[test]
 fn redriving_a_completed_key_repeats_its_effect() {
     breaks(Bug::CompletedReopened, 2, ONE_EFFECT);
+}
+
+#[test]
+fn a_letter_whose_burial_was_not_written_is_dead_lettered_again_unless_its_redrive_reopens_it() {
+    breaks(Bug::UnburiedStaysClosed, 1, RUNS);
 }

@@ -2,9 +2,11 @@
 
 local function redrive(key, r, generation, next, ttl)
   if not r.known then return 'N' end
-  if r.state == DEAD and r.generation == generation then
+  -- A terminal failure whose lease is over: its letter was published and only the burial is missing.
+  local dead = r.state == DEAD or r.state == TERMINAL and now >= r.lease
+  if dead and r.generation == generation then
     local opened = nothing(r.fence)
-    opened.known, opened.above, opened.fingerprint, opened.generation = true, r.above, r.fingerprint, next
+    opened.known, opened.above, opened.generation = true, r.above, next
     opened.first, opened.written, opened.ttl = now, now, ttl
     save(key, opened)
     return 'O'

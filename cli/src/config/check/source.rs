@@ -3,13 +3,8 @@
 use std::time::Duration;
 
 use super::{Checked, address, broker, duration, text, texts, url, within};
-use crate::config::{
-    Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, RabbitmqSource, Source,
-};
-
-/// librdkafka's own defaults, which hold where the property is not given.
-const SESSION_TIMEOUT_MS: u64 = 45_000;
-const MAX_POLL_INTERVAL_MS: u64 = 300_000;
+use crate::config::derived::{LONGEST_KAFKA_DRAIN, MAX_POLL_INTERVAL, SESSION_TIMEOUT};
+use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Source};
 
 /// The delays for which a way through the broker is worth while.
 const LEAST_WAIT: HumanDuration = HumanDuration::from_secs(1);
@@ -30,7 +25,6 @@ pub(super) fn check(config: &Config) -> Checked {
             if let Some(prefetch) = source.prefetch {
                 within(config, "source.rabbitmq.prefetch", prefetch, 1..=65_535)?;
             }
-            letters_elsewhere(config, source)?;
             if source.delivery_limit == Some(0) {
                 return Err(config.refuse(
                     "source.rabbitmq.delivery_limit",
@@ -70,38 +64,23 @@ pub(super) fn check(config: &Config) -> Checked {
     }
 }
 
-/// A dead letter in its own queue, or in a wait queue that leads there, would be received again.
-fn letters_elsewhere(config: &Config, source: &RabbitmqSource) -> Checked {
-    let Some(dead_letter) = &config.dead_letter else { return Ok(()) };
-    let to = dead_letter.to.expose();
-    let to = to.strip_prefix('/').unwrap_or(to);
-    let waits = to.strip_prefix(&source.queue).and_then(|rest| rest.strip_prefix(".wait."));
-    if to == source.queue || waits.is_some_and(|delay| delay.ends_with("ms")) {
-        return Err(config.refuse(
-            "dead_letter.to",
-            "leads back into source.rabbitmq.queue, so a message that failed for good would be received again",
-            "name another queue, and declare it",
-        ));
-    }
-    Ok(())
-}
-
 fn kafka(config: &Config, source: &KafkaSource) -> Checked {
     broker::kafka(config, "source.kafka", source.cluster())?;
     texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
     text(config, "source.kafka.group", &source.group)?;
     retry_topics(config, source)?;
-    for (name, default_ms) in
-        [("session.timeout.ms", SESSION_TIMEOUT_MS), ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)]
+    let drain = config.pipeline.drain_timeout.get().min(LONGEST_KAFKA_DRAIN);
+    for (name, default) in
+        [("session.timeout.ms", SESSION_TIMEOUT), ("max.poll.interval.ms", MAX_POLL_INTERVAL)]
     {
-        let limit_ms = match source.properties.get(name) {
-            None => default_ms,
-            Some(text) => text.parse().map_err(|_| {
+        let limit = match source.properties.get(name) {
+            None => default,
+            Some(text) => text.parse().map(Duration::from_millis).map_err(|_| {
                 let key = broker::property_key(config, "source.kafka.properties", name);
                 config.refuse(&key, "is not a whole number", "write milliseconds, such as 45000")
             })?,
         };
-        if config.pipeline.drain_timeout.get() >= Duration::from_millis(limit_ms) {
+        if drain >= limit {
             return Err(config.refuse(
                 "pipeline.drain_timeout",
                 format!(
