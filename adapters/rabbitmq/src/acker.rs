@@ -1,17 +1,15 @@
 //! Settles deliveries on the channel they came on, in as few frames as their order allows: [`RabbitAcker`].
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{MaybeDone, maybe_done};
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use onceward::{Acker, Error, Message, Settled, Settlement, Tag};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use crate::frames::send;
 use crate::held::{Held, Name, Place, Returned, split, tag};
 use crate::wait::WaitRoom;
 use crate::window::{Frame, Noted, Window};
@@ -106,9 +104,9 @@ impl RabbitAcker {
         self.0.waiting.as_ref().map(|waiting| &waiting.room)
     }
 
-    /// Notes that `tag` of the current channel was delivered as this message.
-    pub(crate) fn keep(&self, tag: Tag, message: &Message) {
-        self.lock().held.insert((tag.epoch, tag.number), message.clone());
+    /// Notes that `tag` of the current channel was delivered as this message, no earlier than `since`.
+    pub(crate) fn keep(&self, tag: Tag, message: &Message, since: Instant) {
+        self.lock().held.insert((tag.epoch, tag.number), message.clone(), since);
     }
 
     /// True if messages wait in this process, or are on their way to a wait queue.
@@ -131,14 +129,15 @@ impl RabbitAcker {
         self.lock().channel.is_some()
     }
 
-    /// Notes deliveries of the current channel, answers their epoch and takes out those that the pipeline has already.
-    pub(crate) fn delivered(&self, deliveries: &mut Vec<lapin::message::Delivery>) -> u64 {
+    /// Notes deliveries of the current channel, sent no earlier than `since`; answers their epoch and takes out those that the
+    /// pipeline has already.
+    pub(crate) fn delivered(&self, deliveries: &mut Vec<lapin::message::Delivery>, since: Instant) -> u64 {
         let mut late = Vec::new();
         let mut current = self.lock();
         let Current { window, held, .. } = &mut *current;
         deliveries.retain(|delivery| {
             window.delivered(delivery.delivery_tag);
-            match held.returned(delivery) {
+            match held.returned(delivery, since) {
                 None => return true,
                 Some(Returned::Held) => {}
                 Some(Returned::Settled(settlement)) => late.push((delivery.delivery_tag, settlement)),
@@ -394,36 +393,5 @@ impl Acker for RabbitAcker {
         let mut told = self.tell(&now).await.into_iter();
         let result = |waits| if waits { Settled::Done } else { told.next().unwrap_or(Settled::TooLate) };
         waits.into_iter().map(result).map(Ok).collect()
-    }
-}
-
-/// Queues the frames, all at once and in order, then waits until they are written. False: the channel is closed.
-///
-/// # Cancel safety
-/// All frames are queued by the first poll; a dropped call only does not hear how it ended.
-async fn send(channel: &Channel, frames: &[Frame]) -> bool {
-    let mut sent: Vec<Pin<Box<MaybeDone<_>>>> =
-        frames.iter().map(|frame| Box::pin(maybe_done(tell(channel, *frame)))).collect();
-    for sending in &mut sent {
-        let _ = futures_util::poll!(sending);
-    }
-    let mut open = true;
-    for mut sending in sent {
-        sending.as_mut().await;
-        if let Some(Err(error)) = sending.as_mut().take_output() {
-            tracing::debug!(%error, "a settlement did not reach the broker; the message is redelivered");
-            open = false;
-        }
-    }
-    open
-}
-
-async fn tell(channel: &Channel, frame: Frame) -> lapin::Result<()> {
-    match frame {
-        Frame::Ack { tag, multiple } => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
-        Frame::Requeue { tag } => {
-            channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
-        }
-        Frame::Reject { tag } => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
     }
 }

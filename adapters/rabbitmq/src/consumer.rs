@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::BasicNackOptions;
 use lapin::{Channel, Connection};
 use onceward::telemetry::SourceHealth;
 use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, SettleQueue, Tag};
@@ -14,11 +13,11 @@ use tokio::task::JoinHandle;
 use crate::acker::{RabbitAcker, Waiting};
 use crate::config::{QueueConfig, RabbitConfig};
 use crate::connection::{Connect, Connected, Factory};
-use crate::gauge::{self, Gauge};
+use crate::gauge::Gauge;
 use crate::keeper::Keeper;
 use crate::link::{self, CLOSE_LIMIT, Link, REPLY_LIMIT};
 use crate::wait::WaitRoom;
-use crate::{error, message, probe};
+use crate::{depth, error, loss, message, probe};
 
 /// The most deliveries of one batch.
 const BATCH: usize = 256;
@@ -47,6 +46,13 @@ pub struct RabbitConsumer {
     suspect: Option<lapin::message::Delivery>,
     /// Goes on while `receive` is not called.
     reopening: Option<JoinHandle<Link>>,
+}
+
+/// What comes next: a message that waited in this process, or something from the broker.
+#[allow(clippy::large_enum_variant, reason = "it is matched where it is made")]
+enum Next {
+    Again((Tag, Message)),
+    Stream(Option<lapin::Result<lapin::message::Delivery>>),
 }
 
 enum Source {
@@ -141,8 +147,7 @@ impl RabbitConsumer {
     fn attach(&mut self, link: Link) {
         self.acker.attach(link.channel.clone(), matches!(self.source, Source::Reopened(_)));
         self.keeper.attention.took(0, true);
-        let gauge = link.gauge.clone();
-        self.gauge = gauge.map(|channel| Gauge::start(channel, &self.queue, &self.health));
+        self.gauge = link.gauge.clone().map(|channel| Gauge::start(channel, &self.queue, &self.health));
         self.link = Some(link);
         self.health.set_up();
     }
@@ -160,40 +165,11 @@ impl RabbitConsumer {
         let alive = cause.as_ref().is_none_or(lapin::Error::is_amqp_soft_error);
         let cause = cause.map(|error| error::amqp(format!("receive from queue {}", self.queue.name), error));
         let Source::Reopened(connect) = &self.source else {
-            let what = "the channel or the subscription ended, and the channel is not ours to reopen; \
-                        build the consumer from a connection factory to have that done";
-            let error =
-                Error::new(ErrorKind::Unsupported, format!("receive from queue {}", self.queue.name), what);
-            self.health.set_down(error.to_string());
-            return Err(match cause {
-                Some(cause) => error.with_source(cause),
-                None => error,
-            });
+            self.health.set_down("the channel or the subscription ended");
+            return Err(loss::of_borrowed(&self.queue.name, cause));
         };
-        let mut is_logged = true;
-        let queue = &self.queue.name;
-        match (&cause, timeout) {
-            _ if planned => tracing::debug!(queue, "subscribing again"),
-            (Some(error), Some(timeout)) if self.keeper.learn(timeout) => tracing::warn!(
-                queue, ?error, consumer_timeout = ?timeout, ack_timeout = ?self.queue.ack_timeout,
-                "the broker closed the channel because a message was held longer than its consumer_timeout; all that was \
-                 received is redelivered once. From now on messages are given back in time. Raise consumer_timeout, or \
-                 write its value as ack_timeout; long retries can wait in the broker with wait_queues_from"
-            ),
-            (Some(error), Some(_)) => {
-                tracing::info!(
-                    queue,
-                    ?error,
-                    "the broker's consumer_timeout was over before messages were given back"
-                )
-            }
-            (Some(error), None) => tracing::warn!(queue, ?error, "the channel was lost; subscribing again"),
-            (None, _) => {
-                // Whether that matters is known in a moment: the queue is there, or the attempt is logged.
-                is_logged = false;
-                tracing::info!(queue, "the broker ended the subscription; subscribing again");
-            }
-        }
+        let learned = timeout.filter(|timeout| self.keeper.learn(*timeout));
+        let is_logged = loss::log(&self.queue, cause.as_ref(), timeout, learned.is_some(), planned);
         if !planned {
             self.health.set_lag(None);
             let reason =
@@ -230,10 +206,11 @@ impl RabbitConsumer {
         Ok(())
     }
 
-    /// What is there behind `first`; empty if the pipeline has it all already.
+    /// What is there from `first` on; empty if the pipeline has it all already.
     fn batch(&self, first: lapin::message::Delivery, link: &mut Link) -> Vec<Delivery> {
-        let mut taken = vec![first];
-        let mut is_empty = false;
+        // The broker's clock for a delivery runs since it was sent.
+        let since = self.keeper.attention.since();
+        let (mut taken, mut is_empty) = (vec![first], false);
         while taken.len() < BATCH && link.ended.is_none() {
             match link.stream.next().now_or_never() {
                 Some(Some(Ok(delivery))) => taken.push(delivery),
@@ -248,26 +225,18 @@ impl RabbitConsumer {
         }
         self.keeper.attention.took(taken.len(), is_empty);
         self.health.received();
-        let epoch = self.acker.delivered(&mut taken);
+        let epoch = self.acker.delivered(&mut taken, since);
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
             let message = message::from(delivery, Arc::clone(&self.origin), mended);
-            self.acker.keep(tag, &message);
+            self.acker.keep(tag, &message, since);
             Delivery { message, receipt: self.settle_queue.receipt(tag) }
         };
         taken.into_iter().map(of).collect()
     }
 
-    /// True if a delivery may be of a stream, which nothing told before: it is the first, and has an offset. So has a copy of
-    /// such a message in a queue; the broker must say which it is.
-    fn is_suspect(delivery: &lapin::message::Delivery) -> bool {
-        let headers = delivery.properties.headers().as_ref();
-        delivery.delivery_tag == 1 && headers.is_some_and(|table| table.contains_key(probe::STREAM_OFFSET))
-    }
-
-    /// # Cancel safety
-    /// A dropped call leaves the delivery where it was, and the next one asks again.
+    /// Asks what a suspect is; a dropped call leaves it where it was.
     async fn clear(&mut self) -> Result<Option<lapin::message::Delivery>, Error> {
         let is_stream = match &self.source {
             Source::Reopened(connect) => probe::is_stream(Arc::clone(connect), &self.queue.name).await?,
@@ -280,36 +249,6 @@ impl RabbitConsumer {
             return Err(error);
         }
         Ok(self.suspect.take())
-    }
-
-    /// The number of messages in the queue and in its wait queues, those of other processes included; `None` if the broker
-    /// does not tell.
-    async fn messages(&self, connection: &Connection, room: Option<&WaitRoom>) -> Option<u64> {
-        let mut messages = 0;
-        let mut look = async |wait_queues: Vec<(u64, String)>| {
-            for (delay_ms, name) in wait_queues {
-                match gauge::ask(connection, &name).await {
-                    Ok(found) => {
-                        messages += u64::from(found.ready);
-                        room.iter().for_each(|room| room.found(delay_ms));
-                    }
-                    // It is gone, and with it what was in it; the next message that is to wait declares it again.
-                    Err(error) if error.kind() == ErrorKind::Config => {
-                        room.iter().for_each(|room| room.forget(delay_ms));
-                    }
-                    Err(_) => return None,
-                }
-            }
-            Some(messages)
-        };
-        // The queue last: what leaves a wait queue meanwhile is in it by then.
-        let waiting = look(room.map(WaitRoom::declared).unwrap_or_default()).await?;
-        let ready = gauge::ask(connection, &self.queue.name).await.ok()?.ready;
-        if waiting + u64::from(ready) > 0 {
-            return Some(waiting + u64::from(ready));
-        }
-        // All that is known is empty; another process, or one before this, may have used other delays.
-        look(room.map(WaitRoom::possible).unwrap_or_default()).await
     }
 }
 
@@ -357,10 +296,22 @@ impl Consumer for RabbitConsumer {
                 self.lost(cause)?;
                 continue;
             }
-            let receiving = self.keeper.attention.receiving();
-            let next = tokio::select! {
-                biased;
-                Some((tag, message)) = self.again.recv(), if self.acker.wait_room().is_some() => {
+            let next = match self.again.try_recv() {
+                Ok(again) => Next::Again(again),
+                Err(_) => match link.stream.next().now_or_never() {
+                    Some(next) => Next::Stream(next),
+                    None => {
+                        let _receiving = self.keeper.attention.receiving();
+                        tokio::select! {
+                            biased;
+                            Some(again) = self.again.recv(), if self.acker.wait_room().is_some() => Next::Again(again),
+                            next = link.stream.next() => Next::Stream(next),
+                        }
+                    }
+                },
+            };
+            let next = match next {
+                Next::Again((tag, message)) => {
                     // What waited on a channel that is gone was delivered again by the broker.
                     if self.acker.is_current(tag) {
                         let receipt = self.settle_queue.receipt(tag);
@@ -368,11 +319,10 @@ impl Consumer for RabbitConsumer {
                     }
                     continue;
                 }
-                next = link.stream.next() => next,
+                Next::Stream(next) => next,
             };
-            drop(receiving);
             match next {
-                Some(Ok(first)) if Self::is_suspect(&first) => self.suspect = Some(first),
+                Some(Ok(first)) if probe::is_suspect(&first) => self.suspect = Some(first),
                 Some(Ok(first)) => {
                     let Some(mut link) = self.link.take() else { continue };
                     let batch = self.batch(first, &mut link);
@@ -393,9 +343,8 @@ impl Consumer for RabbitConsumer {
             return Some(false);
         }
         let connection = self.link.as_ref()?.connection.as_ref()?;
-        let messages = self.messages(connection, self.acker.wait_room());
-        let messages = tokio::time::timeout(REPLY_LIMIT, messages).await.ok()??;
-        Some(messages == 0)
+        let empty = depth::is_empty(connection, &self.queue.name, self.acker.wait_room());
+        tokio::time::timeout(REPLY_LIMIT, empty).await.ok()?
     }
 
     fn health(&self) -> Option<Arc<SourceHealth>> {
@@ -408,19 +357,11 @@ impl Consumer for RabbitConsumer {
         }
         self.gauge = None;
         let Some(link) = self.link.take() else { return Ok(()) };
-        let acker = self.acker.clone();
-        // On a half-open connection each step would wait until it is known to be dead.
-        let closing = async {
-            acker.flush().await;
-            acker.detach(true);
-            close(link).await
-        };
-        let closed = tokio::time::timeout(CLOSE_LIMIT, closing).await;
-        self.acker.detach(true);
+        let closed = end(&self.acker, link).await;
         let operation = || format!("close the consumer of queue {}", self.queue.name);
         match closed {
-            Ok(closed) => closed.map_err(|error| error::amqp(operation(), error)),
-            Err(_) => Err(error::timeout(
+            Some(closed) => closed.map_err(|error| error::amqp(operation(), error)),
+            None => Err(error::timeout(
                 operation(),
                 format!(
                     "the broker did not answer within {CLOSE_LIMIT:?}; it gives the messages back by itself"
@@ -430,18 +371,17 @@ impl Consumer for RabbitConsumer {
     }
 }
 
-/// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not. The other channel of
-/// the link lasts until the connection is closed: the library would close it at the same time, and fail.
-async fn close(mut link: Link) -> lapin::Result<()> {
-    if let Some(connection) = link.connection {
-        link.channel.close(200, "OK".into()).await?;
-        return connection.close(200, "OK".into()).await;
-    }
-    link.channel.basic_cancel(link.stream.tag(), Default::default()).await?;
-    while let Some(Some(Ok(delivery))) = link.stream.next().now_or_never() {
-        delivery.nack(BasicNackOptions { multiple: false, requeue: true }).await?;
-    }
-    Ok(())
+/// Sends the acknowledgements that wait, then closes. `None`: not in time, as on a half-open connection, where each step
+/// would wait until it is known to be dead.
+async fn end(acker: &RabbitAcker, link: Link) -> Option<lapin::Result<()>> {
+    let closing = async {
+        acker.flush().await;
+        acker.detach(true);
+        link::close(link).await
+    };
+    let closed = tokio::time::timeout(CLOSE_LIMIT, closing).await;
+    acker.detach(true);
+    closed.ok()
 }
 
 impl Drop for RabbitConsumer {
@@ -453,16 +393,7 @@ impl Drop for RabbitConsumer {
         let Some(link) = self.link.take() else { return };
         let acker = self.acker.clone();
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn(async move {
-                    let closing = async {
-                        acker.flush().await;
-                        acker.detach(true);
-                        let _ = close(link).await;
-                    };
-                    let _ = tokio::time::timeout(CLOSE_LIMIT, closing).await;
-                });
-            }
+            Ok(runtime) => drop(runtime.spawn(async move { end(&acker, link).await })),
             Err(_) => drop(acker.detach(true)),
         }
     }

@@ -36,7 +36,7 @@ pub(crate) struct Entry {
     pub(crate) message: Message,
     /// Its tag on the wire; `None` while the broker has the message.
     pub(crate) wire: Option<u64>,
-    /// When the broker sent it under that tag.
+    /// The broker sent it under that tag no earlier than this; while the broker has it, when it was given back.
     since: Instant,
     /// How often it was given back before the ack timeout.
     returns: u32,
@@ -59,15 +59,9 @@ pub(crate) enum Returned {
 }
 
 impl Held {
-    pub(crate) fn insert(&mut self, name: Name, message: Message) {
-        let entry = Entry {
-            round: 0,
-            place: Place::Pipeline,
-            message,
-            wire: Some(name.1),
-            since: Instant::now(),
-            returns: 0,
-        };
+    pub(crate) fn insert(&mut self, name: Name, message: Message, since: Instant) {
+        let entry =
+            Entry { round: 0, place: Place::Pipeline, message, wire: Some(name.1), since, returns: 0 };
         self.entries.insert(name, entry);
     }
 
@@ -130,6 +124,7 @@ impl Held {
                 && let Some(wire) = entry.wire.take()
             {
                 entry.returns += 1;
+                entry.since = Instant::now();
                 tags.push((wire, delivery_count(&entry.message).saturating_add(entry.returns)));
                 self.away.push(*name);
             }
@@ -140,7 +135,11 @@ impl Held {
 
     /// Recognises a redelivery. Copies that are alike in everything are the same message for this purpose: it does not
     /// matter which of them is settled first.
-    pub(crate) fn returned(&mut self, delivery: &lapin::message::Delivery) -> Option<Returned> {
+    pub(crate) fn returned(
+        &mut self,
+        delivery: &lapin::message::Delivery,
+        since: Instant,
+    ) -> Option<Returned> {
         if self.away.is_empty() || !delivery.redelivered {
             return None;
         }
@@ -154,7 +153,8 @@ impl Held {
             return Some(Returned::Settled(settlement));
         }
         entry.wire = Some(delivery.delivery_tag);
-        entry.since = Instant::now();
+        // It was sent after it was given back.
+        entry.since = entry.since.max(since);
         Some(Returned::Held)
     }
 
@@ -236,7 +236,8 @@ mod tests {
     fn held(ids: &[&str]) -> Held {
         let mut held = Held::default();
         for (number, id) in (1..).zip(ids) {
-            held.insert((1, number), message::from(delivery(number, id, false, None), "orders".into(), None));
+            let message = message::from(delivery(number, id, false, None), "orders".into(), None);
+            held.insert((1, number), message, Instant::now());
         }
         held
     }
@@ -246,10 +247,16 @@ mod tests {
         let mut held = held(&["a", "b"]);
         assert_eq!(held.give_back(Instant::now()), [(1, 1), (2, 1)]);
         assert_eq!((held.on_wire(), held.oldest()), (0, None));
-        assert!(held.returned(&delivery(3, "c", true, Some(1))).is_none(), "another message");
-        assert!(held.returned(&delivery(3, "b", false, None)).is_none(), "a copy that is new");
-        assert!(matches!(held.returned(&delivery(4, "b", true, Some(1))), Some(Returned::Held)));
-        assert!(held.returned(&delivery(5, "b", true, Some(1))).is_none(), "it came once");
+        assert!(held.returned(&delivery(3, "c", true, Some(1)), Instant::now()).is_none(), "another message");
+        assert!(
+            held.returned(&delivery(3, "b", false, None), Instant::now()).is_none(),
+            "a copy that is new"
+        );
+        assert!(matches!(
+            held.returned(&delivery(4, "b", true, Some(1)), Instant::now()),
+            Some(Returned::Held)
+        ));
+        assert!(held.returned(&delivery(5, "b", true, Some(1)), Instant::now()).is_none(), "it came once");
         assert_eq!(held.settle((1, 2), Settlement::Ack), Some(4));
         assert!(!held.contains((1, 2)) && held.contains((1, 1)));
     }
@@ -260,9 +267,9 @@ mod tests {
         held.give_back(Instant::now());
         assert_eq!(held.settle((1, 1), Settlement::Ack), None);
         assert_eq!(held.settle((1, 2), Settlement::Abandon), None);
-        let back = held.returned(&delivery(4, "a", true, None));
+        let back = held.returned(&delivery(4, "a", true, None), Instant::now());
         assert!(matches!(back, Some(Returned::Settled(Settlement::Ack))));
-        assert!(held.returned(&delivery(5, "b", true, None)).is_none(), "it was given up");
+        assert!(held.returned(&delivery(5, "b", true, None), Instant::now()).is_none(), "it was given up");
         assert!(!held.contains((1, 1)) && !held.contains((1, 2)) && held.contains((1, 3)));
     }
 
@@ -280,7 +287,7 @@ mod tests {
         for forget in [false, true] {
             let mut held = held(&["a"]);
             held.channel_ended(forget);
-            assert_eq!(held.returned(&delivery(1, "a", true, None)).is_some(), !forget);
+            assert_eq!(held.returned(&delivery(1, "a", true, None), Instant::now()).is_some(), !forget);
         }
     }
 }

@@ -89,7 +89,7 @@ impl Attention {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody waits for the next delivery, as long as the answer lives: the buffer is empty.
+    /// Somebody waits for the next delivery, as long as the answer lives: the buffer was found empty.
     pub(crate) fn receiving(self: &Arc<Self>) -> Receiving {
         self.lock().receiving = true;
         Receiving(Arc::clone(self))
@@ -108,6 +108,11 @@ impl Attention {
             taken.fresh_at = taken.mark.0;
             taken.mark = (now, taken.count);
         }
+    }
+
+    /// What is in the buffer came after this.
+    pub(crate) fn since(&self) -> Instant {
+        self.lock().fresh_at
     }
 
     /// Since when the oldest can be in the buffer; `None` if it is empty.

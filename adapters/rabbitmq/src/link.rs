@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Connection};
 use onceward::telemetry::SourceHealth;
@@ -122,4 +123,18 @@ pub(crate) async fn reopen(
         pause = (pause * 2).min(LAST_PAUSE);
     }
     std::future::pending().await
+}
+
+/// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not. The other channel of
+/// the link lasts until the connection is closed: the library would close it at the same time, and fail.
+pub(crate) async fn close(mut link: Link) -> lapin::Result<()> {
+    if let Some(connection) = link.connection {
+        link.channel.close(200, "OK".into()).await?;
+        return connection.close(200, "OK".into()).await;
+    }
+    link.channel.basic_cancel(link.stream.tag(), Default::default()).await?;
+    while let Some(Some(Ok(delivery))) = link.stream.next().now_or_never() {
+        delivery.nack(BasicNackOptions { multiple: false, requeue: true }).await?;
+    }
+    Ok(())
 }

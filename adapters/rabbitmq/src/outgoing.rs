@@ -49,12 +49,11 @@ impl Letter {
         for (name, value) in &outgoing.headers {
             let is_ours = name.starts_with(HEADER_PREFIX);
             match property(name, value) {
-                // In its own form the property has been copied already.
-                Some(Property { is_set, set }) => {
-                    if native.is_none_or(|form| !is_set(&form.properties)) {
-                        properties = set(properties);
-                    }
+                Some(Property { is_set, set }) if native.is_none_or(|form| !is_set(&form.properties)) => {
+                    properties = set(properties);
                 }
+                // In its own form the property has been copied already.
+                Some(_) => {}
                 // These two were made of its properties, and are there if they are needed.
                 None if native.is_some() && matches!(&**name, EXPIRATION | USER_ID) => {}
                 None if is_ours || native.is_none_or(|form| !form.has_header(name)) => {

@@ -16,7 +16,7 @@ use crate::connection::Connect;
 use crate::{error, native};
 
 /// The header that the broker adds to each delivery of a stream. A copy of such a message in a queue has it as well.
-pub(crate) const STREAM_OFFSET: &str = "x-stream-offset";
+const STREAM_OFFSET: &str = "x-stream-offset";
 /// How long a question may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -71,6 +71,13 @@ async fn kind(connection: &Connection, queue: &str) -> Option<String> {
             None
         }
     }
+}
+
+/// True if a delivery may be of a stream, which nothing told before: it is the first, and has an offset. So has a copy of
+/// such a message in a queue; the broker must say which it is.
+pub(crate) fn is_suspect(delivery: &lapin::message::Delivery) -> bool {
+    let headers = delivery.properties.headers().as_ref();
+    delivery.delivery_tag == 1 && headers.is_some_and(|table| table.contains_key(STREAM_OFFSET))
 }
 
 /// True if the queue is a stream, which refuses to give a single message. A queue gives one, and gets it back at once.

@@ -1,19 +1,21 @@
 //! What must be noticed before the first message is taken, and ends that must not wait: streams, missing places for dead
 //! letters, wait queues of an earlier run, a broker that does not answer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
 use onceward_test_servers::rabbitmq::RabbitMq;
 use onceward_test_servers::redis::Redis;
+use onceward_test_support::chance::Chance;
 use onceward_test_support::effects::Kind;
-use onceward_test_support::orders;
+use onceward_test_support::orders::{self, Orders};
 use onceward_test_support::process::until;
 use serde_json::json;
 
 use super::queue::Queue;
 use super::setup;
-use crate::pair::{Waiting, scene, with_redis};
+use crate::pair::{Waiting, scene, stop, with_redis};
 use crate::stage::PATIENCE;
 
 #[test]
@@ -65,6 +67,26 @@ fn a_run_until_empty_waits_for_messages_that_an_earlier_run_left_in_a_wait_queue
     first.kill();
     let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 1), "{ended:#?}");
+}
+
+#[test]
+fn a_second_program_gets_work_while_the_first_is_busy() {
+    const PROCESSES: i64 = 4;
+    let queue = Queue::declare("edges.shared", &[]);
+    let orders = Orders::with_copies(120, 0, &json!({"ms": 200}), &mut Chance::new());
+    queue.publish(&orders.lines);
+    let setup = with_redis(setup(&queue).without("source.rabbitmq.prefetch"), Redis::shared())
+        .set("scope", "shared")
+        .set("pipeline.concurrency", PROCESSES)
+        .set("handler.worker.processes", PROCESSES);
+    let scene = scene(&setup);
+    let workers = || scene.notes().iter().map(|note| note.worker).collect::<BTreeSet<_>>().len();
+    let first = scene.run();
+    until("the first works", PATIENCE, || workers() >= 4);
+    let second = scene.run();
+    until("the second has work", PATIENCE, || workers() > 4);
+    until("all effects", PATIENCE, || scene.count(Kind::Effect).len() == orders.ids.len());
+    stop(vec![first, second]);
 }
 
 /// The finding was 14.5 s beyond the drain timeout.

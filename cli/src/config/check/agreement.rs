@@ -150,7 +150,8 @@ fn destinations(config: &Config) -> Checked {
         let to = dead_letter.to.expose();
         let fix = "give dead letters a destination of their own";
         match &config.source {
-            Source::Rabbitmq(source) if to == source.queue => {
+            // A slash in front says that the rest is the name of a queue.
+            Source::Rabbitmq(source) if to.strip_prefix('/').unwrap_or(to) == source.queue => {
                 return Err(config.refuse("dead_letter.to", "is the queue that messages come from", fix));
             }
             Source::Rabbitmq(source) if to.starts_with(&format!("{}.wait.", source.queue)) => {
