@@ -13,7 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Executor, Row, query};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use crate::clock::Clock;
+use crate::clock::{self, Anchor, Clock, Facts, Reading};
 use crate::error::store_error;
 use crate::row;
 
@@ -193,6 +193,8 @@ pub(crate) struct Writer {
     queue: Arc<Mutex<VecDeque<Box<dyn Batch>>>>,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
     clock: Clock,
+    /// The file's anchor when it was last seen.
+    anchor: Arc<Mutex<Option<Anchor>>>,
 }
 
 impl Writer {
@@ -202,6 +204,7 @@ impl Writer {
             queue: Arc::default(),
             scopes: Arc::default(),
             clock,
+            anchor: Arc::default(),
         }
     }
 
@@ -214,8 +217,36 @@ impl Writer {
         slot
     }
 
+    /// About what time it is in the file, for what only looks: a transaction that writes asks for its [`time`](Self::time).
     pub(crate) fn now(&self) -> u64 {
-        self.clock.now()
+        self.clock.read(*self.lock_anchor()).now
+    }
+
+    /// The time of the transaction that is open: the same clock in all processes, and the order of its readings is the order of
+    /// the transactions.
+    pub(crate) async fn time(&self, conn: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+        let facts = clock::facts(conn).await?;
+        self.time_by(conn, &facts).await
+    }
+
+    async fn time_by(&self, conn: &mut SqliteConnection, facts: &Facts) -> Result<u64, sqlx::Error> {
+        let Reading { now, anchor } = self.clock.read(facts.anchor);
+        if Some(anchor) != facts.anchor {
+            clock::set_anchor(conn, anchor).await?;
+        }
+        *self.lock_anchor() = Some(anchor);
+        Ok(now)
+    }
+
+    /// Learns the file's clock without a transaction.
+    pub(crate) async fn look_at_clock(&self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let facts = clock::facts(conn).await?;
+        *self.lock_anchor() = facts.anchor;
+        Ok(())
+    }
+
+    fn lock_anchor(&self) -> std::sync::MutexGuard<'_, Option<Anchor>> {
+        self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decides about a batch and writes it. A call that is dropped is finished all the same.
@@ -293,10 +324,8 @@ impl Writer {
             ids.push(self.scope_id(slot, scope).await.map_err(failed)?);
         }
         slot.begin().await.map_err(failed)?;
-        // Only now: the order of the clock's readings is the order of the transactions, in all processes.
-        let now = self.clock.now();
         let outcome = match slot.conn().await {
-            Ok(conn) => write(conn, now, batches, &ids).await,
+            Ok(conn) => self.write(conn, batches, &ids).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -306,6 +335,17 @@ impl Writer {
                 Err(failed(error))
             }
         }
+    }
+
+    async fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        batches: &mut [Box<dyn Batch>],
+        scopes: &[i64],
+    ) -> Result<(), sqlx::Error> {
+        let facts = clock::facts(&mut *conn).await?;
+        let now = self.time_by(&mut *conn, &facts).await?;
+        write(conn, now, facts.fence_floor, batches, scopes).await
     }
 
     /// The number of a scope. It is written on its own, so that no rollback can take it back.
@@ -339,10 +379,10 @@ impl Writer {
 async fn write(
     conn: &mut SqliteConnection,
     now: u64,
+    floor_found: u64,
     batches: &mut [Box<dyn Batch>],
     scopes: &[i64],
 ) -> Result<(), sqlx::Error> {
-    let floor_found = fence_floor(conn).await?;
     let mut floor = floor_found;
     for (batch, &scope) in batches.iter_mut().zip(scopes) {
         let keys = batch.keys();
@@ -382,11 +422,6 @@ async fn write(
         raise_fence_floor(conn, floor).await?;
     }
     Ok(())
-}
-
-async fn fence_floor(conn: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-    let row = query("SELECT value FROM onceward_meta WHERE name = 'fence_floor'").fetch_one(conn).await?;
-    Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))
 }
 
 /// Records that fences up to `floor` were given out for keys that are no longer known.
