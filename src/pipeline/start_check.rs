@@ -142,8 +142,8 @@ mod tests {
         let day = Duration::from_secs(24 * 3600);
         let config = PipelineConfig::default();
         let broker = |retention| Capabilities { retention: Some(retention), ..Capabilities::default() };
-        assert!(texts(&config, &broker(6 * day)).is_empty());
-        assert!(texts(&config, &broker(7 * day))[0].contains("raise ttl"));
+        assert!(texts(&config, &broker(7 * day)).is_empty());
+        assert!(texts(&config, &broker(8 * day))[0].contains("raise ttl"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use onceward::Error;
 use onceward::outbox::{OutboxStatus, RelayCounts};
 use onceward::store::AdviceLevel;
 use serde_json::{Value, json};
@@ -47,10 +48,17 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
 }
 
 async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToken) -> Result<(), Failure> {
+    let waits_for = |part: &'static str| {
+        move |error: Error| {
+            watched.waits_for(part, &error);
+            error
+        }
+    };
     let opened = until_up(shutdown, async || {
-        let store = registry::open_store(config, Purpose::Operate).await?;
-        let advice = store.check(config).await?;
-        let relay = registry::open_relay(config, &store, shutdown.clone()).await?;
+        let store = registry::open_store(config, Purpose::Operate).await.map_err(waits_for("the store"))?;
+        let advice = store.check(config).await.map_err(waits_for("the store"))?;
+        let relay = registry::open_relay(config, &store, shutdown.clone());
+        let relay = relay.await.map_err(waits_for("the place that rows are published to"))?;
         Ok((store, advice, relay))
     });
     let Some((store, advice, relay)) = opened.await.map_err(|error| super::failure(&error))? else {

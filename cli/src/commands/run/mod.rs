@@ -41,7 +41,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
         }
     };
     let Some(summary) = ended else {
-        tracing::info!("stopped before the store answered; no message was taken");
+        tracing::info!("stopped before all parts answered; no message was taken");
         return Ok(Exit::Done);
     };
     report(&config, args.until_empty, &summary, out)?;
@@ -57,7 +57,7 @@ async fn consume(
     shutdown: &CancellationToken,
 ) -> Result<Option<Summary>, Failure> {
     let scope = registry::scope(config).map_err(|error| super::failure(&error))?;
-    let Some(parts) = startup::open(config, &scope, shutdown).await? else { return Ok(None) };
+    let Some(parts) = startup::open(config, &scope, watched, shutdown).await? else { return Ok(None) };
     let startup::Parts { source, store, handler, dead_letters } = parts;
     let built = registry::build(config, &scope, source, &store, handler, dead_letters, until_empty).await;
     let ready = built.map_err(|error| super::failure(&error))?;

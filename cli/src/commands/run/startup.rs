@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::registry::{self, AnyHandler, OpenStore, Purpose};
+use crate::telemetry::Watched;
 
 /// Between two tries: soon at first, and never so long that a store which is up again is left alone.
 const BACKOFF: Backoff =
@@ -35,15 +36,25 @@ pub(super) struct Parts {
 pub(super) async fn open(
     config: &Config,
     scope: &Scope,
+    watched: &Watched,
     shutdown: &CancellationToken,
 ) -> Result<Option<Parts>, Failure> {
+    let waits_for = |part: &'static str| {
+        move |error: Error| {
+            watched.waits_for(part, &error);
+            error
+        }
+    };
     let opened = until_up(shutdown, async || {
-        let store = registry::open_store(config, Purpose::Run).await?;
-        let advice = store.check(config).await?;
-        registry::check_statement(config, &store).await?;
-        let handler = registry::open_handler(config, scope).await?;
-        let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
-        let dead_letters = registry::open_dead_letters(config).await?;
+        let store = registry::open_store(config, Purpose::Run).await.map_err(waits_for("the store"))?;
+        let advice = store.check(config).await.map_err(waits_for("the store"))?;
+        registry::check_statement(config, &store).await.map_err(waits_for("the store"))?;
+        let handler = registry::open_handler(config, scope).await.map_err(waits_for("the handler"))?;
+        let source = registry::open_source(config, scope, store.checkpoints.clone())
+            .await
+            .map_err(waits_for("the source"))?;
+        let dead_letters =
+            registry::open_dead_letters(config).await.map_err(waits_for("the dead-letter destination"))?;
         Ok((Parts { source, store, handler, dead_letters }, advice))
     });
     let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure(&error))? else {
@@ -51,8 +62,8 @@ pub(super) async fn open(
     };
     for finding in &advice {
         match finding.level {
-            AdviceLevel::Ok => tracing::debug!("{}", finding.text),
-            AdviceLevel::Warning => tracing::warn!("{}", finding.text),
+            // The pipeline checks the store once more when it starts, and logs what is found.
+            AdviceLevel::Ok | AdviceLevel::Warning => {}
             AdviceLevel::Error => {
                 return Err(Failure::new(
                     Exit::Failed,
