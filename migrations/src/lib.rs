@@ -19,6 +19,7 @@ pub struct Migration {
 pub const SQLITE: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") },
     Migration { version: 2, name: "outbox", sql: include_str!("../sqlite/0002_outbox.sql") },
+    Migration { version: 3, name: "outbox_headers", sql: include_str!("../sqlite/0003_outbox_headers.sql") },
 ];
 
 /// The steps of the Postgres schema. `@schema@` in them stands for the schema's name; all tables lie in that schema, so

@@ -1,7 +1,6 @@
 //! Delivers the lines of a file or of standard input: [`FileConsumer`].
 
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,19 +8,19 @@ use std::thread;
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
 use onceward::{
-    Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Message, Scope, SettleQueue,
+    Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Scope, SettleQueue,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::acker::FileAcker;
+use crate::again::read_again;
 use crate::attach::{self, Attached, Cause, Kind};
 use crate::config::FileConfig;
 use crate::content;
 use crate::error;
 use crate::incarnation;
-use crate::lines::LineReader;
-use crate::progress::{Kept, Shared, Waiting};
+use crate::progress::{Kept, Shared};
 use crate::reader::{Batch, Event, Reader};
 use crate::shape::Shape;
 
@@ -93,7 +92,7 @@ impl FileConsumer {
     }
 
     /// Reads `source` in place of the configured path, as standard input is read: once, to its end, without an offset.
-    /// The path is only a name, for [`Message::origin`] and logs.
+    /// The path is only a name, for [`Message::origin`](onceward::Message::origin) and logs.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if the values do not go together; [`ErrorKind::Unavailable`] if no thread can be started.
@@ -253,33 +252,6 @@ impl FileConsumer {
             ),
         }
     }
-}
-
-/// Reads lines again; `None` for one that is no longer what it was.
-fn read_again(
-    path: &Path,
-    file: Option<&std::fs::File>,
-    shape: &Shape,
-    due: Vec<Waiting>,
-) -> Result<Vec<(Waiting, Option<Message>)>, Error> {
-    due.into_iter()
-        .map(|waiting| {
-            if let Some(message) = waiting.message.clone() {
-                return Ok((waiting, Some(message)));
-            }
-            let Some(file) = file else { return Ok((waiting, None)) };
-            let start = waiting.mark.start;
-            let source = incarnation::ReadAt { file, offset: start };
-            let mut lines = LineReader::new(source, start, shape.limit);
-            let line = match lines.next().map_err(|error| error::io("read again", path, error))? {
-                Some(line) => Some(line),
-                None => lines.rest(),
-            };
-            let line = line.filter(|line| line.digest == waiting.mark.digest && line.end == waiting.mark.end);
-            let message = line.map(|line| shape.message(&line, true));
-            Ok((waiting, message))
-        })
-        .collect()
 }
 
 #[async_trait]

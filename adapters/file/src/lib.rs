@@ -63,6 +63,7 @@
 compile_error!("onceward-file recognises files by device and inode, which only Unix has");
 
 mod acker;
+mod again;
 mod attach;
 mod backlog;
 mod config;
@@ -73,6 +74,7 @@ mod error;
 mod incarnation;
 mod letter;
 mod lines;
+mod pause;
 mod progress;
 mod publisher;
 mod reader;

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use onceward::{Checkpoint, Error, Message};
 use tokio::sync::mpsc;
@@ -19,12 +18,10 @@ use crate::config::FileConfig;
 use crate::error;
 use crate::incarnation::{self, Change, Head, Identity};
 use crate::lines::{Line, LineReader};
+use crate::pause::{PAUSES, Pause};
 use crate::shape::Shape;
 use crate::sniff;
 use crate::watermark::Mark;
-
-/// The first and the longest pause between two looks at a file that does not grow.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// What the reader tells the consumer, in the order of the source.
 pub(crate) enum Event {
@@ -376,30 +373,5 @@ impl Reader {
 
     fn send(&self, event: Event) -> Result<(), Stopped> {
         self.events.blocking_send(event).map_err(|_| Stopped)
-    }
-}
-
-/// Pauses that grow while nothing happens.
-struct Pause {
-    next: Duration,
-    /// The last one was long, because another file had taken the name.
-    rotated: bool,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { next: PAUSES.0, rotated: false }
-    }
-}
-
-impl Pause {
-    fn reset(&mut self) {
-        self.next = PAUSES.0;
-        self.rotated = false;
-    }
-
-    fn sleep(&mut self) {
-        thread::sleep(self.next);
-        self.next = (self.next * 2).min(PAUSES.1);
     }
 }

@@ -121,7 +121,7 @@ fn is_torn_envelope(line: &[u8]) -> bool {
         _ => line,
     };
     !line.is_empty()
-        && BEGINNINGS.iter().any(|beginning| begins(&beginning))
+        && BEGINNINGS.iter().any(begins)
         && serde_json::from_slice::<IgnoredAny>(text).is_err_and(|error| error.is_eof())
 }
 

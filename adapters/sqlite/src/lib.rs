@@ -28,6 +28,7 @@ mod error;
 mod migrate;
 mod outbox;
 mod row;
+mod slot;
 mod store;
 mod transaction;
 mod writer;

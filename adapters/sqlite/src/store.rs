@@ -30,7 +30,8 @@ pub(crate) const READ: &str = "read from the SQLite store";
 /// - One writer: the batches that gather while another is being written share one transaction and one flush to disk.
 /// - Several processes of one host may share the file. One that waits longer than
 ///   [`busy_timeout`](SqliteConfig::busy_timeout) gets a retryable error.
-/// - The host's clock decides leases and TTLs. Set forward, it ends leases early; set back, it prolongs them.
+/// - All processes share one clock, which is kept in the file: the host's as it was first read, and the host's uptime from there
+///   on. Setting the host's clock back changes nothing; set forward, it ends leases and TTLs early, for all processes alike.
 ///
 /// The tables' names begin with `onceward_`, so that the application's own tables may be in the same file. For the
 /// inbox, they must be: see [`SqliteTx`](crate::SqliteTx).
@@ -84,6 +85,7 @@ impl SqliteStore {
             }
         }
         migrate::check(conn).await?;
+        writer.look_at_clock(conn).await.map_err(|error| store_error(READ, error))?;
         drop(slot);
         Ok(Self { inner: Arc::new(Inner { config, writer, reader: Mutex::new(None) }) })
     }
@@ -351,7 +353,7 @@ impl Store for SqliteStore {
         let task = tokio::spawn(async move {
             let mut slot = writer.turn().await;
             slot.begin().await?;
-            let outcome = purge(&mut slot, writer.now(), limit).await;
+            let outcome = purge(&mut slot, &writer, limit).await;
             slot.finish(outcome).await
         });
         joined(task.await)?.map_err(|error| store_error(WHAT, error))
@@ -362,8 +364,9 @@ impl Store for SqliteStore {
     }
 }
 
-async fn purge(slot: &mut Slot, now: u64, limit: u32) -> Result<u64, sqlx::Error> {
+async fn purge(slot: &mut Slot, writer: &Writer, limit: u32) -> Result<u64, sqlx::Error> {
     let conn = slot.conn().await?;
+    let now = writer.time(conn).await?;
     let removed = query(
         "DELETE FROM onceward_keys WHERE id IN \
          (SELECT id FROM onceward_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) \

@@ -152,6 +152,11 @@ impl TransactionalStore for SqliteStore {
     type Conn = SqliteConn;
     type Tx<'c> = SqliteTx<'c>;
 
+    /// One: SQLite has a single writer.
+    fn max_transactions(&self) -> Option<usize> {
+        Some(1)
+    }
+
     async fn begin(&self) -> Result<SqliteConn, Error> {
         let slot = self.writer().turn().await;
         // A task: if the caller goes away, its output is dropped there, and with it rolled back.
@@ -342,7 +347,8 @@ async fn write(
 ) -> Result<Commit, Error> {
     let failed = |error| store_error(COMMIT, error);
     let conn = slot.conn().await.map_err(failed)?;
-    let (now, ttl) = (writer.now(), micros(request.ttl));
+    let now = writer.time(conn).await.map_err(failed)?;
+    let ttl = micros(request.ttl);
     let written = query(
         "UPDATE onceward_keys SET state = ?, started = 0, lease_until = 0, written_at = ?, ttl = ?, expires_at = ?, \
          reason = NULL, error = NULL, result = ? \

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use onceward::store::transition::{Moment, Record, Step};
 use onceward::{Error, ErrorKind, Key, Scope};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions as _, Connection as _, Executor, Row, query};
+use sqlx::{Row, query};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use crate::clock::Clock;
+use crate::clock::{self, Anchor, Clock, Facts, Reading};
 use crate::error::store_error;
 use crate::row;
+pub(crate) use crate::slot::Slot;
 
 /// At most this many items are written in one transaction, unless a single batch has more.
 const MAX_ITEMS: usize = 4_096;
@@ -87,105 +88,6 @@ where
     }
 }
 
-/// The connection that writes, opened when it is needed.
-pub(crate) struct Slot {
-    options: SqliteConnectOptions,
-    conn: Option<SqliteConnection>,
-    /// A transaction was begun and its end not seen. Whoever finds this with their turn was preceded by a task that
-    /// ended with its runtime.
-    unfinished: bool,
-}
-
-impl Slot {
-    /// The connection, opened if it is not.
-    pub(crate) async fn conn(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
-        let conn = match self.conn.take() {
-            Some(conn) => conn,
-            None => {
-                let conn = self.options.connect().await?;
-                // If the file vanishes later, an empty new one would only hide that.
-                self.options = self.options.clone().create_if_missing(false);
-                conn
-            }
-        };
-        Ok(self.conn.insert(conn))
-    }
-
-    /// What is attempted when the connection is opened, for errors: which file it is matters most then.
-    pub(crate) fn opening(&self) -> String {
-        format!("open the SQLite store {}", self.options.get_filename().display())
-    }
-
-    /// The connection, if it is open.
-    pub(crate) fn opened(&mut self) -> Option<&mut SqliteConnection> {
-        self.conn.as_mut()
-    }
-
-    /// Closes the connection, and with it ends whatever transaction is open.
-    pub(crate) async fn reset(&mut self) {
-        self.unfinished = false;
-        if let Some(conn) = self.conn.take()
-            && let Err(error) = conn.close().await
-        {
-            tracing::debug!(%error, "closing a connection to the SQLite store failed");
-        }
-    }
-
-    /// Closes the connection without waiting for it.
-    pub(crate) fn abandon(&mut self) {
-        self.unfinished = false;
-        self.conn = None;
-    }
-
-    /// Says that a transaction is about to begin, or has been seen to end.
-    pub(crate) fn set_unfinished(&mut self, unfinished: bool) {
-        self.unfinished = unfinished;
-    }
-
-    /// Runs `sql`, which takes no part in a transaction that could stay open.
-    async fn run(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
-        self.conn().await?.execute(sql).await.map(drop)
-    }
-
-    /// Opens a transaction that writes.
-    pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        self.unfinished = true;
-        let outcome = self.run("BEGIN IMMEDIATE").await;
-        self.unfinished = outcome.is_ok();
-        outcome
-    }
-
-    /// Ends the transaction. If that fails, nobody knows whether it was committed, and the connection is closed so
-    /// that nothing stays open.
-    pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
-        let outcome = self.run("COMMIT").await;
-        match outcome {
-            Ok(()) => self.unfinished = false,
-            Err(_) => self.reset().await,
-        }
-        outcome
-    }
-
-    /// Ends the transaction as its work has ended: committed, or rolled back.
-    pub(crate) async fn finish<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-        match outcome {
-            Ok(done) => self.commit().await.map(|()| done),
-            Err(error) => {
-                self.rollback().await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Rolls the transaction back, by closing the connection if need be.
-    pub(crate) async fn rollback(&mut self) {
-        match self.run("ROLLBACK").await {
-            Ok(()) => self.unfinished = false,
-            Err(_) => self.reset().await,
-        }
-    }
-}
-
 /// The writer and its queue. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Writer {
@@ -193,15 +95,18 @@ pub(crate) struct Writer {
     queue: Arc<Mutex<VecDeque<Box<dyn Batch>>>>,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
     clock: Clock,
+    /// The file's anchor when it was last seen.
+    anchor: Arc<Mutex<Option<Anchor>>>,
 }
 
 impl Writer {
     pub(crate) fn new(options: SqliteConnectOptions, clock: Clock) -> Self {
         Self {
-            slot: Arc::new(tokio::sync::Mutex::new(Slot { options, conn: None, unfinished: false })),
+            slot: Arc::new(tokio::sync::Mutex::new(Slot::new(options))),
             queue: Arc::default(),
             scopes: Arc::default(),
             clock,
+            anchor: Arc::default(),
         }
     }
 
@@ -214,8 +119,36 @@ impl Writer {
         slot
     }
 
+    /// About what time it is in the file, for what only looks: a transaction that writes asks for its [`time`](Self::time).
     pub(crate) fn now(&self) -> u64 {
-        self.clock.now()
+        self.clock.read(*self.lock_anchor()).now
+    }
+
+    /// The time of the transaction that is open: the same clock in all processes, and the order of its readings is the order of
+    /// the transactions.
+    pub(crate) async fn time(&self, conn: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+        let facts = clock::facts(conn).await?;
+        self.time_by(conn, &facts).await
+    }
+
+    async fn time_by(&self, conn: &mut SqliteConnection, facts: &Facts) -> Result<u64, sqlx::Error> {
+        let Reading { now, anchor } = self.clock.read(facts.anchor);
+        if Some(anchor) != facts.anchor {
+            clock::set_anchor(conn, anchor).await?;
+        }
+        *self.lock_anchor() = Some(anchor);
+        Ok(now)
+    }
+
+    /// Learns the file's clock without a transaction.
+    pub(crate) async fn look_at_clock(&self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let facts = clock::facts(conn).await?;
+        *self.lock_anchor() = facts.anchor;
+        Ok(())
+    }
+
+    fn lock_anchor(&self) -> std::sync::MutexGuard<'_, Option<Anchor>> {
+        self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decides about a batch and writes it. A call that is dropped is finished all the same.
@@ -293,10 +226,8 @@ impl Writer {
             ids.push(self.scope_id(slot, scope).await.map_err(failed)?);
         }
         slot.begin().await.map_err(failed)?;
-        // Only now: the order of the clock's readings is the order of the transactions, in all processes.
-        let now = self.clock.now();
         let outcome = match slot.conn().await {
-            Ok(conn) => write(conn, now, batches, &ids).await,
+            Ok(conn) => self.write(conn, batches, &ids).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -306,6 +237,17 @@ impl Writer {
                 Err(failed(error))
             }
         }
+    }
+
+    async fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        batches: &mut [Box<dyn Batch>],
+        scopes: &[i64],
+    ) -> Result<(), sqlx::Error> {
+        let facts = clock::facts(&mut *conn).await?;
+        let now = self.time_by(&mut *conn, &facts).await?;
+        write(conn, now, facts.fence_floor, batches, scopes).await
     }
 
     /// The number of a scope. It is written on its own, so that no rollback can take it back.
@@ -339,10 +281,10 @@ impl Writer {
 async fn write(
     conn: &mut SqliteConnection,
     now: u64,
+    floor_found: u64,
     batches: &mut [Box<dyn Batch>],
     scopes: &[i64],
 ) -> Result<(), sqlx::Error> {
-    let floor_found = fence_floor(conn).await?;
     let mut floor = floor_found;
     for (batch, &scope) in batches.iter_mut().zip(scopes) {
         let keys = batch.keys();
@@ -382,11 +324,6 @@ async fn write(
         raise_fence_floor(conn, floor).await?;
     }
     Ok(())
-}
-
-async fn fence_floor(conn: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-    let row = query("SELECT value FROM onceward_meta WHERE name = 'fence_floor'").fetch_one(conn).await?;
-    Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or(0))
 }
 
 /// Records that fences up to `floor` were given out for keys that are no longer known.

@@ -56,9 +56,8 @@ impl HeldRows {
         let failed = |error| store_error(SETTLE, error);
         let mut slot = writer.turn().await;
         slot.begin().await.map_err(failed)?;
-        let now = writer.now();
         let noted = match slot.conn().await {
-            Ok(conn) => self.note(conn, now, &outcomes).await,
+            Ok(conn) => self.note(conn, &writer, &outcomes).await,
             Err(error) => Err(error),
         };
         slot.finish(noted).await.map_err(failed)?;
@@ -69,9 +68,10 @@ impl HeldRows {
     async fn note(
         &self,
         conn: &mut SqliteConnection,
-        now: u64,
+        writer: &Writer,
         outcomes: &[(i64, RowOutcome)],
     ) -> Result<(), sqlx::Error> {
+        let now = writer.time(&mut *conn).await?;
         let count = "SELECT count(*) FROM onceward_outbox WHERE taken_by = ? \
                      AND seq IN (SELECT value FROM json_each(?))";
         let still: i64 = query(count)
@@ -140,8 +140,8 @@ async fn renew(writer: Writer, token: OwnerToken, heads: Vec<i64>, mut ended: on
         if ended.try_recv() != Err(oneshot::error::TryRecvError::Empty) {
             return;
         }
-        let until = integer(writer.now().saturating_add(micros(HOLD)));
         let renewed = changed(&mut slot, async |conn| {
+            let until = integer(writer.time(&mut *conn).await?.saturating_add(micros(HOLD)));
             let sql = "UPDATE onceward_outbox SET taken_until = ? \
                        WHERE taken_by = ? AND seq IN (SELECT value FROM json_each(?))";
             let token = token.as_bytes().as_slice();

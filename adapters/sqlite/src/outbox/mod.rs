@@ -122,9 +122,12 @@ impl OutboxStore for SqliteOutbox {
             slot.begin().await?;
             let sql = "DELETE FROM onceward_outbox WHERE seq IN (SELECT seq FROM onceward_outbox \
                        WHERE published_at IS NOT NULL AND published_at <= ? ORDER BY published_at LIMIT ?)";
-            let before = integer(writer.now().saturating_sub(micros(keep)));
+            let remove = async |conn: &mut SqliteConnection| {
+                let before = integer(writer.time(&mut *conn).await?.saturating_sub(micros(keep)));
+                query(sql).bind(before).bind(i64::from(limit)).execute(conn).await
+            };
             let removed = match slot.conn().await {
-                Ok(conn) => query(sql).bind(before).bind(i64::from(limit)).execute(conn).await,
+                Ok(conn) => remove(conn).await,
                 Err(error) => Err(error),
             };
             slot.finish(removed.map(|removed| removed.rows_affected())).await

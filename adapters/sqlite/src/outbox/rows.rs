@@ -50,36 +50,43 @@ fn unhex(text: &str) -> Result<Bytes, sqlx::Error> {
     text.as_bytes().chunks(2).map(pair).collect()
 }
 
-pub(super) fn row_of(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
-    let bytes =
-        |column: &str| row.try_get::<Option<&[u8]>, _>(column).map(|found| found.map(Bytes::copy_from_slice));
-    Ok(OutboxRow {
-        seq: row.try_get("seq")?,
-        attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0),
-        message: Outgoing {
-            destination: row.try_get("destination")?,
-            id: row.try_get("id")?,
-            order_key: bytes("order_key")?,
-            headers: parsed(row.try_get("headers")?)?,
-            payload: bytes("payload")?.unwrap_or_default(),
-            ..Outgoing::default()
-        },
+/// A row as it is found.
+pub(super) enum Found {
+    Row(OutboxRow),
+    Unreadable(Unreadable),
+}
+
+/// A row that cannot be read: a program wrote it with SQL before the schema refused such rows, or past it.
+pub(super) struct Unreadable {
+    pub(super) seq: i64,
+    pub(super) attempts: u32,
+    pub(super) order_key: Option<Vec<u8>>,
+    /// What is wrong with it, without its content.
+    pub(super) what: &'static str,
+}
+
+pub(super) fn found(row: &SqliteRow) -> Result<Found, sqlx::Error> {
+    let seq = row.try_get("seq")?;
+    let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0);
+    Ok(match message(row) {
+        Ok(message) => Found::Row(OutboxRow { seq, attempts, message }),
+        Err(what) => {
+            Found::Unreadable(Unreadable { seq, attempts, order_key: row.try_get("order_key")?, what })
+        }
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_come_back_as_they_were_in_their_order() {
-        let headers = vec![
-            ("b".to_owned(), Bytes::from_static(b"text \"quoted\"")),
-            ("a".to_owned(), Bytes::from_static(b"\xff\0")),
-            ("a".to_owned(), Bytes::from_static(b"")),
-            ("c".to_owned(), Bytes::from_static(b"{\"hex\": \"00\"}")),
-        ];
-        let message = Outgoing { headers: headers.clone(), ..Outgoing::default() };
-        assert_eq!(parsed(&headers_of(&message)).unwrap(), headers);
-    }
+fn message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
+    let bytes =
+        |column: &str| row.try_get::<Option<&[u8]>, _>(column).map(|found| found.map(Bytes::copy_from_slice));
+    let headers: &str = row.try_get("headers").map_err(|_| "headers is not text in UTF-8")?;
+    Ok(Outgoing {
+        destination: row.try_get("destination").map_err(|_| "destination is not text in UTF-8")?,
+        id: row.try_get("id").map_err(|_| "id is not text in UTF-8")?,
+        order_key: bytes("order_key").map_err(|_| "order_key is not a blob")?,
+        headers: parsed(headers)
+            .map_err(|_| "headers is not a JSON array of pairs: a name, and a text or {\"hex\": \"00ff\"}")?,
+        payload: bytes("payload").map_err(|_| "payload is not a blob")?.unwrap_or_default(),
+        ..Outgoing::default()
+    })
 }

@@ -38,14 +38,19 @@ pub(super) async fn status(store: &SqliteStore) -> Result<OutboxStatus, Error> {
     };
     if status.failing > 0 {
         let worst = query(
-            "SELECT seq, id, destination, attempts, coalesce(error, '') FROM onceward_outbox \
+            "SELECT seq, CAST(id AS BLOB), CAST(destination AS BLOB), attempts, coalesce(error, '') FROM onceward_outbox \
              WHERE published_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?",
         );
         for row in store.reader().await?.fetch(worst.bind(WORST)).await? {
+            // A row that cannot be read is among them.
+            let text = |n| {
+                let bytes: &[u8] = row.try_get(n).map_err(failed)?;
+                Ok::<_, Error>(String::from_utf8_lossy(bytes).into_owned())
+            };
             status.worst.push(FailingRow {
                 seq: row.try_get(0).map_err(failed)?,
-                id: row.try_get(1).map_err(failed)?,
-                destination: row.try_get(2).map_err(failed)?,
+                id: text(1)?,
+                destination: text(2)?,
                 attempts: u32::try_from(row.try_get::<i64, _>(3).map_err(failed)?).unwrap_or(0),
                 error: row.try_get(4).map_err(failed)?,
             });

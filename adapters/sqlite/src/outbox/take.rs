@@ -5,6 +5,7 @@
 //! writer at a time.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use onceward::Error;
 use onceward::outbox::{Head, KeyTurns, OutboxRow, TakeLimits};
@@ -14,13 +15,15 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, query};
 
 use super::held::{HOLD, HeldRows};
-use super::rows::{COLUMNS, row_of};
+use super::rows::{COLUMNS, Found, Unreadable, found as found_in};
 use crate::error::store_error;
 use crate::row::integer;
 use crate::store::{READ, SqliteStore};
 use crate::writer::Writer;
 
 const TAKE: &str = "take rows of the outbox";
+/// After how long at most a row that cannot be read is looked at again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Numbers as one value, which a statement takes apart again.
 pub(super) fn list(numbers: &[i64]) -> String {
@@ -82,12 +85,8 @@ pub(super) async fn take(
     let token = Entropy::system().token();
     let mut slot = writer.turn().await;
     slot.begin().await.map_err(failed)?;
-    let now = writer.now();
     let taken = match slot.conn().await {
-        Ok(conn) => {
-            let until = integer(now.saturating_add(micros(HOLD)));
-            marked(conn, due, limits, integer(now), until, token.as_bytes()).await
-        }
+        Ok(conn) => marked(conn, &writer, due, limits, token.as_bytes()).await,
         Err(error) => Err(error),
     };
     let (heads, rows) = slot.finish(taken).await.map_err(failed)?;
@@ -98,12 +97,13 @@ pub(super) async fn take(
 /// Puts the token on what nobody else has, and reads as much of it and of what follows as the limits allow.
 async fn marked(
     conn: &mut SqliteConnection,
+    writer: &Writer,
     due: &[i64],
     limits: &TakeLimits,
-    now: i64,
-    until: i64,
     token: &[u8],
 ) -> Result<(Vec<i64>, Vec<OutboxRow>), sqlx::Error> {
+    let time = writer.time(&mut *conn).await?;
+    let (now, until) = (integer(time), integer(time.saturating_add(micros(HOLD))));
     let mut runs = lone(conn, limits, now).await?;
     runs.extend(keyed(conn, due, limits, now).await?);
     let (heads, seqs) = within_bytes(runs, limits.bytes);
@@ -116,8 +116,47 @@ async fn marked(
     let sql = format!(
         "SELECT {COLUMNS} FROM onceward_outbox WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
     );
-    let rows = query(AssertSqlSafe(sql)).bind(list(&seqs)).fetch_all(conn).await?;
-    Ok((heads, rows.iter().map(row_of).collect::<Result<_, _>>()?))
+    let found = query(AssertSqlSafe(sql)).bind(list(&seqs)).fetch_all(&mut *conn).await?;
+    let (mut rows, mut unreadable) = (Vec::with_capacity(found.len()), Vec::new());
+    for row in &found {
+        match found_in(row)? {
+            Found::Row(row) => {
+                let key = row.message.order_key.as_deref();
+                // What stands behind an unreadable one of its order key waits for it.
+                let is_held = |bad: &Unreadable| bad.order_key.is_some() && bad.order_key.as_deref() == key;
+                if !unreadable.iter().any(is_held) {
+                    rows.push(row);
+                }
+            }
+            Found::Unreadable(bad) => unreadable.push(bad),
+        }
+    }
+    for bad in unreadable.iter().filter(|bad| heads.contains(&bad.seq)) {
+        note_unreadable(&mut *conn, bad, time).await?;
+    }
+    let heads = heads.into_iter().filter(|head| unreadable.iter().all(|bad| bad.seq != *head)).collect();
+    Ok((heads, rows))
+}
+
+/// Counts a row that cannot be read as failed, so that it waits like one that cannot be sent.
+async fn note_unreadable(conn: &mut SqliteConnection, bad: &Unreadable, now: u64) -> Result<(), sqlx::Error> {
+    let pause = LONGEST_PAUSE.min(Duration::from_secs(1 << bad.attempts.min(10)));
+    tracing::warn!(
+        seq = bad.seq,
+        attempts = bad.attempts + 1,
+        "a row of the outbox cannot be read: {}; correct or delete it",
+        bad.what
+    );
+    query(
+        "UPDATE onceward_outbox SET attempts = attempts + 1, next_at = ?, error = ?, taken_by = NULL, taken_until = 0 \
+         WHERE seq = ?",
+    )
+    .bind(integer(now.saturating_add(micros(pause))))
+    .bind(format!("the row cannot be read: {}; correct or delete it", bad.what))
+    .bind(bad.seq)
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Rows that follow each other in one order key, each with the size of its payload.
