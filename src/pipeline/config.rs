@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::limits;
+pub(crate) use super::limits::LONGEST as LONGEST_WAIT;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Fingerprinting, KeySource};
 use crate::retry::RetryPolicy;

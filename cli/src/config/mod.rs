@@ -44,8 +44,8 @@ pub use duration::{HumanDuration, NotADuration};
 pub use env::Lookup;
 pub use fingerprint::FingerprintConfig;
 pub use handler::{
-    ExecHandler, Handler, HttpHandler, KafkaTarget, PublishHandler, RabbitmqTarget, SqlHandler, SqsTarget,
-    StdoutHandler, WorkerHandler,
+    ExecHandler, Handler, HttpHandler, KafkaTarget, Meaning, PublishHandler, RabbitmqTarget, SqlHandler,
+    SqsTarget, StdoutHandler, WorkerHandler,
 };
 pub use key::{KeyConfig, KeyPart, KeySource, NotAKeyPart, OrderBy};
 pub use outbox::{OutboxConfig, OutboxKafka, OutboxRabbitmq, OutboxSqs, OutboxTarget};

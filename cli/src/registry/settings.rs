@@ -1,5 +1,7 @@
 //! Turns the configuration's words into the core's: scope, key sources, limits, policies.
 
+use std::time::Duration;
+
 use onceward::pipeline::config::{self as core, Policies};
 use onceward::retry::{Backoff, RetryPolicy};
 use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
@@ -50,7 +52,8 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         max_in_flight: pipeline.max_in_flight as usize,
         max_in_flight_bytes: usize::try_from(pipeline.max_in_flight_bytes.get()).unwrap_or(usize::MAX),
         ordering: ordering(config),
-        handler_timeout: config.handler.timeout().get(),
+        handler_timeout: handler_timeout(config),
+        cancel_grace: pipeline.cancel_grace.get(),
         drain_timeout: pipeline.drain_timeout.get(),
         retry: retry_policy(&config.retry),
         policies: policies(&config.policy),
@@ -77,6 +80,17 @@ pub(super) fn concurrency(config: &Config) -> u32 {
         // A message that waits for a process would hold a claim meanwhile, and use up its time.
         Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),
         _ => config.pipeline.concurrency,
+    }
+}
+
+/// A worker's time is kept by its handler, which knows when it begins: the start of a process does not count.
+fn handler_timeout(config: &Config) -> Duration {
+    let timeout = config.handler.timeout().get();
+    match &config.handler {
+        Handler::Worker(worker) => timeout
+            .saturating_add(worker.start_timeout.get())
+            .saturating_add(config.pipeline.cancel_grace.get()),
+        _ => timeout,
     }
 }
 
@@ -141,8 +155,6 @@ fn policies(config: &config::PolicyConfig) -> Policies {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn parse(more: &str) -> Config {
@@ -155,7 +167,7 @@ mod tests {
     fn every_limit_reaches_the_pipeline() {
         let config = parse(
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
-             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_in_flight_bytes = '1GiB'\ndrain_timeout = '8s'\n\
+             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_in_flight_bytes = '1GiB'\ndrain_timeout = '8s'\ncancel_grace = '9s'\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
              jitter = 'decorrelated'\n",
         );
@@ -164,6 +176,7 @@ mod tests {
         let secs = Duration::from_secs;
         assert_eq!((settings.ttl, settings.lease, settings.store_timeout), (secs(7200), secs(9), secs(3)));
         assert_eq!((settings.handler_timeout, settings.drain_timeout), (secs(7), secs(8)));
+        assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
         assert_eq!(settings.ordering, core::Ordering::By(KeySource::JsonPointer("/c".into())));
@@ -209,6 +222,14 @@ mod tests {
         let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'SELECT 1'\ntimeout = '1s'\n";
         assert_eq!(pipeline_config(&parse(sql), false).transaction_batch, 1);
         assert_eq!(pipeline_config(&parse(&format!("{sql}batch = 12\n")), false).transaction_batch, 12);
+    }
+
+    #[test]
+    fn the_start_of_a_worker_process_does_not_count_as_handler_time() {
+        let config = parse(
+            "[store.memory]\n[handler.worker]\ncommand = ['w']\ntimeout = '2s'\nstart_timeout = '5s'\n",
+        );
+        assert!(pipeline_config(&config, false).handler_timeout > Duration::from_secs(7));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Watched {
         Arc::new(Self { scope: scope.to_owned(), work, waits_for: Mutex::default(), draining })
     }
 
-    /// Says that the start waits for `part`, such as "the source", because of `error`.
+    /// Says that the start waits for `part`, such as "source", because of `error`.
     pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
         let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
         *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some((part, reason));

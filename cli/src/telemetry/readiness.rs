@@ -39,7 +39,7 @@ impl Readiness {
             let known = watched.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match known {
                 Some((part, reason)) => Self::Starting(part, Some(reason)),
-                None => Self::Starting("the store", None),
+                None => Self::Starting("store", None),
             }
         })
     }
@@ -73,8 +73,10 @@ impl fmt::Display for Readiness {
         let line = |text: &str| printable(text.as_bytes(), LONGEST_REASON);
         match self {
             Self::Ready => f.write_str("ready"),
-            Self::Starting(part, None) => write!(f, "starting: waits for {part}"),
-            Self::Starting(part, Some(reason)) => write!(f, "starting: waits for {part}: {}", line(reason)),
+            Self::Starting(part, None) => write!(f, "starting: waits for the {part}"),
+            Self::Starting(part, Some(reason)) => {
+                write!(f, "starting: waits for the {part}: {}", line(reason))
+            }
             Self::StoreDown => f.write_str("the store does not answer"),
             Self::SourceDown(reason) => write!(f, "the source is down: {}", line(reason)),
             Self::HandlerDown(reason) => write!(f, "the handler is unavailable: {}", line(reason)),
@@ -97,7 +99,7 @@ mod tests {
         let said = || Readiness::of(&watched).to_string();
         assert_eq!(said(), "starting: waits for the store");
         let error = Error::new(ErrorKind::Unavailable, "open the queue \"q\"", "connection\nrefused");
-        watched.waits_for("the source", &error);
+        watched.waits_for("source", &error);
         assert_eq!(
             said(),
             "starting: waits for the source: cannot open the queue \"q\": connection\\nrefused"
