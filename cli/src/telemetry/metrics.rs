@@ -8,6 +8,7 @@ use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counter, Counters, HandlerState, SourceHealth, SourceState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
@@ -88,8 +89,21 @@ fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fm
     if let Some(source) = counters.source() {
         of_source(&mut encoder, source)?;
     }
+    of_keys(&mut encoder, &counters.key_sources())?;
     Counter::ALL.iter().try_for_each(|counter| {
         one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
+    })
+}
+
+/// Which part of the messages their keys came from: one that should not be there, such as `position`, shows here.
+fn of_keys(encoder: &mut DescriptorEncoder<'_>, sources: &[(String, u64)]) -> fmt::Result {
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let help = "Keys taken from each entry of key.from.";
+    let mut family = encoder.encode_descriptor("keys", help, None, MetricType::Counter)?;
+    sources.iter().try_for_each(|(name, count)| {
+        ConstCounter::new(*count).encode(family.encode_family(&[("from", name.as_str())])?)
     })
 }
 

@@ -53,6 +53,8 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
         (metric("waiting"), metric("blocked_lanes"), metric("handler_up")),
         ("0".into(), "0".into(), "1".into())
     );
+    let keys = "onceward_keys_total{scope=\"billing\",from=\"json:/id\"} 3\n";
+    assert!(request(&address, "GET /metrics").1.contains(keys), "{}", request(&address, "GET /metrics").1);
     assert!(request(&address, "GET /metrics").1.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"))));
     assert_eq!(request(&address, "GET /health/live").0, 200);
     assert_eq!(request(&address, "GET /nothing").0, 404);
