@@ -140,7 +140,10 @@ async fn what_the_data_can_never_satisfy_is_permanent_and_all_else_is_tried_agai
         ("INSERT INTO t VALUES ($1::jsonb->>'id')", "{", "json", Verdict::Permanent),
         ("INSERT INTO t VALUES ('x', $1::text::int)", "twelve", "integer", Verdict::Permanent),
         ("SELECT late($1, 'P0001')", "x", "too late", Verdict::Permanent),
-        ("SELECT late($1, '40001')", "x", "too late", Verdict::Retry),
+        ("SELECT late($1, '40001')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '40P01')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '53300')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '53200')", "x", "too late", Verdict::Retry),
         ("INSERT INTO f VALUES ($1)", "to come", "foreign key", Verdict::Retry),
     ] {
         let handler = PgSqlHandler::new(statement).unwrap();

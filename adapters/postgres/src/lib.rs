@@ -25,10 +25,13 @@
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
 //! lose the last ones.
 
+mod batch;
 mod check;
 mod checkpoint;
 mod claim;
 mod config;
+mod doubts;
+mod effects;
 mod error;
 mod fast;
 mod held;
@@ -37,6 +40,7 @@ mod mark;
 mod migrate;
 mod offsets;
 mod outbox;
+mod pool;
 mod purge;
 mod read;
 mod row;

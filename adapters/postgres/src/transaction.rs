@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
-use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, query, query_scalar, raw_sql};
+use sqlx::postgres::{PgConnection, PgTransactionManager};
+use sqlx::{AssertSqlSafe, Connection as _, SqlSafeStr, query, query_scalar, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
+use crate::effects::{Borrowed, Effects};
 use crate::error::{code, is_lost, store_error};
+use crate::pool::Pool;
 use crate::row::{NOW, integer};
 use crate::shared;
 use crate::store::PgStore;
@@ -28,28 +29,56 @@ const NOT_OPEN: &str = "OW002";
 /// An open transaction. Dropped, its connection is closed, which rolls it back.
 pub struct PgConn {
     /// `None` once it is committed or rolled back.
-    conn: Option<PoolConnection<Postgres>>,
+    conn: Option<Borrowed>,
+    /// A commit was sent and is not answered; for how long one reply is waited for.
+    committing: Option<Duration>,
+    /// Several effects share the transaction.
+    shared: bool,
 }
 
 impl PgConn {
     /// Opens a transaction for the store's own work, on one of its own connections.
-    pub(crate) async fn begin_plain(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        let mut open = Self { conn: Some(pool.acquire().await?) };
+    pub(crate) async fn begin_plain(pool: &Pool) -> Result<Self, sqlx::Error> {
+        let mut open = Self::of(Borrowed::Own(pool.acquire().await?));
         let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
         PgTransactionManager::begin(open.connection(), Some(begin)).await?;
         Ok(open)
     }
 
+    fn of(conn: Borrowed) -> Self {
+        Self { conn: Some(conn), committing: None, shared: false }
+    }
+
+    /// Notes that several effects share it.
+    pub(crate) fn shared(self) -> Self {
+        let mut shared = self;
+        shared.shared = true;
+        shared
+    }
+
+    /// Notes that what is sent next ends in a commit: a connection that is dropped while that is under way may wait for a
+    /// standby.
+    fn commits(&mut self, patience: Duration) {
+        self.committing = Some(patience);
+    }
+
     /// Commits it. After an error nobody knows whether it is committed; the connection is closed.
-    pub(crate) async fn commit_plain(mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit_plain(mut self, patience: Duration) -> Result<(), sqlx::Error> {
+        self.commits(patience);
         PgTransactionManager::commit(self.connection()).await?;
-        drop(self.conn.take());
+        self.give_back();
         Ok(())
+    }
+
+    fn give_back(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            conn.give_back();
+        }
     }
 
     /// The connection.
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
-        self.conn.as_mut().expect("a transaction is open until it is committed or rolled back")
+        self.conn.as_mut().expect("a transaction is open until it is committed or rolled back").connection()
     }
 
     /// Rolls it back, and waits for that.
@@ -66,8 +95,10 @@ impl std::fmt::Debug for PgConn {
 
 impl Drop for PgConn {
     fn drop(&mut self) {
-        if let Some(mut conn) = self.conn.take() {
-            conn.close_on_drop();
+        match (self.conn.take(), self.committing) {
+            (Some(conn), Some(patience)) => conn.abandon(patience),
+            (Some(conn), None) => conn.close(),
+            (None, _) => {}
         }
     }
 }
@@ -94,6 +125,7 @@ impl Drop for PgConn {
 /// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise, and those that share the
 /// transaction with it; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
 pub struct PgTx<'c> {
+    shared: bool,
     conn: &'c mut PgConnection,
     schema: Arc<str>,
 }
@@ -135,6 +167,28 @@ impl PgTx<'_> {
         self.outbox_all(&[message]).await
     }
 
+    /// Rolls back all that the handler has done so far, and begins the transaction anew: after a failure that certainly left
+    /// nothing behind and is not the message's fault, such as a deadlock, so that the handler can start over at once.
+    /// `Ok(false)`: other effects share the transaction; the handler should return [unavailable](onceward::HandlerError::unavailable),
+    /// which undoes its own part.
+    ///
+    /// # Errors
+    /// [`Error`] if the database does not answer; the handler should return it.
+    ///
+    /// # Cancel safety
+    /// After a dropped call the handler should return an error.
+    pub async fn restart(&mut self) -> Result<bool, Error> {
+        if self.shared {
+            return Ok(false);
+        }
+        while PgTransactionManager::get_transaction_depth(self.conn) > 1 {
+            PgTransactionManager::rollback(self.conn).await.map_err(|error| store_error(BEGIN, error))?;
+        }
+        let sql = format!("ROLLBACK; {BEGIN_SQL}");
+        let begun = raw_sql(AssertSqlSafe(sql)).execute(&mut *self.conn).await;
+        begun.map(|_| true).map_err(|error| store_error(BEGIN, error))
+    }
+
     /// As [`outbox`](Self::outbox), for several in their order, in one statement.
     ///
     /// # Errors
@@ -173,13 +227,17 @@ impl TransactionalStore for PgStore {
         within(self.link().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
     }
 
+    fn max_transactions(&self) -> Option<usize> {
+        Some(self.effects().limit())
+    }
+
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
-        PgTx { conn: conn.connection(), schema: self.schema() }
+        PgTx { shared: conn.shared, conn: conn.connection(), schema: self.schema() }
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
         let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
-        let commit = commit(&self.link().schema, conn, scope, request);
+        let commit = commit(&self.link().schema, conn, scope, request, self.link().patience);
         within(self.link().patience, COMMIT, commit).await
     }
 
@@ -212,7 +270,7 @@ impl TransactionalStore for PgStore {
         requests: &[CompleteRequest],
     ) -> Result<SharedCommit, Error> {
         let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
-        let commit = shared::commit(&self.link().schema, conn, scope, requests);
+        let commit = shared::commit(&self.link().schema, conn, scope, requests, self.link().patience);
         within(self.link().patience, COMMIT, commit).await
     }
 }
@@ -244,11 +302,11 @@ pub(crate) const BEGIN_SQL: &str =
 
 /// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
 /// Dropped on the way, it closes the connection.
-pub(crate) async fn begin(pool: &PgPool, sql: &'static str) -> Result<PgConn, Error> {
+pub(crate) async fn begin(pool: &Effects, sql: &'static str) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
-    let mut left = pool.size();
+    let mut left = pool.limit();
     loop {
-        let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
+        let mut open = PgConn::of(pool.acquire().await.map_err(failed)?);
         match PgTransactionManager::begin(open.connection(), Some(sql.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
@@ -264,9 +322,9 @@ async fn commit(
     mut open: PgConn,
     scope: i64,
     request: &CompleteRequest,
+    patience: Duration,
 ) -> Result<Commit, Error> {
-    let conn = open.connection();
-    no_nested(conn)?;
+    no_nested(open.connection())?;
     let CompleteRequest { lease, result, ttl, .. } = request;
     let bytes = |hex: String| format!("pg_catalog.decode('{hex}', 'hex')");
     let sql = format!(
@@ -277,12 +335,16 @@ async fn commit(
         integer(micros(*ttl)),
         result.as_ref().map_or_else(|| "NULL".to_owned(), |result| bytes(format!("{result:x}"))),
     );
-    match raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await {
+    open.commits(patience);
+    let conn = open.connection();
+    let outcome = raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await;
+    open.committing = None;
+    match outcome {
         Ok(_) => {
             // For sqlx the transaction goes on until a command of its own ends it. The one behind the COMMIT is there for
             // that: empty, and rolled back by what goes to the server next, as the connection returns to its pool.
-            PgTransactionManager::start_rollback(conn);
-            drop(open.conn.take());
+            PgTransactionManager::start_rollback(open.connection());
+            open.give_back();
             Ok(Commit::Committed)
         }
         Err(error) => match code(&error).as_deref() {
@@ -359,12 +421,15 @@ pub(crate) const IS_DURABLE: &str = "set_config('synchronous_commit', 'on', true
 
 /// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
 async fn end(mut open: PgConn) {
-    let Some(conn) = open.conn.as_mut() else { return };
+    if open.conn.is_none() {
+        return;
+    }
+    let conn = open.connection();
     let mut outcome = conn.ping().await;
     while outcome.is_ok() && PgTransactionManager::get_transaction_depth(conn) > 0 {
         outcome = PgTransactionManager::rollback(conn).await;
     }
     if outcome.is_ok() {
-        drop(open.conn.take());
+        open.give_back();
     }
 }

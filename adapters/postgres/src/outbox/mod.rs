@@ -81,8 +81,8 @@ impl OutboxStore for PgOutbox {
 
     async fn settle(&self, taken: PgConn, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
         let schema = self.store.schema();
-        let patience = self.store.link().patience;
-        joined(tokio::spawn(take::settle(schema, taken, outcomes, patience)).await)?
+        let (patience, narrow) = (self.store.link().patience, self.store.link().pool.is_narrow());
+        joined(tokio::spawn(take::settle(schema, taken, outcomes, patience, narrow)).await)?
     }
 
     async fn wait(&self, at_most: Duration) {
