@@ -39,6 +39,21 @@ pub const HEADER_FIRST_AT: &str = "onceward-first-at-ms";
 /// When the letter was made, in milliseconds since 1970.
 pub const HEADER_LAST_AT: &str = "onceward-last-at-ms";
 
+/// Which of our own headers a letter bears: fewer where all of them make it too large for its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnHeaders {
+    /// All.
+    All,
+    /// All but the error's text.
+    NoError,
+    /// What a redrive needs: scope, key, generation and reason.
+    Needed,
+}
+
+impl OwnHeaders {
+    pub(crate) const FROM_ALL_TO_FEW: [Self; 3] = [Self::All, Self::NoError, Self::Needed];
+}
+
 /// Where dead letters go.
 #[derive(Clone)]
 pub struct DeadLetters {
@@ -81,6 +96,7 @@ impl DeadLetters {
         key: Option<Key>,
         message: &Message,
         why: &Obituary,
+        own: OwnHeaders,
     ) -> Outgoing {
         let mut headers: Vec<(String, Bytes)> = message
             .headers()
@@ -95,22 +111,23 @@ impl DeadLetters {
         }
         add(HEADER_GENERATION, why.generation.to_string());
         add(HEADER_REASON, why.reason.to_string());
-        add(HEADER_ERROR, cut(&why.error, 1024).to_owned());
-        add(HEADER_ATTEMPTS, why.attempts.to_string());
-        add(HEADER_LOST, why.lost.to_string());
-        add(HEADER_FIRST_AT, millis(now.checked_sub(why.first_age).unwrap_or(UNIX_EPOCH)).to_string());
-        add(HEADER_LAST_AT, millis(now).to_string());
-        if let Some(origin) = message.origin() {
-            add(HEADER_ORIGIN, origin.to_owned());
+        if own == OwnHeaders::All {
+            add(HEADER_ERROR, cut(&why.error, 1024).to_owned());
         }
-        if let Some(position) = message.position() {
-            add(
-                HEADER_POSITION,
-                format!("{}:{}:{}", position.incarnation, position.partition, position.offset),
-            );
-        }
-        if let Some(id) = message.id() {
-            headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
+        if own != OwnHeaders::Needed {
+            add(HEADER_ATTEMPTS, why.attempts.to_string());
+            add(HEADER_LOST, why.lost.to_string());
+            add(HEADER_FIRST_AT, millis(now.checked_sub(why.first_age).unwrap_or(UNIX_EPOCH)).to_string());
+            add(HEADER_LAST_AT, millis(now).to_string());
+            if let Some(origin) = message.origin() {
+                add(HEADER_ORIGIN, origin.to_owned());
+            }
+            if let Some(position) = message.position() {
+                add(HEADER_POSITION, position.to_string());
+            }
+            if let Some(id) = message.id() {
+                headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
+            }
         }
         Outgoing {
             destination: self.destination.clone(),
@@ -206,7 +223,7 @@ mod tests {
             generation: 4,
             first_age: Duration::from_secs(9),
         };
-        let letter = letters.letter(&scope, Some(key), &message, &why);
+        let letter = letters.letter(&scope, Some(key), &message, &why, OwnHeaders::All);
         assert_eq!(letter.headers.iter().filter(|(name, _)| name == HEADER_REASON).count(), 1);
         let back = letter
             .headers

@@ -23,6 +23,13 @@ pub struct Position {
     pub offset: u64,
 }
 
+impl fmt::Display for Position {
+    /// `INCARNATION:PARTITION:OFFSET`, as in the header `onceward-position`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.incarnation, self.partition, self.offset)
+    }
+}
+
 /// Why a message cannot be handled as it is. The pipeline dead-letters it without running the handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,6 +1,7 @@
 //! The claim behind a running handler, shared with its message, the heartbeat and the pipeline.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ pub(crate) struct ActiveClaim {
     epoch: Instant,
     deadline_us: AtomicU64,
     renewed_us: AtomicU64,
+    being_renewed: AtomicBool,
     state: AtomicU8,
     cancelled: Notify,
 }
@@ -50,6 +52,7 @@ impl ActiveClaim {
             epoch,
             deadline_us: AtomicU64::new(u64::MAX),
             renewed_us: AtomicU64::new(0),
+            being_renewed: AtomicBool::new(false),
             state: AtomicU8::new(RUNNING),
             cancelled: Notify::new(),
         }
@@ -93,6 +96,20 @@ impl ActiveClaim {
     /// True if the last confirmed claim or renewal was sent before `limit`.
     pub(crate) fn last_sent_before(&self, limit: Instant) -> bool {
         self.epoch < limit && self.renewed_us.load(Ordering::Relaxed) < self.micros(limit)
+    }
+
+    /// Orders claims of a process by when the last confirmed claim or renewal was sent.
+    pub(crate) fn last_sent(&self) -> Instant {
+        self.epoch + Duration::from_micros(self.renewed_us.load(Ordering::Relaxed))
+    }
+
+    /// True while a renewal is under way.
+    pub(crate) fn is_being_renewed(&self) -> bool {
+        self.being_renewed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_being_renewed(&self, is: bool) {
+        self.being_renewed.store(is, Ordering::Relaxed);
     }
 
     pub(crate) fn is_past_deadline(&self, now: Instant) -> bool {

@@ -41,6 +41,38 @@ pub struct PipelineBuilder<S> {
     keys: Option<KeyExtractor>,
     dead_letters: Option<DeadLetters>,
     config: PipelineConfig,
+    set: Explicit,
+}
+
+/// What was set by a method of its own: it holds whether `config` came before or after it.
+#[derive(Default)]
+struct Explicit {
+    ttl: Option<Duration>,
+    concurrency: Option<usize>,
+    fingerprint: Option<bool>,
+    transaction_batch: Option<usize>,
+    park_exhausted: bool,
+}
+
+impl Explicit {
+    fn apply(&self, config: &mut PipelineConfig) {
+        if let Some(ttl) = self.ttl {
+            config.ttl = ttl;
+        }
+        if let Some(concurrency) = self.concurrency {
+            config.concurrency = concurrency;
+            config.max_in_flight = config.max_in_flight.max(concurrency);
+        }
+        if let Some(fingerprint) = self.fingerprint {
+            config.fingerprint = fingerprint;
+        }
+        if let Some(runs) = self.transaction_batch {
+            config.transaction_batch = runs;
+        }
+        if self.park_exhausted {
+            config.policies.on_exhausted = OnExhausted::Park;
+        }
+    }
 }
 
 impl Pipeline<()> {
@@ -53,6 +85,7 @@ impl Pipeline<()> {
             keys: None,
             dead_letters: None,
             config: PipelineConfig::default(),
+            set: Explicit::default(),
         }
     }
 }
@@ -80,7 +113,8 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// All limits and choices at once.
+    /// All limits and choices at once. What [`ttl`](Self::ttl) and the other methods for single values set holds, whether
+    /// they are called before or after this one.
     #[must_use]
     pub fn config(mut self, config: PipelineConfig) -> Self {
         self.config = config;
@@ -90,22 +124,21 @@ impl<S: SharedStore> PipelineBuilder<S> {
     /// How long a completed key is remembered.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.config.ttl = ttl;
+        self.set.ttl = Some(ttl);
         self
     }
 
     /// How many handlers run at once.
     #[must_use]
     pub fn concurrency(mut self, concurrency: usize) -> Self {
-        self.config.concurrency = concurrency;
-        self.config.max_in_flight = self.config.max_in_flight.max(concurrency);
+        self.set.concurrency = Some(concurrency);
         self
     }
 
     /// Whether payloads of one key are compared.
     #[must_use]
     pub fn fingerprint(mut self, fingerprint: bool) -> Self {
-        self.config.fingerprint = fingerprint;
+        self.set.fingerprint = Some(fingerprint);
         self
     }
 
@@ -113,7 +146,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
     /// the source and is tried again at the longest delay.
     #[must_use]
     pub fn park_exhausted(mut self) -> Self {
-        self.config.policies.on_exhausted = OnExhausted::Park;
+        self.set.park_exhausted = true;
         self
     }
 
@@ -137,7 +170,8 @@ impl<S: SharedStore> PipelineBuilder<S> {
         Ok(pipeline(parts, Plain(handler)))
     }
 
-    fn parts(self) -> Result<Parts, Error> {
+    fn parts(mut self) -> Result<Parts, Error> {
+        self.set.apply(&mut self.config);
         self.config.check()?;
         let policies = &self.config.policies;
         let dead_letters_wanted = policies.on_exhausted == OnExhausted::DeadLetter;
@@ -160,6 +194,9 @@ impl<S: SharedStore> PipelineBuilder<S> {
         let default_sources =
             || vec![KeySource::Header("idempotency-key".into()), KeySource::MessageId, KeySource::Position];
         let keys = self.keys.unwrap_or_else(|| KeyExtractor::new(&self.scope, default_sources()));
+        if let Some(wrong) = no_source(&keys) {
+            return Err(Error::new(ErrorKind::Config, "build this pipeline", wrong));
+        }
         if keys.scope() != &self.scope {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -213,7 +250,7 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
     /// ```
     #[must_use]
     pub fn transaction_batch(mut self, runs: usize) -> Self {
-        self.config.transaction_batch = runs;
+        self.set.transaction_batch = Some(runs);
         self
     }
 
@@ -235,6 +272,14 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
                  the other",
             ));
         }
+        if parts.config.policies.on_mismatch == OnMismatch::Process {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                "on_mismatch is process, which runs a message without a claim, and a transactional handler cannot run \
+                 without one; set it to dead-letter or ack",
+            ));
+        }
         if parts.config.transaction_batch > 1 && !store.shares_transactions() {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -246,8 +291,25 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
                 ),
             ));
         }
-        Ok(pipeline(parts, Transactional { store, handler }))
+        Ok(pipeline(parts, Transactional::new(store, handler)))
     }
+}
+
+/// Why these sources give no key, or the same one to all messages.
+fn no_source(keys: &KeyExtractor) -> Option<&'static str> {
+    fn is_empty(source: &KeySource) -> bool {
+        match source {
+            KeySource::Composite(parts) => parts.is_empty() || parts.iter().any(is_empty),
+            _ => false,
+        }
+    }
+
+    if keys.sources().next().is_none() {
+        return Some("there is no key source, so that no message has a key; name at least one");
+    }
+    let what =
+        "a composite key source has no parts, so that all messages would share one key; name its parts";
+    keys.sources().any(is_empty).then_some(what)
 }
 
 fn pipeline<G, R: super::runner::Runner>(parts: Parts, runner: R) -> Pipeline<G> {

@@ -38,7 +38,8 @@ pub enum OnMismatch {
     DeadLetter,
     /// Ack it; counted.
     Ack,
-    /// Treat it as a copy all the same: payloads are not compared.
+    /// Run it without a claim, since the key belongs to another message; counted as unprotected. Its duplicates run again.
+    /// Not for transactional handlers.
     Process,
 }
 
@@ -62,6 +63,17 @@ pub enum OnExhausted {
     Park,
 }
 
+/// What to do with a message that failed for good and whose dead letter its destination can never take: it is too large even
+/// without our own headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLetterRefused {
+    /// Keep it in the source and try again at the longest delay; alarmed. Those behind it in its lane go on.
+    #[default]
+    Park,
+    /// Ack it: the message is gone. Counted as `letters_dropped`, and logged as an error.
+    Drop,
+}
+
 /// One closed choice for each situation in which a message cannot simply run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
@@ -75,6 +87,8 @@ pub struct Policies {
     pub on_store_down: OnStoreDown,
     /// Failed for good.
     pub on_exhausted: OnExhausted,
+    /// Failed for good, and its dead letter can never be sent.
+    pub on_letter_refused: OnLetterRefused,
 }
 
 /// Which messages wait for each other.
@@ -101,13 +115,31 @@ pub enum Mode {
     Observe,
 }
 
+/// When the handler is taken to be unavailable: no run starts then but one at a time that finds out whether it works
+/// again, and no more messages are taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerConfig {
+    /// Whether there is a breaker at all. Without one, a run that ends as [`Unavailable`](crate::Verdict::Unavailable) still
+    /// uses no attempt and is tried again after a pause of up to 5 s. Default true.
+    pub enabled: bool,
+    /// So many different messages that fail in a row, whatever their verdict and with no success in between, are taken for
+    /// a fault of the handler. 0: only `Unavailable` is. At most 10,000, default 20.
+    pub failing_keys: u32,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self { enabled: true, failing_keys: 20 }
+    }
+}
+
 /// The limits and choices of a pipeline.
 #[derive(Clone, Debug)]
 pub struct PipelineConfig {
     /// How long a claim lasts without renewal; it is renewed at a third of this. 100 ms to 12 h, default 30 s.
     pub lease: Duration,
     /// How long a completed key is remembered. It must cover the time in which duplicates can still arrive.
-    /// At least the lease; default 7 d.
+    /// At least the lease; default 8 d: more than the 7 d for which Kafka keeps records by default.
     pub ttl: Duration,
     /// Handlers that run at once. 1 to 65,536, default 256.
     pub concurrency: usize,
@@ -116,10 +148,16 @@ pub struct PipelineConfig {
     /// How many runs of a transactional handler may share a transaction, one after the other, and so a wait for the disk:
     /// what is ready together goes together, nothing waits for more. 1 to 4,096, default 1.
     pub transaction_batch: usize,
-    /// Deliveries taken and not settled, those that wait for a retry or for their lane included. At least
+    /// Deliveries taken and not settled that can run, or run. Those that wait have a limit of their own. At least
     /// `concurrency`; default 4,096.
     pub max_in_flight: usize,
-    /// Bytes of these deliveries. A single larger message is still taken, alone. Default 256 MiB.
+    /// Deliveries taken that wait: for a retry, behind another of their lane or key, for a claim of another process or for
+    /// an answer of the store. When so many wait, no more are taken in. `None`: four times `max_in_flight`.
+    pub max_waiting: Option<usize>,
+    /// Of these, how many of one partition may wait before it is paused, where the source can pause single partitions. All
+    /// partitions share `max_waiting` besides. `None`: half of `max_in_flight`.
+    pub max_waiting_per_partition: Option<usize>,
+    /// Bytes of all deliveries taken and not settled. A single larger message is still taken, alone. Default 256 MiB.
     pub max_in_flight_bytes: usize,
     /// Which messages wait for each other.
     pub ordering: Ordering,
@@ -135,6 +173,8 @@ pub struct PipelineConfig {
     pub publish_timeout: Duration,
     /// When failed messages are tried again.
     pub retry: RetryPolicy,
+    /// When the handler is taken to be unavailable.
+    pub breaker: BreakerConfig,
     /// What to do when a message cannot simply run.
     pub policies: Policies,
     /// Whether duplicates are suppressed.
@@ -155,17 +195,19 @@ pub struct PipelineConfig {
 }
 
 /// Every wait is at most this long, so that a clock can hold its end.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(30),
-            ttl: Duration::from_secs(7 * 24 * 3600),
+            ttl: Duration::from_secs(8 * 24 * 3600),
             concurrency: 256,
             max_batch: 256,
             transaction_batch: 1,
             max_in_flight: 4096,
+            max_waiting: None,
+            max_waiting_per_partition: None,
             max_in_flight_bytes: 256 << 20,
             ordering: Ordering::None,
             handler_timeout: Duration::from_secs(30),
@@ -174,6 +216,7 @@ impl Default for PipelineConfig {
             store_timeout: Duration::from_secs(5),
             publish_timeout: Duration::from_secs(10),
             retry: RetryPolicy::default(),
+            breaker: BreakerConfig::default(),
             policies: Policies::default(),
             mode: Mode::Enforce,
             fingerprint: true,
@@ -206,6 +249,9 @@ impl PipelineConfig {
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
         range("max_attempts", self.retry.max_attempts as usize, 1, 1_000_000)?;
+        range("max_waiting", self.max_waiting(), 1, 1 << 26)?;
+        range("max_waiting_per_partition", self.max_waiting_per_partition(), 1, 1 << 26)?;
+        range("breaker.failing_keys", self.breaker.failing_keys as usize, 0, 10_000)?;
         if self.max_in_flight < self.concurrency {
             return wrong(format!(
                 "max_in_flight is {}, less than concurrency {}; raise it, or handlers would stand idle",
@@ -232,7 +278,7 @@ impl PipelineConfig {
             if value.is_zero() && !may_be_zero {
                 return wrong(format!("{name} is zero; give it a duration"));
             }
-            if value > LONGEST {
+            if value > LONGEST_WAIT {
                 return wrong(format!("{name} is {value:?}; it must be at most 365 d"));
             }
         }
@@ -243,6 +289,16 @@ impl PipelineConfig {
             ));
         }
         Ok(())
+    }
+
+    /// How many deliveries may wait.
+    pub(crate) fn max_waiting(&self) -> usize {
+        self.max_waiting.unwrap_or(self.max_in_flight.saturating_mul(4))
+    }
+
+    /// How many deliveries of one partition may wait before it is paused.
+    pub(crate) fn max_waiting_per_partition(&self) -> usize {
+        self.max_waiting_per_partition.unwrap_or((self.max_in_flight / 2).max(1))
     }
 
     /// How often leases are renewed.

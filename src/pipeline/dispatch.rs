@@ -1,7 +1,13 @@
 //! Decides which deliveries start, and when: lanes, copies, retries, limits and pauses.
 
 mod drain;
+mod leaving;
+mod rounds;
+mod store;
+mod suspects;
 mod timers;
+mod watch;
+mod window;
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
@@ -14,17 +20,22 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use drain::Drained;
+pub(crate) use store::Asked;
+use store::StoreWatch;
+use suspects::Suspects;
 use timers::Timers;
+use window::Window;
 
-use super::config::{Mode, OnStoreDown};
+use super::breaker::{Breaker, Change, RunEnd, RunId};
+use super::config::{LONGEST_WAIT, Mode, OnStoreDown};
 use super::intake::Gate;
-use super::process::process;
 use super::runner::Runner;
 use super::shared::Shared;
-use super::work::{Verdict, Work};
+use super::work::{Turn, Verdict, Work};
+use crate::consumer::FlowControl;
 use crate::delivery::Settlement;
 use crate::key::{Fingerprint, Key};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, HandlerState};
 
 /// What the dispatcher is told.
 pub(crate) enum Event {
@@ -34,14 +45,26 @@ pub(crate) enum Event {
     End,
     /// The source is idle; only sent if the pipeline shall stop then.
     Idle,
-    /// A round's claims were answered, or not: what the store's trouble is, if it was asked at all.
-    Claimed { store: Option<Result<(), String>> },
-    /// So many runs have ended: their slots are free.
-    Finished(usize),
+    /// The deliveries of this epoch belong to another consumer soon.
+    Leaving { epoch: u64 },
+    /// A round's claims were answered, or not; `None`: the store was not asked.
+    Claimed { asked: Option<Asked>, again: bool },
+    /// Runs have ended: their slots are free.
+    Finished(Ended),
     /// Deliveries were settled, or are to be tried again.
     Settled(Vec<Report>),
     /// So many settlements have reached the broker, or were given up.
     Flushed(usize),
+}
+
+/// How runs ended, as far as the breaker wants to know.
+#[derive(Default)]
+pub(crate) struct Ended {
+    pub(crate) count: usize,
+    /// One of those that succeeded.
+    pub(crate) succeeded: Option<RunId>,
+    /// Those that failed, each with whether it was the breaker's probe.
+    pub(crate) failed: Vec<(RunId, RunEnd, bool)>,
 }
 
 /// What became of a delivery.
@@ -50,60 +73,68 @@ pub(crate) struct Report {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) generation: u32,
     pub(crate) lane: Option<u64>,
+    pub(crate) epoch: u64,
     pub(crate) size: usize,
+    pub(crate) turn: Option<Turn>,
     pub(crate) verdict: Verdict,
     pub(crate) again: Option<Work>,
 }
-
-/// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
-const CLAIMING_ROUNDS: usize = 2;
-
-/// What a handler may ask for has no limit; what a clock can add has.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
     shared: Arc<Shared<R>>,
     gate: Arc<Gate>,
     ready: VecDeque<Work>,
+    /// Deliveries whose keys the store did not answer, due to be asked for again.
+    unanswered: VecDeque<Work>,
+    suspects: Suspects,
     /// The keys that a delivery of this process speaks for, with the copies that wait for its outcome.
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
     lanes: HashMap<u64, VecDeque<Work>>,
     timers: Timers,
+    window: Window,
+    left: leaving::Left,
     rounds: JoinSet<()>,
     claiming: usize,
+    /// A round of deliveries that were not answered before is claiming.
+    claiming_again: bool,
     running: usize,
-    in_flight: usize,
-    in_flight_bytes: usize,
     /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
     /// broker was faster than the report.
     unflushed: isize,
     panicked: bool,
-    store_failures: u32,
-    store_retry_at: Option<Instant>,
+    store: StoreWatch,
+    breaker: Breaker,
+    handler_is_down: bool,
+    watch: watch::Watch,
     at_end: bool,
     idle: bool,
 }
 
 impl<R: Runner> Dispatcher<R> {
-    pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
         Self {
+            window: Window::new(&shared.config, flow),
+            breaker: Breaker::new(shared.config.breaker),
             shared,
             gate,
             ready: VecDeque::new(),
+            unanswered: VecDeque::new(),
+            suspects: Suspects::default(),
             leaders: HashMap::new(),
             lanes: HashMap::new(),
             timers: Timers::default(),
+            left: VecDeque::new(),
             rounds: JoinSet::new(),
             claiming: 0,
+            claiming_again: false,
             running: 0,
-            in_flight: 0,
-            in_flight_bytes: 0,
             unflushed: 0,
             panicked: false,
-            store_failures: 0,
-            store_retry_at: None,
+            store: StoreWatch::new(),
+            handler_is_down: false,
+            watch: watch::Watch::default(),
             at_end: false,
             idle: false,
         }
@@ -124,6 +155,7 @@ impl<R: Runner> Dispatcher<R> {
                 () = sleep_until(wake_at) => {}
             }
             self.fire_timers();
+            self.look();
             self.publish_gauges();
         }
         self.abandon_unstarted();
@@ -153,36 +185,45 @@ impl<R: Runner> Dispatcher<R> {
             let held = self.timers.len()
                 + self.leaders.values().map(Vec::len).sum::<usize>()
                 + self.lanes.values().map(VecDeque::len).sum::<usize>();
-            held == self.in_flight && self.timers.all().all(|work| work.parked)
+            held == self.window.held() && self.timers.all().all(|work| work.parked)
         };
-        self.in_flight == 0 || only_parked()
+        self.window.held() == 0 || only_parked()
     }
 
     fn take(&mut self, event: Event) {
         match event {
             Event::Arrived(works) => {
                 self.idle = false;
+                self.store.arrived(Instant::now());
                 self.gate.seen();
                 works.into_iter().for_each(|work| self.arrive(work));
             }
             Event::End => self.at_end = true,
             // What goes back to the source while it is asked would not be seen: it must be there by then.
             Event::Idle => self.idle = self.is_quiet() && self.unflushed <= 0,
-            Event::Claimed { store } => {
+            Event::Leaving { epoch } => self.leave(epoch),
+            Event::Claimed { asked, again } => {
                 self.claiming -= 1;
-                store.into_iter().for_each(|answered| self.note_store(answered));
+                self.claiming_again &= !again;
+                asked.into_iter().for_each(|asked| self.note_store(asked));
             }
-            Event::Finished(count) => self.running -= count,
+            Event::Finished(ended) => self.note_ended(ended),
             Event::Settled(reports) => self.conclude_all(reports),
             Event::Flushed(count) => self.unflushed -= count.cast_signed(),
         }
     }
 
-    fn arrive(&mut self, work: Work) {
-        self.in_flight += 1;
-        self.in_flight_bytes += work.size;
+    fn arrive(&mut self, mut work: Work) {
+        self.window.take(&work);
+        if self.shared.halt.is_leaving(work.receipt.tag().epoch) {
+            self.give_back(work);
+            return;
+        }
         match work.lane.map(|lane| self.lanes.entry(lane)) {
-            Some(Entry::Occupied(mut waiting)) => waiting.get_mut().push_back(work),
+            Some(Entry::Occupied(mut waiting)) => {
+                self.window.wait(&mut work);
+                waiting.get_mut().push_back(work);
+            }
             Some(Entry::Vacant(lane)) => {
                 lane.insert(VecDeque::new());
                 self.ready.push_back(work);
@@ -191,71 +232,64 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    /// Starts rounds as long as there are deliveries, free slots and claims to spare.
-    fn start_rounds(&mut self) {
-        let (max_batch, concurrency) = (self.shared.config.max_batch, self.shared.config.concurrency);
-        while !self.ready.is_empty() && self.running < concurrency {
-            let probing = self.store_retry_at.is_some();
-            if self.claiming >= if probing { 1 } else { CLAIMING_ROUNDS }
-                || self.store_retry_at.is_some_and(|at| Instant::now() < at)
-            {
-                return;
-            }
-            let limit = max_batch.min(concurrency - self.running);
-            let round = self.next_round(limit);
-            if !round.is_empty() {
-                self.running += round.len();
-                self.claiming += 1;
-                self.rounds.spawn(process(Arc::clone(&self.shared), round));
-            }
+    /// Puts a delivery where it waits for its turn to start.
+    fn enqueue(&mut self, mut work: Work) {
+        if work.store_tries > 0 {
+            self.window.wait(&mut work);
+            self.unanswered.push_back(work);
+        } else if work.lost > 0 {
+            self.window.wait(&mut work);
+            self.suspects.park(work);
+        } else {
+            self.window.wake(&mut work);
+            self.ready.push_back(work);
         }
-    }
-
-    /// Takes deliveries with distinct keys. A copy of a key that is under way follows it instead of starting.
-    fn next_round(&mut self, limit: usize) -> Vec<Work> {
-        let mut round = Vec::with_capacity(limit.min(self.ready.len()));
-        while round.len() < limit
-            && let Some(mut work) = self.ready.pop_front()
-        {
-            if let Some(key) = work.key().filter(|_| !work.leads) {
-                match self.leaders.entry(key) {
-                    Entry::Occupied(mut followers) => {
-                        followers.get_mut().push(work);
-                        continue;
-                    }
-                    Entry::Vacant(leader) => {
-                        leader.insert(Vec::new());
-                        work.leads = true;
-                    }
-                }
-            }
-            round.push(work);
-        }
-        round
     }
 
     fn conclude_all(&mut self, reports: Vec<Report>) {
-        // Deliveries that could not be claimed go back to the front, in their order.
-        let mut unclaimed = Vec::new();
         for mut report in reports {
-            match (report.verdict, report.again.take()) {
-                (Verdict::Again { after }, Some(work)) => self.try_again(work, after),
-                (_, Some(work)) => unclaimed.push(work),
-                (_, None) => self.conclude(report),
+            if report.turn.is_some() {
+                self.suspects.turn_ended();
+            }
+            match report.again.take() {
+                Some(work) => self.try_again(work, &report),
+                None => self.conclude(report),
             }
         }
-        unclaimed.into_iter().rev().for_each(|work| self.ready.push_front(work));
     }
 
-    fn try_again(&mut self, work: Work, after: Duration) {
+    fn try_again(&mut self, mut work: Work, report: &Report) {
+        work.turn = None;
+        if self.shared.halt.is_leaving(report.epoch) {
+            self.give_back_first(work);
+            return;
+        }
+        let after = match report.verdict {
+            Verdict::Again { after } | Verdict::Parked { after } => after,
+            // The same owner token again: a claim whose reply was lost recognises itself.
+            _ => {
+                work.store_tries = work.store_tries.saturating_add(1);
+                self.shared.pause(Duration::from_millis(100), work.store_tries - 1, Duration::from_secs(5))
+            }
+        };
+        if report.turn.is_none() && work.lost > 0 && work.store_tries == 0 {
+            // Found to be a suspect just now: it waits for its turn, and for nothing else.
+            self.enqueue(work);
+            return;
+        }
+        // A parked message leaves its lane: those behind it go on.
+        let lane = if matches!(report.verdict, Verdict::Parked { .. }) { work.lane.take() } else { None };
+        self.window.wait(&mut work);
         self.timers.set(Instant::now() + after.min(LONGEST_WAIT), work);
+        self.advance(lane);
     }
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
     fn conclude(&mut self, report: Report) {
-        self.forget(report.size);
+        self.let_go(report.epoch, report.size);
         if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
-            for follower in followers {
+            for mut follower in followers {
+                self.window.wake(&mut follower);
                 self.follow(&report, follower);
             }
         }
@@ -265,7 +299,7 @@ impl<R: Runner> Dispatcher<R> {
     fn advance(&mut self, lane: Option<u64>) {
         let Some(lane) = lane else { return };
         match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
-            Some(next) => self.ready.push_back(next),
+            Some(next) => self.enqueue(next),
             None => {
                 self.lanes.remove(&lane);
             }
@@ -285,15 +319,15 @@ impl<R: Runner> Dispatcher<R> {
             Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
                 self.ack_copy(Counter::Duplicates, follower)
             }
-            Verdict::Ack(Counter::DeadLettered | Counter::DuplicatesOfDead) => {
+            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
                 self.ack_copy(Counter::DuplicatesOfDead, follower);
             }
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
             Verdict::GiveBack { after } => {
                 self.shared.count(Counter::GivenBack, 1);
-                self.settle_copy(follower, Some(Settlement::Retry { after }));
+                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST_WAIT) }));
             }
-            Verdict::Again { .. } | Verdict::StoreDown | Verdict::Abandon => {
+            Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
                 self.shared.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, None);
             }
@@ -307,7 +341,7 @@ impl<R: Runner> Dispatcher<R> {
 
     #[expect(clippy::boxed_local, reason = "deliveries are boxed everywhere")]
     fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
-        self.forget(follower.size);
+        self.let_go(follower.receipt.tag().epoch, follower.size);
         let lane = follower.lane;
         match settlement {
             Some(settlement) => follower.receipt.settle(settlement),
@@ -316,57 +350,106 @@ impl<R: Runner> Dispatcher<R> {
         self.advance(lane);
     }
 
-    fn forget(&mut self, size: usize) {
-        self.in_flight -= 1;
-        self.in_flight_bytes -= size;
+    fn let_go(&mut self, epoch: u64, size: usize) {
+        self.window.let_go(epoch, size);
         self.unflushed += 1;
     }
 
     fn fire_timers(&mut self) {
         let now = Instant::now();
-        while let Some(work) = self.timers.due(now) {
-            self.ready.push_back(work);
+        while let Some(mut work) = self.timers.due(now) {
+            work.held_until = None;
+            self.enqueue(work);
         }
     }
 
-    /// Fail closed: while the store does not answer, one round at a time asks it, after a growing pause.
-    fn note_store(&mut self, answered: Result<(), String>) {
-        let Err(error) = answered else {
-            if self.store_retry_at.take().is_some() {
-                tracing::info!("the store answers again");
-            }
-            self.store_failures = 0;
-            return;
-        };
-        if self.store_failures == 0 {
-            tracing::warn!(
+    fn note_store(&mut self, asked: Asked) {
+        let shared = Arc::clone(&self.shared);
+        let pause = |base, tries, longest| shared.pause(base, tries, longest);
+        match self.store.note(asked, Instant::now(), pause) {
+            store::Change::None => {}
+            store::Change::CameUp => tracing::info!("the store answers again"),
+            store::Change::WentDown(error) => match self.shared.config.policies.on_store_down {
+                OnStoreDown::Pause => tracing::warn!(
+                    error,
+                    "the store does not answer: no handler starts, nothing is acked, intake pauses"
+                ),
+                OnStoreDown::Process => tracing::warn!(
+                    error,
+                    "the store does not answer: handlers run without claims, duplicates run again"
+                ),
+            },
+            store::Change::Partial(error) => tracing::warn!(
                 error,
-                "the store does not answer: no handler starts, nothing is acked, intake pauses"
-            );
+                "the store answers for some keys and not for others: their messages wait, the others go on"
+            ),
         }
-        let pause =
-            self.shared.pause(Duration::from_millis(100), self.store_failures, Duration::from_secs(5));
-        self.store_failures = self.store_failures.saturating_add(1);
-        self.store_retry_at = Some(Instant::now() + pause);
+    }
+
+    fn note_ended(&mut self, ended: Ended) {
+        self.running -= ended.count;
+        let shared = Arc::clone(&self.shared);
+        let now = Instant::now();
+        let open_for = self.breaker.open_for(now);
+        let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, false));
+        for (id, end, is_probe) in ended.failed.into_iter().chain(succeeded) {
+            let pause = |base, tries, longest| shared.pause(base, tries, longest);
+            match self.breaker.note(id, end, is_probe, now, pause) {
+                None => {}
+                Some(Change::Opened) => tracing::warn!(
+                    reason = self.breaker.reason(),
+                    "the handler is taken to be unavailable: intake pauses, and one message at a time tries whether it \
+                     works again"
+                ),
+                Some(Change::Closed) => tracing::info!(?open_for, "the handler works again"),
+            }
+        }
+        let reason = self.breaker.reason();
+        if reason.is_some() || self.handler_is_down {
+            self.handler_is_down = reason.is_some();
+            let state = reason.map_or(HandlerState::Up, HandlerState::Down);
+            self.shared.counters.set_handler_state(state);
+        }
+        self.shared.halt.set_handler_down(self.breaker.is_open());
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let may_start = !self.ready.is_empty() && self.running < self.shared.config.concurrency;
-        let store = self.store_retry_at.filter(|_| may_start && self.claiming == 0);
-        [self.timers.next(), store].into_iter().flatten().min()
+        let may_start = self.running < self.shared.config.concurrency && self.has_startable();
+        let store = self.store.retry_at().filter(|_| may_start && self.claiming == 0);
+        let probe = self.breaker.probe_at().filter(|_| may_start);
+        let intake = self.store.lets_in_at();
+        [self.timers.next(), store, probe, intake, self.watch.next()].into_iter().flatten().min()
     }
 
     fn publish_gauges(&self) {
-        let config = &self.shared.config;
-        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
-        self.shared.counters.set_store_up(self.store_retry_at.is_none());
-        let pausing = config.policies.on_store_down == OnStoreDown::Pause && self.store_retry_at.is_some();
-        self.gate.set_open(
-            !pausing
-                && self.in_flight.saturating_add_signed(self.unflushed) < config.max_in_flight
-                && (self.in_flight_bytes < config.max_in_flight_bytes || self.in_flight == 0),
-        );
+        let counters = &self.shared.counters;
+        counters.set_in_flight(self.window.held(), self.window.held_bytes());
+        counters.set_waiting(self.window.waiting());
+        counters.set_store_up(!self.store.is_down());
+        let now = Instant::now();
+        let store_lets_in =
+            self.shared.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
+        // A breaker that is open needs a message to probe with, and no more.
+        let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
+        self.gate.set_open(store_lets_in && breaker_lets_in && self.window.has_room(self.unflushed));
     }
+}
+
+/// Takes out those that `wanted` says, in their order.
+fn extract(works: &mut VecDeque<Work>, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
+    if !works.iter().any(&mut wanted) {
+        return Vec::new();
+    }
+    let (taken, left): (Vec<_>, VecDeque<_>) = {
+        let mut taken = Vec::new();
+        let mut left = VecDeque::with_capacity(works.len());
+        for work in works.drain(..) {
+            if wanted(&work) { taken.push(work) } else { left.push_back(work) }
+        }
+        (taken, left)
+    };
+    *works = left;
+    taken
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -1,10 +1,11 @@
 //! One heartbeat for two leases: keeps claims alive in the store and deliveries alive in the broker, and tells a handler
 //! to stop when either is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::shared::Shared;
@@ -30,7 +31,7 @@ impl Heartbeat {
         let claims: Vec<_> = starts
             .iter()
             .filter_map(|start| match start {
-                Start::Run { claim, .. } => Some(Arc::clone(claim)),
+                Start::Run { claim, .. } | Start::Wait { claim, .. } => Some(Arc::clone(claim)),
                 Start::Known { .. } => None,
             })
             .collect();
@@ -59,7 +60,7 @@ impl Heartbeat {
         }
     }
 
-    /// Claims that must stop by their own deadline, and those that are due for renewal.
+    /// Claims that must stop by their own deadline, and those that are due for renewal, the oldest first.
     fn look(&self, now: Instant, renew_every: Duration) -> (Vec<Arc<ActiveClaim>>, Vec<Arc<ActiveClaim>>) {
         let mut overdue = Vec::new();
         let mut due = Vec::new();
@@ -69,31 +70,43 @@ impl Heartbeat {
                 if claim.is_past_deadline(now) {
                     overdue.push(Arc::clone(claim));
                 }
-                if now.checked_sub(renew_every).is_some_and(|limit| claim.last_sent_before(limit)) {
+                if !claim.is_being_renewed()
+                    && now.checked_sub(renew_every).is_some_and(|limit| claim.last_sent_before(limit))
+                {
                     due.push(Arc::clone(claim));
                 }
             }
             !round.is_empty()
         });
+        due.sort_by_cached_key(|claim| claim.last_sent());
         (overdue, due)
     }
 
-    /// Deliveries that were last extended before `limit`; they count as extended from `now` on.
-    fn due_deliveries(&self, now: Instant, every: Duration) -> Vec<Tag> {
+    /// Deliveries that were last extended `every` ago or earlier; they count as extended from `now` on, unless
+    /// [`not_extended`](Self::not_extended) says otherwise.
+    fn due_deliveries(&self, now: Instant, every: Duration) -> Vec<(Tag, Instant)> {
         let mut held = lock(&self.held);
         let mut due = Vec::new();
         for (tag, extended) in held.iter_mut() {
             if now.duration_since(*extended) >= every {
-                *extended = now;
-                due.push(*tag);
+                due.push((*tag, std::mem::replace(extended, now)));
             }
         }
         due
     }
 
+    /// The delivery was last extended at `before` after all: it is due at the next tick, unless it is being settled.
+    fn not_extended(&self, tag: Tag, before: Instant) {
+        if let Some(extended) = lock(&self.held).get_mut(&tag) {
+            *extended = before;
+        }
+    }
+
+    /// Asks the run of a delivery to stop; true if there is one. Earlier claims of the delivery may have ended and still be
+    /// here.
     fn cancel_delivery(&self, tag: Tag) -> bool {
         let rounds = lock(&self.rounds);
-        rounds.iter().flatten().find(|claim| claim.tag() == tag).is_some_and(|claim| claim.cancel())
+        rounds.iter().flatten().filter(|claim| claim.tag() == tag).any(|claim| claim.cancel())
     }
 }
 
@@ -108,91 +121,125 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker
     let period = (lease / 12).min(broker.map_or(lease, |every| every / 4)).max(Duration::from_millis(5));
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut renewing = tokio::task::JoinSet::new();
-    let mut extending = tokio::task::JoinSet::new();
+    let mut renewing = JoinSet::new();
+    let mut extending = JoinSet::new();
+    let mut waiting = VecDeque::new();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => {}
+            Some(_) = renewing.join_next(), if !waiting.is_empty() => {
+                start_renewals(&shared, &mut renewing, &mut waiting);
+                continue;
+            }
+        }
         let now = Instant::now();
         let (overdue, due) = shared.heartbeat.look(now, shared.config.renew_every());
         for claim in overdue {
             if claim.cancel() {
                 shared.count(Counter::LeasesLost, 1);
-                tracing::warn!(key = ?claim.key(), "a lease is about to end unrenewed; its run is asked to stop");
+                tracing::warn!(
+                    scope = %shared.scope, key = claim.key().map(tracing::field::display),
+                    "a lease is about to end without a renewal; its run is asked to stop"
+                );
             }
         }
         // The calls run beside the ticks, so that a store or broker that hangs does not keep deadlines from firing.
         while renewing.try_join_next().is_some() {}
-        if renewing.is_empty() && !due.is_empty() {
-            renewing.spawn(renew(Arc::clone(&shared), due));
-        }
+        waiting = due.into();
+        start_renewals(&shared, &mut renewing, &mut waiting);
         while extending.try_join_next().is_some() {}
         if let Some(every) = broker
             && extending.is_empty()
         {
-            let tags = shared.heartbeat.due_deliveries(now, every);
-            if !tags.is_empty() {
-                extending.spawn(extend(Arc::clone(&shared), Arc::clone(&acker), tags));
+            let due = shared.heartbeat.due_deliveries(now, every);
+            if !due.is_empty() {
+                extending.spawn(extend(Arc::clone(&shared), Arc::clone(&acker), due));
             }
         }
     }
 }
 
-async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, due: Vec<Arc<ActiveClaim>>) {
-    for chunk in due.chunks(shared.config.max_batch) {
-        let lease_for = shared.config.lease;
-        let batch: Vec<_> = chunk
-            .iter()
-            .filter_map(|claim| claim.lease())
-            .map(|lease| RenewRequest { lease, lease_for, started: false })
-            .collect();
-        let sent = Instant::now();
-        failpoints::hit(Step::RenewSent);
-        // A call that hangs must leave time for another one within the lease.
-        let limit = shared.config.store_timeout.min(shared.config.renew_every());
-        let call = shared.store.renew(&shared.scope, &batch);
-        let answers = super::gather::bounded(limit, "renew leases", batch.len(), call).await;
-        shared.count_errors(&answers);
-        for (claim, answer) in chunk.iter().zip(answers) {
-            match answer {
-                Ok(Renewal::Renewed) => {
-                    claim.renewed(sent, sent + lease_for - shared.config.lease_margin());
-                }
-                Ok(Renewal::Lost) if claim.has_ended() => {}
-                Ok(Renewal::Lost) => {
-                    if claim.cancel() {
-                        shared.count(Counter::LeasesLost, 1);
-                        tracing::warn!(key = ?claim.key(), "a lease was lost to another claim; its run is asked to stop");
-                    }
-                }
-                // Not renewed as far as we know: the next tick tries again, and the deadline stands.
-                Err(_) => {}
-            }
-        }
+/// Renewal calls under way at most: one that hangs delays no other, and a slow store is not flooded.
+const RENEWALS_IN_FLIGHT: usize = 32;
+
+/// Starts calls for the claims that wait for their renewal, from the front, as long as there are calls to spare.
+fn start_renewals<R: Send + Sync + 'static>(
+    shared: &Arc<Shared<R>>,
+    renewing: &mut JoinSet<()>,
+    waiting: &mut VecDeque<Arc<ActiveClaim>>,
+) {
+    while renewing.len() < RENEWALS_IN_FLIGHT && !waiting.is_empty() {
+        let chunk: Vec<_> = waiting.drain(..waiting.len().min(shared.config.max_batch)).collect();
+        chunk.iter().for_each(|claim| claim.set_being_renewed(true));
+        renewing.spawn(renew(Arc::clone(shared), chunk));
     }
 }
 
-async fn extend<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker: Arc<dyn Acker>, tags: Vec<Tag>) {
+async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, chunk: Vec<Arc<ActiveClaim>>) {
+    let lease_for = shared.config.lease;
+    let batch: Vec<_> = chunk
+        .iter()
+        .filter_map(|claim| claim.lease())
+        .map(|lease| RenewRequest { lease, lease_for, started: false })
+        .collect();
+    let sent = Instant::now();
+    failpoints::hit(Step::RenewSent);
+    // A call that hangs must leave time for another one within the lease.
+    let limit = shared.config.store_timeout.min(shared.config.renew_every());
+    let call = shared.store.renew(&shared.scope, &batch);
+    let answers = super::gather::bounded(limit, "renew leases", batch.len(), call).await;
+    shared.count_errors(&answers);
+    for (claim, answer) in chunk.iter().zip(answers) {
+        match answer {
+            Ok(Renewal::Renewed) => {
+                claim.renewed(sent, sent + lease_for - shared.config.lease_margin());
+            }
+            Ok(Renewal::Lost) if claim.has_ended() => {}
+            Ok(Renewal::Lost) => {
+                if claim.cancel() {
+                    shared.count(Counter::LeasesLost, 1);
+                    tracing::warn!(
+                        scope = %shared.scope, key = claim.key().map(tracing::field::display),
+                        "a lease was lost to another claim; its run is asked to stop"
+                    );
+                }
+            }
+            // Not renewed as far as we know: the next tick tries again, and the deadline stands.
+            Err(_) => {}
+        }
+        claim.set_being_renewed(false);
+    }
+}
+
+async fn extend<R: Send + Sync + 'static>(
+    shared: Arc<Shared<R>>,
+    acker: Arc<dyn Acker>,
+    due: Vec<(Tag, Instant)>,
+) {
+    let tags: Vec<_> = due.iter().map(|(tag, _)| *tag).collect();
     let limit = shared.config.store_timeout;
     let answers = super::gather::bounded(limit, "extend deliveries", tags.len(), acker.extend(&tags)).await;
     let mut failed = 0;
     let mut why = None;
-    for (tag, answer) in tags.into_iter().zip(answers) {
+    for ((tag, before), answer) in due.into_iter().zip(answers) {
         match answer {
             Ok(Settled::Done) => {}
             Ok(Settled::TooLate) => {
                 shared.heartbeat.let_go(std::iter::once(tag));
                 if shared.heartbeat.cancel_delivery(tag) {
-                    tracing::warn!(?tag, "the broker has taken a delivery back; its run is asked to stop");
+                    tracing::warn!(scope = %shared.scope, ?tag, "the broker has taken a delivery back; its run is asked to stop");
                 }
             }
             // The next tick tries again.
             Err(error) => {
+                shared.heartbeat.not_extended(tag, before);
                 failed += 1;
                 why.get_or_insert(error);
             }
         }
     }
     if let Some(error) = why {
-        tracing::warn!(?error, failed, "deliveries were not extended");
+        tracing::warn!(scope = %shared.scope, ?error, failed, "deliveries were not extended; it is tried again at once");
     }
 }

@@ -4,15 +4,15 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::config::{OnMismatch, OnMissingKey, Ordering};
+use super::config::{Mode, OnMissingKey, Ordering};
 use super::dispatch::Event;
 use super::shared::Shared;
 use super::start_check::ready;
 use super::work::{Plan, Taken, Work};
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, Notice};
 use crate::dead_letter::Republished;
 use crate::delivery::Delivery;
 use crate::error::Error;
@@ -94,6 +94,7 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
         return (consumer, Err(error));
     }
     let derive = Derive::new(&shared.keys, &shared.config.ordering);
+    let mut notices = consumer.notices();
     let mut failures = 0;
     // A finite source may wait for its last settlements before it ends; parked messages would keep it from ending.
     let ask_if_idle = shared.config.until_idle || shared.capabilities.finite;
@@ -101,6 +102,12 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
         let received = tokio::select! {
             biased;
             () = shared.draining.cancelled() => return (consumer, Ok(())),
+            notice = next_notice(&mut notices) => {
+                match notice {
+                    Notice::Leaving { epoch } => shared.tell(Event::Leaving { epoch }),
+                }
+                continue;
+            }
             received = async { gate.pass().await; consumer.receive().await } => received,
             () = idle(ask_if_idle) => {
                 if consumer.is_idle().await == Some(true) {
@@ -145,6 +152,17 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
     }
 }
 
+/// The next notice of the source; none ever comes from one that gives none.
+async fn next_notice(notices: &mut Option<mpsc::UnboundedReceiver<Notice>>) -> Notice {
+    if let Some(receiver) = notices {
+        if let Some(notice) = receiver.recv().await {
+            return notice;
+        }
+        *notices = None;
+    }
+    std::future::pending().await
+}
+
 /// How long a source must be quiet before it is asked whether it is idle.
 const QUIET: Duration = Duration::from_millis(200);
 
@@ -169,7 +187,7 @@ impl Derive {
 
     fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
         let (plan, generation) = plan(shared, &message);
-        let wanted = shared.config.fingerprint && shared.config.policies.on_mismatch != OnMismatch::Process;
+        let wanted = shared.config.fingerprint;
         let fingerprint =
             (wanted && matches!(plan, Plan::Claim(_))).then(|| Fingerprint::of(message.payload()));
         Box::new(Taken {
@@ -183,9 +201,16 @@ impl Derive {
             owner: None,
             leads: false,
             parked: false,
+            letter_failures: 0,
             unprotected_failures: 0,
             holds: 0,
             last_delay: Duration::ZERO,
+            store_tries: 0,
+            lost: 0,
+            turn: None,
+            probe: false,
+            held_until: None,
+            waits: false,
         })
     }
 
@@ -225,6 +250,8 @@ fn plan<R>(shared: &Shared<R>, message: &Message) -> (Plan, u32) {
     shared.count(Counter::MissingKeys, 1);
     tracing::debug!(delivery = ?message, %error, "a message has no usable key");
     let plan = match shared.config.policies.on_missing_key {
+        // Observing changes nothing for any message.
+        _ if shared.config.mode == Mode::Observe => Plan::Unprotected,
         OnMissingKey::DeadLetter => Plan::Letter(Reason::MissingKey, error.to_string()),
         OnMissingKey::Hash => Plan::Claim(shared.keys.fallback(message)),
         OnMissingKey::Process => Plan::Unprotected,

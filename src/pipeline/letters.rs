@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use super::config::OnLetterRefused;
 use super::gather::bounded;
 use super::runner::Runner;
 use super::shared::Shared;
 use super::work::{Recorded, Verdict, Work};
-use crate::dead_letter::Obituary;
+use crate::dead_letter::{DeadLetters, Obituary, OwnHeaders};
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
-use crate::store::{BuryRequest, Lease, Reason};
+use crate::store::{Burial, BuryRequest, Lease, Reason};
 use crate::telemetry::Counter;
 
 /// A message that failed for good.
@@ -17,6 +19,12 @@ pub(super) struct Letter {
     pub(super) lease: Option<Lease>,
     pub(super) why: Obituary,
 }
+
+/// A letter that its destination has confirmed, or that a policy drops, and how its delivery is counted.
+type Sent = (Letter, Counter);
+
+/// After so many publishes that failed, the message no longer holds up its lane, and is tried again at the longest delay.
+const LETTER_TRIES: u32 = 10;
 
 /// What is known of a message that no claim was held for.
 pub(super) fn obituary_without_claim(reason: Reason, error: String, work: &Work) -> Obituary {
@@ -36,8 +44,9 @@ pub(super) fn park<R>(shared: &Shared<R>, work: &mut Work, error: &str) {
         work.parked = true;
         shared.count(Counter::Parked, 1);
         tracing::error!(
-            key = ?work.key(), delivery = ?work.message, error,
-            "a message failed for good and is parked in its source: mend the cause, or configure a dead-letter destination"
+            scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+            position = work.log_position(), message_id = work.log_id(), error,
+            "a message failed for good and is parked in its source: fix the cause, or configure a dead-letter destination"
         );
     }
 }
@@ -48,39 +57,67 @@ pub(super) async fn dead_letter<R: Runner>(shared: &Shared<R>, letters: Vec<Lett
     let Some(target) = &shared.dead_letters else {
         return letters.into_iter().map(|letter| keep(shared, letter)).collect();
     };
-    let batch: Vec<_> = letters
-        .iter()
-        .map(|letter| target.letter(&shared.scope, letter.work.key(), &letter.work.message, &letter.why))
-        .collect();
-    failpoints::hit(Step::LetterSent);
-    let published = bounded(
-        shared.config.publish_timeout,
-        "publish dead letters",
-        batch.len(),
-        target.publisher().publish(&batch),
-    )
-    .await;
-    failpoints::hit(Step::LetterConfirmed);
+    let (sent, mut recorded) = publish(shared, target, letters).await;
+    for ((letter, counter), burial) in bury(shared, sent).await {
+        recorded.push(match burial {
+            Ok(()) => gone(shared, letter, counter),
+            Err(error) => unburied(shared, letter, counter, &error),
+        });
+    }
+    recorded
+}
 
-    let mut recorded = Vec::new();
-    let mut buried = Vec::new();
-    for (letter, published) in letters.into_iter().zip(published) {
-        match published {
-            Ok(()) => buried.push(letter),
-            Err(error) => {
-                shared.count(Counter::DeadLetterErrors, 1);
-                tracing::warn!(?error, key = ?letter.work.key(), "a dead letter was not confirmed; its message is held and the publish repeated");
-                recorded.push(hold_letter(shared, letter));
+/// Publishes letters, those that are too large once more with fewer headers of ours.
+async fn publish<R: Runner>(
+    shared: &Shared<R>,
+    target: &DeadLetters,
+    letters: Vec<Letter>,
+) -> (Vec<Sent>, Vec<Recorded>) {
+    let (mut sent, mut recorded) = (Vec::new(), Vec::new());
+    let mut open = letters;
+    for headers in OwnHeaders::FROM_ALL_TO_FEW {
+        let batch: Vec<_> = open
+            .iter()
+            .map(|Letter { work, why, .. }| {
+                target.letter(&shared.scope, work.key(), &work.message, why, headers)
+            })
+            .collect();
+        failpoints::hit(Step::LetterSent);
+        let call = target.publisher().publish(&batch);
+        let answers = bounded(shared.config.publish_timeout, "publish dead letters", batch.len(), call).await;
+        failpoints::hit(Step::LetterConfirmed);
+        let mut too_large = Vec::new();
+        for (letter, answer) in open.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => sent.push((letter, Counter::DeadLettered)),
+                Err(error) if error.kind() != ErrorKind::TooLarge => {
+                    recorded.push(not_confirmed(shared, letter, &error));
+                }
+                Err(_) if headers != OwnHeaders::Needed => too_large.push(letter),
+                Err(error) => match shared.config.policies.on_letter_refused {
+                    OnLetterRefused::Park => recorded.push(refused(shared, letter, &error)),
+                    OnLetterRefused::Drop => {
+                        sent.push((dropped(shared, letter, &error), Counter::LettersDropped))
+                    }
+                },
             }
         }
+        open = too_large;
+        if open.is_empty() {
+            break;
+        }
     }
-    let requests: Vec<_> = buried
-        .iter()
-        .filter_map(|letter| letter.lease.map(|lease| BuryRequest { lease, ttl: shared.config.ttl }))
-        .collect();
+    (sent, recorded)
+}
+
+/// Marks the keys of letters dead. Only an answer about the record ends the repeating; see [`Shared::until_known`].
+async fn bury<R: Runner>(shared: &Shared<R>, sent: Vec<Sent>) -> Vec<(Sent, Result<(), Error>)> {
+    let ttl = shared.config.ttl;
+    let leases = sent.iter().filter_map(|(letter, _)| letter.lease);
+    let requests: Vec<_> = leases.map(|lease| BuryRequest { lease, ttl }).collect();
+    let mut burials = Vec::new();
     if !requests.is_empty() {
-        // Whatever the answer, the letter is confirmed: that alone allows the ack.
-        shared
+        burials = shared
             .until_known(requests, |batch| {
                 Box::pin(async move {
                     let call = shared.store.bury(&shared.scope, &batch);
@@ -90,13 +127,45 @@ pub(super) async fn dead_letter<R: Runner>(shared: &Shared<R>, letters: Vec<Lett
             .await;
     }
     failpoints::hit(Step::Buried);
-    for Letter { work, why, .. } in buried {
-        tracing::warn!(
-            key = ?work.key(), reason = %why.reason, attempts = why.attempts, error = why.error, "a message was dead-lettered"
-        );
-        recorded.push(Recorded { work, verdict: Verdict::Ack(Counter::DeadLettered) });
+    let mut burials = burials.into_iter();
+    let answer = |(letter, counter): Sent| {
+        let burial = letter.lease.and_then(|_| burials.next()).unwrap_or(Ok(Burial::Dead));
+        ((letter, counter), burial.map(|_| ()))
+    };
+    sent.into_iter().map(answer).collect()
+}
+
+fn gone<R>(shared: &Shared<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
+    if counter == Counter::DeadLettered {
+        let (scope, key, reason, error) = (&shared.scope, work.log_key(), why.reason, &why.error);
+        let (origin, position, message_id) = (work.message.origin(), work.log_position(), work.log_id());
+        match shared.log.letters.allow(&format!("{reason} {error}")) {
+            Some(left_out) => tracing::warn!(
+                %scope, key, origin, position, message_id, %reason, attempts = why.attempts, error, left_out,
+                "a message was dead-lettered"
+            ),
+            None => {
+                tracing::debug!(%scope, key, origin, position, message_id, %reason, "a message was dead-lettered")
+            }
+        }
     }
-    recorded
+    Recorded { work, verdict: Verdict::Ack(counter) }
+}
+
+/// The letter is confirmed and its key is not known to be dead. When the drain deadline has passed, the confirm alone allows
+/// the ack: a redrive of the letter reopens its key, and a copy of the message is dead-lettered again. Otherwise the record
+/// cannot be read, and its message is held until that is repaired.
+fn unburied<R>(shared: &Shared<R>, letter: Letter, counter: Counter, error: &Error) -> Recorded {
+    if shared.giving_up.is_cancelled() {
+        return gone(shared, letter, counter);
+    }
+    let work = letter.work;
+    tracing::error!(
+        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        position = work.log_position(), message_id = work.log_id(), ?error,
+        "a message was dead-lettered and its key cannot be marked dead; the message is held"
+    );
+    Recorded { work, verdict: Verdict::Again { after: shared.config.retry.backoff.max } }
 }
 
 /// There is nowhere to send it: it stays in the source.
@@ -106,10 +175,62 @@ fn keep<R>(shared: &Shared<R>, Letter { mut work, why, .. }: Letter) -> Recorded
     Recorded { work, verdict: Verdict::Again { after } }
 }
 
+/// The destination did not confirm: the publish is repeated after a growing pause, and after many failures the message no
+/// longer holds up its lane.
+///
 /// The next try claims under the same token: while the lease lives, it recognises its terminal failure at once.
-fn hold_letter<R>(shared: &Shared<R>, Letter { mut work, lease, .. }: Letter) -> Recorded {
+fn not_confirmed<R>(shared: &Shared<R>, mut letter: Letter, error: &Error) -> Recorded {
+    shared.count(Counter::DeadLetterErrors, 1);
+    let work = &mut letter.work;
+    work.letter_failures = work.letter_failures.saturating_add(1);
+    if work.letter_failures >= LETTER_TRIES {
+        return refused(shared, letter, error);
+    }
+    let (scope, key, origin) = (&shared.scope, work.log_key(), work.message.origin());
+    match shared.log.letters.allow(&error.to_string()) {
+        Some(left_out) => tracing::warn!(
+            %scope, key, origin, position = work.log_position(), message_id = work.log_id(), ?error, left_out,
+            "a dead letter was not confirmed; its message is held and the publish repeated"
+        ),
+        None => tracing::debug!(%scope, key, ?error, "a dead letter was not confirmed and is repeated"),
+    }
+    let failures = work.letter_failures - 1;
+    let after = shared.pause(Duration::from_millis(200), failures, shared.config.retry.backoff.max);
+    work.owner = letter.lease.map(|lease| lease.owner);
+    Recorded { work: letter.work, verdict: Verdict::Again { after } }
+}
+
+/// The destination cannot take the letter, or has failed to for long: its message stays in the source, others go on, and the
+/// publish is tried again at the longest delay.
+fn refused<R>(shared: &Shared<R>, letter: Letter, error: &Error) -> Recorded {
+    let Letter { mut work, lease, why } = letter;
+    let too_large = error.kind() == ErrorKind::TooLarge;
+    if !work.parked {
+        work.parked = true;
+        shared.count(Counter::Parked, 1);
+        shared.count(Counter::LettersRefused, 1);
+        if let Some(left_out) = shared.log.letters.allow(&format!("refused {error}")) {
+            tracing::error!(
+                scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                position = work.log_position(), message_id = work.log_id(), reason = %why.reason,
+                payload_bytes = work.message.payload().len(), too_large, ?error, left_out,
+                "a dead letter cannot be sent; its message is parked in its source and others go on: raise the limit of \
+                 the dead-letter destination or repair it"
+            );
+        }
+    }
     work.owner = lease.map(|lease| lease.owner);
-    let after = shared.pause(Duration::from_millis(200), work.holds, shared.config.retry.backoff.max);
-    work.holds += 1;
-    Recorded { work, verdict: Verdict::Again { after } }
+    Recorded { work, verdict: Verdict::Parked { after: shared.config.retry.backoff.max } }
+}
+
+fn dropped<R>(shared: &Shared<R>, letter: Letter, error: &Error) -> Letter {
+    shared.count(Counter::LettersRefused, 1);
+    let work = &letter.work;
+    tracing::error!(
+        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        position = work.log_position(), message_id = work.log_id(), reason = %letter.why.reason,
+        payload_bytes = work.message.payload().len(), ?error,
+        "a message is dropped: its dead letter is too large for the destination, and on_letter_refused says to drop it"
+    );
+    letter
 }

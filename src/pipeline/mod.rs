@@ -1,9 +1,11 @@
 //! Consumer in, handler around, store between: [`Pipeline`].
 
+mod breaker;
 mod builder;
 pub mod config;
 mod dispatch;
 pub(crate) mod gather;
+mod halt;
 mod heartbeat;
 mod intake;
 mod janitor;

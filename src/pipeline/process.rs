@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
-use super::dispatch::{Event, Report};
+use super::breaker::{RunEnd, RunId};
+use super::config::{LONGEST_WAIT, Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
+use super::dispatch::{Asked, Ended, Event, Report};
 use super::record::record_and_settle;
 use super::runner::{self, Runner};
 use super::shared::Shared;
-use super::work::{Finished, Outcome, Plan, Recorded, Start, Verdict, Work};
+use super::work::{Finished, Outcome, Plan, Recorded, Start, Turn, Verdict, Work};
 use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind};
+use crate::handler::Verdict as HandlerVerdict;
 use crate::handler::claim::ActiveClaim;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason, RenewRequest, Renewal};
 use crate::telemetry::Counter;
@@ -24,43 +25,109 @@ use crate::telemetry::Counter;
 /// Each step starts only after the one before it is durable: nothing is handled without a claim, nothing is settled
 /// before its completion, failure or dead letter is written. Runs of a round go on side by side, and those that have
 /// ended are recorded and settled while the others still run.
-pub(crate) async fn process<R: Runner>(shared: Arc<Shared<R>>, round: Vec<Work>) {
-    let starts = claim(&shared, round).await;
+pub(crate) async fn process<R: Runner>(shared: Arc<Shared<R>>, round: Vec<Work>, asks: Asks) {
+    let starts = claim(&shared, round, asks).await;
     handle(&shared, starts)
         .ready_chunks(shared.config.max_batch)
-        .for_each_concurrent(None, |finished| async {
-            shared.tell(Event::Finished(finished.len()));
+        .for_each_concurrent(None, |mut finished| async {
+            shared.tell(Event::Finished(ended(&shared, &mut finished)));
             record_and_settle(&shared, finished).await;
         })
         .await;
 }
 
+/// Whom a round asks for its claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// The store.
+    Store,
+    /// The store, for keys that it did not answer before.
+    Again,
+    /// Nobody: the store is down and a policy lets handlers run without claims.
+    Nobody,
+}
+
 /// Claims the keys of a round in one call, and decides what each answer means.
-async fn claim<R: Runner>(shared: &Shared<R>, mut round: Vec<Work>) -> Vec<Start> {
+async fn claim<R: Runner>(shared: &Shared<R>, mut round: Vec<Work>, asks: Asks) -> Vec<Start> {
+    let again = asks == Asks::Again;
+    if asks == Asks::Nobody {
+        shared.tell(Event::Claimed { asked: None, again });
+        let starts: Vec<Start> = round.into_iter().map(|work| unclaimed(shared, work)).collect();
+        shared.heartbeat.watch(&starts);
+        return starts;
+    }
     let requests = requests(shared, &mut round);
     let sent = Instant::now();
     let answers = if requests.is_empty() { Vec::new() } else { shared.claim(&requests).await };
-    let trouble =
-        answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| concerns_the_store(error));
-    let store = (!requests.is_empty()).then(|| trouble.map_or(Ok(()), |error| Err(error.to_string())));
-    shared.tell(Event::Claimed { store });
+    let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
+    shared.tell(Event::Claimed { asked, again });
 
     let deadline = sent + shared.config.lease - shared.config.lease_margin();
     let mut answers = answers.into_iter();
     let starts: Vec<Start> = round
         .into_iter()
-        .map(|work| match work.plan.clone() {
+        .map(|work| match work.plan {
             Plan::Claim(_) => match answers.next() {
                 Some(answer) => answered(shared, work, answer, sent, deadline),
                 None => known(work, Outcome::Decided(Verdict::StoreDown)),
             },
-            Plan::Unprotected => unprotected(shared, work),
-            Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
-            Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+            _ => unclaimed(shared, work),
         })
         .collect();
     shared.heartbeat.watch(&starts);
     starts
+}
+
+/// What a call for these claims says about the store.
+fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
+    let mut asked = Asked { answered: 0, fresh_failures: 0, error: None };
+    let claimed = round.iter().filter(|work| work.key().is_some());
+    for (work, answer) in claimed.zip(answers) {
+        match answer {
+            Err(error) if concerns_the_store(error) => {
+                asked.fresh_failures += usize::from(work.store_tries == 0);
+                asked.error.get_or_insert_with(|| error.to_string());
+            }
+            _ => asked.answered += 1,
+        }
+    }
+    asked
+}
+
+/// What becomes of a delivery without a claim.
+fn unclaimed<R: Runner>(shared: &Shared<R>, work: Work) -> Start {
+    match work.plan.clone() {
+        Plan::Claim(_) | Plan::Unprotected => unprotected(shared, work),
+        Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
+        Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+    }
+}
+
+/// Turns runs that found the handler unavailable into claims to be given back, and says what the breaker is to know.
+fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
+    let mut ended = Ended { count: finished.len(), ..Ended::default() };
+    for Finished { work, outcome, .. } in finished {
+        let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
+        match outcome {
+            Outcome::Succeeded(_) | Outcome::Committed => ended.succeeded = Some(id()),
+            Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
+                shared.count(Counter::Unavailable, 1);
+                if error.is_outcome_unknown() {
+                    shared.count(Counter::SuspectedDoubleEffects, 1);
+                }
+                let reason = error.text().to_owned();
+                tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
+                ended.failed.push((id(), RunEnd::Unavailable(reason), work.probe));
+                *outcome = Outcome::Unstarted;
+            }
+            Outcome::Failed(error) => {
+                ended.failed.push((id(), RunEnd::Failed(error.text().to_owned()), work.probe));
+            }
+            _ if work.probe => ended.failed.push((id(), RunEnd::Nothing, true)),
+            _ => {}
+        }
+    }
+    ended
 }
 
 fn requests<R>(shared: &Shared<R>, round: &mut [Work]) -> Vec<ClaimRequest> {
@@ -85,8 +152,12 @@ fn answered<R: Runner>(
 ) -> Start {
     let error = match answer {
         Ok(claim) => {
-            // The claim is known now; the next one of this delivery is another claim.
-            work.owner = None;
+            work.store_tries = 0;
+            // The claim is known now; the next one of this delivery is another claim. A key in progress may be held by an
+            // earlier call of this very claim that is still under way: with the same token it recognises itself.
+            if !matches!(claim, Claim::InProgress { .. }) {
+                work.owner = None;
+            }
             return granted(shared, work, claim, sent, deadline);
         }
         Err(error) => error,
@@ -103,6 +174,7 @@ fn answered<R: Runner>(
         return known(work, Outcome::Decided(Verdict::StoreDown));
     }
     work.owner = None;
+    work.store_tries = 0;
     tracing::error!(%error, key = ?work.key(), "a key cannot be claimed; its message is held");
     known(work, Outcome::Decided(Verdict::Again { after: shared.config.retry.backoff.max }))
 }
@@ -121,7 +193,7 @@ fn granted<R: Runner>(
 ) -> Start {
     let observing = shared.config.mode == Mode::Observe;
     let verdict = match claim {
-        Claim::Claimed(claimed) => return start(work, &claimed, sent, deadline),
+        Claim::Claimed(claimed) => return start(shared, work, &claimed, sent, deadline),
         Claim::Exhausted(exhausted) => return known(work, Outcome::Exhausted(exhausted)),
         Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
             if observing =>
@@ -139,8 +211,9 @@ fn granted<R: Runner>(
             shared.count(Counter::Mismatches, 1);
             match shared.config.policies.on_mismatch {
                 OnMismatch::Ack => Verdict::Ack(Counter::MismatchAcked),
-                // `process` compares nothing, so that no store answers with a mismatch.
-                OnMismatch::DeadLetter | OnMismatch::Process => {
+                // The key belongs to another message, so that this one has none.
+                OnMismatch::Process => return unprotected(shared, work),
+                OnMismatch::DeadLetter => {
                     let text =
                         "the key is known with another payload: two different messages share it".to_owned();
                     return known(work, Outcome::Letter(Reason::Mismatch, text));
@@ -158,16 +231,36 @@ fn in_progress<R>(shared: &Shared<R>, work: &mut Work, retry_in: Duration) -> Ve
     if shared.config.policies.on_in_progress == OnInProgress::Park && can_park {
         return Verdict::GiveBack { after: retry_in };
     }
+    work.held_until = Some(Instant::now() + retry_in.min(LONGEST_WAIT));
     let longest = retry_in.max(Duration::from_millis(1));
     let after = shared.pause(Duration::from_millis(50), work.holds, longest.min(Duration::from_secs(5)));
     work.holds += 1;
     Verdict::Again { after }
 }
 
-fn start(work: Work, claimed: &Claimed, sent: Instant, deadline: Instant) -> Start {
+/// A key whose claims have lapsed before waits for its turn, without its claim: it may be one that kills the process.
+fn start<R: Runner>(
+    shared: &Shared<R>,
+    mut work: Work,
+    claimed: &Claimed,
+    sent: Instant,
+    deadline: Instant,
+) -> Start {
     let deadline = deadline.min(sent + claimed.lease_left);
     let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
-    Start::Run { work, claim, suspect: claimed.lost > 0 }
+    if claimed.lost > work.lost {
+        shared.note_takeover(claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
+        work.lost = claimed.lost;
+        // It may have killed one process more than when its turn came.
+        if work.turn != Some(Turn::Alone) {
+            return Start::Wait { work, claim };
+        }
+    }
+    let marked = claimed.lost > 0 && work.turn == Some(Turn::Alone);
+    if claimed.lost > 0 && work.turn.is_none() {
+        return Start::Wait { work, claim };
+    }
+    Start::Run { work, claim, suspect: marked }
 }
 
 fn unprotected<R: Runner>(shared: &Shared<R>, work: Work) -> Start {
@@ -197,18 +290,12 @@ fn handle<R: Runner>(shared: &Shared<R>, mut starts: Vec<Start>) -> impl Stream<
         .into_iter()
         .map(|start| async move {
             match start {
-                Start::Known { work, outcome } => Finished { work, claim: None, outcome, _alone: None },
+                Start::Known { work, outcome } => Finished { work, claim: None, outcome },
+                Start::Wait { work, claim } => unstarted(work, claim),
                 Start::Run { work, claim, .. } if draining => unstarted(work, claim),
-                Start::Run { work, claim, suspect: false } => {
-                    let outcome = run(shared, &work, &claim, false, now).await;
-                    Finished { work, claim: Some(claim), outcome, _alone: None }
-                }
-                Start::Run { work, claim, suspect: true } => {
-                    // A key whose claim has lapsed before may be one that kills the process: such keys run one at a
-                    // time, each after a write that says so, and a lapse from then on counts as an attempt.
-                    let Some(alone) = alone(shared).await else { return unstarted(work, claim) };
-                    let outcome = run(shared, &work, &claim, true, now).await;
-                    Finished { work, claim: Some(claim), outcome, _alone: Some(alone) }
+                Start::Run { work, claim, suspect } => {
+                    let outcome = run(shared, &work, &claim, suspect, now).await;
+                    Finished { work, claim: Some(claim), outcome }
                 }
             }
         })
@@ -261,23 +348,16 @@ fn handle_groups<R: Runner>(
                         run(shared, &work, &claim, false, Instant::now()).await
                     }
                 };
-                Finished { work, claim: Some(claim), outcome, _alone: None }
+                Finished { work, claim: Some(claim), outcome }
             })
             .collect::<FuturesUnordered<_>>()
     })
 }
 
-fn unstarted(work: Work, claim: Arc<ActiveClaim>) -> Finished {
-    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted, _alone: None }
-}
-
-/// Waits until no other suspect runs or waits for its record; `None`: a drain has begun.
-async fn alone<R>(shared: &Shared<R>) -> Option<OwnedSemaphorePermit> {
-    tokio::select! {
-        biased;
-        () = shared.draining.cancelled() => None,
-        permit = Arc::clone(&shared.suspects).acquire_owned() => permit.ok(),
-    }
+fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
+    // It waits for its turn, which says nothing about how long it should.
+    work.holds = work.holds.saturating_sub(1);
+    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
 }
 
 async fn run<R: Runner>(
@@ -287,11 +367,13 @@ async fn run<R: Runner>(
     suspect: bool,
     now: Instant,
 ) -> Outcome {
-    let little_left = claim.is_past_deadline(now + shared.config.lease / 2);
-    if !suspect && !little_left {
-        return R::run(shared, work, claim, now).await;
+    // The handler was found unavailable, or the delivery is leaving, while the claims were under way.
+    if shared.halt.stops(work) {
+        return Outcome::Unstarted;
     }
-    let Some(lease) = claim.lease() else { return R::run(shared, work, claim, Instant::now()).await };
+    let little_left = claim.is_past_deadline(now + shared.config.lease / 2);
+    let lease = claim.lease().filter(|_| suspect || little_left);
+    let Some(lease) = lease else { return run_in_time(shared, work, claim, now).await };
     let request = RenewRequest { lease, lease_for: shared.config.lease, started: suspect };
     let sent = Instant::now();
     let batch = [request];
@@ -300,11 +382,24 @@ async fn run<R: Runner>(
     match answers.into_iter().next() {
         Some(Ok(Renewal::Renewed)) => {
             claim.renewed(sent, sent + shared.config.lease - shared.config.lease_margin());
-            R::run(shared, work, claim, Instant::now()).await
+            run_in_time(shared, work, claim, Instant::now()).await
         }
         Some(Ok(Renewal::Lost)) => Outcome::Fenced,
         _ => Outcome::Unstarted,
     }
+}
+
+/// A run that was asked to stop before it began does not begin.
+async fn run_in_time<R: Runner>(
+    shared: &Shared<R>,
+    work: &Work,
+    claim: &Arc<ActiveClaim>,
+    now: Instant,
+) -> Outcome {
+    if claim.is_cancelled() || claim.is_past_deadline(now) || shared.halt.stops(work) {
+        return Outcome::Unstarted;
+    }
+    R::run(shared, work, claim, now).await
 }
 
 /// Tells the broker how each delivery ends, and the dispatcher what follows for its key and lane.
@@ -317,6 +412,7 @@ pub(crate) fn settle<R>(shared: &Shared<R>, recorded: Vec<Recorded>) {
         .map(|Recorded { work, verdict }| {
             let (key, fingerprint, generation) = (work.key(), work.fingerprint, work.generation);
             let (lane, size) = (work.lane, work.size);
+            let (epoch, turn) = (work.receipt.tag().epoch, work.turn);
             let again = match verdict {
                 Verdict::Ack(counter) => {
                     shared.count(counter, 1);
@@ -330,7 +426,8 @@ pub(crate) fn settle<R>(shared: &Shared<R>, recorded: Vec<Recorded>) {
                 }
                 Verdict::GiveBack { after } => {
                     shared.count(Counter::GivenBack, 1);
-                    work.receipt.settle(Settlement::Retry { after });
+                    // A handler may ask for any delay, and no clock can add the longest.
+                    work.receipt.settle(Settlement::Retry { after: after.min(LONGEST_WAIT) });
                     None
                 }
                 Verdict::Abandon => {
@@ -338,9 +435,9 @@ pub(crate) fn settle<R>(shared: &Shared<R>, recorded: Vec<Recorded>) {
                     drop(work.receipt);
                     None
                 }
-                Verdict::Again { .. } | Verdict::StoreDown => Some(work),
+                Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => Some(work),
             };
-            Report { key, fingerprint, generation, lane, size, verdict, again }
+            Report { key, fingerprint, generation, lane, epoch, size, turn, verdict, again }
         })
         .collect();
     shared.tell(Event::Settled(reports));

@@ -9,7 +9,7 @@ use super::letters::{Letter, dead_letter, obituary_without_claim, park};
 use super::process::settle;
 use super::runner::Runner;
 use super::shared::Shared;
-use super::work::{Finished, Outcome, Recorded, Verdict};
+use super::work::{Finished, Outcome, Recorded, Verdict, Work};
 use crate::dead_letter::Obituary;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
@@ -82,7 +82,7 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
             Outcome::Committed => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
             Outcome::Decided(verdict) => sorted.decided.push(decided(finished, verdict)),
             Outcome::Fenced => {
-                shared.count(Counter::Fenced, 1);
+                log_fenced(shared, &finished.work);
                 sorted.decided.push(ask_again(shared, finished));
             }
             Outcome::Unknown => sorted.decided.push(ask_again(shared, finished)),
@@ -118,6 +118,16 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
         }
     }
     sorted
+}
+
+/// Counts a write that was refused because another claim holds the key.
+fn log_fenced<R>(shared: &Shared<R>, work: &Work) {
+    shared.count(Counter::Fenced, 1);
+    tracing::info!(
+        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        position = work.log_position(), message_id = work.log_id(),
+        "a run was fenced: another claim holds its key, and the next claim of the message finds out what became of it"
+    );
 }
 
 fn decided(finished: Finished, verdict: Verdict) -> Recorded {
@@ -185,7 +195,7 @@ async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorde
                 decided(finished, Verdict::Ack(Counter::Handled))
             }
             Ok(Completion::HeldByAnother) => {
-                shared.count(Counter::Fenced, 1);
+                log_fenced(shared, &finished.work);
                 shared.count(Counter::SuspectedDoubleEffects, 1);
                 ask_again(shared, finished)
             }
@@ -196,7 +206,13 @@ async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorde
             }
             Err(error) => {
                 shared.count(Counter::SuspectedDoubleEffects, 1);
-                tracing::error!(%error, key = ?finished.work.key(), "a completion is refused; its message is held and may run again");
+                // An answer about the record itself: it cannot be read.
+                let work = &finished.work;
+                tracing::error!(
+                    scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                    position = work.log_position(), message_id = work.log_id(), ?error,
+                    "the record of a completed run cannot be read; its message is held and may run again"
+                );
                 let after = shared.config.retry.backoff.max;
                 decided(finished, Verdict::Again { after })
             }
@@ -248,12 +264,17 @@ async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Rec
                 None => recorded.push(retry(shared, finished, attempts, &error)),
             },
             Ok(Failure::Lost) => {
-                shared.count(Counter::Fenced, 1);
+                log_fenced(shared, &finished.work);
                 recorded.push(ask_again(shared, finished));
             }
             Err(_) if shared.giving_up.is_cancelled() => recorded.push(decided(finished, Verdict::Abandon)),
             Err(refused) => {
-                tracing::error!(error = %refused, key = ?finished.work.key(), "a failed run cannot be written; its message is held");
+                let work = &finished.work;
+                tracing::error!(
+                    scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                    position = work.log_position(), message_id = work.log_id(), error = ?refused,
+                    "the record of a failed run cannot be read; its message is held"
+                );
                 let after = shared.config.retry.backoff.max;
                 recorded.push(decided(finished, Verdict::Again { after }));
             }
@@ -281,7 +302,7 @@ fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &H
         _ => backoff,
     };
     work.last_delay = after;
-    tracing::debug!(key = ?work.key(), attempts, ?after, error = error.text(), "a run failed and will be repeated");
+    log_failed(shared, work, attempts, after, error);
     let verdict = if shared.capabilities.delayed_retry
         && shared.config.ordering == Ordering::None
         && after >= GIVE_BACK_FROM
@@ -291,6 +312,21 @@ fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &H
         Verdict::Again { after }
     };
     decided(finished, verdict)
+}
+
+/// The first run that fails with a text is visible, and then one in 30 s.
+fn log_failed<R>(shared: &Shared<R>, work: &Work, attempts: u32, after: Duration, error: &HandlerError) {
+    let (scope, key, origin) = (&shared.scope, work.log_key(), work.message.origin());
+    match shared.log.failed.allow(error.text()) {
+        Some(left_out) => tracing::info!(
+            %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
+            retry_in = ?after, error = error.text(), left_out, "a run failed and will be repeated"
+        ),
+        None => tracing::debug!(
+            %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
+            retry_in = ?after, error = error.text(), "a run failed and will be repeated"
+        ),
+    }
 }
 
 /// Shorter delays are spent holding the delivery: a round trip through the broker would cost more.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
 
@@ -10,11 +10,12 @@ use super::Summary;
 use super::config::PipelineConfig;
 use super::dispatch::{Dispatcher, Drained, Event};
 use super::gather::{Gather, Terms};
+use super::halt::Halt;
 use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
 use super::runner::Runner;
 use super::settler::flush_all;
-use super::shared::{Chance, Shared};
+use super::shared::{Chance, RepeatedLines, Shared, Takeovers};
 use super::{janitor, work::Work};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
@@ -66,8 +67,10 @@ async fn run_tasks<R: Runner>(
         chance: Mutex::new(Chance::new(config.seed)),
         heartbeat: Heartbeat::default(),
         events: events_in,
-        suspects: Arc::new(Semaphore::new(1)),
+        halt: Halt::new(),
+        takeovers: Mutex::new(Takeovers::default()),
         giving_up: CancellationToken::new(),
+        log: RepeatedLines::default(),
         draining,
         scope,
         keys,
@@ -81,6 +84,7 @@ async fn run_tasks<R: Runner>(
     if let Some(health) = consumer.health() {
         shared.counters.set_source(health);
     }
+    let flow = consumer.flow();
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
@@ -104,7 +108,7 @@ async fn run_tasks<R: Runner>(
         take_in(Arc::clone(&shared), Arc::clone(&gate), consumer),
     ));
 
-    let drained = Dispatcher::new(Arc::clone(&shared), gate).run(&mut events).await;
+    let drained = Dispatcher::new(Arc::clone(&shared), gate, flow).run(&mut events).await;
     // The order from here on loses nothing: no more intake, then the last settlements, then the connection.
     shared.draining.cancel();
     let received = intake.await.map_err(|error| ended("receive", &error));

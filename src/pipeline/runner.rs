@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::shared::Shared;
@@ -69,6 +70,29 @@ impl<H: Handler> Runner for Plain<H> {
 pub(crate) struct Transactional<S, H> {
     pub(crate) store: Arc<S>,
     pub(crate) handler: H,
+    /// As many permits as the store can have transactions open.
+    turns: Option<Arc<Semaphore>>,
+}
+
+impl<S: TransactionalStore, H> Transactional<S, H> {
+    pub(crate) fn new(store: Arc<S>, handler: H) -> Self {
+        let turns = store.max_transactions().filter(|most| (1..=Semaphore::MAX_PERMITS).contains(most));
+        Self { store, handler, turns: turns.map(|most| Arc::new(Semaphore::new(most))) }
+    }
+}
+
+/// The right to open a transaction.
+pub(super) struct Turn(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+
+/// Waits until the store has a transaction to spare. Waiting is no trouble of the store, and its claims are renewed
+/// meanwhile. `None`: a drain has begun.
+pub(super) async fn turn<S, H>(shared: &Shared<Transactional<S, H>>) -> Option<Turn> {
+    let Some(turns) = &shared.runner.turns else { return Some(Turn(None)) };
+    tokio::select! {
+        biased;
+        () = shared.draining.cancelled() => None,
+        permit = Arc::clone(turns).acquire_owned() => Some(Turn(permit.ok())),
+    }
 }
 
 impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
@@ -79,55 +103,100 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     }
 
     async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
-        let Some(lease) = claim.lease() else { return Outcome::Fenced };
+        let Some(_turn) = turn(shared).await else { return Outcome::Unstarted };
+        for tries in 0..CONFLICTING_TRIES {
+            if let Some(outcome) = Self::try_once(shared, work, claim).await {
+                return outcome;
+            }
+            shared.count(Counter::Conflicts, 1);
+            let pause = shared.pause(Duration::from_millis(10), tries, Duration::from_millis(500));
+            tokio::select! {
+                biased;
+                () = shared.draining.cancelled() => break,
+                () = tokio::time::sleep(pause) => claim.runs_again(),
+            }
+        }
+        // Nothing has happened and the message is not to blame: the claim is released, and no attempt is used.
+        Outcome::Unstarted
+    }
+}
+
+/// How often a transaction that was certainly rolled back is tried in a row, before its message waits.
+const CONFLICTING_TRIES: u32 = 6;
+
+impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
+    /// One transaction. `None`: it met another one and was rolled back, which says nothing about the message.
+    async fn try_once(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>) -> Option<Outcome> {
+        let Some(lease) = claim.lease() else { return Some(Outcome::Fenced) };
         let runner = &shared.runner;
         let limit = shared.config.store_timeout;
         let mut conn = match in_time(limit, "begin a transaction", runner.store.begin()).await {
             Ok(conn) => conn,
             Err(error) => {
                 not_begun(shared, &error);
-                return Outcome::Unstarted;
+                return Some(Outcome::Unstarted);
             }
         };
         failpoints::hit(Step::Begun);
         // Waiting for the transaction does not count against the handler, but it may have cost the lease.
         if claim.is_past_deadline(Instant::now()) || claim.is_cancelled() {
             roll_back(&*runner.store, limit, conn).await;
-            return Outcome::Unstarted;
+            return Some(Outcome::Unstarted);
         }
         let tx = runner.store.lend(&mut conn);
         let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
         if let Err(error) = guarded(shared, claim, Instant::now(), run).await {
             roll_back(&*runner.store, limit, conn).await;
-            return Outcome::Failed(error);
+            return (!error.is_conflict()).then_some(Outcome::Failed(error));
         }
         let request = completion(shared, work, claim, lease);
         failpoints::hit(Step::CommitSent);
         let commit = runner.store.commit(conn, &shared.scope, &request);
-        match in_time(limit, "commit a transaction", commit).await {
+        let outcome = match in_time(limit, "commit a transaction", commit).await {
             Ok(Commit::Committed) => {
                 failpoints::hit(Step::Committed);
                 Outcome::Committed
             }
             Ok(Commit::Fenced) => Outcome::Fenced,
+            Err(error) if error.kind() == ErrorKind::Conflict => return None,
             Err(error) if error.is_retryable() => {
                 in_doubt(shared, &error);
                 Outcome::Unknown
             }
+            Err(error) if refuses_all(&error) => {
+                not_begun(shared, &error);
+                Outcome::Unstarted
+            }
             Err(error) => Outcome::Failed(error.into()),
-        }
+        };
+        Some(outcome)
     }
 }
 
-/// Nothing has happened: a database that cannot be reached uses up no attempt.
+/// True if the store refuses whatever is asked (a right or a table is missing), which is not the message's fault. Nothing was
+/// committed.
+pub(super) fn refuses_all(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Denied | ErrorKind::Config | ErrorKind::Unsupported)
+}
+
+/// Nothing has happened: a database that cannot be reached, or that refuses to write, uses up no attempt.
 pub(super) fn not_begun<R>(shared: &Shared<R>, error: &Error) {
     shared.count(Counter::StoreErrors, 1);
-    tracing::warn!(%error, "a transaction could not be opened; the run has not started");
+    if let Some(left_out) = shared.log.transactions.allow(error.operation()) {
+        tracing::warn!(
+            scope = %shared.scope, ?error, left_out,
+            "a transaction could not be opened or was refused; its message waits and no attempt is used"
+        );
+    }
 }
 
 pub(super) fn in_doubt<R>(shared: &Shared<R>, error: &Error) {
     shared.count(Counter::StoreErrors, 1);
-    tracing::warn!(%error, "the outcome of a commit is unknown; the next claim tells");
+    if let Some(left_out) = shared.log.transactions.allow("in doubt") {
+        tracing::warn!(
+            scope = %shared.scope, ?error, left_out, "the outcome of a commit is unknown; the next claim finds it out"
+        );
+    }
 }
 
 /// What completes the claim of a transactional run: it keeps no result.

@@ -86,6 +86,7 @@ async fn flush<R>(
     let answers = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch)).await;
     failpoints::hit(Step::AckApplied);
     let mut open = Vec::new();
+    let mut failed = None;
     for (item, answer) in batch.into_iter().zip(answers) {
         match answer {
             Ok(Settled::Done) => {}
@@ -93,13 +94,22 @@ async fn flush<R>(
             Err(error) if error.is_retryable() => {
                 shared.count(Counter::SettleErrors, 1);
                 tracing::debug!(?error, tag = ?item.0, "a settlement is repeated");
+                failed.get_or_insert(error);
                 open.push(item);
             }
             Err(error) => {
                 shared.count(Counter::SettleErrors, 1);
-                tracing::warn!(?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
+                tracing::warn!(scope = %shared.scope, ?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
             }
         }
+    }
+    if let Some(error) = failed
+        && let Some(left_out) = shared.log.settlements.allow(&error.to_string())
+    {
+        tracing::warn!(
+            scope = %shared.scope, ?error, count = open.len(), left_out,
+            "deliveries were not settled (acked or given back); it is repeated, and the broker may deliver them again"
+        );
     }
     open
 }

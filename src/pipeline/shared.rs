@@ -3,23 +3,25 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::{HashSet, HashSetExt};
 use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{OnExhausted, PipelineConfig};
 use super::dispatch::Event;
 use super::gather::{Gather, bounded};
+use super::halt::Halt;
 use super::heartbeat::Heartbeat;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
-use crate::key::{KeyExtractor, Scope};
+use crate::key::{Key, KeyExtractor, Scope};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
 };
-use crate::telemetry::{Counter, Counters};
+use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// What all rounds share.
 pub(crate) struct Shared<R> {
@@ -34,14 +36,48 @@ pub(crate) struct Shared<R> {
     pub(crate) completions: Gather<CompleteRequest, Completion>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// One run at a time, from its start to its record, of a key whose claim has lapsed before, so that a run that kills
-    /// the process is blamed alone.
-    pub(crate) suspects: Arc<Semaphore>,
+    /// What must not start although its round is under way.
+    pub(crate) halt: Halt,
+    /// Take-overs that were told already.
+    pub(crate) takeovers: Mutex<Takeovers>,
     /// Fires when no new run may start.
     pub(crate) draining: CancellationToken,
     /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.
     pub(crate) giving_up: CancellationToken,
     pub(crate) chance: Mutex<Chance>,
+    pub(crate) log: RepeatedLines,
+}
+
+/// What is logged for many messages alike.
+#[derive(Debug, Default)]
+pub(crate) struct RepeatedLines {
+    /// Writes that the store refuses.
+    pub(crate) refused: RateLimited,
+    /// Runs that failed and will be repeated.
+    pub(crate) failed: RateLimited,
+    /// Dead letters that are not confirmed, and messages that are parked.
+    pub(crate) letters: RateLimited,
+    /// Settlements that failed.
+    pub(crate) settlements: RateLimited,
+    /// Transactions that cannot be opened or whose outcome is unknown.
+    pub(crate) transactions: RateLimited,
+}
+
+/// Keys whose expired claims were taken over, each with how many claims it has lost.
+#[derive(Default)]
+pub(crate) struct Takeovers(Option<HashSet<(Key, u32)>>);
+
+/// So many are remembered; then the next ones are told again.
+const REMEMBERED_TAKEOVERS: usize = 10_000;
+
+impl Takeovers {
+    fn is_new(&mut self, key: Key, lost: u32) -> bool {
+        let known = self.0.get_or_insert_with(HashSet::new);
+        if known.len() >= REMEMBERED_TAKEOVERS {
+            known.clear();
+        }
+        known.insert((key, lost))
+    }
 }
 
 /// Owner tokens and jitter.
@@ -62,6 +98,26 @@ impl Chance {
 impl<R> Shared<R> {
     pub(crate) fn count(&self, counter: Counter, count: usize) {
         self.counters.add(counter, count as u64);
+    }
+
+    /// Counts that the expired claim of another run was taken over, and tells it once. In a transaction its effect cannot have
+    /// happened: `is_transactional`.
+    pub(crate) fn note_takeover(&self, key: Key, lost: u32, is_transactional: bool) {
+        let mut takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !takeovers.is_new(key, lost) {
+            return;
+        }
+        drop(takeovers);
+        self.count(Counter::Takeovers, 1);
+        if is_transactional {
+            tracing::info!(%key, lost, "the claim of a run that died or stood still has expired and is taken over");
+        } else {
+            tracing::warn!(
+                %key, lost,
+                "the claim of a run that died or stood still has expired and is taken over: if its handler had started, \
+                 the effect may happen twice"
+            );
+        }
     }
 
     pub(crate) fn terms(&self) -> ClaimTerms {
@@ -108,8 +164,11 @@ impl<R> Shared<R> {
         self.until_known(batch, |batch| Box::pin(self.completions.send(batch))).await
     }
 
-    /// Repeats a write, with the same owner tokens, until each item is known to be applied or refused: *unknown is not
-    /// failed*. Gives up only when the drain deadline has passed.
+    /// Repeats a write, with the same owner tokens, until each item is answered: *unknown is not failed*, and only an
+    /// answer about the record ends a claim. A store that refuses the call (a right or password was taken away, a table
+    /// is missing) says nothing about the record: such writes are repeated as well, since giving the claim up would run
+    /// an effect again that has happened. The error for a record that cannot be read is such an answer. Gives up only
+    /// when the drain deadline has passed.
     pub(crate) async fn until_known<'s, Q: Clone, T>(
         &'s self,
         batch: Vec<Q>,
@@ -124,8 +183,8 @@ impl<R> Shared<R> {
             let mut unknown = Vec::new();
             for ((index, request), result) in open.into_iter().zip(results) {
                 match result {
-                    Err(error) if error.is_retryable() && !self.giving_up.is_cancelled() => {
-                        tracing::debug!(%error, "a write is repeated with the same owner token");
+                    Err(error) if error.kind() != ErrorKind::Corrupt && !self.giving_up.is_cancelled() => {
+                        self.log_repeated(&error);
                         unknown.push((index, request));
                     }
                     result => answers[index] = Some(result),
@@ -142,6 +201,18 @@ impl<R> Shared<R> {
                 () = self.giving_up.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    fn log_repeated(&self, error: &Error) {
+        if error.is_retryable() {
+            tracing::debug!(%error, "a write is repeated with the same owner token");
+        } else if let Some(left_out) = self.log.refused.allow(error.operation()) {
+            tracing::error!(
+                scope = %self.scope, ?error, left_out,
+                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
+                 its rights, login or schema back"
+            );
         }
     }
 

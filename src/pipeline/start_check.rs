@@ -95,6 +95,11 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
              worker only; use partitions, FIFO groups or a single active consumer"
                 .to_owned(),
         );
+        warn(format!(
+            "the broker cannot pause single order keys: when {} messages wait in this worker, behind others of their key or \
+             for a retry, it takes no more of any key; raise max_waiting if one blocked key may hold more",
+            config.max_waiting()
+        ));
     }
     found
 }
@@ -119,8 +124,8 @@ mod tests {
     fn rule_6_a_delivery_limit_without_headroom_over_the_attempts_is_warned_about() {
         let config = PipelineConfig::default();
         let limited = |limit| Capabilities { delivery_limit: Some(limit), ..Capabilities::default() };
-        assert!(texts(&config, &limited(10)).is_empty());
-        assert!(texts(&config, &limited(9))[0].contains("after 9 deliveries"));
+        assert!(texts(&config, &limited(15)).is_empty());
+        assert!(texts(&config, &limited(14))[0].contains("after 14 deliveries"));
     }
 
     #[test]
@@ -137,8 +142,8 @@ mod tests {
         let day = Duration::from_secs(24 * 3600);
         let config = PipelineConfig::default();
         let broker = |retention| Capabilities { retention: Some(retention), ..Capabilities::default() };
-        assert!(texts(&config, &broker(6 * day)).is_empty());
-        assert!(texts(&config, &broker(7 * day))[0].contains("raise ttl"));
+        assert!(texts(&config, &broker(7 * day)).is_empty());
+        assert!(texts(&config, &broker(8 * day))[0].contains("raise ttl"));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::runner::{Claimed, Transactional, completion, guarded, in_doubt, in_time, not_begun, roll_back};
+use super::runner::{
+    Claimed, Transactional, completion, guarded, in_doubt, in_time, not_begun, refuses_all, roll_back, turn,
+};
 use super::shared::Shared;
 use super::work::Outcome;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, TxHandler};
 use crate::store::{CompleteRequest, SharedCommit, TransactionalStore};
@@ -48,6 +50,9 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
     group: &[Claimed],
 ) -> Vec<Option<Outcome>> {
     let (store, limit) = (&*shared.runner.store, shared.config.store_timeout);
+    let Some(_turn) = turn(shared).await else {
+        return group.iter().map(|_| Some(Outcome::Unstarted)).collect();
+    };
     let mut conn = match in_time(limit, "begin a transaction", store.begin_shared()).await {
         Ok(conn) => conn,
         Err(error) => {
@@ -92,9 +97,17 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
             all(runs, || Some(Outcome::Committed))
         }
         Ok(SharedCommit::RolledBack) => alone(runs),
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            shared.count(Counter::Conflicts, 1);
+            alone(runs)
+        }
         Err(error) if error.is_retryable() => {
             in_doubt(shared, &error);
             all(runs, || Some(Outcome::Unknown))
+        }
+        Err(error) if refuses_all(&error) => {
+            not_begun(shared, &error);
+            all(runs, || Some(Outcome::Unstarted))
         }
         // It is refused for one of them, and nobody knows for which.
         Err(error) => {
@@ -130,7 +143,11 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
-    if shared.draining.is_cancelled() || claim.is_cancelled() || claim.is_past_deadline(now) {
+    if shared.draining.is_cancelled()
+        || shared.halt.stops(work)
+        || claim.is_cancelled()
+        || claim.is_past_deadline(now)
+    {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.
@@ -147,7 +164,11 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         match in_time(limit, "keep an effect", runner.store.keep(conn)).await {
             Ok(()) => {}
             Err(error) if error.is_retryable() => {
-                shared.count(Counter::StoreErrors, 1);
+                let counter = match error.kind() {
+                    ErrorKind::Conflict => Counter::Conflicts,
+                    _ => Counter::StoreErrors,
+                };
+                shared.count(counter, 1);
                 return Err((Run::Alone, error));
             }
             Err(error) => handled = Err(HandlerError::from(error)),
@@ -155,12 +176,18 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     }
     match handled {
         Ok(()) => Ok(Run::Kept(completion(shared, work, claim, lease))),
-        Err(error) => match in_time(limit, "undo an effect", runner.store.undo(conn)).await {
-            Ok(()) => Ok(Run::Ended(Outcome::Failed(error))),
-            Err(lost) => {
-                shared.count(Counter::StoreErrors, 1);
-                Err((Run::Ended(Outcome::Failed(error)), lost))
+        Err(error) => {
+            // It met another transaction: that says nothing about the message, and it runs once more, alone.
+            let conflict = error.is_conflict();
+            let run = if conflict { Run::Alone } else { Run::Ended(Outcome::Failed(error)) };
+            shared.count(Counter::Conflicts, usize::from(conflict));
+            match in_time(limit, "undo an effect", runner.store.undo(conn)).await {
+                Ok(()) => Ok(run),
+                Err(lost) => {
+                    shared.count(Counter::StoreErrors, usize::from(!conflict));
+                    Err((run, lost))
+                }
             }
-        },
+        }
     }
 }

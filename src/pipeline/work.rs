@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tracing::field::DisplayValue;
 
 use crate::delivery::Receipt;
 use crate::handler::HandlerError;
 use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
-use crate::message::Message;
+use crate::message::{Message, Position};
 use crate::store::{Exhausted, OwnerToken, Reason};
 use crate::telemetry::Counter;
 
@@ -34,10 +35,33 @@ pub(crate) struct Taken {
     pub(crate) leads: bool,
     /// Set once its attempts are used up and a policy keeps it in the source.
     pub(crate) parked: bool,
+    /// Publishes of its dead letter that failed.
+    pub(crate) letter_failures: u32,
     /// Failed runs without a claim, and the times it was held: both are counted in memory only.
     pub(crate) unprotected_failures: u32,
     pub(crate) holds: u32,
     pub(crate) last_delay: Duration,
+    /// How often in a row the store did not answer for its key.
+    pub(crate) store_tries: u32,
+    /// How many claims of its key have lapsed, as far as this process knows. From 1 on it is a suspect.
+    pub(crate) lost: u32,
+    /// Set while it is a suspect's turn.
+    pub(crate) turn: Option<Turn>,
+    /// Set while it runs to find out whether the handler works again.
+    pub(crate) probe: bool,
+    /// Set while another process holds its key: when that lease ends.
+    pub(crate) held_until: Option<Instant>,
+    /// Counted as waiting; kept by the dispatcher's window.
+    pub(crate) waits: bool,
+}
+
+/// How a suspect runs: a key of which claims have lapsed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// No other suspect runs, and a write marks the run as started: a lapse from then on is charged to it.
+    Alone,
+    /// Beside other suspects and unmarked: a lapse charges nobody.
+    Beside,
 }
 
 /// What shall be done with a delivery once it is its turn.
@@ -60,12 +84,41 @@ impl Taken {
             _ => None,
         }
     }
+
+    /// The key as `keys list` prints it, for log lines.
+    pub(crate) fn log_key(&self) -> Option<DisplayValue<Key>> {
+        self.key().map(tracing::field::display)
+    }
+
+    /// Where the message stands in its source, for log lines.
+    pub(crate) fn log_position(&self) -> Option<DisplayValue<&Position>> {
+        self.message.position().map(tracing::field::display)
+    }
+
+    /// The message id of a message without a position, for log lines: its first 64 characters.
+    pub(crate) fn log_id(&self) -> Option<String> {
+        let id = self.message.id().filter(|_| self.message.position().is_none())?;
+        Some(String::from_utf8_lossy(&id[..id.len().min(256)]).chars().take(64).collect())
+    }
 }
 
 /// A delivery whose handler may run, or of which is known already what to record.
 pub(crate) enum Start {
-    Run { work: Work, claim: Arc<ActiveClaim>, suspect: bool },
-    Known { work: Work, outcome: Outcome },
+    /// `suspect`: its run is marked as started first.
+    Run {
+        work: Work,
+        claim: Arc<ActiveClaim>,
+        suspect: bool,
+    },
+    /// A suspect that has to wait for its turn: its claim is given back.
+    Wait {
+        work: Work,
+        claim: Arc<ActiveClaim>,
+    },
+    Known {
+        work: Work,
+        outcome: Outcome,
+    },
 }
 
 /// A delivery whose run has ended.
@@ -73,9 +126,6 @@ pub(crate) struct Finished {
     pub(crate) work: Work,
     pub(crate) claim: Option<Arc<ActiveClaim>>,
     pub(crate) outcome: Outcome,
-    /// Held by a run that may kill the process, until the record of it is durable: what runs next may be one that does,
-    /// and this one would be blamed with it.
-    pub(crate) _alone: Option<OwnedSemaphorePermit>,
 }
 
 /// How a run ended, or why there was none.
@@ -109,7 +159,9 @@ pub(crate) enum Verdict {
     Reject,
     /// Keep the delivery and try again.
     Again { after: Duration },
-    /// Keep the delivery and try again when the store answers.
+    /// Keep the delivery and try again; those behind it in its lane go on meanwhile.
+    Parked { after: Duration },
+    /// Keep the delivery: the store did not answer for its key.
     StoreDown,
     /// Give it back to a broker that can wait.
     GiveBack { after: Duration },

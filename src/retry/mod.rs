@@ -30,7 +30,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: Duration::from_millis(200), max: Duration::from_secs(30), jitter: Jitter::Full }
+        Self { initial: Duration::from_secs(1), max: Duration::from_secs(300), jitter: Jitter::Full }
     }
 }
 
@@ -68,15 +68,29 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
+    /// Ten attempts over four minutes on average and nine at most, so that a message outlives the restart of what its
+    /// handler needs.
     fn default() -> Self {
-        Self { max_attempts: 5, backoff: Backoff::default() }
+        Self { max_attempts: 10, backoff: Backoff::default() }
     }
 }
 
 impl RetryPolicy {
     /// The longest time all attempts together can wait: part of the time in which duplicates can still arrive.
     pub fn span(&self) -> Duration {
-        self.backoff.max.saturating_mul(self.max_attempts.saturating_sub(1))
+        let Backoff { initial, max, jitter } = self.backoff;
+        let growth = if jitter == Jitter::Decorrelated { 3 } else { 2 };
+        let (mut delay, mut span) = (initial.min(max), Duration::ZERO);
+        let mut waits = self.max_attempts.saturating_sub(1);
+        while waits > 0 {
+            if delay == max || delay.is_zero() {
+                return span.saturating_add(delay.saturating_mul(waits));
+            }
+            span = span.saturating_add(delay);
+            delay = delay.saturating_mul(growth).min(max);
+            waits -= 1;
+        }
+        span
     }
 }
 
@@ -101,6 +115,20 @@ mod tests {
         let delays = delays(Jitter::None);
         assert_eq!(delays[..5], [100, 200, 400, 800, 1600].map(Duration::from_millis));
         assert!(delays[5..].iter().all(|delay| *delay == Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn the_span_is_the_sum_of_the_longest_waits() {
+        let policy = |max_attempts, jitter| RetryPolicy {
+            max_attempts,
+            backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(300), jitter },
+        };
+        assert_eq!(policy(10, Jitter::Full).span(), Duration::from_secs(511));
+        assert_eq!(policy(11, Jitter::None).span(), Duration::from_secs(511 + 300));
+        assert_eq!(policy(5, Jitter::Decorrelated).span(), Duration::from_secs(1 + 3 + 9 + 27));
+        assert_eq!(policy(1, Jitter::Full).span(), Duration::ZERO);
+        assert_eq!(policy(1_000_000, Jitter::Full).span().as_secs(), 511 + 300 * (1_000_000 - 10));
+        assert_eq!(RetryPolicy::default().span(), Duration::from_secs(511));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
+mod handler;
+mod rate;
 mod source;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use handler::HandlerState;
+pub use rate::RateLimited;
 pub use source::{SourceHealth, SourceState};
 
 macro_rules! counters {
@@ -96,14 +100,30 @@ counters! {
     Takeovers => "takeovers";
     /// Dead letters that cannot be sent as they are: too large for their destination, or refused too often.
     LettersRefused => "letters_refused";
+    /// Deliveries acked although their dead letter cannot be sent, by the policy on refused letters.
+    LettersDropped => "letters_dropped";
+    /// Transactions that were certainly rolled back because they met another one; they are repeated at once.
+    Conflicts => "conflicts";
+}
+
+#[derive(Debug)]
+struct Counts([AtomicU64; Counter::ALL.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
 }
 
 /// The counters of one pipeline, and its gauges. Reading is free of locks.
 #[derive(Debug, Default)]
 pub struct Counters {
-    counts: [AtomicU64; Counter::ALL.len()],
+    counts: Counts,
     in_flight: AtomicU64,
     in_flight_bytes: AtomicU64,
+    waiting: AtomicU64,
+    blocked_lanes: AtomicU64,
+    handler: Mutex<HandlerState>,
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
     source: OnceLock<Arc<SourceHealth>>,
@@ -119,11 +139,12 @@ impl Counters {
         Counter::MismatchAcked,
         Counter::Rejected,
         Counter::GivenBack,
+        Counter::LettersDropped,
     ];
 
     /// How often `counter` was counted since the pipeline was built.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.counts[counter as usize].load(Ordering::Relaxed)
+        self.counts.0[counter as usize].load(Ordering::Relaxed)
     }
 
     /// Deliveries that ended: acked for whatever reason, refused or given back. Once a pipeline has ended it is as many as
@@ -140,6 +161,22 @@ impl Counters {
     /// Bytes of these deliveries.
     pub fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of the deliveries in flight, those that cannot run: they wait for a retry, behind another message of their order key
+    /// or key, for a claim of another process, or for the store.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Order keys or partitions whose first message waits, with others behind it, when that was last looked at.
+    pub fn blocked_lanes(&self) -> u64 {
+        self.blocked_lanes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the handler works, as far as its runs show. While it is down intake pauses.
+    pub fn handler_state(&self) -> HandlerState {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// True while the last claims were answered. Intake pauses otherwise.
@@ -165,13 +202,25 @@ impl Counters {
 
     pub(crate) fn add(&self, counter: Counter, count: u64) {
         if count > 0 {
-            self.counts[counter as usize].fetch_add(count, Ordering::Relaxed);
+            self.counts.0[counter as usize].fetch_add(count, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn set_in_flight(&self, messages: usize, bytes: usize) {
         self.in_flight.store(messages as u64, Ordering::Relaxed);
         self.in_flight_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_waiting(&self, messages: usize) {
+        self.waiting.store(messages as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_blocked_lanes(&self, lanes: usize) {
+        self.blocked_lanes.store(lanes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_handler_state(&self, state: HandlerState) {
+        *self.handler.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     pub(crate) fn set_expiry_lag(&self, lag: Duration) {

@@ -77,6 +77,8 @@ pub enum Fault {
     Refused,
     /// Nothing is applied; the answer is an error of the kind `Denied`: asking again is useless.
     Denied,
+    /// Nothing is applied; the answer is an error of this kind.
+    Failed(ErrorKind),
     /// Everything is applied; the answer is an error of the kind `Timeout`.
     ReplyLost,
     /// Nothing is applied and no answer ever comes.
@@ -147,6 +149,7 @@ struct State {
     calls: HashMap<Operation, u64>,
     corrupt: BTreeSet<Key>,
     stuck: BTreeSet<u64>,
+    refused: HashMap<Operation, ErrorKind>,
     record: Option<Vec<Call>>,
 }
 
@@ -161,6 +164,7 @@ impl FaultPlan {
                 calls: HashMap::new(),
                 corrupt: BTreeSet::new(),
                 stuck: BTreeSet::new(),
+                refused: HashMap::new(),
                 record: None,
             }),
             down: AtomicBool::new(false),
@@ -192,6 +196,17 @@ impl FaultPlan {
     /// Ends an outage.
     pub fn come_up(&self) {
         self.down.store(false, Ordering::Relaxed);
+    }
+
+    /// Lets every call of `operation` fail with an error of `kind`, without applying anything, until
+    /// [`accept`](Self::accept).
+    pub fn refuse(&self, operation: Operation, kind: ErrorKind) {
+        self.state().refused.insert(operation, kind);
+    }
+
+    /// Undoes [`refuse`](Self::refuse).
+    pub fn accept(&self, operation: Operation) {
+        self.state().refused.remove(&operation);
     }
 
     fn is_down(&self) -> bool {
@@ -254,6 +269,9 @@ impl FaultPlan {
         if self.is_down() {
             return (Some(Fault::Refused), Duration::ZERO, Duration::ZERO);
         }
+        if let Some(kind) = state.refused.get(&operation) {
+            return (Some(Fault::Failed(*kind)), Duration::ZERO, Duration::ZERO);
+        }
         let planned = state.next.get_mut(&operation).and_then(VecDeque::pop_front);
         let faults = state.faults;
         let mut chance = |chance: f64| chance > 0.0 && state.rng.f64() < chance;
@@ -297,7 +315,7 @@ impl FaultPlan {
         // An outage that began while the call was under way refuses it as well.
         let fault = if self.is_down() { Some(Fault::Refused) } else { fault };
         let applied = match fault {
-            Some(Fault::Refused | Fault::Denied) => {
+            Some(Fault::Refused | Fault::Denied | Fault::Failed(_)) => {
                 note(fault, Vec::new());
                 None
             }
@@ -319,6 +337,7 @@ impl FaultPlan {
             (Some(Fault::ReplyHangs), _) => std::future::pending().await,
             (Some(Fault::ReplyLost), _) => Err(refused(ErrorKind::Timeout)),
             (_, Some(applied)) => Ok(applied),
+            (Some(Fault::Failed(kind)), None) => Err(refused(kind)),
             (Some(Fault::Denied), None) => Err(refused(ErrorKind::Denied)),
             (_, None) => Err(refused(ErrorKind::Unavailable)),
         }

@@ -208,6 +208,10 @@ impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
     type Conn = S::Conn;
     type Tx<'c> = S::Tx<'c>;
 
+    fn max_transactions(&self) -> Option<usize> {
+        self.inner.max_transactions()
+    }
+
     async fn begin(&self) -> Result<S::Conn, Error> {
         self.single(Operation::Begin, self.inner.begin()).await
     }

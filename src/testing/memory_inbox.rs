@@ -1,5 +1,6 @@
 //! A transactional store in memory: [`MemoryInbox`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,15 +22,30 @@ pub struct MemoryInbox {
     pub(super) store: MemoryStore,
     effects: Arc<Mutex<Vec<String>>>,
     pub(super) positions: Positions,
+    transactions: Option<usize>,
+    open: Arc<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    now: AtomicUsize,
+    most: AtomicUsize,
 }
 
 /// An open transaction of a [`MemoryInbox`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryTransaction {
     effects: Vec<String>,
     pub(super) marked: Marked,
     /// So many of them are kept.
     kept: usize,
+    open: Arc<Open>,
+}
+
+impl Drop for MemoryTransaction {
+    fn drop(&mut self) {
+        self.open.now.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl MemoryTransaction {
@@ -43,6 +59,29 @@ impl MemoryInbox {
     /// Around `store`, without an effect so far.
     pub fn new(store: MemoryStore) -> Self {
         Self { store, ..Self::default() }
+    }
+
+    /// A store that says it can have so many transactions open at once.
+    #[must_use]
+    pub fn with_transactions(mut self, most: usize) -> Self {
+        self.transactions = Some(most);
+        self
+    }
+
+    /// How many transactions were open at once at most.
+    pub fn most_open(&self) -> usize {
+        self.open.most.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn opened(&self) -> MemoryTransaction {
+        let now = self.open.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.most.fetch_max(now, Ordering::Relaxed);
+        MemoryTransaction {
+            effects: Vec::new(),
+            marked: Marked::default(),
+            kept: 0,
+            open: Arc::clone(&self.open),
+        }
     }
 
     pub(super) fn happen(&self, conn: &mut MemoryTransaction) {
@@ -61,8 +100,12 @@ impl TransactionalStore for MemoryInbox {
     type Conn = MemoryTransaction;
     type Tx<'c> = &'c mut MemoryTransaction;
 
+    fn max_transactions(&self) -> Option<usize> {
+        self.transactions
+    }
+
     async fn begin(&self) -> Result<MemoryTransaction, Error> {
-        Ok(MemoryTransaction::default())
+        Ok(self.opened())
     }
 
     fn lend<'c>(&self, conn: &'c mut MemoryTransaction) -> &'c mut MemoryTransaction {
@@ -85,7 +128,7 @@ impl TransactionalStore for MemoryInbox {
     }
 
     async fn begin_shared(&self) -> Result<MemoryTransaction, Error> {
-        Ok(MemoryTransaction::default())
+        Ok(self.opened())
     }
 
     async fn keep(&self, conn: &mut MemoryTransaction) -> Result<(), Error> {

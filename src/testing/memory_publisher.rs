@@ -1,13 +1,15 @@
 //! A publisher that keeps what it was given, and fails as asked: [`MemoryPublisher`].
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
 use super::faults::{FaultPlan, Faults, Operation};
 use super::process::Process;
-use crate::error::Error;
+use crate::dead_letter::HEADER_ID;
+use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageBuilder};
 use crate::publisher::{Outgoing, Publisher};
 
@@ -17,6 +19,7 @@ use crate::publisher::{Outgoing, Publisher};
 pub struct MemoryPublisher {
     plan: Arc<FaultPlan>,
     sent: Arc<Mutex<Vec<Outgoing>>>,
+    limit: Arc<AtomicUsize>,
 }
 
 impl Default for MemoryPublisher {
@@ -33,18 +36,33 @@ impl MemoryPublisher {
 
     /// With these chances.
     pub fn with(faults: Faults) -> Self {
-        Self { plan: Arc::new(FaultPlan::new(faults, &Process::new())), sent: Arc::default() }
+        Self {
+            plan: Arc::new(FaultPlan::new(faults, &Process::new())),
+            sent: Arc::default(),
+            limit: Arc::new(AtomicUsize::new(usize::MAX)),
+        }
     }
 
     /// Another way to the same destination, for `process` and with faults of its own.
     #[must_use]
     pub fn inside(&self, faults: Faults, process: &Process) -> Self {
-        Self { plan: Arc::new(FaultPlan::new(faults, process)), sent: Arc::clone(&self.sent) }
+        let (sent, limit) = (Arc::clone(&self.sent), Arc::clone(&self.limit));
+        Self { plan: Arc::new(FaultPlan::new(faults, process)), sent, limit }
     }
 
     /// Everything that was published, in order; repeats included.
     pub fn sent(&self) -> Vec<Outgoing> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on a message whose payload and headers have more than `bytes` bytes is too large for the destination.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    fn fits(&self, outgoing: &Outgoing) -> bool {
+        let headers: usize = outgoing.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        outgoing.payload.len() + headers <= self.limit.load(Ordering::Relaxed)
     }
 
     /// `outgoing` as a consumer would receive it.
@@ -53,6 +71,11 @@ impl MemoryPublisher {
         let message = match &outgoing.order_key {
             Some(key) => message.order_key(key.clone()),
             None => message,
+        };
+        let message = if outgoing.id.is_empty() { message } else { message.message_id(&outgoing.id) };
+        let message = match outgoing.own_id.as_str() {
+            "" => message,
+            id => message.header(HEADER_ID, id.to_owned()),
         };
         outgoing
             .headers
@@ -73,10 +96,20 @@ impl Deref for MemoryPublisher {
 impl Publisher for MemoryPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         let apply = async {
-            self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(batch);
+            let fitting = batch.iter().filter(|message| self.fits(message)).cloned();
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend(fitting);
         };
         let published = self.plan.call(Operation::Publish, Vec::new, |()| Vec::new(), apply).await;
-        batch.iter().map(|_| published.as_ref().copied().map_err(Error::replicate)).collect()
+        let too_large = || {
+            Error::new(ErrorKind::TooLarge, "publish a message", "it is larger than the destination takes")
+        };
+        batch
+            .iter()
+            .map(|message| match &published {
+                Ok(()) if !self.fits(message) => Err(too_large()),
+                published => published.as_ref().copied().map_err(Error::replicate),
+            })
+            .collect()
     }
 }
 

@@ -31,6 +31,12 @@ impl HumanDuration {
     }
 }
 
+impl From<Duration> for HumanDuration {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
 impl From<HumanDuration> for Duration {
     fn from(duration: HumanDuration) -> Self {
         duration.0

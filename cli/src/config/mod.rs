@@ -11,6 +11,7 @@ mod advice;
 mod broker;
 mod bytes;
 mod check;
+mod derived;
 mod duration;
 mod env;
 mod fault;
@@ -198,17 +199,7 @@ impl Config {
                 )
             })?;
         }
-        let pipeline = &mut self.pipeline;
-        if pipeline.ordering.is_none() {
-            pipeline.ordering = Some(match &self.source {
-                Source::Kafka(_) => Ordering::Partition,
-                Source::Sqs(sqs) if sqs.is_fifo() => {
-                    pipeline.order_by.get_or_insert(OrderBy::Broker);
-                    Ordering::Key
-                }
-                Source::Sqs(_) | Source::Rabbitmq(_) | Source::File(_) => Ordering::None,
-            });
-        }
+        derived::derive(self);
         Ok(())
     }
 

@@ -39,6 +39,11 @@ impl Properties {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Sets a property that is not given.
+    pub(super) fn set_default(&mut self, name: &str, value: String) {
+        self.0.entry(name.to_owned()).or_insert(value);
+    }
+
     /// True where no property is given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -130,8 +130,8 @@ macro_rules! table {
         table! { @grow [$($meta)*] $name [$($rest)*] {
             $($body)*
             /// How long a completed key is remembered, from 1s to 3650d. It must cover the time in which a broker or a
-            /// person may deliver a message again.
-            #[serde(default = "super::table::secs::<604_800>")]
+            /// person may deliver a message again; the default is a day more than Kafka keeps records by default.
+            #[serde(default = "super::table::secs::<691_200>")]
             pub ttl: $crate::config::HumanDuration,
             /// How long a claim lasts without renewal, in the store's time, from 100ms to 12h.
             #[serde(default = "super::table::secs::<30>")]

@@ -30,7 +30,10 @@ fn advice_names_what_will_not_run_as_intended() {
     assert_eq!(keys(&format!("mode = 'observe'\n{BASE}")), ["mode"]);
     assert_eq!(keys(&base_with("[store.sqlite]\npath = 'onceward.db'", "[store.memory]")), ["store.memory"]);
     assert_eq!(keys(&base_with("['json:/id']", "['json:/id', 'header:id']")), ["key.from[1]"]);
-    assert_eq!(keys(&base_and("[pipeline]\norder_by = 'json:/a'\n")), ["pipeline.order_by"]);
+    assert_eq!(
+        keys(&base_and("[pipeline]\nordering = 'none'\norder_by = 'json:/a'\n")),
+        ["pipeline.order_by"]
+    );
     let kafka = |properties| {
         let source = format!(
             "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nusername = 'u'\npassword = 'p'\n\

@@ -12,6 +12,8 @@ fn each_contradiction_gets_its_sentence() {
                  [handler.stdout]\n[dead_letter]\nto = 'd'\n";
     let fifo = "scope = 'a'\n[source.sqs]\nqueue_url = 'https://h/q.fifo'\n[store.memory]\n[handler.stdout]\n\
                 [dead_letter]\nto = 'https://h/d'\n[pipeline]\n";
+    let rabbit = "scope = 'a'\n[source.rabbitmq]\nurl = 'amqp://h/'\nqueue = 'q'\n[store.memory]\n[handler.stdout]\n\
+                  [dead_letter]\nto = 'd'\n";
     let outbox = |tables: &str| format!("{sql}[outbox]\n{tables}");
     for (source, sentence) in [
         (
@@ -89,12 +91,44 @@ fn each_contradiction_gets_its_sentence() {
              guarantee = \"effectively-once\" rules out; write \"pause\", or guarantee = \"deduplicated\"",
         ),
         (
-            base_with("path = 'onceward.db'", "path = 'onceward.db'\nlease = '5s'"),
-            "line 4: store.sqlite.timeout: is not shorter than store.sqlite.lease, so a claim could run out before its \
+            base_with("to = 'dead.ndjson'", "to = './orders.ndjson'"),
+            "line 11: dead_letter.to: is the file that messages come from; give dead letters a destination of their own",
+        ),
+        (
+            kafka.replace("to = 'd'", "to = 't'"),
+            "line 9: dead_letter.to: is a topic that messages come from; give dead letters a destination of their own",
+        ),
+        (
+            kafka.replace("to = 'd'", "to = 'r'").replace("['t']", "['t']\nretry_topics = { r = '10s' }"),
+            "line 10: dead_letter.to: is a retry topic of the source; give dead letters a destination of their own",
+        ),
+        (
+            fifo.replace("to = 'https://h/d'", "to = 'https://H:443/q.fifo/'"),
+            "line 7: dead_letter.to: is the queue that messages come from; give dead letters a destination of their own",
+        ),
+        (
+            rabbit.replace("to = 'd'", "to = 'q'"),
+            "line 8: dead_letter.to: is the queue that messages come from; give dead letters a destination of their own",
+        ),
+        (
+            rabbit.replace("to = 'd'", "to = 'q.wait.5s'"),
+            "line 8: dead_letter.to: is a wait queue of the source; give dead letters a destination of their own",
+        ),
+        (
+            rabbit.replace(
+                "[handler.stdout]",
+                "[handler.publish.rabbitmq]\nurl = 'amqp://u:p@h/'\nrouting_key = 'q'",
+            ),
+            "line 8: handler.publish.rabbitmq.routing_key: leads back to the source, so that messages would go round for \
+             ever; publish to another destination",
+        ),
+        (
+            base_with("path = 'onceward.db'", "path = 'onceward.db'\nlease = '5s'\ntimeout = '5s'"),
+            "line 7: store.sqlite.timeout: is not shorter than store.sqlite.lease, so a claim could run out before its \
              answer comes; lower timeout or raise lease",
         ),
         (
-            base_with("path = 'onceward.db'", "path = 'onceward.db'\nttl = '10s'"),
+            base_with("path = 'onceward.db'", "path = 'onceward.db'\nttl = '10s'\nlease = '30s'"),
             "line 6: store.sqlite.ttl: is shorter than store.sqlite.lease, so a key would be forgotten sooner than its \
              claim; raise ttl, which has to cover every later delivery of the same message",
         ),
@@ -122,27 +156,31 @@ fn each_contradiction_gets_its_sentence() {
              header or JSON field, such as \"header:customer\" or \"json:/customer/id\"",
         ),
         (
-            base_and("[pipeline]\nmax_in_flight = 8\n"),
+            base_and("[pipeline]\nmax_in_flight = 8\nconcurrency = 16\n"),
             "line 13: pipeline.max_in_flight: is less than pipeline.concurrency, so that many handlers could never run; \
              raise max_in_flight or lower concurrency",
         ),
         (
-            base_and("[pipeline]\nmax_batch = 2000\n"),
+            base_and("[pipeline]\nmax_batch = 2000\nmax_in_flight = 1024\n"),
             "line 13: pipeline.max_batch: is more than pipeline.max_in_flight, so no batch could ever be full; \
              lower max_batch or raise max_in_flight",
         ),
         (
-            base_and("[pipeline]\nmax_in_flight_bytes = '1MiB'\n"),
-            "line 2: source.file.max_message_bytes: is more than pipeline.max_in_flight_bytes, so the longest message \
+            base_with("path = 'orders.ndjson'", "path = 'orders.ndjson'\nmax_message_bytes = '64MiB'")
+                + "[pipeline]\nmax_in_flight_bytes = '1MiB'\n",
+            "line 4: source.file.max_message_bytes: is more than pipeline.max_in_flight_bytes, so the longest message \
              could never be taken; lower max_message_bytes or raise max_in_flight_bytes",
         ),
         (
-            base_and("[retry]\ninitial = '1m'\n"),
+            base_and("[retry]\ninitial = '1m'\nmax = '30s'\n"),
             "line 13: retry.initial: is longer than retry.max; lower initial or raise max",
         ),
         (
-            format!("{kafka}[pipeline]\ndrain_timeout = '45s'\n"),
-            "line 11: pipeline.drain_timeout: is not shorter than Kafka's session.timeout.ms, so a drain would lose the \
+            kafka.replace(
+                "[store.memory]",
+                "[source.kafka.properties]\nsession.timeout.ms = 45000\n[store.memory]",
+            ) + "[pipeline]\ndrain_timeout = '45s'\n",
+            "line 13: pipeline.drain_timeout: is not shorter than Kafka's session.timeout.ms, so a drain would lose the \
              partitions it is draining; lower drain_timeout or raise session.timeout.ms in [source.kafka.properties]",
         ),
         (

@@ -2,6 +2,7 @@
 
 mod advice;
 mod contradictions;
+mod derived;
 mod examples;
 mod mistakes;
 mod parsing;

@@ -82,7 +82,7 @@ fn what_is_shown_is_the_effective_configuration() {
     let shown = parse(&base_with("['json:/id']", "['json:/$${id}']")).to_toml().unwrap();
     for line in [
         "guarantee = \"deduplicated\"",
-        "ttl = \"7d\"",
+        "ttl = \"8d\"",
         "from = [\"json:/$${id}\"]",
         "concurrency = 16",
         "ordering = \"none\"",

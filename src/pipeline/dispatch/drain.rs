@@ -56,8 +56,9 @@ impl<R: Runner> Dispatcher<R> {
                         }
                         self.abandon_unstarted();
                         // What is left was in the rounds that were dropped, their copies included.
-                        self.shared.count(Counter::GivenBack, self.in_flight);
+                        self.shared.count(Counter::GivenBack, self.window.held());
                         self.shared.counters.set_in_flight(0, 0);
+                        self.shared.counters.set_waiting(0);
                         return Drained::Abandoned(runs);
                     }
                     cut = Some(self.running);
@@ -72,6 +73,8 @@ impl<R: Runner> Dispatcher<R> {
     /// Gives back what has not started. Copies wait for their leader as long as it runs.
     pub(super) fn abandon_unstarted(&mut self) {
         let mut waiting: Vec<Work> = self.timers.take_all().chain(self.ready.drain(..)).collect();
+        waiting.extend(self.unanswered.drain(..));
+        waiting.extend(self.suspects.take_if(|_| true));
         for lane in self.lanes.values_mut() {
             waiting.extend(lane.drain(..));
         }
@@ -81,11 +84,10 @@ impl<R: Runner> Dispatcher<R> {
             let followers =
                 if work.leads { work.key().and_then(|key| self.leaders.remove(&key)) } else { None };
             for work in followers.into_iter().flatten().chain([work]) {
-                self.shared.count(Counter::GivenBack, 1);
-                self.forget(work.size);
-                drop(work.receipt);
+                self.give_back(work);
             }
         }
-        self.shared.counters.set_in_flight(self.in_flight, self.in_flight_bytes);
+        self.shared.counters.set_in_flight(self.window.held(), self.window.held_bytes());
+        self.shared.counters.set_waiting(self.window.waiting());
     }
 }

@@ -37,6 +37,17 @@ impl Timers {
         self.waiting.peek().map(|Reverse(timer)| timer.at)
     }
 
+    /// Takes out those that `wanted` says, in no order.
+    pub(super) fn take_if(&mut self, wanted: impl Fn(&Work) -> bool) -> Vec<Work> {
+        if !self.all().any(&wanted) {
+            return Vec::new();
+        }
+        let (taken, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|Reverse(timer)| wanted(&timer.work));
+        self.waiting = left.into();
+        taken.into_iter().map(|Reverse(timer)| timer.work).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }

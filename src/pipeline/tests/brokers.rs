@@ -94,6 +94,22 @@ async fn a_heartbeat_that_fails_for_a_moment_is_repeated_before_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_heartbeat_that_fails_several_times_in_a_row_is_repeated_at_each_tick() {
+    let world = with_visibility();
+    world.publish("a");
+    let worker = world.worker().start(|_| async {
+        tokio::time::sleep(9 * SECOND).await;
+        Ok(())
+    });
+    for _ in 0..4 {
+        worker.broker.next(Operation::Extend, Fault::Refused);
+    }
+    world.empty().await;
+    assert_eq!((world.broker.deliveries(), world.runs().len()), (1, 1));
+    let _ = worker.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn c08_an_ack_whose_reply_was_lost_is_repeated_and_its_message_does_not_run_again() {
     let world = World::new();
     world.publish("a");

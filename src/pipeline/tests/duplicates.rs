@@ -183,15 +183,21 @@ async fn on_mismatch_ack_acks_and_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_mismatch_process_compares_nothing_and_takes_it_for_a_copy() {
-    let world = World::new();
-    let worker = world.worker().config(|config| config.policies.on_mismatch = OnMismatch::Process).start_ok();
-    world.broker.publish(with_payload("a", "pay 7"));
-    world.broker.publish(with_payload("a", "pay 8"));
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (1, 1));
-    assert_eq!(summary.counters().get(Counter::Mismatches), 0);
+async fn on_mismatch_process_runs_the_second_message_without_a_claim_and_counts_it() {
+    for apart in [Duration::ZERO, SECOND] {
+        let world = World::new();
+        let worker =
+            world.worker().config(|config| config.policies.on_mismatch = OnMismatch::Process).start_ok();
+        world.broker.publish(with_payload("a", "pay 7"));
+        tokio::time::sleep(apart).await;
+        world.broker.publish(with_payload("a", "pay 8"));
+        world.broker.publish(with_payload("a", "pay 7"));
+        world.empty().await;
+        let summary = worker.end().await;
+        assert_eq!((summary.handled(), summary.duplicates(), world.runs().len()), (2, 1, 2));
+        let count = |counter| summary.counters().get(counter);
+        assert_eq!((count(Counter::Mismatches), count(Counter::Unprotected)), (1, 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -318,3 +318,49 @@ async fn the_helper_claims_as_another_process_would() {
     let completed = world.store.complete(&world.scope, &[complete]).await.pop().unwrap().unwrap();
     assert_eq!(completed, Completion::Completed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_leases_are_renewed_in_time_by_a_slow_store() {
+    let world = World::new();
+    let ids: Vec<String> = (0..4096).map(|number| number.to_string()).collect();
+    world.publish_all(ids.iter().map(String::as_str));
+    let worker = world
+        .worker()
+        .config(|config| {
+            config.lease = 30 * SECOND;
+            config.store_timeout = 5 * SECOND;
+            config.handler_timeout = 300 * SECOND;
+            config.concurrency = 4096;
+            config.max_batch = 256;
+        })
+        .start(|_| sleeps(120 * SECOND));
+    eventually("all run", || world.runs().len() == 4096).await;
+    worker.store.set(Faults { latency: 2 * SECOND, reply_latency: 2 * SECOND, seed: 5, ..Faults::NONE });
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), world.runs().len()), (4096, 4096));
+    assert_eq!(summary.counters().get(Counter::LeasesLost), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_that_hang_delay_no_others() {
+    let world = World::new();
+    let ids: Vec<String> = (0..64).map(|number| number.to_string()).collect();
+    world.publish_all(ids.iter().map(String::as_str));
+    let worker = world
+        .worker()
+        .config(|config| {
+            config.store_timeout = 10 * SECOND;
+            config.max_batch = 4;
+        })
+        .start(|_| sleeps(6 * SECOND));
+    eventually("all run", || world.runs().len() == 64).await;
+    // Of the sixteen calls that are due a quarter hang.
+    for number in 0..16 {
+        let fault = if number % 4 == 0 { Fault::Hangs } else { Fault::Late(MS) };
+        worker.store.next(Operation::Renew, fault);
+    }
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.counters().get(Counter::LeasesLost)), (64, 0));
+}

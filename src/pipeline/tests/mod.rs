@@ -11,11 +11,14 @@ mod limits;
 mod order;
 mod outages;
 mod policies;
+mod refusals;
 mod secrets;
 mod shared_transactions;
 mod shutdown;
 mod suspects;
 mod transactions;
+mod unavailable;
+mod waiting;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

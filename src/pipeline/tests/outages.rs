@@ -40,8 +40,8 @@ async fn rule_5_an_outage_of_60_s_starts_nothing_acks_nothing_pauses_intake_and_
     assert_eq!((world.runs().len(), world.broker.acked()), (runs, 1));
     let asked = worker.store.calls(Operation::Claim) - claims;
     assert!((12..=40).contains(&asked), "{asked} claim calls in 60 s");
-    // What was taken before the outage was noticed is held, not given back and taken again.
-    assert!(world.broker.deliveries() - deliveries <= 20, "{} taken", world.broker.deliveries());
+    // What was taken before the outage was taken for one of the whole store is held, not given back and taken again.
+    assert!(world.broker.deliveries() - deliveries <= 30, "{} taken", world.broker.deliveries());
     assert!(!worker.counters.is_store_up());
     worker.store.come_up();
     let up = Instant::now();

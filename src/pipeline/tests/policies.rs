@@ -24,7 +24,7 @@ async fn c28_a_message_without_a_key_is_dead_lettered_by_default_each_under_its_
     let (world, summary) = two_without_keys(OnMissingKey::default()).await;
     assert_eq!((summary.dead_lettered(), world.runs().len()), (3, 0));
     let letters = world.letters.sent();
-    let ids: std::collections::BTreeSet<_> = letters.iter().map(|letter| &letter.id).collect();
+    let ids: std::collections::BTreeSet<_> = letters.iter().map(|letter| &letter.own_id).collect();
     assert_eq!(ids.len(), 3);
     assert!(
         letters

@@ -35,6 +35,9 @@ async fn by_id(
     }
     match id.split('-').next().unwrap() {
         "slow" => tokio::time::sleep(8 * SECOND).await,
+        "conflicts" if runs.lock().unwrap().iter().filter(|(run, _)| *run == id).count() == 1 => {
+            return Err(HandlerError::conflict("deadlock detected"));
+        }
         "fails" => return Err(HandlerError::retry("broken")),
         "hangs" => std::future::pending().await,
         "panics" => panic!("broken"),
@@ -165,14 +168,17 @@ async fn rule_4_after_a_commit_whose_reply_was_lost_the_next_claim_tells() {
     for (fault, runs_needed) in [(Fault::ReplyLost, 1), (Fault::ReplyHangs, 1), (Fault::Refused, 2)] {
         let (inbox, runs) = (Inbox::new(), Runs::default());
         let worker = inbox.start(&runs);
+        worker.store.record();
         worker.store.next(Operation::Commit, fault);
         inbox.world.publish("ok");
         inbox.world.empty().await;
         assert_eq!(inbox.inbox.effects(), ["ok"], "{fault:?}");
         assert_eq!(runs.lock().unwrap().len(), runs_needed, "{fault:?}");
-        assert_eq!(
-            worker.store.calls(Operation::Release),
-            0,
+        // Only a claim that took it over after its lease, and that was not its turn, is released.
+        let calls = worker.store.recorded();
+        let released = calls.iter().find(|call| call.operation == Operation::Release);
+        assert!(
+            released.is_none_or(|call| call.at >= LEASE),
             "a claim with a commit in doubt is not released"
         );
         assert_eq!(worker.store.calls(Operation::Fail), 0);
@@ -227,4 +233,98 @@ async fn a_store_full_of_faults_commits_every_effect_once() {
         let summary = worker.end().await;
         assert_eq!(summary.handled() + summary.duplicates(), 200);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_at_the_commit_or_the_beginning_is_repeated_at_once_without_an_attempt() {
+    use crate::error::ErrorKind::Conflict;
+    let (inbox, runs) = (Inbox::new(), Runs::default());
+    let worker = inbox.start(&runs);
+    for _ in 0..3 {
+        worker.store.next(Operation::Commit, Fault::Failed(Conflict));
+    }
+    inbox.world.publish("ok");
+    inbox.world.empty().await;
+    assert!(inbox.world.since_start(Instant::now()) < SECOND, "no lease had to end");
+    assert_eq!((attempts(&runs), inbox.inbox.effects()), (vec![1; 4], vec!["ok".to_owned()]));
+    assert_eq!(inbox.world.record("ok").await.unwrap().lost, 0);
+    let summary = worker.end().await;
+    let counters = summary.counters();
+    assert_eq!((counters.get(Counter::Conflicts), counters.get(Counter::StoreErrors)), (3, 0));
+    assert_eq!((summary.handled(), counters.get(Counter::RunsFailed)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn conflicts_without_end_use_no_attempt_and_the_message_waits_between_its_tries() {
+    use crate::error::ErrorKind::Conflict;
+    for transaction_batch in [1, 16] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start_with(&runs, |config| config.transaction_batch = transaction_batch);
+        worker.store.refuse(Operation::Commit, Conflict);
+        inbox.world.publish_all(["ok-1", "ok-2"]);
+        tokio::time::sleep(60 * SECOND).await;
+        assert!(attempts(&runs).iter().all(|attempt| *attempt == 1));
+        let tries = runs.lock().unwrap().len();
+        assert!((20..1000).contains(&tries), "{tries} runs in 60 s");
+        worker.store.accept(Operation::Commit);
+        inbox.world.empty().await;
+        let mut effects = inbox.inbox.effects();
+        effects.sort();
+        assert_eq!(effects, ["ok-1", "ok-2"]);
+        let summary = worker.end().await;
+        assert_eq!((summary.handled(), summary.dead_lettered()), (2, 0));
+        assert_eq!(summary.counters().get(Counter::RunsFailed), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_whose_statement_met_another_transaction_runs_again_at_once() {
+    for transaction_batch in [1, 16] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start_with(&runs, |config| config.transaction_batch = transaction_batch);
+        inbox.world.publish_all(["conflicts-1", "ok-2"]);
+        inbox.world.empty().await;
+        let mut effects = inbox.inbox.effects();
+        effects.sort();
+        assert_eq!(effects, ["conflicts-1", "ok-2"]);
+        let count = |id: &str| runs.lock().unwrap().iter().filter(|(run, _)| run == id).count();
+        assert_eq!((count("conflicts-1"), count("ok-2")), (2, 1));
+        assert!(attempts(&runs).iter().all(|attempt| *attempt == 1));
+        let summary = worker.end().await;
+        let counters = summary.counters();
+        assert_eq!((counters.get(Counter::Conflicts), counters.get(Counter::RunsFailed)), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_refused_for_a_missing_right_uses_no_attempt() {
+    use crate::error::ErrorKind::Denied;
+    for transaction_batch in [1, 16] {
+        let (inbox, runs) = (Inbox::new(), Runs::default());
+        let worker = inbox.start_with(&runs, |config| config.transaction_batch = transaction_batch);
+        worker.store.refuse(Operation::Commit, Denied);
+        inbox.world.publish_all(["ok-1", "ok-2"]);
+        tokio::time::sleep(30 * SECOND).await;
+        worker.store.accept(Operation::Commit);
+        inbox.world.empty().await;
+        assert_eq!(inbox.inbox.effects().len(), 2);
+        assert!(attempts(&runs).iter().all(|attempt| *attempt == 1));
+        let summary = worker.end().await;
+        assert_eq!((summary.handled(), summary.dead_lettered()), (2, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_wait_for_a_transaction_and_the_store_is_not_blamed() {
+    let (mut inbox, runs) = (Inbox::new(), Runs::default());
+    inbox.inbox = inbox.inbox.with_transactions(4);
+    let worker = inbox.start(&runs);
+    let ids: Vec<String> = (0..32).map(|number| format!("slow-{number}")).collect();
+    inbox.world.publish_all(ids.iter().map(String::as_str));
+    inbox.world.empty().await;
+    assert_eq!((inbox.inbox.effects().len(), inbox.inbox.most_open()), (32, 4));
+    let summary = worker.end().await;
+    let counters = summary.counters();
+    assert_eq!((summary.handled(), counters.get(Counter::StoreErrors)), (32, 0));
+    assert_eq!(counters.get(Counter::LeasesLost), 0, "leases are renewed while runs wait");
 }

@@ -1,9 +1,11 @@
 //! Checks that the parts of a configuration agree: order, policies, and what is promised.
 
+use std::path::{Component, Path};
+
 use super::Checked;
 use crate::config::{
     Config, Guarantee, Handler, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey, OnStoreDown,
-    OrderBy, Ordering, Source, Store,
+    OrderBy, Ordering, PublishHandler, Source, Store,
 };
 
 pub(super) fn check(config: &Config) -> Checked {
@@ -11,6 +13,7 @@ pub(super) fn check(config: &Config) -> Checked {
     guarantee(config)?;
     ordering(config)?;
     dead_letters(config)?;
+    destinations(config)?;
     if config.policy.on_completed == OnCompleted::ReplayResult {
         return Err(config.refuse(
             "policy.on_completed",
@@ -139,4 +142,93 @@ fn dead_letters(config: &Config) -> Checked {
         format!("dead-letters{by_default}, but there is no [dead_letter]"),
         format!("add [dead_letter] with `to`, or write {name} = {others} in [policy]"),
     ))
+}
+
+/// A dead letter that arrives at its own source is a redrive: its message would run for ever.
+fn destinations(config: &Config) -> Checked {
+    if let Some(dead_letter) = &config.dead_letter {
+        let to = dead_letter.to.expose();
+        let fix = "give dead letters a destination of their own";
+        match &config.source {
+            Source::Rabbitmq(source) if to == source.queue => {
+                return Err(config.refuse("dead_letter.to", "is the queue that messages come from", fix));
+            }
+            Source::Rabbitmq(source) if to.starts_with(&format!("{}.wait.", source.queue)) => {
+                return Err(config.refuse("dead_letter.to", "is a wait queue of the source", fix));
+            }
+            Source::Kafka(source) if source.topics.iter().any(|topic| topic == to) => {
+                return Err(config.refuse("dead_letter.to", "is a topic that messages come from", fix));
+            }
+            Source::Kafka(source) if source.retry_topics.contains_key(to) => {
+                return Err(config.refuse("dead_letter.to", "is a retry topic of the source", fix));
+            }
+            Source::Sqs(source) if same_url(to, source.queue_url.expose()) => {
+                return Err(config.refuse("dead_letter.to", "is the queue that messages come from", fix));
+            }
+            Source::File(source)
+                if same_path(&config.resolve(to.as_ref()), &config.resolve(&source.path)) =>
+            {
+                return Err(config.refuse("dead_letter.to", "is the file that messages come from", fix));
+            }
+            _ => {}
+        }
+    }
+    publishes_to_source(config)
+}
+
+/// A bridge into its own source would handle what it has published, without end.
+fn publishes_to_source(config: &Config) -> Checked {
+    let Handler::Publish(target) = &config.handler else { return Ok(()) };
+    let (key, is_source) = match (target, &config.source) {
+        (PublishHandler::Rabbitmq(target), Source::Rabbitmq(source)) => (
+            "handler.publish.rabbitmq.routing_key",
+            target.exchange.is_empty()
+                && target.routing_key == source.queue
+                && same_url(target.url.expose(), source.url.expose()),
+        ),
+        (PublishHandler::Kafka(target), Source::Kafka(source)) => (
+            "handler.publish.kafka.topic",
+            (source.topics.contains(&target.topic) || source.retry_topics.contains_key(&target.topic))
+                && target.brokers.iter().any(|broker| source.brokers.contains(broker)),
+        ),
+        (PublishHandler::Sqs(target), Source::Sqs(source)) => {
+            ("handler.publish.sqs.queue_url", same_url(target.queue_url.expose(), source.queue_url.expose()))
+        }
+        _ => return Ok(()),
+    };
+    if is_source {
+        let fix = "publish to another destination";
+        return Err(config.refuse(
+            key,
+            "leads back to the source, so that messages would go round for ever",
+            fix,
+        ));
+    }
+    Ok(())
+}
+
+/// Equal but for letter case in scheme and host, a default port, the login, a query and a slash at the end.
+fn same_url(one: &str, other: &str) -> bool {
+    let plain = |text: &str| {
+        let mut url = url::Url::parse(text).ok()?;
+        url.set_query(None);
+        // Neither matters for where it leads; a URL that cannot have them has none.
+        let _ = (url.set_username(""), url.set_password(None));
+        Some(url.as_str().trim_end_matches('/').to_owned())
+    };
+    match (plain(one), plain(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Equal once `.` and doubled slashes are gone. What links lead to is looked at when the files are opened.
+fn same_path(one: &Path, other: &Path) -> bool {
+    let parts = |path: &Path| {
+        path.components()
+            .filter(|part| *part != Component::CurDir)
+            .map(|part| part.as_os_str().to_owned())
+            .collect::<Vec<_>>()
+    };
+    parts(one) == parts(other)
 }

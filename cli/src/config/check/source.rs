@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use super::{Checked, address, broker, duration, text, texts, url, within};
+use crate::config::derived::{LONGEST_KAFKA_DRAIN, MAX_POLL_INTERVAL, SESSION_TIMEOUT};
 use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Source};
-
-/// librdkafka's own defaults, which hold where the property is not given.
-const SESSION_TIMEOUT_MS: u64 = 45_000;
-const MAX_POLL_INTERVAL_MS: u64 = 300_000;
 
 /// The delays for which a way through the broker is worth while.
 const LEAST_WAIT: HumanDuration = HumanDuration::from_secs(1);
@@ -70,17 +67,18 @@ fn kafka(config: &Config, source: &KafkaSource) -> Checked {
     texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
     text(config, "source.kafka.group", &source.group)?;
     retry_topics(config, source)?;
-    for (name, default_ms) in
-        [("session.timeout.ms", SESSION_TIMEOUT_MS), ("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)]
+    let drain = config.pipeline.drain_timeout.get().min(LONGEST_KAFKA_DRAIN);
+    for (name, default) in
+        [("session.timeout.ms", SESSION_TIMEOUT), ("max.poll.interval.ms", MAX_POLL_INTERVAL)]
     {
-        let limit_ms = match source.properties.get(name) {
-            None => default_ms,
-            Some(text) => text.parse().map_err(|_| {
+        let limit = match source.properties.get(name) {
+            None => default,
+            Some(text) => text.parse().map(Duration::from_millis).map_err(|_| {
                 let key = broker::property_key(config, "source.kafka.properties", name);
                 config.refuse(&key, "is not a whole number", "write milliseconds, such as 45000")
             })?,
         };
-        if config.pipeline.drain_timeout.get() >= Duration::from_millis(limit_ms) {
+        if drain >= limit {
             return Err(config.refuse(
                 "pipeline.drain_timeout",
                 format!(

@@ -1,0 +1,370 @@
+//! The circuit breaker of the handler: whether runs may start, and when one may probe. A pure state machine.
+
+use std::time::Duration;
+
+use foldhash::{HashSet, HashSetExt};
+use tokio::time::Instant;
+
+use super::config::BreakerConfig;
+use crate::delivery::Tag;
+use crate::key::Key;
+
+/// The message that a run belongs to: failures of one message are one failure to the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RunId {
+    Key(Key),
+    /// Of a run without a key.
+    Delivery(Tag),
+}
+
+/// How a run ended, as far as it says something about the handler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RunEnd {
+    Succeeded,
+    /// The handler gave a verdict about the message: retry or permanent.
+    Failed(String),
+    /// What the handler needs is not available; this is why.
+    Unavailable(String),
+    /// There was no run, or its outcome is not known.
+    Nothing,
+}
+
+/// What a run's end has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Opened,
+    Closed,
+}
+
+/// Opens when two different messages in a row find the handler unavailable, or when `failing_keys` different messages
+/// fail in a row. "In a row" means that no run succeeded in between, so that one message can never open it.
+///
+/// While it is open one run at a time probes, after pauses that grow from 100 ms to 5 s. It closes when any run succeeds.
+/// If it was opened by unavailability it closes as well when a probe ends with a verdict about its message: the handler
+/// can judge messages again. If it was opened by failures, a probe that fails uses an attempt as any run does, and the
+/// next probe takes another message: a source that holds nothing but bad messages is still worked off, slowly.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    config: BreakerConfig,
+    failing: HashSet<RunId>,
+    unavailable: HashSet<RunId>,
+    /// Runs that found the handler unavailable, since one that did not.
+    streak: u32,
+    last_reason: String,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    by_failures: bool,
+    since: Instant,
+    probes: u32,
+    probe_at: Instant,
+    probing: bool,
+}
+
+/// The first pause before a probe, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Messages that must find the handler unavailable.
+const UNAVAILABLE_TO: usize = 2;
+
+/// After so many runs in a row that found it unavailable, of whichever message, the handler is reported as down.
+const REPORTED_AFTER: u32 = 3;
+
+impl Breaker {
+    pub(crate) fn new(config: BreakerConfig) -> Self {
+        Self {
+            config,
+            failing: HashSet::new(),
+            unavailable: HashSet::new(),
+            streak: 0,
+            last_reason: String::new(),
+            open: None,
+        }
+    }
+
+    /// Notes the end of a run. `pause` makes a pause of the tries before and the limits.
+    pub(crate) fn note(
+        &mut self,
+        id: RunId,
+        end: RunEnd,
+        is_probe: bool,
+        now: Instant,
+        pause: impl FnOnce(Duration, u32, Duration) -> Duration,
+    ) -> Option<Change> {
+        if !self.config.enabled {
+            return None;
+        }
+        match end {
+            RunEnd::Nothing => {
+                // The probe tells nothing; another message may try at once.
+                if let Some(open) = self.open.as_mut().filter(|_| is_probe) {
+                    open.probing = false;
+                    open.probe_at = now;
+                }
+                None
+            }
+            RunEnd::Succeeded => {
+                self.failing.clear();
+                self.available_again();
+                self.open.take().map(|_| Change::Closed)
+            }
+            RunEnd::Failed(reason) => self.note_failure(id, reason, is_probe, now, pause),
+            RunEnd::Unavailable(reason) => {
+                self.last_reason = reason;
+                self.streak = self.streak.saturating_add(1);
+                self.unavailable.insert(id);
+                if let Some(open) = &mut self.open {
+                    if is_probe {
+                        open.by_failures = false;
+                        open.probe_again(now, pause);
+                    }
+                    return None;
+                }
+                (self.unavailable.len() >= UNAVAILABLE_TO).then(|| self.open(false, now, pause))
+            }
+        }
+    }
+
+    fn note_failure(
+        &mut self,
+        id: RunId,
+        reason: String,
+        is_probe: bool,
+        now: Instant,
+        pause: impl FnOnce(Duration, u32, Duration) -> Duration,
+    ) -> Option<Change> {
+        if self.failing.len() < self.config.failing_keys as usize {
+            self.failing.insert(id);
+        }
+        match &mut self.open {
+            Some(open) if is_probe && open.by_failures => {
+                open.probe_again(now, pause);
+                self.last_reason = reason;
+                None
+            }
+            Some(_) if is_probe => {
+                self.available_again();
+                self.open = None;
+                Some(Change::Closed)
+            }
+            // What started before it was opened tells nothing new.
+            Some(_) => None,
+            None => {
+                self.available_again();
+                let many = self.config.failing_keys > 0
+                    && self.failing.len() >= self.config.failing_keys as usize;
+                many.then(|| {
+                    self.last_reason = reason;
+                    self.open(true, now, pause)
+                })
+            }
+        }
+    }
+
+    fn available_again(&mut self) {
+        self.unavailable.clear();
+        self.streak = 0;
+    }
+
+    fn open(
+        &mut self,
+        by_failures: bool,
+        now: Instant,
+        pause: impl FnOnce(Duration, u32, Duration) -> Duration,
+    ) -> Change {
+        let mut open = Open { by_failures, since: now, probes: 0, probe_at: now, probing: false };
+        open.probe_again(now, pause);
+        self.open = Some(open);
+        Change::Opened
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// True if a probe may start now.
+    pub(crate) fn may_probe(&self, now: Instant) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.probing && open.probe_at <= now)
+    }
+
+    /// A probe has started; its end will be noted.
+    pub(crate) fn probe_started(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.probing = true;
+        }
+    }
+
+    /// When the next probe may start, if none is under way.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        self.open.as_ref().filter(|open| !open.probing).map(|open| open.probe_at)
+    }
+
+    /// For how long it has been open.
+    pub(crate) fn open_for(&self, now: Instant) -> Duration {
+        self.open.as_ref().map_or(Duration::ZERO, |open| now.saturating_duration_since(open.since))
+    }
+
+    /// Why the handler counts as down, if it does.
+    pub(crate) fn reason(&self) -> Option<String> {
+        let last = &self.last_reason;
+        match &self.open {
+            Some(open) if open.by_failures => {
+                let keys = self.config.failing_keys;
+                Some(format!("the last {keys} different messages failed in a row; the last error: {last}"))
+            }
+            Some(_) => Some(last.clone()),
+            None if self.streak >= REPORTED_AFTER => Some(last.clone()),
+            None => None,
+        }
+    }
+}
+
+impl Open {
+    fn probe_again(&mut self, now: Instant, pause: impl FnOnce(Duration, u32, Duration) -> Duration) {
+        self.probe_at = now + pause(FIRST_PAUSE, self.probes, LONGEST_PAUSE);
+        self.probes = self.probes.saturating_add(1);
+        self.probing = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u64) -> RunId {
+        RunId::Delivery(Tag { epoch: 0, number })
+    }
+
+    fn full(base: Duration, tries: u32, longest: Duration) -> Duration {
+        base.saturating_mul(1 << tries.min(16)).min(longest)
+    }
+
+    struct Case {
+        breaker: Breaker,
+        now: Instant,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let config = BreakerConfig { enabled: true, failing_keys: 3 };
+            Self { breaker: Breaker::new(config), now: Instant::now() }
+        }
+
+        fn run(&mut self, number: u64, end: RunEnd) -> Option<Change> {
+            self.breaker.note(id(number), end, false, self.now, full)
+        }
+
+        fn probe(&mut self, number: u64, end: RunEnd) -> Option<Change> {
+            self.now = self.now.max(self.breaker.probe_at().expect("a probe may start at some time"));
+            assert!(self.breaker.may_probe(self.now));
+            self.breaker.probe_started();
+            assert!(!self.breaker.may_probe(self.now), "one probe at a time");
+            self.breaker.note(id(number), end, true, self.now, full)
+        }
+
+        fn pause(&self) -> Duration {
+            self.breaker.probe_at().unwrap() - self.now
+        }
+    }
+
+    fn failed() -> RunEnd {
+        RunEnd::Failed("no".into())
+    }
+
+    fn away() -> RunEnd {
+        RunEnd::Unavailable("connection refused".into())
+    }
+
+    #[test]
+    fn two_messages_that_find_the_handler_unavailable_open_it_and_one_never_does() {
+        let mut case = Case::new();
+        for _ in 0..100 {
+            assert_eq!(case.run(1, away()), None);
+        }
+        assert!(!case.breaker.is_open());
+        assert_eq!(case.breaker.reason().as_deref(), Some("connection refused"), "but it is reported");
+        assert_eq!(case.run(2, away()), Some(Change::Opened));
+    }
+
+    #[test]
+    fn different_messages_that_fail_in_a_row_open_it_and_one_message_never_does() {
+        let mut case = Case::new();
+        for _ in 0..100 {
+            assert_eq!(case.run(1, failed()), None);
+        }
+        case.run(2, failed());
+        assert_eq!(case.run(9, RunEnd::Succeeded), None);
+        assert_eq!((case.run(3, failed()), case.run(4, failed())), (None, None), "the row began again");
+        assert_eq!(case.run(5, failed()), Some(Change::Opened));
+        assert!(case.breaker.reason().unwrap().contains("3 different messages"));
+    }
+
+    #[test]
+    fn a_message_that_fails_between_those_that_find_it_unavailable_shows_that_it_is_there() {
+        let mut case = Case::new();
+        case.run(1, away());
+        case.run(2, failed());
+        assert_eq!(case.run(3, away()), None);
+        assert_eq!(case.run(4, away()), Some(Change::Opened));
+    }
+
+    #[test]
+    fn probes_come_one_at_a_time_after_pauses_that_grow_up_to_five_seconds() {
+        let mut case = Case::new();
+        case.run(1, away());
+        case.run(2, away());
+        let mut pauses = Vec::new();
+        for number in 0..8 {
+            pauses.push(case.pause().as_millis());
+            assert_eq!(case.probe(number, away()), None);
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(case.probe(1, RunEnd::Succeeded), Some(Change::Closed));
+        assert!(!case.breaker.is_open() && case.breaker.reason().is_none());
+    }
+
+    #[test]
+    fn opened_by_unavailability_it_closes_at_a_verdict_about_the_probe() {
+        let mut case = Case::new();
+        case.run(1, away());
+        case.run(2, away());
+        assert_eq!(case.run(7, failed()), None, "that run started before it opened");
+        assert_eq!(case.probe(3, failed()), Some(Change::Closed));
+    }
+
+    #[test]
+    fn opened_by_failures_it_stays_open_while_probes_fail_and_any_success_closes_it() {
+        let mut case = Case::new();
+        for number in 1..=3 {
+            case.run(number, failed());
+        }
+        for number in 4..10 {
+            assert_eq!(case.probe(number, failed()), None);
+        }
+        assert_eq!(case.run(11, RunEnd::Succeeded), Some(Change::Closed));
+    }
+
+    #[test]
+    fn a_probe_that_does_not_run_lets_another_message_try_at_once() {
+        let mut case = Case::new();
+        case.run(1, away());
+        case.run(2, away());
+        assert_eq!(case.probe(3, RunEnd::Nothing), None);
+        assert!(case.breaker.may_probe(case.now));
+    }
+
+    #[test]
+    fn it_can_be_turned_off_wholly_or_for_failures() {
+        let mut off = Breaker::new(BreakerConfig { enabled: false, failing_keys: 1 });
+        for number in 0..10 {
+            assert_eq!(off.note(id(number), away(), false, Instant::now(), full), None);
+        }
+        let mut no_failures = Breaker::new(BreakerConfig { enabled: true, failing_keys: 0 });
+        for number in 0..10 {
+            assert_eq!(no_failures.note(id(number), failed(), false, Instant::now(), full), None);
+        }
+    }
+}

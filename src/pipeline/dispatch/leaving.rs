@@ -1,0 +1,73 @@
+//! A partition that another consumer takes over: what has not started of it goes back at once.
+
+use std::collections::VecDeque;
+
+use super::{Dispatcher, extract};
+use crate::pipeline::runner::Runner;
+use crate::pipeline::work::Work;
+use crate::telemetry::Counter;
+
+/// Epochs that have left are remembered for deliveries that arrive late, so many of them.
+const REMEMBERED: usize = 1024;
+
+impl<R: Runner> Dispatcher<R> {
+    /// Gives back all deliveries of this epoch that have not started. Those that run finish and are settled.
+    pub(super) fn leave(&mut self, epoch: u64) {
+        self.shared.halt.leave(epoch);
+        self.left.push_back(epoch);
+        while self.left.len() > REMEMBERED
+            && let Some(oldest) = self.left.pop_front()
+        {
+            if self.window.holds_of(oldest) {
+                self.left.push_back(oldest);
+                break;
+            }
+            self.shared.halt.forget(oldest);
+        }
+        let leaves = |work: &Work| work.receipt.tag().epoch == epoch;
+        // Those behind others first, so that what follows in a lane does not wait for what leaves.
+        let mut in_lanes = Vec::new();
+        for lane in self.lanes.values_mut() {
+            in_lanes.extend(extract(lane, leaves));
+        }
+        // All others are the first of their lane, if they have one.
+        let mut first = self.timers.take_if(leaves);
+        for followers in self.leaders.values_mut() {
+            first.extend(followers.extract_if(.., |work| leaves(work)));
+        }
+        first.extend(extract(&mut self.ready, leaves));
+        first.extend(extract(&mut self.unanswered, leaves));
+        first.extend(self.suspects.take_if(leaves));
+        let count = in_lanes.len() + first.len();
+        in_lanes.into_iter().for_each(|work| self.give_back(work));
+        first.into_iter().for_each(|work| self.give_back_first(work));
+        tracing::info!(
+            given_back = count,
+            "a partition is leaving: what has not started of it is given back"
+        );
+    }
+
+    /// Gives back a delivery that is the first of its lane and may speak for its key.
+    pub(super) fn give_back_first(&mut self, work: Work) {
+        let lane = work.lane;
+        if work.leads
+            && let Some(followers) = work.key().and_then(|key| self.leaders.remove(&key))
+        {
+            // The first of them speaks for the key from now on.
+            followers.into_iter().for_each(|follower| self.enqueue(follower));
+        }
+        self.give_back(work);
+        self.advance(lane);
+    }
+
+    /// Gives a delivery back to the broker at once.
+    pub(super) fn give_back(&mut self, mut work: Work) {
+        self.shared.count(Counter::GivenBack, 1);
+        self.window.wake(&mut work);
+        self.let_go(work.receipt.tag().epoch, work.size);
+        drop(work.receipt);
+    }
+}
+
+/// Epochs that have left, the oldest first.
+pub(super) type Left = VecDeque<u64>;

@@ -1,0 +1,144 @@
+//! Which deliveries start together: rounds of distinct keys, as slots, store and handler allow.
+
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Dispatcher, Mode, OnStoreDown, Work};
+use crate::pipeline::process::{Asks, process};
+use crate::pipeline::runner::Runner;
+
+/// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
+const CLAIMING_ROUNDS: usize = 2;
+
+impl<R: Runner> Dispatcher<R> {
+    /// Starts rounds as long as there are deliveries, free slots and claims to spare.
+    pub(super) fn start_rounds(&mut self) {
+        while self.start_one() {}
+    }
+
+    /// True if something could start, were there a slot.
+    pub(super) fn has_startable(&self) -> bool {
+        !self.ready.is_empty()
+            || !self.unanswered.is_empty()
+            || self.suspects.may_start(self.shared.config.concurrency)
+    }
+
+    /// Starts one round; false if none can start now.
+    fn start_one(&mut self) -> bool {
+        let (max_batch, concurrency) = (self.shared.config.max_batch, self.shared.config.concurrency);
+        let free = concurrency.saturating_sub(self.running).min(max_batch);
+        if free == 0 || !self.has_startable() {
+            return false;
+        }
+        let now = Instant::now();
+        let probes = self.breaker.is_open();
+        if probes && !self.breaker.may_probe(now) {
+            return false;
+        }
+        let limit = if probes { 1 } else { free };
+        if self.store.is_down() { self.start_while_down(limit, now) } else { self.start_while_up(limit) }
+    }
+
+    fn start_while_up(&mut self, limit: usize) -> bool {
+        if self.claiming >= CLAIMING_ROUNDS {
+            return false;
+        }
+        // Keys that were not answered are asked for on their own and by few, so that a node that does not answer holds up
+        // neither the claims of the others nor their slots.
+        if !self.unanswered.is_empty() && !self.claiming_again {
+            let few = limit.min((self.shared.config.concurrency / 8).max(1));
+            let round = self.next_round(few, Self::next_unanswered);
+            return self.start(round, Asks::Again);
+        }
+        let concurrency = self.shared.config.concurrency;
+        if self.suspects.may_start(concurrency) {
+            let mut round = self.suspects.next(limit, concurrency);
+            round.iter_mut().for_each(|work| self.window.wake(work));
+            return self.start(round, Asks::Store);
+        }
+        if self.ready.is_empty() {
+            return false;
+        }
+        let round = self.next_round(limit, Self::next_ready);
+        self.start(round, Asks::Store)
+    }
+
+    /// Fail closed: while the store does not answer, one round at a time asks it, after a growing pause. Where handlers may
+    /// run without a claim, all others go without asking.
+    fn start_while_down(&mut self, limit: usize, now: Instant) -> bool {
+        let is_due = self.store.retry_at().is_none_or(|at| at <= now);
+        let may_ask = self.claiming == 0 && is_due;
+        let without = !R::NEEDS_CLAIM
+            && (self.shared.config.policies.on_store_down == OnStoreDown::Process
+                || self.shared.config.mode == Mode::Observe);
+        if without && !may_ask {
+            let round = self.next_round(limit, Self::next_of_any);
+            return self.start(round, Asks::Nobody);
+        }
+        let fresh = self.claiming == 0 && self.store.asks_for_fresh() && !self.ready.is_empty();
+        if !may_ask && !fresh {
+            return false;
+        }
+        let next = if may_ask { Self::next_of_any } else { Self::next_ready };
+        let limit = if without { 1 } else { limit };
+        let round = self.next_round(limit, next);
+        self.start(round, Asks::Store)
+    }
+
+    fn next_ready(&mut self) -> Option<Work> {
+        self.ready.pop_front()
+    }
+
+    fn next_unanswered(&mut self) -> Option<Work> {
+        self.unanswered.pop_front()
+    }
+
+    /// Those that were never asked for first, then the others in turn.
+    fn next_of_any(&mut self) -> Option<Work> {
+        let next = self.ready.pop_front().or_else(|| self.unanswered.pop_front());
+        next.or_else(|| self.suspects.next(1, self.shared.config.concurrency).pop())
+    }
+
+    /// Takes deliveries with distinct keys. A copy of a key that is under way follows it instead of starting.
+    fn next_round(&mut self, limit: usize, next: fn(&mut Self) -> Option<Work>) -> Vec<Work> {
+        let mut round = Vec::with_capacity(limit.min(self.ready.len() + self.unanswered.len()));
+        while round.len() < limit
+            && let Some(mut work) = next(self)
+        {
+            if let Some(key) = work.key().filter(|_| !work.leads) {
+                match self.leaders.entry(key) {
+                    Entry::Occupied(mut followers) => {
+                        self.window.wait(&mut work);
+                        followers.get_mut().push(work);
+                        continue;
+                    }
+                    Entry::Vacant(leader) => {
+                        leader.insert(Vec::new());
+                        work.leads = true;
+                    }
+                }
+            }
+            self.window.wake(&mut work);
+            round.push(work);
+        }
+        round
+    }
+
+    /// True: something has changed, another round may follow.
+    fn start(&mut self, mut round: Vec<Work>, asks: Asks) -> bool {
+        if round.is_empty() {
+            return true;
+        }
+        if self.breaker.is_open() {
+            round.iter_mut().for_each(|work| work.probe = true);
+            self.breaker.probe_started();
+        }
+        self.running += round.len();
+        self.claiming += 1;
+        self.claiming_again |= asks == Asks::Again;
+        self.rounds.spawn(process(Arc::clone(&self.shared), round, asks));
+        true
+    }
+}

@@ -1,0 +1,162 @@
+//! How many deliveries are held, how many of them wait, and which partitions are paused for it: [`Window`].
+
+use std::sync::Arc;
+
+use foldhash::{HashMap, HashMapExt};
+
+use crate::consumer::FlowControl;
+use crate::pipeline::config::PipelineConfig;
+use crate::pipeline::work::Taken;
+
+/// Messages and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.messages -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    held: usize,
+    waiting: Load,
+    paused: bool,
+}
+
+/// Counts what is held. Deliveries that wait (behind their lane, behind a copy, for a retry, for an answer of the store) have
+/// a limit of their own, so that they cannot take the place of those that can run. A partition of which too many wait is
+/// paused at the source, where the source can do that.
+pub(super) struct Window {
+    flow: Option<Arc<dyn FlowControl>>,
+    max_runnable: usize,
+    max_bytes: usize,
+    max_waiting: usize,
+    max_waiting_per_partition: usize,
+    held: Load,
+    waiting: Load,
+    partitions: HashMap<u64, Partition>,
+}
+
+impl Window {
+    pub(super) fn new(config: &PipelineConfig, flow: Option<Arc<dyn FlowControl>>) -> Self {
+        Self {
+            flow,
+            max_runnable: config.max_in_flight,
+            max_bytes: config.max_in_flight_bytes,
+            max_waiting: config.max_waiting(),
+            max_waiting_per_partition: config.max_waiting_per_partition(),
+            held: Load::default(),
+            waiting: Load::default(),
+            partitions: HashMap::new(),
+        }
+    }
+
+    pub(super) fn take(&mut self, work: &Taken) {
+        self.held.add(work.size);
+        self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
+    }
+
+    /// A delivery that does not wait is settled.
+    pub(super) fn let_go(&mut self, epoch: u64, size: usize) {
+        self.held.remove(size);
+        if let Some(partition) = self.partitions.get_mut(&epoch) {
+            partition.held -= 1;
+            if partition.held == 0 {
+                if partition.paused {
+                    self.flow.iter().for_each(|flow| flow.resume(epoch));
+                }
+                self.partitions.remove(&epoch);
+            }
+        }
+    }
+
+    /// The delivery waits from now on.
+    pub(super) fn wait(&mut self, work: &mut Taken) {
+        if std::mem::replace(&mut work.waits, true) {
+            return;
+        }
+        self.waiting.add(work.size);
+        let epoch = work.receipt.tag().epoch;
+        let (most, bytes) = self.share();
+        let Some(partition) = self.partitions.get_mut(&epoch) else { return };
+        partition.waiting.add(work.size);
+        if !partition.paused && (partition.waiting.messages >= most || partition.waiting.bytes >= bytes) {
+            partition.paused = true;
+            if let Some(flow) = &self.flow {
+                tracing::debug!(
+                    waiting = partition.waiting.messages,
+                    "a partition is paused: too much of it waits"
+                );
+                flow.pause(epoch);
+            }
+        }
+    }
+
+    /// The delivery does not wait any more.
+    pub(super) fn wake(&mut self, work: &mut Taken) {
+        if !std::mem::replace(&mut work.waits, false) {
+            return;
+        }
+        self.waiting.remove(work.size);
+        let epoch = work.receipt.tag().epoch;
+        let (most, bytes) = self.share();
+        let Some(partition) = self.partitions.get_mut(&epoch) else { return };
+        partition.waiting.remove(work.size);
+        let few = partition.waiting.messages < most.div_ceil(2) && partition.waiting.bytes <= bytes / 2;
+        if partition.paused && few {
+            partition.paused = false;
+            self.flow.iter().for_each(|flow| flow.resume(epoch));
+        }
+    }
+
+    /// How much of one partition may wait: the partitions share the limits.
+    fn share(&self) -> (usize, usize) {
+        let partitions = self.partitions.len().max(1);
+        let messages = self.max_waiting_per_partition.min(self.max_waiting / partitions).max(1);
+        (messages, (self.max_bytes / 2 / partitions).max(1))
+    }
+
+    /// True if more may be taken in. `unflushed`: settlements on their way to the broker.
+    pub(super) fn has_room(&self, unflushed: isize) -> bool {
+        let runnable = (self.held.messages - self.waiting.messages).saturating_add_signed(unflushed);
+        runnable < self.max_runnable
+            && !self.is_full_of_waiting()
+            && (self.held.bytes < self.max_bytes || self.held.messages == 0)
+    }
+
+    /// True if what waits keeps others from being taken in.
+    pub(super) fn is_full_of_waiting(&self) -> bool {
+        // Where partitions are paused, this limit is only for what was under way when they were.
+        let most = if self.flow.is_some() { self.max_waiting.saturating_mul(2) } else { self.max_waiting };
+        self.waiting.messages >= most
+            || (self.held.bytes >= self.max_bytes && self.waiting.bytes >= self.max_bytes / 2)
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.messages
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held.bytes
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.messages
+    }
+
+    /// True if something of this epoch is held.
+    pub(super) fn holds_of(&self, epoch: u64) -> bool {
+        self.partitions.contains_key(&epoch)
+    }
+}

@@ -1,0 +1,56 @@
+//! Which claimed deliveries must not start any more, although their round is under way: [`Halt`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use foldhash::{HashSet, HashSetExt};
+
+use super::work::Taken;
+
+/// Set by the dispatcher, read by the rounds before each run.
+#[derive(Debug)]
+pub(crate) struct Halt {
+    /// The breaker is open: only its probe runs.
+    handler_down: AtomicBool,
+    any_leaving: AtomicBool,
+    leaving: Mutex<HashSet<u64>>,
+}
+
+impl Halt {
+    pub(crate) fn new() -> Self {
+        Self {
+            handler_down: AtomicBool::new(false),
+            any_leaving: AtomicBool::new(false),
+            leaving: Mutex::new(HashSet::new()),
+        }
+    }
+
+    pub(super) fn set_handler_down(&self, down: bool) {
+        self.handler_down.store(down, Ordering::Release);
+    }
+
+    /// The deliveries of this epoch belong to another consumer soon.
+    pub(super) fn leave(&self, epoch: u64) {
+        self.lock().insert(epoch);
+        self.any_leaving.store(true, Ordering::Release);
+    }
+
+    /// Nothing of this epoch is in hand any more.
+    pub(super) fn forget(&self, epoch: u64) {
+        self.lock().remove(&epoch);
+    }
+
+    pub(crate) fn is_leaving(&self, epoch: u64) -> bool {
+        self.any_leaving.load(Ordering::Acquire) && self.lock().contains(&epoch)
+    }
+
+    /// True if this delivery must not start.
+    pub(crate) fn stops(&self, work: &Taken) -> bool {
+        (self.handler_down.load(Ordering::Acquire) && !work.probe)
+            || self.is_leaving(work.receipt.tag().epoch)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

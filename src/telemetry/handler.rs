@@ -1,0 +1,11 @@
+//! Whether a pipeline's handler works: [`HandlerState`].
+
+/// Whether a handler works, as far as its runs show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HandlerState {
+    /// It does, or has not run yet.
+    #[default]
+    Up,
+    /// It does not, for this reason. The pipeline lets one message at a time find out whether it works again.
+    Down(String),
+}
