@@ -30,6 +30,7 @@ mod check;
 mod checkpoint;
 mod claim;
 mod config;
+mod conn;
 mod doubts;
 mod effects;
 mod error;
@@ -51,7 +52,8 @@ mod transaction;
 mod within;
 
 pub use config::PgConfig;
+pub use conn::PgConn;
 pub use outbox::PgOutbox;
 pub use store::PgStore;
 pub use together::Together;
-pub use transaction::{PgConn, PgTx};
+pub use transaction::PgTx;

@@ -10,10 +10,10 @@ use onceward::{Error, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
+use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::moment;
 use crate::row::{self, COLUMNS, NOW, integer};
-use crate::transaction::PgConn;
 
 pub(crate) const MARK_KEYS: &str = "complete keys with their effects";
 

@@ -11,12 +11,13 @@ use onceward::{Error, ErrorKind, Scope};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
+use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::WRITE;
 use crate::mark::{MARK_KEYS, mark_keys};
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
-use crate::transaction::{PgConn, complete, end_of_effect, joined, within};
+use crate::transaction::{complete, end_of_effect, joined, within};
 
 const OWN: &str = "take over a partition";
 const MARK: &str = "commit the effect and its position";

@@ -9,10 +9,11 @@ use sqlx::postgres::{PgConnection, PgTransactionManager};
 use sqlx::{AssertSqlSafe, query, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
+use crate::conn::PgConn;
 use crate::effects::Effects;
 use crate::error::{is_conflict, is_data, store_error};
 use crate::row::{self, NOW};
-use crate::transaction::{COMMIT, IS_DURABLE, IS_OPEN, PgConn, no_nested};
+use crate::transaction::{COMMIT, IS_DURABLE, IS_OPEN, no_nested};
 
 pub(crate) const KEEP: &str = "keep an effect";
 pub(crate) const UNDO: &str = "undo an effect";
@@ -21,7 +22,7 @@ pub(crate) const UNDO: &str = "undo an effect";
 pub(crate) async fn begin(pool: &Effects) -> Result<PgConn, Error> {
     const SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'; \
                        SAVEPOINT onceward_effect";
-    Ok(crate::transaction::begin(pool, SQL).await?.shared())
+    crate::transaction::begin(pool, SQL).await
 }
 
 /// Ends an effect's savepoint and sets the next one's. What keeps the transaction from being committed is refused here: a

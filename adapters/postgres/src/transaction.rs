@@ -9,12 +9,12 @@ use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
 use sqlx::postgres::{PgConnection, PgTransactionManager};
-use sqlx::{AssertSqlSafe, Connection as _, SqlSafeStr, query, query_scalar, raw_sql};
+use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_scalar, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::effects::{Borrowed, Effects};
+use crate::conn::{PgConn, end};
+use crate::effects::Effects;
 use crate::error::{code, is_lost, store_error};
-use crate::pool::Pool;
 use crate::row::{NOW, integer};
 use crate::shared;
 use crate::store::PgStore;
@@ -25,83 +25,6 @@ pub(crate) const COMMIT: &str = "commit the effect and its completion";
 /// What `complete_inbox` raises: the claim is not held; the transaction is not the one that was begun for the handler.
 const NOT_HELD: &str = "OW001";
 const NOT_OPEN: &str = "OW002";
-
-/// An open transaction. Dropped, its connection is closed, which rolls it back.
-pub struct PgConn {
-    /// `None` once it is committed or rolled back.
-    conn: Option<Borrowed>,
-    /// A commit was sent and is not answered; for how long one reply is waited for.
-    committing: Option<Duration>,
-    /// Several effects share the transaction.
-    shared: bool,
-}
-
-impl PgConn {
-    /// Opens a transaction for the store's own work, on one of its own connections.
-    pub(crate) async fn begin_plain(pool: &Pool) -> Result<Self, sqlx::Error> {
-        let mut open = Self::of(Borrowed::Own(pool.acquire().await?));
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
-        PgTransactionManager::begin(open.connection(), Some(begin)).await?;
-        Ok(open)
-    }
-
-    fn of(conn: Borrowed) -> Self {
-        Self { conn: Some(conn), committing: None, shared: false }
-    }
-
-    /// Notes that several effects share it.
-    pub(crate) fn shared(self) -> Self {
-        let mut shared = self;
-        shared.shared = true;
-        shared
-    }
-
-    /// Notes that what is sent next ends in a commit: a connection that is dropped while that is under way may wait for a
-    /// standby.
-    fn commits(&mut self, patience: Duration) {
-        self.committing = Some(patience);
-    }
-
-    /// Commits it. After an error nobody knows whether it is committed; the connection is closed.
-    pub(crate) async fn commit_plain(mut self, patience: Duration) -> Result<(), sqlx::Error> {
-        self.commits(patience);
-        PgTransactionManager::commit(self.connection()).await?;
-        self.give_back();
-        Ok(())
-    }
-
-    fn give_back(&mut self) {
-        if let Some(conn) = self.conn.take() {
-            conn.give_back();
-        }
-    }
-
-    /// The connection.
-    pub(crate) fn connection(&mut self) -> &mut PgConnection {
-        self.conn.as_mut().expect("a transaction is open until it is committed or rolled back").connection()
-    }
-
-    /// Rolls it back, and waits for that.
-    pub(crate) async fn end(self) {
-        end(self).await;
-    }
-}
-
-impl std::fmt::Debug for PgConn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PgConn").field("open", &self.conn.is_some()).finish()
-    }
-}
-
-impl Drop for PgConn {
-    fn drop(&mut self) {
-        match (self.conn.take(), self.committing) {
-            (Some(conn), Some(patience)) => conn.abandon(patience),
-            (Some(conn), None) => conn.close(),
-            (None, _) => {}
-        }
-    }
-}
 
 /// What a transactional handler sees of the transaction: a [`PgConnection`] for any query of `sqlx`.
 ///
@@ -125,7 +48,6 @@ impl Drop for PgConn {
 /// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise, and those that share the
 /// transaction with it; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
 pub struct PgTx<'c> {
-    shared: bool,
     conn: &'c mut PgConnection,
     schema: Arc<str>,
 }
@@ -165,28 +87,6 @@ impl PgTx<'_> {
     /// After a dropped call the handler should return an error, which rolls the transaction back.
     pub async fn outbox(&mut self, message: Outgoing) -> Result<(), Error> {
         self.outbox_all(&[message]).await
-    }
-
-    /// Rolls back all that the handler has done so far, and begins the transaction anew: after a failure that certainly left
-    /// nothing behind and is not the message's fault, such as a deadlock, so that the handler can start over at once.
-    /// `Ok(false)`: other effects share the transaction; the handler should return [unavailable](onceward::HandlerError::unavailable),
-    /// which undoes its own part.
-    ///
-    /// # Errors
-    /// [`Error`] if the database does not answer; the handler should return it.
-    ///
-    /// # Cancel safety
-    /// After a dropped call the handler should return an error.
-    pub async fn restart(&mut self) -> Result<bool, Error> {
-        if self.shared {
-            return Ok(false);
-        }
-        while PgTransactionManager::get_transaction_depth(self.conn) > 1 {
-            PgTransactionManager::rollback(self.conn).await.map_err(|error| store_error(BEGIN, error))?;
-        }
-        let sql = format!("ROLLBACK; {BEGIN_SQL}");
-        let begun = raw_sql(AssertSqlSafe(sql)).execute(&mut *self.conn).await;
-        begun.map(|_| true).map_err(|error| store_error(BEGIN, error))
     }
 
     /// As [`outbox`](Self::outbox), for several in their order, in one statement.
@@ -232,7 +132,7 @@ impl TransactionalStore for PgStore {
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
-        PgTx { shared: conn.shared, conn: conn.connection(), schema: self.schema() }
+        PgTx { conn: conn.connection(), schema: self.schema() }
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
@@ -338,7 +238,7 @@ async fn commit(
     open.commits(patience);
     let conn = open.connection();
     let outcome = raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await;
-    open.committing = None;
+    open.committed();
     match outcome {
         Ok(_) => {
             // For sqlx the transaction goes on until a command of its own ends it. The one behind the COMMIT is there for
@@ -418,18 +318,3 @@ pub(crate) const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', tru
 
 /// Has the commit wait until it is on disk; always true.
 pub(crate) const IS_DURABLE: &str = "set_config('synchronous_commit', 'on', true) = 'on'";
-
-/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
-async fn end(mut open: PgConn) {
-    if open.conn.is_none() {
-        return;
-    }
-    let conn = open.connection();
-    let mut outcome = conn.ping().await;
-    while outcome.is_ok() && PgTransactionManager::get_transaction_depth(conn) > 0 {
-        outcome = PgTransactionManager::rollback(conn).await;
-    }
-    if outcome.is_ok() {
-        open.give_back();
-    }
-}

@@ -147,10 +147,7 @@ async fn a_completion_that_was_refused_for_a_while_is_accepted_afterwards() {
         ("REVOKE USAGE ON SCHEMA onceward FROM worker", "GRANT USAGE ON SCHEMA onceward TO worker"),
         ("ALTER ROLE worker NOLOGIN", "ALTER ROLE worker LOGIN"),
         (&*rename.0, &*rename.1),
-        (
-            "ALTER DATABASE postgres SET default_transaction_read_only = on",
-            "ALTER DATABASE postgres RESET ALL",
-        ),
+        ("ALTER ROLE worker SET default_transaction_read_only = on", "ALTER ROLE worker RESET ALL"),
     ];
     for (n, (take, give)) in (0..).zip(cases) {
         let store = PgStore::connect(config()).await.unwrap();

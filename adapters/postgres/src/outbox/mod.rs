@@ -15,10 +15,11 @@ use onceward::store::transition::micros;
 use onceward::{Error, Outgoing};
 use sqlx::{AssertSqlSafe, PgConnection, query};
 
+use crate::conn::PgConn;
 use crate::link::WRITE;
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
-use crate::transaction::{PgConn, joined};
+use crate::transaction::joined;
 
 pub(crate) use write::write;
 

@@ -17,10 +17,11 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
 
 use super::PgOutbox;
 use super::rows::{COLUMNS, Unreadable, row_of};
+use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::{Attempt, Link, READ};
 use crate::row::{NOW, integer, storable};
-use crate::transaction::{PgConn, within};
+use crate::transaction::within;
 
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";

@@ -43,11 +43,11 @@ impl Failure {
         match error.code().as_deref().unwrap_or_default() {
             "40001" | "40P01" | "55P03" | "26000" | "42P05" => Self::Conflict,
             "0A000" if error.message().contains("cached plan") => Self::Conflict,
-            // The server goes down or starts up, lacks connections or disk, or is a standby now. Memory (53200) and limits
+            // The server starts up, lacks connections or disk, or is a standby now. Memory (53200) and limits
             // (53400) may be what this statement alone exceeds.
-            "57P01" | "57P03" | "53300" | "53100" | "25006" => Self::Unavailable,
-            // Another session's process has died, or this one was ended.
-            "57P02" | "57P05" | "25P03" => Self::Lost,
+            "57P03" | "53300" | "53100" | "25006" => Self::Unavailable,
+            // The server goes down, another session's process has died, or this one was ended.
+            "57P01" | "57P02" | "57P05" | "25P03" => Self::Lost,
             code if code.starts_with("08") => Self::Lost,
             // A row that a foreign key asks for may come yet.
             "23503" => Self::Other,

@@ -1,9 +1,8 @@
 //! One SQL statement per message in Postgres: [`PgSqlHandler`].
 
 use std::fmt;
-use std::time::Duration;
 
-use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler, Verdict};
+use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler};
 use onceward_postgres::{PgStore, PgTx};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -18,9 +17,6 @@ use super::failure::{Failure, Losses, PARAMETERS, describe};
 
 /// How many parameters a message fills: payload, key, attempt, fence.
 const COUNT: usize = 4;
-
-/// How often a statement that meets other transactions is executed, in all.
-const TRIES: u32 = 5;
 
 /// The statements that have an effect and leave the transaction open.
 const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL"];
@@ -41,7 +37,7 @@ const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WI
 /// (class 23) other than a foreign key, an exception that the database's own code raises (P0001).
 ///
 /// What is not the message's fault uses no attempt: a transaction that was rolled back in favour of another one (a
-/// serialization failure, a deadlock, a lock timeout) is repeated at once, a few times; a database that is away, starts, is
+/// serialization failure, a deadlock, a lock timeout) is [repeated at once](onceward::HandlerError::conflict); a database that is away, starts, is
 /// read-only, or out of connections or disk is [unavailable](onceward::Verdict::Unavailable), and so is a statement that
 /// cannot be prepared any more, whatever the message. Everything else is tried again as configured: a missing row that a
 /// foreign key asks for, a statement that takes too long. Rows that the statement returns are dropped; one that changes no
@@ -115,40 +111,27 @@ impl PgSqlHandler {
         })
     }
 
-    /// Executes the statement; after a conflict, again in a new transaction.
-    async fn execute(&self, message: &Message, tx: &mut PgTx<'_>) -> Result<(), HandlerError> {
-        let mut tried = 0;
-        loop {
-            tried += 1;
-            let cause = match self.execute_once(message, tx).await? {
-                Ok(()) => {
-                    self.losses.answered(message.key());
-                    return Ok(());
-                }
-                Err(cause) => cause,
-            };
-            let failure = Failure::of(&cause);
-            if failure != Failure::Lost {
-                self.losses.answered(message.key());
-            }
-            let text = format!("the statement failed: {}", describe(&cause));
-            let verdict = match failure {
-                Failure::Conflict if tried < TRIES && tx.restart().await.unwrap_or(false) => {
-                    tx.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
-                    tokio::time::sleep(Duration::from_millis(fastrand::u64(1..=10) << tried)).await;
-                    continue;
-                }
-                Failure::Conflict | Failure::Unavailable => Verdict::Unavailable,
-                Failure::Lost => self.losses.verdict(message.key()),
-                Failure::Permanent => Verdict::Permanent,
-                Failure::Other => Verdict::Retry,
-            };
-            if matches!(failure, Failure::Conflict | Failure::Other) && cause.as_database_error().is_some() {
-                // What was prepared before a table or function changed stays wrong on this connection.
-                tx.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
-            }
-            return Err(HandlerError::new(verdict, text));
+    async fn execute(&self, message: &Message, conn: &mut PgConnection) -> Result<(), HandlerError> {
+        let Err(cause) = self.execute_once(message, conn).await? else {
+            self.losses.answered(message.key());
+            return Ok(());
+        };
+        let failure = Failure::of(&cause);
+        if failure != Failure::Lost {
+            self.losses.answered(message.key());
         }
+        if matches!(failure, Failure::Conflict | Failure::Other) && cause.as_database_error().is_some() {
+            // What was prepared before a table or function changed stays wrong on this connection.
+            conn.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
+        }
+        let text = format!("the statement failed: {}", describe(&cause));
+        Err(match failure {
+            Failure::Conflict => HandlerError::conflict(text),
+            Failure::Unavailable => HandlerError::unavailable(text),
+            Failure::Lost => HandlerError::new(self.losses.verdict(message.key()), text),
+            Failure::Permanent => HandlerError::permanent(text),
+            Failure::Other => HandlerError::retry(text),
+        })
     }
 
     /// The inner error is that of the execution; the outer one keeps every message from it.
