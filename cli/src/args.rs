@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
-use crate::config::{ADAPTERS, KeyPart};
+use crate::config::{ADAPTERS, HumanDuration, KeyPart};
 
 /// Puts deduplication in front of a handler written in any language: one effect for each message, whatever the broker
 /// delivers again.
@@ -52,14 +52,14 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Consume until SIGTERM or SIGINT, or to the end of a file
+    /// Consume until SIGTERM, SIGINT or SIGHUP, or to the end of a file
     ///
-    /// A first signal drains and exits 0; a second one exits at once. A file source without `follow` runs to its end, and
+    /// A first signal drains and exits 0; one that comes more than a second later exits at once. A file source without `follow` runs to its end, and
     /// any source does with --until-empty; then a line tells the figures, on standard output (on standard error with
     /// [handler.stdout]): received=N handled=N duplicates=N retried=N dead-lettered=N, and where they are not 0
     /// given-back, parked, rejected, mismatch-acked, unprotected, observed-duplicates, suspected-double-effects and
     /// abandoned. Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 wrong configuration, 124 the drain
-    /// deadline passed, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as debug or onceward=debug,warn.
+    /// deadline passed, 129, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as debug or onceward=debug,warn.
     Run(RunArgs),
     /// Check a configuration and what it names, and advise
     ///
@@ -117,6 +117,10 @@ pub struct RunArgs {
     /// Stop when the source is idle, whatever it is
     #[arg(long)]
     pub until_empty: bool,
+    /// How long source, store and handler may take to answer at the start; then the run fails. Without end when left out,
+    /// or 1m for a run that ends by itself (a file, or --until-empty)
+    #[arg(long, value_name = "DURATION")]
+    pub startup_timeout: Option<HumanDuration>,
 }
 
 /// `onceward check`.

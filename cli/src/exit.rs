@@ -21,6 +21,8 @@ pub enum Exit {
     Config = 78,
     /// The drain deadline passed with handlers still running.
     DrainDeadline = 124,
+    /// A second signal, SIGHUP, ended the drain.
+    HungUp = 129,
     /// A second SIGINT ended the drain.
     Interrupted = 130,
     /// A second SIGTERM ended the drain.

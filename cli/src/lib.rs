@@ -48,7 +48,10 @@ fn run(command_line: CommandLine) -> Result<Exit, Failure> {
     let ended = runtime.block_on(commands::dispatch(command_line.command, &env, &mut Output::stdout()));
     // A read of standard input cannot be interrupted; waiting for it would keep a drained program alive. Runs that were
     // cut short are dropped, which kills their processes: that is waited for.
-    let cut_short = matches!(ended, Ok(Exit::DrainDeadline | Exit::Interrupted | Exit::Terminated) | Err(_));
+    let cut_short = matches!(
+        ended,
+        Ok(Exit::DrainDeadline | Exit::HungUp | Exit::Interrupted | Exit::Terminated) | Err(_)
+    );
     runtime.shutdown_timeout(if cut_short { LAST_WORDS } else { Duration::ZERO });
     ended
 }

@@ -12,10 +12,17 @@ use handlers_support::{
     FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope, sh,
 };
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
-use onceward_cli::handlers::{ExecHandler, ExecOptions, Program};
+use onceward_cli::handlers::{ExecHandler, ExecOptions, ExitCodes, Meaning, Program};
+
+fn options(program: Program) -> ExecOptions {
+    let mut options = ExecOptions::new(scope(), program);
+    options.keep_output = Some(4 * 1024 * 1024);
+    options.grace = Duration::from_millis(300);
+    options
+}
 
 fn handler(program: Program) -> ExecHandler {
-    ExecHandler::new(ExecOptions { scope: scope(), program, keep_output: Some(4 * 1024 * 1024) })
+    ExecHandler::new(options(program))
 }
 
 async fn run(program: Program, message: MessageBuilder) -> Result<Option<Bytes>, HandlerError> {
@@ -89,7 +96,7 @@ async fn a_process_that_reads_nothing_is_judged_by_its_exit_code() {
 #[tokio::test]
 async fn exit_codes_decide() {
     for (code, verdict) in
-        [(65, Verdict::Permanent), (75, Verdict::Retry), (1, Verdict::Retry), (127, Verdict::Retry)]
+        [(65, Verdict::Permanent), (75, Verdict::Retry), (1, Verdict::Retry), (127, Verdict::Unavailable)]
     {
         let error = run_sh(&format!("echo first >&2; echo 'why {code}' >&2; echo >&2; exit {code}"))
             .await
@@ -119,9 +126,7 @@ async fn a_flood_on_standard_error_is_cut_and_escaped() {
 #[tokio::test]
 async fn output_is_kept_whole_or_not_at_all() {
     let (_run, message) = claimed(Message::builder(""));
-    let keeping = |keep_output, script| {
-        ExecHandler::new(ExecOptions { scope: scope(), program: sh(script), keep_output })
-    };
+    let keeping = |keep_output, script| ExecHandler::new(ExecOptions { keep_output, ..options(sh(script)) });
     let ten = "printf 0123456789";
     assert_eq!(keeping(None, ten).handle(message.clone()).await.unwrap(), None);
     assert_eq!(keeping(Some(10), ten).handle(message.clone()).await.unwrap().unwrap(), "0123456789");
@@ -154,6 +159,87 @@ async fn a_cancelled_run_is_over_with_all_its_processes_before_the_handler_retur
 }
 
 #[tokio::test]
+async fn a_cancelled_process_is_asked_to_end_before_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cancelled = async |script: &str| {
+        let file = dir.path().join("started");
+        let _ = std::fs::remove_file(&file);
+        let script = format!("{script}; echo $$ > {}; while :; do sleep 0.01; done", file.display());
+        let (run, message) = claimed(Message::builder(""));
+        let options = ExecOptions { grace: Duration::from_secs(20), ..options(sh(&script)) };
+        let handled = tokio::spawn(async move { ExecHandler::new(options).handle(message).await });
+        pids(&file, 1).await;
+        run.cancel();
+        handled.await.unwrap()
+    };
+    let error = cancelled("trap 'echo cleaned up >&2; exit 75' TERM").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert!(error.text().ends_with(": cleaned up"), "{error}");
+    // It was about to finish: what it did in time counts.
+    cancelled("trap 'exit 0' TERM").await.unwrap();
+    let error = cancelled(":").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
+    assert!(error.text().contains("SIGTERM") && error.text().contains("cancelled"), "{error}");
+}
+
+#[tokio::test]
+async fn a_process_that_a_shutdown_has_ended_is_not_to_blame() {
+    for (script, outcome_unknown) in
+        [("kill -TERM $$", true), ("kill -INT $$", true), ("exit 143", false), ("exit 130", false)]
+    {
+        let options = options(sh(script));
+        let shutdown = options.shutdown.clone();
+        let (_run, message) = claimed(Message::builder(""));
+        // The process may be faster than our own signal.
+        let handler = ExecHandler::new(options);
+        let (handled, ()) = tokio::join!(handler.handle(message.clone()), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            shutdown.cancel();
+        });
+        let error = handled.unwrap_err();
+        assert_eq!(
+            (error.verdict(), error.is_outcome_unknown()),
+            (Verdict::Unavailable, outcome_unknown),
+            "{script}: {error}"
+        );
+        // In the drain, too, what is no end by a signal is judged as ever.
+        let failing = ExecHandler::new(ExecOptions { shutdown, ..self::options(sh("exit 1")) });
+        assert_eq!(failing.handle(message).await.unwrap_err().verdict(), Verdict::Retry);
+    }
+    // Without a shutdown somebody has killed this one.
+    let error = run_sh("exit 143").await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Retry, "{error}");
+}
+
+#[tokio::test]
+async fn exit_codes_can_be_given_another_meaning() {
+    let codes = [(3, Meaning::Permanent), (65, Meaning::Retry), (4, Meaning::Done), (127, Meaning::Retry)];
+    let verdict = async |code: u8| {
+        let options =
+            ExecOptions { exit_codes: ExitCodes::new(codes), ..options(sh(&format!("exit {code}"))) };
+        let (_run, message) = claimed(Message::builder(""));
+        ExecHandler::new(options).handle(message).await.err().map(|error| error.verdict())
+    };
+    assert_eq!(verdict(3).await, Some(Verdict::Permanent));
+    assert_eq!(verdict(65).await, Some(Verdict::Retry));
+    assert_eq!(verdict(4).await, None);
+    assert_eq!(verdict(127).await, Some(Verdict::Retry));
+    assert_eq!(verdict(126).await, Some(Verdict::Unavailable));
+}
+
+#[tokio::test]
+async fn a_process_inherits_no_open_files() {
+    // As a library does that knows nothing of processes: a copy without close-on-exec.
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let leaked = rustix::io::dup(&file).unwrap();
+    let output = run_sh("ls /proc/self/fd").await.unwrap().unwrap();
+    drop(leaked);
+    let output = String::from_utf8_lossy(&output).into_owned();
+    // The last one is the directory that ls itself reads.
+    assert_eq!(output.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+#[tokio::test]
 async fn a_dropped_run_is_killed_with_all_its_processes() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pids");
@@ -176,7 +262,7 @@ async fn a_run_cancelled_beforehand_starts_nothing() {
     let (run, message) = claimed(Message::builder(""));
     run.cancel();
     let error = handler(program(["touch", file.to_str().unwrap()])).handle(message).await.unwrap_err();
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false));
     assert!(!file.exists());
 }
 
@@ -213,7 +299,7 @@ async fn a_process_that_left_the_group_cannot_hold_the_handler_by_its_pipes() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
+async fn a_program_that_cannot_start_says_why_and_uses_no_attempt() {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
     std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
@@ -226,10 +312,16 @@ async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
     assert!(error.text().contains("chmod +x"), "{error}");
 
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    plain.check().unwrap();
+    let check = plain.check().unwrap_err();
+    assert!(check.to_string().contains("the interpreter /no/such/interpreter"), "{check}");
     let error = plain.handle(message.clone()).await.unwrap_err();
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false));
     assert!(error.text().contains("interpreter"), "{error}");
+
+    // What the system calls no executable file.
+    std::fs::write(&script, b"\x7fELF\x01 and no more").unwrap();
+    let error = plain.handle(message.clone()).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
 
     let missing = handler(program(["no-such-program-anywhere", "--password=s3cret"]));
     let check = missing.check().unwrap_err();

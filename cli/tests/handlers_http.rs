@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use handlers_support::{FENCE, KEY, TOKEN, claimed, scope};
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
-use onceward_cli::handlers::{HttpHandler, HttpOptions, install_tls_provider};
+use onceward_cli::handlers::{HttpHandler, HttpOptions, Meaning, Statuses, install_tls_provider};
 use server::{Reply, Request, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -80,9 +80,9 @@ async fn answers_decide() {
         ("409 Conflict", "", Verdict::RetryAfter(Duration::from_secs(1))),
         ("409 Conflict", "Retry-After: 7\r\n", Verdict::RetryAfter(Duration::from_secs(7))),
         ("425 Too Early", "", Verdict::Retry),
-        ("429 Too Many Requests", "Retry-After: 7\r\n", Verdict::RetryAfter(Duration::from_secs(7))),
+        ("429 Too Many Requests", "Retry-After: 7\r\n", Verdict::Unavailable),
         ("500 Internal Server Error", "", Verdict::Retry),
-        ("503 Service Unavailable", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n", Verdict::Retry),
+        ("503 Service Unavailable", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n", Verdict::Unavailable),
     ] {
         let server = Server::always(status, headers, "no\r\nmore").await;
         let error = post_to(&server).await.unwrap_err();
@@ -116,7 +116,7 @@ async fn without_a_connection_nothing_has_happened() {
     handler.check().await.unwrap();
     drop(server);
     let error = post(&handler, Message::builder("x")).await.unwrap_err();
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false), "{error}");
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
     assert!(error.text().contains("cannot connect to http://127.0.0.1"), "{error}");
     let check = handler.check().await.unwrap_err();
     assert!(check.is_retryable() && check.to_string().contains("cannot be reached"), "{check}");
@@ -127,9 +127,10 @@ async fn without_an_answer_the_outcome_is_unknown() {
     let lost = Server::start(|_| Reply::Last(String::new())).await;
     let half = Server::start(|_| Reply::Last("HTTP/1.1 200 OK\r\nContent-".into())).await;
     let gateway = Server::always("504 Gateway Timeout", "", "").await;
-    for server in [lost, half, gateway] {
+    for (server, verdict) in [(lost, Verdict::Retry), (half, Verdict::Retry), (gateway, Verdict::Unavailable)]
+    {
         let error = post_to(&server).await.unwrap_err();
-        assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error}");
+        assert_eq!((error.verdict(), error.is_outcome_unknown()), (verdict, true), "{error}");
         assert_eq!(server.seen.requests.lock().unwrap().len(), 1, "the client must not repeat it by itself");
     }
 }
@@ -279,7 +280,7 @@ async fn tls_has_one_provider_and_fails_as_a_connection() {
     let handler = HttpHandler::new(options(url)).unwrap();
     let (posted, ()) = tokio::join!(post(&handler, Message::builder("x")), no_tls);
     let error = posted.unwrap_err();
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false), "{error}");
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
     assert!(error.text().contains("cannot connect to https://127.0.0.1"), "{error}");
     assert!(error.text().contains("corrupt message"), "the handshake itself failed: {error}");
 }
@@ -299,19 +300,74 @@ fn a_url_that_cannot_be_used_is_refused_without_being_quoted() {
 }
 
 #[tokio::test]
-async fn fixed_headers_are_sent_and_never_replace_those_of_the_message() {
+async fn configured_headers_replace_those_of_the_message() {
     let server = Server::always("200 OK", "", "").await;
-    let headers = [("Authorization", "Bearer hunter2canary"), ("Idempotency-Key", "forged")];
+    let headers = [("Authorization", "Bearer hunter2canary"), ("content-type", "application/vnd.shop+json")];
     let mut options = options(server.url());
     options.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     assert!(!format!("{options:?}").contains("hunter2canary"));
     let handler = HttpHandler::new(options.clone()).unwrap();
-    post(&handler, Message::builder("x")).await.unwrap();
+    post(&handler, Message::builder("{}").content_type("text/plain")).await.unwrap();
     let request = last(&server);
     assert_eq!(request.headers["authorization"], "Bearer hunter2canary");
+    assert_eq!(request.headers["content-type"], "application/vnd.shop+json");
     assert_eq!(request.headers["idempotency-key"], KEY);
 
     options.headers = vec![("X-Token".to_owned(), "hunter2canary\n".to_owned())];
     let error = HttpHandler::new(options).unwrap_err();
     assert!(!format!("{error:?}").contains("hunter2canary"), "{error:?}");
+}
+
+#[tokio::test]
+async fn statuses_can_be_given_another_meaning() {
+    let verdict = async |status: &str, meanings: &[(&str, Meaning)]| {
+        let server = Server::always(status, "", "").await;
+        let mut options = options(server.url());
+        options.statuses = Statuses::new(meanings.iter().copied()).unwrap();
+        post(&HttpHandler::new(options).unwrap(), Message::builder("x"))
+            .await
+            .err()
+            .map(|error| error.verdict())
+    };
+    let meanings = [("404", Meaning::Done), ("4xx", Meaning::Unavailable), ("503", Meaning::Retry)];
+    assert_eq!(verdict("404 Not Found", &meanings).await, None);
+    assert_eq!(verdict("401 Unauthorized", &meanings).await, Some(Verdict::Unavailable));
+    assert_eq!(verdict("503 Service Unavailable", &meanings).await, Some(Verdict::Retry));
+    assert_eq!(verdict("502 Bad Gateway", &meanings).await, Some(Verdict::Unavailable));
+    assert_eq!(verdict("202 Accepted", &[("202", Meaning::Retry)]).await, Some(Verdict::Retry));
+}
+
+#[tokio::test]
+async fn a_host_without_a_name_is_unavailable() {
+    let handler = HttpHandler::new(options("http://no-such-host.invalid/")).unwrap();
+    let error = post(&handler, Message::builder("x")).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_accept_in_time_is_unavailable() {
+    // Its queue of connections is full: the kernel answers no further one.
+    let listener =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let listener = std::net::TcpListener::from(listener);
+    let address = listener.local_addr().unwrap();
+    let _first = std::net::TcpStream::connect(address).unwrap();
+    let mut options = options(format!("http://{address}/"));
+    options.timeout = Duration::from_secs(2);
+    let error = post(&HttpHandler::new(options).unwrap(), Message::builder("x")).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_for_a_limited_time() {
+    let server = Server::always("200 OK", "", "").await;
+    let mut options = options(server.url());
+    options.keep_alive = Duration::ZERO;
+    let handler = HttpHandler::new(options).unwrap();
+    for _ in 0..3 {
+        post(&handler, Message::builder("x")).await.unwrap();
+    }
+    assert_eq!(server.connections(), 3);
 }

@@ -4,10 +4,12 @@
 mod handlers_support;
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::sync::{Arc, Mutex};
 
 use handlers_support::claimed;
 use onceward::{Handler as _, Message, Verdict};
 use onceward_cli::handlers::StdoutHandler;
+use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn each_payload_becomes_a_line_of_its_own() {
@@ -69,13 +71,66 @@ async fn what_was_not_flushed_is_not_done() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_gone_away_is_an_error_and_not_the_end_of_the_program() {
+async fn a_reader_that_has_gone_away_ends_the_run_and_uses_no_attempt() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let (_run, message) = claimed(Message::builder("x"));
-    let error = StdoutHandler::to(writer).handle(message).await.unwrap_err();
-    assert_eq!(error.verdict(), Verdict::Retry);
+    let closed = CancellationToken::new();
+    let error = StdoutHandler::to(writer).closes(closed.clone()).handle(message).await.unwrap_err();
+    assert_eq!(error.verdict(), Verdict::Unavailable);
     assert!(error.text().contains("its reader has gone away"), "{error}");
+    assert!(closed.is_cancelled());
+}
+
+/// Takes so many bytes, one write for all of them, and then fails a number of times before it takes more.
+struct Failing {
+    room: usize,
+    kind: std::io::ErrorKind,
+    times: u32,
+    taken: Arc<Mutex<Vec<u8>>>,
+}
+
+impl std::io::Write for Failing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.room == 0 && self.times > 0 {
+            self.times -= 1;
+            return Err(self.kind.into());
+        }
+        let taken = if self.room > 0 { bytes.len().min(self.room) } else { bytes.len() };
+        self.room = self.room.saturating_sub(taken);
+        self.taken.lock().unwrap().extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_waited_for_and_leaves_no_two_messages_on_one_line() {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let full = std::io::ErrorKind::StorageFull;
+    let handler = StdoutHandler::to(Failing { room: 6, kind: full, times: 2, taken: Arc::clone(&taken) });
+    let (_run, message) = claimed(Message::builder("one"));
+    handler.handle(message).await.unwrap();
+    let (_run, message) = claimed(Message::builder("two"));
+    for _ in 0..2 {
+        let error = handler.handle(message.clone()).await.unwrap_err();
+        assert_eq!(error.verdict(), Verdict::Unavailable, "{error}");
+    }
+    handler.handle(message).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&taken.lock().unwrap()), "one\ntw\ntwo\n");
+}
+
+#[tokio::test]
+async fn a_pipe_without_room_is_waited_for() {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let full = std::io::ErrorKind::WouldBlock;
+    let handler = StdoutHandler::to(Failing { room: 2, kind: full, times: 3, taken: Arc::clone(&taken) });
+    let (_run, message) = claimed(Message::builder("one"));
+    handler.handle(message).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&taken.lock().unwrap()), "one\n");
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ fn worker<const N: usize>(arguments: [&str; N]) -> Program {
 fn options(program: Program) -> WorkerOptions {
     let mut options = WorkerOptions::new(scope(), program);
     options.restart_delay = Duration::from_millis(1);
+    options.grace = Duration::from_millis(300);
     options
 }
 
@@ -115,7 +116,7 @@ async fn a_process_that_dies_fails_its_message_only() {
 }
 
 #[tokio::test]
-async fn garbage_ends_the_process_and_says_what_was_wrong() {
+async fn an_answer_that_cannot_be_understood_ends_the_process_and_says_what_was_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
     let handler = handler();
@@ -124,7 +125,7 @@ async fn garbage_ends_the_process_and_says_what_was_wrong() {
     assert!(!is_running(wrote), "the process is over before the handler returns");
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true));
     assert!(
-        error.text().contains("\"Traceback: \\\\u{1b}[31m\"") && error.text().contains("standard error"),
+        error.text().contains("{'id': 1, 'ok': True}") && error.text().contains("standard error"),
         "{error}"
     );
 
@@ -143,16 +144,140 @@ async fn garbage_ends_the_process_and_says_what_was_wrong() {
 #[tokio::test]
 async fn a_second_line_for_one_message_is_not_taken_for_the_next_ones_answer() {
     let handler = handler();
-    let chatty: u32 = serde_json::from_slice(&say(&handler, "chatty").await.unwrap().unwrap()).unwrap();
-    assert_ne!(pid(&handler).await, chatty);
-    assert!(!is_running(chatty));
+    for _ in 0..3 {
+        let twice: u32 = serde_json::from_slice(&say(&handler, "twice").await.unwrap().unwrap()).unwrap();
+        let echoed = say(&handler, "echo").await.unwrap().unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&echoed).unwrap()["payload"], "echo");
+        assert_eq!(pid(&handler).await, twice, "it did no harm");
+    }
+}
+
+#[tokio::test]
+async fn lines_that_are_no_answers_do_no_harm() {
+    let handler = handler();
+    let first = pid(&handler).await;
+    // Blank lines, a stray print, a log line in JSON, then the answer with a carriage return behind it.
+    assert_eq!(say(&handler, "chatty").await.unwrap().unwrap(), first.to_string());
+    assert_eq!(pid(&handler).await, first);
 }
 
 #[tokio::test]
 async fn a_worker_that_writes_before_it_reads_does_not_hold_the_handler_for_ever() {
     let handler = WorkerHandler::new(options(worker(["flood-first"])));
-    let error = ask(&handler, Message::builder(vec![b'x'; 1024 * 1024])).await.unwrap_err();
-    assert!(error.text().contains("no answer"), "{error}");
+    let payload = format!("pid {}", "x".repeat(1024 * 1024));
+    ask(&handler, Message::builder(payload)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_ends_before_it_reads_its_request_uses_no_attempt() {
+    for command in [
+        program(["/bin/sh", "-c", "echo ImportError >&2; exit 1"]),
+        program(["/bin/sh", "-c", "sleep 0.1; echo ImportError >&2; kill -KILL $$"]),
+        program(["/bin/sh", "-c", "exec <&-; sleep 0.1; echo ImportError >&2; exit 1"]),
+    ] {
+        let handler = WorkerHandler::new(options(command));
+        for size in [1, 300_000] {
+            let error = ask(&handler, Message::builder(vec![b'x'; size])).await.unwrap_err();
+            assert_eq!(
+                (error.verdict(), error.is_outcome_unknown()),
+                (Verdict::Unavailable, false),
+                "{error}"
+            );
+            assert!(error.text().ends_with(": ImportError"), "{error}");
+        }
+    }
+    // One that has read a part of it, or all of it.
+    let part = WorkerHandler::new(options(program(["/bin/sh", "-c", "head -c 10 > /dev/null; exit 1"])));
+    let error = ask(&part, Message::builder(vec![b'x'; 300_000])).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false), "{error}");
+    let whole = WorkerHandler::new(options(program(["/bin/sh", "-c", "head -n 1 > /dev/null; exit 1"])));
+    let error = ask(&whole, Message::builder("x")).await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error}");
+}
+
+#[tokio::test]
+async fn the_start_of_a_process_does_not_count_as_handler_time() {
+    let mut options = options(worker(["slow-start", "1.5"]));
+    options.timeout = Duration::from_millis(700);
+    let handler = WorkerHandler::new(options.clone());
+    assert_eq!(pid(&handler).await, pid(&handler).await);
+    // From then on it does.
+    let error = say(&handler, "sleep 60").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error}");
+    assert!(error.text().contains("did not answer within 700ms"), "{error}");
+
+    options.start_timeout = Duration::from_millis(200);
+    let error = say(&WorkerHandler::new(options), "pid").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+    assert!(error.text().contains("start timeout"), "{error}");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_to_say_when_it_is_ready_gets_nothing_before() {
+    let mut options = options(worker(["ready"]));
+    options.wait_until_ready = true;
+    options.processes = 2;
+    let handler = WorkerHandler::new(options.clone());
+    handler.start().await.unwrap();
+    pid(&handler).await;
+
+    options.program = worker([]);
+    options.start_timeout = Duration::from_millis(500);
+    let silent = WorkerHandler::new(options.clone());
+    for error in [silent.start().await.unwrap_err(), say(&silent, "pid").await.unwrap_err()] {
+        assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+        assert!(error.text().contains("{\"ready\":true}"), "{error}");
+    }
+
+    options.program = program(["/bin/sh", "-c", "echo no module named billing >&2; exit 1"]);
+    let error = WorkerHandler::new(options).start().await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+    assert!(error.text().ends_with("before it was ready: no module named billing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_message_cancelled_while_its_process_starts_leaves_the_process_to_the_next_one() {
+    let mut options = options(worker(["ready", "1"]));
+    options.wait_until_ready = true;
+    let handler = WorkerHandler::new(options);
+    let (run, message) = claimed(Message::builder("pid"));
+    let (handled, ()) = tokio::join!(handler.handle(message), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        run.cancel();
+    });
+    let error = handled.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
+    let echoed: Value = serde_json::from_slice(&say(&handler, "echo").await.unwrap().unwrap()).unwrap();
+    assert_eq!(echoed["id"], 1, "the same process, and its first request");
+}
+
+#[tokio::test]
+async fn a_cancelled_worker_is_asked_to_end_and_may_answer_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let mut options = options(worker([]));
+    options.grace = Duration::from_secs(20);
+    let handler = WorkerHandler::new(options);
+    let (run, message) = claimed(Message::builder(format!("finish {}", file.display())));
+    let handled = tokio::spawn({
+        let handler = handler.clone();
+        async move { handler.handle(message).await }
+    });
+    let first = pids(&file, 1).await[0];
+    run.cancel();
+    handled.await.unwrap().unwrap();
+    assert!(!is_running(first));
+    assert_ne!(pid(&handler).await, first);
+}
+
+#[tokio::test]
+async fn a_worker_that_a_shutdown_has_ended_is_not_to_blame() {
+    let options = options(worker([]));
+    options.shutdown.cancel();
+    let error = say(&WorkerHandler::new(options), "terminate").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, true), "{error}");
+    let error = say(&handler(), "terminate").await.unwrap_err();
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error}");
 }
 
 #[tokio::test]
@@ -211,7 +336,7 @@ async fn a_message_that_waits_for_a_process_can_be_cancelled() {
         handled = say(&handler, &hang) => panic!("{handled:?}"),
         error = waiting => error,
     };
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false));
 }
 
 #[tokio::test]
@@ -275,11 +400,11 @@ async fn a_dropped_handler_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_start_says_why_and_is_tried_again() {
+async fn a_program_that_cannot_start_says_why_and_uses_no_attempt() {
     let handler = WorkerHandler::new(options(program(["./no-such-worker"])));
     assert!(handler.check().unwrap_err().to_string().contains("command"));
     let error = say(&handler, "pid").await.unwrap_err();
-    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, false));
+    assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false));
     assert!(error.text().contains("./no-such-worker"), "{error}");
 }
 

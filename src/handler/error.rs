@@ -39,12 +39,13 @@ pub struct HandlerError {
     text: String,
     outcome_unknown: bool,
     conflict: bool,
+    not_before: Option<Duration>,
 }
 
 impl HandlerError {
     /// A failure with this text.
     pub fn new(verdict: Verdict, text: impl Into<String>) -> Self {
-        Self { verdict, text: text.into(), outcome_unknown: false, conflict: false }
+        Self { verdict, text: text.into(), outcome_unknown: false, conflict: false, not_before: None }
     }
 
     /// Worth trying again.
@@ -90,6 +91,29 @@ impl HandlerError {
     pub fn outcome_unknown(mut self) -> Self {
         self.outcome_unknown = true;
         self
+    }
+
+    /// Says how long at least to wait before the next run, where the verdict itself does not: what is unavailable may know
+    /// when it will be back.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onceward::HandlerError;
+    /// let error = HandlerError::unavailable("maintenance").not_before(Duration::from_secs(60));
+    /// assert_eq!(error.delay(), Some(Duration::from_secs(60)));
+    /// ```
+    #[must_use]
+    pub fn not_before(mut self, delay: Duration) -> Self {
+        self.not_before = Some(delay);
+        self
+    }
+
+    /// How long at least to wait before the next run, if the handler has said so.
+    pub fn delay(&self) -> Option<Duration> {
+        match self.verdict {
+            Verdict::RetryAfter(delay) => Some(delay),
+            _ => self.not_before,
+        }
     }
 
     /// What shall happen next.

@@ -154,8 +154,8 @@ impl Breaker {
             Some(_) => None,
             None => {
                 self.available_again();
-                let many = self.config.failing_keys > 0
-                    && self.failing.len() >= self.config.failing_keys as usize;
+                let many =
+                    self.config.failing_keys > 0 && self.failing.len() >= self.config.failing_keys as usize;
                 many.then(|| {
                     self.last_reason = reason;
                     self.open(true, now, pause)

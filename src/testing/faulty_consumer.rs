@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use super::faults::{FaultPlan, Operation};
 use super::process::Process;
 use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
-use crate::telemetry::SourceHealth;
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::SourceHealth;
 
 /// Wraps a consumer and its acker. Its faults are those of a [`FaultPlan`], which it derefs to: a settlement whose reply
 /// is lost is applied and reported as failed.

@@ -1,5 +1,6 @@
 //! `onceward outbox relay` and `onceward outbox status`: what handlers put into the outbox, and its way out.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use onceward::outbox::{OutboxStatus, RelayCounts};
@@ -7,7 +8,7 @@ use onceward::store::AdviceLevel;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::run::until_up;
+use super::run::{Patience, until_up};
 use crate::args::{FileArgs, OutboxCommand, ReportArgs};
 use crate::config::{Config, Lookup};
 use crate::exit::{Exit, Failure};
@@ -47,11 +48,17 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
 }
 
 async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToken) -> Result<(), Failure> {
-    let opened = until_up(shutdown, async || {
+    let part = Cell::new("store");
+    let attempt = async || {
+        part.set("store");
         let store = registry::open_store(config, Purpose::Operate).await?;
         let advice = store.check(config).await?;
+        part.set("broker");
         let relay = registry::open_relay(config, &store, shutdown.clone()).await?;
         Ok((store, advice, relay))
+    };
+    let opened = until_up(&part, Patience::ENDLESS, shutdown, async || {
+        attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))
     });
     let Some((store, advice, relay)) = opened.await.map_err(|error| super::failure(&error))? else {
         return Ok(());

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::address::Address;
 use super::duration::HumanDuration;
 use super::secret::Secret;
-use super::table::{count, table};
+use super::table::{choice, count, secs, table};
 
 /// What is done with each message: exactly one of these tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -64,34 +64,73 @@ impl Handler {
     }
 }
 
+choice! {
+    /// What an HTTP status or an exit code means for the message.
+    Meaning {
+        /// The message is completed.
+        Done,
+        /// The run failed and uses an attempt.
+        Retry,
+        /// The message is dead-lettered.
+        Permanent,
+        /// The handler is not available: the message waits and uses no attempt.
+        #[default]
+        Unavailable,
+    }
+}
+
 table! {
-    /// A POST of the payload. 2xx completes; 408, 425, 429 and 5xx retry; 409 retries later; other 4xx dead-letter.
+    /// A POST of the payload. 2xx completes; 429, 502, 503, 504 and a server that cannot be reached use no attempt; 408, 425
+    /// and other 5xx retry; 409 retries later; other 4xx dead-letter. A `Retry-After` is honoured.
     HttpHandler [handler] {
         /// Where to post. Redirects are not followed.
         pub url: Address,
-        /// Headers sent with every request, such as `Authorization`. Their values are never printed.
+        /// Headers sent with every request, such as `Authorization`. They replace those of the message, such as
+        /// `Content-Type`; those that name the message (`Idempotency-Key`, `Onceward-*`) cannot be set. Their values are
+        /// never printed.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub headers: BTreeMap<String, Secret>,
+        /// How long an idle connection is kept for the next message, up to 1h; shorter than the server's own limit, which
+        /// is 5s for many. "0s" opens a connection for each message.
+        #[serde(default = "secs::<4>")]
+        pub keep_alive: HumanDuration,
+        /// What a status means, where that is not the default: a status or a class, such as 404 = "retry" or
+        /// "5xx" = "unavailable". A status goes before its class. "unavailable" uses no attempt, but a server that answers
+        /// 503 may have had the effect all the same.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub status: BTreeMap<String, Meaning>,
     }
 }
 
 table! {
     /// One process for each message: payload on standard input, the rest in `ONCEWARD_*` variables. Exit 0 completes,
-    /// 75 and signals retry, 65 dead-letters, other codes retry.
+    /// 75 and signals retry, 65 dead-letters, 126 and 127 (the shell cannot run or find a command) and a program that
+    /// cannot be started use no attempt, other codes retry.
     ExecHandler [handler] {
         /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
         pub command: Vec<Address>,
+        /// What an exit code from 1 to 255 means, where that is not the default, such as 3 = "permanent".
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub exit: BTreeMap<String, Meaning>,
     }
 }
 
 table! {
-    /// Long-lived processes: one JSON line in, one JSON line out.
+    /// Long-lived processes: one JSON line in, one JSON line out. The time a process needs to start does not count as
+    /// handler time, and a process that ends before it has read a request uses no attempt.
     WorkerHandler [handler] {
         /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
         pub command: Vec<Address>,
         /// How many processes run, from 1 to 1024.
         #[serde(default = "count::<4>")]
         pub processes: u32,
+        /// How long a process may take from its start until it reads its first request (with `ready = true`: until it says
+        /// that it is ready), from 1ms to 12h.
+        #[serde(default = "secs::<30>")]
+        pub start_timeout: HumanDuration,
+        /// The processes write the line {"ready":true} once they can work, and get no request before.
+        #[serde(default)]
+        pub ready: bool,
     }
 }
 

@@ -32,6 +32,9 @@ pub struct PipelineConfig {
     pub max_batch: u32,
     /// How long a shutdown waits for running handlers, up to 1h. What still runs then is cut and comes again.
     pub drain_timeout: HumanDuration,
+    /// How long a handler that is cancelled (its `timeout` or the drain deadline has passed) may take to end, up to 1h. A
+    /// process gets SIGTERM at first, and SIGKILL shortly before this time has passed.
+    pub cancel_grace: HumanDuration,
 }
 
 impl Default for PipelineConfig {
@@ -44,6 +47,7 @@ impl Default for PipelineConfig {
             max_in_flight_bytes: ByteCount::mib(256),
             max_batch: 256,
             drain_timeout: HumanDuration::from_secs(25),
+            cancel_grace: HumanDuration::from_secs(4),
         }
     }
 }

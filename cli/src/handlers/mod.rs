@@ -13,25 +13,31 @@
 //! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
 //! settles, retries or deduplicates: that is the pipeline's.
 
+mod children;
 mod exec;
 mod headers;
 #[cfg(feature = "http")]
 mod http;
+mod interpreter;
 mod lines;
+mod meaning;
 mod payload;
 mod process;
 mod publish;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 mod stdout;
+mod stop;
 pub(crate) mod text;
 mod token;
 mod variables;
 mod worker;
 
+pub(crate) use children::reap_orphans;
 pub use exec::{ExecHandler, ExecOptions};
 #[cfg(feature = "http")]
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};
+pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;
 #[cfg(feature = "postgres")]

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use onceward::{Error, ErrorKind};
+use onceward::{Error, ErrorKind, HandlerError};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::process::{Child, Command};
+
+use super::{children, interpreter};
 
 /// How long the rest of a killed group is waited for. SIGKILL ends a process within microseconds, but one that sits in
 /// the kernel (a dead network file system) stays.
@@ -27,7 +29,7 @@ pub(super) struct ProcessGroup {
 impl ProcessGroup {
     /// Starts `command` as the leader of a new group.
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
-        let child = command.process_group(0).kill_on_drop(true).spawn()?;
+        let child = children::spawn(command.process_group(0).kill_on_drop(true))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         Ok(Self { child, group })
     }
@@ -49,7 +51,7 @@ impl ProcessGroup {
     /// It may be dropped and called again.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await?;
-        self.signal();
+        self.reaped();
         Ok(status)
     }
 
@@ -57,9 +59,17 @@ impl ProcessGroup {
     pub(super) fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.child.try_wait()?;
         if status.is_some() {
-            self.signal();
+            self.reaped();
         }
         Ok(status)
+    }
+
+    /// Asks the group to end: SIGTERM. Does nothing once the child has ended.
+    pub(super) fn terminate(&self) {
+        if let Some(group) = self.group {
+            // An error means that nobody is left in it.
+            let _ = kill_process_group(group, Signal::TERM);
+        }
     }
 
     /// Kills the group, waits until the child is reaped, and for at most a second until the rest is gone. Answers how
@@ -71,6 +81,7 @@ impl ProcessGroup {
         let group = self.signal();
         let status = self.child.wait().await.ok();
         let Some(group) = group else { return status };
+        children::forget(group.as_raw_pid());
         let gone = async {
             let mut pause = Duration::from_micros(200);
             while is_anyone_left(group) {
@@ -82,6 +93,13 @@ impl ProcessGroup {
             tracing::warn!(group = group.as_raw_pid(), "a killed process group has not gone within a second");
         }
         status
+    }
+
+    /// The child has been waited for: ends what it left behind.
+    fn reaped(&mut self) {
+        if let Some(group) = self.signal() {
+            children::forget(group.as_raw_pid());
+        }
     }
 
     /// Sends SIGKILL to the group, once. The child has either not been reaped or has been just now, so that the number
@@ -96,7 +114,7 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        self.signal();
+        self.reaped();
     }
 }
 
@@ -188,7 +206,7 @@ impl Program {
             let what = format!("{} is no directory to run in", directory.display());
             return Err(Error::new(ErrorKind::Config, "start the handler's program", what));
         }
-        which::which(&*self.file()).map(drop).map_err(|cause| {
+        let file = which::which(&*self.file()).map_err(|cause| {
             let what = format!(
                 "{:?} is not an executable file{}; correct the handler's `command`, or make the file executable \
                  (chmod +x)",
@@ -196,7 +214,9 @@ impl Program {
                 if self.name.contains('/') { "" } else { " in PATH" }
             );
             Error::new(ErrorKind::Config, "start the handler's program", what).with_source(cause)
-        })
+        })?;
+        interpreter::check(&file)
+            .map_err(|what| Error::new(ErrorKind::Config, "start the handler's program", what))
     }
 
     /// A command with all three standard streams as pipes.
@@ -210,8 +230,8 @@ impl Program {
         command
     }
 
-    /// What to say when it cannot be started.
-    pub(super) fn cannot_start(&self, cause: &io::Error) -> String {
+    /// What a start that failed means: nothing has happened, and in nearly all cases the message is not to blame.
+    pub(super) fn not_started(&self, cause: &io::Error) -> HandlerError {
         let hint = match cause.kind() {
             io::ErrorKind::NotFound
                 if self.name.contains('/') && std::fs::exists(self.file()).unwrap_or(false) =>
@@ -220,9 +240,14 @@ impl Program {
             }
             io::ErrorKind::NotFound => "; correct the handler's `command`",
             io::ErrorKind::PermissionDenied => "; make it executable (chmod +x)",
+            io::ErrorKind::ArgumentListTooLong => "; the message's headers do not fit into its environment",
             _ => "",
         };
-        format!("cannot start {:?}: {cause}{hint}", self.name)
+        let text = format!("cannot start {:?}: {cause}{hint}", self.name);
+        match cause.kind() {
+            io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => HandlerError::retry(text),
+            _ => HandlerError::unavailable(text),
+        }
     }
 }
 

@@ -4,16 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use onceward::dead_letter::{HEADER_MESSAGE_ID, HEADER_PREFIX};
-use onceward::{Handled, Handler, HandlerError, Message, Outgoing, Publisher};
+use onceward::{Error, ErrorKind, Handled, Handler, HandlerError, Message, Outgoing, Publisher, Verdict};
 
 /// Publishes each message and is done once the other broker has confirmed it.
 ///
-/// What it publishes bears the message's idempotency key as its id, the same in every attempt and after a redrive: a run
-/// whose confirm is lost publishes a copy, and the consumer downstream tells it by that id. Without a key the id is the
-/// message's own or, failing that, where it stands in its source; a message that has neither is published without one.
+/// What it publishes bears the message's own id or, where it has none, its idempotency key; failing both, where it stands in
+/// its source. The key is in the header `onceward-id` as well, the same in every attempt and after a redrive: a run whose
+/// confirm is lost publishes a copy, and the consumer downstream tells it by that.
 ///
-/// Payload, ordering key and headers go along, but for headers that begin with `onceward-`, which are about the source.
-/// The id that the message came with is in `onceward-message-id`.
+/// Payload, ordering key and headers go along, but for headers that begin with `onceward-`, which are about the source; to a
+/// broker of the same kind types and properties go along unchanged. The id that the message came with is in
+/// `onceward-message-id`.
+///
+/// A broker that cannot be reached, refuses the login, lacks the destination or has no room uses no attempt; where the
+/// message may have arrived all the same, the outcome counts as unknown. A message that is too large for it is dead-lettered.
 #[derive(Clone)]
 pub struct PublishHandler {
     publisher: Arc<dyn Publisher>,
@@ -34,7 +38,8 @@ impl PublishHandler {
         }
         Outgoing {
             destination: (*self.destination).to_owned(),
-            id: id(message),
+            id: message_id(message),
+            own_id: own_id(message),
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
@@ -45,16 +50,38 @@ impl PublishHandler {
     }
 }
 
+/// The producer's id or, without one, ours.
+fn message_id(message: &Message) -> String {
+    let id = message.id().and_then(|id| std::str::from_utf8(id).ok()).filter(|id| !id.is_empty());
+    id.map_or_else(|| own_id(message), str::to_owned)
+}
+
 /// The same for every attempt at one message.
-fn id(message: &Message) -> String {
-    if let Some(key) = message.key() {
-        return key.to_string();
-    }
-    let own = message.id().and_then(|id| std::str::from_utf8(id).ok());
-    match (own, message.position()) {
-        (Some(own), _) => own.to_owned(),
+fn own_id(message: &Message) -> String {
+    match (message.key(), message.position()) {
+        (Some(key), _) => key.to_string(),
         (None, Some(at)) => format!("{}:{}:{}", at.incarnation, at.partition, at.offset),
         (None, None) => String::new(),
+    }
+}
+
+/// What a publish that failed says about the message, and whether the message may have arrived.
+fn failed(error: Error) -> HandlerError {
+    use ErrorKind::{
+        Config, Corrupt, Denied, Internal, Throttled, Timeout, TooLarge, Unavailable, Unsupported,
+    };
+    let kind = error.kind();
+    let error = HandlerError::from(error);
+    let verdict = match kind {
+        TooLarge => Verdict::Permanent,
+        Unavailable | Timeout | Throttled | Denied | Config => Verdict::Unavailable,
+        // The broker may not take this one: it must not wait for ever.
+        _ => Verdict::Retry,
+    };
+    let failed = HandlerError::new(verdict, error.text());
+    match kind {
+        TooLarge | Throttled | Denied | Config | Corrupt | Unsupported | Internal => failed,
+        _ => failed.outcome_unknown(),
     }
 }
 
@@ -70,7 +97,7 @@ impl Handler for PublishHandler {
     async fn handle(&self, message: Message) -> Handled {
         let cancellation = message.cancellation();
         if cancellation.is_cancelled() {
-            return Err(HandlerError::retry("cancelled before the message was published"));
+            return Err(HandlerError::unavailable("cancelled before the message was published"));
         }
         let batch = [self.outgoing(&message)];
         let published = tokio::select! {
@@ -83,7 +110,7 @@ impl Handler for PublishHandler {
         };
         match published.into_iter().next() {
             Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(HandlerError::from(error).outcome_unknown()),
+            Some(Err(error)) => Err(failed(error)),
             None => Err(HandlerError::retry("the publisher did not say whether it published the message")),
         }
     }
@@ -91,8 +118,8 @@ impl Handler for PublishHandler {
 
 #[cfg(test)]
 mod tests {
+    use onceward::Position;
     use onceward::testing::{Fault, MemoryPublisher, Operation};
-    use onceward::{Position, Verdict};
 
     use super::*;
 
@@ -128,9 +155,26 @@ mod tests {
         let message = Message::builder("paid").position(at).build();
         publisher.next(Operation::Publish, Fault::ReplyLost);
         let error = handler.handle(message.clone()).await.unwrap_err();
-        assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Retry, true), "{error:?}");
+        assert!(error.is_outcome_unknown(), "{error:?}");
         handler.handle(message).await.unwrap();
-        let ids: Vec<_> = publisher.sent().into_iter().map(|sent| sent.id).collect();
-        assert_eq!(ids, ["log:2:7", "log:2:7"]);
+        let ids: Vec<_> = publisher.sent().into_iter().map(|sent| (sent.id, sent.own_id)).collect();
+        assert_eq!(ids, vec![("log:2:7".to_owned(), "log:2:7".to_owned()); 2]);
+    }
+
+    #[test]
+    fn only_what_a_broker_says_about_the_message_is_charged_to_it() {
+        let of = |kind| {
+            let failed = failed(Error::new(kind, "publish to invoices", "refused"));
+            (failed.verdict(), failed.is_outcome_unknown())
+        };
+        for kind in [ErrorKind::Unavailable, ErrorKind::Timeout] {
+            assert_eq!(of(kind), (Verdict::Unavailable, true), "{kind:?}");
+        }
+        for kind in [ErrorKind::Throttled, ErrorKind::Denied, ErrorKind::Config] {
+            assert_eq!(of(kind), (Verdict::Unavailable, false), "{kind:?}");
+        }
+        assert_eq!(of(ErrorKind::TooLarge), (Verdict::Permanent, false));
+        assert_eq!(of(ErrorKind::Corrupt), (Verdict::Retry, false));
+        assert_eq!(of(ErrorKind::Unknown), (Verdict::Retry, true));
     }
 }

@@ -64,7 +64,6 @@ pub(crate) async fn build(
 ) -> Result<Ready, Error> {
     match handler {
         Some(handler) => {
-            checked(&handler).await?;
             let rest = handler.rest();
             let builder = with_settings(
                 Pipeline::builder(scope.clone(), source, Arc::clone(&store.store)),
@@ -76,17 +75,6 @@ pub(crate) async fn build(
             plain(builder, handler, rest)
         }
         None => transactional(config, scope, source, store, dead_letters, until_empty),
-    }
-}
-
-/// A program that is missing would cost every message its attempts. A service that is down may come up.
-async fn checked(handler: &AnyHandler) -> Result<(), Error> {
-    match handler.check().await {
-        Err(error) if error.is_retryable() => {
-            tracing::warn!(?error, "the handler is not ready; messages are tried until it is");
-            Ok(())
-        }
-        checked => checked,
     }
 }
 

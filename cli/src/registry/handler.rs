@@ -5,18 +5,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use onceward::{Error, Handler, HandlerError, IntoReply, Message, Scope};
 
+use tokio_util::sync::CancellationToken;
+
 use super::not_in_this_build;
 use super::publisher::{Target, open_publisher};
 use super::store::OpenStore;
 use crate::config::{self, Address, Config};
 use crate::handlers::{
-    ExecHandler, ExecOptions, Program, PublishHandler, StdoutHandler, WorkerHandler, WorkerOptions,
+    ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler, WorkerOptions,
 };
 #[cfg(feature = "http")]
-use crate::handlers::{HttpHandler, HttpOptions};
-
-/// How long worker processes may take to end once their input is closed.
-const WORKERS_END: Duration = Duration::from_secs(5);
+use crate::handlers::{HttpHandler, HttpOptions, Statuses};
 
 /// Any of the handlers whose completion is written after them. One type for all, so that the pipeline is compiled once.
 pub(crate) enum AnyHandler {
@@ -64,6 +63,17 @@ impl AnyHandler {
         }
     }
 
+    /// Starts what it keeps running between messages, and waits until that is ready.
+    ///
+    /// # Errors
+    /// Why it cannot be given a message yet.
+    pub(crate) async fn start(&self) -> Result<(), HandlerError> {
+        match self {
+            Self::Worker(handler) => handler.start().await,
+            _ => Ok(()),
+        }
+    }
+
     /// What has to end after the run.
     pub(super) fn rest(&self) -> Rest {
         match self {
@@ -78,10 +88,10 @@ impl AnyHandler {
 pub(crate) struct Rest(Option<WorkerHandler>);
 
 impl Rest {
-    /// Ends it. After a `forced` end nothing is waited for.
-    pub(crate) async fn end(self, forced: bool) {
+    /// Ends it within about `limit`.
+    pub(crate) async fn end(self, limit: Duration) {
         let Some(workers) = self.0 else { return };
-        let killed = workers.shut_down(if forced { Duration::ZERO } else { WORKERS_END }).await;
+        let killed = workers.shut_down(limit).await;
         if killed > 0 {
             tracing::warn!(
                 killed,
@@ -91,32 +101,53 @@ impl Rest {
     }
 }
 
-/// The handler; `None` for `[handler.sql]`, which is made together with its store.
+/// The handler; `None` for `[handler.sql]`, which is made together with its store. It learns by `shutdown` that the program
+/// is ending, and fires it where it makes no sense to go on.
 ///
 /// # Errors
 /// [`Error`] if it cannot be used as it is configured, or its broker cannot be reached.
-pub(crate) async fn open_handler(config: &Config, scope: &Scope) -> Result<Option<AnyHandler>, Error> {
+pub(crate) async fn open_handler(
+    config: &Config,
+    scope: &Scope,
+    shutdown: &CancellationToken,
+) -> Result<Option<AnyHandler>, Error> {
+    // A run is dropped after the pipeline's grace: its process has to be gone before.
+    let grace = config.pipeline.cancel_grace.get() * 3 / 4;
     let handler = match &config.handler {
-        config::Handler::Exec(exec) => AnyHandler::Exec(ExecHandler::new(ExecOptions {
-            scope: scope.clone(),
-            program: program(config, &exec.command)?,
-            keep_output: None,
-        })),
+        config::Handler::Exec(exec) => {
+            let mut options = ExecOptions::new(scope.clone(), program(config, &exec.command)?);
+            let codes = exec.exit.iter().filter_map(|(code, meaning)| Some((code.parse().ok()?, *meaning)));
+            options.exit_codes = ExitCodes::new(codes);
+            options.grace = grace;
+            options.shutdown = shutdown.clone();
+            AnyHandler::Exec(ExecHandler::new(options))
+        }
         config::Handler::Worker(worker) => {
             let mut options = WorkerOptions::new(scope.clone(), program(config, &worker.command)?);
             options.processes = worker.processes;
+            options.timeout = worker.timeout.get();
+            options.start_timeout = worker.start_timeout.get();
+            options.wait_until_ready = worker.ready;
+            options.grace = grace;
+            options.shutdown = shutdown.clone();
             AnyHandler::Worker(WorkerHandler::new(options))
         }
         #[cfg(feature = "http")]
         config::Handler::Http(http) => {
             let mut options = HttpOptions::new(scope.clone(), http.url.expose());
             options.timeout = http.timeout.get();
+            options.keep_alive = http.keep_alive.get();
             options.idle_connections = config.pipeline.concurrency as usize;
             options.headers =
                 http.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+            // The check of the configuration has refused other names.
+            options.statuses =
+                Statuses::new(http.status.iter().map(|(name, meaning)| (name.as_str(), *meaning)))
+                    .unwrap_or_default();
             AnyHandler::Http(HttpHandler::new(options)?)
         }
-        config::Handler::Stdout(_) => AnyHandler::Stdout(StdoutHandler::new()),
+        // Without a reader nothing is left to do.
+        config::Handler::Stdout(_) => AnyHandler::Stdout(StdoutHandler::new().closes(shutdown.clone())),
         config::Handler::Sql(_) => return Ok(None),
         #[cfg(not(feature = "http"))]
         config::Handler::Http(_) => return Err(not_in_this_build("handler.http")),

@@ -1,8 +1,10 @@
 //! Turns the configuration's words into the core's: scope, key sources, limits, policies.
 
+use std::time::Duration;
+
 use onceward::pipeline::config::{self as core, Policies};
 use onceward::retry::{Backoff, RetryPolicy};
-use onceward::{Error, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
+use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
 
 use crate::config::{self, Config, Handler, KeyPart, OrderBy};
 
@@ -37,16 +39,11 @@ pub(crate) fn key_source(parts: &[KeyPart]) -> KeySource {
 /// All limits and choices of the pipeline.
 pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineConfig {
     let (limits, pipeline) = (config.store.limits(), &config.pipeline);
-    let concurrency = match &config.handler {
-        // A message that waits for a process would hold a claim meanwhile, and use up its time.
-        Handler::Worker(worker) => pipeline.concurrency.min(worker.processes),
-        _ => pipeline.concurrency,
-    };
     PipelineConfig {
         lease: limits.lease.get(),
         ttl: limits.ttl.get(),
         store_timeout: limits.timeout.get(),
-        concurrency: concurrency as usize,
+        concurrency: concurrency(config) as usize,
         max_batch: pipeline.max_batch as usize,
         transaction_batch: match &config.handler {
             Handler::Sql(sql) => sql.batch as usize,
@@ -55,10 +52,17 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         max_in_flight: pipeline.max_in_flight as usize,
         max_in_flight_bytes: usize::try_from(pipeline.max_in_flight_bytes.get()).unwrap_or(usize::MAX),
         ordering: ordering(config),
-        handler_timeout: config.handler.timeout().get(),
+        handler_timeout: handler_timeout(config),
+        cancel_grace: pipeline.cancel_grace.get(),
         drain_timeout: pipeline.drain_timeout.get(),
         retry: retry_policy(&config.retry),
         policies: policies(&config.policy),
+        fingerprint: match &config.key.fingerprint {
+            config::FingerprintConfig::Json => Fingerprinting::Json,
+            config::FingerprintConfig::Bytes => Fingerprinting::Bytes,
+            config::FingerprintConfig::Off => Fingerprinting::Off,
+            config::FingerprintConfig::Pointers(pointers) => Fingerprinting::Pointers(pointers.clone()),
+        },
         mode: match config.mode {
             config::Mode::Enforce => core::Mode::Enforce,
             config::Mode::Observe => core::Mode::Observe,
@@ -67,6 +71,26 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         keep_results: false,
         until_idle: until_empty,
         ..PipelineConfig::default()
+    }
+}
+
+/// How many handlers run at a time.
+pub(super) fn concurrency(config: &Config) -> u32 {
+    match &config.handler {
+        // A message that waits for a process would hold a claim meanwhile, and use up its time.
+        Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),
+        _ => config.pipeline.concurrency,
+    }
+}
+
+/// A worker's time is kept by its handler, which knows when it begins: the start of a process does not count.
+fn handler_timeout(config: &Config) -> Duration {
+    let timeout = config.handler.timeout().get();
+    match &config.handler {
+        Handler::Worker(worker) => timeout
+            .saturating_add(worker.start_timeout.get())
+            .saturating_add(config.pipeline.cancel_grace.get()),
+        _ => timeout,
     }
 }
 
@@ -122,13 +146,15 @@ fn policies(config: &config::PolicyConfig) -> Policies {
             config::OnExhausted::DeadLetter => core::OnExhausted::DeadLetter,
             config::OnExhausted::Park => core::OnExhausted::Park,
         },
+        on_letter_refused: match config.on_letter_refused {
+            config::OnLetterRefused::Park => core::OnLetterRefused::Park,
+            config::OnLetterRefused::Drop => core::OnLetterRefused::Drop,
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn parse(more: &str) -> Config {
@@ -141,7 +167,7 @@ mod tests {
     fn every_limit_reaches_the_pipeline() {
         let config = parse(
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
-             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_in_flight_bytes = '1GiB'\ndrain_timeout = '8s'\n\
+             concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_in_flight_bytes = '1GiB'\ndrain_timeout = '8s'\ncancel_grace = '9s'\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
              jitter = 'decorrelated'\n",
         );
@@ -150,6 +176,7 @@ mod tests {
         let secs = Duration::from_secs;
         assert_eq!((settings.ttl, settings.lease, settings.store_timeout), (secs(7200), secs(9), secs(3)));
         assert_eq!((settings.handler_timeout, settings.drain_timeout), (secs(7), secs(8)));
+        assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
         assert_eq!(settings.ordering, core::Ordering::By(KeySource::JsonPointer("/c".into())));
@@ -172,10 +199,37 @@ mod tests {
     }
 
     #[test]
+    fn fingerprints_and_the_policy_on_refused_letters_reach_the_pipeline() {
+        let config = parse("[store.memory]\n[handler.stdout]\n[policy]\non_letter_refused = 'drop'\n");
+        let settings = pipeline_config(&config, false);
+        assert_eq!(settings.fingerprint, Fingerprinting::Json);
+        assert_eq!(settings.policies.on_letter_refused, core::OnLetterRefused::Drop);
+        for (text, expected) in [
+            ("'bytes'", Fingerprinting::Bytes),
+            ("'off'", Fingerprinting::Off),
+            ("['json:/a']", Fingerprinting::Pointers(vec!["/a".into()])),
+        ] {
+            let base = "scope = 'a'\n[source.file]\npath = 'x'\n[key]\nfrom = ['json:/id']\n";
+            let rest = "[dead_letter]\nto = 'd'\n[store.memory]\n[handler.stdout]\n";
+            let text = format!("{base}fingerprint = {text}\n{rest}");
+            let config = Config::parse(&text, &|_| None).unwrap();
+            assert_eq!(pipeline_config(&config, false).fingerprint, expected);
+        }
+    }
+
+    #[test]
     fn as_many_statements_share_a_transaction_as_the_handler_says() {
         let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'SELECT 1'\ntimeout = '1s'\n";
         assert_eq!(pipeline_config(&parse(sql), false).transaction_batch, 1);
         assert_eq!(pipeline_config(&parse(&format!("{sql}batch = 12\n")), false).transaction_batch, 12);
+    }
+
+    #[test]
+    fn the_start_of_a_worker_process_does_not_count_as_handler_time() {
+        let config = parse(
+            "[store.memory]\n[handler.worker]\ncommand = ['w']\ntimeout = '2s'\nstart_timeout = '5s'\n",
+        );
+        assert!(pipeline_config(&config, false).handler_timeout > Duration::from_secs(7));
     }
 
     #[test]

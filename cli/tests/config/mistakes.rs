@@ -47,7 +47,7 @@ fn each_mistake_gets_its_sentence() {
         (
             base_and("[pipeline]\nzzz = 1\n"),
             "line 13: pipeline.zzz: is not a known name; write one of concurrency, ordering, order_by, max_in_flight, \
-             max_in_flight_bytes, max_batch, drain_timeout",
+             max_in_flight_bytes, max_batch, drain_timeout, cancel_grace",
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),

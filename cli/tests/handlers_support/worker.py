@@ -19,6 +19,7 @@ def touch(path):
 
 
 if sys.argv[1:2] == ["ignore-end"]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     touch(sys.argv[2])
     while True:
         sys.stdin.readline()
@@ -26,6 +27,13 @@ if sys.argv[1:2] == ["ignore-end"]:
 
 if sys.argv[1:2] == ["flood-first"]:
     say("x" * 1_000_000 + "\n")
+
+if sys.argv[1:2] == ["slow-start"]:
+    time.sleep(float(sys.argv[2]))
+
+if sys.argv[1:2] == ["ready"]:
+    time.sleep(float((sys.argv[2:] or ["0"])[0]))
+    say('loading\n{"ready": true}\n')
 
 for line in sys.stdin:
     request = json.loads(line)
@@ -42,7 +50,7 @@ for line in sys.stdin:
         time.sleep(60)
     elif word == "garbage":
         touch(rest)
-        say("Traceback: \x1b[31m\n")
+        say(repr({"id": 1, "ok": True}) + "\n")
         time.sleep(60)
     elif word == "wrong-id":
         answer["id"] += 1
@@ -53,8 +61,25 @@ for line in sys.stdin:
         os.close(1)
         time.sleep(60)
     elif word == "chatty":
-        say(json.dumps(answer) + "\nand one more\n")
+        say("\n  \r\nTraceback: \x1b[31m\n" + json.dumps({"level": "info", "msg": "x"}) + "\n")
+        say(json.dumps(answer) + " \r\n\nand one more\n")
         continue
+    elif word == "twice":
+        say(json.dumps(answer) + "\n")
+    elif word == "sleep":
+        time.sleep(float(rest))
+    elif word == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    elif word == "finish":
+        def finish(*_):
+            say(json.dumps(answer) + "\n")
+            time.sleep(60)
+
+        signal.signal(signal.SIGTERM, finish)
+        touch(rest)
+        while True:
+            time.sleep(60)
     elif word == "hang":
         child = subprocess.Popen(["sleep", "300"])
         with open(rest, "w") as file:

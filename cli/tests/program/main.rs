@@ -4,9 +4,12 @@
 mod check;
 #[cfg(feature = "sqlite")]
 mod keys;
+mod log;
 #[cfg(feature = "sqlite")]
 mod outage;
 mod quickstart;
+#[cfg(feature = "redis")]
+mod redis;
 mod run;
 mod scene;
 mod signals;

@@ -192,7 +192,9 @@ fn a_planted_password_is_never_printed() {
     let retry = "[retry]\nmax_attempts = 1\n";
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.http]\n{url}\n{headers}{retry}"));
     scene.write("orders.ndjson", THREE);
-    for (words, code) in [("run @", 3), ("check @", 1), ("check --json @", 1), ("config show @", 0)] {
+    for (words, code) in
+        [("run --startup-timeout 1s @", 1), ("check @", 1), ("check --json @", 1), ("config show @", 0)]
+    {
         let mut command = scene.command(words);
         command.env("SECRET", PASSWORD).env("ONCEWARD_LOG", "trace").env("RUST_BACKTRACE", "full");
         let ended = scene.start(command).end();

@@ -127,6 +127,11 @@ impl Running {
         text(&self.stderr)
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    }
+
     /// Waits for its end, which must come.
     pub(crate) fn end(mut self) -> Ended {
         let status = until("the program ends", || self.child.try_wait().unwrap());

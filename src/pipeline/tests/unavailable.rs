@@ -252,7 +252,10 @@ async fn a_drain_while_the_handler_is_unavailable_gives_everything_back() {
     assert_eq!((summary.handled(), summary.given_back(), world.broker.depth()), (0, 50, 50));
     for id in &all {
         let record = world.record(id).await;
-        assert!(record.is_none_or(|record| record.lease_left.is_none_or(|left| left.is_zero())), "{id} is free");
+        assert!(
+            record.is_none_or(|record| record.lease_left.is_none_or(|left| left.is_zero())),
+            "{id} is free"
+        );
     }
 }
 

@@ -13,7 +13,11 @@ fn partition_of(run: &Run) -> u32 {
 
 async fn poison_fails(message: Message) -> Handled {
     tokio::time::sleep(10 * MS).await;
-    if id_of(&message).ends_with("#poison") { Err(HandlerError::retry_after(3600 * SECOND, "no")) } else { Ok(()) }
+    if id_of(&message).ends_with("#poison") {
+        Err(HandlerError::retry_after(3600 * SECOND, "no"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Four partitions of `count` messages; how long it takes until all of the last three are done.
@@ -84,7 +88,8 @@ async fn a_partition_is_paused_when_too_much_of_it_waits_and_resumed_below_half(
     assert_eq!(world.runs().len(), 2, "the other partition goes on");
     go.send(true).unwrap();
     world.empty().await;
-    let ids: Vec<_> = world.runs().iter().filter(|run| partition_of(run) == 0).map(|run| run.id.clone()).collect();
+    let ids: Vec<_> =
+        world.runs().iter().filter(|run| partition_of(run) == 0).map(|run| run.id.clone()).collect();
     assert_eq!(ids, (0..100).map(|number| format!("0#{number}")).collect::<Vec<_>>());
     let _ = worker.end().await;
 }
@@ -177,7 +182,8 @@ async fn of_a_leaving_partition_nothing_more_starts_and_what_has_not_started_goe
         Ok(())
     });
     tokio::time::sleep(500 * MS).await;
-    let started: Vec<_> = world.runs().iter().filter(|run| partition_of(run) == 0).map(|run| run.id.clone()).collect();
+    let started: Vec<_> =
+        world.runs().iter().filter(|run| partition_of(run) == 0).map(|run| run.id.clone()).collect();
     assert!(!started.is_empty());
     world.broker.leave(1, 0);
     tokio::time::sleep(10 * MS).await;
@@ -215,4 +221,3 @@ async fn in_order_a_leaving_partition_frees_the_lanes_and_copies_of_others() {
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.given_back()), (1, 2));
 }
-

@@ -87,7 +87,8 @@ mod tests {
     #[test]
     fn no_check_is_missing_from_the_macro() {
         let macros = include_str!("macros.rs");
-        let modules = [include_str!("deliveries.rs"), include_str!("settlements.rs"), include_str!("flow.rs")];
+        let modules =
+            [include_str!("deliveries.rs"), include_str!("settlements.rs"), include_str!("flow.rs")];
         let mut checks = 0;
         for line in modules.iter().flat_map(|module| module.lines()) {
             let Some(rest) = line.strip_prefix("pub async fn ") else { continue };

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
+use tokio_util::sync::CancellationToken;
 
 use super::files;
 use super::finding::Finding;
@@ -137,7 +138,7 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
     let key = config.handler.path();
     let checked = async {
         let scope = registry::scope(config)?;
-        match in_time(registry::open_handler(config, &scope)).await? {
+        match in_time(registry::open_handler(config, &scope, &CancellationToken::new())).await? {
             Some(handler) => in_time(handler.check()).await.map(|()| true),
             None => match store {
                 Some(store) => in_time(registry::check_statement(config, store)).await.map(|()| true),

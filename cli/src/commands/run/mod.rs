@@ -1,20 +1,27 @@
 //! `onceward run`: consume until a signal comes or the source ends.
 
+mod drain;
 mod startup;
 mod summary;
 
-pub(super) use startup::until_up;
+pub(super) use startup::{Patience, until_up};
+
+use std::time::Duration;
 
 use onceward::Summary;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
-use crate::config::{Config, Handler, Lookup, Source};
+use crate::config::{Config, Handler, HumanDuration, Lookup, Source};
 use crate::exit::{Exit, Failure};
+use crate::handlers::reap_orphans;
 use crate::output::{Output, complain};
 use crate::signals::Signals;
 use crate::telemetry::{self, Watched};
 use crate::{logging, registry};
+
+use drain::bounded;
 
 /// Runs the pipeline of a configuration. The first signal drains; the second ends the program at once.
 pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
@@ -25,41 +32,53 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
+    let reaping = CancellationToken::new();
+    let _until_the_end = reaping.clone().drop_guard();
     let watched = Watched::run(&config.scope, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
 
-    let whole_run = consume(&config, args.until_empty, &watched, &shutdown);
+    tokio::spawn(reap_orphans(reaping.clone()));
+    let whole_run = bounded(&config, &shutdown, consume(&config, args, &watched, &shutdown));
     let drained = signals.drain(&shutdown, whole_run, || {
         let drain_timeout = config.pipeline.drain_timeout.to_string();
         tracing::info!(drain_timeout, "draining: takes no more messages and waits for those that run");
     });
     let ended = match drained.await {
-        Ok(ended) => ended?,
+        Ok(Some(ended)) => ended?,
+        Ok(None) => return Ok(Exit::DrainDeadline),
         Err(stopped) => {
-            tracing::warn!("stopped by a second signal; what was running comes again");
+            tracing::warn!("stopped by a second signal; what was running is delivered again");
             return Ok(stopped);
         }
     };
     let Some(summary) = ended else {
-        tracing::info!("stopped before the store answered; no message was taken");
+        tracing::info!("stopped before all parts answered; no message was taken");
         return Ok(Exit::Done);
     };
     report(&config, args.until_empty, &summary, out)?;
     Ok(exit(&config, args.until_empty, shutdown.is_cancelled(), &summary))
 }
 
-/// Waits for the store, takes messages until the source ends or `shutdown` fires, and lets go of everything. `None`: a
-/// signal came before the store answered.
+/// Waits for the parts, takes messages until the source ends or `shutdown` fires, and lets go of everything. `None`: a
+/// signal came before all answered.
 async fn consume(
     config: &Config,
-    until_empty: bool,
+    args: &RunArgs,
     watched: &Watched,
     shutdown: &CancellationToken,
 ) -> Result<Option<Summary>, Failure> {
     let scope = registry::scope(config).map_err(|error| super::failure(&error))?;
-    let Some(parts) = startup::open(config, &scope, shutdown).await? else { return Ok(None) };
+    let patience = patience(config, args);
+    let opened = startup::open(config, &scope, patience, watched, shutdown);
+    let Some(parts) = opened.await? else { return Ok(None) };
     let startup::Parts { source, store, handler, dead_letters } = parts;
-    let built = registry::build(config, &scope, source, &store, handler, dead_letters, until_empty).await;
+    if let Some(handler) = &handler
+        && startup::start(handler, patience, shutdown).await?.is_none()
+    {
+        return Ok(None);
+    }
+    let built =
+        registry::build(config, &scope, source, &store, handler, dead_letters, args.until_empty).await;
     let ready = built.map_err(|error| super::failure(&error))?;
     watched.started(std::sync::Arc::clone(&ready.counters));
     tracing::info!(
@@ -71,10 +90,22 @@ async fn consume(
         "runs"
     );
     let (running, rest) = ready.start(shutdown.clone());
-    let ended = running.await;
-    rest.end(!matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0)).await;
-    store.close().await;
+    let (ended, drained) = drain::timed(shutdown, running).await;
+    let abandoned = !matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0);
+    rest.end(if abandoned { Duration::ZERO } else { drain::left(config, drained) }).await;
+    if tokio::time::timeout(drain::MOST_END, store.close()).await.is_err() {
+        tracing::warn!("the connections to the store did not close in time and are dropped");
+    }
     ended.map(Some).map_err(|error| super::failure(&error))
+}
+
+/// How long a run that ends by itself waits for its parts at the start, unless the command line says otherwise.
+const FINITE_STARTUP: Duration = Duration::from_secs(60);
+
+fn patience(config: &Config, args: &RunArgs) -> Patience {
+    let is_finite = is_finite(config, args.until_empty);
+    let limit = args.startup_timeout.map(HumanDuration::get).or(is_finite.then_some(FINITE_STARTUP));
+    Patience { until: limit.map(|limit| Instant::now() + limit), is_finite }
 }
 
 /// True where the run ends by itself, so that its figures are a result.
@@ -98,7 +129,7 @@ fn exit(config: &Config, until_empty: bool, stopped: bool, summary: &Summary) ->
     if summary.abandoned_runs() > 0 {
         let runs = summary.abandoned_runs();
         complain(format!(
-            "the drain deadline passed with {runs} handlers still running; they were cut and their messages come again; \
+            "the drain deadline passed with {runs} handlers still running; they were stopped and their messages are delivered again; \
              raise pipeline.drain_timeout if they should have ended"
         ));
         return Exit::DrainDeadline;

@@ -1,7 +1,8 @@
 //! Checks `[handler.*]`.
 
-use super::{Checked, MILLISECOND, broker, duration, text, texts, url, within};
+use super::{Checked, HOUR, MILLISECOND, broker, duration, text, texts, url, within};
 use crate::config::{Address, Config, Handler, HttpHandler, HumanDuration, PublishHandler};
+use crate::handlers::Statuses;
 
 /// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
 const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
@@ -11,9 +12,26 @@ pub(super) fn check(config: &Config) -> Checked {
     duration(config, &timeout, config.handler.timeout(), MILLISECOND, MOST_TIMEOUT)?;
     match &config.handler {
         Handler::Http(handler) => http(config, handler),
-        Handler::Exec(handler) => command(config, "handler.exec.command", &handler.command),
+        Handler::Exec(handler) => {
+            command(config, "handler.exec.command", &handler.command)?;
+            match handler.exit.keys().find(|code| !matches!(code.parse(), Ok(1_u8..))) {
+                Some(code) => Err(config.refuse(
+                    &format!("handler.exec.exit.{code}"),
+                    "is not an exit code that can be given a meaning",
+                    "write a whole number from 1 to 255; 0 always completes",
+                )),
+                None => Ok(()),
+            }
+        }
         Handler::Worker(handler) => {
             command(config, "handler.worker.command", &handler.command)?;
+            duration(
+                config,
+                "handler.worker.start_timeout",
+                handler.start_timeout,
+                MILLISECOND,
+                MOST_TIMEOUT,
+            )?;
             within(config, "handler.worker.processes", handler.processes, 1..=1024)
         }
         Handler::Sql(handler) => {
@@ -44,6 +62,14 @@ fn command(config: &Config, key: &str, command: &[Address]) -> Checked {
 
 fn http(config: &Config, handler: &HttpHandler) -> Checked {
     url(config, "handler.http.url", &handler.url, &["http", "https"])?;
+    duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0), HOUR)?;
+    if let Some(name) = handler.status.keys().find(|name| !Statuses::is_name(name)) {
+        return Err(config.refuse(
+            &format!("handler.http.status.{name}"),
+            "is neither a status nor a class of them",
+            "write a number from 200 to 599, or \"2xx\", \"3xx\", \"4xx\" or \"5xx\"",
+        ));
+    }
     for (name, value) in &handler.headers {
         let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if name.is_empty() || !name.chars().all(is_token) {
@@ -51,6 +77,13 @@ fn http(config: &Config, handler: &HttpHandler) -> Checked {
                 "handler.http.headers",
                 "holds a name that no HTTP header can have",
                 "write letters, digits and `-`, without spaces or colons",
+            ));
+        }
+        if names_the_message(name) {
+            return Err(config.refuse(
+                &format!("handler.http.headers.{name}"),
+                "is set by this program to what belongs to the message",
+                "remove it, or give it another name",
             ));
         }
         if value.expose().chars().any(|c| c.is_control() && c != '\t') {
@@ -62,6 +95,13 @@ fn http(config: &Config, handler: &HttpHandler) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Headers that say which message a request is about, or how long it is.
+fn names_the_message(header: &str) -> bool {
+    let header = header.to_ascii_lowercase();
+    matches!(&*header, "idempotency-key" | "content-length" | "transfer-encoding")
+        || header.starts_with("onceward-")
 }
 
 fn publish(config: &Config, target: &PublishHandler) -> Checked {

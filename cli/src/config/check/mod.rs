@@ -48,6 +48,7 @@ fn pipeline(config: &Config) -> Checked {
     within(config, "pipeline.max_in_flight", pipeline.max_in_flight, 1..=1_048_576)?;
     within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
     duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0), HOUR)?;
+    duration(config, "pipeline.cancel_grace", pipeline.cancel_grace, HumanDuration::from_secs(0), HOUR)?;
     if pipeline.max_in_flight_bytes.get() == 0 {
         return Err(config.refuse(
             "pipeline.max_in_flight_bytes",

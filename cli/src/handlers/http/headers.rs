@@ -11,9 +11,10 @@ const PREFIX: &str = "onceward-header-";
 /// Trace context goes through under its own name (W3C Trace Context), so that the receiver's tracing finds it.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 
-/// `Idempotency-Key` and `Onceward-Token` (where there is a claim), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Content-Type`
-/// (the message's, or `application/octet-stream`), trace context, and the message's own headers as
-/// `Onceward-Header-<Name>`, with `-` for every character a header name cannot hold.
+/// `Idempotency-Key` and `Onceward-Token` (where there is a claim), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`,
+/// `Onceward-Message-Id` (where there is one), `Content-Type` (the message's; without one `application/json` if the payload
+/// is that, else `application/octet-stream`), trace context, and the message's own headers as `Onceward-Header-<Name>`, with
+/// `-` for every character a header name cannot hold.
 ///
 /// A value that is not printable ASCII, or begins or ends with a space, comes in Base64 under the same name with
 /// `-Base64` behind it. At most 64 headers, 4 KiB each and 8 KiB together are passed, because servers refuse requests
@@ -35,10 +36,16 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     set("onceward-scope", scope.to_string());
     set("onceward-attempt", message.attempt().to_string());
     set("onceward-fence", message.fence().to_string());
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-
     let mut budget = Budget { count: 64, name: 128, value: 4 * 1024, total: 8 * 1024, skipped: 0 };
-    let mut typed = false;
+    if let Some(id) = message.id().filter(|id| budget.could_hold(id.len())) {
+        let encoded = || Some(("onceward-message-id-base64", HeaderValue::try_from(base64(id)).ok()?));
+        if let Some((name, value)) = text(id).map(|id| ("onceward-message-id", id)).or_else(encoded) {
+            headers.insert(name, value);
+        }
+    }
+    let stated = message.content_type().map(str::as_bytes).filter(|stated| !stated.is_empty());
+    let stated = stated.and_then(text).filter(|stated| budget.take("content-type", stated.len()));
+    headers.insert(CONTENT_TYPE, stated.unwrap_or_else(|| guessed(message.payload())));
     for (name, value) in message.headers() {
         if name.len() > budget.name || !budget.could_hold(value.len()) {
             budget.skip();
@@ -50,16 +57,9 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
                 Some(value) => drop(headers.insert(own, value)),
                 None => budget.skip(),
             }
-        } else if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) {
-            match text(value)
-                .filter(|_| !typed && !value.is_empty() && budget.take("content-type", value.len()))
-            {
-                Some(value) => {
-                    typed = true;
-                    headers.insert(CONTENT_TYPE, value);
-                }
-                None => budget.skip(),
-            }
+        } else if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) && headers[CONTENT_TYPE] == value.as_ref()
+        {
+            // Passed already, under its own name.
         } else {
             pass(&mut headers, &mut budget, name, value);
         }
@@ -68,6 +68,12 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
         headers.insert("onceward-headers-skipped", HeaderValue::from(budget.skipped));
     }
     headers
+}
+
+/// What the payload is where the message does not say: JSON, if it can be read as that.
+fn guessed(payload: &[u8]) -> HeaderValue {
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok();
+    HeaderValue::from_static(if is_json { "application/json" } else { "application/octet-stream" })
 }
 
 fn pass(headers: &mut HeaderMap, budget: &mut Budget, name: &str, value: &[u8]) {
@@ -151,10 +157,37 @@ mod tests {
         let headers = of(&message);
         assert_eq!(headers.get_all("content-type").iter().collect::<Vec<_>>(), ["application/json"]);
         assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-        assert_eq!(headers["onceward-headers-skipped"], "1");
+        assert_eq!(headers["onceward-header-content-type"], "text/plain");
+        assert!(!headers.contains_key("onceward-headers-skipped"));
         assert_eq!(of(&Message::builder("").build())["content-type"], "application/octet-stream");
         let odd = Message::builder("").header("content-type", "a\nb").build();
         assert_eq!(of(&odd)["content-type"], "application/octet-stream");
+        assert_eq!(of(&odd)["onceward-header-content-type-base64"], "YQpi");
+    }
+
+    #[test]
+    fn the_brokers_content_type_is_passed_and_json_is_recognised_without_one() {
+        let stated =
+            Message::builder("{}").content_type("application/cloudevents+json; charset=utf-8").build();
+        assert_eq!(of(&stated)["content-type"], "application/cloudevents+json; charset=utf-8");
+        for (payload, content_type) in [
+            ("{\"id\":1}", "application/json"),
+            (" [1, 2]\n", "application/json"),
+            ("{\"id\":1", "application/octet-stream"),
+            ("hello", "application/octet-stream"),
+        ] {
+            assert_eq!(of(&Message::builder(payload).build())["content-type"], content_type, "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_message_id_is_passed() {
+        assert_eq!(of(&Message::builder("").message_id("m 1").build())["onceward-message-id"], "m 1");
+        let raw = of(&Message::builder("").message_id(b"\xff").build());
+        assert_eq!(raw["onceward-message-id-base64"], "/w==");
+        assert!(
+            !of(&Message::builder("").message_id([b'x'; 5000]).build()).contains_key("onceward-message-id")
+        );
     }
 
     #[test]

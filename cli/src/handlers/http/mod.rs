@@ -11,14 +11,17 @@ use onceward::{Cancellation, Error, ErrorKind, Handler, HandlerError, Message, S
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url};
 
+use super::meaning::{Meaning, Statuses};
+
 /// What is read of an answer that is not kept, so that its connection can be used again, in bytes.
 const DRAIN_LIMIT: usize = 64 * 1024;
 
 /// How long the body of an answer that is not kept is read.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// How long a connection is kept for the next message. Servers close theirs after 60 s or more, mostly.
-const IDLE: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept by default. A request on a connection that the server closes at the same moment is
+/// lost with an unknown outcome, and many servers (Node.js, uvicorn, Apache) close theirs after 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
 /// What an [`HttpHandler`] needs. `Debug` leaves the URL out: it may hold secrets.
 #[derive(Clone)]
@@ -27,13 +30,17 @@ pub struct HttpOptions {
     pub scope: Scope,
     /// Where to POST: `http` or `https`, with `user:password@` if the server wants Basic authentication.
     pub url: String,
-    /// Sent with every request, such as `Authorization`; a header of the message's own request goes before one of
-    /// these.
+    /// Sent with every request, such as `Authorization`. They replace those that the message brings along.
     pub headers: Vec<(String, String)>,
     /// The time for a whole exchange.
     pub timeout: Duration,
-    /// The time for opening a connection; a part of `timeout`.
+    /// The time for opening a connection; at most three quarters of `timeout`, so that a server that cannot be reached is
+    /// told from one that does not answer.
     pub connect_timeout: Duration,
+    /// How long an idle connection is kept for the next message; zero opens one for each.
+    pub keep_alive: Duration,
+    /// What statuses mean, where that is not the default.
+    pub statuses: Statuses,
     /// How many idle connections are kept: as many as messages are handled at once.
     pub idle_connections: usize,
     /// Keeps the body of a 2xx answer as the result, up to so many bytes; `None`: it is thrown away.
@@ -41,7 +48,7 @@ pub struct HttpOptions {
 }
 
 impl HttpOptions {
-    /// 30 s for an exchange, 10 s for a connection, 16 idle connections, no result.
+    /// 30 s for an exchange, 10 s for a connection, 16 idle connections kept for 4 s, the default statuses, no result.
     pub fn new(scope: Scope, url: impl Into<String>) -> Self {
         Self {
             scope,
@@ -49,6 +56,8 @@ impl HttpOptions {
             headers: Vec::new(),
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
+            keep_alive: KEEP_ALIVE,
+            statuses: Statuses::default(),
             idle_connections: 16,
             keep_body: None,
         }
@@ -61,6 +70,8 @@ impl fmt::Debug for HttpOptions {
             .field("scope", &self.scope)
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
+            .field("keep_alive", &self.keep_alive)
+            .field("statuses", &self.statuses)
             .field("idle_connections", &self.idle_connections)
             .field("keep_body", &self.keep_body)
             .finish_non_exhaustive()
@@ -79,24 +90,31 @@ pub fn install_tls_provider() {
 /// | answer | the message |
 /// |---|---|
 /// | 2xx | is completed |
-/// | 408, 425, 429, 5xx | is tried again, after `Retry-After` if the answer has one, up to an hour |
+/// | 429, 503 | waits, and uses no attempt; `Retry-After` is honoured, up to an hour |
+/// | 502, 504 | the same; a gateway had no answer from behind it, so its outcome counts as unknown |
+/// | no connection: refused, no such host, a failed handshake, no file descriptors | waits, and uses no attempt |
+/// | 408, 425, other 5xx | is tried again, after `Retry-After` if the answer has one |
 /// | 409 | is tried again after `Retry-After`, or a second: the key is in work over there |
 /// | other 4xx, 3xx | is dead-lettered; no redirect is followed |
-/// | no connection | is tried again |
-/// | no answer to a request that may have arrived; 502, 504 | is tried again; its outcome counts as unknown |
+/// | no answer to a request that may have arrived | is tried again; its outcome counts as unknown |
 ///
-/// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Token` (the
-/// claim's: a capability, with which the server may complete it in a Postgres store, so use `https` beyond the own host), trace context,
-/// `Content-Type`, and the message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can
-/// turn a request down that arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in
-/// the environment are not used. Certificates are checked against those of the operating system.
+/// What a status means can be [changed](HttpOptions::statuses).
+///
+/// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Message-Id`,
+/// `Onceward-Token` (the claim's: a capability, with which the server may complete it in a Postgres store, so use `https`
+/// beyond the own host), trace context, `Content-Type` (the message's; without one, JSON where the payload is that), and the
+/// message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can turn a request down that
+/// arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in the environment are not
+/// used. Certificates are checked against those of the operating system.
 #[derive(Clone)]
 pub struct HttpHandler {
     scope: Scope,
     url: Url,
     target: String,
     client: Client,
+    fixed: HeaderMap,
     connect_timeout: Duration,
+    statuses: Statuses,
     keep_body: Option<usize>,
 }
 
@@ -107,10 +125,11 @@ impl HttpHandler {
     /// [`onceward::Error`] if the URL cannot be used, no certificates are found for `https`, or
     /// [`install_tls_provider`] was not called.
     pub fn new(options: HttpOptions) -> Result<Self, Error> {
-        let HttpOptions { scope, url, headers, timeout, connect_timeout, idle_connections, keep_body } =
-            options;
+        let HttpOptions { scope, url, headers, timeout, keep_alive, statuses, keep_body, .. } = options;
         let url = parse(&url)?;
         let fixed = fixed(&headers)?;
+        let connect_timeout = options.connect_timeout.min(timeout * 3 / 4);
+        let idle_connections = if keep_alive.is_zero() { 0 } else { options.idle_connections };
         let operation = "prepare the HTTP handler's client";
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let what = "no TLS provider is installed; call `install_tls_provider` first";
@@ -119,12 +138,11 @@ impl HttpHandler {
         let mut builder = Client::builder()
             .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
-            .default_headers(fixed)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .timeout(timeout)
-            .connect_timeout(connect_timeout.min(timeout))
-            .pool_idle_timeout(IDLE)
+            .connect_timeout(connect_timeout)
+            .pool_idle_timeout(keep_alive)
             .pool_max_idle_per_host(idle_connections);
         if url.scheme() == "http" {
             // No certificate is ever looked at: a system without any must not stop the handler.
@@ -135,7 +153,7 @@ impl HttpHandler {
             Error::new(ErrorKind::Config, operation, what).with_source(cause)
         })?;
         let target = target(&url);
-        Ok(Self { scope, url, target, client, connect_timeout, keep_body })
+        Ok(Self { scope, url, target, client, fixed, connect_timeout, statuses, keep_body })
     }
 
     /// Opens a connection and closes it again, without a request.
@@ -162,13 +180,23 @@ impl HttpHandler {
         }
     }
 
-    /// Nothing was sent if no connection came about; everything else may have arrived.
+    /// Nothing was sent if no connection came about, or if the one that was kept had closed; everything else may have
+    /// arrived.
     fn unanswered(&self, cause: reqwest::Error) -> HandlerError {
-        let (before_sending, late) = (cause.is_connect() || cause.is_builder(), cause.is_timeout());
+        let (no_connection, unusable, late) = (cause.is_connect(), cause.is_builder(), cause.is_timeout());
+        let unsent = is_unsent(&cause);
         let cause = HandlerError::from(cause.without_url());
         let target = &self.target;
-        if before_sending {
-            return HandlerError::retry(format!("cannot connect to {target}: {cause}"));
+        if no_connection {
+            return HandlerError::unavailable(format!("cannot connect to {target}: {cause}"));
+        }
+        if unusable {
+            return HandlerError::retry(format!("the request cannot be made: {cause}"));
+        }
+        if unsent {
+            return HandlerError::unavailable(format!(
+                "{target} closed the connection before the request was sent: {cause}"
+            ));
         }
         let what = if late { "did not answer in time" } else { "did not answer the request" };
         HandlerError::retry(format!("{target} {what}: {cause}")).outcome_unknown()
@@ -211,13 +239,14 @@ impl Handler for HttpHandler {
     async fn handle(&self, message: Message) -> Result<Option<Bytes>, HandlerError> {
         let cancellation = message.cancellation();
         if cancellation.is_cancelled() {
-            return Err(HandlerError::retry("cancelled before the request was sent"));
+            return Err(HandlerError::unavailable("cancelled before the request was sent"));
         }
-        let request = self
-            .client
-            .post(self.url.clone())
-            .headers(headers::headers(&self.scope, &message))
-            .body(message.payload().clone());
+        let mut headers = headers::headers(&self.scope, &message);
+        for name in self.fixed.keys() {
+            headers.remove(name);
+        }
+        headers.extend(self.fixed.clone());
+        let request = self.client.post(self.url.clone()).headers(headers).body(message.payload().clone());
         let answered = tokio::select! {
             biased;
             answered = request.send() => answered,
@@ -227,15 +256,28 @@ impl Handler for HttpHandler {
             }
         };
         let mut response = answered.map_err(|cause| self.unanswered(cause))?;
-        if response.status().is_success() {
+        let meaning = self.statuses.meaning(response.status().as_u16());
+        if matches!(meaning, Some(Meaning::Done)) || (meaning.is_none() && response.status().is_success()) {
             return Ok(self.result(response, &cancellation).await);
         }
         let body = match tokio::time::timeout(DRAIN_TIME, read(&mut response, DRAIN_LIMIT)).await {
             Ok(Body::Whole(body) | Body::Longer(body)) => body,
             Ok(Body::Broken) | Err(_) => Vec::new(),
         };
-        Err(answer::failure(response.status(), response.headers(), &body, SystemTime::now()))
+        Err(answer::failure(meaning, response.status(), response.headers(), &body, SystemTime::now()))
     }
+}
+
+/// Whether the request was never written to a connection: the client knows that, and says that it was cancelled.
+fn is_unsent(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 enum Body {

@@ -1,5 +1,6 @@
 //! Long-lived worker processes that speak JSON lines: [`WorkerHandler`].
 
+mod lines;
 mod pool;
 mod process;
 mod protocol;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use onceward::{Error, Handler, HandlerError, Message, Scope};
+use tokio_util::sync::CancellationToken;
 
 use super::process::Program;
-use pool::{Pool, Seat};
-use process::Reply;
+use pool::Pool;
 
 /// What a [`WorkerHandler`] needs.
 #[derive(Clone, Debug)]
@@ -29,10 +32,22 @@ pub struct WorkerOptions {
     pub restart_delay: Duration,
     /// The longest wait before a restart.
     pub max_restart_delay: Duration,
+    /// How long a message may take, from when a process begins to read it.
+    pub timeout: Duration,
+    /// How long a process may take from its start until it reads its first request or, if it is to say so, is ready.
+    pub start_timeout: Duration,
+    /// The processes write `{"ready":true}` once they can work, and get no request before.
+    pub wait_until_ready: bool,
+    /// How long a process may take to end after SIGTERM, before SIGKILL, if its message is cancelled or late. Shorter than
+    /// the pipeline's `cancel_grace`, after which the run is dropped.
+    pub grace: Duration,
+    /// Fires when this program shuts down: what is ended by a signal from then on is not to blame.
+    pub shutdown: CancellationToken,
 }
 
 impl WorkerOptions {
-    /// One process, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](super::RESULT_LIMIT).
+    /// One process, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](super::RESULT_LIMIT), 30 s for the
+    /// start and for each message, 4 s after SIGTERM.
     pub fn new(scope: Scope, program: Program) -> Self {
         Self {
             scope,
@@ -41,6 +56,11 @@ impl WorkerOptions {
             result_limit: super::RESULT_LIMIT,
             restart_delay: Duration::from_millis(100),
             max_restart_delay: Duration::from_secs(10),
+            timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(30),
+            wait_until_ready: false,
+            grace: Duration::from_secs(4),
+            shutdown: CancellationToken::new(),
         }
     }
 }
@@ -57,20 +77,33 @@ impl WorkerOptions {
 /// The token is the claim's: a capability, with which the handler may complete the claim itself in a Postgres store
 /// (`SELECT onceward.complete(token)`).
 ///
-/// Out, with the same `id`; a result of any JSON type is kept as the JSON text it was, where `retry` is true unless
-/// said otherwise and `retry_after_ms` counts up to an hour:
+/// Out, with the same `id`; a result of any JSON type is kept as the JSON text it was. A failure is tried again unless it
+/// says `"retry": false`; `retry_after_ms` counts up to an hour; with `"unavailable": true` nothing has happened, and the
+/// message waits without using an attempt:
 ///
 /// ```json
 /// {"id": 1, "ok": true, "result": {"charged": 12}}
 /// {"id": 1, "ok": false, "error": "card expired", "retry": false}
 /// {"id": 1, "ok": false, "error": "the bank is closed", "retry_after_ms": 60000}
+/// {"id": 1, "ok": false, "error": "no connection to the bank", "unavailable": true}
 /// ```
 ///
-/// A process that dies, or writes anything else to standard output, costs the message one attempt, is killed if it
-/// still runs, and is started again after a backoff. A cancelled message's process is killed, too, before the handler
-/// returns. Standard error goes to the log. Processes are started when the first messages need them, or by
-/// [`start`](Self::start), and end when their standard input closes; one that does not end then by itself goes on if
-/// this program is killed.
+/// Before its first answer a worker may write `{"ready": true}`, and with [`wait_until_ready`](WorkerOptions::wait_until_ready)
+/// it must. Blank lines, space around a line, and lines that are no JSON object with `id` and `ok` are ignored; the last are
+/// logged.
+///
+/// | the process | the message |
+/// |---|---|
+/// | cannot be started, or ends before it is ready or has read anything of the request | waits, and uses no attempt |
+/// | ends before it has read all of the request | is tried again |
+/// | ends later, or gives an answer that cannot be understood | is tried again; its outcome counts as unknown |
+/// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is given back, and uses no attempt |
+/// | does not answer in time, or its message is cancelled | is tried again; it gets SIGTERM, and SIGKILL after the grace |
+///
+/// The time for a message begins when the process begins to read it: that of its start does not count. A process that ends
+/// is started again after a backoff. Standard error goes to the log. Processes are started when the first messages need
+/// them, or by [`start`](Self::start), inherit no open files, and end when their standard input closes; one that does not end
+/// then by itself goes on if this program is killed.
 ///
 /// Clones share the processes.
 #[derive(Clone, Debug)]
@@ -94,22 +127,39 @@ impl WorkerHandler {
         self.options.program.check()
     }
 
-    /// Starts all processes, so that no message waits for that. It does not wait until they can answer.
+    /// Starts all processes, so that no message waits for that, and waits until one is ready, if they are to say so.
     ///
     /// # Errors
-    /// [`HandlerError`] if one cannot be started.
+    /// [`HandlerError`] if none can be started or gets ready.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.
     pub async fn start(&self) -> Result<(), HandlerError> {
         let mut seats = Vec::new();
         for _ in 0..self.options.processes.max(1) {
-            let mut seat = self.pool.seat().await?;
-            seat.process(&self.options).await?;
-            seat.answered();
-            seats.push(seat);
+            seats.push(self.pool.seat().await?);
         }
-        Ok(())
+        let (mut ready, mut failed) = (false, None);
+        // The first poll starts the process, so that all are started before any is waited for.
+        for seat in &mut seats {
+            match seat.prepare(&self.options).now_or_never() {
+                Some(Ok(())) => ready = true,
+                Some(Err(error)) => failed = Some(error),
+                None => {}
+            }
+        }
+        if ready {
+            return Ok(());
+        }
+        let mut starting: FuturesUnordered<_> =
+            seats.iter_mut().map(|seat| seat.prepare(&self.options)).collect();
+        while let Some(started) = starting.next().await {
+            match started {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// Refuses further messages, waits for those that are being handled, closes every process's standard input and
@@ -120,26 +170,6 @@ impl WorkerHandler {
     /// Dropped, it kills the processes that are left as soon as the handler is dropped.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.pool.shut_down(limit).await
-    }
-
-    async fn ask(&self, seat: &mut Seat, message: &Message) -> Result<Option<Bytes>, HandlerError> {
-        let process = seat.process(&self.options).await?;
-        match process.ask(&self.options.scope, message).await {
-            Reply::Answered(answered) => {
-                if process.has_said_too_much() {
-                    tracing::warn!("a worker process wrote more than one line for a message; it is killed");
-                    process.kill().await;
-                    seat.ended(&self.options);
-                } else {
-                    seat.answered();
-                }
-                answered.map(|result| self.fitting(result))
-            }
-            Reply::Broken(error) => {
-                seat.ended(&self.options);
-                Err(error)
-            }
-        }
     }
 
     /// All of the result, or nothing of it: a cut result would be replayed as if it were whole.
@@ -160,26 +190,18 @@ impl Handler for WorkerHandler {
 
     async fn handle(&self, message: Message) -> Result<Option<Bytes>, HandlerError> {
         let cancellation = message.cancellation();
+        let prepared = async {
+            let mut seat = self.pool.seat().await?;
+            seat.prepare(&self.options).await?;
+            Ok::<_, HandlerError>(seat)
+        };
         let mut seat = tokio::select! {
             biased;
             () = cancellation.cancelled() => {
-                return Err(HandlerError::retry("cancelled before a worker process was free"));
+                return Err(HandlerError::unavailable("cancelled before a worker process was ready"));
             }
-            seat = self.pool.seat() => seat?,
+            seat = prepared => seat?,
         };
-        let answered = tokio::select! {
-            biased;
-            answered = self.ask(&mut seat, &message) => Some(answered),
-            () = cancellation.cancelled() => None,
-        };
-        match answered {
-            Some(answered) => answered,
-            None if seat.is_asking() => {
-                seat.kill().await;
-                let text = "the run was cancelled, and the worker process killed before it answered";
-                Err(HandlerError::retry(text).outcome_unknown())
-            }
-            None => Err(HandlerError::retry("cancelled before the worker process could be started again")),
-        }
+        seat.ask(&self.options, &message).await.map(|result| self.fitting(result))
     }
 }

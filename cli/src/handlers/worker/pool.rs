@@ -3,12 +3,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::HandlerError;
+use bytes::Bytes;
+use onceward::{HandlerError, Message};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::WorkerOptions;
-use super::process::WorkerProcess;
+use super::process::{Reply, WorkerProcess};
+
+/// The result of a run.
+pub(super) type Asked = Result<Option<Bytes>, HandlerError>;
 
 /// A fixed number of places for processes. A message takes a seat, and with it one process for itself.
 #[derive(Debug)]
@@ -38,17 +42,18 @@ impl Pool {
         }
     }
 
-    /// Waits for a seat: with a live process if there is one, else the one that may start its process soonest.
+    /// Waits for a seat: with a live process if there is one, best one that has worked already, else the one that may start its process soonest.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.
     pub(super) async fn seat(self: &Arc<Self>) -> Result<Seat, HandlerError> {
-        let closed = || HandlerError::retry("the worker processes are shutting down");
-        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(|_| closed())?;
+        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(|_| gone())?;
         let mut places = self.places();
-        let best =
-            places.iter().enumerate().min_by_key(|(_, place)| (place.process.is_none(), place.not_before));
-        let place = best.map(|(at, _)| at).map(|at| places.swap_remove(at)).ok_or_else(closed)?;
+        let best = places.iter().enumerate().min_by_key(|(_, place)| {
+            let process = place.process.as_ref();
+            (process.is_none(), !process.is_some_and(WorkerProcess::is_warm), place.not_before)
+        });
+        let place = best.map(|(at, _)| at).map(|at| places.swap_remove(at)).ok_or_else(gone)?;
         Ok(Seat { pool: Arc::clone(self), place: Some(place), asking: false, _permit: permit })
     }
 
@@ -85,15 +90,12 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// The process of this seat, started if it is not running; a restart waits for its backoff.
+    /// Starts the process of this seat if it is not running, after its backoff, and waits until it is ready, if it is to
+    /// say so. Where that fails nothing has happened.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
-    pub(super) async fn process(
-        &mut self,
-        options: &WorkerOptions,
-    ) -> Result<&mut WorkerProcess, HandlerError> {
-        let gone = || HandlerError::retry("the worker processes are shutting down");
+    /// It may be dropped and called again: a process that is starting goes on with that.
+    pub(super) async fn prepare(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
         let place = self.place.as_mut().ok_or_else(gone)?;
         if place.process.as_mut().is_some_and(|process| !process.is_alive()) {
             tracing::warn!(process = place.index, "a worker process ended between two messages");
@@ -104,50 +106,61 @@ impl Seat {
             if let Some(not_before) = place.not_before {
                 tokio::time::sleep_until(not_before).await;
             }
-            match WorkerProcess::start(&options.program, place.index) {
+            match WorkerProcess::start(options, place.index) {
                 Ok(process) => place.process = Some(process),
                 Err(cause) => {
                     place.put_off(options);
-                    return Err(HandlerError::retry(options.program.cannot_start(&cause)));
+                    return Err(options.program.not_started(&cause));
                 }
             }
         }
-        self.asking = true;
-        place.process.as_mut().ok_or_else(gone)
-    }
-
-    /// True from when the process was handed out until it has [answered](Self::answered) or [ended](Self::ended).
-    pub(super) fn is_asking(&self) -> bool {
-        self.asking
-    }
-
-    /// The process has answered and may be asked again.
-    pub(super) fn answered(&mut self) {
-        self.asking = false;
-        if let Some(place) = &mut self.place {
-            place.failures = 0;
-            place.not_before = None;
-        }
-    }
-
-    /// The process has come to an end by its own fault: the next one starts after a backoff.
-    pub(super) fn ended(&mut self, options: &WorkerOptions) {
-        self.asking = false;
-        if let Some(place) = &mut self.place {
+        if options.wait_until_ready
+            && let Some(process) = &mut place.process
+            && let Err(error) = process.ready(options).await
+        {
             place.process = None;
             place.put_off(options);
+            return Err(error);
         }
+        Ok(())
     }
 
-    /// Kills the process for the message's sake, and waits until it is gone. The next one may start at once.
-    pub(super) async fn kill(&mut self) {
-        if let Some(place) = &mut self.place
-            && let Some(mut process) = place.process.take()
-        {
-            process.kill().await;
-        }
+    /// Gives a prepared process one message.
+    ///
+    /// # Cancel safety
+    /// A dropped call kills the process.
+    pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Asked {
+        let place = self.place.as_mut().ok_or_else(gone)?;
+        let process = place.process.as_mut().ok_or_else(gone)?;
+        self.asking = true;
+        let reply = process.ask(options, message).await;
         self.asking = false;
+        match reply {
+            Reply::Answered(answer) => {
+                place.failures = 0;
+                place.not_before = None;
+                answer
+            }
+            Reply::Last(answer) => {
+                place.process = None;
+                answer
+            }
+            // It was not the process's fault: the next one may start at once.
+            Reply::Broken(error) if message.cancellation().is_cancelled() => {
+                place.process = None;
+                Err(error)
+            }
+            Reply::Broken(error) => {
+                place.process = None;
+                place.put_off(options);
+                Err(error)
+            }
+        }
     }
+}
+
+fn gone() -> HandlerError {
+    HandlerError::unavailable("the worker processes are shutting down")
 }
 
 impl Place {

@@ -1,33 +1,48 @@
 //! One long-lived worker process and its three pipes: [`WorkerProcess`].
 
 use std::io;
-use std::pin::pin;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use onceward::{HandlerError, Message, Scope};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use onceward::{HandlerError, Message};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use super::protocol::{answer, request};
+use super::WorkerOptions;
+use super::lines::{Line, Lines};
+use super::protocol::{Said, request, said};
 use crate::handlers::lines::{LastLine, read_lines};
-use crate::handlers::process::{ProcessGroup, Program};
-
-/// The longest answer line that is read, in bytes.
-const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+use crate::handlers::process::ProcessGroup;
+use crate::handlers::stop;
+use crate::handlers::text::printable;
 
 /// How long a process that has closed its standard output may take to end, and its last words to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often a process that has just started is asked whether it reads its first request.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What is quoted of a line that is no answer, in bytes.
+const QUOTE_LIMIT: usize = 120;
 
 /// A running worker. Dropping it kills its process group.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     process: ProcessGroup,
     stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
+    stdout: Lines<ChildStdout>,
     stderr: JoinHandle<()>,
     last: LastLine,
+    index: usize,
+    started: Instant,
     requests: u64,
+    /// It has said that it can work.
+    is_ready: bool,
+    /// It has begun to read a request: from now on all of its time is handler time.
+    reads: bool,
+    stray_lines: u64,
 }
 
 /// What came of one request.
@@ -35,19 +50,36 @@ pub(super) struct WorkerProcess {
 pub(super) enum Reply {
     /// The worker has answered, and can be asked again.
     Answered(Result<Option<bytes::Bytes>, HandlerError>),
-    /// The worker has broken the protocol or died; it is over.
+    /// The worker answered while it was being stopped; it is over.
+    Last(Result<Option<bytes::Bytes>, HandlerError>),
+    /// The worker has broken the protocol, died or was stopped; it is over.
     Broken(HandlerError),
+}
+
+/// Why a worker was asked to end while it had a request.
+#[derive(Clone, Copy)]
+enum Stop {
+    Cancelled,
+    Late,
+}
+
+enum Event {
+    Read(io::Result<Line>),
+    Sent(io::Result<usize>),
+    Cancelled,
+    Tick,
 }
 
 impl WorkerProcess {
     /// Starts one. Its standard error goes to the log, as process number `index`.
-    pub(super) fn start(program: &Program, index: usize) -> io::Result<Self> {
+    pub(super) fn start(options: &WorkerOptions, index: usize) -> io::Result<Self> {
+        let program = &options.program;
         let mut process = ProcessGroup::spawn(&mut program.command())?;
         let id = process.id();
         let missing = || io::Error::other("the process came without pipes");
         let child = process.child();
         let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().ok_or_else(missing)?);
+        let stdout = Lines::new(child.stdout.take().ok_or_else(missing)?);
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
         let (keep, name) = (last.clone(), program.name().to_owned());
@@ -63,7 +95,19 @@ impl WorkerProcess {
             read_lines(stderr, &keep, log).await;
         });
         tracing::debug!(program = program.name(), process = index, id, "started a worker process");
-        Ok(Self { process, stdin, stdout, stderr, last, requests: 0 })
+        Ok(Self {
+            process,
+            stdin,
+            stdout,
+            stderr,
+            last,
+            index,
+            started: Instant::now(),
+            requests: 0,
+            is_ready: false,
+            reads: false,
+            stray_lines: 0,
+        })
     }
 
     /// False once the process has ended by itself.
@@ -71,14 +115,59 @@ impl WorkerProcess {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// Gives the worker one message and waits for its answer.
+    /// True once it has said that it is ready, or has read a request.
+    pub(super) fn is_warm(&self) -> bool {
+        self.is_ready || self.reads
+    }
+
+    /// Waits until the worker says that it is ready. An error means that it is over, and that nothing has happened.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub(super) async fn ready(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
+        while !self.is_ready {
+            let until = self.started + options.start_timeout;
+            let line = match tokio::time::timeout_at(until, self.stdout.next()).await {
+                Ok(Ok(Line::Whole(line))) => line,
+                Ok(Ok(Line::TooLong)) => {
+                    self.kill().await;
+                    let text =
+                        "a worker process wrote a line without an end before it was ready; it was killed";
+                    return Err(HandlerError::unavailable(text));
+                }
+                Ok(Ok(Line::End) | Err(_)) => {
+                    let (what, _) = self.end("closed its standard output").await;
+                    let text = format!("a worker process {what} before it was ready{}", self.last.suffix());
+                    return Err(HandlerError::unavailable(text));
+                }
+                Err(_) => {
+                    self.kill().await;
+                    return Err(HandlerError::unavailable(format!(
+                        "a worker process did not write {{\"ready\":true}} within the start timeout of {:?}, and was \
+                         killed{}",
+                        options.start_timeout,
+                        self.last.suffix()
+                    )));
+                }
+            };
+            match said(0, &line) {
+                Said::Ready => self.is_ready = true,
+                Said::Nothing => {}
+                _ => self.stray(&line),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the worker one message and waits for its answer. The time until a worker that has just started begins to read
+    /// does not count as handler time.
     ///
     /// # Cancel safety
     /// None: after a dropped call the worker must be [killed](Self::kill) or dropped.
-    pub(super) async fn ask(&mut self, scope: &Scope, message: &Message) -> Reply {
+    pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Reply {
         self.requests += 1;
         let id = self.requests;
-        let line = match request(id, scope, message) {
+        let request = match request(id, &options.scope, message) {
             Ok(line) => line,
             Err(cause) => {
                 return Reply::Answered(Err(HandlerError::permanent(format!(
@@ -86,53 +175,172 @@ impl WorkerProcess {
                 ))));
             }
         };
-        let mut got = Vec::new();
-        // Both at once: a worker that writes before it has read all would wait for us, and we for it.
-        let (sent, read) = {
-            let mut write = pin!(send(self.stdin.as_mut(), &line));
-            let mut read = pin!(read_line(&mut self.stdout, &mut got));
-            tokio::select! {
+        let cancellation = message.cancellation();
+        let mut written = 0;
+        let mut begun = self.reads.then(Instant::now);
+        let mut stopping: Option<(Stop, Instant)> = None;
+        loop {
+            let until = match (stopping, begun) {
+                (Some((_, killed_at)), _) => killed_at,
+                (None, Some(begun)) => begun + options.timeout,
+                (None, None) => (Instant::now() + LOOK).min(self.started + options.start_timeout),
+            };
+            // Both at once: a worker that writes before it has read all would wait for us, and we for it.
+            let event = tokio::select! {
                 biased;
-                read = &mut read => (false, read),
-                sent = &mut write => match sent {
-                    Ok(()) => (true, read.await),
-                    Err(cause) => (false, Err(cause)),
+                line = self.stdout.next() => Event::Read(line),
+                sent = send(self.stdin.as_mut(), &request[written..]), if written < request.len() => Event::Sent(sent),
+                () = cancellation.cancelled(), if stopping.is_none() => Event::Cancelled,
+                () = tokio::time::sleep_until(until) => Event::Tick,
+            };
+            match event {
+                Event::Sent(Ok(more @ 1..)) => written += more,
+                Event::Sent(_) => return self.died(options, written, &request, "broke its pipe").await,
+                Event::Read(Ok(Line::Whole(line))) => match said(id, &line) {
+                    Said::Nothing => {}
+                    Said::Ready => self.is_ready = true,
+                    Said::Stray => self.stray(&line),
+                    Said::Answer(_) if written < request.len() => {
+                        return self.broken("answered before it had read the request").await;
+                    }
+                    Said::Answer(answer) => {
+                        self.reads = true;
+                        if stopping.is_none() {
+                            return Reply::Answered(answer);
+                        }
+                        self.kill().await;
+                        return Reply::Last(answer);
+                    }
+                    Said::Wrong(why) => return self.broken(&why).await,
+                },
+                Event::Read(Ok(Line::TooLong)) => {
+                    return self.broken(&format!("wrote a line of more than {} bytes", Line::LIMIT)).await;
+                }
+                Event::Read(Ok(Line::End)) => {
+                    return match stopping {
+                        Some((stop, _)) => self.stopped(options, stop).await,
+                        None => self.died(options, written, &request, "closed its standard output").await,
+                    };
+                }
+                Event::Read(Err(_)) => return self.died(options, written, &request, "broke its pipe").await,
+                Event::Cancelled | Event::Tick if stopping.is_none() && self.unread(written) == written => {
+                    // Nothing of the request has been read, so nothing has happened.
+                    let why = match (&event, begun) {
+                        (Event::Cancelled, _) => {
+                            "had not begun to read the request when the run was cancelled"
+                        }
+                        (_, Some(begun)) if begun.elapsed() >= options.timeout => {
+                            "did not read the request within the handler's timeout"
+                        }
+                        (_, None) if self.started.elapsed() >= options.start_timeout => {
+                            "did not begin to read its first request within its start timeout"
+                        }
+                        _ => continue,
+                    };
+                    return self.unused(written, why).await;
+                }
+                Event::Tick if begun.is_none() => {
+                    self.reads = true;
+                    begun = Some(Instant::now());
+                }
+                Event::Cancelled | Event::Tick => match stopping {
+                    Some((stop, _)) => return self.stopped(options, stop).await,
+                    None => {
+                        let stop = if matches!(event, Event::Tick) { Stop::Late } else { Stop::Cancelled };
+                        self.process.terminate();
+                        stopping = Some((stop, Instant::now() + options.grace));
+                    }
                 },
             }
-        };
-        let why = match read {
-            Ok(Line::Whole) => match answer(id, &got) {
-                Ok(_) if !sent => "answered before it had read the request".to_owned(),
-                Ok(answered) => return Reply::Answered(answered),
-                Err(why) => why,
-            },
-            Ok(Line::TooLong) => format!("wrote a line of more than {ANSWER_LIMIT} bytes"),
-            Ok(Line::End) => return Reply::Broken(self.died(sent, "closed its standard output").await),
-            Err(cause) => return Reply::Broken(self.died(sent, &format!("broke its pipe ({cause})")).await),
-        };
-        self.kill().await;
-        Reply::Broken(
-            HandlerError::retry(format!("the worker process {why}; it was killed")).outcome_unknown(),
-        )
+        }
     }
 
-    /// True if the worker has written more than its answer, which the next message would take for its own.
-    pub(super) fn has_said_too_much(&self) -> bool {
-        !self.stdout.buffer().is_empty()
+    /// How much of what was written the worker has not read; 0 where the system cannot say.
+    fn unread(&self, written: usize) -> usize {
+        let unread = self.stdin.as_ref().map(rustix::io::ioctl_fionread);
+        unread.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok()).unwrap_or(0).min(written)
     }
 
-    /// Describes the end of a process that stopped talking. A request it cannot have read whole has had no effect.
-    async fn died(&mut self, sent: bool, otherwise: &str) -> HandlerError {
-        self.stdin = None;
-        let what = match tokio::time::timeout(LAST_WORDS, self.process.wait()).await {
-            Ok(Ok(status)) => format!("ended ({status}) before it answered"),
-            Ok(Err(cause)) => format!("cannot be waited for: {cause}"),
-            Err(_) => format!("{otherwise} before it answered, and was killed"),
-        };
+    /// Ends a worker that has not read its request.
+    async fn unused(&mut self, written: usize, why: &str) -> Reply {
         self.kill().await;
-        let text = format!("the worker process {what}{}", self.last.suffix());
+        let text = format!("the worker process {why}; it was killed{}", self.last.suffix());
+        // It may have read it just before the end.
+        if self.unread(written) == written {
+            return Reply::Broken(HandlerError::unavailable(text));
+        }
+        Reply::Broken(HandlerError::retry(text).outcome_unknown())
+    }
+
+    /// Ends a worker that was asked to end, and has not answered in its time.
+    async fn stopped(&mut self, options: &WorkerOptions, stop: Stop) -> Reply {
+        self.kill().await;
+        let text = match stop {
+            Stop::Cancelled => {
+                "the run was cancelled, and the worker process ended before it answered".to_owned()
+            }
+            Stop::Late => {
+                format!("the worker process did not answer within {:?} and was ended", options.timeout)
+            }
+        };
+        Reply::Broken(HandlerError::retry(text + &self.last.suffix()).outcome_unknown())
+    }
+
+    async fn broken(&mut self, why: &str) -> Reply {
+        self.kill().await;
+        let text = format!("the worker process {why}; it was killed");
+        Reply::Broken(HandlerError::retry(text).outcome_unknown())
+    }
+
+    /// What the end of a process that stopped talking means. A request that it cannot have read whole has had no effect,
+    /// and one of which it has read nothing is not to blame.
+    async fn died(
+        &mut self,
+        options: &WorkerOptions,
+        written: usize,
+        request: &[u8],
+        otherwise: &str,
+    ) -> Reply {
+        let unread = self.unread(written);
+        let (what, status) = self.end(otherwise).await;
+        if written == 0 || unread == written {
+            let text = format!("the worker process {what} before it read the request{}", self.last.suffix());
+            return Reply::Broken(HandlerError::unavailable(text));
+        }
+        let text = format!("the worker process {what} before it answered{}", self.last.suffix());
+        if let Some(status) = status
+            && stop::is_part_of_shutdown(status, &options.shutdown).await
+        {
+            return Reply::Broken(stop::given_back(status, text + "; this program shuts down"));
+        }
         let error = HandlerError::retry(text);
-        if sent { error.outcome_unknown() } else { error }
+        let read_whole = written == request.len() && unread == 0;
+        Reply::Broken(if read_whole { error.outcome_unknown() } else { error })
+    }
+
+    /// Waits for the end of a process that has `otherwise` stopped talking; kills it if it does not come.
+    async fn end(&mut self, otherwise: &str) -> (String, Option<ExitStatus>) {
+        let (what, status) = match tokio::time::timeout(LAST_WORDS, self.process.wait()).await {
+            Ok(Ok(status)) => (format!("ended ({status})"), Some(status)),
+            Ok(Err(cause)) => (format!("cannot be waited for ({cause}) and was killed"), None),
+            Err(_) => (format!("{otherwise} and was killed"), None),
+        };
+        self.kill().await;
+        (what, status)
+    }
+
+    /// Logs a line that is no answer: the first one loudly, the others for those who look for them.
+    fn stray(&mut self, line: &[u8]) {
+        let (process, line) = (self.index, printable(line.trim_ascii(), QUOTE_LIMIT));
+        if self.stray_lines == 0 {
+            tracing::warn!(
+                process,
+                "a worker process wrote a line to standard output that is no answer; it is ignored, as are later ones \
+                 (logged at debug); write diagnostics to standard error"
+            );
+        }
+        self.stray_lines += 1;
+        tracing::debug!(process, line, "a worker process wrote a line that is no answer");
     }
 
     /// Kills it and waits until it is gone and its standard error is read.
@@ -141,11 +349,15 @@ impl WorkerProcess {
         let _ = tokio::time::timeout(LAST_WORDS, &mut self.stderr).await;
     }
 
-    /// Closes standard input, which asks the worker to end, and kills it if it has not ended within `limit`. False if
-    /// it had to be killed.
+    /// Closes standard input, which asks the worker to end; after half of `limit` it gets SIGTERM, and SIGKILL after all
+    /// of it. False if it had to be killed.
     pub(super) async fn shut_down(mut self, limit: Duration) -> bool {
         self.stdin = None;
-        let ended = tokio::time::timeout(limit, self.process.wait()).await.is_ok();
+        let mut ended = tokio::time::timeout(limit / 2, self.process.wait()).await.is_ok();
+        if !ended {
+            self.process.terminate();
+            ended = tokio::time::timeout(limit / 2, self.process.wait()).await.is_ok();
+        }
         self.kill().await;
         ended
     }
@@ -157,37 +369,10 @@ impl Drop for WorkerProcess {
     }
 }
 
-async fn send(stdin: Option<&mut ChildStdin>, line: &[u8]) -> io::Result<()> {
+/// Writes a part. It may be dropped: then nothing was written.
+async fn send(stdin: Option<&mut ChildStdin>, bytes: &[u8]) -> io::Result<usize> {
     match stdin {
-        Some(stdin) => stdin.write_all(line).await,
+        Some(stdin) => stdin.write(bytes).await,
         None => Err(io::ErrorKind::BrokenPipe.into()),
-    }
-}
-
-enum Line {
-    Whole,
-    TooLong,
-    End,
-}
-
-/// Appends one line to `into`. An end in the middle of a line is an end.
-async fn read_line(from: &mut BufReader<ChildStdout>, into: &mut Vec<u8>) -> io::Result<Line> {
-    loop {
-        let chunk = from.fill_buf().await?;
-        if chunk.is_empty() {
-            return Ok(Line::End);
-        }
-        let (used, whole) = match chunk.iter().position(|byte| *byte == b'\n') {
-            Some(end) => (end + 1, true),
-            None => (chunk.len(), false),
-        };
-        into.extend_from_slice(&chunk[..used]);
-        from.consume(used);
-        if whole {
-            return Ok(Line::Whole);
-        }
-        if into.len() > ANSWER_LIMIT {
-            return Ok(Line::TooLong);
-        }
     }
 }

@@ -1,0 +1,59 @@
+//! A worker's standard output, line by line: [`Lines`].
+
+use std::io;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+
+/// What was read.
+#[derive(Debug)]
+pub(super) enum Line {
+    /// A line, its end included.
+    Whole(Vec<u8>),
+    /// A line is longer than [`Line::LIMIT`].
+    TooLong,
+    /// There is no more. What stood in the middle of a line is dropped.
+    End,
+}
+
+impl Line {
+    /// The longest line that is read, in bytes.
+    pub(super) const LIMIT: usize = 4 * 1024 * 1024;
+}
+
+/// Reads lines of bounded length.
+#[derive(Debug)]
+pub(super) struct Lines<R> {
+    from: BufReader<R>,
+    line: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub(super) fn new(from: R) -> Self {
+        Self { from: BufReader::new(from), line: Vec::new() }
+    }
+
+    /// The next line.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again: what was read of a line is kept.
+    pub(super) async fn next(&mut self) -> io::Result<Line> {
+        loop {
+            let chunk = self.from.fill_buf().await?;
+            if chunk.is_empty() {
+                return Ok(Line::End);
+            }
+            let (used, whole) = match chunk.iter().position(|byte| *byte == b'\n') {
+                Some(end) => (end + 1, true),
+                None => (chunk.len(), false),
+            };
+            self.line.extend_from_slice(&chunk[..used]);
+            self.from.consume(used);
+            if whole {
+                return Ok(Line::Whole(std::mem::take(&mut self.line)));
+            }
+            if self.line.len() > Line::LIMIT {
+                return Ok(Line::TooLong);
+            }
+        }
+    }
+}
