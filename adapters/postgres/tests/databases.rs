@@ -91,10 +91,9 @@ async fn unusual_settings_of_roles_and_databases_change_nothing() {
         "default_transaction_isolation = serializable",
         "default_transaction_deferrable = on",
         "search_path = shadow, pg_catalog",
-        "statement_timeout = '1ms'",
         "lock_timeout = '1ms'",
-        "idle_in_transaction_session_timeout = '1ms'",
-        "idle_session_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '10s'",
+        "idle_session_timeout = '10s'",
         "DateStyle = 'SQL, DMY'",
         "TimeZone = 'Asia/Kathmandu'",
         "bytea_output = 'escape'",
@@ -130,6 +129,23 @@ async fn unusual_settings_of_roles_and_databases_change_nothing() {
         let wrong = advice.iter().find(|line| line.level == onceward::store::AdviceLevel::Error);
         assert!(wrong.is_none(), "{setting}: {wrong:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_limits_of_a_database_give_way_to_the_configured_ones() {
+    let server = Postgres::start();
+    server.sql("CREATE DATABASE limited");
+    server.sql("ALTER DATABASE limited SET statement_timeout = '10s'");
+    server.sql("ALTER DATABASE limited SET idle_in_transaction_session_timeout = '10s'");
+    let store = store_in(&server, "limited").await;
+    let mut open = store.begin().await.unwrap();
+    let mut tx = store.lend(&mut open);
+    for name in ["statement_timeout", "idle_in_transaction_session_timeout"] {
+        let ask = sqlx::AssertSqlSafe(format!("SHOW {name}"));
+        let limit: String = sqlx::query_scalar(ask).fetch_one(&mut *tx).await.unwrap();
+        assert_eq!(limit, "20s", "{name}");
+    }
+    store.rollback(open).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
