@@ -140,7 +140,10 @@ async fn what_the_data_can_never_satisfy_is_permanent_and_all_else_is_tried_agai
         ("INSERT INTO t VALUES ($1::jsonb->>'id')", "{", "json", Verdict::Permanent),
         ("INSERT INTO t VALUES ('x', $1::text::int)", "twelve", "integer", Verdict::Permanent),
         ("SELECT late($1, 'P0001')", "x", "too late", Verdict::Permanent),
-        ("SELECT late($1, '40001')", "x", "too late", Verdict::Retry),
+        ("SELECT late($1, '40001')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '40P01')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '53300')", "x", "too late", Verdict::Unavailable),
+        ("SELECT late($1, '53200')", "x", "too late", Verdict::Retry),
         ("INSERT INTO f VALUES ($1)", "to come", "foreign key", Verdict::Retry),
     ] {
         let handler = PgSqlHandler::new(statement).unwrap();
@@ -152,21 +155,75 @@ async fn what_the_data_can_never_satisfy_is_permanent_and_all_else_is_tried_agai
 }
 
 #[tokio::test]
-async fn a_table_that_changes_under_the_statement_costs_one_attempt() {
+async fn a_table_that_changes_under_the_statement_costs_no_attempt() {
     let database = Database::with("changes", "CREATE TABLE t (a text)").await;
     let handler = PgSqlHandler::new("INSERT INTO t VALUES ($1) RETURNING *").unwrap();
     database.run(&handler, Message::builder("x")).await.unwrap();
     database.sql("ALTER TABLE t ADD COLUMN b int");
     let error = database.run(&handler, Message::builder("x")).await.unwrap_err();
-    assert_eq!(error.verdict(), Verdict::Retry, "{error}");
+    assert!(error.is_conflict(), "{error}");
     database.run(&handler, Message::builder("x")).await.unwrap();
+    // What keeps every message from the statement is no message's fault.
+    database.sql("ALTER TABLE t RENAME TO away");
+    for _ in 0..2 {
+        let error = database.run(&handler, Message::builder("x")).await.unwrap_err();
+        assert_eq!(error.verdict(), Verdict::Unavailable, "{error}");
+    }
+    database.sql("ALTER TABLE away RENAME TO t");
+    database.run(&handler, Message::builder("x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deadlock_is_a_conflict_and_errors_name_no_line_of_the_servers_source() {
+    let database = Database::with(
+        "deadlock",
+        "CREATE TABLE t (n int PRIMARY KEY, a text); INSERT INTO t VALUES (1, ''), (2, '')",
+    )
+    .await;
+    let url = format!("{}?options=-csearch_path%3Ddeadlock", Postgres::shared().url("postgres"));
+    let mut rival = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    let mut open = sqlx::Connection::begin(&mut rival).await.unwrap();
+    // The rival waits only for as long as it takes to be no victim itself.
+    sqlx::raw_sql("SET deadlock_timeout = '1min'; UPDATE t SET a = 'x' WHERE n = 2")
+        .execute(&mut *open)
+        .await
+        .unwrap();
+    let both = "WITH one AS (SELECT n FROM t WHERE n = 1 FOR UPDATE), \
+                two AS (SELECT t.n FROM t, one WHERE t.n = one.n + 1 FOR UPDATE OF t) SELECT $1, * FROM two";
+    let handler = PgSqlHandler::new(both).unwrap();
+    let run = database.run(&handler, Message::builder("x"));
+    let crosses = async {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH one%'";
+        while database.sql(waits) == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sqlx::query("UPDATE t SET a = 'y' WHERE n = 1").execute(&mut *open).await.unwrap();
+    };
+    let (handled, ()) = tokio::join!(run, crosses);
+    let error = handled.unwrap_err();
+    assert!(error.is_conflict() && error.text().contains("deadlock detected"), "{error}");
+    assert!(error.text().ends_with("(SQLSTATE 40P01)") && !error.text().contains("at line"), "{error}");
+    assert_eq!(error.text().matches("deadlock").count(), 1, "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_under_a_statement_costs_no_attempt_unless_it_is_always_this_one() {
+    let database = Database::with("losses", "CREATE TABLE t (a text)").await;
+    let dies = PgSqlHandler::new("SELECT $1, pg_terminate_backend(pg_backend_pid())").unwrap();
+    let mut verdicts = Vec::new();
+    for _ in 0..3 {
+        verdicts.push(database.run(&dies, Message::builder("x")).await.unwrap_err().verdict());
+    }
+    assert_eq!(verdicts, [Verdict::Unavailable, Verdict::Unavailable, Verdict::Retry]);
 }
 
 #[tokio::test]
 async fn a_statement_that_cannot_be_prepared_or_filled_is_found_at_start() {
     let database = Database::with("prepared", "CREATE TABLE charges (a text, n int, t timestamptz)").await;
     for (statement, why) in [
-        ("INSERT INTO chagres VALUES ($1)", "does not exist"),
+        ("INSERT INTO chagres VALUES ($1)", "does not exist, at character 13 of the statement"),
+        ("INSERT INTO charges (a) VALUES ($1->>'id')", "$1 is the payload as text (write $1::jsonb"),
         ("INSERT INTO charges VALEUS ($1)", "syntax error"),
         ("INSERT INTO charges VALUES ($1); COMMIT", "multiple commands"),
         (

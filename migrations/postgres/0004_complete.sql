@@ -1,6 +1,6 @@
 -- For handlers in any language that write to this database: the completion as a part of their own transaction.
 --
---     BEGIN; …effects…; SELECT "@schema@".complete(token); COMMIT
+--     BEGIN; ...effects...; SELECT "@schema@".complete(token); COMMIT
 --
 -- The token says which claim the handler runs under: key, owner (16 bytes each) and fence, in hexadecimal. A claim that is
 -- no longer held, or was completed with this token before, is an error, so that the transaction cannot commit. It is to be

@@ -30,6 +30,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 3, name: "offsets", sql: include_str!("../postgres/0003_offsets.sql") },
     Migration { version: 4, name: "complete", sql: include_str!("../postgres/0004_complete.sql") },
     Migration { version: 5, name: "commit", sql: include_str!("../postgres/0005_commit.sql") },
+    Migration { version: 6, name: "edges", sql: include_str!("../postgres/0006_edges.sql") },
 ];
 
 /// The step of the Postgres schema that a program must know at least to use a schema with all steps: those after it only add
@@ -86,6 +87,14 @@ mod tests {
             assert_eq!(latest(steps) as usize, steps.len());
         }
         assert!((1..=latest(POSTGRES)).contains(&POSTGRES_NEEDS));
+    }
+
+    /// A database of another encoding refuses what it cannot hold, in comments too.
+    #[test]
+    fn every_step_is_plain_ascii() {
+        for step in SQLITE.iter().chain(POSTGRES) {
+            assert!(step.sql.is_ascii(), "{}", step.name);
+        }
     }
 
     #[test]

@@ -1,29 +1,36 @@
-//! The start check: what the promises rest on.
+//! The start check: what the promises rest on, on the connections that a run opens.
 
 use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
-use sqlx::{Executor, Row};
+use sqlx::{Executor, PgConnection, Row, query_scalar};
 
 use crate::config::PgConfig;
+use crate::effects::Effects;
 use crate::error::store_error;
+use crate::link::Link;
 use crate::migrate;
-use crate::store::close;
 
-/// Looks at the schema and the server's settings, and says what it found.
-pub(crate) async fn check(config: &PgConfig) -> Result<Vec<Advice>, Error> {
-    let failed = |error| store_error("check the Postgres store", error);
-    let mut conn = config.connect().await?;
+const CHECK: &str = "check the Postgres store";
+
+/// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
+pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> Result<Vec<Advice>, Error> {
+    let failed = |error| store_error(CHECK, error);
+    let mut conn = link.pool.acquire().await.map_err(failed)?;
+    let mut of_handlers = effects.acquire().await.map_err(failed)?;
     let version = migrate::check(&mut conn, config.schema_name()).await?;
     let row = conn
         .fetch_one(
             "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
              current_setting('fsync') = 'on', pg_is_in_recovery(), \
              current_setting('default_transaction_read_only') = 'on', \
-             current_setting('full_page_writes') = 'on', current_setting('synchronous_standby_names')",
+             current_setting('full_page_writes') = 'on', current_setting('synchronous_standby_names'), \
+             current_setting('server_encoding'), current_setting('lock_timeout') <> '0'",
         )
         .await
         .map_err(failed)?;
-    close(conn).await;
+    let is_shared = shares_sessions(&mut conn, of_handlers.connection()).await.map_err(failed)?;
+    conn.give_back();
+    of_handlers.give_back();
     let text = |n| row.try_get::<String, _>(n).map_err(failed);
     let flag = |n| row.try_get::<bool, _>(n).map_err(failed);
     let number: i32 = row.try_get(1).map_err(failed)?;
@@ -53,5 +60,37 @@ pub(crate) async fn check(config: &PgConfig) -> Result<Vec<Advice>, Error> {
         let text = "no synchronous standby: a failover may lose the last completions".to_owned();
         found.push(advice(AdviceLevel::Warning, text));
     }
+    if is_shared || !flag(8)? {
+        let count = link.pool.limit() + effects.limit() + 1;
+        let text = format!(
+            "a pooler at {place} shares server sessions between transactions, so that settings and prepared \
+             statements get lost; use its session mode, with room for {count} sessions of each process"
+        );
+        found.push(advice(AdviceLevel::Error, text));
+    }
+    let encoding = text(7)?;
+    if !matches!(&*encoding, "UTF8" | "SQL_ASCII") {
+        let text = format!(
+            "the database is in {encoding}: texts of errors are kept in ASCII, and messages with other characters than \
+             that encoding has cannot be passed to it as text"
+        );
+        found.push(advice(AdviceLevel::Warning, text));
+    }
     Ok(found)
+}
+
+/// Whether a session on `one` is still the same after `other` was in a transaction: a pooler may give its server's session
+/// away in between.
+async fn shares_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    const PID: &str = "SELECT pg_catalog.pg_backend_pid()";
+    let first: i32 = query_scalar(PID).fetch_one(&mut *one).await?;
+    other.execute("BEGIN").await?;
+    let asked = async {
+        let of_other: i32 = query_scalar(PID).fetch_one(&mut *other).await?;
+        let again: i32 = query_scalar(PID).fetch_one(&mut *one).await?;
+        Ok(of_other == first || again != first)
+    };
+    let shared = asked.await;
+    other.execute("ROLLBACK").await?;
+    shared
 }

@@ -1,6 +1,6 @@
 //! Claims and completions: what most need in one statement, the rest under row locks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +8,11 @@ use onceward::store::transition::Record;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion};
 use onceward::{Error, Key, Scope};
 
+use crate::batch::{Batch, First, held_row};
+use crate::doubts::Doubts;
 use crate::fast;
 use crate::held::Held;
-use crate::link::{Batch, Link, SHORT_WAIT};
+use crate::link::Link;
 
 type Claims = Vec<Result<Claim, Error>>;
 
@@ -21,6 +23,7 @@ const HELD: Claim = Claim::InProgress { retry_in: Duration::from_millis(250) };
 pub(crate) async fn claim(
     link: &Link,
     held: &Arc<Held>,
+    doubts: &Doubts,
     scope: &Scope,
     terms: &ClaimTerms,
     batch: &[ClaimRequest],
@@ -28,62 +31,81 @@ pub(crate) async fn claim(
     if batch.is_empty() {
         return Vec::new();
     }
+    let unanswered = batch.iter().filter(|request| doubts.sent(request.owner)).map(|request| request.key);
+    let call =
+        Call { link, held, lost: link.lost(), unanswered: Arc::new(unanswered.collect()), scope, terms };
     let (suspects, free): (Vec<_>, Vec<_>) =
         batch.iter().copied().partition(|request| held.recently(&request.key));
-    let (free, suspects) = tokio::join!(
-        claim_free(link, held, scope, terms, &free),
-        claim_known(link, held, scope, terms, suspects, Some(SHORT_WAIT)),
-    );
+    let (free, suspects) = tokio::join!(call.free(&free), call.known(suspects, First::Skip));
     let mut answers: HashMap<Key, _> = free.into_iter().chain(suspects).collect();
+    for request in batch {
+        if answers
+            .get(&request.key)
+            .is_some_and(|answer| !matches!(answer, Err(error) if error.is_retryable()))
+        {
+            doubts.answered(&request.owner);
+        }
+    }
     batch.iter().filter_map(|request| answers.remove(&request.key)).collect()
 }
 
-async fn claim_free(
-    link: &Link,
-    held: &Arc<Held>,
-    scope: &Scope,
-    terms: &ClaimTerms,
-    batch: &[ClaimRequest],
-) -> Vec<(Key, Result<Claim, Error>)> {
-    if batch.is_empty() {
-        return Vec::new();
-    }
-    let mut won = match fast::claim(link, scope, terms, batch).await {
-        Ok(won) => won,
-        Err(error) => return batch.iter().map(|request| (request.key, Err(error.replicate()))).collect(),
-    };
-    let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
-    let mut answers = claim_known(link, held, scope, terms, known, None).await;
-    answers.extend(won.drain().map(|(key, claim)| (key, Ok(claim))));
-    answers
+/// A batch of claims under way.
+struct Call<'c> {
+    link: &'c Link,
+    held: &'c Arc<Held>,
+    /// Connections lost before.
+    lost: u64,
+    /// Keys whose claim by the same owner token was sent before and is not known to be answered.
+    unanswered: Arc<HashSet<Key>>,
+    scope: &'c Scope,
+    terms: &'c ClaimTerms,
 }
 
-/// Under row locks. `wait`: for how long a lock is waited for, if not for as long as usual.
-async fn claim_known(
-    link: &Link,
-    held: &Arc<Held>,
-    scope: &Scope,
-    terms: &ClaimTerms,
-    batch: Vec<ClaimRequest>,
-    wait: Option<Duration>,
-) -> Vec<(Key, Result<Claim, Error>)> {
-    let keys: Vec<_> = batch.iter().map(|request| request.key).collect();
-    let (terms, held) = (*terms, Arc::clone(held));
-    let long = Batch {
-        items: batch,
-        key: |request: &ClaimRequest| request.key,
-        decide: Arc::new(move |record: &mut Record, at, request: &ClaimRequest| {
-            record.claim(at, &terms, request)
-        }),
-        held: Some(Box::new(move |key| {
-            held.note(key);
-            HELD
-        })),
-        wait,
-        occupy: true,
-        repeatable: true,
-    };
-    keys.into_iter().zip(link.call(scope, long).await).collect()
+impl Call<'_> {
+    /// Keys of which nothing is known.
+    async fn free(&self, batch: &[ClaimRequest]) -> Vec<(Key, Result<Claim, Error>)> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
+        let (mut won, first) = match fast::claim(self.link, self.scope, self.terms, batch).await {
+            Ok(Some(won)) => (won, First::Wait),
+            // The holder has been waited for.
+            Ok(None) => (HashMap::new(), First::Skip),
+            Err(error) => {
+                return batch.iter().map(|request| (request.key, Err(error.replicate()))).collect();
+            }
+        };
+        let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
+        let mut answers = self.known(known, first).await;
+        answers.extend(won.drain().map(|(key, claim)| (key, Ok(claim))));
+        answers
+    }
+
+    /// Under row locks.
+    async fn known(&self, batch: Vec<ClaimRequest>, first: First) -> Vec<(Key, Result<Claim, Error>)> {
+        let keys: Vec<_> = batch.iter().map(|request| request.key).collect();
+        let (terms, held, unanswered) = (*self.terms, Arc::clone(self.held), Arc::clone(&self.unanswered));
+        let (link, lost) = (self.link.clone(), self.lost);
+        let long = Batch {
+            items: batch,
+            key: |request: &ClaimRequest| request.key,
+            decide: Arc::new(move |record: &mut Record, at, request: &ClaimRequest| {
+                record.claim(at, &terms, request)
+            }),
+            held: Some(Box::new(move |key| {
+                // An earlier call with the same owner token may hold the row itself: then nothing is known.
+                if unanswered.contains(&key) || link.lost() != lost {
+                    return Err(held_row());
+                }
+                held.note(key);
+                Ok(HELD)
+            })),
+            first,
+            occupy: true,
+            repeatable: true,
+        };
+        keys.into_iter().zip(self.link.call(self.scope, long).await).collect()
+    }
 }
 
 /// Answers in the order of `batch`.
@@ -95,8 +117,9 @@ pub(crate) async fn complete(
     if batch.is_empty() {
         return Vec::new();
     }
-    let mut done = match fast::complete(link, scope, batch).await {
-        Ok(done) => done,
+    let (mut done, first) = match fast::complete(link, scope, batch).await {
+        Ok(Some(done)) => (done, First::Wait),
+        Ok(None) => (HashMap::new(), First::Skip),
         Err(error) => return batch.iter().map(|_| Err(error.replicate())).collect(),
     };
     let others: Vec<_> =
@@ -106,7 +129,7 @@ pub(crate) async fn complete(
         key: |request: &CompleteRequest| request.lease.key,
         decide: Arc::new(Record::complete),
         held: None,
-        wait: None,
+        first,
         occupy: true,
         repeatable: true,
     };

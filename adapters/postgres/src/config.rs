@@ -1,12 +1,13 @@
 //! Where the server is and how it is used: [`PgConfig`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
-use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode, PgTypeInfo};
 
 use crate::error::store_error;
+use crate::pool::{Opener, PasswordSource, Pool, Session};
 
 const WHAT: &str = "configure the Postgres store";
 
@@ -14,6 +15,7 @@ const WHAT: &str = "configure the Postgres store";
 #[derive(Clone)]
 pub struct PgConfig {
     options: PgConnectOptions,
+    password: Option<PasswordSource>,
     schema: String,
     max_connections: u32,
     handler_connections: Option<u32>,
@@ -38,6 +40,7 @@ impl std::fmt::Debug for PgConfig {
             .field("connect_timeout", &self.connect_timeout)
             .field("migrate", &self.migrate)
             .field("own_pool", &self.effects.is_none())
+            .field("password_source", &self.password.is_some())
             .finish()
     }
 }
@@ -57,10 +60,12 @@ impl PgConfig {
         Ok(Self::new(options))
     }
 
-    /// The database that `options` name. Their session settings for timeouts and `synchronous_commit` are replaced.
+    /// The database that `options` name. Their session settings for timeouts and `synchronous_commit` are replaced. Other
+    /// startup parameters (`options`, `PGOPTIONS`) are sent as they are; most poolers reject them.
     pub fn new(options: PgConnectOptions) -> Self {
         Self {
             options,
+            password: None,
             schema: "onceward".to_owned(),
             max_connections: 8,
             handler_connections: None,
@@ -99,6 +104,17 @@ impl PgConfig {
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.options = self.options.password(password);
+        self
+    }
+
+    /// Where the password comes from: asked for each new connection, so that a changed one is used without a restart. It may
+    /// read a file; while it fails, the last password it answered is used.
+    #[must_use]
+    pub fn password_from(
+        mut self,
+        source: impl Fn() -> Result<String, Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.password = Some(Arc::new(source));
         self
     }
 
@@ -153,7 +169,8 @@ impl PgConfig {
         self
     }
 
-    /// How long to wait for a connection. 5 s unless told.
+    /// How long a call waits for a connection. 5 s unless told. Opening one may take six times as long, at least 30 s: it
+    /// goes on after the call that began it has given up, and the next call gets the connection.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -205,62 +222,44 @@ impl PgConfig {
         Ok(())
     }
 
-    /// Connections for claims and completions.
-    pub(crate) fn pool(&self) -> PgPool {
-        let options = self.options.clone().application_name("onceward").options([
-            ("lock_timeout", ms(self.lock_timeout)),
-            ("statement_timeout", ms(self.statement_timeout)),
-            ("idle_in_transaction_session_timeout", ms(self.statement_timeout)),
-            // An ack follows a completion: it must be on disk, whatever the role or database is set to.
-            ("synchronous_commit", "on".to_owned()),
-        ]);
-        self.pool_of(options, self.max_connections)
+    /// Connections for claims and completions. `prepared` are statements that each connection prepares when it is opened.
+    pub(crate) fn pool(&self, prepared: Vec<(String, Vec<PgTypeInfo>)>) -> Pool {
+        let settings = store_settings(self.lock_timeout, self.statement_timeout);
+        let opener = self.opener("onceward", settings).preparing(prepared);
+        Pool::new(opener, self.max_connections, self.connect_timeout)
     }
 
-    /// Connections for the transactions of handlers, if the application brings none.
-    pub(crate) fn effects_pool(&self) -> PgPool {
-        let own = || {
-            let mut options = self.options.clone().application_name("onceward-handler");
-            if let Some(timeout) = self.handler_statement_timeout {
-                let limit = ms(timeout);
-                options = options.options([
-                    ("statement_timeout", limit.clone()),
-                    ("idle_in_transaction_session_timeout", limit),
-                ]);
-            }
-            self.pool_of(options, self.handler_connections.unwrap_or(self.max_connections))
-        };
-        self.effects.clone().unwrap_or_else(own)
+    /// Connections for the transactions of handlers, unless the application brings a pool.
+    pub(crate) fn effects_pool(&self) -> Pool {
+        let mut settings = vec![("idle_session_timeout", "0".to_owned())];
+        if let Some(timeout) = self.handler_statement_timeout {
+            settings.push(("statement_timeout", ms(timeout)));
+            settings.push(("idle_in_transaction_session_timeout", ms(timeout)));
+        }
+        let limit = self.handler_connections.unwrap_or(self.max_connections);
+        Pool::new(self.opener("onceward-handler", settings), limit, self.connect_timeout)
     }
 
     /// For a single connection that listens, beside the store's own.
-    pub(crate) fn listener_pool(&self) -> PgPool {
-        let options = self.options.clone().application_name("onceward").disable_statement_logging();
-        PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(self.connect_timeout)
-            .connect_lazy_with(options)
+    pub(crate) fn listener(&self) -> Opener {
+        self.opener("onceward", Vec::new())
     }
 
-    fn pool_of(&self, options: PgConnectOptions, count: u32) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(count)
-            .acquire_timeout(self.connect_timeout)
-            // It would double the round trips; a dead connection is noticed by the statement, which is repeated.
-            .test_before_acquire(false)
-            .connect_lazy_with(options.disable_statement_logging())
+    fn opener(&self, name: &str, settings: Vec<(&'static str, String)>) -> Opener {
+        let budget = (self.connect_timeout * 6).max(LEAST_BUDGET);
+        let options = self.options.clone().application_name(name);
+        Opener::new(options, self.password.clone(), settings, budget)
     }
 
-    /// A connection outside the pools, without their timeouts: for migrations.
-    pub(crate) async fn connect(&self) -> Result<sqlx::PgConnection, Error> {
-        let connecting = self.options.connect();
-        match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(outcome) => {
-                outcome.map_err(|error| store_error(format!("connect to {}", self.place()), error))
-            }
+    /// A connection outside the pools, without their timeouts: for migrations and checks.
+    pub(crate) async fn connect(&self) -> Result<Session, Error> {
+        let place = || format!("connect to {}", self.place());
+        let opener = self.opener("onceward", store_settings(Duration::ZERO, Duration::ZERO));
+        match tokio::time::timeout(self.connect_timeout, opener.open()).await {
+            Ok(outcome) => outcome.map_err(|error| store_error(place(), error)),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
-                format!("connect to {}", self.place()),
+                place(),
                 format!(
                     "no answer within {:?}; is the server up and the address right?",
                     self.connect_timeout
@@ -268,6 +267,27 @@ impl PgConfig {
             )),
         }
     }
+}
+
+/// The least time for opening a connection.
+const LEAST_BUDGET: Duration = Duration::from_secs(30);
+
+/// What the store's sessions are set to, whatever the role or the database is set to. A timeout of zero is no limit.
+fn store_settings(lock: Duration, statement: Duration) -> Vec<(&'static str, String)> {
+    let limit = |duration: Duration| if duration.is_zero() { "0".to_owned() } else { ms(duration) };
+    vec![
+        ("lock_timeout", limit(lock)),
+        ("statement_timeout", limit(statement)),
+        ("idle_in_transaction_session_timeout", limit(statement)),
+        ("transaction_timeout", "0".to_owned()),
+        ("idle_session_timeout", "0".to_owned()),
+        // An ack follows a completion: it must be on disk.
+        ("synchronous_commit", "on".to_owned()),
+        ("default_transaction_isolation", "read committed".to_owned()),
+        ("search_path", "pg_catalog".to_owned()),
+        ("standard_conforming_strings", "on".to_owned()),
+        ("bytea_output", "hex".to_owned()),
+    ]
 }
 
 /// As a setting of the server: at least 1, since 0 is no limit.

@@ -1,13 +1,18 @@
 //! Where Postgres's errors enter: one function, one table.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use onceward::{Error, ErrorKind};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 /// What `error`, met while attempting `operation`, means to the caller.
 pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
-        sqlx::Error::Database(database) => meaning(database.code().as_deref().unwrap_or("")),
+        sqlx::Error::Database(database) => {
+            meaning(database.code().as_deref().unwrap_or(""), database.message())
+        }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "the connection failed; is the server up?"),
         sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed
@@ -20,31 +25,75 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
             "no connection became free in time; is the server up, and max_connections large enough?",
         ),
         sqlx::Error::Tls(_) => {
-            (ErrorKind::Config, "TLS failed; check sslmode, sslrootcert and the host's name")
+            (ErrorKind::Denied, "TLS failed; check sslmode, sslrootcert and the host's name")
         }
-        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the connection's settings are refused"),
+        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the session cannot be used as it is"),
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => (
             ErrorKind::Corrupt,
             "a stored value is not what this version writes; was a table changed by hand?",
         ),
         _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
     };
-    Error::new(kind, operation, context).with_source(error)
+    Error::new(kind, operation, context).with_source(Reported::from(error))
 }
 
-/// What an SQLSTATE means.
-fn meaning(code: &str) -> (ErrorKind, &'static str) {
+/// A server's error as people should see it: its message, detail, hint and code, without the line of the server's own
+/// source that reported it.
+#[derive(Debug)]
+pub(crate) struct Reported(sqlx::Error);
+
+impl From<sqlx::Error> for Reported {
+    fn from(error: sqlx::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_database_error() {
+            Some(error) => f.write_str(&describe(error)),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Reported {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // A database error is its own cause, in other words.
+        if self.0.as_database_error().is_some() { None } else { std::error::Error::source(&self.0) }
+    }
+}
+
+/// What the server says: message, detail and hint, and the SQLSTATE.
+pub(crate) fn describe(error: &dyn DatabaseError) -> String {
+    let mut text = error.message().to_owned();
+    if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        for more in [error.detail(), error.hint()].into_iter().flatten() {
+            text.push_str("; ");
+            text.push_str(more);
+        }
+    }
+    match error.code() {
+        Some(code) if !code.is_empty() => format!("{text} (SQLSTATE {code})"),
+        _ => text,
+    }
+}
+
+/// What an SQLSTATE means. `message` tells poolers from servers, whose codes they share.
+fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
     match code {
-        "55P03" => (ErrorKind::Timeout, "another transaction holds a row for longer than lock_timeout"),
+        "55P03" => {
+            (ErrorKind::Conflict, "another transaction holds a row or table for longer than lock_timeout")
+        }
         "57014" => (ErrorKind::Timeout, "the statement took longer than statement_timeout, or was cancelled"),
-        "40001" | "40P01" => (ErrorKind::Unavailable, "transactions got in each other's way; try again"),
+        "40001" | "40P01" => (ErrorKind::Conflict, "it was rolled back in favour of another transaction"),
         "25006" => (
             ErrorKind::Unavailable,
             "the server is read-only: a standby, or default_transaction_read_only is on; point at the primary",
         ),
         "42501" => (ErrorKind::Denied, "the role lacks a right; grant it what the store's grants list"),
         "3D000" => (ErrorKind::Config, "there is no such database; create it or name another"),
-        "3F000" | "42P01" | "42703" => (
+        "3F000" | "42P01" | "42703" | "42883" => (
             ErrorKind::Config,
             "the schema is not there or not complete; run onceward's migrations, or name the right schema",
         ),
@@ -56,14 +105,39 @@ fn meaning(code: &str) -> (ErrorKind, &'static str) {
         "OW001" => {
             (ErrorKind::Internal, "the claim is not held (any more); roll back, another delivery runs or ran")
         }
+        "26000" | "42P05" => (
+            ErrorKind::Unavailable,
+            "the connection's prepared statements are gone; does a pooler share sessions between transactions? Use \
+             its session mode",
+        ),
+        "0A000" if message.contains("cached plan") => {
+            (ErrorKind::Unavailable, "a table was changed meanwhile; the statement is prepared again")
+        }
         "0A000" => (ErrorKind::Unsupported, "this server cannot do that; Postgres 13 or later is needed"),
+        "08P01" if message.contains("startup parameter") => (
+            ErrorKind::Config,
+            "a pooler rejects a startup parameter; remove `options` from the URL and PGOPTIONS, or let the pooler \
+             ignore that parameter",
+        ),
+        "22P05" => (
+            ErrorKind::Internal,
+            "a text holds a character that the database's encoding lacks; use a UTF8 database, or other texts",
+        ),
+        // Damage of the files: an unreadable page, or an index that contradicts its table.
+        "XX001" | "XX002" => {
+            (ErrorKind::Unavailable, "the server reports damaged files; see its log and restore a backup")
+        }
         _ => match code.get(..2).unwrap_or("") {
-            "08" | "57" => (ErrorKind::Unavailable, "the server ended the connection; is it restarting?"),
+            "08" | "57" => {
+                (ErrorKind::Unavailable, "the server or a pooler ended the connection; is it restarting?")
+            }
             "53" => (ErrorKind::Unavailable, "the server is out of connections, memory or disk"),
             "58" => (ErrorKind::Unavailable, "the server's disk fails"),
             "28" => (ErrorKind::Denied, "the login is refused; check user, password and pg_hba.conf"),
+            "40" => (ErrorKind::Conflict, "the transaction was rolled back"),
             "22" | "23" | "42" => (ErrorKind::Internal, "the statement is refused"),
-            "XX" => (ErrorKind::Corrupt, "the server's files are damaged; see its log"),
+            // Poolers answer so in passing, and the server when rows change under a statement.
+            "XX" => (ErrorKind::Unavailable, "the server failed internally; see its log"),
             _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
         },
     }
@@ -97,17 +171,59 @@ pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     }
 }
 
+/// What this connection knows of its statements is out of date; on another one they are prepared again.
+pub(crate) fn is_stale(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| {
+        matches!(&*code, "26000" | "42P05")
+            || (code == "0A000"
+                && error.as_database_error().is_some_and(|error| error.message().contains("cached plan")))
+    })
+}
+
+/// The statement failed, and the connection may be used again after a rollback.
+pub(crate) fn leaves_usable(error: &sqlx::Error) -> bool {
+    let Some(code) = code(error) else { return false };
+    let class = code.get(..2).unwrap_or("");
+    !is_stale(error) && (matches!(class, "22" | "23" | "40" | "42" | "55") || code == "57014")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn kind(code: &str) -> ErrorKind {
+        meaning(code, "").0
+    }
+
     #[test]
-    fn a_restart_a_read_only_primary_and_a_deadlock_are_worth_another_try_and_a_missing_right_is_not() {
-        for code in ["57P01", "57P03", "25006", "40P01", "40001", "55P03", "53100", "53300", "08006"] {
-            assert!(Error::new(meaning(code).0, "write", "").is_retryable(), "{code}");
+    fn only_an_answer_about_the_statement_itself_is_final() {
+        for code in [
+            "57P01", "57P03", "57014", "25006", "53100", "53300", "08006", "08P01", "58030", "XX000",
+            "XX001", "26000", "42P05",
+        ] {
+            assert!(Error::new(kind(code), "write", "").is_retryable(), "{code}");
         }
-        for code in ["42P01", "23505", "XX001"] {
-            assert!(!Error::new(meaning(code).0, "write", "").is_retryable(), "{code}");
+        assert!(
+            Error::new(meaning("0A000", "cached plan must not change result type").0, "x", "").is_retryable()
+        );
+        for code in ["42P01", "23505", "42501", "28P01", "28000", "0A000"] {
+            assert!(!Error::new(kind(code), "write", "").is_retryable(), "{code}");
         }
+    }
+
+    #[test]
+    fn a_rollback_for_the_sake_of_another_transaction_is_a_conflict() {
+        for code in ["40001", "40P01", "55P03"] {
+            assert_eq!(kind(code), ErrorKind::Conflict, "{code}");
+        }
+    }
+
+    #[test]
+    fn missing_rights_refused_logins_and_failed_tls_are_denied() {
+        for code in ["28P01", "28000", "42501"] {
+            assert_eq!(kind(code), ErrorKind::Denied, "{code}");
+        }
+        let error = store_error("connect", sqlx::Error::Tls("bad certificate".into()));
+        assert_eq!(error.kind(), ErrorKind::Denied);
     }
 }

@@ -25,10 +25,14 @@
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
 //! lose the last ones.
 
+mod batch;
 mod check;
 mod checkpoint;
 mod claim;
 mod config;
+mod conn;
+mod doubts;
+mod effects;
 mod error;
 mod fast;
 mod held;
@@ -37,6 +41,7 @@ mod mark;
 mod migrate;
 mod offsets;
 mod outbox;
+mod pool;
 mod purge;
 mod read;
 mod row;
@@ -47,7 +52,8 @@ mod transaction;
 mod within;
 
 pub use config::PgConfig;
+pub use conn::PgConn;
 pub use outbox::PgOutbox;
 pub use store::PgStore;
 pub use together::Together;
-pub use transaction::{PgConn, PgTx};
+pub use transaction::PgTx;

@@ -1,92 +1,133 @@
 //! The store's own connections, and the transaction that decides about a batch under row locks.
 //!
 //! Everything runs in tasks of its own: a caller who goes away leaves no connection inside a transaction (a cancelled
-//! `BEGIN` would poison the pool), and a connection whose transaction did not end as it should is closed.
+//! `BEGIN` would poison the pool). After an error that leaves the session usable, a lock timeout above all, the transaction
+//! is rolled back and the connection kept; after others it is closed.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::store::transition::{Moment, Record, Step};
-use onceward::{Error, ErrorKind, Key, Scope};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPool;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Postgres, Row, query};
+use onceward::store::transition::Moment;
+use onceward::{Error, ErrorKind, Scope};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row, query};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use crate::error::{is_conflict, is_lock_timeout, is_lost, store_error};
+use crate::error::{is_conflict, is_lost, is_stale, leaves_usable, store_error};
+use crate::pool::Pool;
 use crate::row;
 
 /// What was attempted, for errors.
 pub(crate) const WRITE: &str = "write to the Postgres store";
 pub(crate) const READ: &str = "read from the Postgres store";
 
-/// How long a lock is waited for where its holder has been waited for already.
-pub(crate) const SHORT_WAIT: Duration = Duration::from_millis(20);
-
 /// How often work that another transaction thwarted is tried, in all.
 const TRIES: u32 = 6;
 
-type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
-
-/// A transition of the protocol.
-type Decide<I, T> = dyn Fn(&mut Record, Moment, &I) -> Step<T> + Send + Sync;
+pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
 
 /// The pool and what every statement needs. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Link {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     /// Quoted.
     pub(crate) schema: Arc<str>,
-    /// After which a connection is given up: a second more than the server gives a statement.
+    /// For how long one reply is waited for: a second more than the server gives a statement.
     pub(crate) patience: Duration,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
     /// Up to when this worker has removed expired rows in its present pass.
     pub(crate) purged_to: Arc<AtomicI64>,
+    lost: Arc<AtomicU64>,
 }
 
-/// A batch and how each of its items is decided.
-pub(crate) struct Batch<I, T> {
-    pub(crate) items: Vec<I>,
-    pub(crate) key: fn(&I) -> Key,
-    pub(crate) decide: Arc<Decide<I, T>>,
-    /// The answer for a key whose row another transaction holds; without one it is an error.
-    pub(crate) held: Option<Box<dyn Fn(Key) -> T + Send + Sync>>,
-    /// For how long a lock is waited for; the store's `lock_timeout` unless told.
-    pub(crate) wait: Option<Duration>,
-    /// Keys without a row get one first: what is decided about nothing may have to be written.
-    pub(crate) occupy: bool,
-    /// A repeat after a lost reply answers the same.
-    pub(crate) repeatable: bool,
+/// One use of a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    operation: &'static str,
+    /// How many replies it waits for at most.
+    replies: u32,
+    /// It opens a transaction, to be rolled back if it fails.
+    transaction: bool,
 }
 
-type Answers<T> = Vec<Result<T, Error>>;
+impl From<&'static str> for Call {
+    /// One statement, which may have to be prepared.
+    fn from(operation: &'static str) -> Self {
+        Self { operation, replies: 2, transaction: false }
+    }
+}
 
-impl Link {
-    pub(crate) fn new(pool: PgPool, schema: String, statement_timeout: Duration) -> Self {
-        let patience = statement_timeout + Duration::from_secs(1);
-        Self { pool, schema: schema.into(), patience, scopes: Arc::default(), purged_to: Arc::default() }
+impl Call {
+    /// Waits for so many replies.
+    pub(crate) fn replies(self, replies: u32) -> Self {
+        Self { replies, ..self }
     }
 
-    /// Runs `work` on a connection, in a task. The connection is closed if it fails or takes too long.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// It opens a transaction.
+    pub(crate) fn transaction(self) -> Self {
+        Self { transaction: true, ..self }
+    }
+}
+
+impl Link {
+    pub(crate) fn new(pool: Pool, schema: String, statement_timeout: Duration) -> Self {
+        Self {
+            pool,
+            schema: schema.into(),
+            patience: statement_timeout + Duration::from_secs(1),
+            scopes: Arc::default(),
+            purged_to: Arc::default(),
+            lost: Arc::default(),
+        }
+    }
+
+    /// How many attempts were repeated after a connection was lost: their first statements may still be at work.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Runs `work` on a connection, in a task.
+    async fn run<T: Send + 'static>(
         &self,
-        operation: &'static str,
+        call: Call,
         work: impl for<'c> FnOnce(&'c mut PgConnection) -> Work<'c, T> + Send + 'static,
     ) -> Result<T, Attempt> {
         let (pool, patience) = (self.pool.clone(), self.patience);
+        let (_caller, mut caller) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let mut conn: PoolConnection<Postgres> = pool.acquire().await?;
-            match tokio::time::timeout(patience, work(&mut conn)).await {
-                Ok(Ok(value)) => Ok(value),
+            let mut conn = pool.acquire().await?;
+            if caller.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
+                // The caller has given up, and repeats the call if it still wants it. Nothing was sent.
+                conn.give_back();
+                return Err(Attempt::Ended(call.operation));
+            }
+            match timeout(patience * call.replies, work(&mut conn)).await {
+                Ok(Ok(value)) => {
+                    conn.give_back();
+                    Ok(value)
+                }
+                Ok(Err(error)) if is_silence(&error) => {
+                    conn.abandon(patience);
+                    Err(Attempt::Silent)
+                }
                 Ok(Err(error)) => {
-                    conn.close_on_drop();
+                    if is_lost(&error) {
+                        pool.distrust_idle();
+                    }
+                    let usable = leaves_usable(&error)
+                        && (!call.transaction
+                            || matches!(timeout(patience, conn.execute("ROLLBACK")).await, Ok(Ok(_))));
+                    if usable {
+                        conn.give_back();
+                    }
                     Err(Attempt::Failed(error))
                 }
                 Err(_) => {
-                    conn.close_on_drop();
+                    conn.abandon(patience);
                     Err(Attempt::Silent)
                 }
             }
@@ -95,25 +136,30 @@ impl Link {
             Ok(outcome) => outcome,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Attempt::Ended(operation)),
+                Err(_) => Err(Attempt::Ended(call.operation)),
             },
         }
     }
 
-    /// As [`run`](Self::run), tried anew on another connection where that may help and cannot hurt.
+    /// Runs `work` on a connection, in a task, and repeats it on another one where that may help and cannot hurt.
     pub(crate) async fn run_again<T: Send + 'static>(
         &self,
-        operation: &'static str,
+        call: impl Into<Call>,
         repeatable: bool,
         work: impl for<'c> Fn(&'c mut PgConnection) -> Work<'c, T> + Clone + Send + 'static,
     ) -> Result<T, Attempt> {
+        let call = call.into();
         let mut tried = 0;
         loop {
             tried += 1;
             let attempt = work.clone();
-            let outcome = self.run(operation, move |conn| attempt(conn)).await;
+            let outcome = self.run(call, move |conn| attempt(conn)).await;
             let again = match &outcome {
-                Err(Attempt::Failed(error)) => is_conflict(error) || (repeatable && is_lost(error)),
+                Err(Attempt::Failed(error)) if is_lost(error) => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    repeatable
+                }
+                Err(Attempt::Failed(error)) => is_conflict(error) || is_stale(error),
                 _ => false,
             };
             if !again || tried == TRIES {
@@ -131,7 +177,7 @@ impl Link {
         }
         let (schema, name) = (self.schema.clone(), scope.as_str().to_owned());
         let id = self
-            .run_again(WRITE, true, move |conn| {
+            .run_again(Call::from(WRITE).replies(6), true, move |conn| {
                 let (schema, name) = (schema.clone(), name.clone());
                 Box::pin(async move {
                     let find = format!("SELECT id FROM {schema}.scopes WHERE name = $1");
@@ -156,119 +202,6 @@ impl Link {
         self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides about a batch under row locks, and writes what changed, in one transaction. Keys that another
-    /// transaction holds do not keep the others waiting: the batch is halved until they are found, and their holders are
-    /// waited for only once.
-    pub(crate) async fn call<I, T>(&self, scope: &Scope, batch: Batch<I, T>) -> Answers<T>
-    where
-        I: Clone + Send + Sync + 'static,
-        T: Send + 'static,
-    {
-        if batch.items.is_empty() {
-            return Vec::new();
-        }
-        let all = |error: Error| (0..batch.items.len()).map(|_| Err(error.replicate())).collect();
-        let scope = match self.scope_id(scope).await {
-            Ok(scope) => scope,
-            Err(attempt) => return all(attempt.told(WRITE)),
-        };
-        // Every transaction takes its locks in the order of the keys: so no two wait for each other.
-        let mut order: Vec<usize> = (0..batch.items.len()).collect();
-        order.sort_unstable_by_key(|n| (batch.key)(&batch.items[*n]));
-        let mut answers: Vec<Option<Result<T, Error>>> = batch.items.iter().map(|_| None).collect();
-        let mut parts = vec![(order, batch.wait)];
-        while let Some((part, wait)) = parts.pop() {
-            match self.decide(scope, &batch, &part, wait).await {
-                Ok(decided) => {
-                    for (n, answer) in part.into_iter().zip(decided) {
-                        answers[n] = Some(answer);
-                    }
-                }
-                Err(Attempt::Failed(error)) if is_lock_timeout(&error) && part.len() > 1 => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    parts.extend([right, left].map(|half| (half.to_vec(), Some(SHORT_WAIT))));
-                }
-                Err(attempt) => {
-                    let blocked = matches!(&attempt, Attempt::Failed(error) if is_lock_timeout(error));
-                    let error = attempt.told(WRITE);
-                    for n in part {
-                        answers[n] = Some(match &batch.held {
-                            Some(held) if blocked => Ok(held((batch.key)(&batch.items[n]))),
-                            _ => Err(error.replicate()),
-                        });
-                    }
-                }
-            }
-        }
-        let missing = || Err(Error::new(ErrorKind::Internal, WRITE, "an item was left without an answer"));
-        answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
-    }
-
-    async fn decide<I, T>(
-        &self,
-        scope: i64,
-        batch: &Batch<I, T>,
-        part: &[usize],
-        wait: Option<Duration>,
-    ) -> Result<Answers<T>, Attempt>
-    where
-        I: Clone + Send + Sync + 'static,
-        T: Send + 'static,
-    {
-        let items: Arc<[I]> = part.iter().map(|n| batch.items[*n].clone()).collect();
-        let keys: Arc<[Key]> = items.iter().map(batch.key).collect();
-        let (schema, decide, occupy) = (self.schema.clone(), batch.decide.clone(), batch.occupy);
-        let limit = wait.map(|wait| format!("; SET LOCAL lock_timeout = {}", wait.as_millis().max(1)));
-        let begin: Arc<str> =
-            format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limit.unwrap_or_default()).into();
-        self.run_again(WRITE, batch.repeatable, move |conn| {
-            let (schema, decide) = (schema.clone(), decide.clone());
-            let (items, keys, begin) = (items.clone(), keys.clone(), begin.clone());
-            Box::pin(async move {
-                sqlx::raw_sql(AssertSqlSafe(&*begin)).execute(&mut *conn).await?;
-                if occupy {
-                    row::occupy(conn, &schema, scope, &keys).await?;
-                }
-                let rows = row::lock(conn, &schema, scope, &keys).await?;
-                // Only now: whoever held the locks before has written with an earlier time.
-                let at = moment(conn, &schema).await?;
-                let mut records = HashMap::with_capacity(rows.len());
-                for found in &rows {
-                    records.insert(row::key_of(found)?, row::record_of(found));
-                }
-                if occupy && records.len() < keys.len() {
-                    // A purge took a row between the two statements.
-                    return Err(sqlx::Error::Protocol("a row vanished".to_owned()));
-                }
-                let mut answers = Vec::with_capacity(items.len());
-                let mut changed = Vec::new();
-                for (item, key) in items.iter().zip(keys.iter()) {
-                    match records.entry(*key).or_insert_with(|| Ok(Record::nothing())) {
-                        Ok(record) => {
-                            let fence = record.fence;
-                            let step = decide(record, at, item);
-                            record.fence = record.fence.max(fence);
-                            if step.changed {
-                                changed.push(*key);
-                            }
-                            answers.push(Ok(step.answer));
-                        }
-                        Err(error) => answers.push(Err(error.replicate())),
-                    }
-                }
-                changed.dedup();
-                let kept: Vec<(Key, &Record)> =
-                    changed.iter().filter_map(|key| Some((*key, records.get(key)?.as_ref().ok()?))).collect();
-                if !kept.is_empty() {
-                    row::write(conn, &schema, scope, &kept, at.now).await?;
-                }
-                conn.execute("COMMIT").await?;
-                Ok(answers)
-            })
-        })
-        .await
-    }
-
     /// The store's time.
     pub(crate) async fn moment(&self) -> Result<Moment, Attempt> {
         let schema = self.schema.clone();
@@ -286,6 +219,20 @@ pub(crate) async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Mome
     let row = query(AssertSqlSafe(sql)).fetch_one(conn).await?;
     let number = |n| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(n)?).unwrap_or(0));
     Ok(Moment { now: number(0)?, fence_floor: number(1)? })
+}
+
+/// Waits for one reply. Past `patience` the connection is given up.
+pub(crate) async fn reply<T>(
+    patience: Duration,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    timeout(patience, statement)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+}
+
+fn is_silence(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// How an attempt failed.

@@ -10,10 +10,10 @@ use onceward::{Error, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
+use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::moment;
 use crate::row::{self, COLUMNS, NOW, integer};
-use crate::transaction::PgConn;
 
 pub(crate) const MARK_KEYS: &str = "complete keys with their effects";
 
@@ -60,7 +60,7 @@ async fn mark_all(
     known.retain(|mark| answers.get(&mark.key).is_none_or(|(_, changed)| changed.is_some()));
     if !known.is_empty() {
         let keys: Vec<_> = known.iter().map(|mark| mark.key).collect();
-        let rows = row::lock(conn, schema, scope, &keys).await.map_err(failed)?;
+        let rows = row::lock(conn, schema, scope, &keys, "").await.map_err(failed)?;
         let at = moment(conn, schema).await.map_err(failed)?;
         let rows = rows.into_iter().map(|row| (row, at)).collect::<Vec<_>>();
         let decided = decide(&rows, ttl, &known)?;
@@ -71,7 +71,7 @@ async fn mark_all(
         let changed: Vec<_> =
             decided.iter().filter_map(|(key, (_, record))| Some((*key, record.as_ref()?))).collect();
         if !changed.is_empty() {
-            row::write(conn, schema, scope, &changed, at.now).await.map_err(failed)?;
+            row::write(conn, schema, scope, &changed, at.now, true).await.map_err(failed)?;
         }
         answers.extend(decided);
     }

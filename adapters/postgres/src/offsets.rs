@@ -11,12 +11,13 @@ use onceward::{Error, ErrorKind, Scope};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
+use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::WRITE;
 use crate::mark::{MARK_KEYS, mark_keys};
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
-use crate::transaction::{PgConn, complete, end_of_effect, joined, within};
+use crate::transaction::{complete, end_of_effect, joined, within};
 
 const OWN: &str = "take over a partition";
 const MARK: &str = "commit the effect and its position";
@@ -70,7 +71,7 @@ impl PositionStore for PgStore {
         completion: Option<&CompleteRequest>,
     ) -> Result<MarkedCommit, Error> {
         let (schema, patience) = (self.schema(), self.link().patience);
-        let task = commit_at(schema, conn, scope.clone(), mark.clone(), completion.cloned());
+        let task = commit_at(schema, conn, scope.clone(), mark.clone(), completion.cloned(), patience);
         joined(tokio::spawn(within(patience, MARK, task)).await)?
     }
 }
@@ -92,6 +93,7 @@ async fn commit_at(
     scope: Scope,
     mark: MarkRequest,
     completion: Option<CompleteRequest>,
+    patience: Duration,
 ) -> Result<MarkedCommit, Error> {
     let conn = open.connection();
     end_of_effect(conn).await?;
@@ -106,7 +108,7 @@ async fn commit_at(
     let outcome = write_mark(conn, &schema, &scope, &mark).await?;
     if outcome == MarkedCommit::Committed {
         // After an error nobody knows whether it is committed; the connection is closed.
-        open.commit_plain().await.map_err(|error| store_error(MARK, error))?;
+        open.commit_plain(patience).await.map_err(|error| store_error(MARK, error))?;
     } else {
         open.end().await;
     }

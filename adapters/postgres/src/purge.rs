@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::Error;
 use sqlx::{AssertSqlSafe, Executor, Row, query};
 
-use crate::link::{Link, READ, WRITE};
+use crate::link::{Call, Link, READ, WRITE};
 use crate::row;
 
 /// Keeps the rows whose fence a claim that is under way could still fall short of. A claim reads clock and floor at its
@@ -22,7 +22,7 @@ pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
     // again with each batch.
     let from = link.purged_to.load(Ordering::Relaxed);
     let (removed, last) = link
-        .run_again(WRITE, false, move |conn| {
+        .run_again(Call::from(WRITE).replies(6).transaction(), false, move |conn| {
             let schema = schema.clone();
             Box::pin(async move {
                 conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;

@@ -1,5 +1,7 @@
 //! Records as rows of the table of keys: read and written many at a time, always in the order of their keys.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use onceward::store::transition::{Detail, Record};
 use onceward::store::{KeyState, OwnerToken, Reason};
@@ -19,8 +21,9 @@ pub(crate) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// A count. A generation uses the whole range of `u32`, whose upper half Postgres shows as negative.
 fn int(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
+    value.cast_signed()
 }
 
 pub(crate) fn key_bytes<'k>(keys: impl IntoIterator<Item = &'k Key>) -> Vec<&'k [u8]> {
@@ -55,32 +58,68 @@ pub(crate) async fn occupy(
     let sql = format!(
         "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, lost, \
          generation, state, started, key, owner) \
-         SELECT $1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, k, '\\x00000000000000000000000000000000'::bytea \
+         SELECT $1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, k, decode('00000000000000000000000000000000', 'hex') \
          FROM unnest($2::bytea[]) AS given (k) ORDER BY k ON CONFLICT DO NOTHING"
     );
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).execute(conn).await.map(drop)
 }
 
-/// The rows of `keys`, locked one after the other in their order.
+/// As [`occupy`], but passes over keys for which another transaction has a row that is not committed yet.
+pub(crate) async fn occupy_free(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    keys: &[Key],
+) -> Result<(), sqlx::Error> {
+    let sql = format!("SELECT {schema}.occupy_free($1, $2::bytea[])");
+    query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).execute(conn).await.map(drop)
+}
+
+/// Those of `keys` that have a row, locked or not.
+pub(crate) async fn existing(
+    conn: &mut PgConnection,
+    schema: &str,
+    scope: i64,
+    keys: &[Key],
+) -> Result<HashSet<Key>, sqlx::Error> {
+    let sql = format!("SELECT key FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[])");
+    let rows = query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).fetch_all(conn).await?;
+    rows.iter().map(key_of).collect()
+}
+
+/// The rows of `keys`, locked one after the other in their order. `others` says what happens with rows that are locked
+/// already: nothing (they are waited for), or `SKIP LOCKED`.
 pub(crate) async fn lock(
     conn: &mut PgConnection,
     schema: &str,
     scope: i64,
     keys: &[Key],
+    others: &'static str,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE"
+        "SELECT {COLUMNS} FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) \
+         ORDER BY key FOR UPDATE {others}"
     );
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).fetch_all(conn).await
 }
 
-/// Writes records, whose rows are locked already. `now` is when forgotten ones were.
+/// `text` as the database can hold it: without NUL, and in ASCII where its encoding is `narrow`.
+pub(crate) fn storable(text: &str, narrow: bool) -> String {
+    if narrow {
+        return text.chars().map(|c| if c.is_ascii() && c != '\0' { c } else { '?' }).collect();
+    }
+    text.replace('\0', "\u{fffd}")
+}
+
+/// Writes records, whose rows are locked already. `now` is when forgotten ones were; `narrow`: the database's encoding lacks
+/// characters.
 pub(crate) async fn write(
     conn: &mut PgConnection,
     schema: &str,
     scope: i64,
     records: &[(Key, &Record)],
     now: u64,
+    narrow: bool,
 ) -> Result<(), sqlx::Error> {
     let sql = format!(
         "INSERT INTO {schema}.keys AS keys (scope, key, state, started, owner, fence, attempts, lost, generation, \
@@ -116,8 +155,7 @@ pub(crate) async fn write(
         .bind(fingerprint_bytes(all().map(|record| &record.fingerprint)))
         .bind(
             all()
-                // Postgres's text cannot hold NUL.
-                .map(|record| Some(record.detail.as_deref()?.error.as_deref()?.replace('\0', "\u{fffd}")))
+                .map(|record| Some(storable(record.detail.as_deref()?.error.as_deref()?, narrow)))
                 .collect::<Vec<Option<String>>>(),
         )
         .bind(all().map(|record| record.detail.as_deref()?.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
@@ -152,10 +190,8 @@ fn decode(row: &PgRow) -> Result<Record, String> {
         let value: i64 = column(row, name)?;
         u64::try_from(value).map_err(|_| format!("{name} {value}, which is negative"))
     };
-    let small = |name: &'static str| -> Result<u32, String> {
-        let value: i32 = column(row, name)?;
-        u32::try_from(value).map_err(|_| format!("{name} {value}, which is negative"))
-    };
+    let small =
+        |name: &'static str| -> Result<u32, String> { column::<i32>(row, name).map(i32::cast_unsigned) };
     let sixteen = |name: &'static str, bytes: &[u8]| -> Result<[u8; 16], String> {
         bytes.try_into().map_err(|_| format!("{name} of {} bytes instead of 16", bytes.len()))
     };

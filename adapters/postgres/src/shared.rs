@@ -1,21 +1,25 @@
 //! Effects that share a transaction: each in a savepoint, all committed with their completions.
 
+use std::time::Duration;
+
 use onceward::Error;
 use onceward::store::transition::micros;
 use onceward::store::{CompleteRequest, SharedCommit};
-use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
+use sqlx::postgres::{PgConnection, PgTransactionManager};
 use sqlx::{AssertSqlSafe, query, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
+use crate::conn::PgConn;
+use crate::effects::Effects;
 use crate::error::{is_conflict, is_data, store_error};
 use crate::row::{self, NOW};
-use crate::transaction::{COMMIT, IS_DURABLE, IS_OPEN, PgConn, no_nested};
+use crate::transaction::{COMMIT, IS_DURABLE, IS_OPEN, no_nested};
 
 pub(crate) const KEEP: &str = "keep an effect";
 pub(crate) const UNDO: &str = "undo an effect";
 
 /// As for a single effect, with the first one's savepoint, in one message.
-pub(crate) async fn begin(pool: &PgPool) -> Result<PgConn, Error> {
+pub(crate) async fn begin(pool: &Effects) -> Result<PgConn, Error> {
     const SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'; \
                        SAVEPOINT onceward_effect";
     crate::transaction::begin(pool, SQL).await
@@ -46,6 +50,7 @@ pub(crate) async fn commit(
     mut open: PgConn,
     scope: i64,
     done: &[CompleteRequest],
+    patience: Duration,
 ) -> Result<SharedCommit, Error> {
     no_nested(open.connection())?;
     match complete(open.connection(), schema, scope, done).await {
@@ -60,7 +65,7 @@ pub(crate) async fn commit(
             return Ok(SharedCommit::RolledBack);
         }
     }
-    match open.commit_plain().await {
+    match open.commit_plain(patience).await {
         Ok(()) => Ok(SharedCommit::Committed),
         Err(error) if is_conflict(&error) || is_data(&error) => {
             tracing::debug!(%error, "effects could not be committed together");

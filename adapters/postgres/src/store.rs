@@ -12,12 +12,15 @@ use onceward::store::{
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::Connection as _;
-use sqlx::postgres::PgPool;
 
+use crate::batch::{Batch, First};
 use crate::config::{PgConfig, quoted};
+use crate::doubts::Doubts;
+use crate::effects::Effects;
 use crate::held::Held;
-use crate::link::{Batch, Link};
-use crate::{check, claim, migrate, purge, read};
+use crate::link::Link;
+use crate::pool::{Opener, Session};
+use crate::{check, claim, fast, migrate, purge, read};
 
 /// Keeps keys in a Postgres schema. Clones share one pool.
 ///
@@ -35,8 +38,9 @@ pub struct PgStore {
 struct Inner {
     config: PgConfig,
     link: Link,
-    effects: PgPool,
+    effects: Effects,
     held: Arc<Held>,
+    doubts: Doubts,
 }
 
 impl std::fmt::Debug for PgStore {
@@ -54,18 +58,24 @@ impl PgStore {
     pub async fn connect(config: PgConfig) -> Result<Self, Error> {
         config.validate()?;
         let schema = config.schema_name().to_owned();
-        let mut conn = config.connect().await?;
+        let mut session = config.connect().await?;
         if config.migrate {
-            let applied = migrate::migrate(&mut conn, &schema).await?;
+            let applied = migrate::migrate(&mut session.conn, &schema).await?;
             if applied > 0 {
                 tracing::info!(place = %config.place(), schema, applied, "the Postgres store's schema is up to date");
             }
         }
-        migrate::check(&mut conn, &schema).await?;
-        close(conn).await;
-        let link = Link::new(config.pool(), quoted(&schema)?, config.statement_timeout);
-        let effects = config.effects_pool();
-        Ok(Self { inner: Arc::new(Inner { config, link, effects, held: Arc::default() }) })
+        migrate::check(&mut session.conn, &schema).await?;
+        close(session).await;
+        let schema = quoted(&schema)?;
+        let pool = config.pool(fast::statements(&schema));
+        let link = Link::new(pool, schema, config.statement_timeout);
+        let effects = match config.effects.clone() {
+            Some(pool) => Effects::Theirs(pool),
+            None => Effects::Own(config.effects_pool()),
+        };
+        let (held, doubts) = (Arc::default(), Doubts::default());
+        Ok(Self { inner: Arc::new(Inner { config, link, effects, held, doubts }) })
     }
 
     /// Brings the schema up to date, whatever the configuration says, and answers how many steps that took.
@@ -74,9 +84,9 @@ impl PgStore {
     /// As for [`connect`](Self::connect).
     pub async fn migrate(config: &PgConfig) -> Result<u32, Error> {
         config.validate()?;
-        let mut conn = config.connect().await?;
-        let applied = migrate::migrate(&mut conn, config.schema_name()).await;
-        close(conn).await;
+        let mut session = config.connect().await?;
+        let applied = migrate::migrate(&mut session.conn, config.schema_name()).await;
+        close(session).await;
         applied
     }
 
@@ -86,9 +96,9 @@ impl PgStore {
     /// As for [`connect`](Self::connect).
     pub async fn missing_migrations(config: &PgConfig) -> Result<u32, Error> {
         config.validate()?;
-        let mut conn = config.connect().await?;
-        let missing = migrate::missing(&mut conn, config.schema_name()).await;
-        close(conn).await;
+        let mut session = config.connect().await?;
+        let missing = migrate::missing(&mut session.conn, config.schema_name()).await;
+        close(session).await;
         missing
     }
 
@@ -129,9 +139,14 @@ impl PgStore {
     /// Closes the store's own connections, when they are idle.
     pub async fn close(&self) {
         self.inner.link.pool.close().await;
-        if self.inner.config.effects.is_none() {
-            self.inner.effects.close().await;
+        if let Effects::Own(pool) = &self.inner.effects {
+            pool.close().await;
         }
+    }
+
+    /// How many connections the store has opened for claims and completions since it was connected: a diagnostic figure.
+    pub fn opened_connections(&self) -> u64 {
+        self.inner.link.pool.opened()
     }
 
     pub(crate) fn link(&self) -> &Link {
@@ -143,11 +158,11 @@ impl PgStore {
     }
 
     /// For one connection that listens.
-    pub(crate) fn listener_pool(&self) -> PgPool {
-        self.inner.config.listener_pool()
+    pub(crate) fn listener(&self) -> Opener {
+        self.inner.config.listener()
     }
 
-    pub(crate) fn effects(&self) -> &PgPool {
+    pub(crate) fn effects(&self) -> &Effects {
         &self.inner.effects
     }
 
@@ -164,14 +179,21 @@ impl PgStore {
         T: Send + 'static,
     {
         let decide = Arc::new(decide);
-        let batch =
-            Batch { items: items.to_vec(), key, decide, held: None, wait: None, occupy: false, repeatable };
+        let batch = Batch {
+            items: items.to_vec(),
+            key,
+            decide,
+            held: None,
+            first: First::Wait,
+            occupy: false,
+            repeatable,
+        };
         self.link().call(scope, batch).await
     }
 }
 
-pub(crate) async fn close(conn: sqlx::PgConnection) {
-    if let Err(error) = conn.close().await {
+pub(crate) async fn close(session: Session) {
+    if let Err(error) = session.conn.close().await {
         tracing::debug!(%error, "closing a connection to the Postgres store failed");
     }
 }
@@ -183,7 +205,7 @@ impl Store for PgStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        check::check(&self.inner.config).await
+        check::check(&self.inner.config, &self.inner.link, &self.inner.effects).await
     }
 
     async fn claim(
@@ -192,7 +214,7 @@ impl Store for PgStore {
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
-        claim::claim(self.link(), &self.inner.held, scope, terms, batch).await
+        claim::claim(self.link(), &self.inner.held, &self.inner.doubts, scope, terms, batch).await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {

@@ -3,8 +3,9 @@
 use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, Handled, HandlerError, Scope};
 
+use crate::conn::PgConn;
 use crate::store::PgStore;
-use crate::transaction::{PgConn, PgTx};
+use crate::transaction::PgTx;
 
 /// What became of one effect of [`PgStore::commit_together`].
 #[derive(Debug)]

@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use onceward::store::transition::micros;
 use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, ErrorKind, Outgoing, Scope};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool, PgTransactionManager};
-use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, query, query_scalar, raw_sql};
+use sqlx::postgres::{PgConnection, PgTransactionManager};
+use sqlx::{AssertSqlSafe, SqlSafeStr, query, query_scalar, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
+use crate::conn::{PgConn, end};
+use crate::effects::Effects;
 use crate::error::{code, is_lost, store_error};
 use crate::row::{NOW, integer};
 use crate::shared;
@@ -24,53 +25,6 @@ pub(crate) const COMMIT: &str = "commit the effect and its completion";
 /// What `complete_inbox` raises: the claim is not held; the transaction is not the one that was begun for the handler.
 const NOT_HELD: &str = "OW001";
 const NOT_OPEN: &str = "OW002";
-
-/// An open transaction. Dropped, its connection is closed, which rolls it back.
-pub struct PgConn {
-    /// `None` once it is committed or rolled back.
-    conn: Option<PoolConnection<Postgres>>,
-}
-
-impl PgConn {
-    /// Opens a transaction for the store's own work, on one of its own connections.
-    pub(crate) async fn begin_plain(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        let mut open = Self { conn: Some(pool.acquire().await?) };
-        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".into_sql_str();
-        PgTransactionManager::begin(open.connection(), Some(begin)).await?;
-        Ok(open)
-    }
-
-    /// Commits it. After an error nobody knows whether it is committed; the connection is closed.
-    pub(crate) async fn commit_plain(mut self) -> Result<(), sqlx::Error> {
-        PgTransactionManager::commit(self.connection()).await?;
-        drop(self.conn.take());
-        Ok(())
-    }
-
-    /// The connection.
-    pub(crate) fn connection(&mut self) -> &mut PgConnection {
-        self.conn.as_mut().expect("a transaction is open until it is committed or rolled back")
-    }
-
-    /// Rolls it back, and waits for that.
-    pub(crate) async fn end(self) {
-        end(self).await;
-    }
-}
-
-impl std::fmt::Debug for PgConn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PgConn").field("open", &self.conn.is_some()).finish()
-    }
-}
-
-impl Drop for PgConn {
-    fn drop(&mut self) {
-        if let Some(mut conn) = self.conn.take() {
-            conn.close_on_drop();
-        }
-    }
-}
 
 /// What a transactional handler sees of the transaction: a [`PgConnection`] for any query of `sqlx`.
 ///
@@ -173,13 +127,17 @@ impl TransactionalStore for PgStore {
         within(self.link().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
     }
 
+    fn max_transactions(&self) -> Option<usize> {
+        Some(self.effects().limit())
+    }
+
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
         PgTx { conn: conn.connection(), schema: self.schema() }
     }
 
     async fn commit(&self, conn: PgConn, scope: &Scope, request: &CompleteRequest) -> Result<Commit, Error> {
         let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
-        let commit = commit(&self.link().schema, conn, scope, request);
+        let commit = commit(&self.link().schema, conn, scope, request, self.link().patience);
         within(self.link().patience, COMMIT, commit).await
     }
 
@@ -212,7 +170,7 @@ impl TransactionalStore for PgStore {
         requests: &[CompleteRequest],
     ) -> Result<SharedCommit, Error> {
         let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(COMMIT))?;
-        let commit = shared::commit(&self.link().schema, conn, scope, requests);
+        let commit = shared::commit(&self.link().schema, conn, scope, requests, self.link().patience);
         within(self.link().patience, COMMIT, commit).await
     }
 }
@@ -244,11 +202,11 @@ pub(crate) const BEGIN_SQL: &str =
 
 /// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
 /// Dropped on the way, it closes the connection.
-pub(crate) async fn begin(pool: &PgPool, sql: &'static str) -> Result<PgConn, Error> {
+pub(crate) async fn begin(pool: &Effects, sql: &'static str) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
-    let mut left = pool.size();
+    let mut left = pool.limit();
     loop {
-        let mut open = PgConn { conn: Some(pool.acquire().await.map_err(failed)?) };
+        let mut open = PgConn::of(pool.acquire().await.map_err(failed)?);
         match PgTransactionManager::begin(open.connection(), Some(sql.into_sql_str())).await {
             Ok(()) => return Ok(open),
             Err(error) if is_lost(&error) && left > 0 => left -= 1,
@@ -264,9 +222,9 @@ async fn commit(
     mut open: PgConn,
     scope: i64,
     request: &CompleteRequest,
+    patience: Duration,
 ) -> Result<Commit, Error> {
-    let conn = open.connection();
-    no_nested(conn)?;
+    no_nested(open.connection())?;
     let CompleteRequest { lease, result, ttl, .. } = request;
     let bytes = |hex: String| format!("pg_catalog.decode('{hex}', 'hex')");
     let sql = format!(
@@ -277,12 +235,16 @@ async fn commit(
         integer(micros(*ttl)),
         result.as_ref().map_or_else(|| "NULL".to_owned(), |result| bytes(format!("{result:x}"))),
     );
-    match raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await {
+    open.commits(patience);
+    let conn = open.connection();
+    let outcome = raw_sql(AssertSqlSafe(sql)).execute(&mut *conn).await;
+    open.committed();
+    match outcome {
         Ok(_) => {
             // For sqlx the transaction goes on until a command of its own ends it. The one behind the COMMIT is there for
             // that: empty, and rolled back by what goes to the server next, as the connection returns to its pool.
-            PgTransactionManager::start_rollback(conn);
-            drop(open.conn.take());
+            PgTransactionManager::start_rollback(open.connection());
+            open.give_back();
             Ok(Commit::Committed)
         }
         Err(error) => match code(&error).as_deref() {
@@ -356,15 +318,3 @@ pub(crate) const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', tru
 
 /// Has the commit wait until it is on disk; always true.
 pub(crate) const IS_DURABLE: &str = "set_config('synchronous_commit', 'on', true) = 'on'";
-
-/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
-async fn end(mut open: PgConn) {
-    let Some(conn) = open.conn.as_mut() else { return };
-    let mut outcome = conn.ping().await;
-    while outcome.is_ok() && PgTransactionManager::get_transaction_depth(conn) > 0 {
-        outcome = PgTransactionManager::rollback(conn).await;
-    }
-    if outcome.is_ok() {
-        drop(open.conn.take());
-    }
-}

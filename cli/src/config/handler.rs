@@ -137,7 +137,8 @@ table! {
 table! {
     /// A statement in the same transaction as the completion. Needs a SQLite or Postgres store.
     SqlHandler [handler] {
-        /// The statement; its first parameter is the payload.
+        /// The statement. Its parameters: `$1` the payload, `$2` the key, `$3` the attempt from 1, `$4` the fence. In
+        /// Postgres `$1` is text unless its place says otherwise: write `$1::jsonb` to look into it.
         pub statement: String,
         /// How many messages may share a transaction, from 1 to 1000 and no more than run at once: those that are ready
         /// together, one after the other, each in a savepoint. Worth it for statements of a few milliseconds.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::Error;
 use onceward_postgres::{PgConfig, PgStore};
 
-use super::credentials::{Login, certificates};
+use super::credentials::{Login, certificates, password_in};
 use super::store::{Inbox, OpenStore, Purpose};
 use crate::config::{Config, Handler, PostgresStore};
 
@@ -37,6 +37,12 @@ pub(super) fn options(config: &Config, store: &PostgresStore) -> Result<PgConfig
     }
     if let Some(password) = &login.password {
         options = options.password(password.expose());
+    }
+    if let Some(file) = store.credentials().password_file {
+        // Read for each new connection: it may have been replaced.
+        let path = config.resolve(file);
+        options =
+            options.password_from(move || Ok(password_in(&path, "store.postgres")?.expose().to_owned()));
     }
     if let Some(file) = &store.ca_file {
         options = options.ca(certificates(config, "store.postgres.ca_file", file)?);

@@ -236,7 +236,7 @@ fn program(name: &str) -> io::Result<PathBuf> {
 }
 
 /// The user and group to run the server as: `postgres`, if this is root.
-fn other_user() -> io::Result<Option<(u32, u32)>> {
+pub(crate) fn other_user() -> io::Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }

@@ -15,10 +15,11 @@ use onceward::store::transition::micros;
 use onceward::{Error, Outgoing};
 use sqlx::{AssertSqlSafe, PgConnection, query};
 
+use crate::conn::PgConn;
 use crate::link::WRITE;
 use crate::row::{NOW, integer};
 use crate::store::PgStore;
-use crate::transaction::{PgConn, joined};
+use crate::transaction::joined;
 
 pub(crate) use write::write;
 
@@ -81,8 +82,8 @@ impl OutboxStore for PgOutbox {
 
     async fn settle(&self, taken: PgConn, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
         let schema = self.store.schema();
-        let patience = self.store.link().patience;
-        joined(tokio::spawn(take::settle(schema, taken, outcomes, patience)).await)?
+        let (patience, narrow) = (self.store.link().patience, self.store.link().pool.is_narrow());
+        joined(tokio::spawn(take::settle(schema, taken, outcomes, patience, narrow)).await)?
     }
 
     async fn wait(&self, at_most: Duration) {

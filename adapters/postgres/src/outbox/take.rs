@@ -4,21 +4,24 @@
 //! taken by nobody else, since they are not the oldest. The right order needs that numbers of one order key are in the
 //! order of commits, which a trigger sees to.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Error;
 use onceward::outbox::{Head, OutboxRow, RowOutcome, TakeLimits};
+use onceward::retry::{Backoff, Jitter};
 use onceward::store::transition::micros;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
 
 use super::PgOutbox;
-use super::rows::{COLUMNS, row_of};
+use super::rows::{COLUMNS, Unreadable, row_of};
+use crate::conn::PgConn;
 use crate::error::store_error;
-use crate::link::{Attempt, READ};
-use crate::row::{NOW, integer};
-use crate::transaction::{PgConn, within};
+use crate::link::{Attempt, Link, READ};
+use crate::row::{NOW, integer, storable};
+use crate::transaction::within;
 
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";
@@ -35,18 +38,92 @@ pub(super) async fn take(
     let heads = outbox.turns.due(limits.rows as usize, |after, steps| walk(outbox, after, steps)).await;
     let heads = heads.map_err(|attempt| attempt.told(READ))?;
     let link = outbox.store.link();
-    let taking = async {
-        let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
-        let rows = locked(open.connection(), &schema, &heads, limits).await;
-        Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
-    };
-    let (open, rows) = within(link.patience, TAKE, taking).await?;
-    if rows.is_empty() {
-        open.end().await;
-        return Ok(None);
+    loop {
+        let taking = async {
+            let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
+            let rows = locked(open.connection(), &schema, &heads, limits).await;
+            Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
+        };
+        let (open, rows) = within(link.patience * REPLIES, TAKE, taking).await?;
+        if rows.is_empty() {
+            open.end().await;
+            return Ok(None);
+        }
+        let (rows, unreadable) = sorted_out(rows);
+        if unreadable.is_empty() {
+            return Ok(Some((open, rows)));
+        }
+        // They are noted as failed and no longer due: the next pass takes the others without them.
+        set_aside(link, schema.clone(), open, unreadable).await?;
     }
-    Ok(Some((open, rows)))
 }
+
+/// How many replies of the server it takes to take rows, or to note what became of them.
+const REPLIES: u32 = 6;
+
+/// Rows that can be published, and those to be noted as unreadable. Behind an unreadable row none of its order key is
+/// published; it is noted once it is its key's oldest, since only that one's delay is looked at.
+fn sorted_out(found: Vec<Result<OutboxRow, Unreadable>>) -> (Vec<OutboxRow>, Vec<Unreadable>) {
+    let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
+    // The order keys seen so far, and whether they end before the row at hand.
+    let mut ended: HashMap<Vec<u8>, bool> = HashMap::new();
+    for row in found {
+        match row {
+            Ok(row) => {
+                match row.message.order_key.as_ref().map(|key| ended.entry(key.to_vec()).or_insert(false)) {
+                    Some(true) => {}
+                    Some(false) | None => rows.push(row),
+                }
+            }
+            Err(row) => {
+                let known = row.order_key.clone().and_then(|key| ended.insert(key, true));
+                if known.is_none() {
+                    unreadable.push(row);
+                }
+            }
+        }
+    }
+    (rows, unreadable)
+}
+
+/// Notes unreadable rows as failed. In its order key such a row holds back the rows behind it; others go on.
+async fn set_aside(
+    link: &Link,
+    schema: Arc<str>,
+    mut open: PgConn,
+    rows: Vec<Unreadable>,
+) -> Result<(), Error> {
+    if let Some(Unreadable { seq, attempts, what, .. }) = rows.first() {
+        let (attempts, others) = (attempts.saturating_add(1), rows.len() - 1);
+        tracing::warn!(
+            seq,
+            attempts,
+            others,
+            what,
+            "a row of the outbox is unreadable; correct it or delete it"
+        );
+    }
+    let outcomes: Vec<_> = rows
+        .into_iter()
+        .map(|row| {
+            let retry_in =
+                UNREADABLE.delay(row.attempts.saturating_add(1), Duration::ZERO, &mut fastrand::Rng::new());
+            (row.seq, RowOutcome::Failed { retry_in, error: format!("unreadable: {}", row.what) })
+        })
+        .collect();
+    let narrow = link.pool.is_narrow();
+    let noting = async {
+        note(open.connection(), &schema, &outcomes, narrow)
+            .await
+            .map_err(|error| store_error(SETTLE, error))?;
+        open.commit_plain(link.patience).await.map_err(|error| store_error(SETTLE, error))
+    };
+    within(link.patience * REPLIES, SETTLE, noting).await
+}
+
+/// When an unreadable row is looked at again: somebody may have corrected it.
+const UNREADABLE: Backoff =
+    Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter: Jitter::Equal };
 
 /// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
 async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, Attempt> {
@@ -87,7 +164,7 @@ async fn locked(
     schema: &str,
     heads: &[i64],
     limits: &TakeLimits,
-) -> Result<Vec<OutboxRow>, sqlx::Error> {
+) -> Result<Vec<Result<OutboxRow, Unreadable>>, sqlx::Error> {
     conn.execute(AssertSqlSafe(format!(
         "SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PUBLISH}'"
     )))
@@ -162,18 +239,22 @@ pub(super) async fn settle(
     mut taken: PgConn,
     outcomes: Vec<(i64, RowOutcome)>,
     patience: Duration,
+    narrow: bool,
 ) -> Result<(), Error> {
     let settling = async {
-        note(taken.connection(), &schema, &outcomes).await.map_err(|error| store_error(SETTLE, error))?;
-        taken.commit_plain().await.map_err(|error| store_error(SETTLE, error))
+        note(taken.connection(), &schema, &outcomes, narrow)
+            .await
+            .map_err(|error| store_error(SETTLE, error))?;
+        taken.commit_plain(patience).await.map_err(|error| store_error(SETTLE, error))
     };
-    within(patience, SETTLE, settling).await
+    within(patience * REPLIES, SETTLE, settling).await
 }
 
 async fn note(
     conn: &mut PgConnection,
     schema: &str,
     outcomes: &[(i64, RowOutcome)],
+    narrow: bool,
 ) -> Result<(), sqlx::Error> {
     let mut published = Vec::new();
     let (mut failed, mut delays, mut errors) = (Vec::new(), Vec::new(), Vec::new());
@@ -183,8 +264,7 @@ async fn note(
             RowOutcome::Failed { retry_in, error } => {
                 failed.push(*seq);
                 delays.push(integer(micros(*retry_in)));
-                // Postgres's text cannot hold NUL.
-                errors.push(error.replace('\0', "\u{fffd}"));
+                errors.push(storable(error, narrow));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -11,6 +11,8 @@ use crate::store::PgStore;
 
 /// As the trigger has it; the payload is the schema.
 const CHANNEL: &str = "onceward_outbox";
+/// How long the connection may take to open.
+const OPENING: Duration = Duration::from_secs(30);
 /// Before a lost connection is opened again: until then rows are found by looking.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -37,7 +39,10 @@ async fn listen(store: PgStore, came: Arc<Notify>) {
     let schema = schema.trim_matches('"');
     loop {
         let heard: Result<(), sqlx::Error> = async {
-            let mut listener = PgListener::connect_with(&store.listener_pool()).await?;
+            // Asked for each time: the password may have changed.
+            let options = store.listener().options().await?;
+            let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(OPENING);
+            let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options)).await?;
             listener.listen(CHANNEL).await?;
             // Rows may have come before.
             came.notify_one();

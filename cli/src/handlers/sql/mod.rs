@@ -1,6 +1,8 @@
 //! One SQL statement per message, in the completion's own transaction.
 
 #[cfg(feature = "postgres")]
+mod failure;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;

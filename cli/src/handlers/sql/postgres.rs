@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler, Verdict};
+use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler};
 use onceward_postgres::{PgStore, PgTx};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -13,8 +13,10 @@ use sqlx::{
     Statement as _, Type, TypeInfo,
 };
 
+use super::failure::{Failure, Losses, PARAMETERS, describe};
+
 /// How many parameters a message fills: payload, key, attempt, fence.
-const PARAMETERS: usize = 4;
+const COUNT: usize = 4;
 
 /// The statements that have an effect and leave the transaction open.
 const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL"];
@@ -32,16 +34,21 @@ const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WI
 /// says it: `$1::jsonb`.
 ///
 /// What the data can never satisfy dead-letters the message: a value that does not fit (SQLSTATE class 22), a constraint
-/// (class 23) other than a foreign key, an exception that the database's own code raises (P0001). Everything else is tried
-/// again: a deadlock, a lock or a server that is gone, a missing row that a foreign key asks for, a table that was changed
-/// under the statement. Rows that the statement returns are dropped; one that changes no row completes the message all the
-/// same.
+/// (class 23) other than a foreign key, an exception that the database's own code raises (P0001).
+///
+/// What is not the message's fault uses no attempt: a transaction that was rolled back in favour of another one (a
+/// serialization failure, a deadlock, a lock timeout) is [repeated at once](onceward::HandlerError::conflict); a database that is away, starts, is
+/// read-only, or out of connections or disk is [unavailable](onceward::Verdict::Unavailable), and so is a statement that
+/// cannot be prepared any more, whatever the message. Everything else is tried again as configured: a missing row that a
+/// foreign key asks for, a statement that takes too long. Rows that the statement returns are dropped; one that changes no
+/// row completes the message all the same.
 ///
 /// The statement comes from trusted configuration. It begins with SELECT, INSERT, UPDATE, DELETE, MERGE, WITH or CALL:
 /// nothing that would end the transaction. A function or procedure that tries to is refused by Postgres.
 #[derive(Clone)]
 pub struct PgSqlHandler {
     statement: String,
+    losses: Losses,
 }
 
 impl PgSqlHandler {
@@ -53,7 +60,7 @@ impl PgSqlHandler {
         let statement = statement.into();
         let word = first_word(&statement);
         if EFFECTS.iter().any(|known| word.eq_ignore_ascii_case(known)) {
-            return Ok(Self { statement });
+            return Ok(Self { statement, losses: Losses::default() });
         }
         let what = if word.is_empty() {
             "it is empty or begins with no word; give one, for example \"SELECT charge($1::jsonb)\""
@@ -85,10 +92,10 @@ impl PgSqlHandler {
                 )
                 .with_source(cause);
             }
-            refused(
-                "Postgres does not take it; correct it, or create the tables and functions it names first",
-            )
-            .with_source(cause)
+            refused(format!(
+                "Postgres does not take it: {}. Correct it, or create the tables and functions it names first; {PARAMETERS}",
+                describe(&cause)
+            ))
         })?;
         Parameter::all(&parameters).map(drop).map_err(refused)
     }
@@ -105,22 +112,54 @@ impl PgSqlHandler {
     }
 
     async fn execute(&self, message: &Message, conn: &mut PgConnection) -> Result<(), HandlerError> {
-        let types = self.parameters(conn).await.map_err(failed)?;
-        let parameters = Parameter::all(&types).map_err(HandlerError::retry)?;
+        let Err(cause) = self.execute_once(message, conn).await? else {
+            self.losses.answered(message.key());
+            return Ok(());
+        };
+        let failure = Failure::of(&cause);
+        if failure != Failure::Lost {
+            self.losses.answered(message.key());
+        }
+        if matches!(failure, Failure::Conflict | Failure::Other) && cause.as_database_error().is_some() {
+            // What was prepared before a table or function changed stays wrong on this connection.
+            conn.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
+        }
+        let text = format!("the statement failed: {}", describe(&cause));
+        Err(match failure {
+            Failure::Conflict => HandlerError::conflict(text),
+            Failure::Unavailable => HandlerError::unavailable(text),
+            Failure::Lost => HandlerError::new(self.losses.verdict(message.key()), text),
+            Failure::Permanent => HandlerError::permanent(text),
+            Failure::Other => HandlerError::retry(text),
+        })
+    }
+
+    /// The inner error is that of the execution; the outer one keeps every message from it.
+    async fn execute_once(
+        &self,
+        message: &Message,
+        conn: &mut PgConnection,
+    ) -> Result<Result<(), sqlx::Error>, HandlerError> {
+        let types = match self.parameters(conn).await {
+            Ok(types) => types,
+            Err(cause) if matches!(Failure::of(&cause), Failure::Conflict) => return Ok(Err(cause)),
+            Err(cause) => return Err(self.gone(message, &cause)),
+        };
+        let parameters = Parameter::all(&types)
+            .map_err(|what| HandlerError::unavailable(format!("the statement cannot be used: {what}")))?;
         let mut arguments = PgArguments::default();
         for (parameter, ty) in parameters.into_iter().zip(types) {
             let value = Value { bytes: parameter.bytes(message)?, ty };
             arguments.add(value).map_err(|cause| HandlerError::permanent(cause.to_string()))?;
         }
         let statement = AssertSqlSafe(self.statement.as_str());
-        let Err(cause) = sqlx::query_with(statement, arguments).execute(&mut *conn).await else {
-            return Ok(());
-        };
-        if cause.as_database_error().is_some() && verdict(&cause) == Verdict::Retry {
-            // What was prepared before a table or function changed stays wrong on this connection.
-            conn.clear_cached_statements().await.map_err(failed)?;
-        }
-        Err(failed(cause))
+        Ok(sqlx::query_with(statement, arguments).execute(&mut *conn).await.map(drop))
+    }
+
+    /// The database failed before it saw the message: the same would happen to every other one.
+    fn gone(&self, message: &Message, cause: &sqlx::Error) -> HandlerError {
+        self.losses.answered(message.key());
+        HandlerError::unavailable(format!("the statement cannot be prepared: {}", describe(cause)))
     }
 }
 
@@ -151,23 +190,6 @@ fn refused(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Config, "use the SQL handler's `statement`", what)
 }
 
-fn failed(cause: sqlx::Error) -> HandlerError {
-    let verdict = verdict(&cause);
-    HandlerError::new(verdict, format!("the statement failed: {}", HandlerError::from(cause)))
-}
-
-/// What a failed statement means for its message.
-fn verdict(cause: &sqlx::Error) -> Verdict {
-    let code = cause.as_database_error().and_then(|error| error.code());
-    match code.as_deref().unwrap_or_default() {
-        // A row that a foreign key asks for may come yet.
-        "23503" => Verdict::Retry,
-        "P0001" => Verdict::Permanent,
-        code if code.starts_with("22") || code.starts_with("23") => Verdict::Permanent,
-        _ => Verdict::Retry,
-    }
-}
-
 /// What Postgres is told of the parameters' types: nothing, but of those that the statement leaves out.
 fn declared(sql: &str) -> Vec<PgTypeInfo> {
     let is_named = |number: usize| {
@@ -175,7 +197,7 @@ fn declared(sql: &str) -> Vec<PgTypeInfo> {
         sql.match_indices(&name)
             .any(|(at, _)| !sql[at + name.len()..].starts_with(|c: char| c.is_ascii_digit()))
     };
-    let last = (1..=PARAMETERS).rev().find(|number| is_named(*number)).unwrap_or(0);
+    let last = (1..=COUNT).rev().find(|number| is_named(*number)).unwrap_or(0);
     (1..=last)
         .map(
             |number| if is_named(number) { PgTypeInfo::with_oid(Oid(0)) } else { PgTypeInfo::with_oid(VOID) },
@@ -205,11 +227,8 @@ enum Parameter {
 impl Parameter {
     /// The statement's parameters, or what keeps a message from filling them.
     fn all(types: &[PgTypeInfo]) -> Result<Vec<Self>, String> {
-        if types.len() > PARAMETERS {
-            return Err(format!(
-                "it has {} parameters; there are $1 (payload), $2 (key), $3 (attempt) and $4 (fence)",
-                types.len()
-            ));
+        if types.len() > COUNT {
+            return Err(format!("it has {} parameters; {PARAMETERS}", types.len()));
         }
         types.iter().enumerate().map(|(index, ty)| Self::of(index, base(ty))).collect()
     }
