@@ -136,6 +136,7 @@ fn policies(config: &config::PolicyConfig) -> Policies {
             config::OnExhausted::DeadLetter => core::OnExhausted::DeadLetter,
             config::OnExhausted::Park => core::OnExhausted::Park,
         },
+        ..Policies::default()
     }
 }
 
