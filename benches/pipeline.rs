@@ -9,8 +9,8 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use onceward::testing::MemoryBroker;
 use onceward::{
-    Fingerprint, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
-    handler_fn,
+    Fingerprint, Fingerprinting, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline,
+    PipelineConfig, Scope, handler_fn,
     pipeline::config::{OnExhausted, Policies},
 };
 
@@ -53,7 +53,7 @@ fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
         .with_inputs(|| (broker(distinct), Arc::new(MemoryStore::new())))
         .bench_local_values(|(broker, store)| {
             let config = PipelineConfig {
-                fingerprint,
+                fingerprint: if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off },
                 policies: Policies { on_exhausted: OnExhausted::Park, ..Policies::default() },
                 ..PipelineConfig::default()
             };
@@ -115,4 +115,14 @@ fn key_of_a_message_id(bencher: Bencher<'_, '_>) {
 fn fingerprint_of_256_bytes(bencher: Bencher<'_, '_>) {
     let payload = payload();
     bencher.bench_local(|| Fingerprint::of(black_box(&payload)));
+}
+
+/// A JSON object of 256 bytes, by what it means.
+#[divan::bench]
+fn fingerprint_of_256_bytes_of_json(bencher: Bencher<'_, '_>) {
+    let start =
+        r#"{"order":4711,"customer":"c-0815","lines":[{"sku":"a","n":2},{"sku":"b","n":1.50}],"note":""#;
+    let payload = format!("{start}{}\"}}", "x".repeat(254 - start.len()));
+    assert_eq!(payload.len(), 256);
+    bencher.bench_local(|| Fingerprint::of_json(black_box(payload.as_bytes())));
 }

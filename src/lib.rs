@@ -7,6 +7,7 @@ mod delivery;
 mod error;
 pub mod failpoints;
 mod handler;
+mod janitor;
 mod key;
 mod message;
 mod once;
@@ -26,8 +27,10 @@ pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
+pub use janitor::{Janitor, purge_expired};
 pub use key::{
-    Fingerprint, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES, Scope,
+    Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES,
+    Scope,
 };
 pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};

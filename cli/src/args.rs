@@ -54,12 +54,13 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 pub enum Command {
     /// Consume until SIGTERM, SIGINT or SIGHUP, or to the end of a file
     ///
-    /// A first signal drains and exits 0; one that comes more than a second later exits at once. A file source without `follow` runs to its end, and
-    /// any source does with --until-empty; then a line tells the figures, on standard output (on standard error with
+    /// A first signal drains and exits 0; one that comes more than a second later exits at once. A file source without
+    /// `follow` runs to its end, and any source does with --until-empty; then a line tells the figures, on standard output (on standard error with
     /// [handler.stdout]): received=N handled=N duplicates=N retried=N dead-lettered=N, and where they are not 0
-    /// given-back, parked, rejected, mismatch-acked, unprotected, observed-duplicates, suspected-double-effects and
-    /// abandoned. Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 wrong configuration, 124 the drain
-    /// deadline passed, 129, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as debug or onceward=debug,warn.
+    /// given-back, parked, rejected, mismatch-acked, unprotected, observed-duplicates, suspected-double-effects,
+    /// letters-dropped and abandoned. Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 wrong
+    /// configuration, 124 the drain deadline passed, 129, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as
+    /// debug or onceward=debug,warn.
     Run(RunArgs),
     /// Check a configuration and what it names, and advise
     ///
@@ -180,6 +181,10 @@ pub enum KeysCommand {
     List(ListArgs),
     /// Count keys by state
     Stats(ReportArgs),
+    /// Remove the keys of the store that have expired, of all scopes
+    ///
+    /// `run` does it as it goes. It is for stores that only programs with a loop of their own write to, and for schedulers.
+    Purge(ReportArgs),
     /// Forget a key, so that its message is handled again when it comes
     #[command(
         override_usage = "onceward keys forget [OPTIONS] <FILE> <VALUE>...\n       onceward keys forget [OPTIONS] <FILE> --hash <HEX>"
@@ -304,6 +309,7 @@ mod tests {
         assert!(read("onceward keys get f.toml --hash 00ff --json").is_ok());
         for wrong in [
             "onceward keys get f.toml",
+            "onceward keys purge",
             "onceward keys get f.toml a --hash 00ff",
             "onceward keys get f.toml a --from nowhere",
             "onceward keys list f.toml --limit 0",

@@ -1,53 +1,59 @@
-//! Log lines on standard error: what is logged, in which form, and that no value in them acts on a terminal or forges a
-//! line.
+//! Log lines on standard error: what is logged, how often, in which form, and that no value in them acts on a terminal or
+//! forges a line.
+
+mod filter;
+mod limit;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, Lookup};
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::handlers::text::is_unprintable;
-
-/// What is logged: `tracing-subscriber`'s directives, such as `debug` or `onceward=debug,warn`.
-const FILTER_VARIABLES: [&str; 2] = ["ONCEWARD_LOG", "RUST_LOG"];
 
 /// The target of the lines that say who changed which key. They are logged whatever the filter says.
 pub(crate) const AUDIT: &str = "onceward::audit";
+
+/// What was left out of the log.
+static SUMMARIES: OnceLock<limit::Summaries> = OnceLock::new();
 
 /// Begins to log.
 ///
 /// # Errors
 /// One sentence, if the filter in the environment is none.
 pub(crate) fn start(format: LogFormat, env: Lookup<'_>) -> Result<(), Failure> {
-    let filter = filter(env)?;
-    let logger =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Escaping(format));
-    // A second start in one process keeps the first: only tests do that.
-    let _ = match format {
-        LogFormat::Text => logger.finish().try_init(),
-        LogFormat::Json => logger.json().flatten_event(true).finish().try_init(),
+    let filter = filter::from(env)?;
+    let (limit, summaries) = limit::limit();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Escaping(format));
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let logger = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(|metadata| filter::is_allowed(metadata.target(), *metadata.level())))
+        .with(limit)
+        .with(lines);
+    // A second start in one process keeps the first: only tests do that.
+    if logger.try_init().is_ok() {
+        summaries.start();
+        // Nothing else sets it.
+        let _ = SUMMARIES.set(summaries);
+    }
     Ok(())
 }
 
-fn filter(env: Lookup<'_>) -> Result<EnvFilter, Failure> {
-    let given = FILTER_VARIABLES
-        .into_iter()
-        .find_map(|name| env(name).filter(|text| !text.trim().is_empty()).map(|text| (name, text)));
-    let filter = match given {
-        None => EnvFilter::new("info"),
-        Some((name, text)) => EnvFilter::try_new(text).map_err(|_| {
-            let fix = "write a level such as debug, or directives such as onceward=debug,warn";
-            Failure::new(Exit::Config, format!("{name}: is no filter for log lines; {fix}"))
-        })?,
-    };
-    match format!("{AUDIT}=info").parse() {
-        Ok(audit) => Ok(filter.add_directive(audit)),
-        Err(_) => Ok(filter),
+/// Says how many lines were left out that no summary has named yet.
+pub(crate) fn finish() {
+    if let Some(summaries) = SUMMARIES.get() {
+        summaries.log();
     }
 }
 
@@ -107,15 +113,5 @@ mod tests {
         let json = escaped("{\"a\":\"\u{9b}\u{7f}ü\"}\n".as_bytes(), LogFormat::Json);
         assert_eq!(json, "{\"a\":\"\\u009b\\u007fü\"}\n");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["a"], "\u{9b}\u{7f}ü");
-    }
-
-    #[test]
-    fn the_filter_comes_from_the_environment_and_always_lets_audits_pass() {
-        let env = |name: &str| (name == "ONCEWARD_LOG").then(|| "error".to_owned());
-        assert_eq!(filter(&env).unwrap().to_string(), "onceward::audit=info,error");
-        assert_eq!(filter(&|_| None).unwrap().to_string(), "onceward::audit=info,info");
-        let wrong = filter(&|_| Some("a=b=c".to_owned())).unwrap_err();
-        assert_eq!(wrong.exit(), Exit::Config);
-        assert!(wrong.sentence().is_some_and(|text| text.starts_with("ONCEWARD_LOG: ")), "{wrong:?}");
     }
 }

@@ -103,6 +103,11 @@ impl ActiveClaim {
         self.epoch + Duration::from_micros(self.renewed_us.load(Ordering::Relaxed))
     }
 
+    /// When the run must have stopped unless the lease is renewed; only of a run under a claim.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.epoch + Duration::from_micros(self.deadline_us.load(Ordering::Relaxed))
+    }
+
     /// True while a renewal is under way.
     pub(crate) fn is_being_renewed(&self) -> bool {
         self.being_renewed.load(Ordering::Relaxed)

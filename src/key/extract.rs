@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::fingerprint::payload_hash;
 use super::{KEY_FORMAT, Key, MAX_KEY_BYTES, Scope, first_half, json};
 use crate::message::Message;
 
@@ -17,7 +18,8 @@ pub enum KeySource {
     JsonPointer(String),
     /// Where the message stands in its source: source incarnation, partition, offset. Catches redeliveries only.
     Position,
-    /// The payload itself: byte-equal payloads are the same message.
+    /// The payload itself: payloads that are the same are the same message. JSON objects and arrays are the same if they
+    /// mean the same, see [`Fingerprint::of_json`](crate::Fingerprint::of_json); anything else if it is byte-equal.
     PayloadHash,
     /// All of these parts together; a missing one makes the whole missing.
     Composite(Vec<KeySource>),
@@ -72,7 +74,8 @@ impl KeySource {
             Self::MessageId => tagged(into, b"message-id", b""),
             Self::JsonPointer(pointer) => tagged(into, b"json", pointer.as_bytes()),
             Self::Position => tagged(into, b"position", b""),
-            Self::PayloadHash => tagged(into, b"payload-hash", b""),
+            // Until JSON was hashed by what it means, the kind was "payload-hash": such keys are others.
+            Self::PayloadHash => tagged(into, b"payload-hash-2", b""),
             Self::Given => tagged(into, b"given", b""),
             Self::Composite(parts) => {
                 tagged(into, b"composite", &(parts.len() as u64).to_le_bytes());
@@ -101,9 +104,31 @@ impl KeySource {
                 into.extend_from_slice(&position.offset.to_le_bytes());
                 Ok(())
             }
-            Self::PayloadHash => part(into, blake3::hash(message.payload()).as_bytes()),
+            Self::PayloadHash => part(into, payload_hash(message.payload()).as_bytes()),
+            Self::Composite(parts) if parts.is_empty() => Err(KeyError::Missing),
             Self::Composite(parts) => parts.iter().try_for_each(|source| source.collect(message, into)),
             Self::Given => Err(KeyError::Missing),
+        }
+    }
+}
+
+impl fmt::Display for KeySource {
+    /// The notation of the configuration; a composite as the list of its parts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::MessageId => f.write_str("message-id"),
+            Self::JsonPointer(pointer) => write!(f, "json:{pointer}"),
+            Self::Position => f.write_str("position"),
+            Self::PayloadHash => f.write_str("payload-hash"),
+            Self::Given => f.write_str("given"),
+            Self::Composite(parts) => {
+                f.write_str("[")?;
+                for (index, part) in parts.iter().enumerate() {
+                    write!(f, "{}{part}", if index > 0 { ", " } else { "" })?;
+                }
+                f.write_str("]")
+            }
         }
     }
 }
@@ -257,12 +282,24 @@ impl KeyExtractor {
     /// [`KeyError`] if no source is present. A malformed payload or an oversize part is reported in preference to
     /// a merely missing one.
     pub fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
+        self.key_and_source(message).map(|(key, _)| key)
+    }
+
+    /// The key of `message`, and the number of the source it was taken from, in the order of [`sources`](Self::sources)
+    /// from 0.
+    ///
+    /// # Errors
+    /// As [`key_of`](Self::key_of).
+    pub fn key_and_source(&self, message: &Message) -> Result<(Key, usize), KeyError> {
         let mut worst = KeyError::Missing;
         let mut parts = Vec::with_capacity(64);
-        for (source, context) in &self.sources {
+        for (index, (source, context)) in self.sources.iter().enumerate() {
             parts.clear();
             match source.collect(message, &mut parts) {
-                Ok(()) => return Ok(Key::from_bytes(first_half(blake3::keyed_hash(context, &parts)))),
+                Ok(()) => {
+                    let key = Key::from_bytes(first_half(blake3::keyed_hash(context, &parts)));
+                    return Ok((key, index));
+                }
                 Err(KeyError::Missing) => {}
                 Err(error @ KeyError::TooLong { .. }) => return Err(error),
                 Err(error) => worst = error,
@@ -292,7 +329,7 @@ impl KeyExtractor {
         let (_, context) = self.prepare(KeySource::PayloadHash);
         let mut parts = Vec::with_capacity(40);
         // A BLAKE3 hash is 32 bytes: neither empty nor oversize.
-        let _ = part(&mut parts, blake3::hash(message.payload()).as_bytes());
+        let _ = part(&mut parts, payload_hash(message.payload()).as_bytes());
         Key::from_bytes(first_half(blake3::keyed_hash(&context, &parts)))
     }
 }

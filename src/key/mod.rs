@@ -1,6 +1,8 @@
 //! Whose key it is and what makes two deliveries the same: [`Scope`], [`Key`], [`Fingerprint`].
 
+mod canonical;
 mod extract;
+mod fingerprint;
 mod json;
 mod text;
 
@@ -8,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use extract::{KeyError, KeyExtractor, KeySource};
+pub use fingerprint::{Fingerprint, Fingerprinting};
 pub use text::KeyText;
 
 /// The version of the encoding below. It is hashed into every key and recorded in every store, and a store
@@ -118,33 +121,6 @@ impl fmt::Display for Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({self})")
-    }
-}
-
-/// 128 bits of BLAKE3 over a payload: tells a copy from another message that bears the same key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 16]);
-
-impl Fingerprint {
-    /// The fingerprint of `payload`.
-    pub fn of(payload: &[u8]) -> Self {
-        Self(first_half(blake3::hash(payload)))
-    }
-
-    /// A fingerprint from its 16 bytes, as a store gives them back.
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The 16 bytes.
-    pub const fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.0))
     }
 }
 

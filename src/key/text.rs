@@ -155,7 +155,7 @@ mod tests {
             .message_id("a-1")
             .position(Position { incarnation: Arc::from("1:2"), partition: 3, offset: 4 })
             .build();
-        let hash = blake3::hash(message.payload()).to_hex();
+        let hash = crate::key::fingerprint::payload_hash(message.payload()).to_hex();
         for (source, values) in [
             (KeySource::Header("h".into()), vec!["a-1"]),
             (KeySource::MessageId, vec!["a-1"]),

@@ -1,5 +1,7 @@
 //! The task that claims, renews and ends a claim on behalf of a caller that may be dropped at any point.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,13 +15,14 @@ use crate::delivery::Tag;
 use crate::error::{Error, ErrorKind};
 use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
-use crate::pipeline::gather::bounded;
 use crate::store::{
-    Claim, ClaimRequest, Claimed, CompleteRequest, Completion, FailRequest, Failure, Lease, RenewRequest,
-    Renewal,
+    Claim, ClaimRequest, Claimed, CompleteRequest, Completion, Exhausted, FailRequest, Failure, Reason,
+    RenewRequest, Renewal,
 };
+use crate::telemetry::Counter;
 
-/// How often a claim or a failure whose reply was lost is repeated, with the same owner token.
+/// How often a call whose outcome is unknown is repeated, with the same owner token, where it is not repeated until it is
+/// known.
 const REPEATS: u32 = 3;
 
 pub(super) fn ending(operation: &'static str) -> Error {
@@ -37,13 +40,28 @@ pub(super) enum Answer {
 
 pub(super) struct Held {
     pub(super) claim: Arc<ActiveClaim>,
+    /// Set by the caller when its closure starts.
+    pub(super) started: Arc<AtomicBool>,
     pub(super) end: oneshot::Sender<End>,
-    pub(super) ended: oneshot::Receiver<Result<(), Error>>,
+    pub(super) ended: oneshot::Receiver<Result<Written, Error>>,
 }
 
+/// How a run ended.
 pub(super) enum End {
     Completed(Option<Bytes>),
     Failed(String),
+    /// It is not worth another try.
+    Permanent(String),
+    /// Nothing has happened: no attempt is used.
+    Released,
+}
+
+/// What was written of it.
+pub(super) enum Written {
+    Completed,
+    Failed,
+    Permanent(Exhausted),
+    Released,
 }
 
 /// Claims, renews and ends a claim on behalf of a caller that may be dropped at any point.
@@ -53,104 +71,173 @@ pub(super) async fn keep(
     fingerprint: Option<Fingerprint>,
     answer: oneshot::Sender<Result<Answer, Error>>,
 ) {
-    let sent = Instant::now();
-    let claimed = match inner.claim(key, fingerprint).await {
-        Ok(Claim::Claimed(claimed)) => claimed,
-        other => {
-            let _ = answer.send(other.map(Answer::Other));
+    let (claim, claimed) = match inner.claim(key, fingerprint).await {
+        Ok(Ok(held)) => held,
+        Ok(Err(found)) => {
+            let _ = answer.send(Ok(Answer::Other(found)));
+            return;
+        }
+        Err(error) => {
+            let _ = answer.send(Err(error));
             return;
         }
     };
-    let deadline = inner.deadline(sent).min(sent + claimed.lease_left);
-    let claim = Arc::new(ActiveClaim::new(&claimed, Tag { epoch: 0, number: 0 }, sent, deadline));
-    if claimed.lost > 0 && inner.mark_started(&claim).await.is_err() {
-        let _ = inner.store.release(&inner.scope, &[claimed.lease]).await;
-        let _ = answer.send(Ok(Answer::Other(Claim::InProgress { retry_in: inner.config.lease })));
-        return;
-    }
     let (end_in, end) = oneshot::channel();
     let (ended_in, ended) = oneshot::channel();
-    let held = Held { claim: Arc::clone(&claim), end: end_in, ended };
+    let started = Arc::new(AtomicBool::new(false));
+    let held = Held { claim: Arc::clone(&claim), started: Arc::clone(&started), end: end_in, ended };
     if answer.send(Ok(Answer::Claimed(held))).is_err() {
         // The caller is gone before its closure could start.
-        let _ = inner.store.release(&inner.scope, &[claimed.lease]).await;
+        let _ = inner.release(&claimed).await;
         return;
     }
-    let end = inner.renew_until(&claim, end).await;
-    claim.returned();
-    let written = match end {
-        Some(End::Completed(result)) => inner.complete(&claimed, fingerprint, result).await,
-        Some(End::Failed(error)) => inner.fail(claimed.lease, error).await,
-        None => inner.fail(claimed.lease, "the call was dropped while it ran".to_owned()).await,
+    let recorded = async {
+        let end = end.await.unwrap_or_else(|_| match started.load(Ordering::Acquire) {
+            true => End::Failed("the call was dropped while it ran".to_owned()),
+            false => End::Released,
+        });
+        claim.returned();
+        match end {
+            End::Completed(result) => {
+                inner.complete(&claimed, fingerprint, result).await.map(|()| Written::Completed)
+            }
+            End::Failed(error) => inner.fail(&claimed, error, None).await,
+            End::Permanent(error) => inner.fail(&claimed, error, Some(Reason::Permanent)).await,
+            End::Released => inner.release(&claimed).await.map(|()| Written::Released),
+        }
     };
+    let written = inner.renew_while(&claim, recorded).await;
     claim.end();
     let _ = ended_in.send(written);
 }
 
 impl Inner {
+    pub(super) fn count(&self, counter: Counter) {
+        self.counters.add(counter, 1);
+    }
+
     fn deadline(&self, sent: Instant) -> Instant {
         sent + self.config.lease - self.config.lease / 10
     }
 
-    async fn claim(&self, key: Key, fingerprint: Option<Fingerprint>) -> Result<Claim, Error> {
+    /// `Ok(Ok(…))`: claimed, with at least half of the lease left, and marked as started where an earlier claim lapsed.
+    async fn claim(
+        &self,
+        key: Key,
+        fingerprint: Option<Fingerprint>,
+    ) -> Result<Result<(Arc<ActiveClaim>, Claimed), Claim>, Error> {
+        self.count(Counter::Received);
         let owner = self.entropy.lock().unwrap_or_else(PoisonError::into_inner).token();
         let request = ClaimRequest { key, owner, fingerprint, generation: 0 };
-        repeat(|| Box::pin(async move { one(self.claims.send(vec![request]).await) })).await
+        // The deadline counts from the first try: its reply may have been lost.
+        let sent = Instant::now();
+        let claim = repeat(Error::is_retryable, || {
+            Box::pin(async move { one(self.calls.claims.send(vec![request]).await) })
+        });
+        let claimed = match claim.await? {
+            Claim::Claimed(claimed) => claimed,
+            other => {
+                self.count_unclaimed(&other);
+                return Ok(Err(other));
+            }
+        };
+        let deadline = self.deadline(sent).min(sent + claimed.lease_left);
+        let claim = Arc::new(ActiveClaim::new(&claimed, Tag { epoch: 0, number: 0 }, sent, deadline));
+        let lapsed_before = claimed.lost > 0;
+        if lapsed_before {
+            self.count(Counter::Takeovers);
+        }
+        let little_left = claim.is_past_deadline(Instant::now() + self.config.lease / 2);
+        if lapsed_before || little_left {
+            match self.renew(&claim, &claimed, lapsed_before).await {
+                Ok(Renewal::Renewed) => {}
+                Ok(Renewal::Lost) => {
+                    self.count(Counter::Fenced);
+                    return Ok(Err(Claim::InProgress { retry_in: self.config.lease }));
+                }
+                Err(error) => {
+                    let _ = self.release(&claimed).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Ok((claim, claimed)))
     }
 
-    async fn mark_started(&self, claim: &ActiveClaim) -> Result<(), Error> {
-        let lost =
-            || Error::new(ErrorKind::Unavailable, "mark a run as started", "the claim is no longer held");
-        let lease = claim.lease().ok_or_else(lost)?;
-        let sent = Instant::now();
-        let batch = [RenewRequest { lease, lease_for: self.config.lease, started: true }];
-        let call = self.store.renew(&self.scope, &batch);
-        match one(bounded(self.config.store_timeout, "mark a run as started", 1, call).await)? {
-            Renewal::Renewed => {
-                claim.renewed(sent, self.deadline(sent));
-                Ok(())
-            }
-            Renewal::Lost => Err(lost()),
+    fn count_unclaimed(&self, claim: &Claim) {
+        match claim {
+            Claim::Completed { .. } => self.count(Counter::Duplicates),
+            Claim::Dead { .. } => self.count(Counter::DuplicatesOfDead),
+            Claim::InProgress { .. } => self.count(Counter::InProgress),
+            Claim::Mismatch => self.count(Counter::Mismatches),
+            Claim::Exhausted(_) | Claim::Claimed(_) => {}
         }
     }
 
-    /// Keeps the lease alive until the caller says how its run ended; `None` if it was dropped.
-    async fn renew_until(&self, claim: &ActiveClaim, mut end: oneshot::Receiver<End>) -> Option<End> {
-        let Some(lease) = claim.lease() else { return end.await.ok() };
-        let period = self.config.lease / 3;
-        let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
-        let mut deadline = self.deadline(Instant::now());
+    async fn renew(&self, claim: &ActiveClaim, claimed: &Claimed, started: bool) -> Result<Renewal, Error> {
+        let request = RenewRequest { lease: claimed.lease, lease_for: self.config.lease, started };
+        let sent = Instant::now();
+        let renewal = one(self.calls.renewals.send(vec![request]).await)?;
+        if renewal == Renewal::Renewed {
+            claim.renewed(sent, self.deadline(sent));
+        }
+        Ok(renewal)
+    }
+
+    /// Rounds down to a grid, so that the renewals of many calls come together and share a call.
+    fn on_grid(&self, at: Instant) -> Instant {
+        let grid = self.config.lease / 24;
+        let steps = at.saturating_duration_since(self.started_at).as_nanos() / grid.as_nanos().max(1);
+        self.started_at + grid.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+    }
+
+    /// Keeps the lease alive until `recorded` is done: while the closure runs, and while what became of it is written.
+    async fn renew_while<T>(&self, claim: &ActiveClaim, recorded: impl Future<Output = T>) -> T {
+        let mut recorded = pin!(recorded);
+        let Some(lease) = claim.lease() else { return recorded.await };
+        let mut renew_at = self.on_grid(claim.last_sent() + self.config.lease / 3);
+        let mut warned = false;
         loop {
             let renewal = async {
-                ticks.tick().await;
+                tokio::time::sleep_until(renew_at).await;
+                let request = RenewRequest { lease, lease_for: self.config.lease, started: false };
                 let sent = Instant::now();
-                let batch = [RenewRequest { lease, lease_for: self.config.lease, started: false }];
-                let call = self.store.renew(&self.scope, &batch);
-                (sent, one(bounded(self.config.store_timeout.min(period), "renew a lease", 1, call).await))
+                (sent, one(self.calls.renewals.send(vec![request]).await))
             };
             tokio::select! {
                 biased;
-                end = &mut end => return end.ok(),
-                () = tokio::time::sleep_until(deadline), if !claim.is_cancelled() => {
-                    claim.cancel();
+                recorded = &mut recorded => return recorded,
+                () = tokio::time::sleep_until(claim.deadline()), if !warned => {
+                    warned = true;
+                    self.cancel(claim, "a lease is about to end without a renewal; its run is asked to stop");
                 }
                 (sent, renewal) = renewal => match renewal {
                     Ok(Renewal::Renewed) => {
-                        deadline = self.deadline(sent);
-                        claim.renewed(sent, deadline);
+                        claim.renewed(sent, self.deadline(sent));
+                        renew_at = self.on_grid(sent + self.config.lease / 3);
                     }
                     Ok(Renewal::Lost) => {
-                        claim.cancel();
-                        return end.await.ok();
+                        self.cancel(claim, "a lease was lost to another claim; its run is asked to stop");
+                        return recorded.await;
                     }
-                    // Not renewed as far as we know: the next tick tries again, and the deadline stands.
-                    Err(error) => tracing::debug!(?error, "a lease was not renewed"),
+                    // Not renewed as far as we know: it is tried again soon, and the deadline stands.
+                    Err(error) => {
+                        tracing::debug!(?error, "a lease was not renewed");
+                        renew_at = Instant::now() + self.config.lease / 24;
+                    }
                 },
             }
         }
     }
 
-    /// A completion is repeated until its outcome is known: a dropped completion would be a doubled effect.
+    fn cancel(&self, claim: &ActiveClaim, what: &'static str) {
+        if claim.cancel() {
+            self.count(Counter::LeasesLost);
+            tracing::warn!(scope = %self.scope, key = claim.key().map(tracing::field::display), "{what}");
+        }
+    }
+
+    /// A completion is repeated until the store answers about its record: a dropped completion would be a doubled effect.
     async fn complete(
         &self,
         claimed: &Claimed,
@@ -166,48 +253,113 @@ impl Inner {
         };
         let mut pause = Duration::from_millis(50);
         loop {
-            match one(self.completions.send(vec![request.clone()]).await) {
+            match one(self.calls.completions.send(vec![request.clone()]).await) {
                 Ok(Completion::HeldByAnother) => {
-                    return Err(Error::new(
-                        ErrorKind::Unavailable,
-                        "complete a key",
-                        "its lease was lost and another claim holds it; the effect may happen twice",
-                    ));
+                    self.count(Counter::Fenced);
+                    self.count(Counter::SuspectedDoubleEffects);
+                    return Err(lost("complete a key", "the effect may happen twice"));
                 }
                 Ok(Completion::DoneByAnother) => {
-                    tracing::warn!(key = %claimed.lease.key, "the effect of a key may have happened twice");
-                    return Ok(());
+                    self.count(Counter::SuspectedDoubleEffects);
+                    tracing::warn!(
+                        scope = %self.scope, key = %claimed.lease.key, "the effect of a key may have happened twice"
+                    );
                 }
-                Ok(Completion::Completed | Completion::Repeated | Completion::Inserted) => return Ok(()),
-                Err(error) if error.is_retryable() => {
-                    tracing::debug!(?error, "a completion is repeated");
+                Ok(Completion::Inserted) => self.count(Counter::ClaimLost),
+                Ok(Completion::Completed | Completion::Repeated) => {}
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.count(Counter::SuspectedDoubleEffects);
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.log_repeated(&error);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
+                    continue;
                 }
-                Err(error) => return Err(error),
             }
+            self.count(Counter::Handled);
+            return Ok(());
         }
     }
 
-    async fn fail(&self, lease: Lease, error: String) -> Result<(), Error> {
-        let batch = [FailRequest { lease, error, terminal: None }];
-        repeat(|| {
-            Box::pin(async {
-                let call = self.store.fail(&self.scope, &batch);
-                match one(bounded(self.config.store_timeout, "write a failed run", 1, call).await)? {
-                    Failure::Recorded { .. } | Failure::Lost => Ok(()),
+    fn log_repeated(&self, error: &Error) {
+        if error.is_retryable() {
+            tracing::debug!(?error, "a write is repeated with the same owner token");
+        } else if let Some(left_out) = self.refused.allow(error.operation()) {
+            tracing::error!(
+                scope = %self.scope, ?error, left_out,
+                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
+                 its rights, login or schema back"
+            );
+        }
+    }
+
+    /// A failure is repeated for as long as the lease would last without renewals; then the lease ends the claim.
+    async fn fail(
+        &self,
+        claimed: &Claimed,
+        error: String,
+        terminal: Option<Reason>,
+    ) -> Result<Written, Error> {
+        self.count(Counter::RunsFailed);
+        let request = FailRequest { lease: claimed.lease, error, terminal };
+        let until = Instant::now() + self.config.lease;
+        let mut pause = Duration::from_millis(50);
+        let failure = loop {
+            match one(self.calls.failures.send(vec![request.clone()]).await) {
+                Err(error) if error.kind() != ErrorKind::Corrupt && Instant::now() + pause < until => {
+                    self.log_repeated(&error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
                 }
-            })
-        })
-        .await
+                answer => break answer?,
+            }
+        };
+        let Failure::Recorded { attempts, first_age } = failure else {
+            self.count(Counter::Fenced);
+            return Err(lost("write a failed run", "nothing was written of this one"));
+        };
+        let Some(reason) = terminal else {
+            self.count(Counter::Retried);
+            return Ok(Written::Failed);
+        };
+        Ok(Written::Permanent(Exhausted {
+            lease: claimed.lease,
+            reason,
+            error: Some(request.stored_error().to_owned()),
+            attempts,
+            lost: claimed.lost,
+            generation: claimed.generation,
+            first_age,
+            last_age: Duration::ZERO,
+        }))
+    }
+
+    async fn release(&self, claimed: &Claimed) -> Result<(), Error> {
+        let lease = claimed.lease;
+        let release = || -> BoxFuture<'_, Result<bool, Error>> {
+            Box::pin(async move { one(self.calls.releases.send(vec![lease]).await) })
+        };
+        // No longer held: then there is nothing to give back.
+        repeat(|error| error.kind() != ErrorKind::Corrupt, release).await.map(|_| ())
     }
 }
 
-async fn repeat<'a, T>(call: impl Fn() -> BoxFuture<'a, Result<T, Error>>) -> Result<T, Error> {
+fn lost(operation: &'static str, what: &str) -> Error {
+    let context = format!("its lease was lost and another claim holds the key; {what}");
+    Error::new(ErrorKind::Unavailable, operation, context)
+}
+
+/// Repeats a call a few times, as long as its error is `worth` it.
+pub(super) async fn repeat<'a, T>(
+    worth: impl Fn(&Error) -> bool,
+    call: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
+) -> Result<T, Error> {
     let mut pause = Duration::from_millis(50);
     for _ in 0..REPEATS {
         match call().await {
-            Err(error) if error.is_retryable() => tokio::time::sleep(pause).await,
+            Err(error) if worth(&error) => tokio::time::sleep(pause).await,
             answer => return answer,
         }
         pause *= 2;

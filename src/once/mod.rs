@@ -1,54 +1,35 @@
 //! The same guarantee for those who keep a loop of their own: [`Deduplicator::once`].
 
+mod calls;
+mod config;
 mod keep;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use self::keep::{Answer, End, Held, ending, keep, one};
-use crate::error::Error;
+use self::calls::Calls;
+pub use self::config::OnceConfig;
+use self::keep::{Answer, End, Held, Written, ending, keep, one, repeat};
+use crate::error::{Error, ErrorKind};
 use crate::handler::Cancellation;
 use crate::handler::claim::ActiveClaim;
+use crate::janitor::Janitor;
 use crate::key::{Fingerprint, Key, Scope};
 use crate::pipeline::SharedStore;
-use crate::pipeline::gather::{Gather, Terms, bounded};
-use crate::retry::RetryPolicy;
-use crate::store::{
-    Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, Exhausted,
-    Lease, Store,
-};
+use crate::pipeline::gather::bounded;
+use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, Store};
+use crate::telemetry::{Counter, Counters, RateLimited};
 
-/// The limits of a [`Deduplicator`].
-#[derive(Clone, Copy, Debug)]
-pub struct OnceConfig {
-    /// How long a claim lasts without renewal; it is renewed at a third of this. Default 30 s.
-    pub lease: Duration,
-    /// How long a completed key is remembered. It must cover the time in which duplicates can still arrive. Default 7 d.
-    pub ttl: Duration,
-    /// After this many failed runs a key is [`Once::Exhausted`]. Default 5.
-    pub max_attempts: u32,
-    /// How long a store call may take before its outcome is called unknown. Default 5 s.
-    pub store_timeout: Duration,
-}
-
-impl Default for OnceConfig {
-    fn default() -> Self {
-        Self {
-            lease: Duration::from_secs(30),
-            ttl: Duration::from_secs(7 * 24 * 3600),
-            max_attempts: RetryPolicy::default().max_attempts,
-            store_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Runs a closure once for each key of a scope. Clones share everything; calls that come together share round trips.
+/// Runs a closure once for each key of a scope. Clones share everything; calls that come together share round trips. It also
+/// removes expired keys from stores that do not expire by themselves.
 #[derive(Clone)]
 pub struct Deduplicator(Arc<Inner>);
 
@@ -56,9 +37,12 @@ struct Inner {
     scope: Scope,
     store: Arc<dyn Store>,
     config: OnceConfig,
-    claims: Gather<ClaimRequest, Claim>,
-    completions: Gather<CompleteRequest, Completion>,
+    calls: Calls,
+    counters: Arc<Counters>,
+    refused: RateLimited,
     entropy: Mutex<Entropy>,
+    started_at: Instant,
+    _janitor: Janitor,
 }
 
 /// What became of a call to [`Deduplicator::once`].
@@ -101,6 +85,20 @@ impl<T> Once<T> {
 pub enum OnceError<E> {
     /// The closure failed; the attempt is written and the key is free for the next one.
     Failed(E),
+    /// The closure failed and called that permanent ([`HeldClaim::permanent`]), which is written: dead-letter the message,
+    /// call [`ExhaustedKey::dead_lettered`], then ack.
+    Permanent(E, ExhaustedKey),
+    /// The closure found what it needs unavailable ([`HeldClaim::unavailable`]): nothing has happened, no attempt is used,
+    /// and the key is free. Deliver the message again later.
+    Unavailable(E),
+    /// The closure failed, and the store did not take that down: no attempt is used as far as we know, and the key may be
+    /// held until its lease ends.
+    Unwritten {
+        /// Why the closure failed.
+        error: E,
+        /// Why it was not written.
+        store: Error,
+    },
     /// The store failed before the closure started: nothing has happened.
     Claim(Error),
     /// The closure ran, but another claim holds the key by now (its lease was lost), or the completion was refused:
@@ -112,6 +110,11 @@ impl<E: fmt::Display> fmt::Display for OnceError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => write!(f, "the run failed: {error}"),
+            Self::Permanent(error, _) => write!(f, "the run failed for good: {error}"),
+            Self::Unavailable(error) => write!(f, "the run found what it needs unavailable: {error}"),
+            Self::Unwritten { error, store } => {
+                write!(f, "the run failed: {error}; that was not written: {store}")
+            }
             Self::Claim(error) | Self::Completion(error) => error.fmt(f),
         }
     }
@@ -124,7 +127,12 @@ impl<E: fmt::Debug + fmt::Display> std::error::Error for OnceError<E> {}
 pub struct HeldClaim {
     claim: Arc<ActiveClaim>,
     result: Mutex<Option<Bytes>>,
+    failure: AtomicU8,
 }
+
+const RETRY: u8 = 0;
+const PERMANENT: u8 = 1;
+const UNAVAILABLE: u8 = 2;
 
 impl HeldClaim {
     /// Which attempt this is, from 1.
@@ -146,6 +154,39 @@ impl HeldClaim {
     /// Fires when the lease is lost.
     pub fn cancellation(&self) -> Cancellation {
         Cancellation::new(Some(Arc::clone(&self.claim)))
+    }
+
+    /// Says that a failure of this run is permanent, another try being useless, and passes `error` on:
+    /// [`OnceError::Permanent`]. The last word counts.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use onceward::{Deduplicator, Key, MemoryStore, OnceConfig, OnceError, Scope};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let scope = Scope::parse("billing")?;
+    /// # let dedup = Deduplicator::new(scope.clone(), Arc::new(MemoryStore::new()), OnceConfig::default())?;
+    /// let once = dedup
+    ///     .once(&Key::of(&scope, "order-7")?, async |claim| {
+    ///         "seven".parse::<u32>().map_err(|error| claim.permanent(error))
+    ///     })
+    ///     .await;
+    /// if let Err(OnceError::Permanent(_why, key)) = once {
+    ///     // publish the dead letter, and when that is confirmed:
+    ///     key.dead_lettered().await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn permanent<E>(&self, error: E) -> E {
+        self.failure.store(PERMANENT, Ordering::Relaxed);
+        error
+    }
+
+    /// Says that a failure of this run is not the message's and had no effect (a service that refuses connections), and
+    /// passes `error` on: [`OnceError::Unavailable`]. No attempt is used. The last word counts.
+    pub fn unavailable<E>(&self, error: E) -> E {
+        self.failure.store(UNAVAILABLE, Ordering::Relaxed);
+        error
     }
 
     /// Keeps `result` with the completion, for [`Once::Duplicate`]. The last call counts.
@@ -175,8 +216,17 @@ impl ExhaustedKey {
     pub async fn dead_lettered(self) -> Result<Burial, Error> {
         let Self { inner, exhausted } = self;
         let batch = [BuryRequest { lease: exhausted.lease, ttl: inner.config.ttl }];
-        let call = inner.store.bury(&inner.scope, &batch);
-        one(bounded(inner.config.store_timeout, "mark a key dead", 1, call).await)
+        let (inner, batch) = (&inner, &batch);
+        repeat(
+            |error| error.kind() != ErrorKind::Corrupt,
+            || {
+                Box::pin(async move {
+                    let call = inner.store.bury(&inner.scope, batch);
+                    one(bounded(inner.config.store_timeout, "mark a key dead", 1, call).await)
+                })
+            },
+        )
+        .await
     }
 }
 
@@ -186,46 +236,31 @@ impl fmt::Debug for ExhaustedKey {
     }
 }
 
-/// Items in one store call.
-const MAX_BATCH: usize = 256;
-
 impl Deduplicator {
     /// A deduplicator for `scope`. It must be called inside a tokio runtime.
-    pub fn new(scope: Scope, store: impl SharedStore, config: OnceConfig) -> Self {
+    ///
+    /// # Errors
+    /// [`Error`] of the kind `Config` if [`OnceConfig::check`] finds something.
+    pub fn new(scope: Scope, store: impl SharedStore, config: OnceConfig) -> Result<Self, Error> {
+        config.check()?;
         let store = store.as_store();
-        let terms = ClaimTerms { lease: config.lease, max_attempts: config.max_attempts, ttl: config.ttl };
-        let (claim_scope, claim_store) = (scope.clone(), Arc::clone(&store));
-        let claims = Gather::start(
-            Terms {
-                operation: "claim keys",
-                max_batch: MAX_BATCH,
-                limit: config.store_timeout,
-                clashes: |batch: &[ClaimRequest], more| {
-                    more.iter().any(|one| batch.iter().any(|other| other.key == one.key))
-                },
-            },
-            move |batch: Vec<ClaimRequest>| {
-                let (scope, store) = (claim_scope.clone(), Arc::clone(&claim_store));
-                async move { store.claim(&scope, &terms, &batch).await }
-            },
-        );
-        let (complete_scope, complete_store) = (scope.clone(), Arc::clone(&store));
-        let completions = Gather::start(
-            Terms {
-                operation: "complete keys",
-                max_batch: MAX_BATCH,
-                limit: config.store_timeout,
-                clashes: |batch: &[CompleteRequest], more| {
-                    more.iter().any(|one| batch.iter().any(|other| other.lease.key == one.lease.key))
-                },
-            },
-            move |batch: Vec<CompleteRequest>| {
-                let (scope, store) = (complete_scope.clone(), Arc::clone(&complete_store));
-                async move { store.complete(&scope, &batch).await }
-            },
-        );
-        let entropy = Mutex::new(Entropy::system());
-        Self(Arc::new(Inner { scope, store, config, claims, completions, entropy }))
+        let counters = Arc::new(Counters::default());
+        Ok(Self(Arc::new(Inner {
+            calls: Calls::start(&scope, &store, &config, &counters),
+            _janitor: Janitor::start(Arc::clone(&store), Arc::clone(&counters)),
+            refused: RateLimited::default(),
+            entropy: Mutex::new(Entropy::system()),
+            started_at: Instant::now(),
+            scope,
+            store,
+            config,
+            counters,
+        })))
+    }
+
+    /// What it counts, under the same names as a pipeline: `received` are calls. May be read at any time.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.0.counters)
     }
 
     /// The scope of its keys.
@@ -242,7 +277,7 @@ impl Deduplicator {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let scope = Scope::parse("billing")?;
-    /// let dedup = Deduplicator::new(scope.clone(), Arc::new(MemoryStore::new()), OnceConfig::default());
+    /// let dedup = Deduplicator::new(scope.clone(), Arc::new(MemoryStore::new()), OnceConfig::default())?;
     /// let key = Key::of(&scope, "order-7")?;
     /// let mut charged = Vec::new();
     /// for _delivery in 0..2 {
@@ -263,7 +298,8 @@ impl Deduplicator {
     ///
     /// # Cancel safety
     /// A dropped call abandons the claim: a run that had started counts as a failed attempt, and the key is free at once.
-    /// A completion that was under way is still written.
+    /// A completion that was under way is still written. A call waits for its completion for as long as the store does not
+    /// answer, while its lease is renewed; a caller that cannot wait so long drops the call.
     pub async fn once<T, E, F>(&self, key: &Key, run: F) -> Result<Once<T>, OnceError<E>>
     where
         F: AsyncFnOnce(&HeldClaim) -> Result<T, E>,
@@ -272,7 +308,8 @@ impl Deduplicator {
         self.run(*key, None, run).await
     }
 
-    /// As [`once`](Self::once), and compares the payload with that of the first delivery: [`Once::Mismatch`].
+    /// As [`once`](Self::once), and compares the payload with that of the first delivery, as
+    /// [`OnceConfig::fingerprint`] says: [`Once::Mismatch`].
     ///
     /// # Errors
     /// As [`once`](Self::once).
@@ -284,7 +321,7 @@ impl Deduplicator {
         F: AsyncFnOnce(&HeldClaim) -> Result<T, E>,
         E: fmt::Display,
     {
-        self.run(*key, Some(Fingerprint::of(payload)), run).await
+        self.run(*key, self.0.config.fingerprint.of(payload), run).await
     }
 
     async fn run<T, E, F>(
@@ -304,19 +341,40 @@ impl Deduplicator {
                 Answer::Claimed(held) => held,
                 Answer::Other(claim) => return Ok(self.not_run(claim)),
             };
-        let Held { claim, end, ended } = held;
-        let claim = HeldClaim { claim, result: Mutex::new(None) };
+        let Held { claim, started, end, ended } = held;
+        if claim.is_cancelled() || claim.is_past_deadline(Instant::now()) {
+            // The caller came too late for its own claim: nothing starts on a lease that may be over.
+            let _ = end.send(End::Released);
+            let _ = ended.await;
+            return Ok(Once::InProgress { retry_in: Duration::ZERO });
+        }
+        started.store(true, Ordering::Release);
+        let claim = HeldClaim { claim, result: Mutex::new(None), failure: AtomicU8::new(RETRY) };
         let outcome = run(&claim).await;
         let result = claim.result.into_inner().unwrap_or_else(PoisonError::into_inner);
         let last = match &outcome {
             Ok(_) => End::Completed(result),
-            Err(error) => End::Failed(error.to_string()),
+            Err(error) => match claim.failure.into_inner() {
+                PERMANENT => End::Permanent(error.to_string()),
+                UNAVAILABLE => {
+                    self.0.count(Counter::Unavailable);
+                    End::Released
+                }
+                _ => End::Failed(error.to_string()),
+            },
         };
         let _ = end.send(last);
-        let written = ended.await.unwrap_or_else(|_| Err(ending("complete a key")));
-        match outcome {
-            Ok(value) => written.map(|()| Once::Ran(value)).map_err(OnceError::Completion),
-            Err(error) => Err(OnceError::Failed(error)),
+        let written = ended.await.unwrap_or_else(|_| Err(ending("record how a run ended")));
+        match (outcome, written) {
+            (Ok(value), Ok(_)) => Ok(Once::Ran(value)),
+            (Ok(_), Err(error)) => Err(OnceError::Completion(error)),
+            (Err(error), Err(store)) => Err(OnceError::Unwritten { error, store }),
+            (Err(error), Ok(Written::Permanent(exhausted))) => {
+                let inner = Arc::clone(&self.0);
+                Err(OnceError::Permanent(error, ExhaustedKey { inner, exhausted }))
+            }
+            (Err(error), Ok(Written::Released)) => Err(OnceError::Unavailable(error)),
+            (Err(error), Ok(Written::Failed | Written::Completed)) => Err(OnceError::Failed(error)),
         }
     }
 

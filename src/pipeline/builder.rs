@@ -11,7 +11,7 @@ use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::handler::{Handler, TxHandler};
-use crate::key::{KeyExtractor, KeySource, Scope};
+use crate::key::{Fingerprinting, KeyExtractor, KeySource, Scope};
 use crate::store::{Store, TransactionalStore};
 use crate::telemetry::Counters;
 
@@ -49,7 +49,7 @@ pub struct PipelineBuilder<S> {
 struct Explicit {
     ttl: Option<Duration>,
     concurrency: Option<usize>,
-    fingerprint: Option<bool>,
+    fingerprint: Option<Fingerprinting>,
     transaction_batch: Option<usize>,
     park_exhausted: bool,
 }
@@ -63,8 +63,8 @@ impl Explicit {
             config.concurrency = concurrency;
             config.max_in_flight = config.max_in_flight.max(concurrency);
         }
-        if let Some(fingerprint) = self.fingerprint {
-            config.fingerprint = fingerprint;
+        if let Some(fingerprint) = &self.fingerprint {
+            config.fingerprint = fingerprint.clone();
         }
         if let Some(runs) = self.transaction_batch {
             config.transaction_batch = runs;
@@ -135,10 +135,18 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// Whether payloads of one key are compared.
+    /// Whether payloads of one key are compared, by what JSON means or by bytes; more in
+    /// [`fingerprinting`](Self::fingerprinting).
     #[must_use]
     pub fn fingerprint(mut self, fingerprint: bool) -> Self {
-        self.set.fingerprint = Some(fingerprint);
+        self.set.fingerprint = Some(if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off });
+        self
+    }
+
+    /// What of payloads under one key is compared.
+    #[must_use]
+    pub fn fingerprinting(mut self, fingerprinting: Fingerprinting) -> Self {
+        self.set.fingerprint = Some(fingerprinting);
         self
     }
 

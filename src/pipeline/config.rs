@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::limits;
+pub(crate) use super::limits::LONGEST as LONGEST_WAIT;
 use crate::error::{Error, ErrorKind};
-use crate::key::KeySource;
+use crate::key::{Fingerprinting, KeySource};
 use crate::retry::RetryPolicy;
 
 /// What to do with a message that has no usable idempotency key.
@@ -179,8 +181,9 @@ pub struct PipelineConfig {
     pub policies: Policies,
     /// Whether duplicates are suppressed.
     pub mode: Mode,
-    /// Whether payloads of one key are compared, by a 128-bit fingerprint. Default true.
-    pub fingerprint: bool,
+    /// What of payloads under one key is compared, by a 128-bit fingerprint. Default: what JSON means, the bytes of anything
+    /// else. All consumers of a scope must use the same.
+    pub fingerprint: Fingerprinting,
     /// Whether what handlers return is kept with the completion. Default true.
     pub keep_results: bool,
     /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
@@ -193,9 +196,6 @@ pub struct PipelineConfig {
     /// Makes owner tokens and jitter repeatable. For simulations only.
     pub seed: Option<u64>,
 }
-
-/// Every wait is at most this long, so that a clock can hold its end.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Default for PipelineConfig {
     fn default() -> Self {
@@ -219,7 +219,7 @@ impl Default for PipelineConfig {
             breaker: BreakerConfig::default(),
             policies: Policies::default(),
             mode: Mode::Enforce,
-            fingerprint: true,
+            fingerprint: Fingerprinting::Json,
             keep_results: true,
             max_result_bytes: 64 << 10,
             honour_own_headers: true,
@@ -238,17 +238,13 @@ impl PipelineConfig {
         let wrong =
             |text: String| Err(Error::new(ErrorKind::Config, "use this pipeline configuration", text));
         let range = |name: &str, value: usize, low: usize, high: usize| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                wrong(format!("{name} is {value}; it must be from {low} to {high}"))
-            }
+            limits::range(name, value, low, high).or_else(wrong)
         };
         range("concurrency", self.concurrency, 1, 65_536)?;
         range("max_batch", self.max_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
-        range("max_attempts", self.retry.max_attempts as usize, 1, 1_000_000)?;
+        range("max_attempts", self.retry.max_attempts as usize, 1, limits::MOST_ATTEMPTS)?;
         range("max_waiting", self.max_waiting(), 1, 1 << 26)?;
         range("max_waiting_per_partition", self.max_waiting_per_partition(), 1, 1 << 26)?;
         range("breaker.failing_keys", self.breaker.failing_keys as usize, 0, 10_000)?;
@@ -258,15 +254,10 @@ impl PipelineConfig {
                 self.max_in_flight, self.concurrency
             ));
         }
-        if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(12 * 3600) {
-            return wrong(format!("lease is {:?}; it must be from 100 ms to 12 h", self.lease));
+        if let Some(fault) = self.fingerprint.fault() {
+            return wrong(fault.to_owned());
         }
-        if self.ttl < self.lease {
-            return wrong(format!(
-                "ttl is {:?}, shorter than the lease {:?}; raise ttl, or keys are forgotten while they run",
-                self.ttl, self.lease
-            ));
-        }
+        limits::lease_and_ttl(self.lease, self.ttl).or_else(wrong)?;
         for (name, value, may_be_zero) in [
             ("handler_timeout", self.handler_timeout, false),
             ("store_timeout", self.store_timeout, false),
@@ -275,12 +266,7 @@ impl PipelineConfig {
             ("cancel_grace", self.cancel_grace, true),
             ("drain_timeout", self.drain_timeout, true),
         ] {
-            if value.is_zero() && !may_be_zero {
-                return wrong(format!("{name} is zero; give it a duration"));
-            }
-            if value > LONGEST_WAIT {
-                return wrong(format!("{name} is {value:?}; it must be at most 365 d"));
-            }
+            limits::wait(name, value, may_be_zero).or_else(wrong)?;
         }
         if self.retry.backoff.initial > self.retry.backoff.max {
             return wrong(format!(

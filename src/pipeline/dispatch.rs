@@ -27,8 +27,9 @@ use timers::Timers;
 use window::Window;
 
 use super::breaker::{Breaker, Change, RunEnd, RunId};
-use super::config::{LONGEST_WAIT, Mode, OnStoreDown};
+use super::config::{Mode, OnStoreDown};
 use super::intake::Gate;
+use super::limits::LONGEST;
 use super::runner::Runner;
 use super::shared::Shared;
 use super::work::{Turn, Verdict, Work};
@@ -280,7 +281,7 @@ impl<R: Runner> Dispatcher<R> {
         // A parked message leaves its lane: those behind it go on.
         let lane = if matches!(report.verdict, Verdict::Parked { .. }) { work.lane.take() } else { None };
         self.window.wait(&mut work);
-        self.timers.set(Instant::now() + after.min(LONGEST_WAIT), work);
+        self.timers.set(Instant::now() + after.min(LONGEST), work);
         self.advance(lane);
     }
 
@@ -325,7 +326,7 @@ impl<R: Runner> Dispatcher<R> {
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
             Verdict::GiveBack { after } => {
                 self.shared.count(Counter::GivenBack, 1);
-                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST_WAIT) }));
+                self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
             }
             Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
                 self.shared.count(Counter::GivenBack, 1);

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 type Answers<T> = Vec<Result<T, Error>>;
 type Chunk<Q, T> = (Vec<Q>, oneshot::Sender<Answers<T>>);
 
-/// Hands chunks of requests to the store: at most two calls in flight, each of about `max_batch` items, no linger.
+/// Hands chunks of requests to the store: a few calls in flight, each of about `max_batch` items, no linger.
 /// One request alone pays one round trip; a flood pays one per batch.
 #[derive(Debug)]
 pub(crate) struct Gather<Q, T> {
@@ -18,7 +18,8 @@ pub(crate) struct Gather<Q, T> {
     chunks: mpsc::UnboundedSender<Chunk<Q, T>>,
 }
 
-const CALLS_IN_FLIGHT: usize = 2;
+/// Calls in flight unless there is a reason for more.
+pub(crate) const CALLS_IN_FLIGHT: usize = 2;
 
 /// What is gathered, and how.
 pub(crate) struct Terms<Q> {
@@ -28,6 +29,8 @@ pub(crate) struct Terms<Q> {
     pub(crate) max_batch: usize,
     /// How long a call may take before its outcome is called unknown.
     pub(crate) limit: Duration,
+    /// Calls under way at once. More where one that hangs must not delay the others.
+    pub(crate) calls_in_flight: usize,
     /// Whether a chunk must not join a batch: stores may assume distinct keys.
     pub(crate) clashes: fn(&[Q], &[Q]) -> bool,
 }
@@ -66,7 +69,7 @@ where
     F: Fn(Vec<Q>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Answers<T>> + Send + 'static,
 {
-    let calls = Arc::new(Semaphore::new(CALLS_IN_FLIGHT));
+    let calls = Arc::new(Semaphore::new(terms.calls_in_flight));
     let mut left_over = None;
     while let Ok(slot) = calls.clone().acquire_owned().await {
         // The slot is free first, then what waits is taken: so that it gathers while all calls are busy.

@@ -17,7 +17,7 @@ use crate::dead_letter::Republished;
 use crate::delivery::Delivery;
 use crate::error::Error;
 use crate::failpoints::{self, Step};
-use crate::key::{Fingerprint, KeyExtractor};
+use crate::key::KeyExtractor;
 use crate::message::Message;
 use crate::store::Reason;
 use crate::telemetry::Counter;
@@ -187,9 +187,8 @@ impl Derive {
 
     fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
         let (plan, generation) = plan(shared, &message);
-        let wanted = shared.config.fingerprint;
-        let fingerprint =
-            (wanted && matches!(plan, Plan::Claim(_))).then(|| Fingerprint::of(message.payload()));
+        let wanted = matches!(plan, Plan::Claim(_));
+        let fingerprint = if wanted { shared.config.fingerprint.of(message.payload()) } else { None };
         Box::new(Taken {
             lane: self.lane(&shared.config.ordering, &message),
             size: message.size(),
@@ -243,7 +242,7 @@ fn plan<R>(shared: &Shared<R>, message: &Message) -> (Plan, u32) {
     if let Some(key) = ours.and_then(|ours| ours.key) {
         return (Plan::Claim(key), generation);
     }
-    let error = match shared.keys.key_of(message) {
+    let error = match shared.key_of(message) {
         Ok(key) => return (Plan::Claim(key), generation),
         Err(error) => error,
     };

@@ -7,8 +7,9 @@ use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::time::Instant;
 
 use super::breaker::{RunEnd, RunId};
-use super::config::{LONGEST_WAIT, Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
+use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
 use super::dispatch::{Asked, Ended, Event, Report};
+use super::limits::LONGEST;
 use super::record::record_and_settle;
 use super::runner::{self, Runner};
 use super::shared::Shared;
@@ -231,7 +232,7 @@ fn in_progress<R>(shared: &Shared<R>, work: &mut Work, retry_in: Duration) -> Ve
     if shared.config.policies.on_in_progress == OnInProgress::Park && can_park {
         return Verdict::GiveBack { after: retry_in };
     }
-    work.held_until = Some(Instant::now() + retry_in.min(LONGEST_WAIT));
+    work.held_until = Some(Instant::now() + retry_in.min(LONGEST));
     let longest = retry_in.max(Duration::from_millis(1));
     let after = shared.pause(Duration::from_millis(50), work.holds, longest.min(Duration::from_secs(5)));
     work.holds += 1;
@@ -427,7 +428,7 @@ pub(crate) fn settle<R>(shared: &Shared<R>, recorded: Vec<Recorded>) {
                 Verdict::GiveBack { after } => {
                     shared.count(Counter::GivenBack, 1);
                     // A handler may ask for any delay, and no clock can add the longest.
-                    work.receipt.settle(Settlement::Retry { after: after.min(LONGEST_WAIT) });
+                    work.receipt.settle(Settlement::Retry { after: after.min(LONGEST) });
                     None
                 }
                 Verdict::Abandon => {

@@ -9,17 +9,18 @@ use tokio_util::sync::CancellationToken;
 use super::Summary;
 use super::config::PipelineConfig;
 use super::dispatch::{Dispatcher, Drained, Event};
-use super::gather::{Gather, Terms};
+use super::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 use super::halt::Halt;
 use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
 use super::runner::Runner;
 use super::settler::flush_all;
 use super::shared::{Chance, RepeatedLines, Shared, Takeovers};
-use super::{janitor, work::Work};
+use super::work::Work;
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
+use crate::janitor::Janitor;
 use crate::key::{KeyExtractor, Scope};
 use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters};
@@ -81,6 +82,7 @@ async fn run_tasks<R: Runner>(
         counters,
     });
     shared.counters.set_store_up(true);
+    shared.counters.set_key_sources(shared.keys.sources().map(ToString::to_string));
     if let Some(health) = consumer.health() {
         shared.counters.set_source(health);
     }
@@ -88,7 +90,8 @@ async fn run_tasks<R: Runner>(
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
-    let helpers = [
+    let helpers = (
+        Janitor::start(Arc::clone(&shared.store), Arc::clone(&shared.counters)),
         Abort(
             tokio::spawn(vital(
                 shared.draining.clone(),
@@ -96,8 +99,7 @@ async fn run_tasks<R: Runner>(
             ))
             .abort_handle(),
         ),
-        Abort(tokio::spawn(janitor::purge(Arc::clone(&shared))).abort_handle()),
-    ];
+    );
     let queue = consumer.settle_queue();
     let settler = tokio::spawn(vital(
         shared.draining.clone(),
@@ -173,6 +175,7 @@ fn start_completions(
         operation: "complete keys",
         max_batch: config.max_batch,
         limit: config.store_timeout,
+        calls_in_flight: CALLS_IN_FLIGHT,
         // A key is under way once in a pipeline.
         clashes: |_, _| false,
     };

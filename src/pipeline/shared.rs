@@ -13,6 +13,7 @@ use super::dispatch::Event;
 use super::gather::{Gather, bounded};
 use super::halt::Halt;
 use super::heartbeat::Heartbeat;
+use super::key_sources::KeyWarnings;
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
@@ -51,6 +52,8 @@ pub(crate) struct Shared<R> {
 /// What is logged for many messages alike.
 #[derive(Debug, Default)]
 pub(crate) struct RepeatedLines {
+    /// Keys from a weaker source than configured.
+    pub(crate) keys: KeyWarnings,
     /// Writes that the store refuses.
     pub(crate) refused: RateLimited,
     /// Runs that failed and will be repeated.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{Outgoing, Publisher};
 use crate::error::Error;
-use crate::pipeline::gather::{Gather, Terms};
+use crate::pipeline::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 
 /// Gathers what callers publish at the same time into batches of the publisher it wraps: while a batch is under way, the
 /// next one gathers. There is no linger, so a lone message waits for nothing.
@@ -26,7 +26,13 @@ impl GatheredPublisher {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn new(publisher: Arc<dyn Publisher>, max_batch: usize, limit: Duration) -> Self {
-        let terms = Terms { operation: "publish", max_batch, limit, clashes: |_, _| false };
+        let terms = Terms {
+            operation: "publish",
+            max_batch,
+            limit,
+            calls_in_flight: CALLS_IN_FLIGHT,
+            clashes: |_, _| false,
+        };
         let gather = Gather::start(terms, move |batch: Vec<Outgoing>| {
             let publisher = Arc::clone(&publisher);
             async move { publisher.publish(&batch).await }

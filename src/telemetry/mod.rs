@@ -127,6 +127,7 @@ pub struct Counters {
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
     source: OnceLock<Arc<SourceHealth>>,
+    key_sources: OnceLock<Box<[(String, AtomicU64)]>>,
 }
 
 impl Counters {
@@ -193,6 +194,24 @@ impl Counters {
     /// How the source fares, if its adapter reports it and the pipeline has started.
     pub fn source(&self) -> Option<&Arc<SourceHealth>> {
         self.source.get()
+    }
+
+    /// How many keys were taken from each source, by its name in the configuration and in the order in which the sources are
+    /// tried; empty until the pipeline has started. Redriven messages bring their keys and are not counted.
+    pub fn key_sources(&self) -> Vec<(String, u64)> {
+        let sources = self.key_sources.get().map_or(&[][..], |sources| sources);
+        sources.iter().map(|(name, count)| (name.clone(), count.load(Ordering::Relaxed))).collect()
+    }
+
+    pub(crate) fn set_key_sources(&self, names: impl Iterator<Item = String>) {
+        // A pipeline has one key extractor.
+        let _ = self.key_sources.set(names.map(|name| (name, AtomicU64::new(0))).collect());
+    }
+
+    pub(crate) fn count_key_source(&self, index: usize) {
+        if let Some((_, count)) = self.key_sources.get().and_then(|sources| sources.get(index)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn set_source(&self, health: Arc<SourceHealth>) {

@@ -4,12 +4,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
 use super::faults::{FaultPlan, Operation};
 use super::process::Process;
-use crate::consumer::{Acker, Capabilities, Consumer, Settled};
+use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::SourceHealth;
 
 /// Wraps a consumer and its acker. Its faults are those of a [`FaultPlan`], which it derefs to: a settlement whose reply
 /// is lost is applied and reported as failed.
@@ -75,6 +77,18 @@ impl<C: Consumer + Sync> Consumer for FaultyConsumer<C> {
 
     async fn is_idle(&mut self) -> Option<bool> {
         self.inner.is_idle().await
+    }
+
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        self.inner.flow()
+    }
+
+    fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        self.inner.notices()
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        self.inner.health()
     }
 
     async fn close(&mut self) -> Result<(), Error> {

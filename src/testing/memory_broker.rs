@@ -1,18 +1,19 @@
 //! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
 
+mod flow;
 mod window;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use self::window::{Unsettled, Window};
 
-use crate::consumer::{Acker, Capabilities, Consumer, Settled};
+use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageBuilder, Position};
@@ -24,6 +25,9 @@ pub struct Habits {
     pub finite: bool,
     /// The broker can wait before it delivers again.
     pub delayed_retry: bool,
+    /// Partitions, at least 1. With more than one, each consumer's deliveries of a partition have an epoch of their own,
+    /// partitions can be paused, and they can leave: see [`MemoryBroker::leave`].
+    pub partitions: u32,
     /// Unsettled deliveries come back after this long, unless they are extended.
     pub visibility: Option<Duration>,
     /// Deliveries in one batch.
@@ -46,6 +50,7 @@ impl Default for Habits {
         Self {
             finite: false,
             delayed_retry: false,
+            partitions: 1,
             visibility: None,
             batch: 256,
             duplicate: 0.0,
@@ -80,6 +85,10 @@ struct State {
     waiting: VecDeque<Message>,
     delayed: BTreeMap<(Instant, u64), Message>,
     unsettled: Window,
+    /// Epochs of which nothing is delivered: paused, or leaving for good.
+    paused: BTreeSet<u64>,
+    left: BTreeSet<u64>,
+    notices: HashMap<u64, mpsc::UnboundedSender<Notice>>,
 }
 
 impl MemoryBroker {
@@ -95,6 +104,9 @@ impl MemoryBroker {
             waiting: VecDeque::new(),
             delayed: BTreeMap::new(),
             unsettled: Window::default(),
+            paused: BTreeSet::new(),
+            left: BTreeSet::new(),
+            notices: HashMap::new(),
         };
         Self(Arc::new(Inner { habits, state: Mutex::new(state), changed: Notify::new() }))
     }
@@ -104,12 +116,19 @@ impl MemoryBroker {
         Self::new(Habits { finite: true, ..Habits::default() })
     }
 
-    /// Publishes a message; it gets the next position.
+    /// Publishes a message; it gets the next position, in a partition of its own choice in turn.
     pub fn publish(&self, message: MessageBuilder) {
+        let partitions = u64::from(self.0.habits.partitions.max(1));
+        let in_turn = u32::try_from(self.0.lock().published % partitions).unwrap_or(0);
+        self.publish_to(in_turn, message);
+    }
+
+    /// Publishes a message to a partition; it gets the next position.
+    pub fn publish_to(&self, partition: u32, message: MessageBuilder) {
         let mut state = self.0.lock();
         let offset = state.published;
         state.published += 1;
-        let position = Position { incarnation: "memory".into(), partition: 0, offset };
+        let position = Position { incarnation: "memory".into(), partition, offset };
         state.waiting.push_back(message.position(position).build());
         drop(state);
         self.0.changed.notify_waiters();
@@ -224,7 +243,7 @@ pub struct MemoryConsumer {
 }
 
 impl MemoryConsumer {
-    /// The number of this consumer, from 1, and the epoch of its tags.
+    /// The number of this consumer, from 1, and the epoch of its tags if there is one partition.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -247,14 +266,14 @@ impl MemoryConsumer {
         }
         let mut batch = Vec::with_capacity(habits.batch.min(state.waiting.len()));
         while batch.len() < habits.batch
-            && let Some(message) = state.waiting.pop_front()
+            && let Some((epoch, message)) = state.next_for(self.number, habits.partitions)
         {
             if state.chance(habits.duplicate) {
                 state.waiting.push_back(message.clone());
             }
             let number = state.unsettled.next_tag();
             state.deliveries += 1;
-            let tag = Tag { epoch: self.number, number };
+            let tag = Tag { epoch, number };
             let until = habits.visibility.map(|visibility| now + visibility);
             state.unsettled.push(Unsettled { message: message.clone(), consumer: self.number, until });
             batch.push(Delivery { message, receipt: self.queue.receipt(tag) });
@@ -308,6 +327,14 @@ impl Consumer for MemoryConsumer {
                 None => changed.await,
             }
         }
+    }
+
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        (self.broker.0.habits.partitions > 1).then(|| Arc::new(self.broker.clone()) as Arc<dyn FlowControl>)
+    }
+
+    fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
+        self.broker.notices_of(self.number)
     }
 
     async fn is_idle(&mut self) -> Option<bool> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onceward::PipelineConfig;
 use onceward::pipeline::config::{OnInProgress, Ordering, Policies};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use onceward::testing::{Faults, Habits};
+use onceward::{Fingerprinting, PipelineConfig};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -151,7 +151,7 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
             on_in_progress: pick(rng, &[OnInProgress::Hold, OnInProgress::Park]),
             ..Policies::default()
         },
-        fingerprint: rng.bool(),
+        fingerprint: if rng.bool() { Fingerprinting::Json } else { Fingerprinting::Off },
         seed: Some(seed),
         ..PipelineConfig::default()
     }

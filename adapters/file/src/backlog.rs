@@ -10,6 +10,7 @@ use onceward::{CheckpointStore, Error, Scope};
 use crate::attach::{self, Attached, Cause, Kind};
 use crate::config::FileConfig;
 use crate::error;
+use crate::sniff::BOM;
 
 /// Lines are counted up to so many bytes, 64 MiB: a moment's work.
 const COUNTED_BYTES: u64 = 64 * 1024 * 1024;
@@ -81,6 +82,11 @@ fn measured(path: &Path, attached: &Attached) -> Result<Backlog, Error> {
 fn messages(file: &File, from: u64, to: u64) -> io::Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let (mut messages, mut at, mut is_empty) = (0, from, true);
+    let mut mark = [0; BOM.len()];
+    if at == 0 && to >= BOM.len() as u64 {
+        file.read_exact_at(&mut mark, 0)?;
+        at += if mark == *BOM { BOM.len() as u64 } else { 0 };
+    }
     while at < to {
         let room = usize::try_from(to - at).map_or(buffer.len(), |left| left.min(buffer.len()));
         let read = file.read_at(&mut buffer[..room], at)?;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use async_trait::async_trait;
+use onceward::telemetry::SourceHealth;
 use onceward::{
     Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Message, Scope, SettleQueue,
 };
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use crate::acker::FileAcker;
 use crate::attach::{self, Attached, Cause, Kind};
 use crate::config::FileConfig;
+use crate::content;
 use crate::error;
 use crate::incarnation;
 use crate::lines::LineReader;
@@ -34,6 +36,7 @@ pub struct FileConsumer {
     config: FileConfig,
     capabilities: Capabilities,
     shared: Arc<Shared>,
+    health: Arc<SourceHealth>,
     queue: Arc<SettleQueue>,
     events: mpsc::Receiver<Event>,
     at_end: Arc<AtomicBool>,
@@ -49,7 +52,8 @@ impl FileConsumer {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if the values do not go together, or the path names a directory or (without
-    /// [`follow`](FileConfig::follow)) nothing; [`ErrorKind::Denied`] without the right to read it; what `checkpoints`
+    /// [`follow`](FileConfig::follow)) nothing, or the file does not hold lines of text (compressed, UTF-16);
+    /// [`ErrorKind::Denied`] without the right to read it; what `checkpoints`
     /// answers if it cannot load.
     pub async fn open(
         config: FileConfig,
@@ -112,7 +116,11 @@ impl FileConsumer {
         let checkpoint = checkpoints.load_checkpoint(&scope, &source).await?;
         let (path, follow) = (config.path.clone(), config.follow);
         let (attached, checkpoint) = blocking(move || {
-            attach::attach(&path, checkpoint.as_ref(), follow).map(|attached| (attached, checkpoint))
+            let attached = attach::attach(&path, checkpoint.as_ref(), follow)?;
+            if let Some(attached) = &attached {
+                content::check(&attached.file, &path)?;
+            }
+            Ok((attached, checkpoint))
         })
         .await?;
         let kept = Kept { checkpoints, scope, source };
@@ -163,6 +171,7 @@ impl FileConsumer {
             config,
             capabilities,
             shared,
+            health: Arc::default(),
             queue: SettleQueue::new(),
             events,
             at_end,
@@ -321,10 +330,20 @@ impl Consumer for FileConsumer {
                 () = self.shared.changed.notified() => {}
                 () = until(due) => {}
                 event = self.events.recv(), if may_read => match event {
-                    Some(Event::Attached(attached)) => self.next = Some(attached),
-                    Some(Event::Batch(batch)) => self.ready = Some(batch),
+                    Some(Event::Attached(attached)) => {
+                        self.health.set_up();
+                        self.next = Some(attached);
+                    }
+                    Some(Event::Batch(batch)) => {
+                        self.health.set_up();
+                        self.health.received();
+                        self.ready = Some(batch);
+                    }
                     Some(Event::End) => self.ended = true,
-                    Some(Event::Failed(error)) => return Err(error),
+                    Some(Event::Failed(error)) => {
+                        self.health.set_down(error.to_string());
+                        return Err(error);
+                    }
                     None => return Err(Error::new(
                         ErrorKind::Internal,
                         format!("read {}", self.config.path.display()),
@@ -333,6 +352,10 @@ impl Consumer for FileConsumer {
                 },
             }
         }
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        Some(Arc::clone(&self.health))
     }
 
     async fn is_idle(&mut self) -> Option<bool> {

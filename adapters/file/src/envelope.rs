@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use onceward::Outgoing;
+use onceward::dead_letter::HEADER_ID;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
@@ -14,18 +16,32 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 /// What an envelope holds.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Envelope {
     pub id: Option<String>,
     pub order_key: Option<Bytes>,
+    pub timestamp: Option<SystemTime>,
     pub headers: Vec<(String, Bytes)>,
     pub payload: Bytes,
+    /// There is no payload at all, as in a Kafka tombstone.
+    pub null_payload: bool,
+}
+
+impl Envelope {
+    /// The value of a header; of one that repeats the first.
+    pub(crate) fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value)
+    }
 }
 
 /// Reads one line; the error says what is wrong with it, without its content.
 pub(crate) fn parse(line: &[u8]) -> Result<Envelope, String> {
     let fields: Fields<'_> = serde_json::from_slice(line).map_err(|error| describe(&error))?;
     let payload = match (fields.payload, fields.payload_base64) {
+        (None, None) if fields.null_payload => Bytes::new(),
+        (_, _) if fields.null_payload => {
+            return Err("it has null_payload and a payload; give one".to_owned());
+        }
         (Some(raw), None) => payload(raw).map_err(|error| describe(&error))?,
         (None, Some(base64)) => BASE64
             .decode(base64.as_bytes())
@@ -34,11 +50,14 @@ pub(crate) fn parse(line: &[u8]) -> Result<Envelope, String> {
         (None, None) => return Err("it has neither a payload nor a payload_base64".to_owned()),
         (Some(_), Some(_)) => return Err("it has a payload and a payload_base64; give one".to_owned()),
     };
+    let time = |millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis));
     Ok(Envelope {
-        id: fields.id.map(Cow::into_owned),
+        id: fields.id.map(Cow::into_owned).filter(|id| !id.is_empty()),
         order_key: fields.order_key.map(|value| value.0),
+        timestamp: fields.timestamp_ms.and_then(time),
         headers: fields.headers.0,
         payload,
+        null_payload: fields.null_payload,
     })
 }
 
@@ -65,7 +84,8 @@ fn describe(error: &serde_json::Error) -> String {
                 () => "a value is not of the type it should be",
             };
             format!(
-                "{what}, at byte {at}; an envelope is an object of id, headers, order_key, payload or payload_base64"
+                "{what}, at byte {at}; an envelope is an object of id, headers, order_key, timestamp_ms, payload, \
+                 payload_base64 or null_payload"
             )
         }
     }
@@ -82,6 +102,10 @@ struct Fields<'a> {
     headers: Headers,
     #[serde(default)]
     order_key: Option<Value>,
+    #[serde(default)]
+    timestamp_ms: Option<u64>,
+    #[serde(default)]
+    null_payload: bool,
     #[serde(borrow, default, deserialize_with = "given")]
     payload: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -192,14 +216,23 @@ impl<'de> Deserialize<'de> for Value {
 pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Result<()> {
     let mut serializer = serde_json::Serializer::new(&mut *line);
     let mut map = serializer.serialize_map(None)?;
-    map.serialize_entry("id", &message.id)?;
+    if !message.id.is_empty() {
+        map.serialize_entry("id", &message.id)?;
+    }
     if let Some(order_key) = &message.order_key {
         map.serialize_entry("order_key", &Text(order_key))?;
     }
-    if !message.headers.is_empty() {
-        map.serialize_entry("headers", &Grouped(&message.headers))?;
+    let since = message.timestamp.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    if let Some(millis) = since.and_then(|since| u64::try_from(since.as_millis()).ok()) {
+        map.serialize_entry("timestamp_ms", &millis)?;
     }
-    if let Some(json) = embeddable(&message.payload) {
+    let headers = headers_of(message);
+    if !headers.is_empty() {
+        map.serialize_entry("headers", &Grouped(&headers))?;
+    }
+    if message.null_payload {
+        map.serialize_entry("null_payload", &true)?;
+    } else if let Some(json) = embeddable(&message.payload) {
         map.serialize_entry("payload", json)?;
     } else if let Ok(text) = std::str::from_utf8(&message.payload) {
         map.serialize_entry("payload", text)?;
@@ -209,6 +242,26 @@ pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Resul
     map.end()?;
     line.push(b'\n');
     Ok(())
+}
+
+/// How the lines that [`write`] makes begin.
+pub(crate) const BEGINNINGS: [&str; 7] = [
+    "{\"id\":",
+    "{\"order_key\":",
+    "{\"timestamp_ms\":",
+    "{\"headers\":",
+    "{\"null_payload\":",
+    "{\"payload\":",
+    "{\"payload_base64\":",
+];
+
+/// The headers as they are written: our own id replaces one that the message came with.
+fn headers_of(message: &Outgoing) -> Vec<(&str, &[u8])> {
+    let own = !message.own_id.is_empty();
+    let stays = |name: &str| !(own && name == HEADER_ID);
+    let headers = message.headers.iter().filter(|(name, _)| stays(name));
+    let headers = headers.map(|(name, value)| (name.as_str(), &value[..]));
+    headers.chain(own.then(|| (HEADER_ID, message.own_id.as_bytes()))).collect()
 }
 
 /// The payload as JSON, if its bytes survive being written into the line.
@@ -236,14 +289,14 @@ impl Serialize for Text<'_> {
 }
 
 /// Headers by name: a name that repeats becomes a list, at the place where it came first.
-struct Grouped<'a>(&'a [(String, Bytes)]);
+struct Grouped<'a>(&'a [(&'a str, &'a [u8])]);
 
 impl Serialize for Grouped<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut groups: Vec<(&str, Vec<Text<'_>>)> = Vec::new();
         let mut places = std::collections::HashMap::new();
         for (name, value) in self.0 {
-            let at = *places.entry(name.as_str()).or_insert_with(|| {
+            let at = *places.entry(*name).or_insert_with(|| {
                 groups.push((name, Vec::new()));
                 groups.len() - 1
             });
@@ -350,22 +403,40 @@ mod tests {
     }
 
     proptest! {
-            #[test]
-            fn what_is_written_reads_back_the_same(
-                id in "\\PC{0,8}",
-                payload in bytes(),
-                order_key in prop::option::of(bytes()),
-                headers in prop::collection::vec(("[a-c\\n\"]{0,2}", bytes()), 0..6),
-            ) {
-                let mut expected = headers.clone();
-                let place = |name: &String| headers.iter().position(|(own, _)| own == name);
-                expected.sort_by_key(|(name, _)| place(name));
-                let message = Outgoing { destination: String::new(), id: id.clone(), order_key: order_key.clone(), headers, payload: payload.clone(), ..Outgoing::default()
-    };
-                let line = written(&message);
-                prop_assert_eq!(line.matches('\n').count(), 1);
-                let read = parse(line.trim_end_matches('\n').as_bytes()).unwrap();
-                prop_assert_eq!(read, Envelope { id: Some(id), order_key, headers: expected, payload });
+        #[test]
+        fn what_is_written_reads_back_the_same(
+            id in "\\PC{0,8}",
+            payload in bytes(),
+            order_key in prop::option::of(bytes()),
+            headers in prop::collection::vec(("[a-c\\n\"]{0,2}", bytes()), 0..6),
+            own_id in "[a-f0-9]{0,4}",
+            millis in prop::option::of(0_u64..10_000_000_000_000),
+            null_payload: bool,
+        ) {
+            let mut expected = headers.clone();
+            let place = |name: &String| headers.iter().position(|(own, _)| own == name);
+            expected.sort_by_key(|(name, _)| place(name));
+            if !own_id.is_empty() {
+                expected.push((HEADER_ID.to_owned(), own_id.clone().into()));
             }
+            let timestamp = millis.map(|millis| UNIX_EPOCH + Duration::from_millis(millis));
+            let payload = if null_payload { Bytes::new() } else { payload };
+            let message = Outgoing {
+                id: id.clone(),
+                own_id,
+                order_key: order_key.clone(),
+                timestamp,
+                headers,
+                payload: payload.clone(),
+                null_payload,
+                ..Outgoing::default()
+            };
+            let line = written(&message);
+            prop_assert_eq!(line.matches('\n').count(), 1);
+            prop_assert!(BEGINNINGS.iter().any(|beginning| line.starts_with(beginning)), "{}", line);
+            let read = parse(line.trim_end_matches('\n').as_bytes()).unwrap();
+            let id = Some(id).filter(|id| !id.is_empty());
+            prop_assert_eq!(read, Envelope { id, order_key, timestamp, headers: expected, payload, null_payload });
         }
+    }
 }

@@ -15,6 +15,12 @@
 //! A line that is too long, or in envelope format no envelope, is delivered with its [`Defect`](onceward::Defect).
 //! [`Position`](onceward::Position) is the byte offset of the line's beginning in this incarnation of the file.
 //!
+//! A UTF-8 byte order mark at the beginning is dropped. Compressed files, text in UTF-16 or UTF-32 and other binary formats are
+//! recognised by their first bytes and refused, with a hint at what to do; nothing of them is delivered.
+//!
+//! A line of a raw source that is a dead letter of onceward (an envelope with the headers `onceward-scope` and
+//! `onceward-generation`) is delivered as the message in it, so that the file of dead letters can be appended to the source.
+//!
 //! A last line without a newline is delivered if the file is not followed, but the kept offset stays before it: it comes
 //! again with the next run (and its idempotency key tells), whole if the rest was written meanwhile. A followed file's
 //! last line waits for its newline.
@@ -42,8 +48,10 @@
 //! | `id` | string: the message id |
 //! | `headers` | object of strings, or lists of strings for headers that repeat |
 //! | `order_key` | string: the ordering key |
+//! | `timestamp_ms` | number: when the message was made, in milliseconds since 1970 |
 //! | `payload` | a string is the payload; of any other JSON value its text as written is |
 //! | `payload_base64` | the payload in base64, in place of `payload` |
+//! | `null_payload` | `true`, in place of a payload: there is none, as in a Kafka tombstone |
 //!
 //! A header value or ordering key that is not UTF-8 is written as `{"base64": "…"}`.
 //!
@@ -59,17 +67,22 @@ mod attach;
 mod backlog;
 mod config;
 mod consumer;
+mod content;
 mod envelope;
 mod error;
 mod incarnation;
+mod letter;
 mod lines;
 mod progress;
 mod publisher;
 mod reader;
 mod shape;
+mod sniff;
+mod tail;
 mod watermark;
 
 pub use backlog::{Backlog, backlog};
 pub use config::{FileConfig, Format};
 pub use consumer::FileConsumer;
+pub use content::check_content;
 pub use publisher::FilePublisher;

@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 
 use bytes::Bytes;
 
+use crate::sniff::BOM;
+
 /// What is kept of a line that is longer than the limit, and what a line is recognised by.
 pub(crate) const KEPT_BYTES: usize = 1024;
 
@@ -14,8 +16,8 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// of its own, one copy of a large line is not.
 const LARGE_BYTES: usize = 64 * 1024;
 
-/// What the line ending may add to the content.
-const ENDING_BYTES: u64 = 2;
+/// What the line ending, and before the first line a byte order mark, may add to the content.
+const SPARE_BYTES: u64 = 5;
 
 /// One line, without its ending.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Digest {
     }
 }
 
-/// Reads lines that end in `\n` or `\r\n`. It never holds more than the limit (at least [`KEPT_BYTES`]) of one line:
+/// Reads lines that end in `\n` or `\r\n`. A byte order mark at offset 0 is no content. It never holds more than the limit (at least [`KEPT_BYTES`]) of one line:
 /// what is longer is read past.
 ///
 /// A source may grow: after `None` the next call goes on where the last one stopped, in the middle of a line if need be.
@@ -97,6 +99,11 @@ impl<R: Read> LineReader<R> {
         self.source.buffer().contains(&b'\n')
     }
 
+    /// What follows the last line, as far as it is in memory.
+    pub(crate) fn buffered(&self) -> &[u8] {
+        self.source.buffer()
+    }
+
     /// The next line that ends with a newline; `None` if the source ends before one.
     pub(crate) fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
@@ -133,7 +140,7 @@ impl<R: Read> LineReader<R> {
     }
 
     fn buffer_limit(&self) -> u64 {
-        self.limit.max(KEPT_BYTES as u64).saturating_add(ENDING_BYTES)
+        self.limit.max(KEPT_BYTES as u64).saturating_add(SPARE_BYTES)
     }
 
     fn read_past(&mut self) -> io::Result<Option<Line>> {
@@ -169,12 +176,13 @@ impl<R: Read> LineReader<R> {
     fn oversize(&mut self, past: Past, ending: u64, terminated: bool) -> Line {
         let (start, end) = (self.start, self.position);
         self.start = end;
+        let mark = mark_bytes(start, &past.digest_head);
         Line {
             start,
             end,
             digest: Digest::of(end - start, &past.digest_head),
-            content: past.digest_head,
-            bytes: end - start - ending,
+            content: past.digest_head.slice(mark..),
+            bytes: end - start - ending - mark as u64,
             oversize: true,
             terminated,
         }
@@ -185,7 +193,8 @@ impl<R: Read> LineReader<R> {
         let (start, end) = (self.start, self.position);
         self.start = end;
         let digest = Digest::of(end - start, &self.line);
-        let content = match &self.line[..] {
+        let mark = mark_bytes(start, &self.line);
+        let content = match &self.line[mark..] {
             [content @ .., b'\r', b'\n'] | [content @ .., b'\n'] => content.len(),
             content => content.len(),
         };
@@ -193,20 +202,25 @@ impl<R: Read> LineReader<R> {
         let oversize = bytes > self.limit;
         let kept = if oversize { content.min(KEPT_BYTES) } else { content };
         let content = if kept < LARGE_BYTES {
-            let copy = Bytes::copy_from_slice(&self.line[..kept]);
+            let copy = Bytes::copy_from_slice(&self.line[mark..mark + kept]);
             if self.line.capacity() > LARGE_BYTES {
                 self.line = Vec::new();
             }
             copy
         } else {
             let mut own = std::mem::take(&mut self.line);
-            own.truncate(kept);
+            own.truncate(mark + kept);
             own.shrink_to_fit();
-            Bytes::from(own)
+            Bytes::from(own).slice(mark..)
         };
         self.line.clear();
         Line { start, end, content, bytes, oversize, terminated, digest }
     }
+}
+
+/// The size of the byte order mark before a line that begins at `start`.
+fn mark_bytes(start: u64, line: &[u8]) -> usize {
+    if start == 0 && line.starts_with(BOM) { BOM.len() } else { 0 }
 }
 
 #[cfg(test)]
@@ -235,6 +249,35 @@ mod tests {
     fn both_line_endings_are_stripped_once() {
         assert_eq!(contents(b"a\nb\r\n\r\r\n\n\r\nc\r"), [&b"a"[..], b"b", b"\r", b"", b"", b"c\r"]);
         assert!(contents(b"").is_empty());
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_beginning_is_no_content_and_counts_in_the_offsets() {
+        for (text, content, end) in [
+            ("\u{feff}{}\nb\n", "{}", 6),
+            ("\u{feff}\r\nb\n", "", 5),
+            ("\u{feff}\u{feff}a\nb\n", "\u{feff}a", 8),
+        ] {
+            let lines = all(&mut LineReader::new(text.as_bytes(), 0, 1 << 20));
+            assert_eq!((&lines[0].content[..], lines[0].bytes), (content.as_bytes(), content.len() as u64));
+            assert_eq!((lines[0].start, lines[0].end, lines[1].start), (0, end, end));
+            assert_eq!(lines[0].digest, Digest::of(end, &text.as_bytes()[..end as usize]));
+        }
+        let lines = all(&mut LineReader::new("\u{feff}a\n".as_bytes(), 7, 1 << 20));
+        assert_eq!(lines[0].bytes, 4, "anywhere else it is content");
+        for (size, oversize) in [(2000, false), (2001, true), (90_000, true)] {
+            let text = format!("\u{feff}{}\nnext\n", "x".repeat(size));
+            let lines = all(&mut LineReader::new(text.as_bytes(), 0, 2000));
+            assert_eq!(
+                (lines[0].oversize, lines[0].bytes, lines[0].content[0]),
+                (oversize, size as u64, b'x'),
+                "{size}"
+            );
+            assert_eq!(&lines[1].content[..], b"next");
+        }
+        let large = format!("\u{feff}{}\n", "x".repeat(LARGE_BYTES));
+        let lines = all(&mut LineReader::new(large.as_bytes(), 0, 1 << 20));
+        assert_eq!((lines[0].content.len(), lines[0].content[0]), (LARGE_BYTES, b'x'));
     }
 
     #[test]
@@ -320,6 +363,7 @@ mod tests {
             if !last.is_empty() {
                 expected.push(last.to_vec());
             }
+            prop_assume!(!text.starts_with(BOM));
             prop_assert_eq!(contents(&text), expected);
         }
 

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind as Io, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,6 +14,7 @@ use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use crate::attach::directory_of;
 use crate::envelope;
 use crate::error;
+use crate::tail::{self, Letter, Tail};
 
 /// How long to wait for another process that appends to the same file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,9 +24,14 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// `Ok` means that the line, and the file's name in its directory, are on disk. The lines of a batch for one file are
 /// one append and one sync. Several publishers and processes may append to one file; an advisory lock keeps their
-/// batches apart. If a crash left a line without its end, the next batch begins on a line of its own.
+/// batches apart.
 ///
-/// It never truncates, rotates or removes a file, and it creates no directories.
+/// What is written of a batch that fails (a full disk) is taken back. A crash may leave a line without its end: if it is the
+/// beginning of an envelope it is removed before the next append, any other is ended. A letter whose publish is repeated after
+/// a crash is not written again if it stands among the last 256 KiB of the file. On a file system without locks nothing is
+/// taken back or removed.
+///
+/// It never removes anything else, rotates no file, and creates no directories.
 #[derive(Clone, Debug, Default)]
 pub struct FilePublisher {
     /// The files whose directory entry is on disk.
@@ -39,7 +44,8 @@ impl FilePublisher {
         Self::default()
     }
 
-    fn append(&self, path: &Path, lines: &[u8]) -> Result<(), Error> {
+    fn append(&self, part: &Part) -> Result<(), Error> {
+        let path = &*part.path;
         let failed = |error| error::io("append to", path, error);
         if path.as_os_str().is_empty() {
             return Err(error::config(
@@ -49,24 +55,26 @@ impl FilePublisher {
             ));
         }
         match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => return Err(failed(Io::IsADirectory.into())),
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(error::config("append to", path, "it is a directory; name a file in it"));
+            }
             Ok(metadata) if !metadata.is_file() => {
                 let what = "it is a pipe or a device, which keeps nothing; name a file";
                 return Err(error::config("append to", path, what));
             }
             _ => {}
         }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-        lock(&file, path)?;
-        let whole;
-        let lines = if ends_in_a_line(&file).map_err(failed)? {
-            lines
-        } else {
-            whole = [b"\n", lines].concat();
-            &whole
-        };
-        file.write_all(lines).map_err(failed)?;
-        file.sync_data().map_err(failed)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let is_locked = lock(&file, path)?;
+        let tail = Tail::read(&file).map_err(failed)?;
+        let tail = if is_locked { tail.without_torn_line(&file, path).map_err(failed)? } else { tail };
+        let lines = part.new_lines(&tail);
+        if let Err(error) = write(&file, &lines) {
+            if is_locked {
+                take_back(&file, path, &tail, error.written);
+            }
+            return Err(failed(error.cause));
+        }
         if !self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
             let directory = directory_of(path);
             File::open(directory)
@@ -78,14 +86,52 @@ impl FilePublisher {
     }
 }
 
-/// Waits for the advisory lock, which ends with `file`. A file system without locks is written to without one: an append
-/// is one write there, too.
-fn lock(file: &File, path: &Path) -> Result<(), Error> {
+/// A write that failed after so many bytes.
+struct WriteError {
+    cause: io::Error,
+    written: u64,
+}
+
+/// Appends `lines` and makes them durable.
+fn write(mut file: &File, lines: &[u8]) -> Result<(), WriteError> {
+    let mut written = 0;
+    while written < lines.len() {
+        match file.write(&lines[written..]) {
+            Ok(0) => return Err(WriteError { cause: Io::WriteZero.into(), written: written as u64 }),
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == Io::Interrupted => {}
+            Err(cause) => return Err(WriteError { cause, written: written as u64 }),
+        }
+    }
+    file.sync_data().map_err(|cause| WriteError { cause, written: written as u64 })
+}
+
+/// Removes what was written of a batch that failed and will be published again, unless something else was appended to it.
+fn take_back(file: &File, path: &Path, tail: &Tail, written: u64) {
+    let taken_back = file.metadata().and_then(|metadata| {
+        if metadata.len() != tail.length + written {
+            return Err(io::Error::other("another program has appended to it without the file's lock"));
+        }
+        file.set_len(tail.length)
+    });
+    if let Err(error) = taken_back {
+        tracing::warn!(
+            path = %path.display(),
+            %error,
+            bytes = written,
+            "part of a batch of dead letters stays in the file although it will be written again"
+        );
+    }
+}
+
+/// Waits for the advisory lock, which ends with `file`; false on a file system without locks, which is written to without
+/// one: an append is one write there, too.
+fn lock(file: &File, path: &Path) -> Result<bool, Error> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) if error.kind() == Io::Unsupported => return Ok(()),
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) if error.kind() == Io::Unsupported => return Ok(false),
             Err(TryLockError::Error(error)) => return Err(error::io("lock", path, error)),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(1));
@@ -99,21 +145,34 @@ fn lock(file: &File, path: &Path) -> Result<(), Error> {
     }
 }
 
-fn ends_in_a_line(file: &File) -> io::Result<bool> {
-    let length = file.metadata()?.len();
-    if length == 0 {
-        return Ok(true);
-    }
-    let mut last = [0];
-    file.read_exact_at(&mut last, length - 1)?;
-    Ok(last == *b"\n")
-}
-
 /// The lines for one file, and which items of the batch they are.
 struct Part {
     path: PathBuf,
     lines: Vec<u8>,
-    items: Vec<usize>,
+    /// The item of the batch, and where its line ends.
+    items: Vec<(usize, usize)>,
+    /// What the letter is recognised by, item by item.
+    letters: Vec<Option<Letter>>,
+}
+
+impl Part {
+    /// What is to be appended behind `tail`: the lines that are not there yet, from the beginning of a line on.
+    fn new_lines(&self, tail: &Tail) -> Vec<u8> {
+        let mut lines = Vec::with_capacity(self.lines.len() + 1);
+        if tail.needs_newline {
+            lines.push(b'\n');
+        }
+        let mut start = 0;
+        for ((_, end), letter) in self.items.iter().zip(&self.letters) {
+            if letter.as_ref().is_some_and(|letter| tail.holds(letter)) {
+                tracing::debug!(path = %self.path.display(), "a dead letter is in the file already");
+            } else {
+                lines.extend_from_slice(&self.lines[start..*end]);
+            }
+            start = *end;
+        }
+        lines
+    }
 }
 
 fn parts(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<Part> {
@@ -121,13 +180,21 @@ fn parts(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<Part> {
     for (at, message) in batch.iter().enumerate() {
         let path = Path::new(&message.destination);
         let place = parts.iter().position(|part| part.path == path).unwrap_or_else(|| {
-            parts.push(Part { path: path.to_owned(), lines: Vec::new(), items: Vec::new() });
+            parts.push(Part {
+                path: path.to_owned(),
+                lines: Vec::new(),
+                items: Vec::new(),
+                letters: Vec::new(),
+            });
             parts.len() - 1
         });
         let part = &mut parts[place];
         let before = part.lines.len();
         match envelope::write(message, &mut part.lines) {
-            Ok(()) => part.items.push(at),
+            Ok(()) => {
+                part.items.push((at, part.lines.len()));
+                part.letters.push(tail::Letter::of(message));
+            }
             Err(cause) => {
                 part.lines.truncate(before);
                 let what = "the message cannot be written as JSON";
@@ -147,7 +214,7 @@ impl Publisher for FilePublisher {
         let parts = parts(batch, &mut results);
         let publisher = self.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let write = |part: Part| (publisher.append(&part.path, &part.lines), part.items);
+            let write = |part: Part| (publisher.append(&part), part.items);
             parts.into_iter().map(write).collect::<Vec<_>>()
         })
         .await;
@@ -155,7 +222,7 @@ impl Publisher for FilePublisher {
             Ok(written) => {
                 for (outcome, items) in written {
                     if let Err(error) = outcome {
-                        items.iter().for_each(|at| results[*at] = Err(error.replicate()));
+                        items.iter().for_each(|(at, _)| results[*at] = Err(error.replicate()));
                     }
                 }
             }

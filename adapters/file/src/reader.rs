@@ -20,6 +20,7 @@ use crate::error;
 use crate::incarnation::{self, Change, Head, Identity};
 use crate::lines::{Line, LineReader};
 use crate::shape::Shape;
+use crate::sniff;
 use crate::watermark::Mark;
 
 /// The first and the longest pause between two looks at a file that does not grow.
@@ -66,8 +67,8 @@ pub(crate) struct Reader {
     pub at_end: Arc<AtomicBool>,
 }
 
-/// The consumer is gone: nothing that could be done with what was read.
-struct Gone;
+/// Reading is over: the consumer is gone, or was told why its source cannot be read.
+struct Stopped;
 
 /// The file that is being read, and its head as far as it was delivered.
 struct Known {
@@ -106,7 +107,7 @@ impl Reader {
         &self,
         mut lines: LineReader<Box<dyn Read + Send>>,
         incarnation: Arc<str>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Stopped> {
         let shape = self.shape(incarnation);
         let mut batch = Batch::default();
         loop {
@@ -116,7 +117,10 @@ impl Reader {
                 self.at_end.store(true, Ordering::Release);
             }
             match lines.next() {
-                Ok(Some(line)) => self.add(&mut batch, &shape, &line, false, None)?,
+                Ok(Some(line)) => {
+                    self.look(&line, lines.buffered())?;
+                    self.add(&mut batch, &shape, &line, false, None)?;
+                }
                 Ok(None) => break,
                 Err(error) => {
                     self.flush(&mut batch, None)?;
@@ -125,6 +129,7 @@ impl Reader {
             }
         }
         if let Some(line) = lines.rest() {
+            self.look(&line, &[])?;
             self.add(&mut batch, &shape, &line, false, None)?;
         }
         self.flush(&mut batch, None)?;
@@ -137,7 +142,7 @@ impl Reader {
         let _ = self.files_to_end(first, checkpoint);
     }
 
-    fn files_to_end(&self, first: Option<Attached>, checkpoint: Option<Checkpoint>) -> Result<(), Gone> {
+    fn files_to_end(&self, first: Option<Attached>, checkpoint: Option<Checkpoint>) -> Result<(), Stopped> {
         let mut file = match first {
             Some(file) => Box::new(file),
             None => {
@@ -151,7 +156,7 @@ impl Reader {
     }
 
     /// Reads one file to its end; answers the one that comes after it.
-    fn read_through(&self, attached: Box<Attached>) -> Result<Option<Box<Attached>>, Gone> {
+    fn read_through(&self, attached: Box<Attached>) -> Result<Option<Box<Attached>>, Stopped> {
         let file = Arc::clone(&attached.file);
         let mut known = Known { file: Arc::clone(&file), identity: attached.identity, head: attached.head };
         let shape = self.shape(Arc::clone(&attached.incarnation));
@@ -164,6 +169,7 @@ impl Reader {
             match lines.next() {
                 Ok(Some(line)) => {
                     pause.reset();
+                    self.look(&line, lines.buffered())?;
                     self.add(&mut batch, &shape, &line, false, Some(&mut known))?;
                 }
                 Ok(None) => {
@@ -171,6 +177,7 @@ impl Reader {
                     if !self.config.follow {
                         self.note_truncation(&file, lines.position());
                         if let Some(line) = lines.rest() {
+                            self.look(&line, &[])?;
                             self.add(&mut batch, &shape, &line, true, Some(&mut known))?;
                         }
                         self.flush(&mut batch, Some(&mut known))?;
@@ -185,7 +192,7 @@ impl Reader {
                         }
                     };
                     match at_end {
-                        AtEnd::Gone => return Err(Gone),
+                        AtEnd::Gone => return Err(Stopped),
                         AtEnd::More => {}
                         AtEnd::Changed(change) => {
                             return self
@@ -199,6 +206,7 @@ impl Reader {
                         AtEnd::Rotated => {
                             // Nobody will end this line: it is as long as it will ever be.
                             if let Some(line) = lines.rest() {
+                                self.look(&line, &[])?;
                                 self.add(&mut batch, &shape, &line, false, Some(&mut known))?;
                                 self.flush(&mut batch, Some(&mut known))?;
                             }
@@ -259,7 +267,7 @@ impl Reader {
     fn wait_for_file(
         &self,
         mut find: impl FnMut() -> Result<Option<Attached>, Error>,
-    ) -> Result<Box<Attached>, Gone> {
+    ) -> Result<Box<Attached>, Stopped> {
         let mut pause = Pause::default();
         loop {
             match find() {
@@ -268,7 +276,7 @@ impl Reader {
                     self.at_end.store(true, Ordering::Release);
                     pause.sleep();
                     if self.events.is_closed() {
-                        return Err(Gone);
+                        return Err(Stopped);
                     }
                 }
                 Err(error) => self.report(error, &mut pause)?,
@@ -276,7 +284,7 @@ impl Reader {
         }
     }
 
-    fn report(&self, error: Error, pause: &mut Pause) -> Result<(), Gone> {
+    fn report(&self, error: Error, pause: &mut Pause) -> Result<(), Stopped> {
         self.send(Event::Failed(error))?;
         pause.sleep();
         Ok(())
@@ -296,6 +304,27 @@ impl Reader {
         }
     }
 
+    /// Ends the run at the first line of a source that does not hold lines of text, before anything of it is delivered.
+    fn look(&self, line: &Line, behind: &[u8]) -> Result<(), Stopped> {
+        if line.start > 0 {
+            return Ok(());
+        }
+        let room = sniff::HEAD_BYTES.saturating_sub(line.content.len() + 1);
+        let ending: &[u8] = if line.terminated { b"\n" } else { b"" };
+        let head = [
+            &line.content[..line.content.len().min(sniff::HEAD_BYTES)],
+            ending,
+            &behind[..behind.len().min(room)],
+        ];
+        match sniff::refusal(&head.concat()) {
+            None => Ok(()),
+            Some(what) => {
+                self.send(Event::Failed(error::config("read", &self.path, what)))?;
+                Err(Stopped)
+            }
+        }
+    }
+
     fn shape(&self, incarnation: Arc<str>) -> Shape {
         Shape {
             format: self.config.format,
@@ -312,7 +341,7 @@ impl Reader {
         line: &Line,
         unfinished: bool,
         known: Option<&mut Known>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Stopped> {
         if !unfinished {
             batch.to = line.end;
         }
@@ -329,7 +358,7 @@ impl Reader {
     }
 
     /// Sends the batch, if it says anything new.
-    fn flush(&self, batch: &mut Batch, known: Option<&mut Known>) -> Result<(), Gone> {
+    fn flush(&self, batch: &mut Batch, known: Option<&mut Known>) -> Result<(), Stopped> {
         if batch.lines.is_empty() {
             return Ok(());
         }
@@ -345,8 +374,8 @@ impl Reader {
         self.send(Event::Batch(full))
     }
 
-    fn send(&self, event: Event) -> Result<(), Gone> {
-        self.events.blocking_send(event).map_err(|_| Gone)
+    fn send(&self, event: Event) -> Result<(), Stopped> {
+        self.events.blocking_send(event).map_err(|_| Stopped)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use onceward::{Defect, Message, Position};
+use onceward::{Defect, Message, MessageBuilder, Position};
 
 use crate::config::Format;
-use crate::envelope;
+use crate::envelope::{self, Envelope};
+use crate::letter;
 use crate::lines::Line;
 
 /// What all messages of one incarnation have in common.
@@ -24,24 +25,14 @@ impl Shape {
         let builder = if line.oversize {
             raw().defect(Defect::Oversize { bytes: line.bytes, limit: self.limit })
         } else {
-            match self.format {
-                Format::Raw => raw(),
-                Format::Envelope => match envelope::parse(&line.content) {
-                    Err(what) => raw().defect(Defect::Malformed { what }),
-                    Ok(parsed) => {
-                        let mut builder = Message::builder(parsed.payload);
-                        if let Some(id) = parsed.id {
-                            builder = builder.message_id(id);
-                        }
-                        if let Some(order_key) = parsed.order_key {
-                            builder = builder.order_key(order_key);
-                        }
-                        for (name, value) in parsed.headers {
-                            builder = builder.header(name, value);
-                        }
-                        builder
-                    }
-                },
+            let envelope = match self.format {
+                Format::Raw => letter::recognise(&line.content),
+                Format::Envelope => Some(envelope::parse(&line.content)),
+            };
+            match envelope {
+                None => raw(),
+                Some(Err(what)) => raw().defect(Defect::Malformed { what }),
+                Some(Ok(envelope)) => unpacked(envelope),
             }
         };
         let incarnation = Arc::clone(&self.incarnation);
@@ -51,4 +42,25 @@ impl Shape {
             .redelivered(redelivered)
             .build()
     }
+}
+
+/// The message in an envelope.
+fn unpacked(envelope: Envelope) -> MessageBuilder {
+    let mut builder = Message::builder(envelope.payload);
+    if envelope.null_payload {
+        builder = builder.null_payload();
+    }
+    if let Some(id) = envelope.id {
+        builder = builder.message_id(id);
+    }
+    if let Some(order_key) = envelope.order_key {
+        builder = builder.order_key(order_key);
+    }
+    if let Some(timestamp) = envelope.timestamp {
+        builder = builder.timestamp(timestamp);
+    }
+    for (name, value) in envelope.headers {
+        builder = builder.header(name, value);
+    }
+    builder
 }

@@ -1,6 +1,6 @@
 //! How far a file is settled without a hole: [`Watermark`].
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::lines::Digest;
 
@@ -22,14 +22,23 @@ enum State {
     Done,
 }
 
+/// A line, or a run of settled lines that follow each other.
 #[derive(Debug)]
 struct Entry {
+    /// The line; of a run its last one.
     mark: Mark,
     /// How often it was delivered in this run.
     deliveries: u32,
     /// The line may still grow: it is never passed.
     unfinished: bool,
     state: State,
+}
+
+impl Entry {
+    /// It can be part of a run.
+    fn is_settled(&self) -> bool {
+        self.state == State::Done && !self.unfinished
+    }
 }
 
 /// What became of a settlement.
@@ -45,9 +54,13 @@ pub(crate) enum Noted {
 ///
 /// The offset never passes an unsettled line and never goes back. Bytes between lines (empty lines) count as settled
 /// once what stands before them is.
+///
+/// Settled lines behind an unsettled one are kept as runs, so that the memory grows with the unsettled lines only, however
+/// far the file is read meanwhile.
 #[derive(Debug)]
 pub(crate) struct Watermark {
-    lines: VecDeque<Entry>,
+    /// By the offset at which they begin.
+    lines: BTreeMap<u64, Entry>,
     /// Everything before it was delivered, or was no message.
     read_to: u64,
     unsettled: usize,
@@ -57,13 +70,13 @@ pub(crate) struct Watermark {
 impl Watermark {
     /// Starts at `offset`, before which everything is settled; `passed` is the last line before it, if it is known.
     pub(crate) fn new(offset: u64, passed: Option<Mark>) -> Self {
-        Self { lines: VecDeque::new(), read_to: offset, unsettled: 0, passed }
+        Self { lines: BTreeMap::new(), read_to: offset, unsettled: 0, passed }
     }
 
     /// Notes the first delivery of a line, in the order of the file. An unfinished one is never passed.
     pub(crate) fn deliver(&mut self, mark: Mark, unfinished: bool) {
         debug_assert!(mark.start >= self.read_to, "lines are delivered in the order of the file");
-        self.lines.push_back(Entry { mark, deliveries: 1, unfinished, state: State::InFlight });
+        self.lines.insert(mark.start, Entry { mark, deliveries: 1, unfinished, state: State::InFlight });
         self.unsettled += 1;
         self.read_to(mark.end);
     }
@@ -76,17 +89,15 @@ impl Watermark {
     /// Notes that the line at `start` is done with.
     pub(crate) fn settle(&mut self, start: u64, delivery: u32) -> Noted {
         let Some(entry) = self.find(start) else { return self.gone(start) };
-        if entry.deliveries != delivery {
-            return Noted::Stale;
-        }
         match entry.state {
             State::Done => {}
-            State::Waiting => return Noted::Stale,
-            State::InFlight => {
+            State::InFlight if entry.deliveries == delivery => {
                 entry.state = State::Done;
                 self.unsettled -= 1;
+                self.join(start);
                 self.pass();
             }
+            State::InFlight | State::Waiting => return Noted::Stale,
         }
         Noted::Done
     }
@@ -114,13 +125,14 @@ impl Watermark {
         if let Some(entry) = self.find(start).filter(|entry| entry.state == State::Waiting) {
             entry.state = State::Done;
             self.unsettled -= 1;
+            self.join(start);
             self.pass();
         }
     }
 
     /// The offset before which everything is settled: the start of the first unsettled line.
     pub(crate) fn offset(&self) -> u64 {
-        self.lines.front().map_or(self.read_to, |entry| entry.mark.start)
+        self.lines.first_key_value().map_or(self.read_to, |(start, _)| *start)
     }
 
     /// The last line before the offset.
@@ -133,9 +145,28 @@ impl Watermark {
         self.unsettled
     }
 
+    /// The line at `start`, or the run of settled lines that it is part of.
     fn find(&mut self, start: u64) -> Option<&mut Entry> {
-        let at = self.lines.binary_search_by_key(&start, |entry| entry.mark.start).ok()?;
-        self.lines.get_mut(at)
+        let (begin, entry) = self.lines.range_mut(..=start).next_back()?;
+        (*begin == start || (entry.is_settled() && start < entry.mark.end)).then_some(entry)
+    }
+
+    /// Makes one run of the settled line at `start` and its settled neighbours.
+    fn join(&mut self, start: u64) {
+        if !self.lines.get(&start).is_some_and(Entry::is_settled) {
+            return;
+        }
+        let next =
+            self.lines.range(start + 1..).next().filter(|(_, next)| next.is_settled()).map(|(next, _)| *next);
+        if let Some(next) = next.and_then(|next| self.lines.remove(&next)) {
+            self.lines.insert(start, next);
+        }
+        let before = self.lines.range(..start).next_back().filter(|(_, before)| before.is_settled());
+        if let Some(before) = before.map(|(before, _)| *before)
+            && let Some(run) = self.lines.remove(&start)
+        {
+            self.lines.insert(before, run);
+        }
     }
 
     fn gone(&self, start: u64) -> Noted {
@@ -144,20 +175,16 @@ impl Watermark {
     }
 
     fn pass(&mut self) {
-        while let Some(entry) = self.lines.front()
-            && entry.state == State::Done
-            && !entry.unfinished
+        while let Some(first) = self.lines.first_entry()
+            && first.get().is_settled()
         {
-            self.passed = Some(entry.mark);
-            self.lines.pop_front();
+            self.passed = Some(first.remove().mark);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -228,6 +255,23 @@ mod tests {
         assert_eq!(watermark.offset(), 14);
         watermark.settle(14, 1);
         assert_eq!(watermark.offset(), 25);
+    }
+
+    #[test]
+    fn memory_grows_with_the_unsettled_lines_only() {
+        let mut watermark = Watermark::new(0, None);
+        for start in (0..100_000).step_by(10) {
+            watermark.deliver(mark(start, start + 10), false);
+            if start != 0 && start != 500 {
+                watermark.settle(start, 1);
+            }
+            assert!(watermark.lines.len() <= 4, "{}", watermark.lines.len());
+        }
+        assert_eq!((watermark.offset(), watermark.unsettled()), (0, 2));
+        assert_eq!(watermark.settle(10, 1), Noted::Done, "within a run");
+        watermark.settle(500, 1);
+        watermark.settle(0, 1);
+        assert_eq!((watermark.offset(), watermark.passed()), (100_000, Some(mark(99_990, 100_000))));
     }
 
     #[derive(Clone, Debug)]

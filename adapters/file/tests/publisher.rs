@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onceward::{Consumer, Defect, ErrorKind, Outgoing, Publisher};
+use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
 use onceward_file::{FileConfig, FilePublisher, Format};
 use support::{Checkpoints, LIMIT, ack, end, open_with, receive};
 
@@ -70,10 +70,101 @@ async fn a_line_that_a_crash_left_without_end_does_not_swallow_the_next_letter()
     assert!(!std::fs::read_to_string(&path).unwrap().contains("\n\n"), "repaired only where it was needed");
 
     let mut consumer = open_with(envelope_config(&path), &Checkpoints::new()).await;
-    let deliveries = receive(&mut consumer, 3).await;
-    assert!(matches!(deliveries[0].message.defect(), Some(Defect::Malformed { .. })));
-    assert_eq!(deliveries[1].message.id(), Some(&b"2"[..]));
-    assert_eq!(deliveries[2].message.id(), Some(&b"3"[..]));
+    let deliveries = receive(&mut consumer, 2).await;
+    let ids: Vec<_> = deliveries.iter().map(|delivery| delivery.message.id().unwrap()).collect();
+    assert_eq!(ids, [b"2", b"3"], "the half line is gone");
+}
+
+#[tokio::test]
+async fn a_last_line_that_is_not_a_torn_letter_is_kept_and_ended() {
+    for kept in ["a note of somebody", r#"{"id":"1","payload":"x"}"#] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("orders.dlq");
+        std::fs::write(&path, kept).unwrap();
+        publish(&FilePublisher::new(), &[letter(&path, "2", "x")]).await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(&format!("{kept}\n{{")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_torn_line_that_is_longer_than_what_is_looked_at_is_removed_as_a_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("orders.dlq");
+    let torn =
+        format!("{{\"id\":\"0\",\"payload\":\"x\"}}\n{{\"id\":\"1\",\"payload\":\"{}", "y".repeat(600_000));
+    std::fs::write(&path, torn).unwrap();
+    publish(&FilePublisher::new(), &[letter(&path, "2", "x")]).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 2);
+    assert!(text.lines().all(|line| line.ends_with('}')), "{text}");
+}
+
+fn dead(path: &Path, own_id: &str, first_at_ms: u64) -> Outgoing {
+    let mut letter = letter(path, "7", "x");
+    letter.own_id = own_id.to_owned();
+    letter.headers.push(("onceward-first-at-ms".into(), first_at_ms.to_string().into()));
+    letter
+}
+
+#[tokio::test]
+async fn a_letter_whose_publish_is_repeated_after_a_crash_stands_in_the_file_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("orders.dlq");
+    // The process died after the line was written and before the publish was known to have happened.
+    publish(&FilePublisher::new(), &[dead(&path, "k1-0", 1_000_000), dead(&path, "k2-0", 1_000_000)]).await;
+    let again = [dead(&path, "k1-0", 1_000_003), dead(&path, "k3-0", 1_000_000)];
+    publish(&FilePublisher::new(), &again).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+
+    // The key was forgotten, and its message failed anew: that is another letter.
+    publish(&FilePublisher::new(), &[dead(&path, "k1-0", 9_000_000)]).await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
+}
+
+#[tokio::test]
+async fn a_letter_with_all_that_a_message_may_have_is_the_same_when_it_is_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("orders.dlq");
+    let made = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let full = Outgoing {
+        own_id: "k1-0".into(),
+        timestamp: Some(made),
+        headers: vec![
+            ("a".into(), "1".into()),
+            ("a".into(), Bytes::from_static(b"\xff")),
+            ("onceward-id".into(), "stale".into()),
+            ("onceward-scope".into(), "test".into()),
+            ("onceward-generation".into(), "0".into()),
+        ],
+        null_payload: true,
+        ..letter(&path, "producer's", "")
+    };
+    let bare = Outgoing { order_key: None, ..letter(&path, "", "") };
+    publish(&FilePublisher::new(), &[full, bare]).await;
+    // By way of `cat` into the source: raw or not, the letter is the message that it was.
+    for config in [envelope_config(&path), FileConfig::new(&path)] {
+        let is_raw = config.format == Format::Raw;
+        let mut consumer = open_with(config, &Checkpoints::new()).await;
+        let deliveries = receive(&mut consumer, 2).await;
+        let message = &deliveries[0].message;
+        assert_eq!((message.id(), message.timestamp()), (Some("producer's".as_bytes()), Some(made)));
+        assert!(message.has_null_payload() && message.payload().is_empty() && message.defect().is_none());
+        let headers: Vec<_> = message.headers().map(|(name, value)| (name, &value[..])).collect();
+        let expected: [(&str, &[u8]); 5] = [
+            ("a", b"1"),
+            ("a", b"\xff"),
+            ("onceward-scope", b"test"),
+            ("onceward-generation", b"0"),
+            ("onceward-id", b"k1-0"),
+        ];
+        assert_eq!(headers, expected);
+        if !is_raw {
+            let message = &deliveries[1].message;
+            assert_eq!((message.id(), message.order_key(), message.has_null_payload()), (None, None, false));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +215,8 @@ async fn a_batch_waits_for_the_writer_before_it_and_looks_at_the_end_only_then()
     drop(other);
     tokio::time::timeout(LIMIT, call).await.unwrap().into_iter().for_each(|result| result.unwrap());
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("{\"id\":\"0\"\n{\"id\":\"1\""), "{text}");
+    assert!(text.starts_with("{\"id\":\"1\""), "{text}");
+    assert_eq!(text.lines().count(), 1, "what the writer before has left is removed");
 }
 
 #[tokio::test]
@@ -146,4 +238,60 @@ async fn a_destination_that_cannot_be_written_fails_its_own_letters_only() {
     let config = Some(ErrorKind::Config);
     assert_eq!(kinds, [None, config, config, config, config, None]);
     assert_eq!(std::fs::read_to_string(&good).unwrap().lines().count(), 2);
+}
+
+/// Writes letters to a file that may not grow beyond 32 kB, until all have arrived or failed; then says which failed.
+async fn publish_until_full(path: &Path) {
+    let publisher = FilePublisher::new();
+    for number in 0..300 {
+        let batch = [dead(path, &format!("k{number}-0"), 1), dead(path, &format!("l{number}-0"), 1)];
+        for (letter, result) in batch.iter().zip(publisher.publish(&batch).await) {
+            if let Err(error) = result {
+                println!("failed {}", letter.own_id);
+                assert!(error.is_retryable(), "{error}");
+            }
+        }
+    }
+}
+
+/// Runs itself once more, in a process whose files may not grow: the kernel then writes a part and refuses the rest, as it
+/// does when a disk is full.
+#[tokio::test]
+async fn a_full_disk_leaves_no_half_line_and_no_letter_twice() {
+    const PATH: &str = "ONCEWARD_TEST_FULL";
+    if let Ok(path) = std::env::var(PATH) {
+        return publish_until_full(Path::new(&path)).await;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("orders.dlq");
+    let limited = r#"trap '' XFSZ; ulimit -f 32; exec "$0" --exact "$1" --nocapture"#;
+    let output = std::process::Command::new("bash")
+        .args(["-c", limited, std::env::current_exe().unwrap().to_str().unwrap()])
+        .arg("a_full_disk_leaves_no_half_line_and_no_letter_twice")
+        .env(PATH, &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.ends_with("}\n") && text.len() < 32 * 1024, "{}", text.len());
+
+    let failed: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("failed ")).collect();
+    assert!(failed.len() > 100, "{}", failed.len());
+    let again: Vec<_> = failed.iter().map(|own_id| dead(&path, own_id, 1)).collect();
+    publish(&FilePublisher::new(), &again).await;
+    let mut consumer = open_with(envelope_config(&path), &Checkpoints::new()).await;
+    let mut ids = HashSet::new();
+    while ids.len() < 600 {
+        let batch = tokio::time::timeout(LIMIT, consumer.receive()).await.unwrap().unwrap().unwrap();
+        for delivery in &batch {
+            assert_eq!(delivery.message.defect(), None);
+            assert!(
+                ids.insert(delivery.message.header("onceward-id").unwrap().clone()),
+                "a letter came twice"
+            );
+        }
+        ack(&consumer, batch).await;
+    }
+    end(&mut consumer).await;
 }

@@ -136,7 +136,7 @@ async fn main() -> Result<(), Error> {
     orders.subscribe(&["orders"])?;
     // Of use in one process only; onceward-redis, -postgres and -sqlite have stores that last.
     let store = Arc::new(MemoryStore::new());
-    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default());
+    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default())?;
     println!("publish to the topic orders, with a header order-id; the same id twice is charged once");
     after::consume(App::default(), orders, once).await
 }

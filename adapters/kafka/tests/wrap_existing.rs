@@ -64,7 +64,8 @@ async fn the_plain_loop_charges_duplicates_twice_and_the_wrapped_ones_once() {
 
     let ((topic, client), app) = (orders().await, App::default());
     let store = Arc::new(MemoryStore::new());
-    let deduplicator = Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default());
+    let deduplicator =
+        Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default()).unwrap();
     let orders_of = subscribed(&topic, &client);
     let wrapped = tokio::spawn(example::after::consume(app.clone(), orders_of, deduplicator));
     assert_eq!(charged(&topic, &app).await, once);

@@ -70,7 +70,7 @@ pub mod after {
     use super::{Error, Order, Orders};
 
     pub async fn consume(pool: PgPool, mut orders: Orders, store: Arc<PgStore>) -> Result<(), Error> {
-        let once = Deduplicator::new(Scope::parse("billing")?, store.clone(), OnceConfig::default());
+        let once = Deduplicator::new(Scope::parse("billing")?, store.clone(), OnceConfig::default())?;
         while let Some(order) = orders.recv().await {
             let key = Key::of(once.scope(), &order.id)?;
             match once.once(&key, async |claim| charge(&pool, &order, &store, claim).await).await {

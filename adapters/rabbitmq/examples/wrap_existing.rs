@@ -136,7 +136,7 @@ async fn main() -> Result<(), Error> {
     channel.queue_declare("orders".into(), Default::default(), Default::default()).await?;
     // Of use in one process only; onceward-redis, -postgres and -sqlite have stores that last.
     let store = Arc::new(MemoryStore::new());
-    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default());
+    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default())?;
     println!("publish to the queue orders, with a message id; the same id twice is charged once");
     after::consume(App::default(), channel, "orders", once).await
 }

@@ -1,8 +1,7 @@
 //! Settles deliveries on the channel they came on, in as few frames as their order allows: [`RabbitAcker`].
 
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +12,8 @@ use onceward::{Acker, Error, Message, Settled, Settlement, Tag};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use crate::wait::{Kept, WaitRoom};
+use crate::held::{Held, Name, Place, Returned, split, tag};
+use crate::wait::WaitRoom;
 use crate::window::{Frame, Noted, Window};
 
 /// The acker of a [`RabbitConsumer`](crate::RabbitConsumer).
@@ -22,6 +22,9 @@ use crate::window::{Frame, Noted, Window};
 /// acknowledgement: one that a dying connection swallows is seen as a redelivery, never as an error.
 #[derive(Clone)]
 pub(crate) struct RabbitAcker(Arc<Inner>);
+
+/// An acker that does not keep it alive.
+pub(crate) struct WeakAcker(Weak<Inner>);
 
 struct Inner {
     current: Mutex<Current>,
@@ -45,10 +48,11 @@ struct Current {
     epoch: u64,
     channel: Option<Channel>,
     window: Window,
-    /// What was delivered and is not settled, by its tag on the wire. Empty without a wait room.
-    kept: HashMap<u64, Entry>,
+    held: Held,
     /// A task will flush what waits.
     flushing: bool,
+    /// The channel was closed by us, so that the broker gets back what it would take back soon.
+    given_back: bool,
 }
 
 impl RabbitAcker {
@@ -57,8 +61,9 @@ impl RabbitAcker {
             epoch: 0,
             channel: None,
             window: Window::new(true),
-            kept: HashMap::new(),
+            held: Held::default(),
             flushing: false,
+            given_back: false,
         };
         Self(Arc::new(Inner {
             current: Mutex::new(current),
@@ -69,52 +74,104 @@ impl RabbitAcker {
         }))
     }
 
+    pub(crate) fn downgrade(&self) -> WeakAcker {
+        WeakAcker(Arc::downgrade(&self.0))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Current> {
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes over to a new channel; what is still to be settled on the old one is too late.
+    /// Goes over to a new channel; what is still to be settled on the old one is too late, unless it was given back in order
+    /// and returns.
     pub(crate) fn attach(&self, channel: Channel, cumulative: bool) {
         let mut current = self.lock();
         current.epoch += 1;
         current.channel = Some(channel);
         current.window = Window::new(cumulative);
-        current.kept.clear();
+        current.given_back = false;
     }
 
-    /// Lets go of the channel; answers it, if it was not let go of before.
-    pub(crate) fn detach(&self) -> Option<Channel> {
+    /// Lets go of the channel; answers it, if it was not let go of before. With `forget`, messages that return are not
+    /// recognised.
+    pub(crate) fn detach(&self, forget: bool) -> Option<Channel> {
         let mut current = self.lock();
-        current.kept.clear();
+        let forget = forget && !current.given_back;
+        current.held.channel_ended(forget);
         current.channel.take()
     }
 
-    /// The wait room, if deliveries are to be kept with [`keep`](Self::keep).
+    /// The wait room, if there is one.
     pub(crate) fn wait_room(&self) -> Option<&WaitRoom> {
         self.0.waiting.as_ref().map(|waiting| &waiting.room)
     }
 
-    /// Keeps what was delivered as `tag` until it is settled.
-    pub(crate) fn keep(&self, tag: u64, kept: Kept) {
-        self.lock().kept.insert(tag, Entry { round: 0, kept: Some(kept) });
+    /// Notes that `tag` of the current channel was delivered as this message.
+    pub(crate) fn keep(&self, tag: Tag, message: &Message) {
+        self.lock().held.insert((tag.epoch, tag.number), message.clone());
     }
 
     /// True if messages wait in this process, or are on their way to a wait queue.
     pub(crate) fn holds_some(&self) -> bool {
-        self.lock().kept.values().any(|entry| entry.kept.is_none())
+        self.lock().held.holds_some()
     }
 
-    /// True if `tag` is of the channel that deliveries come on now.
+    /// True if `tag` can still be settled.
     pub(crate) fn is_current(&self, tag: Tag) -> bool {
-        let current = self.lock();
-        current.channel.is_some() && tag.epoch == current.epoch
+        self.lock().held.current(tag).is_some()
     }
 
-    /// Notes deliveries of the current channel and answers their epoch.
-    pub(crate) fn delivered(&self, tags: impl Iterator<Item = u64>) -> u64 {
+    /// True if the channel was closed by us, to give back what it held.
+    pub(crate) fn is_given_back(&self) -> bool {
+        self.lock().given_back
+    }
+
+    /// True if deliveries come on a channel.
+    pub(crate) fn has_channel(&self) -> bool {
+        self.lock().channel.is_some()
+    }
+
+    /// Notes deliveries of the current channel, answers their epoch and takes out those that the pipeline has already.
+    pub(crate) fn delivered(&self, deliveries: &mut Vec<lapin::message::Delivery>) -> u64 {
+        let mut late = Vec::new();
         let mut current = self.lock();
-        tags.for_each(|tag| current.window.delivered(tag));
-        current.epoch
+        let Current { window, held, .. } = &mut *current;
+        deliveries.retain(|delivery| {
+            window.delivered(delivery.delivery_tag);
+            match held.returned(delivery) {
+                None => return true,
+                Some(Returned::Held) => {}
+                Some(Returned::Settled(settlement)) => late.push((delivery.delivery_tag, settlement)),
+            }
+            false
+        });
+        let epoch = current.epoch;
+        drop(current);
+        if !late.is_empty() {
+            tokio::spawn(self.clone().settle_on_wire(epoch, late));
+        }
+        epoch
+    }
+
+    /// Settles deliveries that no tag of the pipeline's stands for any more.
+    async fn settle_on_wire(self, epoch: u64, late: Vec<(u64, Settlement)>) {
+        let _wire = self.0.wire.lock().await;
+        let (channel, frames) = {
+            let mut current = self.lock();
+            if current.epoch != epoch {
+                return;
+            }
+            let mut frames = Vec::new();
+            for (tag, settlement) in late {
+                current.window.settle(tag, settlement, &mut frames);
+            }
+            frames.extend(current.window.prefix());
+            current.window.stragglers(&mut frames);
+            (current.channel.clone(), frames)
+        };
+        if let Some(channel) = channel {
+            send(&channel, &frames).await;
+        }
     }
 
     /// Sends what waits.
@@ -137,16 +194,65 @@ impl RabbitAcker {
         self.flush().await;
     }
 
+    /// When the oldest delivery came, and how many the broker counts as unacknowledged.
+    pub(crate) fn oldest(&self) -> (Option<Instant>, usize) {
+        let mut current = self.lock();
+        current.held.tidy();
+        (current.held.oldest(), current.held.on_wire())
+    }
+
+    /// Gives those back that came before `then`, one by one: the broker sends them again at once, and its clock for them
+    /// starts anew. Answers, for each, how often it was delivered.
+    pub(crate) async fn give_back(&self, then: Instant) -> Vec<u32> {
+        let _wire = self.0.wire.lock().await;
+        let (channel, frames, counts) = {
+            let mut current = self.lock();
+            let Current { window, held, channel, .. } = &mut *current;
+            let Some(channel) = channel.clone() else { return Vec::new() };
+            // What is to be acknowledged goes first: a frame for many must not pass over what is given back after it.
+            let mut frames = Vec::from_iter(window.prefix());
+            window.stragglers(&mut frames);
+            let mut counts = Vec::new();
+            for (tag, count) in held.give_back(then) {
+                window.settle(tag, Settlement::Abandon, &mut frames);
+                counts.push(count);
+            }
+            (channel, frames, counts)
+        };
+        send(&channel, &frames).await;
+        counts
+    }
+
+    /// Lets go of the channel, so that the broker gets all back; what the pipeline has is recognised when it returns.
+    /// Answers the channel, to be closed.
+    pub(crate) async fn give_all_back(&self) -> Option<Channel> {
+        self.flush().await;
+        let _wire = self.0.wire.lock().await;
+        let mut current = self.lock();
+        let channel = current.channel.take()?;
+        current.held.channel_ended(false);
+        current.given_back = true;
+        Some(channel)
+    }
+
     fn decide(&self, batch: &[(Tag, Settlement)]) -> (Vec<Settled>, Vec<Frame>, Option<Channel>, bool) {
         let mut current = self.lock();
-        let Current { epoch, channel, window, flushing, kept } = &mut *current;
+        let Current { epoch, channel, window, flushing, held, .. } = &mut *current;
         let mut frames = Vec::new();
         let mut settle = |(tag, settlement): &(Tag, Settlement)| {
-            let ours = channel.is_some() && tag.epoch == *epoch;
-            if ours && !kept.is_empty() {
-                kept.remove(&tag.number);
+            let (_, name) = split(*tag);
+            if held.contains(name) {
+                if held.current(*tag).is_some()
+                    && let Some(wire) = held.settle(name, *settlement)
+                {
+                    window.settle(wire, *settlement, &mut frames);
+                }
+                // Another round of it is under way, or the broker has it: said once, a settlement counts.
+                return Settled::Done;
             }
-            match ours.then(|| window.settle(tag.number, *settlement, &mut frames)) {
+            // What was settled before may be repeated.
+            let ours = channel.is_some() && tag.epoch == *epoch;
+            match ours.then(|| window.knows(name.1)) {
                 Some(Noted::Taken) => Settled::Done,
                 Some(Noted::Unknown) | None => Settled::TooLate,
             }
@@ -160,9 +266,7 @@ impl RabbitAcker {
         *flushing |= start_flushing;
         (settled, frames, channel.clone(), start_flushing)
     }
-}
 
-impl RabbitAcker {
     /// Tells the broker at once, or within the ack delay.
     async fn tell(&self, batch: &[(Tag, Settlement)]) -> Vec<Settled> {
         let _wire = self.0.wire.lock().await;
@@ -180,23 +284,19 @@ impl RabbitAcker {
     }
 
     /// Takes out what is to wait. `true`: it waits, or did so before.
-    fn divide(&self, batch: &[(Tag, Settlement)]) -> (Vec<bool>, Vec<Held>) {
+    fn divide(&self, batch: &[(Tag, Settlement)]) -> (Vec<bool>, Vec<Later>) {
         let mut current = self.lock();
-        let ours = current.channel.is_some();
-        let epoch = current.epoch;
         let mut later = Vec::new();
         let mut waits = |(tag, settlement): &(Tag, Settlement)| {
-            let (round, number) = split(*tag);
-            let entry = Some(number).filter(|_| ours && tag.epoch == epoch);
-            let Some(entry) = entry.and_then(|number| current.kept.get_mut(&number)) else { return false };
+            let (_, name) = split(*tag);
+            if !current.held.contains(name) {
+                return false;
+            }
             // What was settled before it came once more may be repeated; the message waits once.
-            if entry.round != round || entry.kept.is_none() {
-                return true;
-            }
+            let Some(entry) = current.held.current(*tag) else { return true };
             let Settlement::Retry { after } = *settlement else { return false };
-            if let Some(kept) = entry.kept.take() {
-                later.push(Held { tag: Tag { number, ..*tag }, kept, after });
-            }
+            entry.place = Place::Waiting;
+            later.push(Later { name, message: entry.message.clone(), after });
             true
         };
         (batch.iter().map(&mut waits).collect(), later)
@@ -204,78 +304,75 @@ impl RabbitAcker {
 
     /// Sends messages to the wait room and acknowledges those that the broker confirmed there. The others, and those that
     /// wait for a short time only, wait in this process: their deliveries stay unacknowledged.
-    async fn wait(self, later: Vec<Held>) {
+    async fn wait(self, later: Vec<Later>) {
         let Some(Waiting { room, .. }) = &self.0.waiting else { return };
         let started = Instant::now();
-        let hold = |held: Held| drop(tokio::spawn(self.clone().hold(held, started)));
+        let hold = |later: Later| drop(tokio::spawn(self.clone().hold(later, started)));
         let (travel, stay): (Vec<_>, Vec<_>) =
-            later.into_iter().partition(|held| room.takes(&held.kept, held.after));
+            later.into_iter().partition(|later| room.takes(&later.message, later.after));
         stay.into_iter().for_each(hold);
         if travel.is_empty() {
             return;
         }
-        let mut confirmed = Vec::with_capacity(travel.len());
         let mut failed = None;
-        let results = room.put(travel.iter().map(|held| (&held.kept, held.after))).await;
-        for (held, result) in travel.into_iter().zip(results) {
+        let results = room.put(travel.iter().map(|later| (&later.message, later.after))).await;
+        let mut confirmed = Vec::with_capacity(travel.len());
+        for (later, result) in travel.into_iter().zip(results) {
             match result {
-                Ok(()) => confirmed.push((held.tag, Settlement::Ack)),
+                Ok(()) => confirmed.push(later.name),
                 Err(error) => {
                     failed = Some(error);
-                    hold(held);
+                    hold(later);
                 }
             }
         }
         if let Some(error) = failed {
-            tracing::warn!(?error, "messages cannot wait in the broker; they wait in this process");
+            tracing::debug!(?error, "messages cannot wait in the broker; they wait in this process");
         }
-        self.tell(&confirmed).await;
+        self.travelled(confirmed).await;
+    }
+
+    /// Acknowledges the originals of messages that the broker confirmed in a wait queue.
+    async fn travelled(&self, names: Vec<Name>) {
+        let batch: Vec<_> = {
+            let mut current = self.lock();
+            let mut back = |name: Name| {
+                let entry = current.held.get_mut(name)?;
+                entry.place = Place::Pipeline;
+                Some((tag(name, entry.round), Settlement::Ack))
+            };
+            names.into_iter().filter_map(&mut back).collect()
+        };
+        self.tell(&batch).await;
     }
 
     /// Waits here, then delivers the message once more, without the broker.
-    async fn hold(self, held: Held, started: Instant) {
+    async fn hold(self, later: Later, started: Instant) {
         let Some(Waiting { again, .. }) = &self.0.waiting else { return };
-        let due = started.checked_add(held.after).unwrap_or(started + LONGEST_HOLD);
+        let due = started.checked_add(later.after).unwrap_or(started + LONGEST_HOLD);
         tokio::time::sleep_until(due).await;
-        let message = held.kept.message.clone();
         let tag = {
             let mut current = self.lock();
-            let entry = Some(held.tag).filter(|tag| tag.epoch == current.epoch);
-            let Some(entry) = entry.and_then(|tag| current.kept.get_mut(&tag.number)) else { return };
+            let Some(entry) = current.held.get_mut(later.name) else { return };
             entry.round = entry.round.wrapping_add(1);
-            entry.kept = Some(held.kept);
-            Tag { number: u64::from(entry.round) << ROUND_SHIFT | held.tag.number, ..held.tag }
+            entry.place = Place::Pipeline;
+            tag(later.name, entry.round)
         };
-        let _ = again.send((tag, message));
+        let _ = again.send((tag, later.message));
     }
 }
 
-/// A delivery that is kept.
-struct Entry {
-    /// How often it waited here; each time it comes under another tag.
-    round: u16,
-    /// `None` while it waits.
-    kept: Option<Kept>,
-}
-
-/// Above the tag on the wire: 2^48 messages of one channel are years of them.
-const ROUND_SHIFT: u32 = 48;
-
-fn on_wire((tag, settlement): (Tag, Settlement)) -> (Tag, Settlement) {
-    (Tag { number: split(tag).1, ..tag }, settlement)
-}
-
-/// The round and the tag on the wire.
-fn split(tag: Tag) -> (u16, u64) {
-    let round = u16::try_from(tag.number >> ROUND_SHIFT).unwrap_or(u16::MAX);
-    (round, tag.number & ((1 << ROUND_SHIFT) - 1))
+impl WeakAcker {
+    /// The acker, if it is still in use.
+    pub(crate) fn upgrade(&self) -> Option<RabbitAcker> {
+        self.0.upgrade().map(RabbitAcker)
+    }
 }
 
 /// A message that waits for its next attempt.
-struct Held {
-    /// As on the wire.
-    tag: Tag,
-    kept: Kept,
+struct Later {
+    name: Name,
+    message: Message,
     after: Duration,
 }
 
@@ -293,7 +390,7 @@ impl Acker for RabbitAcker {
             tokio::spawn(self.clone().wait(later));
         }
         let now: Vec<_> =
-            batch.iter().zip(&waits).filter(|(_, waits)| !**waits).map(|(item, _)| on_wire(*item)).collect();
+            batch.iter().zip(&waits).filter(|(_, waits)| !**waits).map(|(item, _)| *item).collect();
         let mut told = self.tell(&now).await.into_iter();
         let result = |waits| if waits { Settled::Done } else { told.next().unwrap_or(Settled::TooLate) };
         waits.into_iter().map(result).map(Ok).collect()
@@ -314,7 +411,7 @@ async fn send(channel: &Channel, frames: &[Frame]) -> bool {
     for mut sending in sent {
         sending.as_mut().await;
         if let Some(Err(error)) = sending.as_mut().take_output() {
-            tracing::debug!(%error, "a settlement did not reach the broker; the message comes again");
+            tracing::debug!(%error, "a settlement did not reach the broker; the message is redelivered");
             open = false;
         }
     }

@@ -1,7 +1,7 @@
 //! Opens connections: by address, with TLS, or by a function of the user's: [`Connect`].
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::endpoint::Endpoint;
@@ -52,9 +53,10 @@ where
 #[async_trait]
 impl Connect for Endpoint {
     async fn connect(&self) -> Result<Connected, Error> {
-        let uri = self.uri()?;
+        let deadline = Instant::now() + self.connect_timeout;
+        let uri = self.current_uri().await?;
         let operation = format!("connect to RabbitMQ at {}:{}", uri.authority.host, uri.authority.port);
-        match tokio::time::timeout(self.connect_timeout, self.open(uri, &operation)).await {
+        match tokio::time::timeout_at(deadline, self.open(uri, &operation, deadline)).await {
             Ok(connected) => connected,
             Err(_) => {
                 let what =
@@ -66,9 +68,9 @@ impl Connect for Endpoint {
 }
 
 impl Endpoint {
-    async fn open(&self, uri: AMQPUri, operation: &str) -> Result<Connected, Error> {
+    async fn open(&self, uri: AMQPUri, operation: &str, deadline: Instant) -> Result<Connected, Error> {
         let failed = |error: io::Error| error::io(operation.to_owned(), &error);
-        let stream = TcpStream::connect((&*uri.authority.host, uri.authority.port)).await.map_err(failed)?;
+        let stream = reach(&uri.authority.host, uri.authority.port, deadline).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let (stream, hang_up) = HangUp::on_drop_of(stream).map_err(failed)?;
         let socket = match uri.scheme {
@@ -148,6 +150,26 @@ impl Endpoint {
     }
 }
 
+/// Connects to the first address of a host that answers. An address that does not answer leaves time for those behind it.
+async fn reach(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    reach_one_of(&addresses, deadline).await
+}
+
+async fn reach_one_of(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let share =
+            deadline.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::Error::new(io::ErrorKind::TimedOut, "the address does not answer"),
+        }
+    }
+    Err(failed)
+}
+
 /// Ends a connection that was given up before it was ready: the library's thread would wait for an answer for ever.
 struct HangUp(Option<std::net::TcpStream>);
 
@@ -168,5 +190,33 @@ impl Drop for HangUp {
         if let Some(stream) = self.0.take() {
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Its queue of connections is full: further ones get no answer at all.
+        let full = tokio::net::TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(connected) =
+            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(silent)).await
+        {
+            waiting.push(connected.unwrap());
+            assert!(waiting.len() < 100, "the queue of connections never fills");
+        }
+        let answers = listener.local_addr().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(4);
+        let stream = reach_one_of(&[silent, answers], deadline).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), answers);
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicNackOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::BasicNackOptions;
 use lapin::{Channel, Connection};
+use onceward::telemetry::SourceHealth;
 use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, SettleQueue, Tag};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -14,10 +14,11 @@ use tokio::task::JoinHandle;
 use crate::acker::{RabbitAcker, Waiting};
 use crate::config::{QueueConfig, RabbitConfig};
 use crate::connection::{Connect, Connected, Factory};
-use crate::error;
-use crate::link::{self, Link, REPLY_LIMIT};
-use crate::message;
-use crate::wait::{Kept, WaitRoom};
+use crate::gauge::{self, Gauge};
+use crate::keeper::Keeper;
+use crate::link::{self, CLOSE_LIMIT, Link, REPLY_LIMIT};
+use crate::wait::WaitRoom;
+use crate::{error, message, probe};
 
 /// The most deliveries of one batch.
 const BATCH: usize = 256;
@@ -36,8 +37,14 @@ pub struct RabbitConsumer {
     acker: RabbitAcker,
     settle_queue: Arc<SettleQueue>,
     link: Option<Link>,
+    /// Counts what waits in the queue, as long as the link lasts.
+    gauge: Option<Gauge>,
+    keeper: Keeper,
+    health: Arc<SourceHealth>,
     /// Messages that waited in this process for their next attempt; at most as many as are unacknowledged.
     again: mpsc::UnboundedReceiver<(Tag, Message)>,
+    /// A first delivery that looks like a stream's, until that is known.
+    suspect: Option<lapin::message::Delivery>,
     /// Goes on while `receive` is not called.
     reopening: Option<JoinHandle<Link>>,
 }
@@ -90,9 +97,12 @@ impl RabbitConsumer {
             return Err(error::config(format!("consume queue {}", queue.name), what));
         }
         let subscribed = link::subscribe(&channel, &queue).await;
-        let stream =
-            subscribed.map_err(|error| error::amqp(format!("consume queue {}", queue.name), error))?;
-        let link = Link { connection: None, channel, stream, mended: Arc::default(), ended: None };
+        let stream = subscribed.map_err(|error| match probe::refuses_stream(&error) {
+            true => probe::is_a_stream(&queue.name),
+            false => error::amqp(format!("consume queue {}", queue.name), error),
+        })?;
+        let link =
+            Link { connection: None, channel, stream, mended: Arc::default(), gauge: None, ended: None };
         Ok(Self::new(Source::Borrowed, queue, link, None))
     }
 
@@ -108,13 +118,19 @@ impl RabbitConsumer {
     fn new(source: Source, queue: QueueConfig, link: Link, room: Option<WaitRoom>) -> Self {
         let (sender, again) = mpsc::unbounded_channel();
         let waiting = room.map(|room| Waiting { room, again: sender });
+        let acker = RabbitAcker::new(queue.prefetch, queue.ack_delay, waiting);
+        let keeper = Keeper::start(&acker, &queue, matches!(source, Source::Reopened(_)));
         let mut consumer = Self {
             source,
             origin: queue.name.as_str().into(),
-            acker: RabbitAcker::new(queue.prefetch, queue.ack_delay, waiting),
+            acker,
             again,
             settle_queue: SettleQueue::new(),
             link: None,
+            gauge: None,
+            keeper,
+            health: Arc::default(),
+            suspect: None,
             reopening: None,
             queue,
         };
@@ -124,12 +140,21 @@ impl RabbitConsumer {
 
     fn attach(&mut self, link: Link) {
         self.acker.attach(link.channel.clone(), matches!(self.source, Source::Reopened(_)));
+        self.keeper.attention.took(0, true);
+        let gauge = link.gauge.clone();
+        self.gauge = gauge.map(|channel| Gauge::start(channel, &self.queue, &self.health));
         self.link = Some(link);
+        self.health.set_up();
     }
 
     /// The subscription ended: starts another, or says that this cannot be.
     fn lost(&mut self, cause: Option<lapin::Error>) -> Result<(), Error> {
-        self.acker.detach();
+        let planned = self.acker.is_given_back();
+        let timeout = cause.as_ref().and_then(error::consumer_timeout);
+        // What the broker gives us back after its timeout is recognised: the pipeline has it once.
+        self.acker.detach(timeout.is_none());
+        self.gauge = None;
+        self.suspect = None;
         let former = self.link.take();
         // A connection that failed says so to its channels before its own state does.
         let alive = cause.as_ref().is_none_or(lapin::Error::is_amqp_soft_error);
@@ -139,24 +164,52 @@ impl RabbitConsumer {
                         build the consumer from a connection factory to have that done";
             let error =
                 Error::new(ErrorKind::Unsupported, format!("receive from queue {}", self.queue.name), what);
+            self.health.set_down(error.to_string());
             return Err(match cause {
                 Some(cause) => error.with_source(cause),
                 None => error,
             });
         };
-        match cause {
-            Some(error) => {
-                tracing::warn!(queue = self.queue.name, ?error, "the channel was lost; subscribing again")
-            }
-            None => tracing::warn!(
-                queue = self.queue.name,
-                "the broker ended the subscription; subscribing again"
+        let mut is_logged = true;
+        let queue = &self.queue.name;
+        match (&cause, timeout) {
+            _ if planned => tracing::debug!(queue, "subscribing again"),
+            (Some(error), Some(timeout)) if self.keeper.learn(timeout) => tracing::warn!(
+                queue, ?error, consumer_timeout = ?timeout, ack_timeout = ?self.queue.ack_timeout,
+                "the broker closed the channel because a message was held longer than its consumer_timeout; all that was \
+                 received is redelivered once. From now on messages are given back in time. Raise consumer_timeout, or \
+                 write its value as ack_timeout; long retries can wait in the broker with wait_queues_from"
             ),
+            (Some(error), Some(_)) => {
+                tracing::info!(
+                    queue,
+                    ?error,
+                    "the broker's consumer_timeout was over before messages were given back"
+                )
+            }
+            (Some(error), None) => tracing::warn!(queue, ?error, "the channel was lost; subscribing again"),
+            (None, _) => {
+                // Whether that matters is known in a moment: the queue is there, or the attempt is logged.
+                is_logged = false;
+                tracing::info!(queue, "the broker ended the subscription; subscribing again");
+            }
+        }
+        if !planned {
+            self.health.set_lag(None);
+            let reason =
+                cause.map_or("the broker ended the subscription".to_owned(), |error| format!("{error:?}"));
+            self.health.set_down(reason);
         }
         let former = former
             .filter(|_| alive)
             .and_then(|link| Some(Connected { connection: link.connection?, mended: link.mended }));
-        self.reopening = Some(tokio::spawn(link::reopen(Arc::clone(connect), self.queue.clone(), former)));
+        self.reopening = Some(tokio::spawn(link::reopen(
+            Arc::clone(connect),
+            self.queue.clone(),
+            former,
+            Arc::clone(&self.health),
+            is_logged,
+        )));
         Ok(())
     }
 
@@ -177,37 +230,86 @@ impl RabbitConsumer {
         Ok(())
     }
 
+    /// What is there behind `first`; empty if the pipeline has it all already.
     fn batch(&self, first: lapin::message::Delivery, link: &mut Link) -> Vec<Delivery> {
         let mut taken = vec![first];
-        while taken.len() < BATCH
-            && let Some(next) = link.stream.next().now_or_never()
-        {
-            match next {
-                Some(Ok(delivery)) => taken.push(delivery),
+        let mut is_empty = false;
+        while taken.len() < BATCH && link.ended.is_none() {
+            match link.stream.next().now_or_never() {
+                Some(Some(Ok(delivery))) => taken.push(delivery),
                 // For the next call: the stream says it once.
-                Some(Err(error)) => link.ended = Some(Some(error)),
-                None => link.ended = Some(None),
-            }
-            if link.ended.is_some() {
-                break;
+                Some(Some(Err(error))) => link.ended = Some(Some(error)),
+                Some(None) => link.ended = Some(None),
+                None => {
+                    is_empty = true;
+                    break;
+                }
             }
         }
-        let epoch = self.acker.delivered(taken.iter().map(|delivery| delivery.delivery_tag));
-        let keeps = self.acker.wait_room().is_some();
+        self.keeper.attention.took(taken.len(), is_empty);
+        self.health.received();
+        let epoch = self.acker.delivered(&mut taken);
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
-            let envelope = keeps.then(|| {
-                (delivery.exchange.clone(), delivery.routing_key.clone(), delivery.properties.clone())
-            });
             let message = message::from(delivery, Arc::clone(&self.origin), mended);
-            if let Some((exchange, routing_key, properties)) = envelope {
-                let kept = Kept { exchange, routing_key, properties, message: message.clone() };
-                self.acker.keep(tag.number, kept);
-            }
+            self.acker.keep(tag, &message);
             Delivery { message, receipt: self.settle_queue.receipt(tag) }
         };
         taken.into_iter().map(of).collect()
+    }
+
+    /// True if a delivery may be of a stream, which nothing told before: it is the first, and has an offset. So has a copy of
+    /// such a message in a queue; the broker must say which it is.
+    fn is_suspect(delivery: &lapin::message::Delivery) -> bool {
+        let headers = delivery.properties.headers().as_ref();
+        delivery.delivery_tag == 1 && headers.is_some_and(|table| table.contains_key(probe::STREAM_OFFSET))
+    }
+
+    /// # Cancel safety
+    /// A dropped call leaves the delivery where it was, and the next one asks again.
+    async fn clear(&mut self) -> Result<Option<lapin::message::Delivery>, Error> {
+        let is_stream = match &self.source {
+            Source::Reopened(connect) => probe::is_stream(Arc::clone(connect), &self.queue.name).await?,
+            // There is no other connection to ask on; a stream delivers everything for the first time.
+            Source::Borrowed => self.suspect.as_ref().is_some_and(|delivery| !delivery.redelivered),
+        };
+        if is_stream {
+            let error = probe::is_a_stream(&self.queue.name);
+            self.health.set_down(error.to_string());
+            return Err(error);
+        }
+        Ok(self.suspect.take())
+    }
+
+    /// The number of messages in the queue and in its wait queues, those of other processes included; `None` if the broker
+    /// does not tell.
+    async fn messages(&self, connection: &Connection, room: Option<&WaitRoom>) -> Option<u64> {
+        let mut messages = 0;
+        let mut look = async |wait_queues: Vec<(u64, String)>| {
+            for (delay_ms, name) in wait_queues {
+                match gauge::ask(connection, &name).await {
+                    Ok(found) => {
+                        messages += u64::from(found.ready);
+                        room.iter().for_each(|room| room.found(delay_ms));
+                    }
+                    // It is gone, and with it what was in it; the next message that is to wait declares it again.
+                    Err(error) if error.kind() == ErrorKind::Config => {
+                        room.iter().for_each(|room| room.forget(delay_ms));
+                    }
+                    Err(_) => return None,
+                }
+            }
+            Some(messages)
+        };
+        // The queue last: what leaves a wait queue meanwhile is in it by then.
+        let waiting = look(room.map(WaitRoom::declared).unwrap_or_default()).await?;
+        let ready = gauge::ask(connection, &self.queue.name).await.ok()?.ready;
+        if waiting + u64::from(ready) > 0 {
+            return Some(waiting + u64::from(ready));
+        }
+        // All that is known is empty; another process, or one before this, may have used other delays.
+        look(room.map(WaitRoom::possible).unwrap_or_default()).await
     }
 }
 
@@ -217,7 +319,7 @@ impl Consumer for RabbitConsumer {
         let mut capabilities = Capabilities::default();
         capabilities.delayed_retry = self.queue.wait_queues_from.is_some();
         capabilities.ordered = self.queue.single_active_consumer;
-        capabilities.ack_timeout = self.queue.ack_timeout;
+        capabilities.ack_timeout = self.keeper.timeout();
         capabilities.delivery_limit = self.queue.delivery_limit;
         capabilities
     }
@@ -232,14 +334,30 @@ impl Consumer for RabbitConsumer {
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
+            if self.suspect.is_some()
+                && let Some(first) = self.clear().await?
+                && let Some(mut link) = self.link.take()
+            {
+                let batch = self.batch(first, &mut link);
+                self.link = Some(link);
+                if !batch.is_empty() {
+                    return Ok(Some(batch));
+                }
+            }
             let Some(link) = &mut self.link else {
                 self.reattach().await?;
                 continue;
             };
+            if self.acker.is_given_back() {
+                // What the library still has of that channel is the broker's again.
+                self.lost(None)?;
+                continue;
+            }
             if let Some(cause) = link.ended.take() {
                 self.lost(cause)?;
                 continue;
             }
+            let receiving = self.keeper.attention.receiving();
             let next = tokio::select! {
                 biased;
                 Some((tag, message)) = self.again.recv(), if self.acker.wait_room().is_some() => {
@@ -252,12 +370,16 @@ impl Consumer for RabbitConsumer {
                 }
                 next = link.stream.next() => next,
             };
+            drop(receiving);
             match next {
+                Some(Ok(first)) if Self::is_suspect(&first) => self.suspect = Some(first),
                 Some(Ok(first)) => {
                     let Some(mut link) = self.link.take() else { continue };
                     let batch = self.batch(first, &mut link);
                     self.link = Some(link);
-                    return Ok(Some(batch));
+                    if !batch.is_empty() {
+                        return Ok(Some(batch));
+                    }
                 }
                 Some(Err(error)) => self.lost(Some(error))?,
                 None => self.lost(None)?,
@@ -265,49 +387,51 @@ impl Consumer for RabbitConsumer {
         }
     }
 
-    /// Asks for the length of the queue and of its wait queues on a channel of its own, which dies if there is no such queue.
+    /// Asks for the length of the queue and of its wait queues.
     async fn is_idle(&mut self) -> Option<bool> {
         if self.acker.holds_some() {
             return Some(false);
         }
-        let wait_queues = self.acker.wait_room().map(WaitRoom::queues).unwrap_or_default();
         let connection = self.link.as_ref()?.connection.as_ref()?;
-        let ask = async {
-            let channel = connection.create_channel().await.ok()?;
-            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let mut messages = 0;
-            // The queue last: what leaves a wait queue meanwhile is in it by then.
-            for name in wait_queues.iter().chain([&self.queue.name]) {
-                let name = ShortString::try_new(name.as_str()).ok()?;
-                let queue = channel.queue_declare(name, options, FieldTable::default()).await.ok()?;
-                messages += queue.message_count();
-            }
-            let _ = channel.close(200, "OK".into()).await;
-            Some(messages == 0)
-        };
-        tokio::time::timeout(REPLY_LIMIT, ask).await.ok()?
+        let messages = self.messages(connection, self.acker.wait_room());
+        let messages = tokio::time::timeout(REPLY_LIMIT, messages).await.ok()??;
+        Some(messages == 0)
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        Some(Arc::clone(&self.health))
     }
 
     async fn close(&mut self) -> Result<(), Error> {
         if let Some(reopening) = self.reopening.take() {
             reopening.abort();
         }
+        self.gauge = None;
         let Some(link) = self.link.take() else { return Ok(()) };
-        self.acker.flush().await;
-        self.acker.detach();
-        let closed = tokio::time::timeout(REPLY_LIMIT, close(link)).await;
+        let acker = self.acker.clone();
+        // On a half-open connection each step would wait until it is known to be dead.
+        let closing = async {
+            acker.flush().await;
+            acker.detach(true);
+            close(link).await
+        };
+        let closed = tokio::time::timeout(CLOSE_LIMIT, closing).await;
+        self.acker.detach(true);
         let operation = || format!("close the consumer of queue {}", self.queue.name);
         match closed {
             Ok(closed) => closed.map_err(|error| error::amqp(operation(), error)),
             Err(_) => Err(error::timeout(
                 operation(),
-                "the broker did not answer; it gives the messages back by itself",
+                format!(
+                    "the broker did not answer within {CLOSE_LIMIT:?}; it gives the messages back by itself"
+                ),
             )),
         }
     }
 }
 
-/// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not.
+/// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not. The other channel of
+/// the link lasts until the connection is closed: the library would close it at the same time, and fail.
 async fn close(mut link: Link) -> lapin::Result<()> {
     if let Some(connection) = link.connection {
         link.channel.close(200, "OK".into()).await?;
@@ -331,12 +455,15 @@ impl Drop for RabbitConsumer {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(async move {
-                    acker.flush().await;
-                    acker.detach();
-                    let _ = close(link).await;
+                    let closing = async {
+                        acker.flush().await;
+                        acker.detach(true);
+                        let _ = close(link).await;
+                    };
+                    let _ = tokio::time::timeout(CLOSE_LIMIT, closing).await;
                 });
             }
-            Err(_) => drop(acker.detach()),
+            Err(_) => drop(acker.detach(true)),
         }
     }
 }

@@ -25,6 +25,9 @@ pub struct Endpoint {
     /// `%2f`. After a `?` may come `heartbeat` (seconds) and `auth_mechanism` (`plain`, `external`), which win over what
     /// is said here.
     pub url: String,
+    /// The password, in a file that is read for each new connection: it may change while we run. It wins over one in the URL.
+    /// A line end after it does not count.
+    pub password_file: Option<PathBuf>,
     /// The certificates, PEM, of the authorities that may have signed the broker's. `None`: those that the system trusts.
     pub ca_file: Option<PathBuf>,
     /// A connection on which nothing comes for twice this long is dead. Whole seconds, 1 s to 1 h; default 10 s.
@@ -38,6 +41,7 @@ impl Endpoint {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            password_file: None,
             ca_file: None,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
@@ -50,6 +54,23 @@ impl Endpoint {
     /// [`ErrorKind::Config`](onceward::ErrorKind::Config), saying what to change; never with the URL in it.
     pub fn check(&self) -> Result<(), Error> {
         self.uri().map(|_| ())
+    }
+
+    /// The URI with the password as it is now.
+    pub(crate) async fn current_uri(&self) -> Result<AMQPUri, Error> {
+        let mut uri = self.uri()?;
+        if let Some(path) = self.password_file.clone() {
+            let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
+            let text = read.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
+                let what = format!(
+                    "it cannot be read ({}); make it a text file that this user may read",
+                    error.kind()
+                );
+                error::config("read the file with the RabbitMQ password", what)
+            })?;
+            uri.authority.userinfo.password = text.trim_end_matches(['\r', '\n']).to_owned();
+        }
+        Ok(uri)
     }
 
     pub(crate) fn uri(&self) -> Result<AMQPUri, Error> {
@@ -110,6 +131,7 @@ impl fmt::Debug for Endpoint {
         };
         f.debug_struct("Endpoint")
             .field("url", &place)
+            .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::time::Duration;
 
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use onceward::{Error, ErrorKind};
@@ -13,7 +14,7 @@ pub(crate) fn amqp(operation: impl Into<Operation>, error: lapin::Error) -> Erro
     use lapin::ErrorKind as Lapin;
     let (kind, what) = match error.kind() {
         Lapin::IOError(error) => return io(operation, error),
-        Lapin::ProtocolError(error) => protocol(error.kind()),
+        Lapin::ProtocolError(error) => protocol(error.kind(), error.get_message().as_str()),
         Lapin::MissingHeartbeatError => {
             (ErrorKind::Unavailable, "the broker sent nothing for two heartbeats; the connection is dead")
         }
@@ -41,7 +42,22 @@ pub(crate) fn amqp(operation: impl Into<Operation>, error: lapin::Error) -> Erro
     Error::new(kind, operation, what).with_source(error)
 }
 
-fn protocol(kind: &AMQPErrorKind) -> (ErrorKind, &'static str) {
+/// How long a delivery may stay unacknowledged, if that is what the broker closed a channel for.
+pub(crate) fn consumer_timeout(error: &lapin::Error) -> Option<Duration> {
+    let lapin::ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    let said = error.get_message().as_str();
+    if !said.contains(ACK_TIMED_OUT) {
+        return None;
+    }
+    let number = said.split_once("imeout value used: ")?.1;
+    let millis = number.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+/// What RabbitMQ says when `consumer_timeout` is over.
+const ACK_TIMED_OUT: &str = "delivery acknowledgement on channel";
+
+fn protocol(kind: &AMQPErrorKind, said: &str) -> (ErrorKind, &'static str) {
     use {AMQPHardError as Hard, AMQPSoftError as Soft};
     match kind {
         AMQPErrorKind::Soft(Soft::ACCESSREFUSED) => (
@@ -56,10 +72,23 @@ fn protocol(kind: &AMQPErrorKind) -> (ErrorKind, &'static str) {
         AMQPErrorKind::Soft(Soft::RESOURCELOCKED) => {
             (ErrorKind::Unavailable, "the queue is exclusive to another connection")
         }
-        AMQPErrorKind::Soft(Soft::PRECONDITIONFAILED) => (
-            ErrorKind::Unavailable,
-            "the broker closed the channel: a precondition failed, such as its timeout for unacknowledged deliveries",
+        AMQPErrorKind::Soft(Soft::PRECONDITIONFAILED) if said.contains("larger than configured max size") => {
+            (
+                ErrorKind::TooLarge,
+                "the message is larger than the broker's max_message_size; raise that limit, or send it elsewhere",
+            )
+        }
+        AMQPErrorKind::Soft(Soft::PRECONDITIONFAILED) if said.contains("inequivalent arg") => (
+            ErrorKind::Config,
+            "it exists with other arguments; delete it once it is empty, or use another name",
         ),
+        AMQPErrorKind::Soft(Soft::PRECONDITIONFAILED) if said.contains(ACK_TIMED_OUT) => (
+            ErrorKind::Unavailable,
+            "a delivery was held longer than the broker's consumer_timeout; raise it, or write its value as ack_timeout",
+        ),
+        AMQPErrorKind::Soft(Soft::PRECONDITIONFAILED) => {
+            (ErrorKind::Unavailable, "the broker closed the channel: a precondition failed")
+        }
         AMQPErrorKind::Hard(Hard::NOTALLOWED) => (
             ErrorKind::Denied,
             "the broker does not allow it: check that the virtual host exists and the user may enter it",

@@ -1,14 +1,13 @@
 //! Looks at queues and exchanges without consuming or changing anything: [`QueueFacts`].
 
-use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::options::ExchangeDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::{Connection, ExchangeKind};
 use onceward::Error;
 
 use crate::connection::Connect;
 use crate::endpoint::Endpoint;
-use crate::error;
-use crate::outgoing;
+use crate::{error, gauge, outgoing, probe};
 
 /// What a broker tells about a queue at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,19 @@ impl Endpoint {
     /// or `Timeout` if it cannot be reached.
     pub async fn queue_facts(&self, queue: &str) -> Result<QueueFacts, Error> {
         let connection = self.connected().await?;
-        ask(&connection, queue).await
+        gauge::ask(&connection, queue).await
+    }
+
+    /// As [`queue_facts`](Self::queue_facts), for a queue that is to be consumed: a stream is refused. The broker logs a
+    /// refused subscription for it, which is how it tells the type of the queue.
+    ///
+    /// # Errors
+    /// As [`queue_facts`](Self::queue_facts), and `Config` for a stream.
+    pub async fn source_facts(&self, queue: &str) -> Result<QueueFacts, Error> {
+        let connection = self.connected().await?;
+        let facts = gauge::ask(&connection, queue).await?;
+        probe::refuse_stream(&connection, queue).await?;
+        Ok(facts)
     }
 
     /// Asks the broker about a [destination](crate::RabbitPublisher), as [`queue_facts`](Self::queue_facts) does about a
@@ -40,7 +51,7 @@ impl Endpoint {
         let (exchange, routing_key) = outgoing::address(destination)?;
         let connection = self.connected().await?;
         if exchange.as_str().is_empty() {
-            return ask(&connection, routing_key.as_str()).await.map(Some);
+            return gauge::ask(&connection, routing_key.as_str()).await.map(Some);
         }
         let operation = || format!("look at exchange {exchange}");
         let channel = connection.create_channel().await.map_err(|error| error::amqp(operation(), error))?;
@@ -56,14 +67,4 @@ impl Endpoint {
         self.check()?;
         Ok(self.connect().await?.connection)
     }
-}
-
-async fn ask(connection: &Connection, queue: &str) -> Result<QueueFacts, Error> {
-    let operation = || format!("look at queue {queue}");
-    let failed = |error| error::amqp(operation(), error);
-    let channel = connection.create_channel().await.map_err(failed)?;
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared =
-        channel.queue_declare(queue.into(), options, FieldTable::default()).await.map_err(failed)?;
-    Ok(QueueFacts { ready: declared.message_count(), consumers: declared.consumer_count() })
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::ShortString;
 use lapin::{Channel, Connection};
+use onceward::telemetry::SourceHealth;
 use onceward::{Error, ErrorKind};
+use tokio::time::Instant;
 
 use crate::config::QueueConfig;
 use crate::connection::{Connect, Connected};
-use crate::error;
 use crate::screen::Mended;
+use crate::{error, probe};
 
 /// Pauses between attempts grow from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -20,8 +22,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(3);
 pub(crate) const REPLY_LIMIT: Duration = Duration::from_secs(10);
 /// The same on a connection that may be about to fail: a new one is the better choice soon.
 const FORMER_LIMIT: Duration = Duration::from_secs(2);
-/// Every so many attempts that fail, one is logged as a warning.
-const WARN_EVERY: u32 = 10;
+/// How long closing may take: what is not closed by then is given back by the broker on its own.
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// Attempts that go on failing are logged at most once in these times.
+const FIRST_SILENCE: Duration = Duration::from_secs(30);
+const LAST_SILENCE: Duration = Duration::from_secs(10 * 60);
 
 /// A subscription.
 pub(crate) struct Link {
@@ -30,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) channel: Channel,
     pub(crate) stream: lapin::Consumer,
     pub(crate) mended: Arc<Mended>,
+    /// For questions about the queue, asked as long as the link lasts; `None` if the broker allows no other channel.
+    pub(crate) gauge: Option<Channel>,
     /// The stream has ended, with an error or without, behind what was taken from it.
     pub(crate) ended: Option<Option<lapin::Error>>,
 }
@@ -50,12 +57,13 @@ pub(crate) async fn open(
         mended.forget(channel.id());
         channel.basic_qos(queue.prefetch, BasicQosOptions { global: false }).await?;
         let stream = subscribe(&channel, queue).await?;
-        Ok((channel, stream))
+        Ok((channel, stream, connection.create_channel().await.ok()))
     };
     match tokio::time::timeout(limit, subscribe).await {
-        Ok(Ok((channel, stream))) => {
-            Ok(Link { connection: Some(connection), channel, stream, mended, ended: None })
+        Ok(Ok((channel, stream, gauge))) => {
+            Ok(Link { connection: Some(connection), channel, stream, mended, gauge, ended: None })
         }
+        Ok(Err(error)) if probe::refuses_stream(&error) => Err(probe::is_a_stream(&queue.name)),
         Ok(Err(error)) => Err(error::amqp(operation(), error)),
         Err(_) => Err(error::timeout(operation(), format!("the broker did not answer within {limit:?}"))),
     }
@@ -66,17 +74,21 @@ pub(crate) async fn subscribe(channel: &Channel, queue: &QueueConfig) -> lapin::
     let name = ShortString::try_new(queue.name.as_str())
         .map_err(|_| lapin::Error::from(std::io::Error::other("the queue's name is too long")))?;
     let options = BasicConsumeOptions::default();
-    channel.basic_consume(name, ShortString::default(), options, FieldTable::default()).await
+    channel.basic_consume(name, ShortString::default(), options, probe::arguments()).await
 }
 
 /// As [`open`], until it succeeds: a broker comes back, a queue is declared again, rights are given back. What only a
-/// person can mend is logged as an error.
+/// person can repair is logged as an error. The first failure is logged unless the loss was; later ones at growing intervals.
 pub(crate) async fn reopen(
     connect: Arc<dyn Connect>,
     queue: QueueConfig,
     mut former: Option<Connected>,
+    health: Arc<SourceHealth>,
+    mut is_logged: bool,
 ) -> Link {
     let mut pause = FIRST_PAUSE;
+    let mut silence = FIRST_SILENCE;
+    let mut logged_at = Instant::now();
     for attempt in 0_u32.. {
         let error = match open(&*connect, &queue, former.take()).await {
             Ok(link) => {
@@ -85,18 +97,25 @@ pub(crate) async fn reopen(
             }
             Err(error) => error,
         };
-        let must_act = !error.is_retryable() && error.kind() != ErrorKind::Config;
-        match (attempt % WARN_EVERY, must_act) {
-            (0, true) => {
+        health.set_down(format!("{error:?}"));
+        let must_act = !error.is_retryable();
+        if is_logged && logged_at.elapsed() < silence {
+            tracing::debug!(queue = queue.name, attempt, ?error, "cannot consume; trying again");
+        } else {
+            if is_logged {
+                silence = (silence * 2).min(LAST_SILENCE);
+            }
+            (is_logged, logged_at) = (true, Instant::now());
+            if must_act && error.kind() != ErrorKind::Config {
                 tracing::error!(
                     queue = queue.name,
                     attempt,
                     ?error,
-                    "cannot consume; trying again, but somebody must act"
+                    "cannot consume; trying again, but the cause must be repaired"
                 );
+            } else {
+                tracing::warn!(queue = queue.name, attempt, ?error, "cannot consume; trying again");
             }
-            (0, false) => tracing::warn!(queue = queue.name, attempt, ?error, "cannot consume; trying again"),
-            _ => tracing::debug!(queue = queue.name, attempt, ?error, "cannot consume; trying again"),
         }
         // Half of it is random, so that many workers do not come back at the same moment.
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;

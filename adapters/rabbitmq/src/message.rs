@@ -1,14 +1,16 @@
 //! Turns a delivery into a [`Message`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::message::Delivery;
-use lapin::types::ShortString;
-use onceward::{Defect, Message};
+use lapin::types::{FieldTable, ShortString};
+use onceward::{Defect, Message, Native};
 
 use crate::headers;
+use crate::native::{EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitForm, USER_ID};
 
 /// Headers that stand for what AMQP keeps elsewhere start with this.
 pub(crate) const PREFIX: &str = "amqp-";
@@ -20,13 +22,22 @@ pub(crate) const TYPE: &str = "amqp-type";
 pub(crate) const APP_ID: &str = "amqp-app-id";
 pub(crate) const PRIORITY: &str = "amqp-priority";
 
-/// The message of a delivery from the queue `origin`; `mended` says what was replaced in it.
+/// The message of a delivery from the queue `origin`; `mended` says what was replaced in it. It keeps the delivery's own
+/// form beside what it says of it.
 pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static str>) -> Message {
-    let properties = delivery.properties;
+    let mut form = RabbitForm {
+        exchange: delivery.exchange,
+        routing_key: delivery.routing_key,
+        properties: delivery.properties,
+    };
+    let properties = &form.properties;
     let mut message =
         Message::builder(Bytes::from(delivery.data)).origin(origin).redelivered(delivery.redelivered);
     if let Some(id) = properties.message_id() {
         message = message.message_id(id.as_str());
+    }
+    if let Some(content_type) = properties.content_type() {
+        message = message.content_type(content_type.as_str());
     }
     if let Some(seconds) = properties.timestamp()
         && let Some(at) = UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
@@ -41,28 +52,37 @@ pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static
         }
     };
     // A message that was sent to the queue itself has no exchange, and the queue's name as its routing key.
-    let exchange = Some(&delivery.exchange).filter(|exchange| !exchange.as_str().is_empty());
-    add("amqp-exchange", exchange);
-    add("amqp-routing-key", exchange.map(|_| &delivery.routing_key));
+    let exchange = Some(&form.exchange).filter(|exchange| !exchange.as_str().is_empty());
+    add(EXCHANGE, exchange);
+    add(ROUTING_KEY, exchange.map(|_| &form.routing_key));
     add(CONTENT_TYPE, properties.content_type().as_ref());
     add(CONTENT_ENCODING, properties.content_encoding().as_ref());
     add(CORRELATION_ID, properties.correlation_id().as_ref());
     add(REPLY_TO, properties.reply_to().as_ref());
     add(TYPE, properties.kind().as_ref());
     add(APP_ID, properties.app_id().as_ref());
-    add("amqp-user-id", properties.user_id().as_ref());
-    add("amqp-expiration", properties.expiration().as_ref());
+    add(USER_ID, properties.user_id().as_ref());
+    add(EXPIRATION, properties.expiration().as_ref());
     if let Some(priority) = properties.priority() {
         headers.push((PRIORITY, Bytes::from(priority.to_string())));
     }
     message = headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
     let mut defect = mended;
-    for (name, value) in properties.headers().iter().flat_map(|table| table.inner()) {
+    let mut too_deep = Vec::new();
+    for (name, value) in form.headers() {
         match headers::value(value) {
             Ok(value) => message = message.header(name.as_str(), value),
-            Err(headers::TooDeep) => defect = Some("its headers are nested more than 32 deep"),
+            Err(headers::TooDeep) => too_deep.push(name.clone()),
         }
     }
+    if !too_deep.is_empty() {
+        defect = Some("its headers are nested more than 32 deep");
+        let kept = form.headers().filter(|(name, _)| !too_deep.contains(name));
+        let kept: FieldTable =
+            kept.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into();
+        form.properties = form.properties.with_headers(kept);
+    }
+    message = message.native(Native::new(form));
     match defect {
         Some(what) => message.defect(Defect::Malformed { what: what.to_owned() }).build(),
         None => message.build(),
@@ -72,7 +92,7 @@ pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static
 #[cfg(test)]
 mod tests {
     use lapin::BasicProperties;
-    use lapin::types::{AMQPValue, FieldArray, FieldTable};
+    use lapin::types::{AMQPValue, FieldArray};
 
     use super::*;
 
@@ -96,12 +116,16 @@ mod tests {
             .with_timestamp(1_700_000_000)
             .with_type("order".into())
             .with_priority(3)
+            .with_content_type("text/plain".into())
             .with_headers(table);
         let message = from(delivery("shop", properties), "orders".into(), None);
         assert_eq!((message.id(), message.origin()), (Some(&b"7"[..]), Some("orders")));
         assert_eq!(&message.payload()[..], b"pay");
         assert!(message.is_redelivered() && message.defect().is_none());
         assert_eq!(message.timestamp(), Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        assert_eq!(message.content_type(), Some("text/plain"));
+        let form = message.native().and_then(Native::get::<RabbitForm>).unwrap();
+        assert_eq!((form.exchange.as_str(), form.properties.timestamp()), ("shop", &Some(1_700_000_000)));
         for (name, value) in [
             ("tenant", "a"),
             ("amqp-type", "order"),
@@ -127,6 +151,8 @@ mod tests {
         let message =
             from(delivery("", BasicProperties::default().with_headers(table)), "orders".into(), None);
         assert!(message.defect().is_some());
+        let form = message.native().and_then(Native::get::<RabbitForm>).unwrap();
+        assert!(!form.has_header("deep"), "it would be written again");
     }
 
     #[test]

@@ -1,24 +1,24 @@
 //! Turns an [`Outgoing`] into what AMQP can carry: [`Letter`].
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
-use onceward::dead_letter::HEADER_PREFIX;
-use onceward::{Error, Outgoing};
+use lapin::types::{AMQPValue, FieldArray, ShortString};
+use onceward::dead_letter::{HEADER_ERROR, HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON};
+use onceward::{Error, Native, Outgoing};
 
-use crate::error;
-use crate::message;
+use crate::native::{
+    EXPIRATION, RabbitForm, USER_ID, copied, field_bytes, frame_bytes, is_of_the_broker, safe_name, text,
+};
+use crate::{error, message};
 
-/// What is left of a frame for headers, once the other properties have had their part of it.
-const RESERVED_BYTES: usize = 2048;
-const ID: &str = "onceward-id";
 const ORDER_KEY: &str = "onceward-order-key";
 const LEFT_OUT: &str = "onceward-headers-left-out";
-/// Headers that a broker acts on or keeps its own books in: a copy must not carry them in that role.
-const OF_THE_BROKER: [&str; 6] =
-    ["cc", "bcc", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
+/// What is left of the last error where the headers do not fit otherwise.
+const SHORT_ERROR_BYTES: usize = 64;
 
 /// A message with its address.
 #[derive(Debug)]
@@ -30,36 +30,76 @@ pub(crate) struct Letter {
 }
 
 impl Letter {
-    /// Headers and properties fit into one frame of `frame_max` bytes, whatever the message brings along: if need be
-    /// the largest headers are left out, but never those that Onceward writes.
+    /// Headers and properties fit into one frame of `frame_max` bytes, whatever the message brings along: if need be our
+    /// own are shortened first, then the largest of the producer's are left out.
     pub(crate) fn new(outgoing: &Outgoing, frame_max: usize) -> Result<Self, Error> {
         let (exchange, routing_key) = address(&outgoing.destination)?;
-        let mut properties = BasicProperties::default().with_delivery_mode(2).with_timestamp(now());
-        let mut headers: Vec<(String, Bytes)> = Vec::with_capacity(outgoing.headers.len() + 2);
+        let native = outgoing.native.as_ref().and_then(Native::get::<RabbitForm>);
+        let mut headers = Headers::default();
+        let mut properties = match native {
+            Some(form) => {
+                let is_letter = outgoing.headers.iter().any(|(name, _)| name == HEADER_REASON);
+                from_native(form, is_letter, &mut headers)
+            }
+            None => {
+                let made = outgoing.timestamp.unwrap_or_else(SystemTime::now);
+                BasicProperties::default().with_delivery_mode(2).with_timestamp(seconds(made))
+            }
+        };
         for (name, value) in &outgoing.headers {
-            properties = match property(name, value) {
-                Some(set) => set(properties),
-                None => {
-                    headers.push((safe_name(name), value.clone()));
-                    properties
+            let is_ours = name.starts_with(HEADER_PREFIX);
+            match property(name, value) {
+                // In its own form the property has been copied already.
+                Some(Property { is_set, set }) => {
+                    if native.is_none_or(|form| !is_set(&form.properties)) {
+                        properties = set(properties);
+                    }
                 }
-            };
+                // These two were made of its properties, and are there if they are needed.
+                None if native.is_some() && matches!(&**name, EXPIRATION | USER_ID) => {}
+                None if is_ours || native.is_none_or(|form| !form.has_header(name)) => {
+                    headers.add(safe_name(name), text(value));
+                }
+                None => {}
+            }
         }
         if !outgoing.id.is_empty() {
             match ShortString::try_new(outgoing.id.as_str()) {
                 Ok(id) => properties = properties.with_message_id(id),
-                Err(_) => headers.push((ID.to_owned(), outgoing.id.clone().into())),
+                Err(_) => headers.add_missing(HEADER_MESSAGE_ID, text(&outgoing.id)),
             }
         }
-        if let Some(order_key) = &outgoing.order_key {
-            headers.push((ORDER_KEY.to_owned(), order_key.clone()));
+        if !outgoing.own_id.is_empty() {
+            headers.add_missing(HEADER_ID, text(&outgoing.own_id));
         }
-        fit(&mut headers, frame_max.saturating_sub(RESERVED_BYTES));
-        if !headers.is_empty() {
-            properties = properties.with_headers(table(headers));
+        if let Some(order_key) = &outgoing.order_key {
+            headers.add_missing(ORDER_KEY, text(order_key));
+        }
+        headers.fit(frame_max.saturating_sub(frame_bytes(&properties)));
+        if !headers.0.is_empty() {
+            properties = properties.with_headers(headers.0.into());
         }
         Ok(Self { exchange, routing_key, properties, payload: outgoing.payload.clone() })
     }
+}
+
+/// The properties of the message as it came; its headers go into `headers`. A letter must not expire.
+fn from_native(form: &RabbitForm, is_letter: bool, headers: &mut Headers) -> BasicProperties {
+    // What our own wait queues left is of no use to anybody.
+    let only_waited = form.has_only_waited();
+    for (name, value) in form.headers() {
+        let is_noise = only_waited && is_of_the_broker(name.as_str());
+        if !name.as_str().starts_with(HEADER_PREFIX) && !is_noise {
+            headers.add(safe_name(name.as_str()), value.clone());
+        }
+    }
+    if let Some(user) = form.properties.user_id() {
+        headers.add_missing(USER_ID, text(user.as_str()));
+    }
+    if let Some(expiration) = form.properties.expiration().as_ref().filter(|_| is_letter) {
+        headers.add_missing(EXPIRATION, text(expiration.as_str()));
+    }
+    copied(&form.properties, !is_letter)
 }
 
 /// `queue`, or `exchange/routing-key`; `/queue/with/slashes`.
@@ -78,79 +118,49 @@ pub(crate) fn address(destination: &str) -> Result<(ShortString, ShortString), E
     Ok((short(exchange)?, short(routing_key)?))
 }
 
-/// The property that a header of the consumer's stands for.
-fn property(name: &str, value: &Bytes) -> Option<Box<dyn FnOnce(BasicProperties) -> BasicProperties>> {
+/// A property that a header of the consumer's stands for.
+struct Property {
+    is_set: fn(&BasicProperties) -> bool,
+    set: Box<dyn FnOnce(BasicProperties) -> BasicProperties>,
+}
+
+fn property(name: &str, value: &Bytes) -> Option<Property> {
+    if !name.starts_with(message::PREFIX) {
+        return None;
+    }
     let text = std::str::from_utf8(value).ok()?;
     let short = ShortString::try_new(text).ok()?;
+    macro_rules! property {
+        ($get:ident, $set:ident, $value:expr) => {{
+            let value = $value;
+            Property {
+                is_set: |properties| properties.$get().is_some(),
+                set: Box::new(move |properties| properties.$set(value)),
+            }
+        }};
+    }
     Some(match name {
-        message::CONTENT_TYPE => Box::new(move |properties| properties.with_content_type(short)),
-        message::CONTENT_ENCODING => Box::new(move |properties| properties.with_content_encoding(short)),
-        message::CORRELATION_ID => Box::new(move |properties| properties.with_correlation_id(short)),
-        message::REPLY_TO => Box::new(move |properties| properties.with_reply_to(short)),
-        message::TYPE => Box::new(move |properties| properties.with_type(short)),
-        message::APP_ID => Box::new(move |properties| properties.with_app_id(short)),
-        message::PRIORITY => {
-            let priority = text.parse().ok()?;
-            Box::new(move |properties| properties.with_priority(priority))
-        }
+        message::CONTENT_TYPE => property!(content_type, with_content_type, short),
+        message::CONTENT_ENCODING => property!(content_encoding, with_content_encoding, short),
+        message::CORRELATION_ID => property!(correlation_id, with_correlation_id, short),
+        message::REPLY_TO => property!(reply_to, with_reply_to, short),
+        message::TYPE => property!(kind, with_type, short),
+        message::APP_ID => property!(app_id, with_app_id, short),
+        message::PRIORITY => property!(priority, with_priority, text.parse().ok()?),
         _ => return None,
     })
 }
 
-/// True if a broker acts on headers of this name, or keeps its own books in them.
-pub(crate) fn is_of_the_broker(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    OF_THE_BROKER.iter().any(|own| match own.strip_suffix('-') {
-        Some(_) => lower.starts_with(own),
-        None => lower == *own,
-    })
-}
+/// The headers of a letter.
+#[derive(Debug, Default)]
+struct Headers(BTreeMap<ShortString, AMQPValue>);
 
-/// A name that AMQP can carry and the broker does not act on.
-fn safe_name(name: &str) -> String {
-    let mut name =
-        if is_of_the_broker(name) { format!("{}{name}", message::PREFIX) } else { name.to_owned() };
-    let mut end = name.len().min(255);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    name.truncate(end);
-    name
-}
-
-/// Leaves out the largest headers of the producer's until all fit into `limit` bytes.
-fn fit(headers: &mut Vec<(String, Bytes)>, limit: usize) {
-    let size = |(name, value): &(String, Bytes)| name.len() + value.len() + 6;
-    let mut total: usize = headers.iter().map(size).sum();
-    if total <= limit {
-        return;
-    }
-    let before = headers.len();
-    let mut by_size: Vec<usize> = (0..headers.len()).collect();
-    by_size.sort_by_key(|index| std::cmp::Reverse(size(&headers[*index])));
-    let mut leave_out = vec![false; headers.len()];
-    for index in by_size {
-        if total > limit && !headers[index].0.starts_with(HEADER_PREFIX) {
-            leave_out[index] = true;
-            total -= size(&headers[index]);
-        }
-    }
-    let mut left_out = leave_out.into_iter();
-    headers.retain(|_| !left_out.next().unwrap_or(false));
-    let count = before - headers.len();
-    tracing::warn!(headers = count, "headers do not fit into a frame of the broker's and were left out");
-    headers.push((LEFT_OUT.to_owned(), count.to_string().into()));
-}
-
-/// Names that repeat become an array, which is all that a table can do for them.
-fn table(headers: Vec<(String, Bytes)>) -> FieldTable {
-    let mut table = std::collections::BTreeMap::<ShortString, AMQPValue>::new();
-    for (name, value) in headers {
-        let value = AMQPValue::LongString(value.to_vec().into());
-        let Ok(name) = ShortString::try_new(name) else { continue };
-        match table.entry(name) {
-            std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(value)),
-            std::collections::btree_map::Entry::Occupied(mut entry) => match entry.get_mut() {
+impl Headers {
+    /// Names that repeat become an array, which is all that a table can do for them.
+    fn add(&mut self, name: ShortString, value: AMQPValue) {
+        match self.0.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(value)),
+            Entry::Occupied(mut entry) => match entry.get_mut() {
                 AMQPValue::FieldArray(values) => values.push(value),
                 first => {
                     let first_value = std::mem::replace(first, AMQPValue::Void);
@@ -159,15 +169,54 @@ fn table(headers: Vec<(String, Bytes)>) -> FieldTable {
             },
         }
     }
-    table.into()
+
+    fn add_missing(&mut self, name: &str, value: AMQPValue) {
+        self.0.entry(name.into()).or_insert(value);
+    }
+
+    /// Makes all fit into `limit` bytes: shortens our last error, then leaves out the largest headers of the producer's.
+    fn fit(&mut self, limit: usize) {
+        let size = |(name, value): (&ShortString, &AMQPValue)| field_bytes(name.as_str(), value);
+        let mut total: usize = self.0.iter().map(size).sum();
+        if total > limit
+            && let Some(AMQPValue::LongString(error)) = self.0.get_mut(HEADER_ERROR)
+            && error.as_bytes().len() > SHORT_ERROR_BYTES
+        {
+            let start = String::from_utf8_lossy(&error.as_bytes()[..SHORT_ERROR_BYTES]);
+            let shorter = AMQPValue::LongString(start.trim_end_matches('\u{fffd}').into());
+            self.0.insert(HEADER_ERROR.into(), shorter);
+            total = self.0.iter().map(size).sum();
+        }
+        if total <= limit {
+            return;
+        }
+        let limit = limit.saturating_sub(field_bytes(LEFT_OUT, &text("10000")));
+        let mut by_size: Vec<_> = self.0.iter().map(|field| (size(field), field.0.clone())).collect();
+        by_size.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut count = 0_usize;
+        for (bytes, name) in by_size {
+            if total > limit && !name.as_str().starts_with(HEADER_PREFIX) {
+                self.0.remove(&name);
+                total -= bytes;
+                count += 1;
+            }
+        }
+        tracing::warn!(
+            headers = count,
+            "headers of a message do not fit into a frame of the broker and were left out; raise the broker's frame_max"
+        );
+        self.0.insert(LEFT_OUT.into(), text(count.to_string()));
+    }
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[cfg(test)]
 mod tests {
+    use lapin::types::FieldTable;
+
     use super::*;
 
     fn outgoing(headers: &[(&str, &[u8])]) -> Outgoing {
@@ -241,9 +290,95 @@ mod tests {
         let mut message =
             outgoing(&[("large", &large), ("small", b"1"), (&name, b"2"), ("onceward-key", &large)]);
         message.id = "i".repeat(300);
-        let letter = Letter::new(&message, 6000).unwrap();
+        message.own_id = "own".into();
+        let letter = Letter::new(&message, 4200).unwrap();
         let kept: Vec<_> = headers(&letter).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(kept, [&name[..255], LEFT_OUT, ID, "onceward-key", "small"].map(str::to_owned));
+        let expected = [&name[..255], LEFT_OUT, HEADER_ID, "onceward-key", HEADER_MESSAGE_ID, "small"];
+        assert_eq!(kept, expected.map(str::to_owned));
         assert_eq!(letter.properties.message_id(), &None);
+    }
+
+    /// Every type a table can hold.
+    fn of_every_type() -> FieldTable {
+        let mut table = FieldTable::default();
+        let mut inner = FieldTable::default();
+        inner.insert("a".into(), AMQPValue::LongInt(1));
+        for (name, value) in [
+            ("bool", AMQPValue::Boolean(true)),
+            ("int", AMQPValue::LongInt(7)),
+            ("long", AMQPValue::LongLongInt(i64::MIN)),
+            ("double", AMQPValue::Double(1.5)),
+            ("decimal", AMQPValue::DecimalValue(lapin::types::DecimalValue { scale: 1, value: 15 })),
+            ("time", AMQPValue::Timestamp(1_767_225_600)),
+            ("array", AMQPValue::FieldArray(vec![AMQPValue::LongInt(1), AMQPValue::Void].into())),
+            ("table", AMQPValue::FieldTable(inner)),
+            ("void", AMQPValue::Void),
+            ("bytes", AMQPValue::ByteArray(b"\xff"[..].into())),
+            ("text", text("t")),
+        ] {
+            table.insert(name.into(), value);
+        }
+        table
+    }
+
+    fn native(properties: BasicProperties) -> (Outgoing, FieldTable) {
+        let table = of_every_type();
+        let mut with_ours = table.clone();
+        with_ours.insert("onceward-reason".into(), text("stale"));
+        let form = RabbitForm {
+            exchange: ShortString::default(),
+            routing_key: "orders".into(),
+            properties: properties.with_headers(with_ours),
+        };
+        let message = outgoing(&[("int", b"7"), ("amqp-priority", b"3"), ("extra", b"1")]);
+        (Outgoing { native: Some(Native::new(form)), id: String::new(), ..message }, table)
+    }
+
+    #[test]
+    fn a_message_of_this_broker_keeps_types_and_properties() {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(1)
+            .with_priority(3)
+            .with_timestamp(1_700_000_000)
+            .with_message_id("the producer's".into())
+            .with_user_id("shop".into())
+            .with_expiration("60000".into());
+        let (message, mut table) = native(properties);
+        table.insert("extra".into(), text("1"));
+        table.insert(USER_ID.into(), text("shop"));
+        let letter = Letter::new(&message, 131_072).unwrap();
+        let sent = &letter.properties;
+        assert_eq!(sent.headers().as_ref(), Some(&table));
+        assert_eq!((sent.priority(), sent.delivery_mode()), (&Some(3), &Some(2)));
+        assert_eq!((sent.timestamp(), sent.user_id()), (&Some(1_700_000_000), &None));
+        assert_eq!(sent.message_id().as_ref().map(ShortString::as_str), Some("the producer's"));
+        assert_eq!(sent.expiration().as_ref().map(ShortString::as_str), Some("60000"));
+    }
+
+    #[test]
+    fn a_letter_does_not_expire_and_our_id_stands_beside_the_producers() {
+        let (mut message, mut table) = native(BasicProperties::default().with_expiration("60000".into()));
+        message.headers.push((HEADER_REASON.into(), "permanent".into()));
+        message.headers.push((EXPIRATION.into(), "60000".into()));
+        message.own_id = "k-0".into();
+        table.insert("extra".into(), text("1"));
+        table.insert(EXPIRATION.into(), text("60000"));
+        table.insert(HEADER_REASON.into(), text("permanent"));
+        table.insert(HEADER_ID.into(), text("k-0"));
+        let letter = Letter::new(&message, 131_072).unwrap();
+        assert_eq!(letter.properties.headers().as_ref(), Some(&table));
+        assert_eq!((letter.properties.expiration(), letter.properties.message_id()), (&None, &None));
+        // It had none, and gets none.
+        assert_eq!(letter.properties.timestamp(), &None);
+    }
+
+    #[test]
+    fn our_own_headers_are_shortened_before_the_producers_are_left_out() {
+        let error = vec![b'e'; 1024];
+        let message = outgoing(&[("large", &[b'x'; 3000]), (HEADER_ERROR, &error)]);
+        let letter = Letter::new(&message, 3500).unwrap();
+        let kept = headers(&letter);
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        assert_eq!(kept[1], (HEADER_ERROR.into(), text([b'e'; SHORT_ERROR_BYTES])));
     }
 }

@@ -73,6 +73,54 @@ pub(crate) fn mend_deliver(arguments: &mut [u8]) -> Option<(u64, Option<&'static
     Some((tag, exchange.or(routing_key)))
 }
 
+/// Takes the content out of the header of a message that the broker returns: its size, which is answered, and the values of
+/// its headers but for the one named `keep`. The AMQP library logs returned messages whole.
+pub(crate) fn blank_returned(payload: &mut [u8], keep: &[u8]) -> Option<u64> {
+    let mut at = Cursor { bytes: payload, at: 4 };
+    let size = at.u64()?;
+    at.bytes[4..12].fill(0);
+    let flags = at.u16()?;
+    for (bit, (_, kind)) in PROPERTIES.iter().enumerate() {
+        if flags & (0x8000 >> bit) == 0 {
+            continue;
+        }
+        match kind {
+            Kind::ShortString => drop(at.short_string()?),
+            Kind::Table => {
+                blank_values(at.long()?, keep)?;
+                break;
+            }
+            Kind::Fixed(_) => break,
+        }
+    }
+    Some(size)
+}
+
+fn blank_values(table: &mut [u8], keep: &[u8]) -> Option<()> {
+    let mut at = Cursor { bytes: table, at: 0 };
+    while at.at < at.bytes.len() {
+        let length = at.u8()?.into();
+        let is_kept = at.slice(length)? == keep;
+        let of_type = at.at;
+        match at.u8()? {
+            b't' | b'b' | b'B' => at.skip(1)?,
+            b's' | b'u' | b'U' => at.skip(2)?,
+            b'I' | b'i' | b'f' => at.skip(4)?,
+            b'D' => at.skip(5)?,
+            b'l' | b'L' | b'd' | b'T' => at.skip(8)?,
+            b'V' => {}
+            _ => {
+                let content = at.long()?;
+                if !is_kept {
+                    content.fill(b'*');
+                    at.bytes[of_type] = b'S';
+                }
+            }
+        }
+    }
+    Some(())
+}
+
 /// A type that is not known, or lengths that do not fit.
 struct Unreadable;
 
@@ -257,6 +305,18 @@ mod tests {
             assert!(rest.is_empty() && fields.inner().len() == 1);
         }
         assert!(mend(&mut with_headers(b"a")).is_err());
+    }
+
+    #[test]
+    fn a_returned_message_keeps_only_the_header_that_tells_it() {
+        let table =
+            [&b"\x04auth"[..], &long(b'S', b"secret"), b"\x02id", &long(b'S', b"7"), b"\x01tt\x01"].concat();
+        let mut payload = with_headers(&table);
+        payload[4..12].copy_from_slice(&77_u64.to_be_bytes());
+        assert_eq!(blank_returned(&mut payload, b"id"), Some(77));
+        let expected =
+            [&b"\x04auth"[..], &long(b'S', b"******"), b"\x02id", &long(b'S', b"7"), b"\x01tt\x01"].concat();
+        assert_eq!(payload, with_headers(&expected));
     }
 
     fn value() -> impl Strategy<Value = Vec<u8>> {

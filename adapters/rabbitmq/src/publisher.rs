@@ -15,8 +15,11 @@ use crate::outgoing::Letter;
 /// Publishes messages, persistent and confirmed by the broker. A message that no queue takes is an error.
 ///
 /// A destination is the name of a queue, or `exchange/routing-key`; a queue whose name has slashes in it is written with
-/// one in front. The header names that [`RabbitConsumer`](crate::RabbitConsumer) gives to properties become these
-/// properties again; [`Outgoing::id`] becomes the message id.
+/// one in front. A message that [`RabbitConsumer`](crate::RabbitConsumer) delivered is sent as it came, with the types of
+/// its headers and its properties. Of another broker's, the header names that the consumer gives to properties become these
+/// properties. [`Outgoing::id`] becomes the message id, [`Outgoing::own_id`] the header `onceward-id`.
+///
+/// A message that the broker does not accept (no such exchange, no right, too large) fails alone.
 ///
 /// It has a connection of its own, for RabbitMQ blocks publishing connections as a whole while it is short of memory or disk.
 /// It connects again by itself. One batch is under way at a time: what a broker returns cannot be told apart otherwise.
@@ -71,7 +74,7 @@ impl Publisher for RabbitPublisher {
             return Vec::new();
         }
         let letters = async |terms: crate::line::Terms<'_>| {
-            Ok(batch.iter().map(|outgoing| Letter::new(outgoing, terms.frame_max)).collect())
+            batch.iter().map(|outgoing| Letter::new(outgoing, terms.frame_max)).collect()
         };
         self.line.publish(batch.len(), letters).await
     }

@@ -4,11 +4,15 @@
 //! connection at the one and overflows its stack, aborting the process, at the other, and the message comes again to the
 //! next worker. So such bytes are replaced in place, by others of the same length that can be read, and the delivery is
 //! marked with its defect: the message goes to the dead letters, its neighbours go on.
+//!
+//! The library also logs each message that the broker returns, whole: so their content is taken out before it sees them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use onceward::dead_letter::HEADER_ID;
 
 use crate::properties;
 
@@ -61,15 +65,31 @@ pub(crate) struct Screen {
     filled: usize,
     /// Bytes still to come of a frame that need not be looked at.
     passing: usize,
+    /// Bytes still to come of a frame that is not handed over.
+    cutting: usize,
     /// The delivery whose content comes next, by channel.
     delivering: HashMap<u16, u64>,
+    /// Channels on which the content of a returned message comes next.
+    returning: HashSet<u16>,
+    /// How many bytes of it are still to come.
+    cut: HashMap<u16, u64>,
     mended: Arc<Mended>,
 }
 
 impl Screen {
     pub(crate) fn new(mended: Arc<Mended>) -> Self {
-        let delivering = HashMap::new();
-        Self { buffer: Vec::new(), given: 0, vetted: 0, filled: 0, passing: 0, delivering, mended }
+        Self {
+            buffer: Vec::new(),
+            given: 0,
+            vetted: 0,
+            filled: 0,
+            passing: 0,
+            cutting: 0,
+            delivering: HashMap::new(),
+            returning: HashSet::new(),
+            cut: HashMap::new(),
+            mended,
+        }
     }
 
     /// Hands over bytes that were looked at; 0 if there are none.
@@ -104,6 +124,12 @@ impl Screen {
             let pass = self.passing.min(self.filled - self.vetted);
             self.vetted += pass;
             self.passing -= pass;
+            let cut = self.cutting.min(self.filled - self.vetted);
+            if cut > 0 {
+                self.buffer.copy_within(self.vetted + cut..self.filled, self.vetted);
+                self.filled -= cut;
+                self.cutting -= cut;
+            }
             let Some(&[kind, c1, c0, s3, s2, s1, s0]) = self.buffer[self.vetted..self.filled].first_chunk()
             else {
                 return Ok(());
@@ -122,6 +148,15 @@ impl Screen {
                     self.look(kind, channel, start..start + size)?;
                     self.vetted = start + size + frame::END;
                 }
+                frame::BODY if self.cut.contains_key(&channel) => {
+                    self.cutting = frame::HEAD + size + frame::END;
+                    if let Some(left) = self.cut.get_mut(&channel) {
+                        *left = left.saturating_sub(size as u64);
+                        if *left == 0 {
+                            self.cut.remove(&channel);
+                        }
+                    }
+                }
                 // A broker that does not speak our version answers with its protocol header and closes.
                 b'A' => self.passing = usize::MAX,
                 _ => self.passing = frame::HEAD + size + frame::END,
@@ -132,7 +167,17 @@ impl Screen {
     fn look(&mut self, kind: u8, channel: u16, range: std::ops::Range<usize>) -> io::Result<()> {
         let payload = &mut self.buffer[range];
         let defect = if kind == frame::HEADER {
-            properties::mend(payload).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?
+            let defect =
+                properties::mend(payload).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+            if self.returning.remove(&channel)
+                && let Some(size @ 1..) = properties::blank_returned(payload, HEADER_ID.as_bytes())
+            {
+                self.cut.insert(channel, size);
+            }
+            defect
+        } else if payload.starts_with(&frame::BASIC_RETURN) {
+            self.returning.insert(channel);
+            None
         } else if payload.starts_with(&frame::BASIC_DELIVER) {
             let Some((tag, defect)) = properties::mend_deliver(&mut payload[4..]) else {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a delivery cannot be read"));
@@ -153,9 +198,11 @@ impl Screen {
 mod frame {
     pub(super) const METHOD: u8 = 1;
     pub(super) const HEADER: u8 = 2;
+    pub(super) const BODY: u8 = 3;
     /// Type, channel and size.
     pub(super) const HEAD: usize = 7;
     pub(super) const END: usize = 1;
+    pub(super) const BASIC_RETURN: [u8; 4] = [0, 60, 0, 50];
     pub(super) const BASIC_DELIVER: [u8; 4] = [0, 60, 0, 60];
 }
 
@@ -235,6 +282,28 @@ mod tests {
         assert_eq!(mended.take(2, 7), None);
         let (_, mended) = through(&bytes(b"\xff", b"k"), &[1000]);
         assert_eq!(mended.take(2, 7), Some("the message id is not UTF-8"));
+    }
+
+    #[test]
+    fn the_content_of_a_returned_message_is_not_handed_over() {
+        let returned = frame(frame::METHOD, 1, &frame::BASIC_RETURN);
+        let mut head = header(1, b"id");
+        let before = [returned.clone(), head.clone(), frame(3, 2, b"another's")].concat();
+        let body = [frame(3, 1, b"a"), frame(3, 1, b"bc")].concat();
+        let bytes = [before, body, deliver(1, 1, b"k"), header(1, b"n"), frame(3, 1, b"abc")].concat();
+        // Of three bytes there are none left, in the frame's head and its payload's first words.
+        head[7 + 4..7 + 12].fill(0);
+        let expected = [
+            returned,
+            head,
+            frame(3, 2, b"another's"),
+            deliver(1, 1, b"k"),
+            header(1, b"n"),
+            frame(3, 1, b"abc"),
+        ];
+        for pieces in [&[1000][..], &[1], &[3, 7, 11]] {
+            assert_eq!(through(&bytes, pieces).0, expected.concat(), "{pieces:?}");
+        }
     }
 
     #[test]

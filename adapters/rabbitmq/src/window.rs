@@ -69,7 +69,7 @@ impl Window {
 
     /// Notes a settlement; a frame that must go at once is added to `frames`.
     pub(crate) fn settle(&mut self, tag: u64, settlement: Settlement, frames: &mut Vec<Frame>) -> Noted {
-        if tag == 0 || tag >= self.first + self.slots.len() as u64 {
+        if self.knows(tag) == Noted::Unknown {
             return Noted::Unknown;
         }
         let slot =
@@ -91,6 +91,12 @@ impl Window {
             self.shorten();
         }
         Noted::Taken
+    }
+
+    /// Whether this channel delivered such a tag.
+    pub(crate) fn knows(&self, tag: u64) -> Noted {
+        let is_known = tag != 0 && tag < self.first + self.slots.len() as u64;
+        if is_known { Noted::Taken } else { Noted::Unknown }
     }
 
     /// One frame for all acknowledgements before the first open delivery.

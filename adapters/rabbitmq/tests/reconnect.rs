@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use lapin::ConnectionProperties;
 use lapin::types::AMQPValue;
-use onceward::{Acker, Consumer, ErrorKind, Settled, Settlement, Tag};
+use onceward::telemetry::SourceState;
+use onceward::{Acker, Consumer, ErrorKind, Outgoing, Publisher, Settled, Settlement, Tag};
 use onceward_rabbitmq::{Endpoint, QueueConfig, RabbitConfig, RabbitConsumer, RabbitPublisher};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
@@ -141,21 +142,23 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
 
 /// Q04 and Q07: the broker closes the channel of a consumer that holds a delivery for too long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_that_the_broker_closed_before_the_ack_is_replaced_and_the_ack_is_too_late() {
+async fn a_channel_that_the_broker_closed_before_the_ack_is_replaced_and_the_ack_still_counts() {
     let broker = tokio::task::spawn_blocking(RabbitMq::start).await.unwrap();
     broker.set_consumer_timeout(Duration::from_millis(1500));
     broker.ctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 200)."]);
     let admin = Admin::connect(&broker).await;
     let (queue, mut consumer) = consumer_of(&broker, &admin, Kind::Quorum).await;
     let acker = consumer.acker();
+    let health = consumer.health().unwrap();
     admin.publish(&queue, ["slow".to_owned()]).await;
-    let (old, _) = taken(&mut consumer, 1).await;
-    // It comes again because nobody acked it: the channel is another one by then.
-    let (new, texts) = taken(&mut consumer, 1).await;
-    assert_eq!(texts, ["slow"]);
-    settle(&*acker, &acks(old), Settled::TooLate).await;
-    settle(&*acker, &acks(new), Settled::Done).await;
+    let (tags, _) = taken(&mut consumer, 1).await;
+    // It is held all the time, so that it is not delivered once more.
+    let receiving = tokio::spawn(async move { taken(&mut consumer, 1).await.1 });
+    until(Duration::from_secs(60), "another channel", async || health.reconnects() > 0).await;
+    settle(&*acker, &acks(tags), Settled::Done).await;
     until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
+    admin.publish(&queue, ["next".to_owned()]).await;
+    assert_eq!(receiving.await.unwrap(), ["next"]);
 }
 
 /// An ack on a channel that is closed without the consumer having noticed: `Ok(false)` and errors are not acks.
@@ -331,4 +334,73 @@ async fn on_a_single_active_consumer_queue_the_next_worker_goes_on_in_order() {
     assert_eq!(texts, (20..50).map(|number| number.to_string()).collect::<Vec<_>>());
     settle(&*second.acker(), &acks(tags), Settled::Done).await;
     is_empty(&queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_tells_whether_it_can_deliver_and_how_much_waits() {
+    let broker = shared().await;
+    let admin = Admin::connect(broker).await;
+    let queue = unique("queue");
+    admin.declare(&queue, Kind::Classic).await;
+    admin.publish(&queue, (0..10).map(|number| number.to_string())).await;
+    let mut config = RabbitConfig::new(broker.url(), &queue);
+    config.queue.prefetch = 3;
+    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let health = consumer.health().unwrap();
+    assert_eq!((health.state(), health.last_receive()), (SourceState::Up, None));
+    taken(&mut consumer, 3).await;
+    assert!(health.last_receive().is_some());
+    until(Duration::from_secs(60), "7 wait", async || health.lag() == Some(7)).await;
+    admin.delete(&queue).await;
+    let receiving = tokio::spawn(async move { taken(&mut consumer, 1).await.1 });
+    let is_down =
+        async || matches!(health.state(), SourceState::Down(why) if why.contains("does not know it"));
+    until(Duration::from_secs(60), "down, with the reason", is_down).await;
+    assert_eq!(health.lag(), None);
+    admin.declare(&queue, Kind::Classic).await;
+    until(Duration::from_secs(60), "up", async || health.state() == SourceState::Up).await;
+    admin.publish(&queue, ["new".to_owned()]).await;
+    assert_eq!((receiving.await.unwrap(), health.reconnects()), (vec!["new".to_owned()], 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_changes_is_read_for_each_new_connection() {
+    let broker = shared().await;
+    let admin = Admin::connect(broker).await;
+    let (queue, user) = (unique("queue"), unique("user"));
+    admin.declare(&queue, Kind::Classic).await;
+    broker.ctl(&["add_user", &user, "one"]);
+    broker.ctl(&["set_permissions", "-p", "/", &user, "^$", "^amq\\.default$", ".*"]);
+    let folder = std::env::temp_dir().join(format!("{user}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("password");
+    std::fs::write(&file, "one\n").unwrap();
+    let proxy = Proxy::start(broker.address()).unwrap();
+    let url = url(proxy.port()).replace("guest:guest", &format!("{user}:stale"));
+    let mut config = RabbitConfig::new(url, &queue);
+    config.endpoint.password_file = Some(file.clone());
+    let publisher = RabbitPublisher::open(config.endpoint.clone()).await.unwrap();
+    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    broker.ctl(&["change_password", &user, "two"]);
+    std::fs::write(&file, "two").unwrap();
+    proxy.cut();
+    let message = Outgoing { destination: queue.clone(), payload: "1".into(), ..Outgoing::default() };
+    until(Duration::from_secs(60), "published", async || {
+        publisher.publish(std::slice::from_ref(&message)).await[0].is_ok()
+    })
+    .await;
+    assert_eq!(taken(&mut consumer, 1).await.1, ["1"]);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_on_a_half_open_connection_does_not_wait_until_it_is_known_to_be_dead() {
+    let (_admin, _queue, proxy, mut consumer) = behind_proxy(Kind::Classic, 5, 60).await;
+    let acker = consumer.acker();
+    let (tags, _) = taken(&mut consumer, 5).await;
+    proxy.half_open();
+    settle(&*acker, &acks(tags), Settled::Done).await;
+    // The heartbeat would need two minutes.
+    let closed = tokio::time::timeout(Duration::from_secs(60), consumer.close()).await;
+    assert_eq!(closed.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
 }

@@ -161,6 +161,54 @@ async fn a_wait_queue_that_was_deleted_makes_messages_wait_here_and_is_declared_
     depth_becomes(broker, &queue, (0, 0)).await;
 }
 
+/// Somebody else declared a queue of that name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_queue_with_other_arguments_concerns_its_own_delay_only() {
+    const COUNT: usize = 50;
+    let broker = shared().await;
+    let admin = Admin::connect(broker).await;
+    let queue = unique("queue");
+    admin.declare(&queue, Kind::Quorum).await;
+    admin.declare(&format!("{queue}.wait.1200ms"), Kind::Classic).await;
+    admin.publish(&queue, (0..2 * COUNT).map(|number| number.to_string())).await;
+    let proxy = Proxy::start(broker.address()).unwrap();
+    let mut consumer = RabbitConsumer::open(config(proxy.port(), &queue)).await.unwrap();
+    let (tags, _) = taken(&mut consumer, 2 * COUNT).await;
+    for (place, tag) in tags.iter().enumerate() {
+        let after = if place < COUNT { Duration::from_millis(1200) } else { DELAY };
+        settle(&consumer, &[*tag], Settlement::Retry { after }).await;
+    }
+    let (again, _) = taken(&mut consumer, 2 * COUNT).await;
+    let before: std::collections::BTreeSet<_> = tags.iter().map(|tag| wire(*tag)).collect();
+    let held = again.iter().filter(|tag| before.contains(&wire(**tag))).count();
+    assert_eq!(held, COUNT, "those with the other delay were to travel");
+    settle(&consumer, &again, Settlement::Ack).await;
+    depth_becomes(broker, &queue, (0, 0)).await;
+    assert_eq!(proxy.accepted(), 2, "connections were dropped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_is_not_idle_while_messages_of_another_process_wait_and_is_when_their_queue_is_gone() {
+    let broker = shared().await;
+    let admin = Admin::connect(broker).await;
+    let queue = unique("queue");
+    admin.declare(&queue, Kind::Quorum).await;
+    admin.publish(&queue, ["1".to_owned()]).await;
+    let mut earlier = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    let (tags, _) = taken(&mut earlier, 1).await;
+    settle(&earlier, &tags, Settlement::Retry { after: Duration::from_secs(3600) }).await;
+    let wait = format!("{queue}.wait.4915200ms");
+    depth_becomes(broker, &queue, (0, 0)).await;
+    earlier.close().await.unwrap();
+    let mut later = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    until(Duration::from_secs(60), "the wait queue tells its length", async || broker.depth(&wait) == (1, 0))
+        .await;
+    assert_eq!(later.is_idle().await, Some(false));
+    assert_eq!(later.is_idle().await, Some(false));
+    admin.delete(&wait).await;
+    assert_eq!(later.is_idle().await, Some(true));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_delays_are_spent_here() {
     let broker = shared().await;

@@ -57,7 +57,8 @@ async fn the_plain_loop_charges_duplicates_twice_and_the_wrapped_ones_once() {
     let app = App::default();
     let channel = admin.connection.create_channel().await.unwrap();
     let store = Arc::new(MemoryStore::new());
-    let deduplicator = Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default());
+    let deduplicator =
+        Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default()).unwrap();
     let wrapped = tokio::spawn({
         let (app, queue) = (app.clone(), queue.clone());
         async move { example::after::consume(app, channel, &queue, deduplicator).await }

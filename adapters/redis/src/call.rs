@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use onceward::{Error, ErrorKind, Scope};
-use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
 use crate::ask::Ask;
 use crate::config::{RedisConfig, Settings};
+use crate::confirm::{Confirmation, Confirmer, History};
 use crate::error::{garbled, store_error};
 use crate::group::{Group, Groups};
 use crate::keys::{Keyspace, ScopeTag};
@@ -120,7 +121,7 @@ impl Caller {
                 None => self.network.link_for(operation, name).await?,
             };
             pipeline.add_command(command.clone());
-            let replies = link.send_all(operation, &pipeline).await.inspect_err(|_| self.network.doubt())?;
+            let replies = link.send_all(operation, pipeline).await.inspect_err(|_| self.network.doubt())?;
             match replies.into_iter().next_back() {
                 Some(Ok(reply)) => return Ok(reply),
                 Some(Err(error)) if is_server(&error, ServerErrorKind::Moved) => {
@@ -169,15 +170,26 @@ impl Caller {
             places.push(pipeline.len());
             pipeline.add_command(group.command(A::script()));
         }
-        let waits = A::IS_PROMISE && self.settings.wait_replicas > 0;
-        if waits && let Some(group) = groups.first() {
-            self.add_wait(&mut pipeline, group);
+        let confirmer = link.confirmer().filter(|_| A::IS_PROMISE);
+        if confirmer.is_some() {
+            History::ask(&mut pipeline);
         }
-        let mut replies = match link.send_all(A::OPERATION, &pipeline).await {
+        let mut replies = match link.send_all(A::OPERATION, pipeline).await {
             Ok(replies) => replies,
             Err(error) => return each(groups, || Err(error.replicate())),
         };
-        let confirmed = if waits { self.confirmed(A::OPERATION, &mut replies) } else { Ok(()) };
+        let confirmed = match (confirmer, groups.first()) {
+            (Some(confirmer), Some(group)) => {
+                let history = History::read(A::OPERATION, replies.pop());
+                // What was refused altogether waits for nobody.
+                if replies.iter().all(Result::is_err) {
+                    Ok(())
+                } else {
+                    self.confirmed(A::OPERATION, &link, confirmer, history, group).await
+                }
+            }
+            _ => Ok(()),
+        };
         let mut take = |place: usize| match replies.get_mut(place) {
             Some(reply) => {
                 let reply = std::mem::replace(reply, Ok(Value::Nil));
@@ -194,28 +206,31 @@ impl Caller {
         groups.into_iter().zip(places).map(|(group, place)| (group, take(place))).collect()
     }
 
-    /// `WAIT` speaks, as documented, of the writes of its own connection. A repeated call may have written on an earlier
-    /// one and find nothing left to write: the write that is added here comes after all that was found. (Servers so far
-    /// count from the last command of the connection, whatever it was; nothing says that they must.)
-    fn add_wait(&self, pipeline: &mut Pipeline, group: &Group) {
-        if group.asking.is_some() {
-            pipeline.cmd("ASKING");
+    /// Waits until the replicas have what was written for `group` and before.
+    async fn confirmed(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        confirmer: &Confirmer,
+        history: Result<History, Error>,
+        group: &Group,
+    ) -> Result<(), Error> {
+        let (history, mark) = (history?, self.space.wait(group.bucket));
+        let confirmation = match history.is_of_a_primary() {
+            true => confirmer.confirm(operation, &history, mark, group.asking.is_some()).await?,
+            false => Confirmation::AnotherPrimary,
+        };
+        match confirmation {
+            Confirmation::Confirmed => Ok(()),
+            Confirmation::TooFew(count) => {
+                Err(too_few_replicas(operation, count, self.settings.wait_replicas))
+            }
+            Confirmation::AnotherPrimary => {
+                link.drop_connection();
+                let what = "another server became the primary just now; whether it has the write is unknown";
+                Err(Error::new(ErrorKind::Timeout, operation, what))
+            }
         }
-        pipeline.cmd("SET").arg(self.space.wait(group.bucket)).arg("").arg("PX").arg(60_000);
-        pipeline.cmd("WAIT").arg(self.settings.wait_replicas);
-        pipeline.arg(u64::try_from(self.settings.wait_timeout.as_millis()).unwrap_or(u64::MAX));
-    }
-
-    /// Looks at the replies of what [`add_wait`](Self::add_wait) has added, which are the last two.
-    fn confirmed(&self, operation: &'static str, replies: &mut Vec<RedisResult<Value>>) -> Result<(), Error> {
-        let (waited, written) = (replies.pop(), replies.pop());
-        let (Some(waited), Some(written)) = (waited, written) else { return Err(garbled(operation)) };
-        // If the slot moves away just now, the replies before say so too, or are not confirmed.
-        written.map_err(|error| store_error(operation, error))?;
-        let count = waited.and_then(|waited| Ok(redis::from_redis_value::<u32>(waited)?));
-        let (count, wanted) =
-            (count.map_err(|error| store_error(operation, error))?, self.settings.wait_replicas);
-        if count >= wanted { Ok(()) } else { Err(too_few_replicas(operation, count, wanted)) }
     }
 }
 

@@ -103,7 +103,8 @@ impl Caller {
         if in_cluster && !self.network.is_cluster() {
             return refuse(
                 ErrorKind::Config,
-                "the server is part of a cluster; name it with RedisConfig::cluster".to_owned(),
+                "the server is part of a cluster; set topology = \"cluster\" (RedisConfig::cluster in Rust)"
+                    .to_owned(),
             );
         }
         let name = if of("valkey_version").is_empty() { "Redis" } else { "Valkey" };

@@ -1,12 +1,14 @@
 //! Where the server is and how it is used: [`RedisConfig`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
 use redis::aio::ConnectionManager;
 use url::Url;
 
+use crate::address::{alike, database, is_tls, parse, parse_all, percent_decode, place};
 use crate::keys::Keyspace;
 
 /// How to reach Redis or Valkey, and how to use it.
@@ -28,12 +30,16 @@ pub struct RedisConfig {
     pub(crate) servers: Servers,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
+    pub(crate) password_from: Option<PasswordProvider>,
     pub(crate) sentinel_username: Option<String>,
     pub(crate) sentinel_password: Option<String>,
     pub(crate) database: Option<i64>,
     pub(crate) tls: Tls,
     pub(crate) settings: Settings,
 }
+
+/// Tells the password for a connection that is made now.
+pub(crate) type PasswordProvider = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
 /// How a store uses its connection, however that was made.
 #[derive(Clone, Debug)]
@@ -50,7 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             prefix: "ow".to_owned(),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),
             wait_replicas: 0,
             wait_timeout: Duration::from_secs(1),
@@ -78,7 +84,8 @@ pub(crate) struct Tls {
 
 impl RedisConfig {
     /// One server, at `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS, which is then always
-    /// verified.
+    /// verified. `valkey://` and `valkeys://` mean the same. The database may also be given as `?db=` or `?database=`; any
+    /// other parameter is refused.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if `url` is no such URL. The error does not repeat it.
@@ -87,8 +94,8 @@ impl RedisConfig {
     }
 
     /// The primary that these Sentinels name `primary`, looked up again after each lost connection and failover. User,
-    /// password, database and TLS for the primary come from the methods below; those in the URLs, which must all be
-    /// alike, are for the Sentinels.
+    /// password and TLS for the primary come from the methods below; those in the URLs, which must all be alike, are for
+    /// the Sentinels. A database in the URLs is that of the primary.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if there is no URL or one is none, or if `primary` is empty.
@@ -129,6 +136,7 @@ impl RedisConfig {
             servers,
             username: None,
             password: None,
+            password_from: None,
             sentinel_username: None,
             sentinel_password: None,
             database: None,
@@ -154,8 +162,9 @@ impl RedisConfig {
             (self.sentinel_username, self.sentinel_password) = (username, password);
         } else {
             (self.username, self.password) = (username, password);
-            self.database = url.path().trim_matches('/').parse().ok();
         }
+        // Sentinels have no databases: theirs is that of the primary.
+        self.database = database(url);
         self
     }
 
@@ -170,6 +179,18 @@ impl RedisConfig {
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
+        self
+    }
+
+    /// Asks `provider` for the password before each new connection, instead of one that is fixed: for passwords that change
+    /// while the program runs, and for tokens. It may block, on a file for example. Its error is that of the call that
+    /// needed the connection.
+    #[must_use]
+    pub fn password_from(
+        mut self,
+        provider: impl Fn() -> Result<String, Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.password_from = Some(Arc::new(provider));
         self
     }
 
@@ -204,15 +225,18 @@ impl RedisConfig {
         self
     }
 
-    /// How long to wait for a connection, its TLS and its login, or for a Sentinel's answer. 5 s unless told.
+    /// How long an attempt to connect may take, with TLS, login and the Sentinels' answers. 2 s by default; after attempts
+    /// that took longer, up to four times as long, so that a slow server is reached. It does not depend on how long a
+    /// caller waits.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.settings.connect_timeout = timeout;
         self
     }
 
-    /// How long to wait for an answer; then the outcome is unknown. 5 s unless told. It must be longer than
-    /// [`wait_timeout`](Self::wait_timeout).
+    /// How long to wait for an answer; then the outcome is unknown. 5 s by default. It must be longer than
+    /// [`wait_timeout`](Self::wait_timeout). A connection that answers nothing for 1 s, or a third of this time, is
+    /// replaced as soon as another one can be made.
     #[must_use]
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.settings.response_timeout = timeout;
@@ -222,7 +246,9 @@ impl RedisConfig {
     /// Waits after each claim, completion, failure and burial until this many replicas have it, and reports it as
     /// unknown if fewer do. 0, none, unless told.
     ///
-    /// It narrows what a failover can lose, and does not close it: Redis may promote a replica that did not answer.
+    /// It narrows what a failover can lose, and does not close it: Redis may promote a replica that did not answer. It is
+    /// waited for over a second connection, so that renewals and claims do not stand behind it; with
+    /// [`from_connection`](Self::from_connection) there is only one, and they do.
     #[must_use]
     pub fn wait_replicas(mut self, count: u32) -> Self {
         self.settings.wait_replicas = count;
@@ -260,7 +286,8 @@ impl RedisConfig {
                 nodes.iter().all(is_tls)
             }
             Servers::Client(_) | Servers::Manager(_) => {
-                if self.username.is_some() || self.password.is_some() || self.database.is_some() {
+                let has_password = self.password.is_some() || self.password_from.is_some();
+                if self.username.is_some() || has_password || self.database.is_some() {
                     return Err(wrong(
                         "the given client brings its own user, password and database; set them there",
                     ));
@@ -273,7 +300,7 @@ impl RedisConfig {
                 "a certificate is given, but the URL begins with redis://; use rediss:// for TLS",
             ));
         }
-        if self.username.is_some() && self.password.is_none() {
+        if self.username.is_some() && self.password.is_none() && self.password_from.is_none() {
             return Err(wrong("a user name is given without a password; Redis logs users in with both"));
         }
         self.settings.validate()
@@ -303,71 +330,8 @@ impl Settings {
     }
 }
 
-fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(crate) fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Config, "set up the Redis store", what)
-}
-
-/// A URL of Redis. The error says what is wrong, not what was found: that may hold a password.
-fn parse(text: &str) -> Result<Url, Error> {
-    let url = Url::parse(text).map_err(|_| {
-        wrong("the address is no URL; it looks like redis://host:6379, or rediss://host:6379 for TLS")
-    })?;
-    if !matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys") {
-        return Err(wrong("the URL must begin with redis:// or, for TLS, with rediss://"));
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err(wrong("the URL names no host; it looks like redis://host:6379"));
-    }
-    if url.fragment().is_some() {
-        return Err(wrong(
-            "the URL has a part after #; TLS is always verified (a CA of your own goes into `ca`), and a # in a password is written %23",
-        ));
-    }
-    let database = url.path().trim_matches('/');
-    if !database.is_empty() && !database.parse::<u32>().is_ok_and(|number| number <= i32::MAX as u32) {
-        return Err(wrong(
-            "what follows the host must be a database number; a / in a password is written %2F",
-        ));
-    }
-    Ok(url)
-}
-
-fn parse_all<'u>(urls: impl IntoIterator<Item = &'u str>) -> Result<Vec<Url>, Error> {
-    let urls = urls.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    if urls.is_empty() { Err(wrong("no address is given; name at least one")) } else { Ok(urls) }
-}
-
-/// Several addresses of one system are reached in one way.
-fn alike(urls: &[Url]) -> Result<(), Error> {
-    let way = |url: &Url| (is_tls(url), url.username().to_owned(), url.password().map(str::to_owned));
-    if urls.windows(2).any(|pair| way(&pair[0]) != way(&pair[1])) {
-        return Err(wrong("the addresses differ in TLS, user or password; give all of them alike"));
-    }
-    Ok(())
-}
-
-pub(crate) fn is_tls(url: &Url) -> bool {
-    matches!(url.scheme(), "rediss" | "valkeys")
-}
-
-/// `%41` → `A`; what is no escape stays.
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let escaped = (first == b'%')
-            .then(|| std::str::from_utf8(tail.get(..2)?).ok())
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(escaped.unwrap_or(first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Host and port, and nothing that may be a secret.
-pub(crate) fn place(url: &Url) -> String {
-    format!("{}://{}:{}", url.scheme(), url.host_str().unwrap_or_default(), url.port().unwrap_or(6379))
 }
 
 impl fmt::Debug for Servers {
@@ -391,6 +355,7 @@ impl fmt::Debug for RedisConfig {
             .field("servers", &self.servers)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("password_from", &self.password_from.is_some())
             .field("database", &self.database)
             .field("ca", &self.tls.ca.is_some())
             .field("client_certificate", &self.tls.client.is_some())
@@ -451,6 +416,8 @@ mod tests {
         assert!(RedisConfig::cluster(["redis://a"]).unwrap().database(1).validate().is_err());
         assert!(RedisConfig::cluster([]).is_err());
         assert!(RedisConfig::sentinel(["redis://a"], "").is_err());
+        assert!(RedisConfig::cluster(["redis://a?db=1"]).unwrap().validate().is_err());
+        assert!(RedisConfig::sentinel(["redis://a/1", "redis://b/2"], "x").unwrap().validate().is_err());
     }
 
     #[test]

@@ -99,8 +99,21 @@ fn server_code(error: &RedisError) -> Option<String> {
 
 /// The codes that may stand within the text of another error.
 fn known_code_in(text: &str) -> Option<&'static str> {
-    const CODES: [&str; 9] =
-        ["READONLY", "OOM", "LOADING", "MISCONF", "NOREPLICAS", "NOPERM", "MASTERDOWN", "WRONGPASS", "BUSY"];
+    const CODES: [&str; 13] = [
+        "READONLY",
+        "OOM",
+        "LOADING",
+        "MISCONF",
+        "NOREPLICAS",
+        "NOPERM",
+        "MASTERDOWN",
+        "WRONGPASS",
+        "BUSY",
+        "CLUSTERDOWN",
+        "NOAUTH",
+        "DENIED",
+        "UNBLOCKED",
+    ];
     let word = |word: &str| CODES.into_iter().find(|code| word.trim_start_matches('-') == *code);
     if let Some(code) = text.split(|c: char| c.is_whitespace() || c == ':').find_map(word) {
         return Some(code);
@@ -145,21 +158,27 @@ fn meaning_of_code(code: &str, detail: &str) -> (ErrorKind, &'static str) {
             Denied,
             "the user lacks a right on a command or on the keys; the README lists what the ACL must allow",
         ),
+        "DENIED" => (
+            Denied,
+            "the server is in protected mode and refuses other hosts; give it a password or a bind address",
+        ),
+        "UNBLOCKED" => (Unavailable, "the server became a replica while it waited"),
         "CROSSSLOT" => (
             Config,
-            "the server is part of a cluster; name it with RedisConfig::cluster, or the keys' slots cannot be kept apart",
+            "the server is part of a cluster; set topology = \"cluster\" (RedisConfig::cluster in Rust), or the keys' slots cannot be kept apart",
         ),
         "NOSCRIPT" => {
             (Unavailable, "the server has forgotten the script again; is somebody flushing scripts?")
         }
-        "ERR" if detail.contains("cluster support disabled") => {
-            (Config, "the server is not part of a cluster; name it with RedisConfig::from_url")
-        }
+        "ERR" if detail.contains("cluster support disabled") => (
+            Config,
+            "the server is not part of a cluster; set topology = \"standalone\", the default (RedisConfig::from_url in Rust)",
+        ),
         "ERR" if detail.contains("unknown command") => {
             (Unsupported, "the server lacks a command; Redis 6.2 or later, or Valkey, is needed")
         }
         "ERR" if detail.contains("DB index is out of range") || detail.contains("invalid DB index") => {
-            (Config, "the server has no database of this number; change the end of the URL")
+            (Config, "the server has no database of this number; change it in the URL")
         }
         "ERR" if detail.contains("script") => (Internal, "a script of this program failed"),
         _ => UNKNOWN,
@@ -171,7 +190,7 @@ pub(crate) fn ends_connection(error: &RedisError) -> bool {
     if error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() {
         return true;
     }
-    matches!(server_code(error).as_deref(), Some("READONLY" | "MASTERDOWN" | "NOAUTH"))
+    matches!(server_code(error).as_deref(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "UNBLOCKED"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! batch and server. [`RedisConfig`] says where the servers are and how to use them.
 //!
 //! ```text
-//! batch ─▶ grouped by slot (cluster) ─▶ one pipeline a server: EVALSHA … [SET, WAIT] ─▶ answers in order
+//! batch ─▶ grouped by slot (cluster) ─▶ one pipeline a server: EVALSHA … ─▶ [SET, WAIT over another connection]
+//!             ─▶ answers in order
 //!             MOVED: look the slots up again · ASK, TRYAGAIN: each key alone · NOSCRIPT: once more with the text
 //! ```
 //!
@@ -15,8 +16,12 @@
 //! run. [`wait_replicas`](RedisConfig::wait_replicas) narrows that and does not close it. Where that is too much, take a
 //! store with an inbox.
 //!
-//! A timeout is *unknown*, not failed: the same call with the same token recognises itself. Connections are made anew
-//! after each error that may mean a dead one, a replica where the primary was, or a login that was withdrawn.
+//! A timeout is *unknown*, not failed: the same call with the same token recognises itself. Connections are replaced
+//! after each error that may mean a dead one, a replica where the primary was, or a login that was withdrawn; and a
+//! connection that stays silent is replaced as soon as another one answers, however long or short callers wait.
+//!
+//! In a cluster a node that cannot be reached fails its own keys only: its items of a batch fail after about a second the
+//! first time, and at once from then on until it answers again.
 //!
 //! # What is kept
 //! | Redis key (with the prefix `ow`) | value |
@@ -52,11 +57,14 @@
 //! Leases and TTLs beyond 100 years are kept as 100 years. Database numbers other than 0 are for single servers only.
 //! TLS is always verified.
 
+mod address;
 mod ask;
 mod call;
 mod check;
 mod checkpoint;
+mod completing;
 mod config;
+mod confirm;
 mod connect;
 mod error;
 mod group;

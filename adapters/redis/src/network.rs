@@ -17,7 +17,7 @@ use redis::{RedisError, ServerErrorKind, Value};
 use tokio::sync::Mutex;
 
 use crate::config::{RedisConfig, Servers};
-use crate::connect::{Connector, node_client};
+use crate::connect::Connector;
 use crate::error::garbled;
 use crate::link::Link;
 
@@ -78,7 +78,7 @@ pub(crate) fn slot(name: &[u8]) -> u16 {
 impl Network {
     pub(crate) fn new(config: &RedisConfig) -> Result<Self, Error> {
         let Servers::Cluster(urls) = &config.servers else {
-            let link = Link::new(Connector::of(config)?, &config.settings);
+            let link = Link::new(Connector::of(config)?, &config.settings, false);
             return Ok(Self::Single(Arc::new(link)));
         };
         let seeds: Vec<Node> = urls
@@ -151,8 +151,8 @@ impl Cluster {
         if let Some(link) = links.get(node) {
             return Ok(Arc::clone(link));
         }
-        let connector = node_client(&self.config, node)?;
-        let link = Arc::new(Link::new(connector, &self.config.settings));
+        let connector = Connector::to_node(&self.config, node)?;
+        let link = Arc::new(Link::new(connector, &self.config.settings, true));
         links.insert(node.clone(), Arc::clone(&link));
         Ok(link)
     }
@@ -185,7 +185,14 @@ impl Cluster {
         {
             return Ok(known);
         }
-        let mut looked = self.looking.lock().await;
+        let mut looked = match self.looking.try_lock() {
+            Ok(looked) => looked,
+            // Another call looks: what is known will do meanwhile.
+            Err(_) => match self.known() {
+                Some(known) => return Ok(known),
+                None => self.looking.lock().await,
+            },
+        };
         if let Some(known) = self.known()
             && (!self.is_stale.load(Ordering::Relaxed)
                 || looked.is_some_and(|when| when.elapsed() < LOOK_PAUSE))
@@ -218,7 +225,7 @@ impl Cluster {
         let pipeline = &pipeline;
         let asked = nodes.iter().map(|node| {
             async move {
-                let reply = self.link(node)?.send_all(operation, pipeline).await?.pop();
+                let reply = self.link(node)?.send_all(operation, pipeline.clone()).await?.pop();
                 match reply {
                     Some(Ok(reply)) => ranges(reply, node).ok_or_else(|| garbled(operation)),
                     Some(Err(error)) => Err(crate::error::store_error(operation, error)),

@@ -116,7 +116,7 @@ impl<'c> Walk<'c> {
 pub(crate) async fn send_to(operation: &'static str, link: &Link, command: Cmd) -> Result<Value, Error> {
     let mut pipeline = redis::pipe();
     pipeline.add_command(command);
-    match link.send_all(operation, &pipeline).await?.pop() {
+    match link.send_all(operation, pipeline).await?.pop() {
         Some(reply) => reply.map_err(|error| store_error(operation, error)),
         None => Err(garbled(operation)),
     }

@@ -10,19 +10,10 @@ use onceward::store::{Claim, KeyState, ListQuery};
 use onceward::{ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
-use support::{assert_completed, claim, key, request, scope, terms, work_through};
+use support::{assert_completed, claim, key, request, scope, slot, terms, work_through};
 
 fn config(cluster: &RedisCluster) -> RedisConfig {
     RedisConfig::cluster(cluster.urls().iter().map(String::as_str)).unwrap()
-}
-
-/// The slot of a bucket byte: CRC16 (XMODEM) of one byte.
-fn slot(byte: u8) -> u16 {
-    let mut crc = u16::from(byte) << 8;
-    for _ in 0..8 {
-        crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
-    }
-    crc % 16_384
 }
 
 #[tokio::test(flavor = "multi_thread")]

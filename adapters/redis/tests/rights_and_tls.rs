@@ -127,6 +127,30 @@ async fn a_changed_password_is_denied_until_it_is_changed_back() {
     assert_eq!(complete(&store, lease).await.unwrap(), Completion::Completed);
 }
 
+#[tokio::test]
+async fn each_new_connection_asks_for_the_password() {
+    let server = with_user(ACL_TO_WORK);
+    let password = std::sync::Arc::new(std::sync::Mutex::new(Ok(CANARY)));
+    let asked = std::sync::Arc::clone(&password);
+    let config = config(&server.url()).username("onceward").password_from(move || {
+        let said: Result<&str, &str> = *asked.lock().unwrap();
+        said.map(str::to_owned).map_err(|what| Error::new(ErrorKind::Unavailable, "read the password", what))
+    });
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let store = RedisStore::new(&config).unwrap();
+    let lease = lease_of(claim(&store, request(1)).await.unwrap());
+    set_user(&server, "hunter2-another", ACL_TO_WORK);
+    *password.lock().unwrap() = Err("the file is being written");
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let mut errors = Vec::new();
+    while !errors.iter().any(|error: &Error| error.to_string().contains("being written")) {
+        assert!(errors.len() < 20, "{errors:?}");
+        errors.push(complete(&store, lease).await.unwrap_err());
+    }
+    *password.lock().unwrap() = Ok("hunter2-another");
+    assert_eq!(answered(async || complete(&store, lease).await).await, Completion::Completed);
+}
+
 /// An authority and a certificate of it for 127.0.0.1.
 fn certificates(host: &str) -> (String, String, String) {
     let mut params = CertificateParams::default();

@@ -122,7 +122,7 @@ async fn main() -> Result<(), Error> {
     let sqs = onceward_sqs::Endpoint::default().client().await;
     // Of use in one process only; onceward-redis, -postgres and -sqlite have stores that last.
     let store = Arc::new(MemoryStore::new());
-    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default());
+    let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default())?;
     println!("send messages with an attribute idempotency-key; the same key twice is charged once");
     after::consume(App::default(), sqs, &url, once).await
 }

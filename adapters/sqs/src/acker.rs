@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::config::{LONGEST_VISIBILITY, QueueConfig};
 use crate::error;
 use crate::held::Held;
+use crate::trouble::Trouble;
 
 /// The most entries of one call, by SQS's rules.
 const BATCH: usize = 10;
@@ -32,8 +33,10 @@ pub(crate) struct SqsAcker(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    queue: QueueConfig,
     held: Held,
+    deletes: Trouble,
+    changes: Trouble,
+    queue: QueueConfig,
 }
 
 /// What is asked of SQS for one delivery.
@@ -57,16 +60,29 @@ struct Entry {
 
 impl SqsAcker {
     pub(crate) fn new(client: Client, queue: QueueConfig) -> Self {
-        Self(Arc::new(Inner { client, queue, held: Held::default() }))
+        let deletes = Trouble::new(&queue.url, "deleting messages", None);
+        let changes = Trouble::new(&queue.url, "changing the visibility of messages", None);
+        Self(Arc::new(Inner { client, held: Held::default(), deletes, changes, queue }))
     }
 
     pub(crate) fn held(&self) -> &Held {
         &self.0.held
     }
 
-    /// Gives everything back that is not settled.
+    /// Gives everything back that is not settled, for as long as one call may take: what is left then comes again after its
+    /// visibility.
     pub(crate) async fn release_all(&self) {
-        self.release(self.held().all().into_iter()).await;
+        let limit = self.0.queue.call_timeout;
+        let released = tokio::time::timeout(limit, self.release(self.held().all().into_iter())).await;
+        let left = self.held().len();
+        if left > 0 {
+            tracing::warn!(
+                queue = self.0.queue.url,
+                left,
+                in_time = released.is_ok(),
+                "messages could not be given back; SQS delivers them again after their visibility"
+            );
+        }
     }
 
     /// Gives deliveries back.
@@ -111,7 +127,26 @@ impl SqsAcker {
 
     /// One call of at most ten entries, which are all of one kind. Entries that SQS reports as failed by its own fault are
     /// asked for again, with the handle that is the newest by then, as long as the time of a call lasts.
-    async fn call(&self, mut open: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
+    async fn call(&self, open: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
+        let is_delete = matches!(open.first(), Some((_, Ask::Delete)));
+        let trouble = if is_delete { &self.0.deletes } else { &self.0.changes };
+        // A heartbeat is never left out: it is rare, and what it keeps would be lost.
+        if is_delete && let Some(error) = trouble.too_early() {
+            return open.into_iter().map(|(number, _)| (number, Err(error.replicate()))).collect();
+        }
+        let answers = self.call_now(open).await;
+        let failed = answers.iter().find_map(|(_, answer)| answer.as_ref().err());
+        match failed {
+            None => trouble.over(),
+            Some(error) if answers.iter().all(|(_, answer)| answer.is_err()) => trouble.failed(error),
+            // Some of it is done; the others are repeated by the pipeline.
+            Some(_) => {}
+        }
+        answers
+    }
+
+    /// As [`call`](Self::call), whatever failed before.
+    async fn call_now(&self, mut open: Vec<(u64, Ask)>) -> Vec<(u64, Answer)> {
         let limit = self.limit(open.first().map(|(_, ask)| *ask));
         let deadline = Instant::now() + limit;
         let mut answers = Vec::with_capacity(open.len());
@@ -146,7 +181,7 @@ impl SqsAcker {
             for (number, ask) in asked {
                 match failed.remove(&number.to_string()) {
                     None => answers.push((number, Ok(Settled::Done))),
-                    Some(entry) if error::is_gone(entry.code()) => {
+                    Some(entry) if error::is_gone(entry.code(), entry.message()) => {
                         answers.push((number, Ok(Settled::TooLate)))
                     }
                     Some(entry) if may_repeat && !entry.sender_fault() => open.push((number, ask)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
+use onceward::telemetry::SourceHealth;
 use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue, Tag};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -14,9 +15,12 @@ use crate::config::{QueueConfig, SqsConfig};
 use crate::facts::QueueFacts;
 use crate::message;
 use crate::poller::{Batch, Poller};
+use crate::trouble::Trouble;
 
 /// The most deliveries of one batch.
 const BATCH: usize = 256;
+/// How often it is looked how many messages wait.
+const LAG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The messages of a queue.
 ///
@@ -36,6 +40,7 @@ pub struct SqsConsumer {
     facts: QueueFacts,
     origin: Arc<str>,
     acker: SqsAcker,
+    health: Arc<SourceHealth>,
     settle_queue: Arc<SettleQueue>,
     batches: mpsc::Receiver<Batch>,
     /// Ends the receives and the heartbeat of what is buffered.
@@ -73,6 +78,10 @@ impl SqsConsumer {
         let wanted = Arc::new(watch::Sender::new(queue.pollers.min(2)));
         let stopping = CancellationToken::new();
         let queue = Arc::new(queue);
+        let health = Arc::new(SourceHealth::default());
+        health.set_up();
+        health.set_lag(facts.lag());
+        let trouble = Arc::new(Trouble::new(&queue.url, "receiving messages", Some(Arc::clone(&health))));
         for index in 0..queue.pollers {
             let poller = Poller {
                 index,
@@ -80,15 +89,19 @@ impl SqsConsumer {
                 queue: Arc::clone(&queue),
                 acker: acker.clone(),
                 wanted: Arc::clone(&wanted),
+                trouble: Arc::clone(&trouble),
+                health: Arc::clone(&health),
                 batches: sender.clone(),
                 stopping: stopping.clone(),
             };
             tokio::spawn(poller.run());
         }
         tokio::spawn(stopping.clone().run_until_cancelled_owned(keep(acker.clone(), queue.visibility / 6)));
+        let watch = watch_lag(client.clone(), Arc::clone(&queue), Arc::clone(&health));
+        tokio::spawn(stopping.clone().run_until_cancelled_owned(watch));
         let origin = queue.url.as_str().into();
         let settle_queue = SettleQueue::new();
-        Ok(Self { client, queue, facts, origin, acker, settle_queue, batches, stopping })
+        Ok(Self { client, queue, facts, origin, acker, health, settle_queue, batches, stopping })
     }
 
     /// What SQS said of the queue when the consumer was opened.
@@ -112,6 +125,23 @@ async fn keep(acker: SqsAcker, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         acker.keep_buffered().await;
+    }
+}
+
+/// Looks every few seconds how many messages wait; never, without the right to look.
+async fn watch_lag(client: Client, queue: Arc<QueueConfig>, health: Arc<SourceHealth>) {
+    loop {
+        tokio::time::sleep(LAG_INTERVAL).await;
+        match QueueFacts::read(&client, &queue.url).await {
+            Ok(facts) => health.set_lag(facts.lag()),
+            Err(error) => {
+                health.set_lag(None);
+                if error.kind() == ErrorKind::Denied {
+                    // The right may be given later on.
+                    tokio::time::sleep(LAG_INTERVAL * 10).await;
+                }
+            }
+        }
     }
 }
 
@@ -144,6 +174,10 @@ impl Consumer for SqsConsumer {
             }
         }
         Ok(Some(deliveries))
+    }
+
+    fn health(&self) -> Option<Arc<SourceHealth>> {
+        Some(Arc::clone(&self.health))
     }
 
     /// By SQS's own counts, which lag behind.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::operation::RequestId;
@@ -14,6 +15,16 @@ pub(crate) fn sdk<E>(operation: impl Into<Operation>, error: &SdkError<E>) -> Er
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
+    if let Some(credentials) = credentials(error) {
+        let kind = match credentials {
+            CredentialsError::CredentialsNotLoaded(_) => ErrorKind::Denied,
+            CredentialsError::InvalidConfiguration(_) => ErrorKind::Config,
+            _ => ErrorKind::Unavailable,
+        };
+        let what = "no AWS credentials could be loaded; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile \
+                    (AWS_PROFILE), a web identity token, or a role of the container or instance (an emulator takes any)";
+        return Error::new(kind, operation, what).with_source(causes(error));
+    }
     let (kind, what) = match error {
         SdkError::TimeoutError(_) => (ErrorKind::Timeout, "no answer in time"),
         SdkError::ConstructionFailure(_) => (ErrorKind::Unavailable, "the request could not be made"),
@@ -28,6 +39,37 @@ where
         },
     };
     Error::new(kind, operation, what).with_source(causes(error))
+}
+
+/// The error of the credentials, if that is the cause.
+fn credentials<E>(error: &SdkError<E>) -> Option<&CredentialsError>
+where
+    E: std::error::Error + 'static,
+{
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        if let Some(credentials) = next.downcast_ref() {
+            return Some(credentials);
+        }
+        cause = next.source();
+    }
+    None
+}
+
+/// Adds to an error of a queue whose URL is not one of AWS that its endpoint has to be configured.
+pub(crate) fn with_endpoint_hint(url: &str, error: Error) -> Error {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split('/').next().unwrap_or(rest);
+    let name = host.rsplit_once('@').map_or(host, |(_, name)| name).split(':').next().unwrap_or(host);
+    let is_aws = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"].iter().any(|end| name.ends_with(end));
+    if is_aws || error.kind() == ErrorKind::Throttled {
+        return error;
+    }
+    let what = format!(
+        "the queue's URL names {name}, which is not a host of AWS; if it is an emulator or a private endpoint, configure \
+         `endpoint` with its scheme, host and port, or the calls go to AWS"
+    );
+    Error::new(error.kind(), format!("use queue {url}"), what).with_source(error)
 }
 
 /// The causes in words, and what AWS needs to find the call. The SDK's own text for logs holds the whole answer, and with it
@@ -74,6 +116,12 @@ pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
             ErrorKind::Throttled,
             "too many messages of this queue are in flight; settle some, or use more queues",
         ),
+        "InvalidParameterValue"
+        | "InvalidParameterValueException"
+        | "InvalidMessageContents"
+        | "InvalidAttributeValue"
+        | "BatchRequestTooLong"
+        | "UnsupportedOperation" => (ErrorKind::Unsupported, "SQS refuses the request as it is"),
         "ThrottlingException" | "Throttling" | "RequestThrottled" | "ThrottledException" | "KmsThrottled" => {
             (ErrorKind::Throttled, "SQS asks to slow down")
         }
@@ -94,13 +142,18 @@ pub(crate) fn is_without_right(code: &str) -> bool {
     matches!(code.rsplit(['#', '.']).next().unwrap_or(code), "AccessDenied" | "AccessDeniedException")
 }
 
-/// True if a receipt handle settles nothing any more.
-pub(crate) fn is_gone(code: &str) -> bool {
-    let name = code.rsplit(['#', '.']).next().unwrap_or(code);
-    matches!(
-        name,
-        "ReceiptHandleIsInvalid" | "InvalidParameterValue" | "MessageNotInflight" | "InvalidIdFormat"
-    )
+/// True if a receipt handle settles nothing any more. SQS has no code of its own for each case: an expired handle of a FIFO queue
+/// is an `InvalidParameterValue`, as is a request that is wrong.
+pub(crate) fn is_gone(code: &str, message: Option<&str>) -> bool {
+    let says = |text: &str| message.is_some_and(|message| message.to_ascii_lowercase().contains(text));
+    match code.rsplit(['#', '.']).next().unwrap_or(code) {
+        "ReceiptHandleIsInvalid" | "MessageNotInflight" => true,
+        "InvalidParameterValue" | "InvalidParameterValueException" => {
+            says("receipt handle has expired")
+                || says("message does not exist or is not available for visibility timeout change")
+        }
+        _ => false,
+    }
 }
 
 /// A configuration that cannot be used.
@@ -129,6 +182,36 @@ mod tests {
         ] {
             assert_eq!(coded(code).0, kind, "{code}");
         }
-        assert!(is_gone("com.amazonaws.sqs#ReceiptHandleIsInvalid") && !is_gone("InternalError"));
+    }
+
+    #[test]
+    fn a_handle_is_gone_only_if_sqs_says_so_of_the_handle() {
+        let expired =
+            "Value AQEB for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
+        assert!(is_gone("com.amazonaws.sqs#ReceiptHandleIsInvalid", None));
+        assert!(is_gone("InvalidParameterValue", Some(expired)));
+        for (code, message) in [
+            ("InvalidParameterValue", None),
+            ("InvalidParameterValue", Some("Value for parameter QueueUrl is invalid.")),
+            ("InvalidIdFormat", Some("the receipt handle has expired")),
+            ("InternalError", Some("the receipt handle has expired")),
+        ] {
+            assert!(!is_gone(code, message), "{code} {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_not_of_aws_asks_for_the_endpoint() {
+        let failed = || Error::new(ErrorKind::Config, "read", "there is no such queue");
+        let of = |url| with_endpoint_hint(url, failed()).to_string();
+        assert!(!of("https://sqs.eu-west-1.amazonaws.com/1/q").contains("endpoint"));
+        assert!(!of("https://vpce-1.sqs.eu-west-1.vpce.amazonaws.com/1/q").contains("endpoint"));
+        for url in [
+            "http://localhost:9324/000000000000/q",
+            "http://127.0.0.1:9324/q",
+            "https://amazonaws.com.evil/q",
+        ] {
+            assert!(of(url).contains("`endpoint`"), "{url}");
+        }
     }
 }

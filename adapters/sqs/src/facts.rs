@@ -33,6 +33,8 @@ pub struct QueueFacts {
     pub in_flight: u64,
     /// Messages that wait for their delay, about.
     pub delayed: u64,
+    /// SQS was allowed to tell all this.
+    pub(crate) is_known: bool,
 }
 
 impl QueueFacts {
@@ -48,11 +50,12 @@ impl QueueFacts {
         let answer = tokio::time::timeout(Duration::from_secs(4), call)
             .await
             .map_err(|_| error::timeout(operation()))?
-            .map_err(|error| error::sdk(operation(), &error))?;
+            .map_err(|error| error::with_endpoint_hint(url, error::sdk(operation(), &error)))?;
         let text = |name: Name| answer.attributes().and_then(|all| all.get(&name)).map(String::as_str);
         let number = |name| text(name).and_then(|text| text.parse::<u64>().ok());
         let redrive = text(Name::RedrivePolicy).and_then(|policy| serde_json::from_str(policy).ok());
         Ok(Self {
+            is_known: true,
             fifo: text(Name::FifoQueue) == Some("true") || url.ends_with(".fifo"),
             content_based_deduplication: text(Name::ContentBasedDeduplication) == Some("true"),
             visibility: number(Name::VisibilityTimeout).map(Duration::from_secs),
@@ -66,7 +69,24 @@ impl QueueFacts {
     }
 }
 
+/// The largest message that a queue takes, in bytes; `None` if SQS does not say.
+pub(crate) async fn largest_message(client: &Client, url: &str) -> Result<Option<usize>, Error> {
+    let operation = || format!("read the largest message size of queue {url}");
+    let call = client.get_queue_attributes().queue_url(url).attribute_names(Name::MaximumMessageSize).send();
+    let answer = tokio::time::timeout(Duration::from_secs(2), call)
+        .await
+        .map_err(|_| error::timeout(operation()))?
+        .map_err(|error| error::sdk(operation(), &error))?;
+    let text = answer.attributes().and_then(|all| all.get(&Name::MaximumMessageSize));
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
 impl QueueFacts {
+    /// Messages that wait to be received, about; `None` without the right to look.
+    pub(crate) fn lag(&self) -> Option<u64> {
+        self.is_known.then_some(self.visible + self.delayed)
+    }
+
     /// What a consumer of this queue, configured so, can and cannot do.
     pub fn capabilities(&self, queue: &QueueConfig) -> Capabilities {
         let mut capabilities = Capabilities::default();

@@ -3,7 +3,8 @@
 //! [`SqsConsumer`] delivers a queue's messages, [`SqsPublisher`] sends messages and returns once SQS has confirmed them.
 //! Both are made from a configuration or from the program's own client.
 //!
-//! Key sources: `message-id` is SQS's (SNS's, if its envelope is taken off); message attributes are headers, and so are
+//! Key sources: `message-id` is the producer's own for letters and what [`SqsPublisher`] was given, SNS's if its envelope is taken
+//! off, and SQS's for all others; message attributes are headers, and so are
 //! `sqs-message-deduplication-id`, `sqs-sequence-number` and `sqs-receive-count`.
 
 mod acker;
@@ -12,12 +13,15 @@ mod consumer;
 mod endpoint;
 mod error;
 mod facts;
+mod fifo;
+mod form;
 mod held;
 mod message;
 mod pack;
 mod poller;
 mod publisher;
 mod sns;
+mod trouble;
 
 pub use config::{QueueConfig, SqsConfig};
 pub use consumer::SqsConsumer;

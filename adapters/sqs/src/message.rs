@@ -5,8 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use aws_sdk_sqs::types::{Message as Received, MessageSystemAttributeName as System};
 use bytes::Bytes;
-use onceward::{Defect, Message, MessageBuilder, Position};
+use onceward::dead_letter::{HEADER_GENERATION, HEADER_MESSAGE_ID};
+use onceward::{Defect, Message, MessageBuilder, Native, Position};
 
+use crate::form::{self, FACTS, Form};
 use crate::{pack, sns};
 
 /// The message of a delivery from the queue `origin`.
@@ -17,49 +19,62 @@ pub(crate) fn from(received: Received, origin: Arc<str>, unwrap_sns: bool) -> Me
     let mut defect = None;
 
     // These stand before the producer's own headers, so that one of the same name does not hide them.
-    let mut headers: Vec<(String, Bytes)> = Vec::new();
-    for (name, value) in [
-        ("sqs-message-deduplication-id", system(System::MessageDeduplicationId)),
-        ("sqs-sequence-number", system(System::SequenceNumber)),
-        ("sqs-receive-count", system(System::ApproximateReceiveCount)),
-        ("sqs-sender-id", system(System::SenderId)),
-        ("sqs-dead-letter-queue-source-arn", system(System::DeadLetterQueueSourceArn)),
-    ] {
-        if let Some(value) = value {
-            headers.push((name.to_owned(), Bytes::copy_from_slice(value.as_bytes())));
-        }
-    }
-    let attributes = received.message_attributes.as_ref();
+    let facts = [
+        system(System::MessageDeduplicationId),
+        system(System::SequenceNumber),
+        system(System::ApproximateReceiveCount),
+        system(System::SenderId),
+        system(System::DeadLetterQueueSourceArn),
+    ];
+    let facts = FACTS.into_iter().zip(facts).filter_map(|(name, value)| Some((name, value?)));
+    let mut headers: Vec<(String, Bytes)> =
+        facts.map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes()))).collect();
+    let mut form = Form { trace: system(System::AwsTraceHeader).cloned(), ..Form::default() };
+    let (mut own_id, mut letter_id, mut is_ours) = (None, None, false);
     let mut payload = Bytes::from(received.body.clone().unwrap_or_default());
     // The map has no order; headers of a message should come in the same order each time.
-    let mut names: Vec<_> = attributes.into_iter().flat_map(|all| all.keys()).collect();
-    names.sort_unstable();
-    for name in names {
-        let Some(value) = attributes.and_then(|all| all.get(name)) else { continue };
-        let bytes = match (&value.string_value, &value.binary_value) {
-            (Some(text), _) => Bytes::copy_from_slice(text.as_bytes()),
-            (None, Some(blob)) => Bytes::copy_from_slice(blob.as_ref()),
-            (None, None) => Bytes::new(),
-        };
+    let mut attributes: Vec<_> =
+        received.message_attributes.clone().unwrap_or_default().into_iter().collect();
+    attributes.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    for (name, value) in attributes {
+        let bytes = form::bytes(&value);
         match name.as_str() {
-            pack::ID => id = String::from_utf8_lossy(&bytes).into_owned(),
+            pack::ID => own_id = Some(String::from_utf8_lossy(&bytes).into_owned()),
             pack::PACKED => match pack::unpack(&bytes) {
-                Some(unpacked) => headers.extend(unpacked),
+                Some(unpacked) => {
+                    for pack::Header { name, value, data_type } in unpacked {
+                        is_ours |= name == HEADER_GENERATION;
+                        if name == HEADER_MESSAGE_ID {
+                            letter_id = Some(String::from_utf8_lossy(&value).into_owned());
+                        }
+                        let typed = data_type.and_then(|data_type| form::value(&data_type, &value));
+                        form.attributes.extend(typed.map(|typed| (name.clone(), typed)));
+                        headers.push((name, value));
+                    }
+                }
                 None => defect = Some("its packed headers cannot be read"),
             },
             pack::ENCODING => match pack::payload(&payload) {
                 Some(decoded) => payload = decoded,
                 None => defect = Some("its body is not the base64 it is said to be"),
             },
-            _ => headers.push((name.clone(), bytes)),
+            _ => {
+                headers.push((name.clone(), bytes));
+                form.attributes.push((name, value));
+            }
         }
     }
-    if unwrap_sns {
+    // What SQS calls the message differs with each copy: the id that it was given goes before.
+    let given = if is_ours { letter_id.or(own_id) } else { own_id.or(letter_id) };
+    id = given.unwrap_or(id);
+    // A letter or a retry of ours has lost its envelope when it first came.
+    if unwrap_sns && !is_ours {
         match sns::unwrap(&payload) {
             Some(inner) => {
                 id = inner.id;
                 payload = inner.payload;
                 headers.extend(inner.headers);
+                form.attributes = inner.attributes;
             }
             None => defect = Some("it has no SNS envelope; turn unwrap_sns off for raw delivery"),
         }
@@ -67,6 +82,7 @@ pub(crate) fn from(received: Received, origin: Arc<str>, unwrap_sns: bool) -> Me
     let mut message: MessageBuilder = Message::builder(payload)
         .message_id(id)
         .origin(Arc::clone(&origin))
+        .native(Native::new(form))
         .redelivered(count.is_some_and(|count| count > 1));
     if let Some(group) = system(System::MessageGroupId) {
         message = message.order_key(Bytes::copy_from_slice(group.as_bytes()));
@@ -145,5 +161,26 @@ mod tests {
         assert_eq!(message.header("tenant").unwrap(), &"a");
         assert_eq!(message.header("blob").unwrap(), &b"\xff"[..]);
         assert!(from(received("pay"), "orders".into(), true).defect().is_some());
+
+        // Its letter has no envelope any more, and keeps the types.
+        let letter = onceward::Outgoing {
+            id: "n-1".into(),
+            own_id: "k-0".into(),
+            headers: vec![("onceward-generation".into(), "0".into()), ("tenant".into(), "a".into())],
+            payload: message.payload().clone(),
+            native: message.native().cloned(),
+            ..onceward::Outgoing::default()
+        };
+        let (sent, _) = form::entry(0, &letter).unwrap();
+        let sent_attributes = sent.message_attributes.clone();
+        let again = Received::builder()
+            .message_id("m-2")
+            .body(sent.message_body)
+            .set_message_attributes(sent_attributes.clone())
+            .build();
+        let again = from(again, "orders".into(), true);
+        assert!(again.defect().is_none());
+        assert_eq!((again.id(), &again.payload()[..]), (Some(&b"n-1"[..]), &b"pay"[..]));
+        assert_eq!(sent_attributes.unwrap()["blob"].data_type, "Binary");
     }
 }

@@ -1,11 +1,14 @@
 //! Headers within SQS's limit of ten attributes: those beyond it, and those that SQS would refuse, go into one.
 
+use aws_sdk_sqs::types::MessageAttributeValue;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// The attribute with [`Outgoing::id`](onceward::Outgoing::id).
+use crate::form;
+
+/// The attribute with [`Outgoing::id`](onceward::Outgoing::id), where the message has no id of our own as well.
 pub(crate) const ID: &str = "onceward-id";
 /// The attribute with the headers that have none of their own.
 pub(crate) const PACKED: &str = "onceward-headers";
@@ -15,43 +18,51 @@ pub(crate) const ENCODING: &str = "onceward-encoding";
 /// The body of an empty payload.
 const EMPTY: &str = "-";
 
-/// Ten, less the three above.
-const OWN_ATTRIBUTES: usize = 7;
+/// Headers that are sent in one attribute, as a JSON array of arrays: name, value, and for a value in base64 that word, and the
+/// type of an attribute that had no room.
+#[derive(Default)]
+pub(crate) struct Packed(Vec<Value>);
 
-/// Headers with an attribute each, and what becomes of the others.
-pub(crate) struct Packed<'a> {
-    pub(crate) own: Vec<(&'a str, &'a str)>,
-    pub(crate) packed: Option<String>,
+impl Packed {
+    pub(crate) fn add(&mut self, name: &str, value: &[u8]) {
+        self.0.push(match std::str::from_utf8(value) {
+            Ok(text) => json!([name, text]),
+            Err(_) => json!([name, STANDARD.encode(value), "base64"]),
+        });
+    }
+
+    /// As [`add`](Self::add), in place of a header of that name.
+    pub(crate) fn replace(&mut self, name: &str, value: &[u8]) {
+        self.0.retain(|header| header[0] != name);
+        self.add(name, value);
+    }
+
+    pub(crate) fn add_typed(&mut self, name: &str, value: &MessageAttributeValue) {
+        let bytes = form::bytes(value);
+        self.0.push(json!([name, STANDARD.encode(bytes), "base64", value.data_type]));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The attribute's value; `None` if there is nothing in it.
+    pub(crate) fn into_text(self) -> Option<String> {
+        (!self.is_empty()).then(|| ascii(&Value::Array(self.0)))
+    }
 }
 
-/// Divides headers.
-pub(crate) fn pack(headers: &[(String, Bytes)]) -> Packed<'_> {
-    let mut own: Vec<(&str, &str)> = Vec::new();
-    let mut rest = Vec::new();
-    for (name, value) in headers {
-        let text = std::str::from_utf8(value).ok();
-        match text.filter(|text| !text.is_empty() && text.chars().all(is_allowed)) {
-            Some(text)
-                if own.len() < OWN_ATTRIBUTES
-                    && is_name(name)
-                    // Metadata of ours is for us: the room is for the producer's headers.
-                    && !name.starts_with(onceward::dead_letter::HEADER_PREFIX)
-                    && own.iter().all(|(other, _)| other != name) =>
-            {
-                own.push((name, text));
-            }
-            _ => rest.push(match text {
-                Some(text) => json!([name, text]),
-                None => json!([name, STANDARD.encode(value), "base64"]),
-            }),
-        }
-    }
-    let packed = (!rest.is_empty()).then(|| ascii(&Value::Array(rest)));
-    Packed { own, packed }
+/// A header that was packed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) name: String,
+    pub(crate) value: Bytes,
+    /// The type of the attribute that it was.
+    pub(crate) data_type: Option<String>,
 }
 
 /// Reads packed headers; `None` if they are not.
-pub(crate) fn unpack(packed: &[u8]) -> Option<Vec<(String, Bytes)>> {
+pub(crate) fn unpack(packed: &[u8]) -> Option<Vec<Header>> {
     let Ok(Value::Array(all)) = serde_json::from_slice(packed) else { return None };
     all.iter()
         .map(|header| {
@@ -60,9 +71,16 @@ pub(crate) fn unpack(packed: &[u8]) -> Option<Vec<(String, Bytes)>> {
                 None => Bytes::copy_from_slice(value.as_bytes()),
                 Some(_) => STANDARD.decode(value).ok()?.into(),
             };
-            Some((name.to_owned(), value))
+            let data_type = header.get(3).and_then(Value::as_str).map(str::to_owned);
+            Some(Header { name: name.to_owned(), value, data_type })
         })
         .collect()
+}
+
+/// The text of a header that can be an attribute of its own.
+pub(crate) fn plain<'v>(name: &str, value: &'v [u8]) -> Option<&'v str> {
+    let text = std::str::from_utf8(value).ok()?;
+    (!text.is_empty() && text.chars().all(is_allowed) && is_name(name)).then_some(text)
 }
 
 /// A body as SQS takes it, and whether it is base64.
@@ -122,25 +140,37 @@ mod tests {
 
     #[test]
     fn every_header_is_found_again_whatever_its_name_and_bytes() {
-        let mut headers: Vec<(String, Bytes)> =
-            (0..20).map(|number| (format!("name-{number}"), Bytes::from(format!("{number}")))).collect();
-        headers.push(("name-0".into(), Bytes::from_static(b"again")));
-        headers.push(("odd name \u{1f600}".into(), Bytes::from_static(b"\xff\x00")));
-        headers.push(("empty".into(), Bytes::new()));
-        headers.push(("control".into(), Bytes::from_static(b"\x01")));
-        headers.push(("AWS.mine".into(), Bytes::from_static("\u{e4}".as_bytes())));
-        let Packed { own, packed } = pack(&headers);
-        assert_eq!(own.len(), OWN_ATTRIBUTES);
-        let packed = packed.unwrap();
-        assert!(packed.chars().all(|character| matches!(character, ' '..='~')), "{packed}");
-        let mut found: Vec<(String, Bytes)> = own
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes())))
-            .collect();
-        found.extend(unpack(packed.as_bytes()).unwrap());
-        headers.sort();
-        found.sort();
-        assert_eq!(found, headers);
+        let headers: [(&str, &[u8]); 5] = [
+            ("name", b"again"),
+            ("odd name \u{1f600}", b"\xff\x00"),
+            ("empty", b""),
+            ("control", b"\x01"),
+            ("AWS.mine", "\u{e4}".as_bytes()),
+        ];
+        let mut packed = Packed::default();
+        assert!(packed.is_empty());
+        headers.iter().for_each(|(name, value)| packed.add(name, value));
+        packed.add_typed("number", &form::value("Number", b"17").unwrap());
+        packed.replace("name", b"anew");
+        let text = packed.into_text().unwrap();
+        assert!(text.chars().all(|character| matches!(character, ' '..='~')), "{text}");
+        let found = unpack(text.as_bytes()).unwrap();
+        let found: Vec<_> = found.iter().map(|header| (header.name.as_str(), &header.value[..])).collect();
+        assert_eq!(found, [&headers[1..], &[("number", b"17"), ("name", b"anew")]].concat());
+    }
+
+    #[test]
+    fn only_what_sqs_takes_is_plain() {
+        assert_eq!(plain("tenant", b"a"), Some("a"));
+        for (name, value) in [
+            ("tenant", &b""[..]),
+            ("tenant", b"\xff"),
+            ("tenant", b"\x01"),
+            ("odd name", b"a"),
+            ("AWS.x", b"a"),
+        ] {
+            assert_eq!(plain(name, value), None, "{name} {value:?}");
+        }
     }
 
     #[test]
@@ -153,14 +183,5 @@ mod tests {
         }
         assert_eq!(body(b"text"), ("text".to_owned(), false));
         assert_eq!(payload(b"not base64!"), None);
-    }
-
-    #[test]
-    fn few_plain_headers_are_attributes_and_ours_are_packed() {
-        let header = |name: &str| (name.to_owned(), Bytes::from_static(b"1"));
-        assert!(pack(&[header("a"), header("b")]).packed.is_none());
-        let ours = [header("onceward-key"), header("a")];
-        let Packed { own, packed } = pack(&ours);
-        assert_eq!((own, packed.unwrap()), (vec![("a", "1")], r#"[["onceward-key","1"]]"#.to_owned()));
     }
 }

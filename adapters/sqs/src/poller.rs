@@ -7,6 +7,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use onceward::Error;
+use onceward::telemetry::SourceHealth;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::acker::SqsAcker;
 use crate::config::QueueConfig;
 use crate::error;
+use crate::trouble::{Trouble, pause};
 
 /// The most messages of one receive, by SQS's rules.
 const BATCH: i32 = 10;
 /// What a receive may take beyond its wait.
 const GRACE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Messages of one receive, with their numbers.
 pub(crate) type Batch = Vec<(u64, Message)>;
@@ -32,6 +33,8 @@ pub(crate) struct Poller {
     pub(crate) queue: Arc<QueueConfig>,
     pub(crate) acker: SqsAcker,
     pub(crate) wanted: Arc<watch::Sender<usize>>,
+    pub(crate) trouble: Arc<Trouble>,
+    pub(crate) health: Arc<SourceHealth>,
     pub(crate) batches: mpsc::Sender<Batch>,
     pub(crate) stopping: CancellationToken,
 }
@@ -57,6 +60,7 @@ impl Poller {
             match self.receive(&attempt).await {
                 Ok(messages) => {
                     (failures, attempt) = (0, Attempt::new());
+                    self.trouble.over();
                     let full = messages.len() >= BATCH as usize;
                     let empty = messages.is_empty();
                     let numbered = messages.into_iter().filter_map(|mut message| {
@@ -69,6 +73,7 @@ impl Poller {
                         return;
                     }
                     if !batch.is_empty() {
+                        self.health.received();
                         room.send(batch);
                     }
                     self.adapt(full, empty);
@@ -78,9 +83,7 @@ impl Poller {
                     }
                 }
                 Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(?error, queue = self.queue.url, "receiving failed and is repeated");
-                    }
+                    self.trouble.failed(&error);
                     self.sleep(pause(failures)).await;
                     failures = failures.saturating_add(1);
                     attempt.failed();
@@ -161,12 +164,6 @@ fn adapted(wanted: usize, most: usize, full: bool, empty: bool) -> usize {
     }
 }
 
-/// Doubles from 100 ms to 5 s, with jitter over its upper half.
-fn pause(failures: u32) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
-    whole.mul_f64(0.5 + fastrand::f64() / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,11 +178,5 @@ mod tests {
         assert_eq!(after(8, &[10, 10, 5, 5]), 4);
         assert_eq!(after(8, &[10, 10, 0, 0, 0, 0]), 2);
         assert_eq!(after(1, &[10, 0, 0]), 1);
-    }
-
-    #[test]
-    fn pauses_grow_to_a_limit() {
-        assert!((50..=100).contains(&pause(0).as_millis()));
-        assert!((2_500..=5_000).contains(&pause(u32::MAX).as_millis()));
     }
 }

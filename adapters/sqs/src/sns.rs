@@ -1,9 +1,12 @@
 //! The envelope that SNS puts around a message for SQS.
 
+use aws_sdk_sqs::types::MessageAttributeValue;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::Value;
+
+use crate::form;
 
 /// What was in an envelope.
 pub(crate) struct Inner {
@@ -11,6 +14,8 @@ pub(crate) struct Inner {
     pub(crate) id: String,
     pub(crate) payload: Bytes,
     pub(crate) headers: Vec<(String, Bytes)>,
+    /// Its attributes with their types, as far as SQS has them.
+    pub(crate) attributes: Vec<(String, MessageAttributeValue)>,
 }
 
 /// Opens an envelope; `None` if it is none.
@@ -20,7 +25,7 @@ pub(crate) fn unwrap(body: &[u8]) -> Option<Inner> {
     if text("Type") != Some("Notification") {
         return None;
     }
-    let mut headers = Vec::new();
+    let (mut headers, mut attributes) = (Vec::new(), Vec::new());
     for (name, field) in [("sns-topic-arn", "TopicArn"), ("sns-subject", "Subject")] {
         if let Some(value) = text(field) {
             headers.push((name.to_owned(), Bytes::copy_from_slice(value.as_bytes())));
@@ -30,10 +35,12 @@ pub(crate) fn unwrap(body: &[u8]) -> Option<Inner> {
         envelope.get("MessageAttributes").and_then(Value::as_object).into_iter().flatten()
     {
         let value = attribute.get("Value")?.as_str()?;
-        let binary = attribute.get("Type")?.as_str()?.starts_with("Binary");
+        let data_type = attribute.get("Type")?.as_str()?;
+        let binary = data_type.starts_with("Binary");
         let bytes = if binary { STANDARD.decode(value).ok()?.into() } else { Bytes::from(value.to_owned()) };
+        attributes.extend(form::value(data_type, &bytes).map(|typed| (name.clone(), typed)));
         headers.push((name.clone(), bytes));
     }
     let payload = Bytes::from(text("Message")?.to_owned());
-    Some(Inner { id: text("MessageId")?.to_owned(), payload, headers })
+    Some(Inner { id: text("MessageId")?.to_owned(), payload, headers, attributes })
 }

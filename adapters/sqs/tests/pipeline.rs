@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::MessageAttributeValue;
 use bytes::Bytes;
 use onceward::pipeline::config::Ordering;
@@ -142,17 +143,27 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     /// The first run fails for good.
     async fn once_bad(runs: Runs, message: Message) -> Handled {
         assert!((0..10).all(|number| message.header(&format!("h-{number}")).is_some()));
-        runs.lock().unwrap().push(text(&message));
+        runs.lock().unwrap().push(String::from_utf8(message.id().unwrap().to_vec()).unwrap());
         if runs.lock().unwrap().len() == 1 { Err(HandlerError::permanent("never")) } else { Ok(()) }
     }
     let client = support::client(ElasticMq::shared().port());
     let (url, dead) = (support::create(&client, "source").await, support::create(&client, "dead").await);
-    let mut send = client.send_message().queue_url(&url).message_body("a");
-    for number in 0..10 {
-        let value = MessageAttributeValue::builder().data_type("String").string_value("x").build().unwrap();
-        send = send.message_attributes(format!("h-{number}"), value);
-    }
-    send.send().await.unwrap();
+    let types =
+        ["String", "Number", "Binary", "String.trace", "Number.float", "Binary.png", "String", "String"];
+    let typed = |number: usize| {
+        let data_type = types.get(number).copied().unwrap_or("String");
+        let value = MessageAttributeValue::builder().data_type(data_type);
+        let value = if data_type.starts_with("Binary") {
+            value.binary_value(Blob::new(*b"17"))
+        } else {
+            value.string_value("17")
+        };
+        (format!("h-{number}"), value.build().unwrap())
+    };
+    let sent: HashMap<_, _> = (0..10).map(typed).collect();
+    let send =
+        client.send_message().queue_url(&url).message_body("a").set_message_attributes(Some(sent.clone()));
+    let sent_id = send.send().await.unwrap().message_id.unwrap();
     let consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
     let (runs, publisher) = (Runs::default(), SqsPublisher::from_client(client.clone()));
     let pipeline = Pipeline::builder(Scope::parse("test").unwrap(), consumer, Arc::new(MemoryStore::new()))
@@ -169,7 +180,13 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     let receive = client.receive_message().queue_url(&dead).message_attribute_names("All");
     let letter = receive.send().await.unwrap().messages.unwrap().remove(0);
     let attributes = letter.message_attributes.unwrap();
-    assert!(attributes.len() <= 10, "{attributes:?}");
+    assert_eq!(attributes.len(), 10, "{attributes:?}");
+    // Nine are as they were; the tenth had to make room for ours, and is in it with its type.
+    let kept = sent.iter().filter(|(name, value)| attributes.get(*name) == Some(value)).count();
+    assert_eq!(kept, 9, "{attributes:?}");
+    let packed = attributes["onceward-headers"].string_value().unwrap();
+    assert!(packed.contains("onceward-generation") && packed.contains("onceward-id"), "{packed}");
+    assert!(!packed.contains("sqs-receive-count") && !packed.contains("sqs-sender-id"), "{packed}");
     let send = client.send_message().queue_url(&url).set_message_body(letter.body);
     send.set_message_attributes(Some(attributes)).send().await.unwrap();
     support::until(limit, "the second run", async || {
@@ -179,4 +196,9 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     stop.cancel();
     let summary = running.await.unwrap().unwrap();
     assert_eq!((summary.dead_lettered(), summary.handled()), (1, 1));
+    assert_eq!(
+        *runs.lock().unwrap(),
+        [sent_id.clone(), sent_id],
+        "the id is the first one's, also after the redrive"
+    );
 }

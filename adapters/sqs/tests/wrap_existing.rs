@@ -59,7 +59,8 @@ async fn the_plain_loop_charges_duplicates_twice_and_the_wrapped_ones_once() {
 
     let (url, app) = (orders(&client).await, App::default());
     let store = Arc::new(MemoryStore::new());
-    let deduplicator = Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default());
+    let deduplicator =
+        Deduplicator::new(Scope::parse("billing").unwrap(), store, OnceConfig::default()).unwrap();
     let wrapped = tokio::spawn({
         let (app, client, url) = (app.clone(), client.clone(), url.clone());
         async move { example::after::consume(app, client, &url, deduplicator).await }

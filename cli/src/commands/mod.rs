@@ -25,7 +25,7 @@ use crate::output::Output;
 /// # Errors
 /// The exit code and one sentence.
 pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
-    match command {
+    let ended = match command {
         Command::Check(args) => check::check(&args, env, out).await,
         Command::Config(ConfigCommand::Show(args)) => config::show(&args.file, env, out),
         Command::Schema => schema::schema(out),
@@ -36,7 +36,9 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Keys(command) => keys::keys(&command, env, out).await,
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
-    }
+    };
+    crate::logging::finish();
+    ended
 }
 
 /// A configuration that this build has all the parts for.

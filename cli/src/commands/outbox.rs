@@ -49,13 +49,16 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
 
 async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToken) -> Result<(), Failure> {
     let part = Cell::new("store");
-    let opened = until_up(&part, Patience::ENDLESS, shutdown, async || {
+    let attempt = async || {
         part.set("store");
         let store = registry::open_store(config, Purpose::Operate).await?;
         let advice = store.check(config).await?;
         part.set("broker");
         let relay = registry::open_relay(config, &store, shutdown.clone()).await?;
         Ok((store, advice, relay))
+    };
+    let opened = until_up(&part, Patience::ENDLESS, shutdown, async || {
+        attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))
     });
     let Some((store, advice, relay)) = opened.await.map_err(|error| super::failure(&error))? else {
         return Ok(());

@@ -5,7 +5,9 @@ use std::time::Duration;
 use onceward::pipeline::start_check::HEADROOM;
 
 use super::remark::{Advice, Remark};
-use super::{Config, FileFormat, Handler, KeyPart, Mode, OnStoreDown, OrderBy, Ordering, Source, Store};
+use super::{
+    Config, FileFormat, Handler, KeyPart, Mode, OnMissingKey, OnStoreDown, OrderBy, Ordering, Source, Store,
+};
 
 /// Every piece of advice, in the order of the file's lines.
 pub(super) fn advice(config: &Config) -> Vec<Advice> {
@@ -17,6 +19,9 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         idle_concurrency(config),
         few_connections(config),
         short_ack_timeout(config),
+        retries_beyond_ack_timeout(config),
+        deep_prefetch(config),
+        absent_message_id(config),
         low_delivery_limit(config),
         short_visibility(config),
         short_drain(config),
@@ -84,7 +89,7 @@ fn absent_key_source(config: &Config) -> Option<Remark> {
 
 fn idle_concurrency(config: &Config) -> Option<Remark> {
     let Source::Rabbitmq(source) = &config.source else { return None };
-    (source.prefetch < config.pipeline.concurrency).then(|| {
+    (source.prefetch(config.pipeline.concurrency) < config.pipeline.concurrency).then(|| {
         config.origin.remark(
             "source.rabbitmq.prefetch",
             "is less than pipeline.concurrency, so that many handlers never run",
@@ -118,6 +123,56 @@ fn short_ack_timeout(config: &Config) -> Option<Remark> {
     })
 }
 
+/// A message is given back at three quarters of the timeout and received again, which a quorum queue counts.
+fn retries_beyond_ack_timeout(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(source) = &config.source else { return None };
+    let timeout = source.ack_timeout.get();
+    let longest = config.retry.max.get();
+    if timeout.is_zero() || longest < timeout * 3 / 4 || source.wait_queues_from.is_some() {
+        return None;
+    }
+    Some(config.origin.remark(
+        "source.rabbitmq.ack_timeout",
+        "is not much longer than retry.max, so messages that wait for a retry are redelivered meanwhile, which uses up the \
+         delivery limit of a quorum queue",
+        "write wait_queues_from, so that they wait in the broker; or raise consumer_timeout and write its value here",
+    ))
+}
+
+/// The last message received waits for the handlers of all before it.
+fn deep_prefetch(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(source) = &config.source else { return None };
+    let timeout = source.ack_timeout.get();
+    let concurrency = config.pipeline.concurrency.max(1);
+    let rounds = source.prefetch(concurrency).div_ceil(concurrency);
+    let wait = config.handler.timeout().get().saturating_mul(rounds);
+    (!timeout.is_zero() && config.handler.timeout().get() <= timeout && wait > timeout).then(|| {
+        config.origin.remark(
+            "source.rabbitmq.prefetch",
+            format!(
+                "lets messages wait longer than ack_timeout if handlers take as long as {}.timeout allows: they are \
+                 redelivered, which uses up the delivery limit of a quorum queue",
+                config.handler.path()
+            ),
+            "lower prefetch, raise concurrency, or raise consumer_timeout and write its value as ack_timeout",
+        )
+    })
+}
+
+/// RabbitMQ gives no id of its own, and a queue has no positions.
+fn absent_message_id(config: &Config) -> Option<Remark> {
+    let Source::Rabbitmq(_) = &config.source else { return None };
+    let by_default = !config.origin.is_written("key.from");
+    (by_default && config.policy.on_missing_key == OnMissingKey::DeadLetter).then(|| {
+        config.origin.remark(
+            "key.from",
+            "is not written, so the key is the message id, which RabbitMQ itself gives to no message: each message whose \
+             producer sets none is dead-lettered at once",
+            r#"write from = ["message-id"] if all producers set it; or name a header or a field, such as "json:/id""#,
+        )
+    })
+}
+
 /// Retries wait in this process and use up no deliveries; crashes and lost connections do.
 fn low_delivery_limit(config: &Config) -> Option<Remark> {
     let Source::Rabbitmq(source) = &config.source else { return None };
@@ -125,9 +180,12 @@ fn low_delivery_limit(config: &Config) -> Option<Remark> {
     (source.delivery_limit? < needed).then(|| {
         config.origin.remark(
             "source.rabbitmq.delivery_limit",
-            "leaves no room for redeliveries after crashes and lost connections beside retry.max_attempts, so the broker \
-             could give a message up first",
-            format!("raise x-delivery-limit to {needed} or more, or lower max_attempts"),
+            "leaves no room for redeliveries after crashes and lost connections beside retry.max_attempts: beyond it the \
+             broker drops a message, and it is lost unless the queue has a dead-letter exchange",
+            format!(
+                "give the queue a dead-letter exchange, and raise x-delivery-limit to {needed} or more, or lower \
+                 max_attempts; a small prefetch leaves fewer messages to a crash"
+            ),
         )
     })
 }

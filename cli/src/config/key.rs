@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
+use super::fingerprint::FingerprintConfig;
 use super::source::Source;
 
 /// What makes two deliveries the same message.
@@ -19,6 +20,11 @@ pub struct KeyConfig {
     /// source requires it.
     #[serde(default)]
     pub from: Vec<KeySource>,
+    /// What of payloads under one key is compared, to tell a copy from another message: `json` (what a JSON object or array
+    /// means, the bytes of anything else), `bytes`, `off`, or a list of JSON pointers into the payload. All workers of a
+    /// scope must use the same.
+    #[serde(default)]
+    pub fingerprint: FingerprintConfig,
 }
 
 impl KeyConfig {

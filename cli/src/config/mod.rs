@@ -15,6 +15,7 @@ mod derived;
 mod duration;
 mod env;
 mod fault;
+mod fingerprint;
 mod handler;
 mod key;
 mod origin;
@@ -41,6 +42,7 @@ pub use broker::{KafkaCluster, RabbitmqBroker, SqsPlace};
 pub use bytes::ByteCount;
 pub use duration::{HumanDuration, NotADuration};
 pub use env::Lookup;
+pub use fingerprint::FingerprintConfig;
 pub use handler::{
     ExecHandler, Handler, HttpHandler, KafkaTarget, Meaning, PublishHandler, RabbitmqTarget, SqlHandler,
     SqsTarget, StdoutHandler, WorkerHandler,
@@ -51,7 +53,8 @@ pub use pipeline::{
     DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
 };
 pub use policy::{
-    OnCompleted, OnExhausted, OnInProgress, OnMismatch, OnMissingKey, OnStoreDown, PolicyConfig,
+    OnCompleted, OnExhausted, OnInProgress, OnLetterRefused, OnMismatch, OnMissingKey, OnStoreDown,
+    PolicyConfig,
 };
 pub use properties::Properties;
 pub use remark::{Advice, ConfigError, Remark};

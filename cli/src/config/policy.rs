@@ -21,6 +21,8 @@ pub struct PolicyConfig {
     pub on_store_down: OnStoreDown,
     /// A message whose attempts are used up.
     pub on_exhausted: OnExhausted,
+    /// A message that failed for good and whose dead letter is too large for its destination.
+    pub on_letter_refused: OnLetterRefused,
 }
 
 choice! {
@@ -92,5 +94,16 @@ choice! {
         DeadLetter,
         /// It stays in the broker, retried at `[retry] max`, alarmed.
         Park,
+    }
+}
+
+choice! {
+    /// What becomes of a message that failed for good and whose dead letter is too large for its destination.
+    OnLetterRefused {
+        /// It stays in the broker, retried at `[retry] max`, alarmed; the messages behind it go on.
+        #[default]
+        Park,
+        /// It is acknowledged and gone, counted and logged as an error.
+        Drop,
     }
 }

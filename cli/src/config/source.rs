@@ -50,9 +50,11 @@ table! {
     RabbitmqSource [rabbitmq] {
         /// The queue to consume. It must exist.
         pub queue: String,
-        /// How many unacknowledged messages the broker may have with us, from 1 to 65535.
-        #[serde(default = "count::<500>")]
-        pub prefetch: u32,
+        /// How many unacknowledged messages the broker may have with us, from 1 to 65535. When left out: four times
+        /// `pipeline.concurrency` and 16 at least, so that other workers get messages too. Messages that wait in this process for
+        /// their next attempt count as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub prefetch: Option<u32>,
         /// True for a queue with `x-single-active-consumer`, which keeps its order across workers.
         #[serde(default)]
         pub single_active_consumer: bool,
@@ -60,7 +62,8 @@ table! {
         /// channel. `0s` where it was turned off.
         #[serde(default = "secs::<1_800>")]
         pub ack_timeout: HumanDuration,
-        /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0.
+        /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0. Beyond it the broker drops
+        /// a message, unless the queue has a dead-letter exchange.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub delivery_limit: Option<u32>,
         /// Retries at least this far off, from 1s to 1d, wait in queues of the broker's, named `QUEUE.wait.…` and declared
@@ -100,6 +103,13 @@ table! {
         /// True takes the message out of the envelope that SNS puts around it; one without an envelope is malformed then.
         #[serde(default)]
         pub unwrap_sns: bool,
+    }
+}
+
+impl RabbitmqSource {
+    /// The prefetch in effect with handlers for so many messages at a time.
+    pub fn prefetch(&self, concurrency: u32) -> u32 {
+        self.prefetch.unwrap_or_else(|| concurrency.saturating_mul(4).clamp(16, 65_535))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Credentials for those who connect: from the configuration or a file, never printed.
 
-#[cfg(any(feature = "postgres", feature = "redis"))]
 use std::path::Path;
 
 use onceward::{Error, ErrorKind};
@@ -24,18 +23,7 @@ impl Login {
     pub(super) fn read(config: &Config, table: &str, given: Credentials<'_>) -> Result<Self, Error> {
         let password = match given.password_file {
             None => given.password.cloned(),
-            Some(file) => {
-                let path = config.resolve(file);
-                let text = std::fs::read_to_string(&path).map_err(|error| {
-                    let what = format!(
-                        "{} cannot be read ({}); make it a text file that this user may read",
-                        path.display(),
-                        crate::handlers::text::io_words(&error)
-                    );
-                    Error::new(ErrorKind::Config, format!("read {table}.password_file"), what)
-                })?;
-                Some(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
-            }
+            Some(file) => Some(password_in(&config.resolve(file), table)?),
         };
         Ok(Self { username: given.username.map(str::to_owned), password })
     }
@@ -57,6 +45,22 @@ impl Login {
         }
         Ok(url.into())
     }
+}
+
+/// The password in the file at `path`; `table` is where the file is named.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if it cannot be read.
+pub(super) fn password_in(path: &Path, table: &str) -> Result<Secret, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let what = format!(
+            "{} cannot be read ({}); make it a text file that this user may read",
+            path.display(),
+            crate::handlers::text::io_words(&error)
+        );
+        Error::new(ErrorKind::Config, format!("read {table}.password_file"), what)
+    })?;
+    Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// The certificates in the file at `path`, which `key` of the configuration names.

@@ -82,7 +82,7 @@ pub(crate) async fn broker_backlog(config: &Config) -> Result<Option<Backlog>, E
     match &config.source {
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => {
-            let queue = super::rabbitmq::endpoint(config, source)?.queue_facts(&source.queue).await?;
+            let queue = super::rabbitmq::endpoint(config, source)?.source_facts(&source.queue).await?;
             Ok(Some(Backlog {
                 messages: Some(queue.ready.into()),
                 bytes: None,

@@ -12,7 +12,8 @@ pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<Rab
     let mut options = RabbitConfig::new(String::new(), source.queue.as_str());
     options.endpoint = endpoint(config, source)?;
     // The configuration's own check has seen to the range.
-    options.queue.prefetch = u16::try_from(source.prefetch).unwrap_or(u16::MAX);
+    let prefetch = source.prefetch(super::settings::concurrency(config));
+    options.queue.prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
     options.queue.single_active_consumer = source.single_active_consumer;
     options.queue.ack_timeout = Some(source.ack_timeout.get()).filter(|timeout| !timeout.is_zero());
     options.queue.delivery_limit = source.delivery_limit;
@@ -25,6 +26,11 @@ pub(super) async fn dead_letters(
     source: &RabbitmqSource,
     to: &str,
 ) -> Result<DeadLetters, Error> {
+    // A message that fails for good would be held until somebody declares it.
+    endpoint(config, source)?.destination_facts(to).await.map_err(|error| {
+        let what = "see dead_letter.to: its queue or exchange must be there before the first message fails";
+        Error::new(error.kind(), "use the place for dead letters", what).with_source(error)
+    })?;
     Ok(DeadLetters::new(publisher(config, source).await?, to))
 }
 
@@ -60,6 +66,8 @@ pub(crate) fn endpoint(config: &Config, source: &RabbitmqSource) -> Result<Endpo
 fn broker(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Result<Endpoint, Error> {
     let login = Login::read(config, table, broker.credentials)?;
     let mut endpoint = Endpoint::new(login.within(broker.url)?);
+    // It is read again for each new connection.
+    endpoint.password_file = broker.credentials.password_file.map(|file| config.resolve(file));
     endpoint.ca_file = broker.ca_file.map(|file| config.resolve(file));
     Ok(endpoint)
 }

@@ -5,8 +5,11 @@ use std::time::Duration;
 use onceward::Error;
 use onceward_redis::RedisConfig;
 
-use super::credentials::{Login, certificates};
+use super::credentials::{Login, certificates, password_in};
 use crate::config::{Address, Config, RedisStore, RedisTopology};
+
+/// How long an attempt to connect may take at first. It does not hold up calls beyond their own limit.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For how long replicas are waited for, where they are.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,6 +30,11 @@ pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis
     if let Some(password) = login.password {
         options = options.password(password.expose());
     }
+    if let Some(file) = store.credentials().password_file {
+        // Read for each new connection: it may have been replaced.
+        let path = config.resolve(file);
+        options = options.password_from(move || Ok(password_in(&path, "store.redis")?.expose().to_owned()));
+    }
     if let Some(file) = &store.ca_file {
         let pem = certificates(config, "store.redis.ca_file", file)?;
         options = options.ca(pem);
@@ -35,9 +43,9 @@ pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis
     let limit = store.limits().timeout.get().mul_f64(0.9);
     let options = options
         .prefix(store.prefix.as_str())
-        .connect_timeout(limit)
+        .connect_timeout(CONNECT_TIMEOUT.min(limit))
         .response_timeout(limit)
         .wait_replicas(store.wait_replicas)
-        .wait_timeout(WAIT_TIMEOUT.min(limit / 2));
+        .wait_timeout(WAIT_TIMEOUT.min(limit / 3));
     onceward_redis::RedisStore::new(&options)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onceward::pipeline::config::{self as core, Policies};
 use onceward::retry::{Backoff, RetryPolicy};
-use onceward::{Error, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
+use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
 
 use crate::config::{self, Config, Handler, KeyPart, OrderBy};
 
@@ -39,16 +39,11 @@ pub(crate) fn key_source(parts: &[KeyPart]) -> KeySource {
 /// All limits and choices of the pipeline.
 pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineConfig {
     let (limits, pipeline) = (config.store.limits(), &config.pipeline);
-    let concurrency = match &config.handler {
-        // A message that waits for a process would hold a claim meanwhile, and use up its time.
-        Handler::Worker(worker) => pipeline.concurrency.min(worker.processes),
-        _ => pipeline.concurrency,
-    };
     PipelineConfig {
         lease: limits.lease.get(),
         ttl: limits.ttl.get(),
         store_timeout: limits.timeout.get(),
-        concurrency: concurrency as usize,
+        concurrency: concurrency(config) as usize,
         max_batch: pipeline.max_batch as usize,
         transaction_batch: match &config.handler {
             Handler::Sql(sql) => sql.batch as usize,
@@ -62,6 +57,12 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         drain_timeout: pipeline.drain_timeout.get(),
         retry: retry_policy(&config.retry),
         policies: policies(&config.policy),
+        fingerprint: match &config.key.fingerprint {
+            config::FingerprintConfig::Json => Fingerprinting::Json,
+            config::FingerprintConfig::Bytes => Fingerprinting::Bytes,
+            config::FingerprintConfig::Off => Fingerprinting::Off,
+            config::FingerprintConfig::Pointers(pointers) => Fingerprinting::Pointers(pointers.clone()),
+        },
         mode: match config.mode {
             config::Mode::Enforce => core::Mode::Enforce,
             config::Mode::Observe => core::Mode::Observe,
@@ -70,6 +71,15 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         keep_results: false,
         until_idle: until_empty,
         ..PipelineConfig::default()
+    }
+}
+
+/// How many handlers run at a time.
+pub(super) fn concurrency(config: &Config) -> u32 {
+    match &config.handler {
+        // A message that waits for a process would hold a claim meanwhile, and use up its time.
+        Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),
+        _ => config.pipeline.concurrency,
     }
 }
 
@@ -136,7 +146,10 @@ fn policies(config: &config::PolicyConfig) -> Policies {
             config::OnExhausted::DeadLetter => core::OnExhausted::DeadLetter,
             config::OnExhausted::Park => core::OnExhausted::Park,
         },
-        ..Policies::default()
+        on_letter_refused: match config.on_letter_refused {
+            config::OnLetterRefused::Park => core::OnLetterRefused::Park,
+            config::OnLetterRefused::Drop => core::OnLetterRefused::Drop,
+        },
     }
 }
 
@@ -183,6 +196,25 @@ mod tests {
              max_attempts = 10000\ninitial = '24h'\nmax = '24h'\n",
         );
         pipeline_config(&config, false).check().unwrap();
+    }
+
+    #[test]
+    fn fingerprints_and_the_policy_on_refused_letters_reach_the_pipeline() {
+        let config = parse("[store.memory]\n[handler.stdout]\n[policy]\non_letter_refused = 'drop'\n");
+        let settings = pipeline_config(&config, false);
+        assert_eq!(settings.fingerprint, Fingerprinting::Json);
+        assert_eq!(settings.policies.on_letter_refused, core::OnLetterRefused::Drop);
+        for (text, expected) in [
+            ("'bytes'", Fingerprinting::Bytes),
+            ("'off'", Fingerprinting::Off),
+            ("['json:/a']", Fingerprinting::Pointers(vec!["/a".into()])),
+        ] {
+            let base = "scope = 'a'\n[source.file]\npath = 'x'\n[key]\nfrom = ['json:/id']\n";
+            let rest = "[dead_letter]\nto = 'd'\n[store.memory]\n[handler.stdout]\n";
+            let text = format!("{base}fingerprint = {text}\n{rest}");
+            let config = Config::parse(&text, &|_| None).unwrap();
+            assert_eq!(pipeline_config(&config, false).fingerprint, expected);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use onceward::outbox::RelayCounts;
-use onceward::telemetry::{Counter, Counters};
+use onceward::telemetry::{Counter, Counters, HandlerState, SourceHealth, SourceState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -57,8 +57,23 @@ fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fm
             value(Counters::in_flight_bytes),
         ),
         (
+            "waiting",
+            "Of the deliveries in flight, those that cannot run: they wait for a retry, for another message, or for the store.",
+            value(Counters::waiting),
+        ),
+        (
+            "blocked_lanes",
+            "Order keys or partitions whose first message waits, with others behind it.",
+            value(Counters::blocked_lanes),
+        ),
+        (
+            "handler_up",
+            "1 while the handler works, as far as its runs show; 0 while intake pauses for it.",
+            value(|counters| u64::from(counters.handler_state() == HandlerState::Up)),
+        ),
+        (
             "store_up",
-            "1 while the store answers; 0 before the first answer and while intake pauses.",
+            "1 while the store answers; 0 before the first answer and while intake pauses for it.",
             value(|counters| u64::from(counters.is_store_up())),
         ),
         (
@@ -70,9 +85,45 @@ fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fm
         one(&mut encoder, name, help, &value)?;
     }
     let Some(counters) = counters else { return Ok(()) };
+    if let Some(source) = counters.source() {
+        of_source(&mut encoder, source)?;
+    }
     Counter::ALL.iter().try_for_each(|counter| {
         one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
     })
+}
+
+/// Only what is known: a source without a lag, say, has no such line.
+fn of_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> fmt::Result {
+    let up = u64::from(source.state() == SourceState::Up);
+    let help = "1 while the source can deliver; 0 before it was reached and while it is down.";
+    one(encoder, "source_up", help, &gauge(up))?;
+    if let Some(received) = source.last_receive() {
+        let help = "How long ago messages last arrived.";
+        let ago = received.elapsed().unwrap_or_default().as_secs();
+        one(encoder, "source_last_receive_seconds", help, &gauge(ago))?;
+    }
+    if let Some(lag) = source.lag() {
+        let help =
+            "Messages that wait in the broker, when that was last looked at: consumer lag or queue depth.";
+        one(encoder, "source_lag", help, &gauge(lag))?;
+    }
+    for (name, help, value) in [
+        ("source_reconnects", "How often the source came back after it was down.", source.reconnects()),
+        (
+            "source_lost_to_retention",
+            "Messages that the broker's retention removed before they were read, as far as that could be seen.",
+            source.lost(),
+        ),
+        (
+            "source_resets",
+            "How often partitions started again: a topic was recreated or its log truncated.",
+            source.resets(),
+        ),
+    ] {
+        one(encoder, name, help, &ConstCounter::new(value))?;
+    }
+    Ok(())
 }
 
 fn of_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>) -> fmt::Result {
@@ -142,6 +193,44 @@ mod tests {
         }
         assert!(after.contains(&format!("version=\"{}\"", onceward::VERSION)), "{after}");
         assert!(after.ends_with("# EOF\n"), "{after}");
+    }
+
+    /// A source alone.
+    #[derive(Debug)]
+    struct Alone(Arc<SourceHealth>);
+
+    impl Collector for Alone {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            of_source(&mut encoder, &self.0)
+        }
+    }
+
+    #[test]
+    fn a_source_tells_what_it_knows_and_nothing_else() {
+        let source = Arc::new(SourceHealth::default());
+        let mut registry = Registry::with_prefix("onceward");
+        registry.register_collector(Box::new(Alone(Arc::clone(&source))));
+        let before = text(&registry).unwrap();
+        assert!(before.contains("onceward_source_up 0\n"), "{before}");
+        assert!(!before.contains("lag") && !before.contains("last_receive"), "{before}");
+        source.set_up();
+        source.set_down("the broker refuses connections");
+        source.set_up();
+        source.received();
+        source.set_lag(Some(7));
+        source.lost_to_retention(3);
+        source.reset();
+        let after = text(&registry).unwrap();
+        for line in [
+            "source_up 1",
+            "source_lag 7",
+            "source_last_receive_seconds 0",
+            "source_reconnects_total 1",
+            "source_lost_to_retention_total 3",
+            "source_resets_total 1",
+        ] {
+            assert!(after.contains(&format!("onceward_{line}\n")), "{line} is not in {after}");
+        }
     }
 
     #[test]

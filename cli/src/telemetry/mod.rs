@@ -1,13 +1,18 @@
-//! What is told of a run, or of a relay, while it goes on: `/metrics`, `/health/live` and `/health/ready`, where `telemetry.listen` asks
-//! for them.
+//! What is told of a run, or of a relay, while it goes on: `/metrics`, `/health/live` and `/health/ready`, where
+//! `telemetry.listen` asks for them.
 
+#[cfg(feature = "telemetry")]
+mod connections;
 #[cfg(feature = "telemetry")]
 mod metrics;
 #[cfg(feature = "telemetry")]
+mod readiness;
+#[cfg(feature = "telemetry")]
 mod server;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use onceward::Error;
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::Counters;
 use tokio_util::sync::CancellationToken;
@@ -15,12 +20,17 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::Failure;
 
+/// How much of an error is told.
+const LONGEST_REASON: usize = 300;
+
 /// What the endpoints look at.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody looks"))]
 pub(crate) struct Watched {
     scope: String,
     work: Work,
+    /// What the start waits for, and why.
+    waits_for: Mutex<Option<(&'static str, String)>>,
     draining: CancellationToken,
 }
 
@@ -34,29 +44,25 @@ pub(crate) enum Work {
     Relay(OnceLock<Arc<RelayCounts>>),
 }
 
-/// Whether messages are taken, and if not, why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody asks"))]
-pub(crate) enum Readiness {
-    /// They are.
-    Ready,
-    /// The store was not reached yet.
-    Starting,
-    /// The store has stopped answering.
-    StoreDown,
-    /// A signal has come.
-    Draining,
-}
-
 impl Watched {
     /// A run that is starting, and drains once `draining` fires.
     pub(crate) fn run(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { scope: scope.to_owned(), work: Work::Run(OnceLock::new()), draining })
+        Self::of(scope, Work::Run(OnceLock::new()), draining)
     }
 
     /// As [`run`](Self::run), of a relay.
     pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { scope: scope.to_owned(), work: Work::Relay(OnceLock::new()), draining })
+        Self::of(scope, Work::Relay(OnceLock::new()), draining)
+    }
+
+    fn of(scope: &str, work: Work, draining: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { scope: scope.to_owned(), work, waits_for: Mutex::default(), draining })
+    }
+
+    /// Says that the start waits for `part`, such as "source", because of `error`.
+    pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
+        let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some((part, reason));
     }
 
     /// Says that the pipeline is there, and what it counts.
@@ -72,22 +78,6 @@ impl Watched {
         if let Work::Relay(work) = &self.work {
             // A relay starts once.
             let _ = work.set(counts);
-        }
-    }
-
-    #[cfg(feature = "telemetry")]
-    fn readiness(&self) -> Readiness {
-        if self.draining.is_cancelled() {
-            return Readiness::Draining;
-        }
-        let answers = match &self.work {
-            Work::Run(work) => work.get().map(|counters| counters.is_store_up()),
-            Work::Relay(work) => work.get().map(|counts| counts.is_outbox_up()),
-        };
-        match answers {
-            None => Readiness::Starting,
-            Some(true) => Readiness::Ready,
-            Some(false) => Readiness::StoreDown,
         }
     }
 }

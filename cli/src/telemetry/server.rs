@@ -1,8 +1,9 @@
-//! A small HTTP server for scrapers and health checks: GET only, few connections, short times.
+//! A small HTTP server for scrapers and health checks: GET only, few connections, short times, and never full.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,17 +15,21 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
-use super::{Readiness, Watched, metrics};
+use super::connections::Connections;
+use super::readiness::Readiness;
+use super::{Watched, metrics};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 
-/// How many connections are served at a time; more of them wait.
-const CONNECTIONS: usize = 32;
-
 /// How long a request's head may take to come. Also the longest pause between two requests of a connection.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+const HEAD_TIME: Duration = Duration::from_secs(10);
+
+/// How long a connection may last; then it is closed after the answer under way. Scrapers open another one.
+const LIFE: Duration = Duration::from_secs(120);
+
+/// How long that answer may take to be written: who does not read it is hung up on.
+const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// The pause after a connection could not be accepted, as when descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -61,15 +66,14 @@ pub(super) async fn start(
 }
 
 async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    let mut open = Connections::default();
+    loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let endpoints = Arc::clone(&endpoints);
-                tokio::spawn(async move {
-                    connection(stream, endpoints).await;
-                    drop(place);
-                });
+                open.make_room();
+                let has_asked = Arc::new(AtomicBool::new(false));
+                let task = tokio::spawn(connection(stream, Arc::clone(&endpoints), Arc::clone(&has_asked)));
+                open.add(task.abort_handle(), has_asked);
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection to the telemetry endpoints was not accepted");
@@ -79,17 +83,23 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
     }
 }
 
-async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>) {
+async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(move |request| {
+        has_asked.store(true, Ordering::Relaxed);
         let response = endpoints.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
+    let mut served = std::pin::pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     // A scraper that hangs up is no event.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    if tokio::time::timeout(LIFE, served.as_mut()).await.is_err() {
+        served.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(WRITE_TIME, served).await;
+    }
 }
 
 impl Endpoints {
@@ -105,22 +115,18 @@ impl Endpoints {
                 Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
             },
             "/health/live" => plain(StatusCode::OK, "live\n"),
-            "/health/ready" => ready(self.watched.readiness()),
+            "/health/ready" => ready(&Readiness::of(&self.watched)),
             _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /health/live and /health/ready\n"),
         }
     }
 }
 
-fn ready(readiness: Readiness) -> Response<Full<Bytes>> {
-    match readiness {
-        Readiness::Ready => plain(StatusCode::OK, "ready\n"),
-        Readiness::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting: waits for the store\n"),
-        Readiness::StoreDown => plain(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n"),
-        Readiness::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-    }
+fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
+    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    plain(status, format!("{readiness}\n"))
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response(status, "text/plain; charset=utf-8", text)
 }
 

@@ -5,20 +5,21 @@ use crate::examples::{BASE, CONTRACT, base_and, base_with, parse};
 #[test]
 fn advice_names_what_will_not_run_as_intended() {
     let source = CONTRACT.replace("concurrency = 16", "concurrency = 600").replace("\"7d\"", "\"1m\"");
+    let source = source.replace("queue = \"orders\"", "queue = \"orders\"\nprefetch = 500");
     let advice: Vec<_> = parse(&source).advice().iter().map(ToString::to_string).collect();
     assert_eq!(
         advice,
         [
-            "line 6: source.rabbitmq.prefetch: is less than pipeline.concurrency, so that many handlers never run; \
+            "line 9: source.rabbitmq.prefetch: is less than pipeline.concurrency, so that many handlers never run; \
              raise prefetch or lower concurrency",
-            "line 12: store.redis.ttl: is shorter than all retries may take (retry.max_attempts × retry.max), so a key \
+            "line 13: store.redis.ttl: is shorter than all retries may take (retry.max_attempts × retry.max), so a key \
              could be forgotten before its last attempt; raise ttl, or lower retry.max_attempts or retry.max",
-            "line 24: pipeline.ordering: holds within one worker only, unless the queue has a single active consumer; \
+            "line 25: pipeline.ordering: holds within one worker only, unless the queue has a single active consumer; \
              run one worker; or give the queue x-single-active-consumer and write single_active_consumer = true; or use a \
              consistent-hash exchange",
-            "line 25: pipeline.order_by: names the broker's key, which [source.rabbitmq] does not give; \
+            "line 26: pipeline.order_by: names the broker's key, which [source.rabbitmq] does not give; \
              name a header or JSON field, such as \"header:customer\"",
-            "line 26: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \
+            "line 27: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \
              end of a drain is cut and its message comes again; raise drain_timeout, and the platform's own grace \
              period with it, or lower the handler's timeout",
         ]
@@ -45,4 +46,35 @@ fn advice_names_what_will_not_run_as_intended() {
     assert!(kafka("security.protocol = 'sasl_plaintext'\nsasl.mechanism = 'SCRAM-SHA-512'").is_empty());
     assert!(kafka("security.protocol = 'sasl_ssl'").is_empty());
     assert_eq!(keys(&base_and("[policy]\non_store_down = 'process'\n")), ["policy.on_store_down"]);
+}
+
+#[test]
+fn advice_about_a_rabbitmq_queue_names_what_costs_deliveries_or_messages() {
+    let keys = |source: &str, more: &str| -> Vec<String> {
+        let source = format!("[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'\n{source}");
+        let text = base_with("[source.file]\npath = 'orders.ndjson'", &source) + more;
+        parse(&text).advice().iter().filter_map(|advice| advice.key().map(str::to_owned)).collect()
+    };
+    assert!(keys("", "").is_empty());
+    let timeout = "source.rabbitmq.ack_timeout";
+    assert_eq!(keys("ack_timeout = '1m'", "[retry]\nmax = '10m'\n"), [timeout]);
+    assert!(keys("ack_timeout = '1m'\nwait_queues_from = '10s'", "[retry]\nmax = '10m'\n").is_empty());
+    assert!(keys("ack_timeout = '0s'", "[retry]\nmax = '10m'\n").is_empty());
+    let deep = "[pipeline]\nconcurrency = 1\n";
+    assert_eq!(keys("prefetch = 5000", deep), ["source.rabbitmq.prefetch"]);
+    assert!(keys("prefetch = 20", deep).is_empty());
+    assert_eq!(keys("delivery_limit = 4", ""), ["source.rabbitmq.delivery_limit"]);
+}
+
+#[test]
+fn advice_says_that_rabbitmq_gives_no_message_id() {
+    let text = base_with(
+        "[source.file]\npath = 'orders.ndjson'",
+        "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'",
+    );
+    let by_default = text.replace("[key]\nfrom = ['json:/id']\n", "");
+    assert_ne!(text, by_default);
+    let advice = parse(&by_default).advice();
+    assert_eq!(advice.iter().filter_map(|advice| advice.key()).collect::<Vec<_>>(), ["key.from"]);
+    assert!(advice[0].to_string().contains("RabbitMQ itself gives to no message"), "{}", advice[0]);
 }

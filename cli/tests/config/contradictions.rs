@@ -230,3 +230,14 @@ fn effectively_once_is_accepted_where_it_can_be_given() {
         );
     }
 }
+
+#[test]
+fn dead_letters_do_not_lead_back_into_the_queue_of_rabbitmq() {
+    let source = "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'orders'";
+    let text = base_with("[source.file]\npath = 'orders.ndjson'", source);
+    for to in ["orders", "/orders", "orders.wait.800ms"] {
+        let said = refusal(&text.replace("dead.ndjson", to));
+        assert!(said.contains("dead_letter.to: leads back into source.rabbitmq.queue"), "{to}: {said}");
+    }
+    parse(&text.replace("dead.ndjson", "orders.dead"));
+}

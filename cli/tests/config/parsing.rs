@@ -16,7 +16,7 @@ fn the_example_of_the_contract_parses_to_what_it_says() {
     );
     let Source::Rabbitmq(source) = &config.source else { panic!("{:?}", config.source) };
     assert_eq!(source.url.expose(), "amqp://guest:guest@127.0.0.1:5672/%2f");
-    assert_eq!(source.prefetch, 500);
+    assert_eq!((source.prefetch, source.prefetch(16), source.prefetch(1)), (None, 64, 16));
     assert_eq!(config.store.limits().ttl.get().as_secs(), 7 * 86_400);
     assert_eq!(config.store.limits().timeout.get().as_secs(), 5);
     assert_eq!(

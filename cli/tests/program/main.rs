@@ -5,9 +5,12 @@ mod check;
 mod handler_outages;
 #[cfg(feature = "sqlite")]
 mod keys;
+mod log;
 #[cfg(feature = "sqlite")]
 mod outage;
 mod quickstart;
+#[cfg(feature = "redis")]
+mod redis;
 mod run;
 mod scene;
 mod signals;

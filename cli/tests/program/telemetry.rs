@@ -49,6 +49,10 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
         (metric("in_flight"), metric("in_flight_bytes"), metric("store_up")),
         ("0".into(), "0".into(), "1".into())
     );
+    assert_eq!(
+        (metric("waiting"), metric("blocked_lanes"), metric("handler_up")),
+        ("0".into(), "0".into(), "1".into())
+    );
     assert!(request(&address, "GET /metrics").1.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"))));
     assert_eq!(request(&address, "GET /health/live").0, 200);
     assert_eq!(request(&address, "GET /nothing").0, 404);
@@ -62,6 +66,44 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
     wait("it is draining", || request(&address, "GET /health/ready") == (503, "draining\n".to_owned()));
     assert_eq!(request(&address, "GET /health/live").0, 200, "a drain is no reason to be restarted");
     std::fs::remove_file(scene.path("hold")).unwrap();
+    assert_eq!(running.end().code(), Some(0));
+}
+
+#[test]
+fn a_health_check_is_answered_however_many_connections_are_open() {
+    let telemetry = "[telemetry]\nlisten = '127.0.0.1:0'\n";
+    let handler = r#"command = ["true"]"#;
+    let source = format!("{ORDERS}follow = true\n");
+    let scene = Scene::new(&format!("{source}[store.memory]\n[handler.exec]\n{handler}\n{telemetry}"));
+    scene.write("orders.ndjson", "");
+    let running = scene.start(scene.command("run @"));
+    let address = address(&running);
+    let connect = || TcpStream::connect(&address).unwrap();
+    // Some say nothing, some stop within a head, some ask for much and read nothing.
+    let idle: Vec<_> = (0..150).map(|_| connect()).collect();
+    let halves: Vec<_> = (0..150)
+        .map(|_| {
+            let mut stream = connect();
+            let _ = stream.write_all(b"GET /health/live HTTP/1.1\r\nHost:");
+            stream
+        })
+        .collect();
+    let deaf: Vec<_> = (0..70)
+        .map(|_| {
+            let mut stream = connect();
+            stream.set_nonblocking(true).unwrap();
+            let asked = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1_000);
+            let _ = stream.write(asked.as_bytes());
+            stream
+        })
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(request(&address, "GET /health/live"), (200, "live\n".to_owned()));
+        assert_eq!(request(&address, "GET /health/ready").0, 200);
+        assert_eq!(request(&address, "GET /metrics").0, 200);
+    }
+    drop((idle, halves, deaf));
+    running.signal(Signal::TERM);
     assert_eq!(running.end().code(), Some(0));
 }
 

@@ -6,6 +6,7 @@ mod brokers;
 mod dead_letters;
 mod duplicates;
 mod failures;
+mod keys;
 mod leases;
 mod limits;
 mod order;
@@ -17,6 +18,8 @@ mod shared_transactions;
 mod shutdown;
 mod suspects;
 mod transactions;
+mod unavailable;
+mod waiting;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

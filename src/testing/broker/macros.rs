@@ -28,6 +28,9 @@ macro_rules! broker_conformance {
             a_late_settlement_is_answered,
             an_extended_delivery_stays_ours,
         }
+        $crate::broker_conformance_tests! { $harness; flow:
+            a_paused_partition_delivers_again_once_it_is_resumed,
+        }
     };
 }
 
@@ -65,6 +68,12 @@ mod tests {
         crate::broker_conformance!(MemoryBrokerHarness::with(Habits { finite: true, ..Habits::default() }));
     }
 
+    mod partitioned {
+        use super::*;
+
+        crate::broker_conformance!(MemoryBrokerHarness::with(Habits { partitions: 3, ..Habits::default() }));
+    }
+
     mod with_visibility_and_delays {
         use super::*;
 
@@ -78,7 +87,8 @@ mod tests {
     #[test]
     fn no_check_is_missing_from_the_macro() {
         let macros = include_str!("macros.rs");
-        let modules = [include_str!("deliveries.rs"), include_str!("settlements.rs")];
+        let modules =
+            [include_str!("deliveries.rs"), include_str!("settlements.rs"), include_str!("flow.rs")];
         let mut checks = 0;
         for line in modules.iter().flat_map(|module| module.lines()) {
             let Some(rest) = line.strip_prefix("pub async fn ") else { continue };

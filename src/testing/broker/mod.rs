@@ -18,6 +18,7 @@
 
 mod case;
 pub mod deliveries;
+pub mod flow;
 mod harness;
 mod macros;
 pub mod settlements;

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod duplicates;
+mod edges;
 mod outbox;
 pub(crate) mod queue;
 mod redis_trouble;

@@ -126,7 +126,7 @@ impl Marker {
                 }
             };
             let compared = self.keys.on_mismatch != OnMismatch::Process;
-            let fingerprint = compared.then(|| Fingerprint::of(message.payload()));
+            let fingerprint = compared.then(|| Fingerprint::of_json(message.payload()));
             match seen.get(&key) {
                 Some((index, first)) if *first == fingerprint => Plan::Again(*index),
                 Some(_) => Plan::Decided(Fate::Alone),

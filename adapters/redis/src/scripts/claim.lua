@@ -33,10 +33,10 @@ local function hand_out(key, r, owner)
   call('SET', key, encode(r), 'PXAT', fresh_expiry)
 end
 
--- A dead key begins anew.
+-- A dead key starts again. The claim brings the fingerprint: the letter's payload may have been corrected.
 local function reopen(r)
   local opened = nothing(r.fence)
-  opened.above, opened.fingerprint, opened.first, opened.known = r.above, r.fingerprint, now, true
+  opened.above, opened.first, opened.known = r.above, now, true
   opened.written, opened.ttl = r.written, r.ttl
   return opened
 end
@@ -56,12 +56,13 @@ local function claim(key, r, owner, generation, fingerprint)
     r.fingerprint, r.generation, r.first = fingerprint, generation, now
     return hand_out(key, r, owner)
   end
-  if r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
-  local state, live, mine = r.state, now < r.lease, r.owner == owner
+  local state, live, mine, newer = r.state, now < r.lease, r.owner == owner, generation > r.generation
+  local redrives = newer and (state == DEAD or state == TERMINAL)
+  if not redrives and r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
   if state == COMPLETED then
     return answer(pack('>c1I8BI4', 'D', since(r.written), r.text and 1 or 0, r.text and #r.text or 0) .. (r.text or ''))
   elseif state == DEAD then
-    if generation <= r.generation then
+    if not newer then
       local reason = r.reason == 0 and ATTEMPTS_EXHAUSTED or r.reason
       return answer(pack('>c1BI8I4', 'B', reason, since(r.written), r.generation))
     end
@@ -72,6 +73,9 @@ local function claim(key, r, owner, generation, fingerprint)
     return exhausted(r, r.written)
   elseif state == PENDING then
     lapse(r)
+  elseif state == TERMINAL and newer then
+    -- Its letter was published and the burial was not written.
+    r = reopen(r)
   end
   if generation > r.generation then r.generation = generation end
   r.fingerprint = r.fingerprint or fingerprint

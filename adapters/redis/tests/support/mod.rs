@@ -1,6 +1,7 @@
 //! What the tests share: harnesses for the store suite, and a worker that repeats what was not answered.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use onceward::store::{
 use onceward::testing::store::{StoreHarness, Timing};
 use onceward::{Error, Key, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
+use onceward_test_servers::redis::RedisCluster;
 
 /// A part of some servers that nobody else uses.
 pub(crate) struct Part {
@@ -172,4 +174,24 @@ pub(crate) async fn assert_completed(store: &RedisStore, keys: std::ops::Range<u
 /// Asks until the store answers.
 pub(crate) async fn answered<T>(ask: impl AsyncFn() -> Result<T, Error>) -> T {
     insist(&[()], async |_| vec![ask().await]).await.0.pop().unwrap()
+}
+
+/// The slot of a bucket byte: CRC16 (XMODEM) of one byte.
+pub(crate) fn slot(byte: u8) -> u16 {
+    let mut crc = u16::from(byte) << 8;
+    for _ in 0..8 {
+        crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
+    }
+    crc % 16_384
+}
+
+/// The bucket of a key, as the adapter names it.
+pub(crate) fn bucket(key: &Key) -> u8 {
+    0x80 | (key.as_bytes()[0] & 0b0111_1011)
+}
+
+/// The node of each bucket.
+pub(crate) fn owners(cluster: &RedisCluster) -> HashMap<u8, usize> {
+    let buckets: HashSet<u8> = (0..=u8::MAX).map(|first| bucket(&Key::from_bytes([first; 16]))).collect();
+    buckets.into_iter().map(|bucket| (bucket, cluster.owner_of(slot(bucket)))).collect()
 }

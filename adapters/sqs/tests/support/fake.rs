@@ -172,6 +172,7 @@ impl FakeSqs {
     async fn done(&self, action: &str, body: &Value, code: Option<&str>) -> Response<Full<Bytes>> {
         match action {
             "ReceiveMessage" => self.receive(body).await,
+            "SendMessageBatch" => self.send(body),
             "DeleteMessageBatch" => self.batch(body, code, |state, at, _| {
                 state.messages.remove(at);
             }),
@@ -182,6 +183,33 @@ impl FakeSqs {
             "GetQueueAttributes" => ok(&json!({"Attributes": self.lock().attributes})),
             other => panic!("the fake server knows no {other}"),
         }
+    }
+
+    /// Refuses the call as a whole if a message is larger than `MaximumMessageSize`.
+    fn send(&self, body: &Value) -> Response<Full<Bytes>> {
+        let limit = self.lock().attributes["MaximumMessageSize"]
+            .as_str()
+            .map_or(usize::MAX, |text| text.parse().unwrap());
+        let entries = body["Entries"].as_array().unwrap();
+        let text = |value: &Value| value.as_str().map_or(0, str::len);
+        let size = |entry: &Value| {
+            let attributes = entry["MessageAttributes"].as_object().into_iter().flatten();
+            let attributes = attributes.map(|(name, value)| {
+                let binary = text(&value["BinaryValue"]) / 4 * 3;
+                name.len() + text(&value["DataType"]) + text(&value["StringValue"]) + binary
+            });
+            text(&entry["MessageBody"]) + attributes.sum::<usize>()
+        };
+        if entries.iter().any(|entry| size(entry) > limit) {
+            return refusal(400, "InvalidParameterValue");
+        }
+        let sent = entries.iter().map(|entry| entry["MessageBody"].as_str().unwrap().to_owned());
+        self.fill(sent);
+        let answers: Vec<_> = entries
+            .iter()
+            .map(|entry| json!({"Id": entry["Id"], "MessageId": "m", "MD5OfMessageBody": "unchecked"}))
+            .collect();
+        ok(&json!({"Successful": answers, "Failed": []}))
     }
 
     async fn receive(&self, body: &Value) -> Response<Full<Bytes>> {
@@ -229,7 +257,7 @@ impl FakeSqs {
             let is_newest = found.is_none_or(|at| state.messages[at].receives.to_string() == receive);
             let refusal = match code {
                 Some(code) if number % 2 == 1 => Some((code, false)),
-                _ if !is_newest => Some(("InvalidParameterValue", true)),
+                _ if !is_newest => Some(("ReceiptHandleIsInvalid", true)),
                 _ => None,
             };
             match (refusal, found) {

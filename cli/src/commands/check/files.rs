@@ -51,7 +51,14 @@ pub(super) fn source(config: &Config, source: &FileSource) -> Finding {
         );
     }
     match File::open(&path) {
-        Ok(_) => Finding::ok(config, Some(KEY), format!("{named} can be read ({} bytes)", metadata.len())),
+        Ok(_) => match onceward_file::check_content(&path) {
+            Ok(()) => {
+                Finding::ok(config, Some(KEY), format!("{named} can be read ({} bytes)", metadata.len()))
+            }
+            Err(error) => {
+                Finding::error(config, KEY, error.to_string(), "name a file with lines of text in UTF-8")
+            }
+        },
         Err(error) => {
             let message = format!("{named} cannot be read ({})", io_words(&error));
             Finding::error(config, KEY, message, "make it readable for this user")

@@ -7,6 +7,7 @@ mod import;
 mod lines;
 mod list;
 mod naming;
+mod purge;
 mod show;
 
 use onceward::Scope;
@@ -44,7 +45,7 @@ pub(super) async fn keys(command: &KeysCommand, env: Lookup<'_>, out: &mut Outpu
     let file = match command {
         KeysCommand::Get(args) | KeysCommand::Explain(args) => &args.report.config,
         KeysCommand::List(args) => &args.report.config,
-        KeysCommand::Stats(args) => &args.config,
+        KeysCommand::Stats(args) | KeysCommand::Purge(args) => &args.config,
         KeysCommand::Forget(args) | KeysCommand::Complete(args) => &args.key.report.config,
         KeysCommand::Import(args) => &args.report.config,
     };
@@ -54,6 +55,7 @@ pub(super) async fn keys(command: &KeysCommand, env: Lookup<'_>, out: &mut Outpu
         KeysCommand::Explain(args) => explain::explain(&bench, args, out).await,
         KeysCommand::List(args) => list::list(&bench, args, out).await,
         KeysCommand::Stats(args) => list::stats(&bench, args, out).await,
+        KeysCommand::Purge(args) => purge::purge(&bench, args, out).await,
         KeysCommand::Forget(args) => change::forget(&bench, args, out).await,
         KeysCommand::Complete(args) => change::complete(&bench, args, out).await,
         KeysCommand::Import(args) => import::import(&bench, args, out).await,

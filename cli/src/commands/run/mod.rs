@@ -69,7 +69,8 @@ async fn consume(
 ) -> Result<Option<Summary>, Failure> {
     let scope = registry::scope(config).map_err(|error| super::failure(&error))?;
     let patience = patience(config, args);
-    let Some(parts) = startup::open(config, &scope, patience, shutdown).await? else { return Ok(None) };
+    let opened = startup::open(config, &scope, patience, watched, shutdown);
+    let Some(parts) = opened.await? else { return Ok(None) };
     let startup::Parts { source, store, handler, dead_letters } = parts;
     if let Some(handler) = &handler
         && startup::start(handler, patience, shutdown).await?.is_none()
@@ -133,7 +134,9 @@ fn exit(config: &Config, until_empty: bool, stopped: bool, summary: &Summary) ->
         ));
         return Exit::DrainDeadline;
     }
-    if is_finite(config, until_empty) && !stopped && summary.dead_lettered() + summary.parked() > 0 {
+    let dropped = summary.counters().get(onceward::telemetry::Counter::LettersDropped);
+    let failed = summary.dead_lettered() + summary.parked() + dropped;
+    if is_finite(config, until_empty) && !stopped && failed > 0 {
         return Exit::DeadLetters;
     }
     Exit::Done

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::registry::{self, AnyHandler, OpenStore, Purpose};
+use crate::telemetry::Watched;
 
 /// Between two tries: soon at first, and never so long that a store which is up again is left alone.
 const BACKOFF: Backoff =
@@ -53,10 +54,11 @@ pub(super) async fn open(
     config: &Config,
     scope: &Scope,
     patience: Patience,
+    watched: &Watched,
     shutdown: &CancellationToken,
 ) -> Result<Option<Parts>, Failure> {
     let part = Cell::new("store");
-    let opened = until_up(&part, patience, shutdown, async || {
+    let attempt = async || {
         part.set("store");
         let store = registry::open_store(config, Purpose::Run).await?;
         let advice = store.check(config).await?;
@@ -71,14 +73,17 @@ pub(super) async fn open(
         part.set("dead-letter destination");
         let dead_letters = registry::open_dead_letters(config).await?;
         Ok((Parts { source, store, handler, dead_letters }, advice))
+    };
+    let opened = until_up(&part, patience, shutdown, async || {
+        attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))
     });
     let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure(&error))? else {
         return Ok(None);
     };
     for finding in &advice {
         match finding.level {
-            AdviceLevel::Ok => tracing::debug!("{}", finding.text),
-            AdviceLevel::Warning => tracing::warn!("{}", finding.text),
+            // The pipeline checks the store once more when it starts, and logs what is found.
+            AdviceLevel::Ok | AdviceLevel::Warning => {}
             AdviceLevel::Error => {
                 return Err(Failure::new(
                     Exit::Failed,

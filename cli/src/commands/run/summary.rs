@@ -5,7 +5,7 @@ use onceward::telemetry::Counter;
 
 /// `received=… handled=… duplicates=… retried=… dead-lettered=…`, always; then, only where they are not 0, in this
 /// order: `given-back`, `parked`, `rejected`, `mismatch-acked`, `unprotected`, `observed-duplicates`,
-/// `suspected-double-effects`, `abandoned`.
+/// `suspected-double-effects`, `letters-dropped`, `abandoned`.
 ///
 /// The first five are deliveries, but for `retried`, which are runs; `abandoned` are runs cut at the drain deadline.
 pub(super) fn line(summary: &Summary) -> String {
@@ -26,6 +26,7 @@ pub(super) fn line(summary: &Summary) -> String {
         ("unprotected", count(Counter::Unprotected)),
         ("observed-duplicates", count(Counter::ObservedDuplicates)),
         ("suspected-double-effects", count(Counter::SuspectedDoubleEffects)),
+        ("letters-dropped", count(Counter::LettersDropped)),
         ("abandoned", abandoned),
     ];
     let told = always.into_iter().chain(exceptional.into_iter().filter(|(_, count)| *count > 0));

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::{Checked, address, broker, duration, text, texts, url, within};
 use crate::config::derived::{LONGEST_KAFKA_DRAIN, MAX_POLL_INTERVAL, SESSION_TIMEOUT};
-use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Source};
+use crate::config::{
+    Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, RabbitmqSource, Source,
+};
 
 /// The delays for which a way through the broker is worth while.
 const LEAST_WAIT: HumanDuration = HumanDuration::from_secs(1);
@@ -22,7 +24,10 @@ pub(super) fn check(config: &Config) -> Checked {
         Source::Rabbitmq(source) => {
             broker::rabbitmq(config, "source.rabbitmq", source.broker())?;
             text(config, "source.rabbitmq.queue", &source.queue)?;
-            within(config, "source.rabbitmq.prefetch", source.prefetch, 1..=65_535)?;
+            if let Some(prefetch) = source.prefetch {
+                within(config, "source.rabbitmq.prefetch", prefetch, 1..=65_535)?;
+            }
+            letters_elsewhere(config, source)?;
             if source.delivery_limit == Some(0) {
                 return Err(config.refuse(
                     "source.rabbitmq.delivery_limit",
@@ -60,6 +65,22 @@ pub(super) fn check(config: &Config) -> Checked {
         }
         Source::File(source) => file(config, source),
     }
+}
+
+/// A dead letter in its own queue, or in a wait queue that leads there, would be received again.
+fn letters_elsewhere(config: &Config, source: &RabbitmqSource) -> Checked {
+    let Some(dead_letter) = &config.dead_letter else { return Ok(()) };
+    let to = dead_letter.to.expose();
+    let to = to.strip_prefix('/').unwrap_or(to);
+    let waits = to.strip_prefix(&source.queue).and_then(|rest| rest.strip_prefix(".wait."));
+    if to == source.queue || waits.is_some_and(|delay| delay.ends_with("ms")) {
+        return Err(config.refuse(
+            "dead_letter.to",
+            "leads back into source.rabbitmq.queue, so a message that failed for good would be received again",
+            "name another queue, and declare it",
+        ));
+    }
+    Ok(())
 }
 
 fn kafka(config: &Config, source: &KafkaSource) -> Checked {

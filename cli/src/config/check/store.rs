@@ -9,6 +9,8 @@ const LEAST_LEASE: HumanDuration = HumanDuration::from_millis(100);
 const MOST_LEASE: HumanDuration = HumanDuration::from_secs(12 * 3_600);
 const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(600);
 
+const REDIS_SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
+
 /// Postgres cuts longer names without a word.
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
@@ -38,9 +40,9 @@ pub(super) fn check(config: &Config) -> Checked {
 }
 
 fn redis(config: &Config, store: &RedisStore) -> Checked {
-    url(config, "store.redis.url", &store.url, &["redis", "rediss"])?;
+    url(config, "store.redis.url", &store.url, &REDIS_SCHEMES)?;
     for (index, node) in store.nodes.iter().enumerate() {
-        url(config, &format!("store.redis.nodes[{index}]"), node, &["redis", "rediss"])?;
+        url(config, &format!("store.redis.nodes[{index}]"), node, &REDIS_SCHEMES)?;
     }
     let is_sentinel = store.topology == RedisTopology::Sentinel;
     if !store.nodes.is_empty() && store.topology == RedisTopology::Standalone {

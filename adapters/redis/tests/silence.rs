@@ -1,0 +1,165 @@
+//! Servers that no longer answer: half-open connections whatever the time limits, slow servers, hanging replicas, Sentinels
+//! out of reach.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use onceward::store::{Lease, RenewRequest, Renewal};
+use onceward::{ErrorKind, Store};
+use onceward_redis::{RedisConfig, RedisStore};
+use onceward_test_servers::proxy::{Direction, Flow, Proxy};
+use onceward_test_servers::redis::{Redis, RedisReplicated, RedisSentinel};
+use support::{claim, config, lease_of, request, scope, terms};
+use tokio::time::timeout;
+
+/// The proxy brings a runtime of its own, which must not start within another.
+fn proxy_to(address: std::net::SocketAddr) -> Proxy {
+    std::thread::spawn(move || Proxy::start(address).unwrap()).join().unwrap()
+}
+
+fn through(proxy: &Proxy) -> RedisConfig {
+    config(&format!("redis://{}", proxy.address()))
+}
+
+/// Claims with callers that wait for `patience` only, and answers how many gave up before one got an answer.
+async fn gave_up(store: &RedisStore, patience: Duration, most: usize) -> usize {
+    let request = request(7);
+    for tries in 0..=most {
+        if let Ok(Ok(answer)) = timeout(patience, claim(store, request)).await {
+            let _ = lease_of(answer);
+            return tries;
+        }
+    }
+    panic!("no answer in {most} tries of {patience:?}");
+}
+
+#[tokio::test]
+async fn a_half_open_connection_is_replaced_however_short_callers_wait() {
+    let server = Redis::start();
+    for (patience, response_timeout) in [(2_000, 5_000), (300, 5_000), (900, 60_000), (60_000, 5_000)] {
+        let proxy = proxy_to(server.address());
+        let millis = Duration::from_millis;
+        let settings = through(&proxy).response_timeout(millis(response_timeout));
+        let store = RedisStore::new(&settings.prefix(format!("p{patience}"))).unwrap();
+        let _ = lease_of(claim(&store, request(0)).await.unwrap());
+        proxy.half_open();
+        // Some seconds in all; without the replacement it is a quarter of an hour.
+        let most = usize::try_from(15_000 / patience + 1).unwrap();
+        let tries = gave_up(&store, millis(patience), most).await;
+        assert!(tries >= 1 || patience > response_timeout, "the connection was half-open");
+        assert_eq!(proxy.accepted(), 2, "one connection, and the one that replaced it");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_made_although_each_caller_gives_up_before() {
+    let server = Redis::start();
+    let proxy = proxy_to(server.address());
+    proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(400)));
+    let store = RedisStore::new(&through(&proxy)).unwrap();
+    // The login and the claim take one answer each; no caller has time for both.
+    assert!(gave_up(&store, Duration::from_millis(600), 20).await >= 1);
+    assert_eq!(proxy.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_merely_slow_keeps_its_connection() {
+    let server = Redis::start();
+    let proxy = proxy_to(server.address());
+    let store = RedisStore::new(&through(&proxy).response_timeout(Duration::from_secs(30))).unwrap();
+    let _ = lease_of(claim(&store, request(0)).await.unwrap());
+    proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(1_500)));
+    for number in 1..=4 {
+        let _ = lease_of(claim(&store, request(number)).await.unwrap());
+    }
+    // The first slow answer raised a suspicion; from then on such answers are usual.
+    assert!(proxy.accepted() <= 2, "{} connections", proxy.accepted());
+}
+
+#[tokio::test]
+async fn a_server_that_takes_longer_than_the_connect_timeout_is_reached_all_the_same() {
+    let server = Redis::start();
+    let proxy = proxy_to(server.address());
+    proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(600)));
+    let short = through(&proxy).connect_timeout(Duration::from_millis(400));
+    let store = RedisStore::new(&short).unwrap();
+    let first = claim(&store, request(1)).await.unwrap_err();
+    assert_eq!(first.kind(), ErrorKind::Unavailable, "{first:?}");
+    let new = request(2);
+    let _ = lease_of(support::answered(async || claim(&store, new).await).await);
+}
+
+const SHORT_LEASE: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewals_do_not_stand_behind_waits_for_a_hanging_replica() {
+    let servers = RedisReplicated::start();
+    let waiting = config(&servers.primary.url())
+        .wait_replicas(1)
+        .wait_timeout(Duration::from_secs(3))
+        .response_timeout(Duration::from_secs(10));
+    let store = Arc::new(RedisStore::new(&waiting).unwrap());
+    let terms = onceward::store::ClaimTerms { lease: SHORT_LEASE, ..terms() };
+    let requests: Vec<_> = (0..20).map(request).collect();
+    let claims = store.claim(&scope(), &terms, &requests).await;
+    let leases: Vec<Lease> = claims.into_iter().map(|claim| lease_of(claim.unwrap())).collect();
+    servers.replica.pause(true);
+
+    // New messages are claimed all the time, and each claim waits for the replica.
+    let over = Arc::new(AtomicBool::new(false));
+    let claimers: Vec<_> = (0..8)
+        .map(|worker| {
+            let (store, over) = (Arc::clone(&store), Arc::clone(&over));
+            tokio::spawn(async move {
+                let mut refused = 0;
+                while !over.load(Ordering::SeqCst) {
+                    let error = claim(&store, request(1_000 + worker)).await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+                    refused += 1;
+                }
+                refused
+            })
+        })
+        .collect();
+    let renewals: Vec<_> = leases
+        .iter()
+        .map(|lease| RenewRequest { lease: *lease, lease_for: SHORT_LEASE, started: true })
+        .collect();
+    // Three leases long; a renewal has a third of a lease to be answered, as in the pipeline.
+    let mut unanswered = 0;
+    for _ in 0..12 {
+        match timeout(SHORT_LEASE / 3, store.renew(&scope(), &renewals)).await {
+            Ok(answers) => {
+                assert!(answers.iter().all(|answer| matches!(answer, Ok(Renewal::Renewed))), "{answers:?}")
+            }
+            Err(_) => unanswered += 1,
+        }
+        tokio::time::sleep(SHORT_LEASE / 4).await;
+    }
+    over.store(true, Ordering::SeqCst);
+    for claimer in claimers {
+        assert!(claimer.await.unwrap() > 0);
+    }
+    assert_eq!(unanswered, 0);
+    servers.replica.pause(false);
+    let new = request(2_000);
+    let _ = lease_of(support::answered(async || claim(&store, new).await).await);
+}
+
+#[tokio::test]
+async fn sentinels_out_of_reach_do_not_hide_one_that_answers() {
+    let servers = RedisReplicated::start();
+    let sentinel = RedisSentinel::start("orders", &servers.primary);
+    let lost: Vec<Proxy> = (0..4).map(|_| proxy_to(servers.primary.address())).collect();
+    lost.iter().for_each(Proxy::partition);
+    let mut urls: Vec<String> = lost.iter().map(|proxy| format!("redis://{}", proxy.address())).collect();
+    urls.push(sentinel.url());
+    let config = RedisConfig::sentinel(urls.iter().map(String::as_str), "orders").unwrap();
+    // The client alone waits a second for each Sentinel that says nothing.
+    let store = RedisStore::new(&config.connect_timeout(Duration::from_millis(900))).unwrap();
+    let _ = lease_of(claim(&store, request(1)).await.unwrap());
+}

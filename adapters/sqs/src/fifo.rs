@@ -1,0 +1,89 @@
+//! What a FIFO queue needs of each message: its group and its deduplication id.
+
+use bytes::Bytes;
+use onceward::Outgoing;
+use onceward::dead_letter::{HEADER_GENERATION, HEADER_REASON};
+
+/// True for the URL of a FIFO queue.
+pub(crate) fn is_fifo(url: &str) -> bool {
+    url.ends_with(".fifo")
+}
+
+/// Our own id, or the message's.
+fn id(outgoing: &Outgoing) -> &str {
+    if outgoing.own_id.is_empty() { &outgoing.id } else { &outgoing.own_id }
+}
+
+/// The message group: the order key if it is short and plain, otherwise a hash of it, or of the id without one.
+pub(crate) fn group(outgoing: &Outgoing) -> String {
+    group_of(outgoing.order_key.as_ref(), id(outgoing))
+}
+
+fn group_of(order_key: Option<&Bytes>, id: &str) -> String {
+    let Some(key) = order_key else { return hash(&[b"id", id.as_bytes()]) };
+    match std::str::from_utf8(key) {
+        Ok(text) if (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            text.to_owned()
+        }
+        _ => hash(&[b"order-key", key]),
+    }
+}
+
+/// The same for each repeat of a publish, and new for a redrive.
+pub(crate) fn deduplication_id(outgoing: &Outgoing) -> String {
+    let header = |name: &str| {
+        let found = outgoing.headers.iter().find(|(own, _)| own == name);
+        found.map_or(&b""[..], |(_, value)| value)
+    };
+    // The reason of a dead letter tells it from a redrive of the same generation.
+    let (generation, reason) = (header(HEADER_GENERATION), header(HEADER_REASON));
+    hash(&[outgoing.destination.as_bytes(), id(outgoing).as_bytes(), generation, reason])
+}
+
+/// A hash over length-prefixed parts.
+fn hash(parts: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_be_bytes()).update(part);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(generation: &'static str) -> Outgoing {
+        Outgoing {
+            destination: "http://h/dead.fifo".into(),
+            id: "1".into(),
+            own_id: "k-1".into(),
+            headers: vec![(HEADER_GENERATION.into(), Bytes::from_static(generation.as_bytes()))],
+            ..Outgoing::default()
+        }
+    }
+
+    #[test]
+    fn a_repeat_has_the_same_deduplication_id_and_a_redrive_another() {
+        assert_eq!(deduplication_id(&letter("0")), deduplication_id(&letter("0")));
+        assert_ne!(deduplication_id(&letter("0")), deduplication_id(&letter("1")));
+        let mut dead = letter("0");
+        dead.headers.push((HEADER_REASON.into(), Bytes::from_static(b"permanent")));
+        assert_ne!(deduplication_id(&letter("0")), deduplication_id(&dead));
+    }
+
+    #[test]
+    fn two_letters_of_messages_with_one_id_are_not_one() {
+        let other = Outgoing { own_id: "k-2".into(), ..letter("0") };
+        assert_ne!(deduplication_id(&letter("0")), deduplication_id(&other));
+    }
+
+    #[test]
+    fn a_plain_order_key_is_the_group_and_any_other_a_hash_of_it() {
+        assert_eq!(group_of(Some(&Bytes::from_static(b"customer-7")), "1"), "customer-7");
+        for odd in [&b""[..], b"\xff", b"a b", &[b'x'; 129]] {
+            assert_eq!(group_of(Some(&Bytes::copy_from_slice(odd)), "1").len(), 64);
+        }
+        assert_ne!(group_of(None, "1"), group_of(None, "2"));
+    }
+}

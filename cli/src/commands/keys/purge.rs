@@ -1,0 +1,22 @@
+//! `keys purge`: removes what has expired.
+
+use super::Bench;
+use crate::args::ReportArgs;
+use crate::commands;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+/// Removes expired records of all scopes of the store, and says how many.
+pub(super) async fn purge(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let store = &bench.store.store;
+    let expires_by_itself = store.purge_interval().is_none();
+    let removed = onceward::purge_expired(&**store).await.map_err(|error| commands::failure(&error))?;
+    if args.json {
+        out.json(&serde_json::json!({ "removed": removed, "expires_by_itself": expires_by_itself }))?;
+    } else if expires_by_itself {
+        out.line("nothing to remove: the store expires keys by itself")?;
+    } else {
+        out.line(format_args!("{removed} expired keys removed"))?;
+    }
+    Ok(Exit::Done)
+}

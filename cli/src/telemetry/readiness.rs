@@ -1,0 +1,119 @@
+//! Whether messages are taken, and if not, which part is the reason: [`Readiness`].
+
+use std::fmt;
+use std::sync::PoisonError;
+
+use onceward::outbox::RelayCounts;
+use onceward::telemetry::{Counters, HandlerState, SourceState};
+
+use super::{LONGEST_REASON, Watched, Work};
+use crate::handlers::text::printable;
+
+/// Whether messages are taken, and if not, why. Printed as the answer of `/health/ready`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// They are.
+    Ready,
+    /// A part was not reached yet; why is known after the first attempt.
+    Starting(&'static str, Option<String>),
+    /// The store has stopped answering.
+    StoreDown,
+    /// The source has stopped delivering, for this reason.
+    SourceDown(String),
+    /// The handler cannot do its work, for this reason; intake pauses.
+    HandlerDown(String),
+    /// A signal has come.
+    Draining,
+}
+
+impl Readiness {
+    pub(super) fn of(watched: &Watched) -> Self {
+        if watched.draining.is_cancelled() {
+            return Self::Draining;
+        }
+        let ready = match &watched.work {
+            Work::Run(work) => work.get().map(|counters| Self::of_run(counters)),
+            Work::Relay(work) => work.get().map(|counts| Self::of_relay(counts)),
+        };
+        ready.unwrap_or_else(|| {
+            let known = watched.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match known {
+                Some((part, reason)) => Self::Starting(part, Some(reason)),
+                None => Self::Starting("store", None),
+            }
+        })
+    }
+
+    fn of_run(counters: &Counters) -> Self {
+        if !counters.is_store_up() {
+            return Self::StoreDown;
+        }
+        match counters.source().map(|source| source.state()) {
+            None | Some(SourceState::Up) => {}
+            Some(SourceState::Starting) => return Self::Starting("the source", None),
+            Some(SourceState::Down(reason)) => return Self::SourceDown(reason),
+        }
+        match counters.handler_state() {
+            HandlerState::Up => Self::Ready,
+            HandlerState::Down(reason) => Self::HandlerDown(reason),
+        }
+    }
+
+    fn of_relay(counts: &RelayCounts) -> Self {
+        if counts.is_outbox_up() { Self::Ready } else { Self::StoreDown }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        *self == Self::Ready
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |text: &str| printable(text.as_bytes(), LONGEST_REASON);
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::Starting(part, None) => write!(f, "starting: waits for the {part}"),
+            Self::Starting(part, Some(reason)) => {
+                write!(f, "starting: waits for the {part}: {}", line(reason))
+            }
+            Self::StoreDown => f.write_str("the store does not answer"),
+            Self::SourceDown(reason) => write!(f, "the source is down: {}", line(reason)),
+            Self::HandlerDown(reason) => write!(f, "the handler is unavailable: {}", line(reason)),
+            Self::Draining => f.write_str("draining"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::{Error, ErrorKind};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[test]
+    fn a_start_says_what_it_waits_for_and_why() {
+        let draining = CancellationToken::new();
+        let watched = Watched::run("billing", draining.clone());
+        let said = || Readiness::of(&watched).to_string();
+        assert_eq!(said(), "starting: waits for the store");
+        let error = Error::new(ErrorKind::Unavailable, "open the queue \"q\"", "connection\nrefused");
+        watched.waits_for("source", &error);
+        assert_eq!(
+            said(),
+            "starting: waits for the source: cannot open the queue \"q\": connection\\nrefused"
+        );
+        assert!(!Readiness::of(&watched).is_ready());
+        watched.started(std::sync::Arc::default());
+        assert_eq!(said(), "the store does not answer");
+        draining.cancel();
+        assert_eq!(said(), "draining");
+    }
+
+    #[test]
+    fn a_reason_is_one_short_line() {
+        let said = Readiness::SourceDown(format!("a\r\nb{}", "x".repeat(5_000))).to_string();
+        assert!(said.starts_with("the source is down: a\\r\\nb") && said.len() < 400, "{said}");
+    }
+}

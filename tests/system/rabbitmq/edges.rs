@@ -1,0 +1,85 @@
+//! What must be noticed before the first message is taken, and ends that must not wait: streams, missing places for dead
+//! letters, wait queues of an earlier run, a broker that does not answer.
+
+use std::time::Duration;
+
+use lapin::types::AMQPValue;
+use onceward_test_servers::rabbitmq::RabbitMq;
+use onceward_test_servers::redis::Redis;
+use onceward_test_support::effects::Kind;
+use onceward_test_support::orders;
+use onceward_test_support::process::until;
+use serde_json::json;
+
+use super::queue::Queue;
+use super::setup;
+use crate::pair::{Waiting, scene, with_redis};
+use crate::stage::PATIENCE;
+
+#[test]
+fn a_stream_is_refused_by_run_and_check_and_keeps_its_messages() {
+    let stream = Queue::declare("edges.stream", &[("x-queue-type", AMQPValue::LongString("stream".into()))]);
+    stream.publish(&[orders::order("kept", &json!({}))]);
+    let scene = scene(&with_redis(setup(&stream), Redis::shared()).set("scope", "stream"));
+    let ended = scene.run().wait_within(PATIENCE);
+    assert_eq!(ended.code(), Some(78), "{ended:#?}");
+    assert!(ended.stderr.contains("it is a stream"), "{ended:#?}");
+    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(1), "{checked:#?}");
+    assert!(checked.stdout.contains("it is a stream"), "{checked:#?}");
+    assert!(scene.count(Kind::Start).is_empty());
+}
+
+#[test]
+fn a_place_for_dead_letters_that_is_not_there_is_refused_before_a_message_is_taken() {
+    let queue = Queue::declare("edges.letters", &[]);
+    queue.publish(&[orders::order("ill", &json!({"do": "permanent"}))]);
+    let setup = with_redis(setup(&queue), Redis::shared())
+        .set("scope", "letters")
+        .set("policy.on_exhausted", "dead-letter");
+    for to in ["edges.nowhere", "edges.no-exchange/key"] {
+        let scene = scene(&setup.clone().set("dead_letter.to", to));
+        let ended = scene.run().wait_within(PATIENCE);
+        assert_eq!(ended.code(), Some(78), "{ended:#?}");
+        assert!(ended.stderr.contains("dead_letter.to"), "{ended:#?}");
+        let checked = scene.tell(&["check", "onceward.toml"]);
+        assert_eq!(checked.code(), Some(1), "{checked:#?}");
+        assert_eq!(queue.depth(), (1, 0));
+    }
+}
+
+#[test]
+fn a_run_until_empty_waits_for_messages_that_an_earlier_run_left_in_a_wait_queue() {
+    let queue = Queue::declare("edges.waits", &[]);
+    queue.publish(&[orders::order("late", &json!({"do": "fail", "times": 1}))]);
+    let setup = with_redis(setup(&queue), Redis::shared())
+        .set("scope", "edges-waits")
+        .set("source.rabbitmq.wait_queues_from", "1s")
+        .set("retry.initial", "12800ms")
+        .set("retry.max", "12800ms")
+        .set("retry.jitter", "none");
+    let scene = scene(&setup);
+    let first = scene.run();
+    until("it was tried once", PATIENCE, || scene.count(Kind::Start).len() == 1);
+    until("it waits", PATIENCE, || queue.is_empty());
+    first.kill();
+    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 1), "{ended:#?}");
+}
+
+/// The finding was 14.5 s beyond the drain timeout.
+#[test]
+fn a_stop_while_the_broker_is_silent_ends_soon_after_the_drain() {
+    let broker = RabbitMq::start();
+    let queue = Queue::declare_on(&broker, "orders", &[]);
+    queue.publish(&[orders::order("one", &json!({}))]);
+    let setup = with_redis(setup(&queue), Redis::shared()).set("scope", "silent");
+    let scene = scene(&setup.set("pipeline.drain_timeout", "1s"));
+    let running = scene.run();
+    until("an effect", PATIENCE, || scene.count(Kind::Effect).len() == 1);
+    broker.pause(true);
+    running.terminate();
+    let ended = running.wait_within(Duration::from_secs(13));
+    broker.pause(false);
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+}
