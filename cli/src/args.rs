@@ -168,8 +168,14 @@ pub struct InitArgs {
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Show the record of one key
+    #[command(
+        override_usage = "onceward keys get [OPTIONS] <FILE> <VALUE>...\n       onceward keys get [OPTIONS] <FILE> --hash <HEX>"
+    )]
     Get(KeyArgs),
     /// Say in words what the next delivery of a key will meet, and why
+    #[command(
+        override_usage = "onceward keys explain [OPTIONS] <FILE> <VALUE>...\n       onceward keys explain [OPTIONS] <FILE> --hash <HEX>"
+    )]
     Explain(KeyArgs),
     /// List keys by their hashes, with state, age and attempts
     List(ListArgs),
@@ -180,8 +186,14 @@ pub enum KeysCommand {
     /// `run` does it as it goes. It is for stores that only programs with a loop of their own write to, and for schedulers.
     Purge(ReportArgs),
     /// Forget a key, so that its message is handled again when it comes
+    #[command(
+        override_usage = "onceward keys forget [OPTIONS] <FILE> <VALUE>...\n       onceward keys forget [OPTIONS] <FILE> --hash <HEX>"
+    )]
     Forget(ChangeArgs),
     /// Mark a key completed, so that its message is not handled
+    #[command(
+        override_usage = "onceward keys complete [OPTIONS] <FILE> <VALUE>...\n       onceward keys complete [OPTIONS] <FILE> --hash <HEX>"
+    )]
     Complete(ChangeArgs),
     /// Import completed keys, as JSON lines, from an earlier deduplication table
     ///
@@ -265,7 +277,7 @@ pub struct ImportArgs {
     /// Where the values stand in the messages, one for each; the first source in `[key] from` when left out
     #[arg(long, value_name = "SOURCE")]
     pub from: Vec<KeyPart>,
-    /// The JSON lines; standard input when left out
+    /// The JSON lines; standard input when left out, or `-`
     #[arg(value_name = "NDJSON", value_hint = ValueHint::FilePath)]
     pub lines: Option<PathBuf>,
 }
@@ -304,6 +316,16 @@ mod tests {
         ] {
             let error = read(wrong).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_usage_of_a_command_on_one_key_names_the_file_first() {
+        for command in ["get", "explain", "forget", "complete"] {
+            let help = read(&format!("onceward keys {command} --help")).unwrap_err().to_string();
+            let (file, value) = (help.find("<FILE>").unwrap(), help.find("<VALUE>").unwrap());
+            assert!(file < value, "{help}");
+            assert!(help.contains("<FILE> --hash <HEX>"), "{help}");
         }
     }
 

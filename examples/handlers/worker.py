@@ -4,9 +4,10 @@
     [handler.worker]
     command = ["python3", "worker.py"]
     processes = 4
+    ready = true
 
 It adds up the amounts of each customer's orders. Standard output is for answers only; print diagnostics to standard
-error. When standard input ends, so should the worker.
+error. The first line says that it can work: without it (and without `ready`) the first request comes at once. When standard input ends, so should the worker.
 """
 
 import base64
@@ -33,6 +34,7 @@ def handle(request):
     return {"customer": customer, "total": totals[customer], "attempt": request["attempt"]}
 
 
+print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
     answer = {"id": request["id"]}

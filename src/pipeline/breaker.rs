@@ -23,8 +23,8 @@ pub(crate) enum RunEnd {
     Succeeded,
     /// The handler gave a verdict about the message: retry or permanent.
     Failed(String),
-    /// What the handler needs is not available; this is why.
-    Unavailable(String),
+    /// What the handler needs is not available; this is why, and how long to wait at least, if that is known.
+    Unavailable(String, Option<Duration>),
     /// There was no run, or its outcome is not known.
     Nothing,
 }
@@ -112,7 +112,10 @@ impl Breaker {
                 self.open.take().map(|_| Change::Closed)
             }
             RunEnd::Failed(reason) => self.note_failure(id, reason, is_probe, now, pause),
-            RunEnd::Unavailable(reason) => {
+            RunEnd::Unavailable(reason, delay) => {
+                // The other side has said when it is worth another try.
+                let pause =
+                    |first, probes, longest| pause(first, probes, longest).max(delay.unwrap_or_default());
                 self.last_reason = reason;
                 self.streak = self.streak.saturating_add(1);
                 self.unavailable.insert(id);
@@ -275,7 +278,7 @@ mod tests {
     }
 
     fn away() -> RunEnd {
-        RunEnd::Unavailable("connection refused".into())
+        RunEnd::Unavailable("connection refused".into(), None)
     }
 
     #[test]
@@ -287,6 +290,20 @@ mod tests {
         assert!(!case.breaker.is_open());
         assert_eq!(case.breaker.reason().as_deref(), Some("connection refused"), "but it is reported");
         assert_eq!(case.run(2, away()), Some(Change::Opened));
+    }
+
+    #[test]
+    fn a_probe_waits_for_as_long_as_the_other_side_has_asked_for() {
+        let mut case = Case::new();
+        let minute = Duration::from_secs(60);
+        let asked = || RunEnd::Unavailable("maintenance".into(), Some(minute));
+        case.run(1, asked());
+        case.run(2, asked());
+        assert_eq!(case.pause(), minute);
+        case.probe(1, away());
+        assert!(case.pause() < minute, "the next answer did not ask for that");
+        case.probe(1, asked());
+        assert_eq!(case.pause(), minute);
     }
 
     #[test]

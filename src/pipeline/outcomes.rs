@@ -45,7 +45,7 @@ pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
                 }
                 let reason = error.text().to_owned();
                 tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
-                ended.failed.push((id(), RunEnd::Unavailable(reason), work.probe));
+                ended.failed.push((id(), RunEnd::Unavailable(reason, error.delay()), work.probe));
                 *outcome = Outcome::Unstarted;
             }
             Outcome::Failed(error) => {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::config::STARTER;
 use crate::exit::{Exit, Failure};
+use crate::handlers::text::io_words;
 use crate::output::Output;
 
 /// Writes the starter to a new file, or prints it. An existing file is never overwritten.
@@ -20,7 +21,8 @@ pub(super) fn init(file: Option<&Path>, out: &mut Output) -> Result<Exit, Failur
             ErrorKind::NotFound => "create its folder first",
             _ => "name a file that can be written",
         };
-        let sentence = format!("{}: the starter cannot be written ({}); {fix}", path.display(), error.kind());
+        let sentence =
+            format!("{}: the starter cannot be written ({}); {fix}", path.display(), io_words(&error));
         Failure::new(Exit::Failed, sentence)
     })?;
     out.line(format_args!("{0}: written; edit it, then try: onceward check --offline {0}", path.display()))?;

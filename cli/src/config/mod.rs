@@ -63,6 +63,8 @@ pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, Sq
 pub use store::{MemoryStore, PostgresStore, RedisStore, RedisTopology, SqliteStore, Store};
 pub use table::{Credentials, StoreLimits};
 
+use crate::handlers::text::io_words;
+
 use fault::Step;
 use origin::{Lines, Origin, join};
 use table::choice;
@@ -154,7 +156,7 @@ impl Config {
                 std::io::ErrorKind::InvalidData => "save it as UTF-8",
                 _ => "make the file readable",
             };
-            ConfigError(Remark::new(format!("cannot be read ({})", error.kind()), fix).file(path))
+            ConfigError(Remark::new(format!("cannot be read ({})", io_words(&error)), fix).file(path))
         })?;
         Self::parse_file(Some(path), &source, env)
     }

@@ -56,7 +56,7 @@ pub(super) fn password_in(path: &Path, table: &str) -> Result<Secret, Error> {
         let what = format!(
             "{} cannot be read ({}); make it a text file that this user may read",
             path.display(),
-            error.kind()
+            crate::handlers::text::io_words(&error)
         );
         Error::new(ErrorKind::Config, format!("read {table}.password_file"), what)
     })?;
@@ -71,8 +71,11 @@ pub(super) fn password_in(path: &Path, table: &str) -> Result<Secret, Error> {
 pub(super) fn certificates(config: &Config, key: &str, path: &Path) -> Result<Vec<u8>, Error> {
     let path = config.resolve(path);
     std::fs::read(&path).map_err(|error| {
-        let what =
-            format!("{} cannot be read ({}); make it readable for this user", path.display(), error.kind());
+        let what = format!(
+            "{} cannot be read ({}); make it readable for this user",
+            path.display(),
+            crate::handlers::text::io_words(&error)
+        );
         Error::new(ErrorKind::Config, format!("read {key}"), what)
     })
 }

@@ -28,7 +28,7 @@ fn an_error_names_file_line_key_and_fix() {
     let error = Config::load(Path::new("absent/orders.toml"), &no_env).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "absent/orders.toml: cannot be read (entity not found); \
+        "absent/orders.toml: cannot be read (No such file or directory); \
          give the path of a configuration, or write one with `onceward init`"
     );
 }

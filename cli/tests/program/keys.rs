@@ -123,6 +123,9 @@ fn an_import_is_all_or_nothing_and_may_be_repeated() {
     };
     assert_eq!((first.code(), first.stdout.clone()), (Some(0), figures(2, 0)), "{first:?}");
     assert_eq!(import(lines).stdout, figures(0, 2));
+    let mut piped = scene.command("keys import @ -");
+    piped.stdin(std::fs::File::open(scene.path("import.ndjson")).unwrap());
+    assert_eq!(scene.start(piped).end().stdout, figures(0, 2));
     let left = json(&scene.tell("keys get --json @ a"))[0]["expires_in_ms"].as_u64().unwrap();
     let (least, most) = ((8 * 24 - 4) * 3_600_000, (8 * 24 - 3) * 3_600_000);
     assert!((least..=most).contains(&left), "the TTL counts from the completion: {left}");

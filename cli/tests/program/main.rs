@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+mod handler_outages;
 #[cfg(feature = "sqlite")]
 mod keys;
 mod log;

@@ -91,3 +91,27 @@ fn a_bridge_to_a_queue_that_is_not_there_is_refused_before_a_message_is_taken() 
     let checked = scene.tell(&["check", "onceward.toml"]);
     assert!(checked.stdout.contains("its broker answers and has the destination"), "{checked:#?}");
 }
+
+#[test]
+fn a_target_that_is_gone_for_a_while_uses_no_attempt() {
+    let (from, to) = (Queue::declare("bridge.patient", &[]), Queue::declare("bridge.gone", &[]));
+    let setup = bridge(&from, &to)
+        .set("scope", "gone")
+        .set("retry.max_attempts", 2)
+        .set("retry.initial", "10ms")
+        .set("retry.max", "20ms");
+    let scene = scene(&setup);
+    let running = scene.run();
+    until("it consumes", PATIENCE, || from.consumers() == 1);
+    to.delete();
+    let orders = Orders::with_copies(100, 0, &json!({}), &mut Chance::new());
+    from.publish(&orders.lines);
+    // Two attempts would be used up within a second.
+    let outage = if std::env::var_os("SLOW").is_some() { 120 } else { 8 };
+    std::thread::sleep(std::time::Duration::from_secs(outage));
+    let to = Queue::declare("bridge.gone", &[]);
+    until("an empty queue", LONG, || from.is_empty());
+    stop(vec![running]);
+    let arrived = arrived(&to);
+    assert_eq!(arrived.keys().collect::<Vec<_>>(), orders.ids.iter().collect::<Vec<_>>());
+}

@@ -1,6 +1,6 @@
 //! A queue of the broker that the tests of this process share, and who publishes into it.
 
-use lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use onceward::{Outgoing, Publisher};
@@ -38,6 +38,16 @@ impl<'a> Queue<'a> {
             channel.queue_declare(name.into(), options, table).await.expect("a queue");
         });
         queue
+    }
+
+    /// Deletes it on the broker.
+    pub(super) fn delete(&self) {
+        runtime().block_on(async {
+            let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;
+            let channel = connected.expect("a connection").create_channel().await.expect("a channel");
+            let options = QueueDeleteOptions::default();
+            channel.queue_delete(self.name.as_str().into(), options).await.expect("it is deleted");
+        });
     }
 
     pub(crate) fn message(&self, line: &str) -> Outgoing {

@@ -9,6 +9,7 @@ use rustix::fs::{Access, access};
 
 use super::finding::Finding;
 use crate::config::{Config, FileSource};
+use crate::handlers::text::io_words;
 
 /// The file of a file source.
 pub(super) fn source(config: &Config, source: &FileSource) -> Finding {
@@ -29,7 +30,12 @@ pub(super) fn source(config: &Config, source: &FileSource) -> Finding {
                 ErrorKind::NotFound => "correct the path, or write follow = true to wait for the file",
                 _ => "make it and its directories readable for this user",
             };
-            return Finding::error(config, KEY, format!("{named} cannot be read ({})", error.kind()), fix);
+            return Finding::error(
+                config,
+                KEY,
+                format!("{named} cannot be read ({})", io_words(&error)),
+                fix,
+            );
         }
     };
     let kind = metadata.file_type();
@@ -54,7 +60,7 @@ pub(super) fn source(config: &Config, source: &FileSource) -> Finding {
             }
         },
         Err(error) => {
-            let message = format!("{named} cannot be read ({})", error.kind());
+            let message = format!("{named} cannot be read ({})", io_words(&error));
             Finding::error(config, KEY, message, "make it readable for this user")
         }
     }
@@ -71,7 +77,7 @@ pub(super) fn dead_letters(config: &Config, path: &Path) -> Finding {
         Ok(_) => match OpenOptions::new().append(true).open(path) {
             Ok(_) => Finding::ok(config, Some(KEY), format!("{named} can be appended to")),
             Err(error) => {
-                let message = format!("{named} cannot be written ({})", error.kind());
+                let message = format!("{named} cannot be written ({})", io_words(&error));
                 Finding::error(config, KEY, message, "make it writable for this user")
             }
         },

@@ -14,6 +14,7 @@ use super::naming::{extractor, source};
 use crate::args::ImportArgs;
 use crate::commands;
 use crate::exit::{Exit, Failure};
+use crate::handlers::text::io_words;
 use crate::logging::AUDIT;
 use crate::output::{Output, complain};
 
@@ -43,11 +44,15 @@ pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Outpu
     let keys = extractor(bench, &source(bench, &args.from));
     let input: Box<dyn BufRead> = match &args.lines {
         None => Box::new(io::stdin().lock()),
+        Some(path) if path.as_os_str() == "-" => Box::new(io::stdin().lock()),
         Some(path) => match File::open(path) {
             Ok(file) => Box::new(BufReader::new(file)),
             Err(error) => {
-                let sentence =
-                    format!("{}: cannot be read ({}); name a readable file", path.display(), error.kind());
+                let sentence = format!(
+                    "{}: cannot be read ({}); name a readable file",
+                    path.display(),
+                    io_words(&error)
+                );
                 return Err(Failure::new(Exit::Failed, sentence));
             }
         },

@@ -239,7 +239,11 @@ impl Kafka {
                 fs::remove_file(path).expect("a file that can be removed");
             }
         }
-        for checkpoint in ["recovery-point-offset-checkpoint", "replication-offset-checkpoint", "log-start-offset-checkpoint"] {
+        for checkpoint in [
+            "recovery-point-offset-checkpoint",
+            "replication-offset-checkpoint",
+            "log-start-offset-checkpoint",
+        ] {
             // Written anew from what is there.
             let _ = fs::remove_file(data.join(checkpoint));
         }
