@@ -1,6 +1,6 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,6 +77,8 @@ pub(crate) struct State {
     /// Where partitions whose log is another one are to be read from, by epoch.
     pub(crate) seeks: Vec<(u64, u64)>,
     pub(crate) gaps: Vec<Gap>,
+    /// Ids of topics that are gone. A broker that has not heard of it yet may still tell them.
+    pub(crate) gone: HashSet<String>,
     pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
     /// For tests: the client forgets all partitions, and nobody is told.
