@@ -2,19 +2,55 @@
 //! goes to a retry topic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::{Acker, Error, Outgoing, Settled, Settlement, Tag};
 
 use crate::retry::Waiting;
-use crate::shared::{Copy, Shared};
+use crate::shared::Shared;
+
+/// The most copies that are on their way to retry topics at a time; what comes beyond waits in this process.
+const COPIES: usize = 1000;
 
 /// The acker of a [`KafkaConsumer`](crate::KafkaConsumer). Offsets are committed by the poll thread, soon after; a
 /// settlement for a partition that was taken away is too late.
 pub(crate) struct KafkaAcker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) waiting: Option<Arc<Waiting>>,
+}
+
+/// A copy that is to go to a retry topic: the delivery it is for, and how long it is to wait.
+struct Copy {
+    tag: Tag,
+    after: Duration,
+    outgoing: Outgoing,
+}
+
+impl Shared {
+    /// The copies that go to retry topics instead of waiting here, each with its index in the batch. Each delivery is copied
+    /// once, however often it is settled.
+    fn copies(&self, batch: &[(Tag, Settlement)], waiting: &Waiting) -> Vec<(usize, Option<Copy>)> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let mut copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
+            let Settlement::Retry { after } = *settlement else { return None };
+            let own = state.assigned.get_mut(&tag.epoch).filter(|own| !own.leaving)?;
+            let held = own.held.get_mut(&tag.number)?;
+            if held.copying {
+                return Some((index, None));
+            }
+            if state.copying >= COPIES {
+                return None;
+            }
+            let outgoing = waiting.copy(&held.message, after)?;
+            held.copying = true;
+            state.copying += 1;
+            Some((index, Some(Copy { tag: *tag, after, outgoing })))
+        };
+        batch.iter().enumerate().filter_map(&mut copy).collect()
+    }
 }
 
 /// Sends a copy, and settles its original by it; without a confirmation the original waits in this process.

@@ -79,9 +79,12 @@ pub(crate) fn from(
     (builder.build(), copied.wait)
 }
 
+/// Headers as [`Message`] has them.
+type Plain = Vec<(Box<str>, Bytes)>;
+
 /// The headers, and their native form where text and bytes cannot express them. The client panics at a header name that is not
 /// UTF-8; one such record must not stop the others.
-fn headers(record: &BorrowedMessage<'_>) -> (Option<Vec<(Box<str>, Bytes)>>, Option<KafkaHeaders>) {
+fn headers(record: &BorrowedMessage<'_>) -> (Option<Plain>, Option<KafkaHeaders>) {
     let Some(headers) = record.headers() else { return (Some(Vec::new()), None) };
     let read = || -> Vec<(Box<str>, Option<Bytes>)> {
         headers.iter().map(|own| (own.key.into(), own.value.map(Bytes::copy_from_slice))).collect()

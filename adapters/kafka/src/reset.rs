@@ -152,8 +152,9 @@ impl Shared {
         self.changed();
         state.unready(epoch);
         state.copies_of(epoch);
-        if state.assigned.remove(&epoch).is_none() {
-            return;
+        let Some(before) = state.assigned.remove(&epoch) else { return };
+        if before.stamp.id != begin.stamp.id {
+            state.gone.extend(before.stamp.id);
         }
         state.notice(epoch);
         state.last_epoch += 1;

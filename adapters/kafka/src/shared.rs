@@ -1,12 +1,12 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use onceward::telemetry::SourceHealth;
-use onceward::{Delivery, Error, Notice, Outgoing, SettleQueue, Settled, Settlement, Tag};
+use onceward::{Delivery, Error, Notice, SettleQueue, Settled, Settlement, Tag};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::burst::{Burst, Read};
@@ -15,14 +15,11 @@ use crate::leaving::Leaving;
 use crate::partition::{Assigned, Held, Ready};
 use crate::reset::Finding;
 use crate::retention::Gap;
-use crate::retry::Waiting;
 
 /// The most deliveries of one batch.
 const BATCH: usize = 500;
 /// How many of one partition are handed out before it is another one's turn.
 const TURN: usize = 32;
-/// The most copies that are on their way to retry topics at a time; what comes beyond waits in this process.
-const COPIES: usize = 1000;
 /// Longer waits than this one cannot be told from "for ever".
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -55,7 +52,7 @@ pub(crate) struct State {
     buffered_bytes: usize,
     delayed: Vec<(Instant, Ready)>,
     /// How many copies are on their way to retry topics.
-    copying: usize,
+    pub(crate) copying: usize,
     errors: VecDeque<Error>,
     pub(crate) last_epoch: u64,
     last_number: u64,
@@ -77,6 +74,8 @@ pub(crate) struct State {
     /// Where partitions whose log is another one are to be read from, by epoch.
     pub(crate) seeks: Vec<(u64, u64)>,
     pub(crate) gaps: Vec<Gap>,
+    /// Ids of topics that are gone. A broker that has not heard of it yet may still tell them.
+    pub(crate) gone: HashSet<String>,
     pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
     /// For tests: the client forgets all partitions, and nobody is told.
@@ -85,13 +84,6 @@ pub(crate) struct State {
     /// The poll thread has ended.
     pub(crate) ended: bool,
     pub(crate) idle_questions: Vec<oneshot::Sender<Option<bool>>>,
-}
-
-/// A copy that is to go to a retry topic: the delivery it is for, and how long it is to wait.
-pub(crate) struct Copy {
-    pub(crate) tag: Tag,
-    pub(crate) after: Duration,
-    pub(crate) outgoing: Outgoing,
 }
 
 impl State {
@@ -360,33 +352,6 @@ impl Shared {
         if first || wakes {
             self.arrived.notify_one();
         }
-    }
-
-    /// The copies that go to retry topics instead of waiting here, each with its index in the batch. Each delivery is copied
-    /// once, however often it is settled.
-    pub(crate) fn copies(
-        &self,
-        batch: &[(Tag, Settlement)],
-        waiting: &Waiting,
-    ) -> Vec<(usize, Option<Copy>)> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let mut copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
-            let Settlement::Retry { after } = *settlement else { return None };
-            let own = state.assigned.get_mut(&tag.epoch).filter(|own| !own.leaving)?;
-            let held = own.held.get_mut(&tag.number)?;
-            if held.copying {
-                return Some((index, None));
-            }
-            if state.copying >= COPIES {
-                return None;
-            }
-            let outgoing = waiting.copy(&held.message, after)?;
-            held.copying = true;
-            state.copying += 1;
-            Some((index, Some(Copy { tag: *tag, after, outgoing })))
-        };
-        batch.iter().enumerate().filter_map(&mut copy).collect()
     }
 
     fn has_room(&self, state: &State) -> bool {

@@ -3,6 +3,7 @@
 mod batch;
 mod config;
 mod members;
+mod offsets;
 mod transactions;
 mod worker;
 

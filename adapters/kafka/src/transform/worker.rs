@@ -17,12 +17,13 @@ use tokio::runtime::Handle;
 use super::batch::{self, Made, Taken};
 use super::config::TransformConfig;
 use super::members::Members;
+use super::offsets::{another_log, offsets};
 use super::transactions::{End, Transactions};
 use super::{Transform, TransformSummary};
 use crate::config::Settled;
 use crate::letter::stub;
 use crate::refused::Refused;
-use crate::{begin, error, message, native};
+use crate::{error, message, native};
 
 /// How long a poll waits for a first record.
 const POLL: Duration = Duration::from_millis(50);
@@ -379,31 +380,6 @@ fn keep_ours(source: &Source, taken: &mut Vec<Taken>, made: &mut Vec<Made>) {
     let (mut of_taken, mut of_made) = (ours.iter().copied(), ours.iter().copied());
     taken.retain(|_| of_taken.next().unwrap_or_default());
     made.retain(|_| of_made.next().unwrap_or_default());
-}
-
-/// Its log is another one than it was.
-fn another_log(topic: &str, partition: i32) -> Error {
-    let what = format!(
-        "the topic was deleted and created again, or the log of a partition ({partition}; -1: all) was truncated. Nothing of the old \
-         log is committed; start again: the new log is read from its start"
-    );
-    Error::new(ErrorKind::Unavailable, format!("go on with topic {topic}"), what)
-}
-
-/// Behind the last record of each partition, with the stamps of their logs.
-fn offsets(source: &Source, taken: &[Taken]) -> Result<TopicPartitionList, Error> {
-    let mut ends = BTreeMap::new();
-    for own in taken {
-        let end = ends.entry((&*own.topic, own.partition)).or_insert(own.offset + 1);
-        *end = (*end).max(own.offset + 1);
-    }
-    let mut list = TopicPartitionList::new();
-    for ((topic, partition), end) in ends {
-        list.add_partition_offset(topic, partition, Offset::Offset(end))
-            .map_err(|error| error::kafka(OPERATION, error))?;
-        begin::stamp(&mut list, topic, partition, &source.context().stamp(topic, partition).to_string());
-    }
-    Ok(list)
 }
 
 /// Pauses or resumes all partitions; false if the client refuses.
