@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onceward::{Fingerprinting, PipelineConfig};
 use onceward::pipeline::config::{BreakerConfig, OnInProgress, Ordering, Policies};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use onceward::testing::{Faults, Habits};
+use onceward::{Fingerprinting, PipelineConfig};
 
 const MS: Duration = Duration::from_millis(1);
 
