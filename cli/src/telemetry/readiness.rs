@@ -50,7 +50,7 @@ impl Readiness {
         }
         match counters.source().map(|source| source.state()) {
             None | Some(SourceState::Up) => {}
-            Some(SourceState::Starting) => return Self::Starting("the source", None),
+            Some(SourceState::Starting) => return Self::Starting("source", None),
             Some(SourceState::Down(reason)) => return Self::SourceDown(reason),
         }
         match counters.handler_state() {
