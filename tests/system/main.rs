@@ -5,6 +5,7 @@
 //! | `quickstart.rs` | the first run, the second, and those that were killed in the middle |
 //! | `transactions.rs` | the effect in the completion's transaction, under kills |
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
+//! | `handler_outages.rs` | handlers that are not available for a while, behind each broker |
 //! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
 //! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
@@ -26,6 +27,7 @@ mod bad_input;
 mod configuration;
 mod crash_points;
 mod failures;
+mod handler_outages;
 mod kafka;
 mod leases;
 mod office;

@@ -47,7 +47,8 @@ fn each_mistake_gets_its_sentence() {
         (
             base_and("[pipeline]\nzzz = 1\n"),
             "line 13: pipeline.zzz: is not a known name; write one of concurrency, ordering, order_by, max_in_flight, \
-             max_in_flight_bytes, max_batch, drain_timeout, cancel_grace",
+             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_batch, breaker, breaker_keys, drain_timeout, \
+             cancel_grace",
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),

@@ -8,7 +8,7 @@ mod members;
 mod outbox;
 mod retries;
 mod secured;
-mod topic;
+pub(crate) mod topic;
 mod transform;
 
 use std::time::Duration;
@@ -29,7 +29,7 @@ use topic::{Record, Topic};
 /// A member that is silent for so long is no member.
 const SESSION_MS: i64 = 4_000;
 
-fn setup(topic: &Topic<'_>) -> Setup {
+pub(crate) fn setup(topic: &Topic<'_>) -> Setup {
     let setup = without_source()
         .set("scope", format!("kafka-{}", topic.name))
         .set("source.kafka.brokers", vec![topic.broker.bootstrap()])

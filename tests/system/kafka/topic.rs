@@ -18,7 +18,7 @@ use crate::pair::Waiting;
 use crate::stage::PATIENCE;
 
 /// A topic of its own for one test, and a group of its name.
-pub(super) struct Topic<'a> {
+pub(crate) struct Topic<'a> {
     pub(super) broker: &'a Kafka,
     pub(super) name: String,
     group: String,
@@ -36,7 +36,7 @@ pub(super) struct Record {
 
 impl Topic<'static> {
     /// On the broker that the tests share.
-    pub(super) fn create(name: &str, partitions: i32) -> Self {
+    pub(crate) fn create(name: &str, partitions: i32) -> Self {
         Self::create_on(Kafka::shared(), name, partitions)
     }
 }

@@ -1,7 +1,7 @@
 //! SQS queues, standard and FIFO, on an SQS-compatible server with SQS's strict limits: two programs at once, under kills.
 
 mod outbox;
-mod queue;
+pub(crate) mod queue;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onceward_test_servers::elasticmq::ElasticMq;
@@ -24,7 +24,7 @@ use crate::stage::{PATIENCE, each, ledger_of};
 use queue::{Queue, REGION};
 
 /// A short visibility: what a killed program held comes again after it.
-fn setup(queue: &Queue) -> Setup {
+pub(crate) fn setup(queue: &Queue) -> Setup {
     without_source()
         .set("source.sqs.queue_url", queue.url.as_str())
         .set("source.sqs.region", REGION)

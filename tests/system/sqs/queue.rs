@@ -15,7 +15,7 @@ use crate::pair::Waiting;
 pub(super) const REGION: &str = "elasticmq";
 
 /// A queue of its own for one test; FIFO if its name ends so.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     pub(super) name: String,
     pub(super) url: String,
     runtime: Runtime,
@@ -24,7 +24,7 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Creates `name`, with such attributes.
-    pub(super) fn create(name: &str, attributes: &[(Attribute, &str)]) -> Self {
+    pub(crate) fn create(name: &str, attributes: &[(Attribute, &str)]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
