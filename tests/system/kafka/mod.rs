@@ -4,6 +4,7 @@
 mod cut_off;
 mod disturbed;
 mod effects;
+mod joins;
 mod members;
 mod outbox;
 mod retries;

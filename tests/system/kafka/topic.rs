@@ -45,15 +45,28 @@ impl<'a> Topic<'a> {
     /// As [`create`](Topic::create), on another broker.
     pub(super) fn create_on(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
         let topic = Self::named(broker, name, partitions);
-        runtime().block_on(async {
-            let admin: AdminClient<_> = topic.client().create().expect("a client");
-            let new = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
-            let made = admin.create_topics([&new], &AdminOptions::new()).await.expect("an answer");
-            made[0].as_ref().expect("a topic");
-        });
-        // A broker may tell of a topic a moment before it leads its partitions.
-        topic.wait_for("a leader for each partition", || topic.ends().is_some());
+        topic.made();
         topic
+    }
+
+    fn made(&self) {
+        let admin: AdminClient<_> = self.client().create().expect("a client");
+        // A topic that was just deleted may still be there for a moment.
+        self.wait_for("the topic is created", || {
+            let new = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+            let made = runtime().block_on(admin.create_topics([&new], &AdminOptions::new()));
+            made.is_ok_and(|topics| topics[0].is_ok())
+        });
+        // A broker may report a topic a moment before it leads its partitions.
+        self.wait_for("a leader for each partition", || self.ends().is_some());
+    }
+
+    /// Deletes it and creates it again under its name.
+    pub(super) fn recreate(&self) {
+        let admin: AdminClient<_> = self.client().create().expect("a client");
+        let deleted = runtime().block_on(admin.delete_topics(&[&self.name], &AdminOptions::new()));
+        deleted.expect("an answer")[0].as_ref().expect("it is deleted");
+        self.made();
     }
 
     /// One that is there.
