@@ -112,6 +112,8 @@ pub(crate) struct Dispatcher<R> {
     store: StoreWatch,
     breaker: Breaker,
     handler_is_down: bool,
+    /// When the gate was last set.
+    gated_at: Instant,
     watch: watch::Watch,
     at_end: bool,
     idle: bool,
@@ -140,6 +142,7 @@ impl<R: Runner> Dispatcher<R> {
             panicked: false,
             store: StoreWatch::new(),
             handler_is_down: false,
+            gated_at: Instant::now(),
             watch: watch::Watch::default(),
             at_end: false,
             idle: false,
@@ -151,8 +154,9 @@ impl<R: Runner> Dispatcher<R> {
         let shared = Arc::clone(&self.shared);
         let mut batch = Vec::with_capacity(64);
         while !self.is_done() {
+            let now = Instant::now();
             self.start_rounds();
-            let wake_at = self.wake_at();
+            let wake_at = self.wake_at(now);
             tokio::select! {
                 biased;
                 () = shared.draining.cancelled() => return self.drain(events).await,
@@ -325,20 +329,23 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    /// When something may change by itself. What was due before `now` was looked at and could not start for another reason:
+    /// to wake for it again would spin.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
         let may_start = self.running < self.shared.config.concurrency && self.has_startable();
-        let store = self.store.retry_at().filter(|_| may_start && self.claiming == 0);
-        let probe = self.breaker.probe_at().filter(|_| may_start);
-        let intake = self.store.lets_in_at();
+        let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
+        let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
+        let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
         [self.timers.next(), store, probe, intake, self.watch.next()].into_iter().flatten().min()
     }
 
-    fn publish_gauges(&self) {
+    fn publish_gauges(&mut self) {
         let counters = &self.shared.counters;
         counters.set_in_flight(self.window.held(), self.window.held_bytes());
         counters.set_waiting(self.window.waiting());
         counters.set_store_up(!self.store.is_down());
         let now = Instant::now();
+        self.gated_at = now;
         let store_lets_in =
             self.shared.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
         // A breaker that is open needs a message to probe with, and no more.
