@@ -129,7 +129,9 @@ fn no_command_prints_a_password_whatever_goes_wrong() {
             assert!(matches!(ended.code(), Some(0 | 1 | 3)), "{args:?}: {ended:#?}");
             assert_silent(&scene, args, &ended);
             if args[0] == "run" {
-                assert_eq!(ended.code(), Some(3), "it failed, and was dead-lettered: {ended:#?}");
+                // A finite run does not begin while nothing listens where its handler is.
+                let wanted = if config.contains(&closed) { 1 } else { 3 };
+                assert_eq!(ended.code(), Some(wanted), "{ended:#?}");
                 assert!(
                     ended.stderr.contains("TRACE") || ended.stderr.contains("DEBUG"),
                     "it told nothing: {ended:#?}"
@@ -141,7 +143,10 @@ fn no_command_prints_a_password_whatever_goes_wrong() {
 
 #[test]
 fn a_panic_prints_no_password() {
-    for config in [HTTP.replace("PORT", "1"), EXEC.into()] {
+    // It takes connections and answers nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = silent.local_addr().expect("its address").port().to_string();
+    for config in [HTTP.replace("PORT", &port), EXEC.into()] {
         for step in ["received", "handler-start", "effect-done", "fail-sent", "ack-sent"] {
             let scene = scene(&config);
             let args = ["run", "onceward.toml"];

@@ -84,5 +84,6 @@ fn a_program_ends_in_time_though_the_broker_does_not_answer() {
     running.terminate();
     let ended = running.wait_within(END);
     broker.pause(false);
-    assert!(matches!(ended.code(), Some(0 | 1 | 3)), "{ended:#?}");
+    // 124: leaving the group was cut off, so that the shutdown stays within its bound.
+    assert!(matches!(ended.code(), Some(0 | 1 | 3 | 124)), "{ended:#?}");
 }
