@@ -19,6 +19,9 @@ use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageBuilder, Position};
 
+/// The most copies that [`Habits::duplicate`] makes for each message published, on average.
+const COPIES_PER_MESSAGE: u64 = 50;
+
 /// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
 ///
 /// It delivers in order of publication. What is not acked comes again, where it stood: when it is given back, when the
@@ -39,6 +42,7 @@ struct State {
     acked: u64,
     rejected: u64,
     deliveries: u64,
+    copies: u64,
     waiting: VecDeque<Message>,
     delayed: BTreeMap<(Instant, u64), Message>,
     unsettled: Window,
@@ -58,6 +62,7 @@ impl MemoryBroker {
             acked: 0,
             rejected: 0,
             deliveries: 0,
+            copies: 0,
             waiting: VecDeque::new(),
             delayed: BTreeMap::new(),
             unsettled: Window::default(),
@@ -225,7 +230,9 @@ impl MemoryConsumer {
         while batch.len() < habits.batch
             && let Some((epoch, message)) = state.next_for(self.number, habits.partitions)
         {
-            if state.chance(habits.duplicate) {
+            // Copies of copies would grow without end where connections break faster than acks arrive.
+            if state.chance(habits.duplicate) && state.copies < COPIES_PER_MESSAGE * state.published {
+                state.copies += 1;
                 state.waiting.push_back(message.clone());
             }
             let number = state.unsettled.next_tag();

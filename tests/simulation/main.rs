@@ -70,7 +70,7 @@ fn seeds_keep_every_promise() {
         return;
     }
     let started = Instant::now();
-    let count = number("SIM_SEEDS").unwrap_or(3_000);
+    let count = number("SIM_SEEDS").unwrap_or(5_000);
     let outcomes = play(0..count);
     let total = |of: fn(&Outcome) -> u64| outcomes.iter().map(|(_, outcome)| of(outcome)).sum::<u64>();
     let runs = total(|outcome| outcome.runs as u64);
