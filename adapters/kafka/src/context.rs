@@ -182,11 +182,11 @@ impl<C: ClientContext> ClientContext for Hooked<C> {
 }
 
 impl<C: ClientContext> ConsumerContext for Hooked<C> {
-    /// Runs on the poll thread. The client goes on when it is told to assign or give up the partitions: for those that are
+    /// Runs on the poll thread. The client continues once the partitions are assigned or given up: for those that are
     /// revoked that is later, see [`leaving`](crate::leaving).
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, told: RDKafkaRespErr, list: &mut TopicPartitionList) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         leaving::finish(consumer, &self.shared);
-        match told {
+        match event {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 self.assign(consumer, list);
                 let assigned = match consumer.rebalance_protocol() {
@@ -199,7 +199,7 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => self.revoke(consumer, list),
             _ => {
-                let error = KafkaError::Rebalance(told.into());
+                let error = KafkaError::Rebalance(event.into());
                 tracing::warn!(%error, "a rebalance failed; the client joins again");
                 leaving::unassign(consumer, list);
             }

@@ -228,6 +228,6 @@ async fn setting<C: ClientContext + 'static>(
     let (broker, admin) = task::blocking(ask).await.ok()?;
     let topics: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let options = AdminOptions::new().request_timeout(Some(ANSWER)).broker_id(broker.ok()?);
-    let told = admin.describe_configs(&topics, &options).await.ok()?;
-    told.into_iter().map(|topic| topic.ok()?.get(setting)?.value.as_deref()?.parse().ok()).collect()
+    let configs = admin.describe_configs(&topics, &options).await.ok()?;
+    configs.into_iter().map(|topic| topic.ok()?.get(setting)?.value.as_deref()?.parse().ok()).collect()
 }

@@ -1,6 +1,6 @@
 //! Gives partitions up that are being revoked, without stopping the others: [`Leaving`].
 //!
-//! The client waits with the rebalance until it is told to give them up, and commits the others meanwhile, of which the buffer
+//! The client waits with the rebalance until they are given up, and commits the others meanwhile, of which the buffer
 //! has more. So the poll thread never waits for handlers. Until then librdkafka fetches nothing, of no partition.
 
 use std::time::{Duration, Instant};
@@ -85,7 +85,7 @@ pub(crate) fn give_up<C: ClientContext>(
     shared.forget(partitions);
 }
 
-/// Tells the client that partitions are given up.
+/// Reports to the client that partitions are given up.
 pub(crate) fn unassign<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, list: &TopicPartitionList) {
     let given = match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),

@@ -47,7 +47,7 @@ pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, a
     }
 }
 
-/// The header that tells how many bytes a payload had that is left out.
+/// The header with the size in bytes of a payload that is left out.
 const OVERSIZE: &str = "onceward-oversize-bytes";
 
 /// What is sent where `letter` does not fit into its topic: our headers, which say where the record stands, without its payload

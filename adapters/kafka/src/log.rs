@@ -17,7 +17,7 @@ const REPEAT: Duration = Duration::from_secs(30);
 /// So many different texts are remembered.
 const MOST: usize = 256;
 
-/// Has the client log its warnings. By itself it asks the `log` crate, which nobody here listens to. A level that was set
+/// Makes the client log its warnings. By default it asks the `log` crate, which has no listener here. A level that was set
 /// higher is kept.
 pub(crate) fn level(client: &mut ClientConfig) {
     if (client.log_level as i32) < (Level::Info as i32) {

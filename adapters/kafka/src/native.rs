@@ -80,12 +80,8 @@ pub(crate) fn describe_each<C: ClientContext>(
     // SAFETY: `rk` lives as long as `client`; `names` and `pointers` outlive the call that copies them; each `Owned` is freed
     // after those that refer to it, and what the event owns is copied before it goes.
     unsafe {
-        let options = native::rd_kafka_AdminOptions_new(
-            rk,
-            native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-        );
-        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
-        native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
+        let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let (options, queue) = request(rk, operation, limit_ms)?;
         native::rd_kafka_AdminOptions_set_broker(options.pointer, broker, ptr::null_mut(), 0);
         let refused = native::rd_kafka_AdminOptions_set_include_authorized_operations(options.pointer, 1);
         drop(Owned::new(refused, native::rd_kafka_error_destroy));
@@ -93,17 +89,8 @@ pub(crate) fn describe_each<C: ClientContext>(
             native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let collection =
             Owned::new(collection, native::rd_kafka_TopicCollection_destroy).ok_or_else(nothing)?;
-        let queue =
-            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
         native::rd_kafka_DescribeTopics(rk, collection.pointer, options.pointer, queue.pointer);
-        // The request has this limit itself; a little more, to hear of that.
-        let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
-        let event = Owned::new(event, native::rd_kafka_event_destroy)
-            .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
-        let failed = Code::from(native::rd_kafka_event_error(event.pointer));
-        if failed != Code::NoError {
-            return Err(KafkaError::MetadataFetch(failed));
-        }
+        let event = answer(&queue, limit_ms)?;
         let result = native::rd_kafka_event_DescribeTopics_result(event.pointer);
         if result.is_null() {
             return Err(nothing());
@@ -111,6 +98,48 @@ pub(crate) fn describe_each<C: ClientContext>(
         let mut count = 0;
         let found = native::rd_kafka_DescribeTopics_result_topics(result, &mut count);
         Ok((0..count).map(|index| one(*found.add(index))).collect())
+    }
+}
+
+/// The options of an admin request, with its time limit, and the queue for its answer.
+///
+/// # Safety
+/// `rk` is a client that lives.
+unsafe fn request(
+    rk: *mut native::rd_kafka_t,
+    operation: native::rd_kafka_admin_op_t,
+    limit_ms: i32,
+) -> KafkaResult<(Owned<native::rd_kafka_AdminOptions_t>, Owned<native::rd_kafka_queue_t>)> {
+    let nothing = || KafkaError::MetadataFetch(Code::Fail);
+    // SAFETY: as the caller promises; what was made is freed by its `Owned`.
+    unsafe {
+        let options = native::rd_kafka_AdminOptions_new(rk, operation);
+        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
+        native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
+        let queue =
+            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
+        Ok((options, queue))
+    }
+}
+
+/// Waits for the answer of an admin request. The request has this limit itself; the wait is a little longer, to see it
+/// expire.
+///
+/// # Safety
+/// The client of `queue` lives.
+unsafe fn answer(
+    queue: &Owned<native::rd_kafka_queue_t>,
+    limit_ms: i32,
+) -> KafkaResult<Owned<native::rd_kafka_event_t>> {
+    // SAFETY: as the caller promises; the event is freed by its `Owned`.
+    unsafe {
+        let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
+        let event = Owned::new(event, native::rd_kafka_event_destroy)
+            .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
+        match Code::from(native::rd_kafka_event_error(event.pointer)) {
+            Code::NoError => Ok(event),
+            failed => Err(KafkaError::MetadataFetch(failed)),
+        }
     }
 }
 
@@ -147,20 +176,10 @@ pub(crate) fn edges<C: ClientContext>(
     // SAFETY: `rk` lives as long as `client`, `asked` through the call that copies it; each `Owned` is freed after those that
     // refer to it, and what the event owns is copied before it goes.
     unsafe {
-        let options =
-            native::rd_kafka_AdminOptions_new(rk, native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
-        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
-        native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
-        let queue =
-            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
+        let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
+        let (options, queue) = request(rk, operation, limit_ms)?;
         native::rd_kafka_ListOffsets(rk, asked.ptr(), options.pointer, queue.pointer);
-        let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
-        let event = Owned::new(event, native::rd_kafka_event_destroy)
-            .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
-        let failed = Code::from(native::rd_kafka_event_error(event.pointer));
-        if failed != Code::NoError {
-            return Err(KafkaError::MetadataFetch(failed));
-        }
+        let event = answer(&queue, limit_ms)?;
         let result = native::rd_kafka_event_ListOffsets_result(event.pointer);
         if result.is_null() {
             return Err(nothing());

@@ -1,6 +1,6 @@
 //! Looks after topics and brokers beside the poll thread, by a client of its own: [`spawn`].
 //!
-//! It notices that a topic was recreated or a log truncated, tells how far the member is behind, and whether the cluster can
+//! It notices that a topic was recreated or a log truncated, and reports how far the member is behind and whether the cluster can
 //! be reached.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ const LAG: Duration = Duration::from_secs(5);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Starts the thread. It ends when the consumer is told to stop.
+/// Starts the thread. It ends when the consumer stops.
 pub(crate) fn spawn<C: ClientContext + 'static>(
     client: ClientConfig,
     context: Users<C>,
@@ -86,7 +86,7 @@ fn wait(shared: &Shared) -> bool {
     !state.stop
 }
 
-/// Tells how the source fares, after it has answered.
+/// Reports the health of the source after it has answered.
 fn tell(shared: &Shared, missing: Vec<String>) {
     let trouble = shared.lock().trouble.clone();
     let down = match (trouble, missing.as_slice()) {

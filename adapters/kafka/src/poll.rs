@@ -19,7 +19,7 @@ use crate::{error, leaving, reset, retention};
 
 /// How long one poll waits; bounds how late a stop, a commit or a question is seen.
 const POLL: Duration = Duration::from_millis(20);
-/// How long the coordinator may take to tell about the group.
+/// How long the coordinator may take to describe the group.
 const GROUP: Duration = Duration::from_secs(2);
 /// A short lack of room is waited for; a longer one pauses the partitions, which throws away what was fetched ahead.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -146,7 +146,7 @@ impl Shared {
         Some(Change { kind, begin, next: own.watermark.next() })
     }
 
-    /// The partition of `epoch` begins anew. It stays doubtful until the client reads at its beginning.
+    /// The partition of `epoch` starts again. It stays doubtful until the client reads at its beginning.
     pub(crate) fn renew(&self, epoch: u64, begin: &Begin) {
         let mut state = self.lock();
         self.changed();

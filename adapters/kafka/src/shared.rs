@@ -74,7 +74,7 @@ pub(crate) struct State {
     /// Where partitions whose log is another one are to be read from, by epoch.
     pub(crate) seeks: Vec<(u64, u64)>,
     pub(crate) gaps: Vec<Gap>,
-    /// Ids of topics that are gone. A broker that has not heard of it yet may still tell them.
+    /// Ids of deleted topics. A broker that does not know yet may still report them.
     pub(crate) gone: HashSet<String>,
     pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
