@@ -1,10 +1,10 @@
-//! What tells a copy of a message from another message under the same key: [`Fingerprint`], [`Fingerprinting`].
+//! What distinguishes a copy of a message from another message under the same key: [`Fingerprint`], [`Fingerprinting`].
 
 use std::fmt;
 
 use super::{canonical, first_half, json};
 
-/// 128 bits of BLAKE3 over a payload: tells a copy from another message that bears the same key.
+/// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that bears the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 

@@ -1,4 +1,4 @@
-//! What a round tells the dispatcher: whether the store answered, and whether the handler works.
+//! What a round reports to the dispatcher: whether the store answered, and whether the handler works.
 
 use super::breaker::{RunEnd, RunId};
 use super::dispatch::{Asked, Ended};

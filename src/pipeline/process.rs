@@ -43,7 +43,7 @@ pub(crate) enum Asks {
     Store,
     /// The store, for keys that it did not answer before.
     Again,
-    /// Nobody: the store is down and a policy lets handlers run without claims.
+    /// Not the store: it is down, and a policy allows runs without claims.
     Nobody,
 }
 

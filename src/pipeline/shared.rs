@@ -39,7 +39,7 @@ pub(crate) struct Shared<R> {
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// What must not start although its round is under way.
     pub(crate) halt: Halt,
-    /// Take-overs that were told already.
+    /// Take-overs that were logged already.
     pub(crate) takeovers: Mutex<Takeovers>,
     /// Fires when no new run may start.
     pub(crate) draining: CancellationToken,
@@ -70,7 +70,7 @@ pub(crate) struct RepeatedLines {
 #[derive(Default)]
 pub(crate) struct Takeovers(Option<HashSet<(Key, u32)>>);
 
-/// So many are remembered; then the next ones are told again.
+/// So many are remembered; after that they are logged again.
 const REMEMBERED_TAKEOVERS: usize = 10_000;
 
 impl Takeovers {

@@ -99,12 +99,12 @@ impl SourceHealth {
         self.lost_to_retention.load(Ordering::Relaxed)
     }
 
-    /// Notes that a partition began anew: its topic was recreated, or its log was truncated.
+    /// Notes that a partition started again: its topic was recreated, or its log was truncated.
     pub fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often partitions began anew.
+    /// How often partitions started again.
     pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::Relaxed)
     }

@@ -51,7 +51,7 @@
 //! | `timestamp_ms` | number: when the message was made, in milliseconds since 1970 |
 //! | `payload` | a string is the payload; of any other JSON value its text as written is |
 //! | `payload_base64` | the payload in base64, in place of `payload` |
-//! | `null_payload` | `true`, in place of a payload: there is none, as in a Kafka tombstone |
+//! | `null_payload` | `true`, in place of a payload: the message has no payload, as a Kafka tombstone |
 //!
 //! A header value or ordering key that is not UTF-8 is written as `{"base64": "…"}`.
 //!

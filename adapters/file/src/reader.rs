@@ -64,7 +64,7 @@ pub(crate) struct Reader {
     pub at_end: Arc<AtomicBool>,
 }
 
-/// Reading is over: the consumer is gone, or was told why its source cannot be read.
+/// Reading is over: the consumer is gone, or knows why its source cannot be read.
 struct Stopped;
 
 /// The file that is being read, and its head as far as it was delivered.

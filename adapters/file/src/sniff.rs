@@ -13,7 +13,7 @@ struct Magic {
     begins: &'static [u8],
     name: &'static str,
     advice: &'static str,
-    /// The beginning could be a line's own text: only bytes that are not UTF-8, or a NUL byte, tell.
+    /// The beginning could be a line's own text: only bytes that are not UTF-8, or a NUL byte, decide.
     is_text: bool,
 }
 

@@ -15,7 +15,7 @@ use crate::envelope::{self, BEGINNINGS, Envelope};
 
 /// How far back letters are looked for.
 const LOOK_BACK: u64 = 256 * 1024;
-/// A letter that is published again tells the same time, but for what the host's and the store's clock differ.
+/// A letter that is published again has the same time, apart from the difference between the host's and the store's clock.
 const CLOCK_DIFFERENCE_MS: u64 = 2_000;
 
 /// What a letter is recognised by.

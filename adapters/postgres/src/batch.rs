@@ -217,7 +217,7 @@ impl Locks {
         Ok(rows)
     }
 
-    /// The rows that nobody else has locked, and the keys of the others: in one go, however many those are.
+    /// The rows that no other session has locked, and the keys of the others: in one statement, however many those are.
     async fn skip(
         &self,
         conn: &mut PgConnection,

@@ -79,7 +79,7 @@ async fn half_open_connections_are_replaced_and_not_tried_one_after_the_other() 
     }
 }
 
-/// A role that needs its password. Nobody else does.
+/// A role that needs its password; no other role does.
 fn with_password(server: &Postgres) {
     server.sql("CREATE ROLE app SUPERUSER LOGIN PASSWORD 'one'");
     let lines = "SELECT unnest(ARRAY['host all app 127.0.0.1/32 scram-sha-256', 'host all all 127.0.0.1/32 trust', \

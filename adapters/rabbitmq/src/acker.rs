@@ -201,7 +201,7 @@ impl RabbitAcker {
     }
 
     /// Gives those back that came before `then`, one by one: the broker sends them again at once, and its clock for them
-    /// starts anew. Answers, for each, how often it was delivered.
+    /// starts again. Answers, for each, how often it was delivered.
     pub(crate) async fn give_back(&self, then: Instant) -> Vec<u32> {
         let _wire = self.0.wire.lock().await;
         let (channel, frames, counts) = {

@@ -31,7 +31,7 @@ impl Endpoint {
     }
 
     /// As [`queue_facts`](Self::queue_facts), for a queue that is to be consumed: a stream is refused. The broker logs a
-    /// refused subscription for it, which is how it tells the type of the queue.
+    /// refused subscription for it, which is how it reports the type of the queue.
     ///
     /// # Errors
     /// As [`queue_facts`](Self::queue_facts), and `Config` for a stream.

@@ -75,7 +75,7 @@ impl Held {
         self.entries.get_mut(&name).filter(|entry| entry.round == round && entry.place == Place::Pipeline)
     }
 
-    /// Settles a delivery; answers its tag on the wire if the broker is to be told now.
+    /// Settles a delivery; answers its tag on the wire if the broker must be informed now.
     pub(crate) fn settle(&mut self, name: Name, settlement: Settlement) -> Option<u64> {
         let entry = self.entries.get_mut(&name)?;
         match (entry.wire, settlement) {

@@ -2,7 +2,7 @@
 //!
 //! RabbitMQ closes the channel of a delivery that is held longer than `consumer_timeout`, and all deliveries of that channel
 //! return to the queue. So what is held for three quarters of that time is given back alone and received again at once,
-//! which starts its time anew; the pipeline keeps the message and notices nothing. If nobody receives, as when the store is
+//! which restarts its time; the pipeline keeps the message and notices nothing. If nobody receives, as when the store is
 //! down, the whole channel is closed instead and opened again by the next call: the messages return to the queue once and
 //! stay there.
 

@@ -34,7 +34,7 @@ impl RabbitForm {
         self.properties.headers().as_ref().is_some_and(|table| table.contains_key(name))
     }
 
-    /// True if all that its `x-death` tells is that it waited in wait queues of ours.
+    /// True if its `x-death` says only that it waited in our wait queues.
     pub(crate) fn has_only_waited(&self) -> bool {
         let table = self.properties.headers().as_ref();
         let deaths = table.and_then(|table| table.inner().get("x-death")).and_then(AMQPValue::as_array);

@@ -1,4 +1,4 @@
-//! Finds out what kind of queue a queue is, which AMQP does not tell: [`refuse_stream`], [`is_stream`].
+//! Finds out the type of a queue, which AMQP does not report: [`refuse_stream`], [`is_stream`].
 //!
 //! A stream keeps what is acknowledged, and a subscription without an offset starts behind what it holds: consumed as if it
 //! were a queue, it loses messages. So it must be refused before anything is taken for delivered.
@@ -55,7 +55,7 @@ pub(crate) async fn refuse_stream(connection: &Connection, queue: &str) -> Resul
     }
 }
 
-/// The type of a queue, if the broker tells: it does when it refuses a subscription that no type of queue accepts.
+/// The type of a queue, if the broker reports it: it does when it refuses a subscription that no type of queue accepts.
 async fn kind(connection: &Connection, queue: &str) -> Option<String> {
     let channel = connection.create_channel().await.ok()?;
     // Should it be accepted, as little as possible is delivered before the channel is closed.
@@ -73,7 +73,7 @@ async fn kind(connection: &Connection, queue: &str) -> Option<String> {
     }
 }
 
-/// True if a delivery may be of a stream, which nothing told before: it is the first, and has an offset. So has a copy of
+/// True if a delivery may be of a stream, which nothing showed before: it is the first, and has an offset. So has a copy of
 /// such a message in a queue; the broker must say which it is.
 pub(crate) fn is_suspect(delivery: &lapin::message::Delivery) -> bool {
     let headers = delivery.properties.headers().as_ref();

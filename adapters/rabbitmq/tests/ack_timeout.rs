@@ -1,4 +1,4 @@
-//! The broker's ack timeout: messages are given back once before it is over, and nobody notices.
+//! The broker's ack timeout: messages are returned once before it expires, which the pipeline does not notice.
 #![allow(clippy::unwrap_used)]
 
 mod support;

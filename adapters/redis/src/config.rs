@@ -38,7 +38,7 @@ pub struct RedisConfig {
     pub(crate) settings: Settings,
 }
 
-/// Tells the password for a connection that is made now.
+/// The password for a connection that is opened now.
 pub(crate) type PasswordProvider = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
 /// How a store uses its connection, however that was made.

@@ -66,7 +66,7 @@ pub(crate) enum Confirmation {
 pub(crate) struct History(Option<String>);
 
 impl History {
-    /// The command that tells it.
+    /// The command that shows it.
     pub(crate) fn ask(pipeline: &mut Pipeline) {
         pipeline.cmd("INFO").arg("replication");
     }

@@ -119,7 +119,7 @@ impl Link {
         Self { shared: Arc::new(shared), confirmer: None }
     }
 
-    /// What waits for replicas, if that is asked for.
+    /// The connection that waits for replicas, if any are configured.
     pub(crate) fn confirmer(&self) -> Option<&Confirmer> {
         self.confirmer.as_ref()
     }

@@ -20,7 +20,7 @@ use crate::row::integer;
 /// with a step and hardly ever else.
 const STEP: u64 = 1_000;
 
-/// What tells the store the time: the host's clock, moved by what tests say. Clones move together.
+/// The store's source of time: the host's clock, moved as tests ask. Clones move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     /// What tests add to the host's clock, in microseconds.
@@ -96,7 +96,7 @@ fn uptime() -> u64 {
     seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(read.tv_nsec).unwrap_or(0) / 1_000)
 }
 
-/// A number for this start of the host; 0 where the system gives none, and a shorter uptime tells.
+/// A number for this boot of the host; 0 where the system gives none: then a shorter uptime shows a reboot.
 fn boot() -> u64 {
     static BOOT: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Rows of the outbox that nobody can read: written with SQL, past the rules of the schema.
+//! Unreadable rows of the outbox: written with SQL, past the rules of the schema.
 
 #![allow(clippy::unwrap_used)]
 

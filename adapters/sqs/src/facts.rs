@@ -33,7 +33,7 @@ pub struct QueueFacts {
     pub in_flight: u64,
     /// Messages that wait for their delay, about.
     pub delayed: u64,
-    /// SQS was allowed to tell all this.
+    /// The credentials allow reading all of this.
     pub(crate) is_known: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What fails again and again: logged once and then every minute, asked ever less often, and told to the source's health.
+//! Repeated failures: logged once and then every minute, retried with growing pauses, and reported to the source's health.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -76,7 +76,7 @@ fn sorted(runs: &Runs) -> Vec<String> {
     runs
 }
 
-/// A queue whose messages come again only after longer than a test takes.
+/// A queue whose messages are redelivered only after longer than a test takes.
 fn patient(fake: &FakeSqs) -> QueueConfig {
     let mut queue = support::quick(&fake.url());
     queue.visibility = Duration::from_secs(300);

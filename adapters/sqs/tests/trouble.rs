@@ -18,7 +18,7 @@ fn bodies(count: usize) -> Vec<String> {
     (0..count).map(|number| number.to_string()).collect()
 }
 
-/// A queue whose messages come again only after longer than a test takes.
+/// A queue whose messages are redelivered only after longer than a test takes.
 fn patient(fake: &FakeSqs) -> QueueConfig {
     let mut queue = support::quick(&fake.url());
     queue.visibility = Duration::from_secs(300);

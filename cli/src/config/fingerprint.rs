@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::key::KeyPart;
 
-/// What of payloads under one key is compared, to tell a copy from another message.
+/// What of payloads under one key is compared, to distinguish a copy from another message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum FingerprintConfig {
     /// `json`: what a JSON object or array means, whatever its spacing, member order and escapes; the bytes of anything else.

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Whether orphans are reaped, and our own children have to be told from them.
+/// Whether orphans are reaped, and our own children have to be distinguished from them.
 static REAPING: AtomicBool = AtomicBool::new(false);
 
 /// Our own children, which the runtime waits for. Kept only while orphans are reaped.

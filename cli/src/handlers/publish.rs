@@ -10,7 +10,7 @@ use onceward::{Error, ErrorKind, Handled, Handler, HandlerError, Message, Outgoi
 ///
 /// What it publishes bears the message's own id or, where it has none, its idempotency key; failing both, where it stands in
 /// its source. The key is in the header `onceward-id` as well, the same in every attempt and after a redrive: a run whose
-/// confirm is lost publishes a copy, and the consumer downstream tells it by that.
+/// confirm is lost publishes a copy, and the consumer downstream recognises it by that.
 ///
 /// Payload, ordering key and headers go along, but for headers that begin with `onceward-`, which are about the source; to a
 /// broker of the same kind types and properties go along unchanged. The id that the message came with is in

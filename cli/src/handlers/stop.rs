@@ -1,4 +1,4 @@
-//! Tells a process that a shutdown of the whole service has ended from one that has failed.
+//! Distinguishes a process that a shutdown of the whole service has ended from one that has failed.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;

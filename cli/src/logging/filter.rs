@@ -44,7 +44,7 @@ pub(super) fn is_allowed(target: &str, level: Level) -> bool {
 /// The filter in the environment, or the default.
 ///
 /// # Errors
-/// One sentence, if it is none: a filter that is misread would hide everything.
+/// One sentence, if it is invalid: a filter that is misread would hide everything.
 pub(super) fn from(env: Lookup<'_>) -> Result<EnvFilter, Failure> {
     let given = VARIABLES
         .into_iter()

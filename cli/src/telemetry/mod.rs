@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::Failure;
 
-/// How much of an error is told.
+/// How much of an error is shown, in bytes.
 const LONGEST_REASON: usize = 300;
 
 /// What the endpoints look at.

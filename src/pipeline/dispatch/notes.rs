@@ -1,4 +1,4 @@
-//! What rounds tell of the store and of the handler, and what is logged about both.
+//! What rounds report about the store and the handler, and what is logged about both.
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ pub(crate) struct Asked {
     pub(crate) error: Option<String>,
 }
 
-/// Tells an outage of the store from that of a part of it (a node of a cluster).
+/// Distinguishes an outage of the store from that of a part of it (a node of a cluster).
 ///
 /// The store counts as down if a whole call failed and nothing shows that others are answered. While it is down one call
 /// at a time asks, after a growing pause; only keys that were never asked for are asked for at once, up to

@@ -1,4 +1,4 @@
-//! Looks once a second at what waits, as long as something does: gauges, and log lines that tell why nothing moves.
+//! Looks once a second at what waits, as long as something does: gauges, and log lines that say why nothing moves.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::pipeline::runner::Runner;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often it tells that keys are held elsewhere.
+/// How often keys that are held elsewhere are logged.
 const HELD_EVERY: Duration = Duration::from_secs(10);
-/// How often it tells that the window is full of what waits.
+/// How often a window that is full of waiting messages is logged.
 const FULL_EVERY: Duration = Duration::from_secs(60);
 
 /// When what was told last.

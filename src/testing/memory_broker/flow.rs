@@ -32,7 +32,7 @@ impl State {
 }
 
 impl MemoryBroker {
-    /// Tells a consumer that a partition is leaving it, and delivers nothing more of the partition to it.
+    /// Notifies a consumer that a partition is leaving it, and delivers nothing more of the partition to it.
     pub fn leave(&self, consumer: u64, partition: u32) {
         let mut state = self.0.lock();
         let epoch = epoch(consumer, partition, self.0.habits.partitions);

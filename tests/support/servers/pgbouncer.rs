@@ -16,7 +16,7 @@ use crate::process::Leashed;
 const PROGRAM: &str = "/usr/sbin/pgbouncer";
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// A pooler on a free loopback port. Every user is let in as the superuser.
+/// A pooler on a free loopback port. Every user connects as the superuser.
 #[derive(Debug)]
 pub struct PgBouncer {
     _process: Leashed,
