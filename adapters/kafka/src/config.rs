@@ -235,6 +235,10 @@ pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<
             client.set(name, value);
         }
     }
+    if client.get("heartbeat.interval.ms").is_none() {
+        let session = client.get("session.timeout.ms").and_then(|value| value.parse().ok());
+        client.set("heartbeat.interval.ms", heartbeat_interval(session).to_string());
+    }
     // What is out of range is never skipped: librdkafka's `latest` would go to the end of a topic that was recreated. Where a
     // group without an offset starts is decided at the assignment.
     let from_end = matches!(client.get("auto.offset.reset"), Some("latest" | "largest" | "end"));
@@ -243,6 +247,13 @@ pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<
     }
     log::level(&mut client);
     Ok(Settled { client, from_end })
+}
+
+/// The heartbeat interval in milliseconds for a session timeout that is given, if one is. A member learns with its heartbeat that
+/// the group rebalances, and a cooperative rebalance has two rounds: with librdkafka's 3 s a joining member waits 6 s for its
+/// partitions. Kafka's documentation wants at most a third of the session timeout.
+fn heartbeat_interval(session_timeout: Option<u64>) -> u64 {
+    session_timeout.map_or(1_000, |session| (session / 3).clamp(1, 1_000))
 }
 
 impl fmt::Debug for KafkaConfig {
@@ -295,6 +306,20 @@ mod tests {
             spoil(&mut config);
             assert!(config.check().is_err(), "{config:?}");
         }
+    }
+
+    #[test]
+    fn heartbeats_are_frequent_enough_for_a_quick_join_and_for_a_short_session() {
+        let of = |config: &KafkaConfig| {
+            let settled = settled(config.client(), &config.topics).expect("a configuration");
+            settled.client.get("heartbeat.interval.ms").map(str::to_owned)
+        };
+        let mut config = config();
+        assert_eq!(of(&config).as_deref(), Some("1000"));
+        config.properties.insert("session.timeout.ms".into(), "1500".into());
+        assert_eq!(of(&config).as_deref(), Some("500"));
+        config.properties.insert("heartbeat.interval.ms".into(), "300".into());
+        assert_eq!(of(&config).as_deref(), Some("300"));
     }
 
     #[test]

@@ -310,4 +310,28 @@ mod tests {
         }
         consumer.close().await.unwrap();
     }
+
+    /// Without it each commit would be sent again every second, and each revocation would wait for its last commit in vain.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_commit_is_confirmed_to_its_partition() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("orders", 1, 1).unwrap();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+        producer.send(BaseRecord::<str, str>::to("orders").payload("first")).unwrap();
+        producer.flush(LIMIT).unwrap();
+        let config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
+        let mut consumer = KafkaConsumer::open(config).await.unwrap();
+        let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
+        let tag = received.unwrap().unwrap().remove(0).receipt.tag();
+        consumer.acker().settle(&[(tag, onceward::Settlement::Ack)]).await;
+        let confirmed = || consumer.shared.lock().assigned.values().any(|own| own.confirmed == Some(1));
+        let waited = async {
+            while !confirmed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, waited).await.expect("the commit is confirmed");
+        consumer.close().await.unwrap();
+    }
 }

@@ -244,7 +244,11 @@ pub(crate) fn commit<C: ClientContext>(
         }
         begin::stamp(&mut list, topic, *partition, stamp);
     }
-    match consumer.commit(&list, mode) {
+    let sent = match mode {
+        CommitMode::Async => native::commit(consumer.client(), &list),
+        CommitMode::Sync => consumer.commit(&list, mode),
+    };
+    match sent {
         Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
         Err(error) => {
             tracing::warn!(%error, "offsets were not committed; what they tell of may be delivered again");

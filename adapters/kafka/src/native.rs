@@ -1,5 +1,5 @@
-//! What librdkafka can do and its Rust wrapper does not offer: the id of a topic, what a user may do with it, and how far a
-//! partition reaches as far as the client knows. The only unsafe code of this crate.
+//! What librdkafka can do and its Rust wrapper does not offer: the id of a topic, what a user may do with it, how far a
+//! partition reaches as far as the client knows, and commits whose result is reported. The only unsafe code of this crate.
 #![allow(unsafe_code, reason = "calls of a C library")]
 
 use std::collections::HashMap;
@@ -140,6 +140,28 @@ unsafe fn answer(
             Code::NoError => Ok(event),
             failed => Err(KafkaError::MetadataFetch(failed)),
         }
+    }
+}
+
+/// Sends a commit. Its result comes to the consumer's `commit_callback` with a later poll.
+///
+/// The wrapper's asynchronous commit reports nothing: librdkafka sends its result to a callback of the configuration or to a
+/// queue that the caller names, and the wrapper, which reads events, gives neither (`rd_kafka_cgrp_propagate_commit_result`).
+///
+/// # Errors
+/// The client has no group.
+pub(crate) fn commit<C: ClientContext>(client: &Client<C>, offsets: &TopicPartitionList) -> KafkaResult<()> {
+    // SAFETY: the client lives through the calls; the list is copied; the queue is freed by its `Owned`, and the client keeps
+    // its own reference to it. Without a callback the result is an event of that queue.
+    let failed = unsafe {
+        let rk = client.native_ptr();
+        let queue = Owned::new(native::rd_kafka_queue_get_main(rk), native::rd_kafka_queue_destroy)
+            .ok_or(KafkaError::ConsumerCommit(Code::Fail))?;
+        native::rd_kafka_commit_queue(rk, offsets.ptr(), queue.pointer, None, ptr::null_mut())
+    };
+    match Code::from(failed) {
+        Code::NoError => Ok(()),
+        failed => Err(KafkaError::ConsumerCommit(failed)),
     }
 }
 
