@@ -93,3 +93,16 @@ fn what_is_shown_is_the_effective_configuration() {
         assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
     }
 }
+
+/// What people copy has to work: the configurations in the README and in `deploy/` parse.
+#[test]
+fn the_configurations_that_are_published_parse() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let read = |name: &str| std::fs::read_to_string(format!("{root}/{name}")).expect(name);
+    let readme = read("README.md");
+    let (_, after) = readme.split_once("```toml\n").expect("a configuration");
+    parse(after.split_once("```").expect("its end").0);
+    let manifest = read("deploy/kubernetes.yaml");
+    let (_, after) = manifest.split_once("onceward.toml: |\n").expect("a configuration");
+    parse(after.split_once("---").expect("its end").0);
+}
