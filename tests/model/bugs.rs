@@ -46,6 +46,10 @@ pub(crate) enum Bug {
     LapseAfterStartedNotCounted,
     /// The lease is the key's expiry: a lapsed claim vanishes with its attempts.
     LeaseIsTheKeysExpiry,
+    /// A run that found the handler unavailable is written as a failed one.
+    UnavailableUsesAnAttempt,
+    /// The message of such a run is acked.
+    UnavailableIsAcked,
 }
 
 /// The sound protocol keeps every property within these bounds; with the bug it breaks these.
@@ -163,6 +167,22 @@ fn a_process_killer_goes_on_running_if_its_lapses_count_no_attempt() {
 #[test]
 fn a_process_killer_goes_on_running_if_the_lease_is_the_keys_expiry() {
     breaks(Bug::LeaseIsTheKeysExpiry, process_killer(), &[RUNS_BOUNDED]);
+}
+
+#[test]
+fn an_unavailable_handler_that_uses_attempts_dead_letters_messages_that_never_failed() {
+    for level in [Deduplicated, EffectivelyOnce] {
+        let bounds = among(level, &[HandlerUnavailable, HandlerFails, LostReply]);
+        breaks(Bug::UnavailableUsesAnAttempt, bounds.clone(), &[ATTEMPTS_ARE_FAILURES, LETTERS_ARE_FAILURES]);
+        let one_attempt = Bounds { max_attempts: 1, faults: 1, ..bounds };
+        breaks(Bug::UnavailableUsesAnAttempt, one_attempt, &[ATTEMPTS_ARE_FAILURES, LETTERS_ARE_FAILURES]);
+    }
+}
+
+#[test]
+fn acking_the_message_of_an_unavailable_handler_loses_it() {
+    let bounds = Bounds { messages: ONE_MESSAGE, ..among(Deduplicated, &[HandlerUnavailable]) };
+    breaks(Bug::UnavailableIsAcked, bounds, &[ACK_RULE, NOTHING_LOST, SETTLES]);
 }
 
 fn process_killer() -> Bounds {

@@ -85,6 +85,7 @@ impl Bounds {
         offer(here.holds_a_claim() && !here.overdue && quiet, Action::RenewalDelayed { lane });
         offer(here.holds_a_claim() && !here.overdue, Action::DeadlinePasses { lane });
         offer(here.phase == Phase::Running, Action::HandlerFails { lane });
+        offer(here.phase == Phase::Running, Action::HandlerUnavailable { lane });
         offer(here.phase == Phase::Claimed && !here.overdue, Action::ReleaseUnstarted { lane });
         offer(blocked, Action::Park { lane });
         offer(here.phase == Phase::Publishing, Action::ConfirmLost { lane });
@@ -150,6 +151,7 @@ impl Bounds {
             Action::DeadlinePasses { .. } => Some(Fault::Pause),
             Action::LeaseLapses { key } => state.is_kept_alive(state.records[key].by).then_some(Fault::Pause),
             Action::HandlerFails { .. } => Some(Fault::HandlerFails),
+            Action::HandlerUnavailable { .. } => Some(Fault::HandlerUnavailable),
             Action::ReleaseUnstarted { lane } if !state.lanes[lane].overdue => Some(Fault::GiveBack),
             Action::Park { .. } => Some(Fault::GiveBack),
             Action::TakeBack { .. } => Some(Fault::TakeBack),

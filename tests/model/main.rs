@@ -39,6 +39,7 @@
 //! | `Action::LeaseLapses` | the lease ends. No fault once nobody keeps it alive |
 //! | a lane whose steps are not taken for a while | a paused worker; a zombie after `DeadlinePasses` and `LeaseLapses` |
 //! | `Action::HandlerCancelled`, `HandlerSucceeds` when overdue | the cancellation token was heeded; or the handler was past every check |
+//! | `Action::HandlerUnavailable` | the verdict `Unavailable`: the claim is released, the run counts as no attempt, the message stays. When it is tried again is time, and so is the circuit breaker |
 //! | `Action::ReleaseUnstarted` | releasing an unstarted claim; then the message goes back |
 //! | `Action::Publish`, `ConfirmLost`, `Request::MarkDead` | publish, confirmed → mark dead → ack |
 //! | `Action::TakeBack` | visibility or ack timeout, rebalance: the broker delivers again what a live worker holds |

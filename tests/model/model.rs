@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     /// The broker delivers again what a live worker holds: visibility over, ack timeout, rebalance.
     TakeBack,
     HandlerFails,
+    /// The handler is not available: the verdict `Unavailable`.
+    HandlerUnavailable,
     /// A worker gives an unstarted message back: shutdown, park.
     GiveBack,
     /// A record vanishes: operator's forget, failover to a store that lags.
@@ -41,6 +43,7 @@ impl Fault {
         Fault::Delay,
         Fault::TakeBack,
         Fault::HandlerFails,
+        Fault::HandlerUnavailable,
         Fault::GiveBack,
         Fault::Forget,
         Fault::Expire,
@@ -126,6 +129,10 @@ pub(crate) enum Action {
         lane: usize,
     },
     HandlerFails {
+        lane: usize,
+    },
+    /// The run found the handler unavailable: it had no effect, and was not the message's fault.
+    HandlerUnavailable {
         lane: usize,
     },
     /// The cancellation token has fired and the run has really ended, without an effect.

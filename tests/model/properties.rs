@@ -21,6 +21,12 @@ pub(crate) const STARTS_WITH_CLAIM: &str = "a handler starts on a live claim of 
 pub(crate) const TTL_KEPT: &str = "a completed key keeps its TTL";
 /// The one more is the first lapse: only after it is every run preceded by a `started` write.
 pub(crate) const RUNS_BOUNDED: &str = "the handler runs at most once more than its attempts";
+/// Only runs that failed for a reason of the message's use attempts. Lapses may count as well, so that this is said of paths
+/// without any.
+pub(crate) const ATTEMPTS_ARE_FAILURES: &str = "an attempt is used by a failed run only";
+/// As above, of its end: an unavailable handler makes no dead letters.
+pub(crate) const LETTERS_ARE_FAILURES: &str =
+    "a dead letter follows as many failed runs as there are attempts";
 /// Rule 4.
 pub(crate) const LOST_REPLY_HARMLESS: &str = "lost replies alone lose no claim";
 
@@ -56,10 +62,24 @@ pub(crate) fn safety() -> Vec<Property<Bounds>> {
         Property::always(RUNS_BOUNDED, |_, state: &State| {
             every_key(state, |ghost| ghost.runs_left >= 0 || ghost.claim_forgotten)
         }),
+        Property::always(ATTEMPTS_ARE_FAILURES, |model: &Bounds, state: &State| {
+            let mut keys = state.records.iter().zip(&state.ghosts);
+            state.disturbed || keys.all(|(record, ghost)| record.attempts as i8 <= charged(model, ghost))
+        }),
+        Property::always(LETTERS_ARE_FAILURES, |model: &Bounds, state: &State| {
+            let needed = model.max_attempts as i8;
+            let earned = |ghost: &Ghost| !ghost.has_letter || charged(model, ghost) >= needed;
+            state.disturbed || every_key(state, earned)
+        }),
         Property::always(LOST_REPLY_HARMLESS, |_, state: &State| {
             state.disturbed || state.records.iter().all(|record| !record.lost)
         }),
     ]
+}
+
+/// Runs that have started and did not find the handler unavailable.
+fn charged(model: &Bounds, ghost: &Ghost) -> i8 {
+    Ghost::new(model.max_attempts).runs_left - ghost.runs_left
 }
 
 fn every_key(state: &State, holds: impl Fn(&Ghost) -> bool) -> bool {

@@ -50,6 +50,7 @@ impl Bounds {
             Action::HandlerFails { lane } | Action::HandlerCancelled { lane } => {
                 state.lanes[lane].phase = Phase::Failing;
             }
+            Action::HandlerUnavailable { lane } => self.excuse_handler(state, lane),
             Action::ReleaseUnstarted { lane } => state.lanes[lane].phase = Phase::Releasing,
             Action::Park { lane } | Action::Abandon { lane } => state.return_message(lane),
             Action::Publish { lane } => {
@@ -138,6 +139,16 @@ impl Bounds {
         if self.has(Bug::AckBeforeComplete) {
             self.ack(state, lane);
         }
+    }
+
+    /// The claim is released as it was before the run, which counts neither as an attempt nor as a lapse.
+    fn excuse_handler(&self, state: &mut State, lane: usize) {
+        state.ghost(lane).runs_left += 1;
+        if self.has(Bug::UnavailableIsAcked) {
+            self.ack(state, lane);
+        }
+        let fails = self.has(Bug::UnavailableUsesAnAttempt);
+        state.lanes[lane].phase = if fails { Phase::Failing } else { Phase::Releasing };
     }
 
     /// An ack with an old receipt may still delete the message: brokers differ, so it does here.

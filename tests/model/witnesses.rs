@@ -36,6 +36,7 @@ fn deduplicated_repeats_an_effect_only_after_crash_pause_or_forget() {
         Fault::Delay,
         Fault::TakeBack,
         Fault::HandlerFails,
+        Fault::HandlerUnavailable,
         Fault::GiveBack,
         Fault::Expire,
     ];

@@ -12,6 +12,7 @@
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
 //! | `shutdown.rs` | signals |
+//! | `stalled.rs` | SIGTERM while a source or a store is silent |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `office.rs` | effects and events in one database, and relays that send the events |
@@ -42,5 +43,6 @@ mod secrets;
 mod shutdown;
 mod sqs;
 mod stage;
+mod stalled;
 mod store_trouble;
 mod transactions;

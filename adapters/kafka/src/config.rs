@@ -211,7 +211,9 @@ pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<
         if let Some(set) = client.get(name)
             && set != value
         {
-            return wrong(format!("{name} = {set} {harm}; set it to {value} or remove it"));
+            return wrong(format!(
+                "the property {name} has a value that {harm}; set it to {value} or remove it"
+            ));
         }
         if name != "auto.commit.enable" {
             client.set(name, value);
@@ -225,11 +227,13 @@ pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<
     if let Some(protocol) = client.get("group.protocol")
         && protocol != "classic"
     {
-        return wrong(format!(
-            "group.protocol = {protocol} is not supported: partitions are given up when their handlers are done, which the classic \
-             protocol waits for; set it to classic or remove it"
-        ));
+        return wrong(
+            "the property group.protocol selects a protocol that is not supported: partitions are given up when their handlers are \
+             done, which the classic protocol waits for; set it to classic or remove it"
+                .to_owned(),
+        );
     }
+    fit_session(&mut client);
     for (name, value) in DEFAULTS {
         if client.get(name).is_none() {
             client.set(name, value);
@@ -254,6 +258,27 @@ pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<
 /// partitions. Kafka's documentation wants at most a third of the session timeout.
 fn heartbeat_interval(session_timeout: Option<u64>) -> u64 {
     session_timeout.map_or(1_000, |session| (session / 3).clamp(1, 1_000))
+}
+
+/// librdkafka's defaults, in milliseconds.
+const SESSION: (&str, u64) = ("session.timeout.ms", 45_000);
+const POLL: (&str, u64) = ("max.poll.interval.ms", 300_000);
+
+/// librdkafka takes no poll interval that is shorter than the session: of the two, one that is not set follows the other.
+fn fit_session(client: &mut ClientConfig) {
+    let set = |(name, _)| client.get(name).map(str::to_owned);
+    let (session, poll) = (set(SESSION), set(POLL));
+    let number = |text: &str| text.parse::<u64>().ok();
+    match (session, poll) {
+        (None, Some(poll)) if number(&poll).is_some_and(|poll| poll < SESSION.1) => {
+            client.set(SESSION.0, poll);
+        }
+        (Some(session), None) if number(&session).is_some_and(|session| session > POLL.1) => {
+            client.set(POLL.0, session);
+        }
+        // Both are set, or the defaults do; the client says what is wrong with what is no number.
+        _ => {}
+    }
 }
 
 impl fmt::Debug for KafkaConfig {
@@ -331,6 +356,23 @@ mod tests {
         config.properties.insert("max.poll.interval.ms".into(), "3000".into());
         assert!(config.check().is_ok());
         assert_eq!(drain(&config), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn of_session_and_poll_interval_the_one_that_is_not_set_follows_the_other() {
+        for (name, value) in [
+            ("max.poll.interval.ms", "10000"),
+            ("max.poll.interval.ms", "45000"),
+            ("session.timeout.ms", "1800000"),
+            ("session.timeout.ms", "6000"),
+        ] {
+            let mut config = config();
+            config.properties.insert(name.into(), value.into());
+            let client = settled(config.client(), &config.topics).unwrap().client;
+            assert_eq!(client.get(name), Some(value));
+            let made = client.create::<rdkafka::consumer::BaseConsumer>();
+            assert!(made.is_ok(), "{name} = {value}: {:?}", made.err());
+        }
     }
 
     #[test]

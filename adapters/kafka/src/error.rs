@@ -64,6 +64,11 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
             ErrorKind::TooLarge,
             "the message is larger than message.max.bytes of the client, or max.message.bytes of the topic; raise it, or keep the payload elsewhere",
         ),
+        Code::InvalidRecord | Code::InvalidTimestamp => (
+            ErrorKind::Corrupt,
+            "the topic does not take the record: a compacted topic takes none without a key, and each topic bounds timestamps \
+             (message.timestamp.before.max.ms, message.timestamp.after.max.ms); mend the record or the topic's configuration",
+        ),
         Code::MessageTimedOut | Code::OperationTimedOut | Code::RequestTimedOut => {
             (ErrorKind::Timeout, "no answer in time; it may have happened or not")
         }

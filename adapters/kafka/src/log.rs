@@ -9,8 +9,6 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel as Level};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::ProducerContext;
 
 /// How often lines of one facility and one text, apart from numbers, are written.
 const REPEAT: Duration = Duration::from_secs(30);
@@ -98,17 +96,6 @@ impl ClientContext for Traced {
 }
 
 impl ConsumerContext for Traced {}
-
-impl ProducerContext for Traced {
-    type DeliveryOpaque = ();
-
-    /// For producers with transactions: what cannot be delivered fails its transaction.
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            tracing::debug!(%error, "a record of a transaction was not delivered");
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@ use onceward::{Consumer, ErrorKind, HandlerError, Message, Outgoing};
 use onceward_kafka::{KafkaConfig, KafkaTransform, TransformConfig, TransformSummary};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
-use support::{LIMIT, Topic, create, take, text, unique, until};
+use support::{LIMIT, Topic, create, create_with, take, text, unique, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -309,6 +309,78 @@ async fn a_letter_that_does_not_fit_goes_without_its_payload_and_the_rest_goes_o
     assert!(letter.payload().is_empty());
     assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *b"999800");
     assert!(letter.header("onceward-position").is_some());
+    reader.close().await.unwrap();
+    running.stop().await;
+}
+
+/// Topics that refuse one record of a batch when it comes to them: the client cannot know it before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_the_broker_refuses_for_good_becomes_a_letter_and_the_rest_of_its_batch_goes_on() {
+    let cases: [(&[(&str, &str)], &str); 2] = [
+        // Together the others are larger than one message may be, too.
+        (&[("max.message.bytes", "20000")], "too-large"),
+        (&[("cleanup.policy", "compact")], "keyless"),
+    ];
+    for (settings, ill) in cases {
+        let mut stage = Stage::new(1).await;
+        let output = unique("strict");
+        create_with(&stage.input.bootstrap, &output, 1, settings).await;
+        stage.output = Topic::made(stage.input.bootstrap.clone(), output, 1);
+        let dead = Topic::new(1).await;
+        let large = ["x".repeat(1_000), "y".repeat(50_000)];
+        for number in 0..40 {
+            let payload = if number == 23 { ill.to_owned() } else { format!("{number:02}{}", large[0]) };
+            stage.input.send(0, Some(&format!("{number}")), Some(&payload)).await;
+        }
+        let mut config = stage.config();
+        config.dead_letters = Some(dead.name.clone());
+        let (to, large) = (stage.output.name.clone(), large[1].clone());
+        let running = stage.start_with(config, move |message: Message| {
+            let mut made = outgoing(&to, &message);
+            made.order_key = message.order_key().cloned();
+            match payload(&message).as_str() {
+                "too-large" => made.payload = large.clone().into(),
+                "keyless" => made.order_key = None,
+                _ => {}
+            }
+            async move { Ok(vec![made]) }
+        });
+        stage.input.wait_committed(&[40]).await;
+        let results = stage.results(39).await;
+        assert!(results.iter().all(|result| result.len() == 1_002), "{ill}: {results:?}");
+        let summary = running.stop().await;
+        assert_eq!((summary.records, summary.produced, summary.dead_lettered), (40, 39, 1), "{ill}");
+        let mut reader = dead.open().await;
+        let letter = take(&mut reader, 1).await.remove(0);
+        assert_eq!(text(&letter), ill);
+        assert_eq!(letter.message.header("onceward-reason").unwrap()[..], *b"permanent");
+        assert!(letter.message.header("onceward-position").unwrap().ends_with(b":23"));
+        reader.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_the_brokers_topic_does_not_take_goes_without_its_payload() {
+    let stage = Stage::new(1).await;
+    let dead = unique("small");
+    create_with(&stage.input.bootstrap, &dead, 1, &[("max.message.bytes", "2000")]).await;
+    let dead = Topic::made(stage.input.bootstrap.clone(), dead, 1);
+    stage.input.send(0, None, Some(&"x".repeat(5_000))).await;
+    stage.input.send(0, None, Some("small")).await;
+    let mut config = stage.config();
+    config.dead_letters = Some(dead.name.clone());
+    let to = stage.output.name.clone();
+    let running = stage.start_with(config, move |message: Message| {
+        let made = outgoing(&to, &message);
+        let is_small = message.payload().len() < 100;
+        async move { if is_small { Ok(vec![made]) } else { Err(HandlerError::permanent("too long")) } }
+    });
+    stage.input.wait_committed(&[2]).await;
+    assert_eq!(stage.results(1).await, ["small"]);
+    let mut reader = dead.open().await;
+    let letter = take(&mut reader, 1).await.remove(0).message;
+    assert!(letter.payload().is_empty());
+    assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *b"5000");
     reader.close().await.unwrap();
     running.stop().await;
 }

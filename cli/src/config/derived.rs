@@ -7,17 +7,12 @@ use std::time::Duration;
 
 use super::{Config, Handler, HumanDuration, OrderBy, Ordering, PublishHandler, Source, Store};
 
-/// librdkafka's `session.timeout.ms` and `max.poll.interval.ms` where they are not given.
-pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(45);
-pub(super) const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
-
 /// Fills in every default that depends on a written value.
 pub(super) fn derive(config: &mut Config) {
     ordering(config);
     pipeline(config);
     retry(config);
     leases(config);
-    drain(config);
     message_bytes(config);
 }
 
@@ -124,34 +119,6 @@ fn leases(config: &mut Config) {
 }
 
 const MOST_LEASE: Duration = Duration::from_secs(12 * 3_600);
-
-/// The longest wait for a partition that is being revoked: the adapter's own limit.
-pub(crate) const LONGEST_KAFKA_DRAIN: Duration = Duration::from_secs(60);
-
-/// A drain ends before Kafka ends the session or the poll interval of a member that drains.
-fn drain(config: &mut Config) {
-    let Source::Kafka(kafka) = &mut config.source else { return };
-    let limits = [("session.timeout.ms", SESSION_TIMEOUT), ("max.poll.interval.ms", MAX_POLL_INTERVAL)];
-    let drain = config.pipeline.drain_timeout.get().min(LONGEST_KAFKA_DRAIN);
-    let is_written = config.origin.is_written("pipeline.drain_timeout");
-    for (name, default) in limits {
-        match kafka.properties.get(name).map(str::parse) {
-            Some(Ok(ms)) if !is_written => {
-                let longest = HumanDuration::from(Duration::from_millis(ms) * 4 / 5);
-                config.pipeline.drain_timeout = config.pipeline.drain_timeout.min(longest);
-            }
-            None if is_written && drain >= default => {
-                let wanted = drain + SESSION_HEADROOM;
-                kafka.properties.set_default(name, wanted.as_millis().to_string());
-            }
-            // The check says what is wrong with a value that is no number, or with two that contradict each other.
-            _ => {}
-        }
-    }
-}
-
-/// How much longer a derived session timeout is than the drain: for heartbeats under way.
-const SESSION_HEADROOM: Duration = Duration::from_secs(20);
 
 /// The longest message fits into what may be held.
 fn message_bytes(config: &mut Config) {

@@ -11,11 +11,15 @@ use serde::{Serialize, Serializer};
 use super::secret::REDACTED;
 
 /// Names whose value may be shown, besides those that end in a unit.
-const SHOWN: [&str; 9] = [
+const SHOWN: [&str; 12] = [
     "auto.offset.reset",
     "client.id",
     "client.rack",
     "compression.type",
+    // The check takes one value only of these.
+    "enable.partition.eof",
+    "group.protocol",
+    "isolation.level",
     "partition.assignment.strategy",
     "sasl.mechanism",
     "sasl.mechanisms",
@@ -37,11 +41,6 @@ impl Properties {
     /// The value of one property.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
-    }
-
-    /// Sets a property that is not given.
-    pub(super) fn set_default(&mut self, name: &str, value: String) {
-        self.0.entry(name.to_owned()).or_insert(value);
     }
 
     /// True where no property is given.

@@ -178,10 +178,10 @@ fn each_contradiction_gets_its_sentence() {
         (
             kafka.replace(
                 "[store.memory]",
-                "[source.kafka.properties]\nsession.timeout.ms = 45000\n[store.memory]",
-            ) + "[pipeline]\ndrain_timeout = '45s'\n",
-            "line 13: pipeline.drain_timeout: is not shorter than Kafka's session.timeout.ms, so a drain would lose the \
-             partitions it is draining; lower drain_timeout or raise session.timeout.ms in [source.kafka.properties]",
+                "[source.kafka.properties]\nsession.timeout.ms = 45000\nmax.poll.interval.ms = 44999\n[store.memory]",
+            ),
+            "line 8: source.kafka.properties.max.poll.interval.ms: is shorter than session.timeout.ms, which Kafka's client \
+             does not take; raise it to session.timeout.ms at least, or remove one of the two",
         ),
         (
             kafka.replace(
@@ -240,4 +240,47 @@ fn dead_letters_do_not_lead_back_into_the_queue_of_rabbitmq() {
         assert!(said.contains("dead_letter.to: is "), "{to}: {said}");
     }
     parse(&text.replace("dead.ndjson", "orders.dead"));
+}
+
+/// What the adapter refuses, whichever table it stands in.
+#[test]
+fn properties_that_kafkas_adapter_refuses_are_named_with_their_fix_in_every_table() {
+    let source = "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n";
+    let target = "[handler.publish.kafka]\nbrokers = ['h:1']\ntopic = 'out'\n";
+    let outbox = "[outbox.kafka]\nbrokers = ['h:1']\n";
+    let file = "[source.file]\npath = 'x'\n[key]\nfrom = ['json:/id']\n";
+    let rest = "[dead_letter]\nto = 'd'\n";
+    let stdout = "[handler.stdout]\n";
+    let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'select 1'\n";
+    for (name, value, fix) in [
+        ("group.protocol", "consumer", "set it to classic, or remove it"),
+        ("isolation.level", "read_uncommitted", "set it to read_committed, or remove it"),
+        ("enable.partition.eof", "true", "set it to false, or remove it"),
+        ("auto.commit.interval.ms", "100", "remove it"),
+        ("offset.store.method", "broker", "remove it"),
+    ] {
+        let properties = |table| format!("[{table}.properties]\n{name} = '{value}'\n");
+        for (table, text) in [
+            (
+                "source.kafka",
+                format!("scope = 'a'\n{source}{}[store.memory]\n{stdout}{rest}", properties("source.kafka")),
+            ),
+            (
+                "handler.publish.kafka",
+                format!(
+                    "scope = 'a'\n{file}[store.memory]\n{target}{}{rest}",
+                    properties("handler.publish.kafka")
+                ),
+            ),
+            ("outbox.kafka", format!("scope = 'a'\n{file}{sql}{rest}{outbox}{}", properties("outbox.kafka"))),
+        ] {
+            let said = refusal(&text);
+            assert!(said.contains(&format!("{table}.properties.{name}: ")), "{said}");
+            assert!(said.ends_with(fix) && !said.contains(value), "{said}");
+        }
+    }
+    let classic = format!(
+        "scope = 'a'\n{source}properties.\"group.protocol\" = 'classic'\n[store.memory]\n{stdout}{rest}"
+    );
+    parse(&classic);
 }

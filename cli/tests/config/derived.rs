@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward_cli::config::{Config, Handler, OrderBy, Ordering, Source};
+use onceward_cli::config::{Handler, OrderBy, Ordering, Source};
 
 use crate::examples::parse;
 
@@ -88,19 +88,23 @@ fn what_is_written_stays_as_it_is_written() {
     assert!(config.pipeline.concurrency >= 400 && config.pipeline.max_batch >= 400);
 }
 
+/// A member that drains goes on polling: neither its session nor its poll interval bounds a drain, and a drain changes neither.
 #[test]
-fn kafka_keeps_its_member_for_as_long_as_a_drain_takes() {
-    let session = |config: &Config| match &config.source {
-        Source::Kafka(kafka) => kafka.properties.get("session.timeout.ms").map(str::to_owned),
-        _ => None,
-    };
-    let short =
-        parse(&format!("{KAFKA}[store.memory]\n[source.kafka.properties]\nsession.timeout.ms = 10000\n"));
-    assert_eq!(short.pipeline.drain_timeout.get(), Duration::from_secs(8));
-    let long = parse(&format!("{KAFKA}[store.memory]\n[pipeline]\ndrain_timeout = '50s'\n"));
-    assert_eq!(long.pipeline.drain_timeout.get(), Duration::from_secs(50));
-    assert_eq!(session(&long).as_deref(), Some("70000"));
-    assert_eq!(session(&parse(&format!("{KAFKA}[store.memory]\n"))), None);
+fn how_long_a_drain_may_take_and_kafkas_timeouts_do_not_touch_each_other() {
+    for (properties, drain) in [
+        ("session.timeout.ms = 6000", "1h"),
+        ("max.poll.interval.ms = 10000", "50s"),
+        ("session.timeout.ms = 1800000", "1s"),
+        ("session.timeout.ms = 10000\nmax.poll.interval.ms = 10000", "5m"),
+    ] {
+        let tables = format!("{KAFKA}[store.memory]\n[source.kafka.properties]\n{properties}\n");
+        let config = parse(&tables);
+        assert_eq!(config.pipeline.drain_timeout.get(), Duration::from_secs(25), "{properties}");
+        let config = parse(&format!("{tables}[pipeline]\ndrain_timeout = '{drain}'\n"));
+        assert_eq!(config.pipeline.drain_timeout, drain.parse().unwrap());
+        let Source::Kafka(kafka) = &config.source else { panic!("{config:?}") };
+        assert_eq!(kafka.properties.expose().count(), properties.lines().count());
+    }
 }
 
 #[test]

@@ -88,6 +88,28 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     assert_eq!(scene.count(Kind::Start), starts);
 }
 
+/// Neither the session nor the poll interval bounds a drain: the member goes on polling.
+#[test]
+fn a_drain_longer_than_session_and_poll_interval_keeps_its_partitions() {
+    let topic = Topic::create("drains", 1);
+    topic.publish(&[orders::order("long", &json!({"ms": 14_000}))]);
+    let setup = setup(&topic)
+        .set("source.kafka.properties.max.poll.interval.ms", SESSION_MS)
+        .set("pipeline.drain_timeout", "30s");
+    let scene = scene(&setup);
+    let drained = scene.run();
+    until("its run", LONG, || scene.count(Kind::Start).len() == 1);
+    drained.terminate();
+    // It takes what the first one gives up, or loses.
+    let other = scene.run();
+    let ended = drained.wait_within(LONG);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 1), "{ended:#?}");
+    assert!(!ended.stderr.contains("lost to other members"), "{ended:#?}");
+    until("no lag", LONG, || topic.is_empty());
+    stop(vec![other]);
+    assert_eq!(scene.count(Kind::Start), each(&["long".to_owned()], 1));
+}
+
 #[test]
 fn a_broker_that_is_killed_mid_run_and_comes_back_loses_and_doubles_nothing() {
     let mut broker = Kafka::start();

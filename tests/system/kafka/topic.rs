@@ -43,7 +43,7 @@ impl Topic<'static> {
 
 impl<'a> Topic<'a> {
     /// As [`create`](Topic::create), on another broker.
-    pub(super) fn create_on(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
+    pub(crate) fn create_on(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
         let topic = Self::named(broker, name, partitions);
         topic.made();
         topic

@@ -35,7 +35,8 @@ pub struct TransformConfig {
     pub transform_timeout: Duration,
     /// How often and when a record is tried again, in its place. Attempts are counted in this process.
     pub retry: RetryPolicy,
-    /// The topic for records that failed for good. Without one such a record ends the run. Of a record that does not fit into
+    /// The topic for records that failed for good: those whose results the broker will never take are among them. Without one
+    /// such a record ends the run. Of a record that does not fit into
     /// it a letter without payload is sent: the headers say where it stands in its topic, and `onceward-oversize-bytes` how
     /// large it is.
     pub dead_letters: Option<String>,

@@ -4,6 +4,8 @@ mod batch;
 mod config;
 mod members;
 mod offsets;
+mod parts;
+mod reports;
 mod transactions;
 mod worker;
 

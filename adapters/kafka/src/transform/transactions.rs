@@ -9,13 +9,15 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
-use crate::error;
-use crate::log::Traced;
-use crate::outgoing;
+use super::parts::{Parts, Refused};
+use super::reports::Reports;
+use crate::{error, outgoing};
 
 const OPERATION: &str = "commit a Kafka transaction";
 /// How often a full queue of the client's is tried again.
 const FULL: Duration = Duration::from_millis(5);
+/// How soon a client that was not ready is asked again.
+const SOON: Duration = Duration::from_millis(20);
 /// How long one try of a call that may be repeated takes, at most and at least.
 const TRY: Duration = Duration::from_secs(5);
 const LEAST: Duration = Duration::from_millis(100);
@@ -31,12 +33,22 @@ pub(super) enum End {
     Unknown,
     /// This record, by its index, cannot be sent, today or ever. Nothing happened.
     Refused(usize, Error),
+    /// The broker refused records that were sent together. Nothing happened; the next run sends them in smaller groups.
+    Parted,
+}
+
+/// How one attempt at a transaction ended.
+enum Attempt {
+    Ended(End),
+    /// The client was not ready for it yet. Nothing happened.
+    TooSoon,
 }
 
 /// A producer with a transactional id.
 pub(super) struct Transactions {
-    producer: ThreadedProducer<Traced>,
+    producer: ThreadedProducer<Reports>,
     limit: Duration,
+    parts: Parts,
 }
 
 impl Transactions {
@@ -47,10 +59,11 @@ impl Transactions {
     /// The cluster does not answer within a minute, or refuses.
     pub(super) fn open(client: &ClientConfig, limit: Duration) -> Result<Self, Error> {
         let failed = |error| error::kafka("start Kafka transactions", error);
-        let producer: ThreadedProducer<Traced> = client.create_with_context(Traced).map_err(failed)?;
+        let producer: ThreadedProducer<Reports> =
+            client.create_with_context(Reports::default()).map_err(failed)?;
         let until = Instant::now() + Duration::from_secs(60);
         repeat(until, |limit| producer.init_transactions(limit)).map_err(failed)?;
-        Ok(Self { producer, limit })
+        Ok(Self { producer, limit, parts: Parts::default() })
     }
 
     /// Sends what was made for each record, with the offsets of the records, and commits.
@@ -58,24 +71,49 @@ impl Transactions {
     /// # Errors
     /// The producer was fenced, or cannot go on for another reason: it must not be tried again.
     pub(super) fn run<'a>(
-        &self,
-        made: impl Iterator<Item = &'a [Outgoing]>,
+        &mut self,
+        made: impl Iterator<Item = &'a [Outgoing]> + Clone,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
     ) -> Result<End, Error> {
         let until = Instant::now() + self.limit;
+        loop {
+            let end = match self.attempt(made.clone(), offsets, group, until)? {
+                Attempt::TooSoon if Instant::now() < until => {
+                    std::thread::sleep(SOON);
+                    continue;
+                }
+                Attempt::TooSoon => End::Aborted,
+                Attempt::Ended(end) => end,
+            };
+            if let End::Committed | End::Aborted = end {
+                self.parts.over();
+            }
+            return Ok(end);
+        }
+    }
+
+    fn attempt<'a>(
+        &mut self,
+        made: impl Iterator<Item = &'a [Outgoing]>,
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+        until: Instant,
+    ) -> Result<Attempt, Error> {
+        drop(self.producer.context().take());
+        self.parts.begin();
         if let Err(error) = self.producer.begin_transaction() {
             return self.failed(error);
         }
         for (index, outgoing) in made.enumerate() {
             for outgoing in outgoing {
-                match self.send(outgoing, until) {
+                match self.send(index, outgoing, until) {
                     Ok(()) => {}
                     Err(Failed::Refused(error)) => {
-                        return Ok(match self.abort()? {
+                        return Ok(Attempt::Ended(match self.abort()? {
                             End::Aborted => End::Refused(index, error),
                             other => other,
-                        });
+                        }));
                     }
                     Err(Failed::Client(error)) => return self.failed(error),
                 }
@@ -87,19 +125,26 @@ impl Transactions {
             return self.failed(error);
         }
         match repeat(until, |limit| self.producer.commit_transaction(limit)) {
-            Ok(()) => Ok(End::Committed),
+            Ok(()) => Ok(Attempt::Ended(End::Committed)),
             // The commit goes on by itself, and cannot be taken back.
             Err(error) if is_retriable(&error) => {
                 tracing::warn!(%error, "a commit was not answered; its outcome is unknown");
-                Ok(End::Unknown)
+                Ok(Attempt::Ended(End::Unknown))
             }
             Err(error) => self.failed(error),
         }
     }
 
-    fn send(&self, outgoing: &Outgoing, until: Instant) -> Result<(), Failed> {
+    fn send(&mut self, index: usize, outgoing: &Outgoing, until: Instant) -> Result<(), Failed> {
         let headers = outgoing::headers(outgoing).map_err(Failed::Refused)?;
-        let mut record = BaseRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
+        if self.parts.begins_group(index, outgoing) {
+            let left = until.saturating_duration_since(Instant::now());
+            self.producer.flush(left.max(LEAST)).map_err(Failed::Client)?;
+            self.parts.confirmed();
+        }
+        let group = self.parts.add(index, outgoing);
+        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&outgoing.destination, group);
+        record = record.headers(headers);
         record.key = outgoing.order_key.as_deref();
         record.payload = outgoing::payload(outgoing);
         record.timestamp = outgoing::timestamp_ms(outgoing);
@@ -123,15 +168,29 @@ impl Transactions {
     }
 
     /// Gives a transaction up after `error`.
-    fn failed(&self, error: KafkaError) -> Result<End, Error> {
+    fn failed(&mut self, error: KafkaError) -> Result<Attempt, Error> {
         let is_fatal = matches!(&error, KafkaError::Transaction(own) if own.is_fatal());
         if is_fatal || self.producer.client().fatal_error().is_some() {
             let what = "the producer cannot go on: another one with the same transactional id took its place, or the cluster lost \
                         its state; see to it that each process has an id of its own";
             return Err(Error::new(ErrorKind::Internal, OPERATION, what).with_source(error));
         }
-        tracing::warn!(%error, "a transaction is aborted; its records run again");
-        self.abort()
+        match self.abort()? {
+            End::Aborted => {}
+            other => return Ok(Attempt::Ended(other)),
+        }
+        Ok(match self.parts.refused(&self.producer.context().take()) {
+            Some(Refused::One(index, refused)) => Attempt::Ended(End::Refused(index, refused)),
+            Some(Refused::Several) => {
+                tracing::debug!(%error, "records that were refused together are sent again in smaller groups");
+                Attempt::Ended(End::Parted)
+            }
+            None if is_too_soon(&error) => Attempt::TooSoon,
+            None => {
+                tracing::warn!(%error, "a transaction is aborted; its records run again");
+                Attempt::Ended(End::Aborted)
+            }
+        })
     }
 
     fn abort(&self) -> Result<End, Error> {
@@ -166,6 +225,11 @@ fn is_of_the_record(code: Code) -> bool {
             | Code::UnknownPartition
             | Code::InvalidTopic
     )
+}
+
+/// After a refusal the client gets a new epoch of its id, and sends nothing of a transaction before it has it.
+fn is_too_soon(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::State)
 }
 
 fn is_retriable(error: &KafkaError) -> bool {

@@ -287,6 +287,7 @@ impl<T: Transform> Worker<T> {
                     made[index] =
                         batch::dead(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
                 }
+                End::Parted => self.summary.aborted += 1,
                 End::Aborted => {
                     self.summary.aborted += 1;
                     self.failures = self.failures.saturating_add(1);

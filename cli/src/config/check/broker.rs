@@ -15,6 +15,19 @@ const REFUSED_PROPERTIES: [(&str, &str); 7] = [
 ];
 const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
 
+/// Properties that have one value that works, with why, whichever table they stand in. An empty value: none works.
+const FIXED_PROPERTIES: [(&str, &str, &str); 5] = [
+    (
+        "group.protocol",
+        "classic",
+        "selects a protocol in which the broker, not the member, decides how long a revoked partition may drain",
+    ),
+    ("isolation.level", "read_committed", "would deliver records of transactions that were aborted"),
+    ("enable.partition.eof", "false", "would report the end of each partition as an error"),
+    ("auto.commit.interval.ms", "", "has no effect, since offsets are committed by what is settled"),
+    ("offset.store.method", "", "has no effect, since offsets are committed to the group"),
+];
+
 /// `table` is where the broker stands, such as `source.rabbitmq`.
 pub(super) fn rabbitmq(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Checked {
     url(config, &format!("{table}.url"), broker.url, &["amqp", "amqps"])?;
@@ -44,11 +57,20 @@ pub(super) fn sqs(config: &Config, table: &str, place: SqsPlace<'_>) -> Checked 
     }
 }
 
-/// Refuses what would break the acknowledgement rule, or what has a key of its own.
+/// Refuses what would break the acknowledgement rule, what has a key of its own, and what the adapter refuses.
 fn properties(config: &Config, table: &str, properties: &Properties) -> Checked {
-    match REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
-        Some((name, fix)) => {
-            Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix))
+    if let Some((name, fix)) = REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
+        return Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix));
+    }
+    let differs =
+        |(name, only, _): &&(&str, &str, &str)| properties.get(name).is_some_and(|set| set != *only);
+    match FIXED_PROPERTIES.iter().find(differs) {
+        Some((name, only, why)) => {
+            let fix = match *only {
+                "" => "remove it".to_owned(),
+                only => format!("set it to {only}, or remove it"),
+            };
+            Err(config.refuse(&property_key(config, table, name), *why, fix))
         }
         None => Ok(()),
     }

@@ -1,9 +1,6 @@
 //! Checks `[source.*]`.
 
-use std::time::Duration;
-
 use super::{Checked, address, broker, duration, text, texts, url, within};
-use crate::config::derived::{LONGEST_KAFKA_DRAIN, MAX_POLL_INTERVAL, SESSION_TIMEOUT};
 use crate::config::{Address, Config, FileSource, HumanDuration, KafkaSource, Ordering, Source};
 
 /// The delays for which a way through the broker is worth while.
@@ -69,28 +66,28 @@ fn kafka(config: &Config, source: &KafkaSource) -> Checked {
     texts(config, "source.kafka.topics", &source.topics, |topic| topic.trim().is_empty())?;
     text(config, "source.kafka.group", &source.group)?;
     retry_topics(config, source)?;
-    let drain = config.pipeline.drain_timeout.get().min(LONGEST_KAFKA_DRAIN);
-    for (name, default) in
-        [("session.timeout.ms", SESSION_TIMEOUT), ("max.poll.interval.ms", MAX_POLL_INTERVAL)]
-    {
-        let limit = match source.properties.get(name) {
-            None => default,
-            Some(text) => text.parse().map(Duration::from_millis).map_err(|_| {
-                let key = broker::property_key(config, "source.kafka.properties", name);
-                config.refuse(&key, "is not a whole number", "write milliseconds, such as 45000")
-            })?,
-        };
-        if drain >= limit {
-            return Err(config.refuse(
-                "pipeline.drain_timeout",
-                format!(
-                    "is not shorter than Kafka's {name}, so a drain would lose the partitions it is draining"
-                ),
-                format!("lower drain_timeout or raise {name} in [source.kafka.properties]"),
-            ));
-        }
+    poll_interval(config, source)
+}
+
+/// Of the two only what is written on both sides can contradict itself: the adapter fits one that is not written to the other.
+/// Neither bounds a drain, since the member goes on polling while it drains.
+fn poll_interval(config: &Config, source: &KafkaSource) -> Checked {
+    let key = |name| broker::property_key(config, "source.kafka.properties", name);
+    let written = |name| match source.properties.get(name) {
+        None => Ok(None),
+        Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
+            config.refuse(&key(name), "is not a whole number", "write milliseconds, such as 45000")
+        }),
+    };
+    let (session, poll) = (written("session.timeout.ms")?, written("max.poll.interval.ms")?);
+    match (session, poll) {
+        (Some(session), Some(poll)) if poll < session => Err(config.refuse(
+            &key("max.poll.interval.ms"),
+            "is shorter than session.timeout.ms, which Kafka's client does not take",
+            "raise it to session.timeout.ms at least, or remove one of the two",
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn retry_topics(config: &Config, source: &KafkaSource) -> Checked {
