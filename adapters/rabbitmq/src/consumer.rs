@@ -1,6 +1,7 @@
 //! Delivers the messages of a queue: [`RabbitConsumer`].
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
@@ -36,6 +37,9 @@ pub struct RabbitConsumer {
     acker: RabbitAcker,
     settle_queue: Arc<SettleQueue>,
     link: Option<Link>,
+    /// Since when there is a link, and how many before it were short-lived, one after the other.
+    attached_at: Instant,
+    short_lives: u32,
     /// Counts what waits in the queue, as long as the link lasts.
     gauge: Option<Gauge>,
     keeper: Keeper,
@@ -113,11 +117,12 @@ impl RabbitConsumer {
     }
 
     async fn reopened(connect: Arc<dyn Connect>, queue: QueueConfig) -> Result<Self, Error> {
-        let link = link::open(&*connect, &queue, None).await?;
+        // First: the subscription takes messages, which an error afterwards would give back, at the cost of a delivery each.
         let room = match queue.wait_queues_from {
             Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue.name, shortest).await?),
             None => None,
         };
+        let link = link::open(&*connect, &queue, None).await?;
         Ok(Self::new(Source::Reopened(connect), queue, link, room))
     }
 
@@ -133,6 +138,8 @@ impl RabbitConsumer {
             again,
             settle_queue: SettleQueue::new(),
             link: None,
+            attached_at: Instant::now(),
+            short_lives: 0,
             gauge: None,
             keeper,
             health: Arc::default(),
@@ -149,6 +156,7 @@ impl RabbitConsumer {
         self.keeper.attention.took(0, true);
         self.gauge = link.gauge.clone().map(|channel| Gauge::start(channel, &self.queue, &self.health));
         self.link = Some(link);
+        self.attached_at = Instant::now();
         self.health.set_up();
     }
 
@@ -179,12 +187,17 @@ impl RabbitConsumer {
         let former = former
             .filter(|_| alive)
             .and_then(|link| Some(Connected { connection: link.connection?, mended: link.mended }));
+        self.short_lives = match self.attached_at.elapsed() < link::SHORT_LIFE && !planned {
+            true => self.short_lives.saturating_add(1),
+            false => 0,
+        };
         self.reopening = Some(tokio::spawn(link::reopen(
             Arc::clone(connect),
             self.queue.clone(),
             former,
             Arc::clone(&self.health),
             is_logged,
+            self.short_lives,
         )));
         Ok(())
     }

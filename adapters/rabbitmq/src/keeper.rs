@@ -143,6 +143,9 @@ struct Watch {
     told_of_limit: Option<Instant>,
 }
 
+/// The delivery limit of a quorum queue where the configuration names none: the default since RabbitMQ 4.0. Only quorum queues
+/// count deliveries.
+const DELIVERY_LIMIT: u32 = 20;
 /// The same thing is said once in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10 * 60);
 
@@ -210,13 +213,13 @@ impl Watch {
                  which uses no attempt; wait_queues_from lets long retries wait in the broker"
             );
         }
-        let near_limit =
-            |count: &&u32| self.queue.delivery_limit.is_some_and(|limit| count.saturating_add(1) >= limit);
+        let limit = self.queue.delivery_limit.unwrap_or(DELIVERY_LIMIT);
+        let near_limit = |count: &&u32| count.saturating_add(1) >= limit;
         let near = counts.iter().filter(near_limit).count();
         if near > 0 && is_over(self.told_of_limit) {
             self.told_of_limit = Some(Instant::now());
             tracing::error!(
-                queue = self.queue.name, messages = near, delivery_limit = ?self.queue.delivery_limit, ack_timeout = ?timeout,
+                queue = self.queue.name, messages = near, delivery_limit = limit, ack_timeout = ?timeout,
                 "messages were held so long that the next redeliveries reach the queue's delivery limit: the broker then \
                  dead-letters them, or drops them if the queue has no dead-letter exchange; raise consumer_timeout or the \
                  delivery limit, or set wait_queues_from"

@@ -78,7 +78,11 @@ pub(crate) async fn subscribe(channel: &Channel, queue: &QueueConfig) -> lapin::
     channel.basic_consume(name, ShortString::default(), options, probe::arguments()).await
 }
 
-/// As [`open`], until it succeeds: a broker comes back, a queue is declared again, rights are given back. What only a
+/// A subscription that ends sooner is short-lived.
+pub(crate) const SHORT_LIFE: Duration = Duration::from_secs(10);
+
+/// As [`open`], until it succeeds; with a pause before the first attempt if the last `short_lives` subscriptions, more than one,
+/// were [short-lived](SHORT_LIFE): a broker comes back, a queue is declared again, rights are given back. What only a
 /// person can repair is logged as an error. The first failure is logged unless the loss was; later ones at growing intervals.
 pub(crate) async fn reopen(
     connect: Arc<dyn Connect>,
@@ -86,8 +90,14 @@ pub(crate) async fn reopen(
     mut former: Option<Connected>,
     health: Arc<SourceHealth>,
     mut is_logged: bool,
+    short_lives: u32,
 ) -> Link {
     let mut pause = FIRST_PAUSE;
+    // A message that ends each connection on which it arrives would otherwise be fetched without a pause, for ever.
+    if let Some(first) = pause_after(short_lives) {
+        pause = first;
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
     let mut silence = FIRST_SILENCE;
     let mut logged_at = Instant::now();
     for attempt in 0_u32.. {
@@ -125,6 +135,12 @@ pub(crate) async fn reopen(
     std::future::pending().await
 }
 
+/// The pause before the first attempt after so many short-lived subscriptions; the first of them costs none.
+fn pause_after(short_lives: u32) -> Option<Duration> {
+    let doublings = short_lives.checked_sub(2)?;
+    Some(FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings.saturating_add(1))).min(LAST_PAUSE))
+}
+
 /// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not. The other channel of
 /// the link lasts until the connection is closed: the library would close it at the same time, and fail.
 pub(crate) async fn close(mut link: Link) -> lapin::Result<()> {
@@ -137,4 +153,16 @@ pub(crate) async fn close(mut link: Link) -> lapin::Result<()> {
         delivery.nack(BasicNackOptions { multiple: false, requeue: true }).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subscriptions_that_end_at_once_are_opened_again_at_growing_intervals() {
+        let millis = |lives| pause_after(lives).map(|pause| pause.as_millis());
+        assert_eq!([0, 1, 2, 3, 4].map(millis), [None, None, Some(200), Some(400), Some(800)]);
+        assert_eq!(millis(u32::MAX), Some(LAST_PAUSE.as_millis()));
+    }
 }

@@ -117,7 +117,7 @@ impl ExecHandler {
         if !cancelled && !status.success() && stop::is_part_of_shutdown(status, &self.options.shutdown).await
         {
             let what = format!("was ended ({status}) while this program shuts down");
-            return Err(stop::given_back(status, text(what)));
+            return Err(stop::given_back(text(what)));
         }
         let Some(code) = status.code() else {
             let why = if cancelled { ", since the run was cancelled" } else { "" };

@@ -104,8 +104,9 @@ impl Handler for PublishHandler {
             biased;
             published = self.publisher.publish(&batch) => published,
             () = cancellation.cancelled() => {
+                // A broker that confirms nothing in time is away for this message as for any other.
                 let text = "the run was cancelled before the other broker confirmed the message";
-                return Err(HandlerError::retry(text).outcome_unknown());
+                return Err(HandlerError::unavailable(text).outcome_unknown());
             }
         };
         match published.into_iter().next() {
@@ -118,8 +119,11 @@ impl Handler for PublishHandler {
 
 #[cfg(test)]
 mod tests {
-    use onceward::Position;
+    use std::time::Duration;
+
+    use onceward::store::{Claimed, Lease, OwnerToken};
     use onceward::testing::{Fault, MemoryPublisher, Operation};
+    use onceward::{Key, Position, TestRun};
 
     use super::*;
 
@@ -159,6 +163,26 @@ mod tests {
         handler.handle(message).await.unwrap();
         let ids: Vec<_> = publisher.sent().into_iter().map(|sent| (sent.id, sent.own_id)).collect();
         assert_eq!(ids, vec![("log:2:7".to_owned(), "log:2:7".to_owned()); 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_confirms_nothing_in_time_is_unavailable() {
+        let publisher = MemoryPublisher::new();
+        publisher.next(Operation::Publish, Fault::Hangs);
+        let handler = PublishHandler::new(Arc::new(publisher), "invoices");
+        let key = Key::from_hex("000102030405060708090a0b0c0d0e0f").unwrap();
+        let lease = Lease { key, owner: OwnerToken::from_bytes([7; 16]), fence: 1 };
+        let lease_left = Duration::from_secs(30);
+        let claimed = Claimed { lease, attempt: 1, lost: 0, generation: 0, lease_left };
+        let (run, message) = TestRun::start(&Message::builder("paid").build(), &claimed);
+        let cancelled = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            run.cancel();
+        };
+        let (handled, ()) = tokio::join!(handler.handle(message), cancelled);
+        let error = handled.unwrap_err();
+        assert_eq!(error.verdict(), Verdict::Unavailable);
+        assert!(error.is_outcome_unknown());
     }
 
     #[test]

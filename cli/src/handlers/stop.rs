@@ -24,9 +24,8 @@ pub(super) async fn is_part_of_shutdown(status: ExitStatus, shutdown: &Cancellat
     asked && tokio::time::timeout(AHEAD, shutdown.cancelled()).await.is_ok()
 }
 
-/// The message of a process that ended so: given back without an attempt. Where the signal itself ended the process, its
-/// effect may have happened.
-pub(super) fn given_back(status: ExitStatus, text: String) -> HandlerError {
-    let error = HandlerError::unavailable(text);
-    if status.signal().is_some() { error.outcome_unknown() } else { error }
+/// The message of a process that ended so: given back without an attempt. Its effect may have happened: a shell that exits
+/// with the signal's number was ended in the middle as well.
+pub(super) fn given_back(text: String) -> HandlerError {
+    HandlerError::unavailable(text).outcome_unknown()
 }

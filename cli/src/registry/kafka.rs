@@ -46,9 +46,11 @@ pub(super) async fn target(
     config: &Config,
     target: &KafkaTarget,
 ) -> Result<(Arc<dyn Publisher>, String), Error> {
-    let asked = asked(config, "handler.publish.kafka", target.cluster(), &target.topic)?;
+    let mut asked = asked(config, "handler.publish.kafka", target.cluster(), &target.topic)?;
     // A topic that is missing would cost every message its attempts.
     writable(&asked, &target.topic).await?;
+    let limit = super::publisher::confirm_limit(config, KafkaPublisher::CONFIRM_TIMEOUT);
+    asked.properties.entry("message.timeout.ms".to_owned()).or_insert_with(|| limit.as_millis().to_string());
     Ok((Arc::new(KafkaPublisher::new(asked.brokers, &asked.properties)?), target.topic.clone()))
 }
 

@@ -1,6 +1,7 @@
 //! Opens the publishers of other brokers: for `[handler.publish.*]` and for the outbox.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use onceward::{Error, GatheredPublisher, Publisher};
 
@@ -25,6 +26,12 @@ pub(crate) async fn open_publisher(config: &Config, target: &PublishHandler) -> 
     let (publisher, destination) = open(config, target).await?;
     let publisher = GatheredPublisher::new(publisher, BATCH, config.handler.timeout().get());
     Ok(Target { publisher: Arc::new(publisher), destination })
+}
+
+/// How long a publisher of the handler waits for confirms: less than the handler's timeout, which would end the run before the
+/// publisher says what is wrong.
+pub(super) fn confirm_limit(config: &Config, most: Duration) -> Duration {
+    config.handler.timeout().get().mul_f64(0.9).min(most)
 }
 
 async fn open(config: &Config, target: &PublishHandler) -> Result<(Arc<dyn Publisher>, String), Error> {

@@ -54,7 +54,8 @@ pub(super) async fn target(
     let destination = format!("{}/{}", target.exchange, target.routing_key);
     // A queue that is missing would cost every message its attempts.
     endpoint.destination_facts(&destination).await?;
-    Ok((Arc::new(RabbitPublisher::open(endpoint).await?), destination))
+    let limit = super::publisher::confirm_limit(config, RabbitPublisher::CONFIRM_TIMEOUT);
+    Ok((Arc::new(RabbitPublisher::open(endpoint).await?.confirm_timeout(limit)), destination))
 }
 
 /// The broker of a RabbitMQ source.

@@ -46,6 +46,8 @@ fn a_place_for_dead_letters_that_is_not_there_is_refused_before_a_message_is_tak
         assert_eq!(checked.code(), Some(1), "{checked:#?}");
         assert_eq!(queue.depth(), (1, 0));
     }
+    // A start that fails takes nothing: each delivery would count against a quorum queue's delivery limit.
+    assert!(!queue.was_delivered());
 }
 
 #[test]

@@ -78,6 +78,19 @@ impl<'a> Queue<'a> {
         })
     }
 
+    /// Whether its first message has been delivered before. It stays in the queue.
+    pub(super) fn was_delivered(&self) -> bool {
+        runtime().block_on(async {
+            let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;
+            let connection = connected.expect("a connection");
+            let channel = connection.create_channel().await.expect("a channel");
+            let got = channel.basic_get(self.name.as_str().into(), BasicGetOptions::default()).await;
+            let redelivered = got.expect("an answer").expect("a message").redelivered;
+            connection.close(200, "seen".into()).await.expect("it closes");
+            redelivered
+        })
+    }
+
     /// Messages ready for delivery, asked for in a quick way.
     pub(super) fn ready(&self) -> usize {
         usize::try_from(self.facts().ready).expect("a small number")

@@ -46,7 +46,7 @@ impl Patience {
     pub(in crate::commands) const ENDLESS: Self = Self { until: None, is_finite: false };
 }
 
-/// Opens store, handler, source and the place for dead letters. `None`: `shutdown` came first.
+/// Opens store, handler, the place for dead letters and then the source. `None`: `shutdown` came first.
 ///
 /// # Errors
 /// The exit code and one sentence, for what waiting does not change, or when `patience` is over.
@@ -68,10 +68,11 @@ pub(super) async fn open(
         if let Some(handler) = &handler {
             look(handler, patience).await?;
         }
-        part.set("source");
-        let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
         part.set("dead-letter destination");
         let dead_letters = registry::open_dead_letters(config).await?;
+        // Last: a source that is open has messages, and each start that then fails would give them back, which uses deliveries.
+        part.set("source");
+        let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
         Ok((Parts { source, store, handler, dead_letters }, advice))
     };
     let opened = until_up(&part, patience, shutdown, async || {

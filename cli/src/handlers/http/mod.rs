@@ -95,7 +95,7 @@ pub fn install_tls_provider() {
 /// | no connection: refused, no such host, a failed handshake, no file descriptors | waits, and uses no attempt |
 /// | 408, 425, other 5xx | is tried again, after `Retry-After` if the answer has one |
 /// | 409 | is tried again after `Retry-After`, or a second: the key is in work over there |
-/// | other 4xx, 3xx | is dead-lettered; no redirect is followed |
+/// | other 4xx, 3xx | is dead-lettered; no redirect is followed. Where a token of the configuration expires, write `status = { 401 = "unavailable" }` |
 /// | no answer to a request that may have arrived | is tried again; its outcome counts as unknown |
 ///
 /// What a status means can be [changed](HttpOptions::statuses).

@@ -311,7 +311,7 @@ impl WorkerProcess {
         if let Some(status) = status
             && stop::is_part_of_shutdown(status, &options.shutdown).await
         {
-            return Reply::Broken(stop::given_back(status, text + "; this program shuts down"));
+            return Reply::Broken(stop::given_back(text + "; this program shuts down"));
         }
         let error = HandlerError::retry(text);
         let read_whole = written == request.len() && unread == 0;
