@@ -19,6 +19,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A Postgres server of its own, on a free loopback port, with its data in a temporary folder. The superuser is
 /// `postgres`, and nobody needs a password. A root user runs it as the user `postgres`, since it refuses root.
+/// The environment's `ONCEWARD_TEST_POSTGRES` names a major version to use instead of the installed one.
 #[derive(Debug)]
 pub struct Postgres {
     // Dropped first: the server goes before its folder.
@@ -46,10 +47,8 @@ impl Postgres {
     /// As [`start`](Self::start).
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Self {
-        match Self::try_start(settings, None) {
-            Ok(server) => server,
-            Err(error) => panic!("Postgres does not start: {error}"),
-        }
+        let started = told_release().and_then(|programs| Self::try_start(settings, programs));
+        started.unwrap_or_else(|error| panic!("Postgres does not start: {error}"))
     }
 
     /// A server of a major version, out of [`MAJORS`](crate::releases::MAJORS); its programs are fetched once per machine.
@@ -238,6 +237,15 @@ impl Postgres {
     pub fn pause(&self, paused: bool) {
         self.server.as_ref().expect("the server runs").pause(paused);
     }
+}
+
+/// The programs of the major version that `ONCEWARD_TEST_POSTGRES` names, for tests of one release after the other.
+fn told_release() -> io::Result<Option<PathBuf>> {
+    let Some(told) = std::env::var_os("ONCEWARD_TEST_POSTGRES") else { return Ok(None) };
+    let major = told.to_str().and_then(|told| told.parse().ok());
+    let major =
+        major.ok_or_else(|| io::Error::other("ONCEWARD_TEST_POSTGRES is no major version, such as 13"))?;
+    crate::releases::programs(major).map(Some)
 }
 
 /// Where `name` is, or how to get it: the newest version that is installed.
