@@ -248,6 +248,41 @@ async fn a_statement_that_cannot_be_prepared_or_filled_is_found_at_start() {
     assert_eq!(database.sql("SELECT count(*) FROM charges"), "0", "a check executes nothing");
 }
 
+/// Operators that fit the questions better that a client asks of the catalogue, in a schema of the session's path.
+const LOOK_ALIKES: &str = "CREATE SEQUENCE loot; \
+    CREATE FUNCTION spring(integer, oid) RETURNS boolean LANGUAGE plpgsql AS \
+      'BEGIN PERFORM pg_catalog.nextval(''looks.loot''); RETURN $1::oid OPERATOR(pg_catalog.=) $2; END'; \
+    CREATE FUNCTION spring(oid, integer) RETURNS boolean LANGUAGE plpgsql AS \
+      'BEGIN PERFORM pg_catalog.nextval(''looks.loot''); RETURN $1 OPERATOR(pg_catalog.=) $2::oid; END'; \
+    CREATE OPERATOR = (leftarg = integer, rightarg = oid, function = spring); \
+    CREATE OPERATOR = (leftarg = oid, rightarg = integer, function = spring); \
+    CREATE DOMAIN doc AS jsonb; CREATE TYPE mood AS ENUM ('ok'); CREATE TABLE t (a text, e doc, m mood DEFAULT 'ok'); \
+    CREATE PROCEDURE note(x text) LANGUAGE sql AS 'INSERT INTO looks.t (a) VALUES (x)'";
+
+#[tokio::test]
+async fn nothing_but_the_statement_itself_is_looked_up_in_the_search_path() {
+    let database = Database::with("looks", LOOK_ALIKES).await;
+    for statement in [
+        "INSERT INTO t (e) VALUES ($1) RETURNING *",
+        "INSERT INTO t (a) VALUES ($2) RETURNING a, m",
+        "SELECT m, e FROM t WHERE a = $1",
+        "WITH x AS (INSERT INTO t (a) VALUES ($1) RETURNING a, m) SELECT * FROM x",
+        "(SELECT a FROM t)",
+        "CALL note($1)",
+    ] {
+        let handler = PgSqlHandler::new(statement).unwrap();
+        handler.check(&database.store).await.unwrap();
+        let payload = || Message::builder(&b"{}"[..]);
+        database.run(&handler, payload()).await.unwrap();
+        database.run(&handler, payload()).await.unwrap();
+        assert_eq!(database.sql("SELECT is_called FROM loot"), "f", "{statement}");
+    }
+    let wrong = PgSqlHandler::new("INSERT INTO t (m) VALUES ($1)").unwrap();
+    let error = wrong.check(&database.store).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be of type mood"), "{error}");
+    assert_eq!(database.sql("SELECT is_called FROM loot"), "f");
+}
+
 #[tokio::test]
 async fn a_cancelled_statement_returns_at_once_and_its_transaction_ends_with_its_time() {
     let limit = Duration::from_millis(500);

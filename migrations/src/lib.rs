@@ -31,6 +31,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 4, name: "complete", sql: include_str!("../postgres/0004_complete.sql") },
     Migration { version: 5, name: "commit", sql: include_str!("../postgres/0005_commit.sql") },
     Migration { version: 6, name: "edges", sql: include_str!("../postgres/0006_edges.sql") },
+    Migration { version: 7, name: "names", sql: include_str!("../postgres/0007_names.sql") },
 ];
 
 /// The step of the Postgres schema that a program must know at least to use a schema with all steps: those after it only add

@@ -2,13 +2,15 @@
 
 use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
-use sqlx::{Executor, PgConnection, Row, query_scalar};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query_scalar};
 
 use crate::config::PgConfig;
 use crate::effects::Effects;
 use crate::error::store_error;
 use crate::link::Link;
 use crate::migrate;
+use crate::ownership::Ownership;
+use crate::sql::EQ;
 
 const CHECK: &str = "check the Postgres store";
 
@@ -18,6 +20,8 @@ pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> 
     let mut conn = link.pool.acquire().await.map_err(failed)?;
     let mut of_handlers = effects.acquire().await.map_err(failed)?;
     let version = migrate::check(&mut conn, config.schema_name()).await?;
+    let ownership = Ownership::of(&mut conn, config.schema_name()).await.map_err(failed)?;
+    let open_places = open_places(of_handlers.connection()).await.map_err(failed)?;
     let row = conn
         .fetch_one(
             "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
@@ -68,6 +72,23 @@ pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> 
         );
         found.push(advice(AdviceLevel::Error, text));
     }
+    let creators = ownership.map_or_else(Vec::new, |ownership| ownership.creators);
+    if !creators.is_empty() {
+        let text = format!(
+            "{} may create objects in schema {schema}, which workers do not need; REVOKE CREATE ON SCHEMA {schema} from it",
+            creators.join(", ")
+        );
+        found.push(advice(AdviceLevel::Warning, text));
+    }
+    if !open_places.is_empty() {
+        let text = format!(
+            "sessions of handlers look names up in schemas where other roles may create functions and operators ({}): they \
+             could have a handler's statement run theirs. REVOKE CREATE ON SCHEMA … FROM PUBLIC, or set a search_path \
+             without them for the role and name schemas in statements",
+            open_places.join(", ")
+        );
+        found.push(advice(AdviceLevel::Warning, text));
+    }
     let encoding = text(7)?;
     if !matches!(&*encoding, "UTF8" | "SQL_ASCII") {
         let text = format!(
@@ -93,4 +114,18 @@ async fn shares_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Re
     let shared = asked.await;
     other.execute("ROLLBACK").await?;
     shared
+}
+
+/// Schemas of the session's `search_path` in which others may create: any role, or one that is neither this one, nor a
+/// superuser, nor a member of the schema's owner.
+async fn open_places(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let sql = format!(
+        "SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_namespace n \
+         WHERE n.nspname {EQ} ANY (pg_catalog.current_schemas(false)) AND EXISTS (SELECT 1 \
+           FROM pg_catalog.aclexplode(coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) AS acl \
+           WHERE acl.privilege_type {EQ} 'CREATE' AND (acl.grantee {EQ} 0::pg_catalog.oid OR NOT (\
+             acl.grantee {EQ} (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {EQ} current_user) \
+             OR pg_catalog.pg_has_role(acl.grantee, n.nspowner, 'MEMBER')))) ORDER BY 1"
+    );
+    query_scalar(AssertSqlSafe(sql)).fetch_all(conn).await
 }

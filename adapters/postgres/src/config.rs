@@ -284,7 +284,8 @@ fn store_settings(lock: Duration, statement: Duration) -> Vec<(&'static str, Str
         // An ack follows a completion: it must be on disk.
         ("synchronous_commit", "on".to_owned()),
         ("default_transaction_isolation", "read committed".to_owned()),
-        ("search_path", "pg_catalog".to_owned()),
+        // Nothing is looked up where others may create; `pg_temp` would be first if it were not named.
+        ("search_path", "pg_catalog, pg_temp".to_owned()),
         ("standard_conforming_strings", "on".to_owned()),
         ("bytea_output", "hex".to_owned()),
     ]

@@ -153,6 +153,11 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code == "55P03")
 }
 
+/// What was to be created is there already, or was created at the same moment.
+pub(crate) fn is_taken(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| matches!(&*code, "23505" | "42P06" | "42P07" | "42710"))
+}
+
 /// The transaction was rolled back for the sake of another.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code == "40001" || code == "40P01")

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::error::{is_conflict, is_lost, is_stale, leaves_usable, store_error};
 use crate::pool::Pool;
 use crate::row;
+use crate::sql::EQ;
 
 /// What was attempted, for errors.
 pub(crate) const WRITE: &str = "write to the Postgres store";
@@ -215,7 +216,7 @@ impl Link {
 
 /// The server's time, and the fences that purged records had.
 pub(crate) async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Moment, sqlx::Error> {
-    let sql = format!("SELECT {}, value FROM {schema}.meta WHERE name = 'fence_floor'", row::NOW);
+    let sql = format!("SELECT {}, value FROM {schema}.meta WHERE name {EQ} 'fence_floor'", row::NOW);
     let row = query(AssertSqlSafe(sql)).fetch_one(conn).await?;
     let number = |n| Ok::<_, sqlx::Error>(u64::try_from(row.try_get::<i64, _>(n)?).unwrap_or(0));
     Ok(Moment { now: number(0)?, fence_floor: number(1)? })

@@ -14,6 +14,7 @@ use crate::conn::PgConn;
 use crate::error::store_error;
 use crate::link::moment;
 use crate::row::{self, COLUMNS, NOW, integer};
+use crate::sql::{BYTEAS, EQ, PLUS};
 
 pub(crate) const MARK_KEYS: &str = "complete keys with their effects";
 
@@ -90,9 +91,9 @@ async fn insert(
     let sql = format!(
         "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, lost, \
          generation, state, started, key, owner, fingerprint) \
-         SELECT $1, greatest(now, floor + 1), 0, now, now, $2, now + $2, 0, 0, 0, 4, false, k, o, f \
-         FROM (SELECT {NOW} AS now, value AS floor FROM {schema}.meta WHERE name = 'fence_floor' OFFSET 0) AS at, \
-         unnest($3::bytea[], $4::bytea[], $5::bytea[]) AS given (k, o, f) \
+         SELECT $1, greatest(now, floor {PLUS} 1), 0, now, now, $2, now {PLUS} $2, 0, 0, 0, 4, false, k, o, f \
+         FROM (SELECT {NOW} AS now, value AS floor FROM {schema}.meta WHERE name {EQ} 'fence_floor' OFFSET 0) AS at, \
+         unnest($3::{BYTEAS}, $4::{BYTEAS}, $5::{BYTEAS}) AS given (k, o, f) \
          ORDER BY k ON CONFLICT DO NOTHING RETURNING key"
     );
     let rows = query(AssertSqlSafe(sql))
@@ -114,7 +115,7 @@ async fn read(
     known: &[KeyMark],
 ) -> Result<Vec<(PgRow, Moment)>, sqlx::Error> {
     let sql = format!(
-        "SELECT {COLUMNS}, {NOW} AS now FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[])"
+        "SELECT {COLUMNS}, {NOW} AS now FROM {schema}.keys WHERE scope {EQ} $1 AND key {EQ} ANY ($2::{BYTEAS})"
     );
     let keys = row::key_bytes(known.iter().map(|mark| &mark.key));
     let rows = query(AssertSqlSafe(sql)).bind(scope).bind(keys).fetch_all(conn).await?;

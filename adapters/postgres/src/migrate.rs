@@ -4,7 +4,8 @@ use onceward::{Error, ErrorKind, KEY_FORMAT};
 use onceward_migrations::{latest, postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
 
-use crate::error::store_error;
+use crate::error::{is_taken, store_error};
+use crate::ownership::Ownership;
 
 /// The version of the records themselves, apart from the columns that hold them.
 const FORMAT: i64 = 1;
@@ -19,11 +20,13 @@ struct Found {
     needs: Option<i64>,
     format: i64,
     key_format: i64,
+    /// `None`: no schema.
+    ownership: Option<Ownership>,
 }
 
 /// The schema's version, after checking that this program may use it. `schema` is a valid identifier.
 pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
-    let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
+    let found = look(conn, schema, "read the schema's version").await?;
     refuse_foreign(&found, schema)?;
     let wanted = latest(postgres().0);
     if found.version < wanted {
@@ -40,7 +43,7 @@ pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, 
 
 /// How many steps [`migrate`] would take.
 pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
-    let found = look(conn, schema).await.map_err(|error| store_error("read the schema's version", error))?;
+    let found = look(conn, schema, "read the schema's version").await?;
     refuse_foreign(&found, schema)?;
     Ok(latest(postgres().0).saturating_sub(found.version))
 }
@@ -48,37 +51,80 @@ pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32
 /// Applies the steps that are missing, in one transaction, and answers how many those were. Several programs may do it
 /// at once.
 pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
-    let failed = |error| store_error(MIGRATE, error);
-    let found = look(conn, schema).await.map_err(failed)?;
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        match migrate_once(conn, schema).await {
+            // Another program was about to create the same, and has done so.
+            Err(Failed::Sql(error)) if left > 0 && is_taken(&error) => {}
+            Err(Failed::Sql(error)) => return Err(store_error(MIGRATE, error)),
+            Err(Failed::Refused(error)) => return Err(error),
+            Ok(applied) => return Ok(applied),
+        }
+    }
+}
+
+/// How often it is tried while other programs create the schema at the same time.
+const TRIES: u32 = 3;
+
+enum Failed {
+    Sql(sqlx::Error),
+    Refused(Error),
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Failed> {
+    let found = look(conn, schema, MIGRATE).await?;
     refuse_foreign(&found, schema)?;
     if found.version >= latest(postgres().0) {
         return Ok(0);
     }
-    let mut transaction = conn.begin().await.map_err(failed)?;
-    query("SELECT pg_advisory_xact_lock(hashtextextended($1, 7))")
-        .bind(format!("onceward migrations {schema}"))
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+    let mut transaction = conn.begin().await?;
+    if let Some(ownership) = &found.ownership {
+        ownership.refuse_untrusted(MIGRATE, schema)?;
+    }
+    if found.version > 0 {
+        // Others who migrate wait here, and so does whoever would give the table a trigger; readers do not.
+        let lock = format!("LOCK TABLE \"{schema}\".migrations IN SHARE ROW EXCLUSIVE MODE");
+        transaction.execute(AssertSqlSafe(lock)).await?;
+    }
     // Another program may have been faster while this one waited for the lock.
-    let found = look(&mut transaction, schema).await.map_err(failed)?;
+    let found = look(&mut transaction, schema, MIGRATE).await?;
     refuse_foreign(&found, schema)?;
-    let applied = apply(&mut transaction, schema, found.version).await.map_err(failed)?;
-    transaction.commit().await.map_err(failed)?;
+    if let Some(ownership) = &found.ownership {
+        ownership.refuse_untrusted(MIGRATE, schema)?;
+    }
+    let applied = apply(&mut transaction, schema, &found).await?;
+    transaction.commit().await?;
     Ok(applied)
 }
 
-async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, sqlx::Error> {
-    let book = format!(
-        "CREATE SCHEMA IF NOT EXISTS \"{schema}\"; \
-         CREATE TABLE IF NOT EXISTS \"{schema}\".migrations (\
-             version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
+/// What is not there yet is created, and nothing that is there is taken for it.
+async fn apply(conn: &mut PgConnection, schema: &str, found: &Found) -> Result<u32, sqlx::Error> {
+    if found.ownership.is_none() {
+        conn.execute(AssertSqlSafe(format!("CREATE SCHEMA \"{schema}\""))).await?;
+    }
+    if found.version == 0 {
+        let book = format!(
+            "CREATE TABLE \"{schema}\".migrations (version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
              applied_at timestamptz NOT NULL DEFAULT now())"
-    );
-    sqlx::raw_sql(AssertSqlSafe(book)).execute(&mut *conn).await?;
+        );
+        conn.execute(AssertSqlSafe(book)).await?;
+    }
     let mut applied = 0;
     let (steps, needs) = postgres();
-    for step in steps.iter().filter(|step| step.version > from) {
+    for step in steps.iter().filter(|step| step.version > found.version) {
         sqlx::raw_sql(AssertSqlSafe(step.sql.replace("@schema@", schema))).execute(&mut *conn).await?;
         let note = format!("INSERT INTO \"{schema}\".migrations (version, name) VALUES ($1, $2)");
         query(AssertSqlSafe(note))
@@ -103,8 +149,21 @@ async fn apply(conn: &mut PgConnection, schema: &str, from: u32) -> Result<u32, 
     Ok(applied)
 }
 
-async fn look(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Error> {
-    let mut found = Found { version: 0, needs: None, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
+/// Reads what the schema says of itself, unless that is not to be trusted.
+async fn look(conn: &mut PgConnection, schema: &str, operation: &'static str) -> Result<Found, Error> {
+    let failed = |error| store_error(operation, error);
+    let ownership = Ownership::of(conn, schema).await.map_err(failed)?;
+    if let Some(ownership) = &ownership {
+        ownership.refuse_strange(operation, schema)?;
+    }
+    let mut found = read(conn, schema).await.map_err(failed)?;
+    found.ownership = ownership;
+    Ok(found)
+}
+
+async fn read(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Error> {
+    let mut found =
+        Found { version: 0, needs: None, format: FORMAT, key_format: i64::from(KEY_FORMAT), ownership: None };
     // By the catalogue, which needs no right on the schema.
     let book = query(
         "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \

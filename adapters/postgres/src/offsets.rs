@@ -16,6 +16,7 @@ use crate::error::store_error;
 use crate::link::WRITE;
 use crate::mark::{MARK_KEYS, mark_keys};
 use crate::row::{NOW, integer};
+use crate::sql::{CONCAT, EQ, GE, GT, LE, MINUS, OVERLAPS, PLUS};
 use crate::store::PgStore;
 use crate::transaction::{complete, end_of_effect, joined, within};
 
@@ -130,18 +131,21 @@ async fn write_mark(
     };
     let offsets = mark.offsets.iter().map(|one| offset(*one)).collect::<Result<Vec<_>, _>>()?;
     let floor = offset(mark.floor)?;
-    let named = "scope = (SELECT id FROM @.scopes WHERE name = $1) AND group_name = $2 AND incarnation = $3 \
-                 AND partition = $4"
-        .replace('@', schema);
+    let named = format!(
+        "scope {EQ} (SELECT id FROM {schema}.scopes WHERE name {EQ} $1) AND group_name {EQ} $2 AND incarnation {EQ} $3 \
+         AND partition {EQ} $4"
+    );
     // Of the distinct offsets from the base on, e − rank is the base as long as there is no gap: so far the watermark goes.
     let sql = format!(
         "UPDATE {schema}.processed_offsets AS p SET written_at = {NOW}, (watermark, done) = (\
-           SELECT greatest(p.watermark, $7) + count(*) FILTER (WHERE n.gap = 0), \
-             coalesce(array_agg(n.e ORDER BY n.e) FILTER (WHERE n.gap > 0), '{{}}') \
-           FROM (SELECT d.e, d.e - greatest(p.watermark, $7) - row_number() OVER (ORDER BY d.e) + 1 AS gap \
-             FROM (SELECT DISTINCT u.e FROM unnest(p.done || $6::bigint[]) AS u (e) \
-               WHERE u.e >= greatest(p.watermark, $7)) AS d) AS n) \
-         WHERE {named} AND epoch = $5 AND NOT p.done && $6::bigint[] AND p.watermark <= ALL ($6::bigint[])"
+           SELECT greatest(p.watermark, $7) {PLUS} pg_catalog.count(*) FILTER (WHERE n.gap {EQ} 0), \
+             coalesce(pg_catalog.array_agg(n.e ORDER BY n.e) FILTER (WHERE n.gap {GT} 0), '{{}}') \
+           FROM (SELECT d.e, d.e {MINUS} greatest(p.watermark, $7) \
+               {MINUS} pg_catalog.row_number() OVER (ORDER BY d.e) {PLUS} 1 AS gap \
+             FROM (SELECT DISTINCT u.e FROM pg_catalog.unnest(p.done {CONCAT} $6::bigint[]) AS u (e) \
+               WHERE u.e {GE} greatest(p.watermark, $7)) AS d) AS n) \
+         WHERE {named} AND epoch {EQ} $5 AND NOT p.done {OVERLAPS} $6::bigint[] \
+           AND p.watermark {LE} ALL ($6::bigint[])"
     );
     let asked = |sql: String| {
         query(AssertSqlSafe(sql))
@@ -155,7 +159,7 @@ async fn write_mark(
     if written.rows_affected() == 1 {
         return Ok(MarkedCommit::Committed);
     }
-    let sql = format!("SELECT epoch = $5 FROM {schema}.processed_offsets WHERE {named}");
+    let sql = format!("SELECT epoch {EQ} $5 FROM {schema}.processed_offsets WHERE {named}");
     let row = asked(sql).fetch_optional(conn).await.map_err(failed)?;
     let owner = row.map(|row| row.try_get(0)).transpose().map_err(failed)?.unwrap_or(false);
     Ok(if owner { MarkedCommit::Processed } else { MarkedCommit::NotOwner })

@@ -26,12 +26,12 @@ pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
             let schema = schema.clone();
             Box::pin(async move {
                 conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-                let turn = query("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 7))")
-                    .bind(format!("onceward purge {schema}"))
-                    .fetch_one(&mut *conn)
-                    .await?;
+                // A row of the schema, which no stranger can lock.
+                let turn =
+                    format!("SELECT 1 FROM {schema}.meta WHERE name = 'purge' FOR UPDATE SKIP LOCKED");
+                let turn = query(AssertSqlSafe(turn)).fetch_optional(&mut *conn).await?;
                 let mut removed = (0, None);
-                if turn.try_get(0)? {
+                if turn.is_some() {
                     let sql = format!(
                         "WITH at AS MATERIALIZED (SELECT {} AS now), \
                          gone AS (DELETE FROM {schema}.keys WHERE (scope, key) IN \

@@ -9,12 +9,15 @@ use onceward::{Error, ErrorKind, Fingerprint, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
+use crate::sql::{BYTEAS, EQ};
+
 /// The columns that [`key_of`] and [`record_of`] read.
 pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, \
      first_at, written_at, ttl, reason, fingerprint, error, result";
 
 /// The server's clock in microseconds, read when the expression is evaluated.
-pub(crate) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+pub(crate) const NOW: &str =
+    "(extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint";
 
 /// As Postgres holds it: no larger than 2^63 − 1, which no clock and no TTL comes near.
 pub(crate) fn integer(value: u64) -> i64 {
@@ -97,7 +100,7 @@ pub(crate) async fn lock(
     others: &'static str,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) \
+        "SELECT {COLUMNS} FROM {schema}.keys WHERE scope {EQ} $1 AND key {EQ} ANY ($2::{BYTEAS}) \
          ORDER BY key FOR UPDATE {others}"
     );
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).fetch_all(conn).await
@@ -124,9 +127,9 @@ pub(crate) async fn write(
     let sql = format!(
         "INSERT INTO {schema}.keys AS keys (scope, key, state, started, owner, fence, attempts, lost, generation, \
          lease_until, first_at, written_at, ttl, expires_at, reason, fingerprint, error, result) \
-         SELECT $1, * FROM unnest($2::bytea[], $3::smallint[], $4::boolean[], $5::bytea[], $6::bigint[], $7::integer[], \
+         SELECT $1, * FROM unnest($2::{BYTEAS}, $3::smallint[], $4::boolean[], $5::{BYTEAS}, $6::bigint[], $7::integer[], \
          $8::integer[], $9::integer[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], \
-         $15::smallint[], $16::bytea[], $17::text[], $18::bytea[]) AS given (key) ORDER BY key \
+         $15::smallint[], $16::{BYTEAS}, $17::pg_catalog.text[], $18::{BYTEAS}) AS given (key) ORDER BY key \
          ON CONFLICT (scope, key) DO UPDATE SET state = excluded.state, started = excluded.started, \
          owner = excluded.owner, fence = excluded.fence, attempts = excluded.attempts, lost = excluded.lost, \
          generation = excluded.generation, lease_until = excluded.lease_until, first_at = excluded.first_at, \

@@ -13,6 +13,7 @@ use crate::conn::PgConn;
 use crate::effects::Effects;
 use crate::error::{is_conflict, is_data, store_error};
 use crate::row::{self, NOW};
+use crate::sql::{BYTEAS, EQ, GT, PLUS};
 use crate::transaction::{COMMIT, IS_DURABLE, IS_OPEN, no_nested};
 
 pub(crate) const KEEP: &str = "keep an effect";
@@ -87,14 +88,14 @@ async fn complete(
     // The keys stand there twice, so that they are looked up one by one, and never by a scan of the table. They are locked
     // in their order before they are written.
     let sql = format!(
-        "WITH given AS MATERIALIZED (SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bytea[]) \
+        "WITH given AS MATERIALIZED (SELECT * FROM unnest($2::{BYTEAS}, $3::{BYTEAS}, $4::bigint[], $5::bigint[], $6::{BYTEAS}) \
          AS given (k, o, e, t, r)), \
-         locked AS MATERIALIZED (SELECT key FROM {schema}.keys WHERE scope = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE) \
+         locked AS MATERIALIZED (SELECT key FROM {schema}.keys WHERE scope {EQ} $1 AND key {EQ} ANY ($2::{BYTEAS}) ORDER BY key FOR UPDATE) \
          UPDATE {schema}.keys AS keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = t, \
-         expires_at = at.now + t, reason = NULL, error = NULL, result = r \
+         expires_at = at.now {PLUS} t, reason = NULL, error = NULL, result = r \
          FROM (SELECT {NOW} AS now OFFSET 0) AS at, given \
-         WHERE keys.scope = $1 AND keys.key = ANY(ARRAY(SELECT key FROM locked)) AND keys.key = k \
-           AND keys.state = 1 AND keys.owner = o AND keys.fence = e AND keys.expires_at > at.now AND {IS_OPEN} AND {IS_DURABLE}"
+         WHERE keys.scope {EQ} $1 AND keys.key {EQ} ANY (ARRAY(SELECT key FROM locked)) AND keys.key {EQ} k \
+           AND keys.state {EQ} 1 AND keys.owner {EQ} o AND keys.fence {EQ} e AND keys.expires_at {GT} at.now AND {IS_OPEN} AND {IS_DURABLE}"
     );
     let written = query(AssertSqlSafe(sql))
         .bind(scope)

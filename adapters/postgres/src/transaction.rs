@@ -17,6 +17,7 @@ use crate::effects::Effects;
 use crate::error::{code, is_lost, store_error};
 use crate::row::{NOW, integer};
 use crate::shared;
+use crate::sql::{EQ, GT, PLUS};
 use crate::store::PgStore;
 
 pub(crate) const BEGIN: &str = "open a transaction";
@@ -228,12 +229,14 @@ async fn commit(
     let CompleteRequest { lease, result, ttl, .. } = request;
     let bytes = |hex: String| format!("pg_catalog.decode('{hex}', 'hex')");
     let sql = format!(
-        "SELECT {schema}.complete_inbox({scope}, {}, {}, {}, {}, {}); COMMIT; BEGIN",
+        "SELECT {schema}.complete_inbox({scope}::bigint, {}, {}, {}::bigint, {}::bigint, {}); COMMIT; BEGIN",
         bytes(lease.key.to_string()),
         bytes(lease.owner.to_hex()),
         integer(lease.fence),
         integer(micros(*ttl)),
-        result.as_ref().map_or_else(|| "NULL".to_owned(), |result| bytes(format!("{result:x}"))),
+        result
+            .as_ref()
+            .map_or_else(|| "NULL::pg_catalog.bytea".to_owned(), |result| bytes(format!("{result:x}"))),
     );
     open.commits(patience);
     let conn = open.connection();
@@ -292,10 +295,10 @@ pub(crate) async fn complete(
 ) -> Result<bool, Error> {
     let sql = format!(
         "UPDATE {schema}.keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = $1, \
-         expires_at = at.now + $1, reason = NULL, error = NULL, result = $2 \
+         expires_at = at.now {PLUS} $1, reason = NULL, error = NULL, result = $2 \
          FROM (SELECT {NOW} AS now OFFSET 0) AS at \
-         WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $3) AND key = $4 \
-           AND state = 1 AND owner = $5 AND fence = $6 AND expires_at > at.now AND {IS_OPEN}"
+         WHERE scope {EQ} (SELECT id FROM {schema}.scopes WHERE name {EQ} $3) AND key {EQ} $4 \
+           AND state {EQ} 1 AND owner {EQ} $5 AND fence {EQ} $6 AND expires_at {GT} at.now AND {IS_OPEN}"
     );
     let written = query(AssertSqlSafe(sql))
         .bind(integer(micros(request.ttl)))
@@ -314,7 +317,9 @@ pub(crate) async fn complete(
 }
 
 /// Whether this is still the transaction that was begun for the handler.
-pub(crate) const IS_OPEN: &str = "coalesce(current_setting('onceward.inbox', true), '') = 'open'";
+pub(crate) const IS_OPEN: &str =
+    "coalesce(pg_catalog.current_setting('onceward.inbox', true), '') OPERATOR(pg_catalog.=) 'open'";
 
 /// Has the commit wait until it is on disk; always true.
-pub(crate) const IS_DURABLE: &str = "set_config('synchronous_commit', 'on', true) = 'on'";
+pub(crate) const IS_DURABLE: &str =
+    "pg_catalog.set_config('synchronous_commit', 'on', true) OPERATOR(pg_catalog.=) 'on'";

@@ -47,7 +47,7 @@ impl PgStore {
         let Some(lease) = lease.into() else {
             return Err(Error::new(ErrorKind::Internal, WITHIN, "there is no claim; claim the key first"));
         };
-        let sql = format!("SELECT {}.complete($1)", self.schema());
+        let sql = format!("SELECT {}.complete($1::pg_catalog.text)", self.schema());
         let done = query(AssertSqlSafe(sql)).bind(lease.to_token()).execute(conn).await;
         done.map(drop).map_err(|error| store_error(WITHIN, error))
     }

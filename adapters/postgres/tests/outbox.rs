@@ -111,7 +111,7 @@ async fn a_transaction_that_commits_later_does_not_come_before_what_has_been_sen
     // It waits for the first one's end, or is done without having waited.
     let waits = format!(
         "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND NOT l.granted AND a.usename = '{}'",
+         WHERE NOT l.granted AND a.usename = '{}'",
         place.schema
     );
     until("the second one", || second.is_finished() || place.server.sql(&waits) == "1").await;

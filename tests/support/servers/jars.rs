@@ -1,4 +1,4 @@
-//! The jars of servers that run on Java, fetched by Maven once per machine into the user's cache folder.
+//! The jars of servers, fetched by Maven once per machine into the user's cache folder.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,43 @@ pub(crate) fn jars(name: &str, dependencies: &[(&str, &str, &str)]) -> io::Resul
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
     let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
+    fetched(&cache, name, "copy-dependencies", dependencies, |_| Ok(()))
+}
+
+/// The folder with what is in the jar of one dependency, made ready by `unpack`, which is told the folder. As [`jars`]
+/// otherwise; other users can read it.
+pub(crate) fn unpacked(
+    name: &str,
+    dependency: (&str, &str, &str),
+    unpack: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<PathBuf> {
+    // Nobody else can look into root's home.
+    let cache = rustix::process::geteuid().is_root().then(|| PathBuf::from("/var/cache"));
+    let cache = cache.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from));
+    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
+    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
+    fetched(&cache, name, "unpack-dependencies", &[dependency], unpack)
+}
+
+fn fetched(
+    cache: &Path,
+    name: &str,
+    goal: &str,
+    dependencies: &[(&str, &str, &str)],
+    finish: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<PathBuf> {
     let cache = cache.join("onceward-tests");
-    let jars = cache.join(name);
-    if jars.exists() {
-        return Ok(jars);
+    let place = cache.join(name);
+    if place.exists() {
+        return Ok(place);
     }
     fs::create_dir_all(&cache)?;
     // Beside its place, then moved there as a whole: another test process may be doing the same.
     let making = tempfile::Builder::new().prefix("fetching-").tempdir_in(&cache)?;
     fs::write(making.path().join("pom.xml"), project(dependencies))?;
+    let goal = format!("dependency:{goal}");
     let fetched = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=lib"])
+        .args(["-q", "-B", &goal, "-DincludeScope=runtime", "-DoutputDirectory=lib"])
         .current_dir(making.path())
         .output()
         .map_err(|error| missing("mvn", &error))?;
@@ -29,11 +55,13 @@ pub(crate) fn jars(name: &str, dependencies: &[(&str, &str, &str)]) -> io::Resul
         let said = String::from_utf8_lossy(&fetched.stdout).into_owned();
         return Err(io::Error::other(format!("Maven cannot fetch the jars of {name}: {said}")));
     }
-    match fs::rename(making.path().join("lib"), &jars) {
+    let made = making.path().join("lib");
+    finish(&made)?;
+    match fs::rename(made, &place) {
         Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
             Err(error)
         }
-        _ => Ok(jars),
+        _ => Ok(place),
     }
 }
 

@@ -15,5 +15,6 @@ pub mod process;
 pub mod proxy;
 pub mod rabbitmq;
 pub mod redis;
+pub mod releases;
 pub mod telling;
 pub mod wrapping;

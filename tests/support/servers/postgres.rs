@@ -19,6 +19,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A Postgres server of its own, on a free loopback port, with its data in a temporary folder. The superuser is
 /// `postgres`, and nobody needs a password. A root user runs it as the user `postgres`, since it refuses root.
+/// The environment's `ONCEWARD_TEST_POSTGRES` names a major version to use instead of the installed one.
 #[derive(Debug)]
 pub struct Postgres {
     // Dropped first: the server goes before its folder.
@@ -26,6 +27,8 @@ pub struct Postgres {
     folder: TempDir,
     port: u16,
     settings: Vec<String>,
+    /// Where `initdb` and `postgres` are; the installed ones, if `None`.
+    programs: Option<PathBuf>,
 }
 
 impl Postgres {
@@ -44,10 +47,19 @@ impl Postgres {
     /// As [`start`](Self::start).
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Self {
-        match Self::try_start(settings) {
-            Ok(server) => server,
-            Err(error) => panic!("Postgres does not start: {error}"),
-        }
+        let started = told_release().and_then(|programs| Self::try_start(settings, programs));
+        started.unwrap_or_else(|error| panic!("Postgres does not start: {error}"))
+    }
+
+    /// A server of a major version, out of [`MAJORS`](crate::releases::MAJORS); its programs are fetched once per machine.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start), or its programs cannot be fetched.
+    #[must_use]
+    pub fn start_major(major: u32) -> Self {
+        let started =
+            crate::releases::programs(major).and_then(|programs| Self::try_start(&[], Some(programs)));
+        started.unwrap_or_else(|error| panic!("Postgres {major} does not start: {error}"))
     }
 
     /// The server that the tests of one process share. They keep apart by their schemas, and leave it running.
@@ -59,7 +71,7 @@ impl Postgres {
         SHARED.get_or_init(Self::start)
     }
 
-    fn try_start(settings: &[&str]) -> io::Result<Self> {
+    fn try_start(settings: &[&str], programs: Option<PathBuf>) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("postgres-").tempdir()?;
         if let Some((user, group)) = other_user()? {
             chown(folder.path(), Some(user), Some(group))?;
@@ -69,6 +81,7 @@ impl Postgres {
             port: free_port()?,
             settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
             folder,
+            programs,
         };
         let made = server
             .command("initdb")?
@@ -87,7 +100,10 @@ impl Postgres {
     }
 
     fn command(&self, name: &str) -> io::Result<Command> {
-        let mut command = Command::new(program(name)?);
+        let of_release =
+            self.programs.as_ref().map(|folder| folder.join(name)).filter(|program| program.is_file());
+        // `psql` is the installed one, whatever the server.
+        let mut command = Command::new(of_release.map_or_else(|| program(name), Ok)?);
         command.current_dir(self.folder.path()).env("LC_ALL", "C.UTF-8");
         if let Some((user, group)) = other_user()? {
             command.uid(user).gid(group);
@@ -221,6 +237,15 @@ impl Postgres {
     pub fn pause(&self, paused: bool) {
         self.server.as_ref().expect("the server runs").pause(paused);
     }
+}
+
+/// The programs of the major version that `ONCEWARD_TEST_POSTGRES` names, for tests of one release after the other.
+fn told_release() -> io::Result<Option<PathBuf>> {
+    let Some(told) = std::env::var_os("ONCEWARD_TEST_POSTGRES") else { return Ok(None) };
+    let major = told.to_str().and_then(|told| told.parse().ok());
+    let major =
+        major.ok_or_else(|| io::Error::other("ONCEWARD_TEST_POSTGRES is no major version, such as 13"))?;
+    crate::releases::programs(major).map(Some)
 }
 
 /// Where `name` is, or how to get it: the newest version that is installed.

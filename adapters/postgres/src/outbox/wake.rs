@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use sqlx::Executor as _;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -42,6 +43,9 @@ async fn listen(store: PgStore, came: Arc<Notify>) {
             // Asked for each time: the password may have changed.
             let options = store.listener().options().await?;
             let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(OPENING);
+            let pool = pool.after_connect(|conn, _| {
+                Box::pin(async move { conn.execute("SET search_path = pg_catalog, pg_temp").await.map(drop) })
+            });
             let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options)).await?;
             listener.listen(CHANNEL).await?;
             // Rows may have come before.

@@ -23,7 +23,7 @@ pub(crate) async fn write(conn: &mut PgConnection, schema: &str, messages: &[Out
         statement.push_values(chunk, |mut row, message| {
             row.push("coalesce(");
             row.push_bind_unseparated(Some(message.id.as_str()).filter(|id| !id.is_empty()));
-            row.push_unseparated(", gen_random_uuid()::text)");
+            row.push_unseparated(", pg_catalog.gen_random_uuid()::pg_catalog.text)");
             row.push_bind(message.destination.as_str());
             row.push_bind(message.order_key.as_deref().filter(|key| !key.is_empty()));
             row.push_bind(message.headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());

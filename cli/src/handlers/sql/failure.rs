@@ -92,13 +92,18 @@ impl Losses {
 
 /// What the server says, without the line of its own source that Postgres adds, and without details, which may hold data.
 pub(super) fn describe(cause: &sqlx::Error) -> String {
+    describe_behind(cause, 0)
+}
+
+/// As [`describe`], of a statement with so many characters of ours before it.
+pub(super) fn describe_behind(cause: &sqlx::Error, before: usize) -> String {
     let Some(error) = cause.as_database_error() else {
         return HandlerError::from(cause.to_string()).text().to_owned();
     };
     let mut text = error.message().to_owned();
     if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
         if let Some(PgErrorPosition::Original(position)) = error.position() {
-            text = format!("{text}, at character {position} of the statement");
+            text = format!("{text}, at character {} of the statement", position.saturating_sub(before));
         }
         if let Some(hint) = error.hint() {
             text = format!("{text}; {hint}");

@@ -6,14 +6,13 @@ use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalSt
 use onceward_postgres::{PgStore, PgTx};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgConnection, PgTypeInfo, PgTypeKind, Postgres};
-use sqlx::{
-    Arguments as _, AssertSqlSafe, Connection as _, Either, Encode, Executor as _, SqlSafeStr,
-    Statement as _, Type, TypeInfo,
-};
+use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgConnection, PgTypeInfo, Postgres};
+use sqlx::{Arguments as _, Connection as _, Encode, Type};
 
-use super::failure::{Failure, Losses, PARAMETERS, describe};
+use self::prepare::{Prepared, Typed, Types};
+use super::failure::{Failure, Losses, PARAMETERS, describe, describe_behind};
+
+mod prepare;
 
 /// How many parameters a message fills: payload, key, attempt, fence.
 const COUNT: usize = 4;
@@ -49,6 +48,7 @@ const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WI
 pub struct PgSqlHandler {
     statement: String,
     losses: Losses,
+    types: Types,
 }
 
 impl PgSqlHandler {
@@ -60,7 +60,7 @@ impl PgSqlHandler {
         let statement = statement.into();
         let word = first_word(&statement);
         if EFFECTS.iter().any(|known| word.eq_ignore_ascii_case(known)) {
-            return Ok(Self { statement, losses: Losses::default() });
+            return Ok(Self { statement, losses: Losses::default(), types: Types::default() });
         }
         let what = if word.is_empty() {
             "it is empty or begins with no word; give one, for example \"SELECT charge($1::jsonb)\""
@@ -81,9 +81,9 @@ impl PgSqlHandler {
     /// It may be dropped and called again.
     pub async fn check(&self, store: &PgStore) -> Result<(), Error> {
         let mut conn = store.begin().await?;
-        let prepared = self.parameters(&mut store.lend(&mut conn)).await;
+        let prepared = self.prepared(&mut store.lend(&mut conn)).await;
         store.rollback(conn).await;
-        let parameters = prepared.map_err(|cause| {
+        let prepared = prepared.map_err(|cause| {
             if cause.as_database_error().is_none() {
                 return Error::new(
                     ErrorKind::Unavailable,
@@ -94,21 +94,27 @@ impl PgSqlHandler {
             }
             refused(format!(
                 "Postgres does not take it: {}. Correct it, or create the tables and functions it names first; {PARAMETERS}",
-                describe(&cause)
+                self.describe(&cause)
             ))
         })?;
-        Parameter::all(&parameters).map(drop).map_err(refused)
+        Parameter::all(&prepared.parameters).map(drop).map_err(refused)
     }
 
-    /// The types of the statement's parameters, as Postgres infers them. A connection is asked once, and knows the
-    /// statement from then on.
-    async fn parameters(&self, conn: &mut PgConnection) -> sqlx::Result<Vec<PgTypeInfo>> {
-        let statement = AssertSqlSafe(self.statement.as_str()).into_sql_str();
-        let statement = conn.prepare_with(statement, &declared(&self.statement)).await?;
-        Ok(match statement.parameters() {
-            Some(Either::Left(types)) => types.to_vec(),
-            _ => Vec::new(),
-        })
+    /// What the connection knows of the statement, which is asked once.
+    async fn prepared(&self, conn: &mut PgConnection) -> sqlx::Result<Prepared> {
+        if self.is_call() {
+            return prepare::prepare_call(conn, &self.statement).await;
+        }
+        prepare::prepare(conn, &self.statement, &self.types).await
+    }
+
+    fn is_call(&self) -> bool {
+        first_word(&self.statement).eq_ignore_ascii_case("CALL")
+    }
+
+    /// An error of the preparation.
+    fn describe(&self, cause: &sqlx::Error) -> String {
+        describe_behind(cause, if self.is_call() { 0 } else { prepare::BEFORE })
     }
 
     async fn execute(&self, message: &Message, conn: &mut PgConnection) -> Result<(), HandlerError> {
@@ -122,6 +128,7 @@ impl PgSqlHandler {
         }
         if matches!(failure, Failure::Conflict | Failure::Other) && cause.as_database_error().is_some() {
             // What was prepared before a table or function changed stays wrong on this connection.
+            self.types.forget();
             conn.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
         }
         let text = format!("the statement failed: {}", describe(&cause));
@@ -140,26 +147,25 @@ impl PgSqlHandler {
         message: &Message,
         conn: &mut PgConnection,
     ) -> Result<Result<(), sqlx::Error>, HandlerError> {
-        let types = match self.parameters(conn).await {
-            Ok(types) => types,
+        let prepared = match self.prepared(conn).await {
+            Ok(prepared) => prepared,
             Err(cause) if matches!(Failure::of(&cause), Failure::Conflict) => return Ok(Err(cause)),
             Err(cause) => return Err(self.gone(message, &cause)),
         };
-        let parameters = Parameter::all(&types)
+        let parameters = Parameter::all(&prepared.parameters)
             .map_err(|what| HandlerError::unavailable(format!("the statement cannot be used: {what}")))?;
         let mut arguments = PgArguments::default();
-        for (parameter, ty) in parameters.into_iter().zip(types) {
-            let value = Value { bytes: parameter.bytes(message)?, ty };
+        for (parameter, (_, ty)) in parameters.into_iter().zip(&*prepared.parameters) {
+            let value = Value { bytes: parameter.bytes(message)?, ty: ty.clone() };
             arguments.add(value).map_err(|cause| HandlerError::permanent(cause.to_string()))?;
         }
-        let statement = AssertSqlSafe(self.statement.as_str());
-        Ok(sqlx::query_with(statement, arguments).execute(&mut *conn).await.map(drop))
+        Ok(prepare::execute(conn, &self.statement, &prepared, arguments).await)
     }
 
     /// The database failed before it saw the message: the same would happen to every other one.
     fn gone(&self, message: &Message, cause: &sqlx::Error) -> HandlerError {
         self.losses.answered(message.key());
-        HandlerError::unavailable(format!("the statement cannot be prepared: {}", describe(cause)))
+        HandlerError::unavailable(format!("the statement cannot be prepared: {}", self.describe(cause)))
     }
 }
 
@@ -190,24 +196,6 @@ fn refused(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Config, "use the SQL handler's `statement`", what)
 }
 
-/// What Postgres is told of the parameters' types: nothing, but of those that the statement leaves out.
-fn declared(sql: &str) -> Vec<PgTypeInfo> {
-    let is_named = |number: usize| {
-        let name = format!("${number}");
-        sql.match_indices(&name)
-            .any(|(at, _)| !sql[at + name.len()..].starts_with(|c: char| c.is_ascii_digit()))
-    };
-    let last = (1..=COUNT).rev().find(|number| is_named(*number)).unwrap_or(0);
-    (1..=last)
-        .map(
-            |number| if is_named(number) { PgTypeInfo::with_oid(Oid(0)) } else { PgTypeInfo::with_oid(VOID) },
-        )
-        .collect()
-}
-
-/// The type of parameters that are left out, which no place of a statement can have.
-const VOID: Oid = Oid(2278);
-
 /// One parameter, and how its value is written: as Postgres's binary format of its type has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Parameter {
@@ -226,15 +214,15 @@ enum Parameter {
 
 impl Parameter {
     /// The statement's parameters, or what keeps a message from filling them.
-    fn all(types: &[PgTypeInfo]) -> Result<Vec<Self>, String> {
+    fn all(types: &[Typed]) -> Result<Vec<Self>, String> {
         if types.len() > COUNT {
             return Err(format!("it has {} parameters; {PARAMETERS}", types.len()));
         }
-        types.iter().enumerate().map(|(index, ty)| Self::of(index, base(ty))).collect()
+        types.iter().enumerate().map(|(index, (name, _))| Self::of(index, name)).collect()
     }
 
-    fn of(index: usize, ty: &PgTypeInfo) -> Result<Self, String> {
-        match (index, ty.name()) {
+    fn of(index: usize, name: &str) -> Result<Self, String> {
+        match (index, name) {
             (_, "VOID") => Ok(Self::Absent),
             (0, "TEXT" | "VARCHAR" | "CHAR" | "JSON" | "BYTEA") => Ok(Self::Payload { is_jsonb: false }),
             (0, "JSONB") => Ok(Self::Payload { is_jsonb: true }),
@@ -282,14 +270,6 @@ impl Parameter {
             Self::Fence => Some(i64::try_from(message.fence()).unwrap_or(i64::MAX).to_be_bytes().to_vec()),
         })
     }
-}
-
-/// What a domain is made of.
-fn base(mut ty: &PgTypeInfo) -> &PgTypeInfo {
-    while let PgTypeKind::Domain(inner) = ty.kind() {
-        ty = inner;
-    }
-    ty
 }
 
 /// A value in the binary format of its type.
