@@ -87,7 +87,10 @@ fn serve(mut stream: TcpStream, lie: Lie) -> io::Result<()> {
             (60, 10) => &[0, 60, 0, 11],
             (60, 20) => {
                 stream.write_all(&method_frame(channel, &[0, 60, 0, 21, 1, b't']))?;
-                consumed(&mut stream, channel, lie)?;
+                // That one only asks what type the queue has.
+                if !payload.windows(15).any(|name| name == b"x-stream-offset") {
+                    consumed(&mut stream, channel, lie)?;
+                }
                 continue;
             }
             (60, 30) => &[0, 60, 0, 31, 1, b't'],
