@@ -10,7 +10,7 @@ use crate::error::store_error;
 use crate::link::Link;
 use crate::migrate;
 
-const CHECK: &str = "check the Postgres store";
+pub(crate) const CHECK: &str = "check the Postgres store";
 
 /// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
 pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> Result<Vec<Advice>, Error> {
