@@ -11,17 +11,15 @@ use onceward::{Consumer, Defect, Error, ErrorKind};
 use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
 use onceward_test_servers::lying::Liar;
 use onceward_test_servers::lying::amqp::{self, Lie};
+use onceward_test_servers::process::peak_memory;
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, take, text, unique};
 
 /// Many times what a connection needs, and little beside what a lie announces.
 const MOST_MEMORY: u64 = 300 << 20;
 
-/// The most memory this process ever had.
 fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    peak_memory("self")
 }
 
 async fn open(liar: &Liar) -> Result<RabbitConsumer, Error> {

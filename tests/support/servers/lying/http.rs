@@ -10,8 +10,9 @@ use super::{Liar, listen_only, without_end};
 /// # Panics
 /// If no port can be bound.
 #[must_use]
-pub fn start(first: &'static str, again: &'static [u8]) -> Liar {
-    Liar::start(move |stream| serve(stream, first, again))
+pub fn start(first: &'static str, again: impl Into<Vec<u8>>) -> Liar {
+    let again = again.into();
+    Liar::start(move |stream| serve(stream, first, &again))
 }
 
 fn serve(mut stream: TcpStream, first: &str, again: &[u8]) -> io::Result<()> {
