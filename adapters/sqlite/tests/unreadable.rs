@@ -157,7 +157,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
     ] {
         let outbox = Outbox::new().await;
         let store = SqliteStore::open_in(&outbox.path).await.unwrap();
-        let scope = Scope::new("s").unwrap();
+        let scope = Scope::parse("s").unwrap();
         let minute = Duration::from_secs(60);
         let terms = ClaimTerms { lease: minute, max_attempts: 3, ttl: 10 * minute };
         let mut entropy = Entropy::system();
