@@ -12,7 +12,7 @@ use crate::migrate;
 use crate::ownership::Ownership;
 use crate::sql::EQ;
 
-const CHECK: &str = "check the Postgres store";
+pub(crate) const CHECK: &str = "check the Postgres store";
 
 /// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
 pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> Result<Vec<Advice>, Error> {

@@ -7,6 +7,7 @@ use sqlx::{Connection as _, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::effects::Borrowed;
+use crate::guard::caught;
 use crate::pool::Pool;
 
 /// An open transaction. Dropped, its connection is closed, which rolls it back.
@@ -89,11 +90,14 @@ pub(crate) async fn end(mut open: PgConn) {
         return;
     }
     let conn = open.connection();
-    let mut outcome = conn.ping().await;
-    while outcome.is_ok() && PgTransactionManager::get_transaction_depth(conn) > 0 {
-        outcome = PgTransactionManager::rollback(conn).await;
-    }
-    if outcome.is_ok() {
+    let rolling_back = async {
+        conn.ping().await?;
+        while PgTransactionManager::get_transaction_depth(conn) > 0 {
+            PgTransactionManager::rollback(conn).await?;
+        }
+        Ok(())
+    };
+    if caught(rolling_back).await.is_ok() {
         open.give_back();
     }
 }

@@ -35,6 +35,7 @@ mod doubts;
 mod effects;
 mod error;
 mod fast;
+mod guard;
 mod held;
 mod link;
 mod mark;

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::error::{is_conflict, is_lost, is_stale, leaves_usable, store_error};
+use crate::guard::caught;
 use crate::pool::Pool;
 use crate::row;
 use crate::sql::EQ;
@@ -106,7 +107,7 @@ impl Link {
                 conn.give_back();
                 return Err(Attempt::Ended(call.operation));
             }
-            match timeout(patience * call.replies, work(&mut conn)).await {
+            match timeout(patience * call.replies, caught(work(&mut conn))).await {
                 Ok(Ok(value)) => {
                     conn.give_back();
                     Ok(value)
@@ -121,7 +122,10 @@ impl Link {
                     }
                     let usable = leaves_usable(&error)
                         && (!call.transaction
-                            || matches!(timeout(patience, conn.execute("ROLLBACK")).await, Ok(Ok(_))));
+                            || matches!(
+                                timeout(patience, caught(conn.execute("ROLLBACK"))).await,
+                                Ok(Ok(_))
+                            ));
                     if usable {
                         conn.give_back();
                     }

@@ -9,8 +9,8 @@ use crate::ownership::Ownership;
 
 /// The version of the records themselves, apart from the columns that hold them.
 const FORMAT: i64 = 1;
-const MIGRATE: &str = "migrate the Postgres store";
-const USE: &str = "use the Postgres store";
+pub(crate) const MIGRATE: &str = "migrate the Postgres store";
+pub(crate) const USE: &str = "use the Postgres store";
 
 /// What the schema says of itself.
 struct Found {

@@ -17,6 +17,7 @@ use crate::batch::{Batch, First};
 use crate::config::{PgConfig, quoted};
 use crate::doubts::Doubts;
 use crate::effects::Effects;
+use crate::guard::{caught, guarded};
 use crate::held::Held;
 use crate::link::Link;
 use crate::pool::{Opener, Session};
@@ -60,12 +61,12 @@ impl PgStore {
         let schema = config.schema_name().to_owned();
         let mut session = config.connect().await?;
         if config.migrate {
-            let applied = migrate::migrate(&mut session.conn, &schema).await?;
+            let applied = guarded(migrate::MIGRATE, migrate::migrate(&mut session.conn, &schema)).await?;
             if applied > 0 {
                 tracing::info!(place = %config.place(), schema, applied, "the Postgres store's schema is up to date");
             }
         }
-        migrate::check(&mut session.conn, &schema).await?;
+        guarded(migrate::USE, migrate::check(&mut session.conn, &schema)).await?;
         close(session).await;
         let schema = quoted(&schema)?;
         let pool = config.pool(fast::statements(&schema));
@@ -85,7 +86,8 @@ impl PgStore {
     pub async fn migrate(config: &PgConfig) -> Result<u32, Error> {
         config.validate()?;
         let mut session = config.connect().await?;
-        let applied = migrate::migrate(&mut session.conn, config.schema_name()).await;
+        let applied =
+            guarded(migrate::MIGRATE, migrate::migrate(&mut session.conn, config.schema_name())).await;
         close(session).await;
         applied
     }
@@ -97,7 +99,7 @@ impl PgStore {
     pub async fn missing_migrations(config: &PgConfig) -> Result<u32, Error> {
         config.validate()?;
         let mut session = config.connect().await?;
-        let missing = migrate::missing(&mut session.conn, config.schema_name()).await;
+        let missing = guarded(migrate::USE, migrate::missing(&mut session.conn, config.schema_name())).await;
         close(session).await;
         missing
     }
@@ -193,7 +195,7 @@ impl PgStore {
 }
 
 pub(crate) async fn close(session: Session) {
-    if let Err(error) = session.conn.close().await {
+    if let Err(error) = caught(session.conn.close()).await {
         tracing::debug!(%error, "closing a connection to the Postgres store failed");
     }
 }
@@ -205,7 +207,8 @@ impl Store for PgStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        check::check(&self.inner.config, &self.inner.link, &self.inner.effects).await
+        let checking = check::check(&self.inner.config, &self.inner.link, &self.inner.effects);
+        guarded(check::CHECK, checking).await
     }
 
     async fn claim(

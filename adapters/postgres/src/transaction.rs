@@ -15,6 +15,7 @@ use sqlx_core::transaction::TransactionManager;
 use crate::conn::{PgConn, end};
 use crate::effects::Effects;
 use crate::error::{code, is_lost, store_error};
+use crate::guard::guarded;
 use crate::row::{NOW, integer};
 use crate::shared;
 use crate::sql::{EQ, GT, PLUS};
@@ -182,7 +183,7 @@ pub(crate) async fn within<T>(
     operation: &'static str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+    tokio::time::timeout(patience, guarded(operation, work)).await.unwrap_or_else(|_| {
         let context = "the server said nothing for longer than statement_timeout; it may have happened";
         Err(Error::new(ErrorKind::Timeout, operation, context))
     })

@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{DEFAULT_FRAME_MAX, Endpoint};
 use crate::error;
-use crate::screen::Mended;
+use crate::mended::Mended;
 use crate::transport::{Kit, Socket, Transport};
 
 /// A connection and what was mended on it; a connection of the user's is not looked at.
@@ -78,7 +78,8 @@ impl Endpoint {
             AMQPScheme::AMQPS => Socket::Tls(Box::new(self.encrypt(stream, &uri, operation).await?)),
         };
         let mended = Arc::<Mended>::default();
-        let transport = Mutex::new(Some(Transport::new(socket, Arc::clone(&mended))));
+        let frame_max = uri.query.frame_max.unwrap_or(DEFAULT_FRAME_MAX);
+        let transport = Mutex::new(Some(Transport::new(socket, Arc::clone(&mended), frame_max)));
         let take = async move |_, _| {
             let transport = transport.lock().unwrap_or_else(PoisonError::into_inner).take();
             let transport = transport.ok_or_else(|| io::Error::other("a connection is made once"))?;

@@ -238,6 +238,7 @@ impl RabbitConsumer {
         }
         self.keeper.attention.took(taken.len(), is_empty);
         self.health.received();
+        link.mended.took(taken.len());
         let epoch = self.acker.delivered(&mut taken, since);
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };

@@ -9,11 +9,17 @@ use onceward::Error;
 use url::{Host, Url};
 
 use crate::error;
+use crate::sequence::LEAST_FRAME_MAX;
 
 const OPERATION: &str = "use the RabbitMQ URL";
 /// What may follow the `?` of a URL.
 const PARAMETERS: [&str; 5] =
     ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
+
+/// The longest frame that is asked for, in bytes; RabbitMQ's own default. Each connection has buffers of 64 times this.
+pub(crate) const DEFAULT_FRAME_MAX: u32 = 131_072;
+/// The longest that may be asked for.
+const GREATEST_FRAME_MAX: u32 = 1 << 20;
 
 /// A RabbitMQ broker: its address, the credentials for it, and how long to wait for it.
 ///
@@ -23,7 +29,8 @@ const PARAMETERS: [&str; 5] =
 pub struct Endpoint {
     /// `amqp://user:password@host:5672/virtual-host`, or `amqps://…:5671/…` for TLS. The virtual host `/` is written
     /// `%2f`. After a `?` may come `heartbeat` (seconds) and `auth_mechanism` (`plain`, `external`), which win over what
-    /// is said here.
+    /// is said here, and `frame_max`, the longest frame in bytes: 4,096 to 1,048,576, default 131,072. The broker's own
+    /// `frame_max` counts if it is less. A message whose headers are longer than a frame is taken without them, as malformed.
     pub url: String,
     /// The password, in a file that is read for each new connection: it may change while we run. It wins over one in the URL.
     /// A line end after it does not count.
@@ -116,6 +123,20 @@ impl Endpoint {
             Some(_) => {}
             None => uri.query.heartbeat = u16::try_from(seconds).ok(),
         }
+        let least = LEAST_FRAME_MAX;
+        match uri.query.frame_max {
+            Some(bytes) if !(least..=GREATEST_FRAME_MAX).contains(&bytes) => {
+                return Err(error::config(
+                    OPERATION,
+                    format!(
+                        "its frame_max is no size for a frame; give {least} to {GREATEST_FRAME_MAX} bytes, or leave it out"
+                    ),
+                ));
+            }
+            Some(_) => {}
+            // Without it the broker's would be taken, and of no limit the buffers are made.
+            None => uri.query.frame_max = Some(DEFAULT_FRAME_MAX),
+        }
         if self.connect_timeout.is_zero() {
             return wrong("the connect timeout must be more than 0");
         }
@@ -170,6 +191,18 @@ mod tests {
         for heartbeat in [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(3601)] {
             let endpoint = Endpoint { heartbeat, ..Endpoint::new("amqp://h") };
             assert!(endpoint.check().is_err());
+        }
+    }
+
+    #[test]
+    fn frames_are_always_limited() {
+        assert_eq!(uri("amqp://h").query.frame_max, Some(131_072));
+        for bytes in [4096, 8192, 1_048_576] {
+            assert_eq!(uri(&format!("amqp://h?frame_max={bytes}")).query.frame_max, Some(bytes));
+        }
+        for bytes in [0, 1, 4095, 1_048_577, u32::MAX] {
+            let refused = Endpoint::new(format!("amqp://h?frame_max={bytes}")).check().unwrap_err();
+            assert!(refused.to_string().contains("4096 to 1048576"), "{refused}");
         }
     }
 

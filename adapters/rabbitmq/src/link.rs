@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::QueueConfig;
 use crate::connection::{Connect, Connected};
-use crate::screen::Mended;
+use crate::mended::Mended;
 use crate::{error, probe};
 
 /// Pauses between attempts grow from the first to the last.
@@ -55,7 +55,7 @@ pub(crate) async fn open(
     let operation = || format!("consume queue {}", queue.name);
     let subscribe = async {
         let channel = connection.create_channel().await?;
-        mended.forget(channel.id());
+        mended.subscribes(channel.id(), queue.prefetch);
         channel.basic_qos(queue.prefetch, BasicQosOptions { global: false }).await?;
         let stream = subscribe(&channel, queue).await?;
         Ok((channel, stream, connection.create_channel().await.ok()))

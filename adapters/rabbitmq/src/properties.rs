@@ -73,6 +73,12 @@ pub(crate) fn mend_deliver(arguments: &mut [u8]) -> Option<(u64, Option<&'static
     Some((tag, exchange.or(routing_key)))
 }
 
+/// Whether the AMQP library can read the arguments of `connection.start`.
+pub(crate) fn is_start_readable(arguments: &mut [u8]) -> bool {
+    let mut at = Cursor { bytes: arguments, at: 0 };
+    at.skip(2).is_some() && at.long().is_some_and(|table| matches!(fields(table, true, 0), Ok(None)))
+}
+
 /// Takes the content out of the header of a message that the broker returns: its size, which is answered, and the values of
 /// its headers but for the one named `keep`. The AMQP library logs returned messages whole.
 pub(crate) fn blank_returned(payload: &mut [u8], keep: &[u8]) -> Option<u64> {

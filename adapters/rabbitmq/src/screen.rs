@@ -5,55 +5,26 @@
 //! next worker. So such bytes are replaced in place, by others of the same length that can be read, and the delivery is
 //! marked with its defect: the message goes to the dead letters, its neighbours go on.
 //!
+//! What no broker sends ends the connection before the library would collect it without end: see [`Sequence`].
+//!
 //! The library also logs each message that the broker returns, whole: so their content is taken out before it sees them.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use onceward::dead_letter::HEADER_ID;
 
+use crate::mended::Mended;
 use crate::properties;
+use crate::sequence::{self, Sequence};
 
 /// Tables and arrays within tables and arrays, at most. RabbitMQ's own headers (`x-death`) nest two deep.
 pub(crate) const MAX_DEPTH: usize = 32;
-/// No broker sends larger frames for headers; it would have to be configured to.
+/// The largest header frame that is cut down; producers of a broker without limits may send such.
 const MAX_FRAME_BYTES: usize = 16 << 20;
 const READ_BYTES: usize = 64 << 10;
-
-/// What was mended, by channel and delivery tag, until the delivery is taken.
-#[derive(Debug, Default)]
-pub(crate) struct Mended {
-    count: AtomicUsize,
-    defects: Mutex<HashMap<(u16, u64), &'static str>>,
-}
-
-impl Mended {
-    fn note(&self, channel: u16, tag: u64, defect: &'static str) {
-        let mut defects = self.defects.lock().unwrap_or_else(PoisonError::into_inner);
-        defects.entry((channel, tag)).or_insert(defect);
-        self.count.store(defects.len(), Ordering::Release);
-    }
-
-    /// What was wrong with a delivery, if anything.
-    pub(crate) fn take(&self, channel: u16, tag: u64) -> Option<&'static str> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let mut defects = self.defects.lock().unwrap_or_else(PoisonError::into_inner);
-        let defect = defects.remove(&(channel, tag));
-        self.count.store(defects.len(), Ordering::Release);
-        defect
-    }
-
-    /// Forgets a channel that ended: its number and its tags are used again.
-    pub(crate) fn forget(&self, channel: u16) {
-        let mut defects = self.defects.lock().unwrap_or_else(PoisonError::into_inner);
-        defects.retain(|(own, _), _| *own != channel);
-        self.count.store(defects.len(), Ordering::Release);
-    }
-}
+const LARGE: &str = "its headers are larger than a frame of the connection (frame_max)";
 
 /// The bytes of one connection, from the socket to the library.
 #[derive(Debug)]
@@ -67,8 +38,9 @@ pub(crate) struct Screen {
     passing: usize,
     /// Bytes still to come of a frame that is not handed over.
     cutting: usize,
-    /// The delivery whose content comes next, by channel.
-    delivering: HashMap<u16, u64>,
+    sequence: Sequence,
+    /// The delivery whose content comes next and how many have come, by channel.
+    delivering: HashMap<u16, (u64, u64)>,
     /// Channels on which the content of a returned message comes next.
     returning: HashSet<u16>,
     /// How many bytes of it are still to come.
@@ -77,8 +49,10 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    pub(crate) fn new(mended: Arc<Mended>) -> Self {
+    /// For a connection that asks for frames of at most `frame_max` bytes.
+    pub(crate) fn new(mended: Arc<Mended>, frame_max: usize) -> Self {
         Self {
+            sequence: Sequence::new(frame_max),
             buffer: Vec::new(),
             given: 0,
             vetted: 0,
@@ -136,62 +110,116 @@ impl Screen {
             };
             let channel = u16::from_be_bytes([c1, c0]);
             let size = u32::from_be_bytes([s3, s2, s1, s0]) as usize;
+            let whole = frame::HEAD + size + frame::END;
+            let is_large = whole > self.sequence.frame_max();
             match kind {
-                frame::METHOD | frame::HEADER => {
-                    if size > MAX_FRAME_BYTES {
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is too large"));
-                    }
-                    let start = self.vetted + frame::HEAD;
-                    if self.filled < start + size + frame::END {
+                frame::HEADER if is_large && size <= MAX_FRAME_BYTES => {
+                    if !self.cut_down(channel, whole)? {
                         return Ok(());
                     }
-                    self.look(kind, channel, start..start + size)?;
-                    self.vetted = start + size + frame::END;
                 }
-                frame::BODY if self.cut.contains_key(&channel) => {
-                    self.cutting = frame::HEAD + size + frame::END;
+                frame::METHOD | frame::HEADER | frame::BODY if is_large => return Err(large()),
+                frame::METHOD | frame::HEADER => {
+                    let start = self.vetted + frame::HEAD;
+                    if self.filled < self.vetted + whole {
+                        return Ok(());
+                    }
+                    self.look(kind, channel, start..start + size, None)?;
+                    self.vetted += whole;
+                }
+                frame::BODY => {
+                    self.sequence.body(channel, size).map_err(refused)?;
                     if let Some(left) = self.cut.get_mut(&channel) {
+                        self.cutting = whole;
                         *left = left.saturating_sub(size as u64);
                         if *left == 0 {
                             self.cut.remove(&channel);
                         }
+                    } else {
+                        self.passing = whole;
                     }
                 }
                 // A broker that does not speak our version answers with its protocol header and closes.
                 b'A' => self.passing = usize::MAX,
-                _ => self.passing = frame::HEAD + size + frame::END,
+                _ if is_large => return Err(large()),
+                _ => self.passing = whole,
             }
         }
     }
 
-    fn look(&mut self, kind: u8, channel: u16, range: std::ops::Range<usize>) -> io::Result<()> {
-        let payload = &mut self.buffer[range];
-        let defect = if kind == frame::HEADER {
-            let defect =
-                properties::mend(payload).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
-            if self.returning.remove(&channel)
-                && let Some(size @ 1..) = properties::blank_returned(payload, HEADER_ID.as_bytes())
-            {
+    /// Leaves of a header frame of `whole` bytes only the size of the content. False: it has not come so far.
+    fn cut_down(&mut self, channel: u16, whole: usize) -> io::Result<bool> {
+        const KEPT: usize = frame::HEAD + 14 + frame::END;
+        let Some(kept) = self.buffer[self.vetted..self.filled].first_chunk_mut::<KEPT>() else {
+            return Ok(false);
+        };
+        kept[3..frame::HEAD].copy_from_slice(&14_u32.to_be_bytes());
+        kept[frame::HEAD + 12..].copy_from_slice(&[0, 0, frame::MARK]);
+        let start = self.vetted + frame::HEAD;
+        self.look(frame::HEADER, channel, start..start + 14, Some(LARGE))?;
+        self.vetted += KEPT;
+        self.cutting = whole - KEPT;
+        Ok(true)
+    }
+
+    fn look(
+        &mut self,
+        kind: u8,
+        channel: u16,
+        range: std::ops::Range<usize>,
+        defect: Option<&'static str>,
+    ) -> io::Result<()> {
+        let payload = &mut self.buffer[range.clone()];
+        if kind == frame::METHOD {
+            return match self.sequence.method(channel, payload).map_err(refused)? {
+                sequence::RETURN => {
+                    self.returning.insert(channel);
+                    Ok(())
+                }
+                sequence::DELIVER => self.delivered(channel, range.start + 4..range.end),
+                (20, 11) => {
+                    self.delivering.remove(&channel);
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+        }
+        self.sequence.header(channel, payload).map_err(refused)?;
+        let defect = defect.or(properties::mend(payload).map_err(refused)?);
+        if self.returning.remove(&channel) {
+            self.sequence.returned(payload.len()).map_err(refused)?;
+            if let Some(size @ 1..) = properties::blank_returned(payload, HEADER_ID.as_bytes()) {
                 self.cut.insert(channel, size);
             }
-            defect
-        } else if payload.starts_with(&frame::BASIC_RETURN) {
-            self.returning.insert(channel);
-            None
-        } else if payload.starts_with(&frame::BASIC_DELIVER) {
-            let Some((tag, defect)) = properties::mend_deliver(&mut payload[4..]) else {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a delivery cannot be read"));
-            };
-            self.delivering.insert(channel, tag);
-            defect
-        } else {
-            None
-        };
-        if let (Some(defect), Some(tag)) = (defect, self.delivering.get(&channel)) {
+        } else if let (Some(defect), Some((tag, _))) = (defect, self.delivering.get(&channel)) {
             self.mended.note(channel, *tag, defect);
         }
         Ok(())
     }
+
+    fn delivered(&mut self, channel: u16, range: std::ops::Range<usize>) -> io::Result<()> {
+        let (tag, defect) = properties::mend_deliver(&mut self.buffer[range])
+            .ok_or_else(|| refused("a delivery that cannot be read"))?;
+        let (last, deliveries) = self.delivering.entry(channel).or_default();
+        (*last, *deliveries) = (tag, *deliveries + 1);
+        if !self.mended.may_have_come(channel, *deliveries) {
+            return Err(refused("many more deliveries than the prefetch allows"));
+        }
+        if let Some(defect) = defect {
+            self.mended.note(channel, tag, defect);
+        }
+        Ok(())
+    }
+}
+
+/// An error for what no broker sends.
+fn refused(what: &'static str) -> io::Error {
+    let what = format!("the broker sent {what}; check that it is RabbitMQ and that nobody is in between");
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn large() -> io::Error {
+    refused("a frame that is longer than agreed (frame_max)")
 }
 
 /// Parts of AMQP 0-9-1 frames.
@@ -202,143 +230,9 @@ mod frame {
     /// Type, channel and size.
     pub(super) const HEAD: usize = 7;
     pub(super) const END: usize = 1;
-    pub(super) const BASIC_RETURN: [u8; 4] = [0, 60, 0, 50];
-    pub(super) const BASIC_DELIVER: [u8; 4] = [0, 60, 0, 60];
+    /// The byte at the end.
+    pub(super) const MARK: u8 = 0xce;
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind];
-        bytes.extend(channel.to_be_bytes());
-        bytes.extend((payload.len() as u32).to_be_bytes());
-        bytes.extend(payload);
-        bytes.push(0xce);
-        bytes
-    }
-
-    fn deliver(channel: u16, tag: u64, routing_key: &[u8]) -> Vec<u8> {
-        let mut payload = frame::BASIC_DELIVER.to_vec();
-        payload.extend(b"\x01c");
-        payload.extend(tag.to_be_bytes());
-        payload.extend(b"\x00\x00");
-        payload.push(routing_key.len() as u8);
-        payload.extend(routing_key);
-        frame(frame::METHOD, channel, &payload)
-    }
-
-    /// A content header with only a message id.
-    fn header(channel: u16, id: &[u8]) -> Vec<u8> {
-        let mut payload = vec![0, 60, 0, 0];
-        payload.extend(3_u64.to_be_bytes());
-        payload.extend((1_u16 << 7).to_be_bytes());
-        payload.push(id.len() as u8);
-        payload.extend(id);
-        frame(frame::HEADER, channel, &payload)
-    }
-
-    fn through(bytes: &[u8], pieces: &[usize]) -> (Vec<u8>, Arc<Mended>) {
-        let mended = Arc::new(Mended::default());
-        let mut screen = Screen::new(Arc::clone(&mended));
-        let (mut rest, mut out) = (bytes, Vec::new());
-        let mut sizes = pieces.iter().cycle();
-        while !rest.is_empty() {
-            let room = screen.room();
-            let size = (*sizes.next().unwrap()).min(rest.len()).min(room.len());
-            room[..size].copy_from_slice(&rest[..size]);
-            rest = &rest[size..];
-            screen.filled(size).unwrap();
-            let mut piece = [0; 50];
-            loop {
-                match screen.take(&mut piece) {
-                    0 => break,
-                    taken => out.extend(&piece[..taken]),
-                }
-            }
-        }
-        (out, mended)
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_replaced_and_marked_on_its_own_delivery() {
-        let bytes = |id: &[u8], key: &[u8]| {
-            [
-                deliver(1, 7, b"k"),
-                header(1, b"good"),
-                frame(3, 1, b"\xff\xfe\xfd"),
-                deliver(2, 7, key),
-                header(2, id),
-            ]
-            .concat()
-        };
-        let (out, mended) = through(&bytes(b"a\xff\xfeb", b"k\xff"), &[1000]);
-        assert_eq!(out, bytes(b"a??b", b"k?"));
-        assert_eq!(mended.take(1, 7), None);
-        assert_eq!(mended.take(2, 7), Some("the routing key is not UTF-8"));
-        assert_eq!(mended.take(2, 7), None);
-        let (_, mended) = through(&bytes(b"\xff", b"k"), &[1000]);
-        assert_eq!(mended.take(2, 7), Some("the message id is not UTF-8"));
-    }
-
-    #[test]
-    fn the_content_of_a_returned_message_is_not_handed_over() {
-        let returned = frame(frame::METHOD, 1, &frame::BASIC_RETURN);
-        let mut head = header(1, b"id");
-        let before = [returned.clone(), head.clone(), frame(3, 2, b"another's")].concat();
-        let body = [frame(3, 1, b"a"), frame(3, 1, b"bc")].concat();
-        let bytes = [before, body, deliver(1, 1, b"k"), header(1, b"n"), frame(3, 1, b"abc")].concat();
-        // Of three bytes there are none left, in the frame's head and its payload's first words.
-        head[7 + 4..7 + 12].fill(0);
-        let expected = [
-            returned,
-            head,
-            frame(3, 2, b"another's"),
-            deliver(1, 1, b"k"),
-            header(1, b"n"),
-            frame(3, 1, b"abc"),
-        ];
-        for pieces in [&[1000][..], &[1], &[3, 7, 11]] {
-            assert_eq!(through(&bytes, pieces).0, expected.concat(), "{pieces:?}");
-        }
-    }
-
-    #[test]
-    fn a_channel_that_ended_leaves_nothing_behind() {
-        let (_, mended) = through(&[deliver(1, 7, b"\xff"), deliver(2, 7, b"\xff")].concat(), &[1000]);
-        mended.forget(1);
-        assert_eq!(mended.take(1, 7), None);
-        assert!(mended.take(2, 7).is_some());
-    }
-
-    #[test]
-    fn what_is_no_amqp_is_an_error_or_passes() {
-        let mut screen = Screen::new(Arc::default());
-        let large = [&[frame::HEADER, 0, 1][..], &[0xff; 4]].concat();
-        screen.room()[..7].copy_from_slice(&large);
-        assert!(screen.filled(7).is_err());
-        assert_eq!(through(b"AMQP\x00\x00\x09\x01 whatever", &[3]).0, b"AMQP\x00\x00\x09\x01 whatever");
-    }
-
-    proptest! {
-        #[test]
-        fn frames_pass_whole_however_they_are_cut(
-            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..20),
-            pieces in prop::collection::vec(1_usize..200, 1..20),
-        ) {
-            let mut bytes = Vec::new();
-            for (tag, body) in bodies.iter().enumerate() {
-                bytes.extend(deliver(3, tag as u64, b"key"));
-                bytes.extend(header(3, b"id"));
-                bytes.extend(frame(3, 3, body));
-                bytes.extend(frame(8, 0, b""));
-            }
-            let (out, mended) = through(&bytes, &pieces);
-            prop_assert_eq!(out, bytes);
-            prop_assert_eq!(mended.count.load(Ordering::Acquire), 0);
-        }
-    }
-}
+mod tests;

@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::screen::{Mended, Screen};
+use crate::mended::Mended;
+use crate::screen::Screen;
 
 /// A socket, encrypted or not.
 #[derive(Debug)]
@@ -42,8 +43,9 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(socket: Socket, mended: Arc<Mended>) -> Self {
-        Self { socket, screen: Screen::new(mended) }
+    /// For a connection that asks for frames of at most `frame_max` bytes.
+    pub(crate) fn new(socket: Socket, mended: Arc<Mended>, frame_max: u32) -> Self {
+        Self { socket, screen: Screen::new(mended, frame_max as usize) }
     }
 }
 

@@ -296,6 +296,51 @@ async fn a_damaged_record_fails_alone() {
     }
 }
 
+/// Puts numbers into the record of a key that nothing of ours would write: at a place in its bytes, so many of 0xff.
+const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(names) \
+    local value = redis.call('GET', names[2]) local at, count = tonumber(ARGV[1]), tonumber(ARGV[2]) \
+    redis.call('SET', names[2], value:sub(1, at) .. string.rep('\\255', count) .. value:sub(at + count + 1), 'KEEPTTL') \
+    return 1";
+
+#[tokio::test]
+async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
+    let server = Redis::start();
+    let store = store(&config(&server.url()).prefix("numbers"));
+    // In the bytes of a record: form and flags, then seven of each time and fence, then four of each count.
+    let numbers =
+        [(2, 1), (4, 1), (5, 1), (6, 7), (13, 7), (20, 7), (27, 7), (34, 7), (41, 7), (48, 4), (52, 4)];
+    for (round, (at, count)) in (0_u64..).zip(numbers) {
+        let requests = [1, 2, 3].map(|number| request(round * 10 + number)).to_vec();
+        let claims = store.claim(&scope(), &terms(), &requests).await;
+        let done: Vec<_> = claims.into_iter().map(|claim| completion(lease_of(claim.unwrap()))).collect();
+        server.cli(&["EVAL", SPOIL, "0", &at.to_string(), &count.to_string()]);
+        let asked = store.claim(&scope(), &terms(), &requests).await;
+        let spoilt: Vec<_> = asked.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
+        assert_eq!(spoilt, [ErrorKind::Corrupt], "claimed with {count} bytes at {at}");
+        // The claim's own completion may put an end to the damage; the others are not touched by it.
+        let answers = store.complete(&scope(), &done).await;
+        let spoilt: Vec<_> = answers.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
+        assert!(
+            matches!(spoilt[..], [] | [ErrorKind::Corrupt]),
+            "completed with {count} bytes at {at}: {spoilt:?}"
+        );
+        let forgotten = server.cli(&[
+            "EVAL",
+            "for _, name in ipairs(redis.call('KEYS', 'numbers:{*')) do redis.call('DEL', name) end return 1",
+            "0",
+        ]);
+        assert!(forgotten.contains('1'), "{forgotten}");
+    }
+    // A completion of digits, the largest that Redis takes for a number and some that it does not.
+    for digits in ["9223372036854775807", "9007199254740992000", "99999999999999999999999"] {
+        let _ = lease_of(claim(&store, request(500)).await.unwrap());
+        let script = "redis.call('SET', redis.call('KEYS', 'numbers:{*')[1], ARGV[1], 'KEEPTTL') return 1";
+        server.cli(&["EVAL", script, "0", digits]);
+        assert_eq!(claim(&store, request(500)).await.unwrap_err().kind(), ErrorKind::Corrupt, "{digits}");
+        server.cli(&["EVAL", "redis.call('DEL', redis.call('KEYS', 'numbers:{*')[1]) return 1", "0"]);
+    }
+}
+
 #[tokio::test]
 async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     let server = Redis::start();

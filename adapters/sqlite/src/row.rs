@@ -134,6 +134,10 @@ pub(crate) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Above these a row was damaged or written by somebody else: the next claim's number would not be larger.
+const LARGEST_FENCE: u64 = 1 << 62;
+const MOST_RUNS: u32 = i32::MAX as u32;
+
 /// The columns that [`key_of`] and [`record_of`] read.
 pub(crate) const fn columns() -> &'static str {
     COLUMNS
@@ -164,6 +168,14 @@ fn decode(row: &SqliteRow) -> Result<Record, String> {
         let value = number(column)?;
         u32::try_from(value).map_err(|_| format!("{column} {value}, which is too large"))
     };
+    let count = |column: &'static str| -> Result<u32, String> {
+        let value = small(column)?;
+        if value > MOST_RUNS { Err(format!("{column} {value}, which no runs come to")) } else { Ok(value) }
+    };
+    let fence = || -> Result<u64, String> {
+        let value = number("fence")?;
+        if value > LARGEST_FENCE { Err(format!("fence {value}, which no clock comes to")) } else { Ok(value) }
+    };
     let bytes = |column: &'static str| -> Result<Option<&[u8]>, String> {
         row.try_get(column).map_err(|error| format!("an unreadable {column} ({error})"))
     };
@@ -193,9 +205,9 @@ fn decode(row: &SqliteRow) -> Result<Record, String> {
         fingerprint: bytes("fingerprint")?
             .map(|bytes| sixteen("fingerprint", bytes).map(Fingerprint::from_bytes))
             .transpose()?,
-        fence: number("fence")?,
-        attempts: small("attempts")?,
-        lost: small("lost")?,
+        fence: fence()?,
+        attempts: count("attempts")?,
+        lost: count("lost")?,
         generation: small("generation")?,
         lease_until: number("lease_until")?,
         first_at: number("first_at")?,

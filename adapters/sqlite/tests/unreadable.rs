@@ -1,4 +1,4 @@
-//! Unreadable rows of the outbox: written with SQL, past the rules of the schema.
+//! Unreadable rows of the outbox and of keys: written with SQL, past the rules of the schema.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::outbox::{OutboxStore, RowOutcome, TakeLimits};
+use onceward::store::{ClaimRequest, ClaimTerms, Entropy};
+use onceward::{Error, ErrorKind, Key, Scope, Store as _};
 use onceward_sqlite::{SqliteOutbox, SqliteStore};
 use sqlx::{Connection, Executor, SqliteConnection};
 
@@ -138,4 +140,38 @@ async fn headers_that_no_relay_can_read_are_refused_when_a_row_is_written_and_wh
     let expected =
         [("a".to_owned(), Bytes::from_static(b"\x00\xff")), ("b".to_owned(), Bytes::from_static(b"c"))];
     assert_eq!(rows[0].message.headers, expected);
+}
+
+#[tokio::test]
+async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
+    for damage in [
+        "fence = 9223372036854775807",
+        "fence = -1",
+        "attempts = 4294967295",
+        "lost = 4294967295",
+        "generation = 4294967296",
+        "state = 9",
+        "lease_until = -1",
+        "owner = x'00'",
+        "reason = 99",
+    ] {
+        let outbox = Outbox::new().await;
+        let store = SqliteStore::open_in(&outbox.path).await.unwrap();
+        let scope = Scope::parse("s").unwrap();
+        let minute = Duration::from_secs(60);
+        let terms = ClaimTerms { lease: minute, max_attempts: 3, ttl: 10 * minute };
+        let mut entropy = Entropy::system();
+        let requests = [1, 2, 3].map(|n| ClaimRequest {
+            key: Key::from_bytes([n; 16]),
+            owner: entropy.token(),
+            fingerprint: None,
+            generation: 0,
+        });
+        assert!(store.claim(&scope, &terms, &requests).await.iter().all(Result::is_ok));
+        let key = "0202020202020202";
+        outbox.sql(&format!("UPDATE onceward_keys SET {damage} WHERE key = x'{key}{key}'")).await.unwrap();
+        let answers = store.claim(&scope, &terms, &requests).await;
+        let kinds: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(Error::kind)).collect();
+        assert_eq!(kinds, [None, Some(ErrorKind::Corrupt), None], "{damage}");
+    }
 }

@@ -10,6 +10,7 @@ use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use onceward::Error;
 
+use crate::bounded::bounded;
 use crate::error;
 
 /// Where SQS is. Credentials come from the standard chain: environment, profile, web identity, container, instance.
@@ -29,6 +30,7 @@ impl Endpoint {
     /// A dropped call leaves nothing behind.
     pub async fn client(&self) -> Client {
         let tls = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let tls = bounded(tls);
         let timeouts = TimeoutConfig::builder().connect_timeout(Duration::from_secs(3)).build();
         let mut loader =
             aws_config::defaults(BehaviorVersion::latest()).http_client(tls).timeout_config(timeouts);

@@ -8,6 +8,7 @@
 //! `sqs-message-deduplication-id`, `sqs-sequence-number` and `sqs-receive-count`.
 
 mod acker;
+mod bounded;
 mod config;
 mod consumer;
 mod endpoint;

@@ -1,63 +1,103 @@
-//! The connections to the endpoints: a new one is always accepted, and the oldest of too many is closed.
+//! The connections to the endpoints: a new one is always accepted, and of too many one is closed for it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::AbortHandle;
 
-/// How many connections are open at a time. One more closes the oldest that has asked for nothing or, if all have, the
-/// oldest: a health check must be answered however many others stand idle or do not read their answers.
-const CONNECTIONS: usize = 64;
+/// How many connections are open at a time. One more closes another of the host that has most of them: a health check must be
+/// answered however many others stand idle or do not read their answers.
+const CONNECTIONS: usize = 256;
 
 /// The open connections, oldest first.
 #[derive(Default)]
 pub(super) struct Connections(VecDeque<Open>);
 
 struct Open {
+    host: IpAddr,
     task: AbortHandle,
     has_asked: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Makes room for one more.
+    /// Makes room for one more: of the host with most connections, the oldest goes that has asked for nothing or, if all have,
+    /// the oldest.
     pub(super) fn make_room(&mut self) {
         self.0.retain(|open| !open.task.is_finished());
         if self.0.len() < CONNECTIONS {
             return;
         }
-        let idle = self.0.iter().position(|open| !open.has_asked.load(Ordering::Relaxed));
-        if let Some(open) = self.0.remove(idle.unwrap_or(0)) {
+        let busiest = self.busiest();
+        let oldest = |idle: bool| {
+            let is_it =
+                |open: &Open| Some(open.host) == busiest && !(idle && open.has_asked.load(Ordering::Relaxed));
+            self.0.iter().position(is_it)
+        };
+        if let Some(open) = oldest(true).or_else(|| oldest(false)).and_then(|place| self.0.remove(place)) {
             open.task.abort();
         }
     }
 
-    /// Adds a connection; `has_asked` becomes true with its first request.
-    pub(super) fn add(&mut self, task: AbortHandle, has_asked: Arc<AtomicBool>) {
-        self.0.push_back(Open { task, has_asked });
+    fn busiest(&self) -> Option<IpAddr> {
+        let mut counts = HashMap::<_, usize>::new();
+        for open in &self.0 {
+            *counts.entry(open.host).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(host, _)| host)
+    }
+
+    /// Adds a connection from `host`; `has_asked` becomes true with its request.
+    pub(super) fn add(&mut self, host: IpAddr, task: AbortHandle, has_asked: Arc<AtomicBool>) {
+        self.0.push_back(Open { host, task, has_asked });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::task::JoinHandle;
+
     use super::*;
+
+    fn open(connections: &mut Connections, host: u8, has_asked: bool) -> JoinHandle<()> {
+        connections.make_room();
+        let task = tokio::spawn(std::future::pending::<()>());
+        let host = Ipv4Addr::new(10, 0, 0, host).into();
+        connections.add(host, task.abort_handle(), Arc::new(AtomicBool::new(has_asked)));
+        task
+    }
+
+    async fn is_closed(task: &mut JoinHandle<()>) -> bool {
+        tokio::task::yield_now().await;
+        task.is_finished()
+    }
 
     #[tokio::test]
     async fn the_oldest_that_asked_for_nothing_goes_first() {
         let mut connections = Connections::default();
-        let mut tasks = Vec::new();
-        for number in 0..CONNECTIONS + 2 {
-            connections.make_room();
-            let task = tokio::spawn(std::future::pending::<()>());
-            connections.add(task.abort_handle(), Arc::new(AtomicBool::new(number == 0)));
-            tasks.push(task);
-        }
-        for gone in [1, 2] {
-            assert!((&mut tasks[gone]).await.unwrap_err().is_cancelled());
-        }
+        let mut tasks: Vec<_> =
+            (0..CONNECTIONS + 2).map(|number| open(&mut connections, 1, number == 0)).collect();
+        assert!(is_closed(&mut tasks[1]).await && is_closed(&mut tasks[2]).await);
         assert!(!tasks[0].is_finished() && !tasks[3].is_finished() && connections.0.len() == CONNECTIONS);
         connections.0.iter().for_each(|open| open.has_asked.store(true, Ordering::Relaxed));
         connections.make_room();
-        assert!((&mut tasks[0]).await.unwrap_err().is_cancelled());
+        assert!(is_closed(&mut tasks[0]).await, "all have asked: the oldest goes");
+        assert_eq!(connections.0.len(), CONNECTIONS - 1);
+        connections.0[0].task.abort();
+        assert!(is_closed(&mut tasks[3]).await);
+        connections.make_room();
+        assert_eq!(connections.0.len(), CONNECTIONS - 2, "what has ended takes no room");
+    }
+
+    #[tokio::test]
+    async fn a_host_with_many_connections_closes_no_other_hosts() {
+        let mut connections = Connections::default();
+        let mut probe = open(&mut connections, 2, false);
+        let flood: Vec<_> = (0..3 * CONNECTIONS).map(|_| open(&mut connections, 1, true)).collect();
+        assert!(!is_closed(&mut probe).await);
+        assert_eq!(flood.iter().filter(|task| !task.is_finished()).count(), CONNECTIONS - 1);
     }
 }

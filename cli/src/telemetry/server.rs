@@ -1,4 +1,4 @@
-//! A small HTTP server for scrapers and health checks: GET only, few connections, short times, and never full.
+//! A small HTTP server for scrapers and health checks: GET only, one request a connection, short times, and never full.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,14 +22,14 @@ use super::{Watched, metrics};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 
-/// How long a request's head may take to come. Also the longest pause between two requests of a connection.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+/// How long a request's head may take to come.
+const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection may last; then it is closed after the answer under way. Scrapers open another one.
-const LIFE: Duration = Duration::from_secs(120);
+/// How long a connection may last in all, the writing of the answer included. One request is answered on it.
+const LIFE: Duration = Duration::from_secs(10);
 
-/// How long that answer may take to be written: who does not read it is hung up on.
-const WRITE_TIME: Duration = Duration::from_secs(5);
+/// The most bytes of one connection's requests that are held.
+const READ_BYTES: usize = 16 << 10;
 
 /// The pause after a connection could not be accepted, as when descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -69,11 +69,11 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
     let mut open = Connections::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 open.make_room();
                 let has_asked = Arc::new(AtomicBool::new(false));
                 let task = tokio::spawn(connection(stream, Arc::clone(&endpoints), Arc::clone(&has_asked)));
-                open.add(task.abort_handle(), has_asked);
+                open.add(peer.ip().to_canonical(), task.abort_handle(), has_asked);
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection to the telemetry endpoints was not accepted");
@@ -89,17 +89,14 @@ async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc
         let response = endpoints.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
-    let mut served = std::pin::pin!(
-        hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIME)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    // A scraper that hangs up is no event.
-    if tokio::time::timeout(LIFE, served.as_mut()).await.is_err() {
-        served.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(WRITE_TIME, served).await;
-    }
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .keep_alive(false)
+        .max_buf_size(READ_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    // A scraper that hangs up, or is hung up on because it does not read, is no event.
+    let _ = tokio::time::timeout(LIFE, served).await;
 }
 
 impl Endpoints {

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod elasticmq;
 mod jars;
 pub mod kafka;
+pub mod lying;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;

@@ -135,3 +135,15 @@ pub fn wait_until(limit: std::time::Duration, mut ready: impl FnMut() -> bool) -
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+/// The most memory that a process has had since it started, in bytes (`VmHWM`). `process` is its number, or `self`.
+///
+/// # Panics
+/// If there is no such process.
+#[must_use]
+pub fn peak_memory(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.expect("VmHWM in kB") << 10
+}

@@ -8,6 +8,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::guard::caught;
 use crate::store::PgStore;
 
 /// As the trigger has it; the payload is the schema.
@@ -39,7 +40,7 @@ async fn listen(store: PgStore, came: Arc<Notify>) {
     let schema = store.schema();
     let schema = schema.trim_matches('"');
     loop {
-        let heard: Result<(), sqlx::Error> = async {
+        let heard: Result<(), sqlx::Error> = caught(async {
             // Asked for each time: the password may have changed.
             let options = store.listener().options().await?;
             let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(OPENING);
@@ -58,7 +59,7 @@ async fn listen(store: PgStore, came: Arc<Notify>) {
                     None => came.notify_one(),
                 }
             }
-        }
+        })
         .await;
         if let Err(error) = heard {
             tracing::debug!(%error, "no wake-ups from the outbox for a moment; rows are found by looking");

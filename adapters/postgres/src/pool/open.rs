@@ -11,6 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
 use tokio::time::timeout;
 
+use crate::guard::caught;
+
 /// Answers the password that holds now.
 pub(crate) type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
@@ -105,7 +107,7 @@ impl Opener {
     /// `PoolTimedOut` past the budget; `Configuration` for a pooler that shares sessions between transactions, or a server
     /// that ignores a setting; else what the server says.
     pub(crate) async fn open(&self) -> Result<Session, sqlx::Error> {
-        timeout(self.budget, self.open_patiently()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        timeout(self.budget, caught(self.open_patiently())).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     async fn open_patiently(&self) -> Result<Session, sqlx::Error> {

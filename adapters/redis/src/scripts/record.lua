@@ -31,6 +31,9 @@ local FULL_LENGTH, BRIEF_LENGTH = struct.size(FULL), struct.size(BRIEF)
 -- Above this fence the integer form no longer fits into 63 bits.
 local INTEGER_FENCE = 9223372036854774
 
+-- Beyond these a value is damaged, or somebody else wrote it: numbers would no longer grow, and claims would never end.
+local EXACT, MOST_RUNS = 9007199254740991, 2147483647
+
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -93,6 +96,10 @@ local function decode(value)
       written = written, lease = lease, ttl = ttl, above = above, attempts = attempts, lost = lost,
       generation = generation, owner = owner,
     }
+    if fence >= EXACT or above >= EXACT or first > EXACT or written > EXACT or lease > EXACT or ttl > EXACT
+      or attempts > MOST_RUNS or lost > MOST_RUNS or started > 1 or has_fingerprint > 1 or has_text > 1 then
+      return nil
+    end
     if state == FORGOTTEN then return nothing(top_fence(r)) end
     if has_fingerprint == 1 then
       if length < FULL_LENGTH + 16 then return nil end
@@ -104,11 +111,13 @@ local function decode(value)
   end
   if form == 2 and length == BRIEF_LENGTH then
     local _, fence, span, fingerprint = read(BRIEF, value)
+    if fence + span >= EXACT then return nil end
     return brief(fence, fence + span, fingerprint)
   end
   if form and form >= 48 and form <= 57 and string.find(value, '^%d%d%d%d+$') then
-    local fence = tonumber(sub(value, 1, -4))
-    return brief(fence, fence + span_of(tonumber(sub(value, -3))))
+    local fence, span = tonumber(sub(value, 1, -4)), span_of(tonumber(sub(value, -3)))
+    if length > 19 or fence + span >= EXACT then return nil end
+    return brief(fence, fence + span)
   end
 end
 
