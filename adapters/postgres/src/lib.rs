@@ -47,6 +47,7 @@ mod read;
 mod row;
 mod shared;
 mod store;
+mod tls;
 mod together;
 mod transaction;
 mod within;

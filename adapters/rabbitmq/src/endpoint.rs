@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
-use onceward::Error;
+use onceward::{Error, is_local_host};
 use url::{Host, Url};
 
 use crate::error;
@@ -30,6 +30,9 @@ pub struct Endpoint {
     pub password_file: Option<PathBuf>,
     /// The certificates, PEM, of the authorities that may have signed the broker's. `None`: those that the system trusts.
     pub ca_file: Option<PathBuf>,
+    /// Sends user and password also over `amqp://` to another host, where anybody on the way can read them. Refused unless
+    /// true: for networks where nobody else can be.
+    pub allow_plaintext: bool,
     /// A connection on which nothing comes for twice this long is dead. Whole seconds, 1 s to 1 h; default 10 s.
     pub heartbeat: Duration,
     /// How long connecting may take, all steps together. Default 10 s.
@@ -43,6 +46,7 @@ impl Endpoint {
             url: url.into(),
             password_file: None,
             ca_file: None,
+            allow_plaintext: false,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
         }
@@ -103,6 +107,15 @@ impl Endpoint {
         if self.ca_file.is_some() && uri.scheme == AMQPScheme::AMQP {
             return wrong("there is a CA file but the scheme is amqp, which is not encrypted; write amqps");
         }
+        let sends_login =
+            !url.username().is_empty() || url.password().is_some() || self.password_file.is_some();
+        let is_exposed = uri.scheme == AMQPScheme::AMQP && !is_local_host(&uri.authority.host);
+        if sends_login && is_exposed && !self.allow_plaintext {
+            return wrong(
+                "user and password would go over amqp:// to another host, where anybody on the way can read them; write amqps://, \
+                 or allow it explicitly (allow_plaintext) on a network where nobody else can be",
+            );
+        }
         let seconds = self.heartbeat.as_secs();
         if self.heartbeat.subsec_nanos() != 0 || !(1..=3600).contains(&seconds) {
             return wrong("the heartbeat must be whole seconds, from 1 s to 1 h");
@@ -133,6 +146,7 @@ impl fmt::Debug for Endpoint {
             .field("url", &place)
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
+            .field("allow_plaintext", &self.allow_plaintext)
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)
             .finish()
@@ -144,7 +158,7 @@ mod tests {
     use super::*;
 
     fn uri(url: &str) -> AMQPUri {
-        Endpoint::new(url).uri().unwrap()
+        Endpoint { allow_plaintext: true, ..Endpoint::new(url) }.uri().unwrap()
     }
 
     #[test]
@@ -170,6 +184,31 @@ mod tests {
         for heartbeat in [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(3601)] {
             let endpoint = Endpoint { heartbeat, ..Endpoint::new("amqp://h") };
             assert!(endpoint.check().is_err());
+        }
+    }
+
+    #[test]
+    fn a_login_goes_without_tls_to_this_machine_only() {
+        for url in [
+            "amqp://u:p@rabbit.example",
+            "amqp://u@10.0.0.7/",
+            "amqp://u:p@localhost.evil.example/v",
+            "amqp://u:p@[2001:db8::7]",
+            "amqp://:p@h",
+        ] {
+            let mut endpoint = Endpoint::new(url);
+            assert!(endpoint.check().unwrap_err().to_string().contains("write amqps"), "{url}");
+            endpoint.allow_plaintext = true;
+            endpoint.check().unwrap();
+        }
+        let mut file = Endpoint::new("amqp://rabbit.example");
+        file.check().unwrap();
+        file.password_file = Some("p".into());
+        assert!(file.check().is_err());
+        for url in
+            ["amqps://u:p@rabbit.example", "amqp://u:p@localhost", "amqp://u:p@127.0.0.1", "amqp://u:p@[::1]"]
+        {
+            Endpoint::new(url).check().unwrap();
         }
     }
 

@@ -10,6 +10,7 @@
 mod acker;
 mod config;
 mod consumer;
+mod encrypted;
 mod endpoint;
 mod error;
 mod facts;

@@ -21,6 +21,7 @@ mod key;
 mod origin;
 mod outbox;
 mod pipeline;
+mod plaintext;
 mod policy;
 mod properties;
 mod read;
@@ -31,6 +32,7 @@ mod store;
 mod syntax;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema};
@@ -61,7 +63,7 @@ pub use remark::{Advice, ConfigError, Remark};
 pub use secret::{REDACTED, Secret};
 pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, SqsSource};
 pub use store::{MemoryStore, PostgresStore, RedisStore, RedisTopology, SqliteStore, Store};
-pub use table::{Credentials, StoreLimits};
+pub use table::{Credentials, HandlerProgram, StoreLimits};
 
 use crate::handlers::text::io_words;
 
@@ -225,6 +227,11 @@ impl Config {
             here if here == Path::new(".") => path.to_owned(),
             directory => directory.join(path),
         }
+    }
+
+    /// The names of the variables that `${…}` in this file stands for.
+    pub(crate) fn variables(&self) -> BTreeSet<String> {
+        self.origin.with_any_variables().flat_map(env::names).collect()
     }
 
     /// An error about one key of this configuration, with its file and line, for what is only found out later.

@@ -6,6 +6,7 @@ mod derived;
 mod examples;
 mod mistakes;
 mod parsing;
+mod plaintext;
 mod schema;
 mod secrets;
 mod variables;
