@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode, PgTypeInfo};
 
 use crate::error::store_error;
 use crate::pool::{Opener, PasswordSource, Pool, Session};
-use crate::tls::Trust;
+use crate::tls::{self, Trust};
 
 const WHAT: &str = "configure the Postgres store";
 
@@ -55,6 +55,7 @@ impl PgConfig {
     /// # Errors
     /// [`Error`] if the URL cannot be read. It does not repeat the URL.
     pub fn from_url(url: &str) -> Result<Self, Error> {
+        tls::check_parameters(url)?;
         let options = url.parse::<PgConnectOptions>().map_err(|_| {
             let context =
                 "the URL cannot be read; write postgres://user:password@host:port/database, with special \

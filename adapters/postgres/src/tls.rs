@@ -4,6 +4,49 @@ use onceward::{Error, ErrorKind, is_local_host};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
+/// What may follow the `?` of a URL, beside `options[NAME]`.
+const PARAMETERS: [&str; 18] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// Refuses parameters that the client does not know: it would log them with their values, which may be secrets, and do nothing.
+///
+/// # Errors
+/// `Config`. The name is not shown: with a `?` in a password that was not encoded, it is a part of the password.
+pub(crate) fn check_parameters(url: &str) -> Result<(), Error> {
+    let Ok(url) = Url::parse(url) else { return Ok(()) };
+    let is_known =
+        |name: &str| PARAMETERS.contains(&name) || (name.starts_with("options[") && name.ends_with(']'));
+    if url.query_pairs().all(|(name, _)| is_known(&name)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        "use the Postgres URL",
+        format!(
+            "it has a parameter that is not known and would have no effect; remove it; known are {}",
+            PARAMETERS.join(", ")
+        ),
+    ))
+}
+
 /// What the address says of TLS, and what its owner allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trust {
@@ -87,13 +130,29 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_that_the_client_would_log_is_refused_without_being_shown() {
+        for query in [
+            "hunter2=x",
+            "sslpassword=hunter2",
+            "hunter2",
+            "passwrod=hunter2&sslmode=verify-full",
+            "=hunter2",
+        ] {
+            let error = check_parameters(&format!("postgres://u@127.0.0.1/x?{query}")).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+        check_parameters("postgres://u@h/x?sslmode=require&options[geqo]=off&password=p").unwrap();
+        check_parameters("postgres://u@h/x").unwrap();
+    }
+
+    #[test]
     fn on_this_machine_or_where_it_is_allowed_everything_stays_as_it_is() {
         for url in [
             "postgres://u:p@127.0.0.1/x",
             "postgres://u:p@localhost/x",
             "postgres://u:p@[::1]/x",
             "postgres://u:p@%2Fvar%2Frun%2Fpostgresql/x",
-            "postgres://u:p@/x?host=/var/run/postgresql",
+            "postgres:///x?host=/var/run/postgresql",
         ] {
             assert!(matches!(mode(url), Ok(PgSslMode::Prefer)), "{url}: {:?}", mode(url));
         }

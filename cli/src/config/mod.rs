@@ -27,6 +27,7 @@ mod properties;
 mod read;
 mod remark;
 mod secret;
+mod secret_files;
 mod source;
 mod store;
 mod syntax;
@@ -237,6 +238,11 @@ impl Config {
     /// An error about one key of this configuration, with its file and line, for what is only found out later.
     pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
         ConfigError(self.origin.remark(key, problem, fix))
+    }
+
+    /// The files with passwords or private keys that are named, each with the key that names it.
+    pub fn secret_files(&self) -> Vec<(String, PathBuf)> {
+        secret_files::secret_files(self)
     }
 
     /// What will run, but probably not as intended; in the order of the file.

@@ -213,7 +213,7 @@ mod tests {
             ("u".into(), "p".into())
         );
         let options = read(
-            "username = 'u'\npassword = 'p'\n[source.kafka.properties]\nsecurity.protocol = 'sasl_plaintext'\n\
+            "username = 'u'\npassword = 'p'\nallow_plaintext = true\n[source.kafka.properties]\nsecurity.protocol = 'sasl_plaintext'\n\
              sasl.mechanism = 'SCRAM-SHA-512'",
         );
         assert_eq!(get(&options, "security.protocol"), "sasl_plaintext");

@@ -208,7 +208,7 @@ fn properties_that_load_or_run_code_are_refused_in_every_table() {
         }
     }
     let nested = "[source.kafka]\nbrokers = ['127.0.0.1:1']\ntopics = ['t']\ngroup = 'g'\nproperties.plugin.library.paths = 'x'\n";
-    assert!(refusal(&with_part(nested)).contains("line 12: source.kafka.properties.plugin.library.paths: "));
+    assert!(refusal(&with_part(nested)).contains("line 13: source.kafka.properties.plugin.library.paths: "));
     let harmless = "[source.kafka]\nbrokers = ['127.0.0.1:1']\ntopics = ['t']\ngroup = 'g'\n[source.kafka.properties]\n\
                     sasl.kerberos.principal = 'onceward/host@EXAMPLE.ORG'\nsasl.kerberos.keytab = '/etc/onceward.keytab'\n\
                     ssl.key.location = 'key.pem'\nssl.key.pem = 'x'\nssl.ca.location = 'ca.pem'\n";
