@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::address::Address;
+use super::address::{Address, HookUrl};
 use super::duration::HumanDuration;
 use super::secret::Secret;
 use super::table::{choice, count, secs, table};
@@ -83,8 +83,8 @@ table! {
     /// A POST of the payload. 2xx completes; 429, 502, 503, 504 and a server that cannot be reached use no attempt; 408, 425
     /// and other 5xx retry; 409 retries later; other 4xx dead-letter. A `Retry-After` is honoured.
     HttpHandler [handler] {
-        /// Where to post. Redirects are not followed.
-        pub url: Address,
+        /// Where to post. Redirects are not followed. The path is not printed: it often is a secret.
+        pub url: HookUrl,
         /// Headers sent with every request, such as `Authorization`. They replace those of the message, such as
         /// `Content-Type`; those that name the message (`Idempotency-Key`, `Onceward-*`) cannot be set. Their values are
         /// never printed.

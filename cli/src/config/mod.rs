@@ -40,7 +40,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 pub use adapters::{ADAPTERS, Adapter, missing_feature};
-pub use address::Address;
+pub use address::{Address, HookUrl};
 pub use broker::{KafkaCluster, RabbitmqBroker, SqsPlace};
 pub use bytes::ByteCount;
 pub use duration::{HumanDuration, NotADuration};
@@ -253,7 +253,7 @@ impl Config {
     /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
     ///
     /// Commands and statements show their variables as they are written, `${NAME}`: what is in those may be a password,
-    /// and nothing in their texts tells.
+    /// and nothing in their texts tells. Arguments of a command without variables are redacted for the same reason.
     ///
     /// # Errors
     /// A value that TOML cannot hold; no checked configuration has one.
@@ -269,8 +269,10 @@ impl Config {
         match value {
             toml::Value::String(text) => {
                 let is_free = path.ends_with(".statement") || path.contains(".command[");
+                let is_argument = path.contains(".command[") && !path.ends_with(".command[0]");
                 *text = match self.origin.with_variables(path).filter(|_| is_free) {
                     Some(written) if !text.contains(REDACTED) => written.to_owned(),
+                    _ if is_argument && !text.contains(REDACTED) => REDACTED.to_owned(),
                     _ => env::escape(text),
                 };
             }

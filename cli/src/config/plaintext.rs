@@ -56,7 +56,7 @@ fn store(config: &Config) -> Option<Exposure> {
 fn handler(config: &Config) -> Option<Exposure> {
     match &config.handler {
         Handler::Http(handler) => {
-            let found = is_open(&handler.url, &["http"]).then_some((
+            let found = is_open(handler.url.address(), &["http"]).then_some((
                 "url",
                 "is http:// on another host, so that the claim's token, which each request holds, and configured headers could be \
                  read on the way",

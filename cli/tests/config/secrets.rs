@@ -53,7 +53,7 @@ fn with_part(part: &str) -> String {
 }
 
 /// All that may be printed about a configuration, whether it is accepted or refused.
-fn everything_printed(result: Result<Config, ConfigError>) -> String {
+pub(crate) fn everything_printed(result: Result<Config, ConfigError>) -> String {
     match result {
         Ok(config) => {
             let shown = config.to_toml().expect("a checked configuration shows as TOML");

@@ -90,7 +90,7 @@ fn program(config: &Config, table: &str, program: HandlerProgram<'_>) -> Checked
 }
 
 fn http(config: &Config, handler: &HttpHandler) -> Checked {
-    url(config, "handler.http.url", &handler.url, &["http", "https"])?;
+    url(config, "handler.http.url", handler.url.address(), &["http", "https"])?;
     duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0), HOUR)?;
     if let Some(name) = handler.status.keys().find(|name| !Statuses::is_name(name)) {
         return Err(config.refuse(
