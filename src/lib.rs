@@ -7,12 +7,15 @@ mod delivery;
 mod error;
 pub mod failpoints;
 mod handler;
+mod hosts;
 mod janitor;
 mod key;
 mod message;
 mod once;
 pub mod outbox;
 pub mod pipeline;
+#[cfg(unix)]
+mod private_file;
 mod publisher;
 pub mod retry;
 pub mod store;
@@ -27,6 +30,7 @@ pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
+pub use hosts::is_local_host;
 pub use janitor::{Janitor, purge_expired};
 pub use key::{
     Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES,
@@ -36,6 +40,8 @@ pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
+#[cfg(unix)]
+pub use private_file::{open_private, private_path};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
 pub use store::{MemoryStore, Store, TransactionalStore};
 

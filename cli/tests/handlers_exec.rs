@@ -12,7 +12,7 @@ use handlers_support::{
     FENCE, KEY, TOKEN, claimed, eventually, example, is_running, pids, program, scope, sh,
 };
 use onceward::{Handler as _, HandlerError, Message, MessageBuilder, Verdict};
-use onceward_cli::handlers::{ExecHandler, ExecOptions, ExitCodes, Meaning, Program};
+use onceward_cli::handlers::{Environment, ExecHandler, ExecOptions, ExitCodes, Meaning, Program};
 
 fn options(program: Program) -> ExecOptions {
     let mut options = ExecOptions::new(scope(), program);
@@ -64,7 +64,31 @@ async fn a_process_is_told_everything_about_its_message() {
     assert_eq!(environment["ONCEWARD_HEADER_X_CUSTOMER_ID"], "42\n43");
     assert_eq!(environment["ONCEWARD_HEADER_NUL_BASE64"], "YQBi");
     assert_eq!(environment["ONCEWARD_HEADER_RAW_BASE64"], "/w==");
-    assert!(environment.contains_key("PATH"), "the program's own environment is passed on");
+    assert!(environment.contains_key("PATH"), "programs have to be found");
+}
+
+#[tokio::test]
+async fn a_process_gets_no_more_of_this_programs_environment_than_it_needs() {
+    const OWN: &str = "CARGO_MANIFEST_DIR";
+    assert!(std::env::var_os(OWN).is_some(), "the test runner has set it");
+    let of = async |environment: Environment| {
+        let printed = run(program(["env"]).with_environment(environment), Message::builder("")).await;
+        String::from_utf8(printed.unwrap().unwrap().to_vec()).unwrap()
+    };
+    let usual = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"];
+    let of_usual = of(Environment::new()).await;
+    for (name, _) in of_usual.lines().filter_map(|line| line.split_once('=')) {
+        let is_known = usual.contains(&name) || name.starts_with("LC_") || name.starts_with("ONCEWARD_");
+        // What the dynamic linker and a shell set themselves.
+        assert!(is_known || ["PWD", "SHLVL", "_"].contains(&name), "{name} is passed on");
+    }
+    let set = [("REGION".to_owned(), "eu".to_owned()), ("HOME".to_owned(), "/elsewhere".to_owned())];
+    let named = of(Environment::new().inherit([OWN.to_owned()]).set(set)).await;
+    for line in ["CARGO_MANIFEST_DIR=", "REGION=eu", "HOME=/elsewhere"] {
+        assert!(named.lines().any(|own| own.starts_with(line)), "{line} is missing in {named}");
+    }
+    let all = of(Environment::new().inherit(["*".to_owned()]).withhold([OWN.to_owned()])).await;
+    assert!(all.contains("CARGO_PKG_NAME=") && !all.contains(OWN), "{all}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #
 #   [handler.exec]
 #   command = ["./charge.sh"]
+#   env = { CHARGES = "/var/lib/billing/charges.log" }
 #
 # It books an order, a line of JSON, in the file $CHARGES. Exit codes: 0 done, 65 never going to be done (dead letter),
 # anything else: try again. The last line on standard error becomes the error's text.

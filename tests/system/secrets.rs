@@ -1,5 +1,9 @@
 //! A planted password is never printed: not by any command, at any log level, in errors, panics or dead letters.
 
+mod environment;
+pub(crate) mod leaks;
+mod servers;
+
 use std::net::TcpListener;
 
 use onceward_test_support::orders::order;
@@ -8,6 +12,7 @@ use onceward_test_support::scene::Scene;
 use serde_json::json;
 
 use crate::stage::{ONCEWARD, PATIENCE};
+use leaks::leak;
 
 const CANARY: &str = "hunter2canary";
 
@@ -22,7 +27,7 @@ timeout = "800ms"
 [key]
 from = ["json:/id"]
 [handler.http]
-url = "http://user:${SECRET}@127.0.0.1:PORT/hook?token=${SECRET}"
+url = "http://user:${SECRET}@127.0.0.1:PORT/services/${SECRET}?token=${SECRET}"
 headers = { Authorization = "Bearer ${SECRET}" }
 timeout = "900ms"
 [retry]
@@ -43,7 +48,8 @@ timeout = "800ms"
 [key]
 from = ["json:/id"]
 [handler.exec]
-command = ["sh", "-c", "exit 75", "https://user:hunter2canary@127.0.0.1/?token=hunter2canary"]
+command = ["sh", "-c", "exit 75", "https://user:hunter2canary@127.0.0.1/?token=hunter2canary", "--password=hunter2canary"]
+env = { TOKEN = "${SECRET}" }
 [retry]
 max_attempts = 2
 initial = "10ms"
@@ -88,6 +94,7 @@ fn tell(scene: &Scene, args: &[&str], plan: Option<&str>) -> Ended {
     let mut command = scene.command(args);
     command
         .env("SECRET", CANARY)
+        .env("UNUSED", "value")
         .env("RUST_LOG", "trace")
         .env("ONCEWARD_LOG", "trace")
         .env("RUST_BACKTRACE", "full");
@@ -100,8 +107,7 @@ fn tell(scene: &Scene, args: &[&str], plan: Option<&str>) -> Ended {
 fn assert_silent(scene: &Scene, args: &[&str], ended: &Ended) {
     let letters = std::fs::read_to_string(scene.path("dead.ndjson")).unwrap_or_default();
     for (place, text) in [("stdout", &ended.stdout), ("stderr", &ended.stderr), ("dead letters", &letters)] {
-        let line = text.lines().find(|line| line.contains(CANARY));
-        assert_eq!(line, None, "{args:?} printed the password in its {place}");
+        assert_eq!(leak(text, CANARY), None, "{args:?} printed the password in its {place}");
     }
 }
 

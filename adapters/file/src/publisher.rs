@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use onceward::{Error, ErrorKind, Outgoing, Publisher};
+use onceward::{Error, ErrorKind, Outgoing, Publisher, open_private};
 
 use crate::attach::directory_of;
 use crate::envelope;
@@ -30,6 +30,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// beginning of an envelope it is removed before the next append, any other is ended. A letter whose publish is repeated after
 /// a crash is not written again if it stands among the last 256 KiB of the file. On a file system without locks nothing is
 /// taken back or removed.
+///
+/// A new file has mode 0600: letters hold payloads, headers and errors. One that exists keeps its mode. A symbolic link is
+/// followed as [`onceward::private_path`] says, and never to create a file.
 ///
 /// It never removes anything else, rotates no file, and creates no directories.
 #[derive(Clone, Debug, Default)]
@@ -64,7 +67,8 @@ impl FilePublisher {
             }
             _ => {}
         }
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let file = open_private(path, options.read(true).append(true).create(true)).map_err(failed)?;
         let is_locked = lock(&file, path)?;
         let tail = Tail::read(&file).map_err(failed)?;
         let tail = if is_locked { tail.without_torn_line(&file, path).map_err(failed)? } else { tail };

@@ -8,7 +8,7 @@ use onceward::Error;
 use rdkafka::ClientConfig;
 
 use crate::retry::RetryTopic;
-use crate::{error, log, retry};
+use crate::{error, log, plaintext, retry};
 
 /// What a [`KafkaConsumer`](crate::KafkaConsumer) consumes and how.
 ///
@@ -27,6 +27,9 @@ pub struct KafkaConfig {
     pub group: String,
     /// More properties of librdkafka. Those that would break what is promised are refused by [`check`](Self::check).
     pub properties: BTreeMap<String, String>,
+    /// Lets a login go to other hosts without TLS (`sasl_plaintext`), or to whoever answers (verification that is off), where
+    /// anybody on the way can take it. Refused unless true: for networks where nobody else can be.
+    pub allow_plaintext: bool,
     /// The topics, and how they are consumed.
     pub topics: TopicConfig,
 }
@@ -161,6 +164,7 @@ impl KafkaConfig {
             brokers: brokers.into_iter().map(Into::into).collect(),
             group: group.into(),
             properties: BTreeMap::new(),
+            allow_plaintext: false,
             topics: TopicConfig::new(topics),
         }
     }
@@ -180,7 +184,16 @@ impl KafkaConfig {
                 return Err(error::config(OPERATION, what));
             }
         }
+        self.check_login()?;
         settled(self.client(), &self.topics).map(drop)
+    }
+
+    /// Checks that a login, if there is one, is safe on its way.
+    pub(crate) fn check_login(&self) -> Result<(), Error> {
+        if self.allow_plaintext {
+            return Ok(());
+        }
+        plaintext::check(OPERATION, &self.brokers, &self.properties)
     }
 
     pub(crate) fn client(&self) -> ClientConfig {
@@ -288,6 +301,7 @@ impl fmt::Debug for KafkaConfig {
             .field("brokers", &self.brokers)
             .field("group", &self.group)
             .field("properties", &self.properties.keys())
+            .field("allow_plaintext", &self.allow_plaintext)
             .field("topics", &self.topics)
             .finish()
     }

@@ -29,6 +29,7 @@ mod outgoing;
 mod overseer;
 mod partition;
 mod place;
+mod plaintext;
 mod poll;
 mod probe;
 mod publisher;

@@ -11,6 +11,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 
+use crate::config::KafkaConfig;
 use crate::context::Users;
 use crate::error;
 use crate::log::{self, Traced};
@@ -49,15 +50,26 @@ impl KafkaPublisher {
     /// A publisher to the cluster of `brokers`, with more properties of librdkafka. It connects with the first message.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if the properties cannot be used.
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if the properties cannot be used, or would send a login readably to
+    /// another host: [`from_config`](Self::from_config) may allow that.
     pub fn new<B: Into<String>>(
         brokers: impl IntoIterator<Item = B>,
         properties: &BTreeMap<String, String>,
     ) -> Result<Self, Error> {
-        let brokers: Vec<String> = brokers.into_iter().map(Into::into).collect();
+        let mut config = KafkaConfig::new(brokers, [""; 0], "");
+        config.properties.clone_from(properties);
+        Self::from_config(&config)
+    }
+
+    /// A publisher to the brokers of `config`, with its properties; its topics and group mean nothing here.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_config(config: &KafkaConfig) -> Result<Self, Error> {
+        config.check_login()?;
         let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", brokers.join(","));
-        for (name, value) in properties {
+        client.set("bootstrap.servers", config.brokers.join(","));
+        for (name, value) in &config.properties {
             client.set(name, value);
         }
         Self::from_client_config(client)

@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode, PgTypeInfo};
 
 use crate::error::store_error;
 use crate::pool::{Opener, PasswordSource, Pool, Session};
+use crate::tls::{self, Trust};
 
 const WHAT: &str = "configure the Postgres store";
 
@@ -15,6 +16,7 @@ const WHAT: &str = "configure the Postgres store";
 #[derive(Clone)]
 pub struct PgConfig {
     options: PgConnectOptions,
+    trust: Trust,
     password: Option<PasswordSource>,
     schema: String,
     max_connections: u32,
@@ -46,25 +48,30 @@ impl std::fmt::Debug for PgConfig {
 }
 
 impl PgConfig {
-    /// The database at `url` (`postgres://user:password@host:port/database?sslmode=verify-full`).
+    /// The database at `url` (`postgres://user:password@host:port/database?sslmode=verify-full`). On another host than this
+    /// the server is verified (`verify-full`, against the system's authorities or `sslrootcert`) where the URL says nothing, and
+    /// a mode that does not verify it is refused when connecting, unless [allowed](Self::allow_plaintext).
     ///
     /// # Errors
     /// [`Error`] if the URL cannot be read. It does not repeat the URL.
     pub fn from_url(url: &str) -> Result<Self, Error> {
+        tls::check_parameters(url)?;
         let options = url.parse::<PgConnectOptions>().map_err(|_| {
             let context =
                 "the URL cannot be read; write postgres://user:password@host:port/database, with special \
                  characters of the password percent-encoded";
             Error::new(ErrorKind::Config, WHAT, context)
         })?;
-        Ok(Self::new(options))
+        Ok(Self { trust: Trust::of_url(url), ..Self::new(options) })
     }
 
-    /// The database that `options` name. Their session settings for timeouts and `synchronous_commit` are replaced. Other
+    /// The database that `options` name. As for [`from_url`](Self::from_url) its server is verified on another host; `prefer`,
+    /// their default, becomes `verify-full` there. Their session settings for timeouts and `synchronous_commit` are replaced. Other
     /// startup parameters (`options`, `PGOPTIONS`) are sent as they are; most poolers reject them.
     pub fn new(options: PgConnectOptions) -> Self {
         Self {
             options,
+            trust: Trust::Silent,
             password: None,
             schema: "onceward".to_owned(),
             max_connections: 8,
@@ -83,6 +90,8 @@ impl PgConfig {
     pub fn with_pool(pool: PgPool) -> Self {
         let mut config = Self::new(pool.connect_options().as_ref().clone());
         config.effects = Some(pool);
+        // The application connects like this already.
+        config.trust = Trust::Anything;
         config
     }
 
@@ -126,6 +135,16 @@ impl PgConfig {
             self.options = self.options.ssl_mode(PgSslMode::VerifyFull);
         }
         self.options = self.options.ssl_root_cert_from_pem(pem);
+        self
+    }
+
+    /// Connects as the URL says even where the password could be read or taken on the way: to another host without TLS, or
+    /// without looking at who answers. For networks where nobody else can be.
+    #[must_use]
+    pub fn allow_plaintext(mut self, allow: bool) -> Self {
+        if allow {
+            self.trust = Trust::Anything;
+        }
         self
     }
 
@@ -219,7 +238,7 @@ impl PgConfig {
         if self.statement_timeout > Duration::from_secs(3_600) {
             return wrong(format!("statement_timeout is {:?}; at most an hour", self.statement_timeout));
         }
-        Ok(())
+        self.trust.secured(&self.options).map(drop)
     }
 
     /// Connections for claims and completions. `prepared` are statements that each connection prepares when it is opened.
@@ -247,7 +266,10 @@ impl PgConfig {
 
     fn opener(&self, name: &str, settings: Vec<(&'static str, String)>) -> Opener {
         let budget = (self.connect_timeout * 6).max(LEAST_BUDGET);
-        let options = self.options.clone().application_name(name);
+        // `validate` has refused what must not be connected to; without it, TLS is verified.
+        let secured = self.trust.secured(&self.options);
+        let options = secured.unwrap_or_else(|_| self.options.clone().ssl_mode(PgSslMode::VerifyFull));
+        let options = options.application_name(name);
         Opener::new(options, self.password.clone(), settings, budget)
     }
 

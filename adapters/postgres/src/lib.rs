@@ -50,6 +50,7 @@ mod row;
 mod shared;
 mod sql;
 mod store;
+mod tls;
 mod together;
 mod transaction;
 mod within;

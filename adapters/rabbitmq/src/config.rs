@@ -12,7 +12,7 @@ use crate::wait::SUFFIX_BYTES;
 ///
 /// ```
 /// # use onceward_rabbitmq::RabbitConfig;
-/// let mut config = RabbitConfig::new("amqp://user:password@rabbit.example:5672/%2f", "orders");
+/// let mut config = RabbitConfig::new("amqps://user:password@rabbit.example:5671/%2f", "orders");
 /// config.queue.prefetch = 200;
 /// config.endpoint.ca_file = None;
 /// ```

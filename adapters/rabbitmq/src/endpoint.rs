@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
-use onceward::Error;
+use onceward::{Error, is_local_host};
 use url::{Host, Url};
 
 use crate::error;
@@ -37,6 +37,9 @@ pub struct Endpoint {
     pub password_file: Option<PathBuf>,
     /// The certificates, PEM, of the authorities that may have signed the broker's. `None`: those that the system trusts.
     pub ca_file: Option<PathBuf>,
+    /// Sends user and password also over `amqp://` to another host, where anybody on the way can read them. Refused unless
+    /// true: for networks where nobody else can be.
+    pub allow_plaintext: bool,
     /// A connection on which nothing comes for twice this long is dead. Whole seconds, 1 s to 1 h; default 10 s.
     pub heartbeat: Duration,
     /// How long connecting may take, all steps together. Default 10 s.
@@ -50,6 +53,7 @@ impl Endpoint {
             url: url.into(),
             password_file: None,
             ca_file: None,
+            allow_plaintext: false,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
         }
@@ -110,6 +114,15 @@ impl Endpoint {
         if self.ca_file.is_some() && uri.scheme == AMQPScheme::AMQP {
             return wrong("there is a CA file but the scheme is amqp, which is not encrypted; write amqps");
         }
+        let sends_login =
+            !url.username().is_empty() || url.password().is_some() || self.password_file.is_some();
+        let is_exposed = uri.scheme == AMQPScheme::AMQP && !is_local_host(&uri.authority.host);
+        if sends_login && is_exposed && !self.allow_plaintext {
+            return wrong(
+                "user and password would go over amqp:// to another host, where anybody on the way can read them; write amqps://, \
+                 or allow it explicitly (allow_plaintext) on a network where nobody else can be",
+            );
+        }
         let seconds = self.heartbeat.as_secs();
         if self.heartbeat.subsec_nanos() != 0 || !(1..=3600).contains(&seconds) {
             return wrong("the heartbeat must be whole seconds, from 1 s to 1 h");
@@ -154,6 +167,7 @@ impl fmt::Debug for Endpoint {
             .field("url", &place)
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
+            .field("allow_plaintext", &self.allow_plaintext)
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)
             .finish()
@@ -165,7 +179,7 @@ mod tests {
     use super::*;
 
     fn uri(url: &str) -> AMQPUri {
-        Endpoint::new(url).uri().unwrap()
+        Endpoint { allow_plaintext: true, ..Endpoint::new(url) }.uri().unwrap()
     }
 
     #[test]
@@ -203,6 +217,31 @@ mod tests {
         for bytes in [0, 1, 4095, 1_048_577, u32::MAX] {
             let refused = Endpoint::new(format!("amqp://h?frame_max={bytes}")).check().unwrap_err();
             assert!(refused.to_string().contains("4096 to 1048576"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_login_goes_without_tls_to_this_machine_only() {
+        for url in [
+            "amqp://u:p@rabbit.example",
+            "amqp://u@10.0.0.7/",
+            "amqp://u:p@localhost.evil.example/v",
+            "amqp://u:p@[2001:db8::7]",
+            "amqp://:p@h",
+        ] {
+            let mut endpoint = Endpoint::new(url);
+            assert!(endpoint.check().unwrap_err().to_string().contains("write amqps"), "{url}");
+            endpoint.allow_plaintext = true;
+            endpoint.check().unwrap();
+        }
+        let mut file = Endpoint::new("amqp://rabbit.example");
+        file.check().unwrap();
+        file.password_file = Some("p".into());
+        assert!(file.check().is_err());
+        for url in
+            ["amqps://u:p@rabbit.example", "amqp://u:p@localhost", "amqp://u:p@127.0.0.1", "amqp://u:p@[::1]"]
+        {
+            Endpoint::new(url).check().unwrap();
         }
     }
 

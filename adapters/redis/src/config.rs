@@ -35,6 +35,7 @@ pub struct RedisConfig {
     pub(crate) sentinel_password: Option<String>,
     pub(crate) database: Option<i64>,
     pub(crate) tls: Tls,
+    pub(crate) allow_plaintext: bool,
     pub(crate) settings: Settings,
 }
 
@@ -141,6 +142,7 @@ impl RedisConfig {
             sentinel_password: None,
             database: None,
             tls: Tls::default(),
+            allow_plaintext: false,
             settings: Settings::default(),
         }
         .with_credentials_of_url()
@@ -191,6 +193,15 @@ impl RedisConfig {
         provider: impl Fn() -> Result<String, Error> + Send + Sync + 'static,
     ) -> Self {
         self.password_from = Some(Arc::new(provider));
+        self
+    }
+
+    /// Sends user and password also without TLS to a server on another host, where anybody on the way can read them; also to
+    /// a primary that Sentinels name, or a node that the cluster does. Refused unless allowed: for networks where nobody
+    /// else can be. A [client](Self::from_client) of the caller's own is never looked at.
+    #[must_use]
+    pub fn allow_plaintext(mut self, allow: bool) -> Self {
+        self.allow_plaintext = allow;
         self
     }
 
@@ -303,6 +314,7 @@ impl RedisConfig {
         if self.username.is_some() && self.password.is_none() && self.password_from.is_none() {
             return Err(wrong("a user name is given without a password; Redis logs users in with both"));
         }
+        crate::plaintext::check(self)?;
         self.settings.validate()
     }
 }

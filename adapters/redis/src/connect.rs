@@ -17,6 +17,7 @@ use crate::address::is_tls;
 use crate::config::{RedisConfig, Servers, Tls};
 use crate::error::store_error;
 use crate::network::Node;
+use crate::plaintext::{check_address, sends_login};
 
 const OPERATION: &str = "set up the Redis client";
 
@@ -101,6 +102,7 @@ impl Connector {
         let wrong = |error| store_error(operation, error);
         let client = match self {
             Self::Server(config, address) => {
+                check_address(config, address, operation)?;
                 let password = config.current_password().await?;
                 client(config, address, password.as_deref()).map_err(wrong)?
             }
@@ -232,16 +234,11 @@ async fn primary(
     let Servers::Sentinel { sentinels, primary } = &config.servers else {
         return Err(Error::new(ErrorKind::Internal, operation, "there are no Sentinels to ask"));
     };
-    let mut asked: FuturesUnordered<_> = sentinels
-        .iter()
-        .map(|url| async move {
-            let mut client = sentinel(std::slice::from_ref(url), primary, config, password)?;
-            client.async_get_client().await
-        })
-        .collect();
+    let mut asked: FuturesUnordered<_> =
+        sentinels.iter().map(|url| ask(operation, url, primary, config, password)).collect();
     let mut worst: Option<Error> = None;
     while let Some(answer) = asked.next().await {
-        match answer.map_err(|error| store_error(operation, error)) {
+        match answer {
             Ok(client) => return Ok(client),
             // What waiting does not cure says more than a Sentinel out of reach.
             Err(error) => {
@@ -253,6 +250,31 @@ async fn primary(
         }
     }
     Err(worst.unwrap_or_else(|| Error::new(ErrorKind::Config, operation, "no Sentinel is given")))
+}
+
+/// Asks one Sentinel. Its client logs in to the primary to see what it is, so that the primary's address is looked at before.
+async fn ask(
+    operation: &'static str,
+    url: &Url,
+    primary: &str,
+    config: &RedisConfig,
+    password: Option<&str>,
+) -> Result<Client, Error> {
+    let wrong = |error| store_error(operation, error);
+    let mut client = sentinel(std::slice::from_ref(url), primary, config, password).map_err(wrong)?;
+    if sends_login(config) && !config.uses_tls() {
+        let asked = client.async_get_sentinel_client().await.map_err(wrong)?;
+        let mut connection = asked.get_multiplexed_async_connection().await.map_err(wrong)?;
+        let mut question = redis::cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
+        let answer: Option<(String, u16)> = question.query_async(&mut connection).await.map_err(wrong)?;
+        if let Some((host, port)) = answer {
+            check_address(config, &ConnectionAddr::Tcp(host, port), operation)?;
+        }
+    }
+    let client = client.async_get_client().await.map_err(wrong)?;
+    check_address(config, client.get_connection_info().addr(), operation)?;
+    Ok(client)
 }
 
 fn sentinel(

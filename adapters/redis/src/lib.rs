@@ -71,6 +71,7 @@ mod group;
 mod keys;
 mod link;
 mod network;
+mod plaintext;
 mod scan;
 mod script;
 mod store;

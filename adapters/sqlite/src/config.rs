@@ -1,11 +1,18 @@
 //! Where the file is and how it is opened: [`SqliteConfig`].
 
+use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::{Error, ErrorKind};
+use onceward::{Error, ErrorKind, open_private, private_path};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+
+/// Held while a new file is open, and taken by whoever is about to open one: to close a file ends the locks that SQLite holds
+/// on it for this process.
+static CREATING: Mutex<()> = Mutex::new(());
 
 /// The longest busy timeout SQLite can be told.
 const MAX_BUSY_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
@@ -26,8 +33,22 @@ pub struct SqliteConfig {
     pub(crate) migrate: bool,
 }
 
+/// Where `path` leads, after the file there was created if it is missing and may be. One that exists is not opened.
+fn prepare(path: &Path, create: bool) -> io::Result<PathBuf> {
+    let _alone = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = private_path(path)?;
+    if create && !path.exists() {
+        match open_private(&path, OpenOptions::new().write(true).create_new(true)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
 impl SqliteConfig {
-    /// The file at `path`, created if it is not there; its directory must exist.
+    /// The file at `path`, created with mode 0600 if it is not there; its directory must exist. A symbolic link is followed as
+    /// [`onceward::private_path`] says, and never to create a file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), busy_timeout: Duration::from_secs(10), create: true, migrate: true }
     }
@@ -79,6 +100,35 @@ impl SqliteConfig {
             return wrong(format!("busy_timeout is {:?}; at most {MAX_BUSY_TIMEOUT:?}", self.busy_timeout));
         }
         Ok(())
+    }
+
+    /// The configuration with the file that the path leads to, which is there if it may be created. SQLite itself would follow
+    /// any link, and give a new file the mode that the umask leaves; what it puts beside the file has the file's own mode.
+    pub(crate) async fn prepared(&self) -> Result<Self, Error> {
+        self.validate()?;
+        let (path, create) = (self.path.clone(), self.create);
+        let prepared = tokio::task::spawn_blocking(move || prepare(&path, create));
+        match prepared.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+            Ok(path) => Ok(Self { path, ..self.clone() }),
+            Err(error) => Err(self.not_opened(error)),
+        }
+    }
+
+    fn not_opened(&self, error: io::Error) -> Error {
+        // Those of [`private_path`] say what to do themselves.
+        let is_ours = error.get_ref().is_some();
+        let kind = match error.kind() {
+            io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            _ if is_ours => ErrorKind::Config,
+            _ => ErrorKind::Unavailable,
+        };
+        let what = match is_ours {
+            true => error.to_string(),
+            false => format!(
+                "the file cannot be opened ({error}); its directory must exist and be writable by this user"
+            ),
+        };
+        Error::new(kind, format!("open the SQLite store {}", self.path.display()), what)
     }
 
     /// For the connection that writes.

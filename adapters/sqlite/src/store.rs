@@ -74,7 +74,7 @@ impl SqliteStore {
     /// # Errors
     /// As for [`open`](Self::open).
     pub async fn open_with_clock(config: SqliteConfig, clock: Clock) -> Result<Self, Error> {
-        config.validate()?;
+        let config = config.prepared().await?;
         let writer = Writer::new(config.for_writing(), clock);
         let mut slot = writer.turn().await;
         let conn = connect(&mut slot).await?;
@@ -95,7 +95,7 @@ impl SqliteStore {
     /// # Errors
     /// As for [`open`](Self::open).
     pub async fn migrate(config: &SqliteConfig) -> Result<u32, Error> {
-        config.validate()?;
+        let config = config.prepared().await?;
         let writer = Writer::new(config.for_writing(), Clock::system());
         let mut slot = writer.turn().await;
         let applied = migrate::migrate(connect(&mut slot).await?, row::integer(writer.now())).await;
@@ -109,7 +109,7 @@ impl SqliteStore {
     /// # Errors
     /// As for [`open`](Self::open).
     pub async fn missing_migrations(config: &SqliteConfig) -> Result<u32, Error> {
-        config.validate()?;
+        let config = config.clone().create_if_missing(false).prepared().await?;
         let opened = config.for_looking().connect().await;
         let mut conn = opened.map_err(|error| store_error(READ, error))?;
         let missing = migrate::missing(&mut conn).await;

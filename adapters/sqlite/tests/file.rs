@@ -123,6 +123,41 @@ async fn a_missing_directory_is_named_as_the_fault() {
 }
 
 #[tokio::test]
+async fn new_files_are_their_owners_alone_and_old_ones_keep_their_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let file = File::new();
+    let store = file.store().await;
+    let _ = claim(&store, 1).await;
+    for name in ["onceward.db", "onceward.db-wal", "onceward.db-shm"] {
+        assert_eq!(mode(file.directory.path().join(name)), 0o600, "{name}");
+    }
+    store.close().await;
+    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o660)).unwrap();
+    let store = file.store().await;
+    let _ = claim(&store, 2).await;
+    assert_eq!(mode(file.path()), 0o660);
+
+    let migrated = SqliteConfig::new(file.directory.path().join("migrated.db"));
+    SqliteStore::migrate(&migrated).await.unwrap();
+    assert_eq!(mode(migrated.path().to_owned()), 0o600);
+}
+
+#[tokio::test]
+async fn no_file_is_created_through_a_link() {
+    let file = File::new();
+    let elsewhere = file.directory.path().join("elsewhere.db");
+    std::os::unix::fs::symlink(&elsewhere, file.path()).unwrap();
+    let error = SqliteStore::open_in(file.path()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("symbolic link") && !elsewhere.exists(), "{error}");
+    // To a file that is there it is followed: it belongs to the user of this test.
+    SqliteStore::open_in(&elsewhere).await.unwrap();
+    let _ = claim(&SqliteStore::open_in(file.path()).await.unwrap(), 1).await;
+    assert!(file.directory.path().join("elsewhere.db-wal").exists());
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_is_refused() {
     let file = File::new();
     std::fs::write(file.path(), "orders, customers, and other things ".repeat(200)).unwrap();

@@ -38,6 +38,7 @@ impl SqsConfig {
     /// # Errors
     /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming what is wrong and the fix.
     pub fn check(&self) -> Result<(), Error> {
+        self.endpoint.check()?;
         self.queue.check()
     }
 }

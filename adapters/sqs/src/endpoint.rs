@@ -11,6 +11,7 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use onceward::Error;
 
 use crate::bounded::bounded;
+use crate::encrypted::{OnlyEncrypted, OpenEndpoint, is_open};
 use crate::error;
 
 /// Where SQS is. Credentials come from the standard chain: environment, profile, web identity, container, instance.
@@ -21,9 +22,25 @@ pub struct Endpoint {
     pub region: Option<String>,
     /// The URL of an emulator or a private endpoint; by default the region's own.
     pub url: Option<String>,
+    /// Sends requests also to an endpoint of `http://` on another host. Whoever reads such a request can repeat it for a quarter
+    /// of an hour. Refused unless true: for networks where nobody else can be.
+    pub allow_plaintext: bool,
 }
 
 impl Endpoint {
+    /// Checks that the URL can be used. What the environment and a profile say is looked at with each request.
+    ///
+    /// # Errors
+    /// `Config` for one that is not encrypted, on another host.
+    pub fn check(&self) -> Result<(), Error> {
+        match &self.url {
+            Some(url) if !self.allow_plaintext && is_open(url) => {
+                Err(error::config("use the SQS endpoint", OpenEndpoint::WHAT))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A client. It is not connected before its first call.
     ///
     /// # Cancel safety
@@ -40,7 +57,11 @@ impl Endpoint {
         if let Some(url) = &self.url {
             loader = loader.endpoint_url(url);
         }
-        Client::new(&loader.load().await)
+        let config = aws_sdk_sqs::config::Builder::from(&loader.load().await);
+        Client::from_conf(match self.allow_plaintext {
+            true => config.build(),
+            false => config.interceptor(OnlyEncrypted).build(),
+        })
     }
 
     /// Asks SQS for a word, for 4 s at most: whether it can be reached and knows the credentials. Which queues they may send to

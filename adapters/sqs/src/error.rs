@@ -8,6 +8,8 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::operation::RequestId;
 use onceward::{Error, ErrorKind};
 
+use crate::encrypted::OpenEndpoint;
+
 type Operation = Cow<'static, str>;
 
 /// The error of `operation` ("receive from queue URL").
@@ -15,7 +17,7 @@ pub(crate) fn sdk<E>(operation: impl Into<Operation>, error: &SdkError<E>) -> Er
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    if let Some(credentials) = credentials(error) {
+    if let Some(credentials) = cause::<_, CredentialsError>(error) {
         let kind = match credentials {
             CredentialsError::CredentialsNotLoaded(_) => ErrorKind::Denied,
             CredentialsError::InvalidConfiguration(_) => ErrorKind::Config,
@@ -24,6 +26,9 @@ where
         let what = "no AWS credentials could be loaded; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile \
                     (AWS_PROFILE), a web identity token, or a role of the container or instance (an emulator takes any)";
         return Error::new(kind, operation, what).with_source(causes(error));
+    }
+    if cause::<_, OpenEndpoint>(error).is_some() {
+        return Error::new(ErrorKind::Config, operation, OpenEndpoint::WHAT);
     }
     let (kind, what) = match error {
         SdkError::TimeoutError(_) => (ErrorKind::Timeout, "no answer in time"),
@@ -41,15 +46,16 @@ where
     Error::new(kind, operation, what).with_source(causes(error))
 }
 
-/// The error of the credentials, if that is the cause.
-fn credentials<E>(error: &SdkError<E>) -> Option<&CredentialsError>
+/// The error of type `C`, if that is a cause.
+fn cause<E, C>(error: &SdkError<E>) -> Option<&C>
 where
     E: std::error::Error + 'static,
+    C: std::error::Error + 'static,
 {
     let mut cause = std::error::Error::source(error);
     while let Some(next) = cause {
-        if let Some(credentials) = next.downcast_ref() {
-            return Some(credentials);
+        if let Some(found) = next.downcast_ref() {
+            return Some(found);
         }
         cause = next.source();
     }

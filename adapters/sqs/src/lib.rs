@@ -11,6 +11,7 @@ mod acker;
 mod bounded;
 mod config;
 mod consumer;
+mod encrypted;
 mod endpoint;
 mod error;
 mod facts;

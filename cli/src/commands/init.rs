@@ -1,7 +1,8 @@
 //! `onceward init`: a commented starter configuration.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::config::STARTER;
@@ -9,13 +10,15 @@ use crate::exit::{Exit, Failure};
 use crate::handlers::text::io_words;
 use crate::output::Output;
 
-/// Writes the starter to a new file, or prints it. An existing file is never overwritten.
+/// Writes the starter to a new file, which is its owner's alone since passwords may come into it, or prints it. An existing file
+/// is never overwritten, and no link is followed.
 pub(super) fn init(file: Option<&Path>, out: &mut Output) -> Result<Exit, Failure> {
     let Some(path) = file else {
         out.write(STARTER.as_bytes())?;
         return Ok(Exit::Done);
     };
-    File::create_new(path).and_then(|mut file| file.write_all(STARTER.as_bytes())).map_err(|error| {
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    created.and_then(|mut file| file.write_all(STARTER.as_bytes())).map_err(|error| {
         let fix = match error.kind() {
             ErrorKind::AlreadyExists => "name another file, or move this one away",
             ErrorKind::NotFound => "create its folder first",

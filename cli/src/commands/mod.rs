@@ -7,6 +7,7 @@ mod init;
 mod keys;
 mod migrate;
 mod outbox;
+mod readable;
 mod run;
 mod schema;
 mod status;

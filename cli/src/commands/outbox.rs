@@ -33,6 +33,9 @@ pub(super) async fn outbox(
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let config = super::load(&args.file, env)?;
     logging::start(config.telemetry.log, env)?;
+    for remark in super::readable::secrets(&config) {
+        tracing::warn!("{remark}");
+    }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let watched = Watched::relay(&config.scope, shutdown.clone());

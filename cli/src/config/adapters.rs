@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_build_without_an_adapter_says_how_to_get_it() {
-        let source = "scope = 'a'\n[source.sqs]\nqueue_url = 'http://h/q'\n[store.memory]\n\
+        let source = "scope = 'a'\n[source.sqs]\nqueue_url = 'https://h/q'\n[store.memory]\n\
                       [handler.stdout]\n[dead_letter]\nto = 'd'\n";
         let config = Config::parse(source, &|_| None).unwrap();
         assert!(matches!(config.handler, Handler::Stdout(_)));

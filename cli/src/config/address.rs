@@ -68,6 +68,56 @@ impl From<String> for Address {
     }
 }
 
+/// The URL of a web hook, whose path is often the secret itself: redacted like an [`Address`], and its path as well.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct HookUrl(Address);
+
+impl HookUrl {
+    /// The URL as it was written, with its secrets, for the one place that connects.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.0
+    }
+
+    fn redacted(&self) -> String {
+        let redacted = self.0.redacted();
+        let Ok(mut url) = Url::parse(&redacted) else { return redacted };
+        if !matches!(url.path(), "" | "/") {
+            url.set_path(REDACTED);
+        }
+        url.into()
+    }
+}
+
+impl fmt::Debug for HookUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+impl Serialize for HookUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.redacted())
+    }
+}
+
+impl JsonSchema for HookUrl {
+    fn schema_name() -> Cow<'static, str> {
+        "HookUrl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A URL. Its login, path and query are never printed.",
+        })
+    }
+}
+
 fn redact(text: &str) -> String {
     if text.contains("://") {
         return redact_url(text).unwrap_or_else(|| REDACTED.to_owned());
@@ -164,6 +214,21 @@ mod tests {
             ("orders.dlq", "orders.dlq"),
         ] {
             assert_eq!(redact(text), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_hook_is_not_shown() {
+        for (text, shown) in [
+            ("https://hooks.example/services/T0/hunter2", "https://hooks.example/***"),
+            (
+                "https://u:hunter2@hooks.example:8443/hunter2?hunter2#hunter2",
+                "https://***:***@hooks.example:8443/***?***#***",
+            ),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080/"),
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080/"),
+        ] {
+            assert_eq!(HookUrl(Address::from(text.to_owned())).redacted(), shown);
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use onceward::pipeline::start_check::HEADROOM;
 
+use super::plaintext;
 use super::remark::{Advice, Remark};
 use super::{
     Config, FileFormat, Handler, KeyPart, Mode, OnMissingKey, OnStoreDown, OrderBy, Ordering, Source, Store,
@@ -29,10 +30,11 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         order_without_record_keys(config),
         order_across_workers(config),
         unguarded(config),
-        readable_password(config),
+        unnamed_server(config),
     ]
     .into_iter()
     .flatten()
+    .chain(plaintext(config))
     .map(Advice)
     .collect();
     advice.sort_by_key(Advice::line);
@@ -267,20 +269,27 @@ fn order_across_workers(config: &Config) -> Option<Remark> {
     Some(config.origin.remark("pipeline.ordering", problem, fix))
 }
 
-/// SASL's PLAIN hands the password over as it is.
-fn readable_password(config: &Config) -> Option<Remark> {
-    let Source::Kafka(source) = &config.source else { return None };
-    let is = |name: &str, value: &str| {
-        source.properties.get(name).is_some_and(|set| set.eq_ignore_ascii_case(value))
+/// What is shown to others because it was allowed.
+fn plaintext(config: &Config) -> impl Iterator<Item = Remark> {
+    let allowed = plaintext::exposures(config).into_iter().filter(|exposure| exposure.allowed);
+    allowed.map(|exposure| {
+        let problem = format!("{}; allow_plaintext says that this is wanted", exposure.problem);
+        config.origin.remark(&exposure.key, problem, exposure.fix)
+    })
+}
+
+/// It takes the certificate of any host that the authority has signed one for.
+fn unnamed_server(config: &Config) -> Option<Remark> {
+    let Store::Postgres(store) = &config.store else { return None };
+    let is_unnamed = |(name, value): (std::borrow::Cow<'_, str>, std::borrow::Cow<'_, str>)| {
+        matches!(&*name, "sslmode" | "ssl-mode") && value.eq_ignore_ascii_case("verify-ca")
     };
-    let hashed = ["sasl.mechanism", "sasl.mechanisms"]
-        .iter()
-        .any(|name| source.properties.get(name).is_some_and(|set| !set.eq_ignore_ascii_case("PLAIN")));
-    (is("security.protocol", "sasl_plaintext") && !hashed).then(|| {
+    let url = url::Url::parse(store.url.expose()).ok()?;
+    url.query_pairs().any(is_unnamed).then(|| {
         config.origin.remark(
-            "source.kafka.properties",
-            "sends the password readably over an unencrypted connection",
-            r#"write security.protocol = "sasl_ssl", or a SCRAM mechanism"#,
+            "store.postgres.url",
+            "has sslmode=verify-ca, which takes every server that the same authority has signed for",
+            "write sslmode=verify-full, unless the authority is for this server alone",
         )
     })
 }

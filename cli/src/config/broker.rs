@@ -15,6 +15,8 @@ pub struct RabbitmqBroker<'a> {
     pub ca_file: Option<&'a Path>,
     /// How the client proves who it is, where that is not in the URL.
     pub credentials: Credentials<'a>,
+    /// Whether a login may go readably to another host.
+    pub allow_plaintext: bool,
 }
 
 /// A Kafka cluster.
@@ -26,6 +28,8 @@ pub struct KafkaCluster<'a> {
     pub properties: &'a Properties,
     /// How the client proves who it is.
     pub credentials: Credentials<'a>,
+    /// Whether a login may go readably to another host.
+    pub allow_plaintext: bool,
 }
 
 /// Where SQS is.
@@ -35,4 +39,6 @@ pub struct SqsPlace<'a> {
     pub region: Option<&'a str>,
     /// Another endpoint than AWS's.
     pub endpoint: Option<&'a Address>,
+    /// Whether requests may go readably to another host.
+    pub allow_plaintext: bool,
 }

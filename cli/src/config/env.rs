@@ -1,5 +1,6 @@
 //! `${NAME}` in string values is replaced from the environment, after parsing: what it holds stays a string.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -121,6 +122,17 @@ fn expand(text: &str, env: Lookup<'_>) -> Result<String, Failed> {
     Ok(expanded)
 }
 
+/// The names of the variables in a text.
+pub(super) fn names(text: &str) -> Vec<String> {
+    let found = RefCell::new(Vec::new());
+    // A text that cannot be expanded was refused before.
+    let _ = expand(text, &|name| {
+        found.borrow_mut().push(name.to_owned());
+        Some(String::new())
+    });
+    found.into_inner()
+}
+
 /// Writes a text so that reading it back gives the same: the opposite of substitution.
 pub(super) fn escape(text: &str) -> String {
     text.replace("${", "$${")
@@ -147,6 +159,11 @@ mod tests {
             Ok("${USER}".to_owned()),
             "what a variable holds is not expanded"
         );
+    }
+
+    #[test]
+    fn the_names_in_a_text_are_found() {
+        assert_eq!(names("a-${USER}-$${NO}-${B_2}"), ["USER", "B_2"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::address::Address;
+use super::address::{Address, HookUrl};
 use super::duration::HumanDuration;
 use super::secret::Secret;
 use super::table::{choice, count, secs, table};
@@ -83,13 +83,17 @@ table! {
     /// A POST of the payload. 2xx completes; 429, 502, 503, 504 and a server that cannot be reached use no attempt; 408, 425
     /// and other 5xx retry; 409 retries later; other 4xx dead-letter. A `Retry-After` is honoured.
     HttpHandler [handler] {
-        /// Where to post. Redirects are not followed.
-        pub url: Address,
+        /// Where to post. Redirects are not followed. The path is not printed: it often is a secret.
+        pub url: HookUrl,
         /// Headers sent with every request, such as `Authorization`. They replace those of the message, such as
         /// `Content-Type`; those that name the message (`Idempotency-Key`, `Onceward-*`) cannot be set. Their values are
         /// never printed.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub headers: BTreeMap<String, Secret>,
+        /// True lets requests, which hold the claim's token and the headers above, go readably to another host than this:
+        /// http://. Only for networks where nobody else can be.
+        #[serde(default)]
+        pub allow_plaintext: bool,
         /// How long an idle connection is kept for the next message, up to 1h; shorter than the server's own limit, which
         /// is 5s for many. "0s" opens a connection for each message.
         #[serde(default = "secs::<4>")]
@@ -106,9 +110,7 @@ table! {
     /// One process for each message: payload on standard input, the rest in `ONCEWARD_*` variables. Exit 0 completes,
     /// 75 and signals retry, 65 dead-letters, 126 and 127 (the shell cannot run or find a command) and a program that
     /// cannot be started use no attempt, other codes retry.
-    ExecHandler [handler] {
-        /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
-        pub command: Vec<Address>,
+    ExecHandler [program, handler] {
         /// What an exit code from 1 to 255 means, where that is not the default, such as 3 = "permanent".
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub exit: BTreeMap<String, Meaning>,
@@ -118,9 +120,7 @@ table! {
 table! {
     /// Long-lived processes: one JSON line in, one JSON line out. The time a process needs to start does not count as
     /// handler time, and a process that ends before it has read a request uses no attempt.
-    WorkerHandler [handler] {
-        /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
-        pub command: Vec<Address>,
+    WorkerHandler [program, handler] {
         /// How many processes run, from 1 to 1024.
         #[serde(default = "count::<4>")]
         pub processes: u32,

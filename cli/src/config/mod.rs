@@ -21,23 +21,26 @@ mod key;
 mod origin;
 mod outbox;
 mod pipeline;
+mod plaintext;
 mod policy;
 mod properties;
 mod read;
 mod remark;
 mod secret;
+mod secret_files;
 mod source;
 mod store;
 mod syntax;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 pub use adapters::{ADAPTERS, Adapter, missing_feature};
-pub use address::Address;
+pub use address::{Address, HookUrl};
 pub use broker::{KafkaCluster, RabbitmqBroker, SqsPlace};
 pub use bytes::ByteCount;
 pub use duration::{HumanDuration, NotADuration};
@@ -61,7 +64,7 @@ pub use remark::{Advice, ConfigError, Remark};
 pub use secret::{REDACTED, Secret};
 pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, SqsSource};
 pub use store::{MemoryStore, PostgresStore, RedisStore, RedisTopology, SqliteStore, Store};
-pub use table::{Credentials, StoreLimits};
+pub use table::{Credentials, HandlerProgram, StoreLimits};
 
 use crate::handlers::text::io_words;
 
@@ -227,9 +230,19 @@ impl Config {
         }
     }
 
+    /// The names of the variables that `${…}` in this file stands for.
+    pub(crate) fn variables(&self) -> BTreeSet<String> {
+        self.origin.with_any_variables().flat_map(env::names).collect()
+    }
+
     /// An error about one key of this configuration, with its file and line, for what is only found out later.
     pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
         ConfigError(self.origin.remark(key, problem, fix))
+    }
+
+    /// The files with passwords or private keys that are named, each with the key that names it.
+    pub fn secret_files(&self) -> Vec<(String, PathBuf)> {
+        secret_files::secret_files(self)
     }
 
     /// What will run, but probably not as intended; in the order of the file.
@@ -240,7 +253,7 @@ impl Config {
     /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
     ///
     /// Commands and statements show their variables as they are written, `${NAME}`: what is in those may be a password,
-    /// and nothing in their texts tells.
+    /// and nothing in their texts tells. Arguments of a command without variables are redacted for the same reason.
     ///
     /// # Errors
     /// A value that TOML cannot hold; no checked configuration has one.
@@ -256,8 +269,10 @@ impl Config {
         match value {
             toml::Value::String(text) => {
                 let is_free = path.ends_with(".statement") || path.contains(".command[");
+                let is_argument = path.contains(".command[") && !path.ends_with(".command[0]");
                 *text = match self.origin.with_variables(path).filter(|_| is_free) {
                     Some(written) if !text.contains(REDACTED) => written.to_owned(),
+                    _ if is_argument && !text.contains(REDACTED) => REDACTED.to_owned(),
                     _ => env::escape(text),
                 };
             }

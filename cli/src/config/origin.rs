@@ -70,6 +70,11 @@ impl Origin {
         self.written.get(key).map(String::as_str)
     }
 
+    /// All texts with variables in them, as they are written.
+    pub(super) fn with_any_variables(&self) -> impl Iterator<Item = &str> {
+        self.written.values().map(String::as_str)
+    }
+
     /// Every key that is written, with its line.
     pub(super) fn written(&self) -> impl Iterator<Item = (&str, usize)> {
         self.lines.iter().map(|(key, line)| (key.as_str(), *line))

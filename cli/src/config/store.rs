@@ -77,6 +77,10 @@ table! {
         /// The certificates, PEM, of the authorities that may have signed the servers'; the system's where it is left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,
+        /// True lets the login go readably, or to whoever answers, to another host than this: redis:// with a password. Only
+        /// for networks where nobody else can be.
+        #[serde(default)]
+        pub allow_plaintext: bool,
     }
 }
 
@@ -100,7 +104,8 @@ choice! {
 table! {
     /// PostgreSQL, 13 or later.
     PostgresStore [credentials, store] {
-        /// Where the server is: `postgres://user@host/database`, with `?sslmode=verify-full` beyond the own host.
+        /// Where the server is: `postgres://user@host/database`. On another host than this it is verified
+        /// (`sslmode=verify-full`) where the URL says nothing.
         pub url: Address,
         /// The schema that holds Onceward's tables, apart from the application's.
         #[serde(default = "default_schema")]
@@ -113,6 +118,11 @@ table! {
         /// out. With it the server is verified, unless the URL says `sslmode=verify-ca`, by its name as well.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,
+        /// True lets the login go readably, or to whoever answers, to another host than this: an sslmode
+        /// that does not verify the server. Only
+        /// for networks where nobody else can be.
+        #[serde(default)]
+        pub allow_plaintext: bool,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Fields that several tables share. They are repeated in each by a macro, because `flatten` would lose the line of an
 //! unknown field.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::address::Address;
 use super::duration::HumanDuration;
 use super::secret::Secret;
 
@@ -27,6 +29,24 @@ pub struct Credentials<'a> {
     pub password_file: Option<&'a Path>,
 }
 
+impl Credentials<'_> {
+    /// True if any of them is given.
+    pub(super) fn is_given(&self) -> bool {
+        self.username.is_some() || self.password.is_some() || self.password_file.is_some()
+    }
+}
+
+/// A handler's program, and what it gets of the environment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HandlerProgram<'a> {
+    /// The program and its arguments.
+    pub command: &'a [Address],
+    /// Variables that are set.
+    pub env: &'a BTreeMap<String, Secret>,
+    /// Variables that are passed on, beside the usual ones.
+    pub inherit_env: &'a [String],
+}
+
 /// The limits that every store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreLimits {
@@ -38,7 +58,7 @@ pub struct StoreLimits {
     pub timeout: HumanDuration,
 }
 
-/// Declares one table: its own fields, and those it shares, named in brackets (`credentials`, `store`, `handler`; and, with
+/// Declares one table: its own fields, and those it shares, named in brackets (`credentials`, `store`, `handler`, `program`; and, with
 /// credentials, what a client needs of a broker: `rabbitmq`, `kafka`, `sqs`).
 macro_rules! table {
     ($(#[$meta:meta])* $name:ident [$($shared:ident),*] { $($body:tt)* }) => {
@@ -75,6 +95,10 @@ macro_rules! table {
             /// The certificates, PEM, of the authorities that may have signed the broker's; the system's where it is left out.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub ca_file: Option<std::path::PathBuf>,
+            /// True lets a login go readably, or to whoever answers, to another host than this: without TLS. Only
+            /// for networks where nobody else can be.
+            #[serde(default)]
+            pub allow_plaintext: bool,
             $($body)*
         } }
         impl $name {
@@ -84,6 +108,7 @@ macro_rules! table {
                     url: &self.url,
                     ca_file: self.ca_file.as_deref(),
                     credentials: self.credentials(),
+                    allow_plaintext: self.allow_plaintext,
                 }
             }
         }
@@ -96,6 +121,11 @@ macro_rules! table {
             /// acknowledgement rule are refused.
             #[serde(default, skip_serializing_if = "super::properties::Properties::is_empty")]
             pub properties: $crate::config::Properties,
+            /// True lets a login go readably, or to whoever answers, to another host than this: without TLS, or with TLS that
+            /// verifies nobody. Only
+            /// for networks where nobody else can be.
+            #[serde(default)]
+            pub allow_plaintext: bool,
             $($body)*
         } }
         impl $name {
@@ -105,6 +135,7 @@ macro_rules! table {
                     brokers: &self.brokers,
                     properties: &self.properties,
                     credentials: self.credentials(),
+                    allow_plaintext: self.allow_plaintext,
                 }
             }
         }
@@ -117,12 +148,20 @@ macro_rules! table {
             /// Another endpoint than AWS's, such as that of an emulator.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub endpoint: Option<$crate::config::Address>,
+            /// True lets signed requests and messages go readably to another host than this: an endpoint of http://. Only for
+            /// networks where nobody else can be.
+            #[serde(default)]
+            pub allow_plaintext: bool,
             $($body)*
         } }
         impl $name {
             /// Where SQS is, apart from what is asked of it.
             pub fn place(&self) -> $crate::config::SqsPlace<'_> {
-                $crate::config::SqsPlace { region: self.region.as_deref(), endpoint: self.endpoint.as_ref() }
+                $crate::config::SqsPlace {
+                    region: self.region.as_deref(),
+                    endpoint: self.endpoint.as_ref(),
+                    allow_plaintext: self.allow_plaintext,
+                }
             }
         }
     };
@@ -144,6 +183,31 @@ macro_rules! table {
         impl $name {
             pub(crate) fn limits(&self) -> $crate::config::StoreLimits {
                 $crate::config::StoreLimits { ttl: self.ttl, lease: self.lease, timeout: self.timeout }
+            }
+        }
+    };
+    (@grow [$($meta:tt)*] $name:ident [program $($rest:ident)*] { $($body:tt)* }) => {
+        table! { @grow [$($meta)*] $name [$($rest)*] {
+            /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
+            pub command: Vec<$crate::config::Address>,
+            /// Variables for its environment, such as { REGION = "eu" }. Their values are never printed.
+            #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+            pub env: std::collections::BTreeMap<String, $crate::config::Secret>,
+            /// Variables that are passed on from this program's own environment, besides PATH, HOME, USER, LOGNAME, LANG,
+            /// LANGUAGE, LC_…, TZ and TMPDIR. "*" stands for all but those that ${…} in this file uses,
+            /// which are passed by their names only.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub inherit_env: Vec<String>,
+            $($body)*
+        } }
+        impl $name {
+            /// What runs, apart from how it is used.
+            pub fn program(&self) -> $crate::config::HandlerProgram<'_> {
+                $crate::config::HandlerProgram {
+                    command: &self.command,
+                    env: &self.env,
+                    inherit_env: &self.inherit_env,
+                }
             }
         }
     };

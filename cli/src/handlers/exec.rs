@@ -1,6 +1,5 @@
 //! One process per message: [`ExecHandler`].
 
-use std::ffi::OsString;
 use std::io;
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
@@ -68,18 +67,17 @@ impl ExecOptions {
 /// process need not read its input, which is a file and whole from the start: that of a handler whose parent dies never
 /// ends early. The process leads a process group of its own: what it started and left running is killed when it ends. When
 /// the run is cancelled all of the group gets SIGTERM, and SIGKILL after the [grace](ExecOptions::grace). It inherits no
-/// open files. Processes that leave the group (`setsid`) are out of reach, and so are those still running when this program
+/// open files, and of the environment what its [`Environment`](super::Environment) passes. Processes that leave the group (`setsid`) are out of reach, and so are those still running when this program
 /// is itself killed: the fence lets their sink refuse them.
 #[derive(Debug)]
 pub struct ExecHandler {
     options: ExecOptions,
-    inherited: Vec<OsString>,
 }
 
 impl ExecHandler {
     /// A handler for `options`. It starts nothing; see [`check`](Self::check).
     pub fn new(options: ExecOptions) -> Self {
-        Self { options, inherited: variables::inherited() }
+        Self { options }
     }
 
     /// Looks for the program and, if it is a script, for its interpreter, without starting it.
@@ -96,9 +94,6 @@ impl ExecHandler {
 
     fn start(&self, message: &Message) -> io::Result<ProcessGroup> {
         let mut command = self.options.program.command();
-        for name in &self.inherited {
-            command.env_remove(name);
-        }
         command.envs(variables::variables(&self.options.scope, message));
         command.stdin(payload::whole(message.payload())?);
         if self.options.keep_output.is_none() {

@@ -14,6 +14,7 @@
 //! settles, retries or deduplicates: that is the pipeline's.
 
 mod children;
+mod environment;
 mod exec;
 mod headers;
 #[cfg(feature = "http")]
@@ -34,6 +35,8 @@ mod variables;
 mod worker;
 
 pub(crate) use children::reap_orphans;
+pub(crate) use environment::EVERYTHING;
+pub use environment::Environment;
 pub use exec::{ExecHandler, ExecOptions};
 #[cfg(feature = "http")]
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};

@@ -10,6 +10,7 @@ use onceward::{Error, ErrorKind, HandlerError};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::process::{Child, Command};
 
+use super::environment::Environment;
 use super::{children, interpreter};
 
 /// How long the rest of a killed group is waited for. SIGKILL ends a process within microseconds, but one that sits in
@@ -154,6 +155,7 @@ pub struct Program {
     name: String,
     arguments: Vec<String>,
     directory: Option<PathBuf>,
+    environment: Environment,
 }
 
 impl Program {
@@ -168,7 +170,12 @@ impl Program {
         }
         let mut parts = command.into_iter();
         match parts.next().filter(|name| !name.is_empty()) {
-            Some(name) => Ok(Self { name, arguments: parts.collect(), directory: None }),
+            Some(name) => Ok(Self {
+                name,
+                arguments: parts.collect(),
+                directory: None,
+                environment: Environment::new(),
+            }),
             None => {
                 Err(wrong("it is empty; give the program and its arguments, for example [\"./charge.sh\"]"))
             }
@@ -179,6 +186,13 @@ impl Program {
     #[must_use]
     pub fn in_directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
+        self
+    }
+
+    /// Gives it another environment than the usual one.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
         self
     }
 
@@ -219,10 +233,11 @@ impl Program {
             .map_err(|what| Error::new(ErrorKind::Config, "start the handler's program", what))
     }
 
-    /// A command with all three standard streams as pipes.
+    /// A command with all three standard streams as pipes, and no other environment than its own.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&*self.file());
         command.args(&self.arguments);
+        command.env_clear().envs(self.environment.of(std::env::vars_os()));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }

@@ -1,7 +1,6 @@
 //! The environment of an exec handler: what a message says beside its payload.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 
 use onceward::{Message, Scope};
 
@@ -71,12 +70,9 @@ pub(super) fn variables(scope: &Scope, message: &Message) -> Vec<(String, String
     variables
 }
 
-/// Variables of this program's own environment that a handler could take for its message's.
-pub(super) fn inherited() -> Vec<OsString> {
-    let taken = |name: &OsString| {
-        name.to_str().is_some_and(|name| name.starts_with(HEADER) || SOMETIMES.contains(&name))
-    };
-    std::env::vars_os().map(|(name, _)| name).filter(taken).collect()
+/// True for a variable that a handler could take for its message's.
+pub(super) fn is_of_a_message(name: &str) -> bool {
+    name.starts_with(HEADER) || SOMETIMES.contains(&name)
 }
 
 fn normalised(name: &str) -> String {

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::not_in_this_build;
 use super::publisher::{Target, open_publisher};
 use super::store::OpenStore;
-use crate::config::{self, Address, Config};
+use crate::config::{self, Config, HandlerProgram};
 use crate::handlers::{
-    ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler, WorkerOptions,
+    Environment, ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler,
+    WorkerOptions,
 };
 #[cfg(feature = "http")]
 use crate::handlers::{HttpHandler, HttpOptions, Statuses};
@@ -115,7 +116,7 @@ pub(crate) async fn open_handler(
     let grace = config.pipeline.cancel_grace.get() * 3 / 4;
     let handler = match &config.handler {
         config::Handler::Exec(exec) => {
-            let mut options = ExecOptions::new(scope.clone(), program(config, &exec.command)?);
+            let mut options = ExecOptions::new(scope.clone(), program(config, exec.program())?);
             let codes = exec.exit.iter().filter_map(|(code, meaning)| Some((code.parse().ok()?, *meaning)));
             options.exit_codes = ExitCodes::new(codes);
             options.grace = grace;
@@ -123,7 +124,7 @@ pub(crate) async fn open_handler(
             AnyHandler::Exec(ExecHandler::new(options))
         }
         config::Handler::Worker(worker) => {
-            let mut options = WorkerOptions::new(scope.clone(), program(config, &worker.command)?);
+            let mut options = WorkerOptions::new(scope.clone(), program(config, worker.program())?);
             options.processes = worker.processes;
             options.timeout = worker.timeout.get();
             options.start_timeout = worker.start_timeout.get();
@@ -159,10 +160,14 @@ pub(crate) async fn open_handler(
     Ok(Some(handler))
 }
 
-/// A command runs where its configuration file is.
-fn program(config: &Config, command: &[Address]) -> Result<Program, Error> {
-    let command = command.iter().map(|part| part.expose().to_owned()).collect();
-    Ok(Program::new(command)?.in_directory(config.directory()))
+/// A command runs where its configuration file is, and does not get the variables that the file uses: many are passwords of
+/// brokers and stores.
+fn program(config: &Config, program: HandlerProgram<'_>) -> Result<Program, Error> {
+    let command = program.command.iter().map(|part| part.expose().to_owned()).collect();
+    let set = program.env.iter().map(|(name, value)| (name.clone(), value.expose().to_owned()));
+    let environment =
+        Environment::new().inherit(program.inherit_env.iter().cloned()).withhold(config.variables()).set(set);
+    Ok(Program::new(command)?.in_directory(config.directory()).with_environment(environment))
 }
 
 /// Has the store compile the statement of `[handler.sql]`; nothing to do for any other handler.

@@ -37,8 +37,7 @@ pub(super) async fn dead_letters(
 
 /// A publisher to the source's own brokers.
 pub(super) fn publisher(config: &Config, source: &KafkaSource) -> Result<Arc<dyn Publisher>, Error> {
-    let options = options(config, source)?;
-    Ok(Arc::new(KafkaPublisher::new(options.brokers, &options.properties)?))
+    Ok(Arc::new(KafkaPublisher::from_config(&options(config, source)?)?))
 }
 
 /// The publisher of `[handler.publish.kafka]` and its topic, which is there.
@@ -51,13 +50,13 @@ pub(super) async fn target(
     writable(&asked, &target.topic).await?;
     let limit = super::publisher::confirm_limit(config, KafkaPublisher::CONFIRM_TIMEOUT);
     asked.properties.entry("message.timeout.ms".to_owned()).or_insert_with(|| limit.as_millis().to_string());
-    Ok((Arc::new(KafkaPublisher::new(asked.brokers, &asked.properties)?), target.topic.clone()))
+    Ok((Arc::new(KafkaPublisher::from_config(&asked)?), target.topic.clone()))
 }
 
 /// The publisher of `[outbox.kafka]`. Each row names its topic, so that none can be looked at.
 pub(super) fn outbox(config: &Config, target: &OutboxKafka) -> Result<Arc<dyn Publisher>, Error> {
     let asked = asked(config, "outbox.kafka", target.cluster(), NONE)?;
-    Ok(Arc::new(KafkaPublisher::new(asked.brokers, &asked.properties)?))
+    Ok(Arc::new(KafkaPublisher::from_config(&asked)?))
 }
 
 /// How many brokers the cluster of `[outbox.kafka]` has.
@@ -69,6 +68,7 @@ pub(super) async fn outbox_brokers(config: &Config, target: &OutboxKafka) -> Res
 fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>, topic: &str) -> Result<KafkaConfig, Error> {
     let brokers = cluster.brokers.iter().map(Address::expose);
     let mut asked = KafkaConfig::new(brokers, [topic], "onceward");
+    asked.allow_plaintext = cluster.allow_plaintext;
     asked.properties = properties(cluster.properties, Login::read(config, table, cluster.credentials)?);
     Ok(asked)
 }
@@ -95,6 +95,7 @@ pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConf
     options.topics.retry_topics =
         retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
     let login = Login::read(config, "source.kafka", source.credentials())?;
+    options.allow_plaintext = source.allow_plaintext;
     options.properties = properties(&source.properties, login);
     Ok(options)
 }
@@ -214,7 +215,7 @@ mod tests {
             ("u".into(), "p".into())
         );
         let options = read(
-            "username = 'u'\npassword = 'p'\n[source.kafka.properties]\nsecurity.protocol = 'sasl_plaintext'\n\
+            "username = 'u'\npassword = 'p'\nallow_plaintext = true\n[source.kafka.properties]\nsecurity.protocol = 'sasl_plaintext'\n\
              sasl.mechanism = 'SCRAM-SHA-512'",
         );
         assert_eq!(get(&options, "security.protocol"), "sasl_plaintext");

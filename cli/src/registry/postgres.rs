@@ -50,6 +50,7 @@ pub(super) fn options(config: &Config, store: &PostgresStore) -> Result<PgConfig
     // A little less than the limit of a call, so that what was wrong is known before the call is given up.
     let limit = store.limits().timeout.get().mul_f64(0.9);
     options = options
+        .allow_plaintext(store.allow_plaintext)
         .schema(store.schema.as_str())
         .statement_timeout(limit)
         .lock_timeout(LOCK_TIMEOUT.min(limit / 4))

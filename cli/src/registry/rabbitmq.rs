@@ -69,6 +69,7 @@ fn broker(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Result<En
     let mut endpoint = Endpoint::new(login.within(broker.url)?);
     // It is read again for each new connection.
     endpoint.password_file = broker.credentials.password_file.map(|file| config.resolve(file));
+    endpoint.allow_plaintext = broker.allow_plaintext;
     endpoint.ca_file = broker.ca_file.map(|file| config.resolve(file));
     Ok(endpoint)
 }

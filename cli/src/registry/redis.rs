@@ -42,6 +42,7 @@ pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis
     // A little less than the limit of a call, so that what was wrong is known before the call is given up.
     let limit = store.limits().timeout.get().mul_f64(0.9);
     let options = options
+        .allow_plaintext(store.allow_plaintext)
         .prefix(store.prefix.as_str())
         .connect_timeout(CONNECT_TIMEOUT.min(limit))
         .response_timeout(limit)

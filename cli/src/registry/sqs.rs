@@ -122,6 +122,7 @@ fn queue(config: &Config, source: &SqsSource) -> QueueConfig {
 fn endpoint(place: SqsPlace<'_>) -> Endpoint {
     let mut endpoint = Endpoint::default();
     endpoint.region = place.region.map(str::to_owned);
+    endpoint.allow_plaintext = place.allow_plaintext;
     endpoint.url = place.endpoint.map(|url| url.expose().to_owned());
     endpoint
 }

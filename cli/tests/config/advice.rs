@@ -42,8 +42,6 @@ fn advice_names_what_will_not_run_as_intended() {
         );
         keys(&base_with("[source.file]\npath = 'orders.ndjson'", &source))
     };
-    assert_eq!(kafka("security.protocol = 'SASL_PLAINTEXT'"), ["source.kafka.properties"]);
-    assert!(kafka("security.protocol = 'sasl_plaintext'\nsasl.mechanism = 'SCRAM-SHA-512'").is_empty());
     assert!(kafka("security.protocol = 'sasl_ssl'").is_empty());
     assert_eq!(keys(&base_and("[policy]\non_store_down = 'process'\n")), ["policy.on_store_down"]);
 }

@@ -111,7 +111,7 @@ const STORES: [&str; 4] = [
 ];
 
 const HANDLERS: [&str; 9] = [
-    "[handler.http]\nurl = 'http://h/orders'\nheaders = { Authorization = 'Bearer x' }\n",
+    "[handler.http]\nurl = 'https://h/orders'\nheaders = { Authorization = 'Bearer x' }\n",
     "[handler.exec]\ncommand = ['./charge.sh']\n",
     "[handler.worker]\ncommand = ['python3', 'w.py']\nprocesses = 4\n",
     "[handler.sql]\nstatement = 'select charge($1::jsonb)'\ntimeout = '10s'\n",

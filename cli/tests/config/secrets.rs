@@ -9,28 +9,28 @@ const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
 const SECRET_PLACES: [&str; 25] = [
-    "[source.rabbitmq]\nurl = 'amqp://u:SECRET@h/%2f'\nqueue = 'q'\n",
+    "[source.rabbitmq]\nurl = 'amqps://u:SECRET@h/%2f'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
-    "[source.rabbitmq]\nurl = 'amqp://h'\nqueue = 'q'\npassword = 'SECRET'\n",
+    "[source.rabbitmq]\nurl = 'amqps://h'\nqueue = 'q'\npassword = 'SECRET'\n",
     "[source.kafka]\nbrokers = ['SECRET@h:1']\ntopics = ['t']\ngroup = 'g'\n",
     "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\npassword = 'SECRET'\n",
     "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nproperties = { 'sasl.password' = 'SECRET' }\n",
     "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n[source.kafka.properties]\nssl.key.pem = 'SECRET'\n",
     "[source.sqs]\nqueue_url = 'https://u:SECRET@h/q'\n",
     "[source.sqs]\nqueue_url = 'https://h/q?X-Amz-Signature=SECRET'\n",
-    "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'http://SECRET@h'\n",
-    "[store.redis]\nurl = 'redis://:SECRET@h:6379/0'\n",
+    "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'https://SECRET@h'\n",
+    "[store.redis]\nurl = 'rediss://:SECRET@h:6379/0'\n",
     "[store.redis]\nurl = 'redis://h:6379/0?pass=SECRET'\n",
-    "[store.redis]\nurl = 'redis://h:6379'\ntopology = 'cluster'\nnodes = ['redis://u:SECRET@h2:6379']\n",
-    "[store.redis]\nurl = 'redis://h'\npassword = 'SECRET'\n",
-    "[store.postgres]\nurl = 'postgres://u:SECRET@h/db?sslmode=require'\n",
+    "[store.redis]\nurl = 'redis://h:6379'\ntopology = 'cluster'\nnodes = ['redis://u:SECRET@h2:6379']\nallow_plaintext = true\n",
+    "[store.redis]\nurl = 'rediss://h'\npassword = 'SECRET'\n",
+    "[store.postgres]\nurl = 'postgres://u:SECRET@h/db?sslmode=verify-full'\n",
     "[store.postgres]\nurl = 'postgres://h/db?password=SECRET'\n",
     "[store.postgres]\nurl = 'postgres://h/db'\npassword = 'SECRET'\n",
     "[handler.http]\nurl = 'https://u:SECRET@h/hook'\n",
     "[handler.http]\nurl = 'https://h/hook?SECRET'\n",
     "[handler.http]\nurl = 'https://h/hook'\nheaders = { Authorization = 'Bearer SECRET' }\n",
     "[handler.exec]\ncommand = ['curl', 'https://u:SECRET@h/hook']\n",
-    "[handler.publish.rabbitmq]\nurl = 'amqp://u:SECRET@h'\nrouting_key = 'k'\n",
+    "[handler.publish.rabbitmq]\nurl = 'amqps://u:SECRET@h'\nrouting_key = 'k'\n",
     "[handler.publish.kafka]\nbrokers = ['h:1']\ntopic = 't'\npassword = 'SECRET'\n",
     "[dead_letter]\nto = 'https://u:SECRET@h/dlq'\n",
     "[telemetry]\notlp = 'https://u:SECRET@h/v1?key=SECRET'\n",
@@ -53,7 +53,7 @@ fn with_part(part: &str) -> String {
 }
 
 /// All that may be printed about a configuration, whether it is accepted or refused.
-fn everything_printed(result: Result<Config, ConfigError>) -> String {
+pub(crate) fn everything_printed(result: Result<Config, ConfigError>) -> String {
     match result {
         Ok(config) => {
             let shown = config.to_toml().expect("a checked configuration shows as TOML");

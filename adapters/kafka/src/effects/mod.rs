@@ -121,7 +121,7 @@ impl KafkaEffects {
     ) -> Result<EffectsSummary, Error> {
         let Self { config } = self;
         config.keys.as_ref().map_or(Ok(()), |keys| keys.check_scope(&scope))?;
-        let publisher = KafkaPublisher::new(config.source.brokers.clone(), &config.source.properties)?;
+        let publisher = KafkaPublisher::from_config(&config.source)?;
         let owners = Arc::new(Owners::new(store, scope, &config.source.group));
         let mut consumer = KafkaConsumer::open_owned(config.source.clone(), owners.clone()).await?;
         let stopping = shutdown.child_token();

@@ -57,6 +57,11 @@ from_remark!(Advice, Warning);
 from_remark!(ConfigError, Error);
 
 impl Finding {
+    /// A remark about what will run all the same.
+    pub(super) fn warned(remark: &ConfigError) -> Self {
+        Self { severity: Severity::Warning, ..Self::from(remark) }
+    }
+
     /// All is well with `key`, or with the whole.
     pub(super) fn ok(config: &Config, key: Option<&str>, message: impl Into<String>) -> Self {
         let here = Self::from(&config.refuse(key.unwrap_or_default(), message, ""));

@@ -32,6 +32,8 @@ pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -
 
 async fn findings(config: &Config, offline: bool) -> Vec<Finding> {
     let mut findings: Vec<_> = config.advice().iter().map(Finding::from).collect();
+    let readable = super::readable::secrets(config);
+    findings.extend(readable.iter().map(Finding::warned));
     if offline {
         let what =
             format!("the configuration of scope {:?} is valid; nothing was connected to", config.scope);

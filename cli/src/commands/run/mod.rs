@@ -30,6 +30,9 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     for advice in config.advice() {
         tracing::warn!("{advice}");
     }
+    for remark in super::readable::secrets(&config) {
+        tracing::warn!("{remark}");
+    }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let reaping = CancellationToken::new();

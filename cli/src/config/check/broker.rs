@@ -1,6 +1,7 @@
 //! Checks what a client needs of a broker, whichever table it stands in.
 
 use super::{Checked, credentials, text, texts, url};
+use crate::config::plaintext::normalised;
 use crate::config::{Address, Config, KafkaCluster, Properties, RabbitmqBroker, SqsPlace};
 
 /// Properties that are not for passing through, with what to use instead.
@@ -13,6 +14,7 @@ const REFUSED_PROPERTIES: [(&str, &str); 7] = [
     ("group.id", "remove it and write the consumer group in `group`"),
     ("transactional.id", "remove it, since it is derived from the scope"),
 ];
+const NO_CODE: &str = "remove it: what is to be loaded into a client is linked or preloaded by whoever starts the program, not named here";
 const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
 
 /// Properties that have one value that works, with why, whichever table they stand in. An empty value: none works.
@@ -57,23 +59,60 @@ pub(super) fn sqs(config: &Config, table: &str, place: SqsPlace<'_>) -> Checked 
     }
 }
 
-/// Refuses what would break the acknowledgement rule, what has a key of its own, and what the adapter refuses.
+/// Refuses what would break the acknowledgement rule, what has a key of its own, what the adapter refuses, and what has librdkafka
+/// load or run code: who may write a configuration, or has one checked, may not run programs by that.
 fn properties(config: &Config, table: &str, properties: &Properties) -> Checked {
-    if let Some((name, fix)) = REFUSED_PROPERTIES.iter().find(|(name, _)| properties.get(name).is_some()) {
-        return Err(config.refuse(&property_key(config, table, name), "is not for passing through", *fix));
-    }
-    let differs =
-        |(name, only, _): &&(&str, &str, &str)| properties.get(name).is_some_and(|set| set != *only);
-    match FIXED_PROPERTIES.iter().find(differs) {
-        Some((name, only, why)) => {
+    for (name, value) in properties.expose() {
+        let plain = normalised(name);
+        let key = || property_key(config, table, name);
+        if let Some((_, fix)) = REFUSED_PROPERTIES.iter().find(|(refused, _)| *refused == plain) {
+            return Err(config.refuse(&key(), "is not for passing through", *fix));
+        }
+        if let Some((_, only, why)) = FIXED_PROPERTIES.iter().find(|(fixed, ..)| *fixed == plain)
+            && value != only
+        {
             let fix = match *only {
                 "" => "remove it".to_owned(),
                 only => format!("set it to {only}, or remove it"),
             };
-            Err(config.refuse(&property_key(config, table, name), *why, fix))
+            return Err(config.refuse(&key(), *why, fix));
         }
-        None => Ok(()),
+        if runs_code(&plain) {
+            return Err(config.refuse(&key(), "loads or runs code, or takes an address in memory", NO_CODE));
+        }
+        // librdkafka puts these into the command line of `kinit`, which a shell runs.
+        if plain.starts_with("sasl.kerberos.") && !value.chars().all(is_plain_in_a_shell) {
+            return Err(config.refuse(
+                &key(),
+                "holds a character that a shell could take for more than a name",
+                "write letters, digits and `. _ / @ - :` only",
+            ));
+        }
     }
+    Ok(())
+}
+
+/// True for properties that load libraries or run commands, and for those that only a C program could set.
+fn runs_code(name: &str) -> bool {
+    // However it is written: with dots, underscores or dashes.
+    let name = name.replace(['_', '-'], ".");
+    let is_about_code = ["plugin.", "ssl.engine", "ssl.provider", "sasl.kerberos.kinit"];
+    is_about_code.iter().any(|start| name.starts_with(start))
+        || name.ends_with(".cb")
+        || matches!(
+            &*name,
+            "opaque"
+                | "interceptors"
+                | "default.topic.conf"
+                | "msg.order.cmp"
+                | "ssl.key"
+                | "ssl.certificate"
+                | "ssl.ca"
+        )
+}
+
+fn is_plain_in_a_shell(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "._/@-:".contains(character)
 }
 
 /// A property's key as it is written: in quotes, or as nested tables.

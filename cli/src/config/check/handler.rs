@@ -1,8 +1,8 @@
 //! Checks `[handler.*]`.
 
 use super::{Checked, HOUR, MILLISECOND, broker, duration, text, texts, url, within};
-use crate::config::{Address, Config, Handler, HttpHandler, HumanDuration, PublishHandler};
-use crate::handlers::Statuses;
+use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration, PublishHandler};
+use crate::handlers::{EVERYTHING, Statuses};
 
 /// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
 const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
@@ -13,7 +13,7 @@ pub(super) fn check(config: &Config) -> Checked {
     match &config.handler {
         Handler::Http(handler) => http(config, handler),
         Handler::Exec(handler) => {
-            command(config, "handler.exec.command", &handler.command)?;
+            program(config, "handler.exec", handler.program())?;
             match handler.exit.keys().find(|code| !matches!(code.parse(), Ok(1_u8..))) {
                 Some(code) => Err(config.refuse(
                     &format!("handler.exec.exit.{code}"),
@@ -24,7 +24,7 @@ pub(super) fn check(config: &Config) -> Checked {
             }
         }
         Handler::Worker(handler) => {
-            command(config, "handler.worker.command", &handler.command)?;
+            program(config, "handler.worker", handler.program())?;
             duration(
                 config,
                 "handler.worker.start_timeout",
@@ -56,12 +56,41 @@ pub(super) fn check(config: &Config) -> Checked {
 }
 
 /// Only the program has to be there: an argument may well be an empty text.
-fn command(config: &Config, key: &str, command: &[Address]) -> Checked {
-    texts(config, key, command.get(..1).unwrap_or_default(), Address::is_empty)
+fn program(config: &Config, table: &str, program: HandlerProgram<'_>) -> Checked {
+    texts(
+        config,
+        &format!("{table}.command"),
+        program.command.get(..1).unwrap_or_default(),
+        Address::is_empty,
+    )?;
+    let inherited = program.inherit_env.iter().enumerate();
+    let inherited = inherited.filter(|(_, name)| *name != EVERYTHING);
+    let inherited = inherited.map(|(at, name)| (format!("{table}.inherit_env[{at}]"), name));
+    let set = program.env.keys().map(|name| (format!("{table}.env.{name}"), name));
+    for (key, name) in inherited.chain(set) {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(config.refuse(&key, "is no variable's name", "write a name such as DB_PASSWORD"));
+        }
+        if name.starts_with("ONCEWARD_") {
+            return Err(config.refuse(
+                &key,
+                "begins with ONCEWARD_, as what this program says of a message does",
+                "give it another name",
+            ));
+        }
+    }
+    match program.env.iter().find(|(_, value)| value.expose().contains('\0')) {
+        Some((name, _)) => Err(config.refuse(
+            &format!("{table}.env.{name}"),
+            "holds a NUL character, which no variable can",
+            "write it without",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn http(config: &Config, handler: &HttpHandler) -> Checked {
-    url(config, "handler.http.url", &handler.url, &["http", "https"])?;
+    url(config, "handler.http.url", handler.url.address(), &["http", "https"])?;
     duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0), HOUR)?;
     if let Some(name) = handler.status.keys().find(|name| !Statuses::is_name(name)) {
         return Err(config.refuse(

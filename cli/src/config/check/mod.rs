@@ -4,6 +4,7 @@ mod agreement;
 mod broker;
 mod handler;
 mod outbox;
+mod plaintext;
 mod source;
 mod store;
 
@@ -31,7 +32,8 @@ pub(super) fn check(config: &Config) -> Checked {
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
     }
-    agreement::check(config)
+    agreement::check(config)?;
+    plaintext::check(config)
 }
 
 fn scope(config: &Config) -> Checked {

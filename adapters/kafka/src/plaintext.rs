@@ -1,0 +1,125 @@
+//! Refuses to send a login readably, or to whoever answers, to brokers on other hosts.
+
+use std::collections::BTreeMap;
+
+use onceward::{Error, is_local_host};
+
+use crate::error;
+
+/// Looks at the addresses and properties of a client, as librdkafka reads them.
+///
+/// # Errors
+/// `Config`, saying what to change; never with a value in it.
+pub(crate) fn check(
+    operation: &'static str,
+    brokers: &[String],
+    properties: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let get = |name: &str| properties.get(name).map(|value| value.trim().to_ascii_lowercase());
+    let refused = |what: &str| {
+        let fix = "or allow it explicitly (allow_plaintext) on a network where nobody else can be";
+        Err(error::config(operation, format!("{what}, {fix}")))
+    };
+    if get("sasl.oauthbearer.token.endpoint.url").is_some_and(|url| is_open_url(&url)) {
+        return refused(
+            "sasl.oauthbearer.token.endpoint.url is http:// on another host, and the client's secret would go there readably; \
+             write https://",
+        );
+    }
+    let named = ["bootstrap.servers", "metadata.broker.list"].iter().filter_map(|name| properties.get(*name));
+    let brokers = brokers.iter().chain(named).flat_map(|brokers| brokers.split(','));
+    if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(host(broker))) {
+        return Ok(());
+    }
+    let protocol = get("security.protocol").unwrap_or_default();
+    if protocol == "sasl_plaintext" {
+        return refused("the login would go without TLS to another host (security.protocol); write sasl_ssl");
+    }
+    if !protocol.ends_with("ssl") {
+        return Ok(());
+    }
+    if get("enable.ssl.certificate.verification").is_some_and(|on| !matches!(&*on, "true" | "t" | "1")) {
+        return refused(
+            "enable.ssl.certificate.verification is off, so that anybody on the way can answer as the brokers; remove it and name \
+             their CA in ssl.ca.location",
+        );
+    }
+    if get("ssl.endpoint.identification.algorithm").is_some_and(|algorithm| algorithm != "https") {
+        return refused(
+            "ssl.endpoint.identification.algorithm is off, so that whoever has a certificate can answer as the brokers; remove it",
+        );
+    }
+    Ok(())
+}
+
+/// The host of `[PROTOCOL://]host[:port][/…]`, where an IPv6 address stands in brackets.
+fn host(broker: &str) -> &str {
+    let broker = broker.trim();
+    let broker = broker.split_once("://").map_or(broker, |(_, rest)| rest);
+    let broker = broker.split('/').next().unwrap_or_default();
+    match broker.find(']') {
+        Some(end) if broker.starts_with('[') => &broker[..=end],
+        _ => match broker.split_once(':') {
+            Some((host, port)) if !port.contains(':') => host,
+            _ => broker,
+        },
+    }
+}
+
+/// True for a URL that is not of HTTPS and leads, as far as can be told, to another host.
+fn is_open_url(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return !url.starts_with("https://") };
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    let place = authority.rsplit('@').next().unwrap_or_default();
+    !is_local_host(host(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(brokers: &str, properties: &[(&str, &str)]) -> Option<String> {
+        let properties =
+            properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        check("consume", &[brokers.to_owned()], &properties).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_login_goes_to_other_hosts_over_verified_tls_only() {
+        let sasl = ("security.protocol", "sasl_ssl");
+        for properties in [
+            &[("security.protocol", "sasl_plaintext")][..],
+            &[("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanisms", "SCRAM-SHA-512")],
+            &[sasl, ("enable.ssl.certificate.verification", "false")],
+            &[sasl, ("enable.ssl.certificate.verification", "F")],
+            &[sasl, ("enable.ssl.certificate.verification", "0")],
+            &[("security.protocol", "ssl"), ("ssl.endpoint.identification.algorithm", "None")],
+            &[sasl, ("sasl.oauthbearer.token.endpoint.url", "http://login.example/token")],
+            &[sasl, ("sasl.oauthbearer.token.endpoint.url", "http://localhost@login.example/")],
+        ] {
+            for brokers in [
+                "kafka.example:9092",
+                "127.0.0.1:9092,kafka.example:9092",
+                "SASL_SSL://k:9092",
+                "[2001:db8::1]:1",
+                "::1:1",
+            ] {
+                assert!(refusal(brokers, properties).is_some(), "{brokers} {properties:?}");
+            }
+        }
+        for properties in [
+            &[][..],
+            &[("security.protocol", "plaintext")],
+            &[sasl, ("enable.ssl.certificate.verification", "true")],
+            &[sasl, ("ssl.endpoint.identification.algorithm", "https")],
+            &[sasl, ("sasl.oauthbearer.token.endpoint.url", "https://login.example/token")],
+            &[sasl, ("sasl.oauthbearer.token.endpoint.url", "http://127.0.0.1:8080/token")],
+        ] {
+            assert_eq!(refusal("kafka.example:9092", properties), None, "{properties:?}");
+        }
+        let plain = ("security.protocol", "sasl_plaintext");
+        for brokers in ["localhost:9092", "127.0.0.1:9092, [::1]:9093", "SASL_PLAINTEXT://localhost:9092/"] {
+            assert_eq!(refusal(brokers, &[plain]), None, "{brokers}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Real servers with passwords, that take them and that refuse them: nothing prints them, at any log level.
+
+use onceward_test_servers::elasticmq::ElasticMq;
+use onceward_test_servers::postgres::Postgres;
+use onceward_test_servers::redis::Redis;
+use onceward_test_support::orders::order;
+use onceward_test_support::process::Ended;
+use onceward_test_support::scene::Scene;
+use onceward_test_support::setup::Setup;
+use serde_json::json;
+
+use super::CANARY;
+use super::leaks::leak;
+use crate::pair::{Waiting, scene, without_source};
+use crate::rabbitmq::on;
+use crate::rabbitmq::queue::Queue as RabbitQueue;
+use crate::sqs::queue::Queue as SqsQueue;
+use crate::stage::{PATIENCE, exec};
+
+const COMMANDS: [&[&str]; 6] = [
+    &["check", "onceward.toml"],
+    &["config", "show", "onceward.toml"],
+    &["migrate", "onceward.toml"],
+    &["run", "onceward.toml", "--until-empty", "--startup-timeout", "5s"],
+    &["status", "onceward.toml"],
+    &["keys", "list", "onceward.toml"],
+];
+
+/// Runs each command with the secret, and with another one that is refused; answers how they ended.
+fn tell_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(bool, Ended)> {
+    let mut all = Vec::new();
+    for (secret, log) in [(CANARY.to_owned(), "text"), (format!("{CANARY}-wrong"), "json")] {
+        let scene = scene(&setup.clone().set("telemetry.log", log));
+        scene.write("password", format!("{secret}\n").as_bytes());
+        more(&scene);
+        for args in COMMANDS {
+            let mut command = scene.command(args);
+            command.env("ONCEWARD_LOG", "trace").env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+            command.envs(names.iter().map(|name| (name, &secret)));
+            let ended = scene.start(&mut command).wait_within(PATIENCE);
+            for text in [&ended.stdout, &ended.stderr] {
+                assert_eq!(leak(text, CANARY), None, "{args:?} with {secret}");
+            }
+            all.push((secret == CANARY, ended));
+        }
+    }
+    all
+}
+
+/// With the right secret all commands end well, and with a wrong one those that need it do not.
+fn taken_and_refused(told: &[(bool, Ended)]) {
+    for (is_right, ended) in told.iter().filter(|(is_right, _)| *is_right) {
+        assert_eq!((ended.code(), is_right), (Some(0), &true), "{ended:#?}");
+    }
+    assert!(told.iter().any(|(is_right, ended)| !is_right && ended.code() == Some(1)), "{told:#?}");
+    assert!(told.iter().any(|(_, ended)| ended.stderr.contains("DEBUG")), "the log tells everything");
+}
+
+#[test]
+fn the_password_of_a_rabbitmq_user_is_told_nobody() {
+    let queue = RabbitQueue::declare("secret", &[]);
+    queue.broker.ctl(&["add_user", "app", CANARY]);
+    queue.broker.ctl(&["set_permissions", "app", ".*", ".*", ".*"]);
+    let place = format!("127.0.0.1:{}/%2f", queue.broker.port());
+    let setup = || on(&queue, without_source());
+    for setup in [
+        setup().set("source.rabbitmq.url", format!("amqp://app:${{SECRET}}@{place}")),
+        setup()
+            .set("source.rabbitmq.url", format!("amqp://{place}"))
+            .set("source.rabbitmq.username", "app")
+            .set("source.rabbitmq.password_file", "password"),
+    ] {
+        queue.publish(&[order("one", &json!({}))]);
+        taken_and_refused(&tell_all(&setup, &["SECRET"], |_| ()));
+    }
+}
+
+#[test]
+fn the_password_of_redis_is_told_nobody() {
+    let redis = Redis::start();
+    redis.cli(&["CONFIG", "SET", "requirepass", CANARY]);
+    let setup = || {
+        exec().without("store.sqlite").set("store.redis.url", format!("redis://127.0.0.1:{}", redis.port()))
+    };
+    let lines = |scene: &Scene| scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+    for setup in [
+        setup().set("store.redis.url", format!("redis://:${{SECRET}}@127.0.0.1:{}", redis.port())),
+        setup().set("store.redis.password_file", "password"),
+    ] {
+        taken_and_refused(&tell_all(&setup, &["SECRET"], lines));
+    }
+}
+
+#[test]
+fn the_password_of_a_postgres_user_is_told_nobody() {
+    let server = Postgres::start();
+    server.sql(&format!("CREATE ROLE app LOGIN SUPERUSER PASSWORD '{CANARY}'"));
+    let lines =
+        "SELECT unnest(ARRAY['host all app 127.0.0.1/32 scram-sha-256', 'host all all 127.0.0.1/32 trust'])";
+    let file = server.sql("SHOW hba_file");
+    server.sql(&format!("COPY ({lines}) TO '{file}'"));
+    server.sql("SELECT pg_reload_conf()");
+    let place = format!("127.0.0.1:{}/postgres", server.address().port());
+    let setup =
+        || exec().without("store.sqlite").set("store.postgres.url", format!("postgres://app@{place}"));
+    let lines = |scene: &Scene| scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+    for setup in [
+        setup().set("store.postgres.url", format!("postgres://app:${{SECRET}}@{place}")),
+        setup().set("store.postgres.password", "${SECRET}"),
+        setup().set("store.postgres.password_file", "password"),
+    ] {
+        taken_and_refused(&tell_all(&setup, &["SECRET"], lines));
+    }
+}
+
+/// The emulator takes every key.
+#[test]
+fn aws_keys_are_told_nobody() {
+    let queue = SqsQueue::create("secret", &[]);
+    queue.publish(&[order("one", &json!({}))]);
+    let told = tell_all(&crate::sqs::setup(&queue), &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], |_| ());
+    assert!(told.iter().all(|(_, ended)| ended.code() == Some(0)), "{told:#?}");
+    assert!(told.iter().any(|(_, ended)| ended.stderr.contains("TRACE")));
+}
+
+/// What the environment says is looked at as well; none of these hosts is asked.
+#[test]
+fn addresses_of_the_environment_are_held_to_the_same_rule() {
+    let queue = SqsQueue::create("secret-endpoint", &[]);
+    let setup = crate::sqs::setup(&queue).without("source.sqs.endpoint");
+    let redirected = scene(&setup);
+    let postgres = scene(&exec().without("store.sqlite").set("store.postgres.url", "postgres:///x"));
+    postgres.write("orders.ndjson", b"");
+    let elsewhere =
+        [("AWS_ENDPOINT_URL", "http://192.0.2.1:9324"), ("PGHOST", "192.0.2.1"), ("PGSSLMODE", "disable")];
+    for scene in [&redirected, &postgres] {
+        for args in [&["check", "onceward.toml"][..], &["run", "onceward.toml", "--until-empty"]] {
+            let ended = scene.start(scene.command(args).envs(elsewhere)).wait_within(PATIENCE);
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(matches!(ended.code(), Some(1 | 78)) && said.contains("(allow_plaintext)"), "{ended:#?}");
+        }
+    }
+    assert!(ElasticMq::shared().endpoint().contains("127.0.0.1"));
+}
