@@ -12,6 +12,7 @@ mod key;
 mod message;
 mod once;
 pub mod outbox;
+pub mod own_headers;
 pub mod pipeline;
 mod publisher;
 pub mod retry;
@@ -34,6 +35,7 @@ pub use key::{
 };
 pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
+pub use own_headers::{HeaderTrust, OwnHeaders, OwnSecrets};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
