@@ -47,7 +47,7 @@ pub enum HeaderTrust {
 /// assert!(own.believes(&LETTER, &sealed));
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnHeaders {
     trust: HeaderTrust,
     secrets: Option<Arc<OwnSecrets>>,
@@ -125,6 +125,22 @@ impl OwnHeaders {
         let secrets = self.secrets.as_deref()?;
         Some((seal.header, seal.value(secrets, headers, payload).into()))
     }
+}
+
+/// True if `name` begins with `prefix` as handlers see names, for whom letter case and everything that is neither letter nor
+/// digit is the same: what a broker says of a message stands under names with a prefix of its own, and no producer's header
+/// may pass for it.
+///
+/// ```
+/// use onceward::own_headers::passes_for;
+/// assert!(passes_for("AMQP_User.Id", "amqp-") && !passes_for("amqpuser", "amqp-"));
+/// ```
+pub fn passes_for(name: &str, prefix: &str) -> bool {
+    let plain = |text: &str| -> Vec<char> {
+        let char = |own: char| if own.is_ascii_alphanumeric() { own.to_ascii_lowercase() } else { '-' };
+        text.chars().take(prefix.len()).map(char).collect()
+    };
+    plain(name) == plain(prefix)
 }
 
 fn payload(message: &Message) -> Option<&[u8]> {

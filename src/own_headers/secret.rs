@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 pub const LEAST_SECRET_BYTES: usize = 16;
 
 /// One secret that seals and is believed, and for a rotation one before it that is only believed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct OwnSecrets {
     pub(super) current: MacKey,
     previous: Option<MacKey>,
@@ -21,6 +21,15 @@ pub(super) struct MacKey {
     pub(super) id: String,
     pub(super) key: [u8; 32],
 }
+
+impl PartialEq for MacKey {
+    /// In constant time.
+    fn eq(&self, other: &Self) -> bool {
+        blake3::Hash::from_bytes(self.key) == blake3::Hash::from_bytes(other.key)
+    }
+}
+
+impl Eq for MacKey {}
 
 impl MacKey {
     fn new(secret: &[u8]) -> Result<Self, Error> {

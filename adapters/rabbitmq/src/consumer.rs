@@ -115,7 +115,7 @@ impl RabbitConsumer {
     async fn reopened(connect: Arc<dyn Connect>, queue: QueueConfig) -> Result<Self, Error> {
         let link = link::open(&*connect, &queue, None).await?;
         let room = match queue.wait_queues_from {
-            Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue.name, shortest).await?),
+            Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue, shortest).await?),
             None => None,
         };
         Ok(Self::new(Source::Reopened(connect), queue, link, room))
@@ -229,7 +229,7 @@ impl RabbitConsumer {
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
-            let message = message::from(delivery, Arc::clone(&self.origin), mended);
+            let message = message::from(delivery, Arc::clone(&self.origin), mended, &self.queue.own_headers);
             self.acker.keep(tag, &message, since);
             Delivery { message, receipt: self.settle_queue.receipt(tag) }
         };
