@@ -38,7 +38,7 @@ pub(crate) fn from(
         (Some(headers), Some(longest)) => Copied::read(headers, record.payload(), longest, own),
         _ => Copied::default(),
     };
-    let made = headers.as_ref().and_then(|headers| made(headers, record.payload(), copied.is_believed, own));
+    let made = copied.made.or_else(|| made(headers.as_ref()?, record.payload(), own));
     let position = || Position {
         incarnation: Arc::clone(incarnation),
         partition: u32::try_from(record.partition()).unwrap_or_default(),
@@ -80,11 +80,11 @@ pub(crate) fn from(
     (builder.build(), copied.wait)
 }
 
-/// When the message of a letter or of a believed copy was made, if a believed header says.
-fn made(headers: &Plain, payload: Option<&[u8]>, is_believed: bool, own: &OwnHeaders) -> Option<SystemTime> {
+/// When the message of a letter was made, if a believed header says.
+fn made(headers: &Plain, payload: Option<&[u8]>, own: &OwnHeaders) -> Option<SystemTime> {
     let (_, at) = headers.iter().find(|(name, _)| &**name == HEADER_TIMESTAMP)?;
     let pairs = || headers.iter().map(|(name, value)| (&**name, &value[..]));
-    if !is_believed && !own.believes_parts(&LETTER, pairs, payload) {
+    if !own.believes_parts(&LETTER, pairs, payload) {
         return None;
     }
     let at = std::str::from_utf8(at).ok()?.parse().ok()?;

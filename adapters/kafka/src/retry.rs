@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onceward::dead_letter::HEADER_TIMESTAMP;
+use onceward::dead_letter::{HEADER_GENERATION, HEADER_TIMESTAMP};
 use onceward::own_headers::Seal;
 use onceward::telemetry::RateLimited;
 use onceward::{Error, ErrorKind, HeaderTrust, Message, Outgoing, OwnHeaders, Position, Publisher};
@@ -197,8 +197,8 @@ pub(crate) struct Copied {
     pub(crate) position: Option<Position>,
     /// How long it is still to wait.
     pub(crate) wait: Duration,
-    /// Its headers are known to be ours.
-    pub(crate) is_believed: bool,
+    /// When its message was made.
+    pub(crate) made: Option<SystemTime>,
 }
 
 impl Copied {
@@ -215,13 +215,20 @@ impl Copied {
         let is_believed = own.believes_parts(&SEAL, pairs, payload);
         // With a secret, whatever is not sealed is a record like any other.
         let may_wait = is_believed || own.trust() == HeaderTrust::Ignore;
-        let mut copied = Self { is_believed, ..Self::default() };
+        let mut copied = Self::default();
+        // A letter has this one itself, under its own seal.
+        let is_letter = headers.iter().any(|(name, _)| &**name == HEADER_GENERATION);
         headers.retain(|(name, value)| {
             let Ok(text) = std::str::from_utf8(value) else { return true };
             match &**name {
                 DUE if may_wait => copied.wait = text.parse().map_or(Duration::ZERO, until),
                 ORIGIN if is_believed => copied.origin = Some(text.into()),
                 POSITION if is_believed => copied.position = position(text),
+                HEADER_TIMESTAMP if is_believed => {
+                    copied.made =
+                        text.parse().ok().and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
+                    return is_letter;
+                }
                 DUE | ORIGIN | POSITION | MAC => {}
                 _ => return true,
             }

@@ -53,9 +53,11 @@ impl Letter {
                 }
                 // In its own form the property has been copied already.
                 Some(_) => {}
-                None if native.is_some() && FACTS.contains(&&**name) => {
-                    // Otherwise it is a property.
-                    if name != EXPIRATION || is_letter {
+                None if FACTS.contains(&&**name)
+                    && let Some(form) = native =>
+                {
+                    // What may expire has it as a property.
+                    if name != EXPIRATION || is_letter || form.properties.expiration().is_none() {
                         headers.add_missing(name, text(value));
                     }
                 }
