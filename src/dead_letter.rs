@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 use crate::key::{Key, Scope};
 use crate::message::Message;
+use crate::own_headers::{LETTER, OwnHeaders};
 use crate::publisher::{Outgoing, Publisher};
-use crate::store::Reason;
+use crate::store::{MAX_GENERATION, Reason};
 
 /// All headers that Onceward writes start with this.
 pub const HEADER_PREFIX: &str = "onceward-";
@@ -38,10 +39,14 @@ pub const HEADER_MESSAGE_ID: &str = "onceward-message-id";
 pub const HEADER_FIRST_AT: &str = "onceward-first-at-ms";
 /// When the letter was made, in milliseconds since 1970.
 pub const HEADER_LAST_AT: &str = "onceward-last-at-ms";
+/// When the message was made, in milliseconds since 1970, where the letter's own time may be another.
+pub const HEADER_TIMESTAMP: &str = "onceward-timestamp-ms";
+/// The message authentication code over the headers above and the payload; see [`own_headers`](crate::own_headers).
+pub const HEADER_MAC: &str = "onceward-mac";
 
 /// Which of our own headers a letter bears: fewer where all of them make it too large for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OwnHeaders {
+pub(crate) enum Extent {
     /// All.
     All,
     /// All but the error's text.
@@ -50,7 +55,7 @@ pub(crate) enum OwnHeaders {
     Needed,
 }
 
-impl OwnHeaders {
+impl Extent {
     pub(crate) const FROM_ALL_TO_FEW: [Self; 3] = [Self::All, Self::NoError, Self::Needed];
 }
 
@@ -76,6 +81,8 @@ pub(crate) struct Obituary {
     pub(crate) lost: u32,
     pub(crate) generation: u32,
     pub(crate) first_age: Duration,
+    /// Its key was dead before: this is no copy of the letter of that time.
+    pub(crate) again: bool,
 }
 
 impl DeadLetters {
@@ -96,7 +103,8 @@ impl DeadLetters {
         key: Option<Key>,
         message: &Message,
         why: &Obituary,
-        own: OwnHeaders,
+        extent: Extent,
+        own: &OwnHeaders,
     ) -> Outgoing {
         let mut headers: Vec<(String, Bytes)> = message
             .headers()
@@ -111,10 +119,10 @@ impl DeadLetters {
         }
         add(HEADER_GENERATION, why.generation.to_string());
         add(HEADER_REASON, why.reason.to_string());
-        if own == OwnHeaders::All {
+        if extent == Extent::All {
             add(HEADER_ERROR, cut(&why.error, 1024).to_owned());
         }
-        if own != OwnHeaders::Needed {
+        if extent != Extent::Needed {
             add(HEADER_ATTEMPTS, why.attempts.to_string());
             add(HEADER_LOST, why.lost.to_string());
             add(HEADER_FIRST_AT, millis(now.checked_sub(why.first_age).unwrap_or(UNIX_EPOCH)).to_string());
@@ -125,14 +133,27 @@ impl DeadLetters {
             if let Some(position) = message.position() {
                 add(HEADER_POSITION, position.to_string());
             }
-            if let Some(id) = message.id() {
-                headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
-            }
+        }
+        let own_id = letter_id(key, message, why);
+        // What a publisher may add of these later must be there when it is sealed.
+        if let Some(id) = message.id().filter(|_| extent != Extent::Needed || own.seals()) {
+            headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
+        }
+        if let Some(at) = message.timestamp().filter(|_| own.seals()) {
+            headers.push((HEADER_TIMESTAMP.to_owned(), millis(at).to_string().into()));
+        }
+        let to_seal = || {
+            let own_id = std::iter::once((HEADER_ID, own_id.as_bytes()));
+            headers.iter().map(|(name, value)| (name.as_str(), &value[..])).chain(own_id)
+        };
+        let payload = (!message.has_null_payload()).then_some(&message.payload()[..]);
+        if let Some((name, value)) = own.seal_parts(&LETTER, to_seal, payload) {
+            headers.push((name.to_owned(), value));
         }
         Outgoing {
             destination: self.destination.clone(),
             id: message.id().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default().to_owned(),
-            own_id: letter_id(key, message, why),
+            own_id,
             order_key: message.order_key().cloned(),
             headers,
             payload: message.payload().clone(),
@@ -143,10 +164,17 @@ impl DeadLetters {
     }
 }
 
-/// `KEY-GENERATION`, with a hash of the payload where another message owns the key; for a message without a key a hash
-/// of where it stood or, failing that, of its payload.
+/// `KEY-GENERATION`, with a hash of the payload where another message owns the key, and of what tells this copy from others
+/// where the key was dead before; for a message without a key a hash of where it stood or, failing that, of its payload.
 fn letter_id(key: Option<Key>, message: &Message, why: &Obituary) -> String {
     match (key, message.position()) {
+        (Some(key), position) if why.again => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(blake3::hash(message.payload()).as_bytes());
+            hasher.update(blake3::hash(message.id().unwrap_or_default()).as_bytes());
+            hasher.update(position.map(ToString::to_string).unwrap_or_default().as_bytes());
+            format!("{key}-{}-{}", why.generation, &hasher.finalize().to_hex()[..32])
+        }
         (Some(key), _) if why.reason == Reason::Mismatch => {
             let payload = blake3::hash(message.payload()).to_hex();
             format!("{key}-{}-{}", why.generation, &payload[..32])
@@ -174,25 +202,44 @@ fn millis(at: SystemTime) -> u128 {
 /// What our own headers say of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Republished {
-    /// The key derived when the message first came.
+    /// The key derived when the message first came; of a mismatch, the key of this message under that.
     pub(crate) key: Option<Key>,
     /// The generation it is to run in: one more than that of a dead letter, whoever moved it back.
     pub(crate) generation: u32,
 }
 
-impl Republished {
-    /// Reads our headers, if they are there and name our scope. Those of another scope are just headers.
-    pub(crate) fn read(scope: &Scope, message: &Message) -> Option<Self> {
+/// What is made of the headers of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Provenance {
+    /// None of our headers, or those of another scope: just headers.
+    Plain,
+    /// A letter or retry of ours.
+    Ours(Republished),
+    /// It looks like a letter or retry of ours and nothing proves it: its headers count for nothing.
+    Unproven,
+}
+
+impl Provenance {
+    /// Reads our headers, if they are there and name our scope.
+    pub(crate) fn of(scope: &Scope, message: &Message, own: &OwnHeaders) -> Self {
         let text = |name| message.header(name).and_then(|value| std::str::from_utf8(value).ok());
-        if text(HEADER_SCOPE) != Some(scope.as_str()) {
-            return None;
+        if text(HEADER_SCOPE) != Some(scope.as_str()) || message.header(HEADER_GENERATION).is_none() {
+            return Self::Plain;
         }
-        let generation: u32 = text(HEADER_GENERATION)?.parse().ok()?;
-        let is_letter = message.header(HEADER_REASON).is_some();
-        Some(Self {
-            key: text(HEADER_KEY).and_then(Key::from_hex),
-            generation: generation.saturating_add(u32::from(is_letter)),
-        })
+        let reason = text(HEADER_REASON);
+        let died = || text(HEADER_GENERATION)?.parse::<u32>().ok();
+        let carried =
+            || died()?.checked_add(u32::from(reason.is_some())).filter(|own| *own <= MAX_GENERATION);
+        let Some(generation) = carried().filter(|_| own.believes(&LETTER, message)) else {
+            return Self::Unproven;
+        };
+        let key = text(HEADER_KEY).and_then(Key::from_hex);
+        if reason == Some(Reason::Mismatch.as_str()) {
+            // The key is another message's, and stays so. By itself this one has not died yet.
+            let key = key.map(|key| key.of_payload(message.payload()));
+            return Self::Ours(Republished { key, generation: 0 });
+        }
+        Self::Ours(Republished { key, generation })
     }
 }
 
@@ -222,8 +269,10 @@ mod tests {
             lost: 0,
             generation: 4,
             first_age: Duration::from_secs(9),
+            again: false,
         };
-        let letter = letters.letter(&scope, Some(key), &message, &why, OwnHeaders::All);
+        let own = OwnHeaders::trusted();
+        let letter = letters.letter(&scope, Some(key), &message, &why, Extent::All, &own);
         assert_eq!(letter.headers.iter().filter(|(name, _)| name == HEADER_REASON).count(), 1);
         let back = letter
             .headers
@@ -232,8 +281,10 @@ mod tests {
                 message.header(name.as_str(), value.clone())
             })
             .build();
-        assert_eq!(Republished::read(&scope, &back), Some(Republished { key: Some(key), generation: 5 }));
-        assert_eq!(Republished::read(&Scope::parse("mail").unwrap(), &back), None);
+        let ours = Provenance::Ours(Republished { key: Some(key), generation: 5 });
+        assert_eq!(Provenance::of(&scope, &back, &own), ours);
+        assert_eq!(Provenance::of(&scope, &back, &OwnHeaders::default()), Provenance::Unproven);
+        assert_eq!(Provenance::of(&Scope::parse("mail").unwrap(), &back, &own), Provenance::Plain);
         assert_eq!(back.header(HEADER_ERROR).unwrap().len(), 1024);
     }
 }

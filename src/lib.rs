@@ -13,6 +13,7 @@ mod key;
 mod message;
 mod once;
 pub mod outbox;
+pub mod own_headers;
 pub mod pipeline;
 #[cfg(unix)]
 mod private_file;
@@ -38,6 +39,7 @@ pub use key::{
 };
 pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
+pub use own_headers::{HeaderTrust, OwnHeaders, OwnSecrets};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
 #[cfg(unix)]

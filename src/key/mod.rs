@@ -99,6 +99,13 @@ impl Key {
         extractor.hash_parts(0, &[value.as_ref()])
     }
 
+    /// The key of a message whose own key belongs to another one: of this key and the payload. Payloads that mean the same
+    /// have the same.
+    pub(crate) fn of_payload(self, payload: &[u8]) -> Self {
+        let context = blake3::derive_key("onceward 2026 key of a mismatch", &self.0);
+        Self(first_half(blake3::keyed_hash(&context, fingerprint::payload_hash(payload).as_bytes())))
+    }
+
     /// Reads the 32 hexadecimal digits that `Display` writes.
     pub fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 32 || !text.is_ascii() {

@@ -205,6 +205,13 @@ impl<S: SharedStore> PipelineBuilder<S> {
         if let Some(wrong) = no_source(&keys) {
             return Err(Error::new(ErrorKind::Config, "build this pipeline", wrong));
         }
+        if self.consumer.capabilities().retries_lose_position && takes_position(&keys) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                "the position is a key source, and retries come back at another position that nothing proves: give the                  source and the pipeline own headers with a secret, or name other key sources",
+            ));
+        }
         if keys.scope() != &self.scope {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -318,6 +325,18 @@ fn no_source(keys: &KeyExtractor) -> Option<&'static str> {
     let what =
         "a composite key source has no parts, so that all messages would share one key; name its parts";
     keys.sources().any(is_empty).then_some(what)
+}
+
+/// True if a message's key may be its position, or made of it.
+fn takes_position(keys: &KeyExtractor) -> bool {
+    fn is_position(source: &KeySource) -> bool {
+        match source {
+            KeySource::Position => true,
+            KeySource::Composite(parts) => parts.iter().any(is_position),
+            _ => false,
+        }
+    }
+    keys.sources().any(is_position)
 }
 
 fn pipeline<G, R: super::runner::Runner>(parts: Parts, runner: R) -> Pipeline<G> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::limits;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Fingerprinting, KeySource};
+use crate::own_headers::OwnHeaders;
 use crate::retry::RetryPolicy;
 
 /// What to do with a message that has no usable idempotency key.
@@ -187,9 +188,10 @@ pub struct PipelineConfig {
     pub keep_results: bool,
     /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
     pub max_result_bytes: usize,
-    /// Whether the headers of our own dead letters and retries name key and generation. Turn it off where
-    /// producers are not trusted to leave `onceward-` headers alone. Default true.
-    pub honour_own_headers: bool,
+    /// Whose `onceward-` headers name key and generation of a message, and what our dead letters are sealed with. The
+    /// source's adapter is to be given the same. Default: nobody's. A message that looks like a dead letter of ours then
+    /// has the key that its content gives, and is dead-lettered again where that is dead.
+    pub own_headers: OwnHeaders,
     /// Stop when the source is idle and nothing is in flight. Default false.
     pub until_idle: bool,
     /// Makes owner tokens and jitter repeatable. For simulations only.
@@ -221,7 +223,7 @@ impl Default for PipelineConfig {
             fingerprint: Fingerprinting::Json,
             keep_results: true,
             max_result_bytes: 64 << 10,
-            honour_own_headers: true,
+            own_headers: OwnHeaders::default(),
             until_idle: false,
             seed: None,
         }

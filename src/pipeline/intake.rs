@@ -13,7 +13,7 @@ use super::shared::Shared;
 use super::start_check::ready;
 use super::work::{Plan, Taken, Work};
 use crate::consumer::{Consumer, Notice};
-use crate::dead_letter::Republished;
+use crate::dead_letter::Provenance;
 use crate::delivery::Delivery;
 use crate::error::Error;
 use crate::failpoints::{self, Step};
@@ -186,7 +186,12 @@ impl Derive {
     }
 
     fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
-        let (plan, generation) = plan(shared, &message);
+        let provenance = Provenance::of(&shared.scope, &message, &shared.config.own_headers);
+        let unproven = provenance == Provenance::Unproven;
+        if unproven {
+            shared.note_unproven(&message);
+        }
+        let (plan, generation) = plan(shared, &message, provenance);
         let wanted = matches!(plan, Plan::Claim(_));
         let fingerprint = if wanted { shared.config.fingerprint.of(message.payload()) } else { None };
         Box::new(Taken {
@@ -197,6 +202,8 @@ impl Derive {
             plan,
             fingerprint,
             generation,
+            unproven,
+            again: false,
             owner: None,
             leads: false,
             parked: false,
@@ -233,11 +240,14 @@ impl Derive {
     }
 }
 
-fn plan<R>(shared: &Shared<R>, message: &Message) -> (Plan, u32) {
+fn plan<R>(shared: &Shared<R>, message: &Message, provenance: Provenance) -> (Plan, u32) {
     if let Some(defect) = message.defect() {
         return (Plan::Letter(Reason::Defect, defect.to_string()), 0);
     }
-    let ours = shared.config.honour_own_headers.then(|| Republished::read(&shared.scope, message)).flatten();
+    let ours = match provenance {
+        Provenance::Ours(ours) => Some(ours),
+        Provenance::Plain | Provenance::Unproven => None,
+    };
     let generation = ours.map_or(0, |ours| ours.generation);
     if let Some(key) = ours.and_then(|ours| ours.key) {
         return (Plan::Claim(key), generation);

@@ -7,7 +7,7 @@ use super::gather::bounded;
 use super::runner::Runner;
 use super::shared::Shared;
 use super::work::{Recorded, Verdict, Work};
-use crate::dead_letter::{DeadLetters, Obituary, OwnHeaders};
+use crate::dead_letter::{DeadLetters, Extent, Obituary};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::store::{Burial, BuryRequest, Lease, Reason};
@@ -35,6 +35,7 @@ pub(super) fn obituary_without_claim(reason: Reason, error: String, work: &Work)
         lost: 0,
         generation: work.generation,
         first_age: Duration::ZERO,
+        again: work.again,
     }
 }
 
@@ -75,11 +76,18 @@ async fn publish<R: Runner>(
 ) -> (Vec<Sent>, Vec<Recorded>) {
     let (mut sent, mut recorded) = (Vec::new(), Vec::new());
     let mut open = letters;
-    for headers in OwnHeaders::FROM_ALL_TO_FEW {
+    for extent in Extent::FROM_ALL_TO_FEW {
         let batch: Vec<_> = open
             .iter()
             .map(|Letter { work, why, .. }| {
-                target.letter(&shared.scope, work.key(), &work.message, why, headers)
+                target.letter(
+                    &shared.scope,
+                    work.key(),
+                    &work.message,
+                    why,
+                    extent,
+                    &shared.config.own_headers,
+                )
             })
             .collect();
         failpoints::hit(Step::LetterSent);
@@ -93,7 +101,7 @@ async fn publish<R: Runner>(
                 Err(error) if error.kind() != ErrorKind::TooLarge => {
                     recorded.push(not_confirmed(shared, letter, &error));
                 }
-                Err(_) if headers != OwnHeaders::Needed => too_large.push(letter),
+                Err(_) if extent != Extent::Needed => too_large.push(letter),
                 Err(error) => match shared.config.policies.on_letter_refused {
                     OnLetterRefused::Park => recorded.push(refused(shared, letter, &error)),
                     OnLetterRefused::Drop => {

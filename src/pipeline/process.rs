@@ -146,7 +146,10 @@ fn granted<R: Runner>(
     let observing = shared.config.mode == Mode::Observe;
     let verdict = match claim {
         Claim::Claimed(claimed) => return start(shared, work, &claimed, sent, deadline),
-        Claim::Exhausted(exhausted) => return known(work, Outcome::Exhausted(exhausted)),
+        Claim::Exhausted(exhausted) => {
+            work.generation = exhausted.generation;
+            return known(work, Outcome::Exhausted(exhausted));
+        }
         Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
             if observing =>
         {
@@ -154,7 +157,13 @@ fn granted<R: Runner>(
             return unprotected(shared, work);
         }
         Claim::Completed { .. } => Verdict::Ack(Counter::Duplicates),
-        Claim::Dead { .. } => Verdict::Ack(Counter::DuplicatesOfDead),
+        Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {
+            None => Verdict::Ack(Counter::DuplicatesOfDead),
+            Some(text) => {
+                (work.generation, work.again) = (generation, true);
+                return known(work, Outcome::Letter(reason, text.to_owned()));
+            }
+        },
         Claim::InProgress { retry_in } => {
             shared.count(Counter::InProgress, 1);
             in_progress(shared, &mut work, retry_in)
@@ -162,10 +171,11 @@ fn granted<R: Runner>(
         Claim::Mismatch => {
             shared.count(Counter::Mismatches, 1);
             match shared.config.policies.on_mismatch {
-                OnMismatch::Ack => Verdict::Ack(Counter::MismatchAcked),
+                // It may be a dead letter whose payload was corrected.
+                OnMismatch::Ack if !work.unproven => Verdict::Ack(Counter::MismatchAcked),
                 // The key belongs to another message, so that this one has none.
                 OnMismatch::Process => return unprotected(shared, work),
-                OnMismatch::DeadLetter => {
+                OnMismatch::DeadLetter | OnMismatch::Ack => {
                     let text =
                         "the key is known with another payload: two different messages share it".to_owned();
                     return known(work, Outcome::Letter(Reason::Mismatch, text));
@@ -174,6 +184,19 @@ fn granted<R: Runner>(
         }
     };
     known(work, Outcome::Decided(verdict))
+}
+
+/// Why a delivery that finds its key dead in `generation` may be more than a copy of what died. To ack it could lose the only
+/// copy there is: it may be the dead letter itself, moved back.
+fn not_what_died(work: &Work, generation: u32) -> Option<&'static str> {
+    if work.unproven {
+        return Some(
+            "its headers say that it is a dead letter moved back, nothing proves it, and its key is dead: give `[key] secret`              so that letters are sealed, and move letters from before with `onceward dlq redrive`",
+        );
+    }
+    (work.generation > generation).then_some(
+        "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter,          which has the generation of its key",
+    )
 }
 
 /// A key in progress elsewhere is never a reason to ack. The holder may finish long before its lease ends, so a held
@@ -199,6 +222,7 @@ fn start<R: Runner>(
     deadline: Instant,
 ) -> Start {
     let deadline = deadline.min(sent + claimed.lease_left);
+    work.generation = claimed.generation;
     let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
     if claimed.lost > work.lost {
         shared.note_takeover(claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);

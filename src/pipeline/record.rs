@@ -108,6 +108,7 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
                     lost: exhausted.lost,
                     generation: exhausted.generation,
                     first_age: exhausted.first_age,
+                    again: false,
                 };
                 sorted.letters.push(Letter { work: finished.work, lease: Some(exhausted.lease), why });
             }
@@ -255,6 +256,7 @@ async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Rec
                         lost: 0,
                         generation: claim.map_or(0, |claim| claim.generation()),
                         first_age,
+                        again: false,
                     };
                     if let Some(claim) = claim {
                         claim.end();

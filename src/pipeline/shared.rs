@@ -15,10 +15,11 @@ use super::halt::Halt;
 use super::heartbeat::Heartbeat;
 use super::key_sources::KeyWarnings;
 use crate::consumer::Capabilities;
-use crate::dead_letter::DeadLetters;
+use crate::dead_letter::{DeadLetters, HEADER_MAC};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::key::{Key, KeyExtractor, Scope};
+use crate::message::Message;
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
 };
@@ -54,6 +55,8 @@ pub(crate) struct Shared<R> {
 pub(crate) struct RepeatedLines {
     /// Keys from a weaker source than configured.
     pub(crate) keys: KeyWarnings,
+    /// Deliveries that look like ours and are not known to be.
+    pub(crate) unproven: RateLimited,
     /// Writes that the store refuses.
     pub(crate) refused: RateLimited,
     /// Runs that failed and will be repeated.
@@ -130,6 +133,18 @@ impl<R> Shared<R> {
             OnExhausted::Park => u32::MAX,
         };
         ClaimTerms { lease: self.config.lease, max_attempts, ttl: self.config.ttl }
+    }
+
+    /// Counts a delivery whose headers say that it is a letter or retry of this scope, which nothing proves.
+    pub(crate) fn note_unproven(&self, message: &Message) {
+        self.count(Counter::OwnHeadersIgnored, 1);
+        let has_mac = message.header(HEADER_MAC).is_some();
+        if let Some(left_out) = self.log.unproven.allow("") {
+            tracing::warn!(
+                scope = %self.scope, origin = message.origin(), has_mac, left_out,
+                "headers of a message say that it is a dead letter or retry of this scope, and nothing proves it: they count                  for nothing, and its key is taken from its content"
+            );
+        }
     }
 
     /// Draws owner tokens, under one lock for a batch.

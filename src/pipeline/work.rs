@@ -27,6 +27,10 @@ pub(crate) struct Taken {
     pub(crate) plan: Plan,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) generation: u32,
+    /// It looks like a letter of ours and nothing proves it: if its key is dead, it may be one all the same.
+    pub(crate) unproven: bool,
+    /// Its key is dead and it is no copy of what died: it is dead-lettered again.
+    pub(crate) again: bool,
     pub(crate) lane: Option<u64>,
     pub(crate) size: usize,
     /// Kept while the outcome of a claim is unknown, so that its repeat recognises itself.

@@ -8,6 +8,14 @@ use bytes::Bytes;
 use super::OwnerToken;
 use crate::key::{Fingerprint, Key};
 
+/// The largest generation: no key is redriven so often. What a delivery carries beyond it counts as none.
+pub const MAX_GENERATION: u32 = 1_000_000;
+
+/// `generation`, unless it is beyond what a key can have.
+pub(crate) const fn possible_generation(generation: u32) -> u32 {
+    if generation <= MAX_GENERATION { generation } else { 0 }
+}
+
 /// What holds for all claims of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimTerms {
@@ -28,8 +36,16 @@ pub struct ClaimRequest {
     pub owner: OwnerToken,
     /// The payload's fingerprint; `None` compares nothing.
     pub fingerprint: Option<Fingerprint>,
-    /// The generation the delivery carries: 0, or more after a redrive.
+    /// The generation the delivery carries: 0, or more after a redrive. It opens a dead key only if it is the next one after
+    /// that which died; see [`Store::claim`](super::Store::claim).
     pub generation: u32,
+}
+
+impl ClaimRequest {
+    /// The generation as stores take it: 0 for one that no key can have ([`MAX_GENERATION`]).
+    pub const fn possible_generation(&self) -> u32 {
+        possible_generation(self.generation)
+    }
 }
 
 /// The proof of a claim. It is needed to complete, fail, renew or release; only a store hands it out.
@@ -215,6 +231,11 @@ impl CompleteRequest {
     pub fn new(lease: Lease, ttl: Duration) -> Self {
         Self { lease, result: None, fingerprint: None, generation: 0, ttl }
     }
+
+    /// The generation as stores take it: 0 for one that no key can have ([`MAX_GENERATION`]).
+    pub const fn possible_generation(&self) -> u32 {
+        possible_generation(self.generation)
+    }
 }
 
 /// What a completion found. Each variant says whether the delivery may be acked.
@@ -316,6 +337,13 @@ pub struct RedriveRequest {
     pub generation: u32,
     /// How long the opened record lives without being claimed.
     pub ttl: Duration,
+}
+
+impl RedriveRequest {
+    /// The generation that a redrive opens; `None` after [`MAX_GENERATION`].
+    pub fn next_generation(&self) -> Option<u32> {
+        self.generation.checked_add(1).filter(|next| *next <= MAX_GENERATION)
+    }
 }
 
 /// What a redrive found.

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 
 pub use claim::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Exhausted,
-    FailRequest, Failure, Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
+    FailRequest, Failure, Lease, MAX_GENERATION, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,
 };
 pub use memory::MemoryStore;
 pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
@@ -123,16 +123,19 @@ pub trait Store: Send + Sync + 'static {
     /// | pending by the same owner token, lease live | [`Claim::Claimed`] with the same fence and the lease that is left |
     /// | pending by another, lease live | [`Claim::InProgress`] |
     /// | pending, lease over | taken over: `lost` + 1, and an attempt more if the run had been marked as started; then as for failed |
-    /// | failed with `max_attempts` used up, or a terminal failure whose lease is over, and the request's generation is not newer | [`Claim::Exhausted`]: claimed for dead-lettering only |
+    /// | failed with `max_attempts` used up, or a terminal failure whose lease is over, and the request's generation is not the next | [`Claim::Exhausted`]: claimed for dead-lettering only |
     /// | a terminal failure with a live lease of another | [`Claim::InProgress`] |
     /// | completed | [`Claim::Completed`] |
-    /// | dead, and the request's generation is not newer | [`Claim::Dead`] |
-    /// | dead, or a terminal failure whose lease is over, and the request's generation is newer | a redrive: [`Claim::Claimed`] in that generation, attempts from 1, with the request's fingerprint |
+    /// | dead, and the request's generation is not the next | [`Claim::Dead`] |
+    /// | dead, or a terminal failure whose lease is over, and the request's generation is the next one | a redrive: [`Claim::Claimed`] in that generation, attempts from 1, with the request's fingerprint |
     /// | any other unexpired record with another fingerprint | [`Claim::Mismatch`], nothing changed |
     ///
-    /// Fingerprints are not compared where a newer generation meets a dead record or a terminal failure, whatever its
-    /// lease: the payload of a dead letter may have been corrected. Generations are compared over the whole range of
-    /// `u32`.
+    /// Fingerprints are not compared where the next generation meets a dead record or a terminal failure, whatever its
+    /// lease: the payload of a dead letter may have been corrected.
+    ///
+    /// The next generation is the record's + 1, at most [`MAX_GENERATION`]. One further on belongs to no letter of this
+    /// record and counts as a copy of the generation that is kept; only where nothing is known, any is taken up to that
+    /// limit, since the store may have been lost, and one beyond the limit as 0.
     ///
     /// A record that is neither completed nor dead expires [`ClaimTerms::ttl`] after its last write or the end of its
     /// lease, whichever is later.

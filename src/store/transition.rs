@@ -12,29 +12,30 @@ pub use kept::{Detail, Moment, Record, Step, micros};
 
 use super::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, Commit, CompleteRequest, Completion,
-    Exhausted, FailRequest, Failure, KeyMark, KeyState, Lease, MarkedKey, Reason, Redrive, RedriveRequest,
-    RenewRequest, Renewal,
+    Exhausted, FailRequest, Failure, KeyMark, KeyState, Lease, MAX_GENERATION, MarkedKey, Reason, Redrive,
+    RedriveRequest, RenewRequest, Renewal,
 };
 use crate::key::Key;
 
 impl Record {
     /// See [`Store::claim`](super::Store::claim).
     ///
-    /// A claim whose generation is newer than that of a free, failed or lapsed record raises the record's, so that
-    /// the copies of a redriven message that dies are told from a further redrive. Over a dead record, or a terminal
-    /// failure whose lease is over, it is a redrive: it reopens the key and brings its own fingerprint.
+    /// A claim of the next generation raises that of a free, failed or lapsed record, so that the copies of a redriven
+    /// message that dies are told from a further redrive. Over a dead record, or a terminal failure whose lease is over, it
+    /// is a redrive: it reopens the key and brings its own fingerprint. A generation beyond the next one belongs to no
+    /// letter of this record: it counts as a copy of the generation that is kept.
     pub fn claim(&mut self, at: Moment, terms: &ClaimTerms, request: &ClaimRequest) -> Step<Claim> {
         if self.is_expired(at.now) {
             *self = Self {
                 fence: self.fence,
                 fingerprint: request.fingerprint,
-                generation: request.generation,
+                generation: request.possible_generation(),
                 first_at: at.now,
                 ..Self::nothing()
             };
             return Step::changed(self.hand_out(at, terms, request));
         }
-        let newer = request.generation > self.generation;
+        let newer = self.is_followed_by(request.generation);
         let redrives = newer && matches!(self.state, KeyState::Dead | KeyState::Terminal);
         if self.has_another_fingerprint(request) && !redrives {
             return Step::unchanged(Claim::Mismatch);
@@ -57,7 +58,9 @@ impl Record {
             KeyState::Terminal if newer => self.reopen(at, request.generation),
             KeyState::Terminal | KeyState::Absent | KeyState::Failed => {}
         }
-        self.generation = self.generation.max(request.generation);
+        if newer {
+            self.generation = request.generation;
+        }
         self.fingerprint = self.fingerprint.or(request.fingerprint);
         Step::changed(self.hand_out(at, terms, request))
     }
@@ -68,7 +71,7 @@ impl Record {
         if self.is_expired(at.now) {
             *self = Self {
                 fingerprint: request.fingerprint,
-                generation: request.generation,
+                generation: request.possible_generation(),
                 first_at: at.now,
                 ..Self::nothing()
             };
@@ -81,7 +84,9 @@ impl Record {
                 Step::changed(Completion::Completed)
             }
             KeyState::Absent => {
-                self.generation = self.generation.max(request.generation);
+                if self.is_followed_by(request.generation) {
+                    self.generation = request.generation;
+                }
                 self.fingerprint = self.fingerprint.or(request.fingerprint);
                 self.finish(at, request);
                 Step::changed(Completion::Inserted)
@@ -199,7 +204,7 @@ impl Record {
         if self.is_expired(at.now) {
             return Step::unchanged(Redrive::NotDead);
         }
-        let next = request.generation.saturating_add(1);
+        let Some(next) = request.next_generation() else { return Step::unchanged(Redrive::NotDead) };
         match self.state {
             KeyState::Dead | KeyState::Terminal
                 if self.generation == request.generation && at.now >= self.lease_until =>
@@ -226,6 +231,11 @@ impl Record {
         }
         *self = Self::nothing();
         Step::changed(true)
+    }
+
+    /// True if `generation` is the next one after that which is kept.
+    fn is_followed_by(&self, generation: u32) -> bool {
+        generation <= MAX_GENERATION && generation.checked_sub(1) == Some(self.generation)
     }
 
     fn is_of(&self, lease: &Lease) -> bool {

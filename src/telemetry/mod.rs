@@ -104,6 +104,8 @@ counters! {
     LettersDropped => "letters_dropped";
     /// Transactions that were certainly rolled back because they met another one; they are repeated at once.
     Conflicts => "conflicts";
+    /// Deliveries whose headers say that they are dead letters or retries of this scope, and are not believed.
+    OwnHeadersIgnored => "own_headers_ignored";
 }
 
 #[derive(Debug)]

@@ -78,6 +78,8 @@ fn redrives_agree(record: redrive::Record, generation: u8) -> bool {
     let their_claim = match theirs.claim(at, &terms, &request).answer {
         Claim::Claimed(_) => Claimed::Run,
         Claim::Exhausted(_) => Claimed::DeadLetter,
+        // More than a copy of what died: the pipeline dead-letters it again.
+        Claim::Dead { generation: died, .. } if request.generation > died => Claimed::DeadLetter,
         Claim::Completed { .. } | Claim::Dead { .. } => Claimed::Ack,
         other => panic!("no claim is live and there are no fingerprints: {other:?}"),
     };

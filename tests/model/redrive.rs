@@ -69,20 +69,31 @@ pub(crate) enum Found {
 impl Record {
     /// A delivery of `generation` claims the key; no other claim is live.
     pub(crate) fn claim(&mut self, generation: u8, bug: Option<Bug>) -> Claimed {
-        let redrives = generation > self.generation && bug != Some(Bug::HeadersIgnored);
+        // A generation beyond the next belongs to no letter of this record, unless nothing is known.
+        let next = if self.is_unknown() { generation } else { self.generation + 1 };
+        let raises = generation == next;
+        let redrives = raises && bug != Some(Bug::HeadersIgnored);
         match self.stage {
             Stage::Completed => return Claimed::Ack,
+            // More than a copy of what died: the pipeline dead-letters it again.
+            Stage::Dead if generation > next => return Claimed::DeadLetter,
             Stage::Dead if !redrives && bug != Some(Bug::LateCopyReopens) => return Claimed::Ack,
             // Its letter was published and the burial was not written: a redrive reopens it.
             Stage::Terminal if !redrives || bug == Some(Bug::UnburiedStaysClosed) => {
-                self.generation = self.generation.max(generation);
+                self.raise_if(raises, generation);
                 return Claimed::DeadLetter;
             }
             Stage::Absent | Stage::Pending | Stage::Failed | Stage::Terminal | Stage::Dead => {}
         }
-        self.generation = self.generation.max(generation);
+        self.raise_if(raises, generation);
         self.stage = Stage::Pending;
         Claimed::Run
+    }
+
+    fn raise_if(&mut self, raises: bool, generation: u8) {
+        if raises {
+            self.generation = generation;
+        }
     }
 
     /// Compare-and-set dead(g) → absent(g + 1). A terminal failure counts as dead unless it is `held`, that is, its claim's
@@ -275,7 +286,7 @@ impl State {
                 let claimed = self.record.claim(carried, bug);
                 self.revived |=
                     claimed == Claimed::Run && before.stage == Stage::Dead && carried <= before.generation;
-                self.refused |= claimed == Claimed::DeadLetter && carried > before.generation;
+                self.refused |= claimed == Claimed::DeadLetter && carried == before.generation + 1;
                 self.worker = match claimed {
                     Claimed::Run => Worker::Running(carried),
                     Claimed::DeadLetter => Worker::Publishing(carried),

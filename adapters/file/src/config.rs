@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use onceward::Error;
+use onceward::{Error, OwnHeaders};
 
 use crate::error;
 
@@ -39,6 +39,9 @@ pub struct FileConfig {
     /// [`Defect::Oversize`](onceward::Defect::Oversize) and its first 1,024 bytes. At most this much of one line is held
     /// in memory by the reader.
     pub max_message_bytes: u64,
+    /// Whose `onceward-` headers are believed where the lines are raw: the same as the pipeline's. Default: everybody's, for a
+    /// file is the operator's own. A line that looks like a dead letter of ours and is not believed is malformed.
+    pub own_headers: OwnHeaders,
     /// The most messages of one batch.
     pub batch_messages: usize,
     /// A batch ends once its lines have this many bytes; it may be longer by one line.
@@ -56,6 +59,7 @@ impl FileConfig {
             format: Format::Raw,
             follow: false,
             max_message_bytes: Self::MAX_MESSAGE_BYTES,
+            own_headers: OwnHeaders::trusted(),
             batch_messages: 256,
             batch_bytes: 1024 * 1024,
         }

@@ -147,6 +147,7 @@ impl FileConsumer {
             limit: config.max_message_bytes,
             origin: Arc::clone(&origin),
             incarnation,
+            own_headers: config.own_headers.clone(),
         };
         let shared = Shared::new(kept, shape);
         let (sender, events) = mpsc::channel(READ_AHEAD);

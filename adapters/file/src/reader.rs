@@ -328,6 +328,7 @@ impl Reader {
             limit: self.config.max_message_bytes,
             origin: Arc::clone(&self.origin),
             incarnation,
+            own_headers: self.config.own_headers.clone(),
         }
     }
 

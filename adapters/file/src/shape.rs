@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use onceward::{Defect, Message, MessageBuilder, Position};
+use onceward::own_headers::LETTER;
+use onceward::{Defect, Message, MessageBuilder, OwnHeaders, Position};
 
 use crate::config::Format;
 use crate::envelope::{self, Envelope};
@@ -16,6 +17,7 @@ pub(crate) struct Shape {
     pub limit: u64,
     pub origin: Arc<str>,
     pub incarnation: Arc<str>,
+    pub own_headers: OwnHeaders,
 }
 
 impl Shape {
@@ -26,7 +28,7 @@ impl Shape {
             raw().defect(Defect::Oversize { bytes: line.bytes, limit: self.limit })
         } else {
             let envelope = match self.format {
-                Format::Raw => letter::recognise(&line.content),
+                Format::Raw => letter::recognise(&line.content).map(|letter| self.believed(letter?)),
                 Format::Envelope => Some(envelope::parse(&line.content)),
             };
             match envelope {
@@ -41,6 +43,18 @@ impl Shape {
             .origin(Arc::clone(&self.origin))
             .redelivered(redelivered)
             .build()
+    }
+}
+
+impl Shape {
+    /// A raw line is a payload and has no headers: one that nothing proves to be a letter may be neither.
+    fn believed(&self, letter: Envelope) -> Result<Envelope, String> {
+        let headers = || letter.headers.iter().map(|(name, value)| (name.as_str(), &value[..]));
+        let payload = (!letter.null_payload).then_some(&letter.payload[..]);
+        match self.own_headers.believes_parts(&LETTER, headers, payload) {
+            true => Ok(letter),
+            false => Err("it looks like a dead letter of onceward, and nothing proves it".to_owned()),
+        }
     }
 }
 

@@ -48,8 +48,9 @@ impl Burst {
     pub(crate) fn read(&mut self, shared: &Shared, record: &BorrowedMessage<'_>) -> bool {
         let Some(partition) = self.partition(shared, record.topic(), record.partition()) else { return true };
         let Ok(offset) = u64::try_from(record.offset()) else { return true };
-        let (message, wait) =
-            message::from(record, &partition.topic, &partition.incarnation, partition.longest);
+        let (topic, incarnation) = (&partition.topic, &partition.incarnation);
+        let own = &shared.topics.own_headers;
+        let (message, wait) = message::from(record, topic, incarnation, partition.longest, own);
         let epoch = partition.epoch;
         self.bytes += message.size();
         self.read.push(Read { epoch, offset, message, wait });

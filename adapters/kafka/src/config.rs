@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
-use onceward::Error;
+use onceward::{Error, OwnHeaders};
 use rdkafka::ClientConfig;
 
 use crate::retry::RetryTopic;
@@ -42,6 +42,9 @@ pub struct TopicConfig {
     pub names: Vec<String>,
     /// Topics in which records wait for their next attempt, where no order is kept. Empty by default: they wait in this process.
     pub retry_topics: Vec<RetryTopic>,
+    /// Whose `onceward-` headers are believed, and what copies in retry topics are sealed with: the same as the pipeline's. By
+    /// default nobody's: then a retry comes back at its position in the retry topic.
+    pub own_headers: OwnHeaders,
     /// How often offsets are committed while messages are settled, 10 ms to 60 s; default 100 ms. After a crash what was
     /// settled since is delivered again, and found completed.
     pub commit_interval: Duration,
@@ -63,6 +66,7 @@ impl TopicConfig {
         Self {
             names: names.into_iter().map(Into::into).collect(),
             retry_topics: Vec::new(),
+            own_headers: OwnHeaders::default(),
             commit_interval: Duration::from_millis(100),
             drain_timeout: None,
             stall_timeout: Duration::from_secs(30),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, Notice, SettleQueue};
+use onceward::{
+    Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice, SettleQueue,
+};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -92,7 +94,7 @@ impl KafkaConsumer {
             true => None,
             false => {
                 let publisher = KafkaPublisher::from_client_config(client.clone())?;
-                Some(Arc::new(Waiting::new(publisher, topics.retry_topics.clone())))
+                Some(Arc::new(Waiting::new(publisher, &topics)))
             }
         };
         let (asked, asking, names) = (client.clone(), context.clone(), topics.names.clone());
@@ -176,6 +178,13 @@ impl Consumer for KafkaConsumer {
         let mut capabilities = Capabilities::default();
         capabilities.ordered = true;
         capabilities.delayed_retry = self.waiting.is_some();
+        let own = &self.shared.topics.own_headers;
+        let proven = match own.trust() {
+            HeaderTrust::Trusted => true,
+            HeaderTrust::Authenticated => own.seals(),
+            HeaderTrust::Ignore => false,
+        };
+        capabilities.retries_lose_position = self.waiting.is_some() && !proven;
         capabilities.retention = self.retention;
         capabilities
     }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use onceward::{Defect, Message, Native, Position};
+use onceward::dead_letter::HEADER_TIMESTAMP;
+use onceward::own_headers::LETTER;
+use onceward::{Defect, Message, Native, OwnHeaders, Position};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _, OwnedHeaders, Timestamp};
 
-use crate::outgoing::TIMESTAMP;
 use crate::retry::Copied;
 
 /// The headers of a record that [`Message`] cannot express.
@@ -23,18 +24,21 @@ pub(crate) enum KafkaHeaders {
 pub(crate) const MESSAGE_ID: &str = "message-id";
 
 /// A record as a message, and how long it is to wait, if it is a copy in a retry topic (then `longest` is the longest wait there);
-/// only there the headers of copies mean something. The record key is the ordering key, if there is one.
+/// only there the headers of copies mean something, as far as they are believed. The record key is the ordering key, if there
+/// is one.
 pub(crate) fn from(
     record: &BorrowedMessage<'_>,
     topic: &Arc<str>,
     incarnation: &Arc<str>,
     longest: Option<Duration>,
+    own: &OwnHeaders,
 ) -> (Message, Duration) {
     let (mut headers, native) = headers(record);
     let copied = match (&mut headers, longest) {
-        (Some(headers), Some(longest)) => Copied::read(headers, longest),
+        (Some(headers), Some(longest)) => Copied::read(headers, record.payload(), longest, own),
         _ => Copied::default(),
     };
+    let made = copied.made.or_else(|| made(headers.as_ref()?, record.payload(), own));
     let position = || Position {
         incarnation: Arc::clone(incarnation),
         partition: u32::try_from(record.partition()).unwrap_or_default(),
@@ -58,16 +62,13 @@ pub(crate) fn from(
     {
         builder = builder.timestamp(at);
     }
+    // The record's own time is that of the copy.
+    if let Some(at) = made {
+        builder = builder.timestamp(at);
+    }
     match headers {
         Some(headers) => {
             for (name, value) in headers {
-                // The record's own time is that of the copy.
-                if &*name == TIMESTAMP
-                    && let Some(at) = std::str::from_utf8(&value).ok().and_then(|ms| ms.parse().ok())
-                    && let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))
-                {
-                    builder = builder.timestamp(at);
-                }
                 if &*name == MESSAGE_ID {
                     builder = builder.message_id(&value);
                 }
@@ -77,6 +78,17 @@ pub(crate) fn from(
         None => builder = builder.defect(Defect::Malformed { what: "a header's name is not UTF-8".into() }),
     }
     (builder.build(), copied.wait)
+}
+
+/// When the message of a letter was made, if a believed header says.
+fn made(headers: &Plain, payload: Option<&[u8]>, own: &OwnHeaders) -> Option<SystemTime> {
+    let (_, at) = headers.iter().find(|(name, _)| &**name == HEADER_TIMESTAMP)?;
+    let pairs = || headers.iter().map(|(name, value)| (&**name, &value[..]));
+    if !own.believes_parts(&LETTER, pairs, payload) {
+        return None;
+    }
+    let at = std::str::from_utf8(at).ok()?.parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))
 }
 
 /// Headers as [`Message`] has them.

@@ -3,14 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX};
+use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX, HEADER_TIMESTAMP as TIMESTAMP};
 use onceward::{Error, ErrorKind, Outgoing};
 use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::message::{KafkaHeaders, MESSAGE_ID};
-
-/// When the message was made, in milliseconds since 1970, where the record's own timestamp could not be kept.
-pub(crate) const TIMESTAMP: &str = "onceward-timestamp-ms";
 
 /// Older records would be deleted by the retention of the topic that they are sent to, soon or at once.
 const OLDEST: Duration = Duration::from_secs(24 * 3600);

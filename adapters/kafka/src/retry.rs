@@ -1,12 +1,16 @@
 //! Lets records wait for their next attempt in topics: [`RetryTopic`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onceward::{Error, ErrorKind, Message, Outgoing, Position, Publisher};
+use onceward::dead_letter::{HEADER_GENERATION, HEADER_TIMESTAMP};
+use onceward::own_headers::Seal;
+use onceward::telemetry::RateLimited;
+use onceward::{Error, ErrorKind, HeaderTrust, Message, Outgoing, OwnHeaders, Position, Publisher};
 
+use crate::config::TopicConfig;
 use crate::error;
 use crate::publisher::KafkaPublisher;
 
@@ -16,6 +20,10 @@ const DUE: &str = "onceward-retry-due-ms";
 const ORIGIN: &str = "onceward-retry-origin";
 /// Where it stood there: incarnation, partition and offset.
 const POSITION: &str = "onceward-retry-position";
+/// The code over these, and over when the message was made.
+const MAC: &str = "onceward-retry-mac";
+/// What proves that a copy is ours. What a letter says of itself has a seal of its own, which goes along.
+const SEAL: Seal = Seal { header: MAC, covers: &[DUE, ORIGIN, POSITION, HEADER_TIMESTAMP] };
 
 /// A topic in which records wait for their next attempt.
 ///
@@ -60,6 +68,8 @@ pub(crate) fn check(retry_topics: &[RetryTopic], topics: &[String]) -> Result<()
 
 /// How many times its own delay a record waits in a topic, at most: what stands behind it waits as well.
 const MOST_TIMES: u32 = 20;
+/// How far the clocks of workers may be apart.
+const CLOCKS: Duration = Duration::from_secs(60);
 /// How long a topic that did not confirm a copy is not used.
 const REST: Duration = Duration::from_secs(10);
 
@@ -77,13 +87,15 @@ pub(crate) fn longest_in(topics: &[RetryTopic], name: &str) -> Duration {
 pub(crate) struct Waiting {
     publisher: KafkaPublisher,
     topics: Vec<RetryTopic>,
+    own: OwnHeaders,
     /// Until when a topic that did not confirm is not used.
     resting: Mutex<HashMap<String, Instant>>,
 }
 
 impl Waiting {
-    pub(crate) fn new(publisher: KafkaPublisher, topics: Vec<RetryTopic>) -> Self {
-        Self { publisher, topics, resting: Mutex::default() }
+    pub(crate) fn new(publisher: KafkaPublisher, topics: &TopicConfig) -> Self {
+        let (topics, own) = (topics.retry_topics.clone(), topics.own_headers.clone());
+        Self { publisher, topics, own, resting: Mutex::default() }
     }
 
     fn resting(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
@@ -104,8 +116,11 @@ impl Waiting {
         if self.rests(&topic.name) {
             return None;
         }
+        // A producer's of these names would count beside ours.
+        let is_ours = |name: &str| matches!(name, DUE | ORIGIN | POSITION | MAC);
+        let theirs = message.headers().filter(|(name, _)| !is_ours(name));
         let mut headers: Vec<(String, Bytes)> =
-            message.headers().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+            theirs.map(|(name, value)| (name.to_owned(), value.clone())).collect();
         let due_ms = (SystemTime::now() + after).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         headers.push((DUE.to_owned(), due_ms.to_string().into()));
         if let (Some(origin), Some(position)) = (message.origin(), message.position()) {
@@ -113,6 +128,7 @@ impl Waiting {
             let position = format!("{}:{}:{}", position.incarnation, position.partition, position.offset);
             headers.push((POSITION.to_owned(), position.into()));
         }
+        self.seal(message, &mut headers);
         Some(Outgoing {
             destination: topic.name.clone(),
             // No id of its own: it is the same message.
@@ -125,6 +141,22 @@ impl Waiting {
             native: message.native().cloned(),
             ..Outgoing::default()
         })
+    }
+
+    /// Adds the code over our headers, and before it what the publisher would add of them.
+    fn seal(&self, message: &Message, headers: &mut Vec<(String, Bytes)>) {
+        if !self.own.seals() {
+            return;
+        }
+        let made = message.timestamp().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        if let Some(made) = made.filter(|_| message.header(HEADER_TIMESTAMP).is_none()) {
+            headers.push((HEADER_TIMESTAMP.to_owned(), made.as_millis().to_string().into()));
+        }
+        let pairs = || headers.iter().map(|(name, value)| (name.as_str(), &value[..]));
+        let payload = (!message.has_null_payload()).then_some(&message.payload()[..]);
+        if let Some((name, value)) = self.own.seal_parts(&SEAL, pairs, payload) {
+            headers.push((name.to_owned(), value));
+        }
     }
 
     /// Sends a copy; true if it is confirmed. A topic that does not confirm rests for a while, so that records do not pile up
@@ -165,26 +197,59 @@ pub(crate) struct Copied {
     pub(crate) position: Option<Position>,
     /// How long it is still to wait.
     pub(crate) wait: Duration,
+    /// When its message was made.
+    pub(crate) made: Option<SystemTime>,
 }
 
 impl Copied {
-    /// Reads the headers of a copy, and takes them away. What is no copy waits for nothing. Whoever may write to the topic can
-    /// name any time: none waits longer than `longest`.
-    pub(crate) fn read(headers: &mut Vec<(Box<str>, Bytes)>, longest: Duration) -> Self {
+    /// Reads the headers of a copy, and takes them away. What is no copy waits for nothing, and what is not believed only
+    /// says when it is due: whoever may write to the topic could name the position of another record. No copy of ours is due
+    /// later than `longest` from now, so that one which is waits for nothing either.
+    pub(crate) fn read(
+        headers: &mut Vec<(Box<str>, Bytes)>,
+        payload: Option<&[u8]>,
+        longest: Duration,
+        own: &OwnHeaders,
+    ) -> Self {
+        let pairs = || headers.iter().map(|(name, value)| (&**name, &value[..]));
+        let is_believed = own.believes_parts(&SEAL, pairs, payload);
+        // With a secret, whatever is not sealed is a record like any other.
+        let may_wait = is_believed || own.trust() == HeaderTrust::Ignore;
         let mut copied = Self::default();
+        // A letter has this one itself, under its own seal.
+        let is_letter = headers.iter().any(|(name, _)| &**name == HEADER_GENERATION);
         headers.retain(|(name, value)| {
             let Ok(text) = std::str::from_utf8(value) else { return true };
             match &**name {
-                DUE => copied.wait = text.parse().map_or(Duration::ZERO, until).min(longest),
-                ORIGIN => copied.origin = Some(text.into()),
-                POSITION => copied.position = position(text),
+                DUE if may_wait => copied.wait = text.parse().map_or(Duration::ZERO, until),
+                ORIGIN if is_believed => copied.origin = Some(text.into()),
+                POSITION if is_believed => copied.position = position(text),
+                HEADER_TIMESTAMP if is_believed => {
+                    copied.made =
+                        text.parse().ok().and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
+                    return is_letter;
+                }
+                DUE | ORIGIN | POSITION | MAC => {}
                 _ => return true,
             }
             false
         });
+        if copied.wait > longest.saturating_add(CLOCKS) {
+            copied.wait = Duration::ZERO;
+            if let Some(left_out) = TOO_LATE.allow("") {
+                tracing::warn!(
+                    longest = ?longest, left_out,
+                    "a record of a retry topic is due later than any copy of ours can be, and is handled at once: see who may \
+                     write to the topic"
+                );
+            }
+        }
         copied
     }
 }
+
+/// Records that are due too late.
+static TOO_LATE: LazyLock<RateLimited> = LazyLock::new(RateLimited::default);
 
 fn until(due_ms: u64) -> Duration {
     let due = UNIX_EPOCH + Duration::from_millis(due_ms.min(1 << 48));
@@ -198,63 +263,4 @@ fn position(text: &str) -> Option<Position> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn waiting() -> Waiting {
-        let publisher = KafkaPublisher::new(["127.0.0.1:1"], &Default::default()).unwrap();
-        let topics = [("long", 60), ("short", 5)];
-        let topics = topics.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
-        Waiting::new(publisher, topics.into())
-    }
-
-    #[test]
-    fn a_copy_goes_where_the_delay_fits_and_reads_back_as_its_original() {
-        let position = Position { incarnation: "cluster/id:1".into(), partition: 3, offset: 9 };
-        let message = Message::builder("pay")
-            .header("a", "b")
-            .position(position.clone())
-            .origin("orders".into())
-            .build();
-        let waiting = waiting();
-        assert_eq!(waiting.copy(&message, Duration::from_secs(4)), None);
-        let copy = waiting.copy(&message, Duration::from_secs(59)).unwrap();
-        assert_eq!(copy.destination, "short");
-        assert_eq!(waiting.copy(&message, Duration::from_secs(600)).unwrap().destination, "long");
-        let mut headers =
-            copy.headers.into_iter().map(|(name, value)| (name.into_boxed_str(), value)).collect();
-        let read = Copied::read(&mut headers, Duration::from_secs(600));
-        assert_eq!((read.origin.as_deref(), read.position), (Some("orders"), Some(position)));
-        assert!((Duration::from_secs(50)..=Duration::from_secs(59)).contains(&read.wait), "{:?}", read.wait);
-        assert_eq!(headers, [("a".into(), Bytes::from("b"))]);
-    }
-
-    #[test]
-    fn no_delay_is_too_long_and_a_due_time_that_nobody_meant_is_cut() {
-        let (waiting, message) = (waiting(), Message::builder("pay").build());
-        assert_eq!(waiting.copy(&message, Duration::MAX), None, "it waits in the process");
-        let mut headers = vec![(DUE.into(), Bytes::from_static(b"99999999999999"))];
-        let longest = longest_in(&waiting.topics, "short");
-        assert_eq!(Copied::read(&mut headers, longest).wait, Duration::from_secs(100));
-    }
-
-    #[tokio::test]
-    async fn a_topic_that_does_not_confirm_rests_and_records_wait_in_the_process() {
-        let properties = [("message.timeout.ms".to_owned(), "100".to_owned())];
-        let publisher = KafkaPublisher::new(["127.0.0.1:1"], &properties.into()).unwrap();
-        let waiting = Waiting::new(publisher, waiting().topics);
-        let (message, after) = (Message::builder("pay").build(), Duration::from_secs(6));
-        let copy = waiting.copy(&message, after).unwrap();
-        assert!(!waiting.put(&copy).await);
-        assert_eq!(waiting.copy(&message, after), None);
-        assert!(waiting.copy(&message, Duration::from_secs(60)).is_some(), "another topic");
-    }
-
-    #[test]
-    fn what_is_no_copy_waits_for_nothing_and_keeps_its_headers() {
-        let own = vec![("a".into(), Bytes::from("b")), (DUE.into(), Bytes::from_static(b"\xff"))];
-        let mut headers = own.clone();
-        assert_eq!(Copied::read(&mut headers, Duration::MAX), Copied::default());
-        assert_eq!(headers, own);
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Delivery, Settled, Settlement};
+use onceward::{Consumer, Delivery, OwnHeaders, OwnSecrets, Settled, Settlement};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
 use rdkafka::message::{Header, OwnedHeaders};
 use support::{Topic, create, create_with, take, text, until};
@@ -16,6 +16,7 @@ async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, Strin
     create(&topic.bootstrap, &retry, 1).await;
     let mut config = topic.config();
     config.topics.retry_topics = vec![RetryTopic::new(&retry, delay)];
+    config.topics.own_headers = OwnHeaders::authenticated(OwnSecrets::new(b"0123456789abcdef").unwrap());
     (config, retry)
 }
 

@@ -41,8 +41,13 @@ pub(crate) async fn claim(
     };
     let claimed = requests.iter().filter_map(|request| {
         let lease = Lease { key: request.key, owner: request.owner, fence: *won.get(&request.key)? };
-        let claimed =
-            Claimed { lease, attempt: 1, lost: 0, generation: request.generation, lease_left: terms.lease };
+        let claimed = Claimed {
+            lease,
+            attempt: 1,
+            lost: 0,
+            generation: request.possible_generation(),
+            lease_left: terms.lease,
+        };
         Some((request.key, Claim::Claimed(claimed)))
     });
     Ok(Some(claimed.collect()))
@@ -131,7 +136,7 @@ async fn insert_claims(
         .bind(ttl)
         .bind(row::key_bytes(asked.iter().map(|request| &request.key)))
         .bind(row::owner_bytes(asked.iter().map(|request| &request.owner)))
-        .bind(row::ints(asked.iter().map(|request| request.generation)))
+        .bind(row::ints(asked.iter().map(|request| request.possible_generation())))
         .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
         .fetch_all(conn)
         .await?;
@@ -153,7 +158,7 @@ async fn finish_claims(
         .bind(row::owner_bytes(asked.iter().map(|request| &request.lease.owner)))
         .bind(row::integers(asked.iter().map(|request| request.lease.fence)))
         .bind(row::integers(asked.iter().map(|request| micros(request.ttl))))
-        .bind(row::ints(asked.iter().map(|request| request.generation)))
+        .bind(row::ints(asked.iter().map(|request| request.possible_generation())))
         .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
         .bind(asked.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
         .fetch_all(conn)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward::Error;
+use onceward::{Error, OwnHeaders};
 
 use crate::endpoint::Endpoint;
 use crate::error;
@@ -65,6 +65,10 @@ pub struct QueueConfig {
     /// and 43 h at most); the user needs the rights to configure and write them and RabbitMQ must be 3.10 or later. A
     /// message loses its place in the queue.
     pub wait_queues_from: Option<Duration>,
+    /// Whose `onceward-` headers are believed, and what copies in wait queues are sealed with: the same as the pipeline's. By
+    /// default nobody's: then exchange, routing key, user id and expiration are those of the last delivery, which after a wait
+    /// or a redrive has none of them.
+    pub own_headers: OwnHeaders,
     /// How long an acknowledgement that stands behind a message still being handled waits, so that one frame may speak for
     /// many. It delays nothing else. 0 to 1 s, default 5 ms.
     pub ack_delay: Duration,
@@ -80,6 +84,7 @@ impl QueueConfig {
             ack_timeout: Some(Duration::from_secs(30 * 60)),
             delivery_limit: None,
             wait_queues_from: None,
+            own_headers: OwnHeaders::default(),
             ack_delay: Duration::from_millis(5),
         }
     }

@@ -119,7 +119,7 @@ impl RabbitConsumer {
     async fn reopened(connect: Arc<dyn Connect>, queue: QueueConfig) -> Result<Self, Error> {
         // First: the subscription takes messages, which an error afterwards would give back, at the cost of a delivery each.
         let room = match queue.wait_queues_from {
-            Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue.name, shortest).await?),
+            Some(shortest) => Some(WaitRoom::open(Arc::clone(&connect), &queue, shortest).await?),
             None => None,
         };
         let link = link::open(&*connect, &queue, None).await?;
@@ -243,7 +243,7 @@ impl RabbitConsumer {
         let of = |delivery: lapin::message::Delivery| {
             let tag = Tag { epoch, number: delivery.delivery_tag };
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
-            let message = message::from(delivery, Arc::clone(&self.origin), mended);
+            let message = message::from(delivery, Arc::clone(&self.origin), mended, &self.queue.own_headers);
             self.acker.keep(tag, &message, since);
             Delivery { message, receipt: self.settle_queue.receipt(tag) }
         };

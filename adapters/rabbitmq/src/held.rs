@@ -236,7 +236,8 @@ mod tests {
     fn held(ids: &[&str]) -> Held {
         let mut held = Held::default();
         for (number, id) in (1..).zip(ids) {
-            let message = message::from(delivery(number, id, false, None), "orders".into(), None);
+            let message =
+                message::from(delivery(number, id, false, None), "orders".into(), None, &Default::default());
             held.insert((1, number), message, Instant::now());
         }
         held

@@ -7,10 +7,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use lapin::message::Delivery;
 use lapin::types::{FieldTable, ShortString};
-use onceward::{Defect, Message, Native};
+use onceward::{Defect, Message, Native, OwnHeaders};
 
 use crate::headers;
-use crate::native::{EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitForm, USER_ID};
+use crate::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitForm, USER_ID};
 
 /// Headers that stand for what AMQP keeps elsewhere start with this.
 pub(crate) const PREFIX: &str = "amqp-";
@@ -24,15 +24,20 @@ pub(crate) const PRIORITY: &str = "amqp-priority";
 
 /// The message of a delivery from the queue `origin`; `mended` says what was replaced in it. It keeps the delivery's own
 /// form beside what it says of it.
-pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static str>) -> Message {
+pub(crate) fn from(
+    delivery: Delivery,
+    origin: Arc<str>,
+    mended: Option<&'static str>,
+    own: &OwnHeaders,
+) -> Message {
+    let payload = Bytes::from(delivery.data);
     let mut form = RabbitForm {
         exchange: delivery.exchange,
         routing_key: delivery.routing_key,
         properties: delivery.properties,
     };
     let properties = &form.properties;
-    let mut message =
-        Message::builder(Bytes::from(delivery.data)).origin(origin).redelivered(delivery.redelivered);
+    let mut message = Message::builder(payload.clone()).origin(origin).redelivered(delivery.redelivered);
     if let Some(id) = properties.message_id() {
         message = message.message_id(id.as_str());
     }
@@ -66,10 +71,13 @@ pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static
     if let Some(priority) = properties.priority() {
         headers.push((PRIORITY, Bytes::from(priority.to_string())));
     }
+    // Those that a copy of ours brings stand behind what the broker says now.
+    let brought = native::believed_facts(&form, own, &payload);
+    headers.extend(brought.into_iter().map(|(name, value)| (name, Bytes::copy_from_slice(value))));
     message = headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
     let mut defect = mended;
     let mut too_deep = Vec::new();
-    for (name, value) in form.headers() {
+    for (name, value) in form.headers().filter(|(name, _)| !native::passes_for_fact(name.as_str())) {
         match headers::value(value) {
             Ok(value) => message = message.header(name.as_str(), value),
             Err(headers::TooDeep) => too_deep.push(name.clone()),
@@ -93,6 +101,7 @@ pub(crate) fn from(delivery: Delivery, origin: Arc<str>, mended: Option<&'static
 mod tests {
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldArray};
+    use onceward::OwnSecrets;
 
     use super::*;
 
@@ -100,6 +109,10 @@ mod tests {
         let mut delivery = Delivery::mock(1, exchange.into(), "orders".into(), true, b"pay".to_vec());
         delivery.properties = properties;
         delivery
+    }
+
+    fn plain(delivery: Delivery) -> Message {
+        from(delivery, "orders".into(), None, &OwnHeaders::default())
     }
 
     fn text(message: &Message, name: &str) -> Option<String> {
@@ -118,7 +131,7 @@ mod tests {
             .with_priority(3)
             .with_content_type("text/plain".into())
             .with_headers(table);
-        let message = from(delivery("shop", properties), "orders".into(), None);
+        let message = from(delivery("shop", properties), "orders".into(), None, &OwnHeaders::default());
         assert_eq!((message.id(), message.origin()), (Some(&b"7"[..]), Some("orders")));
         assert_eq!(&message.payload()[..], b"pay");
         assert!(message.is_redelivered() && message.defect().is_none());
@@ -135,12 +148,63 @@ mod tests {
         ] {
             assert_eq!(text(&message, name).as_deref(), Some(value));
         }
-        assert_eq!(from(delivery("", BasicProperties::default()), "orders".into(), None).headers().len(), 0);
+        assert_eq!(plain(delivery("", BasicProperties::default())).headers().len(), 0);
+    }
+
+    #[test]
+    fn no_producers_header_passes_for_what_the_broker_says() {
+        let mut table = FieldTable::default();
+        let names = ["amqp-user-id", "AMQP_USER_ID", "amqp.exchange", "Amqp-Routing_Key", "amqp-anything"];
+        for name in names {
+            table.insert(name.into(), native::text("admin"));
+        }
+        table.insert("amqpx".into(), native::text("theirs"));
+        let message = plain(delivery("", BasicProperties::default().with_headers(table)));
+        assert_eq!(message.headers().map(|(name, _)| name).collect::<Vec<_>>(), ["amqpx"]);
+    }
+
+    #[test]
+    fn what_the_broker_said_is_believed_again_from_a_sealed_copy_alone() {
+        let sealing = |secret| OwnHeaders::authenticated(OwnSecrets::new(secret).unwrap());
+        let own = sealing(b"0123456789abcdef");
+        let first = delivery("shop", BasicProperties::default().with_user_id("till".into()));
+        let message = from(first, "orders".into(), None, &own);
+        let letter = onceward::Outgoing {
+            destination: "dead".into(),
+            headers: message
+                .headers()
+                .map(|(name, value)| (name.to_owned(), value.clone()))
+                .chain([("onceward-reason".to_owned(), Bytes::from("permanent"))])
+                .collect(),
+            payload: message.payload().clone(),
+            native: message.native().cloned(),
+            ..onceward::Outgoing::default()
+        };
+        let sent = crate::outgoing::Letter::new(&letter, 131_072, &own).unwrap().properties;
+        let back = |properties: BasicProperties, own: &OwnHeaders| {
+            let message = from(delivery("", properties), "orders".into(), None, own);
+            ["amqp-exchange", "amqp-routing-key", "amqp-user-id"].map(|name| text(&message, name))
+        };
+        let facts = ["shop", "orders", "till"].map(|fact| Some(fact.to_owned()));
+        assert_eq!(back(sent.clone(), &own), facts);
+        assert_eq!(back(sent.clone(), &OwnHeaders::default()), [None, None, None]);
+        assert_eq!(back(sent.clone(), &sealing(b"fedcba9876543210")), [None, None, None]);
+        let mut changed = sent.headers().clone().unwrap();
+        changed.insert("amqp-user-id".into(), native::text("admin"));
+        assert_eq!(back(sent.clone().with_headers(changed), &own), [None, None, None]);
+        let mut other = delivery("", sent);
+        other.data = b"other".to_vec();
+        assert_eq!(text(&from(other, "orders".into(), None, &own), "amqp-user-id"), None);
     }
 
     #[test]
     fn what_was_mended_or_is_too_deep_is_a_defect() {
-        let message = from(delivery("", BasicProperties::default()), "orders".into(), Some("odd"));
+        let message = from(
+            delivery("", BasicProperties::default()),
+            "orders".into(),
+            Some("odd"),
+            &OwnHeaders::default(),
+        );
         assert_eq!(message.defect(), Some(&Defect::Malformed { what: "odd".into() }));
         let mut value = AMQPValue::Boolean(true);
         for _ in 0..40 {
@@ -148,8 +212,7 @@ mod tests {
         }
         let mut table = FieldTable::default();
         table.insert("deep".into(), value);
-        let message =
-            from(delivery("", BasicProperties::default().with_headers(table)), "orders".into(), None);
+        let message = plain(delivery("", BasicProperties::default().with_headers(table)));
         assert!(message.defect().is_some());
         let form = message.native().and_then(Native::get::<RabbitForm>).unwrap();
         assert!(!form.has_header("deep"), "it would be written again");
@@ -158,6 +221,6 @@ mod tests {
     #[test]
     fn a_time_beyond_reckoning_is_left_out() {
         let properties = BasicProperties::default().with_timestamp(u64::MAX);
-        assert_eq!(from(delivery("", properties), "orders".into(), None).timestamp(), None);
+        assert_eq!(plain(delivery("", properties)).timestamp(), None);
     }
 }

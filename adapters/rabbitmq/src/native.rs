@@ -1,7 +1,12 @@
 //! A message in RabbitMQ's own form, so that its header types and properties survive every copy: [`RabbitForm`].
 
+use std::collections::BTreeMap;
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use onceward::OwnHeaders;
+use onceward::own_headers::{Seal, passes_for};
 
 use crate::message::PREFIX;
 
@@ -14,6 +19,48 @@ pub(crate) const EXPIRATION: &str = "amqp-expiration";
 pub(crate) const USER_ID: &str = "amqp-user-id";
 pub(crate) const EXCHANGE: &str = "amqp-exchange";
 pub(crate) const ROUTING_KEY: &str = "amqp-routing-key";
+
+/// What the broker says of a message where it is first delivered, and a copy has to tell. As headers of a message these are
+/// believed; as headers of a table anybody can write them, so that those of our copies are sealed.
+pub(crate) const FACTS: &[&str] = &[EXCHANGE, ROUTING_KEY, USER_ID, EXPIRATION];
+/// The header with the code over them.
+pub(crate) const FACTS_MAC: &str = "onceward-facts-mac";
+/// Their seal.
+const SEAL: Seal = Seal { header: FACTS_MAC, covers: FACTS };
+
+/// True for a header that a fact of the broker's could stand under.
+pub(crate) fn passes_for_fact(name: &str) -> bool {
+    passes_for(name, PREFIX)
+}
+
+/// Adds the seal of the facts that are among `headers`, if there is a secret and one of them.
+pub(crate) fn seal_facts(headers: &mut BTreeMap<ShortString, AMQPValue>, own: &OwnHeaders, payload: &[u8]) {
+    let pairs = || headers.iter().filter_map(text_of);
+    if !pairs().any(|(name, _)| FACTS.contains(&name)) {
+        return;
+    }
+    if let Some((name, value)) = own.seal_parts(&SEAL, pairs, Some(payload)) {
+        headers.insert(name.into(), text(value));
+    }
+}
+
+/// The facts that a copy of ours brings in its table.
+pub(crate) fn believed_facts<'f>(
+    form: &'f RabbitForm,
+    own: &OwnHeaders,
+    payload: &[u8],
+) -> Vec<(&'static str, &'f [u8])> {
+    let pairs = || form.headers().filter_map(text_of);
+    if !FACTS.iter().any(|name| form.has_header(name)) || !own.believes_parts(&SEAL, pairs, Some(payload)) {
+        return Vec::new();
+    }
+    let fact = |(name, value)| Some((*FACTS.iter().find(|fact| **fact == name)?, value));
+    pairs().filter_map(fact).collect()
+}
+
+fn text_of<'f>((name, value): (&'f ShortString, &'f AMQPValue)) -> Option<(&'f str, &'f [u8])> {
+    Some((name.as_str(), value.as_long_string()?.as_bytes()))
+}
 
 /// What the broker delivered, but for the payload.
 #[derive(Debug)]

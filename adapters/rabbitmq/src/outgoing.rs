@@ -8,10 +8,11 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, ShortString};
 use onceward::dead_letter::{HEADER_ERROR, HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON};
-use onceward::{Error, Native, Outgoing};
+use onceward::{Error, Native, Outgoing, OwnHeaders};
 
 use crate::native::{
-    EXPIRATION, RabbitForm, USER_ID, copied, field_bytes, frame_bytes, is_of_the_broker, safe_name, text,
+    EXPIRATION, FACTS, RabbitForm, USER_ID, copied, field_bytes, frame_bytes, is_of_the_broker,
+    passes_for_fact, safe_name, seal_facts, text,
 };
 use crate::{error, message};
 
@@ -32,15 +33,13 @@ pub(crate) struct Letter {
 impl Letter {
     /// Headers and properties fit into one frame of `frame_max` bytes, whatever the message brings along: if need be our
     /// own are shortened first, then the largest of the producer's are left out.
-    pub(crate) fn new(outgoing: &Outgoing, frame_max: usize) -> Result<Self, Error> {
+    pub(crate) fn new(outgoing: &Outgoing, frame_max: usize, own: &OwnHeaders) -> Result<Self, Error> {
         let (exchange, routing_key) = address(&outgoing.destination)?;
         let native = outgoing.native.as_ref().and_then(Native::get::<RabbitForm>);
         let mut headers = Headers::default();
+        let is_letter = outgoing.headers.iter().any(|(name, _)| name == HEADER_REASON);
         let mut properties = match native {
-            Some(form) => {
-                let is_letter = outgoing.headers.iter().any(|(name, _)| name == HEADER_REASON);
-                from_native(form, is_letter, &mut headers)
-            }
+            Some(form) => from_native(form, is_letter, &mut headers),
             None => {
                 let made = outgoing.timestamp.unwrap_or_else(SystemTime::now);
                 BasicProperties::default().with_delivery_mode(2).with_timestamp(seconds(made))
@@ -54,8 +53,14 @@ impl Letter {
                 }
                 // In its own form the property has been copied already.
                 Some(_) => {}
-                // These two were made of its properties, and are there if they are needed.
-                None if native.is_some() && matches!(&**name, EXPIRATION | USER_ID) => {}
+                None if FACTS.contains(&&**name)
+                    && let Some(form) = native =>
+                {
+                    // What may expire has it as a property.
+                    if name != EXPIRATION || is_letter || form.properties.expiration().is_none() {
+                        headers.add_missing(name, text(value));
+                    }
+                }
                 None if is_ours || native.is_none_or(|form| !form.has_header(name)) => {
                     headers.add(safe_name(name), text(value));
                 }
@@ -74,6 +79,9 @@ impl Letter {
         if let Some(order_key) = &outgoing.order_key {
             headers.add_missing(ORDER_KEY, text(order_key));
         }
+        if is_letter {
+            seal_facts(&mut headers.0, own, &outgoing.payload);
+        }
         headers.fit(frame_max.saturating_sub(frame_bytes(&properties)));
         if !headers.0.is_empty() {
             properties = properties.with_headers(headers.0.into());
@@ -88,7 +96,8 @@ fn from_native(form: &RabbitForm, is_letter: bool, headers: &mut Headers) -> Bas
     let only_waited = form.has_only_waited();
     for (name, value) in form.headers() {
         let is_noise = only_waited && is_of_the_broker(name.as_str());
-        if !name.as_str().starts_with(HEADER_PREFIX) && !is_noise {
+        let is_ours = name.as_str().starts_with(HEADER_PREFIX);
+        if !is_ours && !is_noise && !passes_for_fact(name.as_str()) {
             headers.add(safe_name(name.as_str()), value.clone());
         }
     }
@@ -253,7 +262,7 @@ mod tests {
             ("amqp-priority", b"3"),
             ("amqp-type", b"\xff"),
         ]);
-        let letter = Letter::new(&message, 131_072).unwrap();
+        let letter = Letter::new(&message, 131_072, &OwnHeaders::default()).unwrap();
         assert_eq!(letter.properties.content_type().as_ref().map(ShortString::as_str), Some("text/plain"));
         assert_eq!((letter.properties.priority(), letter.properties.delivery_mode()), (&Some(3), &Some(2)));
         assert_eq!(letter.properties.message_id().as_ref().map(ShortString::as_str), Some("7"));
@@ -268,14 +277,18 @@ mod tests {
             ("x-first-death-queue", b"q"),
             ("x-own", b""),
         ]);
-        let names: Vec<_> =
-            headers(&Letter::new(&message, 131_072).unwrap()).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = headers(&Letter::new(&message, 131_072, &OwnHeaders::default()).unwrap())
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["amqp-CC", "amqp-x-death", "amqp-x-first-death-queue", "x-own"]);
     }
 
     #[test]
     fn names_that_repeat_keep_all_their_values() {
-        let letter = Letter::new(&outgoing(&[("a", b"1"), ("a", b"2"), ("a", b"3")]), 131_072).unwrap();
+        let letter =
+            Letter::new(&outgoing(&[("a", b"1"), ("a", b"2"), ("a", b"3")]), 131_072, &OwnHeaders::default())
+                .unwrap();
         let [(_, AMQPValue::FieldArray(values))] = &headers(&letter)[..] else { panic!("{letter:?}") };
         let texts: Vec<_> =
             values.as_slice().iter().filter_map(AMQPValue::as_long_string).map(ToString::to_string).collect();
@@ -290,7 +303,7 @@ mod tests {
             outgoing(&[("large", &large), ("small", b"1"), (&name, b"2"), ("onceward-key", &large)]);
         message.id = "i".repeat(300);
         message.own_id = "own".into();
-        let letter = Letter::new(&message, 4200).unwrap();
+        let letter = Letter::new(&message, 4200, &OwnHeaders::default()).unwrap();
         let kept: Vec<_> = headers(&letter).into_iter().map(|(name, _)| name).collect();
         let expected = [&name[..255], LEFT_OUT, HEADER_ID, "onceward-key", HEADER_MESSAGE_ID, "small"];
         assert_eq!(kept, expected.map(str::to_owned));
@@ -345,7 +358,7 @@ mod tests {
         let (message, mut table) = native(properties);
         table.insert("extra".into(), text("1"));
         table.insert(USER_ID.into(), text("shop"));
-        let letter = Letter::new(&message, 131_072).unwrap();
+        let letter = Letter::new(&message, 131_072, &OwnHeaders::default()).unwrap();
         let sent = &letter.properties;
         assert_eq!(sent.headers().as_ref(), Some(&table));
         assert_eq!((sent.priority(), sent.delivery_mode()), (&Some(3), &Some(2)));
@@ -364,7 +377,7 @@ mod tests {
         table.insert(EXPIRATION.into(), text("60000"));
         table.insert(HEADER_REASON.into(), text("permanent"));
         table.insert(HEADER_ID.into(), text("k-0"));
-        let letter = Letter::new(&message, 131_072).unwrap();
+        let letter = Letter::new(&message, 131_072, &OwnHeaders::default()).unwrap();
         assert_eq!(letter.properties.headers().as_ref(), Some(&table));
         assert_eq!((letter.properties.expiration(), letter.properties.message_id()), (&None, &None));
         // It had none, and gets none.
@@ -375,7 +388,7 @@ mod tests {
     fn our_own_headers_are_shortened_before_the_producers_are_left_out() {
         let error = vec![b'e'; 1024];
         let message = outgoing(&[("large", &[b'x'; 3000]), (HEADER_ERROR, &error)]);
-        let letter = Letter::new(&message, 3500).unwrap();
+        let letter = Letter::new(&message, 3500, &OwnHeaders::default()).unwrap();
         let kept = headers(&letter);
         assert_eq!(kept.len(), 2, "{kept:?}");
         assert_eq!(kept[1], (HEADER_ERROR.into(), text([b'e'; SHORT_ERROR_BYTES])));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::Connection;
-use onceward::{Error, Outgoing, Publisher};
+use onceward::{Error, Outgoing, OwnHeaders, Publisher};
 
 use crate::connection::{Connect, Factory};
 use crate::endpoint::Endpoint;
@@ -25,6 +25,7 @@ use crate::outgoing::Letter;
 /// It connects again by itself. One batch is under way at a time: what a broker returns cannot be told apart otherwise.
 pub struct RabbitPublisher {
     line: Line,
+    own: OwnHeaders,
 }
 
 impl RabbitPublisher {
@@ -55,7 +56,16 @@ impl RabbitPublisher {
     }
 
     async fn opened(connect: Arc<dyn Connect>) -> Result<Self, Error> {
-        Ok(Self { line: Line::open(connect, Self::CONFIRM_TIMEOUT).await? })
+        let line = Line::open(connect, Self::CONFIRM_TIMEOUT).await?;
+        Ok(Self { line, own: OwnHeaders::default() })
+    }
+
+    /// Seals what the broker said of a message in its dead letter (exchange, routing key, user id), so that it is believed when
+    /// the letter is moved back. The pipeline seals the rest. Only for dead letters of this broker's consumers.
+    #[must_use]
+    pub fn own_headers(mut self, own: OwnHeaders) -> Self {
+        self.own = own;
+        self
     }
 
     /// Sets how long a batch may take until its outcome is called unknown. It should be less than the pipeline's publish
@@ -74,7 +84,7 @@ impl Publisher for RabbitPublisher {
             return Vec::new();
         }
         let letters = async |terms: crate::line::Terms<'_>| {
-            batch.iter().map(|outgoing| Letter::new(outgoing, terms.frame_max)).collect()
+            batch.iter().map(|outgoing| Letter::new(outgoing, terms.frame_max, &self.own)).collect()
         };
         self.line.publish(batch.len(), letters).await
     }

@@ -1,19 +1,20 @@
 //! Keeps messages that are to come again later in queues of the broker's: [`WaitRoom`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::Connection;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use onceward::{Error, ErrorKind, Message, Native};
+use onceward::{Error, ErrorKind, Message, Native, OwnHeaders};
 use tokio::time::Instant;
 
+use crate::config::QueueConfig;
 use crate::connection::Connect;
 use crate::error;
 use crate::line::{Line, Terms};
-use crate::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitForm, USER_ID, copied, is_of_the_broker};
+use crate::native::{self, RabbitForm, copied, is_of_the_broker};
 use crate::outgoing::Letter;
 
 /// How long publishing into a wait queue may take; then the message is held in the process instead.
@@ -40,6 +41,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5 * 60);
 pub(crate) struct WaitRoom {
     line: Line,
     queue: String,
+    own: OwnHeaders,
     /// Shorter delays are not worth the way.
     shortest: Duration,
     known: Mutex<Known>,
@@ -67,11 +69,12 @@ impl WaitRoom {
     /// concerns its own delay only.
     pub(crate) async fn open(
         connect: Arc<dyn Connect>,
-        queue: &str,
+        queue: &QueueConfig,
         shortest: Duration,
     ) -> Result<Self, Error> {
         let line = Line::open(connect, LIMIT).await?;
-        let room = Self { line, queue: queue.to_owned(), shortest, known: Mutex::default() };
+        let (queue, own) = (queue.name.clone(), queue.own_headers.clone());
+        let room = Self { line, queue, own, shortest, known: Mutex::default() };
         let declare = async |terms: Terms<'_>| {
             let declared = room.declare(terms.connection, delay_ms(shortest)).await;
             declared.err().map(Err).into_iter().collect()
@@ -97,7 +100,7 @@ impl WaitRoom {
             }
             let letter = |(message, delay_ms): &(&Message, u64)| match ready.get(delay_ms) {
                 Some(Err(error)) => Err(error.replicate()),
-                _ => letter(message, &self.name(*delay_ms)),
+                _ => letter(message, &self.name(*delay_ms), &self.own),
             };
             batch.iter().map(letter).collect()
         };
@@ -225,29 +228,27 @@ fn delay_ms(after: Duration) -> u64 {
 
 /// The same message, with what would send it elsewhere or let it die on the way taken off: a `CC` would send copies, and
 /// the broker drops what comes back to a queue that its `x-death` names.
-fn letter(message: &Message, to: &str) -> Result<Letter, Error> {
+fn letter(message: &Message, to: &str, own: &OwnHeaders) -> Result<Letter, Error> {
     let refused = |what| error::config("publish to a wait queue", what);
     let form = message.native().and_then(Native::get::<RabbitForm>);
     let form =
         form.ok_or_else(|| refused("the message is not RabbitMQ's; this is a fault of the program"))?;
-    let mut headers = FieldTable::default();
-    for (name, value) in form.headers() {
-        if !is_of_the_broker(name.as_str()) {
-            headers.insert(name.clone(), value.clone());
+    let theirs =
+        |name: &str| !is_of_the_broker(name) && !native::passes_for_fact(name) && name != native::FACTS_MAC;
+    let mut headers: BTreeMap<ShortString, AMQPValue> = form
+        .headers()
+        .filter(|(name, _)| theirs(name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    // The way back is another exchange; where it came from first stays known, and with it a key that is made of it. As
+    // properties the expiration would let the broker delete the message and the user id would be refused.
+    for name in native::FACTS {
+        if let Some(value) = message.header(name) {
+            headers.insert((*name).into(), native::text(value));
         }
     }
-    let mut add = |name: &str, value: &ShortString| {
-        headers.insert(name.into(), native::text(value.as_str()));
-    };
-    // The way back is another exchange; where it came from first stays known, and with it a key that is made of it.
-    if !form.exchange.as_str().is_empty() {
-        add(EXCHANGE, &form.exchange);
-        add(ROUTING_KEY, &form.routing_key);
-    }
-    // As properties the one would let the broker delete the message and the other would be refused.
-    form.properties.expiration().iter().for_each(|expiration| add(EXPIRATION, expiration));
-    form.properties.user_id().iter().for_each(|user| add(USER_ID, user));
-    let properties = copied(&form.properties, false).with_headers(headers);
+    native::seal_facts(&mut headers, own, message.payload());
+    let properties = copied(&form.properties, false).with_headers(headers.into());
     let routing_key =
         ShortString::try_new(to).map_err(|_| refused("its name is too long; shorten the queue's"))?;
     Ok(Letter {
@@ -277,7 +278,9 @@ mod tests {
     #[test]
     fn what_would_lead_the_message_astray_is_taken_off_and_the_rest_stays() {
         let mut headers = FieldTable::default();
-        for name in ["CC", "BCC", "x-death", "x-first-death-queue", "x-delivery-count", "tenant"] {
+        for name in
+            ["CC", "BCC", "x-death", "x-first-death-queue", "x-delivery-count", "tenant", "AMQP_user-id"]
+        {
             headers.insert(name.into(), AMQPValue::LongInt(7));
         }
         let properties = lapin::BasicProperties::default()
@@ -286,12 +289,15 @@ mod tests {
             .with_expiration("5".into())
             .with_user_id("somebody".into())
             .with_type("order".into());
-        let form = RabbitForm { exchange: "shop".into(), routing_key: "orders.new".into(), properties };
-        let message = Message::builder("pay").native(Native::new(form)).build();
-        let letter = letter(&message, "orders.wait.100ms").unwrap();
+        let mut delivery =
+            lapin::message::Delivery::mock(1, "shop".into(), "orders.new".into(), false, b"pay".to_vec());
+        delivery.properties = properties;
+        let message = crate::message::from(delivery, "orders".into(), None, &OwnHeaders::default());
+        let letter = letter(&message, "orders.wait.100ms", &OwnHeaders::default()).unwrap();
         let names: Vec<_> =
             letter.properties.headers().as_ref().unwrap().inner().keys().map(ShortString::as_str).collect();
-        assert_eq!(names, [EXCHANGE, EXPIRATION, ROUTING_KEY, USER_ID, "tenant"]);
+        let facts = [native::EXCHANGE, native::EXPIRATION, native::ROUTING_KEY, native::USER_ID];
+        assert_eq!(names, [&facts[..], &["tenant"]].concat());
         assert_eq!((letter.properties.expiration(), letter.properties.user_id()), (&None, &None));
         assert_eq!(letter.properties.message_id().as_ref().map(ShortString::as_str), Some("1"));
         assert_eq!(letter.properties.kind().as_ref().map(ShortString::as_str), Some("order"));

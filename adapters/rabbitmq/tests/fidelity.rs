@@ -11,8 +11,8 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, ShortString};
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline,
-    Publisher, Scope, Settlement, handler_fn,
+    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
+    OwnSecrets, Pipeline, Publisher, Scope, Settlement, handler_fn,
 };
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
@@ -115,6 +115,10 @@ async fn only(admin: &Admin, queue: &str) -> Delivery {
     taken.pop().unwrap()
 }
 
+fn own() -> OwnHeaders {
+    OwnHeaders::authenticated(OwnSecrets::new(b"0123456789abcdef").unwrap())
+}
+
 async fn fail(_: (), _: Message) -> Handled {
     Err(HandlerError::permanent("not this one"))
 }
@@ -128,8 +132,11 @@ async fn a_message_with_every_type_is_the_same_after_a_dead_letter_a_redrive_and
         admin.declare(name, Kind::Classic).await;
     }
     publish(&admin, &queue, everything()).await;
-    let publisher = Arc::new(RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap());
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
+    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap().own_headers(own());
+    let publisher = Arc::new(publisher);
+    let mut config = RabbitConfig::new(broker.url(), &queue);
+    config.queue.own_headers = own();
+    let consumer = RabbitConsumer::open(config.clone()).await.unwrap();
     let pipeline = Pipeline::builder(Scope::parse("test").unwrap(), consumer, Arc::new(MemoryStore::new()))
         .keys([KeySource::MessageId])
         .dead_letters(DeadLetters::new(Arc::clone(&publisher) as Arc<dyn Publisher>, dead.as_str()))
@@ -147,7 +154,7 @@ async fn a_message_with_every_type_is_the_same_after_a_dead_letter_a_redrive_and
 
     // Somebody moves it back, as it is.
     publish(&admin, &queue, letter.properties).await;
-    let mut consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
+    let mut consumer = RabbitConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     assert_eq!(delivery.message.id(), Some(&b"m-1"[..]));
     assert_eq!(delivery.message.content_type(), Some("application/json"));
@@ -180,6 +187,7 @@ async fn a_message_with_every_type_is_the_same_after_a_wait_queue_and_a_dead_let
     publish(&admin, &queue, everything()).await;
     let mut config = RabbitConfig::new(broker.url(), &queue);
     config.queue.wait_queues_from = Some(Duration::from_millis(100));
+    config.queue.own_headers = own();
     let mut consumer = RabbitConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     let first = delivery.receipt.tag();

@@ -51,7 +51,7 @@ impl Ask for ClaimRequest {
 
     fn write(&self, writer: &mut Writer) {
         writer.owner(&self.owner);
-        writer.u32(self.generation);
+        writer.u32(self.possible_generation());
         writer.fingerprint(self.fingerprint);
     }
 
@@ -111,7 +111,7 @@ impl Ask for CompleteRequest {
 
     fn write(&self, writer: &mut Writer) {
         write_lease(&self.lease, writer);
-        writer.u32(self.generation);
+        writer.u32(self.possible_generation());
         writer.duration(self.ttl);
         writer.fingerprint(self.fingerprint);
         writer.optional_bytes(self.result.as_ref());
@@ -258,13 +258,17 @@ impl Ask for RedriveRequest {
 
     fn write(&self, writer: &mut Writer) {
         writer.u32(self.generation);
-        writer.u32(self.generation.saturating_add(1));
+        // 0: there is no next one.
+        writer.u32(self.next_generation().unwrap_or(0));
         writer.duration(self.ttl);
     }
 
     fn read(&self, tag: u8, _: &mut Reader<'_>) -> Result<Redrive, Garbled> {
         match tag {
-            b'O' => Ok(Redrive::Open { generation: self.generation.saturating_add(1) }),
+            b'O' => match self.next_generation() {
+                Some(generation) => Ok(Redrive::Open { generation }),
+                None => Err(Garbled),
+            },
             b'R' => Ok(Redrive::Resolved),
             b'N' => Ok(Redrive::NotDead),
             _ => Err(Garbled),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward::Error;
+use onceward::{Error, OwnHeaders};
 
 use crate::endpoint::Endpoint;
 use crate::error;
@@ -59,6 +59,9 @@ pub struct QueueConfig {
     /// Takes the message out of the envelope that SNS puts around it; a message without one is malformed then.
     /// Default false.
     pub unwrap_sns: bool,
+    /// Whose `onceward-` headers are believed: the same as the pipeline's. By default nobody's: then the id of a letter or of
+    /// an outbox message is that which SQS gave it.
+    pub own_headers: OwnHeaders,
     /// How long a delete or a change of visibility may take, repeats included; 100 ms to 1 min, default 4 s. It should be
     /// less than the pipeline's store timeout, so that items of a batch fail singly.
     pub call_timeout: Duration,
@@ -73,6 +76,7 @@ impl QueueConfig {
             wait: Duration::from_secs(20),
             pollers: 4,
             unwrap_sns: false,
+            own_headers: OwnHeaders::default(),
             call_timeout: Duration::from_secs(4),
         }
     }

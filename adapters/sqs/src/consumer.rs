@@ -113,7 +113,7 @@ impl SqsConsumer {
         for (number, received) in batch {
             if self.acker.held().hand_over(number) {
                 let receipt = self.settle_queue.receipt(Tag { epoch: 0, number });
-                let message = message::from(received, Arc::clone(&self.origin), self.queue.unwrap_sns);
+                let message = message::from(received, Arc::clone(&self.origin), &self.queue);
                 deliveries.push(Delivery { message, receipt });
             }
         }

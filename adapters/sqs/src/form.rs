@@ -7,6 +7,7 @@ use aws_sdk_sqs::types::{
 };
 use bytes::Bytes;
 use onceward::dead_letter::{HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX};
+use onceward::own_headers::passes_for;
 use onceward::{Error, Outgoing};
 
 use crate::pack::{self, Packed};
@@ -23,6 +24,14 @@ pub(crate) const FACTS: [&str; 5] = [
     "sqs-sender-id",
     "sqs-dead-letter-queue-source-arn",
 ];
+
+/// What the names of these begin with: a producer's header that could pass for one is left out.
+const FACTS_PREFIX: &str = "sqs-";
+
+/// True for a name that SQS's own word on a delivery could stand under.
+pub(crate) fn passes_for_fact(name: &str) -> bool {
+    passes_for(name, FACTS_PREFIX)
+}
 
 /// What a message came with that its headers do not express: attributes with their types, and the trace header.
 #[derive(Debug, Default)]

@@ -7,7 +7,8 @@ use onceward::pipeline::start_check::HEADROOM;
 use super::plaintext;
 use super::remark::{Advice, Remark};
 use super::{
-    Config, FileFormat, Handler, KeyPart, Mode, OnMissingKey, OnStoreDown, OrderBy, Ordering, Source, Store,
+    Config, FileFormat, Handler, KeyPart, Mode, OnMissingKey, OnStoreDown, OrderBy, Ordering, OwnHeaders,
+    Source, Store,
 };
 
 /// Every piece of advice, in the order of the file's lines.
@@ -31,6 +32,8 @@ pub(super) fn advice(config: &Config) -> Vec<Advice> {
         order_across_workers(config),
         unguarded(config),
         unnamed_server(config),
+        believed_producers(config),
+        unsealed_letters(config),
     ]
     .into_iter()
     .flatten()
@@ -267,6 +270,31 @@ fn order_across_workers(config: &Config) -> Option<Remark> {
         _ => return None,
     };
     Some(config.origin.remark("pipeline.ordering", problem, fix))
+}
+
+fn believed_producers(config: &Config) -> Option<Remark> {
+    let is_file = matches!(config.source, Source::File(_));
+    (config.own_headers() == OwnHeaders::Trusted && !is_file).then(|| {
+        config.origin.remark(
+            "policy.own_headers",
+            "believes what every producer writes into `onceward-` headers: they choose keys and generations, so that an effect can \
+             happen more than once and the messages of others can be made to look like copies",
+            r#"add secret_file to [key] and write "authenticated""#,
+        )
+    })
+}
+
+/// It works without; but people move letters back by hand.
+fn unsealed_letters(config: &Config) -> Option<Remark> {
+    let is_file = matches!(config.source, Source::File(_));
+    (config.dead_letter.is_some() && config.own_headers() == OwnHeaders::Ignore && !is_file).then(|| {
+        config.origin.remark(
+            "dead_letter.to",
+            "takes letters that nothing proves to be ours when they are moved back: where their key is dead they are dead-lettered \
+             again",
+            "add secret_file to [key], so that letters are sealed; or move them back with `onceward dlq redrive` only",
+        )
+    })
 }
 
 /// What is shown to others because it was allowed.

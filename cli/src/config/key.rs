@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -9,6 +10,7 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
 use super::fingerprint::FingerprintConfig;
+use super::secret::Secret;
 use super::source::Source;
 
 /// What makes two deliveries the same message.
@@ -25,9 +27,27 @@ pub struct KeyConfig {
     /// scope must use the same.
     #[serde(default)]
     pub fingerprint: FingerprintConfig,
+    /// What our own dead letters and retries are sealed with, so that they are told from forgeries when they come back: at least
+    /// 16 bytes, the same for all workers of the scope. It changes no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
+    /// A file that holds it, instead of `secret`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
+    /// The secret before this one, for a rotation: what is sealed with it is believed, and nothing is sealed with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_secret: Option<Secret>,
+    /// A file that holds it, instead of `previous_secret`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_secret_file: Option<PathBuf>,
 }
 
 impl KeyConfig {
+    /// True if there is a secret.
+    pub fn has_secret(&self) -> bool {
+        self.secret.is_some() || self.secret_file.is_some()
+    }
+
     /// The sources used when none are written; none for a file, which has no identity of its own to fall back on.
     pub(super) fn default_for(source: &Source) -> Option<Vec<KeySource>> {
         let parts = [KeyPart::Header("idempotency-key".to_owned()), KeyPart::MessageId, KeyPart::Position];

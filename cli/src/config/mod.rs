@@ -57,7 +57,7 @@ pub use pipeline::{
 };
 pub use policy::{
     OnCompleted, OnExhausted, OnInProgress, OnLetterRefused, OnMismatch, OnMissingKey, OnStoreDown,
-    PolicyConfig,
+    OwnHeaders, PolicyConfig,
 };
 pub use properties::Properties;
 pub use remark::{Advice, ConfigError, Remark};
@@ -209,6 +209,16 @@ impl Config {
         }
         derived::derive(self);
         Ok(())
+    }
+
+    /// Whose `onceward-` headers are believed, whether written or not.
+    pub fn own_headers(&self) -> OwnHeaders {
+        let by_default = match self.source {
+            Source::File(_) => OwnHeaders::Trusted,
+            _ if self.key.has_secret() => OwnHeaders::Authenticated,
+            _ => OwnHeaders::Ignore,
+        };
+        self.policy.own_headers.unwrap_or(by_default)
     }
 
     /// The order that is kept, whether written or not.

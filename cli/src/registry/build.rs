@@ -6,12 +6,14 @@ use futures_util::future::BoxFuture;
 use onceward::pipeline::Guarantee;
 use onceward::telemetry::Counters;
 use onceward::{
-    Consumer, DeadLetters, Error, Handler, Pipeline, PipelineBuilder, Scope, SharedStore, Summary,
+    Consumer, DeadLetters, Error, Handler, Pipeline, PipelineBuilder, PipelineConfig, Scope, SharedStore,
+    Summary,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::handler::{AnyHandler, Rest};
 use super::not_in_this_build;
+use super::own_headers::own_headers;
 use super::settings::{key_extractor, pipeline_config};
 use super::store::OpenStore;
 use crate::config::{self, Config};
@@ -71,7 +73,7 @@ pub(crate) async fn build(
                 scope,
                 dead_letters,
                 until_empty,
-            );
+            )?;
             plain(builder, handler, rest)
         }
         None => transactional(config, scope, source, store, dead_letters, until_empty),
@@ -103,14 +105,14 @@ fn transactional(
         Some(super::store::Inbox::Sqlite(store)) => {
             let handler = crate::handlers::SqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
-            let builder = with_settings(builder, config, scope, dead_letters, until_empty);
+            let builder = with_settings(builder, config, scope, dead_letters, until_empty)?;
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
         #[cfg(feature = "postgres")]
         Some(super::store::Inbox::Postgres(store)) => {
             let handler = crate::handlers::PgSqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
-            let builder = with_settings(builder, config, scope, dead_letters, until_empty);
+            let builder = with_settings(builder, config, scope, dead_letters, until_empty)?;
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
         _ => {
@@ -126,11 +128,12 @@ fn with_settings<S: SharedStore>(
     scope: &Scope,
     dead_letters: Option<DeadLetters>,
     until_empty: bool,
-) -> PipelineBuilder<S> {
-    let builder =
-        builder.key_extractor(key_extractor(config, scope)).config(pipeline_config(config, until_empty));
-    match dead_letters {
+) -> Result<PipelineBuilder<S>, Error> {
+    let settings =
+        PipelineConfig { own_headers: own_headers(config)?, ..pipeline_config(config, until_empty) };
+    let builder = builder.key_extractor(key_extractor(config, scope)).config(settings);
+    Ok(match dead_letters {
         Some(dead_letters) => builder.dead_letters(dead_letters),
         None => builder,
-    }
+    })
 }

@@ -52,13 +52,21 @@ impl Login {
 /// # Errors
 /// [`ErrorKind::Config`] if it cannot be read.
 pub(super) fn password_in(path: &Path, table: &str) -> Result<Secret, Error> {
+    secret_in(path, &format!("{table}.password_file"))
+}
+
+/// The secret in the file at `path`, which `key` of the configuration names; line ends behind it do not belong to it.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if it cannot be read.
+pub(super) fn secret_in(path: &Path, key: &str) -> Result<Secret, Error> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let what = format!(
             "{} cannot be read ({}); make it a text file that this user may read",
             path.display(),
             crate::handlers::text::io_words(&error)
         );
-        Error::new(ErrorKind::Config, format!("read {table}.password_file"), what)
+        Error::new(ErrorKind::Config, format!("read {key}"), what)
     })?;
     Ok(Secret::from(text.trim_end_matches(['\r', '\n']).to_owned()))
 }

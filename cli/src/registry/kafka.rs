@@ -9,6 +9,7 @@ use onceward::{Capabilities, DeadLetters, Error, ErrorKind, Publisher};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicFacts};
 
 use super::credentials::Login;
+use super::own_headers::own_headers;
 use super::settings::pipeline_config;
 use crate::config::{Address, Config, KafkaCluster, KafkaSource, KafkaTarget, OutboxKafka, Properties};
 
@@ -94,6 +95,7 @@ pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConf
     let retry_topics = source.retry_topics.iter();
     options.topics.retry_topics =
         retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
+    options.topics.own_headers = own_headers(config)?;
     let login = Login::read(config, "source.kafka", source.credentials())?;
     options.allow_plaintext = source.allow_plaintext;
     options.properties = properties(&source.properties, login);
@@ -186,7 +188,8 @@ mod tests {
     fn read(more: &str) -> KafkaConfig {
         let text = format!(
             "scope = 'a'\n[source.kafka]\nbrokers = ['h:1', 'h:2']\ntopics = ['t']\ngroup = 'g'\n{more}\n[store.memory]\n\
-             [handler.stdout]\n[dead_letter]\nto = 'd'\n[pipeline]\nordering = 'none'\ndrain_timeout = '7s'\n"
+             [handler.stdout]\n[dead_letter]\nto = 'd'\n[pipeline]\nordering = 'none'\ndrain_timeout = '7s'\n\
+             [key]\nsecret = '0123456789abcdef'\n"
         );
         let config = Config::parse(&text, &|_| None).unwrap();
         let crate::config::Source::Kafka(source) = &config.source else { panic!("{config:?}") };
@@ -201,6 +204,7 @@ mod tests {
         let retry = [("r.1m", 60), ("r.5s", 5)];
         let retry = retry.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
         assert_eq!(options.topics.retry_topics, retry);
+        assert_eq!(options.topics.own_headers.trust(), onceward::HeaderTrust::Authenticated);
         assert_eq!(options.properties, BTreeMap::from([("client.id".to_owned(), "x".to_owned())]));
     }
 

@@ -12,7 +12,6 @@
 //! more than a few lines for has a file of its own.
 
 mod build;
-#[cfg(any(feature = "kafka", feature = "postgres", feature = "rabbitmq", feature = "redis"))]
 mod credentials;
 mod dead_letter;
 mod facts;
@@ -20,6 +19,7 @@ mod handler;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod outbox;
+mod own_headers;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod publisher;

@@ -6,6 +6,7 @@ use onceward::{DeadLetters, Error, Publisher};
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 
 use super::credentials::Login;
+use super::own_headers::own_headers;
 use crate::config::{Config, OutboxRabbitmq, RabbitmqBroker, RabbitmqSource, RabbitmqTarget};
 
 pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitConsumer, Error> {
@@ -18,6 +19,7 @@ pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<Rab
     options.queue.ack_timeout = Some(source.ack_timeout.get()).filter(|timeout| !timeout.is_zero());
     options.queue.delivery_limit = source.delivery_limit;
     options.queue.wait_queues_from = source.wait_queues_from.map(|shortest| shortest.get());
+    options.queue.own_headers = own_headers(config)?;
     RabbitConsumer::open(options).await
 }
 
@@ -31,7 +33,8 @@ pub(super) async fn dead_letters(
         let what = "see dead_letter.to: its queue or exchange must be there before the first message fails";
         Error::new(error.kind(), "use the place for dead letters", what).with_source(error)
     })?;
-    Ok(DeadLetters::new(publisher(config, source).await?, to))
+    let publisher = RabbitPublisher::open(endpoint(config, source)?).await?.own_headers(own_headers(config)?);
+    Ok(DeadLetters::new(Arc::new(publisher), to))
 }
 
 /// A publisher to the source's own broker.

@@ -6,6 +6,7 @@ use onceward::{CheckpointStore, Consumer, Error, Scope};
 use onceward_file::{FileConfig, FileConsumer, Format};
 
 use super::not_in_this_build;
+use super::own_headers::own_headers;
 use crate::config::{Config, FileFormat, FileSource, Source};
 
 /// Opens the source; `checkpoints` keeps how far it was read, where no broker does.
@@ -19,7 +20,8 @@ pub(crate) async fn open_source(
 ) -> Result<Box<dyn Consumer>, Error> {
     match &config.source {
         Source::File(source) => {
-            let source = file_config(config, source);
+            let mut source = file_config(config, source);
+            source.own_headers = own_headers(config)?;
             Ok(Box::new(FileConsumer::open(source, scope.clone(), checkpoints).await?))
         }
         #[cfg(feature = "rabbitmq")]

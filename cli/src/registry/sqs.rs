@@ -8,6 +8,7 @@ use onceward::store::{Advice, AdviceLevel};
 use onceward::{DeadLetters, Error, ErrorKind, Publisher};
 use onceward_sqs::{Endpoint, QueueConfig, QueueFacts, SqsConfig, SqsConsumer, SqsPublisher};
 
+use super::own_headers::own_headers;
 use super::settings::pipeline_config;
 use crate::config::{Config, OnMissingKey, OutboxSqs, SqsPlace, SqsSource, SqsTarget};
 
@@ -18,6 +19,7 @@ pub(super) async fn open(config: &Config, source: &SqsSource) -> Result<SqsConsu
     let mut options = SqsConfig::new("");
     options.endpoint = endpoint(source.place());
     options.queue = queue(config, source);
+    options.queue.own_headers = own_headers(config)?;
     SqsConsumer::open(options).await
 }
 

@@ -11,7 +11,14 @@ impl<R: Runner> Dispatcher<R> {
     /// the broker goes back as well and uses up no attempt. What differs (another payload, a later generation) is no
     /// copy and speaks for itself.
     pub(super) fn follow(&mut self, leader: &Report, follower: Work) {
-        let is_copy = follower.fingerprint == leader.fingerprint && follower.generation <= leader.generation;
+        // What may be a letter that was moved back asks the store itself whether its key is dead.
+        let is_dead = matches!(
+            leader.verdict,
+            Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead)
+        );
+        let is_copy = follower.fingerprint == leader.fingerprint
+            && follower.generation <= leader.generation
+            && !(follower.unproven && is_dead);
         if !is_copy || self.shared.config.mode == Mode::Observe {
             self.ready.push_back(follower);
             return;

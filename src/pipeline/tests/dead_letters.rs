@@ -144,20 +144,6 @@ async fn letters_of_two_messages_that_share_a_key_have_two_ids() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_headers_are_honoured_only_where_producers_are_trusted_with_them() {
-    let world = World::new();
-    world.publish("a");
-    let worker = world.worker().config(|config| config.honour_own_headers = false).start(never);
-    world.empty().await;
-    let letter = world.letters.sent().remove(0);
-    world.broker.publish(MemoryPublisher::as_delivered(&letter));
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.dead_lettered(), summary.counters().get(Counter::DuplicatesOfDead)), (1, 1));
-    assert_eq!(world.runs().len(), 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_failed_bury_does_not_keep_the_confirmed_letter_from_being_acked() {
     let world = World::new();
     world.publish("bad");

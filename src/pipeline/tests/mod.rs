@@ -11,6 +11,7 @@ mod leases;
 mod limits;
 mod order;
 mod outages;
+mod own_headers;
 mod partial_outages;
 mod policies;
 mod refusals;
@@ -39,6 +40,7 @@ use crate::error::Error;
 use crate::handler::{Handled, HandlerError, handler_fn};
 use crate::key::{Fingerprint, Key, KeySource, Scope};
 use crate::message::{Message, MessageBuilder};
+use crate::own_headers::OwnHeaders;
 use crate::retry::{Backoff, Jitter, RetryPolicy};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, Entropy, KeyRecord, KeyState, Lease, MemoryStore, Store,
@@ -224,6 +226,7 @@ pub(super) fn config() -> PipelineConfig {
             max_attempts: 3,
             backoff: Backoff { initial: 50 * MS, max: 5 * SECOND, jitter: Jitter::None },
         },
+        own_headers: OwnHeaders::trusted(),
         ..PipelineConfig::default()
     }
 }

@@ -86,7 +86,10 @@ macro_rules! store_conformance {
             a_claim_of_a_newer_generation_opens_a_dead_key,
             a_claim_of_a_newer_generation_opens_a_terminal_key,
             a_redrive_opens_a_terminal_key_whose_lease_is_over,
-            generations_are_kept_and_compared_over_the_whole_range,
+            a_claim_beyond_the_next_generation_finds_the_key_dead,
+            a_claim_beyond_the_next_generation_opens_no_terminal_key,
+            a_claim_beyond_the_next_generation_raises_no_generation,
+            an_unknown_key_takes_any_possible_generation,
             a_copy_of_an_older_generation_finds_the_key_dead,
             a_newer_generation_does_not_open_a_completed_key,
         }

@@ -3,7 +3,7 @@
 use super::StoreHarness;
 use super::case::{Case, claimed};
 use crate::key::Key;
-use crate::store::{Claim, ClaimRequest, Completion, KeyState, Reason, Redrive};
+use crate::store::{Claim, ClaimRequest, Completion, KeyState, MAX_GENERATION, Reason, Redrive};
 
 /// Claims `key` in the generation it was opened in and lets it die.
 async fn die_again<H: StoreHarness>(case: &Case<'_, H>, key: Key) {
@@ -115,18 +115,16 @@ pub async fn an_opened_key_nobody_claims_expires<H: StoreHarness>(harness: &H) {
     assert_eq!(case.inspect(case.key(1)).await, None);
 }
 
-/// A claim of a newer generation is a redrive, whoever moved the message: attempts from 1 in that generation.
+/// A claim of the next generation is a redrive, whoever moved the message: attempts from 1 in that generation.
 pub async fn a_claim_of_a_newer_generation_opens_a_dead_key<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
-    for (n, generation) in (1..).zip([1, 3]) {
-        let key = case.key(n);
-        let dead = case.bring(key, KeyState::Dead, None).await;
-        let claim = claimed(case.ask(ClaimRequest { generation, ..case.request(key) }).await);
-        assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, generation));
-        assert!(claim.lease.fence > dead.fence);
-        let record = case.record(key).await;
-        assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, generation, 0));
-    }
+    let key = case.key(1);
+    let dead = case.bring(key, KeyState::Dead, None).await;
+    let claim = claimed(case.ask(ClaimRequest { generation: 1, ..case.request(key) }).await);
+    assert_eq!((claim.attempt, claim.lost, claim.generation), (1, 0, 1));
+    assert!(claim.lease.fence > dead.fence);
+    let record = case.record(key).await;
+    assert_eq!((record.state, record.generation, record.attempts), (KeyState::Pending, 1, 0));
 }
 
 /// A terminal failure whose burial was never written is as good as dead to a newer generation, once its lease is over: the
@@ -167,31 +165,90 @@ pub async fn a_redrive_opens_a_terminal_key_whose_lease_is_over<H: StoreHarness>
     assert_eq!(claimed(case.ask(ClaimRequest { generation: 1, ..case.request(key) }).await).attempt, 1);
 }
 
-/// Generations are compared as they were written, over the whole range: the largest is newer once, and not for ever.
-pub async fn generations_are_kept_and_compared_over_the_whole_range<H: StoreHarness>(harness: &H) {
+/// A dead key opens for the next generation alone: one further on, however far, is none of its letters and finds it dead, and
+/// leaves it as it is for the letter that is.
+pub async fn a_claim_beyond_the_next_generation_finds_the_key_dead<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
-    let sizes = [i32::MAX as u32 - 1, i32::MAX as u32, i32::MAX as u32 + 1, u32::MAX - 1, u32::MAX];
     let key = case.key(1);
     let _ = case.bring(key, KeyState::Dead, None).await;
-    for generation in sizes {
-        let newer = ClaimRequest { generation, ..case.request(key) };
-        let claim = claimed(case.ask(newer).await);
-        assert_eq!((claim.attempt, claim.generation), (1, generation));
+    for died in 0..3 {
+        let before = case.content(key).await;
+        for generation in BEYOND.into_iter().chain([died + 2, died]) {
+            let answer = case.ask(ClaimRequest { generation, ..case.request(key) }).await;
+            let is_dead = matches!(answer, Claim::Dead { generation, .. } if generation == died);
+            assert!(is_dead, "{generation} finds {answer:?}");
+        }
+        assert_eq!(case.content(key).await, before);
+        let claim = claimed(case.ask(ClaimRequest { generation: died + 1, ..case.request(key) }).await);
+        assert_eq!((claim.attempt, claim.generation), (1, died + 1));
         let _ = case.fail_with(claim.lease, "hopeless", Some(Reason::Permanent)).await;
         assert_eq!(case.bury(claim.lease).await, crate::store::Burial::Dead);
-        assert_eq!(case.record(key).await.generation, generation);
-        for old in [0, generation] {
-            let answer = case.ask(ClaimRequest { generation: old, ..case.request(key) }).await;
-            assert!(
-                matches!(answer, Claim::Dead { generation: died, .. } if died == generation),
-                "{answer:?}"
-            );
+    }
+}
+
+/// Generations that no key has.
+const BEYOND: [u32; 6] =
+    [MAX_GENERATION, MAX_GENERATION + 1, i32::MAX as u32, i32::MAX as u32 + 1, u32::MAX - 1, u32::MAX];
+
+/// A terminal failure whose lease is over is claimed for dead-lettering by a generation beyond the next, in its own.
+pub async fn a_claim_beyond_the_next_generation_opens_no_terminal_key<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    for (n, generation) in (1..).zip(BEYOND) {
+        let _ = case.bring(case.key(n), KeyState::Terminal, None).await;
+        case.lapse().await;
+        match case.ask(ClaimRequest { generation, ..case.request(case.key(n)) }).await {
+            Claim::Exhausted(exhausted) => assert_eq!(exhausted.generation, 0, "{generation}"),
+            other => panic!("{generation} finds {other:?}"),
         }
     }
-    let fresh = ClaimRequest { generation: u32::MAX, ..case.request(case.key(2)) };
-    let lease = claimed(case.ask(fresh).await).lease;
-    assert_eq!(case.complete(lease).await, Completion::Completed);
-    assert_eq!(case.record(case.key(2)).await.generation, u32::MAX);
+}
+
+/// A generation beyond the next does not raise that of an unfinished key: its message runs as a copy of what is known.
+pub async fn a_claim_beyond_the_next_generation_raises_no_generation<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    for (n, generation) in (1..).zip(BEYOND.into_iter().chain([2])) {
+        let (free, failed) = (case.key(2 * n), case.key(2 * n + 1));
+        let _ = case.bring(free, KeyState::Absent, None).await;
+        let _ = case.bring(failed, KeyState::Failed, None).await;
+        for key in [free, failed] {
+            let claim = claimed(case.ask(ClaimRequest { generation, ..case.request(key) }).await);
+            assert_eq!(claim.generation, 0, "{generation}");
+            assert_eq!(case.record(key).await.generation, 0, "{generation}");
+        }
+    }
+}
+
+/// Where nothing is known the store may have been lost: a letter keeps its generation, up to the largest that there is. The
+/// largest that died cannot be redriven.
+pub async fn an_unknown_key_takes_any_possible_generation<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    for (n, generation) in (1..).zip([1, 7, MAX_GENERATION - 1, MAX_GENERATION]) {
+        let key = case.key(n);
+        let claim = claimed(case.ask(ClaimRequest { generation, ..case.request(key) }).await);
+        assert_eq!(claim.generation, generation);
+        let _ = case.fail_with(claim.lease, "hopeless", Some(Reason::Permanent)).await;
+        let _ = case.bury(claim.lease).await;
+        assert_eq!(case.record(key).await.generation, generation);
+    }
+    let (next_to_last, last) = (case.key(3), case.key(4));
+    assert_eq!(
+        case.redrive(next_to_last, MAX_GENERATION - 1).await,
+        Redrive::Open { generation: MAX_GENERATION }
+    );
+    assert_eq!(case.redrive(last, MAX_GENERATION).await, Redrive::NotDead);
+    assert_eq!(case.redrive(last, u32::MAX).await, Redrive::NotDead);
+    let answer = case.ask(ClaimRequest { generation: MAX_GENERATION + 1, ..case.request(last) }).await;
+    assert!(matches!(answer, Claim::Dead { generation: MAX_GENERATION, .. }), "{answer:?}");
+    for (n, generation) in (5..).zip([MAX_GENERATION + 1, i32::MAX as u32 + 1, u32::MAX]) {
+        let key = case.key(n);
+        let claim = claimed(case.ask(ClaimRequest { generation, ..case.request(key) }).await);
+        assert_eq!(
+            (claim.generation, case.record(key).await.generation),
+            (0, 0),
+            "{generation} is impossible"
+        );
+        assert_eq!(case.complete(claim.lease).await, Completion::Completed);
+    }
 }
 
 /// A late copy of the same or an older generation finds the key dead.

@@ -39,6 +39,8 @@ fn with_retries(topic: &Topic<'_>, short: &Topic<'_>, long: &Topic<'_>, dead: &T
         .set("retry.initial", "1200ms")
         .set("retry.max", "2400ms")
         .set("retry.jitter", "none")
+        // Seals the copies, so that they are believed to come from where they say.
+        .set("key.secret", "0123456789abcdef")
         .set("policy.on_exhausted", "dead-letter")
         .set("dead_letter.to", dead.name.as_str())
 }

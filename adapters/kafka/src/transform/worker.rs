@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use onceward::store::Reason;
-use onceward::{Error, ErrorKind};
+use onceward::{Error, ErrorKind, OwnHeaders};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -367,7 +367,7 @@ fn take(source: &Source, cluster: &str, record: &BorrowedMessage<'_>) -> Option<
     let epoch = source.context().epoch(topic, partition)?;
     let incarnation = source.context().stamp(topic, partition).incarnation(cluster, topic).into();
     let topic: Arc<str> = topic.into();
-    let (message, _) = message::from(record, &topic, &incarnation, None);
+    let (message, _) = message::from(record, &topic, &incarnation, None, &OwnHeaders::default());
     Some(Taken { topic, partition, offset: record.offset(), epoch, message })
 }
 

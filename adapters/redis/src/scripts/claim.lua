@@ -56,7 +56,8 @@ local function claim(key, r, owner, generation, fingerprint)
     r.fingerprint, r.generation, r.first = fingerprint, generation, now
     return hand_out(key, r, owner)
   end
-  local state, live, mine, newer = r.state, now < r.lease, r.owner == owner, generation > r.generation
+  -- One beyond the next belongs to no letter of this record.
+  local state, live, mine, newer = r.state, now < r.lease, r.owner == owner, generation == r.generation + 1
   local redrives = newer and (state == DEAD or state == TERMINAL)
   if not redrives and r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
   if state == COMPLETED then
@@ -77,7 +78,7 @@ local function claim(key, r, owner, generation, fingerprint)
     -- Its letter was published and the burial was not written.
     r = reopen(r)
   end
-  if generation > r.generation then r.generation = generation end
+  if newer then r.generation = generation end
   r.fingerprint = r.fingerprint or fingerprint
   hand_out(key, r, owner)
 end

@@ -21,7 +21,7 @@ local function complete(key, r, owner, fence, generation, ttl, fingerprint, resu
     finish(key, r, owner, fence, ttl, result)
     return 'C'
   elseif state == ABSENT then
-    if generation > r.generation then r.generation = generation end
+    if generation == r.generation + 1 then r.generation = generation end
     r.fingerprint = r.fingerprint or fingerprint
     finish(key, r, owner, fence, ttl, result)
     return 'I'

@@ -1,7 +1,8 @@
 -- Opens dead keys for another generation.
 
 local function redrive(key, r, generation, next, ttl)
-  if not r.known then return 'N' end
+  -- 0: the letter's generation is the last that there can be.
+  if not r.known or next == 0 then return 'N' end
   -- A terminal failure whose lease is over: its letter was published and only the burial is missing.
   local dead = r.state == DEAD or r.state == TERMINAL and now >= r.lease
   if dead and r.generation == generation then

@@ -4,6 +4,7 @@ mod agreement;
 mod broker;
 mod handler;
 mod outbox;
+mod own_headers;
 mod plaintext;
 mod source;
 mod store;
@@ -23,6 +24,7 @@ pub(super) fn check(config: &Config) -> Checked {
     source::check(config)?;
     store::check(config)?;
     handler::check(config)?;
+    own_headers::check(config)?;
     pipeline(config)?;
     retry(config)?;
     if let Some(dead_letter) = &config.dead_letter {
