@@ -8,7 +8,7 @@
 //! path; memory is needed for one name with escapes, and a byte for each level that is open.
 
 use serde_core::Deserialize as _;
-use serde_core::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_core::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{KeyError, MAX_KEY_BYTES, names};
@@ -157,8 +157,8 @@ impl<'de> Visitor<'de> for Member<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Child<'de>, A::Error> {
         let (mut found, mut doubt) = (None, None);
-        while let Some(likeness) = members.next_key_seed(Name(self.name))? {
-            match likeness {
+        while let Some(quoted) = members.next_key::<&RawValue>()? {
+            match likeness(quoted.get(), self.name) {
                 names::Likeness::Same if found.is_none() => {
                     found = Some(members.next_value::<&RawValue>()?.get());
                     continue;
@@ -181,16 +181,19 @@ impl<'de> Visitor<'de> for Member<'_> {
     }
 }
 
-/// Compares a member's name. It is taken as bytes: a name may have half of a surrogate pair, and is no text then.
-struct Name<'n>(&'n str);
-
-impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = names::Likeness;
-
-    fn deserialize<D: serde_core::Deserializer<'de>>(self, name: D) -> Result<Self::Value, D::Error> {
-        name.deserialize_bytes(self)
+/// Compares a member's name, in its quotes, with the wanted one.
+fn likeness(quoted: &str, wanted: &str) -> names::Likeness {
+    if quoted.contains('\\') {
+        // As bytes: a name may have half of a surrogate pair, and is no text then.
+        let name = serde_json::Deserializer::from_str(quoted).deserialize_bytes(Name(wanted));
+        // What cannot be decoded may be anything.
+        return name.unwrap_or(names::Likeness::Alike);
     }
+    let name = quoted.get(1..quoted.len() - 1).unwrap_or_default();
+    names::likeness(name.as_bytes(), wanted)
 }
+
+struct Name<'n>(&'n str);
 
 impl Visitor<'_> for Name<'_> {
     type Value = names::Likeness;

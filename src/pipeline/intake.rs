@@ -18,7 +18,7 @@ use crate::delivery::Delivery;
 use crate::error::Error;
 use crate::failpoints::{self, Step};
 use crate::key::{Fingerprint, Key, KeyError, KeyExtractor, canonical_memory};
-use crate::message::Message;
+use crate::message::{Defect, Message};
 use crate::store::Reason;
 use crate::telemetry::Counter;
 
@@ -215,14 +215,19 @@ impl Derive {
     }
 
     async fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
-        let lane = self.lane(&shared.config.ordering, &message).await;
-        let (plan, fingerprint, generation) = match &lane {
-            Err(error) => (unordered(shared, &message, error), None, 0),
+        let oversize = oversize(shared, &message);
+        let lane = match oversize {
+            None => self.lane(&shared.config.ordering, &message).await,
+            Some(_) => Ok(None),
+        };
+        let (plan, fingerprint, generation) = match (&lane, oversize) {
+            (_, Some(defect)) => (Plan::Letter(Reason::Defect, defect.to_string()), None, 0),
+            (Err(error), None) => (unordered(shared, &message, error), None, 0),
             // A defect is known already.
-            Ok(_) if message.payload().len() >= LARGE && message.defect().is_none() => {
+            (Ok(_), None) if message.payload().len() >= LARGE && message.defect().is_none() => {
                 (Plan::Identify, None, 0)
             }
-            Ok(_) => identify(shared, &message),
+            (Ok(_), None) => identify(shared, &message),
         };
         Box::new(Taken {
             lane: lane.unwrap_or_default(),
@@ -271,6 +276,13 @@ impl Derive {
             }
         })
     }
+}
+
+/// What is wrong with a message whose payload is larger than configured.
+fn oversize<R>(shared: &Shared<R>, message: &Message) -> Option<Defect> {
+    let (bytes, limit) = (message.payload().len(), shared.config.max_message_bytes?);
+    let is_larger = bytes > limit && message.defect().is_none();
+    is_larger.then_some(Defect::Oversize { bytes: bytes as u64, limit: limit as u64 })
 }
 
 impl OrderBy {

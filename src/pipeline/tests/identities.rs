@@ -167,3 +167,22 @@ async fn no_more_large_messages_are_read_at_once_than_memory_allows() {
     assert!((5 * size..=8 * size).contains(&most), "{most} bytes at once, of {size} each");
     assert_eq!(worker.end().await.handled(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_message_over_the_configured_size_is_dead_lettered_unread() {
+    let world = World::new();
+    for (id, bytes) in [("small", 100), ("large", 101), ("huge", 2 << 20)] {
+        world.broker.publish(Message::builder("x".repeat(bytes)).header("id", id));
+    }
+    let worker = world.worker().config(|config| config.max_message_bytes = Some(100)).start_ok();
+    world.empty().await;
+    assert_eq!(world.ids(), ["small"]);
+    assert_eq!(worker.end().await.dead_lettered(), 2);
+    let letters = world.letters.sent();
+    let error = |letter: &crate::publisher::Outgoing| {
+        let error = letter.headers.iter().find(|(name, _)| name == "onceward-error");
+        String::from_utf8_lossy(&error.unwrap().1).into_owned()
+    };
+    assert_eq!(error(&letters[0]), "the message has 101 bytes; the limit is 100");
+    assert_eq!(letters[1].payload.len(), 2 << 20);
+}
