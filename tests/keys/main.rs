@@ -4,6 +4,7 @@
 use onceward::{Key, KeyExtractor, KeySource, KeyText, Message, Scope};
 use onceward_test_servers::postgres::Postgres;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use sqlx::{Connection as _, PgConnection, Row as _, SqliteConnection};
 
 /// Where the key is, for each of the parsers.
@@ -167,10 +168,10 @@ fn assert_same(parser: &str, place: &Place, payload: &str, key: Key, found: KeyT
 #[test]
 fn serde_json_finds_the_value_that_the_key_is_of() {
     for (place, payload, key) in documents(1) {
-        let document: Value = match serde_json::from_str(&payload) {
-            Ok(document) => document,
-            Err(error) => panic!("a key of {payload:?}, which serde_json refuses: {error}"),
-        };
+        let grammar = serde_json::from_str::<&RawValue>(&payload);
+        assert!(grammar.is_ok(), "a key of {payload:?}, which is not JSON: {grammar:?}");
+        // Half of a surrogate pair or a number beyond 1e308, beside the key, is valid and no `Value`.
+        let Ok(document) = serde_json::from_str::<Value>(&payload) else { continue };
         match document.pointer(place.pointer).expect("a value") {
             Value::String(text) => assert_same("serde_json", place, &payload, key, KeyText::Text(text)),
             // Larger ones are floating point there.
