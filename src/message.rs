@@ -53,7 +53,7 @@ impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Oversize { bytes, limit } => {
-                write!(f, "the message has {bytes} bytes; the source's limit is {limit}")
+                write!(f, "the message has {bytes} bytes; the limit is {limit}")
             }
             Self::Malformed { what } => write!(f, "the message cannot be read: {what}"),
         }

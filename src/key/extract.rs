@@ -3,18 +3,26 @@
 use std::fmt;
 
 use super::fingerprint::payload_hash;
-use super::{KEY_FORMAT, Key, MAX_KEY_BYTES, Scope, first_half, json};
+use super::{KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope, first_half, json, names};
 use crate::message::Message;
 
 /// One place an idempotency key can come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeySource {
-    /// The value of a header, by its exact name.
+    /// The value of a header, by its exact name. [Ambiguous](KeyError::Ambiguous) if another header has the same name, or one
+    /// that differs in letter case or punctuation only, and another value: handlers are given one of them.
     Header(String),
     /// The broker's or producer's message id that survives redelivery.
     MessageId,
-    /// A JSON pointer (RFC 6901) into the payload; the value there must be a string, a number or a boolean.
+    /// A JSON pointer (RFC 6901) into the payload; the value there must be a string, an integer or a boolean.
+    ///
+    /// A string is compared byte by byte: no blanks are dropped, no Unicode normalisation is done. An integer is
+    /// `-?(0|[1-9][0-9]*)` of any length and keeps its digits; `7` and `"7"` are different keys. `null` is no value.
+    ///
+    /// [Ambiguous](KeyError::Ambiguous), so no key, is what parsers read differently: a name on the pointer's path that its
+    /// object repeats, in whatever escapes or letter case; numbers such as `7.0`, `7e0` and `-0`; strings with a NUL
+    /// character or half of a surrogate pair; and a payload that begins as a JSON document and is not valid.
     JsonPointer(String),
     /// Where the message stands in its source: source incarnation, partition, offset. Catches redeliveries only.
     Position,
@@ -67,6 +75,34 @@ impl KeySource {
             .into())
     }
 
+    /// True for pointers that differ in letter case only. A list of both says that either spelling may come.
+    fn is_spelling_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::JsonPointer(one), Self::JsonPointer(other)) => {
+                names::likeness(one.as_bytes(), other) != names::Likeness::Other
+            }
+            _ => false,
+        }
+    }
+
+    /// True if the payload is read to find it.
+    pub(crate) fn reads_payload(&self) -> bool {
+        match self {
+            Self::JsonPointer(_) | Self::PayloadHash => true,
+            Self::Composite(parts) => parts.iter().any(Self::reads_payload),
+            Self::Header(_) | Self::MessageId | Self::Position | Self::Given => false,
+        }
+    }
+
+    /// True if the payload is hashed for it.
+    fn hashes_payload(&self) -> bool {
+        match self {
+            Self::PayloadHash => true,
+            Self::Composite(parts) => parts.iter().any(Self::hashes_payload),
+            _ => false,
+        }
+    }
+
     /// Kind and name, as they are hashed into the key.
     fn describe(&self, into: &mut Vec<u8>) {
         match self {
@@ -89,9 +125,7 @@ impl KeySource {
     /// Appends the length-prefixed parts found in `message`.
     fn collect(&self, message: &Message, into: &mut Vec<u8>) -> Result<(), KeyError> {
         match self {
-            Self::Header(name) => {
-                message.header(name).map_or(Err(KeyError::Missing), |value| part(into, value))
-            }
+            Self::Header(name) => part(into, header(message, name)?),
             Self::MessageId => message.id().map_or(Err(KeyError::Missing), |id| part(into, id)),
             Self::JsonPointer(pointer) => {
                 let value = json::scalar_at(message.payload(), pointer)?;
@@ -133,6 +167,19 @@ impl fmt::Display for KeySource {
     }
 }
 
+/// The value of a header, if whoever reads the message finds the same one.
+fn header<'m>(message: &'m Message, name: &str) -> Result<&'m [u8], KeyError> {
+    let value = message.header(name).ok_or(KeyError::Missing)?;
+    let contradicts = |(other, its): (&str, &bytes::Bytes)| its != value && names::same_header(other, name);
+    if message.headers().any(contradicts) {
+        return Err(KeyError::Ambiguous {
+            source: format!("header:{name}"),
+            what: "the header occurs again, in the same or another letter case or punctuation, with another value".into(),
+        });
+    }
+    Ok(value)
+}
+
 fn tagged(into: &mut Vec<u8>, kind: &[u8], name: &[u8]) {
     for text in [kind, name] {
         into.extend_from_slice(&(text.len() as u64).to_le_bytes());
@@ -164,52 +211,6 @@ fn push(into: &mut Vec<u8>, value: &[u8]) {
     into.extend_from_slice(&(value.len() as u64).to_le_bytes());
     into.extend_from_slice(value);
 }
-
-/// Why a message has no idempotency key. The policy `on_missing_key` decides what happens to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KeyError {
-    /// None of the sources is present, or each one found is empty or partial.
-    Missing,
-    /// A part is longer than [`MAX_KEY_BYTES`].
-    TooLong {
-        /// Its length in bytes.
-        bytes: usize,
-    },
-    /// The payload is not JSON, or not JSON down to where the pointer points.
-    NotJson {
-        /// What the parser said, without the payload.
-        what: String,
-    },
-    /// The pointer meets an object, an array or null, which is no identity.
-    NotScalar,
-    /// A text handed to a tool cannot be a value of this source.
-    OtherForm {
-        /// What can.
-        wanted: &'static str,
-    },
-}
-
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => write!(f, "no idempotency key: every source is absent, empty or partial"),
-            Self::TooLong { bytes } => {
-                write!(f, "the idempotency key has {bytes} bytes; {MAX_KEY_BYTES} are allowed")
-            }
-            Self::NotJson { what } => write!(f, "the payload is not valid JSON: {what}"),
-            Self::NotScalar => {
-                write!(
-                    f,
-                    "the JSON pointer meets an object, an array or null; a key is a string, number or boolean"
-                )
-            }
-            Self::OtherForm { wanted } => write!(f, "this is no key of the source; give {wanted}"),
-        }
-    }
-}
-
-impl std::error::Error for KeyError {}
 
 /// Derives the [`Key`] of each message from the first of its sources that is present.
 ///
@@ -264,6 +265,11 @@ impl KeyExtractor {
         self.sources.iter().map(|(source, _)| source)
     }
 
+    /// True if payloads are hashed for a source.
+    pub(crate) fn hashes_payload(&self) -> bool {
+        self.sources().any(KeySource::hashes_payload)
+    }
+
     /// The context key of a source: what is the same for all its messages is hashed once, here.
     fn prepare(&self, source: KeySource) -> (KeySource, [u8; 32]) {
         let mut text = vec![KEY_FORMAT];
@@ -279,8 +285,8 @@ impl KeyExtractor {
     /// The key of `message`, from the first source that is present.
     ///
     /// # Errors
-    /// [`KeyError`] if no source is present. A malformed payload or an oversize part is reported in preference to
-    /// a merely missing one.
+    /// [`KeyError`] if no source is present, or the first one that is present [cannot be used](KeyError::is_unusable): the
+    /// sources behind it do not take its place. A malformed payload is reported in preference to a merely missing source.
     pub fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
         self.key_and_source(message).map(|(key, _)| key)
     }
@@ -292,8 +298,12 @@ impl KeyExtractor {
     /// As [`key_of`](Self::key_of).
     pub fn key_and_source(&self, message: &Message) -> Result<(Key, usize), KeyError> {
         let mut worst = KeyError::Missing;
+        let mut unusable: Option<&KeySource> = None;
         let mut parts = Vec::with_capacity(64);
         for (index, (source, context)) in self.sources.iter().enumerate() {
+            if unusable.is_some_and(|before| !source.is_spelling_of(before)) {
+                continue;
+            }
             parts.clear();
             match source.collect(message, &mut parts) {
                 Ok(()) => {
@@ -301,8 +311,11 @@ impl KeyExtractor {
                     return Ok((key, index));
                 }
                 Err(KeyError::Missing) => {}
-                Err(error @ KeyError::TooLong { .. }) => return Err(error),
-                Err(error) => worst = error,
+                Err(error) if unusable.is_none() => {
+                    unusable = error.is_unusable().then_some(source);
+                    worst = error;
+                }
+                Err(_) => {}
             }
         }
         Err(worst)

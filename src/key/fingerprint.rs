@@ -105,6 +105,11 @@ impl Fingerprinting {
         }
     }
 
+    /// True if payloads are brought into the canonical form of JSON for it.
+    pub(crate) const fn reads_json(&self) -> bool {
+        matches!(self, Self::Json | Self::Pointers(_))
+    }
+
     /// What is wrong with its pointers, if anything is.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let Self::Pointers(pointers) = self else { return None };

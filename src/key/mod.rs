@@ -1,15 +1,21 @@
 //! Whose key it is and what makes two deliveries the same: [`Scope`], [`Key`], [`Fingerprint`].
 
 mod canonical;
+mod error;
 mod extract;
 mod fingerprint;
 mod json;
+mod names;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use extract::{KeyError, KeyExtractor, KeySource};
+pub(crate) use canonical::memory as canonical_memory;
+pub use error::KeyError;
+pub use extract::{KeyExtractor, KeySource};
 pub use fingerprint::{Fingerprint, Fingerprinting};
 pub use text::KeyText;
 

@@ -1,20 +1,18 @@
 //! Keys as text, for tools: what a person or an earlier table calls a key, turned into the keys it may be here.
 
-use serde_json::value::RawValue;
-
 use super::extract::{json_part, part};
-use super::{Key, KeyError, KeyExtractor, KeySource};
+use super::{Key, KeyError, KeyExtractor, KeySource, json};
 
 /// One value of a key, as a person or an earlier table has it.
 ///
 /// Only a [`KeySource::JsonPointer`] tells the variants apart, since there `"42"` and `42` are different keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyText<'a> {
-    /// Of a type that is not known: a text, or the number or boolean that it reads as.
+    /// Of a type that is not known: a text, or the integer or boolean that it reads as.
     Untyped(&'a str),
     /// A text.
     Text(&'a str),
-    /// A number or a boolean, with the very digits it has in the messages.
+    /// An integer, with the very digits it has in the messages, or a boolean.
     Literal(&'a str),
 }
 
@@ -88,12 +86,15 @@ fn texts(source: &KeySource, value: KeyText<'_>) -> Result<Vec<Vec<u8>>, KeyErro
         json_part(&mut into, &[tag, text.as_bytes()].concat()).map(|()| into)
     };
     match source {
+        KeySource::JsonPointer(_) if text.contains('\0') => {
+            Err(KeyError::OtherForm { wanted: "a text without NUL characters" })
+        }
         KeySource::JsonPointer(_) => match (value, literal_tag(text)) {
             (KeyText::Text(_), _) | (KeyText::Untyped(_), None) => Ok(vec![tagged(b"s")?]),
             (KeyText::Untyped(_), Some(tag)) => Ok(vec![tagged(b"s")?, tagged(tag)?]),
             (KeyText::Literal(_), Some(tag)) => Ok(vec![tagged(tag)?]),
             (KeyText::Literal(_), None) => {
-                Err(KeyError::OtherForm { wanted: "a JSON number, true or false" })
+                Err(KeyError::OtherForm { wanted: "a JSON integer, true or false" })
             }
         },
         KeySource::Position => {
@@ -121,14 +122,11 @@ fn texts(source: &KeySource, value: KeyText<'_>) -> Result<Vec<Vec<u8>>, KeyErro
     }
 }
 
-/// The kind of JSON value that `text` is, if it is a number or a boolean and nothing around it.
+/// The kind of JSON value that `text` is, if it is an integer or a boolean as messages have it.
 fn literal_tag(text: &str) -> Option<&'static [u8]> {
-    let whole = serde_json::from_str::<&RawValue>(text).is_ok_and(|value| value.get() == text);
-    match text.as_bytes().first() {
-        _ if !whole => None,
-        Some(b't' | b'f') => Some(b"b"),
-        Some(b'-' | b'0'..=b'9') => Some(b"n"),
-        _ => None,
+    match text {
+        "true" | "false" => Some(b"b"),
+        _ => json::is_plain_integer(text).then_some(b"n"),
     }
 }
 
@@ -150,7 +148,7 @@ mod tests {
 
     #[test]
     fn text_and_message_give_the_same_key_whatever_the_source() {
-        let message = Message::builder(r#"{"id":"a-1","big":12345678901234567890.0,"yes":true}"#)
+        let message = Message::builder(r#"{"id":"a-1","big":123456789012345678901,"yes":true}"#)
             .header("h", "a-1")
             .message_id("a-1")
             .position(Position { incarnation: Arc::from("1:2"), partition: 3, offset: 4 })
@@ -173,7 +171,7 @@ mod tests {
             );
         }
         let (number, boolean) = (extractor(json("/big")), extractor(json("/yes")));
-        for (keys, text) in [(number, "12345678901234567890.0"), (boolean, "true")] {
+        for (keys, text) in [(number, "123456789012345678901"), (boolean, "true")] {
             let key = keys.key_of(&message).unwrap();
             assert_eq!(keys.keys_from_text(0, &[KeyText::Literal(text)]), Ok(vec![key]));
             let text_too = keys.keys_from_text(0, &[KeyText::Text(text)]).unwrap();
@@ -186,6 +184,11 @@ mod tests {
         for (source, value) in [
             (json("/id"), KeyText::Literal("a-1")),
             (json("/id"), KeyText::Literal(" 1")),
+            (json("/id"), KeyText::Literal("1.0")),
+            (json("/id"), KeyText::Literal("1e0")),
+            (json("/id"), KeyText::Literal("-0")),
+            (json("/id"), KeyText::Literal("01")),
+            (json("/id"), KeyText::Text("a\0")),
             (json("/id"), KeyText::Untyped("")),
             (KeySource::Position, KeyText::Untyped("1:2")),
             (KeySource::Position, KeyText::Untyped("1:x:2")),

@@ -161,6 +161,9 @@ pub struct PipelineConfig {
     pub max_waiting_per_partition: Option<usize>,
     /// Bytes of all deliveries taken and not settled. A single larger message is still taken, alone. Default 256 MiB.
     pub max_in_flight_bytes: usize,
+    /// The largest payload that is handled, in bytes. A message with a larger one is dead-lettered unread, as a defect of its
+    /// own; it is held in memory until then. From 1; `None`, the default: no limit but the broker's.
+    pub max_message_bytes: Option<usize>,
     /// Which messages wait for each other.
     pub ordering: Ordering,
     /// How long a handler may run. Default 30 s.
@@ -210,6 +213,7 @@ impl Default for PipelineConfig {
             max_waiting: None,
             max_waiting_per_partition: None,
             max_in_flight_bytes: 256 << 20,
+            max_message_bytes: None,
             ordering: Ordering::None,
             handler_timeout: Duration::from_secs(30),
             cancel_grace: Duration::from_secs(5),
@@ -245,6 +249,7 @@ impl PipelineConfig {
         range("max_batch", self.max_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
+        range("max_message_bytes", self.max_message_bytes.unwrap_or(usize::MAX), 1, usize::MAX)?;
         range("max_attempts", self.retry.max_attempts as usize, 1, limits::MOST_ATTEMPTS)?;
         range("max_waiting", self.max_waiting(), 1, 1 << 26)?;
         range("max_waiting_per_partition", self.max_waiting_per_partition(), 1, 1 << 26)?;

@@ -2,6 +2,7 @@
 
 mod copies;
 mod drain;
+mod identify;
 mod leaving;
 mod notes;
 mod rounds;
@@ -22,6 +23,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use drain::Drained;
+pub(crate) use identify::Identified;
+use identify::Unidentified;
 pub(crate) use store::Asked;
 use store::StoreWatch;
 use suspects::Suspects;
@@ -34,7 +37,7 @@ use super::intake::Gate;
 use super::limits::LONGEST;
 use super::runner::Runner;
 use super::shared::Shared;
-use super::work::{Turn, Verdict, Work};
+use super::work::{Plan, Turn, Verdict, Work};
 use crate::consumer::FlowControl;
 use crate::key::{Fingerprint, Key};
 
@@ -42,6 +45,8 @@ use crate::key::{Fingerprint, Key};
 pub(crate) enum Event {
     /// Deliveries came in.
     Arrived(Vec<Work>),
+    /// The key of a large message was looked for.
+    Identified(Identified),
     /// The source is at its end.
     End,
     /// The source is idle; only sent if the pipeline shall stop then.
@@ -91,6 +96,7 @@ pub(crate) struct Dispatcher<R> {
     /// Deliveries whose keys the store did not answer, due to be asked for again.
     unanswered: VecDeque<Work>,
     suspects: Suspects,
+    unidentified: Unidentified,
     /// The keys that a delivery of this process speaks for, with the copies that wait for its outcome.
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
@@ -129,6 +135,7 @@ impl<R: Runner> Dispatcher<R> {
             ready: VecDeque::new(),
             unanswered: VecDeque::new(),
             suspects: Suspects::default(),
+            unidentified: Unidentified::default(),
             leaders: HashMap::new(),
             lanes: HashMap::new(),
             timers: Timers::default(),
@@ -165,6 +172,7 @@ impl<R: Runner> Dispatcher<R> {
                 () = sleep_until(wake_at) => {}
             }
             self.fire_timers();
+            self.start_identifying();
             self.look();
             self.publish_gauges();
         }
@@ -208,6 +216,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.gate.seen();
                 works.into_iter().for_each(|work| self.arrive(work));
             }
+            Event::Identified(identified) => self.note_identified(identified),
             Event::End => self.at_end = true,
             // What goes back to the source while it is asked would not be seen: it must be there by then.
             Event::Idle => self.idle = self.is_quiet() && self.unflushed <= 0,
@@ -236,15 +245,18 @@ impl<R: Runner> Dispatcher<R> {
             }
             Some(Entry::Vacant(lane)) => {
                 lane.insert(VecDeque::new());
-                self.ready.push_back(work);
+                self.enqueue(work);
             }
-            None => self.ready.push_back(work),
+            None => self.enqueue(work),
         }
     }
 
     /// Puts a delivery where it waits for its turn to start.
     fn enqueue(&mut self, mut work: Work) {
-        if work.store_tries > 0 {
+        if matches!(work.plan, Plan::Identify) {
+            self.window.wake(&mut work);
+            self.unidentified.waiting.push_back(work);
+        } else if work.store_tries > 0 {
             self.window.wait(&mut work);
             self.unanswered.push_back(work);
         } else if work.lost > 0 {

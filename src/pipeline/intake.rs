@@ -17,8 +17,8 @@ use crate::dead_letter::Provenance;
 use crate::delivery::Delivery;
 use crate::error::Error;
 use crate::failpoints::{self, Step};
-use crate::key::KeyExtractor;
-use crate::message::Message;
+use crate::key::{Fingerprint, Key, KeyError, KeyExtractor, canonical_memory};
+use crate::message::{Defect, Message};
 use crate::store::Reason;
 use crate::telemetry::Counter;
 
@@ -125,7 +125,10 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                     let now = Instant::now();
                     batch.iter().for_each(|delivery| shared.heartbeat.hold(delivery.receipt.tag(), now));
                 }
-                let works = batch.into_iter().map(|delivery| derive.work(&shared, delivery)).collect();
+                let mut works = Vec::with_capacity(batch.len());
+                for delivery in batch {
+                    works.push(derive.work(&shared, delivery).await);
+                }
                 gate.sent();
                 shared.tell(Event::Arrived(works));
             }
@@ -170,32 +173,84 @@ async fn idle(wanted: bool) {
     if wanted { tokio::time::sleep(QUIET).await } else { std::future::pending().await }
 }
 
-/// Finds key, fingerprint, generation and lane of a delivery.
+/// From so many bytes on, a payload is read on a thread that may block: it takes milliseconds and more.
+const LARGE: usize = 256 << 10;
+
+/// How many bytes of memory it takes to [identify] a message, besides its own.
+pub(super) fn memory_for<R>(shared: &Shared<R>, message: &Message) -> usize {
+    let by_hash = shared.keys.hashes_payload() || shared.config.policies.on_missing_key == OnMissingKey::Hash;
+    let needed = by_hash || shared.config.fingerprint.reads_json();
+    if needed { canonical_memory(message.payload().len()) } else { 0 }
+}
+
+/// What is to be done with a message, and what its content and headers give for that.
+pub(super) struct Identity {
+    pub(super) plan: Plan,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) generation: u32,
+    /// It looks like a letter or retry of ours, and nothing proves it.
+    pub(super) unproven: bool,
+}
+
+impl Identity {
+    fn without_key(plan: Plan) -> Self {
+        Self { plan, fingerprint: None, generation: 0, unproven: false }
+    }
+}
+
+/// Finds what is to be done with a message.
+pub(super) fn identify<R>(shared: &Shared<R>, message: &Message) -> Identity {
+    let provenance = Provenance::of(&shared.scope, message, &shared.config.own_headers);
+    let unproven = provenance == Provenance::Unproven;
+    if unproven {
+        shared.note_unproven(message);
+    }
+    let (plan, generation) = plan(shared, message, provenance);
+    let wanted = matches!(plan, Plan::Claim(_));
+    let fingerprint = if wanted { shared.config.fingerprint.of(message.payload()) } else { None };
+    Identity { plan, fingerprint, generation, unproven }
+}
+
+/// Finds key, fingerprint, generation and lane of a delivery; of a large one the lane alone.
 struct Derive {
-    order_by: Option<KeyExtractor>,
+    order_by: Option<OrderBy>,
     hasher: RandomState,
+}
+
+struct OrderBy {
+    source: Arc<KeyExtractor>,
+    reads_payload: bool,
 }
 
 impl Derive {
     fn new(keys: &KeyExtractor, ordering: &Ordering) -> Self {
         let order_by = match ordering {
-            Ordering::By(source) => Some(keys.with_sources(vec![source.clone()])),
+            Ordering::By(source) => Some(OrderBy {
+                source: Arc::new(keys.with_sources(vec![source.clone()])),
+                reads_payload: source.reads_payload(),
+            }),
             _ => None,
         };
         Self { order_by, hasher: RandomState::new() }
     }
 
-    fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
-        let provenance = Provenance::of(&shared.scope, &message, &shared.config.own_headers);
-        let unproven = provenance == Provenance::Unproven;
-        if unproven {
-            shared.note_unproven(&message);
-        }
-        let (plan, generation) = plan(shared, &message, provenance);
-        let wanted = matches!(plan, Plan::Claim(_));
-        let fingerprint = if wanted { shared.config.fingerprint.of(message.payload()) } else { None };
+    async fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
+        let oversize = oversize(shared, &message);
+        let lane = match oversize {
+            None => self.lane(&shared.config.ordering, &message).await,
+            Some(_) => Ok(None),
+        };
+        let Identity { plan, fingerprint, generation, unproven } = match (&lane, oversize) {
+            (_, Some(defect)) => Identity::without_key(Plan::Letter(Reason::Defect, defect.to_string())),
+            (Err(error), None) => Identity::without_key(unordered(shared, &message, error)),
+            // A defect is known already.
+            (Ok(_), None) if message.payload().len() >= LARGE && message.defect().is_none() => {
+                Identity::without_key(Plan::Identify)
+            }
+            (Ok(_), None) => identify(shared, &message),
+        };
         Box::new(Taken {
-            lane: self.lane(&shared.config.ordering, &message),
+            lane: lane.unwrap_or_default(),
             size: message.size(),
             message,
             receipt,
@@ -221,8 +276,9 @@ impl Derive {
     }
 
     /// A lane is a 64-bit hash: messages of two order keys that share one merely wait for each other.
-    fn lane(&self, ordering: &Ordering, message: &Message) -> Option<u64> {
-        match ordering {
+    /// An error: there is an order key, and it cannot be used.
+    async fn lane(&self, ordering: &Ordering, message: &Message) -> Result<Option<u64>, KeyError> {
+        Ok(match ordering {
             Ordering::None => None,
             Ordering::Partition => {
                 let position = message.position();
@@ -233,9 +289,38 @@ impl Derive {
             }
             Ordering::BrokerKey => message.order_key().map(|key| self.hasher.hash_one(key)),
             Ordering::By(_) => {
-                let order_by = self.order_by.as_ref()?;
-                order_by.key_of(message).ok().map(|key| self.hasher.hash_one(key.as_bytes()))
+                let Some(order_by) = &self.order_by else { return Ok(None) };
+                match order_by.key_of(message).await {
+                    Ok(key) => Some(self.hasher.hash_one(key.as_bytes())),
+                    Err(error) if error.is_unusable() && message.defect().is_none() => return Err(error),
+                    Err(_) => None,
+                }
             }
+        })
+    }
+}
+
+/// What is wrong with a message whose payload is larger than configured.
+fn oversize<R>(shared: &Shared<R>, message: &Message) -> Option<Defect> {
+    let (bytes, limit) = (message.payload().len(), shared.config.max_message_bytes?);
+    let is_larger = bytes > limit && message.defect().is_none();
+    is_larger.then_some(Defect::Oversize { bytes: bytes as u64, limit: limit as u64 })
+}
+
+impl OrderBy {
+    /// What comes behind waits, since it may be of the same lane; what is in the pipeline goes on.
+    async fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
+        if !self.reads_payload || message.payload().len() < LARGE {
+            return self.source.key_of(message);
+        }
+        let (source, message) = (Arc::clone(&self.source), message.clone());
+        match tokio::task::spawn_blocking(move || source.key_of(&message)).await {
+            Ok(found) => found,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is being torn down.
+                Err(_) => Err(KeyError::Missing),
+            },
         }
     }
 }
@@ -256,15 +341,28 @@ fn plan<R>(shared: &Shared<R>, message: &Message, provenance: Provenance) -> (Pl
         Ok(key) => return (Plan::Claim(key), generation),
         Err(error) => error,
     };
+    (without_key(shared, message, &error), generation)
+}
+
+/// What becomes of a message without a key.
+fn without_key<R>(shared: &Shared<R>, message: &Message, error: &KeyError) -> Plan {
     shared.count(Counter::MissingKeys, 1);
     tracing::debug!(delivery = ?message, %error, "a message has no usable key");
-    let plan = match shared.config.policies.on_missing_key {
+    match shared.config.policies.on_missing_key {
         // Observing changes nothing for any message.
         _ if shared.config.mode == Mode::Observe => Plan::Unprotected,
-        OnMissingKey::DeadLetter => Plan::Letter(Reason::MissingKey, error.to_string()),
-        OnMissingKey::Hash => Plan::Claim(shared.keys.fallback(message)),
+        OnMissingKey::Hash if !error.is_unusable() => Plan::Claim(shared.keys.fallback(message)),
+        // Around one value there are any number of payloads: by their hashes, its effect would happen as often.
+        OnMissingKey::DeadLetter | OnMissingKey::Hash => Plan::Letter(Reason::MissingKey, error.to_string()),
         OnMissingKey::Process => Plan::Unprotected,
         OnMissingKey::Reject => Plan::Reject,
-    };
-    (plan, generation)
+    }
+}
+
+/// What becomes of a message of which it cannot be said behind which others it belongs: as without a key.
+fn unordered<R>(shared: &Shared<R>, message: &Message, error: &KeyError) -> Plan {
+    match without_key(shared, message, error) {
+        Plan::Letter(reason, text) => Plan::Letter(reason, format!("the order key cannot be used: {text}")),
+        other => other,
+    }
 }

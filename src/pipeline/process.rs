@@ -84,6 +84,8 @@ fn unclaimed<R: Runner>(shared: &Shared<R>, work: Work) -> Start {
         Plan::Claim(_) | Plan::Unprotected => unprotected(shared, work),
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
         Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+        // It is in no round before its key is known.
+        Plan::Identify => known(work, Outcome::Decided(Verdict::Abandon)),
     }
 }
 

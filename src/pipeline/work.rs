@@ -71,6 +71,8 @@ pub(crate) enum Turn {
 /// What shall be done with a delivery once it is its turn.
 #[derive(Clone, Debug)]
 pub(crate) enum Plan {
+    /// Find the key first: the payload is large.
+    Identify,
     /// Claim the key, then run.
     Claim(Key),
     /// Run without a claim: a policy allows it.

@@ -114,11 +114,38 @@ fn a_key_of_64_kib_is_a_key_like_any_other() {
 
 #[test]
 fn keys_that_look_alike_stay_apart() {
-    let ids = ["a", "a\0", "\0a", "A", "á", "a\u{301}", "a ", "\u{1f600}", "a\u{200b}", "а"];
+    let ids = ["a", "A", "á", "a\u{301}", "a ", "\u{1f600}", "a\u{200b}", "а"];
     let lines: Vec<_> = ids.iter().map(|id| plain(id)).collect();
     let scene = scene(&worker(), &lines);
     run_through(&scene, 0, ids.len() as u64);
     assert_eq!(scene.count(Kind::Effect), each(&ids.map(String::from), 1));
+}
+
+#[test]
+fn keys_that_other_readers_see_differently_are_dead_lettered() {
+    let bad = [
+        r#"{"id":"first","id":"other"}"#,
+        r#"{"id":"other","\u0069d":"first"}"#,
+        r#"{"id":"other","ID":"first"}"#,
+        r#"{"id":"first\u0000"}"#,
+        r#"{"id":7.0}"#,
+        r#"{"id":["first"]}"#,
+        "\u{feff}{\"id\":\"first\"}",
+    ];
+    // Not with the hash of the payload either, of which there are as many as payloads.
+    for setup in [worker(), worker().set("policy.on_missing_key", "hash")] {
+        let lines = bad.iter().map(|line| line.as_bytes().to_vec()).collect();
+        let content = [between_neighbours(vec![], plain), between_neighbours(lines, plain)].concat();
+        let scene = with_content(&setup, &content);
+        let ended = scene.run_to_end();
+        assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 4), "{ended:#?}");
+        assert_neighbours_handled(&scene);
+        let reasons = reasons(&scene);
+        assert_eq!(reasons.len(), bad.len(), "{reasons:?}");
+        assert!(reasons.iter().all(|(reason, _)| reason == "missing-key"), "{reasons:?}");
+        let named = reasons.iter().filter(|(_, error)| error.contains("json:/id is ambiguous")).count();
+        assert_eq!(named, bad.len() - 1, "{reasons:?}");
+    }
 }
 
 #[test]

@@ -79,3 +79,28 @@ fn two_programs_on_one_database_leave_exactly_one_row_for_each_key() {
     assert_eq!(one.summary("handled") + other.summary("handled"), 300);
     assert_exact(&scene, &orders.ids);
 }
+
+#[test]
+fn a_row_is_inserted_for_the_value_that_the_key_is_of_or_for_none() {
+    let setup = Setup::sql("INSERT INTO charges (id) VALUES (json_extract($1, '$.id'))");
+    let lines = [
+        r#"{"id":"victim","id":"r1","amount":100}"#,
+        r#"{"id":"victim","id":"r2","amount":100}"#,
+        r#"{"id":"r3","ID":"victim"}"#,
+        r#"{"id\u0000":"victim","id":"r4"}"#,
+        r#"{"id":7}"#,
+        r#"{"id":7.0}"#,
+        r#"{"id":7e0}"#,
+        r#"{"id":70e-1}"#,
+        r#"{"id":7}"#,
+        r#"{"id":"x"}"#,
+    ];
+    let scene = scene(&setup, &lines.map(String::from));
+    scene.database().execute("CREATE TABLE charges (id TEXT NOT NULL)");
+    let ended = scene.run_to_end();
+    let told = ["handled", "duplicates", "dead-lettered"].map(|word| ended.summary(word));
+    assert_eq!((ended.code(), told), (Some(3), [2, 1, 7]), "{ended:#?}");
+    let mut rows = scene.database().texts("SELECT id FROM charges");
+    rows.sort_unstable();
+    assert_eq!(rows, ["7", "x"]);
+}

@@ -36,6 +36,10 @@ pub struct PipelineConfig {
     pub max_waiting_per_partition: Option<u32>,
     /// How many bytes of messages may be held at a time.
     pub max_in_flight_bytes: ByteCount,
+    /// The largest payload that is handled; a message with a larger one is dead-lettered unread. When left out: no limit but
+    /// the broker's, and `max_message_bytes` of a file source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_message_bytes: Option<ByteCount>,
     /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
     /// Whether intake pauses while the handler is unavailable, and one message at a time tries whether it works again.
@@ -60,6 +64,7 @@ impl Default for PipelineConfig {
             max_waiting: None,
             max_waiting_per_partition: None,
             max_in_flight_bytes: ByteCount::mib(256),
+            max_message_bytes: None,
             max_batch: 256,
             breaker: true,
             breaker_keys: 20,

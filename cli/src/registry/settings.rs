@@ -54,6 +54,9 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         max_waiting_per_partition: pipeline.max_waiting_per_partition.map(|messages| messages as usize),
         breaker: BreakerConfig { enabled: pipeline.breaker, failing_keys: pipeline.breaker_keys },
         max_in_flight_bytes: usize::try_from(pipeline.max_in_flight_bytes.get()).unwrap_or(usize::MAX),
+        max_message_bytes: pipeline
+            .max_message_bytes
+            .map(|bytes| usize::try_from(bytes.get()).unwrap_or(usize::MAX)),
         ordering: ordering(config),
         handler_timeout: handler_timeout(config),
         cancel_grace: pipeline.cancel_grace.get(),
@@ -171,7 +174,7 @@ mod tests {
         let config = parse(
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
              concurrency = 5\nmax_batch = 6\nmax_in_flight = 70\nmax_waiting = 80\n\
-             max_waiting_per_partition = 9\nbreaker = false\nbreaker_keys = 7\nmax_in_flight_bytes = '1GiB'\n\
+             max_waiting_per_partition = 9\nbreaker = false\nbreaker_keys = 7\nmax_in_flight_bytes = '1GiB'\nmax_message_bytes = '2MiB'\n\
              drain_timeout = '8s'\ncancel_grace = '9s'\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
              jitter = 'decorrelated'\n",
@@ -184,6 +187,7 @@ mod tests {
         assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
+        assert_eq!(settings.max_message_bytes, Some(2 << 20));
         assert_eq!((settings.max_waiting, settings.max_waiting_per_partition), (Some(80), Some(9)));
         assert_eq!(settings.breaker, BreakerConfig { enabled: false, failing_keys: 7 });
         assert_eq!(settings.ordering, core::Ordering::By(KeySource::JsonPointer("/c".into())));

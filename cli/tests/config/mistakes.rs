@@ -47,8 +47,8 @@ fn each_mistake_gets_its_sentence() {
         (
             base_and("[pipeline]\nzzz = 1\n"),
             "line 13: pipeline.zzz: is not a known name; write one of concurrency, ordering, order_by, max_in_flight, \
-             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_batch, breaker, breaker_keys, drain_timeout, \
-             cancel_grace",
+             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, max_batch, breaker, \
+             breaker_keys, drain_timeout, cancel_grace",
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),
@@ -99,6 +99,11 @@ fn each_mistake_gets_its_sentence() {
         (
             base_with("'10s'", "'0s'"),
             "line 9: handler.stdout.timeout: is out of range; write a duration from 1ms to 12h",
+        ),
+        (
+            base_and("[pipeline]\nmax_message_bytes = 0\n"),
+            "line 13: pipeline.max_message_bytes: is zero, so that no message could be handled; write a size such as \
+             \"16MiB\", or leave it out",
         ),
         (
             base_and("[pipeline]\nmax_in_flight_bytes = 'lots'\n"),

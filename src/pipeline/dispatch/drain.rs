@@ -74,6 +74,7 @@ impl<R: Runner> Dispatcher<R> {
     pub(super) fn abandon_unstarted(&mut self) {
         let mut waiting: Vec<Work> = self.timers.take_all().chain(self.ready.drain(..)).collect();
         waiting.extend(self.unanswered.drain(..));
+        waiting.extend(self.unidentified.waiting.drain(..));
         waiting.extend(self.suspects.take_if(|_| true));
         for lane in self.lanes.values_mut() {
             waiting.extend(lane.drain(..));

@@ -37,6 +37,7 @@ impl<R: Runner> Dispatcher<R> {
         }
         first.extend(extract(&mut self.ready, leaves));
         first.extend(extract(&mut self.unanswered, leaves));
+        first.extend(extract(&mut self.unidentified.waiting, leaves));
         first.extend(self.suspects.take_if(leaves));
         let count = in_lanes.len() + first.len();
         in_lanes.into_iter().for_each(|work| self.give_back(work));

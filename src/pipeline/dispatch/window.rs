@@ -44,6 +44,8 @@ pub(super) struct Window {
     max_waiting: usize,
     max_waiting_per_partition: usize,
     held: Load,
+    /// Bytes of memory that finding the keys of large messages takes.
+    lent: usize,
     waiting: Load,
     partitions: HashMap<u64, Partition>,
 }
@@ -57,6 +59,7 @@ impl Window {
             max_waiting: config.max_waiting(),
             max_waiting_per_partition: config.max_waiting_per_partition(),
             held: Load::default(),
+            lent: 0,
             waiting: Load::default(),
             partitions: HashMap::new(),
         }
@@ -65,6 +68,20 @@ impl Window {
     pub(super) fn take(&mut self, work: &Taken) {
         self.held.add(work.size);
         self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
+    }
+
+    /// Counts memory that is needed for a while, besides that of the deliveries.
+    pub(super) fn lend(&mut self, bytes: usize) {
+        self.lent = self.lent.saturating_add(bytes);
+    }
+
+    pub(super) fn take_back(&mut self, bytes: usize) {
+        self.lent = self.lent.saturating_sub(bytes);
+    }
+
+    /// True if there is room for so many bytes more.
+    pub(super) fn could_lend(&self, bytes: usize) -> bool {
+        self.held_bytes().saturating_add(bytes) <= self.max_bytes
     }
 
     /// A delivery that does not wait is settled.
@@ -132,7 +149,7 @@ impl Window {
         let runnable = (self.held.messages - self.waiting.messages).saturating_add_signed(unflushed);
         runnable < self.max_runnable
             && !self.is_full_of_waiting()
-            && (self.held.bytes < self.max_bytes || self.held.messages == 0)
+            && (self.held_bytes() < self.max_bytes || self.held.messages == 0)
     }
 
     /// True if what waits keeps others from being taken in.
@@ -147,8 +164,9 @@ impl Window {
         self.held.messages
     }
 
+    /// With the memory that is lent.
     pub(super) fn held_bytes(&self) -> usize {
-        self.held.bytes
+        self.held.bytes.saturating_add(self.lent)
     }
 
     pub(super) fn waiting(&self) -> usize {

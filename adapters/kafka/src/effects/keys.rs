@@ -118,10 +118,10 @@ impl Marker {
             }
             let key = match (self.keys.from.key_of(message), self.keys.on_missing_key) {
                 (Ok(key), _) => key,
-                (Err(_), OnMissingKey::Hash) => self.keys.from.fallback(message),
+                (Err(error), OnMissingKey::Hash) if !error.is_unusable() => self.keys.from.fallback(message),
                 (Err(_), OnMissingKey::Process) => return Plan::Decided(Fate::Run),
                 (Err(_), OnMissingKey::Reject) => return Plan::Decided(Fate::Reject),
-                (Err(error), OnMissingKey::DeadLetter) => {
+                (Err(error), OnMissingKey::DeadLetter | OnMissingKey::Hash) => {
                     return Plan::Decided(Fate::Letter(Reason::MissingKey, error.to_string()));
                 }
             };

@@ -69,6 +69,13 @@ fn pipeline(config: &Config) -> Checked {
             r#"write a size such as "256MiB""#,
         ));
     }
+    if pipeline.max_message_bytes.is_some_and(|bytes| bytes.get() == 0) {
+        return Err(config.refuse(
+            "pipeline.max_message_bytes",
+            "is zero, so that no message could be handled",
+            r#"write a size such as "16MiB", or leave it out"#,
+        ));
+    }
     if pipeline.max_in_flight < pipeline.concurrency {
         return Err(config.refuse(
             "pipeline.max_in_flight",

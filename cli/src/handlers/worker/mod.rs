@@ -67,7 +67,8 @@ impl WorkerOptions {
 
 /// Gives messages to long-lived processes: one JSON line in, one JSON line out, one message at a time for each process.
 ///
-/// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead:
+/// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead; text of
+/// 64 KiB and more as well that consists of control characters so far that its escapes would more than double it:
 ///
 /// ```json
 /// {"id": 1, "key": "…", "token": "…", "scope": "billing", "attempt": 1, "fence": 1763718843000000, "generation": 0,

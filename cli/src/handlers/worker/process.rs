@@ -167,7 +167,7 @@ impl WorkerProcess {
     pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Reply {
         self.requests += 1;
         let id = self.requests;
-        let request = match request(id, &options.scope, message) {
+        let mut request = match request(id, &options.scope, message) {
             Ok(line) => line,
             Err(cause) => {
                 return Reply::Answered(Err(HandlerError::permanent(format!(
@@ -176,7 +176,7 @@ impl WorkerProcess {
             }
         };
         let cancellation = message.cancellation();
-        let mut written = 0;
+        let (mut written, length) = (0, request.len());
         let mut begun = self.reads.then(Instant::now);
         let mut stopping: Option<(Stop, Instant)> = None;
         loop {
@@ -189,18 +189,26 @@ impl WorkerProcess {
             let event = tokio::select! {
                 biased;
                 line = self.stdout.next() => Event::Read(line),
-                sent = send(self.stdin.as_mut(), &request[written..]), if written < request.len() => Event::Sent(sent),
+                sent = send(self.stdin.as_mut(), request.get(written..).unwrap_or_default()), if written < length => {
+                    Event::Sent(sent)
+                }
                 () = cancellation.cancelled(), if stopping.is_none() => Event::Cancelled,
                 () = tokio::time::sleep_until(until) => Event::Tick,
             };
             match event {
-                Event::Sent(Ok(more @ 1..)) => written += more,
-                Event::Sent(_) => return self.died(options, written, &request, "broke its pipe").await,
+                Event::Sent(Ok(more @ 1..)) => {
+                    written += more;
+                    if written == length {
+                        // While the worker works, its request needs no memory here.
+                        request = Vec::new();
+                    }
+                }
+                Event::Sent(_) => return self.died(options, written, length, "broke its pipe").await,
                 Event::Read(Ok(Line::Whole(line))) => match said(id, &line) {
                     Said::Nothing => {}
                     Said::Ready => self.is_ready = true,
                     Said::Stray => self.stray(&line),
-                    Said::Answer(_) if written < request.len() => {
+                    Said::Answer(_) if written < length => {
                         return self.broken("answered before it had read the request").await;
                     }
                     Said::Answer(answer) => {
@@ -219,10 +227,10 @@ impl WorkerProcess {
                 Event::Read(Ok(Line::End)) => {
                     return match stopping {
                         Some((stop, _)) => self.stopped(options, stop).await,
-                        None => self.died(options, written, &request, "closed its standard output").await,
+                        None => self.died(options, written, length, "closed its standard output").await,
                     };
                 }
-                Event::Read(Err(_)) => return self.died(options, written, &request, "broke its pipe").await,
+                Event::Read(Err(_)) => return self.died(options, written, length, "broke its pipe").await,
                 Event::Cancelled | Event::Tick if stopping.is_none() && self.unread(written) == written => {
                     // Nothing of the request has been read, so nothing has happened.
                     let why = match (&event, begun) {
@@ -298,7 +306,7 @@ impl WorkerProcess {
         &mut self,
         options: &WorkerOptions,
         written: usize,
-        request: &[u8],
+        length: usize,
         otherwise: &str,
     ) -> Reply {
         let unread = self.unread(written);
@@ -314,7 +322,7 @@ impl WorkerProcess {
             return Reply::Broken(stop::given_back(text + "; this program shuts down"));
         }
         let error = HandlerError::retry(text);
-        let read_whole = written == request.len() && unread == 0;
+        let read_whole = written == length && unread == 0;
         Reply::Broken(if read_whole { error.outcome_unknown() } else { error })
     }
 

@@ -1,15 +1,18 @@
 //! The lines a worker process reads and writes.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
+use base64::display::Base64Display;
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD};
 use bytes::Bytes;
 use onceward::{HandlerError, Message, Scope};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::ser::Formatter;
 use serde_json::value::RawValue;
 
-use crate::handlers::headers::base64;
 use crate::handlers::text::printable;
 use crate::handlers::token::claim_token;
 
@@ -22,7 +25,12 @@ const QUOTE_LIMIT: usize = 120;
 /// The longest wait a worker may ask for.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Fields that JSON cannot hold as text come in Base64 under another name, and only then.
+/// From so many bytes on, text comes in Base64 that JSON's escapes would make more than twice as long: mostly control
+/// characters, six bytes for each.
+const LONG: usize = 64 << 10;
+
+/// Fields that JSON cannot hold as text, or only with escapes many times as long, come in Base64 under another name, and only
+/// then.
 #[derive(Serialize)]
 struct Request<'a> {
     id: u64,
@@ -38,19 +46,45 @@ struct Request<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     message_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    message_id_base64: Option<String>,
+    message_id_base64: Option<Base64<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<&'a str>,
     headers: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    headers_base64: BTreeMap<&'a str, String>,
+    headers_base64: BTreeMap<&'a str, Base64<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    payload_base64: Option<String>,
+    payload_base64: Option<Base64<'a>>,
 }
 
-/// The request line for `message`, line end included. Of headers with the same name, the first is passed.
+/// Written as it is encoded, without a copy.
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::<GeneralPurpose>::new(self.0, &STANDARD))
+    }
+}
+
+/// Compact JSON without the characters that JSON leaves as they are and some line readers (that of Node.js) end a line at.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
+        let mut rest = text;
+        while let Some(at) = rest.find(['\u{2028}', '\u{2029}']) {
+            let (plain, separator) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            writer.write_all(if separator.starts_with('\u{2028}') { b"\\u2028" } else { b"\\u2029" })?;
+            rest = &separator['\u{2028}'.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// The request line for `message`, line end included: at most about twice as long as what it holds. Of headers with the same
+/// name, the first is passed.
 pub(super) fn request(id: u64, scope: &Scope, message: &Message) -> serde_json::Result<Vec<u8>> {
     let mut headers = BTreeMap::new();
     let mut headers_base64 = BTreeMap::new();
@@ -58,9 +92,9 @@ pub(super) fn request(id: u64, scope: &Scope, message: &Message) -> serde_json::
         if headers.contains_key(name) || headers_base64.contains_key(name) {
             continue;
         }
-        match std::str::from_utf8(value) {
-            Ok(text) => drop(headers.insert(name, text)),
-            Err(_) => drop(headers_base64.insert(name, base64(value))),
+        match text_or_base64(value) {
+            (Some(text), _) => drop(headers.insert(name, text)),
+            (None, encoded) => headers_base64.extend(encoded.map(|encoded| (name, encoded))),
         }
     }
     let (payload, payload_base64) = text_or_base64(message.payload());
@@ -82,22 +116,35 @@ pub(super) fn request(id: u64, scope: &Scope, message: &Message) -> serde_json::
         payload,
         payload_base64,
     };
-    let mut line = serde_json::to_string(&request)?;
-    // JSON leaves them as they are, but some line readers (that of Node.js) end a line at them.
-    for (separator, escaped) in [('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")] {
-        if line.contains(separator) {
-            line = line.replace(separator, escaped);
-        }
-    }
-    line.push('\n');
-    Ok(line.into_bytes())
+    // A line that grows by doubling would take twice as much.
+    let payload = match request.payload {
+        Some(text) => escaped(text),
+        None => message.payload().len().div_ceil(3) * 4,
+    };
+    let beside = message.size() - message.payload().len();
+    let mut line = Vec::with_capacity(payload + beside + 1024);
+    request.serialize(&mut serde_json::Serializer::with_formatter(&mut line, OneLine))?;
+    line.push(b'\n');
+    Ok(line)
 }
 
-fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<Base64<'_>>) {
     match std::str::from_utf8(bytes) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(base64(bytes))),
+        Ok(text) if bytes.len() < LONG || escaped(text) <= 2 * bytes.len() => (Some(text), None),
+        _ => (None, Some(Base64(bytes))),
     }
+}
+
+/// How many bytes `text` has as JSON, without the quotes.
+fn escaped(text: &str) -> usize {
+    let separators = text.matches(['\u{2028}', '\u{2029}']).count();
+    let of_byte = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    };
+    // Six bytes instead of three.
+    text.bytes().map(of_byte).sum::<usize>() + 3 * separators
 }
 
 /// What a line of a worker's standard output is.
@@ -206,6 +253,7 @@ fn outcome(answer: Answer<'_>) -> Result<Option<Bytes>, HandlerError> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
     use onceward::Verdict;
     use serde_json::json;
 
@@ -240,6 +288,44 @@ mod tests {
         assert_eq!(request["headers_base64"], json!({"h": "/g=="}));
         assert_eq!(request["message_id_base64"], "/Q==");
         assert!(request.get("payload").is_none() && request.get("message_id").is_none());
+    }
+
+    #[test]
+    fn a_request_is_at_most_about_twice_as_long_as_its_payload_and_is_written_without_copies() {
+        let texts = ["\u{1}", "\"", "\\", "\n", "\u{2028}", "x", "é", "\u{1}x", "\u{7f}", "{\"a\":\"b\"},"];
+        for text in texts {
+            for bytes in [100, LONG - 10, LONG + 10, 10 * LONG] {
+                let payload = text.repeat(bytes / text.len() + 1);
+                let message = Message::builder(payload.clone()).header("h", payload.clone()).build();
+                let line = request(7, &Scope::parse("billing").unwrap(), &message).unwrap();
+                let request: Value = serde_json::from_slice(&line).unwrap();
+                let decoded = |text: &Value, encoded: &Value| match (text.as_str(), encoded.as_str()) {
+                    (Some(text), None) => text.to_owned(),
+                    (None, Some(encoded)) => String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap(),
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(decoded(&request["payload"], &request["payload_base64"]), payload, "{text:?}");
+                assert_eq!(
+                    decoded(&request["headers"]["h"], &request["headers_base64"]["h"]),
+                    payload,
+                    "{text:?}"
+                );
+                // What is short comes as it always did.
+                assert!(bytes >= LONG - 10 || request["payload"].is_string(), "{text:?}");
+                assert!(text.starts_with('\u{1}') || request["payload"].is_string(), "{text:?} is text");
+                if bytes > LONG {
+                    assert!(
+                        line.len() <= 4 * payload.len() + 1024,
+                        "{text:?}: {} of {}",
+                        line.len(),
+                        payload.len()
+                    );
+                }
+            }
+        }
+        let message = Message::builder("\u{1}\"x".repeat(LONG)).build();
+        let line = request(7, &Scope::parse("billing").unwrap(), &message).unwrap();
+        assert!(line.capacity() <= line.len() + 2048, "{} for {}", line.capacity(), line.len());
     }
 
     fn answer(line: &str) -> Result<Option<Bytes>, HandlerError> {
