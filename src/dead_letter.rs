@@ -164,27 +164,37 @@ impl DeadLetters {
     }
 }
 
-/// `KEY-GENERATION`, with a hash of the payload where another message owns the key, and of what tells this copy from others
-/// where the key was dead before; for a message without a key a hash of where it stood or, failing that, of its payload.
+/// `KEY-GENERATION-PAYLOAD`, the latter a hash: messages that share a key may each die (a mismatch, runs without a claim),
+/// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers what tells
+/// this copy from others. For a message without a key where it stood or, failing that, a hash of its id and payload.
 fn letter_id(key: Option<Key>, message: &Message, why: &Obituary) -> String {
     match (key, message.position()) {
         (Some(key), position) if why.again => {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(blake3::hash(message.payload()).as_bytes());
+            hasher.update(payload_hash(message).as_bytes());
             hasher.update(blake3::hash(message.id().unwrap_or_default()).as_bytes());
             hasher.update(position.map(ToString::to_string).unwrap_or_default().as_bytes());
             format!("{key}-{}-{}", why.generation, &hasher.finalize().to_hex()[..32])
         }
-        (Some(key), _) if why.reason == Reason::Mismatch => {
-            let payload = blake3::hash(message.payload()).to_hex();
-            format!("{key}-{}-{}", why.generation, &payload[..32])
-        }
-        (Some(key), _) => format!("{key}-{}", why.generation),
+        (Some(key), _) => format!("{key}-{}-{}", why.generation, &payload_hash(message)[..32]),
         (None, Some(position)) => {
             format!("position-{}-{}-{}", position.incarnation, position.partition, position.offset)
         }
-        (None, None) => format!("payload-{}", blake3::hash(message.payload()).to_hex()),
+        (None, None) => match message.id() {
+            Some(id) => format!("message-{}-{}", blake3::hash(id).to_hex(), &payload_hash(message)[..32]),
+            None => format!("payload-{}", payload_hash(message)),
+        },
     }
+}
+
+/// 64 hexadecimal digits. No payload is not an empty one.
+fn payload_hash(message: &Message) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(message.payload());
+    if message.has_null_payload() {
+        hasher.update(b"null");
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 fn cut(text: &str, bytes: usize) -> &str {

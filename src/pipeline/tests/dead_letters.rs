@@ -1,6 +1,9 @@
 //! The last way out: published, confirmed, marked dead, acked; and the way back.
 
 use super::*;
+use crate::dead_letter::{Obituary, OwnHeaders};
+use crate::pipeline::config::{OnMismatch, OnStoreDown};
+use crate::store::Reason;
 use crate::testing::{Fault, Operation};
 
 async fn never(_: Message) -> Handled {
@@ -141,6 +144,53 @@ async fn letters_of_two_messages_that_share_a_key_have_two_ids() {
         world.letters.sent().into_iter().map(|letter| letter.own_id).collect();
     assert_eq!(ids.len(), 3, "whoever deduplicates letters by id would lose one: {ids:?}");
     let _ = worker.end().await;
+}
+
+/// Both die in runs without a claim, so that no mismatch tells them apart.
+#[tokio::test(start_paused = true)]
+async fn letters_of_messages_that_share_a_key_and_ran_without_a_claim_have_two_ids() {
+    for store_down in [false, true] {
+        let world = World::new();
+        let worker = world.worker().config(|config| {
+            config.policies.on_mismatch = OnMismatch::Process;
+            config.policies.on_store_down = OnStoreDown::Process;
+        });
+        if store_down {
+            worker.store.go_down();
+        }
+        let worker = worker.start(never);
+        for payload in ["pay 7", "pay 8", "pay 9"] {
+            world.broker.publish(Message::builder(payload).header("id", "a"));
+            world.empty().await;
+        }
+        let letters = world.letters.sent();
+        let ids: std::collections::BTreeSet<_> = letters.iter().map(|letter| &letter.own_id).collect();
+        assert_eq!((letters.len(), ids.len()), (3, 3), "store_down: {store_down}: {ids:?}");
+        worker.store.come_up();
+        let _ = worker.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_of_messages_without_a_key_and_position_are_told_apart_by_their_message_ids() {
+    let letters = DeadLetters::new(Arc::new(MemoryPublisher::new()), "dead");
+    let scope = Scope::parse("billing").unwrap();
+    let why = Obituary {
+        reason: Reason::MissingKey,
+        error: String::new(),
+        attempts: 0,
+        lost: 0,
+        generation: 0,
+        first_age: Duration::ZERO,
+    };
+    let id = |message: MessageBuilder| {
+        letters.letter(&scope, None, &message.build(), &why, OwnHeaders::All).own_id
+    };
+    let of = |id: &str| Message::builder("same").message_id(id);
+    let ids = [id(of("1")), id(of("2")), id(Message::builder("same")), id(Message::builder("other"))];
+    let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+    assert_eq!(distinct.len(), 4, "{ids:?}");
+    assert_eq!(id(of("1")), ids[0], "the same for each repeat");
 }
 
 #[tokio::test(start_paused = true)]
