@@ -6,6 +6,9 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 pub mod failpoints;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod hosts;
 mod janitor;

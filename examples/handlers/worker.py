@@ -24,7 +24,7 @@ class Refused(Exception):
 def handle(request):
     payload = request.get("payload")
     if payload is None:
-        payload = base64.b64decode(request["payload_base64"]).decode("latin-1")
+        payload = base64.b64decode(request["payload_base64"])
     try:
         order = json.loads(payload)
         customer, amount = order["customer"], int(order["amount"])

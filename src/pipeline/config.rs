@@ -14,7 +14,8 @@ pub enum OnMissingKey {
     /// Dead-letter it.
     #[default]
     DeadLetter,
-    /// Use a hash of its payload as the key.
+    /// Use a hash of its payload as the key. A message whose key is there and [cannot be
+    /// used](crate::KeyError::is_unusable) is dead-lettered: around one value there are any number of payloads.
     Hash,
     /// Run the handler without a claim; counted as unprotected. Duplicates run again.
     Process,

@@ -71,6 +71,9 @@ mod consumer;
 mod content;
 mod envelope;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod incarnation;
 mod letter;
 mod lines;

@@ -41,7 +41,7 @@ impl CheckpointStore for RedisStore {
 /// The form of a value.
 const FORM: u8 = 1;
 
-fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
+pub(crate) fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.u8(FORM);
     writer.u64(checkpoint.offset);
@@ -50,7 +50,7 @@ fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
     writer.as_bytes().to_vec()
 }
 
-fn decode(bytes: &[u8]) -> Option<Checkpoint> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Checkpoint> {
     let mut reader = Reader::new(bytes);
     if reader.u8().ok()? != FORM {
         return None;

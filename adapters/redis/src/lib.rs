@@ -67,6 +67,9 @@ mod config;
 mod confirm;
 mod connect;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod keys;
 mod link;

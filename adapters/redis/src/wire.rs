@@ -89,6 +89,12 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
+    /// What has not been read.
+    #[cfg(fuzzing)]
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     fn take(&mut self, count: usize) -> Result<&'a [u8], Garbled> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(Garbled)?;
         self.0 = rest;

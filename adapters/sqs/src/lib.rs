@@ -17,6 +17,9 @@ mod error;
 mod facts;
 mod fifo;
 mod form;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod held;
 mod message;
 mod pack;

@@ -67,7 +67,7 @@ pub enum KeyPart {
     Header(String),
     /// `message-id`: the identity that the producer gave the message.
     MessageId,
-    /// `json:/a/b`: a JSON pointer (RFC 6901) into the payload.
+    /// `json:/a/b`: a JSON pointer (RFC 6901) into the payload, to a text, an integer or a boolean.
     Json(String),
     /// `position`: where the message stands in its source, incarnation included. Catches redeliveries only.
     Position,

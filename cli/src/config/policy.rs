@@ -9,7 +9,7 @@ use super::table::choice;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyConfig {
-    /// A message without an idempotency key.
+    /// A message without an idempotency key, or with one that could be read in two ways.
     pub on_missing_key: OnMissingKey,
     /// A message whose key is claimed elsewhere.
     pub on_in_progress: OnInProgress,
@@ -49,7 +49,7 @@ choice! {
         /// It is dead-lettered; needs `[dead_letter]`.
         #[default]
         DeadLetter,
-        /// The hash of its payload is its key.
+        /// The hash of its payload is its key; one with a key that could be read in two ways is dead-lettered.
         Hash,
         /// It is handled without deduplication, and counted.
         Process,

@@ -48,6 +48,9 @@ pub use sql::PgSqlHandler;
 #[cfg(feature = "sqlite")]
 pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use worker::fuzzing as worker_lines;
 pub use worker::{WorkerHandler, WorkerOptions};
 
 /// The largest result a handler keeps unless told otherwise, in bytes: 64 KiB.

@@ -186,3 +186,23 @@ async fn a_message_over_the_configured_size_is_dead_lettered_unread() {
     assert_eq!(error(&letters[0]), "the message has 101 bytes; the limit is 100");
     assert_eq!(letters[1].payload.len(), 2 << 20);
 }
+
+#[tokio::test(start_paused = true)]
+async fn large_messages_of_a_leaving_partition_go_back_and_free_their_lanes() {
+    let world = World::with(Habits { batch: 64, partitions: 2, ..Habits::default() });
+    for id in ["a", "b", "c"] {
+        world.broker.publish_to(0, Message::builder(large(id, 2)).header("id", id).order_key(id));
+    }
+    world.broker.publish_to(0, message("behind").order_key("a"));
+    world.broker.publish_to(1, message("other").order_key("a"));
+    let worker = world.worker().config(|config| config.ordering = Ordering::BrokerKey).start_ok();
+    while worker.count(Counter::Received) < 5 {
+        tokio::task::yield_now().await;
+    }
+    world.broker.leave(1, 0);
+    eventually("the other partition goes on", || world.ids() == ["other"]).await;
+    tokio::time::sleep(SECOND).await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.given_back()), (1, 4));
+    assert_eq!(world.ids(), ["other"]);
+}

@@ -20,7 +20,8 @@ pub struct EffectKeys {
     pub from: KeyExtractor,
     /// How long a completed key is known, from 1 ms; default 7 d. A copy that is sent later is a new record.
     pub ttl: Duration,
-    /// For records without a key. `Reject` passes them over: no effect, and the position is noted.
+    /// For records without a key. `Reject` passes them over: no effect, and the position is noted. `Hash` dead-letters those whose
+    /// key is there and [cannot be used](onceward::KeyError::is_unusable).
     pub on_missing_key: OnMissingKey,
     /// For keys that are known with another payload.
     pub on_mismatch: OnMismatch,

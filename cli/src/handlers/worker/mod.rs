@@ -1,5 +1,7 @@
 //! Long-lived worker processes that speak JSON lines: [`WorkerHandler`].
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lines;
 mod pool;
 mod process;

@@ -1,0 +1,36 @@
+//! What the fuzz targets see of this module; built for them only.
+
+use onceward::{Message, Scope};
+
+use super::protocol::{self, Said};
+
+/// The request line for a message, if it can be written.
+pub fn request(id: u64, scope: &Scope, message: &Message) -> Option<Vec<u8>> {
+    protocol::request(id, scope, message).ok()
+}
+
+/// What a line is while request `id` is open.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Line {
+    /// No answer.
+    Ignored,
+    /// The worker is ready.
+    Ready,
+    /// Success, with its result.
+    Done(Option<Vec<u8>>),
+    /// A failure, with its text.
+    Failed(String),
+    /// Meant as an answer, and why it cannot be understood.
+    Wrong(String),
+}
+
+/// Reads a line of a worker.
+pub fn line(id: u64, line: &[u8]) -> Line {
+    match protocol::said(id, line) {
+        Said::Nothing | Said::Stray => Line::Ignored,
+        Said::Ready => Line::Ready,
+        Said::Answer(Ok(result)) => Line::Done(result.map(|result| result.to_vec())),
+        Said::Answer(Err(error)) => Line::Failed(error.text().to_owned()),
+        Said::Wrong(why) => Line::Wrong(why),
+    }
+}
