@@ -13,6 +13,7 @@
 //! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
 //! | `shutdown.rs` | signals |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
+//! | `lying_servers.rs` | servers and handlers that say what none says: the program lives, in little memory |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `office.rs` | effects and events in one database, and relays that send the events |
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
@@ -30,6 +31,7 @@ mod failures;
 mod handler_outages;
 mod kafka;
 mod leases;
+mod lying_servers;
 mod office;
 mod order;
 mod pair;
