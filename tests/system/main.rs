@@ -14,6 +14,7 @@
 //! | `shutdown.rs` | signals |
 //! | `stalled.rs` | SIGTERM while a source or a store is silent |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
+//! | `lying_servers.rs` | servers and handlers that say what none says: the program lives, in little memory |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `office.rs` | effects and events in one database, and relays that send the events |
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
@@ -31,6 +32,7 @@ mod failures;
 mod handler_outages;
 mod kafka;
 mod leases;
+mod lying_servers;
 mod office;
 mod order;
 mod pair;

@@ -19,7 +19,7 @@ use support::{Admin, Kind, take, text, unique};
 const MOST_MEMORY: u64 = 300 << 20;
 
 fn peak() -> u64 {
-    peak_memory("self")
+    peak_memory("self").unwrap()
 }
 
 async fn open(liar: &Liar) -> Result<RabbitConsumer, Error> {

@@ -8,6 +8,8 @@ use super::headers::{Budget, base64};
 use super::token::claim_token;
 
 const HEADER: &str = "ONCEWARD_HEADER_";
+/// Behind the name of a value in Base64.
+const MARKER: &str = "_BASE64";
 
 /// Names that are set for some messages only.
 const SOMETIMES: [&str; 7] = [
@@ -24,7 +26,8 @@ const SOMETIMES: [&str; 7] = [
 /// the claim: a capability), `_MESSAGE_ID` and `_ORIGIN` where the message has one; and each header as `ONCEWARD_HEADER_<NAME>`, its name in capitals with `_` for
 /// everything but letters and digits.
 ///
-/// A value that is not UTF-8, or holds a NUL byte, comes in Base64 under the same name with `_BASE64` behind it. Of
+/// A value that is not UTF-8, or holds a NUL byte, comes in Base64 under the same name with `_BASE64` behind it, and so does
+/// each value of a header whose own name ends with that: it could be taken for one of these. Of
 /// headers whose names become the same, the first is passed. At most 128 headers, 8 KiB each and 64 KiB together are
 /// passed, so that no message makes the process impossible to start; how many headers were left out is in
 /// `ONCEWARD_HEADERS_SKIPPED`.
@@ -81,8 +84,8 @@ fn normalised(name: &str) -> String {
 
 fn variable(name: String, value: &[u8]) -> (String, String) {
     match std::str::from_utf8(value) {
-        Ok(text) if !text.contains('\0') => (name, text.to_owned()),
-        _ => (name + "_BASE64", base64(value)),
+        Ok(text) if !text.contains('\0') && !name.ends_with(MARKER) => (name, text.to_owned()),
+        _ => (name + MARKER, base64(value)),
     }
 }
 
@@ -128,6 +131,14 @@ mod tests {
         assert_eq!(variables["ONCEWARD_HEADER_RAW_BASE64"], "//4=");
         assert_eq!(variables["ONCEWARD_MESSAGE_ID_BASE64"], "AAE=");
         assert!(!variables.contains_key("ONCEWARD_HEADER_NUL"));
+    }
+
+    #[test]
+    fn a_producer_cannot_pose_as_our_base64() {
+        let message = Message::builder("").header("x-base64", "Zm9yZ2Vk").header("x", &b"\xff"[..]).build();
+        let variables = of(&message);
+        assert_eq!(variables["ONCEWARD_HEADER_X_BASE64"], "/w==");
+        assert_eq!(variables["ONCEWARD_HEADER_X_BASE64_BASE64"], base64(b"Zm9yZ2Vk"));
     }
 
     #[test]

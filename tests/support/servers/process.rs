@@ -136,14 +136,11 @@ pub fn wait_until(limit: std::time::Duration, mut ready: impl FnMut() -> bool) -
     }
 }
 
-/// The most memory that a process has had since it started, in bytes (`VmHWM`). `process` is its number, or `self`.
-///
-/// # Panics
-/// If there is no such process.
+/// The most memory that a process has had since it started, in bytes (`VmHWM`); `None` once it has ended. `process` is its
+/// number, or `self`.
 #[must_use]
-pub fn peak_memory(process: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.expect("VmHWM in kB") << 10
+pub fn peak_memory(process: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }

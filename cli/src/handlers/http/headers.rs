@@ -3,21 +3,23 @@
 use onceward::{Message, Scope};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
+use super::trace;
 use crate::handlers::headers::{Budget, base64};
 use crate::handlers::token::claim_token;
 
 const PREFIX: &str = "onceward-header-";
 
-/// Trace context goes through under its own name (W3C Trace Context), so that the receiver's tracing finds it.
-const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+/// Behind the name of a value in Base64.
+const MARKER: &str = "-base64";
 
 /// `Idempotency-Key` and `Onceward-Token` (where there is a claim), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`,
 /// `Onceward-Message-Id` (where there is one), `Content-Type` (the message's; without one `application/json` if the payload
-/// is that, else `application/octet-stream`), trace context, and the message's own headers as `Onceward-Header-<Name>`, with
+/// is that, else `application/octet-stream`), trace context under its own name if it is that (W3C Trace Context), so that the
+/// receiver's tracing finds it, and the message's own headers as `Onceward-Header-<Name>`, with
 /// `-` for every character a header name cannot hold.
 ///
 /// A value that is not printable ASCII, or begins or ends with a space, comes in Base64 under the same name with
-/// `-Base64` behind it. At most 64 headers, 4 KiB each and 8 KiB together are passed, because servers refuse requests
+/// `-Base64` behind it; and so does each value whose own name ends with that, or it could be taken for one of these. At most 64 headers, 4 KiB each and 8 KiB together are passed, because servers refuse requests
 /// with more; how many were left out is in `Onceward-Headers-Skipped`.
 pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -46,13 +48,16 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     let stated = message.content_type().map(str::as_bytes).filter(|stated| !stated.is_empty());
     let stated = stated.and_then(text).filter(|stated| budget.take("content-type", stated.len()));
     headers.insert(CONTENT_TYPE, stated.unwrap_or_else(|| guessed(message.payload())));
+    let trace = trace::of(message);
     for (name, value) in message.headers() {
         if name.len() > budget.name || !budget.could_hold(value.len()) {
             budget.skip();
             continue;
         }
-        let own = TRACE.into_iter().find(|own| name.eq_ignore_ascii_case(own));
-        if let Some(own) = own {
+        let own = [(trace::PARENT, trace.parent), (trace::STATE, trace.state)]
+            .into_iter()
+            .find(|(own, found)| found.is_some() && name.eq_ignore_ascii_case(own));
+        if let Some((own, _)) = own {
             match text(value).filter(|_| !headers.contains_key(own) && budget.take(own, value.len())) {
                 Some(value) => drop(headers.insert(own, value)),
                 None => budget.skip(),
@@ -70,6 +75,22 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     headers
 }
 
+/// Takes out of `headers` what the operator has fixed: the header itself, the same in or without Base64, and what says more
+/// of it.
+pub(super) fn give_way(headers: &mut HeaderMap, fixed: &HeaderMap) {
+    for name in fixed.keys() {
+        headers.remove(name);
+        let plain = name.as_str().strip_suffix(MARKER).unwrap_or(name.as_str());
+        if plain.starts_with(PREFIX) {
+            headers.remove(plain);
+            headers.remove(format!("{plain}{MARKER}"));
+        }
+        if name == trace::PARENT {
+            headers.remove(trace::STATE);
+        }
+    }
+}
+
 /// What the payload is where the message does not say: JSON, if it can be read as that.
 fn guessed(payload: &[u8]) -> HeaderValue {
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok();
@@ -78,8 +99,11 @@ fn guessed(payload: &[u8]) -> HeaderValue {
 
 fn pass(headers: &mut HeaderMap, budget: &mut Budget, name: &str, value: &[u8]) {
     let mut name = normalised(name);
-    let value = text(value).or_else(|| {
-        name.push_str("-base64");
+    // Some servers make the same of `-` and `_`.
+    let poses = name.replace('_', "-").ends_with(MARKER);
+    let plain = text(value).filter(|_| !poses);
+    let value = plain.or_else(|| {
+        name.push_str(MARKER);
         HeaderValue::try_from(base64(value)).ok()
     });
     let fits = value.filter(|value| !name.is_empty() && budget.take(&name, value.len()));
@@ -145,6 +169,58 @@ mod tests {
         assert_eq!(headers["onceward-header-space-base64"], "IGEg");
         assert_eq!(headers["onceward-header-empty"], "");
         assert!(!headers.contains_key("onceward-headers-skipped"));
+    }
+
+    #[test]
+    fn a_producer_cannot_pose_as_our_base64() {
+        let message = Message::builder("")
+            .header("x-base64", "Zm9yZ2Vk")
+            .header("X.Base64", "a")
+            .header("y-base64", &b"\xff"[..])
+            .build();
+        let headers = of(&message);
+        assert!(!headers.contains_key("onceward-header-x-base64"));
+        assert_eq!(headers["onceward-header-x-base64-base64"], base64(b"Zm9yZ2Vk"));
+        assert_eq!(headers["onceward-header-x.base64"], "a", "no server takes this for ours");
+        assert_eq!(headers["onceward-header-y-base64-base64"], "/w==");
+        for (name, passed) in [("x base64", "x-base64-base64"), ("x_Base64", "x_base64-base64")] {
+            let odd = of(&Message::builder("").header(name, "a").build());
+            assert_eq!(odd[format!("{PREFIX}{passed}")], "YQ==", "its name becomes ours");
+        }
+    }
+
+    #[test]
+    fn what_is_no_trace_context_keeps_the_prefix() {
+        let message = Message::builder("").header("traceparent", "evil").header("tracestate", "a=1").build();
+        let headers = of(&message);
+        assert!(!headers.contains_key("traceparent") && !headers.contains_key("tracestate"));
+        assert_eq!(headers["onceward-header-traceparent"], "evil");
+        assert_eq!(headers["onceward-header-tracestate"], "a=1");
+    }
+
+    #[test]
+    fn what_the_operator_fixed_is_not_said_twice() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let message = Message::builder("{}")
+            .header("tenant", &b"\xff"[..])
+            .header("tenant", "mallory")
+            .header("content-type", "text/html")
+            .header("traceparent", parent)
+            .header("tracestate", "a=1")
+            .header("other", "1")
+            .build();
+        let mut headers = of(&message);
+        let mut fixed = HeaderMap::new();
+        for name in ["content-type", "traceparent", "onceward-header-tenant"] {
+            fixed.insert(name, HeaderValue::from_static("fixed"));
+        }
+        give_way(&mut headers, &fixed);
+        for name in
+            fixed.keys().map(HeaderName::as_str).chain(["tracestate", "onceward-header-tenant-base64"])
+        {
+            assert!(!headers.contains_key(name), "{name}");
+        }
+        assert_eq!(headers["onceward-header-other"], "1");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod answer;
 mod headers;
+mod trace;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -242,9 +243,7 @@ impl Handler for HttpHandler {
             return Err(HandlerError::unavailable("cancelled before the request was sent"));
         }
         let mut headers = headers::headers(&self.scope, &message);
-        for name in self.fixed.keys() {
-            headers.remove(name);
-        }
+        headers::give_way(&mut headers, &self.fixed);
         headers.extend(self.fixed.clone());
         let request = self.client.post(self.url.clone()).headers(headers).body(message.payload().clone());
         let answered = tokio::select! {

@@ -5,6 +5,7 @@ pub mod amqp;
 pub mod http;
 pub mod postgres;
 pub mod redis;
+pub mod relay;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
