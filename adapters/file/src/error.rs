@@ -8,6 +8,8 @@ use onceward::{Error, ErrorKind};
 /// The error of `operation` ("read", "append to") on `path`.
 pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
+    // What [`onceward::private_path`] says of a link, which no text of the system would tell.
+    let own = error.get_ref().map(ToString::to_string);
     let (kind, what) = match error.kind() {
         Io::NotFound => (ErrorKind::Config, "there is no such file or directory; check the path"),
         Io::PermissionDenied => {
@@ -26,7 +28,13 @@ pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
         }
         _ => (ErrorKind::Unavailable, "the operating system reports an error"),
     };
-    Error::new(kind, format!("{operation} {}", path.display()), what).with_source(error)
+    let operation = format!("{operation} {}", path.display());
+    match own {
+        Some(own) if matches!(error.kind(), Io::NotFound | Io::PermissionDenied) => {
+            Error::new(kind, operation, own)
+        }
+        _ => Error::new(kind, operation, what).with_source(error),
+    }
 }
 
 /// An error in what the configuration says about `path`.

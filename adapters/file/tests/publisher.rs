@@ -36,6 +36,23 @@ fn envelope_config(path: &Path) -> FileConfig {
 }
 
 #[tokio::test]
+async fn a_new_file_is_its_owners_alone_and_none_is_made_through_a_link() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let (file, link) = (directory.path().join("orders.dlq"), directory.path().join("link.dlq"));
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let publisher = FilePublisher::new();
+    let refused = publisher.publish(&[letter(&link, "1", "x")]).await.remove(0).unwrap_err();
+    assert!(refused.to_string().contains("symbolic link") && !file.exists(), "{refused}");
+
+    publish(&publisher, &[letter(&file, "1", "x")]).await;
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // It belongs to the user of this test, and the file is there.
+    publish(&publisher, &[letter(&link, "2", "x")]).await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
+}
+
+#[tokio::test]
 async fn dead_letters_can_be_read_back_as_a_source() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("orders.dlq");

@@ -70,6 +70,8 @@ fn a_starter_is_written_once_and_passes_the_check() {
 
     let first = onceward(&["init", path(&file)]);
     assert_eq!((code(&first), stderr(&first)), (Some(0), String::new()));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "passwords may come into it");
     std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("\"billing\"", "\"mine\""))
         .unwrap();
 

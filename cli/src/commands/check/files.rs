@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use onceward::private_path;
 use rustix::fs::{Access, access};
 
 use super::finding::Finding;
@@ -70,6 +71,13 @@ pub(super) fn source(config: &Config, source: &FileSource) -> Finding {
 pub(super) fn dead_letters(config: &Config, path: &Path) -> Finding {
     const KEY: &str = "dead_letter.to";
     let named = path.display();
+    if let Err(error) = private_path(path) {
+        // An error of the system leaves it to what follows.
+        if let Some(what) = error.get_ref().map(ToString::to_string) {
+            let (problem, fix) = what.split_once("; ").unwrap_or((&what, "name the file itself"));
+            return Finding::error(config, KEY, format!("{named} cannot be used, since {problem}"), fix);
+        }
+    }
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
             Finding::error(config, KEY, format!("{named} is not a file"), "name a file for dead letters")
