@@ -147,6 +147,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
         let tx = runner.store.lend(&mut conn);
         let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
         if let Err(error) = guarded(shared, claim, Instant::now(), run).await {
+            let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;
             return (!error.is_conflict()).then_some(Outcome::Failed(error));
         }
