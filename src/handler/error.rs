@@ -1,5 +1,6 @@
 //! What a user thinks of a failed run: [`HandlerError`] and its [`Verdict`].
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
@@ -40,12 +41,21 @@ pub struct HandlerError {
     outcome_unknown: bool,
     conflict: bool,
     not_before: Option<Duration>,
+    /// What came through a bare `?`, while nobody has said what it means.
+    cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl HandlerError {
     /// A failure with this text.
     pub fn new(verdict: Verdict, text: impl Into<String>) -> Self {
-        Self { verdict, text: text.into(), outcome_unknown: false, conflict: false, not_before: None }
+        Self {
+            verdict,
+            text: text.into(),
+            outcome_unknown: false,
+            conflict: false,
+            not_before: None,
+            cause: None,
+        }
     }
 
     /// Worth trying again.
@@ -131,6 +141,25 @@ impl HandlerError {
         self.conflict
     }
 
+    /// What it means according to `of`, which is asked about each error that came through a bare `?`, outermost first: a
+    /// [`Conflict`](ErrorKind::Conflict) or [`Unavailable`](ErrorKind::Unavailable) is not the message's fault. A verdict that
+    /// the handler has given stays.
+    pub(crate) fn judged(self, of: impl Fn(&(dyn StdError + 'static)) -> Option<ErrorKind>) -> Self {
+        let mut cause: Option<&(dyn StdError + 'static)> = self.cause.as_deref().map(|cause| cause as _);
+        while let Some(next) = cause {
+            let Some(kind) = of(next) else {
+                cause = next.source();
+                continue;
+            };
+            return match kind {
+                ErrorKind::Conflict => Self { conflict: true, verdict: Verdict::Unavailable, ..self },
+                ErrorKind::Unavailable => Self { verdict: Verdict::Unavailable, ..self },
+                _ => self,
+            };
+        }
+        self
+    }
+
     /// The text, causes included.
     pub fn text(&self) -> &str {
         &self.text
@@ -160,7 +189,7 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError
             }
             cause = next.source();
         }
-        Self::retry(text)
+        Self { cause: Some(error), ..Self::retry(text) }
     }
 }
 
@@ -187,25 +216,69 @@ pub trait ResultExt<T> {
 
 impl<T, E: Into<HandlerError>> ResultExt<T> for Result<T, E> {
     fn permanent(self) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError { verdict: Verdict::Permanent, conflict: false, ..error.into() })
+        self.map_err(|error| HandlerError {
+            verdict: Verdict::Permanent,
+            conflict: false,
+            cause: None,
+            ..error.into()
+        })
     }
 
     fn retry_after(self, delay: Duration) -> Result<T, HandlerError> {
         self.map_err(|error| HandlerError {
             verdict: Verdict::RetryAfter(delay),
             conflict: false,
+            cause: None,
             ..error.into()
         })
     }
 
     fn unavailable(self) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError { verdict: Verdict::Unavailable, ..error.into() })
+        self.map_err(|error| HandlerError { verdict: Verdict::Unavailable, cause: None, ..error.into() })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug)]
+    struct Database(ErrorKind);
+
+    impl fmt::Display for Database {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "the database says {:?}", self.0)
+        }
+    }
+
+    impl StdError for Database {}
+
+    fn of_database(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
+        error.downcast_ref::<Database>().map(|error| error.0)
+    }
+
+    #[test]
+    fn a_store_says_what_a_bare_error_of_its_database_means_and_a_verdict_that_was_given_stays() {
+        let judged = |error: HandlerError| {
+            let judged = error.judged(of_database);
+            (judged.verdict(), judged.is_conflict())
+        };
+        for (kind, means) in [
+            (ErrorKind::Conflict, (Verdict::Unavailable, true)),
+            (ErrorKind::Unavailable, (Verdict::Unavailable, false)),
+            (ErrorKind::Internal, (Verdict::Retry, false)),
+        ] {
+            assert_eq!(judged(Database(kind).into()), means, "{kind:?}");
+            assert_eq!(judged(anyhow::Error::new(Database(kind)).context("pay").into()), means, "{kind:?}");
+        }
+        assert_eq!(judged(std::io::Error::other("no file").into()), (Verdict::Retry, false));
+        let failed = || Err::<(), _>(Database(ErrorKind::Conflict));
+        let delay = Duration::from_secs(1);
+        assert_eq!(judged(failed().permanent().unwrap_err()), (Verdict::Permanent, false));
+        assert_eq!(judged(failed().retry_after(delay).unwrap_err()), (Verdict::RetryAfter(delay), false));
+        let text = "it came of a conflict";
+        assert_eq!(judged(HandlerError::retry(text)), (Verdict::Retry, false));
+    }
 
     #[test]
     fn a_conflict_is_found_behind_the_errors_that_wrap_it() {

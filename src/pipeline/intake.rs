@@ -103,14 +103,12 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
             biased;
             () = shared.draining.cancelled() => return (consumer, Ok(())),
             notice = next_notice(&mut notices) => {
-                match notice {
-                    Notice::Leaving { epoch } => shared.tell(Event::Leaving { epoch }),
-                }
+                pass_on(&shared, notice);
                 continue;
             }
             received = async { gate.pass().await; consumer.receive().await } => received,
             () = idle(ask_if_idle) => {
-                if consumer.is_idle().await == Some(true) {
+                if beside_notices(&shared, &mut notices, consumer.is_idle()).await == Some(true) {
                     shared.tell(Event::Idle);
                 }
                 continue;
@@ -144,13 +142,35 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                 tokio::select! {
                     biased;
                     () = shared.draining.cancelled() => return (consumer, Ok(())),
-                    () = tokio::time::sleep(pause) => {}
+                    () = beside_notices(&shared, &mut notices, tokio::time::sleep(pause)) => {}
                 }
             }
             Err(error) => {
                 shared.draining.cancel();
                 return (consumer, Err(error));
             }
+        }
+    }
+}
+
+fn pass_on<R>(shared: &Shared<R>, notice: Notice) {
+    match notice {
+        Notice::Leaving { epoch } => shared.tell(Event::Leaving { epoch }),
+    }
+}
+
+/// Awaits `work`, and passes on what the source reports meanwhile: a partition that leaves must not wait for it.
+async fn beside_notices<R, T>(
+    shared: &Shared<R>,
+    notices: &mut Option<mpsc::UnboundedReceiver<Notice>>,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            notice = next_notice(notices) => pass_on(shared, notice),
+            done = &mut work => return done,
         }
     }
 }

@@ -138,14 +138,16 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
             }
         };
         failpoints::hit(Step::Begun);
-        // Waiting for the transaction does not count against the handler, but it may have cost the lease.
-        if claim.is_past_deadline(Instant::now()) || claim.is_cancelled() {
+        // Waiting for the transaction does not count against the handler, but it may have cost the lease, or the right to start.
+        let may_start = !shared.draining.is_cancelled() && !shared.halt.stops(work);
+        if !may_start || claim.is_past_deadline(Instant::now()) || claim.is_cancelled() {
             roll_back(&*runner.store, limit, conn).await;
             return Some(Outcome::Unstarted);
         }
         let tx = runner.store.lend(&mut conn);
         let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
         if let Err(error) = guarded(shared, claim, Instant::now(), run).await {
+            let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;
             return (!error.is_conflict()).then_some(Outcome::Failed(error));
         }

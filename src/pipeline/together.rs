@@ -159,7 +159,8 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         let message = work.message.claimed(std::sync::Arc::clone(claim));
         runner.handler.handle(message, tx).await
     };
-    let mut handled = guarded(shared, claim, now, handled).await;
+    let handled = guarded(shared, claim, now, handled).await;
+    let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {
         match in_time(limit, "keep an effect", runner.store.keep(conn)).await {
             Ok(()) => {}

@@ -1,5 +1,7 @@
 //! Stores that commit the effect and its completion together: [`TransactionalStore`].
 
+use std::error::Error as StdError;
+
 use async_trait::async_trait;
 
 use super::{CompleteRequest, Store};
@@ -57,6 +59,14 @@ pub trait TransactionalStore: Store {
 
     /// Rolls the transaction back.
     async fn rollback(&self, conn: Self::Conn);
+
+    /// What an error that a handler has returned from inside its transaction says about the database, if it is one of the
+    /// database's client: [`Conflict`](ErrorKind::Conflict) if the transaction met another one,
+    /// [`Unavailable`](ErrorKind::Unavailable) if the database takes no statement at all for now. Neither uses an attempt. It is
+    /// asked about each error of the chain that came through a bare `?`. The default: `None`.
+    fn handler_error(&self, _error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
+        None
+    }
 
     /// Whether several effects may share a transaction. The methods below are called only if so.
     fn shares_transactions(&self) -> bool {

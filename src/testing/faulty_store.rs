@@ -244,6 +244,10 @@ impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
             self.plan.call(Operation::Rollback, Vec::new, |()| Vec::new(), self.inner.rollback(conn)).await;
     }
 
+    fn handler_error(&self, error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+        self.inner.handler_error(error)
+    }
+
     fn shares_transactions(&self) -> bool {
         self.inner.shares_transactions()
     }

@@ -46,9 +46,11 @@ struct State {
     waiting: VecDeque<Message>,
     delayed: BTreeMap<(Instant, u64), Message>,
     unsettled: Window,
-    /// Epochs of which nothing is delivered: paused, or leaving for good.
+    /// Epochs of which nothing is delivered: paused, or leaving.
     paused: BTreeSet<u64>,
     left: BTreeSet<u64>,
+    /// How often a partition was assigned to a consumer again.
+    assignments: HashMap<(u64, u32), u64>,
     notices: HashMap<u64, mpsc::UnboundedSender<Notice>>,
 }
 
@@ -68,6 +70,7 @@ impl MemoryBroker {
             unsettled: Window::default(),
             paused: BTreeSet::new(),
             left: BTreeSet::new(),
+            assignments: HashMap::new(),
             notices: HashMap::new(),
         };
         Self(Arc::new(Inner { habits, state: Mutex::new(state), changed: Notify::new() }))
@@ -111,7 +114,7 @@ impl MemoryBroker {
 
     /// Breaks the connection of one consumer: what it has not settled comes again, and its tags settle nothing.
     pub fn disconnect_consumer(&self, number: u64) {
-        self.0.lock().give_back(|consumer| consumer == number);
+        self.0.lock().give_back(|unsettled| unsettled.consumer == number);
         self.0.changed.notify_waiters();
     }
 
@@ -153,9 +156,9 @@ impl Inner {
 }
 
 impl State {
-    /// The unsettled deliveries of these consumers come again.
-    fn give_back(&mut self, whose: impl Fn(u64) -> bool) {
-        for unsettled in self.unsettled.take(whose).into_iter().rev() {
+    /// These unsettled deliveries come again.
+    fn give_back(&mut self, which: impl Fn(&Unsettled) -> bool) {
+        for unsettled in self.unsettled.take(which).into_iter().rev() {
             self.requeue(unsettled.message);
         }
     }
@@ -216,7 +219,7 @@ impl MemoryConsumer {
         let habits = &inner.habits;
         let mut state = inner.lock();
         if state.chance(habits.disconnect) {
-            state.give_back(|consumer| consumer == self.number);
+            state.give_back(|unsettled| unsettled.consumer == self.number);
             drop(state);
             inner.changed.notify_waiters();
             return Err(Inner::error("receive"));
@@ -317,7 +320,7 @@ impl MemoryConsumer {
     /// alone brings it back.
     fn give_back(&self) {
         if self.broker.0.habits.visibility.is_none() {
-            self.broker.0.lock().give_back(|consumer| consumer == self.number);
+            self.broker.0.lock().give_back(|unsettled| unsettled.consumer == self.number);
         }
         self.broker.0.changed.notify_waiters();
     }

@@ -29,12 +29,14 @@ pub(crate) enum Bug {
     UndoesNothing,
     /// A handler that finds what it needs unavailable says that the message is to blame.
     BlamesMessages,
+    /// The broker's client says nothing of partitions that leave.
+    HidesLeaving,
     /// The dead-letter destination confirms what it does not keep.
     ConfirmsWithoutKeeping,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::ClaimsTwice,
         Self::AcksOnReceive,
         Self::ForgetsTheFence,
@@ -43,6 +45,7 @@ impl Bug {
         Self::LosesRenewals,
         Self::UndoesNothing,
         Self::BlamesMessages,
+        Self::HidesLeaving,
         Self::ConfirmsWithoutKeeping,
     ];
 }

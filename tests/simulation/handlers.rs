@@ -48,7 +48,8 @@ pub(crate) async fn transactional(script: Script, message: Message, tx: &mut Mem
 impl Script {
     async fn run(&self, message: &Message, effect: impl Fn(&Witness, usize)) -> Handled {
         let id = String::from_utf8_lossy(message.payload()).into_owned();
-        let (run, before) = self.witness.run_starts(&id, self.worker, message.fence());
+        let partition = message.position().map_or(0, |position| position.partition);
+        let (run, before) = self.witness.run_starts(&id, self.worker, partition, message.fence());
         let mut running = Running { witness: &self.witness, run, how: "run dropped" };
         let result = self.behave(&id, before, message).await;
         running.how = if result.is_ok() { "run succeeds" } else { "run fails" };

@@ -53,6 +53,8 @@ pub(crate) enum Trouble {
     Outage { lasts: Duration },
     /// All connections to the broker break.
     Disconnect,
+    /// A partition leaves a worker and is assigned to it again after this long.
+    Leaves { worker: usize, partition: u32, lasts: Duration },
     /// The store refuses every call for a part of the keys.
     NodeDown { lasts: Duration },
     /// The dead-letter destination refuses every publish.
@@ -103,7 +105,15 @@ impl Plan {
         };
         let letter_faults =
             Faults { refused: unconfirmed, reply_lost: unconfirmed, seed: rng.u64(..), ..Faults::NONE };
-        let troubles = troubles(rng, workers, config.lease, heals);
+        let mut troubles = troubles(rng, workers, config.lease, heals);
+        if habits.partitions > 1 {
+            for _ in 0..pick(rng, &[0, 1, 3]) {
+                let (worker, partition) = (rng.usize(..workers), rng.u32(..habits.partitions));
+                let lasts = up_to(rng, config.lease * 4);
+                troubles.push((up_to(rng, heals), Trouble::Leaves { worker, partition, lasts }));
+            }
+            troubles.sort_by_key(|(at, _)| *at);
+        }
         let transactional = rng.bool();
         if transactional {
             config.transaction_batch = pick(rng, &[1, 1, 2, 4, 16]);
@@ -122,9 +132,12 @@ impl Plan {
         }
     }
 
-    /// True if nothing befalls the system: no death, no outage, no fault of the store.
+    /// True if nothing befalls the system: no death, no outage, no fault of the store. Partitions may leave.
     pub(crate) fn is_calm(&self) -> bool {
-        self.troubles.is_empty() && self.store_faults.refused == 0.0 && self.store_faults.reply_lost == 0.0
+        let leaves = |(_, trouble): &(Duration, Trouble)| matches!(trouble, Trouble::Leaves { .. });
+        self.troubles.iter().all(leaves)
+            && self.store_faults.refused == 0.0
+            && self.store_faults.reply_lost == 0.0
     }
 
     /// True if first effects must come in the order of publication within an order key.

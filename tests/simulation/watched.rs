@@ -253,7 +253,7 @@ impl Consumer for WatchedConsumer {
     }
 
     fn notices(&mut self) -> Option<UnboundedReceiver<Notice>> {
-        self.inner.notices()
+        self.inner.notices().filter(|_| self.bug != Some(Bug::HidesLeaving))
     }
 
     async fn close(&mut self) -> Result<(), Error> {

@@ -12,6 +12,9 @@ use onceward::Key;
 use onceward_test_support::ledger::{Effect, Ledger, Produced};
 use tokio::time::Instant;
 
+/// A worker notices within this that a partition is leaving it.
+const NOTICED: Duration = Duration::from_millis(1);
+
 /// One run of a handler.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
@@ -42,6 +45,8 @@ struct Notes {
     excused: BTreeMap<String, usize>,
     /// When something befell a worker: from, until.
     befallen: BTreeMap<u64, Vec<(Duration, Duration)>>,
+    /// Since when a partition has been leaving a worker.
+    leaving: BTreeMap<(u64, u32), Duration>,
     violations: Vec<String>,
     trace: DefaultHasher,
     events: u64,
@@ -96,10 +101,17 @@ impl Witness {
     // Runs.
 
     /// A run starts; answers its number, and how many of its key there were before.
-    pub(crate) fn run_starts(&self, id: &str, worker: u64, fence: u64) -> (usize, usize) {
+    pub(crate) fn run_starts(&self, id: &str, worker: u64, partition: u32, fence: u64) -> (usize, usize) {
         self.trace(worker, "run starts", (id, fence));
         let start = self.now();
         let mut notes = self.notes();
+        if notes.starts_while_leaving(id, worker, partition, fence, start) {
+            drop(notes);
+            self.violated(format!(
+                "a run of {id} started though partition {partition} was leaving worker {worker}"
+            ));
+            notes = self.notes();
+        }
         let before = notes.runs.iter().filter(|run| run.id == id).count();
         notes.runs.push(Run { id: id.to_owned(), worker, fence, start, end: None, effect: false });
         (notes.runs.len() - 1, before)
@@ -139,6 +151,17 @@ impl Witness {
     pub(crate) fn befalls(&self, worker: u64, lasts: Duration) {
         let now = self.now();
         self.notes().befallen.entry(worker).or_default().push((now, now.saturating_add(lasts)));
+    }
+
+    /// A partition is leaving a worker: nothing of it starts there any more.
+    pub(crate) fn leaves(&self, worker: u64, partition: u32) {
+        let now = self.now();
+        self.notes().leaving.entry((worker, partition)).or_insert(now);
+    }
+
+    /// It has been assigned to the worker again.
+    pub(crate) fn stays(&self, worker: u64, partition: u32) {
+        self.notes().leaving.remove(&(worker, partition));
     }
 
     // Claims, as the store answers them.
@@ -260,6 +283,21 @@ impl Witness {
             story: notes.story.clone().unwrap_or_default(),
             ..Outcome::default()
         }
+    }
+}
+
+impl Notes {
+    /// True if a run that starts now had no right to: its partition was leaving. A worker that stood still in between learns of
+    /// it later, and what had begun before under the same claim may be repeated after a rollback.
+    fn starts_while_leaving(&self, id: &str, worker: u64, partition: u32, fence: u64, now: Duration) -> bool {
+        let Some(since) = self.leaving.get(&(worker, partition)).copied() else { return false };
+        let stood_still = self
+            .befallen
+            .get(&worker)
+            .is_some_and(|befallen| befallen.iter().any(|(from, until)| *from <= now && *until >= since));
+        let goes_on =
+            |run: &Run| run.id == id && run.worker == worker && run.fence == fence && run.start <= since;
+        now > since + NOTICED && !stood_still && !self.runs.iter().any(goes_on)
     }
 }
 

@@ -123,6 +123,7 @@ impl World {
                 Trouble::Pause { lasts, .. }
                 | Trouble::Outage { lasts }
                 | Trouble::NodeDown { lasts }
+                | Trouble::Leaves { lasts, .. }
                 | Trouble::LettersDown { lasts } => *lasts,
                 Trouble::Restart { .. } | Trouble::Disconnect => continue,
             };
@@ -238,6 +239,12 @@ impl World {
                             self.witness.befalls(worker.number, lasts);
                         }
                     }
+                    Trouble::Leaves { worker, partition, .. } => {
+                        if let Some(worker) = &self.workers[worker] {
+                            self.broker.leave(worker.connection, partition);
+                            self.witness.leaves(worker.number, partition);
+                        }
+                    }
                     Trouble::Disconnect => self.broker.disconnect(),
                     Trouble::LettersDown { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.letters.go_down());
@@ -264,10 +271,19 @@ impl World {
                     Trouble::LettersDown { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.letters.come_up());
                     }
+                    Trouble::Leaves { worker, partition, .. } => {
+                        self.workers[worker].iter().for_each(|worker| self.assign(worker, partition));
+                    }
                     Trouble::Restart { .. } | Trouble::Disconnect => {}
                 }
             }
         }
+    }
+
+    /// Assigns a partition again that has left the worker.
+    fn assign(&self, worker: &Worker, partition: u32) {
+        self.witness.stays(worker.number, partition);
+        self.broker.assign(worker.connection, partition);
     }
 
     fn publish(&self, index: usize) {
@@ -330,6 +346,7 @@ impl World {
             worker.store.set(Faults::NONE);
             worker.letters.come_up();
             worker.letters.set(Faults::NONE);
+            (0..self.plan.habits.partitions).for_each(|partition| self.assign(worker, partition));
         }
         for place in 0..self.workers.len() {
             if self.workers[place].is_none() {

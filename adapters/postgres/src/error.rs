@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use onceward::{Error, ErrorKind};
+use onceward::{Error, ErrorKind, HandlerError};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
@@ -140,6 +140,47 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
             "XX" => (ErrorKind::Unavailable, "the server failed internally; see its log"),
             _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
         },
+    }
+}
+
+/// What an error of the handler's own statements says about the database: that it met another transaction, or takes no statement for
+/// now. A lost connection says neither, since the statement may be what ends it.
+pub(crate) fn not_the_messages(error: &sqlx::Error) -> Option<ErrorKind> {
+    if is_stale(error) {
+        return Some(ErrorKind::Conflict);
+    }
+    match &*code(error)? {
+        "40001" | "40P01" | "55P03" => Some(ErrorKind::Conflict),
+        // It starts up, lacks connections or disk, or is a standby now.
+        "57P03" | "53300" | "53100" | "25006" => Some(ErrorKind::Unavailable),
+        _ => None,
+    }
+}
+
+/// The failure of a handler that has a transaction of its own, or none: a certain rollback (SQLSTATE 40001, 40P01, 55P03) and a
+/// database that takes no statement for now use no attempt; everything else is tried again.
+///
+/// A transactional handler needs no such call: there a bare `?` means the same.
+///
+/// ```no_run
+/// # use onceward::{Handled, Message};
+/// # use sqlx::PgPool;
+/// async fn charge(pool: PgPool, message: Message) -> Handled {
+///     sqlx::query("INSERT INTO charges (payload) VALUES ($1)")
+///         .bind(&message.payload()[..])
+///         .execute(&pool)
+///         .await
+///         .map_err(onceward_postgres::handler_error)?;
+///     Ok(())
+/// }
+/// ```
+pub fn handler_error(error: sqlx::Error) -> HandlerError {
+    let kind = not_the_messages(&error);
+    let failed = HandlerError::from(error);
+    match kind {
+        Some(ErrorKind::Conflict) => HandlerError::conflict(failed.text()),
+        Some(_) => HandlerError::unavailable(failed.text()),
+        None => failed,
     }
 }
 

@@ -57,6 +57,7 @@ mod within;
 
 pub use config::PgConfig;
 pub use conn::PgConn;
+pub use error::handler_error;
 pub use outbox::PgOutbox;
 pub use store::PgStore;
 pub use together::Together;

@@ -14,7 +14,7 @@ use sqlx_core::transaction::TransactionManager;
 
 use crate::conn::{PgConn, end};
 use crate::effects::Effects;
-use crate::error::{code, is_lost, store_error};
+use crate::error::{code, is_lost, not_the_messages, store_error};
 use crate::guard::guarded;
 use crate::row::{NOW, integer};
 use crate::shared;
@@ -45,6 +45,9 @@ const NOT_OPEN: &str = "OW002";
 /// let handler = tx_handler(&store, (), charge);
 /// # }
 /// ```
+///
+/// A bare `?` on an error of `sqlx` tries again, and uses no attempt where the message is not to blame: the transaction met another
+/// one (SQLSTATE 40001, 40P01, 55P03), or the database takes no statement for now.
 ///
 /// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
 /// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise, and those that share the
@@ -127,6 +130,10 @@ impl TransactionalStore for PgStore {
 
     async fn begin(&self) -> Result<PgConn, Error> {
         within(self.link().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
+    }
+
+    fn handler_error(&self, error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+        error.downcast_ref::<sqlx::Error>().and_then(not_the_messages)
     }
 
     fn max_transactions(&self) -> Option<usize> {

@@ -331,3 +331,23 @@ async fn runs_wait_for_a_transaction_and_the_store_is_not_blamed() {
     assert_eq!((summary.handled(), counters.get(Counter::StoreErrors)), (32, 0));
     assert_eq!(counters.get(Counter::LeasesLost), 0, "leases are renewed while runs wait");
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_leaving_partition_no_run_starts_that_waited_for_a_transaction() {
+    let (mut inbox, runs) = (Inbox::new(), Runs::default());
+    inbox.world = World::with(Habits { partitions: 2, ..Habits::default() });
+    inbox.inbox = MemoryInbox::new(inbox.world.store.clone()).with_transactions(1);
+    let worker = inbox.start(&runs);
+    for id in ["slow-first", "second"] {
+        inbox.world.broker.publish_to(1, message(id));
+    }
+    tokio::time::sleep(SECOND).await;
+    inbox.world.broker.leave(worker.connection, 1);
+    tokio::time::sleep(20 * SECOND).await;
+    assert_eq!(inbox.inbox.effects(), ["slow-first"], "what ran is finished, and no more");
+    assert!(matches!(inbox.world.state("second").await, KeyState::Absent));
+    let second = inbox.start(&runs);
+    inbox.world.empty().await;
+    (worker.end().await, second.end().await);
+    assert_eq!(inbox.inbox.effects(), ["slow-first", "second"]);
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pipeline::config::{OnExhausted, Ordering};
+use crate::testing::{Fault, Operation};
 
 fn of_partition(world: &World, partition: u32, id: &str) {
     world.broker.publish_to(partition, message(id));
@@ -220,4 +221,27 @@ async fn in_order_a_leaving_partition_frees_the_lanes_and_copies_of_others() {
     assert_eq!(world.ids(), ["other"]);
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.given_back()), (1, 2));
+}
+
+/// The source reports a partition while it is not asked for messages, since it has failed a moment ago.
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_leaves_while_receiving_is_paused_starts_nothing_more() {
+    let world = World::with(Habits { batch: 4, partitions: 2, ..Habits::default() });
+    let small = |config: &mut PipelineConfig| (config.concurrency, config.max_in_flight) = (1, 4);
+    let worker = world.worker().config(small).start(|_| async {
+        tokio::time::sleep(20 * MS).await;
+        Ok(())
+    });
+    (0..4).for_each(|number| of_partition(&world, 0, &format!("0#{number}")));
+    tokio::time::sleep(10 * MS).await;
+    // As soon as there is room again.
+    worker.broker.next(Operation::Receive, Fault::Refused);
+    eventually("receiving failed", || worker.count(Counter::ReceiveErrors) == 1).await;
+    let started = world.runs().len();
+    world.broker.leave(1, 0);
+    tokio::time::sleep(45 * MS).await;
+    assert_eq!(world.runs().len(), started, "it went on starting");
+    assert_eq!(world.broker.unsettled(), 0, "what ran is settled, and the rest is back");
+    assert_eq!(worker.count(Counter::ReceiveErrors), 1, "receiving was still paused");
+    worker.end().await;
 }

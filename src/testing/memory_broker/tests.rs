@@ -39,3 +39,27 @@ async fn messages_given_back_one_by_one_keep_their_order() {
     let again = consumer.receive().await.unwrap().unwrap();
     assert_eq!(payloads(&again), [b"a", b"b"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_left_comes_back_under_another_epoch_with_what_was_not_settled() {
+    let broker = MemoryBroker::new(Habits { partitions: 2, ..Habits::default() });
+    for (partition, payload) in [(0, "a"), (1, "b"), (0, "c")] {
+        broker.publish_to(partition, Message::builder(payload));
+    }
+    let mut consumer = broker.consumer();
+    let taken = consumer.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&taken), [b"a", b"b", b"c"]);
+    broker.leave(1, 0);
+    broker.publish_to(0, Message::builder("d"));
+    broker.settle(&[(taken[0].receipt.tag(), Settlement::Ack)]).await;
+    broker.assign(1, 0);
+    let again = consumer.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&again), [b"c", b"d"]);
+    assert_ne!(again[0].receipt.tag().epoch, taken[2].receipt.tag().epoch);
+    let acks = [&taken[2], &taken[1]].map(|delivery| (delivery.receipt.tag(), Settlement::Ack));
+    let answers: Vec<_> = broker.settle(&acks).await.into_iter().map(Result::ok).collect();
+    assert_eq!(answers, [Some(Settled::TooLate), Some(Settled::Done)]);
+    // What has not left is not assigned again.
+    broker.assign(1, 1);
+    assert_eq!(broker.unsettled(), 2);
+}

@@ -42,9 +42,9 @@ impl Window {
         Some(unsettled)
     }
 
-    /// Takes those of these consumers, in order. Their tags are void from now on.
-    pub(super) fn take(&mut self, whose: impl Fn(u64) -> bool) -> Vec<Unsettled> {
-        let mine = |slot: &&mut Option<Unsettled>| slot.as_ref().is_some_and(|slot| whose(slot.consumer));
+    /// Takes these, in order. Their tags are void from now on.
+    pub(super) fn take(&mut self, which: impl Fn(&Unsettled) -> bool) -> Vec<Unsettled> {
+        let mine = |slot: &&mut Option<Unsettled>| slot.as_ref().is_some_and(&which);
         let taken: Vec<_> = self.slots.iter_mut().filter(mine).filter_map(Option::take).collect();
         self.count -= taken.len();
         self.trim();
