@@ -1,7 +1,8 @@
 //! The last way out: published, confirmed, marked dead, acked; and the way back.
 
 use super::*;
-use crate::dead_letter::{Obituary, OwnHeaders};
+use crate::dead_letter::{Extent, Obituary};
+use crate::own_headers::OwnHeaders;
 use crate::pipeline::config::{OnMismatch, OnStoreDown};
 use crate::store::Reason;
 use crate::testing::{Fault, Operation};
@@ -182,9 +183,10 @@ async fn letters_of_messages_without_a_key_and_position_are_told_apart_by_their_
         lost: 0,
         generation: 0,
         first_age: Duration::ZERO,
+        again: false,
     };
     let id = |message: MessageBuilder| {
-        letters.letter(&scope, None, &message.build(), &why, OwnHeaders::All).own_id
+        letters.letter(&scope, None, &message.build(), &why, Extent::All, &OwnHeaders::trusted()).own_id
     };
     let of = |id: &str| Message::builder("same").message_id(id);
     let ids = [id(of("1")), id(of("2")), id(Message::builder("same")), id(Message::builder("other"))];

@@ -69,7 +69,7 @@ fn properties(config: &Config, table: &str, properties: &Properties) -> Checked 
             return Err(config.refuse(&key(), "is not for passing through", *fix));
         }
         if let Some((_, only, why)) = FIXED_PROPERTIES.iter().find(|(fixed, ..)| *fixed == plain)
-            && value != only
+            && value != *only
         {
             let fix = match *only {
                 "" => "remove it".to_owned(),
