@@ -19,7 +19,8 @@
 //!
 //! # Rights
 //! Migrations need the right to create the schema. The role of a worker needs no more than what [`PgStore::grants`]
-//! lists: no DDL, no ownership. Tests run under such a role.
+//! lists: no DDL, no ownership. Tests run under such a role, and beside a hostile one: a schema in which others have objects is
+//! refused, and nothing that others create in a schema of the `search_path` is called.
 //!
 //! # What it does not do
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can

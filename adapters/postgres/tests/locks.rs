@@ -154,6 +154,14 @@ async fn a_lost_standby_leaves_no_pile_of_waiting_processes() {
     let _ = lease(&store.claim(&scope(), &terms(), &requests([9_999])).await.remove(0).unwrap());
     server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
     server.sql("SELECT pg_reload_conf()");
+    // The server's processes read it one after the other.
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    for n in 10_000.. {
+        if store.claim(&scope(), &terms(), &requests([n])).await[0].is_err() {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "the standby is not waited for");
+    }
     for n in 0..12 {
         let answer = store.claim(&scope(), &terms(), &requests([n])).await.remove(0);
         assert!(answer.as_ref().is_err_and(onceward::Error::is_retryable), "{answer:?}");
