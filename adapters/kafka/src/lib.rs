@@ -28,6 +28,7 @@ mod native;
 mod outgoing;
 mod overseer;
 mod partition;
+mod pending;
 mod place;
 mod poll;
 mod probe;
