@@ -24,6 +24,8 @@ mod leaving;
 mod letter;
 mod log;
 mod message;
+#[cfg(test)]
+mod mocked;
 mod native;
 mod outgoing;
 mod overseer;

@@ -191,11 +191,7 @@ fn look<C: ClientContext>(
         let (Some(low), Some(end)) = (low.get(&key).copied(), end.get(&key).copied()) else { continue };
         // A log that ends before what was delivered is not the log that it was, if that is so.
         let is_short = own.next.is_some_and(|next| next > end);
-        let is_believed =
-            is_short && suspects.entry(epoch).or_insert_with(Instant::now).elapsed() >= BELIEVED;
-        if !is_short {
-            suspects.remove(&epoch);
-        }
+        let is_believed = is_believed(suspects, epoch, is_short, Instant::now());
         shared.suspect(epoch, is_short);
         if is_other_log(&own) || is_believed {
             let id = ids.get(&*own.topic).cloned().flatten();
@@ -207,6 +203,15 @@ fn look<C: ClientContext>(
         shared.health.set_lag(Some(lag));
     }
     Ok(missing)
+}
+
+/// True if the log of a partition has been told to be too short for long enough, without a word to the contrary.
+fn is_believed(suspects: &mut Suspects, epoch: u64, is_short: bool, now: Instant) -> bool {
+    if !is_short {
+        suspects.remove(&epoch);
+        return false;
+    }
+    now.saturating_duration_since(*suspects.entry(epoch).or_insert(now)) >= BELIEVED
 }
 
 fn is_missing(error: &KafkaError) -> bool {
@@ -235,5 +240,19 @@ impl Shared {
         if state.findings.iter().all(|other| other.epoch != finding.epoch) {
             state.findings.push(finding);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_believed_to_be_shorter_when_it_is_told_for_a_while_and_never_the_contrary() {
+        let (mut suspects, began) = (Suspects::new(), Instant::now());
+        let mut at =
+            |ms, is_short| is_believed(&mut suspects, 7, is_short, began + Duration::from_millis(ms));
+        assert_eq!([at(0, true), at(900, true), at(950, false)], [false; 3]);
+        assert_eq!([at(1_100, true), at(2_000, true), at(2_100, true)], [false, false, true]);
     }
 }
