@@ -1,11 +1,17 @@
 //! Partitions come and go, and how far they are committed: the part of [`Shared`] that the client's callbacks use.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
 
 use crate::partition::Assigned;
 use crate::shared::Shared;
 use crate::stamp::Stamp;
+
+/// How long the client may take to report what became of a commit; it repeats one for which there is no coordinator for as long
+/// as a session lasts.
+const UNANSWERED: Duration = Duration::from_secs(60);
 
 /// A partition that is assigned: which log it is, and where it begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +21,22 @@ pub(crate) struct Begin {
     pub(crate) stamp: Stamp,
     /// The first offset that is wanted, where that is known.
     pub(crate) from: Option<u64>,
+    /// The group has no offset: `auto.offset.reset` says where the client starts.
+    pub(crate) by_policy: bool,
+}
+
+impl Begin {
+    pub(crate) fn is(&self, topic: &str, partition: i32) -> bool {
+        self.topic == topic && self.partition == partition
+    }
+
+    /// Where the client is to read first.
+    pub(crate) fn offset(&self) -> Offset {
+        match self.from.filter(|_| !self.by_policy) {
+            Some(from) => Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX)),
+            None => Offset::Invalid,
+        }
+    }
 }
 
 /// An offset to be committed, with the stamp of its log.
@@ -34,11 +56,8 @@ impl Shared {
         state.reassigned = true;
         state.trouble = None;
         for begin in partitions {
-            state.last_epoch += 1;
-            let epoch = state.last_epoch;
             let assigned = self.assigned_at(begin);
-            state.current.entry(Arc::clone(&assigned.topic)).or_default().insert(begin.partition, epoch);
-            state.assigned.insert(epoch, assigned);
+            state.add(assigned);
         }
         drop(state);
         self.health.set_up();
@@ -53,11 +72,38 @@ impl Shared {
         Assigned { is_retry, start: begin.from, ..Assigned::new(topic, begin.partition, stamp, incarnation) }
     }
 
+    /// As [`assign`](Self::assign), of partitions that the client has already: it is told to read them from where they begin.
+    pub(crate) fn begin(&self, partitions: &[Begin]) {
+        let mut state = self.lock();
+        self.changed();
+        for begin in partitions {
+            let named = (begin.topic.clone(), begin.partition);
+            if !state.pending.remove(&[named]) {
+                continue;
+            }
+            let assigned = Assigned { doubtful: true, ..self.assigned_at(begin) };
+            let epoch = state.add(assigned);
+            state.seeks.push((epoch, begin.offset()));
+        }
+        drop(state);
+        self.asked.notify_all();
+    }
+
+    /// True if nothing is under way that could bring records, beside what the partitions at hand have: a member that has not
+    /// joined yet, or joins again, or does not know where a partition begins, has more to come.
+    pub(crate) fn is_settled(&self) -> bool {
+        let is_steady = {
+            let state = self.lock();
+            state.joined && state.leaving.is_none() && state.pending.is_empty()
+        };
+        is_steady && self.nothing_waits()
+    }
+
     /// Partitions are being revoked: hands out nothing of them any more, and says so.
     pub(crate) fn leave(&self, partitions: &[(String, i32)]) {
         let mut state = self.lock();
-        state.joined = true;
         state.flow_changed = true;
+        state.pending.remove(partitions);
         for (topic, number) in partitions {
             let Some(epoch) = state.epoch(topic, *number) else { continue };
             state.unready(epoch);
@@ -93,6 +139,9 @@ impl Shared {
         let mut state = self.lock();
         self.changed();
         state.reassigned = true;
+        // Each revocation is followed by an assignment, which may be of nothing.
+        state.joined = false;
+        state.pending.remove(partitions);
         for (topic, number) in partitions {
             let epoch = state.current.get_mut(topic.as_str()).and_then(|numbers| numbers.remove(number));
             if let Some(epoch) = epoch {
@@ -112,6 +161,12 @@ impl Shared {
         let mut state = self.lock();
         self.changed();
         state.clear();
+    }
+
+    /// True if a commit is under way. Another one has to wait: while one is not answered the client starts no partition that was
+    /// just assigned, and of two the older one may come last.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.lock().committing.is_some_and(|sent| sent.elapsed() < UNANSWERED)
     }
 
     /// What is to be committed now; it counts as committed unless [`refused`](Self::refused) says otherwise.

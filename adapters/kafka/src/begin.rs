@@ -1,25 +1,24 @@
 //! Where assigned partitions begin: the group's offset is compared with the log before anything is read. [`begin`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::telemetry::SourceHealth;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::assignment::Begin;
 use crate::native::{self, Edge};
-use crate::reset::Kind;
+use crate::reset::{self, Kind};
 use crate::retention::{Gap, report};
 use crate::stamp::Stamp;
 
 /// How long the cluster may take to answer one question during a rebalance.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
-/// How often it is asked.
-const TRIES: u32 = 3;
-const BREATH: Duration = Duration::from_millis(200);
 
 /// Says where a partition starts when it is assigned, if not where the group has committed.
 pub(crate) trait Starts: Send + Sync + 'static {
@@ -35,12 +34,36 @@ pub(crate) trait Starts: Send + Sync + 'static {
 /// How the beginnings of partitions are found.
 pub(crate) struct Beginner<'a> {
     pub(crate) cluster: &'a str,
-    /// The topics' ids, as far as they are known.
-    pub(crate) ids: &'a HashMap<String, String>,
+    /// The topics' ids as the cluster tells them now: [`ids`].
+    pub(crate) ids: &'a Ids,
     /// A partition without an offset of the group's starts at its end.
     pub(crate) from_end: bool,
     pub(crate) starts: Option<&'a dyn Starts>,
     pub(crate) health: &'a SourceHealth,
+    /// How long the cluster may take to answer one question.
+    pub(crate) answer: Duration,
+}
+
+/// The ids of topics; `None` from brokers older than 2.8. A topic of which the cluster tells nothing is not among them.
+pub(crate) type Ids = HashMap<String, Option<String>>;
+
+/// Where partitions begin.
+#[derive(Debug, Default)]
+pub(crate) struct Begun {
+    pub(crate) begins: Vec<Begin>,
+    /// Those of which that cannot be told now: one without a leader, a cluster that does not answer. Nothing of them may be read.
+    pub(crate) pending: Vec<(String, i32)>,
+    /// Why not, as far as that is known.
+    pub(crate) reason: Option<KafkaError>,
+}
+
+impl Begun {
+    /// Nothing is known of any of `partitions`.
+    fn nothing(partitions: &TopicPartitionList, reason: KafkaError) -> Self {
+        let named = |own: &TopicPartitionListElem<'_>| (own.topic().to_owned(), own.partition());
+        let pending = partitions.elements().iter().map(named).collect();
+        Self { begins: Vec::new(), pending, reason: Some(reason) }
+    }
 }
 
 /// A partition of which the group has an offset, or none, and its log.
@@ -74,7 +97,8 @@ fn plan(found: &Found, id: Option<&String>, from_end: bool) -> Plan {
     if id.is_some() && old.id != present.id {
         return Plan { stamp: present, from: Some(found.low), reset: Some(Kind::Recreated) };
     }
-    let stamp = Stamp { cuts: old.cuts, ..present };
+    // A broker that knows no ids, of a cluster whose others do, does not make the log another one.
+    let stamp = Stamp { id: present.id.or(old.id), cuts: old.cuts };
     if committed > found.end {
         let stamp = Stamp { cuts: stamp.cuts + 1, ..stamp };
         return Plan { stamp, from: Some(found.low), reset: Some(Kind::Truncated) };
@@ -83,80 +107,111 @@ fn plan(found: &Found, id: Option<&String>, from_end: bool) -> Plan {
 }
 
 impl Beginner<'_> {
-    /// Where each of `partitions` begins. Where that is not what the group has committed it is committed: the client reads
-    /// that next. Also for partitions without an offset that start at the end: otherwise what comes before the first commit
-    /// would be skipped by the next member, if this one died.
+    /// Where each of `partitions` begins. Where that is not what the group has committed it is committed, before anything is
+    /// read: whoever has the partition next must not go on with an offset of another log. Also for partitions without an offset
+    /// that start at the end: otherwise what comes before the first commit would be skipped by the next member, if this one died.
     ///
     /// # Errors
-    /// The cluster does not answer, or a partition must not be consumed.
+    /// A partition must not be consumed.
     pub(crate) fn begin<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         partitions: &TopicPartitionList,
-    ) -> Result<Vec<Begin>, onceward::Error> {
+    ) -> Result<Begun, onceward::Error> {
         if partitions.count() == 0 {
-            return Ok(Vec::new());
+            return Ok(Begun::default());
         }
-        let mut tries = 1;
-        let found = loop {
-            match look(consumer, partitions) {
-                Ok(found) => break found,
-                Err(error) if tries < TRIES => {
-                    tracing::debug!(%error, "the beginnings of partitions cannot be looked at yet");
-                    std::thread::sleep(BREATH * tries);
-                    tries += 1;
-                }
-                Err(error) => return Err(failed(error)),
-            }
+        let found = match look(consumer, partitions, self.answer) {
+            Ok(found) => found,
+            Err(error) => return Ok(Begun::nothing(partitions, error)),
         };
-        let mut begins = Vec::with_capacity(partitions.count());
+        let mut begun = Begun::default();
         let mut corrected = TopicPartitionList::new();
+        let mut news = Vec::new();
         for own in partitions.elements() {
-            let (topic, partition) = (own.topic(), own.partition());
-            let id = self.ids.get(topic);
-            let Some(found) = found.get(&(topic.to_owned(), partition)) else {
-                if self.starts.is_some() {
-                    return Err(failed(KafkaError::MetadataFetch(Code::LeaderNotAvailable)));
-                }
-                // It has no leader at this moment. The overseer looks at it later.
-                let stamp = Stamp { id: id.cloned(), cuts: 0 };
-                begins.push(Begin { topic: topic.to_owned(), partition, stamp, from: None });
+            let key = (own.topic().to_owned(), own.partition());
+            let (Some(id), Some(found)) = (self.ids.get(&key.0), found.get(&key)) else {
+                begun.pending.push(key);
                 continue;
             };
-            let mut plan = plan(found, id, self.from_end);
-            if let Some(kind) = plan.reset {
-                self.health.reset();
-                tracing::warn!(
-                    topic,
-                    partition,
-                    committed = found.committed,
-                    log_start = found.low,
-                    log_end = found.end,
-                    "the {} since the group committed its offset: the log is read from the start",
-                    kind.what()
-                );
-            }
-            if let Some(starts) = self.starts {
-                let incarnation = plan.stamp.incarnation(self.cluster, topic).into();
-                let number = u32::try_from(partition).unwrap_or_default();
-                plan.from = starts.start(&incarnation, number, found.end)?.or(plan.from);
-            }
-            if let Some(from) = plan.from.filter(|from| *from < found.low) {
-                let gap = Gap { topic: topic.into(), partition, from, to: found.low };
-                report(self.health, &gap, found.low);
-                plan.from = Some(found.low);
-            }
+            let plan = self.checked(plan(found, id.as_ref(), self.from_end), &key, found)?;
             if let Some(from) = plan.from.filter(|from| found.committed != Some(*from)) {
                 let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-                corrected.add_partition_offset(topic, partition, offset).map_err(failed)?;
-                stamp(&mut corrected, topic, partition, &plan.stamp.to_string());
+                corrected.add_partition_offset(&key.0, key.1, offset).map_err(failed)?;
+                stamp(&mut corrected, &key.0, key.1, &plan.stamp.to_string());
+                news.push(key.clone());
             }
+            let by_policy = plan.from.is_none();
             let from = plan.from.or(Some(found.low));
-            begins.push(Begin { topic: topic.to_owned(), partition, stamp: plan.stamp, from });
+            begun.begins.push(Begin { topic: key.0, partition: key.1, stamp: plan.stamp, from, by_policy });
         }
-        match corrected.count() {
-            0 => Ok(begins),
-            _ => consumer.commit(&corrected, CommitMode::Sync).map_err(failed).map(|()| begins),
+        if corrected.count() > 0
+            && let Err(error) = consumer.commit(&corrected, CommitMode::Sync)
+        {
+            begun.begins.retain(|own| !news.iter().any(|(topic, number)| own.is(topic, *number)));
+            begun.pending.append(&mut news);
+            begun.reason = Some(error);
+        }
+        Ok(begun)
+    }
+
+    /// `plan` with what the owner of positions and the log say of it. What it finds is counted.
+    fn checked(
+        &self,
+        mut plan: Plan,
+        (topic, partition): &(String, i32),
+        found: &Found,
+    ) -> Result<Plan, onceward::Error> {
+        if let Some(kind) = plan.reset {
+            self.health.reset();
+            tracing::warn!(
+                topic,
+                partition,
+                committed = found.committed,
+                log_start = found.low,
+                log_end = found.end,
+                "the {} since the group committed its offset: the log is read from the start",
+                kind.what()
+            );
+        }
+        if let Some(starts) = self.starts {
+            let number = u32::try_from(*partition).unwrap_or_default();
+            let start = |stamp: &Stamp| {
+                starts.start(&stamp.incarnation(self.cluster, topic).into(), number, found.end)
+            };
+            if plan.reset == Some(Kind::Truncated) {
+                let before = Stamp { cuts: plan.stamp.cuts - 1, ..plan.stamp.clone() };
+                if start(&before)?.is_some() {
+                    return Err(reset::truncated(topic, *partition));
+                }
+            }
+            plan.from = start(&plan.stamp)?.or(plan.from);
+        }
+        if let Some(from) = plan.from.filter(|from| *from < found.low) {
+            let gap = Gap { topic: topic.as_str().into(), partition: *partition, from, to: found.low };
+            report(self.health, &gap, found.low);
+            plan.from = Some(found.low);
+        }
+        Ok(plan)
+    }
+}
+
+/// The ids of these topics, as the cluster tells them now.
+pub(crate) fn ids<C: ClientContext>(
+    client: &Client<C>,
+    partitions: &TopicPartitionList,
+    answer: Duration,
+) -> Ids {
+    let topics: BTreeSet<_> = partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
+    if topics.is_empty() {
+        return Ids::new();
+    }
+    let names: Vec<_> = topics.iter().map(String::as_str).collect();
+    match native::describe_each(client, &names, answer) {
+        Ok(told) => told.into_iter().flatten().map(|topic| (topic.name, topic.id)).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "the cluster does not tell the ids of the topics");
+            Ids::new()
         }
     }
 }
@@ -179,6 +234,7 @@ pub(crate) fn stamp(list: &mut TopicPartitionList, topic: &str, partition: i32, 
 fn look<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &TopicPartitionList,
+    answer: Duration,
 ) -> KafkaResult<HashMap<(String, i32), Found>> {
     let mut asked = TopicPartitionList::with_capacity(partitions.count());
     let mut named = Vec::with_capacity(partitions.count());
@@ -186,9 +242,9 @@ fn look<C: ConsumerContext>(
         asked.add_partition(own.topic(), own.partition());
         named.push((Arc::<str>::from(own.topic()), own.partition()));
     }
-    let committed = consumer.committed_offsets(asked, ANSWER)?;
-    let low = native::edges(consumer.client(), &named, Edge::Low, ANSWER)?;
-    let end = native::edges(consumer.client(), &named, Edge::High, ANSWER)?;
+    let committed = consumer.committed_offsets(asked, answer)?;
+    let low = native::edges(consumer.client(), &named, Edge::Low, answer)?;
+    let end = native::edges(consumer.client(), &named, Edge::High, answer)?;
     let mut found = HashMap::with_capacity(named.len());
     for own in committed.elements() {
         own.error()?;

@@ -89,6 +89,7 @@ mod tests {
     use super::*;
     use crate::assignment::Begin;
     use crate::config::TopicConfig;
+    use crate::leaving::Leaving;
 
     struct Member(Arc<Shared>);
 
@@ -140,5 +141,42 @@ mod tests {
         member.0.polled(&mut burst);
         assert_eq!((member.delivered(), member.0.last_commits(&leaving)), (0, vec![]));
         assert!(member.0.are_drained(&leaving));
+    }
+
+    /// The client goes back by itself when the offset that it was told is not in the log.
+    #[test]
+    fn a_record_before_the_beginning_that_was_wanted_is_of_another_log() {
+        let (member, mut burst) = (Member::new(), Burst::default());
+        let begin = Begin { topic: "orders".into(), from: Some(7), ..Begin::default() };
+        member.0.assign(&[begin]);
+        member.read(&mut burst, 4);
+        member.0.polled(&mut burst);
+        assert_eq!(member.delivered(), 0);
+        assert!(member.0.lock().assigned.values().all(|own| own.doubtful));
+    }
+
+    /// `--until-empty` would end while the member joins again.
+    #[test]
+    fn a_member_that_has_to_join_again_is_not_at_the_end() {
+        let member = Member::new();
+        let (leaving, drain) = (vec![("orders".to_owned(), 0)], Duration::from_secs(5));
+        assert!(!member.0.is_settled(), "it has not joined");
+        member.assign();
+        assert!(member.0.is_settled());
+        member.0.leave(&leaving);
+        member.0.lock().leaving = Some(Leaving::new(leaving.clone(), drain));
+        assert!(!member.0.is_settled(), "partitions are being revoked");
+        member.0.lock().leaving = None;
+        member.0.forget(&leaving);
+        assert!(!member.0.is_settled(), "they are gone, and it has to join again");
+        member.0.assign(&[]);
+        assert!(member.0.is_settled(), "there is nothing for it");
+        member.0.put_off(leaving, None);
+        assert!(!member.0.is_settled(), "it is not known where one begins");
+        member.0.forget_all();
+        member.0.assign(&[]);
+        assert!(member.0.is_settled());
+        member.0.forget_all();
+        assert!(!member.0.is_settled(), "the client is made anew");
     }
 }

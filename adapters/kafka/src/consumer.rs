@@ -45,7 +45,7 @@ const COPIES_LIMIT: Duration = Duration::from_secs(3);
 /// or truncated, while this runs or while it does not, is read from its start: the id is kept beside each committed offset.
 /// In [`health`](Consumer::health) that is counted, and so are records that retention removed before they were read.
 pub struct KafkaConsumer {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     retention: Option<Duration>,
     waiting: Option<Arc<Waiting>>,
     settle_queue: Arc<SettleQueue>,

@@ -1,32 +1,27 @@
 //! The client's callbacks: the user's own, and ours for rebalances: [`Hooked`].
 
-use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::assignment::{Begin, ToCommit};
-use crate::begin::{self, ANSWER, Beginner, Starts};
+use crate::assignment::ToCommit;
+use crate::begin::{self, ANSWER, Beginner, Begun, Starts};
 use crate::leaving::{self, Leaving};
 use crate::native;
 use crate::shared::Shared;
-use crate::stamp::Stamp;
 use crate::trouble::Trouble;
 
 /// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
 pub(crate) struct Hooked<C> {
     user: Users<C>,
     pub(crate) shared: Arc<Shared>,
-    /// The ids of the topics, as last told.
-    ids: Mutex<HashMap<String, String>>,
     /// A group without an offset starts at the end.
     from_end: bool,
     pub(crate) starts: Option<Arc<dyn Starts>>,
@@ -44,52 +39,60 @@ impl<C: ClientContext> Hooked<C> {
     ) -> Self {
         let get = |name| client.get(name).unwrap_or_default().to_owned();
         let (group, strategy) = (get("group.id"), get("partition.assignment.strategy"));
-        Self { user, shared, ids: Mutex::default(), from_end, starts, group, strategy }
+        Self { user, shared, from_end, starts, group, strategy }
     }
 
-    /// The ids of the topics: a topic may have been recreated since the last assignment.
-    fn ids(&self, consumer: &BaseConsumer<Self>) -> HashMap<String, String> {
-        let names = self.shared.topics.consumed();
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        match native::describe_each(consumer.client(), &names, ANSWER) {
-            Ok(topics) => {
-                ids.extend(topics.into_iter().flatten().filter_map(|topic| Some((topic.name, topic.id?))));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used")
-            }
+    /// Where `partitions` begin, as far as that can be told now. Each question may take up to `answer`.
+    ///
+    /// # Errors
+    /// One of them must not be consumed.
+    pub(crate) fn begin(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+        answer: Duration,
+    ) -> Result<Begun, onceward::Error> {
+        // Asked each time: a topic may have been recreated since the last assignment.
+        let mut ids = begin::ids(consumer.client(), partitions, answer);
+        {
+            let state = self.shared.lock();
+            // Another broker than the last one may not know yet that a topic is gone.
+            ids.retain(|_, id| id.as_ref().is_none_or(|id| !state.gone.contains(id)));
         }
-        ids.clone()
-    }
-
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let ids = self.ids(consumer);
         let beginner = Beginner {
             cluster: &self.shared.cluster,
             ids: &ids,
             from_end: self.from_end,
             starts: self.starts.as_deref(),
             health: &self.shared.health,
+            answer,
         };
-        let begins = match beginner.begin(consumer, partitions) {
-            Ok(begins) => begins,
-            // Where they begin must be known: nothing is delivered any more, and whoever receives hears of it first.
-            Err(error) if self.starts.is_some() || self.from_end => {
+        beginner.begin(consumer, partitions)
+    }
+
+    /// Notes partitions that are assigned, and tells the client where they begin. What is not known to begin somewhere is not
+    /// read.
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &mut TopicPartitionList) {
+        let begun = match self.begin(consumer, partitions, ANSWER) {
+            Ok(begun) => begun,
+            // Nothing is delivered any more, and whoever receives hears of it first.
+            Err(error) => {
                 self.shared.report(error);
                 self.shared.lock().stop = true;
-                Vec::new()
-            }
-            Err(error) => {
-                tracing::warn!(%error, "partitions begin where the group has committed, whatever that offset counts in");
-                let elements = partitions.elements();
-                let begin = |own: &TopicPartitionListElem<'_>| {
-                    let stamp = Stamp { id: ids.get(own.topic()).cloned(), cuts: 0 };
-                    Begin { topic: own.topic().to_owned(), partition: own.partition(), stamp, from: None }
-                };
-                elements.iter().map(begin).collect()
+                Begun::default()
             }
         };
-        self.shared.assign(&begins);
+        let placed = begun.begins.iter().map(|own| (own.topic.as_str(), own.partition, own.offset()));
+        let unplaced = begun.pending.iter().map(|(topic, number)| (topic.as_str(), *number, Offset::End));
+        for (topic, number, offset) in placed.chain(unplaced) {
+            if let Some(mut own) = partitions.find_partition(topic, number)
+                && let Err(error) = own.set_offset(offset)
+            {
+                tracing::error!(%error, topic, number, "a partition cannot be told where it begins");
+            }
+        }
+        self.shared.assign(&begun.begins);
+        self.shared.put_off(begun.pending, begun.reason.as_ref());
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
@@ -186,28 +189,23 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
     /// revoked that is later, see [`leaving`](crate::leaving).
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         leaving::finish(consumer, &self.shared);
-        match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                self.assign(consumer, list);
-                let assigned = match consumer.rebalance_protocol() {
-                    RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
-                    _ => consumer.assign(list),
-                };
-                if let Err(error) = assigned {
-                    tracing::warn!(%error, "partitions cannot be taken; the client joins the group again");
-                }
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => self.revoke(consumer, list),
-            _ => {
-                let error = KafkaError::Rebalance(event.into());
-                tracing::warn!(%error, "a rebalance failed; the client joins again");
-                leaving::unassign(consumer, list);
-            }
+        // The wrapper calls this for these two only.
+        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
+            return self.revoke(consumer, list);
+        }
+        self.assign(consumer, list);
+        let assigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+            _ => consumer.assign(list),
+        };
+        if let Err(error) = assigned {
+            tracing::warn!(%error, "partitions cannot be taken; the client joins the group again");
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
         let elements = offsets.elements();
+        self.shared.lock().committing = None;
         if let Err(error) = result {
             tracing::warn!(%error, "offsets were not committed; they are sent again");
             self.shared.refused(elements.iter().map(|own| (own.topic(), own.partition())));
@@ -244,15 +242,19 @@ pub(crate) fn commit<C: ClientContext>(
         }
         begin::stamp(&mut list, topic, *partition, stamp);
     }
+    let shared = &consumer.context().shared;
     let sent = match mode {
-        CommitMode::Async => native::commit(consumer.client(), &list),
+        CommitMode::Async => {
+            shared.lock().committing = Some(Instant::now());
+            native::commit(consumer.client(), &list).inspect_err(|_| shared.lock().committing = None)
+        }
         CommitMode::Sync => consumer.commit(&list, mode),
     };
     match sent {
         Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
         Err(error) => {
             tracing::warn!(%error, "offsets were not committed; what they tell of may be delivered again");
-            consumer.context().shared.refused(offsets.iter().map(|own| (&*own.topic, own.partition)));
+            shared.refused(offsets.iter().map(|own| (&*own.topic, own.partition)));
         }
     }
 }

@@ -48,7 +48,8 @@ pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shar
     if last.is_empty() || now >= since + LAST_COMMIT {
         return finish(consumer, shared);
     }
-    if sent.is_none_or(|sent| now >= sent + AGAIN) {
+    let is_due = sent.is_none_or(|sent| now >= sent + AGAIN && !shared.is_committing());
+    if is_due {
         commit(consumer, &last, CommitMode::Async);
         if let Some(leaving) = &mut shared.lock().leaving {
             leaving.committing = Some((since, now));
@@ -56,10 +57,18 @@ pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shar
     }
 }
 
-/// Gives up at once what is being revoked, if there is something: commits what is settled, unless others have it already.
+/// Gives up at once what is being revoked, if there is something: commits what is settled, unless others have it already, or it
+/// was sent and nobody answers: a commit that waits for its answer would stop this thread for as long as a session lasts.
 pub(crate) fn finish<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) {
     let Some(leaving) = shared.lock().leaving.take() else { return };
-    give_up(consumer, shared, &leaving.partitions);
+    if leaving.committing.is_some() && shared.is_committing() {
+        tracing::warn!(
+            "the last commit of revoked partitions is not answered; what it tells of may be delivered again"
+        );
+        shared.forget(&leaving.partitions);
+    } else {
+        give_up(consumer, shared, &leaving.partitions);
+    }
     let mut list = TopicPartitionList::with_capacity(leaving.partitions.len());
     for (topic, partition) in &leaving.partitions {
         list.add_partition(topic, *partition);

@@ -24,10 +24,13 @@ mod leaving;
 mod letter;
 mod log;
 mod message;
+#[cfg(test)]
+mod mocked;
 mod native;
 mod outgoing;
 mod overseer;
 mod partition;
+mod pending;
 mod place;
 mod plaintext;
 mod poll;

@@ -2,7 +2,7 @@
 //! partition reaches as far as the client knows, and commits whose result is reported. The only unsafe code of this crate.
 #![allow(unsafe_code, reason = "calls of a C library")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::sync::Arc;
@@ -62,7 +62,8 @@ pub(crate) fn describe<C: ClientContext>(
     describe_each(client, topics, limit)?.into_iter().collect()
 }
 
-/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`.
+/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`, and as long for the list of
+/// the brokers.
 ///
 /// # Errors
 /// The cluster cannot be reached.
@@ -71,10 +72,32 @@ pub(crate) fn describe_each<C: ClientContext>(
     topics: &[&str],
     limit: Duration,
 ) -> KafkaResult<Vec<KafkaResult<Described>>> {
+    let brokers = brokers(client, topics.first().copied().unwrap_or_default(), limit)?;
+    let brokers = &brokers[..brokers.len().min(ASKED)];
+    let mut failed = KafkaError::MetadataFetch(Code::AllBrokersDown);
+    for broker in brokers {
+        // One that has just gone is in the list for a while.
+        match describe_by(client, *broker, topics, limit / u32::try_from(brokers.len()).unwrap_or(1)) {
+            Err(error) => failed = error,
+            told => return told,
+        }
+    }
+    Err(failed)
+}
+
+/// How many brokers are asked, one after the other, for what any of them knows.
+const ASKED: usize = 3;
+
+/// As [`describe_each`], of one broker.
+fn describe_by<C: ClientContext>(
+    client: &Client<C>,
+    broker: i32,
+    topics: &[&str],
+    limit: Duration,
+) -> KafkaResult<Vec<KafkaResult<Described>>> {
     let names = topics.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
-    let broker = any_broker(client, topics.first().copied().unwrap_or_default(), limit)?;
     let rk = client.native_ptr();
     let nothing = || KafkaError::MetadataFetch(Code::Fail);
     // SAFETY: `rk` lives as long as `client`; `names` and `pointers` outlive the call that copies them; each `Owned` is freed
@@ -174,7 +197,8 @@ pub(crate) enum Edge {
     High,
 }
 
-/// Asks the leaders of `partitions` for one edge of each, in one round; those that answer. Blocks up to `limit`.
+/// Asks the leaders of `partitions` for one edge of each, in one round; those that answer, so none of partitions without a leader.
+/// Blocks up to `limit`.
 ///
 /// # Errors
 /// The cluster cannot be reached.
@@ -201,7 +225,11 @@ pub(crate) fn edges<C: ClientContext>(
         let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
         let (options, queue) = request(rk, operation, limit_ms)?;
         native::rd_kafka_ListOffsets(rk, asked.ptr(), options.pointer, queue.pointer);
-        let event = answer(&queue, limit_ms)?;
+        let event = match answer(&queue, limit_ms) {
+            // None of them has a leader: the request fails as a whole.
+            Err(KafkaError::MetadataFetch(Code::NoEnt)) => return Ok(HashMap::new()),
+            answered => answered?,
+        };
         let result = native::rd_kafka_event_ListOffsets_result(event.pointer);
         if result.is_null() {
             return Err(nothing());
@@ -228,9 +256,18 @@ pub(crate) fn any_broker<C: ClientContext>(
     topic: &str,
     limit: Duration,
 ) -> KafkaResult<i32> {
+    let first = brokers(client, topic, limit)?.first().copied();
+    first.ok_or(KafkaError::MetadataFetch(Code::AllBrokersDown))
+}
+
+/// The brokers, those that lead a partition of `topic` first.
+fn brokers<C: ClientContext>(client: &Client<C>, topic: &str, limit: Duration) -> KafkaResult<Vec<i32>> {
     let told = client.fetch_metadata(Some(topic), limit)?;
-    let broker = told.brokers().first().map(|broker| broker.id());
-    broker.ok_or(KafkaError::MetadataFetch(Code::AllBrokersDown))
+    let leaders: HashSet<_> =
+        told.topics().iter().flat_map(|topic| topic.partitions()).map(|own| own.leader()).collect();
+    let mut brokers: Vec<_> = told.brokers().iter().map(|broker| broker.id()).collect();
+    brokers.sort_by_key(|broker| !leaders.contains(broker));
+    Ok(brokers)
 }
 
 /// # Safety

@@ -42,6 +42,7 @@ pub(crate) fn spawn<C: ClientContext + 'static>(
 fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, shared: &Shared) {
     let mut asked: Option<BaseConsumer<Users<C>>> = None;
     let mut measured = None::<Instant>;
+    let mut suspects = Suspects::new();
     while wait(shared) {
         let client = match &asked {
             Some(client) => client,
@@ -56,7 +57,7 @@ fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, sh
         // Its errors are events, which the context has seen; tokens are asked for by the way.
         while client.poll(Duration::ZERO).is_some() {}
         let measures = measured.is_none_or(|at| at.elapsed() >= LAG);
-        match look(client, shared, measures) {
+        match look(client, shared, measures, &mut suspects) {
             Ok(missing) => {
                 if measures {
                     measured = Some(Instant::now());
@@ -76,10 +77,9 @@ fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, sh
 
 /// Waits until it is time to look. False if the consumer stops.
 fn wait(shared: &Shared) -> bool {
-    let until = Instant::now() + LOOK;
     let mut state = shared.lock();
-    let soon = state.assigned.values().any(|own| own.doubtful && !own.leaving);
-    let limit = if soon { SOON } else { until.saturating_duration_since(Instant::now()) };
+    let soon = state.assigned.values().any(|own| (own.doubtful || own.suspect) && !own.leaving);
+    let limit = if soon { SOON } else { LOOK };
     let idle = |state: &mut State| !state.stop && !state.doubts;
     state = shared.asked.wait_timeout_while(state, limit, idle).unwrap_or_else(PoisonError::into_inner).0;
     state.doubts = false;
@@ -88,7 +88,10 @@ fn wait(shared: &Shared) -> bool {
 
 /// Reports the health of the source after it has answered.
 fn tell(shared: &Shared, missing: Vec<String>) {
-    let trouble = shared.lock().trouble.clone();
+    let trouble = {
+        let state = shared.lock();
+        state.trouble.clone().or_else(|| state.pending.trouble())
+    };
     let down = match (trouble, missing.as_slice()) {
         (Some(trouble), _) => Some(trouble),
         (None, []) => None,
@@ -118,13 +121,22 @@ struct Before {
     id: Option<String>,
     next: Option<u64>,
     doubtful: bool,
+    suspect: bool,
 }
+
+/// The partitions whose log was told to end before what was delivered, by epoch, and since when.
+type Suspects = HashMap<u64, Instant>;
+
+/// How long a log must be told to be shorter than it was until that is believed: a broker that has lost the leadership, and does
+/// not know it yet, ends before the others.
+const BELIEVED: Duration = Duration::from_secs(1);
 
 /// One look; the topics that do not exist.
 fn look<C: ClientContext>(
     client: &BaseConsumer<Users<C>>,
     shared: &Shared,
     measures: bool,
+    suspects: &mut Suspects,
 ) -> KafkaResult<Vec<String>> {
     let names = shared.topics.consumed();
     let (mut ids, mut missing) = (HashMap::new(), Vec::new());
@@ -143,8 +155,9 @@ fn look<C: ClientContext>(
             topic: Arc::clone(&own.topic),
             partition: own.number,
             id: own.stamp.id.clone(),
-            next: own.watermark.next(),
+            next: own.next(),
             doubtful: own.doubtful,
+            suspect: own.suspect,
         };
         // What is doubtful and waits for its seek is clear already.
         let clear = |epoch: &u64| state.seeks.iter().any(|(own, _)| own == epoch);
@@ -156,8 +169,10 @@ fn look<C: ClientContext>(
         (Some(Some(now)), Some(before)) => now != before,
         _ => false,
     };
-    let is_suspect = |own: &Before| own.doubtful || is_other(own);
-    let asked = before.values().filter(|own| ids.contains_key(&*own.topic) && (measures || is_suspect(own)));
+    suspects.retain(|epoch, _| before.contains_key(epoch));
+    let is_other_log = |own: &Before| own.doubtful || is_other(own);
+    let is_due = |own: &Before| measures || own.suspect || is_other_log(own);
+    let asked = before.values().filter(|own| ids.contains_key(&*own.topic) && is_due(own));
     let asked: Vec<_> = asked.map(|own| (Arc::clone(&own.topic), own.partition)).collect();
     if asked.is_empty() {
         if measures {
@@ -167,12 +182,18 @@ fn look<C: ClientContext>(
     }
     let low = native::edges(client.client(), &asked, Edge::Low, ANSWER)?;
     let end = native::edges(client.client(), &asked, Edge::High, ANSWER)?;
+    if end.is_empty() {
+        return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable));
+    }
     let mut lag = 0;
     for (epoch, own) in before {
         let key = (Arc::clone(&own.topic), own.partition);
         let (Some(low), Some(end)) = (low.get(&key).copied(), end.get(&key).copied()) else { continue };
-        // A log that ends before what was delivered is not the log that it was.
-        if is_suspect(&own) || own.next.is_some_and(|next| next > end) {
+        // A log that ends before what was delivered is not the log that it was, if that is so.
+        let is_short = own.next.is_some_and(|next| next > end);
+        let is_believed = is_believed(suspects, epoch, is_short, Instant::now());
+        shared.suspect(epoch, is_short);
+        if is_other_log(&own) || is_believed {
             let id = ids.get(&*own.topic).cloned().flatten();
             shared.found(Finding { epoch, id, low, end: end.max(low) });
         }
@@ -184,11 +205,33 @@ fn look<C: ClientContext>(
     Ok(missing)
 }
 
+/// True if the log of a partition has been told to be too short for long enough, without a word to the contrary.
+fn is_believed(suspects: &mut Suspects, epoch: u64, is_short: bool, now: Instant) -> bool {
+    if !is_short {
+        suspects.remove(&epoch);
+        return false;
+    }
+    now.saturating_duration_since(*suspects.entry(epoch).or_insert(now)) >= BELIEVED
+}
+
 fn is_missing(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(Code::UnknownTopicOrPartition | Code::UnknownTopic))
 }
 
 impl Shared {
+    /// Notes whether the log of a partition was told to end before what was delivered. If so, it is looked at again soon: what is
+    /// told once may be wrong.
+    pub(crate) fn suspect(&self, epoch: u64, suspect: bool) {
+        let mut state = self.lock();
+        let Some(own) = state.assigned.get_mut(&epoch).filter(|own| own.suspect != suspect) else { return };
+        own.suspect = suspect;
+        if suspect {
+            state.doubts = true;
+            drop(state);
+            self.asked.notify_all();
+        }
+    }
+
     /// Hands a finding to the poll thread; nothing more of the partition is taken before.
     fn found(&self, finding: Finding) {
         let mut state = self.lock();
@@ -197,5 +240,19 @@ impl Shared {
         if state.findings.iter().all(|other| other.epoch != finding.epoch) {
             state.findings.push(finding);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_believed_to_be_shorter_when_it_is_told_for_a_while_and_never_the_contrary() {
+        let (mut suspects, began) = (Suspects::new(), Instant::now());
+        let mut at =
+            |ms, is_short| is_believed(&mut suspects, 7, is_short, began + Duration::from_millis(ms));
+        assert_eq!([at(0, true), at(900, true), at(950, false)], [false; 3]);
+        assert_eq!([at(1_100, true), at(2_000, true), at(2_100, true)], [false, false, true]);
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Assigned {
     pub(crate) paused: bool,
     /// Its log is perhaps another one than it was: nothing of it is taken until that is clear.
     pub(crate) doubtful: bool,
+    /// Its log was told to end before what was delivered: the overseer looks whether that is so.
+    pub(crate) suspect: bool,
     /// It is being revoked: nothing of it is handed out any more.
     pub(crate) leaving: bool,
 }
@@ -95,8 +97,14 @@ impl Assigned {
             is_retry: false,
             paused: false,
             doubtful: false,
+            suspect: false,
             leaving: false,
         }
+    }
+
+    /// The least offset that the next record can have, where that is known.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.watermark.next().or(self.start)
     }
 
     /// The offset to commit, if that is news, or if it was said a while ago and never confirmed.

@@ -46,7 +46,8 @@ impl Shared {
     }
 
     /// The partitions of which nothing is wanted for a while: the pipeline has paused them, they are being revoked, their next
-    /// copy waits until it is due, or more of their records wait for retries than fit into the buffer.
+    /// copy waits until it is due, more of their records wait for retries than fit into the buffer, or it is not known yet where
+    /// they begin.
     pub(crate) fn waiting(&self) -> HashSet<(Arc<str>, i32)> {
         let now = Instant::now();
         let state = self.lock();
@@ -54,7 +55,9 @@ impl Shared {
             let is_full = own.delayed >= self.topics.buffer_messages;
             own.paused || own.leaving || is_full || own.waits_until.is_some_and(|until| until > now)
         };
-        state.assigned.values().filter(waits).map(|own| (Arc::clone(&own.topic), own.number)).collect()
+        let of_assigned =
+            state.assigned.values().filter(waits).map(|own| (Arc::clone(&own.topic), own.number));
+        of_assigned.chain(state.pending.named()).collect()
     }
 
     /// There is no record from `from` up to `to`.

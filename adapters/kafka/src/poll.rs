@@ -15,7 +15,7 @@ use crate::context::{Hooked, commit};
 use crate::refused::Refused;
 use crate::shared::Shared;
 use crate::watch::{Verdict, Watch};
-use crate::{error, leaving, reset, retention};
+use crate::{error, leaving, pending, reset, retention};
 
 /// How long one poll waits; bounds how late a stop, a commit or a question is seen.
 const POLL: Duration = Duration::from_millis(20);
@@ -98,7 +98,7 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
         }
         hold_back(consumer, shared, &mut held, paused);
         leaving::advance(consumer, shared);
-        if !reset::apply(consumer, shared) {
+        if !pending::advance(consumer, shared) || !reset::apply(consumer, shared) {
             return End::Over;
         }
         #[cfg(test)]
@@ -130,7 +130,7 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
         }
         shared.polled(&mut burst);
         retention::count(consumer, shared);
-        if committed.elapsed() >= shared.topics.commit_interval {
+        if committed.elapsed() >= shared.topics.commit_interval && !shared.is_committing() {
             commit(consumer, &shared.to_commit(), CommitMode::Async);
             committed = Instant::now();
         }
@@ -263,14 +263,11 @@ fn other_protocol<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: 
 
 /// Answers whether there is nothing to deliver: each partition was polled to its end.
 fn answer<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared, watch: &mut Watch<C>) {
-    let (questions, joined) = {
-        let mut state = shared.lock();
-        (std::mem::take(&mut state.idle_questions), state.joined)
-    };
+    let questions = std::mem::take(&mut shared.lock().idle_questions);
     if questions.is_empty() {
         return;
     }
-    let idle = match joined && shared.nothing_waits() {
+    let idle = match shared.is_settled() {
         true => watch.is_at_end(consumer, shared),
         false => Some(false),
     };

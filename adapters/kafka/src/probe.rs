@@ -44,6 +44,8 @@ impl<C: ClientContext> Probe<C> {
             client.set(name, value);
         }
         client.remove("group.instance.id");
+        // It compares with the leader's end: a replica that is nearer may end before.
+        client.remove("client.rack");
         Self { client, context, consumer: None }
     }
 
@@ -96,5 +98,21 @@ impl<C: ClientContext> Probe<C> {
         };
         consumer.unassign()?;
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Traced;
+
+    /// A replica's end would pass for that of the log, and what lies between for no records.
+    #[test]
+    fn it_reads_from_the_leader_whatever_is_nearer() {
+        let mut client = ClientConfig::new();
+        client.set("client.rack", "rack-1").set("group.instance.id", "one").set("group.id", "billing");
+        let probe = Probe::new(&client, Users::new(Traced));
+        let [rack, instance] = ["client.rack", "group.instance.id"].map(|name| probe.client.get(name));
+        assert_eq!((rack, instance), (None, None));
     }
 }

@@ -1,7 +1,7 @@
 //! Publishes, confirmed by all in-sync replicas: [`KafkaPublisher`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,14 +9,13 @@ use futures_util::future::join_all;
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
 use crate::config::KafkaConfig;
 use crate::context::Users;
 use crate::error;
 use crate::log::{self, Traced};
 use crate::outgoing;
-use crate::trouble::Trouble;
 
 const OPERATION: &str = "publish to Kafka";
 /// The largest message that the client takes. What was consumed can be published again with headers of ours: the broker says
@@ -38,10 +37,13 @@ const FULL: Duration = Duration::from_millis(5);
 ///
 /// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
 pub struct KafkaPublisher {
-    producer: FutureProducer<Users<Traced>>,
+    client: ClientConfig,
+    context: Users<Traced>,
+    producer: Mutex<Arc<Client>>,
     limit: Duration,
-    trouble: Arc<Trouble>,
 }
+
+type Client = FutureProducer<Users<Traced>>;
 
 impl KafkaPublisher {
     /// How long a message may take to be confirmed, unless `message.timeout.ms` says otherwise.
@@ -113,13 +115,26 @@ impl KafkaPublisher {
             client.set("linger.ms", "0");
         }
         let context = Users::new(Traced);
-        let trouble = Arc::clone(&context.trouble);
-        let producer = client.create_with_context(context).map_err(|error| error::kafka(OPERATION, error))?;
-        Ok(Self { producer, limit, trouble })
+        let producer = Mutex::new(made(&client, &context)?);
+        Ok(Self { client, context, producer, limit })
+    }
+
+    fn producer(&self) -> Arc<Client> {
+        Arc::clone(&self.producer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another client in the place of `broken`, unless that has happened.
+    fn replace(&self, broken: &Arc<Client>) -> Result<(), Error> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&producer, broken) {
+            *producer = made(&self.client, &self.context)?;
+        }
+        Ok(())
     }
 
     /// Hands a message to the client, waiting while its queue is full.
-    async fn enqueue(&self, outgoing: &Outgoing) -> Result<DeliveryFuture, Error> {
+    async fn enqueue(&self, outgoing: &Outgoing) -> Result<Sent, Error> {
+        let producer = self.producer();
         let until = tokio::time::Instant::now() + self.limit;
         let headers = outgoing::headers(outgoing)?;
         let mut record = FutureRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
@@ -127,24 +142,25 @@ impl KafkaPublisher {
         record.payload = outgoing::payload(outgoing);
         record.timestamp = outgoing::timestamp_ms(outgoing);
         loop {
-            match self.producer.send_result(record) {
-                Ok(confirmed) => return Ok(confirmed),
+            match producer.send_result(record) {
+                Ok(confirmed) => return Ok(Sent { producer, confirmed }),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
                     if tokio::time::Instant::now() < until =>
                 {
                     record = again;
                     tokio::time::sleep(FULL).await;
                 }
-                Err((error, _)) => return Err(self.failed(outgoing, error)),
+                Err((error, _)) => return Err(self.failed(&producer, outgoing, error)),
             }
         }
     }
 
     /// Waits until the broker has a message, or refuses it.
-    async fn confirmed(&self, outgoing: &Outgoing, sent: Result<DeliveryFuture, Error>) -> Result<(), Error> {
-        match sent?.await {
+    async fn confirmed(&self, outgoing: &Outgoing, sent: Result<Sent, Error>) -> Result<(), Error> {
+        let Sent { producer, confirmed } = sent?;
+        match confirmed.await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(self.failed(outgoing, error)),
+            Ok(Err((error, _))) => Err(self.failed(&producer, outgoing, error)),
             Err(_) => {
                 let what = "the client was closed before the message was confirmed";
                 Err(Error::new(ErrorKind::Unavailable, operation(outgoing), what))
@@ -152,10 +168,30 @@ impl KafkaPublisher {
         }
     }
 
-    /// Refused credentials are no reason to give a message up: they are mended, and it is sent.
-    fn failed(&self, outgoing: &Outgoing, error: KafkaError) -> Error {
-        self.trouble.explain(operation(outgoing), error, ErrorKind::Unavailable)
+    /// Refused credentials are no reason to give a message up: they are mended, and it is sent. Nor is a client that cannot go on,
+    /// such as one whose sequence the broker has lost: another one takes its place.
+    fn failed(&self, producer: &Arc<Client>, outgoing: &Outgoing, error: KafkaError) -> Error {
+        let Some((code, reason)) = producer.client().fatal_error() else {
+            return self.context.trouble.explain(operation(outgoing), error, ErrorKind::Unavailable);
+        };
+        tracing::warn!(%code, reason, "the Kafka client cannot go on publishing; it is replaced");
+        let what = match self.replace(producer) {
+            Ok(()) => "the client could not go on, and was replaced; publish the message again",
+            Err(_) => "the client cannot go on, and no other one can be made; restart the program",
+        };
+        Error::new(ErrorKind::Unavailable, operation(outgoing), what)
+            .with_source(KafkaError::MessageProduction(code))
     }
+}
+
+/// A message that the client has taken, and the client.
+struct Sent {
+    producer: Arc<Client>,
+    confirmed: DeliveryFuture,
+}
+
+fn made(client: &ClientConfig, context: &Users<Traced>) -> Result<Arc<Client>, Error> {
+    client.create_with_context(context.clone()).map(Arc::new).map_err(|error| error::kafka(OPERATION, error))
 }
 
 fn operation(outgoing: &Outgoing) -> String {
@@ -184,5 +220,30 @@ impl Publisher for KafkaPublisher {
             }
         }
         results
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_that_cannot_go_on_is_replaced_and_what_it_had_is_to_be_sent_again() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("letters", 1, 1).unwrap();
+        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refused]);
+        let publisher = KafkaPublisher::new([cluster.bootstrap_servers()], &BTreeMap::new()).unwrap();
+        let letter =
+            || Outgoing { destination: "letters".into(), payload: "letter".into(), ..Outgoing::default() };
+        let failed = publisher.publish(&[letter(), letter()]).await;
+        for failed in failed {
+            assert_eq!(failed.map_err(|error| error.kind()), Err(ErrorKind::Unavailable));
+        }
+        let sent = publisher.publish(&[letter()]).await.remove(0);
+        assert!(sent.is_ok(), "{sent:?}");
     }
 }

@@ -1,14 +1,13 @@
 //! A partition whose log is another one than it was, under a running consumer: its topic was recreated, or its log truncated.
 //!
-//! Whoever notices (an offset below one that was delivered, another topic id, a log that ends before what was delivered) marks
-//! the partition as doubtful: nothing more of it is taken or committed. The overseer looks what it is now, and the poll thread
-//! gives it a new epoch, in which the whole log is delivered. Settlements of the old epoch are too late.
+//! Whoever notices (an offset below one that was delivered, another topic id, a log that is told for a second to end before what
+//! was delivered) marks the partition as doubtful: nothing more of it is taken or committed. The overseer looks what it is now, and
+//! the poll thread gives it a new epoch, in which the whole log is delivered. Settlements of the old epoch are too late.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
-use rdkafka::Offset;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -42,13 +41,12 @@ pub(crate) fn apply<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared
         }
     }
     let seeks = std::mem::take(&mut shared.lock().seeks);
-    for (epoch, from) in seeks {
+    for (epoch, offset) in seeks {
         let place = {
             let state = shared.lock();
             state.assigned.get(&epoch).map(|own| (Arc::clone(&own.topic), own.number))
         };
         let Some((topic, partition)) = place else { continue };
-        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
         match consumer.seek(&topic, partition, offset, SEEK) {
             Ok(()) => {
                 if let Some(own) = shared.lock().assigned.get_mut(&epoch) {
@@ -57,7 +55,7 @@ pub(crate) fn apply<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared
             }
             Err(error) => {
                 tracing::debug!(%error, topic = &*topic, partition, "a partition cannot be read anew yet; tried again");
-                shared.lock().seeks.push((epoch, from));
+                shared.lock().seeks.push((epoch, offset));
             }
         }
     }
@@ -84,11 +82,7 @@ fn one<C: ClientContext>(
     let mut from = finding.low;
     if let Some(starts) = &consumer.context().starts {
         if change.kind == Kind::Truncated {
-            let what = "records that were processed are gone from the log, and others stand in their place: the positions in the \
-                        database count in the old log. Find out what the topic holds, remove the positions of this group, \
-                        and start again";
-            let operation = format!("go on with topic {topic}, partition {partition}");
-            return Err(Error::new(ErrorKind::Corrupt, operation, what));
+            return Err(truncated(topic, *partition));
         }
         let incarnation = stamp.incarnation(&shared.cluster, topic).into();
         let number = u32::try_from(*partition).unwrap_or_default();
@@ -96,6 +90,14 @@ fn one<C: ClientContext>(
     }
     shared.renew(finding.epoch, &Begin { from: Some(from), ..change.begin });
     Ok(())
+}
+
+/// The log of a partition was truncated, and positions in a database count in what it was: a person has to decide.
+pub(crate) fn truncated(topic: &str, partition: i32) -> Error {
+    let what = "records that were processed are gone from the log, and others stand in their place or will: the positions in the \
+                database count in the old log. Find out what the topic holds, remove the positions of this group, and start \
+                again: the log is read from its start";
+    Error::new(ErrorKind::Corrupt, format!("go on with topic {topic}, partition {partition}"), what)
 }
 
 /// Why the log is another one.
@@ -121,19 +123,6 @@ struct Change {
 }
 
 impl Shared {
-    /// Marks a partition as doubtful, and has it looked at.
-    pub(crate) fn doubt(&self, epoch: u64) {
-        let mut state = self.lock();
-        if let Some(own) = state.assigned.get_mut(&epoch)
-            && !own.doubtful
-        {
-            own.doubtful = true;
-            state.doubts = true;
-            drop(state);
-            self.asked.notify_all();
-        }
-    }
-
     fn change_of(&self, finding: &Finding) -> Option<Change> {
         let state = self.lock();
         let own = state.assigned.get(&finding.epoch).filter(|own| !own.leaving)?;
@@ -142,7 +131,8 @@ impl Shared {
             Some(id) => (Kind::Recreated, Stamp { id: Some(id.clone()), cuts: 0 }),
             None => (Kind::Truncated, Stamp { cuts: own.stamp.cuts + 1, ..own.stamp.clone() }),
         };
-        let begin = Begin { topic: own.topic.to_string(), partition: own.number, stamp, from: None };
+        let (topic, partition) = (own.topic.to_string(), own.number);
+        let begin = Begin { topic, partition, stamp, ..Begin::default() };
         Some(Change { kind, begin, next: own.watermark.next() })
     }
 
@@ -157,16 +147,15 @@ impl Shared {
             state.gone.extend(before.stamp.id);
         }
         state.notice(epoch);
-        state.last_epoch += 1;
-        let new = state.last_epoch;
         let mut assigned = self.assigned_at(begin);
         assigned.doubtful = true;
         if let Some(from) = begin.from {
             // It is committed at once: the group's offset is of the old log still.
             assigned.watermark.passed(from, from);
-            state.seeks.push((new, from));
         }
-        state.current.entry(Arc::clone(&assigned.topic)).or_default().insert(begin.partition, new);
-        state.assigned.insert(new, assigned);
+        let new = state.add(assigned);
+        if begin.from.is_some() {
+            state.seeks.push((new, begin.offset()));
+        }
     }
 }

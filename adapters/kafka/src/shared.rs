@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use onceward::telemetry::SourceHealth;
 use onceward::{Delivery, Error, Notice, SettleQueue, Settled, Settlement, Tag};
+use rdkafka::Offset;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::burst::{Burst, Read};
 use crate::config::TopicConfig;
 use crate::leaving::Leaving;
 use crate::partition::{Assigned, Held, Ready};
+use crate::pending::Pending;
 use crate::reset::Finding;
 use crate::retention::Gap;
 
@@ -56,7 +58,7 @@ pub(crate) struct State {
     errors: VecDeque<Error>,
     pub(crate) last_epoch: u64,
     last_number: u64,
-    /// A rebalance has happened.
+    /// The group has assigned what this member gets, and has not taken it away since.
     pub(crate) joined: bool,
     /// The assignment changed since the poll thread last looked.
     pub(crate) reassigned: bool,
@@ -71,8 +73,13 @@ pub(crate) struct State {
     /// Partitions whose log has to be looked at, now.
     pub(crate) doubts: bool,
     pub(crate) findings: Vec<Finding>,
-    /// Where partitions whose log is another one are to be read from, by epoch.
-    pub(crate) seeks: Vec<(u64, u64)>,
+    /// Where the client is to read partitions that it has already, by epoch: their log is another one, or it is known late where
+    /// they begin.
+    pub(crate) seeks: Vec<(u64, Offset)>,
+    /// Partitions of which it is not known yet where they begin.
+    pub(crate) pending: Pending,
+    /// When the commit was sent that is under way, if one is.
+    pub(crate) committing: Option<Instant>,
     pub(crate) gaps: Vec<Gap>,
     /// Ids of deleted topics. A broker that does not know yet may still report them.
     pub(crate) gone: HashSet<String>,
@@ -89,6 +96,15 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn epoch(&self, topic: &str, partition: i32) -> Option<u64> {
         self.current.get(topic)?.get(&partition).copied()
+    }
+
+    /// A partition is assigned, under a new epoch.
+    pub(crate) fn add(&mut self, assigned: Assigned) -> u64 {
+        self.last_epoch += 1;
+        let epoch = self.last_epoch;
+        self.current.entry(Arc::clone(&assigned.topic)).or_default().insert(assigned.number, epoch);
+        self.assigned.insert(epoch, assigned);
+        epoch
     }
 
     /// Hands out nothing more of an assignment.
@@ -198,6 +214,8 @@ impl State {
         self.findings.clear();
         self.seeks.clear();
         self.gaps.clear();
+        self.pending.clear();
+        (self.joined, self.committing) = (false, None);
     }
 }
 
@@ -320,14 +338,15 @@ impl Shared {
             if own.leaving || own.doubtful {
                 continue;
             }
-            let next = own.watermark.next();
+            let next = own.next();
+            // The client went back, by itself: the log ended before.
             if next.is_some_and(|next| offset < next) {
                 own.doubtful = true;
                 state.doubts = true;
                 self.asked.notify_all();
                 continue;
             }
-            if let Some(from) = next.or(own.start)
+            if let Some(from) = next
                 && from < offset
             {
                 let (topic, partition) = (Arc::clone(&own.topic), own.number);

@@ -49,7 +49,7 @@ impl<C: ClientContext> Watch<C> {
             let from = from(consumer, &place).ok()?;
             let end = u64::try_from(end).ok()?;
             if from > end {
-                shared.doubt(place.epoch);
+                shared.suspect(place.epoch, true);
                 return Some(false);
             }
             if from == end {
@@ -100,7 +100,7 @@ impl<C: ClientContext> Watch<C> {
                 .filter(|end| place.searched != Some(*end)),
         };
         if is_overdue && end.is_some_and(|end| place.next > Some(end)) {
-            shared.doubt(place.epoch);
+            shared.suspect(place.epoch, true);
             return Ok(Verdict::Well);
         }
         let Some(end) = end.filter(|end| place.next.is_none_or(|next| next < *end)) else {

@@ -71,11 +71,19 @@ impl Stage {
     }
 
     fn start(&self, change: impl FnOnce(&mut EffectKeys)) -> Running {
-        let mut config = EffectsConfig::new(self.input.config());
-        config.dead_letters = Some(self.letters.name.clone());
         let mut keys = EffectKeys::new(extractor());
         change(&mut keys);
-        config.keys = Some(keys);
+        self.start_with(Some(keys))
+    }
+
+    fn start_without_keys(&self) -> Running {
+        self.start_with(None)
+    }
+
+    fn start_with(&self, keys: Option<EffectKeys>) -> Running {
+        let mut config = EffectsConfig::new(self.input.config());
+        config.dead_letters = Some(self.letters.name.clone());
+        config.keys = keys;
         let shutdown = CancellationToken::new();
         let store = Arc::new(self.inbox.clone());
         let handler = tx_handler(&*store, (), note);
@@ -197,6 +205,24 @@ async fn a_key_that_another_has_claimed_is_waited_for_and_other_partitions_go_on
     let summary = running.stop().await;
     assert_eq!((summary.records, summary.copies), (3, 1));
     assert_eq!(stage.effects(), ["b", "c", "d"]);
+}
+
+/// The group's offset lies behind the end of the log, and the database knows records of it. To read all of it again, under
+/// another name, would repeat their effects.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_shorter_than_what_was_processed_is_refused_and_repeats_no_effect() {
+    let stage = Stage::new(1).await;
+    for id in ["a", "b", "c"] {
+        stage.send(0, Some(id), id).await;
+    }
+    let running = stage.start_without_keys();
+    stage.input.wait_committed(&[3]).await;
+    assert_eq!(running.stop().await.records, 3);
+    stage.input.commit(0, 1000).await;
+    let running = stage.start_without_keys();
+    let ended = tokio::time::timeout(LIMIT, running.task).await.expect("it ends").unwrap();
+    assert_eq!(ended.map_err(|error| error.kind()), Err(ErrorKind::Corrupt));
+    assert_eq!(stage.effects(), ["a", "b", "c"]);
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use onceward::telemetry::SourceState;
 use onceward::{Consumer, Settled, Settlement, Tag};
 use onceward_kafka::KafkaConsumer;
+use onceward_test_servers::kafka::{Kafka, Listener, Security};
+use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use support::{LIMIT, Topic, take, text, until};
 
 async fn ack(consumer: &KafkaConsumer, tags: &[Tag]) -> Vec<Settled> {
@@ -140,6 +142,45 @@ async fn a_group_that_assigns_in_another_way_is_named_and_joined_when_its_member
     until("it joins", || late.assigned_partitions() == 1).await;
     until("it is up", || health.state() == SourceState::Up).await;
     late.close().await.unwrap();
+}
+
+/// The client starts a partition that was just assigned only while no commit is under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_comes_is_read_though_commits_are_answered_late_and_never_end() {
+    let plain = Listener::new(Security::Plain);
+    let proxy = Proxy::start(plain.address()).unwrap();
+    let listener = plain.advertised(proxy.port());
+    let broker = tokio::task::spawn_blocking(move || Kafka::start_with_listeners(&[listener], None));
+    let broker = broker.await.unwrap();
+    let topic = Topic::on(&broker, 2).await;
+    let mut config = topic.config();
+    config.brokers = vec![listener.bootstrap()];
+    config.topics.commit_interval = Duration::from_millis(20);
+    let mut first = KafkaConsumer::open(config).await.unwrap();
+    until("it has both", || first.assigned_partitions() == 2).await;
+    let mut second = topic.open().await;
+    until("each has one", || first.assigned_partitions() == 1).await;
+    topic.fill(1).await;
+    let stays = take(&mut first, 1).await[0].message.position().unwrap().partition;
+    let [stays, moves] = [stays, 1 - stays].map(|number| i32::try_from(number).unwrap());
+    // More commits are due than are answered.
+    proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(60)));
+    let closing = tokio::spawn(async move { second.close().await });
+    let (mut seen, end) = (false, Instant::now() + LIMIT);
+    while !seen {
+        assert!(Instant::now() < end, "the partition that came is not read");
+        topic.send(stays, None, Some("steady")).await;
+        let received = tokio::time::timeout(Duration::from_millis(10), first.receive()).await;
+        let Ok(received) = received else { continue };
+        let taken = received.unwrap().unwrap();
+        let tags: Vec<_> = taken.iter().map(|own| own.receipt.tag()).collect();
+        ack(&first, &tags).await;
+        seen = taken.iter().any(|own| text(own) == format!("{moves}:0"));
+    }
+    closing.await.unwrap().unwrap();
+    proxy.heal();
+    first.close().await.unwrap();
+    drop(broker);
 }
 
 /// What happened to each record.

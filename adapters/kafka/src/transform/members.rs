@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onceward::Error;
 use onceward::telemetry::SourceHealth;
@@ -10,15 +10,17 @@ use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use crate::begin::Beginner;
+use crate::assignment::Begin;
+use crate::begin::{self, Beginner, Ids};
+use crate::error;
 use crate::log::Traced;
-use crate::native;
 use crate::stamp::Stamp;
 
-/// How long the cluster may take to tell the ids of topics.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long the cluster may take to tell where partitions begin, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const BREATH: Duration = Duration::from_millis(200);
 
 /// The partitions that are assigned now; each assignment has a number of its own.
 #[derive(Default)]
@@ -74,29 +76,40 @@ impl Members {
         topics.into_iter().filter_map(|topic| Some((topic.clone(), state.ids.get(topic)?.clone()))).collect()
     }
 
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let topics: BTreeSet<_> = partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
-        let names: Vec<_> = topics.iter().map(String::as_str).collect();
-        let described = match names.is_empty() {
-            true => Ok(Vec::new()),
-            false => native::describe_each(consumer.client(), &names, ANSWER),
-        };
-        match described {
-            Ok(topics) => {
-                let told = topics.into_iter().flatten().filter_map(|topic| Some((topic.name, topic.id?)));
-                self.lock().ids.extend(told);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the cluster does not tell the ids of the topics; those known are used");
+    /// Where these partitions begin, and the ids of their topics.
+    fn begin(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> (Result<Vec<Begin>, Error>, Ids) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ids = begin::ids(consumer.client(), partitions, begin::ANSWER);
+            let beginner = Beginner {
+                cluster: "",
+                ids: &ids,
+                from_end: self.from_end,
+                starts: None,
+                health: &SourceHealth::default(),
+                answer: begin::ANSWER,
+            };
+            match beginner.begin(consumer, partitions) {
+                Ok(begun) if begun.pending.is_empty() => return (Ok(begun.begins), ids),
+                Ok(begun) if Instant::now() >= until => {
+                    let reason = begun.reason.unwrap_or(KafkaError::MetadataFetch(Code::LeaderNotAvailable));
+                    return (Err(error::kafka("find where assigned partitions begin", reason)), ids);
+                }
+                Ok(_) => std::thread::sleep(BREATH),
+                Err(error) => return (Err(error), ids),
             }
         }
-        let ids = self.lock().ids.clone();
-        let health = SourceHealth::default();
-        let beginner =
-            Beginner { cluster: "", ids: &ids, from_end: self.from_end, starts: None, health: &health };
-        let begins = beginner.begin(consumer, partitions);
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let (begun, ids) = self.begin(consumer, partitions);
         let mut state = self.lock();
-        match begins {
+        state.ids.extend(ids.into_iter().filter_map(|(topic, id)| Some((topic, id?))));
+        match begun {
             Ok(begins) => {
                 state.stamps.extend(begins.into_iter().map(|own| ((own.topic, own.partition), own.stamp)));
             }

@@ -155,6 +155,20 @@ impl Topic {
         deleted.elements()[0].error().unwrap();
     }
 
+    /// Commits an offset of the group as another program would, which nobody else may do while it has members.
+    pub(crate) async fn commit(&self, partition: i32, offset: i64) {
+        let (bootstrap, group, name) = (self.bootstrap.clone(), self.group.clone(), self.name.clone());
+        let commit = move || {
+            let mut client = ClientConfig::new();
+            let other: BaseConsumer =
+                client.set("bootstrap.servers", bootstrap).set("group.id", group).create().unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&name, partition, Offset::Offset(offset)).unwrap();
+            other.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+        };
+        tokio::task::spawn_blocking(commit).await.unwrap();
+    }
+
     /// What the group has committed for each partition; -1 for nothing.
     pub(crate) async fn committed(&self) -> Vec<i64> {
         let (bootstrap, group) = (self.bootstrap.clone(), self.group.clone());
