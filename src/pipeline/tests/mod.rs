@@ -6,6 +6,7 @@ mod brokers;
 mod dead_letters;
 mod duplicates;
 mod failures;
+mod in_doubt;
 mod keys;
 mod leases;
 mod limits;
