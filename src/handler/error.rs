@@ -20,7 +20,8 @@ pub enum Verdict {
     /// Trying again is useless: dead-letter it.
     Permanent,
     /// The run failed before it had any effect, for a reason that is not the message's: a service that refuses
-    /// connections, a program that cannot be started, a database that is down. No attempt is used.
+    /// connections, a program that cannot be started, a database that is down. No attempt is used, unless the outcome is
+    /// [unknown](HandlerError::outcome_unknown) again and again.
     Unavailable,
 }
 
@@ -97,6 +98,10 @@ impl HandlerError {
 
     /// Says that the effect may have happened all the same (a request without an answer): another run is counted in
     /// `suspected_double_effects`.
+    ///
+    /// A [`Verdict::Unavailable`] whose outcome is unknown uses no attempt the first time, and none during an outage. But if
+    /// runs of other messages have succeeded since, the handler is there: each further one of this message uses an attempt,
+    /// or its effect might be repeated for ever.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {
         self.outcome_unknown = true;
@@ -104,7 +109,8 @@ impl HandlerError {
     }
 
     /// Says how long at least to wait before the next run, where the verdict itself does not: what is unavailable may know
-    /// when it will be back.
+    /// when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all messages,
+    /// at most 60 s.
     ///
     /// ```
     /// use std::time::Duration;

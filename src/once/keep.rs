@@ -185,10 +185,11 @@ impl Inner {
     }
 
     /// Rounds down to a grid, so that the renewals of many calls come together and share a call.
-    fn on_grid(&self, at: Instant) -> Instant {
-        let grid = self.config.lease / 24;
-        let steps = at.saturating_duration_since(self.started_at).as_nanos() / grid.as_nanos().max(1);
-        self.started_at + grid.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+    pub(super) fn on_grid(&self, at: Instant) -> Instant {
+        let grid = (self.config.lease / 24).as_nanos().max(1);
+        let since = at.saturating_duration_since(self.started_at).as_nanos();
+        let on_grid = u64::try_from(since - since % grid).unwrap_or(u64::MAX);
+        self.started_at + Duration::from_nanos(on_grid)
     }
 
     /// Keeps the lease alive until `recorded` is done: while the closure runs, and while what became of it is written.

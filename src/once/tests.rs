@@ -463,3 +463,19 @@ async fn a_caller_that_goes_between_the_claim_and_its_start_uses_no_attempt() {
     let next = dedup.once(&this, async |claim| Ok::<_, String>(claim.attempt())).await.unwrap();
     assert!(matches!(next, Once::Ran(1)), "{next:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn renewals_of_a_process_that_runs_for_years_are_still_due_in_the_future() {
+    let config = OnceConfig { lease: Duration::from_millis(100), ..OnceConfig::default() };
+    let dedup = Deduplicator::new(scope(), Arc::new(MemoryStore::new()), config).unwrap();
+    for years in [0, 1, 10] {
+        let at =
+            dedup.0.started_at + Duration::from_secs(years * 365 * 24 * 3600) + Duration::from_millis(50);
+        let on_grid = dedup.0.on_grid(at);
+        assert!(
+            on_grid <= at && at - on_grid < Duration::from_millis(5),
+            "{years} years: {:?}",
+            at - on_grid
+        );
+    }
+}

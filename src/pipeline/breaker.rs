@@ -51,11 +51,14 @@ pub(crate) struct Breaker {
     /// Runs that found the handler unavailable, since one that did not.
     streak: u32,
     last_reason: String,
+    /// How often it has opened.
+    openings: u64,
     open: Option<Open>,
 }
 
 #[derive(Debug)]
 struct Open {
+    number: u64,
     by_failures: bool,
     since: Instant,
     probes: u32,
@@ -66,6 +69,10 @@ struct Open {
 /// The first pause before a probe, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest pause that one answer can ask for: it may speak for its own message or tenant only. That message waits for
+/// as long as it says.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// Messages that must find the handler unavailable.
 const UNAVAILABLE_TO: usize = 2;
@@ -81,22 +88,26 @@ impl Breaker {
             unavailable: HashSet::new(),
             streak: 0,
             last_reason: String::new(),
+            openings: 0,
             open: None,
         }
     }
 
-    /// Notes the end of a run. `pause` makes a pause of the tries before and the limits.
+    /// Notes the end of a run; `probe` is what [`probe_started`](Self::probe_started) gave it. `pause` makes a pause of the
+    /// tries before and the limits.
     pub(crate) fn note(
         &mut self,
         id: RunId,
         end: RunEnd,
-        is_probe: bool,
+        probe: Option<u64>,
         now: Instant,
         pause: impl FnOnce(Duration, u32, Duration) -> Duration,
     ) -> Option<Change> {
         if !self.config.enabled {
             return None;
         }
+        // The probe of an earlier opening says no more than any run that started before this one.
+        let is_probe = probe.is_some() && probe == self.opening();
         match end {
             RunEnd::Nothing => {
                 // The probe tells nothing; another message may try at once.
@@ -114,8 +125,8 @@ impl Breaker {
             RunEnd::Failed(reason) => self.note_failure(id, reason, is_probe, now, pause),
             RunEnd::Unavailable(reason, delay) => {
                 // The other side has said when it is worth another try.
-                let pause =
-                    |first, probes, longest| pause(first, probes, longest).max(delay.unwrap_or_default());
+                let asked = delay.unwrap_or_default().min(LONGEST_ASKED);
+                let pause = |first, probes, longest| pause(first, probes, longest).max(asked);
                 self.last_reason = reason;
                 self.streak = self.streak.saturating_add(1);
                 self.unavailable.insert(id);
@@ -178,7 +189,9 @@ impl Breaker {
         now: Instant,
         pause: impl FnOnce(Duration, u32, Duration) -> Duration,
     ) -> Change {
-        let mut open = Open { by_failures, since: now, probes: 0, probe_at: now, probing: false };
+        self.openings += 1;
+        let number = self.openings;
+        let mut open = Open { number, by_failures, since: now, probes: 0, probe_at: now, probing: false };
         open.probe_again(now, pause);
         self.open = Some(open);
         Change::Opened
@@ -188,16 +201,21 @@ impl Breaker {
         self.open.is_some()
     }
 
+    /// The number of its opening while it is open, from 1.
+    pub(crate) fn opening(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.number)
+    }
+
     /// True if a probe may start now.
     pub(crate) fn may_probe(&self, now: Instant) -> bool {
         self.open.as_ref().is_some_and(|open| !open.probing && open.probe_at <= now)
     }
 
-    /// A probe has started; its end will be noted.
-    pub(crate) fn probe_started(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.probing = true;
-        }
+    /// A run starts, which is a probe if this is open: its end will be noted with the number that this gives it.
+    pub(crate) fn probe_started(&mut self) -> Option<u64> {
+        let open = self.open.as_mut()?;
+        open.probing = true;
+        Some(open.number)
     }
 
     /// When the next probe may start, if none is under way.
@@ -257,15 +275,15 @@ mod tests {
         }
 
         fn run(&mut self, number: u64, end: RunEnd) -> Option<Change> {
-            self.breaker.note(id(number), end, false, self.now, full)
+            self.breaker.note(id(number), end, None, self.now, full)
         }
 
         fn probe(&mut self, number: u64, end: RunEnd) -> Option<Change> {
             self.now = self.now.max(self.breaker.probe_at().expect("a probe may start at some time"));
             assert!(self.breaker.may_probe(self.now));
-            self.breaker.probe_started();
+            let probe = self.breaker.probe_started();
             assert!(!self.breaker.may_probe(self.now), "one probe at a time");
-            self.breaker.note(id(number), end, true, self.now, full)
+            self.breaker.note(id(number), end, probe, self.now, full)
         }
 
         fn pause(&self) -> Duration {
@@ -304,6 +322,42 @@ mod tests {
         assert!(case.pause() < minute, "the next answer did not ask for that");
         case.probe(1, asked());
         assert_eq!(case.pause(), minute);
+    }
+
+    #[test]
+    fn one_answer_cannot_keep_it_open_for_an_hour_or_for_ever() {
+        for asked in [Duration::from_secs(3600), Duration::MAX] {
+            let mut case = Case::new();
+            let away = || RunEnd::Unavailable("slow down".into(), Some(asked));
+            case.run(1, away());
+            case.run(2, away());
+            assert_eq!(case.pause(), Duration::from_secs(60));
+            case.probe(1, away());
+            assert_eq!(case.pause(), Duration::from_secs(60));
+        }
+    }
+
+    #[test]
+    fn a_late_end_of_the_probe_of_an_earlier_opening_says_nothing_about_this_one() {
+        for late in [failed(), away(), RunEnd::Nothing] {
+            let mut case = Case::new();
+            case.run(1, away());
+            case.run(2, away());
+            case.now = case.breaker.probe_at().unwrap();
+            let old = case.breaker.probe_started();
+            assert_eq!(case.run(3, RunEnd::Succeeded), Some(Change::Closed));
+            case.run(1, away());
+            assert_eq!(case.run(2, away()), Some(Change::Opened));
+            case.now = case.breaker.probe_at().unwrap();
+            let new = case.breaker.probe_started();
+            assert_ne!(old, new);
+            assert_eq!(case.breaker.note(id(4), late.clone(), old, case.now, full), None, "{late:?}");
+            assert!(
+                case.breaker.is_open() && !case.breaker.may_probe(case.now),
+                "one probe at a time: {late:?}"
+            );
+            assert_eq!(case.breaker.note(id(5), failed(), new, case.now, full), Some(Change::Closed));
+        }
     }
 
     #[test]
@@ -377,11 +431,11 @@ mod tests {
     fn it_can_be_turned_off_wholly_or_for_failures() {
         let mut off = Breaker::new(BreakerConfig { enabled: false, failing_keys: 1 });
         for number in 0..10 {
-            assert_eq!(off.note(id(number), away(), false, Instant::now(), full), None);
+            assert_eq!(off.note(id(number), away(), None, Instant::now(), full), None);
         }
         let mut no_failures = Breaker::new(BreakerConfig { enabled: true, failing_keys: 0 });
         for number in 0..10 {
-            assert_eq!(no_failures.note(id(number), failed(), false, Instant::now(), full), None);
+            assert_eq!(no_failures.note(id(number), failed(), None, Instant::now(), full), None);
         }
     }
 }

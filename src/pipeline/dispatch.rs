@@ -8,6 +8,8 @@ mod notes;
 mod rounds;
 mod store;
 mod suspects;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod watch;
 mod window;
@@ -71,8 +73,8 @@ pub(crate) struct Ended {
     pub(crate) suspects: usize,
     /// One of those that succeeded.
     pub(crate) succeeded: Option<RunId>,
-    /// Those that failed, each with whether it was the breaker's probe.
-    pub(crate) failed: Vec<(RunId, RunEnd, bool)>,
+    /// Those that failed, each with the breaker's opening whose probe it was.
+    pub(crate) failed: Vec<(RunId, RunEnd, Option<u64>)>,
 }
 
 /// What became of a delivery.
@@ -171,6 +173,7 @@ impl<R: Runner> Dispatcher<R> {
                 Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = sleep_until(wake_at) => {}
             }
+            self.join_ended();
             self.fire_timers();
             self.start_identifying();
             self.look();
@@ -178,6 +181,13 @@ impl<R: Runner> Dispatcher<R> {
         }
         self.abandon_unstarted();
         Drained::Wholly
+    }
+
+    /// Lets go of the rounds that have ended, also while events never cease.
+    fn join_ended(&mut self) {
+        while let Some(joined) = self.rounds.try_join_next() {
+            self.note_end(joined);
+        }
     }
 
     /// A round that panics is a fault of this crate or of an adapter. Its deliveries go back to the broker; the run ends,

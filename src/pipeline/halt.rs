@@ -1,6 +1,6 @@
 //! Which claimed deliveries must not start any more, although their round is under way: [`Halt`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use foldhash::{HashSet, HashSetExt};
@@ -10,8 +10,8 @@ use super::work::Taken;
 /// Set by the dispatcher, read by the rounds before each run.
 #[derive(Debug)]
 pub(crate) struct Halt {
-    /// The breaker is open: only its probe runs.
-    handler_down: AtomicBool,
+    /// The number of the breaker's opening: only the probe of this one runs. 0: it is closed.
+    handler_down: AtomicU64,
     any_leaving: AtomicBool,
     leaving: Mutex<HashSet<u64>>,
 }
@@ -19,14 +19,14 @@ pub(crate) struct Halt {
 impl Halt {
     pub(crate) fn new() -> Self {
         Self {
-            handler_down: AtomicBool::new(false),
+            handler_down: AtomicU64::new(0),
             any_leaving: AtomicBool::new(false),
             leaving: Mutex::new(HashSet::new()),
         }
     }
 
-    pub(super) fn set_handler_down(&self, down: bool) {
-        self.handler_down.store(down, Ordering::Release);
+    pub(super) fn set_handler_down(&self, opening: Option<u64>) {
+        self.handler_down.store(opening.unwrap_or(0), Ordering::Release);
     }
 
     /// The deliveries of this epoch belong to another consumer soon.
@@ -46,8 +46,8 @@ impl Halt {
 
     /// True if this delivery must not start.
     pub(crate) fn stops(&self, work: &Taken) -> bool {
-        (self.handler_down.load(Ordering::Acquire) && !work.probe)
-            || self.is_leaving(work.receipt.tag().epoch)
+        let opening = self.handler_down.load(Ordering::Acquire);
+        (opening != 0 && work.probe != Some(opening)) || self.is_leaving(work.receipt.tag().epoch)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {

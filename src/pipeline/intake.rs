@@ -289,7 +289,9 @@ impl Derive {
             store_tries: 0,
             lost: 0,
             turn: None,
-            probe: false,
+            probe: None,
+            in_doubt_since: None,
+            not_before: Duration::ZERO,
             held_until: None,
             waits: false,
         })

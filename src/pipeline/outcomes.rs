@@ -1,11 +1,13 @@
 //! What a round reports to the dispatcher: whether the store answered, and whether the handler works.
 
+use std::sync::atomic::Ordering;
+
 use super::breaker::{RunEnd, RunId};
 use super::dispatch::{Asked, Ended};
 use super::shared::Shared;
 use super::work::{Finished, Outcome, Work};
 use crate::error::{Error, ErrorKind};
-use crate::handler::Verdict as HandlerVerdict;
+use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::Claim;
 use crate::telemetry::Counter;
 
@@ -37,23 +39,47 @@ pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
         ended.suspects += usize::from(work.turn.is_some());
         let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
         match outcome {
-            Outcome::Succeeded(_) | Outcome::Committed => ended.succeeded = Some(id()),
+            Outcome::Succeeded(_) | Outcome::Committed => {
+                shared.successes.fetch_add(1, Ordering::Relaxed);
+                ended.succeeded = Some(id());
+            }
             Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
-                shared.count(Counter::Unavailable, 1);
-                if error.is_outcome_unknown() {
-                    shared.count(Counter::SuspectedDoubleEffects, 1);
-                }
                 let reason = error.text().to_owned();
-                tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
                 ended.failed.push((id(), RunEnd::Unavailable(reason, error.delay()), work.probe));
-                *outcome = Outcome::Unstarted;
+                if !is_charged(shared, work, error) {
+                    unavailable(shared, work, error);
+                    *outcome = Outcome::Unstarted;
+                }
             }
             Outcome::Failed(error) => {
                 ended.failed.push((id(), RunEnd::Failed(error.text().to_owned()), work.probe));
             }
-            _ if work.probe => ended.failed.push((id(), RunEnd::Nothing, true)),
+            _ if work.probe.is_some() => ended.failed.push((id(), RunEnd::Nothing, work.probe)),
             _ => {}
         }
     }
     ended
+}
+
+/// Whether a run that found the handler unavailable uses an attempt all the same: its effect may have happened, and so may
+/// that of each further run. The first of a message is free, and so is every run while nothing shows that the handler is
+/// there for others: none has succeeded since, or the breaker is open and this was its probe. See decision 0009.
+fn is_charged<R>(shared: &Shared<R>, work: &mut Work, error: &HandlerError) -> bool {
+    if !error.is_outcome_unknown() {
+        return false;
+    }
+    let successes = shared.successes.load(Ordering::Relaxed);
+    let since = *work.in_doubt_since.get_or_insert(successes);
+    work.probe.is_none() && successes > since
+}
+
+/// No attempt is used; the message waits, at least as long as the other side has asked for.
+fn unavailable<R>(shared: &Shared<R>, work: &mut Work, error: &HandlerError) {
+    shared.count(Counter::Unavailable, 1);
+    if error.is_outcome_unknown() {
+        shared.count(Counter::SuspectedDoubleEffects, 1);
+    }
+    work.not_before = error.delay().unwrap_or_default();
+    let reason = error.text();
+    tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
 }

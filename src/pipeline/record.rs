@@ -6,6 +6,7 @@ use futures_util::future::join3;
 
 use super::config::{OnExhausted, Ordering};
 use super::letters::{Letter, dead_letter, obituary_without_claim, park};
+use super::limits::LONGEST;
 use super::process::settle;
 use super::runner::Runner;
 use super::shared::Shared;
@@ -85,7 +86,12 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
                 log_fenced(shared, &finished.work);
                 sorted.decided.push(ask_again(shared, finished));
             }
-            Outcome::Unknown => sorted.decided.push(ask_again(shared, finished)),
+            Outcome::Unknown => {
+                // The same owner token again: if the commit has not happened, the claim recognises itself and needs no lapse.
+                // If it is still under way, only one of the two can find the claim pending.
+                finished.work.owner = lease.map(|lease| lease.owner);
+                sorted.decided.push(ask_again(shared, finished));
+            }
             Outcome::Unstarted => sorted.unstarted.push(finished),
             Outcome::Failed(error) => {
                 shared.count(Counter::RunsFailed, 1);
@@ -138,10 +144,12 @@ fn decided(finished: Finished, verdict: Verdict) -> Recorded {
     Recorded { work: finished.work, verdict }
 }
 
-/// Another claim holds the key, or nobody knows: the next claim tells.
+/// Another claim holds the key, or nobody knows, or there was no run: the next claim tells.
 fn ask_again<R>(shared: &Shared<R>, mut finished: Finished) -> Recorded {
-    let after = shared.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
-    finished.work.holds += 1;
+    let pause = shared.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
+    finished.work.holds = finished.work.holds.saturating_add(1);
+    let asked = std::mem::take(&mut finished.work.not_before);
+    let after = pause.max(asked).min(LONGEST);
     decided(finished, Verdict::Again { after })
 }
 
@@ -299,10 +307,7 @@ fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &H
     } else {
         shared.backoff(attempts, work.last_delay)
     };
-    let after = match error.verdict() {
-        HandlerVerdict::RetryAfter(delay) => delay.max(backoff),
-        _ => backoff,
-    };
+    let after = backoff.max(error.delay().unwrap_or_default()).min(LONGEST);
     work.last_delay = after;
     log_failed(shared, work, attempts, after, error);
     let verdict = if shared.capabilities.delayed_retry

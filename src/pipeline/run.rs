@@ -1,7 +1,10 @@
 //! Starts the tasks of a pipeline and ends them in the order that loses nothing.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
@@ -44,9 +47,8 @@ pub(crate) async fn run<R: Runner>(
 ) -> Result<Summary, Error> {
     // If this future is dropped, the guard starts the drain, which goes on in the task.
     let draining = shutdown.child_token();
-    let on_drop = draining.clone().drop_guard();
+    let _on_drop = draining.clone().drop_guard();
     let result = tokio::spawn(run_tasks(parts, runner, draining)).await;
-    on_drop.disarm();
     result.map_err(|error| ended("run the pipeline", &error))?
 }
 
@@ -59,28 +61,9 @@ async fn run_tasks<R: Runner>(
     runner: R,
     draining: CancellationToken,
 ) -> Result<Summary, Error> {
-    let Parts { scope, consumer, store, keys, dead_letters, config, counters } = parts;
-    let acker = consumer.acker();
     let (events_in, mut events) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared {
-        completions: start_completions(&scope, &store, &config, &counters),
-        capabilities: consumer.capabilities(),
-        chance: Mutex::new(Chance::new(config.seed)),
-        heartbeat: Heartbeat::default(),
-        events: events_in,
-        halt: Halt::new(),
-        takeovers: Mutex::new(Takeovers::default()),
-        giving_up: CancellationToken::new(),
-        log: RepeatedLines::default(),
-        draining,
-        scope,
-        keys,
-        store,
-        runner,
-        dead_letters,
-        config,
-        counters,
-    });
+    let (shared, consumer) = share(parts, runner, events_in, draining);
+    let acker = consumer.acker();
     shared.counters.set_store_up(true);
     shared.counters.set_key_sources(shared.keys.sources().map(ToString::to_string));
     if let Some(health) = consumer.health() {
@@ -110,7 +93,14 @@ async fn run_tasks<R: Runner>(
         take_in(Arc::clone(&shared), Arc::clone(&gate), consumer),
     ));
 
-    let drained = Dispatcher::new(Arc::clone(&shared), gate, flow).run(&mut events).await;
+    let dispatched = Dispatcher::new(Arc::clone(&shared), gate, flow).run(&mut events);
+    let drained = AssertUnwindSafe(dispatched).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("the dispatcher panicked: the run ends, nothing of what was under way is acked");
+        // What it held went back to the broker with it.
+        shared.counters.set_in_flight(0, 0);
+        shared.counters.set_waiting(0);
+        Drained::Panicked
+    });
     // The order from here on loses nothing: no more intake, then the last settlements, then the connection.
     shared.draining.cancel();
     let received = intake.await.map_err(|error| ended("receive", &error));
@@ -138,6 +128,37 @@ async fn run_tasks<R: Runner>(
     };
     let counters = Arc::clone(&shared.counters);
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
+}
+
+/// What all tasks share, and the consumer, whose one owner is the intake.
+pub(super) fn share<R: Runner>(
+    parts: Parts,
+    runner: R,
+    events: mpsc::UnboundedSender<Event>,
+    draining: CancellationToken,
+) -> (Arc<Shared<R>>, Box<dyn Consumer>) {
+    let Parts { scope, consumer, store, keys, dead_letters, config, counters } = parts;
+    let shared = Shared {
+        completions: start_completions(&scope, &store, &config, &counters),
+        capabilities: consumer.capabilities(),
+        chance: Mutex::new(Chance::new(config.seed)),
+        heartbeat: Heartbeat::default(),
+        events,
+        halt: Halt::new(),
+        takeovers: Mutex::new(Takeovers::default()),
+        successes: AtomicU64::new(0),
+        giving_up: CancellationToken::new(),
+        log: RepeatedLines::default(),
+        draining,
+        scope,
+        keys,
+        store,
+        runner,
+        dead_letters,
+        config,
+        counters,
+    };
+    (Arc::new(shared), consumer)
 }
 
 /// A task without which the others would wait for ever: if it panics, the run ends.

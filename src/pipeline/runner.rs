@@ -104,6 +104,10 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
 
     async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
         let Some(_turn) = turn(shared).await else { return Outcome::Unstarted };
+        // Many may have waited for their turn: no transaction is opened for nothing.
+        if is_late(shared, work, claim) {
+            return Outcome::Unstarted;
+        }
         for tries in 0..CONFLICTING_TRIES {
             if let Some(outcome) = Self::try_once(shared, work, claim).await {
                 return outcome;
@@ -138,9 +142,9 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
             }
         };
         failpoints::hit(Step::Begun);
-        // Waiting for the transaction does not count against the handler, but it may have cost the lease, or the right to start.
-        let may_start = !shared.draining.is_cancelled() && !shared.halt.stops(work);
-        if !may_start || claim.is_past_deadline(Instant::now()) || claim.is_cancelled() {
+        // Waiting for the transaction does not count against the handler, but it may have cost the lease, or the handler may
+        // have been found unavailable, or the delivery be leaving.
+        if is_late(shared, work, claim) {
             roll_back(&*runner.store, limit, conn).await;
             return Some(Outcome::Unstarted);
         }
@@ -173,6 +177,11 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
         };
         Some(outcome)
     }
+}
+
+/// True if a run must not begin any more.
+pub(super) fn is_late<R>(shared: &Shared<R>, work: &Work, claim: &ActiveClaim) -> bool {
+    claim.is_cancelled() || claim.is_past_deadline(Instant::now()) || shared.halt.stops(work)
 }
 
 /// True if the store refuses whatever is asked (a right or a table is missing), which is not the message's fault. Nothing was

@@ -1,5 +1,6 @@
 //! What all rounds of a pipeline share: its parts, counters, random numbers and the calls to the store.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Shared<R> {
     pub(crate) halt: Halt,
     /// Take-overs that were logged already.
     pub(crate) takeovers: Mutex<Takeovers>,
+    /// Runs that have succeeded, which shows that the handler is available.
+    pub(crate) successes: AtomicU64,
     /// Fires when no new run may start.
     pub(crate) draining: CancellationToken,
     /// Fires when the drain deadline has passed: what is not durable by now is left to the broker.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::runner::{
-    Claimed, Transactional, completion, guarded, in_doubt, in_time, not_begun, refuses_all, roll_back, turn,
+    Claimed, Transactional, completion, guarded, in_doubt, in_time, is_late, not_begun, refuses_all,
+    roll_back, turn,
 };
 use super::shared::Shared;
 use super::work::Outcome;
@@ -143,11 +144,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
-    if shared.draining.is_cancelled()
-        || shared.halt.stops(work)
-        || claim.is_cancelled()
-        || claim.is_past_deadline(now)
-    {
+    if shared.draining.is_cancelled() || is_late(shared, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.

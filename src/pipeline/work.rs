@@ -51,8 +51,13 @@ pub(crate) struct Taken {
     pub(crate) lost: u32,
     /// Set while it is a suspect's turn.
     pub(crate) turn: Option<Turn>,
-    /// Set while it runs to find out whether the handler works again.
-    pub(crate) probe: bool,
+    /// Set while it runs to find out whether the handler works again: the number of the breaker's opening.
+    pub(crate) probe: Option<u64>,
+    /// How many runs of this pipeline had succeeded when a run of it first found the handler unavailable and left its
+    /// outcome unknown.
+    pub(crate) in_doubt_since: Option<u64>,
+    /// How long at least to wait before the next run, as the last one has asked for.
+    pub(crate) not_before: Duration,
     /// Set while another process holds its key: when that lease ends.
     pub(crate) held_until: Option<Instant>,
     /// Counted as waiting; kept by the dispatcher's window.

@@ -10,7 +10,7 @@ use onceward::{Error, ErrorKind, Key, Scope};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, query};
 
-use crate::error::is_lock_timeout;
+use crate::error::{is_lock_timeout, vanished};
 use crate::link::{Attempt, Call, Link, WRITE, moment, reply};
 use crate::row;
 
@@ -212,7 +212,7 @@ impl Locks {
         let rows = reply(self.patience * 2, row::lock(conn, &self.schema, self.scope, keys, "")).await?;
         if self.occupy && rows.len() < keys.len() {
             // A purge took a row between the two statements.
-            return Err(sqlx::Error::Protocol("a row vanished".to_owned()));
+            return Err(vanished());
         }
         Ok(rows)
     }

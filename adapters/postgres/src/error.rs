@@ -7,7 +7,8 @@ use onceward::{Error, ErrorKind, HandlerError};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-/// What `error`, met while attempting `operation`, means to the caller.
+/// What `error`, met while attempting `operation`, means to the caller. It concerns the whole call, and so is never
+/// [`ErrorKind::Corrupt`], which ends the claim of a key whose record cannot be read.
 pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
         sqlx::Error::Database(database) => {
@@ -29,8 +30,13 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
         }
         sqlx::Error::Configuration(_) => (ErrorKind::Config, "the session cannot be used as it is"),
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => (
-            ErrorKind::Corrupt,
+            // Not of one key's record: those are read in `row.rs`, each on its own.
+            ErrorKind::Config,
             "a stored value is not what this version writes; was a table changed by hand?",
+        ),
+        sqlx::Error::RowNotFound => (
+            ErrorKind::Conflict,
+            "a row that was there a moment ago was removed meanwhile; if that lasts, was a table changed by hand?",
         ),
         _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
     };
@@ -199,9 +205,15 @@ pub(crate) fn is_taken(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| matches!(&*code, "23505" | "42P06" | "42P07" | "42710"))
 }
 
-/// The transaction was rolled back for the sake of another.
+/// A row was removed by another transaction between two statements of this one, which is to be rolled back and repeated.
+pub(crate) fn vanished() -> sqlx::Error {
+    sqlx::Error::RowNotFound
+}
+
+/// The transaction was rolled back for the sake of another, or has to be.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| code == "40001" || code == "40P01")
+    matches!(error, sqlx::Error::RowNotFound)
+        || code(error).is_some_and(|code| code == "40001" || code == "40P01")
 }
 
 /// The server refuses what the transaction holds, and rolled it back.
@@ -228,7 +240,7 @@ pub(crate) fn is_stale(error: &sqlx::Error) -> bool {
 
 /// The statement failed, and the connection may be used again after a rollback.
 pub(crate) fn leaves_usable(error: &sqlx::Error) -> bool {
-    let Some(code) = code(error) else { return false };
+    let Some(code) = code(error) else { return matches!(error, sqlx::Error::RowNotFound) };
     let class = code.get(..2).unwrap_or("");
     !is_stale(error) && (matches!(class, "22" | "23" | "40" | "42" | "55") || code == "57014")
 }
@@ -254,6 +266,24 @@ mod tests {
         );
         for code in ["42P01", "23505", "42501", "28P01", "28000", "0A000"] {
             assert!(!Error::new(kind(code), "write", "").is_retryable(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_vanished_is_a_conflict_on_a_connection_that_works() {
+        let error = vanished();
+        assert!(is_conflict(&error) && leaves_usable(&error) && !is_lost(&error));
+        assert_eq!(store_error("write", error).kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn no_error_of_a_whole_call_is_taken_for_one_of_a_record() {
+        for error in [sqlx::Error::Decode("not a number".into()), sqlx::Error::ColumnNotFound("value".into())]
+        {
+            assert_eq!(store_error("read", error).kind(), ErrorKind::Config);
+        }
+        for code in ["XX001", "XX002"] {
+            assert_eq!(kind(code), ErrorKind::Unavailable);
         }
     }
 

@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
 use crate::conn::PgConn;
-use crate::error::store_error;
+use crate::error::{store_error, vanished};
 use crate::link::moment;
 use crate::row::{self, COLUMNS, NOW, integer};
 use crate::sql::{BYTEAS, EQ, PLUS};
@@ -67,7 +67,7 @@ async fn mark_all(
         let decided = decide(&rows, ttl, &known)?;
         if decided.len() < known.len() {
             // A purge took a row between the two statements.
-            return Err(failed(sqlx::Error::Protocol("a row vanished".to_owned())));
+            return Err(failed(vanished()));
         }
         let changed: Vec<_> =
             decided.iter().filter_map(|(key, (_, record))| Some((*key, record.as_ref()?))).collect();

@@ -176,3 +176,24 @@ async fn a_lost_standby_leaves_no_pile_of_waiting_processes() {
         assert!(std::time::Instant::now() < end, "the store did not come back");
     }
 }
+
+/// As when a purge removes an expired row between two statements of a claim.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_vanishes_under_a_claim_has_it_repeated_and_costs_no_connection() {
+    let server = Postgres::start();
+    let store = store_at(&server.url("postgres")).await;
+    let request = requests([1]);
+    let first = lease(&store.claim(&scope(), &terms(), &request).await.remove(0).unwrap());
+    let mut rival = PgConnection::connect(&server.url("postgres")).await.unwrap();
+    // The first statement is no transaction: it inserts what is new.
+    let vanish = "CREATE SEQUENCE public.tries; \
+         CREATE FUNCTION public.vanish() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+           IF pg_catalog.nextval('public.tries') BETWEEN 2 AND 4 THEN DELETE FROM onceward.keys; END IF; RETURN NULL; END $$; \
+         CREATE TRIGGER vanish AFTER INSERT ON onceward.keys FOR EACH STATEMENT EXECUTE FUNCTION public.vanish()";
+    sqlx::raw_sql(vanish).execute(&mut rival).await.unwrap();
+    let before = store.opened_connections();
+    let again = store.claim(&scope(), &terms(), &request).await.remove(0).unwrap();
+    assert_eq!(lease(&again), first, "the claim recognises itself");
+    assert_eq!(server.sql("SELECT last_value FROM public.tries"), "5", "three times it vanished");
+    assert_eq!(store.opened_connections(), before, "the connection was in order");
+}

@@ -53,7 +53,7 @@ impl Caller {
         match found {
             Some(found) if found == mine => Ok(()),
             found => Err(Error::new(
-                ErrorKind::Corrupt,
+                ErrorKind::Config,
                 OPERATION,
                 format!(
                     "they are written as \"{}\", this version reads \"{mine}\"; use the version that wrote them, or another prefix",

@@ -1,7 +1,7 @@
 //! Offsets of sources without a broker.
 
 use async_trait::async_trait;
-use onceward::{Checkpoint, CheckpointStore, Error, Scope};
+use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
 use redis::Value;
 
 use crate::error::garbled;
@@ -20,7 +20,7 @@ impl CheckpointStore for RedisStore {
         self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
         match self.caller.command(LOAD, redis::cmd("GET").arg(&key), &key).await? {
             Value::Nil => Ok(None),
-            Value::BulkString(bytes) => decode(&bytes).map(Some).ok_or_else(|| garbled(LOAD)),
+            Value::BulkString(bytes) => decode(&bytes).map(Some).ok_or_else(damaged),
             _ => Err(garbled(LOAD)),
         }
     }
@@ -36,6 +36,12 @@ impl CheckpointStore for RedisStore {
         self.caller.command(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)), &key).await?;
         Ok(())
     }
+}
+
+fn damaged() -> Error {
+    let context = "the stored checkpoint has a form that this version cannot read; a later version wrote it, or it is \
+                   damaged. Update this program, or delete the checkpoint to read the source from its beginning";
+    Error::new(ErrorKind::Corrupt, LOAD, context)
 }
 
 /// The form of a value.

@@ -9,10 +9,11 @@ pub(crate) fn store_error(operation: &'static str, error: RedisError) -> Error {
     Error::new(kind, operation, context).with_source(error)
 }
 
-/// A reply that none of this version's scripts and commands give.
+/// A reply that none of this version's scripts and commands give. It says nothing about the record of any key: whether the
+/// call was applied is unknown, and it is repeated with the same owner tokens.
 pub(crate) fn garbled(operation: &'static str) -> Error {
     Error::new(
-        ErrorKind::Corrupt,
+        ErrorKind::Unknown,
         operation,
         "the server's reply is not what this version's scripts answer; is a proxy or another kind of server in between?",
     )

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use support::{
     answered, assert_completed, claim, complete, completion, config, lease_of, request, scope, terms,
     work_through,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 fn store(config: &RedisConfig) -> RedisStore {
     RedisStore::new(config).unwrap()
@@ -358,4 +361,55 @@ async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
         let next = lease_of(claim(&store, request(1)).await.unwrap());
         assert!(next.fence > fence, "{} after {fence}", next.fence);
     }
+}
+
+/// Passes on what the server answers, and replaces the content of its replies while `garbles`.
+async fn garbling(server: &Redis, garbles: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let to = server.address();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            let garbles = Arc::clone(&garbles);
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = from_server.read(&mut bytes).await {
+                    let reply = &mut bytes[..length];
+                    if garbles.load(Ordering::SeqCst)
+                        && let (Some(b'$'), Some(head)) =
+                            (reply.first(), reply.iter().position(|byte| *byte == b'\n'))
+                    {
+                        reply[head + 1..length - 2].fill(b'z');
+                    }
+                    if to_client.write_all(reply).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+/// It says nothing about any record: with the answer of an unreadable record the effect would happen again.
+#[tokio::test]
+async fn a_reply_that_cannot_be_understood_is_unknown_and_its_repeat_tells() {
+    let server = Redis::start();
+    let garbles = Arc::new(AtomicBool::new(false));
+    let url = garbling(&server, Arc::clone(&garbles)).await;
+    let store = store(&config(&url).prefix("garbled"));
+    let lease = lease_of(claim(&store, request(1)).await.unwrap());
+    garbles.store(true, Ordering::SeqCst);
+    let error = store.complete(&scope(), &[completion(lease)]).await.remove(0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unknown, "{error:?}");
+    assert!(
+        error.is_retryable() && error.to_string().contains("not what this version's scripts answer"),
+        "{error}"
+    );
+    garbles.store(false, Ordering::SeqCst);
+    let again = store.complete(&scope(), &[completion(lease)]).await.remove(0).unwrap();
+    assert_eq!(again, Completion::Repeated, "it had been applied");
 }

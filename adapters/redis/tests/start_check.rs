@@ -80,7 +80,7 @@ async fn keys_in_another_format_are_refused() {
     server.cli(&["SET", "ow:!format", "records 9, keys 9"]);
     let store = RedisStore::new(&config(&server.url())).unwrap();
     for error in [store.check().await.unwrap_err(), claim(&store, request(1)).await.unwrap_err()] {
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("records 9, keys 9"), "{error}");
     }
     assert!(check(&config(&server.url()).prefix("other")).await.is_ok());

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use onceward::{Error, ErrorKind};
 
-/// What `error`, met while attempting `operation`, means to the caller.
+/// What `error`, met while attempting `operation`, means to the caller. It concerns the whole call, and so is never
+/// [`ErrorKind::Corrupt`], which ends the claim of a key whose record cannot be read.
 pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
         sqlx::Error::Database(database) => {
@@ -21,8 +22,10 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::ColumnIndexOutOfBounds { .. } => (
-            ErrorKind::Corrupt,
-            "a stored value is not what this version writes; restore the file from a backup",
+            // Not of one key's record: those are read in `row.rs`, each on its own.
+            ErrorKind::Config,
+            "a value in onceward's tables is not what this version writes; was a table changed by hand? Restore the file \
+             from a backup",
         ),
         _ => (ErrorKind::Unknown, "SQLite answered with an unexpected error"),
     };
@@ -52,8 +55,12 @@ fn meaning(code: i32) -> (ErrorKind, &'static str) {
         15 => {
             (ErrorKind::Unavailable, "the file's locks do not work; it must not lie on a network file system")
         }
-        11 => (ErrorKind::Corrupt, "the file is damaged; restore it from a backup"),
-        24 | 26 => (ErrorKind::Corrupt, "the file is no SQLite database; choose another path"),
+        // Both concern every key, whose runs may have had their effect: no claim ends for it, and writes are repeated.
+        11 => (ErrorKind::Unavailable, "the file is damaged; restore it from a backup"),
+        24 | 26 => (
+            ErrorKind::Config,
+            "the file is no SQLite database; choose another path, or restore the file if it was one",
+        ),
         22 => (ErrorKind::Unsupported, "the file system cannot hold so large a file"),
         1 => (ErrorKind::Internal, "SQLite refuses a statement; was the schema changed by hand?"),
         12 | 16..=21 | 25 => (ErrorKind::Internal, "SQLite refuses a statement of this program"),
@@ -77,10 +84,25 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_worth_another_try_and_a_damaged_file_is_not() {
+    fn no_error_of_the_whole_file_is_taken_for_one_of_a_record() {
+        for code in (0..=0xffff).chain([-1]) {
+            assert_ne!(kind(code), ErrorKind::Corrupt, "{code}");
+        }
+        for error in [
+            sqlx::Error::Decode("not a number".into()),
+            sqlx::Error::ColumnNotFound("value".into()),
+            sqlx::Error::ColumnIndexOutOfBounds { index: 1, len: 1 },
+        ] {
+            assert_eq!(store_error("read", error).kind(), ErrorKind::Config);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_and_a_damaged_file_are_worth_another_try_and_no_database_is_not() {
         assert_eq!(kind(13), ErrorKind::Unavailable);
-        assert_eq!(kind(11), ErrorKind::Corrupt);
-        assert_eq!(kind(26), ErrorKind::Corrupt);
+        assert_eq!(kind(11), ErrorKind::Unavailable);
+        assert_eq!(kind(11 | (1 << 8)), ErrorKind::Unavailable);
+        assert_eq!(kind(26), ErrorKind::Config);
         assert_eq!(kind(8 | (4 << 8)), ErrorKind::Denied);
     }
 }

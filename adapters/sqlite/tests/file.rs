@@ -162,8 +162,8 @@ async fn a_file_that_is_no_database_is_refused() {
     let file = File::new();
     std::fs::write(file.path(), "orders, customers, and other things ".repeat(200)).unwrap();
     let error = SqliteStore::open_in(file.path()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
-    assert!(!error.is_retryable());
+    assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+    assert!(!error.is_retryable(), "a start does not wait for it");
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ impl<R: Runner> Dispatcher<R> {
         loop {
             self.abandon_unstarted();
             self.publish_gauges();
+            self.join_ended();
             if self.rounds.is_empty() {
                 // Every round has ended, and what the last ones told is taken below.
                 while let Ok(event) = events.try_recv() {

@@ -39,10 +39,10 @@ impl<R: Runner> Dispatcher<R> {
         let shared = Arc::clone(&self.shared);
         let now = Instant::now();
         let open_for = self.breaker.open_for(now);
-        let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, false));
-        for (id, end, is_probe) in ended.failed.into_iter().chain(succeeded) {
+        let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, None));
+        for (id, end, probe) in ended.failed.into_iter().chain(succeeded) {
             let pause = |base, tries, longest| shared.pause(base, tries, longest);
-            match self.breaker.note(id, end, is_probe, now, pause) {
+            match self.breaker.note(id, end, probe, now, pause) {
                 None => {}
                 Some(Change::Opened) => tracing::warn!(
                     reason = self.breaker.reason(),
@@ -58,6 +58,6 @@ impl<R: Runner> Dispatcher<R> {
             let state = reason.map_or(HandlerState::Up, HandlerState::Down);
             self.shared.counters.set_handler_state(state);
         }
-        self.shared.halt.set_handler_down(self.breaker.is_open());
+        self.shared.halt.set_handler_down(self.breaker.opening());
     }
 }

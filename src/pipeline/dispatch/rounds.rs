@@ -135,10 +135,8 @@ impl<R: Runner> Dispatcher<R> {
         if round.is_empty() {
             return true;
         }
-        if self.breaker.is_open() {
-            round.iter_mut().for_each(|work| work.probe = true);
-            self.breaker.probe_started();
-        }
+        let probe = self.breaker.probe_started();
+        round.iter_mut().for_each(|work| work.probe = probe);
         self.running += round.len();
         self.running_suspects += round.iter().filter(|work| work.turn.is_some()).count();
         self.claiming += 1;

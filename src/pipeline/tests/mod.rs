@@ -7,6 +7,7 @@ mod dead_letters;
 mod duplicates;
 mod failures;
 mod identities;
+mod in_doubt;
 mod keys;
 mod leases;
 mod limits;

@@ -1,6 +1,10 @@
 //! Ends: in order, at a deadline, and by being dropped.
 
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+
 use super::*;
+use crate::consumer::{Acker, Consumer, FlowControl};
+use crate::delivery::{Delivery, SettleQueue};
 use crate::pipeline::config::Ordering;
 use crate::testing::{Fault, Operation};
 
@@ -268,4 +272,77 @@ async fn rule_1_a_completion_still_unknown_at_the_drain_deadline_is_given_back_n
     assert_eq!((summary.handled(), summary.given_back()), (0, 1));
     assert_eq!((world.broker.acked(), world.broker.depth()), (0, 1));
     assert_eq!(summary.counters().get(Counter::SuspectedDoubleEffects), 1);
+}
+
+/// A consumer whose flow control has a fault: it panics in the dispatcher.
+struct Broken<C> {
+    inner: C,
+    closed: Arc<AtomicBool>,
+}
+
+struct BrokenFlow;
+
+impl FlowControl for BrokenFlow {
+    fn pause(&self, _epoch: u64) {
+        panic!("a fault of the adapter");
+    }
+
+    fn resume(&self, _epoch: u64) {}
+}
+
+#[async_trait::async_trait]
+impl<C: Consumer + Sync> Consumer for Broken<C> {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        self.inner.acker()
+    }
+
+    fn settle_queue(&self) -> Arc<SettleQueue> {
+        self.inner.settle_queue()
+    }
+
+    async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+        self.inner.receive().await
+    }
+
+    fn flow(&self) -> Option<Arc<dyn FlowControl>> {
+        Some(Arc::new(BrokenFlow))
+    }
+
+    async fn close(&mut self) -> Result<(), Error> {
+        self.closed.store(true, Atomic::SeqCst);
+        self.inner.close().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_panic_of_the_dispatcher_the_source_is_closed_and_no_task_is_left() {
+    let world = World::new();
+    let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let closed = Arc::new(AtomicBool::new(false));
+    let consumer = Broken { inner: world.broker.consumer(), closed: Arc::clone(&closed) };
+    let pipeline = Pipeline::builder(world.scope.clone(), consumer, Arc::new(world.store.clone()))
+        .keys([KeySource::Header("id".into())])
+        .config(PipelineConfig { max_waiting_per_partition: Some(1), ..config() })
+        .dead_letters(DeadLetters::new(Arc::new(world.letters.clone()), "dead"))
+        .handler(handler_fn((), |(), message: Message| async move {
+            if id_of(&message) == "ok" { Ok(()) } else { Err(HandlerError::retry("not yet")) }
+        }))
+        .unwrap();
+    let shutdown = CancellationToken::new();
+    let run = tokio::spawn(pipeline.run(shutdown.clone()));
+    world.publish("ok");
+    eventually("it is done", || world.broker.acked() == 1).await;
+    world.publish("waits");
+    let ended = tokio::time::timeout(60 * SECOND, run).await.expect("it ends").unwrap();
+    let error = ended.expect_err("a fault is reported");
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert!(closed.load(Atomic::SeqCst), "the source is closed");
+    assert!(!shutdown.is_cancelled(), "the caller's token is its own");
+    assert_eq!((world.broker.depth(), world.broker.unsettled()), (1, 0), "what was under way is back");
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before, "tasks are left");
 }

@@ -13,19 +13,19 @@ fn away() -> HandlerError {
 
 /// What the handlers of a test need, and how often it was asked.
 #[derive(Clone, Default)]
-struct Service {
+pub(super) struct Service {
     down: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
 }
 
 impl Service {
-    fn is_down() -> Self {
+    pub(super) fn is_down() -> Self {
         let service = Self::default();
         service.set(true);
         service
     }
 
-    fn set(&self, down: bool) {
+    pub(super) fn set(&self, down: bool) {
         self.down.store(down, Atomic::SeqCst);
     }
 
@@ -33,7 +33,7 @@ impl Service {
         self.asked.load(Atomic::SeqCst)
     }
 
-    fn ask(&self) -> Handled {
+    pub(super) fn ask(&self) -> Handled {
         self.asked.fetch_add(1, Atomic::SeqCst);
         if self.down.load(Atomic::SeqCst) { Err(away()) } else { Ok(()) }
     }
@@ -47,7 +47,7 @@ impl Service {
     }
 }
 
-fn ids(prefix: &str, count: usize) -> Vec<String> {
+pub(super) fn ids(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}{number}")).collect()
 }
 
