@@ -71,6 +71,8 @@ mod group;
 mod keys;
 mod link;
 mod network;
+mod plain;
+mod replies;
 mod scan;
 mod script;
 mod store;
