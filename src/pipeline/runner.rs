@@ -181,7 +181,8 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
 
 /// True if a run must not begin any more.
 pub(super) fn is_late<R>(shared: &Shared<R>, work: &Work, claim: &ActiveClaim) -> bool {
-    claim.is_cancelled() || claim.is_past_deadline(Instant::now()) || shared.halt.stops(work)
+    let may_start = !shared.draining.is_cancelled() && !shared.halt.stops(work);
+    !may_start || claim.is_cancelled() || claim.is_past_deadline(Instant::now())
 }
 
 /// True if the store refuses whatever is asked (a right or a table is missing), which is not the message's fault. Nothing was

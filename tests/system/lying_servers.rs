@@ -1,8 +1,6 @@
 //! Servers and handlers that lie, by fault, by malice, or because somebody stands in between: the program lives, keeps its
 //! memory, comes back to them, and goes on once they tell the truth. The adapters' own tests (`lying.rs`) have more lies.
 
-use std::time::Duration;
-
 use onceward_test_servers::lying::amqp::{self, Lie as AmqpLie};
 use onceward_test_servers::lying::postgres::{self as lying_postgres, Lie as PostgresLie};
 use onceward_test_servers::lying::relay::Relay;
@@ -41,7 +39,7 @@ fn ends_in_bounds(mut running: Running, what: &str) {
     });
     assert!(peak > 0 && peak < MOST_MEMORY, "{what}: {peak} bytes");
     let ended = running.wait_within(PATIENCE);
-    assert!(matches!(ended.code(), Some(0..=2)), "{what}: {ended:#?}");
+    assert!(matches!(ended.code(), Some(0 | 3)), "{what}: {ended:#?}");
 }
 
 /// The program comes back to a liar again and again, lives, and ends when it is asked to.

@@ -18,6 +18,7 @@ use crate::config::{RedisConfig, Servers, Tls};
 use crate::error::store_error;
 use crate::network::Node;
 use crate::plaintext::{check_address, sends_login};
+use crate::plain::{self, Driver};
 
 const OPERATION: &str = "set up the Redis client";
 
@@ -31,7 +32,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// A connection that many calls share; a clone is another handle to it.
 #[derive(Clone)]
 pub(crate) enum Connection {
-    Direct(MultiplexedConnection),
+    Direct(MultiplexedConnection, #[allow(dead_code, reason = "it ends with the connection")] Option<Driver>),
     Managed(ConnectionManager),
 }
 
@@ -40,7 +41,7 @@ impl Connection {
     pub(crate) fn request<'a>(&'a mut self, commands: &'a Pipeline) -> RedisFuture<'a, Vec<Value>> {
         let count = commands.len();
         match self {
-            Self::Direct(connection) => connection.req_packed_commands(commands, 0, count),
+            Self::Direct(connection, _) => connection.req_packed_commands(commands, 0, count),
             Self::Managed(connection) => connection.req_packed_commands(commands, 0, count),
         }
     }
@@ -113,8 +114,12 @@ impl Connector {
             Self::Client(client) => client.as_ref().clone(),
             Self::Managed(manager) => return Ok(Connection::Managed(manager.clone())),
         };
-        let made = client.get_multiplexed_async_connection_with_config(settings).await;
-        made.map(Connection::Direct).map_err(wrong)
+        if let ConnectionAddr::Tcp(host, port) = client.get_connection_info().addr() {
+            let made = plain::connect(&client, (host, *port), settings).await.map_err(wrong)?;
+            return Ok(Connection::Direct(made.0, Some(made.1)));
+        }
+        let made = client.get_multiplexed_async_connection_with_config(settings).await.map_err(wrong)?;
+        Ok(Connection::Direct(made, None))
     }
 }
 

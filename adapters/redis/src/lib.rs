@@ -75,6 +75,8 @@ mod keys;
 mod link;
 mod network;
 mod plaintext;
+mod plain;
+mod replies;
 mod scan;
 mod script;
 mod store;
