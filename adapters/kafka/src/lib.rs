@@ -28,6 +28,7 @@ mod native;
 mod outgoing;
 mod overseer;
 mod partition;
+mod password;
 mod place;
 mod plaintext;
 mod poll;

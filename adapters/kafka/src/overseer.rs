@@ -42,6 +42,7 @@ pub(crate) fn spawn<C: ClientContext + 'static>(
 fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, shared: &Shared) {
     let mut asked: Option<BaseConsumer<Users<C>>> = None;
     let mut measured = None::<Instant>;
+    let mut renewal = context.renewal();
     while wait(shared) {
         let client = match &asked {
             Some(client) => client,
@@ -53,6 +54,7 @@ fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, sh
                 }
             },
         };
+        renewal.look(client.client());
         // Its errors are events, which the context has seen; tokens are asked for by the way.
         while client.poll(Duration::ZERO).is_some() {}
         let measures = measured.is_none_or(|at| at.elapsed() >= LAG);

@@ -1,7 +1,7 @@
 //! Publishes, confirmed by all in-sync replicas: [`KafkaPublisher`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,13 +9,15 @@ use futures_util::future::join_all;
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
 use crate::config::KafkaConfig;
 use crate::context::Users;
 use crate::error;
 use crate::log::{self, Traced};
 use crate::outgoing;
+use crate::password::{PasswordFile, Renewal};
+use crate::task;
 use crate::trouble::Trouble;
 
 const OPERATION: &str = "publish to Kafka";
@@ -41,6 +43,7 @@ pub struct KafkaPublisher {
     producer: FutureProducer<Users<Traced>>,
     limit: Duration,
     trouble: Arc<Trouble>,
+    renewal: Arc<Mutex<Renewal>>,
 }
 
 impl KafkaPublisher {
@@ -67,19 +70,25 @@ impl KafkaPublisher {
     /// As [`new`](Self::new).
     pub fn from_config(config: &KafkaConfig) -> Result<Self, Error> {
         config.check_login()?;
-        let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", config.brokers.join(","));
-        for (name, value) in &config.properties {
-            client.set(name, value);
+        let password = config.password();
+        if let Some(file) = &password {
+            file.read()?;
         }
-        Self::from_client_config(client)
+        Self::build(config.bare_client(), password)
     }
 
     /// A publisher with the user's own client configuration.
     ///
     /// # Errors
     /// As [`new`](Self::new); properties that would weaken the confirm are refused.
-    pub fn from_client_config(mut client: ClientConfig) -> Result<Self, Error> {
+    pub fn from_client_config(client: ClientConfig) -> Result<Self, Error> {
+        Self::build(client, None)
+    }
+
+    pub(crate) fn build(
+        mut client: ClientConfig,
+        password: Option<Arc<PasswordFile>>,
+    ) -> Result<Self, Error> {
         for (names, value) in
             [(["acks", "request.required.acks"], "all"), (["enable.idempotence", ""], "true")]
         {
@@ -112,10 +121,26 @@ impl KafkaPublisher {
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
-        let context = Users::new(Traced);
+        let context = Users::new(Traced).with_password(password);
+        let renewal = Arc::new(Mutex::new(context.renewal()));
         let trouble = Arc::clone(&context.trouble);
         let producer = client.create_with_context(context).map_err(|error| error::kafka(OPERATION, error))?;
-        Ok(Self { producer, limit, trouble })
+        Ok(Self { producer, limit, trouble, renewal })
+    }
+
+    /// Gives the client the password that its file holds now, if that is another one.
+    async fn renew(&self) {
+        let is_due = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).is_due();
+        if !is_due {
+            return;
+        }
+        let (renewal, producer) = (Arc::clone(&self.renewal), self.producer.clone());
+        let look = move || {
+            renewal.lock().unwrap_or_else(PoisonError::into_inner).look(producer.client());
+        };
+        if let Err(error) = task::blocking(look).await {
+            tracing::warn!(%error, "the Kafka password was not looked at");
+        }
     }
 
     /// Hands a message to the client, waiting while its queue is full.
@@ -165,6 +190,7 @@ fn operation(outgoing: &Outgoing) -> String {
 #[async_trait]
 impl Publisher for KafkaPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
+        self.renew().await;
         let mut sent = Vec::with_capacity(batch.len());
         for outgoing in batch {
             sent.push(self.enqueue(outgoing).await);
