@@ -87,6 +87,13 @@ async fn a_process_gets_no_more_of_this_programs_environment_than_it_needs() {
     for line in ["CARGO_MANIFEST_DIR=", "REGION=eu", "HOME=/elsewhere"] {
         assert!(named.lines().any(|own| own.starts_with(line)), "{line} is missing in {named}");
     }
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("of-another-path");
+    std::fs::write(&script, "#!/bin/sh\necho found\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = Environment::new().set([("PATH".to_owned(), folder.path().to_str().unwrap().to_owned())]);
+    let elsewhere = program(["of-another-path"]).with_environment(path);
+    assert_eq!(run(elsewhere, Message::builder("")).await.unwrap().unwrap(), "found\n");
     let all = of(Environment::new().inherit(["*".to_owned()]).withhold([OWN.to_owned()])).await;
     assert!(all.contains("CARGO_PKG_NAME=") && !all.contains(OWN), "{all}");
 }

@@ -144,7 +144,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
-    if shared.draining.is_cancelled() || is_late(shared, work, claim) {
+    if is_late(shared, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.

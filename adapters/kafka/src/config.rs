@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Error, OwnHeaders};
 use rdkafka::ClientConfig;
 
+use crate::password::PasswordFile;
 use crate::retry::RetryTopic;
 use crate::{error, log, plaintext, retry};
 
@@ -30,6 +33,9 @@ pub struct KafkaConfig {
     /// Lets a login go to other hosts without TLS (`sasl_plaintext`), or to whoever answers (verification that is off), where
     /// anybody on the way can take it. Refused unless true: for networks where nobody else can be.
     pub allow_plaintext: bool,
+    /// The password of `sasl.username`, in a file that is looked at every 2 s: it may change while clients run, and holds for
+    /// connections that are made from then on. It wins over `sasl.password`. A line end after it does not count.
+    pub password_file: Option<PathBuf>,
     /// The topics, and how they are consumed.
     pub topics: TopicConfig,
 }
@@ -169,6 +175,7 @@ impl KafkaConfig {
             group: group.into(),
             properties: BTreeMap::new(),
             allow_plaintext: false,
+            password_file: None,
             topics: TopicConfig::new(topics),
         }
     }
@@ -189,6 +196,7 @@ impl KafkaConfig {
             }
         }
         self.check_login()?;
+        self.password().map_or(Ok(()), |file| file.read().map(drop))?;
         settled(self.client(), &self.topics).map(drop)
     }
 
@@ -201,12 +209,28 @@ impl KafkaConfig {
     }
 
     pub(crate) fn client(&self) -> ClientConfig {
+        let mut client = self.bare_client();
+        client.set("group.id", &self.group);
+        client
+    }
+
+    /// Without the group, with the password as it is now. A file that cannot be read is told of by [`check`](Self::check).
+    pub(crate) fn bare_client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", self.brokers.join(",")).set("group.id", &self.group);
+        client.set("bootstrap.servers", self.brokers.join(","));
         for (name, value) in &self.properties {
             client.set(name, value);
         }
+        if let Some(Ok(password)) = self.password().map(|file| file.read()) {
+            client.set("sasl.password", password);
+        }
         client
+    }
+
+    /// The file with the password, if there is one.
+    pub(crate) fn password(&self) -> Option<Arc<PasswordFile>> {
+        let username = self.properties.get("sasl.username").cloned().unwrap_or_default();
+        self.password_file.clone().map(|path| Arc::new(PasswordFile { path, username }))
     }
 }
 
@@ -306,6 +330,7 @@ impl fmt::Debug for KafkaConfig {
             .field("group", &self.group)
             .field("properties", &self.properties.keys())
             .field("allow_plaintext", &self.allow_plaintext)
+            .field("password_file", &self.password_file)
             .field("topics", &self.topics)
             .finish()
     }

@@ -19,6 +19,7 @@ use crate::config::{self, KafkaConfig, Settled, TopicConfig};
 use crate::context::{Hooked, Users};
 use crate::flow::Flow;
 use crate::log::Traced;
+use crate::password::PasswordFile;
 use crate::probe::Probe;
 use crate::publisher::KafkaPublisher;
 use crate::reach::reach;
@@ -59,13 +60,15 @@ impl KafkaConsumer {
     /// refuses, [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] if it cannot be reached.
     pub async fn open(config: KafkaConfig) -> Result<Self, Error> {
         config.check()?;
-        Self::from_client_config(config.client(), Traced, config.topics).await
+        let password = config.password();
+        Self::build(config.client(), Traced, config.topics, None, password).await
     }
 
     /// As [`open`](Self::open), with partitions that start where `starts` says.
     pub(crate) async fn open_owned(config: KafkaConfig, starts: Arc<dyn Starts>) -> Result<Self, Error> {
         config.check()?;
-        Self::build(config.client(), Traced, config.topics, Some(starts)).await
+        let password = config.password();
+        Self::build(config.client(), Traced, config.topics, Some(starts), password).await
     }
 
     /// As [`open`](Self::open), with the user's own client configuration and context. The context's logs, statistics, errors
@@ -78,7 +81,7 @@ impl KafkaConsumer {
         context: C,
         topics: TopicConfig,
     ) -> Result<Self, Error> {
-        Self::build(client, context, topics, None).await
+        Self::build(client, context, topics, None, None).await
     }
 
     async fn build<C: ClientContext + 'static>(
@@ -86,14 +89,15 @@ impl KafkaConsumer {
         context: C,
         topics: TopicConfig,
         starts: Option<Arc<dyn Starts>>,
+        password: Option<Arc<PasswordFile>>,
     ) -> Result<Self, Error> {
         let Settled { client, from_end } = config::settled(client, &topics)?;
         let topics = topics.fitted(&client);
-        let context = Users::new(context);
+        let context = Users::new(context).with_password(password.clone());
         let waiting = match topics.retry_topics.is_empty() {
             true => None,
             false => {
-                let publisher = KafkaPublisher::from_client_config(client.clone())?;
+                let publisher = KafkaPublisher::build(client.clone(), password)?;
                 Some(Arc::new(Waiting::new(publisher, &topics)))
             }
         };

@@ -15,6 +15,7 @@ use crate::assignment::ToCommit;
 use crate::begin::{self, ANSWER, Beginner, Begun, Starts};
 use crate::leaving::{self, Leaving};
 use crate::native;
+use crate::password::{PasswordFile, Renewal};
 use crate::shared::Shared;
 use crate::trouble::Trouble;
 
@@ -40,6 +41,11 @@ impl<C: ClientContext> Hooked<C> {
         let get = |name| client.get(name).unwrap_or_default().to_owned();
         let (group, strategy) = (get("group.id"), get("partition.assignment.strategy"));
         Self { user, shared, from_end, starts, group, strategy }
+    }
+
+    /// For the client with this context.
+    pub(crate) fn renewal(&self) -> Renewal {
+        self.user.renewal()
     }
 
     /// Where `partitions` begin, as far as that can be told now. Each question may take up to `answer`.
@@ -114,17 +120,30 @@ impl<C: ClientContext> Hooked<C> {
 pub(crate) struct Users<C> {
     user: Arc<C>,
     pub(crate) trouble: Arc<Trouble>,
+    password: Option<Arc<PasswordFile>>,
 }
 
 impl<C> Users<C> {
     pub(crate) fn new(user: C) -> Self {
-        Self { user: Arc::new(user), trouble: Arc::default() }
+        Self { user: Arc::new(user), trouble: Arc::default(), password: None }
+    }
+
+    /// With a file that holds the password of its clients.
+    pub(crate) fn with_password(mut self, file: Option<Arc<PasswordFile>>) -> Self {
+        self.password = file;
+        self
+    }
+
+    /// For one client with this context.
+    pub(crate) fn renewal(&self) -> Renewal {
+        Renewal::new(self.password.clone())
     }
 }
 
 impl<C> Clone for Users<C> {
     fn clone(&self) -> Self {
-        Self { user: Arc::clone(&self.user), trouble: Arc::clone(&self.trouble) }
+        let (user, trouble) = (Arc::clone(&self.user), Arc::clone(&self.trouble));
+        Self { user, trouble, password: self.password.clone() }
     }
 }
 

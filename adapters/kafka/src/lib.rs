@@ -30,6 +30,7 @@ mod native;
 mod outgoing;
 mod overseer;
 mod partition;
+mod password;
 mod pending;
 mod place;
 mod plaintext;

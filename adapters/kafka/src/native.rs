@@ -1,5 +1,6 @@
 //! What librdkafka can do and its Rust wrapper does not offer: the id of a topic, what a user may do with it, how far a
-//! partition reaches as far as the client knows, and commits whose result is reported. The only unsafe code of this crate.
+//! partition reaches as far as the client knows, commits whose result is reported, and another login for a client that runs. The
+//! only unsafe code of this crate.
 #![allow(unsafe_code, reason = "calls of a C library")]
 
 use std::collections::{HashMap, HashSet};
@@ -304,6 +305,32 @@ unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<
             id: id.filter(|id| *id != (0, 0)).map(|(high, low)| format!("{high:016x}{low:016x}")),
             allowed,
         })
+    }
+}
+
+/// Gives a client that runs another login, for SASL's PLAIN and SCRAM; it holds for the connections that are made from then on.
+///
+/// # Errors
+/// What librdkafka says; never the password.
+pub(crate) fn set_login<C: ClientContext>(
+    client: &Client<C>,
+    username: &str,
+    password: &str,
+) -> Result<(), String> {
+    let c_text = |text: &str| CString::new(text).map_err(|_| "it holds a NUL character".to_owned());
+    let (username, password) = (c_text(username)?, c_text(password)?);
+    // SAFETY: `rk` lives as long as `client`, the texts through the call that copies them; the error is freed by its `Owned`
+    // after its text was copied.
+    unsafe {
+        let rk = client.native_ptr();
+        let failed = native::rd_kafka_sasl_set_credentials(rk, username.as_ptr(), password.as_ptr());
+        match Owned::new(failed, native::rd_kafka_error_destroy) {
+            None => Ok(()),
+            Some(failed) => {
+                let text = native::rd_kafka_error_string(failed.pointer);
+                Err(CStr::from_ptr(text).to_string_lossy().into_owned())
+            }
+        }
     }
 }
 

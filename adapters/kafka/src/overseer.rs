@@ -43,6 +43,7 @@ fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, sh
     let mut asked: Option<BaseConsumer<Users<C>>> = None;
     let mut measured = None::<Instant>;
     let mut suspects = Suspects::new();
+    let mut renewal = context.renewal();
     while wait(shared) {
         let client = match &asked {
             Some(client) => client,
@@ -54,6 +55,7 @@ fn run<C: ClientContext + 'static>(client: &ClientConfig, context: &Users<C>, sh
                 }
             },
         };
+        renewal.look(client.client());
         // Its errors are events, which the context has seen; tokens are asked for by the way.
         while client.poll(Duration::ZERO).is_some() {}
         let measures = measured.is_none_or(|at| at.elapsed() >= LAG);

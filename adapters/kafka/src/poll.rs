@@ -85,7 +85,9 @@ fn poll<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, watch: &mut Watch<
     let mut burst = Burst::default();
     let mut committed = Instant::now();
     let mut refused = Refused::default();
+    let mut renewal = consumer.context().renewal();
     while !shared.lock().stop {
+        renewal.look(consumer.client());
         if std::mem::take(&mut shared.lock().reassigned) {
             // The client remembers that a partition was paused when it was taken away; when it comes back it would be paused
             // for ever. Whether to pause is decided again below.

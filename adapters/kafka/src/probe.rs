@@ -10,6 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::context::Users;
+use crate::password::Renewal;
 use crate::reach::reach;
 
 /// What stands at a place of a partition.
@@ -29,6 +30,7 @@ pub(crate) struct Probe<C: ClientContext + 'static> {
     client: ClientConfig,
     context: Users<C>,
     consumer: Option<BaseConsumer<Users<C>>>,
+    renewal: Renewal,
 }
 
 impl<C: ClientContext> Probe<C> {
@@ -46,7 +48,8 @@ impl<C: ClientContext> Probe<C> {
         client.remove("group.instance.id");
         // It compares with the leader's end: a replica that is nearer may end before.
         client.remove("client.rack");
-        Self { client, context, consumer: None }
+        let renewal = context.renewal();
+        Self { client, context, consumer: None, renewal }
     }
 
     /// What stands at `from`. Blocks up to `limit`.
@@ -69,6 +72,7 @@ impl<C: ClientContext> Probe<C> {
                 none.insert(consumer)
             }
         };
+        self.renewal.look(consumer.client());
         // Before it is read: what comes later may hold records.
         let (_, end) = consumer.fetch_watermarks(topic, partition, limit)?;
         let end = u64::try_from(end).unwrap_or_default();

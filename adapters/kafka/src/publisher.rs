@@ -16,6 +16,8 @@ use crate::context::Users;
 use crate::error;
 use crate::log::{self, Traced};
 use crate::outgoing;
+use crate::password::{PasswordFile, Renewal};
+use crate::task;
 
 const OPERATION: &str = "publish to Kafka";
 /// The largest message that the client takes. What was consumed can be published again with headers of ours: the broker says
@@ -41,6 +43,7 @@ pub struct KafkaPublisher {
     context: Users<Traced>,
     producer: Mutex<Arc<Client>>,
     limit: Duration,
+    renewal: Arc<Mutex<Renewal>>,
 }
 
 type Client = FutureProducer<Users<Traced>>;
@@ -69,19 +72,25 @@ impl KafkaPublisher {
     /// As [`new`](Self::new).
     pub fn from_config(config: &KafkaConfig) -> Result<Self, Error> {
         config.check_login()?;
-        let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", config.brokers.join(","));
-        for (name, value) in &config.properties {
-            client.set(name, value);
+        let password = config.password();
+        if let Some(file) = &password {
+            file.read()?;
         }
-        Self::from_client_config(client)
+        Self::build(config.bare_client(), password)
     }
 
     /// A publisher with the user's own client configuration.
     ///
     /// # Errors
     /// As [`new`](Self::new); properties that would weaken the confirm are refused.
-    pub fn from_client_config(mut client: ClientConfig) -> Result<Self, Error> {
+    pub fn from_client_config(client: ClientConfig) -> Result<Self, Error> {
+        Self::build(client, None)
+    }
+
+    pub(crate) fn build(
+        mut client: ClientConfig,
+        password: Option<Arc<PasswordFile>>,
+    ) -> Result<Self, Error> {
         for (names, value) in
             [(["acks", "request.required.acks"], "all"), (["enable.idempotence", ""], "true")]
         {
@@ -114,9 +123,10 @@ impl KafkaPublisher {
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
-        let context = Users::new(Traced);
+        let context = Users::new(Traced).with_password(password);
+        let renewal = Arc::new(Mutex::new(context.renewal()));
         let producer = Mutex::new(made(&client, &context)?);
-        Ok(Self { client, context, producer, limit })
+        Ok(Self { client, context, producer, limit, renewal })
     }
 
     fn producer(&self) -> Arc<Client> {
@@ -128,8 +138,25 @@ impl KafkaPublisher {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&producer, broken) {
             *producer = made(&self.client, &self.context)?;
+            // The new client has the password of the configuration only.
+            *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = self.context.renewal();
         }
         Ok(())
+    }
+
+    /// Gives the client the password that its file holds now, if that is another one.
+    async fn renew(&self) {
+        let is_due = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).is_due();
+        if !is_due {
+            return;
+        }
+        let (renewal, producer) = (Arc::clone(&self.renewal), self.producer());
+        let look = move || {
+            renewal.lock().unwrap_or_else(PoisonError::into_inner).look(producer.client());
+        };
+        if let Err(error) = task::blocking(look).await {
+            tracing::warn!(%error, "the Kafka password was not looked at");
+        }
     }
 
     /// Hands a message to the client, waiting while its queue is full.
@@ -201,6 +228,7 @@ fn operation(outgoing: &Outgoing) -> String {
 #[async_trait]
 impl Publisher for KafkaPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
+        self.renew().await;
         let mut sent = Vec::with_capacity(batch.len());
         for outgoing in batch {
             sent.push(self.enqueue(outgoing).await);

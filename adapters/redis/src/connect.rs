@@ -17,8 +17,8 @@ use crate::address::is_tls;
 use crate::config::{RedisConfig, Servers, Tls};
 use crate::error::store_error;
 use crate::network::Node;
-use crate::plaintext::{check_address, sends_login};
 use crate::plain::{self, Driver};
+use crate::plaintext::{check_address, sends_login};
 
 const OPERATION: &str = "set up the Redis client";
 

@@ -154,12 +154,16 @@ fn kafka(table: &str, cluster: KafkaCluster<'_>) -> Option<Exposure> {
 }
 
 fn kafka_found(cluster: KafkaCluster<'_>) -> Found {
-    let get = |wanted: &str| {
-        let mut all = cluster.properties.expose();
-        all.find(|(name, _)| normalised(name) == wanted).map(|(_, value)| value.trim().to_ascii_lowercase())
+    // However a name is written, and however often.
+    let any = |wanted: &str, is_wrong: &dyn Fn(&str) -> bool| {
+        let mut all = cluster.properties.expose().filter(|(name, _)| normalised(name) == wanted);
+        all.any(|(_, value)| is_wrong(&value.trim().to_ascii_lowercase()))
     };
-    let token_endpoint = get("sasl.oauthbearer.token.endpoint.url").map(Address::from);
-    if token_endpoint.is_some_and(|url| !url.has_scheme(&["https"]) && is_elsewhere(&url)) {
+    let is_open = |url: &str| {
+        let url = Address::from(url.to_owned());
+        !url.has_scheme(&["https"]) && is_elsewhere(&url)
+    };
+    if any("sasl.oauthbearer.token.endpoint.url", &is_open) {
         return Some((
             "properties",
             "has a token endpoint of http:// on another host, where the client's secret could be read on the way",
@@ -170,10 +174,7 @@ fn kafka_found(cluster: KafkaCluster<'_>) -> Found {
     if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(kafka_host(broker))) {
         return None;
     }
-    let has_password = cluster.credentials.password.is_some() || cluster.credentials.password_file.is_some();
-    let protocol =
-        get("security.protocol").unwrap_or_else(|| if has_password { "sasl_ssl" } else { "" }.to_owned());
-    if protocol == "sasl_plaintext" {
+    if any("security.protocol", &|protocol| protocol == "sasl_plaintext") {
         return Some((
             "properties",
             "has the login sent without TLS to another host, where anybody on the way can read it, or guess the password from \
@@ -181,10 +182,13 @@ fn kafka_found(cluster: KafkaCluster<'_>) -> Found {
             r#"write security.protocol = "sasl_ssl""#,
         ));
     }
-    let is_off = |name: &str, on: &[&str]| get(name).is_some_and(|value| !on.contains(&&*value));
-    let is_blind = is_off("enable.ssl.certificate.verification", &["true", "t", "1"])
-        || is_off("ssl.endpoint.identification.algorithm", &["https"]);
-    (protocol.ends_with("ssl") && is_blind).then_some((
+    let has_password = cluster.credentials.password.is_some() || cluster.credentials.password_file.is_some();
+    let is_said = any("security.protocol", &|_| true);
+    let is_tls =
+        any("security.protocol", &|protocol| protocol.ends_with("ssl")) || (has_password && !is_said);
+    let is_blind = any("enable.ssl.certificate.verification", &|on| !matches!(on, "true" | "t" | "1"))
+        || any("ssl.endpoint.identification.algorithm", &|algorithm| algorithm != "https");
+    (is_tls && is_blind).then_some((
         "properties",
         "turns off the verification of brokers on another host, so that anybody on the way could answer in their place",
         "remove enable.ssl.certificate.verification and ssl.endpoint.identification.algorithm, and name the brokers' authority in \

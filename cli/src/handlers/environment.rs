@@ -60,6 +60,11 @@ impl Environment {
         passed.chain(set).collect()
     }
 
+    /// The `PATH` that is set for a process, in the place of this program's.
+    pub(super) fn path(&self) -> Option<&str> {
+        self.set.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str())
+    }
+
     fn passes(&self, name: &str) -> bool {
         if is_of_a_message(name) {
             return false;

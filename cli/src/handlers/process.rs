@@ -1,6 +1,7 @@
 //! A child process that leads a group of its own, and ends with all of it: [`ProcessGroup`].
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -197,7 +198,8 @@ impl Program {
     }
 
     /// What to start: where it would depend on the system whether the name is looked up before or after the change of
-    /// directory, the name is made to stand for itself.
+    /// directory, the name is made to stand for itself. A name without a slash is looked up here: with an environment of its
+    /// own the system could not start it in the quick way, without a copy of this process.
     fn file(&self) -> Cow<'_, Path> {
         let name = Path::new(&self.name);
         match &self.directory {
@@ -205,7 +207,12 @@ impl Program {
                 let joined = directory.join(name);
                 Cow::Owned(std::path::absolute(&joined).unwrap_or(joined))
             }
-            _ => Cow::Borrowed(name),
+            _ if self.name.contains('/') => Cow::Borrowed(name),
+            _ => {
+                let path = self.environment.path().map(OsString::from).or_else(|| std::env::var_os("PATH"));
+                let here = self.directory.as_deref().unwrap_or(Path::new("."));
+                which::which_in(name, path, here).map_or(Cow::Borrowed(name), Cow::Owned)
+            }
         }
     }
 
@@ -236,6 +243,10 @@ impl Program {
     /// A command with all three standard streams as pipes, and no other environment than its own.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&*self.file());
+        if !self.name.contains('/') {
+            // As if the system had looked it up.
+            command.arg0(&self.name);
+        }
         command.args(&self.arguments);
         command.env_clear().envs(self.environment.of(std::env::vars_os()));
         if let Some(directory) = &self.directory {

@@ -70,6 +70,7 @@ fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>, topic: &str) -
     let brokers = cluster.brokers.iter().map(Address::expose);
     let mut asked = KafkaConfig::new(brokers, [topic], "onceward");
     asked.allow_plaintext = cluster.allow_plaintext;
+    asked.password_file = cluster.credentials.password_file.map(|file| config.resolve(file));
     asked.properties = properties(cluster.properties, Login::read(config, table, cluster.credentials)?);
     Ok(asked)
 }
@@ -98,6 +99,7 @@ pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConf
     options.topics.own_headers = own_headers(config)?;
     let login = Login::read(config, "source.kafka", source.credentials())?;
     options.allow_plaintext = source.allow_plaintext;
+    options.password_file = source.credentials().password_file.map(|file| config.resolve(file));
     options.properties = properties(&source.properties, login);
     Ok(options)
 }

@@ -85,6 +85,7 @@ fn exposed() -> Vec<(String, &'static str)> {
     for properties in [
         "security.protocol = 'sasl_plaintext'",
         "security.protocol = 'SASL_PLAINTEXT'\nsasl.mechanism = 'SCRAM-SHA-512'",
+        "'Security.Protocol' = 'plaintext'\nsecurity.protocol = 'sasl_plaintext'",
         "security.protocol = 'sasl_plaintext'\nsasl.mechanisms = 'OAUTHBEARER'",
         "security.protocol = 'sasl_ssl'\nenable.ssl.certificate.verification = false",
         "security.protocol = 'SSL'\nenable.ssl.certificate.verification = 'F'",
