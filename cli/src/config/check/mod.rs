@@ -23,7 +23,6 @@ pub(super) fn check(config: &Config) -> Checked {
     source::check(config)?;
     store::check(config)?;
     handler::check(config)?;
-    own_headers::check(config)?;
     pipeline(config)?;
     retry(config)?;
     if let Some(dead_letter) = &config.dead_letter {
@@ -33,7 +32,8 @@ pub(super) fn check(config: &Config) -> Checked {
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
     }
-    agreement::check(config)
+    agreement::check(config)?;
+    own_headers::check(config)
 }
 
 fn scope(config: &Config) -> Checked {
