@@ -63,10 +63,12 @@ pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
 pub(super) fn not_what_died(work: &Work, generation: u32) -> Option<&'static str> {
     if work.unproven {
         return Some(
-            "its headers say that it is a dead letter moved back, nothing proves it, and its key is dead: give `[key] secret`              so that letters are sealed, and move letters from before with `onceward dlq redrive`",
+            "its headers say that it is a dead letter moved back, nothing proves it, and its key is dead: give `[key] secret` \
+             so that letters are sealed, and move letters from before with `onceward dlq redrive`",
         );
     }
     (work.generation > generation).then_some(
-        "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter,          which has the generation of its key",
+        "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter, \
+         which has the generation of its key",
     )
 }
