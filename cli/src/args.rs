@@ -81,6 +81,9 @@ pub enum Command {
     /// Send what handlers have put into the outbox, and look at what waits in it
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// Move dead letters back to their source
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// Show backlog, messages in flight, dead letters, and keys by state
     Status(ReportArgs),
     /// Print a completion script for a shell
@@ -154,6 +157,40 @@ pub enum OutboxCommand {
     Relay(FileArgs),
     /// Show how many rows wait, for how long, and which fail and why
     Status(ReportArgs),
+}
+
+/// `onceward dlq`.
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// Move dead letters of this scope from [dead_letter] back to the source, so that they are handled once more
+    ///
+    /// For each letter its key is opened in the store, the message is published to the source, confirmed and, with
+    /// [key] secret, sealed; then the letter is deleted (in a file: passed over for good). A letter whose key has completed
+    /// meanwhile is only deleted. Letters that came while the command runs, those of other scopes and those that cannot be
+    /// redriven stay where they are. It may be stopped and repeated: no effect of a completed key happens again. On standard
+    /// output: redriven=N resolved=N left=N.
+    Redrive(RedriveArgs),
+}
+
+/// `onceward dlq redrive`.
+#[derive(Debug, Args)]
+pub struct RedriveArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: FileArgs,
+    /// Also take letters that are not sealed with [key] secret: those of earlier versions, or with a payload that was corrected.
+    /// Whoever can write to the dead-letter destination then chooses their keys
+    #[arg(long)]
+    pub unsealed: bool,
+    /// The queue to take letters from, where `dead_letter.to` names an exchange
+    #[arg(long, value_name = "QUEUE")]
+    pub from: Option<String>,
+    /// At most so many letters, up to 1000000
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub limit: u32,
+    /// Do it without asking; required where there is no terminal
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `onceward init`.

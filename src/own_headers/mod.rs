@@ -136,11 +136,9 @@ impl OwnHeaders {
 /// assert!(passes_for("AMQP_User.Id", "amqp-") && !passes_for("amqpuser", "amqp-"));
 /// ```
 pub fn passes_for(name: &str, prefix: &str) -> bool {
-    let plain = |text: &str| -> Vec<char> {
-        let char = |own: char| if own.is_ascii_alphanumeric() { own.to_ascii_lowercase() } else { '-' };
-        text.chars().take(prefix.len()).map(char).collect()
-    };
-    plain(name) == plain(prefix)
+    let plain = |own: char| if own.is_ascii_alphanumeric() { own.to_ascii_lowercase() } else { '-' };
+    let mut name = name.chars().map(plain);
+    prefix.chars().map(plain).all(|wanted| name.next() == Some(wanted))
 }
 
 fn payload(message: &Message) -> Option<&[u8]> {

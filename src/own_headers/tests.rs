@@ -56,6 +56,9 @@ fn values_cannot_be_moved_from_one_header_to_the_next() {
     let (_, mac) = own.seal(&PAIR, &message("1", "23").build()).unwrap();
     assert!(own.believes(&PAIR, &message("1", "23").header("mac", mac.clone()).build()));
     assert!(!own.believes(&PAIR, &message("12", "3").header("mac", mac).build()));
+    let (_, mac) = own.seal(&PAIR, &message("1", "2").header("a", "3").build()).unwrap();
+    assert!(own.believes(&PAIR, &message("1", "2").header("a", "3").header("mac", mac.clone()).build()));
+    assert!(!own.believes(&PAIR, &message("1", "2").header("a", "4").header("mac", mac).build()));
 }
 
 #[test]

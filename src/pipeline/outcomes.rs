@@ -83,3 +83,18 @@ fn unavailable<R>(shared: &Shared<R>, work: &mut Work, error: &HandlerError) {
     let reason = error.text();
     tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
 }
+
+/// Why a delivery that finds its key dead in `generation` may be more than a copy of what died. To ack it could lose the only
+/// copy there is: it may be the dead letter itself, moved back.
+pub(super) fn not_what_died(work: &Work, generation: u32) -> Option<&'static str> {
+    if work.unproven {
+        return Some(
+            "its headers say that it is a dead letter moved back, nothing proves it, and its key is dead: give `[key] secret` \
+             so that letters are sealed, and move letters from before with `onceward dlq redrive`",
+        );
+    }
+    (work.generation > generation).then_some(
+        "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter, \
+         which has the generation of its key",
+    )
+}

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
 use super::dispatch::{Event, Report};
 use super::limits::LONGEST;
-use super::outcomes::{asked, concerns_the_store, ended};
+use super::outcomes::{asked, concerns_the_store, ended, not_what_died};
 use super::record::record_and_settle;
 use super::runner::{self, Runner};
 use super::shared::Shared;
@@ -186,19 +186,6 @@ fn granted<R: Runner>(
         }
     };
     known(work, Outcome::Decided(verdict))
-}
-
-/// Why a delivery that finds its key dead in `generation` may be more than a copy of what died. To ack it could lose the only
-/// copy there is: it may be the dead letter itself, moved back.
-fn not_what_died(work: &Work, generation: u32) -> Option<&'static str> {
-    if work.unproven {
-        return Some(
-            "its headers say that it is a dead letter moved back, nothing proves it, and its key is dead: give `[key] secret`              so that letters are sealed, and move letters from before with `onceward dlq redrive`",
-        );
-    }
-    (work.generation > generation).then_some(
-        "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter,          which has the generation of its key",
-    )
 }
 
 /// A key in progress elsewhere is never a reason to ack. The holder may finish long before its lease ends, so a held

@@ -145,7 +145,8 @@ impl<R> Shared<R> {
         if let Some(left_out) = self.log.unproven.allow("") {
             tracing::warn!(
                 scope = %self.scope, origin = message.origin(), has_mac, left_out,
-                "headers of a message say that it is a dead letter or retry of this scope, and nothing proves it: they count                  for nothing, and its key is taken from its content"
+                "headers of a message say that it is a dead letter or retry of this scope, and nothing proves it: they count \
+                 for nothing, and its key is taken from its content"
             );
         }
     }

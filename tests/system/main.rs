@@ -6,6 +6,7 @@
 //! | `transactions.rs` | the effect in the completion's transaction, under kills |
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
 //! | `handler_outages.rs` | handlers that are not available for a while, behind each broker |
+//! | `redrive.rs` | dead letters that go back to their source, by the program's own command and by hand |
 //! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
 //! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
@@ -39,6 +40,7 @@ mod pair;
 mod postgres;
 mod quickstart;
 mod rabbitmq;
+mod redrive;
 mod release;
 mod replaced_files;
 mod secrets;

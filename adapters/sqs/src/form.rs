@@ -109,7 +109,7 @@ pub(crate) fn entry(place: usize, outgoing: &Outgoing) -> Result<(Entry, usize),
     let room = ATTRIBUTES - usize::from(encoded);
     let is_full = attributes.len() + usize::from(id.is_some()) > room - usize::from(!packed.is_empty());
     if is_full && let Some(id) = id.take() {
-        packed.replace(HEADER_MESSAGE_ID, id.as_bytes());
+        packed.replace(HEADER_ID, id.as_bytes());
     }
     while attributes.len() > room - usize::from(!packed.is_empty()) {
         let Some((name, value)) = attributes.pop() else { break };

@@ -3,6 +3,7 @@
 mod check;
 mod completions;
 mod config;
+mod dlq;
 mod init;
 mod keys;
 mod migrate;
@@ -35,6 +36,7 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Run(args) => run::run(&args, env, out).await,
         Command::Migrate(args) => migrate::migrate(&args.file, env, out).await,
         Command::Keys(command) => keys::keys(&command, env, out).await,
+        Command::Dlq(command) => dlq::dlq(&command, env, out).await,
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
     };

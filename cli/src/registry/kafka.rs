@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::store::{Advice, AdviceLevel};
-use onceward::{Capabilities, DeadLetters, Error, ErrorKind, Publisher};
+use onceward::{Capabilities, Consumer, DeadLetters, Error, ErrorKind, Publisher};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicFacts};
 
 use super::credentials::Login;
@@ -34,6 +34,20 @@ pub(super) async fn dead_letters(
     // The first letter would be held for ever by a topic that is missing.
     writable(&options(config, source)?, to).await?;
     Ok(DeadLetters::new(publisher(config, source)?, to))
+}
+
+/// Takes letters from the topic `place`, in a group of its own, and gives them back to the source's topics.
+pub(super) async fn letters(
+    config: &Config,
+    source: &KafkaSource,
+    place: &str,
+) -> Result<(Box<dyn Consumer>, Arc<dyn Publisher>, Vec<String>), Error> {
+    let mut letters = options(config, source)?;
+    letters.group.push_str(".redrive");
+    letters.topics.names = vec![place.to_owned()];
+    letters.topics.retry_topics = Vec::new();
+    let from = KafkaConsumer::open(letters).await?;
+    Ok((Box::new(from), publisher(config, source)?, source.topics.clone()))
 }
 
 /// A publisher to the source's own brokers.

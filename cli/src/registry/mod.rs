@@ -18,6 +18,7 @@ mod facts;
 mod handler;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod letters;
 mod outbox;
 mod own_headers;
 #[cfg(feature = "postgres")]
@@ -37,6 +38,7 @@ pub(crate) use build::build;
 pub(crate) use dead_letter::open_dead_letters;
 pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_advice, broker_backlog, dead_letter_facts};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
+pub(crate) use letters::{Letters, open_letters};
 pub(crate) use outbox::{ReadyRelay, check_outbox_target, describe_outbox_target, open_relay, outbox_status};
 pub(crate) use settings::{key_source, scope};
 pub(crate) use source::{file_config, open_source};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use onceward::{DeadLetters, Error, Publisher};
+use onceward::{Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Publisher};
 use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
 
 use super::credentials::Login;
@@ -35,6 +35,28 @@ pub(super) async fn dead_letters(
     })?;
     let publisher = RabbitPublisher::open(endpoint(config, source)?).await?.own_headers(own_headers(config)?);
     Ok(DeadLetters::new(Arc::new(publisher), to))
+}
+
+/// Takes letters from the queue `place`, and gives them back to the source's.
+pub(super) async fn letters(
+    config: &Config,
+    source: &RabbitmqSource,
+    place: &str,
+    own: &OwnHeaders,
+) -> Result<(Box<dyn Consumer>, Arc<dyn Publisher>, Vec<String>), Error> {
+    let queue = place.strip_prefix('/').unwrap_or(place);
+    if !place.starts_with('/') && place.contains('/') {
+        let what = "dead_letter.to names an exchange, from which nothing can be taken; say with --from which queue holds its \
+                    letters, with a slash in front if its name has one";
+        return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
+    }
+    let mut options = RabbitConfig::new(String::new(), queue);
+    options.endpoint = endpoint(config, source)?;
+    options.queue.own_headers = own.clone();
+    let from = RabbitConsumer::open(options).await?;
+    let publisher = RabbitPublisher::open(endpoint(config, source)?).await?.own_headers(own.clone());
+    // With a slash in front it is a queue, whatever its name.
+    Ok((Box::new(from), Arc::new(publisher), vec![format!("/{}", source.queue)]))
 }
 
 /// A publisher to the source's own broker.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use onceward::pipeline::start_check;
 use onceward::store::{Advice, AdviceLevel};
-use onceward::{DeadLetters, Error, ErrorKind, Publisher};
+use onceward::{Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Publisher};
 use onceward_sqs::{Endpoint, QueueConfig, QueueFacts, SqsConfig, SqsConsumer, SqsPublisher};
 
 use super::own_headers::own_headers;
@@ -26,6 +26,23 @@ pub(super) async fn open(config: &Config, source: &SqsSource) -> Result<SqsConsu
 pub(super) async fn dead_letters(source: &SqsSource, to: &str) -> Result<DeadLetters, Error> {
     is_url(to)?;
     Ok(DeadLetters::new(publisher(source).await, to))
+}
+
+/// Takes letters from the queue `place`, and gives them back to the source's.
+pub(super) async fn letters(
+    config: &Config,
+    source: &SqsSource,
+    place: &str,
+    own: &OwnHeaders,
+) -> Result<(Box<dyn Consumer>, Arc<dyn Publisher>, Vec<String>), Error> {
+    is_url(place)?;
+    let mut options = SqsConfig::new("");
+    options.endpoint = endpoint(source.place());
+    options.queue = queue(config, source);
+    options.queue.url = place.to_owned();
+    (options.queue.unwrap_sns, options.queue.own_headers) = (false, own.clone());
+    let from = SqsConsumer::open(options).await?;
+    Ok((Box::new(from), publisher(source).await, vec![source.queue_url.expose().to_owned()]))
 }
 
 /// A publisher to the source's own region or endpoint.

@@ -2,6 +2,27 @@
 
 use crate::examples::{BASE, CONTRACT, base_and, base_with, parse};
 
+/// `text` with a secret, so that nothing is to be said of dead letters.
+fn sealed(text: &str) -> String {
+    text.replace("['json:/id']\n", "['json:/id']\nsecret = '0123456789abcdef'\n")
+}
+
+#[test]
+fn advice_says_whose_headers_are_believed_where_that_may_surprise() {
+    let keys = |text: &str| -> Vec<String> {
+        parse(text).advice().iter().filter_map(|advice| advice.key().map(str::to_owned)).collect()
+    };
+    let rabbitmq = base_with(
+        "[source.file]\npath = 'orders.ndjson'",
+        "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'",
+    );
+    let trusting = "[policy]\nown_headers = 'trusted'\n";
+    assert_eq!(keys(&rabbitmq), ["dead_letter.to"], "a letter that is moved back by hand is one again");
+    assert!(keys(&sealed(&rabbitmq)).is_empty());
+    assert_eq!(keys(&format!("{rabbitmq}{trusting}")), ["policy.own_headers"]);
+    assert!(keys(&base_and(trusting)).is_empty(), "a file is the operator's own");
+}
+
 #[test]
 fn advice_names_what_will_not_run_as_intended() {
     let source = CONTRACT.replace("concurrency = 16", "concurrency = 600").replace("\"7d\"", "\"1m\"");
@@ -22,6 +43,9 @@ fn advice_names_what_will_not_run_as_intended() {
             "line 27: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \
              end of a drain is cut and its message comes again; raise drain_timeout, and the platform's own grace \
              period with it, or lower the handler's timeout",
+            "line 36: dead_letter.to: takes letters that nothing proves to be ours when they are moved back: where their \
+             key is dead they are dead-lettered again; add secret_file to [key], so that letters are sealed; or move them \
+             back with `onceward dlq redrive` only",
         ]
     );
     assert_eq!(parse(BASE).advice(), []);
@@ -40,7 +64,7 @@ fn advice_names_what_will_not_run_as_intended() {
             "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nusername = 'u'\npassword = 'p'\n\
              [source.kafka.properties]\n{properties}"
         );
-        keys(&base_with("[source.file]\npath = 'orders.ndjson'", &source))
+        keys(&sealed(&base_with("[source.file]\npath = 'orders.ndjson'", &source)))
     };
     assert!(kafka("security.protocol = 'sasl_ssl'").is_empty());
     assert_eq!(keys(&base_and("[policy]\non_store_down = 'process'\n")), ["policy.on_store_down"]);
@@ -50,7 +74,7 @@ fn advice_names_what_will_not_run_as_intended() {
 fn advice_about_a_rabbitmq_queue_names_what_costs_deliveries_or_messages() {
     let keys = |source: &str, more: &str| -> Vec<String> {
         let source = format!("[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'\n{source}");
-        let text = base_with("[source.file]\npath = 'orders.ndjson'", &source) + more;
+        let text = sealed(&base_with("[source.file]\npath = 'orders.ndjson'", &source)) + more;
         parse(&text).advice().iter().filter_map(|advice| advice.key().map(str::to_owned)).collect()
     };
     assert!(keys("", "").is_empty());
@@ -73,6 +97,7 @@ fn advice_says_that_rabbitmq_gives_no_message_id() {
     let by_default = text.replace("[key]\nfrom = ['json:/id']\n", "");
     assert_ne!(text, by_default);
     let advice = parse(&by_default).advice();
-    assert_eq!(advice.iter().filter_map(|advice| advice.key()).collect::<Vec<_>>(), ["key.from"]);
+    let keys: Vec<_> = advice.iter().filter_map(|advice| advice.key()).collect();
+    assert_eq!(keys, ["key.from", "dead_letter.to"]);
     assert!(advice[0].to_string().contains("RabbitMQ itself gives to no message"), "{}", advice[0]);
 }

@@ -211,6 +211,55 @@ fn each_contradiction_gets_its_sentence() {
 }
 
 #[test]
+fn what_seals_our_headers_and_what_is_believed_agree() {
+    let file = |key: &str, policy: &str| {
+        base_with("from = ['json:/id']\n", &format!("from = ['json:/id']\n{key}\n"))
+            + &format!("[policy]\n{policy}\n")
+    };
+    let secret = "secret = '0123456789abcdef'";
+    for (source, key, problem) in [
+        (file("secret = '0123456789abcde'", ""), "key.secret", "is shorter than 16 bytes"),
+        (file(&format!("{secret}\nsecret_file = 's'"), ""), "key.secret_file", "as well as key.secret"),
+        (
+            file(&format!("{secret}\nprevious_secret = '{secret}'\nprevious_secret_file = 's'"), "")
+                .replace(&format!("'{secret}'"), "'0123456789abcdef'"),
+            "key.previous_secret_file",
+            "as well as key.previous_secret",
+        ),
+        (file("previous_secret = '0123456789abcdef'", ""), "key.previous_secret", "without key.secret"),
+        (file("previous_secret_file = 's'", ""), "key.previous_secret_file", "without key.secret"),
+        (file("", "own_headers = 'authenticated'"), "policy.own_headers", "there is no key.secret"),
+    ] {
+        let said = refusal(&source);
+        assert!(said.contains(&format!("{key}: ")) && said.contains(problem), "{said}");
+        assert!(!said.contains("0123456"), "{said}");
+    }
+    let config = parse(&file(secret, "own_headers = 'authenticated'"));
+    assert!(!config.to_toml().unwrap().contains("0123456"), "it is redacted");
+    parse(&config.to_toml().unwrap());
+}
+
+#[test]
+fn a_key_that_a_wait_in_the_broker_changes_needs_a_secret() {
+    let kafka =
+        "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\nretry_topics = { 'r' = '1m' }";
+    let rabbitmq = "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'\nwait_queues_from = '1s'";
+    let text = |source: &str, key: &str| {
+        base_with("[source.file]\npath = 'orders.ndjson'", source).replace("from = ['json:/id']", key)
+    };
+    let (position, exchange) =
+        ("from = ['json:/id', 'position']", "from = [['header:amqp-exchange', 'message-id']]");
+    for (source, key) in [(kafka, position), (rabbitmq, exchange)] {
+        let said = refusal(&text(source, key));
+        assert!(said.contains("add secret_file to [key]"), "{said}");
+        parse(&text(source, &format!("{key}\nsecret_file = 's'")));
+        parse(&(text(source, key) + "[policy]\nown_headers = 'trusted'\n"));
+        parse(&text(source, "from = ['json:/id', 'message-id']"));
+    }
+    parse(&text(rabbitmq, position));
+}
+
+#[test]
 fn without_dead_letters_the_other_choices_must_be_written() {
     let config = parse(&base_with(
         "[dead_letter]\nto = 'dead.ndjson'\n",

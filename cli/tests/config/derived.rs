@@ -114,5 +114,6 @@ fn order_by_key_is_by_the_brokers_own_where_it_has_one() {
     let config = parse(&format!("{KAFKA}[store.memory]\n[pipeline]\norder_by = 'json:/c'\n"));
     assert_eq!(config.ordering(), Ordering::Key);
     let retries = KAFKA.replace("group = 'g'\n", "group = 'g'\nretry_topics = { 't.retry' = '10s' }\n");
-    assert_eq!(parse(&format!("{retries}[store.memory]\n")).ordering(), Ordering::None);
+    let key = "[key]\nfrom = ['json:/id']\n";
+    assert_eq!(parse(&format!("{retries}[store.memory]\n{key}")).ordering(), Ordering::None);
 }

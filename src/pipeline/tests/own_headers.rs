@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dead_letter::{HEADER_GENERATION, HEADER_KEY, HEADER_MAC, HEADER_REASON, HEADER_SCOPE};
+use crate::message::Position;
 use crate::own_headers::OwnSecrets;
 use crate::pipeline::config::OnMismatch;
 use crate::publisher::Outgoing;
@@ -254,4 +255,86 @@ async fn a_corrected_letter_that_nothing_proves_is_not_acked_as_a_mismatch() {
     world.empty().await;
     let summary = worker.end().await;
     assert_eq!((summary.dead_lettered(), summary.counters().get(Counter::MismatchAcked)), (1, 1));
+}
+
+/// A producer that knows everything but the secret, among honest ones, at each kind of key that it does not choose.
+#[tokio::test(start_paused = true)]
+async fn no_forged_header_repeats_or_suppresses_an_honest_effect() {
+    const HONEST: u64 = 200;
+    const NAMES: [&str; 10] = [
+        HEADER_KEY,
+        HEADER_GENERATION,
+        HEADER_REASON,
+        HEADER_MAC,
+        "onceward-id",
+        "onceward-message-id",
+        "onceward-attempts",
+        "onceward-origin",
+        "onceward-position",
+        "onceward-retry-position",
+    ];
+    const VALUES: [&str; 8] = ["0", "1", "999999", "1000000", "4294967295", "mismatch", "permanent", ""];
+    for source in [KeySource::PayloadHash, KeySource::MessageId, KeySource::Position] {
+        for own in [OwnHeaders::default(), sealed(b"0123456789abcdef")] {
+            let (world, mut rng) = (World::new(), fastrand::Rng::with_seed(7));
+            let keys = crate::key::KeyExtractor::new(&world.scope, vec![source.clone()]);
+            let honest = |n: u64| Message::builder(format!("honest {n}")).message_id(format!("honest {n}"));
+            // The honest ones stand anywhere; the broker counts positions from 0.
+            let mut roles: Vec<_> = (0..10 * HONEST).map(|n| (n < HONEST).then_some(n)).collect();
+            rng.shuffle(&mut roles);
+            for role in &roles {
+                if let Some(n) = role {
+                    world.broker.publish(honest(*n));
+                    continue;
+                }
+                let (victim, number) = (rng.u64(..HONEST), rng.u64(..));
+                // What it does not choose, a payload's hash or the broker's ids and positions, is its own.
+                let payload = match source {
+                    KeySource::PayloadHash => format!("honest {victim}"),
+                    _ => format!("evil {number}"),
+                };
+                let offset = roles.iter().position(|role| *role == Some(victim)).unwrap() as u64;
+                let position = Position { incarnation: "memory".into(), partition: 0, offset };
+                let key = keys.key_of(&honest(victim).position(position).build()).unwrap();
+                let mut evil = Message::builder(payload).message_id(format!("evil {number}"));
+                evil = evil.header(HEADER_SCOPE, "billing");
+                for _ in 0..rng.usize(1..8) {
+                    let name = NAMES[rng.usize(..NAMES.len())];
+                    let value = VALUES[rng.usize(..VALUES.len())].to_owned();
+                    let is_key = name == HEADER_KEY && rng.bool();
+                    evil = evil.header(name, if is_key { key.to_string() } else { value });
+                }
+                world.broker.publish(evil);
+            }
+            let worker = world.worker_that(own).with(|worker| worker.keys = vec![source.clone()]).start_ok();
+            world.empty().await;
+            let _ = worker.end().await;
+            let effects = world.ids();
+            for n in 0..HONEST {
+                let id = format!("honest {n}");
+                let count = effects.iter().filter(|own| **own == id).count();
+                assert_eq!(count, 1, "{id} with {source}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_retries_lose_is_no_key() {
+    let world = World::new();
+    let built = |keys: Vec<KeySource>| {
+        let worker = world.worker().with(|worker| {
+            worker.keys = keys;
+            worker.consumer = |capabilities| capabilities.retries_lose_position = true;
+        });
+        worker.pipeline().0.handler(handler_fn((), |(), _| async { Ok(()) }))
+    };
+    for keys in [
+        vec![KeySource::MessageId, KeySource::Position],
+        vec![KeySource::Composite(vec![KeySource::MessageId, KeySource::Position])],
+    ] {
+        let refused = built(keys).err().expect("it is refused");
+        assert!(refused.to_string().contains("another position"), "{refused}");
+    }
+    assert!(built(vec![KeySource::MessageId]).is_ok());
 }

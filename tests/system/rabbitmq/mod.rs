@@ -1,8 +1,10 @@
-//! RabbitMQ queues, with the keys in Redis and in SQLite: two programs at once, under kills and outages.
+//! RabbitMQ queues, with the keys in Redis and in SQLite: two programs at once, under kills and outages, and among hostile
+//! producers.
 
 mod bridge;
 mod duplicates;
 mod edges;
+mod hostile;
 mod outbox;
 pub(crate) mod queue;
 mod redis_trouble;

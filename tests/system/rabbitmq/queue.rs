@@ -1,6 +1,9 @@
 //! A queue of the broker that the tests of this process share, and who publishes into it.
 
-use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use onceward::{Outgoing, Publisher};
@@ -89,6 +92,26 @@ impl<'a> Queue<'a> {
             connection.close(200, "seen".into()).await.expect("it closes");
             redelivered
         })
+    }
+
+    /// Moves all messages to another queue, as they are: as somebody at a console does.
+    pub(crate) fn move_all_to(&self, to: &Queue<'_>) {
+        runtime().block_on(async {
+            let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;
+            let channel = connected.expect("a connection").create_channel().await.expect("a channel");
+            channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+            let get = BasicGetOptions::default();
+            while let Some(message) =
+                channel.basic_get(self.name.as_str().into(), get).await.expect("a message or none")
+            {
+                let (data, properties) = (&message.data, message.properties.clone());
+                let options = BasicPublishOptions::default();
+                let sent =
+                    channel.basic_publish("".into(), to.name.as_str().into(), options, data, properties);
+                sent.await.expect("it is sent").await.expect("a confirm");
+                message.ack(BasicAckOptions::default()).await.expect("it is taken");
+            }
+        });
     }
 
     /// Messages ready for delivery, asked for in a quick way.

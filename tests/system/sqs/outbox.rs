@@ -27,7 +27,7 @@ fn effects_and_events_agree_under_kills_of_workers_and_relays() {
     let behind = scene(
         &patient(with_redis(setup(&to), Redis::shared()))
             .set("scope", "sqs-behind-the-outbox")
-            .set("key.from", vec!["message-id"]),
+            .set("key.from", vec!["header:onceward-id"]),
     );
     let running = vec![behind.run(), behind.run()];
     until("an empty queue", LONG, || to.is_empty());

@@ -17,7 +17,7 @@ pub(super) const REGION: &str = "elasticmq";
 /// A queue of its own for one test; FIFO if its name ends so.
 pub(crate) struct Queue {
     pub(super) name: String,
-    pub(super) url: String,
+    pub(crate) url: String,
     runtime: Runtime,
     client: Client,
 }

@@ -24,7 +24,6 @@ pub(super) fn check(config: &Config) -> Checked {
     source::check(config)?;
     store::check(config)?;
     handler::check(config)?;
-    own_headers::check(config)?;
     pipeline(config)?;
     retry(config)?;
     if let Some(dead_letter) = &config.dead_letter {
@@ -35,6 +34,7 @@ pub(super) fn check(config: &Config) -> Checked {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
     }
     agreement::check(config)?;
+    own_headers::check(config)?;
     plaintext::check(config)
 }
 
