@@ -27,10 +27,12 @@ fuzz_target!(|data: &[u8]| {
     for id in [0, 1, 7] {
         match line(id, data) {
             Line::Done(result) => {
-                let answer: Value = serde_json::from_slice(of_line(data)).expect("JSON");
-                assert!(id > 0 && answer["ok"] == true);
-                let read = result.map(|result| serde_json::from_slice::<Value>(&result).expect("JSON"));
-                assert_eq!(read.unwrap_or_default(), answer["result"]);
+                assert!(id > 0);
+                // Half of a surrogate pair or a large exponent is no `Value`, and may be a result.
+                if let Ok(answer) = serde_json::from_slice::<Value>(of_line(data)) {
+                    let read = result.map(|result| serde_json::from_slice::<Value>(&result).expect("JSON"));
+                    assert!(answer["ok"] == true && read.unwrap_or_default() == answer["result"]);
+                }
             }
             Line::Failed(text) => assert!(id > 0 && is_plain(&text)),
             Line::Wrong(why) => assert!(is_plain(&why)),
