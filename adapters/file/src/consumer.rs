@@ -277,7 +277,11 @@ impl Consumer for FileConsumer {
                 return Ok(Some(deliveries));
             }
             if let Some(batch) = &self.ready {
-                self.shared.recognise(batch).await?;
+                if let Err(error) = self.shared.recognise(batch).await {
+                    self.health.set_down(error.to_string());
+                    return Err(error);
+                }
+                self.health.set_up();
                 if let Some(batch) = self.ready.take() {
                     return Ok(Some(self.hand_over(batch)));
                 }

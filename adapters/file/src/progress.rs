@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use onceward::{Checkpoint, CheckpointStore, Error, Message, Scope, Settled, Settlement, Tag};
+use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Message, Scope, Settled, Settlement, Tag};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -104,7 +104,8 @@ impl Shared {
         let Some(kept) = &self.kept else { return Ok(()) };
         let mut saved = self.saved.lock().await;
         let Some((next, checkpoint)) = self.lock().checkpoint(*saved)? else { return Ok(()) };
-        kept.checkpoints.save_checkpoint(&kept.scope, &kept.source, &checkpoint).await?;
+        let save = kept.checkpoints.save_checkpoint(&kept.scope, &kept.source, &checkpoint);
+        save.await.map_err(can_be_mended)?;
         *saved = Some(next);
         Ok(())
     }
@@ -143,6 +144,16 @@ impl Shared {
         progress.in_memory.clear();
         *saved = resumed.map(|_| Saved { epoch, offset: attached.offset, head_bytes: attached.head.bytes });
     }
+}
+
+/// What a store refuses while it is in use (a right, a password, a table is missing) somebody mends, and no line is to blame: it is
+/// asked again, as for claims.
+fn can_be_mended(error: Error) -> Error {
+    if error.is_retryable() || error.kind() == ErrorKind::Corrupt {
+        return error;
+    }
+    let what = "the store refuses it; mend what the cause says, it is tried again";
+    Error::new(ErrorKind::Unavailable, "keep how far the file was read", what).with_source(error)
 }
 
 impl Progress {

@@ -3,10 +3,14 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use onceward::telemetry::SourceState;
 use onceward::{
-    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Summary, handler_fn,
+    Consumer, DeadLetters, ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline,
+    Summary, handler_fn,
 };
 use onceward_file::{FileConfig, FilePublisher, Format};
 use support::{Checkpoints, append, file, open_with, scope};
@@ -77,4 +81,35 @@ async fn a_file_runs_to_its_end_with_every_effect_once() {
     append(&path, "{\"id\":\"new\",\"payload\":\"effect new\"}\n{\"id\":\"7\",\"payload\":\"effect 7\"}\n");
     let summary = run.over(&path, &letters).await;
     assert_eq!((summary.received(), summary.handled(), summary.duplicates()), (2, 1, 1));
+}
+
+/// As a store for claims that refuses for a while: nothing starts, nothing is lost, the run goes on.
+#[tokio::test]
+async fn a_store_that_refuses_to_keep_the_offset_for_a_while_is_waited_for() {
+    for kind in [ErrorKind::Denied, ErrorKind::Config, ErrorKind::Unsupported, ErrorKind::Internal] {
+        let (_directory, path) = file("one\ntwo\nthree\n");
+        let (checkpoints, effects) = (Checkpoints::new(), Effects::default());
+        *checkpoints.kind.lock().unwrap() = Some(kind);
+        checkpoints.failing.store(true, Ordering::SeqCst);
+        let consumer = open_with(FileConfig::new(&path), &checkpoints).await;
+        let health = consumer.health().unwrap();
+        let pipeline = Pipeline::builder(scope(), consumer, Arc::new(MemoryStore::new()))
+            .keys([KeySource::PayloadHash])
+            .park_exhausted()
+            .handler(handler_fn(Arc::clone(&effects), handle))
+            .unwrap();
+        let running = tokio::spawn(pipeline.run(Default::default()));
+        let begun = tokio::time::Instant::now();
+        while !matches!(health.state(), SourceState::Down(_)) {
+            assert!(begun.elapsed() < support::LIMIT && !running.is_finished(), "{kind:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It is asked several times more.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!running.is_finished() && effects.lock().unwrap().is_empty(), "{kind:?}");
+        checkpoints.failing.store(false, Ordering::SeqCst);
+        let summary = tokio::time::timeout(support::LIMIT, running).await.unwrap().unwrap().unwrap();
+        assert_eq!((summary.handled(), effects.lock().unwrap().len()), (3, 3), "{kind:?}");
+        assert_eq!(health.state(), SourceState::Up, "{kind:?}");
+    }
 }

@@ -288,11 +288,13 @@ async fn a_topic_that_is_recreated_ends_the_run_and_the_next_one_transforms_all_
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_letter_that_does_not_fit_goes_without_its_payload_and_the_rest_goes_on() {
+/// A record of so many bytes fails for good, and its letter does not fit into a topic with these settings.
+async fn letter_without_payload(bytes: usize, settings: &[(&str, &str)]) {
     let stage = Stage::new(1).await;
-    let dead = Topic::new(1).await;
-    stage.input.send(0, None, Some(&"x".repeat(999_800))).await;
+    let dead = unique("dead");
+    create_with(&stage.input.bootstrap, &dead, 1, settings).await;
+    let dead = Topic::made(stage.input.bootstrap.clone(), dead, 1);
+    stage.input.send(0, None, Some(&"x".repeat(bytes))).await;
     stage.input.send(0, None, Some("small")).await;
     let mut config = stage.config();
     config.dead_letters = Some(dead.name.clone());
@@ -307,10 +309,20 @@ async fn a_letter_that_does_not_fit_goes_without_its_payload_and_the_rest_goes_o
     let mut reader = dead.open().await;
     let letter = take(&mut reader, 1).await.remove(0).message;
     assert!(letter.payload().is_empty());
-    assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *b"999800");
+    assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *bytes.to_string().as_bytes());
     assert!(letter.header("onceward-position").is_some());
     reader.close().await.unwrap();
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_does_not_fit_goes_without_its_payload_and_the_rest_goes_on() {
+    letter_without_payload(999_800, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_the_brokers_topic_does_not_take_goes_without_its_payload() {
+    letter_without_payload(5_000, &[("max.message.bytes", "2000")]).await;
 }
 
 /// Topics that refuse one record of a batch when it comes to them: the client cannot know it before.
@@ -357,30 +369,4 @@ async fn a_record_that_the_broker_refuses_for_good_becomes_a_letter_and_the_rest
         assert!(letter.message.header("onceward-position").unwrap().ends_with(b":23"));
         reader.close().await.unwrap();
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_letter_that_the_brokers_topic_does_not_take_goes_without_its_payload() {
-    let stage = Stage::new(1).await;
-    let dead = unique("small");
-    create_with(&stage.input.bootstrap, &dead, 1, &[("max.message.bytes", "2000")]).await;
-    let dead = Topic::made(stage.input.bootstrap.clone(), dead, 1);
-    stage.input.send(0, None, Some(&"x".repeat(5_000))).await;
-    stage.input.send(0, None, Some("small")).await;
-    let mut config = stage.config();
-    config.dead_letters = Some(dead.name.clone());
-    let to = stage.output.name.clone();
-    let running = stage.start_with(config, move |message: Message| {
-        let made = outgoing(&to, &message);
-        let is_small = message.payload().len() < 100;
-        async move { if is_small { Ok(vec![made]) } else { Err(HandlerError::permanent("too long")) } }
-    });
-    stage.input.wait_committed(&[2]).await;
-    assert_eq!(stage.results(1).await, ["small"]);
-    let mut reader = dead.open().await;
-    let letter = take(&mut reader, 1).await.remove(0).message;
-    assert!(letter.payload().is_empty());
-    assert_eq!(letter.header("onceward-oversize-bytes").unwrap()[..], *b"5000");
-    reader.close().await.unwrap();
-    running.stop().await;
 }

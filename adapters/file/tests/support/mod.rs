@@ -23,6 +23,8 @@ pub struct Checkpoints {
     kept: Mutex<HashMap<(Scope, String), Checkpoint>>,
     pub saves: AtomicUsize,
     pub failing: AtomicBool,
+    /// What it fails with, if not with `Unavailable`.
+    pub kind: Mutex<Option<ErrorKind>>,
 }
 
 impl Checkpoints {
@@ -55,7 +57,8 @@ impl CheckpointStore for Checkpoints {
         checkpoint: &Checkpoint,
     ) -> Result<(), Error> {
         if self.failing.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::Unavailable, "save a checkpoint", "the test says so"));
+            let kind = self.kind.lock().unwrap().unwrap_or(ErrorKind::Unavailable);
+            return Err(Error::new(kind, "save a checkpoint", "the test says so"));
         }
         self.saves.fetch_add(1, Ordering::SeqCst);
         self.kept.lock().unwrap().insert((scope.clone(), source.to_owned()), checkpoint.clone());
