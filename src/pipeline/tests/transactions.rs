@@ -351,7 +351,8 @@ async fn of_a_leaving_partition_no_run_starts_that_waited_for_a_transaction() {
     assert!(matches!(inbox.world.state("second").await, KeyState::Absent));
     let second = inbox.start(&runs);
     inbox.world.empty().await;
-    (worker.end().await, second.end().await);
+    worker.end().await;
+    second.end().await;
     assert_eq!(inbox.inbox.effects(), ["slow-first", "second"]);
 }
 
