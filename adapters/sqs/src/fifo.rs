@@ -29,7 +29,8 @@ fn group_of(order_key: Option<&Bytes>, id: &str) -> String {
     }
 }
 
-/// The same for each repeat of a publish, and new for a redrive.
+/// The same for each repeat of a publish, and new for a redrive and for another payload: a producer may give two messages
+/// one id, or none, and the queue would drop the second one without a word.
 pub(crate) fn deduplication_id(outgoing: &Outgoing) -> String {
     let header = |name: &str| {
         let found = outgoing.headers.iter().find(|(own, _)| own == name);
@@ -37,7 +38,8 @@ pub(crate) fn deduplication_id(outgoing: &Outgoing) -> String {
     };
     // The reason of a dead letter tells it from a redrive of the same generation.
     let (generation, reason) = (header(HEADER_GENERATION), header(HEADER_REASON));
-    hash(&[outgoing.destination.as_bytes(), id(outgoing).as_bytes(), generation, reason])
+    let payload: &[u8] = &outgoing.payload;
+    hash(&[outgoing.destination.as_bytes(), id(outgoing).as_bytes(), generation, reason, payload])
 }
 
 /// A hash over length-prefixed parts.
@@ -76,6 +78,17 @@ mod tests {
     fn two_letters_of_messages_with_one_id_are_not_one() {
         let other = Outgoing { own_id: "k-2".into(), ..letter("0") };
         assert_ne!(deduplication_id(&letter("0")), deduplication_id(&other));
+    }
+
+    #[test]
+    fn two_messages_with_one_id_or_without_any_are_not_one() {
+        for id in ["", "7"] {
+            let of = |payload: &'static str| {
+                deduplication_id(&Outgoing { id: id.into(), payload: payload.into(), ..Outgoing::default() })
+            };
+            assert_ne!(of("pay 7"), of("pay 8"), "{id:?}");
+            assert_eq!(of("pay 7"), of("pay 7"));
+        }
     }
 
     #[test]
