@@ -5,7 +5,7 @@
 //! the poll thread gives it a new epoch, in which the whole log is delivered. Settlements of the old epoch are too late.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onceward::{Error, ErrorKind};
 use rdkafka::client::ClientContext;
@@ -144,7 +144,7 @@ impl Shared {
         state.copies_of(epoch);
         let Some(before) = state.assigned.remove(&epoch) else { return };
         if before.stamp.id != begin.stamp.id {
-            state.gone.extend(before.stamp.id);
+            state.gone.extend(before.stamp.id.map(|id| (id, Instant::now())));
         }
         state.notice(epoch);
         let mut assigned = self.assigned_at(begin);

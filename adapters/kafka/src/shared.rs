@@ -1,6 +1,6 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ use crate::retention::Gap;
 const BATCH: usize = 500;
 /// How many of one partition are handed out before it is another one's turn.
 const TURN: usize = 32;
+/// How long a broker may not know that a topic is gone. What is reported later is so.
+const GONE: Duration = Duration::from_secs(60);
 /// Longer waits than this one cannot be told from "for ever".
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -81,8 +83,8 @@ pub(crate) struct State {
     /// When the commit was sent that is under way, if one is.
     pub(crate) committing: Option<Instant>,
     pub(crate) gaps: Vec<Gap>,
-    /// Ids of deleted topics. A broker that does not know yet may still report them.
-    pub(crate) gone: HashSet<String>,
+    /// Ids of deleted topics, and since when that is known. A broker that does not know yet may still report them for a while.
+    pub(crate) gone: HashMap<String, Instant>,
     pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
     /// For tests: the client forgets all partitions, and nobody is told.
@@ -105,6 +107,11 @@ impl State {
         self.current.entry(Arc::clone(&assigned.topic)).or_default().insert(assigned.number, epoch);
         self.assigned.insert(epoch, assigned);
         epoch
+    }
+
+    /// True if a topic of this id was deleted just now, so that who reports it may be behind.
+    pub(crate) fn is_gone(&self, id: &str) -> bool {
+        self.gone.get(id).is_some_and(|since| since.elapsed() < GONE)
     }
 
     /// Hands out nothing more of an assignment.
