@@ -13,11 +13,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::assignment::Begin;
 use crate::context::Hooked;
-use crate::shared::Shared;
+use crate::shared::{Shared, State};
 use crate::stamp::Stamp;
 
 /// How long a seek may take. The poll thread waits meanwhile; what fails is repeated.
 const SEEK: Duration = Duration::from_millis(500);
+
+/// How long a broker may not know that a topic is gone. What is reported later is so.
+const GONE: Duration = Duration::from_secs(60);
 
 /// What a doubtful partition is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,13 @@ struct Change {
     kind: Kind,
     begin: Begin,
     next: Option<u64>,
+}
+
+impl State {
+    /// True if a topic of this id was deleted just now, so that who reports it may be behind.
+    pub(crate) fn is_gone(&self, id: &str) -> bool {
+        self.gone.get(id).is_some_and(|since| since.elapsed() < GONE)
+    }
 }
 
 impl Shared {

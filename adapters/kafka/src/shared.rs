@@ -22,8 +22,6 @@ use crate::retention::Gap;
 const BATCH: usize = 500;
 /// How many of one partition are handed out before it is another one's turn.
 const TURN: usize = 32;
-/// How long a broker may not know that a topic is gone. What is reported later is so.
-const GONE: Duration = Duration::from_secs(60);
 /// Longer waits than this one cannot be told from "for ever".
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -54,7 +52,7 @@ pub(crate) struct State {
     /// How many wait to be handed out, and their bytes, without those of paused partitions.
     buffered: usize,
     buffered_bytes: usize,
-    delayed: Vec<(Instant, Ready)>,
+    pub(crate) delayed: Vec<(Instant, Ready)>,
     /// How many copies are on their way to retry topics.
     pub(crate) copying: usize,
     errors: VecDeque<Error>,
@@ -107,11 +105,6 @@ impl State {
         self.current.entry(Arc::clone(&assigned.topic)).or_default().insert(assigned.number, epoch);
         self.assigned.insert(epoch, assigned);
         epoch
-    }
-
-    /// True if a topic of this id was deleted just now, so that who reports it may be behind.
-    pub(crate) fn is_gone(&self, id: &str) -> bool {
-        self.gone.get(id).is_some_and(|since| since.elapsed() < GONE)
     }
 
     /// Hands out nothing more of an assignment.
@@ -397,13 +390,5 @@ impl Shared {
         let state = self.lock();
         state.buffered <= self.topics.buffer_messages / 2
             && state.buffered_bytes <= self.topics.buffer_bytes / 2
-    }
-
-    /// True if nothing waits to be handed out, or for its copy to be confirmed.
-    pub(crate) fn nothing_waits(&self) -> bool {
-        let state = self.lock();
-        state.copying == 0
-            && state.delayed.is_empty()
-            && state.assigned.values().all(|own| own.ready.is_empty() && !own.doubtful)
     }
 }
