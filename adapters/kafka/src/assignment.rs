@@ -99,6 +99,14 @@ impl Shared {
         is_steady && self.nothing_waits()
     }
 
+    /// True if nothing waits to be handed out, or for its copy to be confirmed.
+    pub(crate) fn nothing_waits(&self) -> bool {
+        let state = self.lock();
+        state.copying == 0
+            && state.delayed.is_empty()
+            && state.assigned.values().all(|own| own.ready.is_empty() && !own.doubtful)
+    }
+
     /// Partitions are being revoked: hands out nothing of them any more, and says so.
     pub(crate) fn leave(&self, partitions: &[(String, i32)]) {
         let mut state = self.lock();

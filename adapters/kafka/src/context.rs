@@ -63,7 +63,7 @@ impl<C: ClientContext> Hooked<C> {
         {
             let state = self.shared.lock();
             // Another broker than the last one may not know yet that a topic is gone.
-            ids.retain(|_, id| id.as_ref().is_none_or(|id| !state.gone.contains(id)));
+            ids.retain(|_, id| id.as_ref().is_none_or(|id| !state.is_gone(id)));
         }
         let beginner = Beginner {
             cluster: &self.shared.cluster,

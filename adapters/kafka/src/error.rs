@@ -76,6 +76,10 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
             ErrorKind::Unavailable,
             "no broker can be reached, or it hangs up; check bootstrap.servers, security.protocol and the network",
         ),
+        Code::LeaderNotAvailable => (
+            ErrorKind::Unavailable,
+            "a partition has no leader at this moment; see to it that its brokers run",
+        ),
         Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress => {
             (ErrorKind::Unavailable, "the group's coordinator starts or moves; it is there again in a moment")
         }

@@ -127,7 +127,7 @@ async fn a_partition_whose_topic_is_not_known_is_not_read_under_another_name() {
     let id = told.id.expect("this cluster has ids");
     let mut consumer = KafkaConsumer::open(stage.config()).await.unwrap();
     // As if the broker that is asked did not know the topic yet.
-    consumer.shared.lock().gone.insert(id.clone());
+    consumer.shared.lock().gone.insert(id.clone(), Instant::now());
     waits(&consumer).await;
     consumer.shared.lock().gone.clear();
     let position = take(&mut consumer).await[0].message.position().cloned().unwrap();

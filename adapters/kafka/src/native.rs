@@ -63,8 +63,8 @@ pub(crate) fn describe<C: ClientContext>(
     describe_each(client, topics, limit)?.into_iter().collect()
 }
 
-/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit`, and as long for the list of
-/// the brokers.
+/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit` for the list of the brokers, and
+/// as long for each of up to three of them.
 ///
 /// # Errors
 /// The cluster cannot be reached.
@@ -78,7 +78,7 @@ pub(crate) fn describe_each<C: ClientContext>(
     let mut failed = KafkaError::MetadataFetch(Code::AllBrokersDown);
     for broker in brokers {
         // One that has just gone is in the list for a while.
-        match describe_by(client, *broker, topics, limit / u32::try_from(brokers.len()).unwrap_or(1)) {
+        match describe_by(client, *broker, topics, limit) {
             Err(error) => failed = error,
             told => return told,
         }

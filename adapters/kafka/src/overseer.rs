@@ -152,7 +152,7 @@ fn look<C: ClientContext>(
     let before: HashMap<u64, Before> = {
         let state = shared.lock();
         // Another broker than the last one may not know yet that a topic is gone.
-        ids.retain(|_, id: &mut Option<String>| id.as_ref().is_none_or(|id| !state.gone.contains(id)));
+        ids.retain(|_, id: &mut Option<String>| id.as_ref().is_none_or(|id| !state.is_gone(id)));
         let before = |own: &Assigned| Before {
             topic: Arc::clone(&own.topic),
             partition: own.number,

@@ -12,6 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
+use crate::begin;
 use crate::context::Hooked;
 use crate::shared::Shared;
 
@@ -99,7 +100,7 @@ impl Shared {
 
 /// Looks again where partitions begin, if that is due. False if the consumer must not go on; what a person must do is reported.
 pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) -> bool {
-    let list = {
+    let (list, answer) = {
         let state = shared.lock();
         let is_due = state.pending.due.is_none_or(|due| due <= Instant::now());
         // What is being given up is no more of our concern, and the client fetches nothing until it is.
@@ -110,9 +111,11 @@ pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shar
         for (topic, number) in &state.pending.partitions {
             list.add_partition(topic, *number);
         }
-        list
+        // A slow cluster gets more time once in a while.
+        let answer = if state.pending.looks % MANY == 0 { begin::ANSWER } else { ANSWER };
+        (list, answer)
     };
-    match consumer.context().begin(consumer, &list, ANSWER) {
+    match consumer.context().begin(consumer, &list, answer) {
         Ok(begun) => {
             shared.begin(&begun.begins);
             shared.put_off(begun.pending, begun.reason.as_ref());

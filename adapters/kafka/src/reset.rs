@@ -5,7 +5,7 @@
 //! the poll thread gives it a new epoch, in which the whole log is delivered. Settlements of the old epoch are too late.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onceward::{Error, ErrorKind};
 use rdkafka::client::ClientContext;
@@ -13,11 +13,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::assignment::Begin;
 use crate::context::Hooked;
-use crate::shared::Shared;
+use crate::shared::{Shared, State};
 use crate::stamp::Stamp;
 
 /// How long a seek may take. The poll thread waits meanwhile; what fails is repeated.
 const SEEK: Duration = Duration::from_millis(500);
+
+/// How long a broker may not know that a topic is gone. What is reported later is so.
+const GONE: Duration = Duration::from_secs(60);
 
 /// What a doubtful partition is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +125,13 @@ struct Change {
     next: Option<u64>,
 }
 
+impl State {
+    /// True if a topic of this id was deleted just now, so that who reports it may be behind.
+    pub(crate) fn is_gone(&self, id: &str) -> bool {
+        self.gone.get(id).is_some_and(|since| since.elapsed() < GONE)
+    }
+}
+
 impl Shared {
     fn change_of(&self, finding: &Finding) -> Option<Change> {
         let state = self.lock();
@@ -144,7 +154,7 @@ impl Shared {
         state.copies_of(epoch);
         let Some(before) = state.assigned.remove(&epoch) else { return };
         if before.stamp.id != begin.stamp.id {
-            state.gone.extend(before.stamp.id);
+            state.gone.extend(before.stamp.id.map(|id| (id, Instant::now())));
         }
         state.notice(epoch);
         let mut assigned = self.assigned_at(begin);

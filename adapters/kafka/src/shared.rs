@@ -1,6 +1,6 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ pub(crate) struct State {
     /// How many wait to be handed out, and their bytes, without those of paused partitions.
     buffered: usize,
     buffered_bytes: usize,
-    delayed: Vec<(Instant, Ready)>,
+    pub(crate) delayed: Vec<(Instant, Ready)>,
     /// How many copies are on their way to retry topics.
     pub(crate) copying: usize,
     errors: VecDeque<Error>,
@@ -81,8 +81,8 @@ pub(crate) struct State {
     /// When the commit was sent that is under way, if one is.
     pub(crate) committing: Option<Instant>,
     pub(crate) gaps: Vec<Gap>,
-    /// Ids of deleted topics. A broker that does not know yet may still report them.
-    pub(crate) gone: HashSet<String>,
+    /// Ids of deleted topics, and since when that is known. A broker that does not know yet may still report them for a while.
+    pub(crate) gone: HashMap<String, Instant>,
     pub(crate) notices: Option<mpsc::UnboundedSender<Notice>>,
     pub(crate) stop: bool,
     /// For tests: the client forgets all partitions, and nobody is told.
@@ -390,13 +390,5 @@ impl Shared {
         let state = self.lock();
         state.buffered <= self.topics.buffer_messages / 2
             && state.buffered_bytes <= self.topics.buffer_bytes / 2
-    }
-
-    /// True if nothing waits to be handed out, or for its copy to be confirmed.
-    pub(crate) fn nothing_waits(&self) -> bool {
-        let state = self.lock();
-        state.copying == 0
-            && state.delayed.is_empty()
-            && state.assigned.values().all(|own| own.ready.is_empty() && !own.doubtful)
     }
 }
