@@ -113,7 +113,7 @@ fn redis(store: &RedisStore) -> Found {
     const PLAIN: [&str; 2] = ["redis", "valkey"];
     let urls = || [&store.url].into_iter().chain(&store.nodes);
     let open = |url: &&Address| is_open(url, &PLAIN);
-    let urls_show = urls().any(|url| has_login(url)) && urls().any(|url| open(&url));
+    let urls_show = urls().any(has_login) && urls().any(|url| open(&url));
     // Sentinels name the primary; it is reached with TLS where they are, or where its authority is given.
     let is_sentinel = store.topology == RedisTopology::Sentinel;
     let is_encrypted = is_sentinel && (store.ca_file.is_some() || urls().any(|url| !url.has_scheme(&PLAIN)));
