@@ -12,8 +12,8 @@ use aws_sdk_sqs::types::MessageAttributeValue;
 use bytes::Bytes;
 use onceward::pipeline::config::Ordering;
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline,
-    PipelineConfig, Publisher, Scope, handler_fn,
+    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
+    OwnSecrets, Pipeline, PipelineConfig, Publisher, Scope, handler_fn,
 };
 use onceward_sqs::{SqsConsumer, SqsPublisher};
 use onceward_test_servers::elasticmq::ElasticMq;
@@ -129,7 +129,9 @@ async fn what_is_published_is_received_with_all_headers_and_a_repeat_to_a_fifo_q
         let mut consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
         let received = consumer.receive().await.unwrap().unwrap();
         let message = &received[0].message;
-        assert!(message.id().unwrap().starts_with(b"id-"));
+        // Whoever writes to the queue chooses it.
+        assert!(message.header("onceward-id").unwrap().starts_with(b"id-"));
+        assert!(!message.id().unwrap().starts_with(b"id-"));
         assert_eq!(&message.payload()[..], b"\xff\x00");
         for (name, value) in &headers {
             assert_eq!(message.header(name), Some(value));
@@ -164,9 +166,13 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     let send =
         client.send_message().queue_url(&url).message_body("a").set_message_attributes(Some(sent.clone()));
     let sent_id = send.send().await.unwrap().message_id.unwrap();
-    let consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
+    let own_headers = OwnHeaders::authenticated(OwnSecrets::new(b"0123456789abcdef").unwrap());
+    let mut queue = support::quick(&url);
+    queue.own_headers = own_headers.clone();
+    let consumer = SqsConsumer::from_client(client.clone(), queue).await.unwrap();
     let (runs, publisher) = (Runs::default(), SqsPublisher::from_client(client.clone()));
     let pipeline = Pipeline::builder(Scope::parse("test").unwrap(), consumer, Arc::new(MemoryStore::new()))
+        .config(PipelineConfig { own_headers, ..PipelineConfig::default() })
         .keys([KeySource::MessageId])
         .dead_letters(DeadLetters::new(Arc::new(publisher), dead.as_str()))
         .handler(handler_fn(Arc::clone(&runs), once_bad))
