@@ -114,7 +114,8 @@ impl Key {
 
     /// Reads the 32 hexadecimal digits that `Display` writes.
     pub fn from_hex(text: &str) -> Option<Self> {
-        if text.len() != 32 || !text.is_ascii() {
+        // The standard library's reading of numbers takes a plus sign as well.
+        if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return None;
         }
         let mut bytes = [0; 16];

@@ -225,6 +225,20 @@ fn keys_of_plain_values_never_change() {
     }
 }
 
+#[test]
+fn a_key_is_read_from_hexadecimal_digits_only() {
+    let hex = "3977be52e75748fe2b8b3e04053a89ee";
+    assert_eq!(super::Key::from_hex(hex).map(|key| key.to_string()).as_deref(), Some(hex));
+    for text in [
+        "3977be52e75748fe2b8b3e04053a89+e",
+        "+977be52e75748fe2b8b3e04053a89ee",
+        "39",
+        hex.replace('e', "g").as_str(),
+    ] {
+        assert_eq!(super::Key::from_hex(text), None, "{text}");
+    }
+}
+
 /// As keys: copies of messages that are stored would count as other messages.
 #[test]
 fn fingerprints_never_change() {
