@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dead_letter::{DeadLetters, Obituary, OwnHeaders, Republished};
+use crate::dead_letter::{DeadLetters, Extent, Obituary, Provenance};
 use crate::key::{Key, Scope};
 use crate::message::Message;
+use crate::own_headers::OwnHeaders;
 use crate::publisher::{Outgoing, Publisher};
 use crate::store::Reason;
 
-/// What our own headers of `message` say in `scope`: the key and the generation.
-pub fn own_headers(scope: &Scope, message: &Message) -> Option<(Option<Key>, u32)> {
-    Republished::read(scope, message).map(|ours| (ours.key, ours.generation))
+/// What our own headers of `message` say in `scope`, as far as `own` believes them: the key and the generation.
+pub fn own_headers(scope: &Scope, message: &Message, own: &OwnHeaders) -> Option<(Option<Key>, u32)> {
+    match Provenance::of(scope, message, own) {
+        Provenance::Ours(ours) => Some((ours.key, ours.generation)),
+        Provenance::Plain | Provenance::Unproven => None,
+    }
 }
 
-/// The dead letter of `message`.
+/// The dead letter of `message`, sealed with the secrets of `own`.
 pub fn letter(
     publisher: Arc<dyn Publisher>,
     scope: &Scope,
@@ -22,6 +26,7 @@ pub fn letter(
     message: &Message,
     generation: u32,
     error: &str,
+    own: &OwnHeaders,
 ) -> Outgoing {
     let why = Obituary {
         reason: Reason::Permanent,
@@ -30,6 +35,7 @@ pub fn letter(
         lost: 0,
         generation,
         first_age: Duration::ZERO,
+        again: false,
     };
-    DeadLetters::new(publisher, "dead").letter(scope, Some(key), message, &why, OwnHeaders::All)
+    DeadLetters::new(publisher, "dead").letter(scope, Some(key), message, &why, Extent::All, own)
 }

@@ -112,7 +112,7 @@ pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shar
             list.add_partition(topic, *number);
         }
         // A slow cluster gets more time once in a while.
-        let answer = if state.pending.looks % MANY == 0 { begin::ANSWER } else { ANSWER };
+        let answer = if state.pending.looks.is_multiple_of(MANY) { begin::ANSWER } else { ANSWER };
         (list, answer)
     };
     match consumer.context().begin(consumer, &list, answer) {

@@ -57,7 +57,8 @@ impl Letter {
                     && let Some(form) = native =>
                 {
                     // What may expire has it as a property.
-                    if name != EXPIRATION || is_letter || form.properties.expiration().is_none() {
+                    let is_a_property = name == EXPIRATION && form.properties.expiration().is_some();
+                    if is_letter || !is_a_property {
                         headers.add_missing(name, text(value));
                     }
                 }

@@ -333,7 +333,7 @@ async fn a_position_that_retries_lose_is_no_key() {
         vec![KeySource::MessageId, KeySource::Position],
         vec![KeySource::Composite(vec![KeySource::MessageId, KeySource::Position])],
     ] {
-        let refused = built(keys).err().expect("it is refused");
+        let refused = built(keys).expect_err("it is refused");
         assert!(refused.to_string().contains("another position"), "{refused}");
     }
     assert!(built(vec![KeySource::MessageId]).is_ok());
