@@ -40,7 +40,6 @@ impl<R: Runner> Dispatcher<R> {
         self.settle_copy(follower, Some(Settlement::Ack));
     }
 
-    #[expect(clippy::boxed_local, reason = "deliveries are boxed everywhere")]
     fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
         self.let_go(follower.receipt.tag().epoch, follower.size);
         let lane = follower.lane;
