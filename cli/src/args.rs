@@ -162,10 +162,10 @@ pub enum OutboxCommand {
 /// `onceward dlq`.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
-    /// Move dead letters of this scope from [dead_letter] back to the source, so that they are handled once more
+    /// Move dead letters of this scope from `[dead_letter]` back to the source, so that they are handled once more
     ///
     /// For each letter its key is opened in the store, the message is published to the source, confirmed and, with
-    /// [key] secret, sealed; then the letter is deleted (in a file: passed over for good). A letter whose key has completed
+    /// `[key] secret`, sealed; then the letter is deleted (in a file: passed over for good). A letter whose key has completed
     /// meanwhile is only deleted. Letters that came while the command runs, those of other scopes and those that cannot be
     /// redriven stay where they are. It may be stopped and repeated: no effect of a completed key happens again. On standard
     /// output: redriven=N resolved=N left=N.
@@ -178,7 +178,7 @@ pub struct RedriveArgs {
     /// The configuration.
     #[command(flatten)]
     pub config: FileArgs,
-    /// Also take letters that are not sealed with [key] secret: those of earlier versions, or with a payload that was corrected.
+    /// Also take letters that are not sealed with `[key] secret`: those of earlier versions, or with a payload that was corrected.
     /// Whoever can write to the dead-letter destination then chooses their keys
     #[arg(long)]
     pub unsealed: bool,
