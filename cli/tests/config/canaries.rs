@@ -54,7 +54,8 @@ const NAMES: [&str; 38] = [
 ];
 
 /// As [`NAMES`], where a file or an address is meant.
-const PATHS: [&str; 2] = ["store.sqlite.path", "telemetry.listen"];
+const PATHS: [&str; 4] =
+    ["store.sqlite.path", "telemetry.listen", "key.secret_file", "key.previous_secret_file"];
 
 /// Types whose texts are names of headers and fields.
 const NAMING_TYPES: [&str; 3] = ["KeySource", "OrderBy", "FingerprintConfig"];

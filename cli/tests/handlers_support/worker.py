@@ -1,5 +1,6 @@
 """A worker that does what the payload's first word says, and mostly should not."""
 
+import base64
 import json
 import os
 import signal
@@ -37,7 +38,9 @@ if sys.argv[1:2] == ["ready"]:
 
 for line in sys.stdin:
     request = json.loads(line)
-    word, _, rest = request.get("payload", "pid").partition(" ")
+    # What JSON would make much longer comes as Base64 as well, not only what is no text.
+    encoded = base64.b64decode(request.get("payload_base64", "")).decode("utf-8", "ignore")
+    word, _, rest = request.get("payload", encoded or "pid").partition(" ")
     answer = {"id": request["id"], "ok": True, "result": os.getpid()}
     if word == "echo":
         answer["result"] = request
