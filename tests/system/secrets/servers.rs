@@ -1,10 +1,14 @@
 //! Real servers with passwords, that take them and that refuse them: nothing prints them, at any log level.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use onceward_test_servers::elasticmq::ElasticMq;
+use onceward_test_servers::ports::free_port;
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::orders::order;
-use onceward_test_support::process::Ended;
+use onceward_test_support::process::{Ended, until};
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::json;
@@ -141,4 +145,40 @@ fn addresses_of_the_environment_are_held_to_the_same_rule() {
         }
     }
     assert!(ElasticMq::shared().endpoint().contains("127.0.0.1"));
+}
+
+/// Of a broker that takes the password and, later, refuses it.
+#[test]
+fn metrics_and_health_hold_no_secret() {
+    let queue = RabbitQueue::declare("secret-metrics", &[]);
+    queue.broker.ctl(&["add_user", "scraped", CANARY]);
+    queue.broker.ctl(&["set_permissions", "scraped", ".*", ".*", ".*"]);
+    queue.publish(&[order("one", &json!({}))]);
+    let port = free_port().expect("a port");
+    let url = format!("amqp://scraped:${{SECRET}}@127.0.0.1:{}/%2f", queue.broker.port());
+    let setup = on(&queue, without_source())
+        .set("scope", "secret-metrics")
+        .set("source.rabbitmq.url", url)
+        .set("telemetry.listen", format!("127.0.0.1:{port}"));
+    let scene = scene(&setup);
+    let running = scene.start(scene.command(&["run", "onceward.toml"]).env("SECRET", CANARY));
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok().map(|_| answer)
+    };
+    let look = |path: &str, said: &str| {
+        until(said, PATIENCE, || ask(path).is_some_and(|answer| answer.contains(said)));
+        for path in ["/metrics", "/health/live", "/health/ready"] {
+            let answer = ask(path).expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 "), "{path}: {answer}");
+            assert_eq!(leak(&answer, CANARY), None, "{path}");
+        }
+    };
+    look("/metrics", "onceward_handled_total{scope=\"secret-metrics\"} 1");
+    queue.broker.ctl(&["change_password", "scraped", "another"]);
+    queue.broker.ctl(&["close_all_user_connections", "scraped", "the password is another"]);
+    look("/health/ready", "Login was refused");
+    running.kill();
 }
