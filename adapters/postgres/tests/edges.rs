@@ -7,7 +7,7 @@ mod support;
 
 use onceward::Store;
 use onceward::store::{
-    Burial, BuryRequest, Claim, ClaimRequest, Completion, FailRequest, OwnerToken, Reason,
+    Burial, BuryRequest, Claim, ClaimRequest, Completion, FailRequest, MAX_GENERATION, OwnerToken, Reason,
 };
 use onceward_test_servers::postgres::Postgres;
 use support::{TTL, completion, lease, requests, scope, store_at, terms};
@@ -35,18 +35,19 @@ async fn a_completion_over_a_newer_fence_is_recognised_when_it_is_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn generations_use_their_whole_range() {
+async fn a_dead_key_opens_for_its_next_generation_up_to_the_last() {
     let server = Postgres::start();
     let store = store_at(&server.url("postgres")).await;
-    let key = support::key(1);
-    let claim = |n: u8, generation| {
+    let claim = |key, n: u8, generation| {
         let owner = OwnerToken::from_bytes([n; 16]);
         let request = ClaimRequest { key, owner, fingerprint: None, generation };
         let store = store.clone();
         async move { store.claim(&scope(), &terms(), &[request]).await.remove(0).unwrap() }
     };
-    for (n, generation) in (1..).zip([0, i32::MAX as u32, i32::MAX as u32 + 1, u32::MAX]) {
-        let taken = claim(n, generation).await;
+    // A dead key opens for its next generation only; where nothing is known any is taken.
+    for (n, generation) in (1_u8..).zip([0, 1, MAX_GENERATION - 1, MAX_GENERATION]) {
+        let key = support::key(n.into());
+        let taken = claim(key, n, generation).await;
         assert!(matches!(&taken, Claim::Claimed(claimed) if claimed.generation == generation), "{taken:?}");
         let lease = lease(&taken);
         let error = "no".to_owned();
@@ -54,9 +55,17 @@ async fn generations_use_their_whole_range() {
         store.fail(&scope(), &[failed]).await.remove(0).unwrap();
         let buried = store.bury(&scope(), &[BuryRequest { lease, ttl: TTL }]).await.remove(0).unwrap();
         assert_eq!(buried, Burial::Dead);
-        let again = claim(n + 100, generation).await;
+        let again = claim(key, n + 100, generation).await;
         assert!(matches!(again, Claim::Dead { generation: dead, .. } if dead == generation), "{again:?}");
+        let found = store.inspect(&scope(), &key).await.unwrap().unwrap();
+        assert_eq!(found.generation, generation);
+        let next = generation + 1;
+        if next <= MAX_GENERATION {
+            let redriven = claim(key, n + 200, next).await;
+            assert!(
+                matches!(&redriven, Claim::Claimed(claimed) if claimed.generation == next),
+                "{redriven:?}"
+            );
+        }
     }
-    let found = store.inspect(&scope(), &key).await.unwrap().unwrap();
-    assert_eq!(found.generation, u32::MAX);
 }

@@ -45,6 +45,8 @@ pub(crate) struct Waiting {
 struct Current {
     epoch: u64,
     channel: Option<Channel>,
+    /// Something was delivered on it.
+    has_delivered: bool,
     window: Window,
     held: Held,
     /// A task will flush what waits.
@@ -58,6 +60,7 @@ impl RabbitAcker {
         let current = Current {
             epoch: 0,
             channel: None,
+            has_delivered: false,
             window: Window::new(true),
             held: Held::default(),
             flushing: false,
@@ -86,6 +89,7 @@ impl RabbitAcker {
         let mut current = self.lock();
         current.epoch += 1;
         current.channel = Some(channel);
+        current.has_delivered = false;
         current.window = Window::new(cumulative);
         current.given_back = false;
     }
@@ -124,6 +128,11 @@ impl RabbitAcker {
         self.lock().given_back
     }
 
+    /// True if something was delivered on the last channel.
+    pub(crate) fn has_delivered(&self) -> bool {
+        self.lock().has_delivered
+    }
+
     /// True if deliveries come on a channel.
     pub(crate) fn has_channel(&self) -> bool {
         self.lock().channel.is_some()
@@ -134,6 +143,7 @@ impl RabbitAcker {
     pub(crate) fn delivered(&self, deliveries: &mut Vec<lapin::message::Delivery>, since: Instant) -> u64 {
         let mut late = Vec::new();
         let mut current = self.lock();
+        current.has_delivered |= !deliveries.is_empty();
         let Current { window, held, .. } = &mut *current;
         deliveries.retain(|delivery| {
             window.delivered(delivery.delivery_tag);

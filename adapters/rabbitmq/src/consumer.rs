@@ -187,9 +187,10 @@ impl RabbitConsumer {
         let former = former
             .filter(|_| alive)
             .and_then(|link| Some(Connected { connection: link.connection?, mended: link.mended }));
-        self.short_lives = match self.attached_at.elapsed() < link::SHORT_LIFE && !planned {
-            true => self.short_lives.saturating_add(1),
-            false => 0,
+        let was_of_use = self.acker.has_delivered() || self.attached_at.elapsed() >= link::SHORT_LIFE;
+        self.short_lives = match was_of_use || planned {
+            true => 0,
+            false => self.short_lives.saturating_add(1),
         };
         self.reopening = Some(tokio::spawn(link::reopen(
             Arc::clone(connect),

@@ -78,7 +78,7 @@ pub(crate) async fn subscribe(channel: &Channel, queue: &QueueConfig) -> lapin::
     channel.basic_consume(name, ShortString::default(), options, probe::arguments()).await
 }
 
-/// A subscription that ends sooner is short-lived.
+/// A subscription that ends sooner, with nothing delivered, is short-lived.
 pub(crate) const SHORT_LIFE: Duration = Duration::from_secs(10);
 
 /// As [`open`], until it succeeds; with a pause before the first attempt if the last `short_lives` subscriptions, more than one,
