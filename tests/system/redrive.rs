@@ -55,7 +55,8 @@ fn dies_and_comes_back(setup: &Setup, source: &impl Waiting) {
     run(&scene, source);
     assert_eq!((scene.count(Kind::Start)["dies-once"], scene.count(Kind::Effect)["dies-once"]), (4, 1));
     assert_eq!(told(&redrive(&scene, &[])), "redriven=0 resolved=0 left=0");
-    run(&scene, source);
+    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
     assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
 }
 
