@@ -40,9 +40,11 @@ const INSPECT: &str = "\
         UNION ALL SELECT 'table ' || tables.relname || ' has a trigger ' || t.tgname \
             FROM tables JOIN pg_catalog.pg_trigger t ON t.tgrelid = tables.oid \
             JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid, place \
-            WHERE NOT t.tgisinternal AND NOT (p.pronamespace = place.oid AND p.proname = t.tgname \
-                AND p.proowner IN (SELECT id FROM trusted) \
-                AND (tables.relname = 'outbox' OR p.proname NOT IN ('outbox_number', 'outbox_wake', 'outbox_headers'))) \
+            WHERE NOT t.tgisinternal AND NOT (p.proowner IN (SELECT id FROM trusted) \
+                AND (tables.relname NOT IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', 'outbox', 'outbox_turns', \
+                        'processed_offsets') \
+                    OR (p.pronamespace = place.oid AND p.proname = t.tgname AND (tables.relname = 'outbox' \
+                        OR p.proname NOT IN ('outbox_number', 'outbox_wake', 'outbox_headers'))))) \
         UNION ALL SELECT tables.relname || ' is no ordinary table, or has row security' \
             FROM tables WHERE tables.is_odd AND tables.relname IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', \
                 'outbox', 'outbox_turns', 'processed_offsets') \
