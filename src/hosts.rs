@@ -1,4 +1,4 @@
-//! Which hosts a credential may be sent to without TLS: [`is_local_host`].
+//! Which hosts a credential may be sent to without TLS: [`is_local_host`], of an address: [`host_of`].
 
 use std::net::IpAddr;
 
@@ -26,6 +26,26 @@ pub fn is_local_host(host: &str) -> bool {
             address.is_loopback() || address.to_ipv4_mapped().is_some_and(|mapped| mapped.is_loopback())
         }
         Err(_) => host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case("localhost"),
+    }
+}
+
+/// The host of `[PROTOCOL://]host[:port][/…]`, where an IPv6 address stands in brackets.
+///
+/// ```
+/// use onceward::host_of;
+/// assert_eq!(host_of("SASL_SSL://kafka.example:9093"), "kafka.example");
+/// assert_eq!(host_of("[::1]:9092"), "[::1]");
+/// ```
+pub fn host_of(address: &str) -> &str {
+    let address = address.trim();
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let address = address.split('/').next().unwrap_or_default();
+    match address.find(']') {
+        Some(end) if address.starts_with('[') => &address[..=end],
+        _ => match address.split_once(':') {
+            Some((host, port)) if !port.contains(':') => host,
+            _ => address,
+        },
     }
 }
 

@@ -34,7 +34,7 @@ pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
-pub use hosts::is_local_host;
+pub use hosts::{host_of, is_local_host};
 pub use janitor::{Janitor, purge_expired};
 pub use key::{
     Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES,

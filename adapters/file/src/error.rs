@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 /// The error of `operation` ("read", "append to") on `path`.
 pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
-    // What [`onceward::private_path`] says of a link, which no text of the system would tell.
+    // The reason why [`onceward::private_path`] rejected a link; the operating system has no text for it.
     let own = error.get_ref().map(ToString::to_string);
     let (kind, what) = match error.kind() {
         Io::NotFound => (ErrorKind::Config, "there is no such file or directory; check the path"),

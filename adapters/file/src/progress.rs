@@ -146,13 +146,13 @@ impl Shared {
     }
 }
 
-/// What a store refuses while it is in use (a right, a password, a table is missing) somebody mends, and no line is to blame: it is
-/// asked again, as for claims.
+/// A refusal by a store in use (a missing permission, password or table) is fixed by an operator and is no fault of a line: the
+/// call is repeated, as claims are.
 fn can_be_mended(error: Error) -> Error {
     if error.is_retryable() || error.kind() == ErrorKind::Corrupt {
         return error;
     }
-    let what = "the store refuses it; mend what the cause says, it is tried again";
+    let what = "the store refused it; fix the cause below, the call is repeated";
     Error::new(ErrorKind::Unavailable, "keep how far the file was read", what).with_source(error)
 }
 

@@ -72,7 +72,7 @@ impl Shared {
         Assigned { is_retry, start: begin.from, ..Assigned::new(topic, begin.partition, stamp, incarnation) }
     }
 
-    /// As [`assign`](Self::assign), of partitions that the client has already: it is told to read them from where they begin.
+    /// As [`assign`](Self::assign), for partitions that the client already has: it seeks to their start offsets.
     pub(crate) fn begin(&self, partitions: &[Begin]) {
         let mut state = self.lock();
         self.changed();

@@ -34,7 +34,7 @@ pub(crate) trait Starts: Send + Sync + 'static {
 /// How the beginnings of partitions are found.
 pub(crate) struct Beginner<'a> {
     pub(crate) cluster: &'a str,
-    /// The topics' ids as the cluster tells them now: [`ids`].
+    /// The topics' ids, as the cluster reports them now: [`ids`].
     pub(crate) ids: &'a Ids,
     /// A partition without an offset of the group's starts at its end.
     pub(crate) from_end: bool,
@@ -44,14 +44,14 @@ pub(crate) struct Beginner<'a> {
     pub(crate) answer: Duration,
 }
 
-/// The ids of topics; `None` from brokers older than 2.8. A topic of which the cluster tells nothing is not among them.
+/// The ids of topics; `None` from brokers older than 2.8. A topic that the cluster does not report is absent.
 pub(crate) type Ids = HashMap<String, Option<String>>;
 
 /// Where partitions begin.
 #[derive(Debug, Default)]
 pub(crate) struct Begun {
     pub(crate) begins: Vec<Begin>,
-    /// Those of which that cannot be told now: one without a leader, a cluster that does not answer. Nothing of them may be read.
+    /// Partitions whose start offset is unknown now: they have no leader, or the cluster does not answer. They must not be read.
     pub(crate) pending: Vec<(String, i32)>,
     /// Why not, as far as that is known.
     pub(crate) reason: Option<KafkaError>,
@@ -196,7 +196,7 @@ impl Beginner<'_> {
     }
 }
 
-/// The ids of these topics, as the cluster tells them now.
+/// The ids of these topics, as the cluster reports them now.
 pub(crate) fn ids<C: ClientContext>(
     client: &Client<C>,
     partitions: &TopicPartitionList,
@@ -210,7 +210,7 @@ pub(crate) fn ids<C: ClientContext>(
     match native::describe_each(client, &names, answer) {
         Ok(told) => told.into_iter().flatten().map(|topic| (topic.name, topic.id)).collect(),
         Err(error) => {
-            tracing::debug!(%error, "the cluster does not tell the ids of the topics");
+            tracing::debug!(%error, "the cluster does not report the ids of the topics");
             Ids::new()
         }
     }

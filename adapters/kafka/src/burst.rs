@@ -143,7 +143,7 @@ mod tests {
         assert!(member.0.are_drained(&leaving));
     }
 
-    /// The client goes back by itself when the offset that it was told is not in the log.
+    /// The client resets by itself when the requested offset is not in the log.
     #[test]
     fn a_record_before_the_beginning_that_was_wanted_is_of_another_log() {
         let (member, mut burst) = (Member::new(), Burst::default());

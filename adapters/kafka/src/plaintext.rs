@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onceward::{Error, is_local_host};
+use onceward::{Error, host_of, is_local_host};
 
 use crate::error;
 
@@ -28,7 +28,7 @@ pub(crate) fn check(
     }
     let named = ["bootstrap.servers", "metadata.broker.list"].iter().filter_map(|name| properties.get(*name));
     let brokers = brokers.iter().chain(named).flat_map(|brokers| brokers.split(','));
-    if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(host(broker))) {
+    if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(host_of(broker))) {
         return Ok(());
     }
     let protocol = get("security.protocol").unwrap_or_default();
@@ -52,26 +52,12 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// The host of `[PROTOCOL://]host[:port][/…]`, where an IPv6 address stands in brackets.
-fn host(broker: &str) -> &str {
-    let broker = broker.trim();
-    let broker = broker.split_once("://").map_or(broker, |(_, rest)| rest);
-    let broker = broker.split('/').next().unwrap_or_default();
-    match broker.find(']') {
-        Some(end) if broker.starts_with('[') => &broker[..=end],
-        _ => match broker.split_once(':') {
-            Some((host, port)) if !port.contains(':') => host,
-            _ => broker,
-        },
-    }
-}
-
 /// True for a URL that is not of HTTPS and leads, as far as can be told, to another host.
 fn is_open_url(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return !url.starts_with("https://") };
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
     let place = authority.rsplit('@').next().unwrap_or_default();
-    !is_local_host(host(place))
+    !is_local_host(host_of(place))
 }
 
 #[cfg(test)]

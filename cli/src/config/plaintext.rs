@@ -1,6 +1,6 @@
 //! Which connections of a configuration would show a credential to others: [`exposures`].
 
-use onceward::is_local_host;
+use onceward::{host_of, is_local_host};
 use url::Url;
 
 use super::address::Address;
@@ -171,7 +171,7 @@ fn kafka_found(cluster: KafkaCluster<'_>) -> Found {
         ));
     }
     let brokers = cluster.brokers.iter().flat_map(|brokers| brokers.expose().split(','));
-    if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(kafka_host(broker))) {
+    if brokers.filter(|broker| !broker.trim().is_empty()).all(|broker| is_local_host(host_of(broker))) {
         return None;
     }
     if any("security.protocol", &|protocol| protocol == "sasl_plaintext") {
@@ -200,20 +200,6 @@ fn kafka_found(cluster: KafkaCluster<'_>) -> Found {
 pub(super) fn normalised(name: &str) -> String {
     let name = name.trim().to_ascii_lowercase();
     name.strip_prefix("topic.").map(str::to_owned).unwrap_or(name)
-}
-
-/// The host of `[PROTOCOL://]host[:port][/…]`, where an IPv6 address stands in brackets.
-fn kafka_host(broker: &str) -> &str {
-    let broker = broker.trim();
-    let broker = broker.split_once("://").map_or(broker, |(_, rest)| rest);
-    let broker = broker.split('/').next().unwrap_or_default();
-    match broker.find(']') {
-        Some(end) if broker.starts_with('[') => &broker[..=end],
-        _ => match broker.split_once(':') {
-            Some((host, port)) if !port.contains(':') => host,
-            _ => broker,
-        },
-    }
 }
 
 /// True for a URL of one of these schemes that leads to another host.
