@@ -25,7 +25,9 @@ const INSPECT: &str = "\
                AND ((SELECT o.rolsuper FROM pg_catalog.pg_roles o WHERE o.oid = a.owner) \
                  OR (pg_has_role(a.id, a.owner, 'MEMBER') \
                      AND NOT (SELECT o.rolsuper FROM pg_catalog.pg_roles o WHERE o.oid = a.id)))) ), \
-    tables AS (SELECT c.oid, c.relname, c.relkind <> 'r' OR c.relrowsecurity AS is_odd FROM pg_catalog.pg_class c, place \
+    tables AS (SELECT c.oid, c.relname, c.relkind <> 'r' OR c.relrowsecurity AS is_odd, \
+            c.relname IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', 'outbox', 'outbox_turns', 'processed_offsets') \
+                AS is_ours FROM pg_catalog.pg_class c, place \
         WHERE c.relnamespace = place.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')), \
     objects AS (SELECT 'the schema' AS what, place.nspowner AS owner FROM place \
         UNION ALL SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' WHEN 'v' THEN 'view ' ELSE 'table ' END || c.relname, c.relowner \
@@ -41,13 +43,10 @@ const INSPECT: &str = "\
             FROM tables JOIN pg_catalog.pg_trigger t ON t.tgrelid = tables.oid \
             JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid, place \
             WHERE NOT t.tgisinternal AND NOT (p.proowner IN (SELECT id FROM trusted) \
-                AND (tables.relname NOT IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', 'outbox', 'outbox_turns', \
-                        'processed_offsets') \
-                    OR (p.pronamespace = place.oid AND p.proname = t.tgname AND (tables.relname = 'outbox' \
+                AND (NOT tables.is_ours OR (p.pronamespace = place.oid AND p.proname = t.tgname AND (tables.relname = 'outbox' \
                         OR p.proname NOT IN ('outbox_number', 'outbox_wake', 'outbox_headers'))))) \
         UNION ALL SELECT tables.relname || ' is no ordinary table, or has row security' \
-            FROM tables WHERE tables.is_odd AND tables.relname IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', \
-                'outbox', 'outbox_turns', 'processed_offsets') \
+            FROM tables WHERE tables.is_odd AND tables.is_ours \
         UNION ALL SELECT 'table ' || tables.relname || ' has a rule ' || r.rulename \
             FROM tables JOIN pg_catalog.pg_rewrite r ON r.ev_class = tables.oid WHERE r.rulename <> '_RETURN' \
         UNION ALL SELECT 'table ' || tables.relname || ' has a foreign key of ' || k.conrelid::regclass \
