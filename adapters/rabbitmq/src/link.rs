@@ -137,8 +137,8 @@ pub(crate) async fn reopen(
 
 /// The pause before the first attempt after so many short-lived subscriptions; the first of them costs none.
 fn pause_after(short_lives: u32) -> Option<Duration> {
-    let doublings = short_lives.checked_sub(2)?;
-    Some(FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings.saturating_add(1))).min(LAST_PAUSE))
+    (short_lives > 1)
+        .then(|| FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(short_lives - 1)).min(LAST_PAUSE))
 }
 
 /// Gives back what was taken ahead: by the channel's end if it is ours, message by message if it is not. The other channel of
