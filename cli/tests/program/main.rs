@@ -18,6 +18,7 @@ mod signals;
 mod status;
 #[cfg(feature = "telemetry")]
 mod telemetry;
+mod worker_python;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
