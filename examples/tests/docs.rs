@@ -7,10 +7,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// What stands for the root of the repository in links that must also work outside of it.
-const REPOSITORY: [&str; 2] = [
-    "https://github.com/onceward/onceward/blob/main/",
-    "https://github.com/onceward/onceward/tree/main/",
-];
+const REPOSITORY: [&str; 2] =
+    ["https://github.com/onceward/onceward/blob/main/", "https://github.com/onceward/onceward/tree/main/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -103,7 +101,9 @@ fn resolve(page: &Path, target: &str) -> Option<PathBuf> {
     let mut path = PathBuf::new();
     for part in page.parent().unwrap().join(target).components() {
         match part {
-            Component::ParentDir => assert!(path.pop(), "{}: {target} leads out of the repository", page.display()),
+            Component::ParentDir => {
+                assert!(path.pop(), "{}: {target} leads out of the repository", page.display())
+            }
             part => path.push(part),
         }
     }
@@ -117,13 +117,16 @@ fn every_link_leads_somewhere() {
     for page in pages() {
         let text = read(&page);
         for target in targets(&text) {
-            let (path, fragment) = target.split_once('#').map_or((&*target, None), |(path, at)| (path, Some(at)));
+            let (path, fragment) =
+                target.split_once('#').map_or((&*target, None), |(path, at)| (path, Some(at)));
             let found = if path.is_empty() { Some(page.clone()) } else { resolve(&page, path) };
             let Some(found) = found else { continue };
             looked_at += 1;
             let lost = match fragment {
                 _ if !root().join(&found).exists() => true,
-                Some(at) if found.extension().is_some_and(|end| end == "md") => !anchors(&read(&found)).contains(at),
+                Some(at) if found.extension().is_some_and(|end| end == "md") => {
+                    !anchors(&read(&found)).contains(at)
+                }
                 _ => false,
             };
             if lost {
@@ -153,7 +156,8 @@ fn every_reference_has_a_definition() {
 #[test]
 fn links_of_chapters_work_in_rustdoc() {
     let in_rustdoc = read(Path::new("src/guide_links.md"));
-    let chapters = pages().into_iter().filter(|page| page.starts_with("docs/guide") && !page.ends_with("README.md"));
+    let chapters =
+        pages().into_iter().filter(|page| page.starts_with("docs/guide") && !page.ends_with("README.md"));
     let mut relative = Vec::new();
     for page in chapters {
         let text = read(&page);
@@ -210,7 +214,9 @@ fn the_book_holds_every_page_once() {
 #[test]
 fn every_chapter_is_in_rustdoc() {
     let guide = read(Path::new("src/guide.rs"));
-    for page in pages().into_iter().filter(|page| page.starts_with("docs/guide") && !page.ends_with("README.md")) {
+    for page in
+        pages().into_iter().filter(|page| page.starts_with("docs/guide") && !page.ends_with("README.md"))
+    {
         let name = page.file_name().unwrap().to_string_lossy().into_owned();
         assert!(guide.contains(&format!("= \"{name}\";")), "{name} is not in src/guide.rs");
     }
@@ -248,7 +254,8 @@ fn every_header_of_ours_is_in_the_reference() {
     let declared: BTreeSet<_> = constants.filter(|name| name != "onceward-").collect();
     let page = read(Path::new("docs/reference/headers.md"));
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let described: BTreeSet<_> = rows.filter(|name| name.starts_with("onceward-")).map(str::to_owned).collect();
+    let described: BTreeSet<_> =
+        rows.filter(|name| name.starts_with("onceward-")).map(str::to_owned).collect();
     assert!(declared.len() > 20, "{declared:?}");
     assert_eq!(declared, described, "the sources, and docs/reference/headers.md");
 }

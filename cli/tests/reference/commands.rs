@@ -22,16 +22,21 @@ fn describe(command: &Command, path: &str, page: &mut String) {
         let mut command = command.clone();
         let usage = command.render_usage().to_string();
         let usage = usage.trim_start_matches("Usage: ").lines().map(str::trim).collect::<Vec<_>>().join("\n");
-        let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
+        let about =
+            command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
         writeln!(page, "## {path}\n\n{}\n\n```text\n{usage}\n```\n", about.trim()).unwrap();
-        let arguments: Vec<_> =
-            command.get_arguments().filter(|argument| !argument.is_hide_set() && argument.get_id() != "help").collect();
+        let arguments: Vec<_> = command
+            .get_arguments()
+            .filter(|argument| !argument.is_hide_set() && argument.get_id() != "help")
+            .collect();
         if !arguments.is_empty() {
             page.push_str("| argument | |\n|---|---|\n");
         }
         for argument in &arguments {
-            let help = argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
-            let default = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>();
+            let help =
+                argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
+            let default =
+                argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>();
             let default = match default.as_slice() {
                 [] => String::new(),
                 values if argument.get_action().takes_values() => format!(" Default: `{}`", values.join(" ")),
@@ -72,9 +77,9 @@ fn man(command: &Command, parent: &str) -> usize {
     };
     let subcommands: Vec<_> = command.get_subcommands().collect();
     // The adapters of a build do not belong into a page that is checked in.
-    let titled = command.clone().name(name.clone()).long_version(env!("CARGO_PKG_VERSION"));
+    let titled = command.clone().long_version(env!("CARGO_PKG_VERSION"));
     let mut text = Vec::new();
-    clap_mangen::Man::new(titled).date("").render(&mut text).unwrap();
+    clap_mangen::Man::new(titled).date("").manual("Onceward").source("onceward").render(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
     compare(&format!("man/{name}.1"), &format!("{}\n", lines.join("\n")));

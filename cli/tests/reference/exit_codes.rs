@@ -23,7 +23,8 @@ fn codes() -> Vec<(u8, String)> {
 #[test]
 fn exit_codes_are_current() {
     let codes = codes();
-    for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::DeadLetters, Exit::Config, Exit::DrainDeadline] {
+    for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::DeadLetters, Exit::Config, Exit::DrainDeadline]
+    {
         assert!(codes.iter().any(|(number, _)| *number == exit.code()), "{exit:?} was not found");
     }
     let rows: String = codes.iter().map(|(number, doc)| format!("| {number} | {} |\n", cell(doc))).collect();

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use onceward::telemetry::Counter;
+use onceward_test_servers::rabbitmq::RabbitMq;
 use rustix::process::Signal;
 
 use super::scene::{Running, Scene, until};
@@ -40,7 +41,8 @@ fn metrics(text: &str) -> Metrics {
     let mut found = Metrics::new();
     for line in text.lines() {
         let mut words = line.splitn(4, ' ');
-        let (Some("#"), Some(what), Some(name), Some(rest)) = (words.next(), words.next(), words.next(), words.next())
+        let (Some("#"), Some(what), Some(name), Some(rest)) =
+            (words.next(), words.next(), words.next(), words.next())
         else {
             continue;
         };
@@ -76,10 +78,11 @@ fn table(metrics: &Metrics, page: &mut String) {
 
 #[test]
 fn metrics_are_current() {
+    let broker = RabbitMq::shared();
     let tables = "[source.file]\npath = 'orders.ndjson'\nfollow = true\n[store.sqlite]\npath = 'o.db'\n[handler.exec]\n\
                   command = ['true']\n[telemetry]\nlisten = '127.0.0.1:0'\n\
-                  [outbox.rabbitmq]\nurl = 'amqp://127.0.0.1:1/%2f'\n";
-    let scene = Scene::new(tables);
+";
+    let scene = Scene::new(&format!("{tables}[outbox.rabbitmq]\nurl = '{}'\n", broker.url()));
     scene.write("orders.ndjson", "{\"id\":1}\n");
     let mut run = metrics_of(&scene, "run @", "onceward_keys_total{scope=\"billing\",from=\"json:/id\"} 1");
     for (name, kind, help) in OF_BROKERS {
