@@ -212,6 +212,27 @@ fn the_book_holds_every_page_once() {
 }
 
 #[test]
+fn relative_links_of_the_book_stay_inside() {
+    let listed: BTreeSet<_> = targets(&read(Path::new("docs/SUMMARY.md"))).into_iter().collect();
+    let mut outside = Vec::new();
+    for page in &listed {
+        let page = Path::new("docs").join(page);
+        for target in targets(&read(&page)) {
+            let path = target.split('#').next().unwrap();
+            if path.is_empty() || target.contains("://") {
+                continue;
+            }
+            let found = resolve(&page, path).unwrap();
+            let inside = found.strip_prefix("docs").is_ok_and(|found| listed.contains(&*found.to_string_lossy()));
+            if !inside {
+                outside.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(outside.is_empty(), "write these with {}:\n{}", REPOSITORY[0], outside.join("\n"));
+}
+
+#[test]
 fn every_chapter_is_in_rustdoc() {
     let guide = read(Path::new("src/guide.rs"));
     for page in

@@ -63,7 +63,7 @@ fn describe(command: &Command, path: &str, page: &mut String) {
 #[test]
 fn commands_are_current() {
     let mut page = format!(
-        "{GENERATED}# Commands\n\nAs `onceward COMMAND --help` prints them. The same is in the man pages of [docs/man](../man), and in the \
+        "{GENERATED}# Commands\n\nAs `onceward COMMAND --help` prints them. The same is in the man pages of [docs/man](https://github.com/onceward/onceward/tree/main/docs/man), and in the \
          completions\nthat `onceward completions SHELL` prints. Exit codes are on [a page of their own](exit-codes.md).\n\n"
     );
     describe(&definition(), "", &mut page);
