@@ -56,7 +56,7 @@ async fn main() -> Result<(), Error> {
     let handler = tx_handler(&*store, (), charge);
     let running = KafkaEffects::new(config)?.run(scope, Arc::clone(&store), handler, shutdown.clone());
     let running = tokio::spawn(running);
-    // A service runs until it is told to stop; this one stops when the last order has its effect.
+    // A service runs until its token is cancelled; this one stops when the last order has its effect.
     let last = "SELECT EXISTS (SELECT FROM charges WHERE order_id = '4712')";
     while !running.is_finished() && !sqlx::query_scalar::<_, bool>(last).fetch_one(&pool).await? {
         tokio::time::sleep(Duration::from_millis(50)).await;

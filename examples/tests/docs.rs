@@ -223,7 +223,8 @@ fn relative_links_of_the_book_stay_inside() {
                 continue;
             }
             let found = resolve(&page, path).unwrap();
-            let inside = found.strip_prefix("docs").is_ok_and(|found| listed.contains(&*found.to_string_lossy()));
+            let inside =
+                found.strip_prefix("docs").is_ok_and(|found| listed.contains(&*found.to_string_lossy()));
             if !inside {
                 outside.push(format!("{}: {target}", page.display()));
             }
