@@ -23,6 +23,7 @@ mod metrics;
 #[path = "../program/scene.rs"]
 #[allow(dead_code)]
 mod scene;
+mod snippets;
 
 use std::fs;
 use std::path::{Path, PathBuf};
