@@ -16,7 +16,7 @@ pub struct MapStore(Arc<Mutex<Records>>);
 
 struct Records {
     scopes: HashMap<Scope, BTreeMap<Key, Record>>,
-    /// The largest fence of a record that is gone: no later claim may get a smaller one.
+    /// The largest fence of a removed record: no later claim may get a smaller one.
     fence_floor: u64,
     clock_at_start: u64,
     started_at: Instant,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// What stands for the root of the repository in links that must also work outside of it.
+/// Prefixes of links to files of the repository that must also work outside of it.
 const REPOSITORY: [&str; 2] =
     ["https://github.com/onceward/onceward/blob/main/", "https://github.com/onceward/onceward/tree/main/"];
 

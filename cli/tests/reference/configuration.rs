@@ -10,7 +10,7 @@ use super::{GENERATED, cell, compare};
 struct Schema(Value);
 
 impl Schema {
-    /// What a `$ref` stands for, or the schema itself.
+    /// The definition behind a `$ref`, or the schema itself.
     fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
         let name = schema["$ref"].as_str().and_then(|at| at.strip_prefix("#/$defs/"));
         name.map_or(schema, |name| &self.0["$defs"][name])
@@ -162,7 +162,7 @@ fn the_configuration_is_current() {
         "{GENERATED}# Configuration\n\nOne TOML file for each consumer. `onceward init` writes a commented one, `onceward check FILE` checks it, \
          `onceward config show\nFILE` prints the values in force, and `onceward schema` prints the JSON Schema that this page is made from.\n\n\
          A **duration** is text such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"8d\"`; a **size** is text such as `\"64KiB\"` or `\"256MiB\"`. \
-         `${{NAME}}` inside a\ntext stands for an environment variable, and `$${{` for `${{`. Relative paths start from the file's folder. Unknown \
+         `${{NAME}}` inside a\ntext is replaced by an environment variable, and `$${{` for `${{`. Relative paths start from the file's folder. Unknown \
          options are errors.\nA value that is not written may follow one that is: `config show` tells.\n\n"
     );
     schema.describe("At the top", &schema.0, 2, &mut page);
