@@ -184,7 +184,7 @@ fn excerpts_are_verbatim() {
     for page in pages() {
         let text = read(&page);
         let mut rest = text.as_str();
-        while let Some((_, after)) = rest.split_once("<!-- from ") {
+        while let Some((_, after)) = rest.split_once("\n<!-- from ") {
             let (source, after) = after.split_once(" -->\n").unwrap();
             let (_, block) = after.split_once('\n').unwrap();
             let (block, after) = block.split_once("```").unwrap();

@@ -71,34 +71,39 @@ fn observe_mode() {
     runs(env!("CARGO_BIN_EXE_observe_mode"), include_str!("../observe_mode.rs"), &[]);
 }
 
+/// A database of its own on the server that the tests share.
+fn database(name: &str) -> String {
+    let postgres = Postgres::shared();
+    postgres.sql(&format!("CREATE DATABASE {name}"));
+    let url = postgres.url("postgres");
+    let (server, _) = url.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}
+
 #[test]
 fn rabbitmq_redis() {
-    let (rabbitmq, redis) = (RabbitMq::start(), Redis::start());
+    let (rabbitmq, redis) = (RabbitMq::shared(), Redis::shared());
     let source = include_str!("../rabbitmq_redis.rs");
     runs(env!("CARGO_BIN_EXE_rabbitmq_redis"), source, &[&rabbitmq.url(), &redis.url()]);
 }
 
 #[test]
 fn sqs_postgres() {
-    let (sqs, postgres) = (ElasticMq::start(), Postgres::start());
     let source = include_str!("../sqs_postgres.rs");
-    runs(env!("CARGO_BIN_EXE_sqs_postgres"), source, &[&sqs.endpoint(), &postgres.url("postgres")]);
+    let arguments = [&*ElasticMq::shared().endpoint(), &*database("sqs_postgres")];
+    runs(env!("CARGO_BIN_EXE_sqs_postgres"), source, &arguments);
 }
 
 #[test]
 fn kafka_postgres_effects() {
-    let (kafka, postgres) = (Kafka::start(), Postgres::start());
     let source = include_str!("../kafka_postgres_effects.rs");
-    runs(
-        env!("CARGO_BIN_EXE_kafka_postgres_effects"),
-        source,
-        &[&kafka.bootstrap(), &postgres.url("postgres")],
-    );
+    let arguments = [&*Kafka::shared().bootstrap(), &*database("kafka_postgres_effects")];
+    runs(env!("CARGO_BIN_EXE_kafka_postgres_effects"), source, &arguments);
 }
 
 #[test]
 fn outbox() {
-    let (rabbitmq, postgres) = (RabbitMq::start(), Postgres::start());
     let source = include_str!("../outbox.rs");
-    runs(env!("CARGO_BIN_EXE_outbox"), source, &[&rabbitmq.url(), &postgres.url("postgres")]);
+    let arguments = [&*RabbitMq::shared().url(), &*database("outbox")];
+    runs(env!("CARGO_BIN_EXE_outbox"), source, &arguments);
 }
