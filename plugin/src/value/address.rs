@@ -49,15 +49,18 @@ impl Address {
         redact(&self.0)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// True for a blank text.
+    pub fn is_empty(&self) -> bool {
         self.0.trim().is_empty()
     }
 
-    pub(super) fn has_scheme(&self, schemes: &[&str]) -> bool {
+    /// True for a URL with one of these schemes.
+    pub fn has_scheme(&self, schemes: &[&str]) -> bool {
         Url::parse(&self.0).is_ok_and(|url| schemes.contains(&url.scheme()))
     }
 
-    pub(super) fn has_password(&self) -> bool {
+    /// True for a URL with a password in it.
+    pub fn has_password(&self) -> bool {
         Url::parse(&self.0).is_ok_and(|url| url.password().is_some())
     }
 }
@@ -79,7 +82,8 @@ impl HookUrl {
         self.0.expose()
     }
 
-    pub(super) fn address(&self) -> &Address {
+    /// The URL as an address.
+    pub fn address(&self) -> &Address {
         &self.0
     }
 
