@@ -9,7 +9,7 @@ use onceward::{Error, ErrorKind, Fingerprint, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
-use crate::sql::{BYTEAS, EQ};
+use crate::operators::{BYTEAS, EQ};
 
 /// The columns that [`key_of`] and [`record_of`] read.
 pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, \

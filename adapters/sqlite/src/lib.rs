@@ -28,13 +28,14 @@ mod error;
 mod migrate;
 mod outbox;
 mod row;
-mod slot;
+mod sql_handler;
 mod store;
 mod transaction;
 mod writer;
 
 pub use clock::Clock;
 pub use config::SqliteConfig;
-pub use outbox::{HeldRows, SqliteOutbox};
+pub use outbox::{LeasedRows, SqliteOutbox};
+pub use sql_handler::SqliteSqlHandler;
 pub use store::SqliteStore;
 pub use transaction::{SqliteConn, SqliteTx};

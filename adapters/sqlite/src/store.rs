@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::clock::Clock;
 use crate::config::SqliteConfig;
 use crate::error::store_error;
-use crate::writer::{Slot, WHAT, Writer, raise_fence_floor};
+use crate::writer::{WRITE, Writer, WriterConnection, raise_fence_floor};
 use crate::{migrate, row};
 
 pub(crate) const READ: &str = "read from the SQLite store";
@@ -134,13 +134,13 @@ impl SqliteStore {
     }
 
     /// The connection that looks, which never waits for the writer.
-    pub(crate) async fn reader(&self) -> Result<Reader<'_>, Error> {
+    pub(crate) async fn reader(&self) -> Result<ReadConnection<'_>, Error> {
         let mut guard = self.inner.reader.lock().await;
         if guard.is_none() {
             let conn = self.inner.config.for_reading().connect().await;
             *guard = Some(conn.map_err(|error| store_error(READ, error))?);
         }
-        Ok(Reader { guard })
+        Ok(ReadConnection { guard })
     }
 
     fn at(&self) -> Moment {
@@ -151,7 +151,7 @@ impl SqliteStore {
     async fn look_around(&self) -> Result<Vec<Advice>, Error> {
         let mut slot = self.inner.writer.turn().await;
         let version = migrate::check(connect(&mut slot).await?).await?;
-        slot.begin().await.map_err(|error| store_error(WHAT, error))?;
+        slot.begin().await.map_err(|error| store_error(WRITE, error))?;
         slot.rollback().await;
         let failed = |error| store_error(READ, error);
         let conn = slot.conn().await.map_err(failed)?;
@@ -191,7 +191,7 @@ impl SqliteStore {
 
 /// Opens the writer's connection. Several processes that open a new file at once get in each other's way while it
 /// turns to WAL, which SQLite does not wait for; so this does, for as long as one write would.
-async fn connect(slot: &mut Slot) -> Result<&mut SqliteConnection, Error> {
+async fn connect(slot: &mut WriterConnection) -> Result<&mut SqliteConnection, Error> {
     const TRIES: u32 = 50;
     let mut tried = 0;
     loop {
@@ -213,11 +213,11 @@ fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
 }
 
 /// The reading connection, held for one query.
-pub(crate) struct Reader<'s> {
+pub(crate) struct ReadConnection<'s> {
     guard: MutexGuard<'s, Option<SqliteConnection>>,
 }
 
-impl Reader<'_> {
+impl ReadConnection<'_> {
     /// All rows of a statement. After an error the connection is opened anew.
     pub(crate) async fn fetch<'q>(
         mut self,
@@ -356,7 +356,7 @@ impl Store for SqliteStore {
             let outcome = purge(&mut slot, &writer, limit).await;
             slot.finish(outcome).await
         });
-        joined(task.await)?.map_err(|error| store_error(WHAT, error))
+        join_task(task.await)?.map_err(|error| store_error(WRITE, error))
     }
 
     fn purge_interval(&self) -> Option<Duration> {
@@ -364,7 +364,7 @@ impl Store for SqliteStore {
     }
 }
 
-async fn purge(slot: &mut Slot, writer: &Writer, limit: u32) -> Result<u64, sqlx::Error> {
+async fn purge(slot: &mut WriterConnection, writer: &Writer, limit: u32) -> Result<u64, sqlx::Error> {
     let conn = slot.conn().await?;
     let now = writer.time(conn).await?;
     let removed = query(
@@ -385,11 +385,11 @@ async fn purge(slot: &mut Slot, writer: &Writer, limit: u32) -> Result<u64, sqlx
 }
 
 /// The outcome of a task of our own; a panic in it goes on in the caller.
-pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+pub(crate) fn join_task<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
     outcome.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => {
-            Error::new(onceward::ErrorKind::Unavailable, WHAT, "the runtime ended before the write did")
+            Error::new(onceward::ErrorKind::Unavailable, WRITE, "the runtime ended before the write did")
         }
     })
 }

@@ -16,12 +16,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
 
 use super::PgOutbox;
-use super::rows::{COLUMNS, Unreadable, row_of};
-use crate::conn::PgConn;
+use super::rows::{COLUMNS, UnreadableRow, row_of};
+use crate::connection::PgConn;
 use crate::error::store_error;
-use crate::link::{Attempt, Link, READ};
+use crate::guard::within;
 use crate::row::{NOW, integer, storable};
-use crate::transaction::within;
+use crate::session::{READ, SessionError, Sessions};
 
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";
@@ -36,15 +36,16 @@ pub(super) async fn take(
 ) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
     let schema = outbox.store.schema();
     let heads = outbox.turns.due(limits.rows as usize, |after, steps| walk(outbox, after, steps)).await;
-    let heads = heads.map_err(|attempt| attempt.told(READ))?;
-    let link = outbox.store.link();
+    let heads = heads.map_err(|error| error.into_error(READ))?;
+    let sessions = outbox.store.sessions();
     loop {
         let taking = async {
-            let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
+            let mut open =
+                PgConn::begin_plain(&sessions.pool).await.map_err(|error| store_error(TAKE, error))?;
             let rows = locked(open.connection(), &schema, &heads, limits).await;
             Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
         };
-        let (open, rows) = within(link.patience * REPLIES, TAKE, taking).await?;
+        let (open, rows) = within(sessions.patience * REPLIES, TAKE, taking).await?;
         if rows.is_empty() {
             open.end().await;
             return Ok(None);
@@ -54,7 +55,7 @@ pub(super) async fn take(
             return Ok(Some((open, rows)));
         }
         // They are noted as failed and no longer due: the next pass takes the others without them.
-        set_aside(link, schema.clone(), open, unreadable).await?;
+        set_aside(sessions, schema.clone(), open, unreadable).await?;
     }
 }
 
@@ -63,7 +64,7 @@ const REPLIES: u32 = 6;
 
 /// Rows that can be published, and those to be noted as unreadable. Behind an unreadable row none of its order key is
 /// published; it is noted once it is its key's oldest, since only that one's delay is looked at.
-fn sorted_out(found: Vec<Result<OutboxRow, Unreadable>>) -> (Vec<OutboxRow>, Vec<Unreadable>) {
+fn sorted_out(found: Vec<Result<OutboxRow, UnreadableRow>>) -> (Vec<OutboxRow>, Vec<UnreadableRow>) {
     let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
     // The order keys seen so far, and whether they end before the row at hand.
     let mut ended: HashMap<Vec<u8>, bool> = HashMap::new();
@@ -88,12 +89,12 @@ fn sorted_out(found: Vec<Result<OutboxRow, Unreadable>>) -> (Vec<OutboxRow>, Vec
 
 /// Notes unreadable rows as failed. In its order key such a row holds back the rows behind it; others go on.
 async fn set_aside(
-    link: &Link,
+    sessions: &Sessions,
     schema: Arc<str>,
     mut open: PgConn,
-    rows: Vec<Unreadable>,
+    rows: Vec<UnreadableRow>,
 ) -> Result<(), Error> {
-    if let Some(Unreadable { seq, attempts, what, .. }) = rows.first() {
+    if let Some(UnreadableRow { seq, attempts, what, .. }) = rows.first() {
         let (attempts, others) = (attempts.saturating_add(1), rows.len() - 1);
         tracing::warn!(
             seq,
@@ -111,14 +112,14 @@ async fn set_aside(
             (row.seq, RowOutcome::Failed { retry_in, error: format!("unreadable: {}", row.what) })
         })
         .collect();
-    let narrow = link.pool.is_narrow();
+    let narrow = sessions.pool.is_narrow();
     let noting = async {
         note(open.connection(), &schema, &outcomes, narrow)
             .await
             .map_err(|error| store_error(SETTLE, error))?;
-        open.commit_plain(link.patience).await.map_err(|error| store_error(SETTLE, error))
+        open.commit_plain(sessions.patience).await.map_err(|error| store_error(SETTLE, error))
     };
-    within(link.patience * REPLIES, SETTLE, noting).await
+    within(sessions.patience * REPLIES, SETTLE, noting).await
 }
 
 /// When an unreadable row is looked at again: somebody may have corrected it.
@@ -126,9 +127,9 @@ const UNREADABLE: Backoff =
     Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter: Jitter::Equal };
 
 /// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
-async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, Attempt> {
+async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, SessionError> {
     let (schema, steps) = (outbox.store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
-    let walked = outbox.store.link().run_again(READ, true, move |conn| {
+    let walked = outbox.store.sessions().run_with_retry(READ, true, move |conn| {
         let (schema, after) = (schema.clone(), after.clone());
         Box::pin(async move {
             let next = |behind: &str| {
@@ -158,13 +159,13 @@ async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Hea
     walked.await
 }
 
-/// Locks what nobody else has, and reads as much of it and of what follows as the limits allow.
+/// RowLocks what nobody else has, and reads as much of it and of what follows as the limits allow.
 async fn locked(
     conn: &mut PgConnection,
     schema: &str,
     heads: &[i64],
     limits: &TakeLimits,
-) -> Result<Vec<Result<OutboxRow, Unreadable>>, sqlx::Error> {
+) -> Result<Vec<Result<OutboxRow, UnreadableRow>>, sqlx::Error> {
     conn.execute(AssertSqlSafe(format!(
         "SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PUBLISH}'"
     )))

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::guard::caught;
+use crate::guard::catch_panic;
 use crate::store::PgStore;
 
 /// As the trigger has it; the payload is the schema.
@@ -40,7 +40,7 @@ async fn listen(store: PgStore, came: Arc<Notify>) {
     let schema = store.schema();
     let schema = schema.trim_matches('"');
     loop {
-        let heard: Result<(), sqlx::Error> = caught(async {
+        let heard: Result<(), sqlx::Error> = catch_panic(async {
             // Asked for each time: the password may have changed.
             let options = store.listener().options().await?;
             let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(OPENING);

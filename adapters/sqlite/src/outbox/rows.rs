@@ -13,7 +13,7 @@ pub(super) const COLUMNS: &str = "seq, attempts, id, destination, order_key, hea
 /// The value of a header in JSON, which has no bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Value<'a> {
+enum HeaderValue<'a> {
     Text(std::borrow::Cow<'a, str>),
     Bytes { hex: String },
 }
@@ -32,11 +32,11 @@ pub(super) fn headers_of(message: &Outgoing) -> String {
 }
 
 fn parsed(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
-    let pairs: Vec<(String, Value<'_>)> =
+    let pairs: Vec<(String, HeaderValue<'_>)> =
         serde_json::from_str(headers).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let bytes = |value| match value {
-        Value::Text(text) => Ok(Bytes::from(text.into_owned())),
-        Value::Bytes { hex } => unhex(&hex),
+        HeaderValue::Text(text) => Ok(Bytes::from(text.into_owned())),
+        HeaderValue::Bytes { hex } => unhex(&hex),
     };
     pairs.into_iter().map(|(name, value)| Ok((name, bytes(value)?))).collect()
 }
@@ -51,13 +51,13 @@ fn unhex(text: &str) -> Result<Bytes, sqlx::Error> {
 }
 
 /// A row as it is found.
-pub(super) enum Found {
+pub(super) enum DecodedRow {
     Row(OutboxRow),
-    Unreadable(Unreadable),
+    DamagedRow(DamagedRow),
 }
 
 /// A row that cannot be read: a program wrote it with SQL before the schema refused such rows, or past it.
-pub(super) struct Unreadable {
+pub(super) struct DamagedRow {
     pub(super) seq: i64,
     pub(super) attempts: u32,
     pub(super) order_key: Option<Vec<u8>>,
@@ -65,18 +65,18 @@ pub(super) struct Unreadable {
     pub(super) what: &'static str,
 }
 
-pub(super) fn found(row: &SqliteRow) -> Result<Found, sqlx::Error> {
+pub(super) fn decode_row(row: &SqliteRow) -> Result<DecodedRow, sqlx::Error> {
     let seq = row.try_get("seq")?;
     let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0);
-    Ok(match message(row) {
-        Ok(message) => Found::Row(OutboxRow { seq, attempts, message }),
+    Ok(match decode_message(row) {
+        Ok(message) => DecodedRow::Row(OutboxRow { seq, attempts, message }),
         Err(what) => {
-            Found::Unreadable(Unreadable { seq, attempts, order_key: row.try_get("order_key")?, what })
+            DecodedRow::DamagedRow(DamagedRow { seq, attempts, order_key: row.try_get("order_key")?, what })
         }
     })
 }
 
-fn message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
+fn decode_message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
     let bytes =
         |column: &str| row.try_get::<Option<&[u8]>, _>(column).map(|found| found.map(Bytes::copy_from_slice));
     let headers: &str = row.try_get("headers").map_err(|_| "headers is not text in UTF-8")?;
