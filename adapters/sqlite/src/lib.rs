@@ -21,12 +21,15 @@
 //! What it does not do: run on a network file system, or serve several hosts. Several processes of one host may share
 //! a file; they take turns at writing.
 
+mod check;
 mod checkpoint;
 mod clock;
 mod config;
 mod error;
+mod inspect;
 mod migrate;
 mod outbox;
+mod purge;
 mod row;
 mod sql_handler;
 mod store;

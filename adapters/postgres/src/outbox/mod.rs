@@ -1,9 +1,9 @@
 //! The outbox: rows that commit with an effect, and what relays take of them.
 
+mod listener;
 mod rows;
 mod status;
 mod take;
-mod wake;
 mod write;
 
 use std::sync::Arc;
@@ -45,13 +45,13 @@ pub(crate) use write::write;
 pub struct PgOutbox {
     store: PgStore,
     turns: Arc<KeyTurns>,
-    wake: Arc<wake::Wake>,
+    listener: Arc<listener::OutboxListener>,
 }
 
 impl PgStore {
     /// The outbox in this store's schema.
     pub fn outbox(&self) -> PgOutbox {
-        PgOutbox { store: self.clone(), turns: Arc::default(), wake: Arc::default() }
+        PgOutbox { store: self.clone(), turns: Arc::default(), listener: Arc::default() }
     }
 }
 
@@ -77,7 +77,7 @@ impl OutboxStore for PgOutbox {
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
         // A task: if the caller goes away, what was taken is dropped there, and so given back.
         let (outbox, limits) = (self.clone(), *limits);
-        join_task(tokio::spawn(async move { take::take(&outbox, &limits).await }).await)?
+        join_task(tokio::spawn(async move { take::take(&outbox.store, &outbox.turns, &limits).await }).await)?
     }
 
     async fn settle(&self, taken: PgConn, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
@@ -87,7 +87,7 @@ impl OutboxStore for PgOutbox {
     }
 
     async fn wait(&self, at_most: Duration) {
-        self.wake.wait(&self.store, at_most).await;
+        self.listener.wait(&self.store, at_most).await;
     }
 
     /// One relay at a time need not be: rows that another one removes are passed over.

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Error;
-use onceward::outbox::{Head, OutboxRow, RowOutcome, TakeLimits};
+use onceward::outbox::{Head, KeyTurns, OutboxRow, RowOutcome, TakeLimits};
 use onceward::retry::{Backoff, Jitter};
 use onceward::store::transition::micros;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
 
-use super::PgOutbox;
 use super::rows::{COLUMNS, UnreadableRow, row_of};
 use crate::connection::PgConn;
 use crate::error::store_error;
 use crate::guard::within;
 use crate::row::{NOW, integer, storable};
 use crate::session::{READ, SessionError, Sessions};
+use crate::store::PgStore;
 
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";
@@ -31,13 +31,14 @@ const LONGEST_PUBLISH: &str = "30s";
 
 /// See [`OutboxStore::take`](onceward::outbox::OutboxStore::take).
 pub(super) async fn take(
-    outbox: &PgOutbox,
+    store: &PgStore,
+    turns: &KeyTurns,
     limits: &TakeLimits,
 ) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
-    let schema = outbox.store.schema();
-    let heads = outbox.turns.due(limits.rows as usize, |after, steps| walk(outbox, after, steps)).await;
+    let schema = store.schema();
+    let heads = turns.due(limits.rows as usize, |after, steps| walk(store, after, steps)).await;
     let heads = heads.map_err(|error| error.into_error(READ))?;
-    let sessions = outbox.store.sessions();
+    let sessions = store.sessions();
     loop {
         let taking = async {
             let mut open =
@@ -127,9 +128,9 @@ const UNREADABLE: Backoff =
     Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter: Jitter::Equal };
 
 /// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
-async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, SessionError> {
-    let (schema, steps) = (outbox.store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
-    let walked = outbox.store.sessions().run_with_retry(READ, true, move |conn| {
+async fn walk(store: &PgStore, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, SessionError> {
+    let (schema, steps) = (store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
+    let walked = store.sessions().run_with_retry(READ, true, move |conn| {
         let (schema, after) = (schema.clone(), after.clone());
         Box::pin(async move {
             let next = |behind: &str| {

@@ -201,7 +201,9 @@ impl PooledSession {
     /// its place in the pool until its wait has ended, or each new attempt would leave one more waiting process in the server.
     pub(crate) fn abandon(self, patience: Duration) {
         self.pool.distrust_idle();
-        tokio::spawn(abandoned::hold_until_answered(self, patience));
+        let Some(pid) = self.session.as_ref().map(|session| session.pid) else { return };
+        let opener = self.pool.0.opener.clone();
+        tokio::spawn(abandoned::hold_until_answered(self, pid, opener, patience));
     }
 }
 

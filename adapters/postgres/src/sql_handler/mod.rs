@@ -4,20 +4,20 @@ use std::fmt;
 
 use crate::store::PgStore;
 use crate::transaction::PgTx;
-use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler};
+use onceward::{
+    Error, ErrorKind, Handled, HandlerError, Message, StatementFailure, StatementParameter,
+    TransactionalStore, TxHandler,
+};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgConnection, PgTypeInfo, Postgres};
 use sqlx::{Arguments as _, Connection as _, Encode, Type};
 
-use self::failure::{Failure, Losses, PARAMETERS, describe, describe_behind};
+use self::failure::{FailureClass, Losses, PARAMETERS, classify, describe, describe_after};
 use self::prepare::{Prepared, Typed, Types};
 
 mod failure;
 mod prepare;
-
-/// How many parameters a message fills: payload, key, attempt, fence.
-const COUNT: usize = 4;
 
 /// The statements that have an effect and leave the transaction open.
 const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL"];
@@ -70,7 +70,20 @@ impl PgSqlHandler {
         } else {
             format!("it must begin with one of {}", EFFECTS.join(", "))
         };
-        Err(refused(what))
+        Err(StatementFailure::invalid_statement(what))
+    }
+
+    /// A handler that executes `statement`, [checked](Self::check) against the database of `store`.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new) and [`check`](Self::check).
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn prepare(store: &PgStore, statement: impl Into<String>) -> Result<Self, Error> {
+        let handler = Self::new(statement)?;
+        handler.check(store).await?;
+        Ok(handler)
     }
 
     /// Has the database of `store` prepare the statement, without executing it.
@@ -94,12 +107,12 @@ impl PgSqlHandler {
                 )
                 .with_source(cause);
             }
-            refused(format!(
+            StatementFailure::invalid_statement(format!(
                 "Postgres does not take it: {}. Correct it, or create the tables and functions it names first; {PARAMETERS}",
                 self.describe(&cause)
             ))
         })?;
-        Parameter::all(&prepared.parameters).map(drop).map_err(refused)
+        Parameter::all(&prepared.parameters).map(drop).map_err(StatementFailure::invalid_statement)
     }
 
     /// What the connection knows of the statement, which is asked once.
@@ -116,31 +129,32 @@ impl PgSqlHandler {
 
     /// An error of the preparation.
     fn describe(&self, cause: &sqlx::Error) -> String {
-        describe_behind(cause, if self.is_call() { 0 } else { prepare::BEFORE })
+        describe_after(cause, if self.is_call() { 0 } else { prepare::BEFORE })
     }
 
     async fn execute(&self, message: &Message, conn: &mut PgConnection) -> Result<(), HandlerError> {
         let Err(cause) = self.execute_once(message, conn).await? else {
-            self.losses.answered(message.key());
+            self.losses.reset(message.key());
             return Ok(());
         };
-        let failure = Failure::of(&cause);
-        if failure != Failure::Lost {
-            self.losses.answered(message.key());
-        }
-        if matches!(failure, Failure::Conflict | Failure::Other) && cause.as_database_error().is_some() {
+        let class = classify(&cause);
+        let failure = match class {
+            FailureClass::Classified(failure) => {
+                self.losses.reset(message.key());
+                failure
+            }
+            FailureClass::ConnectionLost => self.losses.count_loss(message.key()),
+        };
+        let is_stale = matches!(
+            class,
+            FailureClass::Classified(StatementFailure::Conflict | StatementFailure::Transient)
+        );
+        if is_stale && cause.as_database_error().is_some() {
             // What was prepared before a table or function changed stays wrong on this connection.
             self.types.forget();
-            conn.clear_cached_statements().await.map_err(|cause| self.gone(message, &cause))?;
+            conn.clear_cached_statements().await.map_err(|cause| self.not_prepared(message, &cause))?;
         }
-        let text = format!("the statement failed: {}", describe(&cause));
-        Err(match failure {
-            Failure::Conflict => HandlerError::conflict(text),
-            Failure::Unavailable => HandlerError::unavailable(text),
-            Failure::Lost => HandlerError::new(self.losses.verdict(message.key()), text),
-            Failure::Permanent => HandlerError::permanent(text),
-            Failure::Other => HandlerError::retry(text),
-        })
+        Err(failure.into_error(format!("the statement failed: {}", describe(&cause))))
     }
 
     /// The inner error is that of the execution; the outer one keeps every message from it.
@@ -151,8 +165,10 @@ impl PgSqlHandler {
     ) -> Result<Result<(), sqlx::Error>, HandlerError> {
         let prepared = match self.prepared(conn).await {
             Ok(prepared) => prepared,
-            Err(cause) if matches!(Failure::of(&cause), Failure::Conflict) => return Ok(Err(cause)),
-            Err(cause) => return Err(self.gone(message, &cause)),
+            Err(cause) if classify(&cause) == FailureClass::Classified(StatementFailure::Conflict) => {
+                return Ok(Err(cause));
+            }
+            Err(cause) => return Err(self.not_prepared(message, &cause)),
         };
         let parameters = Parameter::all(&prepared.parameters)
             .map_err(|what| HandlerError::unavailable(format!("the statement cannot be used: {what}")))?;
@@ -165,8 +181,8 @@ impl PgSqlHandler {
     }
 
     /// The database failed before it saw the message: the same would happen to every other one.
-    fn gone(&self, message: &Message, cause: &sqlx::Error) -> HandlerError {
-        self.losses.answered(message.key());
+    fn not_prepared(&self, message: &Message, cause: &sqlx::Error) -> HandlerError {
+        self.losses.reset(message.key());
         HandlerError::unavailable(format!("the statement cannot be prepared: {}", self.describe(cause)))
     }
 }
@@ -194,10 +210,6 @@ impl TxHandler<PgStore> for PgSqlHandler {
     }
 }
 
-fn refused(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::Config, "use the SQL handler's `statement`", what)
-}
-
 /// One parameter, and how its value is written: as Postgres's binary format of its type has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Parameter {
@@ -217,7 +229,7 @@ enum Parameter {
 impl Parameter {
     /// The statement's parameters, or what keeps a message from filling them.
     fn all(types: &[Typed]) -> Result<Vec<Self>, String> {
-        if types.len() > COUNT {
+        if types.len() > StatementParameter::ALL.len() {
             return Err(format!("it has {} parameters; {PARAMETERS}", types.len()));
         }
         types.iter().enumerate().map(|(index, (name, _))| Self::of(index, name)).collect()

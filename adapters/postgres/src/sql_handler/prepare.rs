@@ -20,7 +20,7 @@ use sqlx::{
     TypeInfo as _, query,
 };
 
-use super::COUNT;
+use onceward::StatementParameter;
 
 /// What stands before the statement is filled up to this length, for the places that errors name.
 pub(super) const BEFORE: usize = 128;
@@ -135,7 +135,7 @@ fn named(sql: &str) -> impl Iterator<Item = bool> {
         sql.match_indices(&name)
             .any(|(at, _)| !sql[at + name.len()..].starts_with(|c: char| c.is_ascii_digit()))
     };
-    let last = (1..=COUNT).rev().find(|number| is_named(*number)).unwrap_or(0);
+    let last = (1..=StatementParameter::ALL.len()).rev().find(|number| is_named(*number)).unwrap_or(0);
     (1..=last).map(is_named)
 }
 

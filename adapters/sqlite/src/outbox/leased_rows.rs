@@ -12,7 +12,7 @@ use sqlx::{Row, query};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::take::list;
+use super::rows::seq_list;
 use crate::error::store_error;
 use crate::row::integer;
 use crate::writer::{Writer, WriterConnection};
@@ -76,7 +76,7 @@ impl LeasedRows {
                      AND seq IN (SELECT value FROM json_each(?))";
         let still: i64 = query(count)
             .bind(self.token.as_bytes().as_slice())
-            .bind(list(&self.heads))
+            .bind(seq_list(&self.heads))
             .fetch_one(&mut *conn)
             .await?
             .try_get(0)?;
@@ -89,7 +89,7 @@ impl LeasedRows {
              WHERE published_at IS NULL AND seq IN (SELECT value FROM json_each(?))",
         )
         .bind(integer(now))
-        .bind(list(&published))
+        .bind(seq_list(&published))
         .execute(&mut *conn)
         .await?;
         for (seq, outcome) in outcomes {
@@ -145,7 +145,7 @@ async fn renew(writer: Writer, token: OwnerToken, heads: Vec<i64>, mut ended: on
             let sql = "UPDATE onceward_outbox SET taken_until = ? \
                        WHERE taken_by = ? AND seq IN (SELECT value FROM json_each(?))";
             let token = token.as_bytes().as_slice();
-            query(sql).bind(until).bind(token).bind(list(&heads)).execute(conn).await.map(drop)
+            query(sql).bind(until).bind(token).bind(seq_list(&heads)).execute(conn).await.map(drop)
         });
         if let Err(error) = renewed.await {
             tracing::debug!(%error, "rows of the outbox are not held for longer; another relay may send them as well");
@@ -156,7 +156,7 @@ async fn renew(writer: Writer, token: OwnerToken, heads: Vec<i64>, mut ended: on
 async fn give_back(conn: &mut SqliteConnection, token: OwnerToken, heads: &[i64]) -> Result<(), sqlx::Error> {
     let sql = "UPDATE onceward_outbox SET taken_by = NULL, taken_until = 0 \
                WHERE taken_by = ? AND seq IN (SELECT value FROM json_each(?))";
-    query(sql).bind(token.as_bytes().as_slice()).bind(list(heads)).execute(conn).await.map(drop)
+    query(sql).bind(token.as_bytes().as_slice()).bind(seq_list(heads)).execute(conn).await.map(drop)
 }
 
 /// One change in a transaction of its own.

@@ -22,10 +22,7 @@ enum HeaderValue<'a> {
 pub(super) fn headers_of(message: &Outgoing) -> String {
     let value = |bytes: &'_ Bytes| match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::json!(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            serde_json::json!({ "hex": hex })
-        }
+        Err(_) => serde_json::json!({ "hex": hex::encode(bytes) }),
     };
     let pairs = message.headers.iter().map(|(name, bytes)| serde_json::json!([name, value(bytes)]));
     serde_json::Value::Array(pairs.collect()).to_string()
@@ -36,18 +33,11 @@ fn parsed(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
         serde_json::from_str(headers).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let bytes = |value| match value {
         HeaderValue::Text(text) => Ok(Bytes::from(text.into_owned())),
-        HeaderValue::Bytes { hex } => unhex(&hex),
+        HeaderValue::Bytes { hex } => {
+            hex::decode(hex).map(Bytes::from).map_err(|error| sqlx::Error::Decode(error.into()))
+        }
     };
     pairs.into_iter().map(|(name, value)| Ok((name, bytes(value)?))).collect()
-}
-
-fn unhex(text: &str) -> Result<Bytes, sqlx::Error> {
-    let wrong = || sqlx::Error::Decode("a header is not hexadecimal".into());
-    let pair = |pair: &[u8]| {
-        let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
-        u8::from_str_radix(pair, 16).map_err(|_| wrong())
-    };
-    text.as_bytes().chunks(2).map(pair).collect()
 }
 
 /// A row as it is found.
@@ -89,4 +79,10 @@ fn decode_message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
         payload: bytes("payload").map_err(|_| "payload is not a blob")?.unwrap_or_default(),
         ..Outgoing::default()
     })
+}
+
+/// Row numbers as one JSON parameter, which a statement expands with `json_each`.
+pub(super) fn seq_list(seqs: &[i64]) -> String {
+    let seqs: Vec<_> = seqs.iter().map(i64::to_string).collect();
+    format!("[{}]", seqs.join(","))
 }

@@ -15,7 +15,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, query};
 
 use super::leased_rows::{HOLD, LeasedRows};
-use super::rows::{COLUMNS, DamagedRow, DecodedRow, decode_row};
+use super::rows::{COLUMNS, DamagedRow, DecodedRow, decode_row, seq_list};
 use crate::error::store_error;
 use crate::row::integer;
 use crate::store::{READ, SqliteStore};
@@ -24,12 +24,6 @@ use crate::writer::Writer;
 const TAKE: &str = "take rows of the outbox";
 /// After how long at most a row that cannot be read is looked at again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Numbers as one value, which a statement takes apart again.
-pub(super) fn list(numbers: &[i64]) -> String {
-    let numbers: Vec<_> = numbers.iter().map(i64::to_string).collect();
-    format!("[{}]", numbers.join(","))
-}
 
 /// The oldest rows of order keys that are due, if anything is, with an order key or without. It only looks, so that a relay
 /// with nothing to do is in nobody's way.
@@ -110,13 +104,13 @@ async fn marked(
     query("UPDATE onceward_outbox SET taken_by = ?, taken_until = ? WHERE seq IN (SELECT value FROM json_each(?))")
         .bind(token)
         .bind(until)
-        .bind(list(&heads))
+        .bind(seq_list(&heads))
         .execute(&mut *conn)
         .await?;
     let sql = format!(
         "SELECT {COLUMNS} FROM onceward_outbox WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
     );
-    let found = query(AssertSqlSafe(sql)).bind(list(&seqs)).fetch_all(&mut *conn).await?;
+    let found = query(AssertSqlSafe(sql)).bind(seq_list(&seqs)).fetch_all(&mut *conn).await?;
     let (mut rows, mut unreadable) = (Vec::with_capacity(found.len()), Vec::new());
     for row in &found {
         match decode_row(row)? {
@@ -187,7 +181,7 @@ async fn keyed(
         "SELECT order_key FROM onceward_outbox WHERE seq IN (SELECT value FROM json_each(?1)) \
          AND published_at IS NULL AND next_at <= ?2 AND taken_until <= ?2 ORDER BY seq",
     );
-    let still = still.bind(list(heads)).bind(now).fetch_all(&mut *conn).await?;
+    let still = still.bind(seq_list(heads)).bind(now).fetch_all(&mut *conn).await?;
     let mut runs = Vec::with_capacity(still.len());
     for head in &still {
         let run = query(

@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::store::SqliteStore;
 use crate::transaction::SqliteTx;
-use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler, Verdict};
+use onceward::{Error, Handled, HandlerError, Message, StatementFailure, TransactionalStore, TxHandler};
 use sqlx::{AssertSqlSafe, query};
 
 use interrupt::Interrupt;
@@ -42,8 +42,21 @@ impl SqliteSqlHandler {
         let statement = statement.into();
         match statement::validate(&statement) {
             Ok(()) => Ok(Self { statement }),
-            Err(what) => Err(Error::new(ErrorKind::Config, "use the SQL handler's `statement`", what)),
+            Err(what) => Err(StatementFailure::invalid_statement(what)),
         }
+    }
+
+    /// A handler that executes `statement`, [checked](Self::check) against the database of `store`.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new) and [`check`](Self::check).
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn prepare(store: &SqliteStore, statement: impl Into<String>) -> Result<Self, Error> {
+        let handler = Self::new(statement)?;
+        handler.check(store).await?;
+        Ok(handler)
     }
 
     /// Has the database of `store` compile the statement, without executing it. It waits for the writer's turn.
@@ -59,7 +72,7 @@ impl SqliteSqlHandler {
         store.rollback(conn).await;
         compiled.map_err(|cause| {
             let what = "SQLite does not take it; correct it, or create the tables it names first";
-            Error::new(ErrorKind::Config, "use the SQL handler's `statement`", what).with_source(cause)
+            StatementFailure::invalid_statement(what).with_source(cause)
         })
     }
 
@@ -84,15 +97,14 @@ impl SqliteSqlHandler {
             .map(drop)
     }
 
-    /// What a failed statement means for its message.
-    async fn verdict(&self, cause: &sqlx::Error, tx: &mut SqliteTx<'_>) -> Verdict {
+    /// Classifies the failure of a statement that was executed for a message.
+    async fn classify(&self, cause: &sqlx::Error, tx: &mut SqliteTx<'_>) -> StatementFailure {
         let code = cause.as_database_error().and_then(|error| error.code()?.parse().ok()).unwrap_or(0);
-        match Failure::of(code) {
-            Failure::Data => Verdict::Permanent,
-            Failure::Circumstances => Verdict::Retry,
+        match classify_code(code) {
+            Some(failure) => failure,
             // It still compiles, so it failed on the values.
-            Failure::Either if self.compile(tx).await.is_ok() => Verdict::Permanent,
-            Failure::Either => Verdict::Retry,
+            None if self.compile(tx).await.is_ok() => StatementFailure::Permanent,
+            None => StatementFailure::Transient,
         }
     }
 }
@@ -117,30 +129,21 @@ impl TxHandler<SqliteStore> for SqliteSqlHandler {
         if cancellation.is_cancelled() {
             return Err(HandlerError::retry("the run was cancelled; its transaction is rolled back"));
         }
-        let verdict = self.verdict(&cause, &mut tx).await;
-        Err(HandlerError::new(verdict, format!("the statement failed: {}", HandlerError::from(cause))))
+        let failure = self.classify(&cause, &mut tx).await;
+        Err(failure.into_error(format!("the statement failed: {}", HandlerError::from(cause))))
     }
 }
 
-/// Whose fault a failure is.
-#[derive(Debug, PartialEq)]
-enum Failure {
-    Data,
-    Circumstances,
-    Either,
-}
-
-impl Failure {
-    /// By SQLite's extended result code; the low byte is the primary code.
-    fn of(code: i32) -> Self {
-        match code {
-            // SQLITE_CONSTRAINT_ with CHECK, NOTNULL, PRIMARYKEY, TRIGGER, UNIQUE, ROWID, DATATYPE.
-            275 | 1299 | 1555 | 1811 | 2067 | 2579 | 3091 => Self::Data,
-            // SQLITE_TOOBIG and SQLITE_MISMATCH.
-            18 | 20 => Self::Data,
-            // SQLITE_ERROR: malformed JSON and a table that is gone look the same.
-            1 => Self::Either,
-            _ => Self::Circumstances,
-        }
+/// Classifies an extended result code of SQLite, whose low byte is the primary code. `None`: the code alone does not say
+/// whether the data or the schema is the cause.
+fn classify_code(code: i32) -> Option<StatementFailure> {
+    match code {
+        // SQLITE_CONSTRAINT_ with CHECK, NOTNULL, PRIMARYKEY, TRIGGER, UNIQUE, ROWID, DATATYPE.
+        275 | 1299 | 1555 | 1811 | 2067 | 2579 | 3091 => Some(StatementFailure::Permanent),
+        // SQLITE_TOOBIG and SQLITE_MISMATCH.
+        18 | 20 => Some(StatementFailure::Permanent),
+        // SQLITE_ERROR: of malformed JSON and of a missing table alike.
+        1 => None,
+        _ => Some(StatementFailure::Transient),
     }
 }

@@ -1,7 +1,6 @@
 //! Looks over a SQL statement before SQLite does: how many there are, what they begin with, what they ask for.
 
-/// How many parameters a message fills: payload, key, attempt, fence.
-const PARAMETERS: u32 = 4;
+use onceward::StatementParameter;
 
 /// The statements that have an effect and leave the transaction open.
 const EFFECTS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
@@ -22,7 +21,7 @@ pub(super) fn validate(sql: &str) -> Result<(), String> {
             Token::End => ended = first.is_some(),
             Token::Parameter(name) => {
                 let number = name.strip_prefix('$').map(|rest| &rest[..digits(rest)]).unwrap_or_default();
-                if !number.parse().is_ok_and(|number: u32| (1..=PARAMETERS).contains(&number)) {
+                if !number.parse().is_ok_and(|number| StatementParameter::from_number(number).is_some()) {
                     return Err(format!(
                         "it has the parameter \"{name}\"; there are $1 (payload), $2 (key), $3 (attempt) and $4 (fence)"
                     ));

@@ -1,4 +1,4 @@
-//! Wake-ups by LISTEN: [`Wake`].
+//! OutboxListener-ups by LISTEN: [`OutboxListener`].
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,12 +20,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Hears of new rows, on a connection of its own that is opened with the first wait.
 #[derive(Debug, Default)]
-pub(super) struct Wake {
+pub(super) struct OutboxListener {
     came: Arc<Notify>,
     listening: OnceLock<AbortOnDropHandle<()>>,
 }
 
-impl Wake {
+impl OutboxListener {
     /// Waits until rows have come since the last wait ended, at most so long.
     pub(super) async fn wait(&self, store: &PgStore, at_most: Duration) {
         self.listening.get_or_init(|| {
