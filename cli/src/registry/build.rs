@@ -103,14 +103,14 @@ fn transactional(
     match &store.inbox {
         #[cfg(feature = "sqlite")]
         Some(super::store::Inbox::Sqlite(store)) => {
-            let handler = crate::handlers::SqlHandler::new(sql.statement.as_str())?;
+            let handler = onceward_sqlite::SqliteSqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
             let builder = with_settings(builder, config, scope, dead_letters, until_empty)?;
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))
         }
         #[cfg(feature = "postgres")]
         Some(super::store::Inbox::Postgres(store)) => {
-            let handler = crate::handlers::PgSqlHandler::new(sql.statement.as_str())?;
+            let handler = onceward_postgres::PgSqlHandler::new(sql.statement.as_str())?;
             let builder = Pipeline::builder(scope.clone(), source, Arc::clone(store));
             let builder = with_settings(builder, config, scope, dead_letters, until_empty)?;
             Ok(Ready::new(builder.transactional_handler(handler)?, Rest::default()))

@@ -179,11 +179,11 @@ pub(crate) async fn check_statement(config: &Config, store: &OpenStore) -> Resul
     match &store.inbox {
         #[cfg(feature = "sqlite")]
         Some(super::store::Inbox::Sqlite(store)) => {
-            crate::handlers::SqlHandler::new(sql.statement.as_str())?.check(store).await
+            onceward_sqlite::SqliteSqlHandler::new(sql.statement.as_str())?.check(store).await
         }
         #[cfg(feature = "postgres")]
         Some(super::store::Inbox::Postgres(store)) => {
-            crate::handlers::PgSqlHandler::new(sql.statement.as_str())?.check(store).await
+            onceward_postgres::PgSqlHandler::new(sql.statement.as_str())?.check(store).await
         }
         _ => {
             let _ = sql;
