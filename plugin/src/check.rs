@@ -7,7 +7,7 @@ use onceward::is_local_host;
 use url::Url;
 
 use crate::value::{Address, Credentials, HumanDuration};
-use crate::{Checked, Context};
+use crate::{Checked, Context, Finding};
 
 /// Refuses an empty name.
 ///
@@ -21,12 +21,7 @@ pub fn text(context: &Context<'_>, option: &str, text: &str) -> Checked {
 ///
 /// # Errors
 /// The problem.
-pub fn texts<T>(
-    context: &Context<'_>,
-    option: &str,
-    texts: &[T],
-    is_empty: impl Fn(&T) -> bool,
-) -> Checked {
+pub fn texts<T>(context: &Context<'_>, option: &str, texts: &[T], is_empty: impl Fn(&T) -> bool) -> Checked {
     if texts.is_empty() {
         return Err(context.problem(option, "is an empty list", "write at least one"));
     }
@@ -151,4 +146,15 @@ pub fn plain_url(text: &str) -> String {
     // A URL that cannot have a login has none.
     let _ = (url.set_username(""), url.set_password(None));
     url.as_str().trim_end_matches('/').to_owned()
+}
+
+/// A warning about a schema that lacks steps of this version.
+pub fn missing_migrations(context: &Context<'_>, store: &str, missing: u32) -> Option<Finding> {
+    (missing > 0).then(|| {
+        Finding::warning(
+            context.table(),
+            format!("{store} answers, and its schema lacks {missing} of this version's steps; the next run takes them"),
+            "if the user of a run may not change the schema, let one that may run `onceward migrate` first",
+        )
+    })
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use onceward::{Error, ErrorKind};
+use rustix::fs::{Access, access};
 
 use crate::Context;
 use crate::value::Secret;
@@ -48,6 +49,22 @@ pub fn certificates(context: &Context<'_>, name: &str, path: &Path) -> Result<Ve
     })
 }
 
+/// Whether a file at `path` can be created.
+///
+/// # Errors
+/// Why it cannot.
+pub fn writable_directory(path: &Path) -> Result<(), String> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !directory.is_dir() {
+        return Err(format!("there is no directory {}", directory.display()));
+    }
+    access(directory, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|_| format!("the directory {} cannot be written by this user", directory.display()))
+}
+
 /// An IO error in the system's words, such as "No such file or directory", without its number.
 pub fn io_words(error: &io::Error) -> String {
     let words = error.to_string();
@@ -59,6 +76,8 @@ pub fn io_words(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::io_words;
 
     #[test]
@@ -67,6 +86,4 @@ mod tests {
         assert_eq!(io_words(&missing), "No such file or directory");
         assert_eq!(io_words(&io::Error::other("disk (os error 5)")), "disk (os error 5)");
     }
-
-    use std::io;
 }

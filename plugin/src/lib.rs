@@ -44,10 +44,13 @@
 //! }
 //! ```
 
+extern crate self as onceward_plugin;
+
 pub mod check;
 mod context;
 pub mod default;
 pub mod files;
+mod memory;
 mod outbox;
 mod problem;
 pub mod source;
@@ -61,6 +64,7 @@ pub mod value;
 pub use {schemars, serde};
 
 pub use context::{Context, HandlerFacts};
+pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};
 pub use problem::{Checked, Exposure, Finding, Problem};
 pub use source::{Backlog, DeadLetterStatus, Letters, Place, SourceFacts, SourceParts, SourcePlugin};

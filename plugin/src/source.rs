@@ -77,12 +77,7 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error`] if one of the two cannot be used.
-    async fn letters(
-        &self,
-        context: &Context<'_>,
-        from: &str,
-        parts: SourceParts,
-    ) -> Result<Letters, Error>;
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error>;
 
     /// A publisher to the source's own system, for the outbox relay.
     ///

@@ -25,7 +25,7 @@ pub trait StatementStore: Send + Sync {
     ///
     /// # Errors
     /// [`Error`] naming the values that disagree.
-    fn pipeline(self: Arc<Self>, statement: &str, parts: PipelineParts) -> Result<ReadyPipeline, Error>;
+    fn pipeline(&self, statement: &str, parts: PipelineParts) -> Result<ReadyPipeline, Error>;
 
     /// Closes connections in good order.
     async fn close(&self);

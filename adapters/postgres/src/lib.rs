@@ -49,6 +49,9 @@ mod store;
 mod tls;
 mod transaction;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use config::PgConfig;
 pub use connection::PgConn;
 pub use error::handler_error;

@@ -36,6 +36,9 @@ mod store;
 mod transaction;
 mod writer;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use clock::Clock;
 pub use config::SqliteConfig;
 pub use outbox::{LeasedRows, SqliteOutbox};

@@ -27,8 +27,10 @@ impl KafkaSource {
 
     fn group_advice(&self, options: &KafkaConfig, facts: &SourceFacts) -> Result<Vec<Advice>, Error> {
         let (group, state) = (&self.group, facts.group_state.as_str());
-        let text =
-            format!("{} partitions; group {group} is {state} with {} members", facts.partitions, facts.members);
+        let text = format!(
+            "{} partitions; group {group} is {state} with {} members",
+            facts.partitions, facts.members
+        );
         let mut advice = vec![Advice::new(AdviceLevel::Ok, text)];
         if !facts.unreadable.is_empty() {
             let topics = facts.unreadable.join(", ");
@@ -70,7 +72,12 @@ impl KafkaSource {
             // A letter has headers of ours besides.
             let with_headers = source_bytes.map(|bytes| bytes.saturating_add(LETTER_HEADERS));
             let found = writable(options, to).await?;
-            advice.extend(fits(to, &found, with_headers, "the dead letters of the largest messages do not fit"));
+            advice.extend(fits(
+                to,
+                &found,
+                with_headers,
+                "the dead letters of the largest messages do not fit",
+            ));
         }
         let retries = options.topics.retry_topics.iter();
         advice.extend(

@@ -8,6 +8,6 @@ mod source;
 mod target;
 
 pub use properties::Properties;
-pub use relay::KafkaRelay;
-pub use source::KafkaSource;
-pub use target::KafkaTarget;
+pub use relay::KafkaRelay as Relay;
+pub use source::KafkaSource as Source;
+pub use target::KafkaTarget as Target;

@@ -38,7 +38,8 @@ const REFUSED_PROPERTIES: [(&str, &str); 7] = [
     ("group.id", "remove it and write the consumer group in `group`"),
     ("transactional.id", "remove it, since it is derived from the scope"),
 ];
-const NO_CODE: &str = "remove it: code for a client is linked or preloaded by whoever starts the program, not named here";
+const NO_CODE: &str =
+    "remove it: code for a client is linked or preloaded by whoever starts the program, not named here";
 const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
 
 /// Properties that have one value that works, with why, whichever table they are in. An empty value: none works.
@@ -55,8 +56,7 @@ const FIXED_PROPERTIES: [(&str, &str, &str); 5] = [
 ];
 
 /// Properties that name a file with a private key.
-pub(super) const KEY_FILES: [&str; 3] =
-    ["ssl.key.location", "ssl.keystore.location", "sasl.kerberos.keytab"];
+pub(super) const KEY_FILES: [&str; 3] = ["ssl.key.location", "ssl.keystore.location", "sasl.kerberos.keytab"];
 
 /// A property's name as librdkafka would take it at its most lenient.
 pub(super) fn normalised(name: &str) -> String {

@@ -194,9 +194,7 @@ impl SourcePlugin for KafkaSource {
     fn places(&self) -> Vec<Place> {
         let servers = self.cluster().servers();
         let topics = self.topics.iter().chain(self.retry_topics.keys());
-        topics
-            .map(|topic| Place { system: "kafka", servers: servers.clone(), name: topic.clone() })
-            .collect()
+        topics.map(|topic| Place { system: "kafka", servers: servers.clone(), name: topic.clone() }).collect()
     }
 
     async fn open(&self, context: &Context<'_>, parts: SourceParts) -> Result<Box<dyn Consumer>, Error> {
@@ -214,12 +212,7 @@ impl SourcePlugin for KafkaSource {
         Ok(DeadLetters::new(self.open_publisher(context)?, to))
     }
 
-    async fn letters(
-        &self,
-        context: &Context<'_>,
-        from: &str,
-        parts: SourceParts,
-    ) -> Result<Letters, Error> {
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
         let mut letters = self.options(context, parts.own_headers)?;
         letters.group.push_str(".redrive");
         letters.topics.names = vec![from.to_owned()];

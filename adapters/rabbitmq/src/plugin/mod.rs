@@ -7,6 +7,6 @@ mod relay;
 mod source;
 mod target;
 
-pub use relay::RabbitmqRelay;
-pub use source::RabbitmqSource;
-pub use target::RabbitmqTarget;
+pub use relay::RabbitmqRelay as Relay;
+pub use source::RabbitmqSource as Source;
+pub use target::RabbitmqTarget as Target;

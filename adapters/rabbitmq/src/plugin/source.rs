@@ -50,8 +50,7 @@ const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
 const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
 
 /// Headers that a message loses in a wait queue, since the broker sets them anew.
-const LOST_BY_WAITING: [&str; 4] =
-    ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
+const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
 
 impl RabbitmqSource {
     /// The prefetch in effect with handlers for so many messages at a time.
@@ -122,7 +121,11 @@ impl SourcePlugin for RabbitmqSource {
             }
         }
         if let Some(problem) = context.dead_letter.and_then(|to| self.dead_letter_problem(to.expose())) {
-            return Err(Problem::new("dead_letter.to", problem, "give dead letters a destination of their own"));
+            return Err(Problem::new(
+                "dead_letter.to",
+                problem,
+                "give dead letters a destination of their own",
+            ));
         }
         if self.loses_its_key(context) {
             return Err(context.problem(
@@ -184,12 +187,7 @@ impl SourcePlugin for RabbitmqSource {
         Ok(DeadLetters::new(Arc::new(publisher), to))
     }
 
-    async fn letters(
-        &self,
-        context: &Context<'_>,
-        from: &str,
-        parts: SourceParts,
-    ) -> Result<Letters, Error> {
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
         let queue = from.strip_prefix('/').unwrap_or(from);
         if !from.starts_with('/') && from.contains('/') {
             let what = "dead_letter.to names an exchange, from which nothing can be consumed; name the queue that holds its \
@@ -202,11 +200,7 @@ impl SourcePlugin for RabbitmqSource {
         let from = RabbitConsumer::open(options).await?;
         let to = RabbitPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
         // With a slash in front it is a queue, whatever its name.
-        Ok(Letters {
-            from: Box::new(from),
-            to: Arc::new(to),
-            destinations: vec![format!("/{}", self.queue)],
-        })
+        Ok(Letters { from: Box::new(from), to: Arc::new(to), destinations: vec![format!("/{}", self.queue)] })
     }
 
     async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {

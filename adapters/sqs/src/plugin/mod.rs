@@ -5,6 +5,6 @@ mod relay;
 mod source;
 mod target;
 
-pub use relay::SqsRelay;
-pub use source::SqsSource;
-pub use target::SqsTarget;
+pub use relay::SqsRelay as Relay;
+pub use source::SqsSource as Source;
+pub use target::SqsTarget as Target;

@@ -191,12 +191,7 @@ impl SourcePlugin for SqsSource {
         Ok(DeadLetters::new(self.open_publisher().await, to))
     }
 
-    async fn letters(
-        &self,
-        context: &Context<'_>,
-        from: &str,
-        parts: SourceParts,
-    ) -> Result<Letters, Error> {
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
         require_url(from)?;
         let mut options = self.options(self.queue(context, from));
         (options.queue.unwrap_sns, options.queue.own_headers) = (false, parts.own_headers);

@@ -6,7 +6,8 @@ use onceward::pipeline::config::{self as core, BreakerConfig, Policies};
 use onceward::retry::{Backoff, RetryPolicy};
 use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, Scope, retry};
 
-use crate::config::{self, Config, Handler, KeyPart, OrderBy};
+use super::{Config, Handler, KeyPart, OrderBy};
+use crate::config;
 
 /// The scope.
 ///
@@ -18,7 +19,12 @@ pub(crate) fn scope(config: &Config) -> Result<Scope, Error> {
 
 /// What finds the key of a message, and of a text.
 pub(crate) fn key_extractor(config: &Config, scope: &Scope) -> KeyExtractor {
-    KeyExtractor::new(scope, config.key.from.iter().map(|source| key_source(source.parts())).collect())
+    KeyExtractor::new(scope, key_sources(config))
+}
+
+/// The sources of the key.
+pub(super) fn key_sources(config: &Config) -> Vec<KeySource> {
+    config.key.from.iter().map(|source| key_source(source.parts())).collect()
 }
 
 /// One source: a part, or several as a composite.
@@ -37,8 +43,8 @@ pub(crate) fn key_source(parts: &[KeyPart]) -> KeySource {
 }
 
 /// All limits and choices of the pipeline.
-pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineConfig {
-    let (limits, pipeline) = (config.store.limits(), &config.pipeline);
+pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineConfig {
+    let (limits, pipeline) = (config.limits(), &config.pipeline);
     PipelineConfig {
         lease: limits.lease.get(),
         ttl: limits.ttl.get(),
@@ -81,7 +87,7 @@ pub(super) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
 }
 
 /// How many handlers run at a time.
-pub(super) fn concurrency(config: &Config) -> u32 {
+fn concurrency(config: &Config) -> u32 {
     match &config.handler {
         // A message that waits for a process would hold a claim meanwhile, and use up its time.
         Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),

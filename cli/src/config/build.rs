@@ -1,0 +1,91 @@
+//! What this build has: its adapters, and what to do about a table that it lacks.
+
+use super::adapters::Adapter;
+use super::origin::Origin;
+use super::remark::{ConfigError, Remark};
+use crate::plugins::REGISTERED;
+
+/// The handlers that the program itself brings.
+const HANDLERS: [(&str, Option<&str>, bool); 4] = [
+    ("handler.http", Some("http"), cfg!(feature = "http")),
+    ("handler.exec", None, true),
+    ("handler.worker", None, true),
+    ("handler.stdout", None, true),
+];
+
+/// Every table that an adapter brings, in the order in which `--version` lists them.
+pub fn adapters() -> Vec<Adapter> {
+    let registered = |parent: &'static str| {
+        let tables = REGISTERED.iter().flat_map(|registered| registered.tables());
+        tables.filter(move |adapter| adapter.table.starts_with(parent))
+    };
+    let handlers = HANDLERS.map(|(table, feature, is_compiled_in)| Adapter {
+        table: table.to_owned(),
+        feature,
+        is_compiled_in,
+    });
+    registered("source.")
+        .chain(registered("store."))
+        .chain(handlers)
+        .chain(registered("handler."))
+        .chain(registered("outbox."))
+        .collect()
+}
+
+/// The first table in the file that this build lacks, as an error that says how to get it.
+pub(super) fn missing(origin: &Origin) -> Option<ConfigError> {
+    missing_of(origin, &adapters()).or_else(|| missing_telemetry(origin)).map(ConfigError)
+}
+
+fn missing_of(origin: &Origin, adapters: &[Adapter]) -> Option<Remark> {
+    let adapter =
+        adapters.iter().find(|adapter| !adapter.is_compiled_in && origin.is_written(&adapter.table))?;
+    let fix = match adapter.feature {
+        Some(feature) => format!("install one that has it: cargo install onceward-cli --features {feature}"),
+        None => "install a build that has it".to_owned(),
+    };
+    Some(origin.remark(&adapter.table, "this build of onceward does not have it", fix))
+}
+
+fn missing_telemetry(origin: &Origin) -> Option<Remark> {
+    if origin.is_written("telemetry.otlp") {
+        let fix = "remove it, and scrape /metrics (telemetry.listen) meanwhile";
+        return Some(origin.remark("telemetry.otlp", "no build of onceward has an OTLP exporter yet", fix));
+    }
+    if origin.is_written("telemetry.listen") && !cfg!(feature = "telemetry") {
+        let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";
+        return Some(origin.remark("telemetry.listen", "this build of onceward has no listener", fix));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+
+    #[test]
+    fn traces_are_refused_rather_than_dropped() {
+        let source = "scope = 'a'\n[source.file]\npath = '-'\n[store.memory]\n[key]\nfrom = ['position']\n\
+                      [handler.stdout]\n[dead_letter]\nto = 'd'\n[telemetry]\notlp = 'http://127.0.0.1:4317'\n";
+        assert_eq!(
+            Config::parse(source, &|_| None).unwrap_err().to_string(),
+            "line 11: telemetry.otlp: no build of onceward has an OTLP exporter yet; remove it, and scrape /metrics \
+             (telemetry.listen) meanwhile"
+        );
+    }
+
+    #[test]
+    fn a_build_without_an_adapter_says_how_to_get_it() {
+        let source = "scope = 'a'\n[source.file]\npath = 'f'\n[store.memory]\n[key]\nfrom = ['position']\n\
+                      [handler.stdout]\n[dead_letter]\nto = 'd'\n";
+        let config = Config::parse(source, &|_| None).unwrap();
+        let absent =
+            Adapter { table: "source.file".to_owned(), feature: Some("file"), is_compiled_in: false };
+        assert_eq!(
+            missing_of(&config.origin, &[absent]).unwrap().to_string(),
+            "line 2: source.file: this build of onceward does not have it; install one that has it: \
+             cargo install onceward-cli --features file"
+        );
+    }
+}
