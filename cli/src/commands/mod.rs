@@ -18,7 +18,7 @@ use std::path::Path;
 use onceward::{Error, ErrorKind};
 
 use crate::args::{Command, ConfigCommand};
-use crate::config::{Config, ConfigError, Lookup};
+use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -51,7 +51,8 @@ fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
 
 /// As [`load`], for those who look at the error themselves.
 fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
-    Config::load(file, env)
+    let config = Config::load(file, env)?;
+    missing_telemetry(&config).map_or(Ok(config), Err)
 }
 
 /// How a command ends that `error` ended: what is wrong with the set-up is the configuration's, all else is not.

@@ -1,5 +1,7 @@
 //! Generates the tables of all adapters from their registration in `plugins.rs`: [`register!`].
 
+use onceward_plugin::StoreFacts;
+
 /// One table of the configuration and the cargo feature that brings it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adapter {
@@ -13,7 +15,7 @@ pub struct Adapter {
 
 /// The role of an adapter, which decides the tables it brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// `[source.NAME]`, `[handler.publish.NAME]` and `[outbox.NAME]`.
     Broker,
     /// `[source.NAME]`.
@@ -24,7 +26,7 @@ pub enum Role {
 
 /// An adapter as it is registered.
 #[derive(Debug, Clone, Copy)]
-pub struct Registered {
+pub(crate) struct Registered {
     /// Its name in the configuration.
     pub name: &'static str,
     /// Its role.
@@ -33,6 +35,8 @@ pub struct Registered {
     pub feature: Option<&'static str>,
     /// True where this build has it.
     pub is_compiled_in: bool,
+    /// What a store of this build can do.
+    pub store: Option<StoreFacts>,
 }
 
 impl Registered {
@@ -65,24 +69,31 @@ macro_rules! register {
                 role: $crate::config::adapters::Role::Broker,
                 feature: Some($broker_feature),
                 is_compiled_in: cfg!(feature = $broker_feature),
+                store: None,
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($source),
                 role: $crate::config::adapters::Role::Source,
                 feature: None,
                 is_compiled_in: true,
+                store: None,
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($store),
                 role: $crate::config::adapters::Role::Store,
                 feature: Some($store_feature),
                 is_compiled_in: cfg!(feature = $store_feature),
+                #[cfg(feature = $store_feature)]
+                store: Some($store_crate::plugin::FACTS),
+                #[cfg(not(feature = $store_feature))]
+                store: None,
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($own),
                 role: $crate::config::adapters::Role::Store,
                 feature: None,
                 is_compiled_in: true,
+                store: None,
             },)*
         ];
 

@@ -1,5 +1,8 @@
 //! What this build has: its adapters, and what to do about a table that it lacks.
 
+use onceward_plugin::StoreFacts;
+
+use super::Config;
 use super::adapters::Adapter;
 use super::origin::Origin;
 use super::remark::{ConfigError, Remark};
@@ -32,9 +35,16 @@ pub fn adapters() -> Vec<Adapter> {
         .collect()
 }
 
+/// The stores of this build that have a property, for a sentence: "[store.postgres] or [store.sqlite]".
+pub(super) fn stores_with(property: impl Fn(&StoreFacts) -> bool) -> String {
+    let stores = REGISTERED.iter().filter(|adapter| adapter.store.as_ref().is_some_and(&property));
+    let names: Vec<_> = stores.map(|adapter| format!("[store.{}]", adapter.name)).collect();
+    if names.is_empty() { "a build that has such a store".to_owned() } else { names.join(" or ") }
+}
+
 /// The first table in the file that this build lacks, as an error that says how to get it.
 pub(super) fn missing(origin: &Origin) -> Option<ConfigError> {
-    missing_of(origin, &adapters()).or_else(|| missing_telemetry(origin)).map(ConfigError)
+    missing_of(origin, &adapters()).map(ConfigError)
 }
 
 fn missing_of(origin: &Origin, adapters: &[Adapter]) -> Option<Remark> {
@@ -47,7 +57,12 @@ fn missing_of(origin: &Origin, adapters: &[Adapter]) -> Option<Remark> {
     Some(origin.remark(&adapter.table, "this build of onceward does not have it", fix))
 }
 
-fn missing_telemetry(origin: &Origin) -> Option<Remark> {
+/// The first part of `[telemetry]` that this build lacks, as an error that says what to do instead.
+pub fn missing_telemetry(config: &Config) -> Option<ConfigError> {
+    telemetry_of(&config.origin).map(ConfigError)
+}
+
+fn telemetry_of(origin: &Origin) -> Option<Remark> {
     if origin.is_written("telemetry.otlp") {
         let fix = "remove it, and scrape /metrics (telemetry.listen) meanwhile";
         return Some(origin.remark("telemetry.otlp", "no build of onceward has an OTLP exporter yet", fix));
@@ -61,7 +76,6 @@ fn missing_telemetry(origin: &Origin) -> Option<Remark> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Config;
     use super::*;
 
     #[test]
@@ -69,7 +83,7 @@ mod tests {
         let source = "scope = 'a'\n[source.file]\npath = '-'\n[store.memory]\n[key]\nfrom = ['position']\n\
                       [handler.stdout]\n[dead_letter]\nto = 'd'\n[telemetry]\notlp = 'http://127.0.0.1:4317'\n";
         assert_eq!(
-            Config::parse(source, &|_| None).unwrap_err().to_string(),
+            missing_telemetry(&Config::parse(source, &|_| None).unwrap()).unwrap().to_string(),
             "line 11: telemetry.otlp: no build of onceward has an OTLP exporter yet; remove it, and scrape /metrics \
              (telemetry.listen) meanwhile"
         );

@@ -62,11 +62,11 @@ fn each_contradiction_gets_its_sentence() {
         ),
         (
             fifo.replace("q.fifo'", "q'\nvisibility = '1500ms'"),
-            "line 4: source.sqs.visibility: is a part of a second, which SQS does not count; write whole seconds",
+            "line 4: source.sqs.visibility: has a fraction of a second, which SQS does not count; write whole seconds",
         ),
         (
             sql.replace("path = 'onceward.db'", "path = 'onceward.db'\nlease = '10s'"),
-            "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and SQLite cannot renew it while the \
+            "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and the store's single writer cannot renew it while the \
              statement runs; make the lease longer than the handler timeout",
         ),
         (

@@ -3,4 +3,4 @@
 mod statements;
 mod table;
 
-pub use table::PostgresTable as Store;
+pub use table::{FACTS, PostgresTable as Store};

@@ -17,6 +17,10 @@ use url::Url;
 use super::statements::Statements;
 use crate::{PgConfig, PgStore};
 
+/// What this store can do, for the checks of other options.
+pub const FACTS: StoreFacts =
+    StoreFacts { is_transactional: true, has_single_writer: false, has_outbox: true, is_in_memory: false };
+
 table! {
     /// PostgreSQL, 13 or later.
     PostgresTable [credentials, store] {
@@ -132,7 +136,7 @@ impl StorePlugin for PostgresTable {
     }
 
     fn facts(&self) -> StoreFacts {
-        StoreFacts { is_transactional: true, has_outbox: true, ..StoreFacts::default() }
+        FACTS
     }
 
     fn limits(&self) -> StoreLimits {

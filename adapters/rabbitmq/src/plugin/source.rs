@@ -54,7 +54,7 @@ const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-u
 
 impl RabbitmqSource {
     /// The prefetch in effect with handlers for so many messages at a time.
-    pub(super) fn prefetch(&self, concurrency: usize) -> u32 {
+    pub fn prefetch(&self, concurrency: usize) -> u32 {
         let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
         self.prefetch.unwrap_or(by_default)
     }

@@ -17,6 +17,10 @@ use crate::{RedisConfig, RedisStore};
 
 pub use self::RedisTable as Store;
 
+/// What this store can do, for the checks of other options.
+pub const FACTS: StoreFacts =
+    StoreFacts { is_transactional: false, has_single_writer: false, has_outbox: false, is_in_memory: false };
+
 table! {
     /// Redis or Valkey, 6.2 or later.
     RedisTable [credentials, store] {
@@ -150,7 +154,7 @@ impl StorePlugin for RedisTable {
     }
 
     fn facts(&self) -> StoreFacts {
-        StoreFacts::default()
+        FACTS
     }
 
     fn limits(&self) -> StoreLimits {

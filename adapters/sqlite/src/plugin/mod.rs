@@ -15,6 +15,10 @@ use crate::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 
 pub use self::SqliteTable as Store;
 
+/// What this store can do, for the checks of other options.
+pub const FACTS: StoreFacts =
+    StoreFacts { is_transactional: true, has_single_writer: true, has_outbox: true, is_in_memory: false };
+
 table! {
     /// One SQLite file on this host.
     SqliteTable [store] {
@@ -39,12 +43,7 @@ impl StorePlugin for SqliteTable {
     }
 
     fn facts(&self) -> StoreFacts {
-        StoreFacts {
-            is_transactional: true,
-            has_single_writer: true,
-            has_outbox: true,
-            ..StoreFacts::default()
-        }
+        FACTS
     }
 
     fn limits(&self) -> StoreLimits {

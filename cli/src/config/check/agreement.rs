@@ -1,6 +1,7 @@
 //! Checks that the parts of a configuration agree: order, policies, and what is promised.
 
 use super::Checked;
+use crate::config::build::stores_with;
 use crate::config::{
     Config, Guarantee, Handler, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey, OnStoreDown,
     Ordering,
@@ -31,7 +32,7 @@ fn transaction(config: &Config) -> Checked {
         return Err(config.refuse(
             "handler.sql",
             format!("needs a store with transactions, which [store.{}] has not", config.store.name()),
-            "use a store with transactions, or another handler",
+            format!("use {}, or another handler", stores_with(|store| store.is_transactional)),
         ));
     }
     // With a single writer, a lease cannot be renewed while the handler's transaction is open.
@@ -56,7 +57,10 @@ fn guarantee(config: &Config) -> Checked {
                 "promises effectively-once, which [{}] cannot give: its effect is not in the completion's transaction",
                 config.handler.path()
             ),
-            r#"use [handler.sql] with a store that has transactions, or write guarantee = "deduplicated""#,
+            format!(
+                r#"use [handler.sql] with {}, or write guarantee = "deduplicated""#,
+                stores_with(|store| store.is_transactional)
+            ),
         ));
     }
     let policy = &config.policy;

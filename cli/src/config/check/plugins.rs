@@ -3,6 +3,7 @@
 use onceward_plugin::Problem;
 
 use super::{Checked, DAY, MILLISECOND, duration};
+use crate::config::build::stores_with;
 use crate::config::{Config, ConfigError, Contexts, Handler, HumanDuration};
 
 const SECOND: HumanDuration = HumanDuration::from_secs(1);
@@ -90,7 +91,7 @@ pub(super) fn outbox(config: &Config, contexts: &Contexts<'_>) -> Checked {
         return Err(config.refuse(
             table,
             format!("has nothing to publish, since [store.{}] has no outbox", config.store.name()),
-            "remove it, or use a store with transactions",
+            format!("remove it, or use {}", stores_with(|store| store.has_outbox)),
         ));
     }
     relay.check(&contexts.table(table)).map_err(placed(config))
