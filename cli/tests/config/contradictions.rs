@@ -72,7 +72,7 @@ fn each_contradiction_gets_its_sentence() {
         (
             sql.replace("[store.sqlite]\npath = 'onceward.db'", "[store.memory]"),
             "line 7: handler.sql: needs a store with transactions, which [store.memory] has not; \
-             use [store.sqlite] or [store.postgres], or another handler",
+             use [store.postgres] or [store.sqlite], or another handler",
         ),
         (
             format!("{}[pipeline]\nconcurrency = 49\n", sql.replace("'select 1'", "'select 1'\nbatch = 50")),
@@ -82,7 +82,7 @@ fn each_contradiction_gets_its_sentence() {
         (
             format!("guarantee = 'effectively-once'\n{BASE}"),
             "line 1: guarantee: promises effectively-once, which [handler.stdout] cannot give: its effect is not in the \
-             completion's transaction; use [handler.sql] with [store.sqlite] or [store.postgres], or write \
+             completion's transaction; use [handler.sql] with [store.postgres] or [store.sqlite], or write \
              guarantee = \"deduplicated\"",
         ),
         (

@@ -113,8 +113,13 @@ impl KafkaSource {
                 ));
             }
         }
-        // A message in a retry topic has another position. Where the key is that, only an authenticated header can restore it.
-        if context.header_trust == HeaderTrust::Ignore && context.key_sources.iter().any(uses_position) {
+        Ok(())
+    }
+
+    /// A message in a retry topic has another position. Where the key is that, only an authenticated header can restore it.
+    fn check_key(&self, context: &Context<'_>) -> Checked {
+        let is_lost = !self.retry_topics.is_empty() && context.key_sources.iter().any(uses_position);
+        if is_lost && context.header_trust == HeaderTrust::Ignore {
             return Err(context.problem(
                 "retry_topics",
                 "gives messages another position, while key.from has `position` and nothing proves where they were first",
@@ -167,7 +172,8 @@ impl SourcePlugin for KafkaSource {
         check::text(context, "group", &self.group)?;
         self.check_retry_topics(context)?;
         self.check_poll_interval(context)?;
-        self.check_dead_letters(context)
+        self.check_dead_letters(context)?;
+        self.check_key(context)
     }
 
     /// Lanes order the messages of one worker; between workers only the partitions can.
