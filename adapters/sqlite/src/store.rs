@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use onceward::store::transition::{Moment, Record};
 use onceward::store::{
     Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
-    RenewRequest, Renewal, StoreCapabilities,
+    Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
+    RenewRequest, Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -280,6 +280,13 @@ impl Store for SqliteStore {
         self.writer().call(scope, batch.to_vec(), key, |record, at, lease| record.release(at, lease)).await
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for SqliteStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         let key = |request: &RedriveRequest| request.key;
         self.writer()
@@ -346,7 +353,10 @@ impl Store for SqliteStore {
         }
         Ok(stats)
     }
+}
 
+#[async_trait]
+impl Expiring for SqliteStore {
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         let writer = self.writer().clone();
         // A task, so that a dropped call leaves no transaction open.
@@ -359,8 +369,8 @@ impl Store for SqliteStore {
         joined(task.await)?.map_err(|error| store_error(WHAT, error))
     }
 
-    fn purge_interval(&self) -> Option<Duration> {
-        Some(Duration::from_secs(30))
+    fn purge_interval(&self) -> Duration {
+        Duration::from_secs(30)
     }
 }
 

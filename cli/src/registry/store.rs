@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use onceward::store::Advice;
-use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, Store};
+use onceward::{CheckpointStore, Error, ErrorKind, MemoryStore, StoreAdmin};
 
 #[cfg(not(all(feature = "sqlite", feature = "redis", feature = "postgres")))]
 use super::not_in_this_build;
@@ -25,7 +25,7 @@ pub(crate) enum Purpose {
 /// A store that is open, in each of its roles.
 pub(crate) struct OpenStore {
     /// Keeps the keys.
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn StoreAdmin>,
     /// Keeps how far a source without a broker was read.
     pub(crate) checkpoints: Arc<dyn CheckpointStore>,
     /// Runs handlers in the completion's own transaction, where it can.
