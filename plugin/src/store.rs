@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use onceward::{CheckpointStore, Error, Store};
+use onceward::{CheckpointStore, Error, StoreAdmin};
 
 use crate::outbox::AnyOutbox;
 use crate::statement::StatementStore;
@@ -115,7 +115,7 @@ pub enum Purpose {
 /// A store that is open, in each of its roles.
 pub struct OpenStore {
     /// Keeps the keys.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn StoreAdmin>,
     /// Keeps how far a source without a broker has been read.
     pub checkpoints: Arc<dyn CheckpointStore>,
     /// Runs `[handler.sql]` in the completion's transaction, where it can.

@@ -8,7 +8,7 @@
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let directory = tempfile::tempdir()?;
 //! # let path = directory.path().join("onceward.db");
-//! use onceward::{Key, Scope, Store};
+//! use onceward::{Key, Scope, StoreAdmin};
 //! use onceward_sqlite::SqliteStore;
 //!
 //! let store = SqliteStore::open_in(path).await?;

@@ -13,7 +13,7 @@ use onceward::dead_letter::{
 };
 use onceward::own_headers::LETTER;
 use onceward::store::{Reason, Redrive, RedriveRequest};
-use onceward::{Consumer, Delivery, HeaderTrust, Key, Message, Outgoing, Scope, Settlement, Store};
+use onceward::{Consumer, Delivery, HeaderTrust, Key, Message, Outgoing, Scope, Settlement, StoreAdmin};
 
 use crate::args::{DlqCommand, RedriveArgs};
 use crate::config::{Config, Lookup};
@@ -96,7 +96,7 @@ struct Redriving<'r> {
     args: &'r RedriveArgs,
     scope: Scope,
     config: &'r Config,
-    store: Arc<dyn Store>,
+    store: Arc<dyn StoreAdmin>,
     letters: Letters,
     counts: Counts,
 }
@@ -229,9 +229,8 @@ impl Redriving<'_> {
     }
 
     async fn delete(&self, delivery: Delivery) -> Result<(), Failure> {
-        delivery.receipt.settle(Settlement::Ack);
-        let batch = self.letters.ends.from.settle_queue().take();
-        for settled in self.letters.ends.from.acker().settle(&batch).await {
+        let acker = self.letters.ends.from.acker();
+        for settled in acker.settle(&[(delivery.tag, Settlement::Ack)]).await {
             settled.map_err(|error| super::failure(&error))?;
         }
         Ok(())

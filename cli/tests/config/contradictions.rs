@@ -119,7 +119,7 @@ fn each_contradiction_gets_its_sentence() {
                 "[handler.stdout]",
                 "[handler.publish.rabbitmq]\nurl = 'amqp://u:p@h/'\nrouting_key = 'q'",
             ),
-            "line 8: handler.publish.rabbitmq.routing_key: leads back to the source, so that messages would go round for \
+            "line 8: handler.publish.rabbitmq.routing_key: leads back to the source, so that messages would circulate for \
              ever; publish to another destination",
         ),
         (
