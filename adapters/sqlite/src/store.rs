@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use onceward::store::transition::Record;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Expiring,
-    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest, Renewal,
-    StoreAdmin, StoreCapabilities,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
