@@ -98,6 +98,7 @@
 //! `onceward-redis`, `onceward-postgres` and `onceward-sqlite` are stores; `onceward-cli` is the program. Runnable examples are
 //! in the repository's folder `examples`.
 
+pub mod adapter;
 pub mod checkpoint;
 mod consumer;
 pub mod dead_letter;
@@ -132,7 +133,7 @@ pub mod telemetry;
 pub use checkpoint::{Checkpoint, CheckpointStore};
 pub use consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 pub use dead_letter::DeadLetters;
-pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
+pub use delivery::{Delivery, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
 pub use hosts::{host_of, is_local_host};
@@ -149,7 +150,7 @@ pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Sha
 #[cfg(unix)]
 pub use private_file::{open_private, private_path};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
-pub use store::{MemoryStore, Store, TransactionalStore};
+pub use store::{Expiring, MemoryStore, Store, StoreAdmin, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -13,6 +13,7 @@
 //! handled=1 duplicates=1
 //! ```
 
+mod admin;
 mod map_store;
 
 use std::sync::Arc;

@@ -12,18 +12,18 @@ use tokio::time::Instant;
 
 /// Clones share the records.
 #[derive(Clone)]
-pub struct MapStore(Arc<Mutex<Records>>);
+pub struct MapStore(pub(super) Arc<Mutex<Records>>);
 
-struct Records {
-    scopes: HashMap<Scope, BTreeMap<Key, Record>>,
+pub(super) struct Records {
+    pub(super) scopes: HashMap<Scope, BTreeMap<Key, Record>>,
     /// The largest fence of a removed record: no later claim may get a smaller one.
-    fence_floor: u64,
+    pub(super) fence_floor: u64,
     clock_at_start: u64,
     started_at: Instant,
 }
 
 impl Records {
-    fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Moment {
         let now = self.clock_at_start + micros(self.started_at.elapsed());
         Moment { now, fence_floor: self.fence_floor }
     }
@@ -37,7 +37,7 @@ impl MapStore {
     }
 
     /// Applies one step to each record of a batch: read, decide, write. A database does this in one transaction.
-    fn apply<I, T>(
+    pub(super) fn apply<I, T>(
         &self,
         scope: &Scope,
         batch: &[I],
@@ -66,14 +66,6 @@ impl MapStore {
         let answers = batch.iter().map(one).collect();
         records.fence_floor = floor;
         answers
-    }
-
-    /// The unexpired records of a scope, in key order.
-    fn live(&self, scope: &Scope) -> Vec<KeyRecord> {
-        let records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = records.now();
-        let table = records.scopes.get(scope).into_iter().flatten();
-        table.filter_map(|(key, record)| record.view(*key, at)).collect()
     }
 }
 
@@ -116,52 +108,7 @@ impl Store for MapStore {
         self.apply(scope, batch, |one| one.key, Record::release)
     }
 
-    async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
-        self.apply(scope, batch, |one| one.key, Record::redrive)
-    }
-
-    async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>> {
-        self.apply(scope, keys, |key| *key, |record, at, _| record.forget(at))
-    }
-
-    async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
-        Ok(self.live(scope).into_iter().find(|record| record.key == *key))
-    }
-
-    async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
-        let wanted = |record: &KeyRecord| {
-            query.after.is_none_or(|after| record.key > after)
-                && query.state.is_none_or(|state| record.state == state)
-        };
-        Ok(self.live(scope).into_iter().filter(wanted).take(query.limit as usize).collect())
-    }
-
-    async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
-        let mut stats = KeyStats::default();
-        for record in self.live(scope) {
-            stats.set(record.state, stats.get(record.state) + 1);
-        }
-        Ok(stats)
-    }
-
-    async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = records.now();
-        let (mut floor, mut left) = (at.fence_floor, limit);
-        for table in records.scopes.values_mut() {
-            table.retain(|_, record| {
-                let stays = left == 0 || !record.is_expired(at.now);
-                if !stays {
-                    (floor, left) = (floor.max(record.fence), left - 1);
-                }
-                stays
-            });
-        }
-        records.fence_floor = floor;
-        Ok(u64::from(limit - left))
-    }
-
-    fn purge_interval(&self) -> Option<std::time::Duration> {
-        Some(std::time::Duration::from_secs(10))
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        Some(self)
     }
 }
