@@ -94,6 +94,8 @@
     doc = "The guide is in `docs/guide`, and in this documentation where it is built with the feature `testing`."
 )]
 //!
+//! The traits that brokers and stores implement are in [`adapter`]; everything else is for users of a pipeline.
+//!
 //! Crates: `onceward-rabbitmq`, `onceward-kafka`, `onceward-sqs` and `onceward-file` are sources and publishers;
 //! `onceward-redis`, `onceward-postgres` and `onceward-sqlite` are stores; `onceward-cli` is the program. Runnable examples are
 //! in the repository's folder `examples`.
