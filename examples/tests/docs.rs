@@ -281,3 +281,38 @@ fn every_header_of_ours_is_in_the_reference() {
     assert!(declared.len() > 20, "{declared:?}");
     assert_eq!(declared, described, "the sources, and docs/reference/headers.md");
 }
+
+#[test]
+fn the_installation_page_agrees_with_the_manifests() {
+    let page = read(Path::new("docs/guide/install.md"));
+    let program = read(Path::new("cli/Cargo.toml"));
+    let (_, features) = program.split_once("[features]\n").unwrap();
+    let names =
+        features.lines().take_while(|line| !line.starts_with('[')).filter_map(|line| line.split_once(" = "));
+    let users = names
+        .map(|(name, _)| name)
+        .filter(|name| !name.starts_with('#') && !["default", "failpoints"].contains(name));
+    let missing: Vec<_> = users.filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "features of the program that the page does not name: {missing:?}");
+
+    let workspace = read(Path::new("Cargo.toml"));
+    for client in ["lapin", "rdkafka", "aws-sdk-sqs", "redis", "sqlx"] {
+        let declared = workspace.lines().find(|line| line.starts_with(&format!("{client} = "))).unwrap();
+        let version = declared.split('"').nth(1).unwrap();
+        let mut parts = version.split('.');
+        let shown = match (parts.next().unwrap(), parts.next()) {
+            ("0", Some(minor)) => format!("0.{minor}"),
+            (major, _) => major.to_owned(),
+        };
+        let named = format!("`{client}` {shown}");
+        assert!(page.contains(&named), "the page does not say {named}");
+    }
+
+    let image = read(Path::new("deploy/Dockerfile"));
+    let installed = image.lines().filter(|line| line.contains("apt-get install"));
+    for package in installed
+        .flat_map(|line| line.split_whitespace().filter(|word| word.starts_with("lib") || *word == "cmake"))
+    {
+        assert!(page.contains(package), "the page does not name the package {package}");
+    }
+}
