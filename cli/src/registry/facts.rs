@@ -82,7 +82,7 @@ pub(crate) async fn broker_backlog(config: &Config) -> Result<Option<Backlog>, E
     match &config.source {
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => {
-            let queue = super::rabbitmq::endpoint(config, source)?.source_facts(&source.queue).await?;
+            let queue = super::rabbitmq::endpoint(config, source)?.source_status(&source.queue).await?;
             Ok(Some(Backlog {
                 messages: Some(queue.ready.into()),
                 bytes: None,
@@ -141,7 +141,7 @@ pub(crate) async fn dead_letter_facts(config: &Config) -> Result<Option<DeadLett
         }
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => {
-            let found = super::rabbitmq::endpoint(config, source)?.destination_facts(to).await?;
+            let found = super::rabbitmq::endpoint(config, source)?.destination_status(to).await?;
             let letters = found.map(|queue| queue.ready.into());
             Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters }))
         }

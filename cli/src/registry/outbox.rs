@@ -130,7 +130,7 @@ async fn open_publisher(config: &Config) -> Result<Arc<dyn Publisher>, Error> {
         #[cfg(feature = "kafka")]
         Some(OutboxTarget::Kafka(target)) => super::kafka::outbox(config, target),
         #[cfg(feature = "sqs")]
-        Some(OutboxTarget::Sqs(target)) => Ok(super::sqs::outbox(target).await),
+        Some(OutboxTarget::Sqs(target)) => super::sqs::outbox(target).await,
         #[allow(unreachable_patterns, reason = "a build may have them all")]
         Some(other) => Err(not_in_this_build(other.path())),
         None => source_publisher(config).await,
@@ -142,7 +142,7 @@ async fn source_publisher(config: &Config) -> Result<Arc<dyn Publisher>, Error> 
         #[cfg(feature = "rabbitmq")]
         Source::Rabbitmq(source) => super::rabbitmq::publisher(config, source).await,
         #[cfg(feature = "sqs")]
-        Source::Sqs(source) => Ok(super::sqs::publisher(source).await),
+        Source::Sqs(source) => super::sqs::publisher(source).await,
         #[cfg(feature = "kafka")]
         Source::Kafka(source) => super::kafka::publisher(config, source),
         Source::File(_) => {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use onceward::{Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 
 use super::credentials::Login;
 use super::own_headers::own_headers;
 use crate::config::{Config, OutboxRabbitmq, RabbitmqBroker, RabbitmqSource, RabbitmqTarget};
 
-pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitConsumer, Error> {
-    let mut options = RabbitConfig::new(String::new(), source.queue.as_str());
+pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<RabbitmqConsumer, Error> {
+    let mut options = RabbitmqConfig::new(String::new(), source.queue.as_str());
     options.endpoint = endpoint(config, source)?;
     // The configuration's own check has seen to the range.
     let prefetch = source.prefetch(super::settings::concurrency(config));
@@ -20,7 +20,7 @@ pub(super) async fn open(config: &Config, source: &RabbitmqSource) -> Result<Rab
     options.queue.delivery_limit = source.delivery_limit;
     options.queue.wait_queues_from = source.wait_queues_from.map(|shortest| shortest.get());
     options.queue.own_headers = own_headers(config)?;
-    RabbitConsumer::open(options).await
+    RabbitmqConsumer::open(options).await
 }
 
 pub(super) async fn dead_letters(
@@ -29,11 +29,12 @@ pub(super) async fn dead_letters(
     to: &str,
 ) -> Result<DeadLetters, Error> {
     // A message that fails for good would be held until somebody declares it.
-    endpoint(config, source)?.destination_facts(to).await.map_err(|error| {
+    endpoint(config, source)?.destination_status(to).await.map_err(|error| {
         let what = "see dead_letter.to: its queue or exchange must be there before the first message fails";
         Error::new(error.kind(), "use the place for dead letters", what).with_source(error)
     })?;
-    let publisher = RabbitPublisher::open(endpoint(config, source)?).await?.own_headers(own_headers(config)?);
+    let publisher =
+        RabbitmqPublisher::open(endpoint(config, source)?).await?.own_headers(own_headers(config)?);
     Ok(DeadLetters::new(Arc::new(publisher), to))
 }
 
@@ -50,24 +51,24 @@ pub(super) async fn letters(
                     letters, with a slash in front if its name has one";
         return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
     }
-    let mut options = RabbitConfig::new(String::new(), queue);
+    let mut options = RabbitmqConfig::new(String::new(), queue);
     options.endpoint = endpoint(config, source)?;
     options.queue.own_headers = own.clone();
-    let from = RabbitConsumer::open(options).await?;
-    let publisher = RabbitPublisher::open(endpoint(config, source)?).await?.own_headers(own.clone());
+    let from = RabbitmqConsumer::open(options).await?;
+    let publisher = RabbitmqPublisher::open(endpoint(config, source)?).await?.own_headers(own.clone());
     // With a slash in front it is a queue, whatever its name.
     Ok((Box::new(from), Arc::new(publisher), vec![format!("/{}", source.queue)]))
 }
 
 /// A publisher to the source's own broker.
 pub(super) async fn publisher(config: &Config, source: &RabbitmqSource) -> Result<Arc<dyn Publisher>, Error> {
-    Ok(Arc::new(RabbitPublisher::open(endpoint(config, source)?).await?))
+    Ok(Arc::new(RabbitmqPublisher::open(endpoint(config, source)?).await?))
 }
 
 /// The publisher of `[outbox.rabbitmq]`.
 pub(super) async fn outbox(config: &Config, target: &OutboxRabbitmq) -> Result<Arc<dyn Publisher>, Error> {
     let endpoint = broker(config, "outbox.rabbitmq", target.broker())?;
-    Ok(Arc::new(RabbitPublisher::open(endpoint).await?))
+    Ok(Arc::new(RabbitmqPublisher::open(endpoint).await?))
 }
 
 /// The publisher of `[handler.publish.rabbitmq]` and its destination, which is there.
@@ -78,20 +79,20 @@ pub(super) async fn target(
     let endpoint = broker(config, "handler.publish.rabbitmq", target.broker())?;
     let destination = format!("{}/{}", target.exchange, target.routing_key);
     // A queue that is missing would cost every message its attempts.
-    endpoint.destination_facts(&destination).await?;
-    let limit = super::publisher::confirm_limit(config, RabbitPublisher::CONFIRM_TIMEOUT);
-    Ok((Arc::new(RabbitPublisher::open(endpoint).await?.confirm_timeout(limit)), destination))
+    endpoint.destination_status(&destination).await?;
+    let limit = super::publisher::confirm_limit(config, RabbitmqPublisher::CONFIRM_TIMEOUT);
+    Ok((Arc::new(RabbitmqPublisher::open(endpoint).await?.confirm_timeout(limit)), destination))
 }
 
 /// The broker of a RabbitMQ source.
-pub(crate) fn endpoint(config: &Config, source: &RabbitmqSource) -> Result<Endpoint, Error> {
+pub(crate) fn endpoint(config: &Config, source: &RabbitmqSource) -> Result<RabbitmqEndpoint, Error> {
     broker(config, "source.rabbitmq", source.broker())
 }
 
 /// The broker that stands in `table`.
-fn broker(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Result<Endpoint, Error> {
+fn broker(config: &Config, table: &str, broker: RabbitmqBroker<'_>) -> Result<RabbitmqEndpoint, Error> {
     let login = Login::read(config, table, broker.credentials)?;
-    let mut endpoint = Endpoint::new(login.within(broker.url)?);
+    let mut endpoint = RabbitmqEndpoint::new(login.within(broker.url)?);
     // It is read again for each new connection.
     endpoint.password_file = broker.credentials.password_file.map(|file| config.resolve(file));
     endpoint.allow_plaintext = broker.allow_plaintext;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceward::pipeline::start_check;
 use onceward::store::{Advice, AdviceLevel};
 use onceward::{Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Publisher};
-use onceward_sqs::{Endpoint, QueueConfig, QueueFacts, SqsConfig, SqsConsumer, SqsPublisher};
+use onceward_sqs::{SqsConfig, SqsConsumer, SqsEndpoint, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 
 use super::own_headers::own_headers;
 use super::settings::pipeline_config;
@@ -25,7 +25,7 @@ pub(super) async fn open(config: &Config, source: &SqsSource) -> Result<SqsConsu
 
 pub(super) async fn dead_letters(source: &SqsSource, to: &str) -> Result<DeadLetters, Error> {
     is_url(to)?;
-    Ok(DeadLetters::new(publisher(source).await, to))
+    Ok(DeadLetters::new(publisher(source).await?, to))
 }
 
 /// Takes letters from the queue `place`, and gives them back to the source's.
@@ -42,27 +42,26 @@ pub(super) async fn letters(
     options.queue.url = place.to_owned();
     (options.queue.unwrap_sns, options.queue.own_headers) = (false, own.clone());
     let from = SqsConsumer::open(options).await?;
-    Ok((Box::new(from), publisher(source).await, vec![source.queue_url.expose().to_owned()]))
+    Ok((Box::new(from), publisher(source).await?, vec![source.queue_url.expose().to_owned()]))
 }
 
 /// A publisher to the source's own region or endpoint.
-pub(super) async fn publisher(source: &SqsSource) -> Arc<dyn Publisher> {
-    let endpoint = endpoint(source.place());
-    Arc::new(SqsPublisher::open(endpoint).await)
+pub(super) async fn publisher(source: &SqsSource) -> Result<Arc<dyn Publisher>, Error> {
+    Ok(Arc::new(SqsPublisher::open(endpoint(source.place())).await?))
 }
 
 /// The publisher of `[outbox.sqs]`. Each row names its queue, so that none can be looked at.
-pub(super) async fn outbox(target: &OutboxSqs) -> Arc<dyn Publisher> {
-    Arc::new(SqsPublisher::open(endpoint(target.place())).await)
+pub(super) async fn outbox(target: &OutboxSqs) -> Result<Arc<dyn Publisher>, Error> {
+    Ok(Arc::new(SqsPublisher::open(endpoint(target.place())).await?))
 }
 
 /// Asks the SQS of `[outbox.sqs]` for a word.
 pub(super) async fn outbox_answers(target: &OutboxSqs) -> Result<(), Error> {
-    endpoint(target.place()).answers().await
+    endpoint(target.place()).check_connection().await
 }
 
 /// What waits in the queue for dead letters.
-pub(super) async fn dead_letter_facts(source: &SqsSource, to: &str) -> Result<QueueFacts, Error> {
+pub(super) async fn dead_letter_facts(source: &SqsSource, to: &str) -> Result<SqsQueueStatus, Error> {
     is_url(to)?;
     facts(source, to).await
 }
@@ -85,7 +84,7 @@ pub(super) async fn target(
     let client = endpoint.client().await;
     let url = target.queue_url.expose();
     // A queue that is missing would cost every message its attempts. To send needs no right to look at it.
-    match QueueFacts::read(&client, url).await {
+    match SqsQueueStatus::read(&client, url).await {
         Err(error) if error.kind() == ErrorKind::Denied => {}
         read => {
             read?;
@@ -96,9 +95,9 @@ pub(super) async fn target(
 }
 
 /// What SQS says of a queue where the source is.
-pub(super) async fn facts(source: &SqsSource, queue_url: &str) -> Result<QueueFacts, Error> {
+pub(super) async fn facts(source: &SqsSource, queue_url: &str) -> Result<SqsQueueStatus, Error> {
     let client = endpoint(source.place()).client().await;
-    QueueFacts::read(&client, queue_url).await
+    SqsQueueStatus::read(&client, queue_url).await
 }
 
 /// How what SQS says of the queue goes with the configuration.
@@ -127,8 +126,8 @@ pub(super) async fn advice(config: &Config, source: &SqsSource) -> Result<Vec<Ad
     Ok(found)
 }
 
-fn queue(config: &Config, source: &SqsSource) -> QueueConfig {
-    let mut queue = QueueConfig::new(source.queue_url.expose());
+fn queue(config: &Config, source: &SqsSource) -> SqsQueueConfig {
+    let mut queue = SqsQueueConfig::new(source.queue_url.expose());
     queue.visibility = source.visibility.get();
     queue.pollers = source.pollers as usize;
     queue.unwrap_sns = source.unwrap_sns;
@@ -138,8 +137,8 @@ fn queue(config: &Config, source: &SqsSource) -> QueueConfig {
     queue
 }
 
-fn endpoint(place: SqsPlace<'_>) -> Endpoint {
-    let mut endpoint = Endpoint::default();
+fn endpoint(place: SqsPlace<'_>) -> SqsEndpoint {
+    let mut endpoint = SqsEndpoint::default();
     endpoint.region = place.region.map(str::to_owned);
     endpoint.allow_plaintext = place.allow_plaintext;
     endpoint.url = place.endpoint.map(|url| url.expose().to_owned());

@@ -1,0 +1,7 @@
+//! The confirmed publishing path, shared by the publisher and the delay queues.
+
+mod batch;
+pub(crate) mod confirm_channel;
+mod confirms;
+pub(crate) mod publishing;
+mod refusals;
