@@ -6,7 +6,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lapin::Channel;
 use onceward::{Acker, Error, Message, Settled, Settlement, Tag};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use crate::delay_queues::DelayQueues;
@@ -15,6 +14,7 @@ use crate::settle::frames::send_frames;
 use crate::settle::in_flight::{
     DeliveryKey, DeliveryState, Redelivery, UnsettledDeliveries, build_tag, split_tag,
 };
+use crate::settle::retry_delays::{DelayedMessage, RetryDelays};
 
 /// The acker of a [`RabbitmqConsumer`](crate::RabbitmqConsumer).
 ///
@@ -34,13 +34,6 @@ struct AckerState {
     flush_threshold: usize,
     delay: Duration,
     retry_delays: Option<RetryDelays>,
-}
-
-/// What delayed retries need: queues on the broker, and a channel for messages held in this process.
-pub(crate) struct RetryDelays {
-    pub(crate) queues: DelayQueues,
-    /// Receives messages whose delay in this process has ended.
-    pub(crate) redeliveries: UnboundedSender<(Tag, Message)>,
 }
 
 /// The state of the current channel.
@@ -360,8 +353,7 @@ impl RabbitmqAcker {
     /// Holds a message in this process for its delay, then delivers it again without the broker.
     async fn hold_in_process(self, later: DelayedMessage, started: Instant) {
         let Some(RetryDelays { redeliveries, .. }) = &self.0.retry_delays else { return };
-        let due = started.checked_add(later.after).unwrap_or(started + LONGEST_HOLD);
-        tokio::time::sleep_until(due).await;
+        tokio::time::sleep_until(later.due(started)).await;
         let tag = {
             let mut current = self.lock();
             let Some(entry) = current.unsettled.get_mut(later.key) else { return };
@@ -379,16 +371,6 @@ impl WeakAcker {
         self.0.upgrade().map(RabbitmqAcker)
     }
 }
-
-/// A message that waits for its next attempt.
-struct DelayedMessage {
-    key: DeliveryKey,
-    message: Message,
-    after: Duration,
-}
-
-/// The longest delay: a handler may ask for more than the clock can represent.
-const LONGEST_HOLD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[async_trait]
 impl Acker for RabbitmqAcker {

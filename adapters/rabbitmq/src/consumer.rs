@@ -11,12 +11,13 @@ use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Messag
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::acker::{RabbitmqAcker, RetryDelays};
+use crate::acker::RabbitmqAcker;
 use crate::config::{RabbitmqConfig, RabbitmqQueueConfig};
 use crate::connection::RabbitmqClient;
 use crate::connection::connector::{Connector, OpenConnection};
 use crate::delay_queues::DelayQueues;
 use crate::settle::ack_timeout::AckTimeoutGuard;
+use crate::settle::retry_delays::RetryDelays;
 use crate::subscription::lag_monitor::LagMonitor;
 use crate::subscription::{self, CLOSE_LIMIT, REPLY_LIMIT, Subscription, disconnect, idle, stream_check};
 use crate::{error, message};

@@ -60,3 +60,7 @@ pub use connection::endpoint::RabbitmqEndpoint;
 pub use consumer::RabbitmqConsumer;
 pub use inspect::RabbitmqQueueStatus;
 pub use publisher::RabbitmqPublisher;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

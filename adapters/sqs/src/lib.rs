@@ -64,3 +64,7 @@ pub use connection::endpoint::SqsEndpoint;
 pub use consumer::SqsConsumer;
 pub use inspect::SqsQueueStatus;
 pub use publisher::SqsPublisher;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

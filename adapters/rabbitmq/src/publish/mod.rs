@@ -3,5 +3,6 @@
 mod batch;
 pub(crate) mod confirm_channel;
 mod confirms;
+mod header_table;
 pub(crate) mod publishing;
 mod refusals;

@@ -1,26 +1,22 @@
 //! Converts an [`Outgoing`] message to AMQP: [`Publishing`].
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, ShortString};
-use onceward::dead_letter::{HEADER_ERROR, HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON};
+use lapin::types::ShortString;
+use onceward::dead_letter::{HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON};
 use onceward::{Error, Native, Outgoing, OwnHeaders};
 
+use super::header_table::HeaderTable;
 use crate::error;
 use crate::format::native::{
-    EXPIRATION, FACTS, NativeForm, USER_ID, copy_properties, field_bytes, frame_bytes, imitates_fact,
-    is_broker_header, long_string, safe_header_name, seal_facts,
+    EXPIRATION, FACTS, NativeForm, USER_ID, copy_properties, frame_bytes, imitates_fact, is_broker_header,
+    long_string, safe_header_name, seal_facts,
 };
 use crate::format::property_headers;
 
 const ORDER_KEY: &str = "onceward-order-key";
-const DROPPED_HEADERS: &str = "onceward-headers-left-out";
-/// The length in bytes to which the last error is truncated when the headers exceed a frame.
-const SHORT_ERROR_BYTES: usize = 64;
 
 /// A batch: each message, or the error of building it.
 pub(crate) type Publishings = Vec<Result<Publishing, Error>>;
@@ -169,73 +165,17 @@ fn property_for_header(name: &str, value: &Bytes) -> Option<PropertySetter> {
     })
 }
 
-/// The header table of a message.
-#[derive(Debug, Default)]
-struct HeaderTable(BTreeMap<ShortString, AMQPValue>);
-
-impl HeaderTable {
-    /// Adds a header; repeated names become an array, since a table has unique names.
-    fn add(&mut self, name: ShortString, value: AMQPValue) {
-        match self.0.entry(name) {
-            Entry::Vacant(entry) => drop(entry.insert(value)),
-            Entry::Occupied(mut entry) => match entry.get_mut() {
-                AMQPValue::FieldArray(values) => values.push(value),
-                first => {
-                    let first_value = std::mem::replace(first, AMQPValue::Void);
-                    *first = AMQPValue::FieldArray(FieldArray::from(vec![first_value, value]));
-                }
-            },
-        }
-    }
-
-    fn add_missing(&mut self, name: &str, value: AMQPValue) {
-        self.0.entry(name.into()).or_insert(value);
-    }
-
-    /// Shrinks the headers to `limit` bytes: truncates our last error, then drops the largest headers of the producer.
-    fn shrink_to(&mut self, limit: usize) {
-        let size = |(name, value): (&ShortString, &AMQPValue)| field_bytes(name.as_str(), value);
-        let mut total: usize = self.0.iter().map(size).sum();
-        if total > limit
-            && let Some(AMQPValue::LongString(error)) = self.0.get_mut(HEADER_ERROR)
-            && error.as_bytes().len() > SHORT_ERROR_BYTES
-        {
-            let start = String::from_utf8_lossy(&error.as_bytes()[..SHORT_ERROR_BYTES]);
-            let shorter = AMQPValue::LongString(start.trim_end_matches('\u{fffd}').into());
-            self.0.insert(HEADER_ERROR.into(), shorter);
-            total = self.0.iter().map(size).sum();
-        }
-        if total <= limit {
-            return;
-        }
-        let limit = limit.saturating_sub(field_bytes(DROPPED_HEADERS, &long_string("10000")));
-        let mut by_size: Vec<_> = self.0.iter().map(|field| (size(field), field.0.clone())).collect();
-        by_size.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-        let mut count = 0_usize;
-        for (bytes, name) in by_size {
-            if total > limit && !name.as_str().starts_with(HEADER_PREFIX) {
-                self.0.remove(&name);
-                total -= bytes;
-                count += 1;
-            }
-        }
-        tracing::warn!(
-            headers = count,
-            "headers dropped: larger than a frame of the broker; raise the broker's frame_max"
-        );
-        self.0.insert(DROPPED_HEADERS.into(), long_string(count.to_string()));
-    }
-}
-
 fn unix_seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[cfg(test)]
 mod tests {
-    use lapin::types::FieldTable;
+    use lapin::types::{AMQPValue, FieldTable};
+    use onceward::dead_letter::HEADER_ERROR;
 
     use super::*;
+    use crate::publish::header_table::{DROPPED_HEADERS, SHORT_ERROR_BYTES};
 
     fn outgoing(headers: &[(&str, &[u8])]) -> Outgoing {
         let headers =

@@ -4,3 +4,4 @@ pub(crate) mod ack_timeout;
 pub(crate) mod ack_window;
 pub(crate) mod frames;
 pub(crate) mod in_flight;
+pub(crate) mod retry_delays;
