@@ -76,6 +76,7 @@ async fn lies_behind_the_login_end_the_connection() {
             // It noticed while it asked for more channels.
             Err(error) => {
                 assert!(error.is_retryable(), "{lie:?}: {error:?}");
+                assert!(peak() < MOST_MEMORY, "{lie:?}: {} bytes", peak());
                 continue;
             }
         };
