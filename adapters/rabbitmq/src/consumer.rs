@@ -1,25 +1,26 @@
 //! Delivers the messages of a queue: [`RabbitmqConsumer`].
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
+#[cfg(doc)]
+use onceward::ErrorKind;
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, Message, SettleQueue, Tag};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::acker::RabbitmqAcker;
 use crate::config::{RabbitmqConfig, RabbitmqQueueConfig};
 use crate::connection::RabbitmqClient;
-use crate::connection::connector::{Connector, OpenConnection};
+use crate::connection::connector::Connector;
 use crate::delay_queues::DelayQueues;
 use crate::settle::ack_timeout::AckTimeoutGuard;
 use crate::settle::retry_delays::RetryDelays;
-use crate::subscription::lag_monitor::LagMonitor;
-use crate::subscription::{self, CLOSE_LIMIT, REPLY_LIMIT, Subscription, disconnect, idle, stream_check};
+use crate::subscription::reconnecting::ReconnectingSubscription;
+use crate::subscription::{self, CLOSE_LIMIT, REPLY_LIMIT, Subscription, idle, stream_check};
 use crate::{error, message};
 
 /// The most deliveries in one batch.
@@ -34,25 +35,17 @@ const BATCH: usize = 256;
 ///
 /// It never declares a queue. While a queue is exclusive or missing, it keeps trying to subscribe.
 pub struct RabbitmqConsumer {
-    owner: ChannelOwner,
     queue: RabbitmqQueueConfig,
     origin: Arc<str>,
     acker: RabbitmqAcker,
     settle_queue: Arc<SettleQueue>,
-    subscription: Option<Subscription>,
-    /// When the current subscription started, and the number of consecutive short-lived subscriptions before it.
-    attached_at: Instant,
-    short_lives: u32,
-    /// Measures the queue length while the subscription lasts.
-    lag_monitor: Option<LagMonitor>,
+    subscription: ReconnectingSubscription,
     ack_timeout: AckTimeoutGuard,
     health: Arc<SourceHealth>,
     /// Messages whose retry delay in this process has ended; at most as many as are unacknowledged.
     redeliveries: mpsc::UnboundedReceiver<(Tag, Message)>,
     /// A first delivery that may be from a stream, until this is known.
     suspect: Option<lapin::message::Delivery>,
-    /// Continues while `receive` is not called.
-    resubscribing: Option<JoinHandle<Subscription>>,
 }
 
 /// The next event: a message whose retry delay ended, or an event from the broker.
@@ -60,12 +53,6 @@ pub struct RabbitmqConsumer {
 enum NextDelivery {
     Retried((Tag, Message)),
     Broker(Option<lapin::Result<lapin::message::Delivery>>),
-}
-
-/// Who opened the channel, and may reopen it.
-enum ChannelOwner {
-    Consumer(Arc<dyn Connector>),
-    Caller,
 }
 
 impl RabbitmqConsumer {
@@ -117,129 +104,56 @@ impl RabbitmqConsumer {
             lag_channel: None,
             ended: None,
         };
-        Ok(Self::new(ChannelOwner::Caller, queue, subscription, None))
+        Ok(Self::new(None, queue, subscription, None))
     }
 
-    async fn subscribe(connect: Arc<dyn Connector>, queue: RabbitmqQueueConfig) -> Result<Self, Error> {
+    async fn subscribe(connector: Arc<dyn Connector>, queue: RabbitmqQueueConfig) -> Result<Self, Error> {
         // First the delay queues: an error after subscribing would requeue the received messages, each at the cost of a
         // delivery.
         let queues = match queue.wait_queues_from {
-            Some(shortest) => Some(DelayQueues::open(Arc::clone(&connect), &queue, shortest).await?),
+            Some(shortest) => Some(DelayQueues::open(Arc::clone(&connector), &queue, shortest).await?),
             None => None,
         };
-        let subscription = subscription::open_subscription(&*connect, &queue, None).await?;
-        Ok(Self::new(ChannelOwner::Consumer(connect), queue, subscription, queues))
+        let subscription = subscription::open_subscription(&*connector, &queue, None).await?;
+        Ok(Self::new(Some(connector), queue, subscription, queues))
     }
 
     fn new(
-        owner: ChannelOwner,
+        connector: Option<Arc<dyn Connector>>,
         queue: RabbitmqQueueConfig,
-        subscription: Subscription,
+        first: Subscription,
         queues: Option<DelayQueues>,
     ) -> Self {
         let (sender, redeliveries) = mpsc::unbounded_channel();
-        let waiting = queues.map(|queues| RetryDelays { queues, redeliveries: sender });
-        let acker = RabbitmqAcker::new(queue.prefetch, queue.ack_delay, waiting);
-        let ack_timeout = AckTimeoutGuard::start(&acker, &queue, matches!(owner, ChannelOwner::Consumer(_)));
-        let mut consumer = Self {
-            owner,
+        let delays = queues.map(|queues| RetryDelays { queues, redeliveries: sender });
+        let acker = RabbitmqAcker::new(queue.prefetch, queue.ack_delay, delays);
+        let ack_timeout = AckTimeoutGuard::start(&acker, &queue, connector.is_some());
+        let health = Arc::<SourceHealth>::default();
+        let mut subscription =
+            ReconnectingSubscription::new(connector, queue.clone(), acker.clone(), Arc::clone(&health));
+        subscription.attach(first, &ack_timeout);
+        Self {
             origin: queue.name.as_str().into(),
             acker,
             redeliveries,
             settle_queue: SettleQueue::new(),
-            subscription: None,
-            attached_at: Instant::now(),
-            short_lives: 0,
-            lag_monitor: None,
+            subscription,
             ack_timeout,
-            health: Arc::default(),
+            health,
             suspect: None,
-            resubscribing: None,
             queue,
-        };
-        consumer.attach(subscription);
-        consumer
-    }
-
-    fn attach(&mut self, subscription: Subscription) {
-        self.acker.attach(subscription.channel.clone(), matches!(self.owner, ChannelOwner::Consumer(_)));
-        self.ack_timeout.buffer_age.add_taken(0, true);
-        self.lag_monitor = subscription
-            .lag_channel
-            .clone()
-            .map(|channel| LagMonitor::start(channel, &self.queue, &self.health));
-        self.subscription = Some(subscription);
-        self.attached_at = Instant::now();
-        self.health.set_up();
+        }
     }
 
     /// Starts to resubscribe after the subscription ended, or fails if the channel belongs to the caller.
     fn resubscribe(&mut self, cause: Option<lapin::Error>) -> Result<(), Error> {
-        let planned = self.acker.is_released();
-        let timeout = cause.as_ref().and_then(error::consumer_timeout);
-        // Redeliveries after the broker's timeout are recognised: the pipeline has those messages already.
-        self.acker.detach(timeout.is_none());
-        self.lag_monitor = None;
         self.suspect = None;
-        let previous = self.subscription.take();
-        // A failed connection reports to its channels before its own state changes.
-        let alive = cause.as_ref().is_none_or(lapin::Error::is_amqp_soft_error);
-        let cause =
-            cause.map(|error| error::classify(format!("receive from queue {}", self.queue.name), error));
-        let ChannelOwner::Consumer(connect) = &self.owner else {
-            self.health.set_down("the channel or the subscription was closed");
-            return Err(disconnect::borrowed_channel_error(&self.queue.name, cause));
-        };
-        let learned = timeout.filter(|timeout| self.ack_timeout.learn(*timeout));
-        let is_logged =
-            disconnect::log_disconnect(&self.queue, cause.as_ref(), timeout, learned.is_some(), planned);
-        if !planned {
-            self.health.set_lag(None);
-            let reason = cause
-                .map_or("the broker cancelled the subscription".to_owned(), |error| format!("{error:?}"));
-            self.health.set_down(reason);
-        }
-        let previous = previous.filter(|_| alive).and_then(|subscription| {
-            Some(OpenConnection { connection: subscription.connection?, defects: subscription.defects })
-        });
-        let was_useful = self.acker.has_delivered() || self.attached_at.elapsed() >= subscription::SHORT_LIFE;
-        self.short_lives = match was_useful || planned {
-            true => 0,
-            false => self.short_lives.saturating_add(1),
-        };
-        self.resubscribing = Some(tokio::spawn(subscription::resubscribe(
-            Arc::clone(connect),
-            self.queue.clone(),
-            previous,
-            Arc::clone(&self.health),
-            is_logged,
-            self.short_lives,
-        )));
-        Ok(())
-    }
-
-    async fn reattach(&mut self) -> Result<(), Error> {
-        let Some(resubscribing) = &mut self.resubscribing else { return self.resubscribe(None) };
-        let resubscribed = resubscribing.await;
-        self.resubscribing = None;
-        match resubscribed {
-            Ok(subscription) => self.attach(subscription),
-            // The runtime is shutting down, or the caller's factory panicked: the next call tries again.
-            Err(error) => {
-                let operation = format!("resubscribe to queue {}", self.queue.name);
-                return Err(Error::new(ErrorKind::Unavailable, operation, "the attempt was aborted")
-                    .with_source(error));
-            }
-        }
-        Ok(())
+        self.subscription.replace(cause, &self.ack_timeout)
     }
 
     /// Collects `first` and the deliveries that are buffered; empty if the pipeline has them all already.
-    fn collect_batch(
-        &self,
-        first: lapin::message::Delivery,
-        subscription: &mut Subscription,
-    ) -> Vec<Delivery> {
+    fn collect_batch(&mut self, first: lapin::message::Delivery) -> Vec<Delivery> {
+        let Some(subscription) = &mut self.subscription.current else { return Vec::new() };
         // The ack timeout of a delivery starts when the broker sends it.
         let since = self.ack_timeout.buffer_age.received_since();
         let (mut taken, mut is_empty) = (vec![first], false);
@@ -270,17 +184,50 @@ impl RabbitmqConsumer {
         taken.into_iter().map(to_delivery).collect()
     }
 
+    /// Waits for the next event; `None` if the subscription was replaced or is being replaced.
+    ///
+    /// # Cancel safety
+    /// A dropped call loses no event.
+    async fn next_event(&mut self) -> Result<Option<NextDelivery>, Error> {
+        let Some(subscription) = &mut self.subscription.current else {
+            self.subscription.wait_for_replacement(&self.ack_timeout).await?;
+            return Ok(None);
+        };
+        if self.acker.is_released() {
+            // Deliveries that the library has buffered on that channel were requeued.
+            self.resubscribe(None)?;
+            return Ok(None);
+        }
+        if let Some(cause) = subscription.ended.take() {
+            self.resubscribe(cause)?;
+            return Ok(None);
+        }
+        if let Ok(retried) = self.redeliveries.try_recv() {
+            return Ok(Some(NextDelivery::Retried(retried)));
+        }
+        if let Some(next) = subscription.stream.next().now_or_never() {
+            return Ok(Some(NextDelivery::Broker(next)));
+        }
+        let _receiving = self.ack_timeout.buffer_age.receiving();
+        let next = tokio::select! {
+            biased;
+            Some(retried) = self.redeliveries.recv(), if self.acker.delay_queues().is_some() => {
+                NextDelivery::Retried(retried)
+            }
+            next = subscription.stream.next() => NextDelivery::Broker(next),
+        };
+        Ok(Some(next))
+    }
+
     /// Checks whether the suspect is from a stream.
     ///
     /// # Cancel safety
     /// A dropped call leaves the suspect in place.
     async fn check_suspect(&mut self) -> Result<Option<lapin::message::Delivery>, Error> {
-        let is_stream = match &self.owner {
-            ChannelOwner::Consumer(connect) => {
-                stream_check::is_stream(Arc::clone(connect), &self.queue.name).await?
-            }
+        let is_stream = match self.subscription.connector() {
+            Some(connector) => stream_check::is_stream(Arc::clone(connector), &self.queue.name).await?,
             // There is no other connection to query on; a stream delivers everything for the first time.
-            ChannelOwner::Caller => self.suspect.as_ref().is_some_and(|delivery| !delivery.redelivered),
+            None => self.suspect.as_ref().is_some_and(|delivery| !delivery.redelivered),
         };
         if is_stream {
             let error = stream_check::stream_error(&self.queue.name);
@@ -314,64 +261,32 @@ impl Consumer for RabbitmqConsumer {
         loop {
             if self.suspect.is_some()
                 && let Some(first) = self.check_suspect().await?
-                && let Some(mut subscription) = self.subscription.take()
             {
-                let batch = self.collect_batch(first, &mut subscription);
-                self.subscription = Some(subscription);
+                let batch = self.collect_batch(first);
                 if !batch.is_empty() {
                     return Ok(Some(batch));
                 }
             }
-            let Some(subscription) = &mut self.subscription else {
-                self.reattach().await?;
-                continue;
-            };
-            if self.acker.is_released() {
-                // Deliveries that the library has buffered on that channel were requeued.
-                self.resubscribe(None)?;
-                continue;
-            }
-            if let Some(cause) = subscription.ended.take() {
-                self.resubscribe(cause)?;
-                continue;
-            }
-            let next = match self.redeliveries.try_recv() {
-                Ok(retried) => NextDelivery::Retried(retried),
-                Err(_) => match subscription.stream.next().now_or_never() {
-                    Some(next) => NextDelivery::Broker(next),
-                    None => {
-                        let _receiving = self.ack_timeout.buffer_age.receiving();
-                        tokio::select! {
-                            biased;
-                            Some(retried) = self.redeliveries.recv(), if self.acker.delay_queues().is_some() => NextDelivery::Retried(retried),
-                            next = subscription.stream.next() => NextDelivery::Broker(next),
-                        }
-                    }
-                },
-            };
-            let next = match next {
-                NextDelivery::Retried((tag, message)) => {
+            match self.next_event().await? {
+                None => {}
+                Some(NextDelivery::Retried((tag, message))) => {
                     // The broker redelivers messages of a closed channel.
                     if self.acker.is_current(tag) {
                         let receipt = self.settle_queue.receipt(tag);
                         return Ok(Some(vec![Delivery { message, receipt }]));
                     }
-                    continue;
                 }
-                NextDelivery::Broker(next) => next,
-            };
-            match next {
-                Some(Ok(first)) if stream_check::may_be_from_stream(&first) => self.suspect = Some(first),
-                Some(Ok(first)) => {
-                    let Some(mut subscription) = self.subscription.take() else { continue };
-                    let batch = self.collect_batch(first, &mut subscription);
-                    self.subscription = Some(subscription);
+                Some(NextDelivery::Broker(Some(Ok(first)))) if stream_check::may_be_from_stream(&first) => {
+                    self.suspect = Some(first);
+                }
+                Some(NextDelivery::Broker(Some(Ok(first)))) => {
+                    let batch = self.collect_batch(first);
                     if !batch.is_empty() {
                         return Ok(Some(batch));
                     }
                 }
-                Some(Err(error)) => self.resubscribe(Some(error))?,
-                None => self.resubscribe(None)?,
+                Some(NextDelivery::Broker(Some(Err(error)))) => self.resubscribe(Some(error))?,
+                Some(NextDelivery::Broker(None)) => self.resubscribe(None)?,
             }
         }
     }
@@ -381,7 +296,7 @@ impl Consumer for RabbitmqConsumer {
         if self.acker.has_delayed() {
             return Some(false);
         }
-        let connection = self.subscription.as_ref()?.connection.as_ref()?;
+        let connection = self.subscription.current.as_ref()?.connection.as_ref()?;
         let empty = idle::is_empty(connection, &self.queue.name, self.acker.delay_queues());
         tokio::time::timeout(REPLY_LIMIT, empty).await.ok()?
     }
@@ -391,11 +306,7 @@ impl Consumer for RabbitmqConsumer {
     }
 
     async fn close(&mut self) -> Result<(), Error> {
-        if let Some(resubscribing) = self.resubscribing.take() {
-            resubscribing.abort();
-        }
-        self.lag_monitor = None;
-        let Some(subscription) = self.subscription.take() else { return Ok(()) };
+        let Some(subscription) = self.subscription.take_for_close() else { return Ok(()) };
         let closed = flush_and_close(&self.acker, subscription).await;
         let operation = || format!("close the consumer of queue {}", self.queue.name);
         match closed {
@@ -423,13 +334,16 @@ async fn flush_and_close(acker: &RabbitmqAcker, subscription: Subscription) -> O
     closed.ok()
 }
 
+impl fmt::Debug for RabbitmqConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqConsumer").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
 impl Drop for RabbitmqConsumer {
     /// Behaves like a crash of the process, except that waiting acknowledgements are still sent.
     fn drop(&mut self) {
-        if let Some(resubscribing) = self.resubscribing.take() {
-            resubscribing.abort();
-        }
-        let Some(subscription) = self.subscription.take() else { return };
+        let Some(subscription) = self.subscription.take_for_close() else { return };
         let acker = self.acker.clone();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move { flush_and_close(&acker, subscription).await })),

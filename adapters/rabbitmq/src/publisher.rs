@@ -1,5 +1,6 @@
 //! Publishes messages with publisher confirms: [`RabbitmqPublisher`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +72,14 @@ impl RabbitmqPublisher {
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
         self.channel.limit = limit;
         self
+    }
+}
+
+impl fmt::Debug for RabbitmqPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqPublisher")
+            .field("confirm_timeout", &self.channel.limit)
+            .finish_non_exhaustive()
     }
 }
 

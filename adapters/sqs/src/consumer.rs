@@ -1,5 +1,6 @@
 //! Delivers the messages of a queue: [`SqsConsumer`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,6 +203,12 @@ impl Consumer for SqsConsumer {
         self.batches.close();
         self.acker.release_all().await;
         Ok(())
+    }
+}
+
+impl fmt::Debug for SqsConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsConsumer").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 

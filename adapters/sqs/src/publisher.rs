@@ -1,6 +1,7 @@
 //! Sends messages to SQS queues: [`SqsPublisher`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -180,6 +181,12 @@ struct SizedEntry {
     index: usize,
     entry: Entry,
     bytes: usize,
+}
+
+impl fmt::Debug for SqsPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsPublisher").field("call_timeout", &self.call_timeout).finish_non_exhaustive()
+    }
 }
 
 #[async_trait]

@@ -19,6 +19,7 @@ use crate::sanitize::defects::Defects;
 pub(crate) mod disconnect;
 pub(crate) mod idle;
 pub(crate) mod lag_monitor;
+pub(crate) mod reconnecting;
 pub(crate) mod stream_check;
 
 /// The shortest and the longest pause between attempts.
