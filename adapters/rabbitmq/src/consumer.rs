@@ -9,7 +9,7 @@ use lapin::Channel;
 #[cfg(doc)]
 use onceward::ErrorKind;
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, Message, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, Message, Tag};
 use tokio::sync::mpsc;
 
 use crate::acker::RabbitmqAcker;
@@ -38,7 +38,6 @@ pub struct RabbitmqConsumer {
     queue: RabbitmqQueueConfig,
     origin: Arc<str>,
     acker: RabbitmqAcker,
-    settle_queue: Arc<SettleQueue>,
     subscription: ReconnectingSubscription,
     ack_timeout: AckTimeoutGuard,
     health: Arc<SourceHealth>,
@@ -136,7 +135,6 @@ impl RabbitmqConsumer {
             origin: queue.name.as_str().into(),
             acker,
             redeliveries,
-            settle_queue: SettleQueue::new(),
             subscription,
             ack_timeout,
             health,
@@ -179,7 +177,7 @@ impl RabbitmqConsumer {
             let message =
                 message::to_message(delivery, Arc::clone(&self.origin), defects, &self.queue.own_headers);
             self.acker.add_unsettled(tag, &message, since);
-            Delivery { message, receipt: self.settle_queue.receipt(tag) }
+            Delivery { message, tag }
         };
         taken.into_iter().map(to_delivery).collect()
     }
@@ -253,10 +251,6 @@ impl Consumer for RabbitmqConsumer {
         Arc::new(self.acker.clone())
     }
 
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
-    }
-
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
             if self.suspect.is_some()
@@ -272,8 +266,7 @@ impl Consumer for RabbitmqConsumer {
                 Some(NextDelivery::Retried((tag, message))) => {
                     // The broker redelivers messages of a closed channel.
                     if self.acker.is_current(tag) {
-                        let receipt = self.settle_queue.receipt(tag);
-                        return Ok(Some(vec![Delivery { message, receipt }]));
+                        return Ok(Some(vec![Delivery { message, tag }]));
                     }
                 }
                 Some(NextDelivery::Broker(Some(Ok(first)))) if stream_check::may_be_from_stream(&first) => {

@@ -48,6 +48,8 @@ mod error;
 mod format;
 mod inspect;
 mod message;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod publish;
 mod publisher;
 mod sanitize;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Tag};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,6 @@ pub struct SqsConsumer {
     origin: Arc<str>,
     acker: SqsAcker,
     health: Arc<SourceHealth>,
-    settle_queue: Arc<SettleQueue>,
     batches: mpsc::Receiver<ReceivedBatch>,
     /// Stops the pollers and the extension of buffered messages.
     stopping: CancellationToken,
@@ -109,8 +108,7 @@ impl SqsConsumer {
         let watch = watch_lag(client.clone(), Arc::clone(&queue), Arc::clone(&health));
         tokio::spawn(stopping.clone().run_until_cancelled_owned(watch));
         let origin = queue.url.as_str().into();
-        let settle_queue = SettleQueue::new();
-        Ok(Self { client, queue, status, origin, acker, health, settle_queue, batches, stopping })
+        Ok(Self { client, queue, status, origin, acker, health, batches, stopping })
     }
 
     /// The status of the queue when the consumer was opened.
@@ -121,9 +119,8 @@ impl SqsConsumer {
     fn deliver(&self, batch: ReceivedBatch, deliveries: &mut Vec<Delivery>) {
         for (number, received) in batch {
             if self.acker.handles().mark_delivered(number) {
-                let receipt = self.settle_queue.receipt(Tag { epoch: 0, number });
                 let message = message::to_message(received, Arc::clone(&self.origin), &self.queue);
-                deliveries.push(Delivery { message, receipt });
+                deliveries.push(Delivery { message, tag: Tag { epoch: 0, number } });
             }
         }
     }
@@ -162,10 +159,6 @@ impl Consumer for SqsConsumer {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(self.acker.clone())
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

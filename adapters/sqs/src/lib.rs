@@ -55,6 +55,8 @@ mod format;
 pub mod fuzzing;
 mod inspect;
 mod message;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod publisher;
 mod receive;
 mod settle;
