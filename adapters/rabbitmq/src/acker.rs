@@ -21,13 +21,13 @@ use crate::settle::retry_delays::{DelayedMessage, RetryDelays};
 /// `Done` means that the acknowledgement was sent, or will be within the ack delay. RabbitMQ does not confirm
 /// acknowledgements: one that is lost with its connection shows up as a redelivery, never as an error.
 #[derive(Clone)]
-pub(crate) struct RabbitmqAcker(Arc<AckerState>);
+pub(crate) struct RabbitmqAcker(Arc<RabbitmqAckerState>);
 
 /// A weak reference to an acker.
-pub(crate) struct WeakAcker(Weak<AckerState>);
+pub(crate) struct WeakAcker(Weak<RabbitmqAckerState>);
 
-struct AckerState {
-    current: Mutex<ChannelState>,
+struct RabbitmqAckerState {
+    current: Mutex<CurrentChannel>,
     /// Held from deciding on frames until they are queued, so that frames are sent in the order of the decisions.
     send_order: tokio::sync::Mutex<()>,
     /// The number of waiting acknowledgements that triggers a flush before the ack delay ends.
@@ -37,7 +37,7 @@ struct AckerState {
 }
 
 /// The state of the current channel.
-struct ChannelState {
+struct CurrentChannel {
     epoch: u64,
     channel: Option<Channel>,
     /// At least one message was delivered on it.
@@ -52,7 +52,7 @@ struct ChannelState {
 
 impl RabbitmqAcker {
     pub(crate) fn new(prefetch: u16, delay: Duration, retry_delays: Option<RetryDelays>) -> Self {
-        let current = ChannelState {
+        let current = CurrentChannel {
             epoch: 0,
             channel: None,
             has_delivered: false,
@@ -61,7 +61,7 @@ impl RabbitmqAcker {
             flushing: false,
             released: false,
         };
-        Self(Arc::new(AckerState {
+        Self(Arc::new(RabbitmqAckerState {
             current: Mutex::new(current),
             send_order: tokio::sync::Mutex::new(()),
             flush_threshold: usize::from(prefetch / 10).max(1),
@@ -74,7 +74,7 @@ impl RabbitmqAcker {
         WeakAcker(Arc::downgrade(&self.0))
     }
 
-    fn lock(&self) -> MutexGuard<'_, ChannelState> {
+    fn lock(&self) -> MutexGuard<'_, CurrentChannel> {
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -139,7 +139,7 @@ impl RabbitmqAcker {
         let mut resettled = Vec::new();
         let mut current = self.lock();
         current.has_delivered |= !deliveries.is_empty();
-        let ChannelState { window, unsettled, .. } = &mut *current;
+        let CurrentChannel { window, unsettled, .. } = &mut *current;
         deliveries.retain(|delivery| {
             window.delivered(delivery.delivery_tag);
             match unsettled.match_redelivery(delivery, since) {
@@ -211,7 +211,7 @@ impl RabbitmqAcker {
         let _order = self.0.send_order.lock().await;
         let (channel, frames, counts) = {
             let mut current = self.lock();
-            let ChannelState { window, unsettled, channel, .. } = &mut *current;
+            let CurrentChannel { window, unsettled, channel, .. } = &mut *current;
             let Some(channel) = channel.clone() else { return Vec::new() };
             // Acknowledgements first: a cumulative frame must not include what is requeued after it.
             let mut frames = Vec::from_iter(window.take_prefix());
@@ -241,7 +241,7 @@ impl RabbitmqAcker {
 
     fn decide(&self, batch: &[(Tag, Settlement)]) -> (Vec<Settled>, Vec<SettleFrame>, Option<Channel>, bool) {
         let mut current = self.lock();
-        let ChannelState { epoch, channel, window, flushing, unsettled, .. } = &mut *current;
+        let CurrentChannel { epoch, channel, window, flushing, unsettled, .. } = &mut *current;
         let mut frames = Vec::new();
         let mut settle = |(tag, settlement): &(Tag, Settlement)| {
             let (_, key) = split_tag(*tag);
@@ -287,7 +287,7 @@ impl RabbitmqAcker {
         settled
     }
 
-    /// Takes out the retries to be delayed. `true`: the message is delayed, now or by an earlier call.
+    /// Separates the retries to be delayed. `true`: the message is delayed, now or by an earlier call.
     fn take_retries(&self, batch: &[(Tag, Settlement)]) -> (Vec<bool>, Vec<DelayedMessage>) {
         let mut current = self.lock();
         let mut later = Vec::new();

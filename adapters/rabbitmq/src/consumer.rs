@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::acker::RabbitmqAcker;
 use crate::config::{RabbitmqConfig, RabbitmqQueueConfig};
 use crate::connection::RabbitmqClient;
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::delay_queues::DelayQueues;
 use crate::settle::ack_timeout::AckTimeoutGuard;
 use crate::settle::retry_delays::RetryDelays;
@@ -106,7 +106,7 @@ impl RabbitmqConsumer {
         Ok(Self::new(None, queue, subscription, None))
     }
 
-    async fn subscribe(connector: Arc<dyn Connector>, queue: RabbitmqQueueConfig) -> Result<Self, Error> {
+    async fn subscribe(connector: Arc<dyn AmqpConnector>, queue: RabbitmqQueueConfig) -> Result<Self, Error> {
         // First the delay queues: an error after subscribing would requeue the received messages, each at the cost of a
         // delivery.
         let queues = match queue.wait_queues_from {
@@ -118,7 +118,7 @@ impl RabbitmqConsumer {
     }
 
     fn new(
-        connector: Option<Arc<dyn Connector>>,
+        connector: Option<Arc<dyn AmqpConnector>>,
         queue: RabbitmqQueueConfig,
         first: Subscription,
         queues: Option<DelayQueues>,

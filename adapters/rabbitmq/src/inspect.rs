@@ -5,7 +5,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ExchangeKind};
 use onceward::Error;
 
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::error;
 use crate::publish::publishing::parse_destination;

@@ -65,4 +65,4 @@ pub use publisher::RabbitmqPublisher;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct ReadmeExamples;
+struct RabbitmqReadme;

@@ -10,7 +10,7 @@ use lapin::types::{FieldTable, ShortString};
 use onceward::{Defect, Message, Native, OwnHeaders};
 
 use crate::format::header_values;
-use crate::format::native::{self, EXCHANGE, EXPIRATION, NativeForm, ROUTING_KEY, USER_ID};
+use crate::format::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitmqForm, USER_ID};
 use crate::format::property_headers::{
     APP_ID, CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, PRIORITY, REPLY_TO, TYPE,
 };
@@ -24,7 +24,7 @@ pub(crate) fn to_message(
     own: &OwnHeaders,
 ) -> Message {
     let payload = Bytes::from(delivery.data);
-    let mut form = NativeForm {
+    let mut form = RabbitmqForm {
         exchange: delivery.exchange,
         routing_key: delivery.routing_key,
         properties: delivery.properties,
@@ -130,7 +130,7 @@ mod tests {
         assert!(message.is_redelivered() && message.defect().is_none());
         assert_eq!(message.timestamp(), Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(message.content_type(), Some("text/plain"));
-        let form = message.native().and_then(Native::get::<NativeForm>).unwrap();
+        let form = message.native().and_then(Native::get::<RabbitmqForm>).unwrap();
         assert_eq!((form.exchange.as_str(), form.properties.timestamp()), ("shop", &Some(1_700_000_000)));
         for (name, value) in [
             ("tenant", "a"),
@@ -207,7 +207,7 @@ mod tests {
         table.insert("deep".into(), value);
         let message = plain(delivery("", BasicProperties::default().with_headers(table)));
         assert!(message.defect().is_some());
-        let form = message.native().and_then(Native::get::<NativeForm>).unwrap();
+        let form = message.native().and_then(Native::get::<RabbitmqForm>).unwrap();
         assert!(!form.has_header("deep"), "it would be written again");
     }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use onceward::{Error, Outgoing, OwnHeaders, Publisher};
 
 use crate::connection::RabbitmqClient;
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::publish::confirm_channel::{ConfirmChannel, PublishContext};
 use crate::publish::publishing::Publishing;
@@ -53,7 +53,7 @@ impl RabbitmqPublisher {
         Self::connect(client.into_connector()).await
     }
 
-    async fn connect(connect: Arc<dyn Connector>) -> Result<Self, Error> {
+    async fn connect(connect: Arc<dyn AmqpConnector>) -> Result<Self, Error> {
         let channel = ConfirmChannel::open(connect, Self::CONFIRM_TIMEOUT).await?;
         Ok(Self { channel, own: OwnHeaders::default() })
     }

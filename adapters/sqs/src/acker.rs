@@ -29,9 +29,9 @@ const CALLS: usize = 16;
 ///
 /// Settlements do not wait to fill their calls: they accumulate while the pipeline's previous call is in flight.
 #[derive(Clone)]
-pub(crate) struct SqsAcker(Arc<AckerState>);
+pub(crate) struct SqsAcker(Arc<SqsAckerState>);
 
-struct AckerState {
+struct SqsAckerState {
     client: Client,
     handles: ReceiptHandles,
     deletes: OperationHealth,
@@ -62,7 +62,7 @@ impl SqsAcker {
     pub(crate) fn new(client: Client, queue: SqsQueueConfig) -> Self {
         let deletes = OperationHealth::new(&queue.url, "deleting messages", None);
         let changes = OperationHealth::new(&queue.url, "changing the visibility of messages", None);
-        Self(Arc::new(AckerState { client, handles: ReceiptHandles::default(), deletes, changes, queue }))
+        Self(Arc::new(SqsAckerState { client, handles: ReceiptHandles::default(), deletes, changes, queue }))
     }
 
     pub(crate) fn handles(&self) -> &ReceiptHandles {

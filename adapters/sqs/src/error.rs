@@ -90,8 +90,8 @@ where
         text += &format!(": {next}");
         cause = next.source();
     }
-    if let Some(said) = error.message() {
-        text += &format!(": {said}");
+    if let Some(message) = error.message() {
+        text += &format!(": {message}");
     }
     if let Some(id) = error.request_id() {
         text += &format!(" (request {id})");

@@ -69,4 +69,4 @@ pub use publisher::SqsPublisher;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct ReadmeExamples;
+struct SqsReadme;

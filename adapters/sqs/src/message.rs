@@ -10,7 +10,7 @@ use onceward::own_headers::LETTER;
 use onceward::{Defect, Message, MessageBuilder, Native, Position};
 
 use crate::config::SqsQueueConfig;
-use crate::format::native::{self, FACTS, NativeForm};
+use crate::format::native::{self, FACTS, SqsForm};
 use crate::format::{attributes, packed_headers, sns};
 
 /// Converts a message received from the queue `origin`.
@@ -35,7 +35,7 @@ pub(crate) fn to_message(received: Received, origin: Arc<str>, queue: &SqsQueueC
     let facts = FACTS.into_iter().zip(facts).filter_map(|(name, value)| Some((name, value?)));
     let mut headers: Vec<(String, Bytes)> =
         facts.map(|(name, value)| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes()))).collect();
-    let mut form = NativeForm { trace: system(System::AwsTraceHeader).cloned(), ..NativeForm::default() };
+    let mut form = SqsForm { trace: system(System::AwsTraceHeader).cloned(), ..SqsForm::default() };
     let facts = headers.len();
     let mut payload = Bytes::from(received.body.clone().unwrap_or_default());
     // Sorted, since the map has no order and headers should have the same order each time.
@@ -294,7 +294,7 @@ mod tests {
         let message = to_message(received.build(), "orders".into(), &queue(OwnHeaders::trusted()));
         let headers: Vec<_> = message.headers().map(|(name, value)| (name, &value[..])).collect();
         assert_eq!(headers, [("sqs-sender-id", &b"AIDA"[..]), ("sqsx", b"admin")]);
-        let form = message.native().unwrap().get::<NativeForm>().unwrap();
+        let form = message.native().unwrap().get::<SqsForm>().unwrap();
         assert_eq!(form.attributes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["sqsx"]);
     }
 }

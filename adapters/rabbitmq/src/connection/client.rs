@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use lapin::Connection;
 use onceward::Error;
 
-use super::connector::{Connector, OpenConnection};
+use super::connector::{AmqpConnector, OpenConnection};
 use crate::error;
 
 /// A source of connections made by the caller, for
 /// [`RabbitmqConsumer::from_client`](crate::RabbitmqConsumer::from_client) and
 /// [`RabbitmqPublisher::from_client`](crate::RabbitmqPublisher::from_client).
 #[derive(Clone)]
-pub struct RabbitmqClient(Arc<dyn Connector>);
+pub struct RabbitmqClient(Arc<dyn AmqpConnector>);
 
 impl RabbitmqClient {
     /// Opens connections with `factory`, which is called again whenever a connection is lost. Each connection must be
@@ -27,7 +27,7 @@ impl RabbitmqClient {
         Self(Arc::new(FactoryConnector(factory)))
     }
 
-    pub(crate) fn into_connector(self) -> Arc<dyn Connector> {
+    pub(crate) fn into_connector(self) -> Arc<dyn AmqpConnector> {
         self.0
     }
 }
@@ -42,7 +42,7 @@ impl fmt::Debug for RabbitmqClient {
 struct FactoryConnector<F>(F);
 
 #[async_trait]
-impl<F, Fut> Connector for FactoryConnector<F>
+impl<F, Fut> AmqpConnector for FactoryConnector<F>
 where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = lapin::Result<Connection>> + Send,

@@ -1,4 +1,4 @@
-//! Opens connections by address, with or without TLS: [`Connector`].
+//! Opens connections by address, with or without TLS: [`AmqpConnector`].
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -29,12 +29,12 @@ pub(crate) struct OpenConnection {
 
 /// Opens connections.
 #[async_trait]
-pub(crate) trait Connector: Send + Sync + 'static {
+pub(crate) trait AmqpConnector: Send + Sync + 'static {
     async fn connect(&self) -> Result<OpenConnection, Error>;
 }
 
 #[async_trait]
-impl Connector for RabbitmqEndpoint {
+impl AmqpConnector for RabbitmqEndpoint {
     async fn connect(&self) -> Result<OpenConnection, Error> {
         let deadline = Instant::now() + self.connect_timeout;
         let uri = self.current_uri().await?;

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use self::delay_steps::{all_delays_ms, round_up_ms};
 use crate::config::RabbitmqQueueConfig;
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::error;
-use crate::format::native::{self, NativeForm, copy_properties, is_broker_header};
+use crate::format::native::{self, RabbitmqForm, copy_properties, is_broker_header};
 use crate::publish::confirm_channel::{ConfirmChannel, PublishContext};
 use crate::publish::publishing::Publishing;
 
@@ -66,7 +66,7 @@ impl DelayQueues {
     /// The broker cannot be reached or refuses. An existing queue with other arguments is not an error: it affects its
     /// own delay only.
     pub(crate) async fn open(
-        connect: Arc<dyn Connector>,
+        connect: Arc<dyn AmqpConnector>,
         queue: &RabbitmqQueueConfig,
         shortest: Duration,
     ) -> Result<Self, Error> {
@@ -217,7 +217,7 @@ async fn declare(connection: &Connection, name: &str, back_to: &str, delay_ms: u
 /// drop it: `CC` would send copies, and the broker drops a message that returns to a queue named in its `x-death`.
 fn to_publishing(message: &Message, to: &str, own: &OwnHeaders) -> Result<Publishing, Error> {
     let refused = |what| error::config("publish to a delay queue", what);
-    let form = message.native().and_then(Native::get::<NativeForm>);
+    let form = message.native().and_then(Native::get::<RabbitmqForm>);
     let form = form.ok_or_else(|| refused("the message is not from RabbitMQ; this is a bug"))?;
     let is_producers =
         |name: &str| !is_broker_header(name) && !native::imitates_fact(name) && name != native::FACTS_MAC;

@@ -1,4 +1,4 @@
-//! The native form of a RabbitMQ message, which keeps header types and properties across copies: [`NativeForm`].
+//! The native form of a RabbitMQ message, which keeps header types and properties across copies: [`RabbitmqForm`].
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ pub(crate) fn seal_facts(headers: &mut BTreeMap<ShortString, AMQPValue>, own: &O
 
 /// The facts in a sealed copy of ours; empty if the seal is not trusted.
 pub(crate) fn trusted_facts<'f>(
-    form: &'f NativeForm,
+    form: &'f RabbitmqForm,
     own: &OwnHeaders,
     payload: &[u8],
 ) -> Vec<(&'static str, &'f [u8])> {
@@ -65,13 +65,13 @@ fn long_string_field<'f>((name, value): (&'f ShortString, &'f AMQPValue)) -> Opt
 
 /// A delivery without its payload.
 #[derive(Debug)]
-pub(crate) struct NativeForm {
+pub(crate) struct RabbitmqForm {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
 }
 
-impl NativeForm {
+impl RabbitmqForm {
     /// The headers; none without a header table.
     pub(crate) fn headers(&self) -> impl Iterator<Item = (&ShortString, &AMQPValue)> {
         self.properties.headers().iter().flat_map(|table| table.inner())
@@ -222,7 +222,7 @@ mod tests {
             let mut headers = FieldTable::default();
             headers.insert("x-death".into(), AMQPValue::FieldArray(deaths));
             let properties = BasicProperties::default().with_headers(headers);
-            let form = NativeForm { exchange: "".into(), routing_key: "orders".into(), properties };
+            let form = RabbitmqForm { exchange: "".into(), routing_key: "orders".into(), properties };
             assert_eq!(form.was_only_delayed(), only_delayed, "{queues:?}");
         }
     }

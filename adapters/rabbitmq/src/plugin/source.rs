@@ -45,15 +45,15 @@ broker_table! {
     }
 }
 
-/// The delays for which a wait queue is worth its cost.
+/// The range of delays for delay queues.
 const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
 const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
 
-/// Headers that a message loses in a wait queue, since the broker sets them anew.
+/// Headers that a message loses in a delay queue, since the broker replaces them.
 const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
 
 impl RabbitmqSource {
-    /// The prefetch in effect with handlers for so many messages at a time.
+    /// The effective prefetch with `concurrency` concurrent handlers.
     pub fn prefetch(&self, concurrency: usize) -> u32 {
         let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
         self.prefetch.unwrap_or(by_default)
@@ -64,15 +64,14 @@ impl RabbitmqSource {
     }
 
     fn dead_letter_problem(&self, to: &str) -> Option<&'static str> {
-        // A slash in front says that the rest is the name of a queue.
+        // A leading slash marks the rest as the name of a queue.
         if to.strip_prefix('/').unwrap_or(to) == self.queue {
             return Some("is the queue that messages come from");
         }
         to.starts_with(&format!("{}.wait.", self.queue)).then_some("is a wait queue of the source")
     }
 
-    /// A message that waited in the broker has another exchange. Where the key is made of that, only an authenticated header can
-    /// restore it.
+    /// A message from a delay queue has another exchange. If the key is made of it, only an authenticated header can restore it.
     fn loses_its_key(&self, context: &Context<'_>) -> bool {
         fn is_lost(source: &KeySource) -> bool {
             match source {
@@ -178,7 +177,7 @@ impl SourcePlugin for RabbitmqSource {
         to: &str,
         own_headers: OwnHeaders,
     ) -> Result<DeadLetters, Error> {
-        // A message that fails for good would be held until somebody declares it.
+        // A permanently failed message would be held until the queue is declared.
         self.endpoint(context)?.destination_status(to).await.map_err(|error| {
             let what = "see dead_letter.to: its queue or exchange must exist before the first message fails";
             Error::new(error.kind(), "use the destination of dead letters", what).with_source(error)

@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::error;
 use crate::publish::batch::BatchSender;
 use crate::publish::confirms::{OPERATION, open_channel, publish_error};
@@ -21,15 +21,15 @@ const BLOCKED_POLL: Duration = Duration::from_millis(50);
 /// A connection of its own with a confirming channel, reopened as needed. One batch is published at a time: returned
 /// messages could not be assigned to their batch otherwise.
 pub(crate) struct ConfirmChannel {
-    connect: Arc<dyn Connector>,
+    connect: Arc<dyn AmqpConnector>,
     /// The timeout of a batch, including the wait for the previous batch, connecting, and a blocked broker.
     pub(crate) limit: Duration,
     /// Taken out while a batch is in flight, so that an abandoned batch leaves no confirms behind for the next.
-    open: Mutex<Option<ChannelState>>,
+    open: Mutex<Option<ReusableChannel>>,
     refusals: RefusalMemory,
 }
 
-struct ChannelState {
+struct ReusableChannel {
     connection: Connection,
     /// `None`: the channel was abandoned with its unread confirms, or the broker closed it.
     channel: Option<lapin::Channel>,
@@ -44,8 +44,8 @@ pub(crate) struct PublishContext<'a> {
 
 impl ConfirmChannel {
     /// Connects.
-    pub(crate) async fn open(connect: Arc<dyn Connector>, limit: Duration) -> Result<Self, Error> {
-        let open = ChannelState::reuse_or_open(&*connect, None).await?;
+    pub(crate) async fn open(connect: Arc<dyn AmqpConnector>, limit: Duration) -> Result<Self, Error> {
+        let open = ReusableChannel::reuse_or_open(&*connect, None).await?;
         Ok(Self { connect, limit, open: Mutex::new(Some(open)), refusals: RefusalMemory::default() })
     }
 
@@ -71,14 +71,16 @@ impl ConfirmChannel {
         let Ok(mut slot) = tokio::time::timeout_at(deadline, self.open.lock()).await else {
             return all(&timed_out("earlier batches are still in flight"));
         };
-        let open =
-            match tokio::time::timeout_at(deadline, ChannelState::reuse_or_open(&*self.connect, slot.take()))
-                .await
-            {
-                Ok(Ok(open)) => open,
-                Ok(Err(error)) => return all(&error),
-                Err(_) => return all(&timed_out("the broker cannot be reached")),
-            };
+        let open = match tokio::time::timeout_at(
+            deadline,
+            ReusableChannel::reuse_or_open(&*self.connect, slot.take()),
+        )
+        .await
+        {
+            Ok(Ok(open)) => open,
+            Ok(Err(error)) => return all(&error),
+            Err(_) => return all(&timed_out("the broker cannot be reached")),
+        };
         // A blocked connection writes nothing; messages would accumulate in memory and be repeated anyway.
         while open.connection.status().blocked() {
             if Instant::now() + BLOCKED_POLL >= deadline {
@@ -87,7 +89,7 @@ impl ConfirmChannel {
             }
             tokio::time::sleep(BLOCKED_POLL).await;
         }
-        let ChannelState { connection, channel } = open;
+        let ReusableChannel { connection, channel } = open;
         let frame_max = match connection.configuration().frame_max() {
             0 => usize::MAX,
             bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
@@ -103,7 +105,7 @@ impl ConfirmChannel {
         let is_blocked = connection.status().blocked();
         if connection.status().connected() && (in_time || is_blocked) {
             // The channel of a batch that timed out is dropped, with its unread confirms.
-            *slot = Some(ChannelState { connection, channel: channel.filter(|_| in_time) });
+            *slot = Some(ReusableChannel { connection, channel: channel.filter(|_| in_time) });
         }
         let missing =
             || if is_blocked { blocked_error() } else { timed_out("the broker did not confirm it") };
@@ -116,9 +118,9 @@ fn blocked_error() -> Error {
     Error::new(ErrorKind::Throttled, OPERATION, what)
 }
 
-impl ChannelState {
+impl ReusableChannel {
     /// Returns the previous state if it is open, or a new connection.
-    async fn reuse_or_open(connect: &dyn Connector, previous: Option<Self>) -> Result<Self, Error> {
+    async fn reuse_or_open(connect: &dyn AmqpConnector, previous: Option<Self>) -> Result<Self, Error> {
         match previous {
             Some(Self { connection, channel }) if connection.status().connected() => {
                 let channel = channel.filter(|channel| channel.status().connected());

@@ -11,7 +11,7 @@ use onceward::{Error, Native, Outgoing, OwnHeaders};
 use super::header_table::HeaderTable;
 use crate::error;
 use crate::format::native::{
-    EXPIRATION, FACTS, NativeForm, USER_ID, copy_properties, frame_bytes, imitates_fact, is_broker_header,
+    EXPIRATION, FACTS, RabbitmqForm, USER_ID, copy_properties, frame_bytes, imitates_fact, is_broker_header,
     long_string, safe_header_name, seal_facts,
 };
 use crate::format::property_headers;
@@ -38,7 +38,7 @@ impl Publishing {
     /// The destination is invalid.
     pub(crate) fn new(outgoing: &Outgoing, frame_max: usize, own: &OwnHeaders) -> Result<Self, Error> {
         let (exchange, routing_key) = parse_destination(&outgoing.destination)?;
-        let native = outgoing.native.as_ref().and_then(Native::get::<NativeForm>);
+        let native = outgoing.native.as_ref().and_then(Native::get::<RabbitmqForm>);
         let mut headers = HeaderTable::default();
         let is_dead_letter = outgoing.headers.iter().any(|(name, _)| name == HEADER_REASON);
         let mut properties = match native {
@@ -97,7 +97,7 @@ impl Publishing {
 }
 
 /// Copies the native properties, and the native headers into `headers`. A dead letter must not expire.
-fn copy_native(form: &NativeForm, is_dead_letter: bool, headers: &mut HeaderTable) -> BasicProperties {
+fn copy_native(form: &RabbitmqForm, is_dead_letter: bool, headers: &mut HeaderTable) -> BasicProperties {
     // Traces of our own delay queues mean nothing to others.
     let only_delayed = form.was_only_delayed();
     for (name, value) in form.headers() {
@@ -298,7 +298,7 @@ mod tests {
         let table = of_every_type();
         let mut with_ours = table.clone();
         with_ours.insert("onceward-reason".into(), long_string("stale"));
-        let form = NativeForm {
+        let form = RabbitmqForm {
             exchange: ShortString::default(),
             routing_key: "orders".into(),
             properties: properties.with_headers(with_ours),

@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, ShortString};
 use onceward::{Message, Native, Settlement, Tag};
 use tokio::time::Instant;
 
-use crate::format::native::{NativeForm, is_broker_header};
+use crate::format::native::{RabbitmqForm, is_broker_header};
 
 /// How long a settlement is kept for a requeued message; after this another worker has received it.
 const FORGET_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -84,7 +84,7 @@ impl UnsettledDeliveries {
             .filter(|entry| entry.round == round && entry.state == DeliveryState::InPipeline)
     }
 
-    /// Settles a delivery. Returns the tag to settle on the broker, if it must be told now.
+    /// Settles a delivery. Returns the tag to settle on the broker, if a frame must be sent now.
     pub(crate) fn settle(&mut self, key: DeliveryKey, settlement: Settlement) -> Option<u64> {
         let entry = self.entries.get_mut(&key)?;
         match (entry.broker_tag, settlement) {
@@ -196,7 +196,7 @@ fn delivery_count(message: &Message) -> u32 {
 }
 
 fn is_same_message(message: &Message, delivery: &lapin::message::Delivery) -> bool {
-    let Some(form) = message.native().and_then(Native::get::<NativeForm>) else { return false };
+    let Some(form) = message.native().and_then(Native::get::<RabbitmqForm>) else { return false };
     form.properties.message_id() == delivery.properties.message_id()
         && message.payload()[..] == delivery.data[..]
         && form.exchange == delivery.exchange

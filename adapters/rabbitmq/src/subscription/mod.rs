@@ -12,7 +12,7 @@ use onceward::{Error, ErrorKind};
 use tokio::time::Instant;
 
 use crate::config::RabbitmqQueueConfig;
-use crate::connection::connector::{Connector, OpenConnection};
+use crate::connection::connector::{AmqpConnector, OpenConnection};
 use crate::error;
 use crate::sanitize::defects::Defects;
 
@@ -50,7 +50,7 @@ pub(crate) struct Subscription {
 
 /// Subscribes on the previous connection if it is open, or on a new one.
 pub(crate) async fn open_subscription(
-    connect: &dyn Connector,
+    connect: &dyn AmqpConnector,
     queue: &RabbitmqQueueConfig,
     previous: Option<OpenConnection>,
 ) -> Result<Subscription, Error> {
@@ -104,7 +104,7 @@ pub(crate) const SHORT_LIFE: Duration = Duration::from_secs(10);
 /// [short-lived](SHORT_LIFE). Errors that need an operator are logged as errors. The first failure is logged unless the
 /// loss was (`is_logged`); later ones at growing intervals.
 pub(crate) async fn resubscribe(
-    connect: Arc<dyn Connector>,
+    connect: Arc<dyn AmqpConnector>,
     queue: RabbitmqQueueConfig,
     mut previous: Option<OpenConnection>,
     health: Arc<SourceHealth>,

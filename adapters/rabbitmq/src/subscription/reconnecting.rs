@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::acker::RabbitmqAcker;
 use crate::config::RabbitmqQueueConfig;
-use crate::connection::connector::{Connector, OpenConnection};
+use crate::connection::connector::{AmqpConnector, OpenConnection};
 use crate::error;
 use crate::settle::ack_timeout::AckTimeoutGuard;
 use crate::subscription::lag_monitor::LagMonitor;
@@ -18,7 +18,7 @@ use crate::subscription::{self, SHORT_LIFE, Subscription, disconnect};
 /// The subscription of a consumer, with its replacement after a loss.
 pub(crate) struct ReconnectingSubscription {
     /// `None` on a channel of the caller, which cannot be reopened.
-    connector: Option<Arc<dyn Connector>>,
+    connector: Option<Arc<dyn AmqpConnector>>,
     queue: RabbitmqQueueConfig,
     acker: RabbitmqAcker,
     health: Arc<SourceHealth>,
@@ -34,7 +34,7 @@ pub(crate) struct ReconnectingSubscription {
 
 impl ReconnectingSubscription {
     pub(crate) fn new(
-        connector: Option<Arc<dyn Connector>>,
+        connector: Option<Arc<dyn AmqpConnector>>,
         queue: RabbitmqQueueConfig,
         acker: RabbitmqAcker,
         health: Arc<SourceHealth>,
@@ -52,7 +52,7 @@ impl ReconnectingSubscription {
         }
     }
 
-    pub(crate) fn connector(&self) -> Option<&Arc<dyn Connector>> {
+    pub(crate) fn connector(&self) -> Option<&Arc<dyn AmqpConnector>> {
         self.connector.as_ref()
     }
 

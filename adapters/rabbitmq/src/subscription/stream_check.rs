@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Connection, ErrorKind as Lapin};
 use onceward::{Error, ErrorKind};
 
-use crate::connection::connector::Connector;
+use crate::connection::connector::AmqpConnector;
 use crate::error;
 use crate::format::native;
 
@@ -86,7 +86,7 @@ pub(crate) fn may_be_from_stream(delivery: &lapin::message::Delivery) -> bool {
 ///
 /// # Errors
 /// The broker does not answer.
-pub(crate) async fn is_stream(connect: Arc<dyn Connector>, queue: &str) -> Result<bool, Error> {
+pub(crate) async fn is_stream(connect: Arc<dyn AmqpConnector>, queue: &str) -> Result<bool, Error> {
     let operation = || format!("inspect queue {queue}");
     let ask = async {
         // The refusal closes the connection.
@@ -136,7 +136,7 @@ mod tests {
                 channel.basic_publish("".into(), name.into(), Default::default(), b"1", Default::default());
             sent.await.unwrap();
             assert_eq!(query_queue_type(&connection, name).await.as_deref(), Some(name));
-            let connect: Arc<dyn Connector> = Arc::new(endpoint.clone());
+            let connect: Arc<dyn AmqpConnector> = Arc::new(endpoint.clone());
             assert_eq!(is_stream(connect, name).await.unwrap(), name == "stream");
             assert!(name == "stream" || broker.depth(name).0 == 1);
         }

@@ -1,4 +1,4 @@
-//! The native form of an SQS message, which keeps attribute types across copies: [`NativeForm`], and its conversion to
+//! The native form of an SQS message, which keeps attribute types across copies: [`SqsForm`], and its conversion to
 //! an entry to send: [`to_entry`].
 
 use aws_sdk_sqs::types::{
@@ -35,7 +35,7 @@ pub(crate) fn imitates_fact(name: &str) -> bool {
 
 /// The parts of a received message that its headers do not express: attributes with their types, and the trace header.
 #[derive(Debug, Default)]
-pub(crate) struct NativeForm {
+pub(crate) struct SqsForm {
     /// The producer's attributes, by name.
     pub(crate) attributes: Vec<(String, Value)>,
     /// `AWSTraceHeader`, the only system attribute that can be sent.
@@ -50,7 +50,7 @@ pub(crate) struct NativeForm {
 pub(crate) fn to_entry(index: usize, outgoing: &Outgoing) -> Result<(Entry, usize), Error> {
     let incomplete = |error| error::config("send a message", format!("incomplete entry: {error}"));
     let (body, encoded) = packed_headers::encode_body(&outgoing.payload);
-    let form = outgoing.native.as_ref().and_then(|native| native.get::<NativeForm>());
+    let form = outgoing.native.as_ref().and_then(|native| native.get::<SqsForm>());
     let mut packed = PackedHeaders::default();
     let mut attributes: Vec<(&str, Value)> = Vec::new();
     for (name, value) in form.into_iter().flat_map(|form| &form.attributes) {
@@ -150,7 +150,7 @@ mod tests {
             own_id: "k-0".into(),
             headers: headers.chain(more).collect(),
             payload: "body".into(),
-            native: Some(Native::new(NativeForm { attributes, trace: Some("Root=1".into()) })),
+            native: Some(Native::new(SqsForm { attributes, trace: Some("Root=1".into()) })),
             ..Outgoing::default()
         }
     }

@@ -22,7 +22,7 @@ sqs_table! {
     SqsSource [] {
         /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
         pub queue_url: Address,
-        /// How many long polls run at a time, from 1 to 64.
+        /// The most concurrent long polls, 1 to 64.
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub pollers: u32,
         /// The visibility timeout of a received message, from 1s to 12h in whole seconds. It is extended as long as the

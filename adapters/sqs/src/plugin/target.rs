@@ -49,7 +49,7 @@ impl TargetPlugin for SqsTarget {
     async fn open(&self, context: &Context<'_>) -> Result<Target, Error> {
         let client = self.connection().endpoint().client().await;
         let url = self.queue_url.expose();
-        // Sending needs no right to look at the queue.
+        // Sending does not need the right to read attributes.
         match SqsQueueStatus::read(&client, url).await {
             Err(error) if error.kind() == ErrorKind::Denied => {}
             read => {
