@@ -1,5 +1,5 @@
-//! The broker suite against a real RabbitMQ: classic and quorum queues, our connection, the user's connection, the user's
-//! channel.
+//! The broker conformance suite on a real RabbitMQ: classic and quorum queues, with our connections, with a client and
+//! with a channel of the caller.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! A message is the same after a dead letter, a redrive, a wait queue and a copy: types, properties, message id.
+//! Fidelity: types, properties and message id are unchanged after a dead letter, a redrive, a delay queue and a copy.
 #![allow(clippy::unwrap_used)]
 
 mod support;

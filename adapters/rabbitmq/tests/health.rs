@@ -1,4 +1,4 @@
-//! How a source fares, and what it needs to come back: its state, the depth of its queue, a password that changes.
+//! Health of a source: its state, its queue length, and a password that is rotated.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,5 @@
-//! A message for which the broker closes the channel fails alone: its neighbours go out, and not twice for ever.
+//! Isolation: a message for which the broker closes the channel fails alone; its neighbours are published, at most
+//! twice.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! What a broker counts and allows: delivery limits are not used up by waiting, and few rights are enough.
+//! Limits of a broker: retry delays do not use up the delivery limit, and the documented rights are sufficient.
 #![allow(clippy::unwrap_used)]
 
 mod support;

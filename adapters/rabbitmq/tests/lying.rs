@@ -1,4 +1,4 @@
-//! Brokers without limits, and brokers that lie: the process keeps its memory, and the adapter says what was wrong.
+//! Brokers without limits and brokers that violate the protocol: memory stays bounded, and errors name the cause.
 #![allow(clippy::unwrap_used)]
 
 mod support;

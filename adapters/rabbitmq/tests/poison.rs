@@ -1,4 +1,4 @@
-//! Messages that no library would let a producer send, and very large ones: a clear outcome each, neighbours unaffected.
+//! Malformed and very large messages: each has a defined outcome, and its neighbours are unaffected.
 #![allow(clippy::unwrap_used)]
 
 mod support;

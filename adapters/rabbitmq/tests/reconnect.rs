@@ -1,4 +1,4 @@
-//! Lost connections, channels and subscriptions: everything comes again, and nothing old harms anything new.
+//! Lost connections, channels and subscriptions: messages are redelivered, and old settlements affect no new delivery.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! A stream is not a queue: it is refused before anything is taken for delivered.
+//! Streams are refused before anything counts as delivered.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Messages that wait for their next attempt in the broker: nothing is lost, whatever happens on the way.
+//! Retries in delay queues: no message is lost, whatever fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -22,7 +22,6 @@ pub(crate) fn to_message(received: Received, origin: Arc<str>, queue: &SqsQueueC
     let system = |name: System| received.attributes.as_ref().and_then(|all| all.get(&name));
     let count = system(System::ApproximateReceiveCount).and_then(|text| text.parse::<u64>().ok());
     let mut id = received.message_id.clone().unwrap_or_default();
-    let mut defect = None;
 
     // Before the producer's own headers, so that one of the same name does not hide them.
     let facts = [
@@ -38,33 +37,7 @@ pub(crate) fn to_message(received: Received, origin: Arc<str>, queue: &SqsQueueC
     let mut form = SqsForm { trace: system(System::AwsTraceHeader).cloned(), ..SqsForm::default() };
     let facts = headers.len();
     let mut payload = Bytes::from(received.body.clone().unwrap_or_default());
-    // Sorted, since the map has no order and headers should have the same order each time.
-    let mut received_attributes: Vec<_> =
-        received.message_attributes.clone().unwrap_or_default().into_iter().collect();
-    received_attributes.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-    for (name, value) in received_attributes {
-        let bytes = attributes::to_bytes(&value);
-        match name.as_str() {
-            packed_headers::PACKED => match packed_headers::unpack(&bytes) {
-                Some(unpacked) => {
-                    for packed_headers::PackedHeader { name, value, data_type } in unpacked {
-                        let typed = data_type.and_then(|data_type| attributes::build(&data_type, &value));
-                        form.attributes.extend(typed.map(|typed| (name.clone(), typed)));
-                        headers.push((name, value));
-                    }
-                }
-                None => defect = Some("its packed headers are unreadable"),
-            },
-            packed_headers::ENCODING => match packed_headers::decode_body(&payload) {
-                Some(decoded) => payload = decoded,
-                None => defect = Some("its body is marked as base64 but is not"),
-            },
-            _ => {
-                headers.push((name.clone(), bytes));
-                form.attributes.push((name, value));
-            }
-        }
-    }
+    let mut defect = add_attributes(&received, &mut headers, &mut form, &mut payload);
     let ours = || headers[facts..].iter().map(|(name, value)| (name.as_str(), &value[..]));
     let is_trusted = queue.own_headers.believes_parts(&LETTER, ours, Some(&payload));
     let own = |wanted: &str| {
@@ -112,6 +85,44 @@ pub(crate) fn to_message(received: Received, origin: Arc<str>, queue: &SqsQueueC
         message = message.defect(Defect::Malformed { what: what.to_owned() });
     }
     headers.into_iter().fold(message, |message, (name, value)| message.header(name, value)).build()
+}
+
+/// Adds the message attributes to the headers and the native form, and decodes the body. Returns the defect, if there is one.
+fn add_attributes(
+    received: &Received,
+    headers: &mut Vec<(String, Bytes)>,
+    form: &mut SqsForm,
+    payload: &mut Bytes,
+) -> Option<&'static str> {
+    let mut defect = None;
+    // Sorted, since the map has no order and headers should have the same order each time.
+    let mut received_attributes: Vec<_> =
+        received.message_attributes.clone().unwrap_or_default().into_iter().collect();
+    received_attributes.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    for (name, value) in received_attributes {
+        let bytes = attributes::to_bytes(&value);
+        match name.as_str() {
+            packed_headers::PACKED => match packed_headers::unpack(&bytes) {
+                Some(unpacked) => {
+                    for packed_headers::PackedHeader { name, value, data_type } in unpacked {
+                        let typed = data_type.and_then(|data_type| attributes::build(&data_type, &value));
+                        form.attributes.extend(typed.map(|typed| (name.clone(), typed)));
+                        headers.push((name, value));
+                    }
+                }
+                None => defect = Some("its packed headers are unreadable"),
+            },
+            packed_headers::ENCODING => match packed_headers::decode_body(payload) {
+                Some(decoded) => *payload = decoded,
+                None => defect = Some("its body is marked as base64 but is not"),
+            },
+            _ => {
+                headers.push((name.clone(), bytes));
+                form.attributes.push((name, value));
+            }
+        }
+    }
+    defect
 }
 
 /// Converts a sequence number to a position. Sequence numbers grow within a message group and have up to 128 bits;

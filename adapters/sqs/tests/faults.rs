@@ -1,7 +1,8 @@
-//! What SQS does that an emulator does not: entries that fail alone, handles that have expired, receives that never answer,
-//! throttling. The real SDK talks to a server of ours; the heartbeat that is cut goes through a proxy to the emulator.
+//! Faults that an emulator does not produce: entries that fail individually, expired handles, receives that never
+//! return, throttling. The real SDK talks to a server of ours; the failed extension goes through a proxy to the
+//! emulator.
 //!
-//! Bounds on calls are several times what is needed, and a small part of what a busy loop makes.
+//! Bounds on calls are several times what is needed, and a small part of what a busy loop would send.
 #![allow(clippy::unwrap_used)]
 
 mod support;

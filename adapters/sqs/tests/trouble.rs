@@ -1,4 +1,4 @@
-//! What fails for long, or for good: it shows, it costs little, and it is named.
+//! Persistent failures: they are visible, cheap, and named.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! What these tests share: queues on a real broker, raw AMQP, and looking until something is so.
+//! Shared test support: queues on a real broker, raw AMQP, and polling until a condition holds.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod hostile;

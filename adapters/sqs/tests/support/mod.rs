@@ -1,4 +1,4 @@
-//! What these tests share: clients and queues on a real server.
+//! Shared test support: clients and queues on a real server.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod fake;
