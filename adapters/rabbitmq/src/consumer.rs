@@ -262,13 +262,11 @@ impl Consumer for RabbitmqConsumer {
                 }
             }
             match self.next_event().await? {
-                None => {}
-                Some(NextDelivery::Retried((tag, message))) => {
-                    // The broker redelivers messages of a closed channel.
-                    if self.acker.is_current(tag) {
-                        return Ok(Some(vec![Delivery { message, tag }]));
-                    }
+                Some(NextDelivery::Retried((tag, message))) if self.acker.is_current(tag) => {
+                    return Ok(Some(vec![Delivery { message, tag }]));
                 }
+                // The broker redelivers messages of a closed channel.
+                Some(NextDelivery::Retried(_)) | None => {}
                 Some(NextDelivery::Broker(Some(Ok(first)))) if stream_check::may_be_from_stream(&first) => {
                     self.suspect = Some(first);
                 }
