@@ -9,12 +9,12 @@ use onceward::store::{
 use onceward::{Error, ErrorKind, KEY_FORMAT, Key, Scope};
 use redis::Value;
 
-use crate::ask::{Ask, Inspect};
-use crate::call::Caller;
+use crate::command::codec::Writer;
+use crate::command::{Ask, Inspect};
 use crate::error::garbled;
-use crate::link::Link;
+use crate::executor::Caller;
+use crate::network::connection::Link;
 use crate::scan::send_to;
-use crate::wire::Writer;
 
 const OPERATION: &str = "check Redis";
 

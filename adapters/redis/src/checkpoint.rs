@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
 use redis::Value;
 
+use crate::command::codec::{Reader, Writer};
+use crate::command::keyspace::ScopeTag;
 use crate::error::garbled;
-use crate::keys::ScopeTag;
 use crate::store::RedisStore;
-use crate::wire::{Reader, Writer};
 
 const LOAD: &str = "load a checkpoint from Redis";
 const SAVE: &str = "save a checkpoint to Redis";

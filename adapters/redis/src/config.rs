@@ -8,8 +8,8 @@ use onceward::{Error, ErrorKind};
 use redis::aio::ConnectionManager;
 use url::Url;
 
-use crate::address::{alike, database, is_tls, parse, parse_all, percent_decode, place};
-use crate::keys::Keyspace;
+use crate::command::keyspace::Keyspace;
+use crate::endpoint::address::{alike, database, is_tls, parse, parse_all, percent_decode, place};
 
 /// How to reach Redis or Valkey, and how to use it.
 ///
@@ -314,7 +314,7 @@ impl RedisConfig {
         if self.username.is_some() && self.password.is_none() && self.password_from.is_none() {
             return Err(wrong("a user name is given without a password; Redis logs users in with both"));
         }
-        crate::plaintext::check(self)?;
+        crate::endpoint::plaintext::check(self)?;
         self.settings.validate()
     }
 }

@@ -3,9 +3,9 @@
 use onceward::store::{Claim, ClaimRequest, KeyRecord, OwnerToken};
 use onceward::{Checkpoint, Key};
 
-use crate::ask::{Ask, Inspect, State};
 use crate::checkpoint;
-use crate::wire::Reader;
+use crate::command::codec::Reader;
+use crate::command::{Ask, Inspect, State};
 
 /// Reads one answer of a reply as the store does; the rest of the reply.
 fn read<'r, A: Ask>(item: &A, reply: &'r [u8]) -> Option<(A::Answer, &'r [u8])> {

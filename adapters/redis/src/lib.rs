@@ -57,30 +57,19 @@
 //! Leases and TTLs beyond 100 years are kept as 100 years. Database numbers other than 0 are for single servers only.
 //! TLS is always verified.
 
-mod address;
-mod ask;
-mod call;
 mod check;
 mod checkpoint;
-mod completing;
+mod command;
 mod config;
-mod confirm;
-mod connect;
+mod endpoint;
 mod error;
+mod executor;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-mod group;
-mod keys;
-mod link;
 mod network;
-mod plain;
-mod plaintext;
-mod replies;
 mod scan;
-mod script;
 mod store;
-mod wire;
 
 pub use config::RedisConfig;
 pub use store::RedisStore;

@@ -7,11 +7,11 @@ use onceward::store::{KeyRecord, KeyStats, ListQuery};
 use onceward::{Error, ErrorKind, Key, Scope};
 use redis::{Cmd, RedisResult, Value};
 
-use crate::ask::{Inspect, State};
-use crate::call::Caller;
+use crate::command::keyspace::ScopeTag;
+use crate::command::{Inspect, State};
 use crate::error::{garbled, store_error};
-use crate::keys::ScopeTag;
-use crate::link::Link;
+use crate::executor::Caller;
+use crate::network::connection::Link;
 
 /// Names that one step goes through. The server does nothing else meanwhile: some 100 µs.
 const STEP: u64 = 1_000;

@@ -10,10 +10,10 @@ use onceward::store::{
 };
 use onceward::{Error, Key, Scope, Store};
 
-use crate::ask::{Forget, Inspect};
-use crate::call::Caller;
+use crate::command::codec::Writer;
+use crate::command::{Forget, Inspect};
 use crate::config::RedisConfig;
-use crate::wire::Writer;
+use crate::executor::Caller;
 
 /// Keeps keys in Redis or Valkey; see the [crate documentation](crate) for what it promises and what it does not.
 ///

@@ -1,5 +1,7 @@
 //! Calls of scripts: a batch becomes one call for each server, and is whole again afterwards: [`Caller`].
 
+pub(crate) mod batch;
+
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -7,15 +9,15 @@ use onceward::{Error, ErrorKind, Scope};
 use redis::{Cmd, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 
-use crate::ask::Ask;
+use crate::command::Ask;
+use crate::command::codec::Reader;
+use crate::command::keyspace::{Keyspace, ScopeTag};
 use crate::config::{RedisConfig, Settings};
-use crate::confirm::{Confirmation, Confirmer, History};
 use crate::error::{garbled, store_error};
-use crate::group::{Group, Groups};
-use crate::keys::{Keyspace, ScopeTag};
-use crate::link::Link;
+use crate::executor::batch::{Group, Groups};
+use crate::network::connection::Link;
+use crate::network::replication::{Confirmation, Confirmer, History};
 use crate::network::{Network, is_server, named_node};
-use crate::wire::Reader;
 
 /// How often a call may be sent elsewhere, or again with its script's text, before it is left to the caller to repeat.
 const ROUNDS: usize = 6;

@@ -4,8 +4,8 @@ use onceward::{Error, ErrorKind, is_local_host};
 use redis::ConnectionAddr;
 use url::Url;
 
-use crate::address::is_tls;
 use crate::config::{RedisConfig, Servers};
+use crate::endpoint::address::is_tls;
 
 /// Looks at the addresses that are configured. What Sentinels and clusters name later is looked at before it is connected to.
 pub(crate) fn check(config: &RedisConfig) -> Result<(), Error> {

@@ -13,23 +13,23 @@ macro_rules! scripts {
     ($($name:ident = $file:literal,)+) => {
         $(
             pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
-                Script::new(concat!(include_str!("scripts/record.lua"), include_str!($file)))
+                Script::new(concat!(include_str!("lua/record.lua"), include_str!($file)))
             });
         )+
     };
 }
 
 scripts! {
-    CLAIM = "scripts/claim.lua",
-    COMPLETE = "scripts/complete.lua",
-    RENEW = "scripts/renew.lua",
-    FAIL = "scripts/fail.lua",
-    BURY = "scripts/bury.lua",
-    RELEASE = "scripts/release.lua",
-    REDRIVE = "scripts/redrive.lua",
-    FORGET = "scripts/forget.lua",
-    INSPECT = "scripts/inspect.lua",
-    STATES = "scripts/states.lua",
+    CLAIM = "lua/claim.lua",
+    COMPLETE = "lua/complete.lua",
+    RENEW = "lua/renew.lua",
+    FAIL = "lua/fail.lua",
+    BURY = "lua/bury.lua",
+    RELEASE = "lua/release.lua",
+    REDRIVE = "lua/redrive.lua",
+    FORGET = "lua/forget.lua",
+    INSPECT = "lua/inspect.lua",
+    STATES = "lua/states.lua",
 }
 
 impl Script {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use crate::replies::Replies;
+use crate::network::reply_limits::Replies;
 
 /// Ends the task behind a connection with its last handle.
 #[derive(Clone)]

@@ -10,11 +10,11 @@ use onceward::{Error, ErrorKind};
 use redis::{AsyncConnectionConfig, Pipeline, RedisError, RedisResult, Value};
 use tokio::time::Instant;
 
-use crate::completing::Completing;
 use crate::config::Settings;
-use crate::confirm::Confirmer;
-use crate::connect::{Connection, Connector};
 use crate::error::{ends_connection, store_error};
+use crate::network::connect::{Connection, Connector};
+use crate::network::detached::Completing;
+use crate::network::replication::Confirmer;
 
 /// After a failed attempt to connect, the next one waits this long; calls meanwhile fail as it did.
 const PAUSE: Duration = Duration::from_millis(200);

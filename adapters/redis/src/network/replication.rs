@@ -14,7 +14,7 @@ use redis::{Pipeline, RedisResult, Value};
 
 use crate::config::Settings;
 use crate::error::{garbled, store_error};
-use crate::link::Link;
+use crate::network::connection::Link;
 
 /// Where replicas of one node of a cluster did not confirm, later batches wait only this long for them until they do
 /// again: the keys of the other nodes must not stand behind them.

@@ -2,11 +2,11 @@
 
 use redis::Cmd;
 
-use crate::ask::Ask;
-use crate::keys::{Keyspace, ScopeTag};
+use crate::command::Ask;
+use crate::command::codec::Writer;
+use crate::command::keyspace::{Keyspace, ScopeTag};
+use crate::command::script::Script;
 use crate::network::Node;
-use crate::script::Script;
-use crate::wire::Writer;
 
 /// Keys in one call of a script. The server does nothing else meanwhile, for a few milliseconds.
 const MAX_KEYS: usize = 500;

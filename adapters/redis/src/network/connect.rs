@@ -13,12 +13,12 @@ use redis::{
 };
 use url::Url;
 
-use crate::address::is_tls;
 use crate::config::{RedisConfig, Servers, Tls};
+use crate::endpoint::address::is_tls;
+use crate::endpoint::plaintext::{check_address, sends_login};
 use crate::error::store_error;
 use crate::network::Node;
-use crate::plain::{self, Driver};
-use crate::plaintext::{check_address, sends_login};
+use crate::network::plain_stream::{self, Driver};
 
 const OPERATION: &str = "set up the Redis client";
 
@@ -115,7 +115,7 @@ impl Connector {
             Self::Managed(manager) => return Ok(Connection::Managed(manager.clone())),
         };
         if let ConnectionAddr::Tcp(host, port) = client.get_connection_info().addr() {
-            let made = plain::connect(&client, (host, *port), settings).await.map_err(wrong)?;
+            let made = plain_stream::connect(&client, (host, *port), settings).await.map_err(wrong)?;
             return Ok(Connection::Direct(made.0, Some(made.1)));
         }
         let made = client.get_multiplexed_async_connection_with_config(settings).await.map_err(wrong)?;

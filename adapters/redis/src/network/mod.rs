@@ -4,6 +4,13 @@
 //! connection loses it on the way; and while one node is down it holds up the calls to all others, because it looks for
 //! the slots again and again. Here every node has a [`Link`] of its own, and of the 16,384 slots only 64 are ours.
 
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod detached;
+pub(crate) mod plain_stream;
+pub(crate) mod replication;
+pub(crate) mod reply_limits;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +24,9 @@ use redis::{RedisError, ServerErrorKind, Value};
 use tokio::sync::Mutex;
 
 use crate::config::{RedisConfig, Servers};
-use crate::connect::Connector;
 use crate::error::garbled;
-use crate::link::Link;
+use crate::network::connect::Connector;
+use crate::network::connection::Link;
 
 /// A primary of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,5 +1,9 @@
 //! What each script is asked and what it answers: [`Ask`].
 
+pub(crate) mod codec;
+pub(crate) mod keyspace;
+pub(crate) mod script;
+
 use std::time::Duration;
 
 use onceward::Key;
@@ -8,8 +12,8 @@ use onceward::store::{
     Failure, KeyRecord, KeyState, Lease, Redrive, RedriveRequest, RenewRequest, Renewal,
 };
 
-use crate::script::{self, Script};
-use crate::wire::{Garbled, Reader, Writer};
+use crate::command::codec::{Garbled, Reader, Writer};
+use crate::command::script::Script;
 
 /// One item of a batch.
 pub(crate) trait Ask: Sync {
