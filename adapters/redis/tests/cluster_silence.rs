@@ -12,7 +12,7 @@ use onceward::store::Claim;
 use onceward::{Key, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
-use support::{assert_completed, bucket, completion, owners, request, scope, terms, work_through};
+use support::{assert_completed, bucket, completion, open, owners, request, scope, terms, work_through};
 
 /// How long keys are counted, each time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -76,8 +76,8 @@ async fn a_killed_and_a_stopped_node_leave_the_keys_of_the_others_at_their_rate(
         node.cli(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
     }
     let urls = cluster.urls();
-    let config = RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap();
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let config = RedisConfig::cluster(urls);
+    let store = Arc::new(open(&config));
     work_through(&store, 0..300).await;
     let (owners, keys) = (Arc::new(owners(&cluster)), Arc::new(AtomicU64::new(1_000_000)));
 

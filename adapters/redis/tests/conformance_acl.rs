@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use onceward::testing::store::{StoreHarness, Timing};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
-use support::{ACL_FOR_TOOLS, ACL_TO_WORK, config};
+use support::{ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, config, open};
 
 /// A user of its own for each test, because rights go by the prefix.
 struct Limited {
@@ -33,7 +33,7 @@ impl StoreHarness for Limited {
     type Store = RedisStore;
 
     async fn store(&self) -> RedisStore {
-        RedisStore::new(&self.config).unwrap()
+        open(&self.config)
     }
 
     async fn advance(&self, by: std::time::Duration) {

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{RedisReplicated, RedisSentinel};
-use support::{answered, claim, complete, config, lease_of, request, work_through};
+use support::{ConfigExt, answered, claim, complete, config, lease_of, open, request, work_through};
 
 fn through(sentinel: &RedisSentinel) -> RedisConfig {
-    RedisConfig::sentinel([sentinel.url().as_str()], "orders").unwrap()
+    RedisConfig::sentinel([sentinel.url()], "orders")
 }
 
 #[tokio::test]
 async fn the_store_follows_a_failover() {
     let mut servers = RedisReplicated::start();
     let sentinel = RedisSentinel::start("orders", &servers.primary);
-    let store = RedisStore::new(&through(&sentinel)).unwrap();
+    let store = open(&through(&sentinel));
     store.check().await.unwrap();
     let held = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
@@ -41,7 +41,7 @@ async fn the_store_follows_a_failover() {
 async fn a_failover_loses_what_the_replica_had_not_got() {
     let mut servers = RedisReplicated::start();
     let sentinel = RedisSentinel::start("orders", &servers.primary);
-    let store = RedisStore::new(&through(&sentinel)).unwrap();
+    let store = open(&through(&sentinel));
     let earlier = lease_of(claim(&store, request(1)).await.unwrap());
     servers.await_in_step();
     servers.replica.pause(true);
@@ -65,7 +65,7 @@ async fn a_failover_loses_what_the_replica_had_not_got() {
 async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
     let servers = RedisReplicated::start();
     let waiting = config(&servers.primary.url()).wait_replicas(1).wait_timeout(Duration::from_secs(1));
-    let store = RedisStore::new(&waiting).unwrap();
+    let store = open(&waiting);
     let earlier = lease_of(claim(&store, request(1)).await.unwrap());
     servers.replica.pause(true);
     let request = request(2);
@@ -74,7 +74,7 @@ async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
     assert!(error.to_string().contains("0 of 1 replicas"), "{error}");
     assert_eq!(complete(&store, earlier).await.unwrap_err().kind(), ErrorKind::Timeout);
     // A repeat over another connection, for which the primary has nothing to wait for, does not slip through.
-    let again = RedisStore::new(&waiting).unwrap();
+    let again = open(&waiting);
     let error = claim(&again, request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     servers.replica.pause(false);
@@ -87,12 +87,12 @@ async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
 async fn with_wait_replicas_a_failover_loses_nothing_that_was_confirmed() {
     let mut servers = RedisReplicated::start();
     let sentinel = RedisSentinel::start("orders", &servers.primary);
-    let store = RedisStore::new(&through(&sentinel).wait_replicas(1)).unwrap();
+    let store = open(&through(&sentinel).wait_replicas(1));
     work_through(&store, 0..500).await;
     let held = lease_of(claim(&store, request(1_000)).await.unwrap());
     servers.primary.kill();
     // The new primary has no replica that could confirm anything.
-    let after = RedisStore::new(&through(&sentinel)).unwrap();
+    let after = open(&through(&sentinel));
     support::assert_completed(&after, 0..500).await;
     assert_eq!(complete(&after, held).await.unwrap(), Completion::Completed);
 }

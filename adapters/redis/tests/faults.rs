@@ -10,19 +10,15 @@ use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisStore;
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::redis::Redis;
 use support::{
-    answered, assert_completed, claim, complete, completion, config, lease_of, request, scope, terms,
-    work_through,
+    ConfigExt, answered, assert_completed, claim, complete, completion, config, lease_of, open, request,
+    scope, terms, work_through,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-fn store(config: &RedisConfig) -> RedisStore {
-    RedisStore::new(config).unwrap()
-}
 
 /// The proxy brings a runtime of its own, which must not start within another.
 fn proxy_to(server: &Redis) -> Proxy {
@@ -34,7 +30,7 @@ fn proxy_to(server: &Redis) -> Proxy {
 fn behind(proxy: &Proxy) -> RedisStore {
     let url = format!("redis://{}", proxy.address());
     let short = Duration::from_millis(500);
-    store(&config(&url).response_timeout(short).connect_timeout(short))
+    open(&config(&url).response_timeout(short).connect_timeout(short))
 }
 
 /// Does `harm` again and again on a thread of its own until `work` is done, and answers how often.
@@ -70,7 +66,7 @@ async fn amid<T>(harm: impl Fn() + Send + Sync, work: impl Future<Output = T>) -
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_flushed_in_the_middle_are_not_noticed() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let flush = || drop(server.cli(&["SCRIPT", "FLUSH"]));
     let (errors, flushed) = amid(flush, work_through(&store, 0..20_000)).await;
     assert!(flushed > 20, "the scripts were flushed {flushed} times only");
@@ -81,7 +77,7 @@ async fn scripts_flushed_in_the_middle_are_not_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_killed_in_the_middle_lose_and_double_nothing() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let kill = || drop(server.cli(&["CLIENT", "KILL", "TYPE", "normal"]));
     let (errors, killed) = amid(kill, work_through(&store, 0..10_000)).await;
     assert!(killed > 20 && errors > 0, "{killed} kills, {errors} errors");
@@ -91,7 +87,7 @@ async fn connections_killed_in_the_middle_lose_and_double_nothing() {
 #[tokio::test]
 async fn claims_and_completions_survive_a_killed_server() {
     let mut server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let held = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, done).await.unwrap(), Completion::Completed);
@@ -110,7 +106,7 @@ async fn claims_and_completions_survive_a_killed_server() {
 async fn a_store_started_before_its_server_recovers_by_itself() {
     let mut server = Redis::start();
     server.stop();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let error = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     server.start_again();
@@ -122,7 +118,7 @@ async fn a_store_started_before_its_server_recovers_by_itself() {
 #[tokio::test]
 async fn used_up_memory_stops_claims_until_there_is_space() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, done).await.unwrap(), Completion::Completed);
@@ -145,7 +141,7 @@ async fn used_up_memory_stops_claims_until_there_is_space() {
 #[tokio::test]
 async fn a_server_that_is_loading_is_waited_for() {
     let mut server = Redis::start_with(&["--loading-process-events-interval-bytes", "1024"]);
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     work_through(&store, 0..3_000).await;
     server.kill();
     server.set_argument("--key-load-delay", "1000");
@@ -163,7 +159,7 @@ async fn a_server_that_is_loading_is_waited_for() {
 #[tokio::test]
 async fn a_server_busy_with_a_long_script_is_waited_for() {
     let server = Redis::start_with(&["--busy-reply-threshold", "50"]);
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     let url = server.url();
     let busy = std::thread::spawn(move || {
@@ -234,7 +230,7 @@ async fn a_partition_between_worker_and_store_heals() {
 #[tokio::test]
 async fn a_silent_server_is_a_timeout_and_not_a_slow_death() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).response_timeout(Duration::from_millis(300)));
+    let store = open(&config(&server.url()).response_timeout(Duration::from_millis(300)));
     let lease = lease_of(claim(&store, request(0)).await.unwrap());
     server.pause(true);
     let since = Instant::now();
@@ -249,7 +245,7 @@ async fn a_silent_server_is_a_timeout_and_not_a_slow_death() {
 #[tokio::test]
 async fn a_slow_answer_of_two_seconds_is_waited_for() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     server.pause(true);
     let waits = tokio::spawn({
@@ -264,7 +260,7 @@ async fn a_slow_answer_of_two_seconds_is_waited_for() {
 #[tokio::test]
 async fn calls_that_are_dropped_leave_the_connection_in_order() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     for n in 0..200 {
         let (scope, terms, request) = (scope(), terms(), [request(n)]);
@@ -280,7 +276,7 @@ async fn calls_that_are_dropped_leave_the_connection_in_order() {
 #[tokio::test]
 async fn a_damaged_record_fails_alone() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("damaged"));
+    let store = open(&config(&server.url()).prefix("damaged"));
     let leases: Vec<_> = [1, 2, 3, 4].map(request).to_vec();
     let claims = store.claim(&scope(), &terms(), &leases).await;
     let leases: Vec<_> = claims.into_iter().map(|claim| completion(lease_of(claim.unwrap()))).collect();
@@ -308,7 +304,7 @@ const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(n
 #[tokio::test]
 async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("numbers"));
+    let store = open(&config(&server.url()).prefix("numbers"));
     // In the bytes of a record: form and flags, then seven of each time and fence, then four of each count.
     let numbers =
         [(2, 1), (4, 1), (5, 1), (6, 7), (13, 7), (20, 7), (27, 7), (34, 7), (41, 7), (48, 4), (52, 4)];
@@ -347,7 +343,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
 #[tokio::test]
 async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("future"));
+    let store = open(&config(&server.url()).prefix("future"));
     let _ = lease_of(claim(&store, request(1)).await.unwrap());
     // As if the claim had been given out under a clock 1,000 s ahead: 1,000,000,000 µs more in the fence's bytes.
     let script = "local name = redis.call('KEYS', 'future:{*')[1] \
@@ -400,7 +396,7 @@ async fn a_reply_that_cannot_be_understood_is_unknown_and_its_repeat_tells() {
     let server = Redis::start();
     let garbles = Arc::new(AtomicBool::new(false));
     let url = garbling(&server, Arc::clone(&garbles)).await;
-    let store = store(&config(&url).prefix("garbled"));
+    let store = open(&config(&url).prefix("garbled"));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     garbles.store(true, Ordering::SeqCst);
     let error = store.complete(&scope(), &[completion(lease)]).await.remove(0).unwrap_err();

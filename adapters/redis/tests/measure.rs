@@ -11,7 +11,7 @@ use onceward::store::{Claim, ClaimRequest, CompleteRequest, Entropy};
 use onceward::{Fingerprint, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
-use support::{completion, config, key, scope, terms};
+use support::{ConfigExt, completion, config, key, open, scope, terms};
 
 fn server() -> Redis {
     Redis::start_with(&["--appendonly", "no"])
@@ -47,7 +47,7 @@ async fn fill(store: &RedisStore, keys: u64, fingerprint: bool, prefix: u64) {
 /// Bytes a key, from `INFO memory` before and after.
 async fn bytes_per_key(keys: u64, fingerprint: bool, prefix: &str) -> f64 {
     let server = server();
-    let store = RedisStore::new(&config(&server.url()).prefix(prefix)).unwrap();
+    let store = open(&config(&server.url()).prefix(prefix));
     fill(&store, 1, fingerprint, 1 << 40).await;
     let before: u64 = server.info("used_memory_dataset").parse().unwrap();
     let overhead = |server: &Redis| -> u64 { server.info("used_memory_overhead").parse().unwrap() };
@@ -81,7 +81,7 @@ const KEYS: u64 = 200_000;
 
 /// Claims and completes `KEYS` keys, `in_flight` batches of `size` at once, and answers keys a second.
 async fn claim_and_complete(url: &str, size: u64, in_flight: u64, round: u64) -> f64 {
-    let store = RedisStore::new(&config(url)).unwrap();
+    let store = open(&config(url));
     fill(&store, 1_000, false, (1 << 40) + round * 10_000).await;
     let since = Instant::now();
     let keys = if size == 1 { KEYS / 20 } else { KEYS };
@@ -183,8 +183,7 @@ async fn keys_a_second() {
 #[ignore = "a measurement"]
 async fn keys_a_second_in_a_cluster() {
     let cluster = onceward_test_servers::redis::RedisCluster::start(3);
-    let store =
-        RedisStore::new(&RedisConfig::cluster(cluster.urls().iter().map(String::as_str)).unwrap()).unwrap();
+    let store = open(&RedisConfig::cluster(cluster.urls()));
     fill(&store, 1_000, false, 1 << 40).await;
     let since = Instant::now();
     fill(&store, 100_000, false, 0).await;

@@ -12,7 +12,7 @@ use onceward::testing::{Habits, MemoryBroker};
 use onceward::{Handled, KeyExtractor, KeySource, Message, Pipeline, PipelineConfig, handler_fn};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::{Redis, RedisCluster};
-use support::{bucket, config, owners, scope};
+use support::{ConfigExt, bucket, config, open, owners, scope};
 use tokio_util::sync::CancellationToken;
 
 /// Far more than wait in the pipeline at a time, so that those of the silent node could fill it.
@@ -39,8 +39,8 @@ async fn goes_on(is_killed: bool) {
         node.cli(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
     }
     let urls = cluster.urls();
-    let config = RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap();
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let config = RedisConfig::cluster(urls);
+    let store = Arc::new(open(&config));
     let owners = owners(&cluster);
     let broker = MemoryBroker::new(Habits::default());
     let runs = Runs::default();
@@ -112,7 +112,7 @@ async fn no_effect_runs_twice(what: &str, take: impl Fn(&Redis), give: impl Fn(&
     let server = Redis::start();
     give(&server);
     let config = config(&server.url()).username("worker").password("one");
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let store = Arc::new(open(&config));
     let broker = MemoryBroker::new(Habits::default());
     let effects = Effects::default();
     let pipeline = Pipeline::builder(scope(), broker.consumer(), store)

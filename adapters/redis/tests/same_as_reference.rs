@@ -211,10 +211,10 @@ async fn random_calls_have_the_same_answers_as_the_reference() {
     let seeds = seed.map_or_else(|| 0..40, |seed: u64| seed..seed + 1);
     let mut kinds = std::collections::HashSet::new();
     for seed in seeds {
-        let config = support::own_part(RedisConfig::from_url(&Redis::shared().url()).unwrap());
+        let config = support::own_part(RedisConfig::new(Redis::shared().url()));
         let mut pair = Pair {
             reference: MemoryStore::new(),
-            redis: RedisStore::new(&config).unwrap(),
+            redis: support::open(&config),
             scope: Scope::parse("same").unwrap(),
             leases: Vec::new(),
         };

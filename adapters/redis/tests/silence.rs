@@ -13,7 +13,7 @@ use onceward::{ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::redis::{Redis, RedisReplicated, RedisSentinel};
-use support::{claim, config, lease_of, request, scope, terms};
+use support::{ConfigExt, claim, config, lease_of, open, request, scope, terms};
 use tokio::time::timeout;
 
 /// The proxy brings a runtime of its own, which must not start within another.
@@ -44,7 +44,7 @@ async fn a_half_open_connection_is_replaced_however_short_callers_wait() {
         let proxy = proxy_to(server.address());
         let millis = Duration::from_millis;
         let settings = through(&proxy).response_timeout(millis(response_timeout));
-        let store = RedisStore::new(&settings.prefix(format!("p{patience}"))).unwrap();
+        let store = open(&settings.prefix(format!("p{patience}")));
         let _ = lease_of(claim(&store, request(0)).await.unwrap());
         proxy.half_open();
         // Some seconds in all; without the replacement it is a quarter of an hour.
@@ -60,7 +60,7 @@ async fn a_connection_is_made_although_each_caller_gives_up_before() {
     let server = Redis::start();
     let proxy = proxy_to(server.address());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(400)));
-    let store = RedisStore::new(&through(&proxy)).unwrap();
+    let store = open(&through(&proxy));
     // The login and the claim take one answer each; no caller has time for both.
     assert!(gave_up(&store, Duration::from_millis(600), 20).await >= 1);
     assert_eq!(proxy.accepted(), 1);
@@ -70,7 +70,7 @@ async fn a_connection_is_made_although_each_caller_gives_up_before() {
 async fn a_server_that_is_merely_slow_keeps_its_connection() {
     let server = Redis::start();
     let proxy = proxy_to(server.address());
-    let store = RedisStore::new(&through(&proxy).response_timeout(Duration::from_secs(30))).unwrap();
+    let store = open(&through(&proxy).response_timeout(Duration::from_secs(30)));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(1_500)));
     for number in 1..=4 {
@@ -86,7 +86,7 @@ async fn a_server_that_takes_longer_than_the_connect_timeout_is_reached_all_the_
     let proxy = proxy_to(server.address());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(600)));
     let short = through(&proxy).connect_timeout(Duration::from_millis(400));
-    let store = RedisStore::new(&short).unwrap();
+    let store = open(&short);
     let first = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(first.kind(), ErrorKind::Unavailable, "{first:?}");
     let new = request(2);
@@ -102,7 +102,7 @@ async fn renewals_do_not_stand_behind_waits_for_a_hanging_replica() {
         .wait_replicas(1)
         .wait_timeout(Duration::from_secs(3))
         .response_timeout(Duration::from_secs(10));
-    let store = Arc::new(RedisStore::new(&waiting).unwrap());
+    let store = Arc::new(open(&waiting));
     let terms = onceward::store::ClaimTerms { lease: SHORT_LEASE, ..terms() };
     let requests: Vec<_> = (0..20).map(request).collect();
     let claims = store.claim(&scope(), &terms, &requests).await;
@@ -158,8 +158,8 @@ async fn sentinels_out_of_reach_do_not_hide_one_that_answers() {
     lost.iter().for_each(Proxy::partition);
     let mut urls: Vec<String> = lost.iter().map(|proxy| format!("redis://{}", proxy.address())).collect();
     urls.push(sentinel.url());
-    let config = RedisConfig::sentinel(urls.iter().map(String::as_str), "orders").unwrap();
+    let config = RedisConfig::sentinel(urls, "orders");
     // The client alone waits a second for each Sentinel that says nothing.
-    let store = RedisStore::new(&config.connect_timeout(Duration::from_millis(900))).unwrap();
+    let store = open(&config.connect_timeout(Duration::from_millis(900)));
     let _ = lease_of(claim(&store, request(1)).await.unwrap());
 }

@@ -5,12 +5,12 @@ mod support;
 
 use onceward::store::{Advice, AdviceLevel};
 use onceward::{ErrorKind, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{Redis, RedisCluster};
-use support::{claim, config, request};
+use support::{ConfigExt, claim, config, open, request};
 
 async fn check(config: &RedisConfig) -> Result<Vec<Advice>, onceward::Error> {
-    RedisStore::new(config).unwrap().check().await
+    open(config).check().await
 }
 
 fn says(advice: &[Advice], level: AdviceLevel, text: &str) -> bool {
@@ -70,7 +70,7 @@ async fn missing_persistence_and_idle_replicas_are_warned_about() {
 
     let error = check(&config(&replica.url())).await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("is a replica"), "{error}");
-    let error = claim(&RedisStore::new(&config(&replica.url())).unwrap(), request(1)).await.unwrap_err();
+    let error = claim(&open(&config(&replica.url())), request(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
 }
 
@@ -78,7 +78,7 @@ async fn missing_persistence_and_idle_replicas_are_warned_about() {
 async fn keys_in_another_format_are_refused() {
     let server = Redis::start();
     server.cli(&["SET", "ow:!format", "records 9, keys 9"]);
-    let store = RedisStore::new(&config(&server.url())).unwrap();
+    let store = open(&config(&server.url()));
     for error in [store.check().await.unwrap_err(), claim(&store, request(1)).await.unwrap_err()] {
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("records 9, keys 9"), "{error}");
@@ -90,14 +90,14 @@ async fn keys_in_another_format_are_refused() {
 #[tokio::test]
 async fn a_cluster_and_a_single_server_are_not_taken_for_each_other() {
     let alone = Redis::start();
-    let error = check(&RedisConfig::cluster([alone.url().as_str()]).unwrap()).await.unwrap_err();
+    let error = check(&RedisConfig::cluster([alone.url()])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
     let cluster = RedisCluster::start(3);
     let error = check(&config(&cluster.nodes()[0].url())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
     assert!(error.to_string().contains("RedisConfig::cluster"), "{error}");
     let urls = cluster.urls();
-    let advice = check(&RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap()).await.unwrap();
+    let advice = check(&RedisConfig::cluster(urls.clone())).await.unwrap();
     for url in &urls {
         let place = url.trim_start_matches("redis://");
         assert!(says(&advice, AdviceLevel::Ok, &format!("{place}: Redis")), "{advice:?}");

@@ -1,5 +1,6 @@
 //! Maps `[store.redis]` to its adapter.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Error;
@@ -16,37 +17,32 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn open(config: &Config, store: &RedisStore) -> Result<onceward_redis::RedisStore, Error> {
     let addresses = || [&store.url].into_iter().chain(&store.nodes).map(Address::expose);
-    let mut options = match (store.topology, &store.primary) {
-        (RedisTopology::Standalone, _) => RedisConfig::from_url(store.url.expose())?,
-        (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses())?,
+    let mut redis = match (store.topology, &store.primary) {
+        (RedisTopology::Standalone, _) => RedisConfig::new(store.url.expose()),
+        (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses()),
         (RedisTopology::Sentinel, primary) => {
-            RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())?
+            RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())
         }
     };
     let login = Login::read(config, "store.redis", store.credentials())?;
-    if let Some(username) = login.username {
-        options = options.username(username);
-    }
-    if let Some(password) = login.password {
-        options = options.password(password.expose());
-    }
+    redis.endpoint.username = login.username.map(Into::into);
+    redis.endpoint.password = login.password.map(|password| password.expose().to_owned());
     if let Some(file) = store.credentials().password_file {
-        // Read for each new connection: it may have been replaced.
+        // Read before each new connection: it may have been replaced.
         let path = config.resolve(file);
-        options = options.password_from(move || Ok(password_in(&path, "store.redis")?.expose().to_owned()));
+        let read = move || Ok(password_in(&path, "store.redis")?.expose().to_owned());
+        redis.endpoint.password_from = Some(Arc::new(read));
     }
     if let Some(file) = &store.ca_file {
-        let pem = certificates(config, "store.redis.ca_file", file)?;
-        options = options.ca(pem);
+        redis.endpoint.ca = Some(certificates(config, "store.redis.ca_file", file)?);
     }
-    // A little less than the limit of a call, so that what was wrong is known before the call is given up.
+    redis.endpoint.allow_plaintext = store.allow_plaintext;
+    // A little less than the limit of a call, so that the cause is known before the call is given up.
     let limit = store.limits().timeout.get().mul_f64(0.9);
-    let options = options
-        .allow_plaintext(store.allow_plaintext)
-        .prefix(store.prefix.as_str())
-        .connect_timeout(CONNECT_TIMEOUT.min(limit))
-        .response_timeout(limit)
-        .wait_replicas(store.wait_replicas)
-        .wait_timeout(WAIT_TIMEOUT.min(limit / 3));
-    onceward_redis::RedisStore::new(&options)
+    redis.options.prefix = store.prefix.clone();
+    redis.options.connect_timeout = CONNECT_TIMEOUT.min(limit);
+    redis.options.response_timeout = limit;
+    redis.options.wait_replicas = store.wait_replicas;
+    redis.options.wait_timeout = WAIT_TIMEOUT.min(limit / 3);
+    onceward_redis::RedisStore::open(redis)
 }

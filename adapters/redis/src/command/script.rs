@@ -1,10 +1,10 @@
-//! The scripts that decide what becomes of a key, in the server.
+//! The Lua scripts that decide each step of a key in the server: [`LuaScript`].
 
 use std::sync::LazyLock;
 
-/// One script: its text, and the hash that the server knows it by once it has seen it.
+/// A script: its text, and the hash by which the server caches it.
 #[derive(Debug)]
-pub(crate) struct Script {
+pub(crate) struct LuaScript {
     pub(crate) source: &'static str,
     pub(crate) sha: String,
 }
@@ -12,8 +12,8 @@ pub(crate) struct Script {
 macro_rules! scripts {
     ($($name:ident = $file:literal,)+) => {
         $(
-            pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
-                Script::new(concat!(include_str!("lua/record.lua"), include_str!($file)))
+            pub(crate) static $name: LazyLock<LuaScript> = LazyLock::new(|| {
+                LuaScript::new(concat!(include_str!("lua/record.lua"), include_str!($file)))
             });
         )+
     };
@@ -32,7 +32,7 @@ scripts! {
     STATES = "lua/states.lua",
 }
 
-impl Script {
+impl LuaScript {
     fn new(source: &'static str) -> Self {
         Self { source, sha: redis::Script::new(source).get_hash().to_owned() }
     }

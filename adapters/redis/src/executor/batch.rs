@@ -1,121 +1,122 @@
-//! Batches cut into calls: [`Groups`].
+//! Splits a batch into script calls: [`ScriptBatch`].
 
 use redis::Cmd;
 
-use crate::command::Ask;
-use crate::command::codec::Writer;
+use crate::command::ScriptCommand;
+use crate::command::codec::ArgumentWriter;
 use crate::command::keyspace::{Keyspace, ScopeTag};
-use crate::command::script::Script;
-use crate::network::Node;
+use crate::command::script::LuaScript;
+use crate::network::node::ClusterNode;
 
-/// Keys in one call of a script. The server does nothing else meanwhile, for a few milliseconds.
+/// The most keys in one script call, which blocks the server for a few milliseconds.
 const MAX_KEYS: usize = 500;
 
-/// A call is closed once its items have this many bytes.
+/// A call takes no more items once they have this many bytes.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// The longest single item; Redis takes no argument beyond 512 MiB.
+/// The longest single item; Redis accepts no argument beyond 512 MiB.
 const MAX_ITEM_BYTES: usize = 256 * 1024 * 1024;
 
-/// Items that one call of a script takes.
+/// One call of a script, for some items of a batch.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Group {
-    /// Their places in the batch; never none.
-    pub(crate) places: Vec<usize>,
-    /// What they have in common in a cluster.
+pub(crate) struct ScriptCall {
+    /// The positions of its items in the batch; never empty.
+    pub(crate) positions: Vec<usize>,
+    /// The bucket of its keys; in a cluster all are in one.
     pub(crate) bucket: u8,
-    /// The node that has them although their slot is still another's.
-    pub(crate) asking: Option<Node>,
-    /// The server does not know the script yet.
+    /// The node that is importing the slot, after an ASK redirection: the call must be preceded by ASKING.
+    pub(crate) asking: Option<ClusterNode>,
+    /// True if the server may not know the script: the call carries its text.
     pub(crate) with_text: bool,
-    names: Vec<Vec<u8>>,
-    payload: Writer,
+    keys: Vec<Vec<u8>>,
+    argument: ArgumentWriter,
 }
 
-impl Group {
-    /// The same, with the script's text.
+impl ScriptCall {
+    /// The same call with the text of the script.
     pub(crate) fn with_text(self) -> Self {
         Self { with_text: true, ..self }
     }
 
-    /// The same, for a node that another one has named for it; that may not know the script.
-    pub(crate) fn asking(self, node: Node) -> Self {
+    /// The same call to the node of an ASK redirection, which may not know the script.
+    pub(crate) fn asking(self, node: ClusterNode) -> Self {
         Self { asking: Some(node), with_text: true, ..self }
     }
 
-    /// The same, for the node that has its slot.
+    /// The same call to the node that owns the slot.
     pub(crate) fn not_asking(&self) -> Self {
         Self { asking: None, ..self.clone() }
     }
 
-    /// The Redis key of one of them: all are in its slot.
-    pub(crate) fn name(&self) -> &[u8] {
-        self.names.first().map_or(&[], Vec::as_slice)
+    /// The first of its Redis keys, which are all in one slot.
+    pub(crate) fn first_key(&self) -> &[u8] {
+        self.keys.first().map_or(&[], Vec::as_slice)
     }
 
-    /// The call, by the script's hash, or with its text, from which the server knows it by its hash too.
-    pub(crate) fn command(&self, script: &Script) -> Cmd {
+    /// `EVALSHA`, or `EVAL` with the text, which also makes the server cache the script.
+    pub(crate) fn command(&self, script: &LuaScript) -> Cmd {
         let (name, text) =
             if self.with_text { ("EVAL", script.source) } else { ("EVALSHA", script.sha.as_str()) };
-        let mut command =
-            Cmd::with_capacity(self.names.len() + 4, self.names.len() * 32 + self.payload.len());
-        command.arg(name).arg(text).arg(self.names.len());
-        for name in &self.names {
-            command.arg(name.as_slice());
+        let mut command = Cmd::with_capacity(self.keys.len() + 4, self.keys.len() * 32 + self.argument.len());
+        command.arg(name).arg(text).arg(self.keys.len());
+        for key in &self.keys {
+            command.arg(key.as_slice());
         }
-        command.arg(self.payload.as_bytes());
+        command.arg(self.argument.as_bytes());
         command
     }
 }
 
-/// A batch that is to be cut into calls.
-pub(crate) struct Groups<'b, A> {
-    pub(crate) space: &'b Keyspace,
-    /// A call may only have keys of one bucket.
+/// A batch of commands of one kind, to be split into calls.
+pub(crate) struct ScriptBatch<'b, C> {
+    pub(crate) keyspace: &'b Keyspace,
+    /// True in a cluster: the keys of a call must be in one bucket.
     pub(crate) by_bucket: bool,
     pub(crate) tag: ScopeTag,
+    /// What precedes the items in the argument of each call.
     pub(crate) head: &'b [u8],
-    pub(crate) items: &'b [A],
+    pub(crate) items: &'b [C],
 }
 
-impl<A: Ask> Groups<'_, A> {
-    /// The items at `places`, cut into as few calls as may be. An item that is too large is in none.
-    pub(crate) fn of(&self, places: impl Iterator<Item = usize>) -> Vec<Group> {
-        let mut places: Vec<usize> = places.collect();
+impl<C: ScriptCommand> ScriptBatch<'_, C> {
+    /// Splits the items at `positions` into as few calls as possible. An item beyond [`MAX_ITEM_BYTES`] is left out.
+    pub(crate) fn split(&self, positions: impl Iterator<Item = usize>) -> Vec<ScriptCall> {
+        let mut positions: Vec<usize> = positions.collect();
         if self.by_bucket {
-            places.sort_by_key(|place| self.bucket(*place));
+            positions.sort_by_key(|position| self.bucket(*position));
         }
-        let mut groups: Vec<Group> = Vec::new();
-        for place in places {
-            let mut item = Writer::default();
-            self.items[place].write(&mut item);
+        let mut calls: Vec<ScriptCall> = Vec::new();
+        for position in positions {
+            let mut item = ArgumentWriter::default();
+            self.items[position].encode(&mut item);
             if item.len() > MAX_ITEM_BYTES {
                 continue;
             }
-            let bucket = self.bucket(place);
-            let has_room = |group: &Group| {
-                (group.bucket == bucket || !self.by_bucket)
-                    && group.places.len() < MAX_KEYS
-                    && group.payload.len() + item.len() <= MAX_BYTES
+            let bucket = self.bucket(position);
+            let has_room = |call: &ScriptCall| {
+                (call.bucket == bucket || !self.by_bucket)
+                    && call.positions.len() < MAX_KEYS
+                    && call.argument.len() + item.len() <= MAX_BYTES
             };
-            if !groups.last().is_some_and(has_room) {
-                groups.push(Group { bucket, payload: Writer::starting_with(self.head), ..Group::default() });
+            if !calls.last().is_some_and(has_room) {
+                let argument = ArgumentWriter::starting_with(self.head);
+                calls.push(ScriptCall { bucket, argument, ..ScriptCall::default() });
             }
-            if let Some(group) = groups.last_mut() {
-                group.places.push(place);
-                group.names.push(self.space.record(self.tag, self.items[place].key()));
-                group.payload.append(item);
+            if let Some(call) = calls.last_mut() {
+                call.positions.push(position);
+                call.keys.push(self.keyspace.record(self.tag, self.items[position].key()));
+                call.argument.append(item);
             }
         }
-        groups
+        calls
     }
 
-    /// The items of `group`, each in a call of its own.
-    pub(crate) fn alone(&self, group: &Group) -> impl Iterator<Item = Group> {
-        group.places.iter().flat_map(|place| self.of(std::iter::once(*place)))
+    /// Splits `call` into one call for each item.
+    pub(crate) fn split_singly(&self, call: &ScriptCall) -> impl Iterator<Item = ScriptCall> {
+        call.positions.iter().flat_map(|position| self.split(std::iter::once(*position)))
     }
 
-    fn bucket(&self, place: usize) -> u8 {
-        Keyspace::bucket(self.items[place].key())
+    fn bucket(&self, position: usize) -> u8 {
+        Keyspace::bucket(self.items[position].key())
     }
 }

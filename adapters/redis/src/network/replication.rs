@@ -1,82 +1,87 @@
-//! Waits until replicas have what was written, over a connection that nothing else needs: [`Confirmer`].
+//! Waits for the replicas of a server over a dedicated connection: [`ReplicaWaiter`].
 //!
-//! `WAIT` blocks its connection for as long as it waits. Renewals and claims must not stand behind it, so it has a
-//! connection of its own. A replica that has a write of this connection has all earlier writes of the server too, because
-//! replication keeps their order.
+//! `WAIT` blocks its connection, and renewals and claims must not wait behind it. A replica that has a write of this
+//! connection also has all earlier writes of the server, because replication keeps their order.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use onceward::Error;
+use parking_lot::Mutex;
 use redis::{Pipeline, RedisResult, Value};
 
-use crate::config::Settings;
-use crate::error::{garbled, store_error};
-use crate::network::connection::Link;
+use crate::config::RedisOptions;
+use crate::error::{classify, invalid_reply};
+use crate::network::connection::ServerConnection;
 
-/// Where replicas of one node of a cluster did not confirm, later batches wait only this long for them until they do
-/// again: the keys of the other nodes must not stand behind them.
+/// The time limit for replicas of a cluster node that did not acknowledge the last time, until they do again: the keys of
+/// the other nodes must not wait behind them.
 const SHORT_WAIT: Duration = Duration::from_millis(100);
 
-/// Confirms that replicas have all that was written before. Calls that come while one `WAIT` is under way share the next.
-pub(crate) struct Confirmer {
-    shared: Arc<Inner>,
+/// Waits until replicas have acknowledged all earlier writes. Calls during one `WAIT` share the next one.
+#[derive(Debug)]
+pub(crate) struct ReplicaWaiter {
+    shared: Arc<WaiterShared>,
 }
 
-struct Inner {
-    link: Link,
+#[derive(Debug)]
+struct WaiterShared {
+    connection: ServerConnection,
     wanted: u32,
     timeout: Duration,
-    is_one_of_many: bool,
-    rounds: Mutex<Rounds>,
-    /// One round at a time.
+    is_cluster_node: bool,
+    rounds: Mutex<WaitRounds>,
+    /// Held by the round that is waiting.
     turn: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
-struct Rounds {
-    /// The round that has not begun yet.
-    next: Option<Round>,
+#[derive(Debug, Default)]
+struct WaitRounds {
+    /// The round that has not started yet.
+    next: Option<WaitRound>,
     is_failing: bool,
 }
 
-type Round = Shared<BoxFuture<'static, Arc<Result<Waited, Error>>>>;
+type WaitRound = Shared<BoxFuture<'static, Arc<Result<WaitResult, Error>>>>;
 
-/// What a round found.
-struct Waited {
+/// The result of a round.
+#[derive(Debug)]
+struct WaitResult {
     replicas: u32,
-    history: History,
+    history: ReplicationHistory,
 }
 
-/// Whether replicas have what was written.
+/// Whether replicas have a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Confirmation {
-    /// They have.
+pub(crate) enum ReplicaConfirmation {
+    /// Enough replicas have it.
     Confirmed,
-    /// Only so many of them had it in time.
+    /// Only this many acknowledged it in time.
     TooFew(u32),
-    /// The two connections lead to different primaries, so that nothing is known.
+    /// The two connections lead to different primaries: unknown.
     AnotherPrimary,
 }
 
-/// Which primary's history of writes a server is at: a failover begins another one. `None` for a replica.
+/// The replication id of a primary, which changes with a failover; `None` for a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct History(Option<String>);
+pub(crate) struct ReplicationHistory(Option<String>);
 
-impl History {
-    /// The command that shows it.
-    pub(crate) fn ask(pipeline: &mut Pipeline) {
+impl ReplicationHistory {
+    /// Adds the command whose reply contains it.
+    pub(crate) fn request(pipeline: &mut Pipeline) {
         pipeline.cmd("INFO").arg("replication");
     }
 
-    pub(crate) fn read(operation: &'static str, reply: Option<RedisResult<Value>>) -> Result<Self, Error> {
+    /// # Errors
+    /// The server failed, or the reply is not that of the command.
+    pub(crate) fn decode(operation: &'static str, reply: Option<RedisResult<Value>>) -> Result<Self, Error> {
         let reply =
-            reply.ok_or_else(|| garbled(operation))?.map_err(|error| store_error(operation, error))?;
-        let text: String = redis::from_redis_value(reply).map_err(|_| garbled(operation))?;
+            reply.ok_or_else(|| invalid_reply(operation))?.map_err(|error| classify(operation, error))?;
+        let text: String = redis::from_redis_value(reply).map_err(|_| invalid_reply(operation))?;
         let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_end);
-        let id = line("master_replid:").ok_or_else(|| garbled(operation))?;
+        let id = line("master_replid:").ok_or_else(|| invalid_reply(operation))?;
         Ok(Self((line("role:") == Some("master")).then(|| id.to_owned())))
     }
 
@@ -85,47 +90,47 @@ impl History {
     }
 }
 
-impl Confirmer {
-    pub(crate) fn new(link: Link, settings: &Settings, is_one_of_many: bool) -> Self {
-        let shared = Inner {
-            link,
-            wanted: settings.wait_replicas,
-            timeout: settings.wait_timeout,
-            is_one_of_many,
+impl ReplicaWaiter {
+    pub(crate) fn new(connection: ServerConnection, options: &RedisOptions, is_cluster_node: bool) -> Self {
+        let shared = WaiterShared {
+            connection,
+            wanted: options.wait_replicas,
+            timeout: options.wait_timeout,
+            is_cluster_node,
             rounds: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Waits until enough replicas have what a server with this `history` has written so far. `mark` is a key in a slot of
-    /// that server; `asking` says that the slot is still moving to it.
+    /// Waits until enough replicas have everything that a server with this `history` has written so far. `mark` is a key in
+    /// a slot of that server; `asking` says that the server is still importing the slot.
     ///
     /// # Errors
-    /// It cannot be known: a failover may lose the writes.
-    pub(crate) async fn confirm(
+    /// The state of the replicas is unknown: a failover may lose the writes.
+    pub(crate) async fn wait(
         &self,
         operation: &'static str,
-        history: &History,
+        history: &ReplicationHistory,
         mark: Vec<u8>,
         asking: bool,
-    ) -> Result<Confirmation, Error> {
+    ) -> Result<ReplicaConfirmation, Error> {
         let shared = &self.shared;
         let (round, is_failing) = {
-            let mut rounds = shared.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rounds = shared.rounds.lock();
             let is_failing = rounds.is_failing;
-            let begin = || {
-                let round = Arc::clone(shared).wait(operation, mark, asking).boxed().shared();
-                // It holds the turn, so it must not depend on callers that may give up.
+            let start = || {
+                let round = Arc::clone(shared).run_round(operation, mark, asking).boxed().shared();
+                // It holds the turn, so it must not be cancelled with a caller.
                 tokio::spawn(round.clone());
                 round
             };
-            (rounds.next.get_or_insert_with(begin).clone(), is_failing)
+            (rounds.next.get_or_insert_with(start).clone(), is_failing)
         };
-        let waited = if shared.is_one_of_many && is_failing {
+        let waited = if shared.is_cluster_node && is_failing {
             match tokio::time::timeout(SHORT_WAIT, round).await {
                 Ok(waited) => waited,
-                Err(_) => return Ok(Confirmation::TooFew(0)),
+                Err(_) => return Ok(ReplicaConfirmation::TooFew(0)),
             }
         } else {
             round.await
@@ -133,33 +138,38 @@ impl Confirmer {
         match &*waited {
             Err(error) => Err(error.replicate()),
             Ok(waited) if waited.history != *history => {
-                shared.link.drop_connection();
-                Ok(Confirmation::AnotherPrimary)
+                shared.connection.disconnect();
+                Ok(ReplicaConfirmation::AnotherPrimary)
             }
-            Ok(waited) if waited.replicas < shared.wanted => Ok(Confirmation::TooFew(waited.replicas)),
-            Ok(_) => Ok(Confirmation::Confirmed),
+            Ok(waited) if waited.replicas < shared.wanted => Ok(ReplicaConfirmation::TooFew(waited.replicas)),
+            Ok(_) => Ok(ReplicaConfirmation::Confirmed),
         }
     }
 }
 
-impl Inner {
-    async fn wait(
+impl WaiterShared {
+    async fn run_round(
         self: Arc<Self>,
         operation: &'static str,
         mark: Vec<u8>,
         asking: bool,
-    ) -> Arc<Result<Waited, Error>> {
+    ) -> Arc<Result<WaitResult, Error>> {
         let _turn = self.turn.lock().await;
-        // What is written from now on may come after the mark: it waits for the next round.
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner).next = None;
-        let waited = self.ask(operation, &mark, asking).await;
+        // Writes from now on may come after the mark: they wait for the next round.
+        self.rounds.lock().next = None;
+        let waited = self.send_wait(operation, &mark, asking).await;
         let is_failing = !waited.as_ref().is_ok_and(|waited| waited.replicas >= self.wanted);
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner).is_failing = is_failing;
+        self.rounds.lock().is_failing = is_failing;
         Arc::new(waited)
     }
 
-    /// `WAIT` speaks, as documented, of the writes of its own connection: the mark is one.
-    async fn ask(&self, operation: &'static str, mark: &[u8], asking: bool) -> Result<Waited, Error> {
+    /// Writes `mark` and waits for it: `WAIT` covers the writes of its own connection only.
+    async fn send_wait(
+        &self,
+        operation: &'static str,
+        mark: &[u8],
+        asking: bool,
+    ) -> Result<WaitResult, Error> {
         let mut pipeline = redis::pipe();
         if asking {
             pipeline.cmd("ASKING");
@@ -167,15 +177,15 @@ impl Inner {
         pipeline.cmd("SET").arg(mark).arg("").arg("PX").arg(60_000);
         pipeline.cmd("WAIT").arg(self.wanted);
         pipeline.arg(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
-        History::ask(&mut pipeline);
-        let mut replies = self.link.send_all(operation, pipeline).await?;
+        ReplicationHistory::request(&mut pipeline);
+        let mut replies = self.connection.send_all(operation, pipeline).await?;
         let (history, waited, written) = (replies.pop(), replies.pop(), replies.pop());
-        let (Some(waited), Some(written)) = (waited, written) else { return Err(garbled(operation)) };
-        // If the slot moves away just now, nothing is confirmed.
-        written.map_err(|error| store_error(operation, error))?;
+        let (Some(waited), Some(written)) = (waited, written) else { return Err(invalid_reply(operation)) };
+        // If the slot is moved away at this moment, nothing is confirmed.
+        written.map_err(|error| classify(operation, error))?;
         let replicas = waited.and_then(|waited| Ok(redis::from_redis_value::<u32>(waited)?));
-        let replicas = replicas.map_err(|error| store_error(operation, error))?;
-        let history = History::read(operation, history)?;
-        Ok(Waited { replicas, history })
+        let replicas = replicas.map_err(|error| classify(operation, error))?;
+        let history = ReplicationHistory::decode(operation, history)?;
+        Ok(WaitResult { replicas, history })
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ impl StoreHarness for Part {
 
     /// Each handle has a connection of its own.
     async fn store(&self) -> RedisStore {
-        RedisStore::new(&self.config).unwrap()
+        open(&self.config)
     }
 
     async fn advance(&self, by: Duration) {
@@ -60,8 +61,65 @@ pub(crate) const LEASE: Duration = Duration::from_secs(60);
 /// How long a fault may keep the store from answering.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Changes options and endpoint in a chain.
+pub(crate) trait ConfigExt: Sized {
+    fn with(self, change: impl FnOnce(&mut RedisConfig)) -> Self;
+
+    fn prefix(self, prefix: impl Into<String>) -> Self {
+        self.with(|config| config.options.prefix = prefix.into())
+    }
+
+    fn response_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.response_timeout = timeout)
+    }
+
+    fn connect_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.connect_timeout = timeout)
+    }
+
+    fn wait_replicas(self, count: u32) -> Self {
+        self.with(|config| config.options.wait_replicas = count)
+    }
+
+    fn wait_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.wait_timeout = timeout)
+    }
+
+    fn scan_limit(self, limit: u64) -> Self {
+        self.with(|config| config.options.scan_limit = limit)
+    }
+
+    fn username(self, username: &str) -> Self {
+        self.with(|config| config.endpoint.username = Some(username.to_owned()))
+    }
+
+    fn password(self, password: &str) -> Self {
+        self.with(|config| config.endpoint.password = Some(password.to_owned()))
+    }
+
+    fn password_from(self, provider: impl Fn() -> Result<String, Error> + Send + Sync + 'static) -> Self {
+        self.with(|config| config.endpoint.password_from = Some(Arc::new(provider)))
+    }
+
+    fn ca(self, pem: impl Into<Vec<u8>>) -> Self {
+        self.with(|config| config.endpoint.ca = Some(pem.into()))
+    }
+}
+
+impl ConfigExt for RedisConfig {
+    fn with(mut self, change: impl FnOnce(&mut RedisConfig)) -> Self {
+        change(&mut self);
+        self
+    }
+}
+
+/// Opens a store whose configuration must be valid.
+pub(crate) fn open(config: &RedisConfig) -> RedisStore {
+    RedisStore::open(config.clone()).unwrap()
+}
+
 pub(crate) fn config(url: &str) -> RedisConfig {
-    RedisConfig::from_url(url).unwrap()
+    RedisConfig::new(url)
 }
 
 pub(crate) fn scope() -> Scope {
