@@ -1,5 +1,4 @@
-//! Looks at everything a configuration names: the source, the store, the handler, the places for dead letters and for what
-//! is put into the outbox.
+//! Checks all systems that a configuration names: source, store, handler, dead-letter destination and outbox target.
 
 use std::time::Duration;
 
@@ -11,10 +10,10 @@ use super::finding::Finding;
 use crate::config::{Config, Handler, Source};
 use crate::registry::{self, DeadLetterFacts, OpenStore, Purpose};
 
-/// How long any one part may take to answer.
+/// The time limit of each part.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Adds a finding for each part, good or bad.
+/// Adds a finding for each part.
 pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
     match &config.source {
         Source::File(file) => findings.push(files::source(config, file)),
@@ -32,7 +31,7 @@ pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-/// The broker that the relay publishes to, where it is not the source's.
+/// The broker that the relay publishes to, if it is not that of the source.
 async fn outbox_target(config: &Config) -> Option<Finding> {
     let key = config.outbox.target()?.path();
     match in_time(registry::check_outbox_target(config)).await {
@@ -41,7 +40,7 @@ async fn outbox_target(config: &Config) -> Option<Finding> {
     }
 }
 
-/// The source's broker, and on it the place for dead letters.
+/// The broker of the source, and its dead-letter destination.
 async fn broker(config: &Config, findings: &mut Vec<Finding>) {
     let key = format!("source.{}", config.source.name());
     findings.push(match in_time(registry::broker_backlog(config)).await {
@@ -55,7 +54,7 @@ async fn broker(config: &Config, findings: &mut Vec<Finding>) {
         }
         Err(error) => {
             findings.push(Finding::failed(config, &key, &error));
-            // The same broker would give the same answer.
+            // The same broker would fail in the same way.
             return;
         }
     });
@@ -149,13 +148,13 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
     let message = match (checked.await, &config.handler) {
         (Err(error), _) => return Finding::failed(config, &key, &error),
         (Ok(false), _) => {
-            let message = "its statement was not looked at, since the store is not there";
-            return Finding::warning(config, &key, message, "check again once it is");
+            let message = "its statement was not checked, because the store is not available";
+            return Finding::warning(config, &key, message, "check again when it is");
         }
-        (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program is there and executable",
+        (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program exists and is executable",
         (Ok(true), Handler::Http(_)) => "its server accepts connections",
-        (Ok(true), Handler::Sql(_)) => "the store takes its statement",
-        (Ok(true), Handler::Publish(_)) => "its broker answers and has the destination",
+        (Ok(true), Handler::Sql(_)) => "the store accepts its statement",
+        (Ok(true), Handler::Publish(_)) => "its broker responds and has the destination",
         (Ok(true), Handler::Stdout(_)) => "needs nothing",
     };
     Finding::ok(config, Some(&key), message)
@@ -163,7 +162,7 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
 
 async fn in_time<T>(part: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(PATIENCE, part).await.unwrap_or_else(|_| {
-        let what = format!("it did not answer within {PATIENCE:?}");
+        let what = format!("it did not respond within {PATIENCE:?}");
         Err(Error::new(ErrorKind::Timeout, "check it", what))
     })
 }
