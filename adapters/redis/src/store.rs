@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest,
     Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest, Renewal,
-    StoreCapabilities,
+    StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 
@@ -116,7 +116,10 @@ impl Store for RedisStore {
     async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>> {
         self.executor.execute(scope, &[], batch).await
     }
+}
 
+#[async_trait]
+impl StoreAdmin for RedisStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         self.executor.execute(scope, &[], batch).await
     }
@@ -136,10 +139,5 @@ impl Store for RedisStore {
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         self.executor.stats(scope).await
-    }
-
-    /// Always 0: Redis removes expired keys itself.
-    async fn purge(&self, _limit: u32) -> Result<u64, Error> {
-        Ok(0)
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use onceward::testing::{Habits, MemoryBroker};
 use onceward::{Handled, KeyExtractor, KeySource, Message, Pipeline, PipelineConfig, handler_fn};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{Redis, RedisCluster};
 use support::{ConfigExt, bucket, config, open, owners, scope};
 use tokio_util::sync::CancellationToken;

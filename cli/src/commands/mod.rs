@@ -18,7 +18,7 @@ use std::path::Path;
 use onceward::{Error, ErrorKind};
 
 use crate::args::{Command, ConfigCommand};
-use crate::config::{Config, ConfigError, Lookup, missing_feature};
+use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -52,7 +52,7 @@ fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
 /// As [`load`], with the error of the configuration.
 fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
     let config = Config::load(file, env)?;
-    missing_feature(&config).map_or(Ok(config), Err)
+    missing_telemetry(&config).map_or(Ok(config), Err)
 }
 
 /// The failure of a command because of `error`.

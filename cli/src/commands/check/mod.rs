@@ -1,6 +1,5 @@
 //! `onceward check`: reports errors and warnings about a configuration and the systems it names.
 
-mod files;
 mod finding;
 mod online;
 

@@ -64,7 +64,7 @@ pub(super) async fn complete(
     if before != KeyState::Completed.as_str() {
         consent(args, &format!("Complete {} ({before})? Its message will not be handled.", named.key))?;
     }
-    let ttl = context.config.store.limits().ttl.get();
+    let ttl = context.config.limits().ttl.get();
     let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
     match complete_keys(context, &[(named.key, ttl)]).await.pop() {
         Some(CompleteOutcome::Completed) => {

@@ -33,7 +33,7 @@ pub(super) enum CompleteOutcome {
 
 /// Completes `keys`, each with its own TTL. The keys must be distinct, at most [`BATCH`] of them.
 pub(super) async fn complete(context: &KeysContext<'_>, keys: &[(Key, Duration)]) -> Vec<CompleteOutcome> {
-    let limits = context.config.store.limits();
+    let limits = context.config.limits();
     // The claim is not an attempt of the handler, however many the key has used.
     let terms = ClaimTerms { lease: limits.lease.get(), max_attempts: u32::MAX, ttl: limits.ttl.get() };
     let mut entropy = Entropy::system();

@@ -63,7 +63,7 @@ pub(super) async fn import(
     };
     let mut figures = Imported::default();
     let entries = read(input, &keys, &mut figures)?;
-    let entries = latest(entries, context.config.store.limits().ttl.get(), &mut figures);
+    let entries = latest(entries, context.config.limits().ttl.get(), &mut figures);
     let written = write(context, &entries, &mut figures).await;
     tracing::info!(
         target: AUDIT,
