@@ -1,4 +1,4 @@
-//! A cluster of three nodes: slots that move under load, a node that dies, and keys of all nodes in one batch.
+//! A cluster of three nodes: slots moved under load, a dead node, and batches with keys of all nodes.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -20,9 +20,9 @@ fn config(cluster: &RedisCluster) -> RedisConfig {
 async fn slots_that_move_under_load_lose_and_double_nothing() {
     let cluster = RedisCluster::start(3);
     let store = open(&config(&cluster));
-    // Something to move.
+    // Keys to move.
     work_through(&store, 0..2_000).await;
-    // Three slots of ours, step by step, so that many batches meet each of them half moved.
+    // Three used slots, step by step, so that many batches find each of them half moved.
     let mover = std::thread::spawn(move || {
         for byte in [0x80_u8, 0x93, 0xfa] {
             cluster.move_slowly(slot(byte));
@@ -51,7 +51,7 @@ async fn batches_are_served_while_a_slot_stands_half_moved() {
     let to = (from + 1) % 3;
     cluster.begin_move(slot, from, to);
     assert!(cluster.move_keys(slot, from, to, 3) > 0);
-    // Old keys, on both nodes, and new ones.
+    // Old keys on both nodes, and new ones.
     assert_completed(&store, 0..1_000).await;
     let requests: Vec<_> = (5_000..6_000).map(request).collect();
     let answers = store.claim(&scope(), &terms(), &requests).await;

@@ -1,4 +1,4 @@
-//! The store suite as a user with the documented rights and no others.
+//! The store suite as a user with the documented permissions and no others.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -11,7 +11,7 @@ use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
 use support::{ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, config, open};
 
-/// A user of its own for each test, because rights go by the prefix.
+/// A separate user for each test, because permissions depend on the prefix.
 struct Limited {
     config: RedisConfig,
 }

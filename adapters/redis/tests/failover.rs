@@ -1,4 +1,4 @@
-//! A primary with a replica: what a failover loses, what waiting for replicas changes, and that Sentinels are followed.
+//! A primary with a replica: what a failover loses, the effect of waiting for replicas, and Sentinels.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -36,7 +36,7 @@ async fn the_store_follows_a_failover() {
     work_through(&store, 100..300).await;
 }
 
-/// The documented limit: Redis replicates afterwards.
+/// The documented limit: replication is asynchronous.
 #[tokio::test]
 async fn a_failover_loses_what_the_replica_had_not_got() {
     let mut servers = RedisReplicated::start();
@@ -45,18 +45,18 @@ async fn a_failover_loses_what_the_replica_had_not_got() {
     let earlier = lease_of(claim(&store, request(1)).await.unwrap());
     servers.await_in_step();
     servers.replica.pause(true);
-    // Otherwise what follows waits for the replica in its socket.
+    // Otherwise the following writes would be buffered in the socket of the replica.
     servers.primary.cli(&["CLIENT", "KILL", "TYPE", "replica"]);
     let lost = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, earlier).await.unwrap(), Completion::Completed);
     servers.primary.kill();
     servers.replica.pause(false);
-    // Another worker gets what the first one holds: two handlers may overlap, and the fence tells them apart.
+    // Another worker claims the key that the first one holds: two handlers may overlap, with different fences.
     let doubled = lease_of(answered(async || claim(&store, request(2)).await).await);
     assert!(doubled.fence > lost.fence);
     assert_eq!(complete(&store, lost).await.unwrap(), Completion::HeldByAnother);
     assert_eq!(complete(&store, doubled).await.unwrap(), Completion::Completed);
-    // The completion that was lost finds the claim pending still, and is made good by its owner's repeat.
+    // The owner repeats the lost completion, which finds its claim pending.
     assert!(matches!(claim(&store, request(1)).await.unwrap(), Claim::InProgress { .. }));
     assert_eq!(complete(&store, earlier).await.unwrap(), Completion::Completed);
 }
@@ -73,7 +73,7 @@ async fn with_wait_replicas_a_claim_that_no_replica_has_is_not_given_out() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     assert!(error.to_string().contains("0 of 1 replicas"), "{error}");
     assert_eq!(complete(&store, earlier).await.unwrap_err().kind(), ErrorKind::Timeout);
-    // A repeat over another connection, for which the primary has nothing to wait for, does not slip through.
+    // A retry over another connection, on which the primary has no write to wait for, is not confirmed either.
     let again = open(&waiting);
     let error = claim(&again, request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
@@ -91,7 +91,7 @@ async fn with_wait_replicas_a_failover_loses_nothing_that_was_confirmed() {
     work_through(&store, 0..500).await;
     let held = lease_of(claim(&store, request(1_000)).await.unwrap());
     servers.primary.kill();
-    // The new primary has no replica that could confirm anything.
+    // The new primary has no replica.
     let after = open(&through(&sentinel));
     support::assert_completed(&after, 0..500).await;
     assert_eq!(complete(&after, held).await.unwrap(), Completion::Completed);

@@ -1,5 +1,4 @@
-//! One server, and what happens to it: scripts flushed, connections killed, the process killed, memory used up, replies
-//! lost, long silences.
+//! Faults of one server: flushed scripts, killed connections, a killed process, full memory, lost replies, long silences.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -20,25 +19,25 @@ use support::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The proxy brings a runtime of its own, which must not start within another.
+/// The proxy has a runtime of its own, which must not start within another.
 fn proxy_to(server: &Redis) -> Proxy {
     let address = server.address();
     std::thread::spawn(move || Proxy::start(address).unwrap()).join().unwrap()
 }
 
-/// A store behind a proxy, with so short a patience that a test can wait for it.
+/// A store behind a proxy, with timeouts that are short enough for a test.
 fn behind(proxy: &Proxy) -> RedisStore {
     let url = format!("redis://{}", proxy.address());
     let short = Duration::from_millis(500);
     open(&config(&url).response_timeout(short).connect_timeout(short))
 }
 
-/// Does `harm` again and again on a thread of its own until `work` is done, and answers how often.
+/// Repeats `harm` on a thread of its own until `work` is done, and returns how often.
 async fn amid<T>(harm: impl Fn() + Send + Sync, work: impl Future<Output = T>) -> (T, u32) {
     let over = AtomicBool::new(false);
     let over = &over;
     let harm = &harm;
-    // The scope would wait on this thread; the work goes on beside it.
+    // The scope would wait on this thread; the work continues concurrently.
     let times = std::sync::atomic::AtomicU32::new(0);
     let times = &times;
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
@@ -146,7 +145,7 @@ async fn a_server_that_is_loading_is_waited_for() {
     server.kill();
     server.set_argument("--key-load-delay", "1000");
     server.start_again();
-    // The first call still meets the old connection.
+    // The first call still uses the old connection.
     let first = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(first.kind(), ErrorKind::Unavailable, "{first:?}");
     let error = claim(&store, request(1)).await.unwrap_err();
@@ -188,7 +187,7 @@ async fn a_claim_whose_reply_was_lost_recognises_itself() {
     let server = Redis::start();
     let proxy = proxy_to(&server);
     let store = behind(&proxy);
-    // The server has seen both scripts: a lost "I do not know it" would be another story.
+    // The server has cached both scripts: a lost NOSCRIPT reply would be another case.
     work_through(&store, 100..110).await;
     proxy.drop_replies();
     let request = request(1);
@@ -280,7 +279,7 @@ async fn a_damaged_record_fails_alone() {
     let leases: Vec<_> = [1, 2, 3, 4].map(request).to_vec();
     let claims = store.claim(&scope(), &terms(), &leases).await;
     let leases: Vec<_> = claims.into_iter().map(|claim| completion(lease_of(claim.unwrap()))).collect();
-    // The second of four, in the order the server finds them: a form of a later version, and one cut short.
+    // The second of four, in the order of the server: a form of a later version, and a truncated one.
     let damage = |value: &str| {
         let script = "local names = redis.call('KEYS', 'damaged:{*') table.sort(names) \
                       redis.call('SET', names[2], ARGV[1], 'KEEPTTL') return 1";
@@ -295,7 +294,7 @@ async fn a_damaged_record_fails_alone() {
     }
 }
 
-/// Puts numbers into the record of a key that nothing of ours would write: at a place in its bytes, so many of 0xff.
+/// Writes invalid numbers into the record of a key: a number of 0xff bytes at an offset.
 const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(names) \
     local value = redis.call('GET', names[2]) local at, count = tonumber(ARGV[1]), tonumber(ARGV[2]) \
     redis.call('SET', names[2], value:sub(1, at) .. string.rep('\\255', count) .. value:sub(at + count + 1), 'KEEPTTL') \
@@ -305,7 +304,7 @@ const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(n
 async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
     let server = Redis::start();
     let store = open(&config(&server.url()).prefix("numbers"));
-    // In the bytes of a record: form and flags, then seven of each time and fence, then four of each count.
+    // The layout of a record: form and flags, then seven bytes for each time and fence, then four for each count.
     let numbers =
         [(2, 1), (4, 1), (5, 1), (6, 7), (13, 7), (20, 7), (27, 7), (34, 7), (41, 7), (48, 4), (52, 4)];
     for (round, (at, count)) in (0_u64..).zip(numbers) {
@@ -316,7 +315,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
         let asked = store.claim(&scope(), &terms(), &requests).await;
         let spoilt: Vec<_> = asked.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
         assert_eq!(spoilt, [ErrorKind::Corrupt], "claimed with {count} bytes at {at}");
-        // The claim's own completion may put an end to the damage; the others are not touched by it.
+        // The completion by its owner may repair the record; the other records are not affected.
         let answers = store.complete(&scope(), &done).await;
         let spoilt: Vec<_> = answers.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
         assert!(
@@ -330,7 +329,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
         ]);
         assert!(forgotten.contains('1'), "{forgotten}");
     }
-    // A completion of digits, the largest that Redis takes for a number and some that it does not.
+    // A completion in digits: the largest that Redis accepts as a number, and some that it does not.
     for digits in ["9223372036854775807", "9007199254740992000", "99999999999999999999999"] {
         let _ = lease_of(claim(&store, request(500)).await.unwrap());
         let script = "redis.call('SET', redis.call('KEYS', 'numbers:{*')[1], ARGV[1], 'KEEPTTL') return 1";
@@ -345,7 +344,7 @@ async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     let server = Redis::start();
     let store = open(&config(&server.url()).prefix("future"));
     let _ = lease_of(claim(&store, request(1)).await.unwrap());
-    // As if the claim had been given out under a clock 1,000 s ahead: 1,000,000,000 µs more in the fence's bytes.
+    // As if the claim had been issued with the clock 1,000 s ahead: 1,000,000,000 µs more in the bytes of the fence.
     let script = "local name = redis.call('KEYS', 'future:{*')[1] \
                   local value = redis.call('GET', name) \
                   local fence = struct.unpack('>I7', value, 7) + 1000000000 \
@@ -359,7 +358,7 @@ async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     }
 }
 
-/// Passes on what the server answers, and replaces the content of its replies while `garbles`.
+/// Forwards the replies of the server, and replaces their content while `garbles`.
 async fn garbling(server: &Redis, garbles: Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -390,7 +389,7 @@ async fn garbling(server: &Redis, garbles: Arc<AtomicBool>) -> String {
     url
 }
 
-/// It says nothing about any record: with the answer of an unreadable record the effect would happen again.
+/// An invalid reply says nothing about any record: reported as an unreadable record, it would repeat the effect.
 #[tokio::test]
 async fn a_reply_that_cannot_be_understood_is_unknown_and_its_repeat_tells() {
     let server = Redis::start();

@@ -1,5 +1,4 @@
-//! Whole pipelines over servers in trouble: a node of a cluster that does not answer, rights and passwords that are taken
-//! away for a while.
+//! Pipelines over failing servers: an unresponsive cluster node, and permissions and passwords that are withdrawn for a while.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -15,7 +14,7 @@ use onceward_test_servers::redis::{Redis, RedisCluster};
 use support::{ConfigExt, bucket, config, open, owners, scope};
 use tokio_util::sync::CancellationToken;
 
-/// Far more than wait in the pipeline at a time, so that those of the silent node could fill it.
+/// Far more than the pipeline holds concurrently, so that the messages of the silent node could fill it.
 const MESSAGES: u64 = 3_000;
 
 type Runs = Arc<Mutex<HashSet<String>>>;
@@ -99,7 +98,7 @@ async fn a_stopped_node_holds_up_its_own_messages_only() {
     goes_on(false).await;
 }
 
-/// Handlers run while something is taken from their user for three seconds.
+/// Handlers run while a permission of their user is withdrawn for three seconds.
 async fn no_effect_runs_twice(what: &str, take: impl Fn(&Redis), give: impl Fn(&Redis)) {
     const ORDERS: usize = 200;
     type Effects = Arc<Mutex<HashMap<String, u32>>>;

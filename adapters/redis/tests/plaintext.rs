@@ -1,4 +1,4 @@
-//! Addresses that are learnt at run time are held to the rule for logins, too: a Sentinel and a cluster that name another host.
+//! The rule for logins also applies to addresses found at run time: a Sentinel and a cluster that name another host.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 const PASSWORD: &str = "hunter2canary";
 
-/// A server that names 192.0.2.1 as the primary, and as the node of all slots; and all that it was told.
+/// A server that names 192.0.2.1 as the primary and as the owner of all slots, and the commands that it received.
 async fn liar() -> (u16, Arc<Mutex<Vec<Vec<String>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! A whole pipeline whose rights are taken away for a moment while handlers run: no effect happens twice.
+//! A pipeline whose permissions are withdrawn while handlers run: no effect happens twice.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -24,7 +24,7 @@ async fn slow(runs: Runs, message: Message) -> Handled {
     Ok(())
 }
 
-/// Runs 16 handlers, does `take` while they run and `give_back` three seconds later.
+/// Runs 16 handlers, calls `take` while they run and `give_back` three seconds later.
 async fn no_effect_runs_twice(take: &[&[&str]], give_back: &[&[&str]]) {
     let server = Redis::start();
     let mut user = vec!["ACL", "SETUSER", "worker", "reset", "on", ">pass"];

@@ -1,4 +1,4 @@
-//! Who may do what, and over which wire: the minimal ACL user, wrong passwords, changed ones, TLS. No secret is told.
+//! The minimal ACL user, wrong and changed passwords, and TLS. No error contains a secret.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -153,7 +153,7 @@ async fn each_new_connection_asks_for_the_password() {
     assert_eq!(answered(async || complete(&store, lease).await).await, Completion::Completed);
 }
 
-/// An authority and a certificate of it for 127.0.0.1.
+/// A certificate authority, and its certificate for 127.0.0.1.
 fn certificates(host: &str) -> (String, String, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,4 +1,4 @@
-//! The start check: servers that are refused, with the fix, and what is said of the others.
+//! The start check: servers that are refused, with the fix, and the advice about others.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -43,7 +43,7 @@ async fn a_server_that_evicts_keys_is_refused_with_the_fix() {
 async fn earlier_evictions_are_told() {
     let server = Redis::start_with(&["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-random"]);
     let fill = "for i = 1, 40 do redis.call('SET', 'filler' .. i, string.rep('x', 100000)) end";
-    // Without an error: keys are thrown out.
+    // Keys are evicted without an error.
     server.cli(&["EVAL", fill, "0"]);
     server.cli(&["EVAL", fill, "0"]);
     server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "100mb"]);
@@ -64,7 +64,7 @@ async fn missing_persistence_and_idle_replicas_are_warned_about() {
     assert!(says(&advice, AdviceLevel::Warning, "1 replicas, asynchronous"), "{advice:?}");
     let advice = check(&config(&server.url()).wait_replicas(1)).await.unwrap();
     assert!(says(&advice, AdviceLevel::Ok, "wait for 1"), "{advice:?}");
-    // With too few of them the probe itself cannot be confirmed.
+    // With too few replicas the probe itself cannot be confirmed.
     let error = check(&config(&server.url()).wait_replicas(2)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,7 +42,7 @@ pub(super) fn forget(id: i32) {
 }
 
 fn own() -> MutexGuard<'static, BTreeSet<i32>> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.lock()
 }
 
 /// Reaps orphans until `stop` fires, if this program is process 1: it becomes the parent of every process whose parent has

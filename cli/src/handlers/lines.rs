@@ -1,7 +1,8 @@
 //! Reads the standard error of a program line by line, in bounded memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::text::printable;
@@ -15,14 +16,14 @@ pub(super) struct LastLine(Arc<Mutex<String>>);
 
 impl LastLine {
     fn set(&self, line: &str) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         last.clear();
         last.push_str(line);
     }
 
     /// `": "` and the line, or an empty string: a suffix for an error text.
     pub(super) fn suffix(&self) -> String {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         if last.is_empty() { String::new() } else { format!(": {last}") }
     }
 }

@@ -4,10 +4,11 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Cancellation, Handled, Handler, HandlerError, Message};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// The pause before a retry on a full pipe that is non-blocking.
@@ -115,7 +116,7 @@ impl Handler for StdoutHandler {
         let out = Arc::clone(&self.out);
         // A slow reader blocks this thread, not one of the runtime.
         let written = tokio::task::spawn_blocking(move || {
-            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut out = out.lock();
             if cancellation.is_cancelled() {
                 return Err(io::Error::other("the run was cancelled while others were writing"));
             }

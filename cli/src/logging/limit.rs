@@ -7,9 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt::{Debug, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -59,7 +60,7 @@ impl<S: Subscriber> Layer<S> for Limit {
         }
         let mut sentence = Sentence(String::new());
         event.record(&mut sentence);
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.0.lock();
         kinds.admit(metadata.callsite(), level, &sentence.0, Instant::now())
     }
 }
@@ -83,7 +84,7 @@ impl Summaries {
 
     /// Logs the lines suppressed since the last summary.
     pub(super) fn log(&self) {
-        let left_out = self.0.lock().unwrap_or_else(PoisonError::into_inner).left_out(Instant::now());
+        let left_out = self.0.lock().left_out(Instant::now());
         left_out.iter().for_each(LeftOut::log);
     }
 }
@@ -193,8 +194,8 @@ impl LeftOut {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::MutexGuard;
 
+    use parking_lot::MutexGuard;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -204,7 +205,7 @@ mod tests {
 
     impl Lines {
         fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+            self.0.lock()
         }
 
         fn count(&self, part: &str) -> usize {
@@ -232,7 +233,7 @@ mod tests {
             .with(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone()));
         tracing::subscriber::with_default(logger, || {
             flood();
-            let left_out = kinds.lock().unwrap_or_else(PoisonError::into_inner).left_out(Instant::now());
+            let left_out = kinds.lock().left_out(Instant::now());
             left_out.iter().for_each(LeftOut::log);
             (lines.clone(), left_out)
         })

@@ -10,11 +10,12 @@ mod readiness;
 #[cfg(feature = "telemetry")]
 mod server;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use onceward::Error;
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::Counters;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -62,7 +63,7 @@ impl Watched {
     /// Records that the start waits for `part`, such as "source", because of `error`.
     pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
         let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
-        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some((part, reason));
+        *self.waits_for.lock() = Some((part, reason));
     }
 
     /// Records that the pipeline has started, with its counters.

@@ -1,7 +1,6 @@
 //! Readiness: whether messages are consumed, and if not, why: [`Readiness`].
 
 use std::fmt;
-use std::sync::PoisonError;
 
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counters, HandlerState, SourceState};
@@ -36,7 +35,7 @@ impl Readiness {
             Work::Relay(work) => work.get().map(|counts| Self::from_relay(counts)),
         };
         ready.unwrap_or_else(|| {
-            let known = watched.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let known = watched.waits_for.lock().clone();
             match known {
                 Some((part, reason)) => Self::Starting(part, Some(reason)),
                 None => Self::Starting("store", None),

@@ -18,8 +18,8 @@ const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 /// The most bytes of a body that are quoted.
 const QUOTE_LIMIT: usize = 256;
 
-/// The failure that an answer stands for which does not complete the message; `meaning` is what was configured for its
-/// status, `body` the beginning of its body.
+/// The error of a response that does not complete the message; `meaning` is the configured meaning of its status, `body` the
+/// beginning of its body.
 pub(super) fn failure(
     meaning: Option<Meaning>,
     status: StatusCode,

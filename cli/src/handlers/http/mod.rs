@@ -104,7 +104,7 @@ pub fn install_tls_provider() {
 /// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Message-Id`,
 /// `Onceward-Token` (the claim's: a capability, with which the server may complete it in a Postgres store, so use `https`
 /// beyond the own host), trace context, `Content-Type` (that of the message, or else JSON if the payload is JSON), and the
-/// message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can turn a request down that
+/// message's own as `Onceward-Header-*`. Only a server that checks the key or the fence can reject a request that
 /// arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in the environment are not
 /// used. Certificates are checked against those of the operating system.
 #[derive(Clone)]

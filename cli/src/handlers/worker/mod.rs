@@ -26,7 +26,7 @@ pub struct WorkerOptions {
     pub scope: Scope,
     /// The program, which is run without a shell.
     pub program: Program,
-    /// The most processes, each of which handles one message at once. 0 means 1.
+    /// The number of processes, each of which handles one message concurrently with the others. 0 means 1.
     pub processes: u32,
     /// The limit of a result, in bytes.
     pub result_limit: usize,
@@ -67,7 +67,8 @@ impl WorkerOptions {
     }
 }
 
-/// Passes messages to long-lived processes: one JSON line in, one JSON line out, one message at once per process.
+/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process handles its
+/// messages one after the other.
 ///
 /// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead; text of
 /// 64 KiB and more as well that consists of control characters so far that its escapes would more than double it:

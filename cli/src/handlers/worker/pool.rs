@@ -1,10 +1,11 @@
-//! WorkerPool of worker processes, with restarts: [`WorkerPool`], [`WorkerSeat`].
+//! Pool of worker processes, with restarts: [`WorkerPool`], [`WorkerSeat`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::{HandlerError, Message};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -74,8 +75,8 @@ impl WorkerPool {
         ending.join_all().await.into_iter().filter(|ended| !ended).count()
     }
 
-    fn places(&self) -> std::sync::MutexGuard<'_, Vec<Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock()
     }
 }
 
