@@ -129,7 +129,7 @@ mod tests {
     fn what_is_set_wins_and_no_value_is_shown() {
         let environment = Environment::new().set([("PATH".to_owned(), "hunter2".to_owned())]);
         let own = [("PATH".into(), "/bin".into())];
-        assert_eq!(environment.of(own.into_iter()).last(), Some(&("PATH".into(), "hunter2".into())));
+        assert_eq!(environment.variables(own.into_iter()).last(), Some(&("PATH".into(), "hunter2".into())));
         assert!(!format!("{environment:?}").contains("hunter2"));
     }
 }
