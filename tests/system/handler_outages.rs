@@ -259,7 +259,7 @@ fn survive<W: Waiting>(broker: &str, mut source: impl FnMut(&str) -> (W, Setup))
         let setup =
             impatient(with_redis(setup, Redis::shared())).set("scope", format!("away-{broker}-{kind}"));
         let (scene, running) = away.prepare(setup);
-        until("it runs", LONG, || running.stderr().contains(" runs "));
+        until("it runs", LONG, || running.stderr().contains("pipeline started"));
         away.leave(&scene);
         waiting.publish(&lines());
         cases.push((kind, away, scene, running));

@@ -1,4 +1,4 @@
-//! What the fuzz targets see of this module; built for them only.
+//! Entry points of the fuzz targets; built for them only.
 
 use onceward::{Message, Scope};
 

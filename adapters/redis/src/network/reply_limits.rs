@@ -1,36 +1,36 @@
-//! What a server may answer: [`Replies`]. The client believes each length that it is told, and makes room for it.
+//! Limits on the size of replies: [`ReplyLimits`]. The `redis` crate allocates whatever length a reply announces.
 
 use std::io;
 
-/// The longest string, as Redis has it (`proto-max-bulk-len`); no reply to our scripts comes near.
+/// The longest string in bytes, as in Redis (`proto-max-bulk-len`); replies to scripts are far smaller.
 const LONGEST_STRING: u64 = 512 << 20;
-/// The longest line: an error, a status or a number.
+/// The longest line in bytes: an error, a status or a number.
 const LONGEST_LINE: usize = 64 << 10;
-/// The most values of one reply, and their bytes.
+/// The most values in one reply, and the most bytes.
 const MOST_VALUES: u64 = 1 << 20;
 const LONGEST_REPLY: u64 = LONGEST_STRING + (1 << 20);
 
-/// Follows the replies on one connection.
+/// Tracks the replies on one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Replies {
-    /// The line so far: its type, and what may be a length.
+pub(crate) struct ReplyLimits {
+    /// The current line: its type, and the digits of a length.
     line: Vec<u8>,
-    /// Bytes of lines that are too long to be lengths.
+    /// Bytes of the current line beyond those of a length.
     long: usize,
-    /// Bytes still to come of a string.
+    /// Remaining bytes of the current string.
     string: u64,
-    /// Values still to come of the reply, and what it has come to.
+    /// Remaining values of the current reply, and its values and bytes so far.
     left: u64,
     values: u64,
     bytes: u64,
 }
 
-impl Replies {
-    /// Looks at more bytes of the server's.
+impl ReplyLimits {
+    /// Checks the next bytes from the server.
     ///
     /// # Errors
-    /// No Redis answers so.
-    pub(crate) fn look(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// They exceed a limit, which no Redis server does.
+    pub(crate) fn check(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while let Some((first, rest)) = bytes.split_first() {
             if self.string > 0 {
                 let skipped = usize::try_from(self.string).unwrap_or(usize::MAX).min(bytes.len());
@@ -66,12 +66,12 @@ impl Replies {
         let Some((kind, length)) = line.split_first() else { return Ok(()) };
         let length =
             std::str::from_utf8(length).ok().and_then(|length| length.trim_end().parse::<i64>().ok());
-        // No value at all has the length -1; what is no length the client finds.
+        // A null value has the length -1; an invalid length is left to the client.
         let length = length.and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
         match kind {
             b'$' | b'!' | b'=' if length > LONGEST_STRING => Err(refused("a string of more than 512 MiB")),
             b'$' | b'!' | b'=' => {
-                // "$-1" has nothing behind it, "$0" a line end.
+                // Nothing follows "$-1"; a line end follows "$0".
                 self.string = if line.get(1) == Some(&b'-') { 0 } else { length + 2 };
                 Ok(())
             }
@@ -89,7 +89,7 @@ impl Replies {
 }
 
 fn refused(what: &str) -> io::Error {
-    let what = format!("the server sent {what}; check that it is Redis and that nobody is in between");
+    let what = format!("the server sent {what}; check that it is Redis, without a proxy in between");
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -98,12 +98,12 @@ mod tests {
     use super::*;
 
     fn is_refused(bytes: &[u8], pieces: usize) -> bool {
-        let mut replies = Replies::default();
-        bytes.chunks(pieces).any(|piece| replies.look(piece).is_err())
+        let mut replies = ReplyLimits::default();
+        bytes.chunks(pieces).any(|piece| replies.check(piece).is_err())
     }
 
     #[test]
-    fn replies_pass_however_long_a_connection_lasts() {
+    fn valid_replies_pass_on_a_long_connection() {
         let replies = [
             &b"+OK\r\n"[..],
             b"-ERR no\r\n",
@@ -118,14 +118,14 @@ mod tests {
         for pieces in [1, 3, 7, 1000] {
             assert!(!is_refused(&replies.repeat(100), pieces), "{pieces}");
         }
-        // Each reply counts for itself.
-        let mut all = Replies::default();
+        // Each reply is counted separately.
+        let mut all = ReplyLimits::default();
         let array = [&b"*1000\r\n"[..], &b":1\r\n".repeat(1000)].concat();
-        assert!((0..5_000).all(|_| all.look(&array).is_ok()));
+        assert!((0..5_000).all(|_| all.check(&array).is_ok()));
     }
 
     #[test]
-    fn what_no_server_answers_is_refused() {
+    fn replies_beyond_the_limits_are_refused() {
         let deep = b"*2\r\n".repeat(MOST_VALUES as usize);
         for bytes in [
             &b"$99999999999\r\n"[..],
@@ -138,12 +138,12 @@ mod tests {
         ] {
             assert!(is_refused(bytes, 1000), "{:?}", String::from_utf8_lossy(&bytes[..10]));
         }
-        let mut replies = Replies::default();
-        replies.look(b"*10\r\n$300000000\r\n").unwrap();
+        let mut replies = ReplyLimits::default();
+        replies.check(b"*10\r\n$300000000\r\n").unwrap();
         let piece = [b'x'; 1 << 20];
         assert!((0..1000).any(|number| {
             let bytes: &[u8] = if number == 288 { b"xxxxxxxxxxxxxxxx\r\n$300000000\r\n" } else { &piece };
-            replies.look(bytes).is_err()
+            replies.check(bytes).is_err()
         }));
     }
 }

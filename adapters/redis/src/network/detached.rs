@@ -1,4 +1,4 @@
-//! A call that goes on when its caller no longer waits for it: [`Completing`].
+//! Completes a call whose caller has been cancelled: [`DetachOnDrop`].
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,21 +7,21 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 
-/// A future that, once it was polled, runs to its end: dropped before that, it becomes a task.
+/// A future that, once polled, runs to completion: if it is dropped earlier, it continues as a task.
 ///
-/// In the usual case, which is that it ends in time, there is no task and no change of threads.
-pub(crate) struct Completing<T: Send + 'static> {
+/// In the usual case, in which it completes in time, no task is spawned.
+pub(crate) struct DetachOnDrop<T: Send + 'static> {
     future: Option<BoxFuture<'static, T>>,
     is_started: bool,
 }
 
-impl<T: Send + 'static> Completing<T> {
+impl<T: Send + 'static> DetachOnDrop<T> {
     pub(crate) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         Self { future: Some(future.boxed()), is_started: false }
     }
 }
 
-impl<T: Send + 'static> Future for Completing<T> {
+impl<T: Send + 'static> Future for DetachOnDrop<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
@@ -35,7 +35,7 @@ impl<T: Send + 'static> Future for Completing<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Completing<T> {
+impl<T: Send + 'static> Drop for DetachOnDrop<T> {
     fn drop(&mut self) {
         if let Some(future) = self.future.take()
             && self.is_started
@@ -53,10 +53,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_dropped_call_goes_on_and_one_that_never_began_does_not() {
+    async fn a_dropped_call_continues_and_one_that_never_started_does_not() {
         let (answer, answered) = oneshot::channel::<()>();
         let (done, is_done) = oneshot::channel();
-        let mut call = Box::pin(Completing::new(async move {
+        let mut call = Box::pin(DetachOnDrop::new(async move {
             let _ = answered.await;
             let _ = done.send(());
         }));
@@ -66,7 +66,7 @@ mod tests {
         is_done.await.unwrap();
 
         let (done, is_done) = oneshot::channel();
-        drop(Completing::new(async move { done.send(()) }));
+        drop(DetachOnDrop::new(async move { done.send(()) }));
         assert!(is_done.await.is_err());
     }
 }

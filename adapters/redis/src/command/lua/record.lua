@@ -1,22 +1,22 @@
--- A key's record: how it is read, written and expires. Put in front of every other script of this folder.
+-- Reads, writes and expires the record of a key. This file precedes every other script of this folder.
 --
--- KEYS are records; ARGV[1] is what the caller asks for, packed by `wire.rs`; the answer is packed for it.
--- The protocol is that of `onceward::store::transition`: change both, or neither.
+-- KEYS are records; ARGV[1] is the argument, packed by `codec.rs`; the reply is packed for it.
+-- The protocol is that of `onceward::store::transition`: change both together.
 -- Times are microseconds of the server's clock. Lua's numbers are doubles, exact up to 2^53: until the year 2255.
 --
--- The forms of a value, told by the first byte. An unknown one belongs to a later version and is left alone.
---   1          all there is to know
+-- The first byte of a value is its form. An unknown form belongs to a later version and is not changed.
+--   1          all fields
 --   2          completed at the first attempt by the first claim, with a fingerprint
 --   0x30-0x39  the same without a fingerprint: decimal digits, which Redis keeps as an integer of 16 bytes: the fence
---              in microseconds, then three digits that say how much later it was completed, rounded down
+--              in microseconds, then three digits for the time until the completion, rounded down
 --
--- The record's TTL is the Redis key's own; the lease is a field, so that the record outlives it.
+-- The TTL of the record is that of the Redis key; the lease is a field, so that the record outlives it.
 
 local call, text, sub, byte = redis.call, string.format, string.sub, string.byte
 local pack, read = struct.pack, struct.unpack
 
 local ABSENT, PENDING, FAILED, TERMINAL, COMPLETED, DEAD = 0, 1, 2, 3, 4, 5
--- Nothing is left but the fence, so that it goes on growing.
+-- Only the fence is kept, so that it keeps growing.
 local FORGOTTEN = 6
 
 local ATTEMPTS_EXHAUSTED, PROCESS_LOST = 1, 3
@@ -31,7 +31,7 @@ local FULL_LENGTH, BRIEF_LENGTH = struct.size(FULL), struct.size(BRIEF)
 -- Above this fence the integer form no longer fits into 63 bits.
 local INTEGER_FENCE = 9223372036854774
 
--- Beyond these a value is damaged, or somebody else wrote it: numbers would no longer grow, and claims would never end.
+-- A value beyond these limits is damaged or foreign: numbers would no longer grow, and claims would never end.
 local EXACT, MOST_RUNS = 9007199254740991, 2147483647
 
 local clock = call('TIME')
@@ -63,7 +63,7 @@ local function span_of(code)
   return (code - zeros * 90 + 10) * 10 ^ zeros
 end
 
--- What is found where nothing is known, under fences up to `fence`.
+-- The record of an unknown key whose fences have reached `fence`.
 local function nothing(fence)
   return {
     known = false, state = ABSENT, started = 0, reason = 0, fence = fence, first = 0, written = 0, lease = 0, ttl = 0,
@@ -71,7 +71,7 @@ local function nothing(fence)
   }
 end
 
--- A completion by the first claim, in which everything else is as it was.
+-- A completion by the first claim, with defaults for all other fields.
 local function brief(fence, written, fingerprint)
   return {
     known = true, state = COMPLETED, started = 0, reason = 0, fence = fence, first = fence, written = written,
@@ -83,7 +83,7 @@ local function top_fence(r)
   return r.above > r.fence and r.above or r.fence
 end
 
--- nil: a form of a later version, or a damaged value.
+-- Returns nil for a form of a later version and for a damaged value.
 local function decode(value)
   if not value then return nothing(0) end
   local form, length = byte(value), #value
@@ -121,7 +121,7 @@ local function decode(value)
   end
 end
 
--- nil: it does not fit.
+-- Returns nil if the values do not fit.
 local function encode_brief(fence, span, fingerprint)
   if span < 0 then return nil end
   if fingerprint then
@@ -143,7 +143,7 @@ local function encode(r)
     .. (r.fingerprint or '') .. (r.text or '')
 end
 
--- In Redis's milliseconds. A key is there until this one is over: never too short, and at most one too long.
+-- In milliseconds. Redis keeps a key until the end of this one: never too short, and at most 1 ms too long.
 local function expiry_at(time)
   return text('%.0f', math.floor(time / 1000))
 end
@@ -157,12 +157,12 @@ local function save(key, r)
   call('SET', key, encode(r), 'PXAT', expiry(r))
 end
 
--- Writes a record whose TTL counts on from an earlier write.
+-- Writes a record and keeps its TTL, which started with an earlier write.
 local function save_in_place(key, r)
   call('SET', key, encode(r), 'KEEPTTL')
 end
 
--- A completion in a brief form no longer knows its owner; its fence, given out once, tells the claim.
+-- The brief forms do not store the owner; the fence, which is never issued twice, identifies the claim.
 local function is_of(r, owner, fence)
   return r.known and r.fence == fence and (not r.owner or r.owner == owner)
 end
@@ -172,7 +172,7 @@ local function answer(packed)
   answers[#answers + 1] = packed
 end
 
--- The record is of a later version, or damaged.
+-- Answers for a record of a later version, or a damaged one.
 local function unreadable(value)
   answer(pack('>c1B', '!', byte(value) or 0))
 end

@@ -1,9 +1,9 @@
--- Records that effects have happened.
+-- Completes keys: records that their effects have happened.
 
 local function finish(key, r, owner, fence, ttl, result)
   local top = top_fence(r)
   r.state, r.owner, r.fence, r.started, r.reason, r.lease = COMPLETED, owner, fence, 0, 0, 0
-  -- A completion inserted over a later claim's remains carries its own, older fence.
+  -- A completion that is inserted after a later claim keeps its own, older fence.
   r.above = top > fence and top or 0
   r.written, r.ttl, r.text = now, ttl, result
   save(key, r)
@@ -33,11 +33,11 @@ local function complete(key, r, owner, fence, generation, ttl, fingerprint, resu
   return 'H'
 end
 
--- Nearly all completions have one TTL.
+-- Nearly all completions have the same TTL.
 local last_ttl, last_expiry
 
--- What `complete` does for a first claim that is pending and theirs, which is most of the time, without making a table of the
--- record. False: it is for `complete`.
+-- A fast path of `complete` for the owner of a pending first claim, the most frequent case, which builds no table. Returns
+-- false if `complete` must be called.
 local function complete_first(key, value, owner, fence, ttl)
   if not value or byte(value) ~= 1 or byte(value, 2) ~= PENDING or #value < FULL_LENGTH then return false end
   local _, _, _, _, has_fingerprint, has_text, own_fence, first, _, _, _, above, attempts, lost, generation, own_owner, at =
@@ -70,7 +70,7 @@ for i = 1, #KEYS do
   end
   local r = (result or not complete_first(KEYS[i], values[i], owner, fence, ttl)) and decode(values[i])
   if r == false then
-    -- It is done.
+    -- `complete_first` has answered.
   elseif r then
     answer(complete(KEYS[i], r, owner, fence, generation, ttl, optional(fingerprint), result))
   else

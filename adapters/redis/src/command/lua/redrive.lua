@@ -1,7 +1,7 @@
--- Opens dead keys for another generation.
+-- Redrives dead keys: opens them for the next generation.
 
 local function redrive(key, r, generation, next, ttl)
-  -- 0: the letter's generation is the last that there can be.
+  -- 0: the generation of the letter is the last possible one.
   if not r.known or next == 0 then return 'N' end
   -- A terminal failure whose lease is over: its letter was published and only the burial is missing.
   local dead = r.state == DEAD or r.state == TERMINAL and now >= r.lease
@@ -15,7 +15,7 @@ local function redrive(key, r, generation, next, ttl)
   -- The effect has happened, in whichever generation: nothing is left to redrive.
   if r.state == COMPLETED then return 'R' end
   if r.generation <= generation then return 'N' end
-  -- Whatever follows the next generation, that one has died.
+  -- A generation after the next one exists, so the next one has died.
   if r.generation > next or r.state == DEAD then return 'R' end
   return 'O'
 end

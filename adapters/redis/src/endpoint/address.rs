@@ -1,50 +1,59 @@
-//! URLs of Redis servers: what they may say.
+//! Parses and validates the URLs of Redis servers.
 
 use onceward::Error;
+use percent_encoding::percent_decode_str;
 use url::Url;
 
-use crate::config::wrong;
+use crate::error::invalid_config;
 
-/// A URL of Redis. The error says what is wrong, not what was found: that may hold a password.
+/// Parses the URL of a server.
+///
+/// # Errors
+/// [`ErrorKind::Config`](onceward::ErrorKind::Config). The error says what is wrong and never quotes the URL, which may
+/// contain a password.
 pub(crate) fn parse(text: &str) -> Result<Url, Error> {
     let url = Url::parse(text).map_err(|_| {
-        wrong("the address is no URL; it looks like redis://host:6379, or rediss://host:6379 for TLS")
+        invalid_config("the address is not a URL; write redis://host:6379, or rediss://host:6379 for TLS")
     })?;
     if !matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys") {
-        return Err(wrong(
+        return Err(invalid_config(
             "the URL must begin with redis:// (or valkey://) or, for TLS, with rediss:// (or valkeys://)",
         ));
     }
     if url.host_str().is_none_or(str::is_empty) {
-        return Err(wrong("the URL names no host; it looks like redis://host:6379"));
+        return Err(invalid_config("the URL has no host; write redis://host:6379"));
     }
     if url.fragment().is_some() {
-        return Err(wrong(
-            "the URL has a part after #; TLS is always verified (a CA of your own goes into `ca`), and a # in a password is written %23",
+        return Err(invalid_config(
+            "the URL has a part after #; TLS is always verified (a private CA goes into `ca`), and a # in a password is written %23",
         ));
     }
     let in_path = url.path().trim_matches('/');
     if !in_path.is_empty() && number(in_path).is_none() {
-        return Err(wrong(
-            "what follows the host must be a database number; a / in a password is written %2F",
-        ));
+        return Err(invalid_config("the path must be a database number; a / in a password is written %2F"));
     }
     check_parameters(&url)?;
     Ok(url)
 }
 
-pub(crate) fn parse_all<'u>(urls: impl IntoIterator<Item = &'u str>) -> Result<Vec<Url>, Error> {
-    let urls = urls.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    if urls.is_empty() { Err(wrong("no address is given; name at least one")) } else { Ok(urls) }
+/// Parses a list of URLs.
+///
+/// # Errors
+/// Those of [`parse`], and an empty list.
+pub(crate) fn parse_all(urls: &[String]) -> Result<Vec<Url>, Error> {
+    let urls = urls.iter().map(|url| parse(url)).collect::<Result<Vec<_>, _>>()?;
+    if urls.is_empty() { Err(invalid_config("no address is given; give at least one")) } else { Ok(urls) }
 }
 
-/// Several addresses of one system are reached in one way.
-pub(crate) fn alike(urls: &[Url]) -> Result<(), Error> {
-    let way = |url: &Url| {
+/// Checks that all addresses of one system agree in TLS, user, password and database.
+pub(crate) fn check_uniform(urls: &[Url]) -> Result<(), Error> {
+    let settings = |url: &Url| {
         (is_tls(url), url.username().to_owned(), url.password().map(str::to_owned), database(url))
     };
-    if urls.windows(2).any(|pair| way(&pair[0]) != way(&pair[1])) {
-        return Err(wrong("the addresses differ in TLS, user, password or database; give all of them alike"));
+    if urls.windows(2).any(|pair| settings(&pair[0]) != settings(&pair[1])) {
+        return Err(invalid_config(
+            "the addresses differ in TLS, user, password or database; make them agree",
+        ));
     }
     Ok(())
 }
@@ -53,33 +62,28 @@ pub(crate) fn is_tls(url: &Url) -> bool {
     matches!(url.scheme(), "rediss" | "valkeys")
 }
 
-/// `%41` → `A`; what is no escape stays.
-pub(crate) fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let escaped = (first == b'%')
-            .then(|| std::str::from_utf8(tail.get(..2)?).ok())
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(escaped.unwrap_or(first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
+/// Scheme, host and port of `url`: nothing that may be a secret.
+pub(crate) fn redacted(url: &str) -> String {
+    match parse(url) {
+        Ok(url) => {
+            format!(
+                "{}://{}:{}",
+                url.scheme(),
+                url.host_str().unwrap_or_default(),
+                url.port().unwrap_or(6379)
+            )
+        }
+        Err(_) => "an invalid URL".to_owned(),
     }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Host and port, and nothing that may be a secret.
-pub(crate) fn place(url: &Url) -> String {
-    format!("{}://{}:{}", url.scheme(), url.host_str().unwrap_or_default(), url.port().unwrap_or(6379))
+/// A database number; Redis accepts numbers up to `i32::MAX`.
+fn number(text: &str) -> Option<u32> {
+    text.parse::<u32>().ok().filter(|number| *number <= i32::MAX as u32)
 }
 
-/// A database number; Redis takes no larger one.
-fn number(text: &str) -> Option<i64> {
-    text.parse::<u32>().ok().filter(|number| *number <= i32::MAX as u32).map(i64::from)
-}
-
-/// The database that a URL names, which [`parse`] has checked.
-pub(crate) fn database(url: &Url) -> Option<i64> {
+/// The database in a URL that [`parse`] has accepted.
+pub(crate) fn database(url: &Url) -> Option<u32> {
     let in_query =
         || url.query_pairs().find(|(name, _)| is_database(name)).and_then(|(_, value)| number(&value));
     number(url.path().trim_matches('/')).or_else(in_query)
@@ -89,32 +93,32 @@ fn is_database(name: &str) -> bool {
     matches!(name, "db" | "database")
 }
 
-/// A parameter that has no effect would be a setting that its author believes in.
+/// Refuses unknown parameters: their author would expect an effect.
 fn check_parameters(url: &Url) -> Result<(), Error> {
     let Some(query) = url.query() else { return Ok(()) };
     if query.contains('@') {
-        return Err(wrong("the URL has an @ after a ?; a ? in a password is written %3F"));
+        return Err(invalid_config("the URL has an @ after a ?; a ? in a password is written %3F"));
     }
     let mut named = number(url.path().trim_matches('/'));
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or(("", pair));
         if is_database(name) {
-            let Some(database) = number(&percent_decode(value)) else {
-                return Err(wrong(format!("the URL's parameter {name} must be a database number")));
+            let Some(database) = number(&percent_decode_str(value).decode_utf8_lossy()) else {
+                return Err(invalid_config(format!("the URL's parameter {name} must be a database number")));
             };
             if named.replace(database).is_some_and(|other| other != database) {
-                return Err(wrong("the URL names two databases; leave one out"));
+                return Err(invalid_config("the URL names two databases; remove one"));
             }
             continue;
         }
-        // What has no name of the usual form may be a secret.
+        // A name of an unusual form may be a secret.
         let is_plain = !name.is_empty()
             && name.len() <= 40
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-.".contains(&byte));
         let name = if is_plain { name } else { "…" };
-        return Err(wrong(format!(
-            "the URL's parameter {name} is unknown and would have no effect; remove it. Only db is read here: TLS is \
-             asked for by rediss:// and always verified, timeouts and certificates have settings of their own"
+        return Err(invalid_config(format!(
+            "the URL's parameter {name} is unknown and would have no effect; remove it. Only db is supported: TLS \
+             is enabled by rediss:// and always verified; timeouts and certificates have their own settings"
         )));
     }
     Ok(())
@@ -129,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_may_stand_in_three_places() {
+    fn a_database_may_be_in_three_places() {
         for url in ["redis://h/3", "redis://h?db=3", "valkey://h:6379/?database=3", "redis://h/3?db=3"] {
             assert_eq!(database(&parse(url).unwrap()), Some(3), "{url}");
         }

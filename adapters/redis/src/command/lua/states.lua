@@ -1,4 +1,4 @@
--- Says in which state each key is: one byte a key.
+-- Reads the state of each key: one byte per key.
 
 for i = 1, #KEYS do
   local r = decode(values[i])

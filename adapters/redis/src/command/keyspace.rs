@@ -1,9 +1,9 @@
-//! How Redis keys are named: [`Keyspace`].
+//! Names of Redis keys: [`Keyspace`].
 
 use onceward::{Error, ErrorKind, Key, Scope};
 
-/// The bytes of a scope's hash that stand in its keys: they tell the records of scopes apart for lists and statistics.
-/// Identity does not rest on them alone, because a [`Key`] is a hash of its scope too.
+/// The number of bytes of a scope's hash in its keys, which lists and statistics select records by. Identity does not rest
+/// on them alone: a [`Key`] is a hash of its scope too.
 const TAG: usize = 6;
 
 /// Names the records and the few other keys of one store.
@@ -11,16 +11,16 @@ const TAG: usize = 6;
 /// ```text
 /// ow:{b}tttttt0123456789abcdef   a record: bucket, scope tag, key; with the default prefix 28 bytes, so that Redis
 ///                                keeps it in 32
-/// ow:!format                     the format's version
+/// ow:!format                     the version of the format
 /// ow:!checkpoint:tttttt…         a checkpoint: scope tag, hash of the source's name
-/// ow:{b}!                        what `WAIT` waits for
+/// ow:{b}!                        the write that `WAIT` waits for
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct Keyspace {
     prefix: Box<[u8]>,
 }
 
-/// Which records of a keyspace are one scope's.
+/// Selects the records of one scope within a keyspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScopeTag([u8; TAG]);
 
@@ -38,21 +38,25 @@ impl Keyspace {
     /// The longest prefix.
     const MAX_PREFIX: usize = 64;
 
-    /// Checks `prefix` and takes it; a colon follows it.
+    /// A keyspace whose keys begin with `prefix` and a colon.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if the prefix is empty, too long, or contains other characters than letters, digits and
+    /// `: - _ .`
     pub(crate) fn new(prefix: &str) -> Result<Self, Error> {
-        let wrong =
+        let invalid =
             |what: &'static str| Err(Error::new(ErrorKind::Config, "use this prefix for Redis keys", what));
         if prefix.is_empty() || prefix.len() > Self::MAX_PREFIX {
-            return wrong("it must have 1 to 64 characters");
+            return invalid("it must have 1 to 64 characters");
         }
         if !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.".contains(&byte)) {
-            return wrong("it may hold ASCII letters, digits, and : - _ . only");
+            return invalid("it may contain ASCII letters, digits, and : - _ . only");
         }
         Ok(Self { prefix: format!("{prefix}:").into_bytes().into_boxed_slice() })
     }
 
     /// The bucket of `key`: one of 64 bytes, the hash tag of its name. Records of one bucket are in one slot of a
-    /// cluster. So few make large groups of a batch, and these bytes' slots lie evenly: up to 16 nodes with equal
+    /// cluster. Few buckets mean large calls, and the slots of these bytes are spread evenly: up to 16 nodes with equal
     /// ranges have nearly equal shares.
     pub(crate) fn bucket(key: &Key) -> u8 {
         0x80 | (key.as_bytes()[0] & 0b0111_1011)
@@ -65,7 +69,7 @@ impl Keyspace {
         name
     }
 
-    /// The key that a write for `WAIT` goes to, in the slot of a bucket.
+    /// The key of the write that `WAIT` waits for, in the slot of `bucket`.
     pub(crate) fn wait(&self, bucket: u8) -> Vec<u8> {
         let mut name = self.in_bucket(bucket, 1);
         name.push(b'!');
@@ -83,7 +87,7 @@ impl Keyspace {
         name
     }
 
-    /// The pattern that `SCAN` finds the records of `tag` by, and a few others: [`parse`](Self::parse) tells.
+    /// The `SCAN` pattern that matches the records of `tag`, and possibly others, which [`parse`](Self::parse) rejects.
     pub(crate) fn pattern(&self, tag: ScopeTag) -> Vec<u8> {
         let mut pattern = self.named(b"{?}");
         for byte in tag.0 {
@@ -126,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_key_is_28_bytes_and_comes_back() {
+    fn a_record_key_is_28_bytes_and_parses() {
         let space = Keyspace::new("ow").unwrap();
         let key = Key::from_bytes(*b"0123456789abcdef");
         let name = space.record(tag("billing"), &key);
@@ -138,7 +142,7 @@ mod tests {
         assert_eq!(space.parse(tag("billing"), &space.wait(0x80)), None);
     }
 
-    /// Golden vectors: another name would make every stored key unknown.
+    /// Golden vectors: a changed name would make every stored key unknown.
     #[test]
     fn the_names_stay_as_they_are() {
         let space = Keyspace::new("ow").unwrap();
@@ -171,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_escape_what_redis_would_read_as_a_wildcard() {
+    fn patterns_escape_wildcards() {
         let space = Keyspace::new("ow").unwrap();
         let pattern = space.pattern(ScopeTag(*b"a*?[\\]"));
         assert_eq!(pattern, b"ow:{?}a\\*\\?\\[\\\\\\]*");

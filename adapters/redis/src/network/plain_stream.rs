@@ -1,5 +1,6 @@
-//! Connections without TLS, whose replies are looked at before the client reads them: [`connect`]. Behind TLS the server has
-//! shown who it is.
+//! Connections without TLS, whose replies are checked against [`ReplyLimits`] before the client parses them: [`connect`].
+//!
+//! With TLS the server is authenticated, and its replies are not checked.
 
 use std::io;
 use std::pin::Pin;
@@ -14,11 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use crate::replies::Replies;
+use crate::network::reply_limits::ReplyLimits;
 
-/// Ends the task behind a connection with its last handle.
+/// Aborts the task of a connection when its last handle is dropped.
 #[derive(Clone)]
-pub(crate) struct Driver(#[allow(dead_code, reason = "it is there to be dropped")] Arc<AbortOnDrop>);
+pub(crate) struct ConnectionDriver(
+    #[allow(dead_code, reason = "it is there to be dropped")] Arc<AbortOnDrop>,
+);
 
 struct AbortOnDrop(AbortHandle);
 
@@ -28,12 +31,15 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Connects to the first address of `host` that answers, and logs in.
+/// Connects to the first address of `host` that accepts, and logs in.
+///
+/// # Errors
+/// The name has no address, no address accepts, or the login fails.
 pub(crate) async fn connect(
     client: &Client,
     (host, port): (&str, u16),
     settings: &AsyncConnectionConfig,
-) -> Result<(MultiplexedConnection, Driver), RedisError> {
+) -> Result<(MultiplexedConnection, ConnectionDriver), RedisError> {
     let info = client.get_connection_info();
     let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
     if addresses.is_empty() {
@@ -41,15 +47,15 @@ pub(crate) async fn connect(
     }
     let (stream, _) =
         select_ok(addresses.into_iter().map(|address| Box::pin(TcpStream::connect(address)))).await?;
-    set(&stream, info.tcp_settings())?;
-    let stream = Screened { stream, replies: Replies::default() };
+    apply_settings(&stream, info.tcp_settings())?;
+    let stream = LimitedStream { stream, limits: ReplyLimits::default() };
     let (connection, driver) =
         MultiplexedConnection::new_with_config(info.redis_settings(), stream, settings.clone()).await?;
     let driver = tokio::spawn(driver).abort_handle();
-    Ok((connection, Driver(Arc::new(AbortOnDrop(driver)))))
+    Ok((connection, ConnectionDriver(Arc::new(AbortOnDrop(driver)))))
 }
 
-fn set(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
+fn apply_settings(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
     stream.set_nodelay(settings.nodelay())?;
     let socket = SockRef::from(stream);
     if let Some(keepalive) = settings.keepalive() {
@@ -60,13 +66,13 @@ fn set(stream: &TcpStream, settings: &TcpSettings) -> io::Result<()> {
     Ok(())
 }
 
-/// A socket whose incoming bytes are looked at.
-struct Screened {
+/// A socket whose incoming bytes are checked against limits.
+struct LimitedStream {
     stream: TcpStream,
-    replies: Replies,
+    limits: ReplyLimits,
 }
 
-impl AsyncRead for Screened {
+impl AsyncRead for LimitedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -75,11 +81,11 @@ impl AsyncRead for Screened {
         let this = self.get_mut();
         let before = out.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, out))?;
-        Poll::Ready(this.replies.look(&out.filled()[before..]))
+        Poll::Ready(this.limits.check(&out.filled()[before..]))
     }
 }
 
-impl AsyncWrite for Screened {
+impl AsyncWrite for LimitedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }

@@ -1,4 +1,4 @@
--- Asks for the exclusive right to run the handler of each key.
+-- Claims keys: the exclusive right to run their handlers.
 
 local lease, ttl, max_attempts
 lease, ttl, max_attempts, at = read('>I8I8I4', ask)
@@ -33,7 +33,7 @@ local function hand_out(key, r, owner)
   call('SET', key, encode(r), 'PXAT', fresh_expiry)
 end
 
--- A dead key starts again. The claim brings the fingerprint: the letter's payload may have been corrected.
+-- Reopens a dead key. The claim sets the fingerprint: the payload of the letter may have been corrected.
 local function reopen(r)
   local opened = nothing(r.fence)
   opened.above, opened.first, opened.known = r.above, now, true
@@ -41,7 +41,7 @@ local function reopen(r)
   return opened
 end
 
--- The claim that held the record is over without a word of its owner.
+-- Counts a lease that expired before its owner completed or failed the claim.
 local function lapse(r)
   r.lost = r.lost + 1
   if r.started == 1 then
@@ -56,7 +56,7 @@ local function claim(key, r, owner, generation, fingerprint)
     r.fingerprint, r.generation, r.first = fingerprint, generation, now
     return hand_out(key, r, owner)
   end
-  -- One beyond the next belongs to no letter of this record.
+  -- A generation beyond the next one belongs to no letter of this record.
   local state, live, mine, newer = r.state, now < r.lease, r.owner == owner, generation == r.generation + 1
   local redrives = newer and (state == DEAD or state == TERMINAL)
   if not redrives and r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
@@ -75,7 +75,7 @@ local function claim(key, r, owner, generation, fingerprint)
   elseif state == PENDING then
     lapse(r)
   elseif state == TERMINAL and newer then
-    -- Its letter was published and the burial was not written.
+    -- Its letter was published, but the burial was not written.
     r = reopen(r)
   end
   if newer then r.generation = generation end
@@ -83,7 +83,7 @@ local function claim(key, r, owner, generation, fingerprint)
   hand_out(key, r, owner)
 end
 
--- What `claim` does where nothing is known, which is most of the time, without making a table of it.
+-- A fast path of `claim` for unknown keys, the most frequent case, which builds no table.
 local fresh = pack('>c1I8I4I4I4I8', 'C', now, 1, 0, 0, lease)
 
 local function claim_first(key, owner, fingerprint)

@@ -1,4 +1,4 @@
--- Gives back claims whose handler was never started. Owner and fence stay, so that a repeat is recognised.
+-- Releases claims whose handlers were never started. Owner and fence are kept, so that a repeat is recognised.
 
 for i = 1, #KEYS do
   local owner, fence

@@ -1,4 +1,4 @@
--- Prolongs leases from now on, and marks runs as started where asked.
+-- Renews leases from now on, and marks runs as started if requested.
 
 for i = 1, #KEYS do
   local owner, fence, lease, started

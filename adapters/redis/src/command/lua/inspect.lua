@@ -1,4 +1,4 @@
--- Shows records. It changes nothing.
+-- Reads records without changing them.
 
 for i = 1, #KEYS do
   local r = decode(values[i])
