@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use onceward::{Acker, Error, Outgoing, Settled, Settlement, Tag};
 
-use crate::retry::Waiting;
-use crate::shared::Shared;
+use crate::retry::forwarder::Waiting;
+use crate::state::Shared;
 
 /// The most copies that are on their way to retry topics at a time; what comes beyond waits in this process.
 const COPIES: usize = 1000;

@@ -9,9 +9,12 @@ use std::time::Duration;
 use onceward::{Error, OwnHeaders};
 use rdkafka::ClientConfig;
 
-use crate::password::PasswordFile;
-use crate::retry::RetryTopic;
-use crate::{error, log, plaintext, retry};
+use crate::auth::password::PasswordFile;
+use crate::auth::plaintext;
+use crate::client::log;
+use crate::error;
+use crate::retry::forwarder as retry;
+use crate::retry::forwarder::RetryTopic;
 
 /// What a [`KafkaConsumer`](crate::KafkaConsumer) consumes and how.
 ///

@@ -14,19 +14,24 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::acker::KafkaAcker;
-use crate::begin::Starts;
+use crate::auth::password::PasswordFile;
+use crate::client::blocking as task;
+use crate::client::connectivity::reach;
+use crate::client::log::Traced;
+use crate::client::native;
 use crate::config::{self, KafkaConfig, Settled, TopicConfig};
-use crate::context::{Hooked, Users};
+use crate::error;
 use crate::flow::Flow;
-use crate::log::Traced;
-use crate::password::PasswordFile;
-use crate::probe::Probe;
+use crate::inspect as facts;
+use crate::monitor as overseer;
+use crate::poll;
+use crate::poll::probe::Probe;
+use crate::poll::rebalance::{Hooked, Users};
+use crate::poll::stalls::Watch;
 use crate::publisher::KafkaPublisher;
-use crate::reach::reach;
-use crate::retry::Waiting;
-use crate::shared::Shared;
-use crate::watch::Watch;
-use crate::{error, facts, native, overseer, poll, task};
+use crate::retry::forwarder::Waiting;
+use crate::start_offsets::Starts;
+use crate::state::Shared;
 
 /// How long the cluster may take to tell about itself and the topics.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);

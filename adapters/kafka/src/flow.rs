@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use onceward::FlowControl;
 
-use crate::shared::Shared;
+use crate::state::Shared;
 
 /// The flow control of a [`KafkaConsumer`](crate::KafkaConsumer). The client pauses what the pipeline pauses, within one poll,
 /// so that nothing more is fetched of it.
@@ -31,9 +31,9 @@ mod tests {
     use onceward::{Message, SettleQueue, Settlement, Tag};
 
     use super::*;
-    use crate::assignment::Begin;
-    use crate::burst::{Burst, Read};
     use crate::config::TopicConfig;
+    use crate::poll::read_ahead::{Burst, Read};
+    use crate::state::assignment::Begin;
 
     fn member(partitions: i32) -> Arc<Shared> {
         let mut topics = TopicConfig::new(["orders"]);

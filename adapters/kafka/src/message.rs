@@ -10,7 +10,7 @@ use onceward::own_headers::LETTER;
 use onceward::{Defect, Message, Native, OwnHeaders, Position};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _, OwnedHeaders, Timestamp};
 
-use crate::retry::Copied;
+use crate::retry::forwarder::Copied;
 
 /// The headers of a record that [`Message`] cannot express.
 pub(crate) enum KafkaHeaders {

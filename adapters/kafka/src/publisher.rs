@@ -11,13 +11,13 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
+use crate::auth::password::{PasswordFile, Renewal};
+use crate::client::blocking as task;
+use crate::client::log::{self, Traced};
 use crate::config::KafkaConfig;
-use crate::context::Users;
 use crate::error;
-use crate::log::{self, Traced};
-use crate::outgoing;
-use crate::password::{PasswordFile, Renewal};
-use crate::task;
+use crate::poll::rebalance::Users;
+use crate::record as outgoing;
 
 const OPERATION: &str = "publish to Kafka";
 /// The largest message that the client takes. What was consumed can be published again with headers of ours: the broker says

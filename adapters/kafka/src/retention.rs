@@ -6,9 +6,9 @@ use onceward::telemetry::SourceHealth;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use crate::context::Hooked;
-use crate::native;
-use crate::shared::Shared;
+use crate::client::native;
+use crate::poll::rebalance::Hooked;
+use crate::state::Shared;
 
 /// Offsets of a partition between two records that came one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::EffectsConfig;
 use super::keys::{Fate, Marker};
 use super::ownership::Owners;
-use crate::letter::{letter, stub};
+use crate::dead_letter::{letter, stub};
 use crate::publisher::KafkaPublisher;
 
 /// Between two tries of a database that does not answer.

@@ -12,7 +12,7 @@ use onceward::{Error, ErrorKind, HandlerError, Message, Outgoing, Verdict};
 
 use super::Transform;
 use super::config::TransformConfig;
-use crate::letter::letter;
+use crate::dead_letter::letter;
 
 /// A record of a batch.
 #[derive(Clone, Debug)]

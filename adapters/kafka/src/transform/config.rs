@@ -6,8 +6,9 @@ use onceward::Error;
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use rdkafka::ClientConfig;
 
+use crate::client::log;
 use crate::config::{KafkaConfig, Settled, settled};
-use crate::{error, log};
+use crate::error;
 
 const OPERATION: &str = "run a transform";
 

@@ -8,7 +8,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::batch::Taken;
 use super::members::Members;
-use crate::{begin, error};
+use crate::error;
+use crate::start_offsets as begin;
 
 /// Its log is another one than it was.
 pub(super) fn another_log(topic: &str, partition: i32) -> Error {

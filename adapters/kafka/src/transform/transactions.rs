@@ -11,7 +11,8 @@ use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
 use super::parts::{Parts, Refused};
 use super::reports::Reports;
-use crate::{error, outgoing};
+use crate::error;
+use crate::record as outgoing;
 
 const OPERATION: &str = "commit a Kafka transaction";
 /// How often a full queue of the client's is tried again.

@@ -20,10 +20,12 @@ use super::members::Members;
 use super::offsets::{another_log, offsets};
 use super::transactions::{End, Transactions};
 use super::{Transform, TransformSummary};
+use crate::auth::failures::Refused;
+use crate::client::native;
 use crate::config::Settled;
-use crate::letter::stub;
-use crate::refused::Refused;
-use crate::{error, message, native};
+use crate::dead_letter::stub;
+use crate::error;
+use crate::message;
 
 /// How long a poll waits for a first record.
 const POLL: Duration = Duration::from_millis(50);

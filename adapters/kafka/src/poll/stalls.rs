@@ -8,11 +8,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::context::Hooked;
-use crate::native;
-use crate::place::Place;
-use crate::probe::{Found, Probe};
-use crate::shared::Shared;
+use crate::client::native;
+use crate::poll::probe::{Found, Probe};
+use crate::poll::rebalance::Hooked;
+use crate::state::Shared;
+use crate::state::progress::Place;
 
 /// How long the broker may take to answer one question. The poll thread waits meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);

@@ -9,7 +9,9 @@ use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::{KafkaConfig, KafkaConsumer, native};
+use crate::KafkaConfig;
+use crate::KafkaConsumer;
+use crate::client::native;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const TOPIC: &str = "orders";

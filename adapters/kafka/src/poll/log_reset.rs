@@ -11,10 +11,10 @@ use onceward::{Error, ErrorKind};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use crate::assignment::Begin;
-use crate::context::Hooked;
-use crate::shared::{Shared, State};
-use crate::stamp::Stamp;
+use crate::log_id::Stamp;
+use crate::poll::rebalance::Hooked;
+use crate::state::assignment::Begin;
+use crate::state::{Shared, State};
 
 /// How long a seek may take. The poll thread waits meanwhile; what fails is repeated.
 const SEEK: Duration = Duration::from_millis(500);

@@ -9,9 +9,9 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::context::Users;
-use crate::password::Renewal;
-use crate::reach::reach;
+use crate::auth::password::Renewal;
+use crate::client::connectivity::reach;
+use crate::poll::rebalance::Users;
 
 /// What stands at a place of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl<C: ClientContext> Probe<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Traced;
+    use crate::client::log::Traced;
 
     /// A replica's end would pass for that of the log, and what lies between for no records.
     #[test]

@@ -1,5 +1,13 @@
 //! The poll thread: takes records as there is room for them, commits, and keeps the membership alive while handlers run.
 
+pub(crate) mod log_reset;
+pub(crate) mod pending;
+pub(crate) mod probe;
+pub(crate) mod read_ahead;
+pub(crate) mod rebalance;
+pub(crate) mod revocation;
+pub(crate) mod stalls;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +18,15 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::util::Timeout;
 
-use crate::burst::Burst;
-use crate::context::{Hooked, commit};
-use crate::refused::Refused;
-use crate::shared::Shared;
-use crate::watch::{Verdict, Watch};
-use crate::{error, leaving, pending, reset, retention};
+use crate::auth::failures::Refused;
+use crate::error;
+use crate::poll::log_reset as reset;
+use crate::poll::read_ahead::Burst;
+use crate::poll::rebalance::{Hooked, commit};
+use crate::poll::revocation as leaving;
+use crate::poll::stalls::{Verdict, Watch};
+use crate::retention;
+use crate::state::Shared;
 
 /// How long one poll waits; bounds how late a stop, a commit or a question is seen.
 const POLL: Duration = Duration::from_millis(20);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use foldhash::{HashMap, HashMapExt};
 use onceward::Message;
 
-use crate::stamp::Stamp;
-use crate::watermark::Watermark;
+use crate::log_id::Stamp;
+use crate::state::watermark::Watermark;
 
 /// When a commit that was not confirmed is sent again.
 const REPEAT: Duration = Duration::from_secs(1);

@@ -263,4 +263,5 @@ fn position(text: &str) -> Option<Position> {
 }
 
 #[cfg(test)]
+#[path = "tests.rs"]
 mod tests;

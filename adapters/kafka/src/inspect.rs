@@ -11,12 +11,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
+use crate::client::blocking as task;
+use crate::client::connectivity::reach;
+use crate::client::log::Traced;
+use crate::client::native::{self, Described};
 use crate::config::{KafkaConfig, settled};
-use crate::context::Users;
-use crate::log::Traced;
-use crate::native::{self, Described};
-use crate::reach::reach;
-use crate::task;
+use crate::poll::rebalance::Users;
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(5);

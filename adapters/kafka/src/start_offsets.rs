@@ -11,11 +11,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::assignment::Begin;
-use crate::native::{self, Edge};
-use crate::reset::{self, Kind};
+use crate::client::native::{self, Edge};
+use crate::log_id::Stamp;
+use crate::poll::log_reset::{self as reset, Kind};
 use crate::retention::{Gap, report};
-use crate::stamp::Stamp;
+use crate::state::assignment::Begin;
 
 /// How long the cluster may take to answer one question during a rebalance.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);

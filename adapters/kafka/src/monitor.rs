@@ -13,11 +13,11 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
-use crate::context::Users;
-use crate::native::{self, Edge};
-use crate::partition::Assigned;
-use crate::reset::Finding;
-use crate::shared::{Shared, State};
+use crate::client::native::{self, Edge};
+use crate::poll::log_reset::Finding;
+use crate::poll::rebalance::Users;
+use crate::state::partition::Assigned;
+use crate::state::{Shared, State};
 
 /// How often the topics' ids are looked at. Of a topic that is recreated and longer than the old one at once, so long records
 /// are taken for those of the old one.

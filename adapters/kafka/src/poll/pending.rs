@@ -12,9 +12,9 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
-use crate::begin;
-use crate::context::Hooked;
-use crate::shared::Shared;
+use crate::poll::rebalance::Hooked;
+use crate::start_offsets as begin;
+use crate::state::Shared;
 
 /// How long the cluster may take to answer one question. The poll thread waits meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::partition::Assigned;
-use crate::shared::Shared;
+use crate::state::Shared;
+use crate::state::partition::Assigned;
 
 /// How far an assigned partition was delivered.
 #[derive(Debug)]

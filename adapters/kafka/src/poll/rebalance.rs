@@ -11,13 +11,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::assignment::ToCommit;
-use crate::begin::{self, ANSWER, Beginner, Begun, Starts};
-use crate::leaving::{self, Leaving};
-use crate::native;
-use crate::password::{PasswordFile, Renewal};
-use crate::shared::Shared;
-use crate::trouble::Trouble;
+use crate::auth::password::{PasswordFile, Renewal};
+use crate::client::diagnosis::Trouble;
+use crate::client::native;
+use crate::poll::revocation::{self as leaving, Leaving};
+use crate::start_offsets::{self as begin, ANSWER, Beginner, Begun, Starts};
+use crate::state::Shared;
+use crate::state::assignment::ToCommit;
 
 /// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
 pub(crate) struct Hooked<C> {
@@ -205,7 +205,7 @@ impl<C: ClientContext> ClientContext for Hooked<C> {
 
 impl<C: ClientContext> ConsumerContext for Hooked<C> {
     /// Runs on the poll thread. The client continues once the partitions are assigned or given up: for those that are
-    /// revoked that is later, see [`leaving`](crate::leaving).
+    /// revoked that is later, see [`leaving`](crate::poll::revocation).
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         leaving::finish(consumer, &self.shared);
         // The wrapper calls this for these two only.

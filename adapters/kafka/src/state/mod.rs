@@ -1,5 +1,10 @@
 //! What the poll thread, the consumer and the acker share: [`Shared`].
 
+pub(crate) mod assignment;
+pub(crate) mod partition;
+pub(crate) mod progress;
+pub(crate) mod watermark;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,13 +15,13 @@ use onceward::{Delivery, Error, Notice, SettleQueue, Settled, Settlement, Tag};
 use rdkafka::Offset;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::burst::{Burst, Read};
 use crate::config::TopicConfig;
-use crate::leaving::Leaving;
-use crate::partition::{Assigned, Held, Ready};
-use crate::pending::Pending;
-use crate::reset::Finding;
+use crate::poll::log_reset::Finding;
+use crate::poll::pending::Pending;
+use crate::poll::read_ahead::{Burst, Read};
+use crate::poll::revocation::Leaving;
 use crate::retention::Gap;
+use crate::state::partition::{Assigned, Held, Ready};
 
 /// The most deliveries of one batch.
 const BATCH: usize = 500;

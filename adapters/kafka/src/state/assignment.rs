@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 
-use crate::partition::Assigned;
-use crate::shared::Shared;
-use crate::stamp::Stamp;
+use crate::log_id::Stamp;
+use crate::state::Shared;
+use crate::state::partition::Assigned;
 
 /// How long the client may take to report what became of a commit; it repeats one for which there is no coordinator for as long
 /// as a session lasts.

@@ -6,7 +6,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 
-use crate::context::Users;
+use crate::poll::rebalance::Users;
 
 /// How long one question waits; the client's events are served in between.
 const SLICE: Duration = Duration::from_millis(300);
@@ -18,7 +18,7 @@ const OTHERS: Duration = Duration::from_secs(2);
 /// client asks for tokens meanwhile, if it needs some.
 ///
 /// # Errors
-/// The cluster does not answer. Why not is in the context's [`Trouble`](crate::trouble::Trouble).
+/// The cluster does not answer. Why not is in the context's [`Trouble`](crate::client::diagnosis::Trouble).
 pub(crate) fn reach<C: ClientContext>(
     asked: &BaseConsumer<Users<C>>,
     topic: &str,

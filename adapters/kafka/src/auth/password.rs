@@ -8,7 +8,8 @@ use onceward::Error;
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 
-use crate::{error, native};
+use crate::client::native;
+use crate::error;
 
 /// How often a client looks at its file. librdkafka does not ask for a password when it connects.
 const EVERY: Duration = Duration::from_secs(2);

@@ -7,8 +7,8 @@ use onceward::Message;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::message;
-use crate::retry::longest_in;
-use crate::shared::Shared;
+use crate::retry::forwarder::longest_in;
+use crate::state::Shared;
 
 /// The most records, and about the most bytes, of a burst: as far as the buffer's limits may be passed.
 const RECORDS: usize = 64;
@@ -87,9 +87,9 @@ mod tests {
     use onceward::SettleQueue;
 
     use super::*;
-    use crate::assignment::Begin;
     use crate::config::TopicConfig;
-    use crate::leaving::Leaving;
+    use crate::poll::revocation::Leaving;
+    use crate::state::assignment::Begin;
 
     struct Member(Arc<Shared>);
 

@@ -9,8 +9,8 @@ use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
 
-use crate::context::{Hooked, commit};
-use crate::shared::Shared;
+use crate::poll::rebalance::{Hooked, commit};
+use crate::state::Shared;
 
 /// How long the last commit may take, and how often it is sent.
 const LAST_COMMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,7 @@
+//! The librdkafka client: bindings, logs, connectivity and the diagnosis of failed connections.
+
+pub(crate) mod blocking;
+pub(crate) mod connectivity;
+pub(crate) mod diagnosis;
+pub(crate) mod log;
+pub(crate) mod native;

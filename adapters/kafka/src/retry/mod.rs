@@ -1,0 +1,3 @@
+//! Retry topics: delayed redelivery by copies of records.
+
+pub(crate) mod forwarder;
