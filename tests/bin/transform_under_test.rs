@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use onceward::{Message, Outgoing};
-use onceward_kafka::{KafkaConfig, KafkaTransform, TransformConfig};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {

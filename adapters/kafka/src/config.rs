@@ -211,7 +211,9 @@ impl KafkaConfig {
         plaintext::check(OPERATION, &self.brokers, &self.properties)
     }
 
-    pub(crate) fn client(&self) -> ClientConfig {
+    /// The client's configuration with the group, as the user wrote it.
+    #[doc(hidden)]
+    pub fn client(&self) -> ClientConfig {
         let mut client = self.bare_client();
         client.set("group.id", &self.group);
         client
@@ -238,14 +240,14 @@ impl KafkaConfig {
 }
 
 /// A client's configuration with what the promises need.
-pub(crate) struct Settled {
-    pub(crate) client: ClientConfig,
+pub struct Settled {
+    pub client: ClientConfig,
     /// A group without an offset starts at the end.
-    pub(crate) from_end: bool,
+    pub from_end: bool,
 }
 
 /// `client` with what the promises need, or what contradicts them.
-pub(crate) fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<Settled, Error> {
+pub fn settled(mut client: ClientConfig, topics: &TopicConfig) -> Result<Settled, Error> {
     topics.check()?;
     let wrong = |what: String| Err(error::config(OPERATION, what));
     if client.get("group.id").is_none_or(str::is_empty) {

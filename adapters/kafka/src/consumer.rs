@@ -70,7 +70,8 @@ impl KafkaConsumer {
     }
 
     /// As [`open`](Self::open), with partitions that start where `starts` says.
-    pub(crate) async fn open_owned(config: KafkaConfig, starts: Arc<dyn Starts>) -> Result<Self, Error> {
+    #[doc(hidden)]
+    pub async fn open_owned(config: KafkaConfig, starts: Arc<dyn Starts>) -> Result<Self, Error> {
         config.check()?;
         let password = config.password();
         Self::build(config.client(), Traced, config.topics, Some(starts), password).await
@@ -120,7 +121,8 @@ impl KafkaConsumer {
     }
 
     /// True if the partition is being taken away, or is gone: nothing more of this assignment is to be begun.
-    pub(crate) fn is_leaving(&self, epoch: u64) -> bool {
+    #[doc(hidden)]
+    pub fn is_leaving(&self, epoch: u64) -> bool {
         self.shared.lock().assigned.get(&epoch).is_none_or(|own| own.leaving)
     }
 

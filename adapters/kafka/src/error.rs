@@ -6,7 +6,7 @@ use onceward::{Error, ErrorKind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 /// The error of `operation` ("receive from topic orders").
-pub(crate) fn kafka(operation: impl Into<Cow<'static, str>>, error: KafkaError) -> Error {
+pub fn kafka(operation: impl Into<Cow<'static, str>>, error: KafkaError) -> Error {
     let (kind, what) = match (&error, error.rdkafka_error_code()) {
         (KafkaError::ClientConfig(_, reason, name, value), _) => {
             return property(operation, reason, name, value);
@@ -27,7 +27,7 @@ fn property(operation: impl Into<Cow<'static, str>>, reason: &str, name: &str, v
 }
 
 /// The broker does not accept who this is, or nobody can say.
-pub(crate) fn is_login(error: &KafkaError) -> bool {
+pub fn is_login(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(Code::Authentication | Code::SaslAuthenticationFailed))
 }
 
@@ -91,7 +91,7 @@ fn classified(code: Code) -> (ErrorKind, &'static str) {
 }
 
 /// A value that cannot be used.
-pub(crate) fn config(operation: impl Into<Cow<'static, str>>, what: impl Into<Cow<'static, str>>) -> Error {
+pub fn config(operation: impl Into<Cow<'static, str>>, what: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Config, operation, what)
 }
 

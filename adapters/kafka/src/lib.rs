@@ -3,9 +3,9 @@
 //! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler is never evicted from its group, and commits for
 //! each partition the offset before which everything is settled, never one beyond. A partition that is taken away is
 //! drained for a bounded time and committed before it goes; what comes later for it settles nothing. [`KafkaPublisher`]
-//! returns once all in-sync replicas have the message. [`KafkaTransform`] produces the results of records in transactions that
-//! carry their offsets: each record once. [`KafkaEffects`] commits effects in a database together with their positions: each
-//! record once.
+//! returns once all in-sync replicas have the message.
+//!
+//! Transactions that carry offsets are in the crate `onceward-kafka-transactions`.
 //!
 //! Deduplication by key is the store's work.
 
@@ -14,11 +14,11 @@ mod auth;
 mod client;
 mod config;
 mod consumer;
-mod dead_letter;
-mod effects;
 mod error;
 mod flow;
 mod inspect;
+#[doc(hidden)]
+pub mod internal;
 mod log_id;
 mod message;
 #[cfg(test)]
@@ -31,12 +31,9 @@ mod retention;
 mod retry;
 mod start_offsets;
 mod state;
-mod transform;
 
 pub use config::{KafkaConfig, TopicConfig};
 pub use consumer::KafkaConsumer;
-pub use effects::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 pub use inspect::{SourceFacts, TopicFacts};
 pub use publisher::KafkaPublisher;
 pub use retry::forwarder::RetryTopic;
-pub use transform::{KafkaTransform, Transform, TransformConfig, TransformSummary};

@@ -8,16 +8,16 @@ const MARK: &str = "onceward";
 /// The log that an offset counts in. Kafka names a committed offset by the topic's name, which outlives the topic: who finds
 /// another stamp than that of the present log knows that the offset is of a topic that was deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     /// The topic's id; `None` from brokers older than 2.8.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// How often the log of the partition was seen truncated since the topic was created.
-    pub(crate) cuts: u32,
+    pub cuts: u32,
 }
 
 impl Stamp {
     /// The stamp in an offset's metadata, if there is one.
-    pub(crate) fn read(metadata: &str) -> Option<Self> {
+    pub fn read(metadata: &str) -> Option<Self> {
         let mut parts = metadata.split(' ');
         if parts.next() != Some(MARK) {
             return None;
@@ -27,7 +27,7 @@ impl Stamp {
     }
 
     /// What the offsets of `topic` count in, as positions name it.
-    pub(crate) fn incarnation(&self, cluster: &str, topic: &str) -> String {
+    pub fn incarnation(&self, cluster: &str, topic: &str) -> String {
         let id = self.id.as_deref().unwrap_or(topic);
         match self.cuts {
             0 => format!("{cluster}/{id}"),

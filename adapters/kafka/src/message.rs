@@ -26,7 +26,7 @@ pub(crate) const MESSAGE_ID: &str = "message-id";
 /// A record as a message, and how long it is to wait, if it is a copy in a retry topic (then `longest` is the longest wait there);
 /// only there the headers of copies mean something, as far as they are believed. The record key is the ordering key, if there
 /// is one.
-pub(crate) fn from(
+pub fn from(
     record: &BorrowedMessage<'_>,
     topic: &Arc<str>,
     incarnation: &Arc<str>,

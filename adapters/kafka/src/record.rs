@@ -15,7 +15,7 @@ const OLDEST: Duration = Duration::from_secs(24 * 3600);
 const NEWEST: Duration = Duration::from_secs(60);
 
 /// The timestamp of the record for `outgoing`, in milliseconds: the message's own, if the record can have it.
-pub(crate) fn timestamp_ms(outgoing: &Outgoing) -> Option<i64> {
+pub fn timestamp_ms(outgoing: &Outgoing) -> Option<i64> {
     let at = outgoing.timestamp?;
     let now = SystemTime::now();
     let fits = match now.duration_since(at) {
@@ -34,7 +34,7 @@ fn millis(at: SystemTime) -> Option<i64> {
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] for what the client would panic at: NUL in a header's name or in the topic.
-pub(crate) fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
+pub fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     if outgoing.destination.contains('\0') || outgoing.headers.iter().any(|(name, _)| name.contains('\0')) {
         let what = "a header's name or the topic has a NUL byte in it, which Kafka's client cannot send";
         return Err(Error::new(ErrorKind::Corrupt, "publish to Kafka", what));
@@ -81,7 +81,7 @@ pub(crate) fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
 }
 
 /// The payload; nothing for a tombstone.
-pub(crate) fn payload(outgoing: &Outgoing) -> Option<&[u8]> {
+pub fn payload(outgoing: &Outgoing) -> Option<&[u8]> {
     let payload: &Bytes = &outgoing.payload;
     (!outgoing.null_payload).then_some(&payload[..])
 }

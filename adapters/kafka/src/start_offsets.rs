@@ -18,10 +18,10 @@ use crate::retention::{Gap, report};
 use crate::state::assignment::Begin;
 
 /// How long the cluster may take to answer one question during a rebalance.
-pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// Says where a partition starts when it is assigned, if not where the group has committed.
-pub(crate) trait Starts: Send + Sync + 'static {
+pub trait Starts: Send + Sync + 'static {
     /// The offset of the first record wanted; `None` to start where the group has committed. The log ends at `end`. It may
     /// block: the poll thread waits.
     ///
@@ -32,29 +32,29 @@ pub(crate) trait Starts: Send + Sync + 'static {
 }
 
 /// How the beginnings of partitions are found.
-pub(crate) struct Beginner<'a> {
-    pub(crate) cluster: &'a str,
+pub struct Beginner<'a> {
+    pub cluster: &'a str,
     /// The topics' ids, as the cluster reports them now: [`ids`].
-    pub(crate) ids: &'a Ids,
+    pub ids: &'a Ids,
     /// A partition without an offset of the group's starts at its end.
-    pub(crate) from_end: bool,
-    pub(crate) starts: Option<&'a dyn Starts>,
-    pub(crate) health: &'a SourceHealth,
+    pub from_end: bool,
+    pub starts: Option<&'a dyn Starts>,
+    pub health: &'a SourceHealth,
     /// How long the cluster may take to answer one question.
-    pub(crate) answer: Duration,
+    pub answer: Duration,
 }
 
 /// The ids of topics; `None` from brokers older than 2.8. A topic that the cluster does not report is absent.
-pub(crate) type Ids = HashMap<String, Option<String>>;
+pub type Ids = HashMap<String, Option<String>>;
 
 /// Where partitions begin.
 #[derive(Debug, Default)]
-pub(crate) struct Begun {
-    pub(crate) begins: Vec<Begin>,
+pub struct Begun {
+    pub begins: Vec<Begin>,
     /// Partitions whose start offset is unknown now: they have no leader, or the cluster does not answer. They must not be read.
-    pub(crate) pending: Vec<(String, i32)>,
+    pub pending: Vec<(String, i32)>,
     /// Why not, as far as that is known.
-    pub(crate) reason: Option<KafkaError>,
+    pub reason: Option<KafkaError>,
 }
 
 impl Begun {
@@ -113,7 +113,7 @@ impl Beginner<'_> {
     ///
     /// # Errors
     /// A partition must not be consumed.
-    pub(crate) fn begin<C: ConsumerContext>(
+    pub fn begin<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         partitions: &TopicPartitionList,
@@ -197,11 +197,7 @@ impl Beginner<'_> {
 }
 
 /// The ids of these topics, as the cluster reports them now.
-pub(crate) fn ids<C: ClientContext>(
-    client: &Client<C>,
-    partitions: &TopicPartitionList,
-    answer: Duration,
-) -> Ids {
+pub fn ids<C: ClientContext>(client: &Client<C>, partitions: &TopicPartitionList, answer: Duration) -> Ids {
     let topics: BTreeSet<_> = partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
     if topics.is_empty() {
         return Ids::new();
@@ -221,7 +217,7 @@ fn failed(error: KafkaError) -> onceward::Error {
 }
 
 /// Writes a stamp beside the offset of a partition in `list`.
-pub(crate) fn stamp(list: &mut TopicPartitionList, topic: &str, partition: i32, stamp: &str) {
+pub fn stamp(list: &mut TopicPartitionList, topic: &str, partition: i32, stamp: &str) {
     if stamp.is_empty() {
         return;
     }

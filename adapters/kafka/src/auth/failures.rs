@@ -11,11 +11,11 @@ const FOR_GOOD: Duration = Duration::from_secs(90);
 /// librdkafka tells in the same way of a wrong password, of a connection that was lost while it said who it is, and of a token
 /// that could not be had this time. It tries all of them again, and only what goes on needs a person.
 #[derive(Debug, Default)]
-pub(crate) struct Refused(Option<(Instant, Instant)>);
+pub struct Refused(Option<(Instant, Instant)>);
 
 impl Refused {
     /// Notes that it was told `now`. True if it goes on for so long that it will not end by itself.
-    pub(crate) fn goes_on(&mut self, now: Instant) -> bool {
+    pub fn goes_on(&mut self, now: Instant) -> bool {
         let since = self.0.filter(|(_, last)| now - *last <= OVER).map_or(now, |(since, _)| since);
         self.0 = Some((since, now));
         now - since >= FOR_GOOD

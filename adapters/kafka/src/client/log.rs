@@ -17,7 +17,7 @@ const MOST: usize = 256;
 
 /// Makes the client log its warnings. By default it asks the `log` crate, which has no listener here. A level that was set
 /// higher is kept.
-pub(crate) fn level(client: &mut ClientConfig) {
+pub fn level(client: &mut ClientConfig) {
     if (client.log_level as i32) < (Level::Info as i32) {
         client.set_log_level(Level::Info);
     }
@@ -26,7 +26,7 @@ pub(crate) fn level(client: &mut ClientConfig) {
 /// A context that hands the client's lines on. Lost connections are no warnings: the client comes back by itself, and the
 /// source's health and whoever waits for it say so. Repeated warnings are written once in a while.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Traced;
+pub struct Traced;
 
 /// When lines were written last, by facility and text, and how many were left out since.
 static WRITTEN: Mutex<Option<HashMap<String, (Instant, u64)>>> = Mutex::new(None);

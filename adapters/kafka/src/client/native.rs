@@ -17,19 +17,19 @@ use rdkafka::{Offset, TopicPartitionList};
 
 /// What the cluster tells of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Described {
-    pub(crate) name: String,
+pub struct Described {
+    pub name: String,
     /// Another one each time the topic is made; `None` from brokers older than 2.8.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// `None` where the broker does not tell.
-    pub(crate) allowed: Option<Allowed>,
+    pub allowed: Option<Allowed>,
 }
 
 /// What the user may do with a topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Allowed {
-    pub(crate) read: bool,
-    pub(crate) write: bool,
+pub struct Allowed {
+    pub read: bool,
+    pub write: bool,
 }
 
 /// A pointer that somebody has to free.
@@ -68,7 +68,7 @@ pub(crate) fn describe<C: ClientContext>(
 ///
 /// # Errors
 /// The cluster cannot be reached.
-pub(crate) fn describe_each<C: ClientContext>(
+pub fn describe_each<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     limit: Duration,

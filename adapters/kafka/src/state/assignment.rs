@@ -15,14 +15,14 @@ const UNANSWERED: Duration = Duration::from_secs(60);
 
 /// A partition that is assigned: which log it is, and where it begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Begin {
-    pub(crate) topic: String,
-    pub(crate) partition: i32,
-    pub(crate) stamp: Stamp,
+pub struct Begin {
+    pub topic: String,
+    pub partition: i32,
+    pub stamp: Stamp,
     /// The first offset that is wanted, where that is known.
-    pub(crate) from: Option<u64>,
+    pub from: Option<u64>,
     /// The group has no offset: `auto.offset.reset` says where the client starts.
-    pub(crate) by_policy: bool,
+    pub by_policy: bool,
 }
 
 impl Begin {

@@ -15,12 +15,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::KafkaConfig;
-use crate::consumer::KafkaConsumer;
-use crate::publisher::KafkaPublisher;
 pub use keys::EffectKeys;
 use keys::Marker;
 use lane::{End, Lane};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka::KafkaConsumer;
+use onceward_kafka::KafkaPublisher;
 use ownership::Owners;
 use queues::Queues;
 

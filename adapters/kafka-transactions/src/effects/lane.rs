@@ -13,7 +13,7 @@ use super::EffectsConfig;
 use super::keys::{Fate, Marker};
 use super::ownership::Owners;
 use crate::dead_letter::{letter, stub};
-use crate::publisher::KafkaPublisher;
+use onceward_kafka::KafkaPublisher;
 
 /// Between two tries of a database that does not answer.
 const BREATH: Duration = Duration::from_millis(200);

@@ -20,12 +20,12 @@ use super::members::Members;
 use super::offsets::{another_log, offsets};
 use super::transactions::{End, Transactions};
 use super::{Transform, TransformSummary};
-use crate::auth::failures::Refused;
-use crate::client::native;
-use crate::config::Settled;
 use crate::dead_letter::stub;
-use crate::error;
-use crate::message;
+use onceward_kafka::internal as native;
+use onceward_kafka::internal::Refused;
+use onceward_kafka::internal::Settled;
+use onceward_kafka::internal::error;
+use onceward_kafka::internal::to_message;
 
 /// How long a poll waits for a first record.
 const POLL: Duration = Duration::from_millis(50);
@@ -369,7 +369,7 @@ fn take(source: &Source, cluster: &str, record: &BorrowedMessage<'_>) -> Option<
     let epoch = source.context().epoch(topic, partition)?;
     let incarnation = source.context().stamp(topic, partition).incarnation(cluster, topic).into();
     let topic: Arc<str> = topic.into();
-    let (message, _) = message::from(record, &topic, &incarnation, None, &OwnHeaders::default());
+    let (message, _) = to_message(record, &topic, &incarnation, None, &OwnHeaders::default());
     Some(Taken { topic, partition, offset: record.offset(), epoch, message })
 }
 

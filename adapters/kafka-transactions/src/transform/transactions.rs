@@ -11,8 +11,8 @@ use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
 use super::parts::{Parts, Refused};
 use super::reports::Reports;
-use crate::error;
-use crate::record as outgoing;
+use onceward_kafka::internal::error;
+use onceward_kafka::internal::record as outgoing;
 
 const OPERATION: &str = "commit a Kafka transaction";
 /// How often a full queue of the client's is tried again.

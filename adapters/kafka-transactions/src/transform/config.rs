@@ -6,9 +6,10 @@ use onceward::Error;
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use rdkafka::ClientConfig;
 
-use crate::client::log;
-use crate::config::{KafkaConfig, Settled, settled};
-use crate::error;
+use onceward_kafka::KafkaConfig;
+use onceward_kafka::internal as log;
+use onceward_kafka::internal::error;
+use onceward_kafka::internal::{Settled, settled};
 
 const OPERATION: &str = "run a transform";
 
@@ -16,7 +17,7 @@ const OPERATION: &str = "run a transform";
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransformConfig {
-    /// The topics and the group, and how to connect. Of [`TopicConfig`](crate::TopicConfig) only the names are used.
+    /// The topics and the group, and how to connect. Of [`TopicConfig`](onceward_kafka::TopicConfig) only the names are used.
     pub source: KafkaConfig,
     /// Whose transactions they are: another one for each process of the group, and the same after a restart, so that what it
     /// had left open is aborted at once. Two with the same id at a time: the older one is fenced and ends.

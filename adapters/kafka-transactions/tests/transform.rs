@@ -2,6 +2,7 @@
 //! refused, have no answer, or another one takes over.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../kafka/tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onceward::{Consumer, ErrorKind, HandlerError, Message, Outgoing};
-use onceward_kafka::{KafkaConfig, KafkaTransform, TransformConfig, TransformSummary};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{KafkaTransform, TransformConfig, TransformSummary};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
 use support::{LIMIT, Topic, create, create_with, take, text, unique, until};
@@ -46,7 +48,11 @@ impl Stage {
         })
     }
 
-    fn start_with(&self, config: TransformConfig, transform: impl onceward_kafka::Transform) -> Running {
+    fn start_with(
+        &self,
+        config: TransformConfig,
+        transform: impl onceward_kafka_transactions::Transform,
+    ) -> Running {
         let shutdown = CancellationToken::new();
         let transforming = KafkaTransform::new(config).unwrap().run(transform, shutdown.clone());
         Running { shutdown, task: tokio::spawn(transforming) }

@@ -9,7 +9,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 
 use super::parts::is_of_the_record;
-use crate::client::log::Traced;
+use onceward_kafka::internal::Traced;
 
 /// What the broker has refused since the last [`take`](Self::take), by the number of the group it was sent in. All reports of a
 /// transaction have come when it is aborted.

@@ -2,6 +2,7 @@
 //! one in memory.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../kafka/tests/support/mod.rs"]
 mod support;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use onceward::{
     Consumer, ErrorKind, Handled, HandlerError, Key, KeyExtractor, KeySource, MemoryStore, Message, Scope,
     Store, tx_handler,
 };
-use onceward_kafka::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
+use onceward_kafka_transactions::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 use rdkafka::message::{Header, OwnedHeaders};
 use support::{LIMIT, Topic, take, text, until};
 use tokio::task::JoinHandle;

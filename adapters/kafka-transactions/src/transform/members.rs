@@ -12,11 +12,11 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use crate::client::log::Traced;
-use crate::error;
-use crate::log_id::Stamp;
-use crate::start_offsets::{self as begin, Beginner, Ids};
-use crate::state::assignment::Begin;
+use onceward_kafka::internal::Begin;
+use onceward_kafka::internal::Stamp;
+use onceward_kafka::internal::Traced;
+use onceward_kafka::internal::error;
+use onceward_kafka::internal::{self as begin, Beginner, Ids};
 
 /// How long the cluster may take to tell where partitions begin, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(10);

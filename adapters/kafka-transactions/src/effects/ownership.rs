@@ -8,7 +8,7 @@ use onceward::store::{LogPartition, Ownership, PositionStore};
 use onceward::{Error, Position, Scope};
 use tokio::runtime::Handle;
 
-use crate::start_offsets::Starts;
+use onceward_kafka::internal::Starts;
 
 /// How long the database may take until a partition is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::batch::Taken;
 use super::members::Members;
-use crate::error;
-use crate::start_offsets as begin;
+use onceward_kafka::internal as begin;
+use onceward_kafka::internal::error;
 
 /// Its log is another one than it was.
 pub(super) fn another_log(topic: &str, partition: i32) -> Error {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use onceward::{Error, Outgoing};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use crate::error;
+use onceward_kafka::internal::error;
 
 /// The most bytes of a batch, unless the client is told otherwise: a refused group of more bytes was several batches.
 const BATCH: usize = 1_000_000;
