@@ -60,8 +60,8 @@ async fn run(
     keys: bool,
 ) -> Result<onceward_kafka_transactions::EffectsSummary, onceward::Error> {
     let mut source = KafkaConfig::new([brokers], [topic], group);
-    source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
-    source.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
+    source.connection.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
+    source.connection.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
     source.topics.drain_timeout = Some(Duration::from_secs(1));
     // Many small transactions: there is nearly always one to be killed in.
     source.topics.buffer_messages = 100;

@@ -1,4 +1,4 @@
-//! The dead letter of a record that failed for good outside a pipeline, with the same headers as a pipeline's.
+//! Dead letters of records that failed permanently, with the same headers as a pipeline's.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,16 +11,22 @@ use onceward::store::Reason;
 use onceward::{Message, Outgoing};
 
 /// The longest error text, in bytes.
-const MOST_ERROR_BYTES: usize = 1024;
+const MAX_ERROR_BYTES: usize = 1024;
 
-/// The letter for `message`, to the topic `to`.
-pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, attempts: u32) -> Outgoing {
+/// Creates the dead letter of `message`, to the topic `to`.
+pub(crate) fn create_letter(
+    to: &str,
+    message: &Message,
+    reason: Reason,
+    error: &str,
+    attempts: u32,
+) -> Outgoing {
     let own = message.headers().filter(|(name, _)| !name.starts_with(HEADER_PREFIX));
     let mut headers: Vec<(String, Bytes)> =
         own.map(|(name, value)| (name.to_owned(), value.clone())).collect();
     let mut add = |name: &str, value: Bytes| headers.push((name.to_owned(), value));
     add(HEADER_REASON, reason.to_string().into());
-    add(HEADER_ERROR, Bytes::copy_from_slice(cut(error).as_bytes()));
+    add(HEADER_ERROR, Bytes::copy_from_slice(truncate(error).as_bytes()));
     add(HEADER_ATTEMPTS, attempts.to_string().into());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     add(HEADER_LAST_AT, now.as_millis().to_string().into());
@@ -47,12 +53,12 @@ pub(crate) fn letter(to: &str, message: &Message, reason: Reason, error: &str, a
     }
 }
 
-/// The header with the size in bytes of a payload that is left out.
+/// The header with the size of an omitted payload, in bytes.
 const OVERSIZE: &str = "onceward-oversize-bytes";
 
-/// What is sent where `letter` does not fit into its topic: our headers, which say where the record stands, without its payload
-/// and its own headers.
-pub(crate) fn stub(letter: &Outgoing) -> Outgoing {
+/// Creates the replacement of a letter that exceeds its topic's limit: our headers, which identify the record, without its
+/// payload and its own headers.
+pub(crate) fn without_payload(letter: &Outgoing) -> Outgoing {
     let ours = letter.headers.iter().filter(|(name, _)| name.starts_with(HEADER_PREFIX));
     let mut headers: Vec<_> = ours.cloned().collect();
     headers.push((OVERSIZE.to_owned(), letter.payload.len().to_string().into()));
@@ -60,8 +66,8 @@ pub(crate) fn stub(letter: &Outgoing) -> Outgoing {
     Outgoing { destination, headers, timestamp, ..Outgoing::default() }
 }
 
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(MOST_ERROR_BYTES);
+fn truncate(text: &str) -> &str {
+    let mut end = text.len().min(MAX_ERROR_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -209,7 +209,7 @@ async fn a_long_transformation_keeps_its_partitions_and_runs_once() {
     stage.input.fill(5).await;
     let mut config = stage.config();
     config.commit_timeout = Duration::from_secs(2);
-    config.source.properties.insert("max.poll.interval.ms".into(), "6000".into());
+    config.source.connection.properties.insert("max.poll.interval.ms".into(), "6000".into());
     let (to, runs, slow) = (stage.output.name.clone(), Arc::clone(&stage.runs), AtomicU32::new(0));
     let running = stage.start_with(config, move |message: Message| {
         *runs.lock().unwrap().entry(payload(&message)).or_default() += 1;

@@ -1,20 +1,14 @@
-//! Parts of this adapter that `onceward-kafka-transactions` is built on. No public API: it changes without notice.
+//! Parts of this adapter that `onceward-kafka-transactions` builds on. Not a public API: it may change at any time.
 
-pub use crate::auth::failures::Refused;
-pub use crate::client::log::{Traced, level};
-pub use crate::client::native::describe_each;
-pub use crate::config::{Settled, settled};
-pub use crate::log_id::Stamp;
-pub use crate::message::from as to_message;
-pub use crate::start_offsets::{ANSWER, Beginner, Begun, Ids, Starts, ids, stamp};
-pub use crate::state::assignment::Begin;
-
-/// Errors of the client.
-pub mod error {
-    pub use crate::error::{config, is_login, kafka};
-}
-
-/// The parts of a record to be sent.
-pub mod record {
-    pub use crate::record::{headers, payload, timestamp_ms};
-}
+pub use crate::auth::failures::AuthFailures;
+pub use crate::client::log::{TracingContext, enable_warnings};
+pub use crate::client::native::{TopicDescription, try_describe_topics};
+pub use crate::client_config::ConsumerClientConfig;
+pub use crate::error::{classify, config_error, is_authentication};
+pub use crate::log_id::LogId;
+pub use crate::message::to_message;
+pub use crate::record::{to_headers, to_payload, to_timestamp_ms};
+pub use crate::start_offsets::{
+    REQUEST_TIMEOUT, ResolvedStarts, StartOffsetResolver, StoredPositions, TopicIds, set_metadata, topic_ids,
+};
+pub use crate::state::start::PartitionStart;

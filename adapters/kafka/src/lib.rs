@@ -1,24 +1,32 @@
-//! Kafka source and publisher for onceward: records of topics, delivered with parallel keys and committed without gaps.
+//! Kafka source and publisher for [onceward](https://docs.rs/onceward): records with parallel keys, offsets committed without
+//! gaps.
 //!
-//! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler is never evicted from its group, and commits for
-//! each partition the offset before which everything is settled, never one beyond. A partition that is taken away is
-//! drained for a bounded time and committed before it goes; what comes later for it settles nothing. [`KafkaPublisher`]
-//! returns once all in-sync replicas have the message.
+//! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler never costs the membership of its group. For each
+//! partition it commits the offset before which every record is settled. A revoked partition is drained for a bounded time and
+//! committed; later settlements have no effect. [`KafkaPublisher`] confirms a message once all in-sync replicas have it.
 //!
-//! Transactions that carry offsets are in the crate `onceward-kafka-transactions`.
+//! Deduplication by key is the store's job. Transactions that carry offsets are in the crate `onceward-kafka-transactions`.
 //!
-//! Deduplication by key is the store's work.
+//! ```text
+//!  broker ──records──▶ poll thread ──▶ ConsumerState ──receive──▶ pipeline
+//!    ▲                  commits,        partitions,                  │
+//!    └───── offsets ─── rebalances ◀─── watermarks ◀───settle────────┘
+//! ```
 
 mod acker;
 mod auth;
 mod client;
+mod client_config;
 mod config;
+mod connection;
 mod consumer;
 mod error;
 mod flow;
+mod handle;
 mod inspect;
 #[doc(hidden)]
 pub mod internal;
+mod log_change;
 mod log_id;
 mod message;
 #[cfg(test)]
@@ -33,7 +41,8 @@ mod start_offsets;
 mod state;
 
 pub use config::{KafkaConfig, TopicConfig};
+pub use connection::KafkaConnection;
 pub use consumer::KafkaConsumer;
-pub use inspect::{SourceFacts, TopicFacts};
+pub use inspect::{GroupStatus, TopicStatus};
 pub use publisher::KafkaPublisher;
-pub use retry::forwarder::RetryTopic;
+pub use retry::topic::RetryTopic;

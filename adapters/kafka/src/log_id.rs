@@ -1,46 +1,49 @@
-//! What is written beside a committed offset: which topic it counts in: [`Stamp`].
+//! Identity of a partition's log, stored as metadata of each committed offset: [`LogId`].
 
 use std::fmt;
 
-/// The first word of a stamp; others that commit for the group may write anything.
+/// The first word of the metadata. Other programs that commit for the group may write anything.
 const MARK: &str = "onceward";
 
-/// The log that an offset counts in. Kafka names a committed offset by the topic's name, which outlives the topic: who finds
-/// another stamp than that of the present log knows that the offset is of a topic that was deleted.
+/// The log that an offset refers to.
+///
+/// Kafka stores a committed offset under the topic's name, which survives the topic. An offset with another `LogId` than the
+/// present log's refers to a topic that was deleted, or to a log before it was truncated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp {
+pub struct LogId {
     /// The topic's id; `None` from brokers older than 2.8.
-    pub id: Option<String>,
-    /// How often the log of the partition was seen truncated since the topic was created.
-    pub cuts: u32,
+    pub topic_id: Option<String>,
+    /// The number of truncations of the partition's log that were observed since the topic was created.
+    pub truncations: u32,
 }
 
-impl Stamp {
-    /// The stamp in an offset's metadata, if there is one.
-    pub fn read(metadata: &str) -> Option<Self> {
+impl LogId {
+    /// Parses an offset's metadata; `None` if another program wrote it.
+    pub(crate) fn parse(metadata: &str) -> Option<Self> {
         let mut parts = metadata.split(' ');
         if parts.next() != Some(MARK) {
             return None;
         }
-        let id = parts.next().filter(|id| !id.is_empty())?.to_owned();
-        Some(Self { id: Some(id), cuts: parts.next()?.parse().ok()? })
+        let topic_id = parts.next().filter(|id| !id.is_empty())?.to_owned();
+        Some(Self { topic_id: Some(topic_id), truncations: parts.next()?.parse().ok()? })
     }
 
-    /// What the offsets of `topic` count in, as positions name it.
+    /// Returns the incarnation that a [`Position`](onceward::Position) in this log carries.
+    #[must_use]
     pub fn incarnation(&self, cluster: &str, topic: &str) -> String {
-        let id = self.id.as_deref().unwrap_or(topic);
-        match self.cuts {
+        let id = self.topic_id.as_deref().unwrap_or(topic);
+        match self.truncations {
             0 => format!("{cluster}/{id}"),
-            cuts => format!("{cluster}/{id}.{cuts}"),
+            truncations => format!("{cluster}/{id}.{truncations}"),
         }
     }
 }
 
-/// As it stands in an offset's metadata; nothing where topics have no ids.
-impl fmt::Display for Stamp {
+/// Formats the metadata of an offset; empty where topics have no ids.
+impl fmt::Display for LogId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.id {
-            Some(id) => write!(f, "{MARK} {id} {}", self.cuts),
+        match &self.topic_id {
+            Some(id) => write!(f, "{MARK} {id} {}", self.truncations),
             None => Ok(()),
         }
     }
@@ -51,15 +54,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_reads_back_and_what_others_write_is_none() {
-        let stamp = Stamp { id: Some("00ff".into()), cuts: 3 };
-        assert_eq!(Stamp::read(&stamp.to_string()), Some(stamp.clone()));
+    fn metadata_round_trips_and_foreign_metadata_is_ignored() {
+        let log = LogId { topic_id: Some("00ff".into()), truncations: 3 };
+        assert_eq!(LogId::parse(&log.to_string()), Some(log.clone()));
         for other in ["", "onceward", "onceward 00ff", "onceward  1", "onceward 00ff x", "mine 00ff 1"] {
-            assert_eq!(Stamp::read(other), None, "{other}");
+            assert_eq!(LogId::parse(other), None, "{other}");
         }
-        assert_eq!(Stamp::default().to_string(), "");
-        assert_eq!(stamp.incarnation("c", "t"), "c/00ff.3");
-        assert_eq!(Stamp { cuts: 0, ..stamp }.incarnation("c", "t"), "c/00ff");
-        assert_eq!(Stamp::default().incarnation("c", "t"), "c/t");
+        assert_eq!(LogId::default().to_string(), "");
+        assert_eq!(log.incarnation("c", "t"), "c/00ff.3");
+        assert_eq!(LogId { truncations: 0, ..log }.incarnation("c", "t"), "c/00ff");
+        assert_eq!(LogId::default().incarnation("c", "t"), "c/t");
     }
 }

@@ -1,5 +1,5 @@
-//! Tests on librdkafka's own cluster, of what no real broker does on demand: partitions without a leader, slow and lost
-//! coordinators.
+//! Tests with librdkafka's mock cluster, for faults that a real broker does not produce on demand: partitions without a
+//! leader, slow and lost coordinators.
 
 use std::time::{Duration, Instant};
 
@@ -77,12 +77,15 @@ fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(delivery.message.payload()).into_owned()
 }
 
-async fn waits(consumer: &KafkaConsumer) {
-    until("it is assigned and waits", || !consumer.shared.lock().pending.is_empty()).await;
+async fn wait_until_pending(consumer: &KafkaConsumer) {
+    until("its partition is assigned and pending", || {
+        !consumer.handle.with(|state| state.pending.is_empty())
+    })
+    .await;
     assert_eq!(consumer.assigned_partitions(), 0);
 }
 
-/// The offset stands in the new log, and says nothing of it.
+/// The committed offset exists in the new log, but refers to the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recreated_partition_without_a_leader_is_read_from_its_start_when_it_has_one() {
     let stage = Stage::new(1, 1);
@@ -92,7 +95,7 @@ async fn a_recreated_partition_without_a_leader_is_read_from_its_start_when_it_h
     stage.commit(3, "onceward 00000000000000000000000000000001 0");
     stage.cluster.partition_leader(TOPIC, 0, None).unwrap();
     let mut consumer = KafkaConsumer::open(stage.config()).await.unwrap();
-    waits(&consumer).await;
+    wait_until_pending(&consumer).await;
     assert_eq!(consumer.is_idle().await, Some(false));
     stage.cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
     assert_eq!(text(&take(&mut consumer).await[0]), "0");
@@ -107,7 +110,7 @@ async fn a_group_that_starts_at_the_end_waits_for_a_leader_and_others_go_on() {
     stage.send(1, "old");
     stage.cluster.partition_leader(TOPIC, 0, None).unwrap();
     let mut config = stage.config();
-    config.properties.insert("auto.offset.reset".into(), "latest".into());
+    config.connection.properties.insert("auto.offset.reset".into(), "latest".into());
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     until("the other partition is read", || consumer.assigned_partitions() == 1).await;
     stage.send(1, "first");
@@ -119,33 +122,33 @@ async fn a_group_that_starts_at_the_end_waits_for_a_leader_and_others_go_on() {
     consumer.close().await.unwrap();
 }
 
-/// Under the name of its topic its records would be others.
+/// Its records would have other positions under the topic's name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_whose_topic_is_not_known_is_not_read_under_another_name() {
+async fn a_partition_whose_topic_id_is_unknown_is_not_read() {
     let stage = Stage::new(1, 1);
     stage.send(0, "first");
     let client = stage.client();
-    let told = native::describe(client.client(), &[TOPIC], LIMIT).unwrap().remove(0);
-    let id = told.id.expect("this cluster has ids");
+    let described = native::describe_topics(client.client(), &[TOPIC], LIMIT).unwrap().remove(0);
+    let id = described.id.expect("this cluster has ids");
     let mut consumer = KafkaConsumer::open(stage.config()).await.unwrap();
-    // As if the broker that is asked did not know the topic yet.
-    consumer.shared.lock().gone.insert(id.clone(), Instant::now());
-    waits(&consumer).await;
-    consumer.shared.lock().gone.clear();
+    // As if the broker did not know the new topic yet.
+    consumer.handle.with(|state| state.deleted_topics.insert(id.clone(), Instant::now()));
+    wait_until_pending(&consumer).await;
+    consumer.handle.with(|state| state.deleted_topics.clear());
     let position = take(&mut consumer).await[0].message.position().cloned().unwrap();
     assert!(position.incarnation.ends_with(&format!("/{id}")), "{position:?}");
     consumer.close().await.unwrap();
 }
 
-/// What one broker says once is no reason to read all of the log again.
+/// A single report of one broker is no reason to read the whole log again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_doubt_that_is_not_confirmed_is_withdrawn() {
     let stage = Stage::new(1, 1);
     stage.send(0, "first");
     let mut consumer = KafkaConsumer::open(stage.config()).await.unwrap();
     let epoch = take(&mut consumer).await[0].receipt.tag().epoch;
-    consumer.shared.suspect(epoch, true);
-    until("it is looked at", || !consumer.shared.lock().assigned[&epoch].suspect).await;
+    consumer.handle.with(|state| state.set_suspect(epoch, true));
+    until("the log is checked", || consumer.handle.with(|state| !state.partitions[&epoch].suspect)).await;
     stage.send(0, "second");
     let second = take(&mut consumer).await;
     assert_eq!((text(&second[0]), second[0].receipt.tag().epoch), ("second".to_owned(), epoch));
@@ -153,9 +156,9 @@ async fn a_doubt_that_is_not_confirmed_is_withdrawn() {
     consumer.close().await.unwrap();
 }
 
-/// A last commit without a coordinator would stop the poll thread for as long as a session lasts.
+/// A synchronous final commit without a coordinator would block the poll thread for as long as a session lasts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revocation_without_a_coordinator_does_not_stop_the_thread_that_polls() {
+async fn a_revocation_without_a_coordinator_does_not_block_the_poll_thread() {
     let stage = Stage::new(2, 2);
     stage.cluster.coordinator(MockCoordinator::Group(GROUP.into()), 2).unwrap();
     stage.send(0, "0");
@@ -166,11 +169,11 @@ async fn a_revocation_without_a_coordinator_does_not_stop_the_thread_that_polls(
         taken.extend(take(&mut first).await);
     }
     let second = KafkaConsumer::open(stage.config()).await.unwrap();
-    until("a partition is revoked", || first.shared.lock().leaving.is_some()).await;
+    until("a partition is revoked", || first.handle.with(|state| state.revocation.is_some())).await;
     stage.cluster.broker_down(2).unwrap();
     let acks: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
     first.acker().settle(&acks).await;
-    until("it is given up", || first.shared.lock().leaving.is_none()).await;
+    until("it is given up", || first.handle.with(|state| state.revocation.is_none())).await;
     let answer = tokio::time::timeout(Duration::from_secs(10), first.is_idle()).await;
     assert!(answer.is_ok(), "the poll thread waits for the coordinator");
     stage.cluster.broker_up(2).unwrap();

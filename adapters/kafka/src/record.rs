@@ -1,4 +1,4 @@
-//! A message to be sent, as the client takes it.
+//! Converts an outgoing message to the parts of a Kafka record.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,34 +9,34 @@ use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::message::{KafkaHeaders, MESSAGE_ID};
 
-/// Older records would be deleted by the retention of the topic that they are sent to, soon or at once.
-const OLDEST: Duration = Duration::from_secs(24 * 3600);
-/// Brokers refuse records that are made an hour from now.
-const NEWEST: Duration = Duration::from_secs(60);
+/// The retention of the destination would delete older records at once, or too soon.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Brokers reject records with timestamps an hour ahead.
+const MAX_AHEAD: Duration = Duration::from_secs(60);
 
-/// The timestamp of the record for `outgoing`, in milliseconds: the message's own, if the record can have it.
-pub fn timestamp_ms(outgoing: &Outgoing) -> Option<i64> {
+/// Returns the record's timestamp in milliseconds: the message's own, if it is neither too old nor in the future.
+#[must_use]
+pub fn to_timestamp_ms(outgoing: &Outgoing) -> Option<i64> {
     let at = outgoing.timestamp?;
-    let now = SystemTime::now();
-    let fits = match now.duration_since(at) {
-        Ok(age) => age <= OLDEST,
-        Err(ahead) => ahead.duration() <= NEWEST,
+    let fits = match SystemTime::now().duration_since(at) {
+        Ok(age) => age <= MAX_AGE,
+        Err(ahead) => ahead.duration() <= MAX_AHEAD,
     };
-    fits.then(|| millis(at)).flatten()
+    fits.then(|| to_millis(at)).flatten()
 }
 
-fn millis(at: SystemTime) -> Option<i64> {
+fn to_millis(at: SystemTime) -> Option<i64> {
     i64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
-/// The headers of `outgoing`: in the form they came in, if they came from Kafka, without what an earlier letter or retry said;
-/// our own; its id, unless there is such a header.
+/// Returns the record's headers: the native ones of a message from Kafka, without those of an earlier dead letter or retry, the
+/// headers of `outgoing`, and its id, unless a header has it.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for what the client would panic at: NUL in a header's name or in the topic.
-pub fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
+/// [`ErrorKind::Corrupt`] for a NUL byte in a header's name or in the topic, at which the client would panic.
+pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     if outgoing.destination.contains('\0') || outgoing.headers.iter().any(|(name, _)| name.contains('\0')) {
-        let what = "a header's name or the topic has a NUL byte in it, which Kafka's client cannot send";
+        let what = "a header name or the topic contains a NUL byte, which Kafka's client cannot send";
         return Err(Error::new(ErrorKind::Corrupt, "publish to Kafka", what));
     }
     let native = outgoing.native.as_ref().and_then(|native| native.get::<KafkaHeaders>());
@@ -60,7 +60,7 @@ pub fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     };
     let has = |name: &str| outgoing.headers.iter().any(|(own, _)| own == name);
     for (name, value) in outgoing.headers.iter().filter(|(name, _)| is_new(name)) {
-        // Ours are written once.
+        // Our id is written once.
         if name != HEADER_ID || outgoing.own_id.is_empty() {
             add(name, value);
         }
@@ -71,8 +71,8 @@ pub fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     if !outgoing.id.is_empty() && !has(MESSAGE_ID) {
         add(MESSAGE_ID, outgoing.id.as_bytes());
     }
-    if let Some(at) = outgoing.timestamp.and_then(millis)
-        && timestamp_ms(outgoing).is_none()
+    if let Some(at) = outgoing.timestamp.and_then(to_millis)
+        && to_timestamp_ms(outgoing).is_none()
         && !has(TIMESTAMP)
     {
         add(TIMESTAMP, at.to_string().as_bytes());
@@ -80,8 +80,9 @@ pub fn headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     Ok(headers)
 }
 
-/// The payload; nothing for a tombstone.
-pub fn payload(outgoing: &Outgoing) -> Option<&[u8]> {
+/// Returns the record's payload; `None` for a tombstone.
+#[must_use]
+pub fn to_payload(outgoing: &Outgoing) -> Option<&[u8]> {
     let payload: &Bytes = &outgoing.payload;
     (!outgoing.null_payload).then_some(&payload[..])
 }

@@ -1,4 +1,4 @@
-//! Where assigned partitions begin: the group's offset is compared with the log before anything is read. [`begin`].
+//! Determines the start offsets of assigned partitions: the group's offset is compared with the log before anything is read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,248 +11,267 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::client::native::{self, Edge};
-use crate::log_id::Stamp;
-use crate::poll::log_reset::{self as reset, Kind};
-use crate::retention::{Gap, report};
-use crate::state::assignment::Begin;
+use crate::client::native::{self, LogEdge};
+use crate::error;
+use crate::log_change::{LogChange, truncation_error};
+use crate::log_id::LogId;
+use crate::retention::OffsetGap;
+use crate::state::partition::TopicPartition;
+use crate::state::start::{PartitionStart, to_client_offset};
 
-/// How long the cluster may take to answer one question during a rebalance.
-pub const ANSWER: Duration = Duration::from_secs(5);
+/// The timeout of one request during a rebalance.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Says where a partition starts when it is assigned, if not where the group has committed.
-pub trait Starts: Send + Sync + 'static {
-    /// The offset of the first record wanted; `None` to start where the group has committed. The log ends at `end`. It may
-    /// block: the poll thread waits.
+/// Positions that are stored outside Kafka and take precedence over the group's offsets.
+pub trait StoredPositions: Send + Sync + 'static {
+    /// Returns the first offset to deliver; `None` to start at the group's offset. The log ends at `log_end`. May block: the poll
+    /// thread waits.
     ///
     /// # Errors
     /// The partition must not be consumed.
-    fn start(&self, incarnation: &Arc<str>, partition: u32, end: u64)
-    -> Result<Option<u64>, onceward::Error>;
+    fn start_offset(
+        &self,
+        incarnation: &Arc<str>,
+        partition: u32,
+        log_end: u64,
+    ) -> Result<Option<u64>, onceward::Error>;
 }
 
-/// How the beginnings of partitions are found.
-pub struct Beginner<'a> {
+/// Resolves the start offsets of partitions.
+pub struct StartOffsetResolver<'a> {
+    /// The id of the cluster.
     pub cluster: &'a str,
-    /// The topics' ids, as the cluster reports them now: [`ids`].
-    pub ids: &'a Ids,
-    /// A partition without an offset of the group's starts at its end.
+    /// The topics' current ids, from [`topic_ids`].
+    pub topic_ids: &'a TopicIds,
+    /// A partition without an offset of the group starts at its end.
     pub from_end: bool,
-    pub starts: Option<&'a dyn Starts>,
+    /// Positions that take precedence over the group's offsets.
+    pub stored: Option<&'a dyn StoredPositions>,
+    /// Counts resets and lost records.
     pub health: &'a SourceHealth,
-    /// How long the cluster may take to answer one question.
-    pub answer: Duration,
+    /// The timeout of one request.
+    pub request_timeout: Duration,
 }
 
 /// The ids of topics; `None` from brokers older than 2.8. A topic that the cluster does not report is absent.
-pub type Ids = HashMap<String, Option<String>>;
+pub type TopicIds = HashMap<String, Option<String>>;
 
-/// Where partitions begin.
+/// The start offsets of partitions.
 #[derive(Debug, Default)]
-pub struct Begun {
-    pub begins: Vec<Begin>,
-    /// Partitions whose start offset is unknown now: they have no leader, or the cluster does not answer. They must not be read.
-    pub pending: Vec<(String, i32)>,
-    /// Why not, as far as that is known.
+pub struct ResolvedStarts {
+    /// Partitions with their start offsets.
+    pub starts: Vec<PartitionStart>,
+    /// Partitions whose start offset is unknown: they have no leader, or the cluster does not answer. They must not be read.
+    pub pending: Vec<TopicPartition>,
+    /// Why it is unknown, if there was an error.
     pub reason: Option<KafkaError>,
 }
 
-impl Begun {
-    /// Nothing is known of any of `partitions`.
-    fn nothing(partitions: &TopicPartitionList, reason: KafkaError) -> Self {
-        let named = |own: &TopicPartitionListElem<'_>| (own.topic().to_owned(), own.partition());
-        let pending = partitions.elements().iter().map(named).collect();
-        Self { begins: Vec::new(), pending, reason: Some(reason) }
+impl ResolvedStarts {
+    fn all_pending(partitions: &TopicPartitionList, reason: KafkaError) -> Self {
+        let pending = partitions.elements().iter().map(to_topic_partition).collect();
+        Self { starts: Vec::new(), pending, reason: Some(reason) }
     }
 }
 
-/// A partition of which the group has an offset, or none, and its log.
+/// The group's offset in a partition, if any, and the extent of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+struct GroupOffset {
     committed: Option<u64>,
-    /// Of the committed offset; `None` if it has none.
-    stamp: Option<Stamp>,
-    low: u64,
-    end: u64,
+    /// The log that the committed offset refers to; `None` if another program committed it.
+    log: Option<LogId>,
+    log_start: u64,
+    log_end: u64,
 }
 
-/// What follows from it.
+/// The log of a partition and where to start in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Plan {
-    stamp: Stamp,
-    /// The first offset that is wanted; `None` for the beginning of the log.
+struct StartPlan {
+    log: LogId,
+    /// The first offset to deliver; `None` for the start of the log.
     from: Option<u64>,
-    /// The group's offset is of another log.
-    reset: Option<Kind>,
+    /// How the log was replaced since the group committed its offset.
+    reset: Option<LogChange>,
 }
 
-/// What is to be read of a partition whose topic has the id `id`. A committed offset of another topic, or behind the end of the
-/// log, says nothing: then all of the log is new.
-fn plan(found: &Found, id: Option<&String>, from_end: bool) -> Plan {
-    let present = Stamp { id: id.cloned(), cuts: 0 };
+/// Plans the start of a partition. A committed offset of another topic, or beyond the end of the log, is invalid: then the
+/// whole log is new.
+fn plan_start(found: &GroupOffset, topic_id: Option<&String>, from_end: bool) -> StartPlan {
+    let present = LogId { topic_id: topic_id.cloned(), truncations: 0 };
     let Some(committed) = found.committed else {
-        return Plan { stamp: present, from: from_end.then_some(found.end), reset: None };
+        return StartPlan { log: present, from: from_end.then_some(found.log_end), reset: None };
     };
-    let old = found.stamp.clone().unwrap_or_else(|| present.clone());
-    if id.is_some() && old.id != present.id {
-        return Plan { stamp: present, from: Some(found.low), reset: Some(Kind::Recreated) };
+    let old = found.log.clone().unwrap_or_else(|| present.clone());
+    let from_start = Some(found.log_start);
+    if topic_id.is_some() && old.topic_id != present.topic_id {
+        return StartPlan { log: present, from: from_start, reset: Some(LogChange::Recreated) };
     }
-    // A broker that knows no ids, of a cluster whose others do, does not make the log another one.
-    let stamp = Stamp { id: present.id.or(old.id), cuts: old.cuts };
-    if committed > found.end {
-        let stamp = Stamp { cuts: stamp.cuts + 1, ..stamp };
-        return Plan { stamp, from: Some(found.low), reset: Some(Kind::Truncated) };
+    // A broker without topic ids, in a cluster whose others have them, does not change the log's identity.
+    let log = LogId { topic_id: present.topic_id.or(old.topic_id), truncations: old.truncations };
+    if committed > found.log_end {
+        let log = LogId { truncations: log.truncations + 1, ..log };
+        return StartPlan { log, from: from_start, reset: Some(LogChange::Truncated) };
     }
-    Plan { stamp, from: Some(committed), reset: None }
+    StartPlan { log, from: Some(committed), reset: None }
 }
 
-impl Beginner<'_> {
-    /// Where each of `partitions` begins. Where that is not what the group has committed it is committed, before anything is
-    /// read: whoever has the partition next must not go on with an offset of another log. Also for partitions without an offset
-    /// that start at the end: otherwise what comes before the first commit would be skipped by the next member, if this one died.
+impl StartOffsetResolver<'_> {
+    /// Resolves the start offset of each partition. A start offset that differs from the group's is committed before anything is
+    /// read, so that the next owner does not continue at an offset of another log. A start at the end is committed as well:
+    /// otherwise, if this member died before its first commit, the next one would skip the records in between. Blocks.
     ///
     /// # Errors
     /// A partition must not be consumed.
-    pub fn begin<C: ConsumerContext>(
+    pub fn resolve<C: ConsumerContext>(
         &self,
         consumer: &BaseConsumer<C>,
         partitions: &TopicPartitionList,
-    ) -> Result<Begun, onceward::Error> {
+    ) -> Result<ResolvedStarts, onceward::Error> {
         if partitions.count() == 0 {
-            return Ok(Begun::default());
+            return Ok(ResolvedStarts::default());
         }
-        let found = match look(consumer, partitions, self.answer) {
-            Ok(found) => found,
-            Err(error) => return Ok(Begun::nothing(partitions, error)),
+        let offsets = match fetch_offsets(consumer, partitions, self.request_timeout) {
+            Ok(offsets) => offsets,
+            Err(error) => return Ok(ResolvedStarts::all_pending(partitions, error)),
         };
-        let mut begun = Begun::default();
-        let mut corrected = TopicPartitionList::new();
-        let mut news = Vec::new();
+        let mut resolved = ResolvedStarts::default();
+        let mut corrections = TopicPartitionList::new();
+        let mut corrected = Vec::new();
         for own in partitions.elements() {
-            let key = (own.topic().to_owned(), own.partition());
-            let (Some(id), Some(found)) = (self.ids.get(&key.0), found.get(&key)) else {
-                begun.pending.push(key);
+            let key = to_topic_partition(&own);
+            let (Some(id), Some(found)) = (self.topic_ids.get(&*key.0), offsets.get(&key)) else {
+                resolved.pending.push(key);
                 continue;
             };
-            let plan = self.checked(plan(found, id.as_ref(), self.from_end), &key, found)?;
+            let plan = self.apply_positions(plan_start(found, id.as_ref(), self.from_end), &key, found)?;
             if let Some(from) = plan.from.filter(|from| found.committed != Some(*from)) {
-                let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-                corrected.add_partition_offset(&key.0, key.1, offset).map_err(failed)?;
-                stamp(&mut corrected, &key.0, key.1, &plan.stamp.to_string());
-                news.push(key.clone());
+                corrections
+                    .add_partition_offset(&key.0, key.1, to_client_offset(from))
+                    .map_err(|error| error::classify(OPERATION, error))?;
+                set_metadata(&mut corrections, &key.0, key.1, &plan.log.to_string());
+                corrected.push(key.clone());
             }
             let by_policy = plan.from.is_none();
-            let from = plan.from.or(Some(found.low));
-            begun.begins.push(Begin { topic: key.0, partition: key.1, stamp: plan.stamp, from, by_policy });
+            let from = plan.from.or(Some(found.log_start));
+            let (topic, partition) = key;
+            resolved.starts.push(PartitionStart { topic, partition, log: plan.log, from, by_policy });
         }
-        if corrected.count() > 0
-            && let Err(error) = consumer.commit(&corrected, CommitMode::Sync)
+        if corrections.count() > 0
+            && let Err(error) = consumer.commit(&corrections, CommitMode::Sync)
         {
-            begun.begins.retain(|own| !news.iter().any(|(topic, number)| own.is(topic, *number)));
-            begun.pending.append(&mut news);
-            begun.reason = Some(error);
+            let is_corrected =
+                |own: &PartitionStart| corrected.contains(&(Arc::clone(&own.topic), own.partition));
+            resolved.starts.retain(|own| !is_corrected(own));
+            resolved.pending.append(&mut corrected);
+            resolved.reason = Some(error);
         }
-        Ok(begun)
+        Ok(resolved)
     }
 
-    /// `plan` with what the owner of positions and the log say of it. What it finds is counted.
-    fn checked(
+    /// Applies the stored positions and the start of the log to `plan`, and counts resets and lost records.
+    fn apply_positions(
         &self,
-        mut plan: Plan,
-        (topic, partition): &(String, i32),
-        found: &Found,
-    ) -> Result<Plan, onceward::Error> {
-        if let Some(kind) = plan.reset {
+        mut plan: StartPlan,
+        (topic, partition): &TopicPartition,
+        found: &GroupOffset,
+    ) -> Result<StartPlan, onceward::Error> {
+        if let Some(change) = plan.reset {
             self.health.reset();
             tracing::warn!(
-                topic,
+                topic = &**topic,
                 partition,
                 committed = found.committed,
-                log_start = found.low,
-                log_end = found.end,
-                "the {} since the group committed its offset: the log is read from the start",
-                kind.what()
+                log_start = found.log_start,
+                log_end = found.log_end,
+                "{} since the group committed its offset; reading the log from its start",
+                change.description()
             );
         }
-        if let Some(starts) = self.starts {
+        if let Some(stored) = self.stored {
             let number = u32::try_from(*partition).unwrap_or_default();
-            let start = |stamp: &Stamp| {
-                starts.start(&stamp.incarnation(self.cluster, topic).into(), number, found.end)
+            let start = |log: &LogId| {
+                stored.start_offset(&log.incarnation(self.cluster, topic).into(), number, found.log_end)
             };
-            if plan.reset == Some(Kind::Truncated) {
-                let before = Stamp { cuts: plan.stamp.cuts - 1, ..plan.stamp.clone() };
+            if plan.reset == Some(LogChange::Truncated) {
+                let before = LogId { truncations: plan.log.truncations - 1, ..plan.log.clone() };
                 if start(&before)?.is_some() {
-                    return Err(reset::truncated(topic, *partition));
+                    return Err(truncation_error(topic, *partition));
                 }
             }
-            plan.from = start(&plan.stamp)?.or(plan.from);
+            plan.from = start(&plan.log)?.or(plan.from);
         }
-        if let Some(from) = plan.from.filter(|from| *from < found.low) {
-            let gap = Gap { topic: topic.as_str().into(), partition: *partition, from, to: found.low };
-            report(self.health, &gap, found.low);
-            plan.from = Some(found.low);
+        if let Some(from) = plan.from.filter(|from| *from < found.log_start) {
+            let (topic, partition) = (Arc::clone(topic), *partition);
+            let gap = OffsetGap { topic, partition, from, to: found.log_start };
+            gap.report(self.health, found.log_start);
+            plan.from = Some(found.log_start);
         }
         Ok(plan)
     }
 }
 
-/// The ids of these topics, as the cluster reports them now.
-pub fn ids<C: ClientContext>(client: &Client<C>, partitions: &TopicPartitionList, answer: Duration) -> Ids {
+const OPERATION: &str = "resolve the start offsets of assigned partitions";
+
+fn to_topic_partition(own: &TopicPartitionListElem<'_>) -> TopicPartition {
+    (Arc::from(own.topic()), own.partition())
+}
+
+/// Fetches the current ids of the topics of `partitions`. Empty if the cluster does not answer within the timeout.
+pub fn topic_ids<C: ClientContext>(
+    client: &Client<C>,
+    partitions: &TopicPartitionList,
+    request_timeout: Duration,
+) -> TopicIds {
     let topics: BTreeSet<_> = partitions.elements().iter().map(|own| own.topic().to_owned()).collect();
     if topics.is_empty() {
-        return Ids::new();
+        return TopicIds::new();
     }
     let names: Vec<_> = topics.iter().map(String::as_str).collect();
-    match native::describe_each(client, &names, answer) {
-        Ok(told) => told.into_iter().flatten().map(|topic| (topic.name, topic.id)).collect(),
+    match native::try_describe_topics(client, &names, request_timeout) {
+        Ok(described) => described.into_iter().flatten().map(|topic| (topic.name, topic.id)).collect(),
         Err(error) => {
-            tracing::debug!(%error, "the cluster does not report the ids of the topics");
-            Ids::new()
+            tracing::debug!(%error, "fetching the ids of topics failed");
+            TopicIds::new()
         }
     }
 }
 
-fn failed(error: KafkaError) -> onceward::Error {
-    crate::error::kafka("find where assigned partitions begin", error)
-}
-
-/// Writes a stamp beside the offset of a partition in `list`.
-pub fn stamp(list: &mut TopicPartitionList, topic: &str, partition: i32, stamp: &str) {
-    if stamp.is_empty() {
+/// Sets the metadata of a partition's offset in `list`.
+pub fn set_metadata(list: &mut TopicPartitionList, topic: &str, partition: i32, metadata: &str) {
+    if metadata.is_empty() {
         return;
     }
     if let Some(mut own) = list.find_partition(topic, partition) {
-        own.set_metadata(stamp);
+        own.set_metadata(metadata);
     }
 }
 
-/// The group's offsets and the logs; without those that have no leader.
-fn look<C: ConsumerContext>(
+/// Fetches the group's offsets and the extents of the logs. Partitions without a leader are absent.
+fn fetch_offsets<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     partitions: &TopicPartitionList,
-    answer: Duration,
-) -> KafkaResult<HashMap<(String, i32), Found>> {
-    let mut asked = TopicPartitionList::with_capacity(partitions.count());
+    request_timeout: Duration,
+) -> KafkaResult<HashMap<TopicPartition, GroupOffset>> {
+    let mut requested = TopicPartitionList::with_capacity(partitions.count());
     let mut named = Vec::with_capacity(partitions.count());
     for own in partitions.elements() {
-        asked.add_partition(own.topic(), own.partition());
-        named.push((Arc::<str>::from(own.topic()), own.partition()));
+        requested.add_partition(own.topic(), own.partition());
+        named.push(to_topic_partition(&own));
     }
-    let committed = consumer.committed_offsets(asked, answer)?;
-    let low = native::edges(consumer.client(), &named, Edge::Low, answer)?;
-    let end = native::edges(consumer.client(), &named, Edge::High, answer)?;
+    let committed = consumer.committed_offsets(requested, request_timeout)?;
+    let low = native::log_edges(consumer.client(), &named, LogEdge::Low, request_timeout)?;
+    let end = native::log_edges(consumer.client(), &named, LogEdge::High, request_timeout)?;
     let mut found = HashMap::with_capacity(named.len());
     for own in committed.elements() {
         own.error()?;
-        let key = (Arc::<str>::from(own.topic()), own.partition());
+        let key = to_topic_partition(&own);
         let (Some(low), Some(end)) = (low.get(&key), end.get(&key)) else { continue };
         let committed = match own.offset() {
             Offset::Offset(offset) => u64::try_from(offset).ok(),
             _ => None,
         };
-        let stamp = committed.and_then(|_| Stamp::read(own.metadata()));
-        let one = Found { committed, stamp, low: *low, end: (*end).max(*low) };
-        found.insert((own.topic().to_owned(), own.partition()), one);
+        let log = committed.and_then(|_| LogId::parse(own.metadata()));
+        found.insert(key, GroupOffset { committed, log, log_start: *low, log_end: (*end).max(*low) });
     }
     Ok(found)
 }
@@ -261,31 +280,31 @@ fn look<C: ConsumerContext>(
 mod tests {
     use super::*;
 
-    fn found(committed: Option<u64>, stamp: Option<(&str, u32)>) -> Found {
-        let stamp = stamp.map(|(id, cuts)| Stamp { id: Some(id.into()), cuts });
-        Found { committed, stamp, low: 5, end: 20 }
+    fn found(committed: Option<u64>, log: Option<(&str, u32)>) -> GroupOffset {
+        let log = log.map(|(id, truncations)| LogId { topic_id: Some(id.into()), truncations });
+        GroupOffset { committed, log, log_start: 5, log_end: 20 }
     }
 
     #[test]
-    fn only_an_offset_of_this_log_counts() {
+    fn only_an_offset_of_this_log_is_valid() {
         let id = "new".to_owned();
-        let plan = |found: &Found, from_end| {
-            let plan = plan(found, Some(&id), from_end);
-            (plan.from, plan.stamp.cuts, plan.reset)
+        let plan = |found: &GroupOffset, from_end| {
+            let plan = plan_start(found, Some(&id), from_end);
+            (plan.from, plan.log.truncations, plan.reset)
         };
         assert_eq!(plan(&found(None, None), false), (None, 0, None));
         assert_eq!(plan(&found(None, None), true), (Some(20), 0, None));
         // Committed by another program, or an older version of this one.
         assert_eq!(plan(&found(Some(12), None), true), (Some(12), 0, None));
         assert_eq!(plan(&found(Some(20), Some(("new", 2))), true), (Some(20), 2, None));
-        assert_eq!(plan(&found(Some(12), Some(("old", 2))), true), (Some(5), 0, Some(Kind::Recreated)));
-        assert_eq!(plan(&found(Some(21), Some(("new", 2))), true), (Some(5), 3, Some(Kind::Truncated)));
-        assert_eq!(plan(&found(Some(21), None), false), (Some(5), 1, Some(Kind::Truncated)));
+        assert_eq!(plan(&found(Some(12), Some(("old", 2))), true), (Some(5), 0, Some(LogChange::Recreated)));
+        assert_eq!(plan(&found(Some(21), Some(("new", 2))), true), (Some(5), 3, Some(LogChange::Truncated)));
+        assert_eq!(plan(&found(Some(21), None), false), (Some(5), 1, Some(LogChange::Truncated)));
     }
 
     #[test]
     fn brokers_without_topic_ids_are_compared_by_the_offset_alone() {
-        let plan = |found: &Found| plan(found, None, false).from;
+        let plan = |found: &GroupOffset| plan_start(found, None, false).from;
         assert_eq!(plan(&found(Some(12), None)), Some(12));
         assert_eq!(plan(&found(Some(21), None)), Some(5));
     }

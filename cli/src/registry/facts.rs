@@ -97,7 +97,7 @@ pub(crate) async fn broker_backlog(config: &Config) -> Result<Option<Backlog>, E
         }
         #[cfg(feature = "kafka")]
         Source::Kafka(source) => {
-            let facts = super::kafka::options(config, source)?.source_facts().await?;
+            let facts = super::kafka::options(config, source)?.inspect_group().await?;
             Ok(Some(Backlog {
                 messages: Some(facts.lag),
                 bytes: None,
@@ -153,7 +153,8 @@ pub(crate) async fn dead_letter_facts(config: &Config) -> Result<Option<DeadLett
         }
         #[cfg(feature = "kafka")]
         Source::Kafka(source) => {
-            let topic = super::kafka::writable(&super::kafka::options(config, source)?, to).await?;
+            let topic =
+                super::kafka::writable(&super::kafka::options(config, source)?.connection, to).await?;
             Ok(Some(DeadLetterFacts { place: dead_letter.to.redacted(), letters: Some(topic.records) }))
         }
         #[allow(unreachable_patterns, reason = "a build may have them all")]

@@ -6,15 +6,12 @@ use std::time::Duration;
 
 use onceward::store::{Advice, AdviceLevel};
 use onceward::{Capabilities, Consumer, DeadLetters, Error, ErrorKind, Publisher};
-use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicFacts};
+use onceward_kafka::{KafkaConfig, KafkaConnection, KafkaConsumer, KafkaPublisher, RetryTopic, TopicStatus};
 
 use super::credentials::Login;
 use super::own_headers::own_headers;
 use super::settings::pipeline_config;
 use crate::config::{Address, Config, KafkaCluster, KafkaSource, KafkaTarget, OutboxKafka, Properties};
-
-/// A name where a topic's is needed and none is meant.
-const NONE: &str = "none";
 
 /// About as many bytes as the headers of a dead letter have.
 const LETTER_HEADERS: u64 = 2048;
@@ -32,7 +29,7 @@ pub(super) async fn dead_letters(
     to: &str,
 ) -> Result<DeadLetters, Error> {
     // The first letter would be held for ever by a topic that is missing.
-    writable(&options(config, source)?, to).await?;
+    writable(&options(config, source)?.connection, to).await?;
     Ok(DeadLetters::new(publisher(config, source)?, to))
 }
 
@@ -52,7 +49,7 @@ pub(super) async fn letters(
 
 /// A publisher to the source's own brokers.
 pub(super) fn publisher(config: &Config, source: &KafkaSource) -> Result<Arc<dyn Publisher>, Error> {
-    Ok(Arc::new(KafkaPublisher::from_config(&options(config, source)?)?))
+    Ok(Arc::new(KafkaPublisher::open(options(config, source)?.connection)?))
 }
 
 /// The publisher of `[handler.publish.kafka]` and its topic, which is there.
@@ -60,29 +57,29 @@ pub(super) async fn target(
     config: &Config,
     target: &KafkaTarget,
 ) -> Result<(Arc<dyn Publisher>, String), Error> {
-    let mut asked = asked(config, "handler.publish.kafka", target.cluster(), &target.topic)?;
+    let mut asked = asked(config, "handler.publish.kafka", target.cluster())?;
     // A topic that is missing would cost every message its attempts.
     writable(&asked, &target.topic).await?;
     let limit = super::publisher::confirm_limit(config, KafkaPublisher::CONFIRM_TIMEOUT);
     asked.properties.entry("message.timeout.ms".to_owned()).or_insert_with(|| limit.as_millis().to_string());
-    Ok((Arc::new(KafkaPublisher::from_config(&asked)?), target.topic.clone()))
+    Ok((Arc::new(KafkaPublisher::open(asked)?), target.topic.clone()))
 }
 
 /// The publisher of `[outbox.kafka]`. Each row names its topic, so that none can be looked at.
 pub(super) fn outbox(config: &Config, target: &OutboxKafka) -> Result<Arc<dyn Publisher>, Error> {
-    let asked = asked(config, "outbox.kafka", target.cluster(), NONE)?;
-    Ok(Arc::new(KafkaPublisher::from_config(&asked)?))
+    let asked = asked(config, "outbox.kafka", target.cluster())?;
+    Ok(Arc::new(KafkaPublisher::open(asked)?))
 }
 
 /// How many brokers the cluster of `[outbox.kafka]` has.
 pub(super) async fn outbox_brokers(config: &Config, target: &OutboxKafka) -> Result<usize, Error> {
-    asked(config, "outbox.kafka", target.cluster(), NONE)?.brokers_up().await
+    asked(config, "outbox.kafka", target.cluster())?.count_brokers().await
 }
 
-/// A client's options for the cluster in `table`. Whoever asks needs the names of a topic and a group; neither is joined.
-fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>, topic: &str) -> Result<KafkaConfig, Error> {
+/// The connection to the cluster in `table`.
+fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>) -> Result<KafkaConnection, Error> {
     let brokers = cluster.brokers.iter().map(Address::expose);
-    let mut asked = KafkaConfig::new(brokers, [topic], "onceward");
+    let mut asked = KafkaConnection::new(brokers);
     asked.allow_plaintext = cluster.allow_plaintext;
     asked.password_file = cluster.credentials.password_file.map(|file| config.resolve(file));
     asked.properties = properties(cluster.properties, Login::read(config, table, cluster.credentials)?);
@@ -93,13 +90,13 @@ fn asked(config: &Config, table: &str, cluster: KafkaCluster<'_>, topic: &str) -
 ///
 /// # Errors
 /// It is not there, or may not be written to.
-pub(super) async fn writable(options: &KafkaConfig, topic: &str) -> Result<TopicFacts, Error> {
-    let facts = options.topic_facts(topic).await?;
+pub(super) async fn writable(connection: &KafkaConnection, topic: &str) -> Result<TopicStatus, Error> {
+    let facts = connection.inspect_topic(topic).await?;
     if facts.writable {
         return Ok(facts);
     }
     let what = "this user may not write to it; grant Write";
-    Err(Error::new(ErrorKind::Denied, format!("look at topic {topic}"), what))
+    Err(Error::new(ErrorKind::Denied, format!("inspect topic {topic}"), what))
 }
 
 /// The cluster, topics and group of a Kafka source.
@@ -112,9 +109,9 @@ pub(super) fn options(config: &Config, source: &KafkaSource) -> Result<KafkaConf
         retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
     options.topics.own_headers = own_headers(config)?;
     let login = Login::read(config, "source.kafka", source.credentials())?;
-    options.allow_plaintext = source.allow_plaintext;
-    options.password_file = source.credentials().password_file.map(|file| config.resolve(file));
-    options.properties = properties(&source.properties, login);
+    options.connection.allow_plaintext = source.allow_plaintext;
+    options.connection.password_file = source.credentials().password_file.map(|file| config.resolve(file));
+    options.connection.properties = properties(&source.properties, login);
     Ok(options)
 }
 
@@ -139,7 +136,7 @@ fn properties(given: &Properties, login: Login) -> BTreeMap<String, String> {
 /// What is unwise, or will not work, with topics and group.
 pub(super) async fn advice(config: &Config, source: &KafkaSource) -> Result<Vec<Advice>, Error> {
     let options = options(config, source)?;
-    let facts = options.source_facts().await?;
+    let facts = options.inspect_group().await?;
     let mut advice = Vec::new();
     let mut add = |level, text: String| advice.push(Advice::new(level, text));
     let (group, state) = (&source.group, facts.group_state.as_str());
@@ -166,7 +163,7 @@ pub(super) async fn advice(config: &Config, source: &KafkaSource) -> Result<Vec<
             add(AdviceLevel::Error, text);
         }
     }
-    let mut fits = |topic: &str, facts: TopicFacts, source: Option<u64>, what: &str| {
+    let mut fits = |topic: &str, facts: TopicStatus, source: Option<u64>, what: &str| {
         if let (Some(largest), Some(source)) = (facts.max_message_bytes, source)
             && largest < source
         {
@@ -178,14 +175,14 @@ pub(super) async fn advice(config: &Config, source: &KafkaSource) -> Result<Vec<
     };
     let source_bytes = facts.max_message_bytes;
     for topic in &options.topics.retry_topics {
-        let found = writable(&options, &topic.name).await?;
+        let found = writable(&options.connection, &topic.name).await?;
         fits(&topic.name, found, source_bytes, "larger messages wait for their retries in this process");
     }
     if let Some(dead_letter) = &config.dead_letter {
         let to = dead_letter.to.expose();
         // A letter has headers of ours besides.
         let with_headers = source_bytes.map(|bytes| bytes.saturating_add(LETTER_HEADERS));
-        let found = writable(&options, to).await?;
+        let found = writable(&options.connection, to).await?;
         fits(to, found, with_headers, "the dead letters of the largest messages do not fit");
     }
     for topic in &options.topics.retry_topics {
@@ -215,19 +212,20 @@ mod tests {
     #[test]
     fn what_is_configured_reaches_the_client() {
         let options = read("retry_topics = { 'r.1m' = '1m', 'r.5s' = '5s' }\nproperties.client.id = 'x'");
-        assert_eq!(options.brokers, ["h:1", "h:2"]);
+        assert_eq!(options.connection.brokers, ["h:1", "h:2"]);
         assert_eq!(options.topics.drain_timeout, Some(Duration::from_secs(7)));
         let retry = [("r.1m", 60), ("r.5s", 5)];
         let retry = retry.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
         assert_eq!(options.topics.retry_topics, retry);
         assert_eq!(options.topics.own_headers.trust(), onceward::HeaderTrust::Authenticated);
-        assert_eq!(options.properties, BTreeMap::from([("client.id".to_owned(), "x".to_owned())]));
+        assert_eq!(options.connection.properties, BTreeMap::from([("client.id".to_owned(), "x".to_owned())]));
     }
 
     #[test]
     fn a_password_goes_over_tls_unless_the_properties_say_otherwise() {
-        let get =
-            |options: &KafkaConfig, name: &str| options.properties.get(name).cloned().unwrap_or_default();
+        let get = |options: &KafkaConfig, name: &str| {
+            options.connection.properties.get(name).cloned().unwrap_or_default()
+        };
         let options = read("username = 'u'\npassword = 'p'");
         assert_eq!(get(&options, "security.protocol"), "sasl_ssl");
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Transforms a batch: keys side by side, the records of a key one after the other, each until it succeeds or fails for good.
+//! Transforms a batch: keys concurrently, the records of a key in order, each until it succeeds or fails permanently.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -12,56 +12,60 @@ use onceward::{Error, ErrorKind, HandlerError, Message, Outgoing, Verdict};
 
 use super::Transform;
 use super::config::TransformConfig;
-use crate::dead_letter::letter;
+use crate::dead_letter::create_letter;
 
-/// A record of a batch.
+/// A consumed record.
 #[derive(Clone, Debug)]
-pub(super) struct Taken {
+pub(super) struct BatchRecord {
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) offset: i64,
-    /// The assignment it came in.
+    /// The epoch of the assignment in which it was consumed.
     pub(super) epoch: u64,
     pub(super) message: Message,
 }
 
-/// What is to be produced for a record.
+/// The records to be produced for a consumed record.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct Produced {
     pub(super) outgoing: Vec<Outgoing>,
-    /// It failed for good: what is produced is its letter.
+    /// The record failed permanently: its dead letter is produced.
     pub(super) is_dead: bool,
 }
 
-/// Transforms each record; the results are in the order of the records.
+/// Transforms the records of a batch; the results are in their order.
 ///
 /// # Errors
-/// A record failed for good, and there is no topic for dead letters.
-pub(super) async fn transform(
+/// A record failed permanently, and no dead-letter topic is configured.
+pub(super) async fn transform_batch(
     config: &TransformConfig,
     transform: &impl Transform,
-    taken: &[Taken],
-) -> Result<Vec<Made>, Error> {
+    batch: &[BatchRecord],
+) -> Result<Vec<Produced>, Error> {
     let mut lanes = HashMap::<_, Vec<usize>>::new();
-    for (index, own) in taken.iter().enumerate() {
+    for (index, own) in batch.iter().enumerate() {
         lanes.entry((&own.topic, own.partition, own.message.order_key())).or_default().push(index);
     }
     let lanes = lanes.into_values().map(|lane| async move {
-        let mut made = Vec::with_capacity(lane.len());
+        let mut produced = Vec::with_capacity(lane.len());
         for index in lane {
-            made.push((index, one(config, transform, &taken[index].message).await?));
+            produced.push((index, transform_record(config, transform, &batch[index].message).await?));
         }
-        Ok::<_, Error>(made)
+        Ok::<_, Error>(produced)
     });
-    let made: Vec<_> = stream::iter(lanes).buffer_unordered(config.concurrency).try_collect().await?;
-    let mut made: Vec<_> = made.into_iter().flatten().collect();
-    made.sort_unstable_by_key(|(index, _)| *index);
-    Ok(made.into_iter().map(|(_, made)| made).collect())
+    let produced: Vec<_> = stream::iter(lanes).buffer_unordered(config.concurrency).try_collect().await?;
+    let mut produced: Vec<_> = produced.into_iter().flatten().collect();
+    produced.sort_unstable_by_key(|(index, _)| *index);
+    Ok(produced.into_iter().map(|(_, own)| own).collect())
 }
 
-async fn one(config: &TransformConfig, transform: &impl Transform, message: &Message) -> Result<Made, Error> {
+async fn transform_record(
+    config: &TransformConfig,
+    transform: &impl Transform,
+    message: &Message,
+) -> Result<Produced, Error> {
     if let Some(defect) = message.defect() {
-        return dead(config, message, Reason::Defect, &defect.to_string(), 0);
+        return dead_letter(config, message, Reason::Defect, &defect.to_string(), 0);
     }
     let (mut attempts, mut pause) = (0, Duration::ZERO);
     loop {
@@ -70,7 +74,7 @@ async fn one(config: &TransformConfig, transform: &impl Transform, message: &Mes
         // All of the user's code runs inside: the call as well as the future.
         let run = async { transform.transform(message.clone()).await };
         let error = match tokio::time::timeout(limit, AssertUnwindSafe(run).catch_unwind()).await {
-            Ok(Ok(Ok(outgoing))) => return Ok(Made { outgoing, is_dead: false }),
+            Ok(Ok(Ok(outgoing))) => return Ok(Produced { outgoing, is_dead: false }),
             Ok(Ok(Err(error))) => error,
             Ok(Err(_)) => HandlerError::retry("the transformation panicked"),
             Err(_) => HandlerError::retry(format!(
@@ -78,41 +82,43 @@ async fn one(config: &TransformConfig, transform: &impl Transform, message: &Mes
             )),
         };
         let wait = match error.verdict() {
-            // What is not the record's fault uses no attempt.
+            // An unavailable dependency is not the record's fault.
             Verdict::Unavailable => {
                 attempts -= 1;
                 Duration::ZERO
             }
-            Verdict::Permanent => return dead(config, message, Reason::Permanent, error.text(), attempts),
+            Verdict::Permanent => {
+                return dead_letter(config, message, Reason::Permanent, error.text(), attempts);
+            }
             _ if attempts >= config.retry.max_attempts => {
-                return dead(config, message, Reason::AttemptsExhausted, error.text(), attempts);
+                return dead_letter(config, message, Reason::AttemptsExhausted, error.text(), attempts);
             }
             Verdict::RetryAfter(wait) => wait,
             _ => Duration::ZERO,
         };
-        tracing::debug!(delivery = ?message, attempts, error = error.text(), "a transformation failed and is repeated");
+        tracing::debug!(delivery = ?message, attempts, error = error.text(), "transformation failed; retrying");
         pause = config.retry.backoff.delay(attempts.max(1), pause, &mut fastrand::Rng::new());
         tokio::time::sleep(wait.max(pause)).await;
     }
 }
 
-/// The letter of a record that failed for good.
+/// Creates the dead letter of a record that failed permanently.
 ///
 /// # Errors
-/// There is no topic for it.
-pub(super) fn dead(
+/// No dead-letter topic is configured.
+pub(super) fn dead_letter(
     config: &TransformConfig,
     message: &Message,
     reason: Reason,
     error: &str,
     attempts: u32,
-) -> Result<Made, Error> {
+) -> Result<Produced, Error> {
     let Some(to) = &config.dead_letters else {
         let what = format!(
-            "a record failed for good ({reason}: {error}) and there is no topic for dead letters; mend the cause, or set \
+            "a record failed permanently ({reason}: {error}), and no dead-letter topic is configured; remove the cause, or set \
              dead_letters"
         );
         return Err(Error::new(ErrorKind::Config, format!("transform {message:?}"), what));
     };
-    Ok(Made { outgoing: vec![letter(to, message, reason, error, attempts)], is_dead: true })
+    Ok(Produced { outgoing: vec![create_letter(to, message, reason, error, attempts)], is_dead: true })
 }

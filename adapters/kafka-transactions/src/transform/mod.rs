@@ -1,11 +1,11 @@
-//! Records in, records out, each once: [`KafkaTransform`].
+//! Transforms records into records, each once: [`KafkaTransform`].
 
+mod assignment;
 mod batch;
 mod config;
-mod members;
 mod offsets;
-mod parts;
-mod reports;
+mod rejections;
+mod send_groups;
 mod transactions;
 mod worker;
 
@@ -19,17 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::TransformConfig;
 
-use worker::Worker;
+use worker::TransformWorker;
 
-/// Turns a record into the records to be produced for it.
+/// Transforms a record into the records to be produced for it.
 ///
-/// It may run again for a record whose transaction came to nothing: only what it returns happens once. Any
+/// It may run again for a record whose transaction was aborted: only the records that it returns are produced once. Any
 /// `Fn(Message) -> impl Future<Output = Result<Vec<Outgoing>, HandlerError>>` is one.
 pub trait Transform: Send + Sync + 'static {
-    /// The records for `message`; [`Outgoing::destination`] is a topic.
+    /// Returns the records for `message`; [`Outgoing::destination`] is a topic.
     ///
     /// # Errors
-    /// By its verdict the record is tried again, in its place, or goes to the dead-letter topic.
+    /// The verdict decides whether the record is retried, in its place, or goes to the dead-letter topic.
     fn transform(&self, message: Message)
     -> impl Future<Output = Result<Vec<Outgoing>, HandlerError>> + Send;
 }
@@ -47,11 +47,11 @@ where
     }
 }
 
-/// What a run of a [`KafkaTransform`] did.
+/// The counts of a run of a [`KafkaTransform`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransformSummary {
-    /// Records whose transaction was committed.
+    /// Consumed records whose transaction was committed.
     pub records: u64,
     /// Records produced for them, without dead letters.
     pub produced: u64,
@@ -59,29 +59,30 @@ pub struct TransformSummary {
     pub dead_lettered: u64,
     /// Transactions committed.
     pub transactions: u64,
-    /// Transactions that came to nothing; their records ran again.
+    /// Aborted transactions; their records ran again.
     pub aborted: u64,
-    /// Commits without an answer; where the group stands told what had become of them.
+    /// Unanswered commits; the group's offset showed their outcome.
     pub unknown: u64,
 }
 
 /// Consumes topics, transforms each record and produces the results, in transactions that carry the consumed offsets as well:
-/// *effectively-once per record*. Whoever reads the results with `isolation.level=read_committed` sees those of each record
-/// once, whatever is killed.
+/// *effectively-once per record*. Readers with `isolation.level=read_committed` see the results of each record once, whichever
+/// process is killed.
 ///
 /// ```text
-/// poll ─▶ a batch ─▶ transform, keys side by side ─▶ begin ─▶ produce ─▶ offsets ─▶ commit
-///  ▲                                                           └──── aborted, or unknown ────┐
-///  └───────────────────────── rewind to what the group has committed ◀──────────────────────┘
+/// poll ─▶ batch ─▶ transform, keys concurrently ─▶ begin ─▶ produce ─▶ offsets ─▶ commit
+///  ▲                                                         └──── aborted, or unknown ────┐
+///  └────────────────────── rewind to the group's committed offset ◀────────────────────────┘
 /// ```
 ///
-/// It needs no store, and knows no idempotency keys: a record that a producer has sent twice is two records. Effects of the
+/// It needs no store and uses no idempotency keys: a record that a producer has sent twice is two records. Effects of the
 /// transformation outside Kafka may happen again. Records of one key stay in order; a failing record holds up its batch.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// use onceward::{Message, Outgoing};
-/// use onceward_kafka::{KafkaConfig, KafkaTransform, TransformConfig};
+/// use onceward_kafka::KafkaConfig;
+/// use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 /// let source = KafkaConfig::new(["127.0.0.1:9092"], ["orders"], "invoicing");
 /// let transform = KafkaTransform::new(TransformConfig::new(source, "invoicing-1"))?;
 /// let invoice = |order: Message| async move {
@@ -107,14 +108,14 @@ impl KafkaTransform {
         Ok(Self { config })
     }
 
-    /// Runs until `shutdown` fires: then the batch at hand is brought to its end.
+    /// Runs until `shutdown` fires, and then finishes the current batch.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] if another one with the same transactional id took its place: it must not be tried again.
-    /// Otherwise what keeps it from starting or going on; what was not committed is in the topics still.
+    /// [`ErrorKind::Internal`] if another process with the same transactional id has fenced this one: it must not be retried.
+    /// Otherwise an error that prevents starting or continuing; uncommitted records stay in the topics.
     ///
     /// # Cancel safety
-    /// A dropped run stops soon, in the background. What is not committed runs again.
+    /// A dropped run stops soon, in the background. Uncommitted records run again.
     pub async fn run(
         self,
         transform: impl Transform,
@@ -122,15 +123,19 @@ impl KafkaTransform {
     ) -> Result<TransformSummary, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let (answer, ended) = oneshot::channel();
-        let worker =
-            Worker::new(self.config, transform, tokio::runtime::Handle::current(), Arc::clone(&stop));
+        let worker = TransformWorker::new(
+            self.config,
+            transform,
+            tokio::runtime::Handle::current(),
+            Arc::clone(&stop),
+        );
         let thread = std::thread::Builder::new().name("onceward-transform".into());
         let spawned = thread.spawn(move || {
-            // Whoever asked may be gone.
+            // The run may have been dropped.
             let _ = answer.send(worker.run());
         });
         spawned.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "start a transform", "no thread can be started")
+            Error::new(ErrorKind::Unavailable, "start a transform", "starting a thread failed")
                 .with_source(error)
         })?;
         let _stopping = Stopping(Arc::clone(&stop));
@@ -144,7 +149,7 @@ impl KafkaTransform {
             }
         };
         ended.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Internal, "run a transform", "its thread panicked"))
+            Err(Error::new(ErrorKind::Internal, "run a transform", "the thread panicked"))
         })
     }
 }

@@ -1,122 +1,121 @@
-//! The transactional producer: [`Transactions`] tells what became of each transaction, or that nobody knows.
+//! The transactional producer, which reports the outcome of each transaction: [`TransactionalProducer`].
 
 use std::time::{Duration, Instant};
 
 use onceward::{Error, ErrorKind, Outgoing};
+use onceward_kafka::internal::{classify, to_headers, to_payload, to_timestamp_ms};
 use rdkafka::TopicPartitionList;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
-use super::parts::{Parts, Refused};
-use super::reports::Reports;
-use onceward_kafka::internal::error;
-use onceward_kafka::internal::record as outgoing;
+use super::rejections::Rejections;
+use super::send_groups::{Rejection, SendGroups};
 
 const OPERATION: &str = "commit a Kafka transaction";
-/// How often a full queue of the client's is tried again.
-const FULL: Duration = Duration::from_millis(5);
-/// How soon a client that was not ready is asked again.
-const SOON: Duration = Duration::from_millis(20);
-/// How long one try of a call that may be repeated takes, at most and at least.
-const TRY: Duration = Duration::from_secs(5);
-const LEAST: Duration = Duration::from_millis(100);
+/// The delay before a retry when the client's queue is full, or a call may be repeated.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
+/// The delay before a retry when the client was not ready.
+const NOT_READY_DELAY: Duration = Duration::from_millis(20);
+/// The longest and shortest timeout of one attempt of a call that may be repeated.
+const MAX_ATTEMPT: Duration = Duration::from_secs(5);
+const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 
-/// How a transaction ended.
+/// The outcome of a transaction.
 #[derive(Debug)]
-pub(super) enum End {
-    /// Results and offsets are durable, together.
+pub(super) enum TransactionOutcome {
+    /// Records and offsets are durable.
     Committed,
-    /// Nothing of it happened.
+    /// It had no effect.
     Aborted,
-    /// It may have happened: a new producer with the same id ends it, and where the group stands tells how.
+    /// It may have been committed: a new producer with the same id ends it, and the group's offset shows its outcome.
     Unknown,
-    /// This record, by its index, cannot be sent, today or ever. Nothing happened.
-    Refused(usize, Error),
-    /// The broker refused records that were sent together. Nothing happened; the next run sends them in smaller groups.
-    Parted,
+    /// The record with this index is rejected permanently. The transaction had no effect.
+    Rejected(usize, Error),
+    /// A group of records was rejected. The transaction had no effect; the next run sends smaller groups.
+    Split,
 }
 
-/// How one attempt at a transaction ended.
-enum Attempt {
-    Ended(End),
-    /// The client was not ready for it yet. Nothing happened.
-    TooSoon,
+/// The outcome of one attempt.
+enum TransactionAttempt {
+    Ended(TransactionOutcome),
+    /// The client was not ready. The transaction had no effect.
+    NotReady,
 }
 
 /// A producer with a transactional id.
-pub(super) struct Transactions {
-    producer: ThreadedProducer<Reports>,
-    limit: Duration,
-    parts: Parts,
+pub(super) struct TransactionalProducer {
+    producer: ThreadedProducer<Rejections>,
+    commit_timeout: Duration,
+    groups: SendGroups,
 }
 
-impl Transactions {
-    /// Connects. Transactions that another producer with this id has left open are ended: what was about to be committed is
-    /// committed, everything else is aborted.
+impl TransactionalProducer {
+    /// Connects. Ends the transactions that another producer with this id has left open: those that were being committed are
+    /// committed, all others are aborted. Blocks up to a minute.
     ///
     /// # Errors
-    /// The cluster does not answer within a minute, or refuses.
-    pub(super) fn open(client: &ClientConfig, limit: Duration) -> Result<Self, Error> {
-        let failed = |error| error::kafka("start Kafka transactions", error);
-        let producer: ThreadedProducer<Reports> =
-            client.create_with_context(Reports::default()).map_err(failed)?;
+    /// The cluster does not answer within a minute, or denies access.
+    pub(super) fn open(client: &ClientConfig, commit_timeout: Duration) -> Result<Self, Error> {
+        let failed = |error| classify("start Kafka transactions", error);
+        let producer: ThreadedProducer<Rejections> =
+            client.create_with_context(Rejections::default()).map_err(failed)?;
         let until = Instant::now() + Duration::from_secs(60);
         repeat(until, |limit| producer.init_transactions(limit)).map_err(failed)?;
-        Ok(Self { producer, limit, parts: Parts::default() })
+        Ok(Self { producer, commit_timeout, groups: SendGroups::default() })
     }
 
-    /// Sends what was made for each record, with the offsets of the records, and commits.
+    /// Sends the records produced for each consumed record, with the offsets, and commits. Blocks.
     ///
     /// # Errors
-    /// The producer was fenced, or cannot go on for another reason: it must not be tried again.
+    /// The producer was fenced, or has another fatal error: it must not be retried.
     pub(super) fn run<'a>(
         &mut self,
-        made: impl Iterator<Item = &'a [Outgoing]> + Clone,
+        produced: impl Iterator<Item = &'a [Outgoing]> + Clone,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
-    ) -> Result<End, Error> {
-        let until = Instant::now() + self.limit;
+    ) -> Result<TransactionOutcome, Error> {
+        let until = Instant::now() + self.commit_timeout;
         loop {
-            let end = match self.attempt(made.clone(), offsets, group, until)? {
-                Attempt::TooSoon if Instant::now() < until => {
-                    std::thread::sleep(SOON);
+            let outcome = match self.attempt(produced.clone(), offsets, group, until)? {
+                TransactionAttempt::NotReady if Instant::now() < until => {
+                    std::thread::sleep(NOT_READY_DELAY);
                     continue;
                 }
-                Attempt::TooSoon => End::Aborted,
-                Attempt::Ended(end) => end,
+                TransactionAttempt::NotReady => TransactionOutcome::Aborted,
+                TransactionAttempt::Ended(outcome) => outcome,
             };
-            if let End::Committed | End::Aborted = end {
-                self.parts.over();
+            if let TransactionOutcome::Committed | TransactionOutcome::Aborted = outcome {
+                self.groups.end_batch();
             }
-            return Ok(end);
+            return Ok(outcome);
         }
     }
 
     fn attempt<'a>(
         &mut self,
-        made: impl Iterator<Item = &'a [Outgoing]>,
+        produced: impl Iterator<Item = &'a [Outgoing]>,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         until: Instant,
-    ) -> Result<Attempt, Error> {
+    ) -> Result<TransactionAttempt, Error> {
         drop(self.producer.context().take());
-        self.parts.begin();
+        self.groups.begin();
         if let Err(error) = self.producer.begin_transaction() {
             return self.failed(error);
         }
-        for (index, outgoing) in made.enumerate() {
+        for (index, outgoing) in produced.enumerate() {
             for outgoing in outgoing {
                 match self.send(index, outgoing, until) {
                     Ok(()) => {}
-                    Err(Failed::Refused(error)) => {
-                        return Ok(Attempt::Ended(match self.abort()? {
-                            End::Aborted => End::Refused(index, error),
+                    Err(SendFailure::Rejected(error)) => {
+                        return Ok(TransactionAttempt::Ended(match self.abort()? {
+                            TransactionOutcome::Aborted => TransactionOutcome::Rejected(index, error),
                             other => other,
                         }));
                     }
-                    Err(Failed::Client(error)) => return self.failed(error),
+                    Err(SendFailure::Client(error)) => return self.failed(error),
                 }
             }
         }
@@ -126,98 +125,100 @@ impl Transactions {
             return self.failed(error);
         }
         match repeat(until, |limit| self.producer.commit_transaction(limit)) {
-            Ok(()) => Ok(Attempt::Ended(End::Committed)),
-            // The commit goes on by itself, and cannot be taken back.
+            Ok(()) => Ok(TransactionAttempt::Ended(TransactionOutcome::Committed)),
+            // The commit continues in the client, and cannot be revoked.
             Err(error) if is_retriable(&error) => {
-                tracing::warn!(%error, "a commit was not answered; its outcome is unknown");
-                Ok(Attempt::Ended(End::Unknown))
+                tracing::warn!(%error, "transaction commit not answered; its outcome is unknown");
+                Ok(TransactionAttempt::Ended(TransactionOutcome::Unknown))
             }
             Err(error) => self.failed(error),
         }
     }
 
-    fn send(&mut self, index: usize, outgoing: &Outgoing, until: Instant) -> Result<(), Failed> {
-        let headers = outgoing::headers(outgoing).map_err(Failed::Refused)?;
-        if self.parts.begins_group(index, outgoing) {
+    fn send(&mut self, index: usize, outgoing: &Outgoing, until: Instant) -> Result<(), SendFailure> {
+        let headers = to_headers(outgoing).map_err(SendFailure::Rejected)?;
+        if self.groups.starts_group(index, outgoing) {
             let left = until.saturating_duration_since(Instant::now());
-            self.producer.flush(left.max(LEAST)).map_err(Failed::Client)?;
-            self.parts.confirmed();
+            self.producer.flush(left.max(MIN_ATTEMPT)).map_err(SendFailure::Client)?;
+            self.groups.confirmed();
         }
-        let group = self.parts.add(index, outgoing);
+        let group = self.groups.add(index, outgoing);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&outgoing.destination, group);
         record = record.headers(headers);
         record.key = outgoing.order_key.as_deref();
-        record.payload = outgoing::payload(outgoing);
-        record.timestamp = outgoing::timestamp_ms(outgoing);
+        record.payload = to_payload(outgoing);
+        record.timestamp = to_timestamp_ms(outgoing);
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(Code::QueueFull), again)) if Instant::now() < until => {
                     record = again;
-                    std::thread::sleep(FULL);
+                    std::thread::sleep(RETRY_DELAY);
                 }
-                Err((KafkaError::MessageProduction(code), _)) if is_of_the_record(code) => {
+                Err((KafkaError::MessageProduction(code), _)) if is_record_error(code) => {
                     let operation = format!("produce to topic {}", outgoing.destination);
-                    return Err(Failed::Refused(error::kafka(
+                    return Err(SendFailure::Rejected(classify(
                         operation,
                         KafkaError::MessageProduction(code),
                     )));
                 }
-                Err((error, _)) => return Err(Failed::Client(error)),
+                Err((error, _)) => return Err(SendFailure::Client(error)),
             }
         }
     }
 
-    /// Gives a transaction up after `error`.
-    fn failed(&mut self, error: KafkaError) -> Result<Attempt, Error> {
+    /// Aborts the transaction after `error`.
+    fn failed(&mut self, error: KafkaError) -> Result<TransactionAttempt, Error> {
         let is_fatal = matches!(&error, KafkaError::Transaction(own) if own.is_fatal());
         if is_fatal || self.producer.client().fatal_error().is_some() {
-            let what = "the producer cannot go on: another one with the same transactional id took its place, or the cluster lost \
-                        its state; see to it that each process has an id of its own";
+            let what = "fatal producer error: another producer with the same transactional id has fenced this one, or the cluster \
+                        has lost its state; give each process its own transactional_id";
             return Err(Error::new(ErrorKind::Internal, OPERATION, what).with_source(error));
         }
         match self.abort()? {
-            End::Aborted => {}
-            other => return Ok(Attempt::Ended(other)),
+            TransactionOutcome::Aborted => {}
+            other => return Ok(TransactionAttempt::Ended(other)),
         }
-        Ok(match self.parts.refused(&self.producer.context().take()) {
-            Some(Refused::One(index, refused)) => Attempt::Ended(End::Refused(index, refused)),
-            Some(Refused::Several) => {
-                tracing::debug!(%error, "records that were refused together are sent again in smaller groups");
-                Attempt::Ended(End::Parted)
+        Ok(match self.groups.evaluate(&self.producer.context().take()) {
+            Some(Rejection::Record(index, rejected)) => {
+                TransactionAttempt::Ended(TransactionOutcome::Rejected(index, rejected))
             }
-            None if is_too_soon(&error) => Attempt::TooSoon,
+            Some(Rejection::Split) => {
+                tracing::debug!(%error, "group of records rejected; sending smaller groups");
+                TransactionAttempt::Ended(TransactionOutcome::Split)
+            }
+            None if is_not_ready(&error) => TransactionAttempt::NotReady,
             None => {
-                tracing::warn!(%error, "a transaction is aborted; its records run again");
-                Attempt::Ended(End::Aborted)
+                tracing::warn!(%error, "transaction aborted; retrying its records");
+                TransactionAttempt::Ended(TransactionOutcome::Aborted)
             }
         })
     }
 
-    fn abort(&self) -> Result<End, Error> {
-        match repeat(Instant::now() + self.limit, |limit| self.producer.abort_transaction(limit)) {
-            Ok(()) => Ok(End::Aborted),
+    fn abort(&self) -> Result<TransactionOutcome, Error> {
+        match repeat(Instant::now() + self.commit_timeout, |limit| self.producer.abort_transaction(limit)) {
+            Ok(()) => Ok(TransactionOutcome::Aborted),
             Err(error) if self.producer.client().fatal_error().is_some() => {
-                let what = "the producer was fenced by another one with the same transactional id";
+                let what = "another producer with the same transactional id has fenced this one";
                 Err(Error::new(ErrorKind::Internal, OPERATION, what).with_source(error))
             }
-            // A new producer with the same id ends it.
+            // A new producer with the same id ends the transaction.
             Err(error) => {
-                tracing::warn!(%error, "a transaction could not be aborted");
-                Ok(End::Unknown)
+                tracing::warn!(%error, "aborting a transaction failed");
+                Ok(TransactionOutcome::Unknown)
             }
         }
     }
 }
 
-enum Failed {
-    /// The record cannot be sent.
-    Refused(Error),
-    /// The client says no.
+enum SendFailure {
+    /// The record was rejected.
+    Rejected(Error),
+    /// The client has failed.
     Client(KafkaError),
 }
 
-fn is_of_the_record(code: Code) -> bool {
+fn is_record_error(code: Code) -> bool {
     matches!(
         code,
         Code::MessageSizeTooLarge
@@ -228,8 +229,8 @@ fn is_of_the_record(code: Code) -> bool {
     )
 }
 
-/// After a refusal the client gets a new epoch of its id, and sends nothing of a transaction before it has it.
-fn is_too_soon(error: &KafkaError) -> bool {
+/// After a rejection the client obtains a new producer epoch, and rejects calls until it has it.
+fn is_not_ready(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(Code::State)
 }
 
@@ -237,14 +238,14 @@ fn is_retriable(error: &KafkaError) -> bool {
     matches!(error, KafkaError::Transaction(own) if own.is_retriable())
 }
 
-/// Repeats a call while it says that it may be repeated, until `until`. What it does goes on in between.
+/// Repeats a call while its error is retriable, until `until`. The operation continues in the client in between.
 fn repeat(until: Instant, mut call: impl FnMut(Duration) -> KafkaResult<()>) -> KafkaResult<()> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        match call(left.clamp(LEAST, TRY)) {
+        match call(left.clamp(MIN_ATTEMPT, MAX_ATTEMPT)) {
             Err(error) if is_retriable(&error) && Instant::now() < until => {
-                tracing::debug!(%error, "repeated");
-                std::thread::sleep(FULL);
+                tracing::debug!(%error, "transactional call failed; retrying");
+                std::thread::sleep(RETRY_DELAY);
             }
             ended => return ended,
         }

@@ -1,4 +1,4 @@
-//! The thread of a transform: takes batches, has them transformed, and commits them.
+//! The thread of a transform: consumes batches, transforms and commits them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,60 +8,58 @@ use std::time::{Duration, Instant};
 
 use onceward::store::Reason;
 use onceward::{Error, ErrorKind, OwnHeaders};
+use onceward_kafka::internal::{
+    AuthFailures, ConsumerClientConfig, classify, is_authentication, to_message, try_describe_topics,
+};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::batch::{self, Made, Taken};
+use super::assignment::TransformAssignment;
+use super::batch::{BatchRecord, Produced, dead_letter, transform_batch};
 use super::config::TransformConfig;
-use super::members::Members;
-use super::offsets::{another_log, offsets};
-use super::transactions::{End, Transactions};
+use super::offsets::{log_replaced, offsets_after};
+use super::transactions::{TransactionOutcome, TransactionalProducer};
 use super::{Transform, TransformSummary};
-use crate::dead_letter::stub;
-use onceward_kafka::internal as native;
-use onceward_kafka::internal::Refused;
-use onceward_kafka::internal::Settled;
-use onceward_kafka::internal::error;
-use onceward_kafka::internal::to_message;
+use crate::dead_letter::without_payload;
 
-/// How long a poll waits for a first record.
-const POLL: Duration = Duration::from_millis(50);
-/// A short run is waited for; during a longer one the client is polled, so that the membership is kept.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How long the broker may take to answer a question.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How long an aborted batch waits before it runs again, the first time; up to fifty times as long later.
-const BREATH: Duration = Duration::from_millis(100);
+/// The timeout of a poll for the first record of a batch.
+const POLL_TIMEOUT: Duration = Duration::from_millis(50);
+/// After this time a running transformation is waited for by polling the client, which keeps the membership.
+const IDLE_WAIT: Duration = Duration::from_millis(500);
+/// The timeout of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay before the first retry of an aborted batch. It grows to fifty times as long.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// How often the topics' ids are looked at, and how long that may take.
-const LOOK: Duration = Duration::from_secs(2);
-const QUICK: Duration = Duration::from_secs(1);
+/// The interval between checks of topic ids, and their timeout.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 const OPERATION: &str = "run a transform";
 
-pub(super) struct Worker<T> {
+pub(super) struct TransformWorker<T> {
     config: Arc<TransformConfig>,
     transform: Arc<T>,
     runtime: Handle,
     stop: Arc<AtomicBool>,
-    /// Came while a batch was being transformed.
-    ahead: VecDeque<Taken>,
-    /// Behind the last record of each assigned partition.
+    /// Records consumed while a batch was being transformed.
+    ahead: VecDeque<BatchRecord>,
+    /// The next offset of each assigned partition, by epoch and partition.
     next: HashMap<(u64, i32), i64>,
-    /// When the topics' ids were looked at.
-    looked: Instant,
-    /// Transactions in a row that came to nothing.
+    /// When the topic ids were last checked.
+    checked: Instant,
+    /// The number of consecutive aborted transactions.
     failures: u32,
-    refused: Refused,
+    auth_failures: AuthFailures,
     summary: TransformSummary,
 }
 
-type Source = BaseConsumer<Members>;
+type SourceClient = BaseConsumer<TransformAssignment>;
 
-impl<T: Transform> Worker<T> {
+impl<T: Transform> TransformWorker<T> {
     pub(super) fn new(config: TransformConfig, transform: T, runtime: Handle, stop: Arc<AtomicBool>) -> Self {
         let (config, transform) = (Arc::new(config), Arc::new(transform));
         Self {
@@ -71,38 +69,39 @@ impl<T: Transform> Worker<T> {
             stop,
             ahead: VecDeque::new(),
             next: HashMap::new(),
-            looked: Instant::now(),
+            checked: Instant::now(),
             failures: 0,
-            refused: Refused::default(),
+            auth_failures: AuthFailures::default(),
             summary: TransformSummary::default(),
         }
     }
 
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
-        let failed = |error| error::kafka(OPERATION, error);
-        let mut transactions = self.open()?;
-        let Settled { client, from_end } = self.config.consumer()?;
-        let source: Source = client.create_with_context(Members::new(from_end)).map_err(failed)?;
-        let cluster = source.client().fetch_cluster_id(ANSWER).ok_or_else(|| {
+        let failed = |error| classify(OPERATION, error);
+        let mut producer = self.open()?;
+        let ConsumerClientConfig { client, from_end } = self.config.consumer()?;
+        let source: SourceClient =
+            client.create_with_context(TransformAssignment::new(from_end)).map_err(failed)?;
+        let cluster = source.client().fetch_cluster_id(REQUEST_TIMEOUT).ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
                 OPERATION,
-                "the cluster does not tell its id; positions need it",
+                "the cluster does not report its id, which positions require",
             )
         })?;
         let names: Vec<_> = self.config.source.topics.names.iter().map(String::as_str).collect();
         source.subscribe(&names).map_err(failed)?;
         while !self.is_stopped() {
-            let mut taken = self.gather(&source, &cluster)?;
-            if taken.is_empty() {
+            let mut batch = self.consume_batch(&source, &cluster)?;
+            if batch.is_empty() {
                 continue;
             }
-            let Some(mut made) = self.transform(&source, &cluster, &taken)? else {
-                // Told to stop: what is not committed comes again.
+            let Some(mut produced) = self.transform(&source, &cluster, &batch)? else {
+                // The worker stops: uncommitted records are redelivered.
                 break;
             };
-            keep_ours(&source, &mut taken, &mut made);
-            transactions = self.commit(&source, transactions, &taken, made)?;
+            drop_revoked(&source, &mut batch, &mut produced);
+            producer = self.commit(&source, producer, &batch, produced)?;
         }
         Ok(self.summary)
     }
@@ -111,21 +110,22 @@ impl<T: Transform> Worker<T> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn open(&self) -> Result<Transactions, Error> {
-        Transactions::open(&self.config.producer(), self.config.commit_timeout)
+    fn open(&self) -> Result<TransactionalProducer, Error> {
+        TransactionalProducer::open(&self.config.producer(), self.config.commit_timeout)
     }
 
-    /// The next batch; none if nothing came.
-    fn gather(&mut self, source: &Source, cluster: &str) -> Result<Vec<Taken>, Error> {
-        let mut taken: Vec<Taken> = self.ahead.drain(..).collect();
-        let mut bytes: usize = taken.iter().map(|own| own.message.size()).sum();
-        let mut deadline = (!taken.is_empty()).then(|| Instant::now() + self.config.linger);
-        while taken.len() < self.config.batch_records && bytes < self.config.batch_bytes {
-            let wait = deadline.map_or(POLL, |at| at.saturating_duration_since(Instant::now()).min(POLL));
+    /// Consumes the next batch; empty if there were no records.
+    fn consume_batch(&mut self, source: &SourceClient, cluster: &str) -> Result<Vec<BatchRecord>, Error> {
+        let mut batch: Vec<BatchRecord> = self.ahead.drain(..).collect();
+        let mut bytes: usize = batch.iter().map(|own| own.message.size()).sum();
+        let mut deadline = (!batch.is_empty()).then(|| Instant::now() + self.config.linger);
+        while batch.len() < self.config.batch_records && bytes < self.config.batch_bytes {
+            let wait = deadline
+                .map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(Instant::now()).min(POLL_TIMEOUT));
             match self.poll(source, cluster, wait)? {
                 Some(own) => {
                     bytes += own.message.size();
-                    taken.push(own);
+                    batch.push(own);
                     deadline.get_or_insert_with(|| Instant::now() + self.config.linger);
                 }
                 None if deadline.is_none() => break,
@@ -135,22 +135,27 @@ impl<T: Transform> Worker<T> {
                 break;
             }
         }
-        taken.retain(|own| is_ours(source, own));
-        Ok(taken)
+        batch.retain(|own| is_assigned(source, own));
+        Ok(batch)
     }
 
-    fn poll(&mut self, source: &Source, cluster: &str, wait: Duration) -> Result<Option<Taken>, Error> {
+    fn poll(
+        &mut self,
+        source: &SourceClient,
+        cluster: &str,
+        wait: Duration,
+    ) -> Result<Option<BatchRecord>, Error> {
         let polled = source.poll(wait);
         if let Some(error) = source.context().take_error() {
             return Err(error);
         }
-        self.look(source)?;
+        self.check_topics(source)?;
         match polled {
             Some(Ok(record)) => {
-                let Some(own) = take(source, cluster, &record) else { return Ok(None) };
+                let Some(own) = to_batch_record(source, cluster, &record) else { return Ok(None) };
                 let next = self.next.entry((own.epoch, own.partition)).or_insert(own.offset);
                 if own.offset < *next {
-                    return Err(another_log(&own.topic, own.partition));
+                    return Err(log_replaced(&own.topic, Some(own.partition)));
                 }
                 *next = own.offset + 1;
                 Ok(Some(own))
@@ -159,18 +164,18 @@ impl<T: Transform> Worker<T> {
                 let operation =
                     || format!("receive from topic {}", self.config.source.topics.names.join(", "));
                 if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
-                    return Err(error::kafka(operation(), error));
+                    return Err(classify(operation(), error));
                 }
-                let is_login = error::is_login(&error);
-                let error = error::kafka(operation(), error);
+                let is_authentication = is_authentication(&error);
+                let error = classify(operation(), error);
                 match error.kind() {
-                    ErrorKind::Denied if is_login && !self.refused.goes_on(Instant::now()) => {
-                        tracing::warn!(%error, "it is tried again");
+                    ErrorKind::Denied if is_authentication && !self.auth_failures.record(Instant::now()) => {
+                        tracing::warn!(%error, "authentication failed; retrying");
                         Ok(None)
                     }
                     ErrorKind::Denied | ErrorKind::Config => Err(error),
                     _ => {
-                        tracing::warn!(%error, "the client reports an error and goes on");
+                        tracing::warn!(%error, "client error; the client continues");
                         Ok(None)
                     }
                 }
@@ -179,54 +184,54 @@ impl<T: Transform> Worker<T> {
         }
     }
 
-    /// Looks once in a while whether the topics are those that were assigned.
+    /// Checks the ids of the topics, if that is due.
     ///
     /// # Errors
-    /// One was recreated: offsets of the old log must not be committed for the new one.
-    fn look(&mut self, source: &Source) -> Result<(), Error> {
-        if self.looked.elapsed() < LOOK {
+    /// A topic was recreated: offsets of the old log must not be committed for the new one.
+    fn check_topics(&mut self, source: &SourceClient) -> Result<(), Error> {
+        if self.checked.elapsed() < CHECK_INTERVAL {
             return Ok(());
         }
-        self.looked = Instant::now();
-        let before = source.context().ids();
+        self.checked = Instant::now();
+        let before = source.context().topic_ids();
         let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
         if names.is_empty() {
             return Ok(());
         }
-        // Who does not answer is asked again.
-        let Ok(now) = native::describe_each(source.client(), &names, QUICK) else { return Ok(()) };
+        // Without an answer the next check asks again.
+        let Ok(now) = try_describe_topics(source.client(), &names, CHECK_TIMEOUT) else { return Ok(()) };
         for ((name, before), now) in before.iter().zip(now) {
             if now.ok().and_then(|now| now.id).is_some_and(|now| now != *before) {
-                return Err(another_log(name, -1));
+                return Err(log_replaced(name, None));
             }
         }
         Ok(())
     }
 
-    /// Has the batch transformed; the client is polled meanwhile if that takes long. `None`: told to stop.
+    /// Transforms a batch, and polls the client meanwhile if that takes long. Returns `None` if the worker stops.
     fn transform(
         &mut self,
-        source: &Source,
+        source: &SourceClient,
         cluster: &str,
-        taken: &[Taken],
-    ) -> Result<Option<Vec<Made>>, Error> {
+        batch: &[BatchRecord],
+    ) -> Result<Option<Vec<Produced>>, Error> {
         let (answer, answered) = mpsc::channel();
         let (config, transform, batch) =
-            (Arc::clone(&self.config), Arc::clone(&self.transform), taken.to_vec());
+            (Arc::clone(&self.config), Arc::clone(&self.transform), batch.to_vec());
         let running = self.runtime.spawn(async move {
-            // Whoever asked may be gone.
-            let _ = answer.send(batch::transform(&config, &*transform, &batch).await);
+            // The worker may have stopped.
+            let _ = answer.send(transform_batch(&config, &*transform, &batch).await);
         });
-        let panicked = || Error::new(ErrorKind::Internal, OPERATION, "the task that transforms has ended");
-        match answered.recv_timeout(PATIENCE) {
-            Ok(made) => return made.map(Some),
+        let panicked = || Error::new(ErrorKind::Internal, OPERATION, "the transforming task has ended");
+        match answered.recv_timeout(IDLE_WAIT) {
+            Ok(produced) => return produced.map(Some),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err(panicked()),
         }
         let mut paused_at = None;
-        let made = loop {
+        let produced = loop {
             match answered.try_recv() {
-                Ok(made) => break made?,
+                Ok(produced) => break produced?,
                 Err(mpsc::TryRecvError::Empty) => {}
                 Err(mpsc::TryRecvError::Disconnected) => return Err(panicked()),
             }
@@ -234,86 +239,86 @@ impl<T: Transform> Worker<T> {
                 running.abort();
                 return Ok(None);
             }
-            // Once, and again after each new assignment.
+            // Once, and again after each assignment.
             let epoch = source.context().last_epoch();
-            if paused_at != Some(epoch) && toggle(source, true) {
+            if paused_at != Some(epoch) && set_paused(source, true) {
                 paused_at = Some(epoch);
             }
-            if let Some(own) = self.poll(source, cluster, POLL)? {
+            if let Some(own) = self.poll(source, cluster, POLL_TIMEOUT)? {
                 self.ahead.push_back(own);
             }
         };
-        while !toggle(source, false) {
-            std::thread::sleep(BREATH);
+        while !set_paused(source, false) {
+            std::thread::sleep(RETRY_DELAY);
         }
-        Ok(Some(made))
+        Ok(Some(produced))
     }
 
-    /// Commits the batch, however often it takes. What became of a commit without an answer is read from the group's offsets.
+    /// Commits a batch, with retries. The outcome of an unanswered commit is read from the group's offsets.
     fn commit(
         &mut self,
-        source: &Source,
-        mut transactions: Transactions,
-        taken: &[Taken],
-        mut made: Vec<Made>,
-    ) -> Result<Transactions, Error> {
-        while !taken.is_empty() {
-            let offsets = offsets(source, taken)?;
+        source: &SourceClient,
+        mut producer: TransactionalProducer,
+        batch: &[BatchRecord],
+        mut produced: Vec<Produced>,
+    ) -> Result<TransactionalProducer, Error> {
+        while !batch.is_empty() {
+            let offsets = offsets_after(source, batch)?;
             let group = source.group_metadata().ok_or_else(|| {
                 Error::new(ErrorKind::Internal, OPERATION, "the client has no group; open another one")
             })?;
-            let outgoing = made.iter().map(|made| &made.outgoing[..]);
-            match transactions.run(outgoing, &offsets, &group)? {
-                End::Committed => {
+            let outgoing = produced.iter().map(|own| &own.outgoing[..]);
+            match producer.run(outgoing, &offsets, &group)? {
+                TransactionOutcome::Committed => {
                     self.failures = 0;
-                    self.count(&made);
+                    self.count(&produced);
                     break;
                 }
-                End::Refused(index, error) => {
+                TransactionOutcome::Rejected(index, error) => {
                     self.summary.aborted += 1;
-                    let message = &taken[index].message;
-                    if made[index].is_dead {
-                        // What fits in any case is sent once; what is refused then is the topic's affair.
-                        let letter = &made[index].outgoing[0];
+                    let message = &batch[index].message;
+                    if produced[index].is_dead {
+                        // A letter without payload fits; if the topic still rejects it, its configuration is wrong.
+                        let letter = &produced[index].outgoing[0];
                         if error.kind() != ErrorKind::TooLarge || letter.payload.is_empty() {
                             return Err(error);
                         }
                         tracing::error!(
                             %error, delivery = ?message, bytes = letter.payload.len(),
-                            "a dead letter does not fit into its topic: it is sent without payload; its record stays where it \
-                             stands until the retention of its topic removes it"
+                            "dead letter exceeds its topic's limit; sending it without payload. Its record stays in the source \
+                             topic until retention deletes it"
                         );
-                        made[index].outgoing = vec![stub(letter)];
+                        produced[index].outgoing = vec![without_payload(letter)];
                         continue;
                     }
-                    made[index] =
-                        batch::dead(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
+                    produced[index] =
+                        dead_letter(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
                 }
-                End::Parted => self.summary.aborted += 1,
-                End::Aborted => {
+                TransactionOutcome::Split => self.summary.aborted += 1,
+                TransactionOutcome::Aborted => {
                     self.summary.aborted += 1;
                     self.failures = self.failures.saturating_add(1);
-                    std::thread::sleep(BREATH * self.failures.min(50));
-                    self.rewind(source, taken)?;
+                    std::thread::sleep(RETRY_DELAY * self.failures.min(50));
+                    self.rewind(source, batch)?;
                     break;
                 }
-                End::Unknown => {
+                TransactionOutcome::Unknown => {
                     self.summary.unknown += 1;
-                    drop(transactions);
-                    transactions = self.open()?;
-                    self.rewind(source, taken)?;
+                    drop(producer);
+                    producer = self.open()?;
+                    self.rewind(source, batch)?;
                     break;
                 }
             }
         }
-        Ok(transactions)
+        Ok(producer)
     }
 
-    /// Goes back to what the group has committed, for each partition of the batch that is still ours.
-    fn rewind(&mut self, source: &Source, taken: &[Taken]) -> Result<(), Error> {
-        let failed = |error| error::kafka("rewind after a transaction", error);
+    /// Seeks the group's committed offset in each partition of the batch that is still assigned.
+    fn rewind(&mut self, source: &SourceClient, batch: &[BatchRecord]) -> Result<(), Error> {
+        let failed = |error| classify("rewind after a transaction", error);
         let mut firsts = BTreeMap::new();
-        for own in taken.iter().filter(|own| is_ours(source, own)) {
+        for own in batch.iter().filter(|own| is_assigned(source, own)) {
             firsts.entry((Arc::clone(&own.topic), own.partition)).or_insert(own.offset);
         }
         if firsts.is_empty() {
@@ -326,26 +331,26 @@ impl<T: Transform> Worker<T> {
         }
         let until = Instant::now() + self.config.commit_timeout;
         let committed = loop {
-            match source.committed_offsets(list.clone(), ANSWER) {
+            match source.committed_offsets(list.clone(), REQUEST_TIMEOUT) {
                 Ok(committed) => break committed,
                 Err(error) if Instant::now() >= until => return Err(failed(error)),
-                Err(error) => tracing::warn!(%error, "the group's offsets cannot be read yet"),
+                Err(error) => tracing::warn!(%error, "reading the group's offsets failed; retrying"),
             }
         };
         for ((topic, partition), first) in firsts {
             let found = committed.find_partition(&topic, partition).map(|own| own.offset());
             let next = match found {
                 Some(Offset::Offset(offset)) => offset,
-                // Nothing was ever committed: the batch began where the group begins.
+                // The group has no offset: the batch starts where the group starts.
                 _ => first,
             };
-            match source.seek(&topic, partition, Offset::Offset(next), ANSWER) {
+            match source.seek(&topic, partition, Offset::Offset(next), REQUEST_TIMEOUT) {
                 Ok(()) => {
-                    // It is read again from there.
+                    // The records from there are consumed again.
                     let epoch = source.context().epoch(&topic, partition);
                     self.next.retain(|(own, _), _| Some(*own) != epoch);
                 }
-                // Taken away a moment ago: its next owner starts there.
+                // Just revoked: the next owner starts there.
                 Err(_) if source.context().epoch(&topic, partition).is_none() => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -353,46 +358,50 @@ impl<T: Transform> Worker<T> {
         Ok(())
     }
 
-    fn count(&mut self, made: &[Made]) {
+    fn count(&mut self, produced: &[Produced]) {
         let summary = &mut self.summary;
         summary.transactions += 1;
-        summary.records += made.len() as u64;
-        for made in made {
-            let count = if made.is_dead { &mut summary.dead_lettered } else { &mut summary.produced };
-            *count += made.outgoing.len() as u64;
+        summary.records += produced.len() as u64;
+        for own in produced {
+            let count = if own.is_dead { &mut summary.dead_lettered } else { &mut summary.produced };
+            *count += own.outgoing.len() as u64;
         }
     }
 }
 
-fn take(source: &Source, cluster: &str, record: &BorrowedMessage<'_>) -> Option<Taken> {
+fn to_batch_record(
+    source: &SourceClient,
+    cluster: &str,
+    record: &BorrowedMessage<'_>,
+) -> Option<BatchRecord> {
     let (topic, partition) = (record.topic(), record.partition());
     let epoch = source.context().epoch(topic, partition)?;
-    let incarnation = source.context().stamp(topic, partition).incarnation(cluster, topic).into();
+    let incarnation = source.context().log_id(topic, partition).incarnation(cluster, topic).into();
     let topic: Arc<str> = topic.into();
     let (message, _) = to_message(record, &topic, &incarnation, None, &OwnHeaders::default());
-    Some(Taken { topic, partition, offset: record.offset(), epoch, message })
+    Some(BatchRecord { topic, partition, offset: record.offset(), epoch, message })
 }
 
-fn is_ours(source: &Source, own: &Taken) -> bool {
+fn is_assigned(source: &SourceClient, own: &BatchRecord) -> bool {
     source.context().epoch(&own.topic, own.partition) == Some(own.epoch)
 }
 
-/// Leaves out what went to another member while it was transformed.
-fn keep_ours(source: &Source, taken: &mut Vec<Taken>, made: &mut Vec<Made>) {
-    let ours: Vec<_> = taken.iter().map(|own| is_ours(source, own)).collect();
-    let (mut of_taken, mut of_made) = (ours.iter().copied(), ours.iter().copied());
-    taken.retain(|_| of_taken.next().unwrap_or_default());
-    made.retain(|_| of_made.next().unwrap_or_default());
+/// Drops the records of partitions that were revoked while they were transformed.
+fn drop_revoked(source: &SourceClient, batch: &mut Vec<BatchRecord>, produced: &mut Vec<Produced>) {
+    let assigned: Vec<_> = batch.iter().map(|own| is_assigned(source, own)).collect();
+    let (mut of_batch, mut of_produced) = (assigned.iter().copied(), assigned.iter().copied());
+    batch.retain(|_| of_batch.next().unwrap_or_default());
+    produced.retain(|_| of_produced.next().unwrap_or_default());
 }
 
-/// Pauses or resumes all partitions; false if the client refuses.
-fn toggle(source: &Source, pause: bool) -> bool {
-    let toggled = source.assignment().and_then(|assignment| match pause {
+/// Pauses or resumes all partitions. Returns false if the client refuses.
+fn set_paused(source: &SourceClient, pause: bool) -> bool {
+    let changed = source.assignment().and_then(|assignment| match pause {
         true => source.pause(&assignment),
         false => source.resume(&assignment),
     });
-    if let Err(error) = &toggled {
-        tracing::warn!(%error, pause, "partitions cannot be paused or resumed; it is tried again");
+    if let Err(error) = &changed {
+        tracing::warn!(%error, pause, "pausing or resuming partitions failed; retrying");
     }
-    toggled.is_ok()
+    changed.is_ok()
 }

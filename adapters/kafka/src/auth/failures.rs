@@ -1,24 +1,25 @@
-//! Tells credentials that are refused for good from trouble of a moment: [`Refused`].
+//! Distinguishes lasting authentication failures from temporary ones: [`AuthFailures`].
 
 use std::time::{Duration, Instant};
 
-/// The client repeats what goes on every 30 s.
-const OVER: Duration = Duration::from_secs(60);
-const FOR_GOOD: Duration = Duration::from_secs(90);
+/// A longer gap between failures ends a series. The client repeats an ongoing failure every 30 s.
+const SERIES_GAP: Duration = Duration::from_secs(60);
+/// A series of this length needs a person.
+const LASTING: Duration = Duration::from_secs(90);
 
-/// Since when a member's credentials are refused.
+/// The current series of authentication failures of a client.
 ///
-/// librdkafka tells in the same way of a wrong password, of a connection that was lost while it said who it is, and of a token
-/// that could not be had this time. It tries all of them again, and only what goes on needs a person.
+/// librdkafka reports a wrong password, a connection lost during authentication and a failed token request as the same error,
+/// and retries all of them. Only a failure that lasts needs a person.
 #[derive(Debug, Default)]
-pub struct Refused(Option<(Instant, Instant)>);
+pub struct AuthFailures(Option<(Instant, Instant)>);
 
-impl Refused {
-    /// Notes that it was told `now`. True if it goes on for so long that it will not end by itself.
-    pub fn goes_on(&mut self, now: Instant) -> bool {
-        let since = self.0.filter(|(_, last)| now - *last <= OVER).map_or(now, |(since, _)| since);
+impl AuthFailures {
+    /// Records a failure at `now`. Returns true if the series has lasted 90 s.
+    pub fn record(&mut self, now: Instant) -> bool {
+        let since = self.0.filter(|(_, last)| now - *last <= SERIES_GAP).map_or(now, |(since, _)| since);
         self.0 = Some((since, now));
-        now - since >= FOR_GOOD
+        now - since >= LASTING
     }
 }
 
@@ -27,9 +28,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_on_is_for_good_and_what_comes_again_later_is_not() {
-        let (mut refused, began) = (Refused::default(), Instant::now());
-        let mut at = |seconds| refused.goes_on(began + Duration::from_secs(seconds));
+    fn a_lasting_failure_is_final_and_separate_failures_are_not() {
+        let (mut failures, began) = (AuthFailures::default(), Instant::now());
+        let mut at = |seconds| failures.record(began + Duration::from_secs(seconds));
         assert_eq!([0, 35, 70, 105].map(&mut at), [false, false, false, true]);
         assert_eq!([200, 235, 300, 335, 370].map(&mut at), [false; 5]);
     }

@@ -1,4 +1,4 @@
-//! Credentials: where they may go, how they are refreshed, and when a refusal is final.
+//! Authentication: where a login may be sent, how passwords are refreshed, and when a failure is final.
 
 pub(crate) mod failures;
 pub(crate) mod password;

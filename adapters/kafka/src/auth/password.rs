@@ -1,4 +1,4 @@
-//! A password in a file that may be replaced while clients run: [`PasswordFile`], and what a client was given: [`Renewal`].
+//! Passwords in files that may be replaced while clients run: [`PasswordFile`] and [`PasswordRefresh`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use rdkafka::client::Client;
 use crate::client::native;
 use crate::error;
 
-/// How often a client looks at its file. librdkafka does not ask for a password when it connects.
-const EVERY: Duration = Duration::from_secs(2);
+/// How often a client reads its file. librdkafka has no callback for passwords.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where a password is, and whose it is.
+/// The path of a password, and the user it belongs to.
 #[derive(Debug)]
 pub(crate) struct PasswordFile {
     pub(crate) path: PathBuf,
@@ -22,65 +22,68 @@ pub(crate) struct PasswordFile {
 }
 
 impl PasswordFile {
-    /// The password as it is now, without the line end.
+    /// Reads the current password, without a trailing line end.
     ///
     /// # Errors
-    /// `Config` if the file cannot be read.
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if the file is not readable or no text.
     pub(crate) fn read(&self) -> Result<String, Error> {
         let text = std::fs::read_to_string(&self.path).map_err(|failed| {
             let what = format!(
-                "{} cannot be read ({}); make it a text file that this user may read",
+                "reading {} failed ({}); make it a text file that this user may read",
                 self.path.display(),
                 failed.kind()
             );
-            error::config("read the file with the Kafka password", what)
+            error::config_error("read the file with the Kafka password", what)
         })?;
         Ok(text.trim_end_matches(['\r', '\n']).to_owned())
     }
 }
 
-/// What one client was given of a file, and when it looks again.
-pub(crate) struct Renewal {
+/// Keeps the password of one client equal to that in its file.
+pub(crate) struct PasswordRefresh {
     file: Option<Arc<PasswordFile>>,
-    given: Option<String>,
+    current: Option<String>,
     next: Instant,
     is_readable: bool,
 }
 
-impl Renewal {
-    /// Of a client that has nothing yet. Without a file there is never anything to do.
+impl PasswordRefresh {
+    /// Creates the refresh of a new client. Without a file it does nothing.
     pub(crate) fn new(file: Option<Arc<PasswordFile>>) -> Self {
-        Self { file, given: None, next: Instant::now(), is_readable: true }
+        Self { file, current: None, next: Instant::now(), is_readable: true }
     }
 
-    /// True if it is time to look.
+    /// Returns true if the file is due to be read.
     pub(crate) fn is_due(&self) -> bool {
         self.file.is_some() && Instant::now() >= self.next
     }
 
-    /// Gives the client the password of the file, if it is time and another one than before. It holds for connections that are
-    /// made from then on; those that are open stay. Reads a file.
-    pub(crate) fn look<C: ClientContext>(&mut self, client: &Client<C>) {
+    /// Reads the file if that is due, and gives a changed password to the client. New connections use it; open ones stay.
+    /// Blocks on the file system.
+    pub(crate) fn run_if_due<C: ClientContext>(&mut self, client: &Client<C>) {
         if !self.is_due() {
             return;
         }
         let Some(file) = &self.file else { return };
-        self.next = Instant::now() + EVERY;
+        self.next = Instant::now() + REFRESH_INTERVAL;
         match file.read() {
-            Ok(password) if self.given.as_ref() != Some(&password) => {
-                match native::set_login(client, &file.username, &password) {
-                    Ok(()) => self.given = Some(password),
+            Ok(password) if self.current.as_ref() != Some(&password) => {
+                match native::set_credentials(client, &file.username, &password) {
+                    Ok(()) => self.current = Some(password),
                     Err(error) => {
-                        tracing::warn!(error, "the Kafka password cannot be set; the last one is used")
+                        tracing::warn!(
+                            error,
+                            "setting the Kafka password failed; the previous one stays in use"
+                        )
                     }
                 }
                 self.is_readable = true;
             }
             Ok(_) => self.is_readable = true,
-            // A file that is being replaced: the last password may still hold, and the broker tells if not.
+            // The file may be in the middle of being replaced.
             Err(error) if self.is_readable => {
                 self.is_readable = false;
-                tracing::warn!(%error, "the Kafka password cannot be read; the last one is used");
+                tracing::warn!(%error, "reading the Kafka password failed; the previous one stays in use");
             }
             Err(_) => {}
         }

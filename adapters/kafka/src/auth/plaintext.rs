@@ -1,4 +1,4 @@
-//! Refuses to send a login readably, or to whoever answers, to brokers on other hosts.
+//! Rejects configurations that send a login to other hosts in plaintext, or without verifying the broker.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,23 @@ use onceward::{Error, host_of, is_local_host};
 
 use crate::error;
 
-/// Looks at the addresses and properties of a client, as librdkafka reads them.
+/// Checks the addresses and properties of a client, as librdkafka reads them.
 ///
 /// # Errors
-/// `Config`, saying what to change; never with a value in it.
+/// [`ErrorKind::Config`](onceward::ErrorKind::Config) with the fix, never with a value.
 pub(crate) fn check(
     operation: &'static str,
     brokers: &[String],
     properties: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
     let get = |name: &str| properties.get(name).map(|value| value.trim().to_ascii_lowercase());
-    let refused = |what: &str| {
-        let fix = "or allow it explicitly (allow_plaintext) on a network where nobody else can be";
-        Err(error::config(operation, format!("{what}, {fix}")))
+    let rejected = |what: &str| {
+        let fix = "or allow it explicitly (allow_plaintext) on a trusted network";
+        Err(error::config_error(operation, format!("{what}, {fix}")))
     };
-    if get("sasl.oauthbearer.token.endpoint.url").is_some_and(|url| is_open_url(&url)) {
-        return refused(
-            "sasl.oauthbearer.token.endpoint.url is http:// on another host, and the client's secret would go there readably; \
-             write https://",
+    if get("sasl.oauthbearer.token.endpoint.url").is_some_and(|url| is_insecure_url(&url)) {
+        return rejected(
+            "sasl.oauthbearer.token.endpoint.url is http:// on another host: the client secret would be sent in plaintext; use https://",
         );
     }
     let named = ["bootstrap.servers", "metadata.broker.list"].iter().filter_map(|name| properties.get(*name));
@@ -33,45 +32,47 @@ pub(crate) fn check(
     }
     let protocol = get("security.protocol").unwrap_or_default();
     if protocol == "sasl_plaintext" {
-        return refused("the login would go without TLS to another host (security.protocol); write sasl_ssl");
+        return rejected(
+            "the login would be sent to another host without TLS (security.protocol); use sasl_ssl",
+        );
     }
     if !protocol.ends_with("ssl") {
         return Ok(());
     }
     if get("enable.ssl.certificate.verification").is_some_and(|on| !matches!(&*on, "true" | "t" | "1")) {
-        return refused(
-            "enable.ssl.certificate.verification is off, so that anybody on the way can answer as the brokers; remove it and name \
-             their CA in ssl.ca.location",
+        return rejected(
+            "enable.ssl.certificate.verification is off, so that anyone on the network path can impersonate the brokers; remove it and set \
+             ssl.ca.location to their CA",
         );
     }
     if get("ssl.endpoint.identification.algorithm").is_some_and(|algorithm| algorithm != "https") {
-        return refused(
-            "ssl.endpoint.identification.algorithm is off, so that whoever has a certificate can answer as the brokers; remove it",
+        return rejected(
+            "ssl.endpoint.identification.algorithm is off, so that the owner of any valid certificate can impersonate the brokers; remove it",
         );
     }
     Ok(())
 }
 
-/// True for a URL that is not of HTTPS and leads, as far as can be told, to another host.
-fn is_open_url(url: &str) -> bool {
+/// Returns true for a URL without HTTPS that leads to another host.
+fn is_insecure_url(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return !url.starts_with("https://") };
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
-    let place = authority.rsplit('@').next().unwrap_or_default();
-    !is_local_host(host_of(place))
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    !is_local_host(host_of(host))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refusal(brokers: &str, properties: &[(&str, &str)]) -> Option<String> {
+    fn rejection(brokers: &str, properties: &[(&str, &str)]) -> Option<String> {
         let properties =
             properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         check("consume", &[brokers.to_owned()], &properties).err().map(|error| error.to_string())
     }
 
     #[test]
-    fn a_login_goes_to_other_hosts_over_verified_tls_only() {
+    fn a_login_is_sent_to_other_hosts_over_verified_tls_only() {
         let sasl = ("security.protocol", "sasl_ssl");
         for properties in [
             &[("security.protocol", "sasl_plaintext")][..],
@@ -90,7 +91,7 @@ mod tests {
                 "[2001:db8::1]:1",
                 "::1:1",
             ] {
-                assert!(refusal(brokers, properties).is_some(), "{brokers} {properties:?}");
+                assert!(rejection(brokers, properties).is_some(), "{brokers} {properties:?}");
             }
         }
         for properties in [
@@ -101,11 +102,11 @@ mod tests {
             &[sasl, ("sasl.oauthbearer.token.endpoint.url", "https://login.example/token")],
             &[sasl, ("sasl.oauthbearer.token.endpoint.url", "http://127.0.0.1:8080/token")],
         ] {
-            assert_eq!(refusal("kafka.example:9092", properties), None, "{properties:?}");
+            assert_eq!(rejection("kafka.example:9092", properties), None, "{properties:?}");
         }
         let plain = ("security.protocol", "sasl_plaintext");
         for brokers in ["localhost:9092", "127.0.0.1:9092, [::1]:9093", "SASL_PLAINTEXT://localhost:9092/"] {
-            assert_eq!(refusal(brokers, &[plain]), None, "{brokers}");
+            assert_eq!(rejection(brokers, &[plain]), None, "{brokers}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What keeps a client from its brokers, as librdkafka tells by the way: [`Trouble`].
+//! Connection failures that librdkafka reports only as side events: [`ConnectionDiagnosis`].
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,93 +10,101 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use crate::error;
 
-/// The client tries again and again, and tells what stays the same every 30 s.
-const FRESH: Duration = Duration::from_secs(60);
+/// How long a cause is valid. The client reconnects again and again, and repeats an unchanged cause every 30 s.
+const VALID_FOR: Duration = Duration::from_secs(60);
 
-/// Why a broker did not let a client in, if that was lately.
+/// The most recent reason a broker rejected the client, kept for 60 s.
 ///
-/// The requests of such a client only run out of time. The reason comes as an event beside them.
+/// The requests of a rejected client merely time out; the cause arrives as a separate event.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<(Instant, Barrier, String)>>);
+pub(crate) struct ConnectionDiagnosis(Mutex<Option<RecordedCause>>);
 
-/// What only a person can mend.
+#[derive(Clone, Debug)]
+struct RecordedCause {
+    at: Instant,
+    barrier: ConnectionBarrier,
+    reason: String,
+}
+
+/// A failure that needs a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Barrier {
+enum ConnectionBarrier {
     Credentials,
     Tls,
 }
 
-impl Barrier {
-    fn of(error: &KafkaError, reason: &str) -> Option<Self> {
+impl ConnectionBarrier {
+    fn classify(error: &KafkaError, reason: &str) -> Option<Self> {
         match error.rdkafka_error_code()? {
-            // Without a word about the mechanisms the connection was lost.
+            // No mechanism list: the connection broke during the handshake.
             Code::Authentication if reason.contains("mechanisms: (n/a)") => None,
             Code::Authentication | Code::SaslAuthenticationFailed => Some(Self::Credentials),
             Code::SSL => Some(Self::Tls),
-            // Something that knows no TLS hangs up at the first word of it.
+            // A plaintext listener closes the connection on ClientHello.
             Code::BrokerTransportFailure if reason.contains("SSL_HANDSHAKE") => Some(Self::Tls),
             _ => None,
         }
     }
 
-    fn what(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
-            Self::Credentials => "the broker refuses the credentials; check mechanism, user and password",
+            Self::Credentials => "authentication failed; check mechanism, user and password",
             Self::Tls => {
-                "no connection over TLS comes about; check that the port is one for TLS, that ssl.ca.location has the \
-                 authority of the broker's certificate, and that this is for the name in the address"
+                "the TLS handshake failed; check that the port expects TLS, that ssl.ca.location contains the authority of the \
+                 broker's certificate, and that the certificate is valid for the host name in the address"
             }
         }
     }
 }
 
-impl Trouble {
-    /// Notes an event of the client's.
-    pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
-        if let Some(barrier) = Barrier::of(error, reason) {
-            let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            *noted = Some((Instant::now(), barrier, reason.to_owned()));
+impl ConnectionDiagnosis {
+    /// Records an error event of a client, if it is the cause of a rejection.
+    pub(crate) fn record(&self, error: &KafkaError, reason: &str) {
+        if let Some(barrier) = ConnectionBarrier::classify(error, reason) {
+            let cause = RecordedCause { at: Instant::now(), barrier, reason: reason.to_owned() };
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
         }
     }
 
-    fn noted(&self) -> Option<(Barrier, String)> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.as_ref().filter(|(at, ..)| at.elapsed() < FRESH).map(|(_, own, reason)| (*own, reason.clone()))
+    fn cause(&self) -> Option<RecordedCause> {
+        let cause = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.clone().filter(|cause| cause.at.elapsed() < VALID_FOR)
     }
 
-    /// True if there is no use in waiting.
-    pub(crate) fn is_noted(&self) -> bool {
-        self.noted().is_some()
+    /// Returns true if a broker has rejected the client, so that waiting is useless.
+    pub(crate) fn has_cause(&self) -> bool {
+        self.cause().is_some()
     }
 
-    /// The error of `operation`, with what was noted if it is one of those that say nothing. Refused credentials are of the
-    /// kind `refused`.
-    pub(crate) fn explain(&self, operation: String, error: KafkaError, refused: ErrorKind) -> Error {
-        let plain = error::kafka(operation, error);
+    /// Classifies the error of `operation`, and adds the recorded cause to errors that carry none. Rejected credentials get the
+    /// kind `rejected`.
+    pub(crate) fn explain(&self, operation: String, error: KafkaError, rejected: ErrorKind) -> Error {
+        let plain = error::classify(operation, error);
         let is_vague =
             matches!(plain.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Unknown);
-        match self.noted() {
-            Some((barrier, reason)) if is_vague => {
-                let kind = if barrier == Barrier::Credentials { refused } else { ErrorKind::Unavailable };
+        match self.cause() {
+            Some(RecordedCause { barrier, reason, .. }) if is_vague => {
+                let is_credentials = barrier == ConnectionBarrier::Credentials;
+                let kind = if is_credentials { rejected } else { ErrorKind::Unavailable };
                 let operation = plain.operation().to_owned();
-                Error::new(kind, operation, barrier.what()).with_source(Reason(reason))
+                Error::new(kind, operation, barrier.description()).with_source(ClientReason(reason))
             }
             _ => plain,
         }
     }
 }
 
-/// In the client's words.
+/// The reason in the client's words.
 #[derive(Debug)]
-struct Reason(String);
+struct ClientReason(String);
 
-impl fmt::Display for Reason {
+impl fmt::Display for ClientReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl StdError for Reason {}
+impl StdError for ClientReason {}
 
 #[cfg(test)]
 mod tests {
@@ -107,24 +115,25 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_out_of_time_since_the_client_was_not_let_in_says_so() {
-        let trouble = Trouble::default();
-        let explained = |error| trouble.explain("look".into(), error, ErrorKind::Denied);
-        trouble.note(&KafkaError::Global(Code::BrokerTransportFailure), "Connect failed: Connection refused");
+    fn a_timeout_after_a_rejection_carries_the_cause() {
+        let diagnosis = ConnectionDiagnosis::default();
+        let explained = |error| diagnosis.explain("look".into(), error, ErrorKind::Denied);
+        let unreachable = KafkaError::Global(Code::BrokerTransportFailure);
+        diagnosis.record(&unreachable, "Connect failed: Connection refused");
         let lost =
             "SASL PLAIN mechanism handshake failed: Local: Timed out: broker's supported mechanisms: (n/a)";
-        trouble.note(&KafkaError::Global(Code::Authentication), lost);
-        assert!(!trouble.is_noted(), "an outage is over at some time");
+        diagnosis.record(&KafkaError::Global(Code::Authentication), lost);
+        assert!(!diagnosis.has_cause(), "an outage ends by itself");
         assert_eq!(explained(timed_out()).kind(), ErrorKind::Timeout);
-        trouble.note(&KafkaError::Global(Code::SSL), "certificate verify failed");
+        diagnosis.record(&KafkaError::Global(Code::SSL), "certificate verify failed");
         let error = explained(timed_out());
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        let said = format!("{error:?}");
-        assert!(said.contains("ssl.ca.location") && said.ends_with("certificate verify failed"), "{said}");
-        trouble.note(&KafkaError::Global(Code::Authentication), "Authentication failed");
+        let text = format!("{error:?}");
+        assert!(text.contains("ssl.ca.location") && text.ends_with("certificate verify failed"), "{text}");
+        diagnosis.record(&KafkaError::Global(Code::Authentication), "Authentication failed");
         assert_eq!(explained(timed_out()).kind(), ErrorKind::Denied);
-        let refused = trouble.explain("publish".into(), timed_out(), ErrorKind::Unavailable);
-        assert!(refused.is_retryable(), "{refused:?}");
+        let rejected = diagnosis.explain("publish".into(), timed_out(), ErrorKind::Unavailable);
+        assert!(rejected.is_retryable(), "{rejected:?}");
         assert_eq!(explained(KafkaError::MetadataFetch(Code::UnknownTopic)).kind(), ErrorKind::Config);
     }
 }

@@ -1,4 +1,4 @@
-//! What librdkafka logs, as events of this process's log: [`Traced`].
+//! Forwards librdkafka's log lines to `tracing`: [`TracingContext`].
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,33 +10,33 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel as Level};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
-/// How often lines of one facility and one text, apart from numbers, are written.
-const REPEAT: Duration = Duration::from_secs(30);
-/// So many different texts are remembered.
-const MOST: usize = 256;
+/// How often lines of one facility that differ in numbers only are written.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// How many different lines are remembered.
+const REMEMBERED_LINES: usize = 256;
 
-/// Makes the client log its warnings. By default it asks the `log` crate, which has no listener here. A level that was set
-/// higher is kept.
-pub fn level(client: &mut ClientConfig) {
+/// Makes the client log its warnings. By default the wrapper asks the `log` crate, which has no listener here. A more verbose
+/// level is kept.
+pub fn enable_warnings(client: &mut ClientConfig) {
     if (client.log_level as i32) < (Level::Info as i32) {
         client.set_log_level(Level::Info);
     }
 }
 
-/// A context that hands the client's lines on. Lost connections are no warnings: the client comes back by itself, and the
-/// source's health and whoever waits for it say so. Repeated warnings are written once in a while.
+/// A client context that writes log lines to `tracing`. Repeated warnings are rate-limited. Lost connections are debug lines:
+/// the client reconnects by itself, and the source's health reports the outage.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Traced;
+pub struct TracingContext;
 
-/// When lines were written last, by facility and text, and how many were left out since.
+/// The time each line was last written, by facility and text, and the number suppressed since.
 static WRITTEN: Mutex<Option<HashMap<String, (Instant, u64)>>> = Mutex::new(None);
 
-/// How many lines like this one were left out before; `None` if this one is to be left out as well.
-fn due(facility: &str, line: &str, now: Instant) -> Option<u64> {
+/// Returns the number of suppressed lines like this one; `None` if this one is suppressed as well.
+fn take_suppressed(facility: &str, line: &str, now: Instant) -> Option<u64> {
     let text: String = line.chars().filter(|letter| !letter.is_ascii_digit()).take(160).collect();
     let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let written = written.get_or_insert_default();
-    if written.len() >= MOST {
+    if written.len() >= REMEMBERED_LINES {
         written.clear();
     }
     match written.entry(format!("{facility} {text}")) {
@@ -45,48 +45,48 @@ fn due(facility: &str, line: &str, now: Instant) -> Option<u64> {
             Some(0)
         }
         Entry::Occupied(mut before) => {
-            let (at, left_out) = before.get_mut();
-            if now < *at + REPEAT {
-                *left_out += 1;
+            let (at, suppressed) = before.get_mut();
+            if now < *at + REPEAT_INTERVAL {
+                *suppressed += 1;
                 return None;
             }
             *at = now;
-            Some(std::mem::take(left_out))
+            Some(std::mem::take(suppressed))
         }
     }
 }
 
-/// How much a line matters here.
+/// The severity of a line for this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weight {
+enum LogSeverity {
     Error,
     Warning,
-    Noise,
+    Debug,
 }
 
-fn weight(level: Level, facility: &str) -> Weight {
+fn severity(level: Level, facility: &str) -> LogSeverity {
     match (level, facility) {
-        // A property that is of no use for this kind of client; a connection that was lost, or could not be made; all of them.
+        // An unused property; a lost or failed connection; all brokers down.
         (_, "CONFWARN" | "FAIL" | "ERROR" | "REQTMOUT" | "SASLMECHS" | "GETSUBSCRIPTIONS" | "GETPID") => {
-            Weight::Noise
+            LogSeverity::Debug
         }
-        (Level::Emerg | Level::Alert | Level::Critical, _) => Weight::Error,
-        (Level::Error | Level::Warning, _) => Weight::Warning,
-        (Level::Notice | Level::Info | Level::Debug, _) => Weight::Noise,
+        (Level::Emerg | Level::Alert | Level::Critical, _) => LogSeverity::Error,
+        (Level::Error | Level::Warning, _) => LogSeverity::Warning,
+        (Level::Notice | Level::Info | Level::Debug, _) => LogSeverity::Debug,
     }
 }
 
-impl ClientContext for Traced {
+impl ClientContext for TracingContext {
     fn log(&self, level: Level, facility: &str, line: &str) {
-        let weight = weight(level, facility);
-        if weight == Weight::Noise {
+        let severity = severity(level, facility);
+        if severity == LogSeverity::Debug {
             tracing::debug!(facility, "{line}");
             return;
         }
-        let Some(left_out) = due(facility, line, Instant::now()) else { return };
-        match weight {
-            Weight::Error => tracing::error!(facility, left_out, "the Kafka client says: {line}"),
-            _ => tracing::warn!(facility, left_out, "the Kafka client says: {line}"),
+        let Some(suppressed) = take_suppressed(facility, line, Instant::now()) else { return };
+        match severity {
+            LogSeverity::Error => tracing::error!(facility, suppressed, "Kafka client: {line}"),
+            _ => tracing::warn!(facility, suppressed, "Kafka client: {line}"),
         }
     }
 
@@ -95,16 +95,16 @@ impl ClientContext for Traced {
     }
 }
 
-impl ConsumerContext for Traced {}
+impl ConsumerContext for TracingContext {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_same_line_again_is_left_out_for_a_while_whatever_its_numbers() {
+    fn a_repeated_line_is_suppressed_for_a_while_whatever_its_numbers() {
         let began = Instant::now();
-        let at = |seconds, line: &str| due("TEST", line, began + Duration::from_secs(seconds));
+        let at = |seconds, line: &str| take_suppressed("TEST", line, began + Duration::from_secs(seconds));
         assert_eq!(at(0, "offset 12 reset"), Some(0));
         assert_eq!(at(1, "offset 13 reset"), None);
         assert_eq!(at(2, "offset 14 reset"), None);
@@ -114,10 +114,10 @@ mod tests {
     }
 
     #[test]
-    fn warnings_are_warnings_and_lost_connections_are_not() {
-        assert_eq!(weight(Level::Warning, "OFFSET"), Weight::Warning);
-        assert_eq!(weight(Level::Error, "FAIL"), Weight::Noise);
-        assert_eq!(weight(Level::Critical, "FATAL"), Weight::Error);
-        assert_eq!(weight(Level::Info, "PARTCNT"), Weight::Noise);
+    fn warnings_are_warnings_and_lost_connections_are_debug_lines() {
+        assert_eq!(severity(Level::Warning, "OFFSET"), LogSeverity::Warning);
+        assert_eq!(severity(Level::Error, "FAIL"), LogSeverity::Debug);
+        assert_eq!(severity(Level::Critical, "FATAL"), LogSeverity::Error);
+        assert_eq!(severity(Level::Info, "PARTCNT"), LogSeverity::Debug);
     }
 }

@@ -1,6 +1,5 @@
-//! What librdkafka can do and its Rust wrapper does not offer: the id of a topic, what a user may do with it, how far a
-//! partition reaches as far as the client knows, commits whose result is reported, and another login for a client that runs. The
-//! only unsafe code of this crate.
+//! Bindings for librdkafka functions that its Rust wrapper lacks: topic ids and authorized operations, offsets of several
+//! partitions, commits with a reported result, and new credentials for a running client. The only unsafe code of this crate.
 #![allow(unsafe_code, reason = "calls of a C library")]
 
 use std::collections::{HashMap, HashSet};
@@ -15,150 +14,154 @@ use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// What the cluster tells of a topic.
+/// The description of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Described {
+pub struct TopicDescription {
+    /// The name.
     pub name: String,
-    /// Another one each time the topic is made; `None` from brokers older than 2.8.
+    /// Unique per creation of the topic; `None` from brokers older than 2.8.
     pub id: Option<String>,
-    /// `None` where the broker does not tell.
-    pub allowed: Option<Allowed>,
+    /// `None` if the broker does not report it.
+    pub allowed: Option<AllowedOperations>,
 }
 
-/// What the user may do with a topic.
+/// The operations on a topic that the user is authorized for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Allowed {
+pub struct AllowedOperations {
+    /// Reading records.
     pub read: bool,
+    /// Writing records.
     pub write: bool,
 }
 
-/// A pointer that somebody has to free.
-struct Owned<T> {
+/// A pointer that is freed on drop.
+struct OwnedPointer<T> {
     pointer: *mut T,
     free: unsafe extern "C" fn(*mut T),
 }
 
-impl<T> Owned<T> {
+impl<T> OwnedPointer<T> {
     fn new(pointer: *mut T, free: unsafe extern "C" fn(*mut T)) -> Option<Self> {
         (!pointer.is_null()).then_some(Self { pointer, free })
     }
 }
 
-impl<T> Drop for Owned<T> {
+impl<T> Drop for OwnedPointer<T> {
     fn drop(&mut self) {
         // SAFETY: `pointer` came from the function that `free` belongs to, and is freed here only.
         unsafe { (self.free)(self.pointer) }
     }
 }
 
-/// As [`describe_each`]; fails if one of the topics does not exist.
+/// Describes topics as [`try_describe_topics`] does, and fails if one of them does not exist.
 ///
 /// # Errors
-/// The cluster cannot be reached, or there is no such topic.
-pub(crate) fn describe<C: ClientContext>(
+/// The cluster is unreachable, or a topic does not exist.
+pub(crate) fn describe_topics<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     limit: Duration,
-) -> KafkaResult<Vec<Described>> {
-    describe_each(client, topics, limit)?.into_iter().collect()
+) -> KafkaResult<Vec<TopicDescription>> {
+    try_describe_topics(client, topics, limit)?.into_iter().collect()
 }
 
-/// Asks the cluster about topics, each named once; an answer for each, in order. Blocks up to `limit` for the list of the brokers, and
-/// as long for each of up to three of them.
+/// Describes topics, each named once; returns a result for each, in order. Blocks up to `limit` for the list of brokers, and up
+/// to `limit` for each of at most three of them.
 ///
 /// # Errors
-/// The cluster cannot be reached.
-pub fn describe_each<C: ClientContext>(
+/// The cluster is unreachable.
+pub fn try_describe_topics<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     limit: Duration,
-) -> KafkaResult<Vec<KafkaResult<Described>>> {
+) -> KafkaResult<Vec<KafkaResult<TopicDescription>>> {
     let brokers = brokers(client, topics.first().copied().unwrap_or_default(), limit)?;
-    let brokers = &brokers[..brokers.len().min(ASKED)];
+    let brokers = &brokers[..brokers.len().min(BROKERS_TRIED)];
     let mut failed = KafkaError::MetadataFetch(Code::AllBrokersDown);
     for broker in brokers {
-        // One that has just gone is in the list for a while.
-        match describe_by(client, *broker, topics, limit) {
+        // The list may still contain a broker that has just stopped.
+        match describe_at(client, *broker, topics, limit) {
             Err(error) => failed = error,
-            told => return told,
+            described => return described,
         }
     }
     Err(failed)
 }
 
-/// How many brokers are asked, one after the other, for what any of them knows.
-const ASKED: usize = 3;
+/// How many brokers are tried in turn.
+const BROKERS_TRIED: usize = 3;
 
-/// As [`describe_each`], of one broker.
-fn describe_by<C: ClientContext>(
+/// Sends the request of [`try_describe_topics`] to one broker.
+fn describe_at<C: ClientContext>(
     client: &Client<C>,
     broker: i32,
     topics: &[&str],
     limit: Duration,
-) -> KafkaResult<Vec<KafkaResult<Described>>> {
+) -> KafkaResult<Vec<KafkaResult<TopicDescription>>> {
     let names = topics.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     let rk = client.native_ptr();
     let nothing = || KafkaError::MetadataFetch(Code::Fail);
-    // SAFETY: `rk` lives as long as `client`; `names` and `pointers` outlive the call that copies them; each `Owned` is freed
-    // after those that refer to it, and what the event owns is copied before it goes.
+    // SAFETY: `rk` lives as long as `client`; `names` and `pointers` outlive the call that copies them; each `OwnedPointer` is freed
+    // after those that refer to it, and the event's data is copied before it is freed.
     unsafe {
         let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        let (options, queue) = request(rk, operation, limit_ms)?;
+        let (options, queue) = admin_request(rk, operation, limit_ms)?;
         native::rd_kafka_AdminOptions_set_broker(options.pointer, broker, ptr::null_mut(), 0);
         let refused = native::rd_kafka_AdminOptions_set_include_authorized_operations(options.pointer, 1);
-        drop(Owned::new(refused, native::rd_kafka_error_destroy));
+        drop(OwnedPointer::new(refused, native::rd_kafka_error_destroy));
         let collection =
             native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let collection =
-            Owned::new(collection, native::rd_kafka_TopicCollection_destroy).ok_or_else(nothing)?;
+            OwnedPointer::new(collection, native::rd_kafka_TopicCollection_destroy).ok_or_else(nothing)?;
         native::rd_kafka_DescribeTopics(rk, collection.pointer, options.pointer, queue.pointer);
-        let event = answer(&queue, limit_ms)?;
+        let event = wait_for_answer(&queue, limit_ms)?;
         let result = native::rd_kafka_event_DescribeTopics_result(event.pointer);
         if result.is_null() {
             return Err(nothing());
         }
         let mut count = 0;
         let found = native::rd_kafka_DescribeTopics_result_topics(result, &mut count);
-        Ok((0..count).map(|index| one(*found.add(index))).collect())
+        Ok((0..count).map(|index| to_description(*found.add(index))).collect())
     }
 }
 
-/// The options of an admin request, with its time limit, and the queue for its answer.
+/// Creates the options of an admin request, with its timeout, and the queue for its answer.
 ///
 /// # Safety
-/// `rk` is a client that lives.
-unsafe fn request(
+/// `rk` must be a live client.
+unsafe fn admin_request(
     rk: *mut native::rd_kafka_t,
     operation: native::rd_kafka_admin_op_t,
     limit_ms: i32,
-) -> KafkaResult<(Owned<native::rd_kafka_AdminOptions_t>, Owned<native::rd_kafka_queue_t>)> {
+) -> KafkaResult<(OwnedPointer<native::rd_kafka_AdminOptions_t>, OwnedPointer<native::rd_kafka_queue_t>)> {
     let nothing = || KafkaError::MetadataFetch(Code::Fail);
-    // SAFETY: as the caller promises; what was made is freed by its `Owned`.
+    // SAFETY: as the caller promises; each pointer is freed by its `OwnedPointer`.
     unsafe {
         let options = native::rd_kafka_AdminOptions_new(rk, operation);
-        let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
+        let options =
+            OwnedPointer::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(nothing)?;
         native::rd_kafka_AdminOptions_set_request_timeout(options.pointer, limit_ms, ptr::null_mut(), 0);
-        let queue =
-            Owned::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy).ok_or_else(nothing)?;
+        let queue = OwnedPointer::new(native::rd_kafka_queue_new(rk), native::rd_kafka_queue_destroy)
+            .ok_or_else(nothing)?;
         Ok((options, queue))
     }
 }
 
-/// Waits for the answer of an admin request. The request has this limit itself; the wait is a little longer, to see it
-/// expire.
+/// Waits for the answer of an admin request. The request itself has the timeout `limit_ms`; the wait is a second longer, to
+/// observe the timeout.
 ///
 /// # Safety
-/// The client of `queue` lives.
-unsafe fn answer(
-    queue: &Owned<native::rd_kafka_queue_t>,
+/// The client of `queue` must be live.
+unsafe fn wait_for_answer(
+    queue: &OwnedPointer<native::rd_kafka_queue_t>,
     limit_ms: i32,
-) -> KafkaResult<Owned<native::rd_kafka_event_t>> {
-    // SAFETY: as the caller promises; the event is freed by its `Owned`.
+) -> KafkaResult<OwnedPointer<native::rd_kafka_event_t>> {
+    // SAFETY: as the caller promises; the event is freed by its `OwnedPointer`.
     unsafe {
         let event = native::rd_kafka_queue_poll(queue.pointer, limit_ms.saturating_add(1000));
-        let event = Owned::new(event, native::rd_kafka_event_destroy)
+        let event = OwnedPointer::new(event, native::rd_kafka_event_destroy)
             .ok_or(KafkaError::MetadataFetch(Code::OperationTimedOut))?;
         match Code::from(native::rd_kafka_event_error(event.pointer)) {
             Code::NoError => Ok(event),
@@ -167,19 +170,22 @@ unsafe fn answer(
     }
 }
 
-/// Sends a commit. Its result comes to the consumer's `commit_callback` with a later poll.
+/// Sends a commit without waiting. A later poll passes its result to the consumer's `commit_callback`.
 ///
-/// The wrapper's asynchronous commit reports nothing: librdkafka sends its result to a callback of the configuration or to a
-/// queue that the caller names, and the wrapper, which reads events, gives neither (`rd_kafka_cgrp_propagate_commit_result`).
+/// The wrapper's asynchronous commit reports no result: librdkafka sends it to a callback of the configuration or to a queue
+/// that the caller passes, and the wrapper, which reads events, passes neither (`rd_kafka_cgrp_propagate_commit_result`).
 ///
 /// # Errors
 /// The client has no group.
-pub(crate) fn commit<C: ClientContext>(client: &Client<C>, offsets: &TopicPartitionList) -> KafkaResult<()> {
-    // SAFETY: the client lives through the calls; the list is copied; the queue is freed by its `Owned`, and the client keeps
+pub(crate) fn commit_async<C: ClientContext>(
+    client: &Client<C>,
+    offsets: &TopicPartitionList,
+) -> KafkaResult<()> {
+    // SAFETY: the client lives through the calls; the list is copied; the queue is freed by its `OwnedPointer`, and the client keeps
     // its own reference to it. Without a callback the result is an event of that queue.
     let failed = unsafe {
         let rk = client.native_ptr();
-        let queue = Owned::new(native::rd_kafka_queue_get_main(rk), native::rd_kafka_queue_destroy)
+        let queue = OwnedPointer::new(native::rd_kafka_queue_get_main(rk), native::rd_kafka_queue_destroy)
             .ok_or(KafkaError::ConsumerCommit(Code::Fail))?;
         native::rd_kafka_commit_queue(rk, offsets.ptr(), queue.pointer, None, ptr::null_mut())
     };
@@ -189,44 +195,44 @@ pub(crate) fn commit<C: ClientContext>(client: &Client<C>, offsets: &TopicPartit
     }
 }
 
-/// Which end of a partition is asked for.
+/// An end of a partition's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Edge {
-    /// The offset of the first record that is still there.
+pub(crate) enum LogEdge {
+    /// The offset of the first retained record.
     Low,
     /// One more than the offset of the last record.
     High,
 }
 
-/// Asks the leaders of `partitions` for one edge of each, in one round; those that answer, so none of partitions without a leader.
+/// Requests one edge of each partition from their leaders, in one round. Partitions without a leader are absent from the result.
 /// Blocks up to `limit`.
 ///
 /// # Errors
-/// The cluster cannot be reached.
-pub(crate) fn edges<C: ClientContext>(
+/// The cluster is unreachable.
+pub(crate) fn log_edges<C: ClientContext>(
     client: &Client<C>,
     partitions: &[(Arc<str>, i32)],
-    edge: Edge,
+    edge: LogEdge,
     limit: Duration,
 ) -> KafkaResult<HashMap<(Arc<str>, i32), u64>> {
-    let mut asked = TopicPartitionList::with_capacity(partitions.len());
+    let mut requested = TopicPartitionList::with_capacity(partitions.len());
     let spec = match edge {
-        Edge::Low => Offset::Beginning,
-        Edge::High => Offset::End,
+        LogEdge::Low => Offset::Beginning,
+        LogEdge::High => Offset::End,
     };
     for (topic, partition) in partitions {
-        asked.add_partition_offset(topic, *partition, spec)?;
+        requested.add_partition_offset(topic, *partition, spec)?;
     }
     let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     let rk = client.native_ptr();
     let nothing = || KafkaError::MetadataFetch(Code::Fail);
-    // SAFETY: `rk` lives as long as `client`, `asked` through the call that copies it; each `Owned` is freed after those that
-    // refer to it, and what the event owns is copied before it goes.
+    // SAFETY: `rk` lives as long as `client`, `requested` through the call that copies it; each `OwnedPointer` is freed after
+    // those that refer to it, and the event's data is copied before it is freed.
     unsafe {
         let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-        let (options, queue) = request(rk, operation, limit_ms)?;
-        native::rd_kafka_ListOffsets(rk, asked.ptr(), options.pointer, queue.pointer);
-        let event = match answer(&queue, limit_ms) {
+        let (options, queue) = admin_request(rk, operation, limit_ms)?;
+        native::rd_kafka_ListOffsets(rk, requested.ptr(), options.pointer, queue.pointer);
+        let event = match wait_for_answer(&queue, limit_ms) {
             // None of them has a leader: the request fails as a whole.
             Err(KafkaError::MetadataFetch(Code::NoEnt)) => return Ok(HashMap::new()),
             answered => answered?,
@@ -251,7 +257,7 @@ pub(crate) fn edges<C: ClientContext>(
     }
 }
 
-/// A broker to ask what any of them knows. By default the controller would be waited for.
+/// Returns a broker for requests that any broker answers. By default the client would wait for the controller.
 pub(crate) fn any_broker<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -261,19 +267,19 @@ pub(crate) fn any_broker<C: ClientContext>(
     first.ok_or(KafkaError::MetadataFetch(Code::AllBrokersDown))
 }
 
-/// The brokers, those that lead a partition of `topic` first.
+/// Lists the brokers, those that lead a partition of `topic` first.
 fn brokers<C: ClientContext>(client: &Client<C>, topic: &str, limit: Duration) -> KafkaResult<Vec<i32>> {
-    let told = client.fetch_metadata(Some(topic), limit)?;
+    let metadata = client.fetch_metadata(Some(topic), limit)?;
     let leaders: HashSet<_> =
-        told.topics().iter().flat_map(|topic| topic.partitions()).map(|own| own.leader()).collect();
-    let mut brokers: Vec<_> = told.brokers().iter().map(|broker| broker.id()).collect();
+        metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|own| own.leader()).collect();
+    let mut brokers: Vec<_> = metadata.brokers().iter().map(|broker| broker.id()).collect();
     brokers.sort_by_key(|broker| !leaders.contains(broker));
     Ok(brokers)
 }
 
 /// # Safety
-/// `topic` is a description whose event lives.
-unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<Described> {
+/// `topic` must be a description whose event is live.
+unsafe fn to_description(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<TopicDescription> {
     // SAFETY: as the caller promises; the id and the operations belong to the description.
     unsafe {
         let failed = native::rd_kafka_TopicDescription_error(topic);
@@ -295,12 +301,12 @@ unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<
         let operations = native::rd_kafka_TopicDescription_authorized_operations(topic, &mut count);
         let allowed = (!operations.is_null()).then(|| {
             let may = |wanted| (0..count).any(|index| *operations.add(index) == wanted);
-            Allowed {
+            AllowedOperations {
                 read: may(native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ),
                 write: may(native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE),
             }
         });
-        Ok(Described {
+        Ok(TopicDescription {
             name: name.to_string_lossy().into_owned(),
             id: id.filter(|id| *id != (0, 0)).map(|(high, low)| format!("{high:016x}{low:016x}")),
             allowed,
@@ -308,23 +314,23 @@ unsafe fn one(topic: *const native::rd_kafka_TopicDescription_t) -> KafkaResult<
     }
 }
 
-/// Gives a client that runs another login, for SASL's PLAIN and SCRAM; it holds for the connections that are made from then on.
+/// Sets the credentials of a running client for SASL PLAIN and SCRAM. New connections use them.
 ///
 /// # Errors
-/// What librdkafka says; never the password.
-pub(crate) fn set_login<C: ClientContext>(
+/// librdkafka's error text, never the password.
+pub(crate) fn set_credentials<C: ClientContext>(
     client: &Client<C>,
     username: &str,
     password: &str,
 ) -> Result<(), String> {
-    let c_text = |text: &str| CString::new(text).map_err(|_| "it holds a NUL character".to_owned());
+    let c_text = |text: &str| CString::new(text).map_err(|_| "it contains a NUL character".to_owned());
     let (username, password) = (c_text(username)?, c_text(password)?);
-    // SAFETY: `rk` lives as long as `client`, the texts through the call that copies them; the error is freed by its `Owned`
+    // SAFETY: `rk` lives as long as `client`, the texts through the call that copies them; the error is freed by its `OwnedPointer`
     // after its text was copied.
     unsafe {
         let rk = client.native_ptr();
         let failed = native::rd_kafka_sasl_set_credentials(rk, username.as_ptr(), password.as_ptr());
-        match Owned::new(failed, native::rd_kafka_error_destroy) {
+        match OwnedPointer::new(failed, native::rd_kafka_error_destroy) {
             None => Ok(()),
             Some(failed) => {
                 let text = native::rd_kafka_error_string(failed.pointer);
@@ -334,13 +340,13 @@ pub(crate) fn set_login<C: ClientContext>(
     }
 }
 
-/// The end of a partition as the client last saw it, without asking the broker; `None` if it never did.
-pub(crate) fn known_end<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
-    known_edges(client, topic, partition)?.1
+/// Returns the cached end of a partition, without a request; `None` if the client has never seen it.
+pub(crate) fn cached_end<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
+    cached_edges(client, topic, partition)?.1
 }
 
-/// The first offset of a partition and its end as the client last saw them, without asking the broker.
-pub(crate) fn known_edges<C: ClientContext>(
+/// Returns the cached first offset and end of a partition, without a request.
+pub(crate) fn cached_edges<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     partition: i32,

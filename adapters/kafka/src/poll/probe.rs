@@ -1,95 +1,95 @@
-//! Looks what stands at a place of a partition, beside the group: a record, or only what no consumer is given. [`Probe`].
+//! Checks, outside the group, whether a record exists at or after an offset, or only control records and gaps: [`RecordProbe`].
 
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::auth::password::Renewal;
-use crate::client::connectivity::reach;
-use crate::poll::rebalance::Users;
+use crate::auth::password::PasswordRefresh;
+use crate::client::connectivity::wait_for_cluster;
+use crate::client::context::SharedContext;
+use crate::state::start::to_client_offset;
 
-/// What stands at a place of a partition.
+/// The result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// A record, at this place or behind it.
+pub(super) enum ProbeResult {
+    /// A record exists at the offset or after it.
     Record,
-    /// No record up to this offset: the end, markers of transactions, aborted or compacted records.
+    /// No record exists up to this offset: only control records, aborted or compacted records, or the end.
     NothingUpTo(u64),
 }
 
-/// A client of its own that reads a partition from a given place on, without joining the group or committing.
+/// A separate client that reads a partition from an offset, without joining the group or committing.
 ///
-/// librdkafka tells a member only of records. Where the last things in a partition are none, its position never reaches the
-/// end, and the group's lag stays above 0.
-pub(crate) struct Probe<C: ClientContext + 'static> {
+/// librdkafka only delivers records. If a partition ends with control records, the member's position never reaches the end, and
+/// the group's lag stays above 0.
+pub(super) struct RecordProbe<C: ClientContext + 'static> {
     client: ClientConfig,
-    context: Users<C>,
-    consumer: Option<BaseConsumer<Users<C>>>,
-    renewal: Renewal,
+    context: SharedContext<C>,
+    consumer: Option<BaseConsumer<SharedContext<C>>>,
+    password_refresh: PasswordRefresh,
 }
 
-impl<C: ClientContext> Probe<C> {
-    /// Connects when it is first asked. `client` is the configuration of the member.
-    pub(crate) fn new(client: &ClientConfig, context: Users<C>) -> Self {
+impl<C: ClientContext> RecordProbe<C> {
+    /// Creates a probe with the configuration of the member. It connects when it is first used.
+    pub(super) fn new(client: &ClientConfig, context: SharedContext<C>) -> Self {
         let mut client = client.clone();
         for (name, value) in [
             ("enable.partition.eof", "true"),
-            // It wants to know, not to wait.
+            // An empty fetch must return at once.
             ("fetch.wait.max.ms", "10"),
             ("auto.offset.reset", "earliest"),
         ] {
             client.set(name, value);
         }
         client.remove("group.instance.id");
-        // It compares with the leader's end: a replica that is nearer may end before.
+        // The result is compared with the leader's end; a nearer replica may lag behind.
         client.remove("client.rack");
-        let renewal = context.renewal();
-        Self { client, context, consumer: None, renewal }
+        let password_refresh = context.password_refresh();
+        Self { client, context, consumer: None, password_refresh }
     }
 
-    /// What stands at `from`. Blocks up to `limit`.
+    /// Looks for a record at `from` or after it. Blocks up to `limit`.
     ///
     /// # Errors
-    /// The broker does not answer in time, or refuses.
-    pub(crate) fn look(
+    /// The broker does not answer in time, or denies access.
+    pub(super) fn find_record(
         &mut self,
         topic: &str,
         partition: i32,
         from: u64,
         limit: Duration,
-    ) -> KafkaResult<Found> {
+    ) -> KafkaResult<ProbeResult> {
         let until = Instant::now() + limit;
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
             none => {
                 let consumer = self.client.create_with_context(self.context.clone())?;
-                reach(&consumer, topic, limit)?;
+                wait_for_cluster(&consumer, topic, limit)?;
                 none.insert(consumer)
             }
         };
-        self.renewal.look(consumer.client());
-        // Before it is read: what comes later may hold records.
+        self.password_refresh.run_if_due(consumer.client());
+        // Fetched before reading: records may be appended meanwhile.
         let (_, end) = consumer.fetch_watermarks(topic, partition, limit)?;
         let end = u64::try_from(end).unwrap_or_default();
         if end <= from {
-            return Ok(Found::NothingUpTo(from));
+            return Ok(ProbeResult::NothingUpTo(from));
         }
-        let mut place = TopicPartitionList::new();
-        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-        place.add_partition_offset(topic, partition, offset)?;
-        consumer.assign(&place)?;
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(topic, partition, to_client_offset(from))?;
+        consumer.assign(&assignment)?;
         let found = loop {
             match consumer.poll(until.saturating_duration_since(Instant::now())) {
                 Some(Ok(record)) if record.topic() == topic && record.partition() == partition => {
-                    break Ok(Found::Record);
+                    break Ok(ProbeResult::Record);
                 }
                 Some(Err(KafkaError::PartitionEOF(number))) if number == partition => {
-                    break Ok(Found::NothingUpTo(end));
+                    break Ok(ProbeResult::NothingUpTo(end));
                 }
                 Some(Err(error)) if Instant::now() >= until => break Err(error),
                 Some(_) => {}
@@ -108,14 +108,14 @@ impl<C: ClientContext> Probe<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::log::Traced;
+    use crate::client::log::TracingContext;
 
-    /// A replica's end would pass for that of the log, and what lies between for no records.
+    /// A replica's end would be taken for that of the log, and the records between as absent.
     #[test]
-    fn it_reads_from_the_leader_whatever_is_nearer() {
+    fn it_reads_from_the_leader_even_if_a_replica_is_nearer() {
         let mut client = ClientConfig::new();
         client.set("client.rack", "rack-1").set("group.instance.id", "one").set("group.id", "billing");
-        let probe = Probe::new(&client, Users::new(Traced));
+        let probe = RecordProbe::new(&client, SharedContext::new(TracingContext));
         let [rack, instance] = ["client.rack", "group.instance.id"].map(|name| probe.client.get(name));
         assert_eq!((rack, instance), (None, None));
     }

@@ -1,214 +1,149 @@
-//! The client's callbacks: the user's own, and ours for rebalances: [`Hooked`].
+//! The client context of a consumer: rebalances and commit results, beside the user's callbacks. [`RebalanceContext`].
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, Statistics, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
-use crate::auth::password::{PasswordFile, Renewal};
-use crate::client::diagnosis::Trouble;
-use crate::client::native;
-use crate::poll::revocation::{self as leaving, Leaving};
-use crate::start_offsets::{self as begin, ANSWER, Beginner, Begun, Starts};
-use crate::state::Shared;
-use crate::state::assignment::ToCommit;
+use crate::auth::password::PasswordRefresh;
+use crate::client::context::{SharedContext, forward_client_context};
+use crate::handle::Handle;
+use crate::poll::revocation;
+use crate::start_offsets::{
+    REQUEST_TIMEOUT, ResolvedStarts, StartOffsetResolver, StoredPositions, topic_ids,
+};
+use crate::state::partition::TopicPartition;
 
-/// The context of a consumer: logs, statistics, errors and OAuth are the user's `C`, rebalances are ours.
-pub(crate) struct Hooked<C> {
-    user: Users<C>,
-    pub(crate) shared: Arc<Shared>,
-    /// A group without an offset starts at the end.
+/// The context of a consumer: logs, statistics, errors and tokens are the user's `C`, rebalances and commit results are ours.
+pub(crate) struct RebalanceContext<C> {
+    user: SharedContext<C>,
+    handle: Arc<Handle>,
+    /// A group without an offset starts at the end of the log.
     from_end: bool,
-    pub(crate) starts: Option<Arc<dyn Starts>>,
-    pub(crate) group: String,
-    pub(crate) strategy: String,
+    pub(super) stored: Option<Arc<dyn StoredPositions>>,
+    pub(super) group: String,
+    pub(super) strategy: String,
 }
 
-impl<C: ClientContext> Hooked<C> {
+impl<C: ClientContext> RebalanceContext<C> {
     pub(crate) fn new(
-        user: Users<C>,
-        shared: Arc<Shared>,
+        user: SharedContext<C>,
+        handle: Arc<Handle>,
         client: &ClientConfig,
         from_end: bool,
-        starts: Option<Arc<dyn Starts>>,
+        stored: Option<Arc<dyn StoredPositions>>,
     ) -> Self {
         let get = |name| client.get(name).unwrap_or_default().to_owned();
         let (group, strategy) = (get("group.id"), get("partition.assignment.strategy"));
-        Self { user, shared, from_end, starts, group, strategy }
+        Self { user, handle, from_end, stored, group, strategy }
     }
 
-    /// For the client with this context.
-    pub(crate) fn renewal(&self) -> Renewal {
-        self.user.renewal()
+    /// Returns the password refresh of the client with this context.
+    pub(super) fn password_refresh(&self) -> PasswordRefresh {
+        self.user.password_refresh()
     }
 
-    /// Where `partitions` begin, as far as that can be told now. Each question may take up to `answer`.
+    /// Resolves the start offsets of `partitions`, as far as they are known now. Each request may take `request_timeout`. Blocks.
     ///
     /// # Errors
-    /// One of them must not be consumed.
-    pub(crate) fn begin(
+    /// A partition must not be consumed.
+    pub(super) fn resolve_starts(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
-        answer: Duration,
-    ) -> Result<Begun, onceward::Error> {
-        // Asked each time: a topic may have been recreated since the last assignment.
-        let mut ids = begin::ids(consumer.client(), partitions, answer);
-        {
-            let state = self.shared.lock();
-            // Another broker than the last one may not know yet that a topic is gone.
-            ids.retain(|_, id| id.as_ref().is_none_or(|id| !state.is_gone(id)));
-        }
-        let beginner = Beginner {
-            cluster: &self.shared.cluster,
-            ids: &ids,
+        request_timeout: Duration,
+    ) -> Result<ResolvedStarts, onceward::Error> {
+        // Fetched each time: a topic may have been recreated since the last assignment.
+        let mut ids = topic_ids(consumer.client(), partitions, request_timeout);
+        let now = Instant::now();
+        // A broker may not know yet that a topic was deleted.
+        self.handle.with(|state| {
+            ids.retain(|_, id| id.as_ref().is_none_or(|id| !state.is_deleted(id, now)));
+        });
+        let resolver = StartOffsetResolver {
+            cluster: &self.handle.cluster,
+            topic_ids: &ids,
             from_end: self.from_end,
-            starts: self.starts.as_deref(),
-            health: &self.shared.health,
-            answer,
+            stored: self.stored.as_deref(),
+            health: &self.handle.health,
+            request_timeout,
         };
-        beginner.begin(consumer, partitions)
+        resolver.resolve(consumer, partitions)
     }
 
-    /// Notes partitions that are assigned, and tells the client where they begin. What is not known to begin somewhere is not
-    /// read.
+    /// Adds assigned partitions to the state, and sets their start offsets for the client. Partitions with an unknown start offset
+    /// are not read.
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &mut TopicPartitionList) {
-        let begun = match self.begin(consumer, partitions, ANSWER) {
-            Ok(begun) => begun,
-            // Nothing is delivered any more, and whoever receives hears of it first.
+        let resolved = match self.resolve_starts(consumer, partitions, REQUEST_TIMEOUT) {
+            Ok(resolved) => resolved,
+            // Nothing more is delivered, and the next `receive` returns the error.
             Err(error) => {
-                self.shared.report(error);
-                self.shared.lock().stop = true;
-                Begun::default()
+                self.handle.report(error);
+                self.handle.stop();
+                ResolvedStarts::default()
             }
         };
-        let placed = begun.begins.iter().map(|own| (own.topic.as_str(), own.partition, own.offset()));
-        let unplaced = begun.pending.iter().map(|(topic, number)| (topic.as_str(), *number, Offset::End));
-        for (topic, number, offset) in placed.chain(unplaced) {
+        let known = resolved.starts.iter().map(|own| (&own.topic, own.partition, own.offset()));
+        let unknown = resolved.pending.iter().map(|(topic, number)| (topic, *number, Offset::End));
+        for (topic, number, offset) in known.chain(unknown) {
             if let Some(mut own) = partitions.find_partition(topic, number)
                 && let Err(error) = own.set_offset(offset)
             {
-                tracing::error!(%error, topic, number, "a partition cannot be told where it begins");
+                tracing::error!(%error, topic = &**topic, number, "setting the start offset of a partition failed");
             }
         }
-        self.shared.assign(&begun.begins);
-        self.shared.put_off(begun.pending, begun.reason.as_ref());
+        let (now, reason) = (Instant::now(), resolved.reason.map(|error| error.to_string()));
+        let trouble = self.handle.with(|state| {
+            state.assign(&resolved.starts, now);
+            state.postpone(resolved.pending, reason, now)
+        });
+        self.handle.health.set_up();
+        if let Some(trouble) = trouble {
+            tracing::warn!("{trouble}");
+        }
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let partitions: Vec<_> =
-            list.elements().iter().map(|own| (own.topic().to_owned(), own.partition())).collect();
-        if consumer.assignment_lost() || self.shared.lock().closing {
-            leaving::give_up(consumer, &self.shared, &partitions);
-            leaving::unassign(consumer, list);
+        let elements = list.elements();
+        let partitions: Vec<TopicPartition> =
+            elements.iter().map(|own| (Arc::from(own.topic()), own.partition())).collect();
+        if consumer.assignment_lost() || self.handle.is_closing() {
+            revocation::give_up(consumer, &self.handle, &partitions);
+            revocation::unassign(consumer, list);
         } else {
-            self.shared.leave(&partitions);
-            let limit = self.shared.topics.drain();
-            self.shared.lock().leaving = Some(Leaving::new(partitions, limit));
+            let limit = self.handle.topics.drain();
+            self.handle.with(|state| state.leave(partitions, limit, Instant::now()));
         }
     }
 }
 
-/// The user's context, for all clients of a consumer: they log, and get tokens, as it does. What keeps them from the brokers is
-/// noted.
-pub(crate) struct Users<C> {
-    user: Arc<C>,
-    pub(crate) trouble: Arc<Trouble>,
-    password: Option<Arc<PasswordFile>>,
-}
-
-impl<C> Users<C> {
-    pub(crate) fn new(user: C) -> Self {
-        Self { user: Arc::new(user), trouble: Arc::default(), password: None }
-    }
-
-    /// With a file that holds the password of its clients.
-    pub(crate) fn with_password(mut self, file: Option<Arc<PasswordFile>>) -> Self {
-        self.password = file;
-        self
-    }
-
-    /// For one client with this context.
-    pub(crate) fn renewal(&self) -> Renewal {
-        Renewal::new(self.password.clone())
-    }
-}
-
-impl<C> Clone for Users<C> {
-    fn clone(&self) -> Self {
-        let (user, trouble) = (Arc::clone(&self.user), Arc::clone(&self.trouble));
-        Self { user, trouble, password: self.password.clone() }
-    }
-}
-
-impl<C: ClientContext> ClientContext for Users<C> {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.user.log(level, facility, line);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.user.stats(statistics);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.user.stats_raw(statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
-        self.user.error(error, reason);
-    }
-
-    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.user.generate_oauth_token(config)
-    }
-}
-
-impl<C: ClientContext> ConsumerContext for Users<C> {}
-
-impl<C: ClientContext> ClientContext for Hooked<C> {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = C::ENABLE_REFRESH_OAUTH_TOKEN;
+impl<C: ClientContext> ClientContext for RebalanceContext<C> {
+    forward_client_context!(user);
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if facility == "OFFSET" {
-            // The client goes on elsewhere than it was: what that means is looked at now.
-            self.shared.lock().doubts = true;
-            self.shared.asked.notify_all();
+            // The client has reset an offset: the log may have been replaced.
+            self.handle.with(|state| state.request_log_check());
         }
         self.user.log(level, facility, line);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.user.stats(statistics);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.user.stats_raw(statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.user.error(error, reason);
     }
-
-    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.user.generate_oauth_token(config)
-    }
 }
 
-impl<C: ClientContext> ConsumerContext for Hooked<C> {
-    /// Runs on the poll thread. The client continues once the partitions are assigned or given up: for those that are
-    /// revoked that is later, see [`leaving`](crate::poll::revocation).
+impl<C: ClientContext> ConsumerContext for RebalanceContext<C> {
+    /// Runs on the poll thread. The client continues once the partitions are assigned or given up; revoked partitions are given
+    /// up later, by [`revocation::advance`].
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        leaving::finish(consumer, &self.shared);
-        // The wrapper calls this for these two only.
+        revocation::finish(consumer, &self.handle);
+        // The wrapper calls this for assignments and revocations only.
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
             return self.revoke(consumer, list);
         }
@@ -218,62 +153,34 @@ impl<C: ClientContext> ConsumerContext for Hooked<C> {
             _ => consumer.assign(list),
         };
         if let Err(error) = assigned {
-            tracing::warn!(%error, "partitions cannot be taken; the client joins the group again");
+            tracing::warn!(%error, "assigning partitions failed; the client rejoins the group");
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
         let elements = offsets.elements();
-        self.shared.lock().committing = None;
         if let Err(error) = result {
-            tracing::warn!(%error, "offsets were not committed; they are sent again");
-            self.shared.refused(elements.iter().map(|own| (own.topic(), own.partition())));
-            return;
+            tracing::warn!(%error, "offset commit failed; retrying");
+            let failed = elements.iter().map(|own| (own.topic(), own.partition()));
+            return self.handle.with(|state| {
+                state.set_commit_sent(None);
+                state.commit_failed(failed);
+            });
         }
-        self.shared.confirmed(elements.iter().filter_map(|own| match (own.error(), own.offset()) {
+        let confirmed = elements.iter().filter_map(|own| match (own.error(), own.offset()) {
             (Ok(()), Offset::Offset(offset)) => {
                 Some((own.topic(), own.partition(), u64::try_from(offset).ok()?, own.metadata()))
             }
             _ => None,
-        }));
+        });
+        self.handle.with(|state| {
+            state.set_commit_sent(None);
+            state.commit_confirmed(confirmed);
+        });
     }
 
-    /// Callbacks are served at least this often while a poll waits.
+    /// Bounds how long callbacks wait while a poll waits.
     fn main_queue_min_poll_interval(&self) -> rdkafka::util::Timeout {
         Duration::from_millis(100).into()
-    }
-}
-
-/// Commits, if there is something to commit. What is refused is reported and sent again by the next commit.
-pub(crate) fn commit<C: ClientContext>(
-    consumer: &BaseConsumer<Hooked<C>>,
-    offsets: &[ToCommit],
-    mode: CommitMode,
-) {
-    if offsets.is_empty() {
-        return;
-    }
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for ToCommit { topic, partition, offset, stamp } in offsets {
-        let Ok(offset) = i64::try_from(*offset) else { continue };
-        if let Err(error) = list.add_partition_offset(topic, *partition, Offset::Offset(offset)) {
-            tracing::error!(%error, topic = &**topic, partition, "an offset cannot be committed");
-        }
-        begin::stamp(&mut list, topic, *partition, stamp);
-    }
-    let shared = &consumer.context().shared;
-    let sent = match mode {
-        CommitMode::Async => {
-            shared.lock().committing = Some(Instant::now());
-            native::commit(consumer.client(), &list).inspect_err(|_| shared.lock().committing = None)
-        }
-        CommitMode::Sync => consumer.commit(&list, mode),
-    };
-    match sent {
-        Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-        Err(error) => {
-            tracing::warn!(%error, "offsets were not committed; what they tell of may be delivered again");
-            shared.refused(offsets.iter().map(|own| (&*own.topic, own.partition)));
-        }
     }
 }

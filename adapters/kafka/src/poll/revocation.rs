@@ -1,106 +1,94 @@
-//! Gives partitions up that are being revoked, without stopping the others: [`Leaving`].
+//! Gives up revoked partitions without stopping the others.
 //!
-//! The client waits with the rebalance until they are given up, and commits the others meanwhile, of which the buffer
-//! has more. So the poll thread never waits for handlers. Until then librdkafka fetches nothing, of no partition.
+//! A rebalance continues only after the revoked partitions are given up. Until then librdkafka fetches nothing, of any
+//! partition; the others are delivered from the buffer and committed. The poll thread never waits for handlers.
 
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 
-use crate::poll::rebalance::{Hooked, commit};
-use crate::state::Shared;
+use crate::handle::Handle;
+use crate::poll::commit::send_commit;
+use crate::state::partition::TopicPartition;
 
-/// How long the last commit may take, and how often it is sent.
-const LAST_COMMIT: Duration = Duration::from_secs(5);
-const AGAIN: Duration = Duration::from_millis(500);
+/// How long the final commit may take, and how often it is sent.
+const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+const FINAL_COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Partitions that are being revoked.
-#[derive(Clone, Debug)]
-pub(crate) struct Leaving {
-    pub(crate) partitions: Vec<(String, i32)>,
-    /// Until when what runs is waited for.
-    pub(crate) until: Instant,
-    /// Since when the last commit is under way, and when it was sent last.
-    committing: Option<(Instant, Instant)>,
-}
-
-impl Leaving {
-    pub(crate) fn new(partitions: Vec<(String, i32)>, limit: Duration) -> Self {
-        Self { partitions, until: Instant::now() + limit, committing: None }
-    }
-}
-
-/// The next step of a revocation, if there is one.
-pub(crate) fn advance<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) {
-    let Some(leaving) = shared.lock().leaving.clone() else { return };
+/// Takes the next step of a revocation, if one is in progress.
+pub(super) fn advance<C: ConsumerContext>(consumer: &BaseConsumer<C>, handle: &Handle) {
+    let Some(revocation) = handle.with(|state| state.revocation.clone()) else { return };
     if consumer.assignment_lost() {
-        return finish(consumer, shared);
+        return finish(consumer, handle);
     }
     let now = Instant::now();
-    let (since, sent) = match leaving.committing {
-        None if !shared.are_drained(&leaving.partitions) && now < leaving.until => return,
+    let is_drained = handle.with(|state| state.are_drained(&revocation.partitions));
+    let (since, sent) = match revocation.final_commit {
+        None if !is_drained && now < revocation.deadline => return,
         None => (now, None),
         Some((since, sent)) => (since, Some(sent)),
     };
-    let last = shared.last_commits(&leaving.partitions);
-    if last.is_empty() || now >= since + LAST_COMMIT {
-        return finish(consumer, shared);
+    let offsets = handle.with(|state| state.final_commits(&revocation.partitions));
+    if offsets.is_empty() || now >= since + FINAL_COMMIT_TIMEOUT {
+        return finish(consumer, handle);
     }
-    let is_due = sent.is_none_or(|sent| now >= sent + AGAIN && !shared.is_committing());
-    if is_due {
-        commit(consumer, &last, CommitMode::Async);
-        if let Some(leaving) = &mut shared.lock().leaving {
-            leaving.committing = Some((since, now));
-        }
+    let is_committing = handle.with(|state| state.is_committing(now));
+    if sent.is_none_or(|sent| now >= sent + FINAL_COMMIT_INTERVAL && !is_committing) {
+        send_commit(consumer, handle, &offsets, CommitMode::Async);
+        handle.with(|state| {
+            if let Some(revocation) = &mut state.revocation {
+                revocation.final_commit = Some((since, now));
+            }
+        });
     }
 }
 
-/// Gives up at once what is being revoked, if there is something: commits what is settled, unless others have it already, or it
-/// was sent and nobody answers: a commit that waits for its answer would stop this thread for as long as a session lasts.
-pub(crate) fn finish<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) {
-    let Some(leaving) = shared.lock().leaving.take() else { return };
-    if leaving.committing.is_some() && shared.is_committing() {
-        tracing::warn!(
-            "the last commit of revoked partitions is not answered; what it tells of may be delivered again"
-        );
-        shared.forget(&leaving.partitions);
+/// Ends a revocation in progress at once: commits settled offsets and gives the partitions up. Nothing is committed if the
+/// partitions are lost, or if the final commit was sent and is not answered: a synchronous commit without a coordinator would
+/// block this thread for as long as a session lasts.
+pub(super) fn finish<C: ConsumerContext>(consumer: &BaseConsumer<C>, handle: &Handle) {
+    let Some(revocation) = handle.with(|state| state.revocation.take()) else { return };
+    let is_committing = handle.with(|state| state.is_committing(Instant::now()));
+    if revocation.final_commit.is_some() && is_committing {
+        tracing::warn!("final commit of revoked partitions not answered; records may be redelivered");
+        handle.with(|state| state.forget(&revocation.partitions));
     } else {
-        give_up(consumer, shared, &leaving.partitions);
+        give_up(consumer, handle, &revocation.partitions);
     }
-    let mut list = TopicPartitionList::with_capacity(leaving.partitions.len());
-    for (topic, partition) in &leaving.partitions {
+    let mut list = TopicPartitionList::with_capacity(revocation.partitions.len());
+    for (topic, partition) in &revocation.partitions {
         list.add_partition(topic, *partition);
     }
     unassign(consumer, &list);
 }
 
-/// Commits what is settled of partitions that go, and forgets them.
-pub(crate) fn give_up<C: ClientContext>(
-    consumer: &BaseConsumer<Hooked<C>>,
-    shared: &Shared,
-    partitions: &[(String, i32)],
+/// Commits the settled offsets of partitions that leave, and forgets the partitions.
+pub(super) fn give_up<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    handle: &Handle,
+    partitions: &[TopicPartition],
 ) {
-    // Another member may have them already: a commit could undo its own.
+    // Another member may own them already: a commit could undo its commits.
     if consumer.assignment_lost() {
         tracing::warn!(
             count = partitions.len(),
-            "partitions were lost to other members, or their topic is gone; nothing is committed for them"
+            "partitions lost to other members, or their topic was deleted; nothing is committed for them"
         );
     } else {
-        commit(consumer, &shared.last_commits(partitions), CommitMode::Sync);
+        let offsets = handle.with(|state| state.final_commits(partitions));
+        send_commit(consumer, handle, &offsets, CommitMode::Sync);
     }
-    shared.forget(partitions);
+    handle.with(|state| state.forget(partitions));
 }
 
-/// Reports to the client that partitions are given up.
-pub(crate) fn unassign<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, list: &TopicPartitionList) {
-    let given = match consumer.rebalance_protocol() {
+/// Tells the client that partitions are given up.
+pub(super) fn unassign<C: ConsumerContext>(consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
+    let unassigned = match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
         _ => consumer.unassign(),
     };
-    if let Err(error) = given {
-        tracing::warn!(%error, "partitions cannot be given up; the client joins the group again");
+    if let Err(error) = unassigned {
+        tracing::warn!(%error, "giving up partitions failed; the client rejoins the group");
     }
 }

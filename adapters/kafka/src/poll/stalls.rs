@@ -1,161 +1,172 @@
-//! Looks after partitions that deliver nothing: whether they are at their end, whether only things that are no records are
-//! left, and whether the client has forgotten one. [`Watch`].
+//! Detects partitions that deliver nothing although they have records: [`StallDetector`].
 
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::client::context::SharedContext;
 use crate::client::native;
-use crate::poll::probe::{Found, Probe};
-use crate::poll::rebalance::Hooked;
-use crate::state::Shared;
-use crate::state::progress::Place;
+use crate::handle::Handle;
+use crate::poll::probe::{ProbeResult, RecordProbe};
+use crate::state::progress::PartitionProgress;
+use crate::state::start::to_client_offset;
 
-/// How long the broker may take to answer one question. The poll thread waits meanwhile.
-const ANSWER: Duration = Duration::from_secs(2);
-/// After how long without a record a partition is looked at, and how often.
+/// The timeout of one request. The poll thread waits meanwhile.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// After how long without a record a partition is checked, and the interval between checks.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long nobody is asked after a question without an answer.
-const BREATH: Duration = Duration::from_secs(5);
+/// The delay before the next check after a failed request.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Whether the client can go on.
+/// The result of a stall check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) enum Verdict {
-    /// It can.
-    Well,
-    /// It delivers nothing of a partition that has records, even after it was told to read there.
+pub(super) enum StallCheck {
+    Healthy,
+    /// A partition with records delivers nothing, even after a seek.
     Stalled,
 }
 
-/// Looks after partitions that deliver nothing. It belongs to the poll thread.
-pub(crate) struct Watch<C: ClientContext + 'static> {
-    probe: Probe<C>,
-    next_look: Instant,
+/// Checks quiet partitions: whether they are at their end, whether only control records are left, and whether the client has
+/// stopped fetching one. Used by the poll thread.
+pub(super) struct StallDetector<C: ClientContext + 'static> {
+    probe: RecordProbe<C>,
+    next_check: Instant,
 }
 
-impl<C: ClientContext> Watch<C> {
-    pub(crate) fn new(probe: Probe<C>) -> Self {
-        Self { probe, next_look: Instant::now() }
+impl<C: ClientContext> StallDetector<C> {
+    pub(super) fn new(client: &ClientConfig, context: SharedContext<C>) -> Self {
+        Self { probe: RecordProbe::new(client, context), next_check: Instant::now() }
     }
 
-    /// True if each assigned partition was delivered to its end; `None` if the broker does not tell.
-    pub(crate) fn is_at_end(&mut self, consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) -> Option<bool> {
-        for place in shared.places() {
-            let (_, end) = consumer.fetch_watermarks(&place.topic, place.partition, ANSWER).ok()?;
-            let from = from(consumer, &place).ok()?;
+    /// Returns true if every assigned partition was delivered to its end; `None` if a request failed.
+    pub(super) fn is_at_end<H: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<H>,
+        handle: &Handle,
+    ) -> Option<bool> {
+        for progress in handle.with(|state| state.progress(Instant::now())) {
+            let (topic, partition) = (&*progress.topic, progress.partition);
+            let (_, end) = consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).ok()?;
+            let from = next_offset(consumer, &progress).ok()?;
             let end = u64::try_from(end).ok()?;
             if from > end {
-                shared.suspect(place.epoch, true);
+                handle.with(|state| state.set_suspect(progress.epoch, true));
                 return Some(false);
             }
             if from == end {
                 continue;
             }
-            match self.probe.look(&place.topic, place.partition, from, ANSWER).ok()? {
-                Found::Record => return Some(false),
-                Found::NothingUpTo(to) => shared.passed(&place, from, to),
+            match self.probe.find_record(topic, partition, from, REQUEST_TIMEOUT).ok()? {
+                ProbeResult::Record => return Some(false),
+                ProbeResult::NothingUpTo(to) => handle.with(|state| state.skip(progress.epoch, from, to)),
             }
         }
         Some(true)
     }
 
-    /// Lets the watermark pass what holds no records, and wakes a partition that delivers nothing although it has some.
-    pub(crate) fn look(&mut self, consumer: &BaseConsumer<Hooked<C>>, shared: &Shared) -> Verdict {
-        if Instant::now() < self.next_look {
-            return Verdict::Well;
+    /// Checks quiet partitions, if that is due. The watermark skips offsets without records, and a partition that delivers nothing
+    /// although it has records is read again.
+    pub(super) fn check<H: ConsumerContext>(
+        &mut self,
+        consumer: &BaseConsumer<H>,
+        handle: &Handle,
+    ) -> StallCheck {
+        if Instant::now() < self.next_check {
+            return StallCheck::Healthy;
         }
-        self.next_look = Instant::now() + QUIET;
-        for place in shared.places().into_iter().filter(|place| place.quiet >= QUIET) {
-            match self.look_at(consumer, shared, &place) {
-                Ok(Verdict::Well) => {}
-                Ok(Verdict::Stalled) => return Verdict::Stalled,
+        self.next_check = Instant::now() + QUIET;
+        let progress = handle.with(|state| state.progress(Instant::now()));
+        for progress in progress.into_iter().filter(|own| own.quiet >= QUIET) {
+            match self.check_partition(consumer, handle, &progress) {
+                Ok(StallCheck::Healthy) => {}
+                Ok(StallCheck::Stalled) => return StallCheck::Stalled,
                 Err(error) => {
-                    tracing::debug!(%error, topic = &*place.topic, place.partition, "a quiet partition cannot be looked at");
-                    self.next_look = Instant::now() + BREATH;
-                    return Verdict::Well;
+                    let (topic, partition) = (&*progress.topic, progress.partition);
+                    tracing::debug!(%error, topic, partition, "checking a quiet partition failed");
+                    self.next_check = Instant::now() + RETRY_DELAY;
+                    return StallCheck::Healthy;
                 }
             }
         }
-        Verdict::Well
+        StallCheck::Healthy
     }
 
-    fn look_at(
+    fn check_partition<H: ConsumerContext>(
         &mut self,
-        consumer: &BaseConsumer<Hooked<C>>,
-        shared: &Shared,
-        place: &Place,
-    ) -> KafkaResult<Verdict> {
-        // What the client knows costs nothing, and is wrong if it is the client that sleeps.
-        let is_overdue = place.quiet >= shared.topics.stall_timeout;
+        consumer: &BaseConsumer<H>,
+        handle: &Handle,
+        progress: &PartitionProgress,
+    ) -> KafkaResult<StallCheck> {
+        let (topic, partition, epoch) = (&*progress.topic, progress.partition, progress.epoch);
+        // The client's cached end costs no request, but is stale if the client has stopped fetching.
+        let is_overdue = progress.quiet >= handle.topics.stall_timeout;
         let end = match is_overdue {
             true => {
-                let (_, end) = consumer.fetch_watermarks(&place.topic, place.partition, ANSWER)?;
+                let (_, end) = consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)?;
                 u64::try_from(end).ok()
             }
-            false => native::known_end(consumer.client(), &place.topic, place.partition)
-                .filter(|end| place.searched != Some(*end)),
+            false => native::cached_end(consumer.client(), topic, partition)
+                .filter(|end| progress.searched_to != Some(*end)),
         };
-        if is_overdue && end.is_some_and(|end| place.next > Some(end)) {
-            shared.suspect(place.epoch, true);
-            return Ok(Verdict::Well);
+        if is_overdue && end.is_some_and(|end| progress.next > Some(end)) {
+            handle.with(|state| state.set_suspect(epoch, true));
+            return Ok(StallCheck::Healthy);
         }
-        let Some(end) = end.filter(|end| place.next.is_none_or(|next| next < *end)) else {
+        let Some(end) = end.filter(|end| progress.next.is_none_or(|next| next < *end)) else {
             if is_overdue {
-                shared.rested(place);
+                handle.with(|state| state.reset_quiet(epoch, Instant::now()));
             }
-            return Ok(Verdict::Well);
+            return Ok(StallCheck::Healthy);
         };
-        let from = from(consumer, place)?;
+        let from = next_offset(consumer, progress)?;
         let found = match from < end {
-            true => self.probe.look(&place.topic, place.partition, from, ANSWER)?,
-            false => Found::NothingUpTo(from),
+            true => self.probe.find_record(topic, partition, from, REQUEST_TIMEOUT)?,
+            false => ProbeResult::NothingUpTo(from),
         };
         match found {
-            Found::NothingUpTo(to) => {
-                shared.passed(place, from, to);
-                shared.searched(place, end);
+            ProbeResult::NothingUpTo(to) => handle.with(|state| {
+                state.skip(epoch, from, to);
+                state.set_searched(epoch, end);
                 if is_overdue {
-                    shared.rested(place);
+                    state.reset_quiet(epoch, Instant::now());
                 }
-            }
-            Found::Record if is_overdue => {
-                let stalls = shared.stalled(place);
-                tracing::warn!(
-                    topic = &*place.topic,
-                    place.partition,
-                    from,
-                    stalls,
-                    "a partition has records and delivers none; it is read again from there"
-                );
+            }),
+            ProbeResult::Record if is_overdue => {
+                let stalls = handle.with(|state| state.record_stall(epoch, Instant::now()));
+                tracing::warn!(topic, partition, from, stalls, "partition stalled; reading it again");
                 if stalls > 1 {
-                    return Ok(Verdict::Stalled);
+                    return Ok(StallCheck::Stalled);
                 }
-                let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-                consumer.seek(&place.topic, place.partition, offset, ANSWER)?;
+                consumer.seek(topic, partition, to_client_offset(from), REQUEST_TIMEOUT)?;
             }
-            // On its way.
-            Found::Record => {}
+            // The client is fetching it.
+            ProbeResult::Record => {}
         }
-        Ok(Verdict::Well)
+        Ok(StallCheck::Healthy)
     }
 }
 
-/// The offset that comes next: behind the last delivered one, or where the group starts.
-fn from<C: ClientContext>(consumer: &BaseConsumer<Hooked<C>>, place: &Place) -> KafkaResult<u64> {
-    if let Some(next) = place.next {
+/// Returns the next offset: after the last delivered one, or where the group starts.
+fn next_offset<H: ConsumerContext>(
+    consumer: &BaseConsumer<H>,
+    progress: &PartitionProgress,
+) -> KafkaResult<u64> {
+    if let Some(next) = progress.next {
         return Ok(next);
     }
+    let (topic, partition) = (&*progress.topic, progress.partition);
     let mut list = TopicPartitionList::new();
-    list.add_partition(&place.topic, place.partition);
-    let committed = consumer.committed_offsets(list, ANSWER)?;
-    let committed = committed.find_partition(&place.topic, place.partition).map(|own| own.offset());
+    list.add_partition(topic, partition);
+    let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT)?;
+    let committed = committed.find_partition(topic, partition).map(|own| own.offset());
     let start = match committed {
         Some(Offset::Offset(offset)) => offset,
-        _ => consumer.fetch_watermarks(&place.topic, place.partition, ANSWER)?.0,
+        _ => consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)?.0,
     };
     Ok(u64::try_from(start).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! One assignment of one partition: what is out with the pipeline, and what may be committed.
+//! One assignment of one partition: records that are ready or in flight, and the offset to commit.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,94 +7,97 @@ use std::time::{Duration, Instant};
 use foldhash::{HashMap, HashMapExt};
 use onceward::Message;
 
-use crate::log_id::Stamp;
-use crate::state::watermark::Watermark;
+use crate::log_id::LogId;
+use crate::state::watermark::OffsetWatermark;
 
-/// When a commit that was not confirmed is sent again.
-const REPEAT: Duration = Duration::from_secs(1);
+/// After how long an unconfirmed commit is sent again.
+const RESEND_COMMIT: Duration = Duration::from_secs(1);
 
-/// One assignment of one partition. Its epoch is in the tags of its deliveries; a later assignment has another one.
+/// The topic and number of a partition.
+pub(crate) type TopicPartition = (Arc<str>, i32);
+
+/// One assignment of one partition. The tags of its deliveries carry its epoch; a later assignment has another one.
 #[derive(Debug)]
-pub(crate) struct Assigned {
+pub(crate) struct AssignedPartition {
     pub(crate) topic: Arc<str>,
     pub(crate) number: i32,
-    /// The log that its offsets count in, and how positions name it.
-    pub(crate) stamp: Stamp,
+    /// The log that its offsets refer to, and the incarnation in its positions.
+    pub(crate) log: LogId,
     pub(crate) incarnation: Arc<str>,
-    /// The first offset that is wanted, where that is known.
+    /// The first offset to deliver, if known.
     pub(crate) start: Option<u64>,
-    pub(crate) watermark: Watermark,
-    /// What waits to be handed out, by offset, and its bytes.
-    pub(crate) ready: VecDeque<Ready>,
+    pub(crate) watermark: OffsetWatermark,
+    /// Records to hand out, ordered by offset, and their bytes.
+    pub(crate) ready: VecDeque<ReadyRecord>,
     pub(crate) ready_bytes: usize,
-    /// It is among those that take turns in handing out.
+    /// True if the partition is in the queue of turns.
     pub(crate) queued: bool,
-    /// What is out with the pipeline, by the number of its tag.
-    pub(crate) held: HashMap<u64, Held>,
-    /// How many wait in this process for their next attempt.
+    /// Records handed out to the pipeline, by the number of their tag.
+    pub(crate) in_flight: HashMap<u64, InFlightRecord>,
+    /// The number of records waiting in this process for a retry.
     pub(crate) delayed: usize,
-    /// What was last sent to be committed and not refused since, and when.
-    pub(crate) committed: Option<(u64, Instant)>,
-    /// What the broker has confirmed. The client does not report each commit that came to nothing in a rebalance.
+    /// The offset last sent to be committed, unless the commit failed, and when it was sent.
+    pub(crate) sent_commit: Option<(u64, Instant)>,
+    /// The offset that the broker confirmed. The client does not report every commit lost in a rebalance.
     pub(crate) confirmed: Option<u64>,
-    /// When a record last came, or the end was last looked at.
+    /// When a record last arrived, or the end was last checked.
     pub(crate) quiet_since: Instant,
-    /// The end up to which no more records were found.
-    pub(crate) searched: Option<u64>,
-    /// How often it was found to deliver nothing although there are records.
+    /// The end of the log up to which no more records were found.
+    pub(crate) searched_to: Option<u64>,
+    /// The number of stalls since the last record.
     pub(crate) stalls: u32,
-    /// Of a retry topic: the copy that was delivered last is to wait until then, and what comes behind it as well.
-    pub(crate) waits_until: Option<Instant>,
-    /// Copies of records of other topics.
-    pub(crate) is_retry: bool,
-    /// The pipeline wants nothing of it for a while.
+    /// In a retry topic: the due time of the last delivered copy, which also delays the records behind it.
+    pub(crate) delayed_until: Option<Instant>,
+    /// True for a retry topic.
+    pub(crate) is_retry_topic: bool,
+    /// The pipeline has paused the partition.
     pub(crate) paused: bool,
-    /// Its log is perhaps another one than it was: nothing of it is taken until that is clear.
+    /// The log may have been replaced: nothing is taken or committed until that is resolved.
     pub(crate) doubtful: bool,
-    /// Its log was told to end before what was delivered: the overseer looks whether that is so.
+    /// The log was reported to end before delivered records: the monitor verifies it.
     pub(crate) suspect: bool,
-    /// It is being revoked: nothing of it is handed out any more.
+    /// The partition is being revoked: nothing more is handed out.
     pub(crate) leaving: bool,
 }
 
-/// A message that waits to be handed out.
+/// A record to hand out.
 #[derive(Debug)]
-pub(crate) struct Ready {
+pub(crate) struct ReadyRecord {
     pub(crate) epoch: u64,
     pub(crate) offset: u64,
     pub(crate) message: Message,
 }
 
-/// A message that is out with the pipeline; kept, so that it can be handed out again in place.
+/// A record handed out to the pipeline; kept, so that it can be handed out again in its place.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct InFlightRecord {
     pub(crate) offset: u64,
     pub(crate) message: Message,
-    /// A copy of it is on its way to a retry topic.
+    /// A copy is being published to a retry topic.
     pub(crate) copying: bool,
 }
 
-impl Assigned {
-    pub(crate) fn new(topic: Arc<str>, number: i32, stamp: Stamp, incarnation: Arc<str>) -> Self {
+impl AssignedPartition {
+    pub(crate) fn new(topic: Arc<str>, number: i32, log: LogId, incarnation: Arc<str>, now: Instant) -> Self {
         Self {
             topic,
             number,
-            stamp,
+            log,
             incarnation,
             start: None,
-            watermark: Watermark::default(),
+            watermark: OffsetWatermark::default(),
             ready: VecDeque::new(),
             ready_bytes: 0,
             queued: false,
-            held: HashMap::new(),
+            in_flight: HashMap::new(),
             delayed: 0,
-            committed: None,
+            sent_commit: None,
             confirmed: None,
-            quiet_since: Instant::now(),
-            searched: None,
+            quiet_since: now,
+            searched_to: None,
             stalls: 0,
-            waits_until: None,
-            is_retry: false,
+            delayed_until: None,
+            is_retry_topic: false,
             paused: false,
             doubtful: false,
             suspect: false,
@@ -102,34 +105,39 @@ impl Assigned {
         }
     }
 
-    /// The least offset that the next record can have, where that is known.
+    pub(crate) fn id(&self) -> TopicPartition {
+        (Arc::clone(&self.topic), self.number)
+    }
+
+    /// Returns the least offset of the next record, if known.
     pub(crate) fn next(&self) -> Option<u64> {
         self.watermark.next().or(self.start)
     }
 
-    /// The offset to commit, if that is news, or if it was said a while ago and never confirmed.
-    pub(crate) fn to_commit(&self) -> Option<u64> {
+    /// Returns the offset to commit, if it is new, or was sent a while ago and never confirmed.
+    pub(crate) fn offset_to_commit(&self, now: Instant) -> Option<u64> {
         let offset = self.watermark.committable()?;
-        let is_said = self.committed.is_some_and(|(said, at)| {
-            offset <= said && (self.confirmed >= Some(said) || at.elapsed() < REPEAT)
+        let is_sent = self.sent_commit.is_some_and(|(sent, at)| {
+            let is_recent = now.saturating_duration_since(at) < RESEND_COMMIT;
+            offset <= sent && (self.confirmed >= Some(sent) || is_recent)
         });
-        (!is_said).then_some(offset)
+        (!is_sent).then_some(offset)
     }
 
-    /// Adds a message to what waits, before what came after it.
-    pub(crate) fn add(&mut self, ready: Ready) {
-        self.ready_bytes += ready.message.size();
-        let later = |own: &Ready| own.offset > ready.offset;
-        match self.ready.back().is_some_and(later) {
+    /// Adds a record to hand out, before records with larger offsets.
+    pub(crate) fn insert_ready(&mut self, record: ReadyRecord) {
+        self.ready_bytes += record.message.size();
+        let is_later = |own: &ReadyRecord| own.offset > record.offset;
+        match self.ready.back().is_some_and(is_later) {
             true => {
-                let place = self.ready.partition_point(|own| own.offset <= ready.offset);
-                self.ready.insert(place, ready);
+                let index = self.ready.partition_point(|own| own.offset <= record.offset);
+                self.ready.insert(index, record);
             }
-            false => self.ready.push_back(ready),
+            false => self.ready.push_back(record),
         }
     }
 
-    /// True if what waits counts against the buffer. What waits of a paused partition does not: it would stop the others.
+    /// Returns true if ready records count against the buffer. Those of a paused partition do not: they would stop the others.
     pub(crate) fn counts(&self) -> bool {
         !self.paused
     }

@@ -1,63 +1,63 @@
-//! Which offset of a partition may be committed: [`Watermark`]. Pure, for one assignment of one partition.
+//! The offset of a partition that may be committed: [`OffsetWatermark`]. Pure, for one assignment of one partition.
 
 use std::collections::VecDeque;
 
-/// So many settled offsets are never worth a cleanup.
-const FEW: usize = 1024;
+/// Below this number of settled offsets no cleanup is worthwhile.
+const MIN_CLEANUP: usize = 1024;
 
 /// The offsets of one assignment of a partition, from delivery to settlement.
 ///
-/// [`committable`](Self::committable) is the offset before which everything that was delivered is settled. Offsets that were
-/// never delivered (compacted away, aborted, control records) hold nothing up.
+/// Every delivered record before [`committable`](Self::committable) is settled. Offsets that were never delivered (compacted or
+/// aborted records, control records) are skipped.
 #[derive(Debug, Default)]
-pub(crate) struct Watermark {
-    /// Delivered and not yet below the watermark, ascending. The first one is never settled. Settled ones are removed when
-    /// they are the most by far, so that one slow record does not cost memory for each that comes after it.
-    above: VecDeque<(u64, State)>,
-    /// How many of them are settled.
+pub(crate) struct OffsetWatermark {
+    /// Delivered offsets at or above the watermark, ascending. The first one is never settled. Settled offsets are removed when
+    /// they prevail, so that one slow record does not cost memory for every record after it.
+    above: VecDeque<(u64, OffsetState)>,
+    /// The number of settled ones among them.
     settled: usize,
-    /// One more than the largest offset that was delivered or passed.
+    /// One more than the largest offset that was delivered or skipped.
     next: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum OffsetState {
     InFlight,
     Settled,
 }
 
-impl Watermark {
-    /// Notes a delivered offset. False if it was delivered before in this assignment, or lies below one that was.
+impl OffsetWatermark {
+    /// Records a delivered offset. Returns false if it, or a larger one, was delivered before.
     pub(crate) fn delivered(&mut self, offset: u64) -> bool {
         if self.next.is_some_and(|next| offset < next) {
             return false;
         }
-        self.above.push_back((offset, State::InFlight));
+        self.above.push_back((offset, OffsetState::InFlight));
         self.next = Some(offset + 1);
         true
     }
 
-    /// Notes that a delivered offset is done with. False if it is not in flight.
+    /// Records that a delivered offset is settled. Returns false if it is not in flight.
     pub(crate) fn settled(&mut self, offset: u64) -> bool {
         let Some(index) = self.find(offset) else { return false };
         let state = &mut self.above[index].1;
-        if *state == State::Settled {
+        if *state == OffsetState::Settled {
             return false;
         }
-        *state = State::Settled;
+        *state = OffsetState::Settled;
         self.settled += 1;
-        while self.above.front().is_some_and(|(_, state)| *state == State::Settled) {
+        while self.above.front().is_some_and(|(_, state)| *state == OffsetState::Settled) {
             self.above.pop_front();
             self.settled -= 1;
         }
-        if self.settled >= FEW && self.settled / 4 >= self.above.len() - self.settled {
-            self.above.retain(|(_, state)| *state == State::InFlight);
+        if self.settled >= MIN_CLEANUP && self.settled / 4 >= self.above.len() - self.settled {
+            self.above.retain(|(_, state)| *state == OffsetState::InFlight);
             self.settled = 0;
         }
         true
     }
 
-    /// Where an offset stands: mostly as many places behind the first as it is larger.
+    /// Returns the index of an offset. Offsets are mostly contiguous, so the difference to the first one is tried first.
     fn find(&self, offset: u64) -> Option<usize> {
         let (first, _) = self.above.front()?;
         let guess = usize::try_from(offset.checked_sub(*first)?).ok()?;
@@ -67,14 +67,14 @@ impl Watermark {
         self.above.binary_search_by_key(&offset, |(own, _)| *own).ok()
     }
 
-    /// The offset to commit; `None` if nothing was delivered yet.
+    /// Returns the offset to commit; `None` if nothing was delivered.
     pub(crate) fn committable(&self) -> Option<u64> {
         self.above.front().map(|(offset, _)| *offset).or(self.next)
     }
 
-    /// Notes that there is no record from `from` up to `to`, where `from` is behind the last delivered one. False if
-    /// something else was delivered meanwhile.
-    pub(crate) fn passed(&mut self, from: u64, to: u64) -> bool {
+    /// Records that no record exists from `from` up to `to`, where `from` is [`next`](Self::next). Returns false if another record
+    /// was delivered meanwhile.
+    pub(crate) fn skip(&mut self, from: u64, to: u64) -> bool {
         let holds = from <= to && self.next.is_none_or(|next| next == from);
         if holds {
             self.next = Some(to);
@@ -82,7 +82,7 @@ impl Watermark {
         holds
     }
 
-    /// One more than the largest offset that was delivered or [passed](Self::passed); `None` if nothing was yet.
+    /// Returns one more than the largest offset that was delivered or [skipped](Self::skip); `None` if there is none.
     pub(crate) fn next(&self) -> Option<u64> {
         self.next
     }
@@ -109,7 +109,7 @@ mod tests {
         /// At each step: nothing unsettled lies below, and it is as far as it can be; it never goes back.
         #[test]
         fn the_watermark_is_the_first_unsettled_offset((offsets, settled) in runs()) {
-            let mut watermark = Watermark::default();
+            let mut watermark = OffsetWatermark::default();
             prop_assert_eq!(watermark.committable(), None);
             let mut open: BTreeSet<_> = offsets.iter().copied().collect();
             for offset in &offsets {
@@ -133,7 +133,7 @@ mod tests {
         fn deliveries_may_come_while_others_are_settled(
             steps in proptest::collection::vec((1_u64..5, any::<prop::sample::Index>(), any::<bool>()), 1..200),
         ) {
-            let (mut watermark, mut open, mut next) = (Watermark::default(), Vec::<u64>::new(), 0);
+            let (mut watermark, mut open, mut next) = (OffsetWatermark::default(), Vec::<u64>::new(), 0);
             for (gap, pick, settle) in steps {
                 if settle && !open.is_empty() {
                     let offset = open.remove(pick.index(open.len()));
@@ -153,26 +153,26 @@ mod tests {
 
     #[test]
     fn what_holds_no_records_is_passed_only_behind_the_last_one() {
-        let mut watermark = Watermark::default();
+        let mut watermark = OffsetWatermark::default();
         assert!(watermark.delivered(4));
-        assert!(!watermark.passed(4, 9), "it would go past what is in flight");
-        assert!(watermark.passed(5, 9));
+        assert!(!watermark.skip(4, 9), "it would go past what is in flight");
+        assert!(watermark.skip(5, 9));
         assert_eq!((watermark.committable(), watermark.next()), (Some(4), Some(9)));
         assert!(!watermark.delivered(7));
         assert!(watermark.settled(4));
         assert_eq!(watermark.committable(), Some(9));
-        let mut untouched = Watermark::default();
-        assert!(untouched.passed(3, 4));
+        let mut untouched = OffsetWatermark::default();
+        assert!(untouched.skip(3, 4));
         assert_eq!(untouched.committable(), Some(4));
     }
 
     #[test]
     fn a_held_offset_costs_no_memory_for_each_that_comes_after_it() {
-        let mut watermark = Watermark::default();
+        let mut watermark = OffsetWatermark::default();
         for offset in 0..100_000 {
             assert!(watermark.delivered(offset));
             assert!(offset == 7 || watermark.settled(offset));
-            assert!(watermark.above.len() <= 2 * FEW, "{} at {offset}", watermark.above.len());
+            assert!(watermark.above.len() <= 2 * MIN_CLEANUP, "{} at {offset}", watermark.above.len());
         }
         assert_eq!(watermark.committable(), Some(7));
         assert!(!watermark.settled(99_999), "settled twice");
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn an_offset_is_delivered_once_and_in_order() {
-        let mut watermark = Watermark::default();
+        let mut watermark = OffsetWatermark::default();
         assert!(watermark.delivered(7));
         assert!(!watermark.delivered(7));
         assert!(!watermark.delivered(3), "it would be committed over");

@@ -53,8 +53,8 @@ impl Topic {
 
     pub(crate) fn config(&self) -> KafkaConfig {
         let mut config = KafkaConfig::new([&self.bootstrap], [&self.name], &self.group);
-        config.properties.insert("session.timeout.ms".into(), "6000".into());
-        config.properties.insert("heartbeat.interval.ms".into(), "300".into());
+        config.connection.properties.insert("session.timeout.ms".into(), "6000".into());
+        config.connection.properties.insert("heartbeat.interval.ms".into(), "300".into());
         config
     }
 

@@ -1,44 +1,45 @@
-//! What waits for its turn, by assignment of a partition: [`Queues`].
+//! Queues of deliveries, by assignment of a partition: [`PartitionQueues`].
 
 use std::collections::{BTreeMap, VecDeque};
 
 use onceward::Delivery;
 
 /// The most records of one transaction.
-const TOGETHER: usize = 500;
+const MAX_PART: usize = 500;
 
-/// So many deliveries of one partition wait before nothing more is taken of it, and so few before it goes on: a partition that
-/// stands still leaves the room to the others.
-const MANY: usize = 2000;
-const FEW: usize = 500;
+/// A partition is paused at this number of waiting deliveries, and resumed at the lower one: a stopped partition leaves the room
+/// to the others.
+const PAUSE_AT: usize = 2000;
+const RESUME_AT: usize = 500;
 
-/// Deliveries of partitions, in order. Of each partition one part is under way at a time, so that whoever has a part knows that
-/// all before it is done.
+/// Deliveries by partition, in order. One part of each partition is in flight at a time, so that all deliveries before a part
+/// are done.
 #[derive(Debug, Default)]
-pub(super) struct Queues {
-    by_epoch: BTreeMap<u64, Queue>,
-    /// Those that wait and those under way, and their bytes.
+pub(super) struct PartitionQueues {
+    by_epoch: BTreeMap<u64, PartitionQueue>,
+    /// The number and bytes of the deliveries that wait or are in flight.
     held: usize,
     held_bytes: usize,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct PartitionQueue {
     waiting: VecDeque<Delivery>,
-    under_way: usize,
-    under_way_bytes: usize,
-    /// A part of it was left undone: what comes after it must not be done either.
+    in_flight: usize,
+    in_flight_bytes: usize,
+    /// A part was not processed: later deliveries must not be processed either.
     closed: bool,
-    /// Nothing more is taken of it.
+    /// The partition is paused.
     paused: bool,
 }
 
-impl Queues {
+impl PartitionQueues {
+    /// Returns true if there is room for another delivery.
     pub(super) fn have_room(&self, records: usize, bytes: usize) -> bool {
         self.held < records && self.held_bytes < bytes
     }
 
-    /// Those whose partition is [closed](Self::close) come back.
+    /// Adds deliveries. Returns those of [closed](Self::close) assignments.
     #[must_use]
     pub(super) fn push(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         let mut refused = Vec::new();
@@ -55,26 +56,26 @@ impl Queues {
         refused
     }
 
-    /// The next parts of partitions of which none is under way.
-    pub(super) fn start(&mut self) -> Vec<Vec<Delivery>> {
+    /// Takes the next part of each partition without a part in flight.
+    pub(super) fn take_parts(&mut self) -> Vec<Vec<Delivery>> {
         let mut parts = Vec::new();
         for queue in self.by_epoch.values_mut() {
-            if queue.under_way == 0 && !queue.waiting.is_empty() {
-                queue.under_way = queue.waiting.len().min(TOGETHER);
-                let part: Vec<_> = queue.waiting.drain(..queue.under_way).collect();
-                queue.under_way_bytes = bytes(&part);
+            if queue.in_flight == 0 && !queue.waiting.is_empty() {
+                queue.in_flight = queue.waiting.len().min(MAX_PART);
+                let part: Vec<_> = queue.waiting.drain(..queue.in_flight).collect();
+                queue.in_flight_bytes = total_bytes(&part);
                 parts.push(part);
             }
         }
         parts
     }
 
-    /// The assignments that are to be paused now (true) or resumed.
-    pub(super) fn flow(&mut self) -> Vec<(u64, bool)> {
+    /// Returns the assignments to pause now (true) or resume.
+    pub(super) fn flow_changes(&mut self) -> Vec<(u64, bool)> {
         let mut flow = Vec::new();
         for (epoch, queue) in &mut self.by_epoch {
             let waits = queue.waiting.len();
-            let pause = if queue.paused { waits > FEW } else { waits >= MANY };
+            let pause = if queue.paused { waits > RESUME_AT } else { waits >= PAUSE_AT };
             if pause != queue.paused {
                 queue.paused = pause;
                 flow.push((*epoch, pause));
@@ -83,29 +84,29 @@ impl Queues {
         flow
     }
 
-    /// The part that was under way has ended.
-    pub(super) fn ended(&mut self, epoch: u64) {
+    /// Ends the part in flight.
+    pub(super) fn end_part(&mut self, epoch: u64) {
         let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
-        self.held -= std::mem::take(&mut queue.under_way);
-        self.held_bytes -= std::mem::take(&mut queue.under_way_bytes);
+        self.held -= std::mem::take(&mut queue.in_flight);
+        self.held_bytes -= std::mem::take(&mut queue.in_flight_bytes);
         if queue.waiting.is_empty() && !queue.closed && !queue.paused {
             self.by_epoch.remove(&epoch);
         }
     }
 
-    /// Nothing of this assignment is handed out any more; what waited comes back.
+    /// Closes an assignment: nothing more of it is processed. Returns the waiting deliveries.
     #[must_use]
     pub(super) fn close(&mut self, epoch: u64) -> Vec<Delivery> {
         let queue = self.by_epoch.entry(epoch).or_default();
         queue.closed = true;
         let left = Vec::from(std::mem::take(&mut queue.waiting));
         self.held -= left.len();
-        self.held_bytes -= bytes(&left);
+        self.held_bytes -= total_bytes(&left);
         left
     }
 }
 
-fn bytes(deliveries: &[Delivery]) -> usize {
+fn total_bytes(deliveries: &[Delivery]) -> usize {
     deliveries.iter().map(|delivery| delivery.message.size()).sum()
 }
 
@@ -125,72 +126,72 @@ mod tests {
     }
 
     fn numbers(parts: &[Vec<Delivery>]) -> Vec<Vec<u64>> {
-        let of = |part: &Vec<Delivery>| part.iter().map(|one| one.receipt.tag().number).collect();
-        parts.iter().map(of).collect()
+        let numbers = |part: &Vec<Delivery>| part.iter().map(|own| own.receipt.tag().number).collect();
+        parts.iter().map(numbers).collect()
     }
 
     #[test]
-    fn of_each_partition_one_part_is_under_way_and_the_next_is_what_came_meanwhile() {
-        let mut queues = Queues::default();
+    fn one_part_of_a_partition_is_in_flight_and_the_next_has_what_arrived_meanwhile() {
+        let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..2)).is_empty());
-        assert_eq!(numbers(&queues.start()), [[0, 1]]);
+        assert_eq!(numbers(&queues.take_parts()), [[0, 1]]);
         assert!(queues.push(deliveries(1, 2..4)).is_empty());
         assert!(queues.push(deliveries(2, 7..8)).is_empty());
-        assert_eq!(numbers(&queues.start()), [[7]]);
+        assert_eq!(numbers(&queues.take_parts()), [[7]]);
         assert_eq!((queues.held, queues.held_bytes), (5, 20));
         assert!(queues.have_room(6, 21) && !queues.have_room(5, 21) && !queues.have_room(6, 20));
-        queues.ended(1);
-        assert_eq!((numbers(&queues.start()), queues.held), (vec![vec![2, 3]], 3));
-        queues.ended(2);
-        queues.ended(1);
+        queues.end_part(1);
+        assert_eq!((numbers(&queues.take_parts()), queues.held), (vec![vec![2, 3]], 3));
+        queues.end_part(2);
+        queues.end_part(1);
         assert_eq!(
-            (queues.start().len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
+            (queues.take_parts().len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
             (0, 0, 0, 0)
         );
     }
 
     #[test]
-    fn behind_what_was_left_undone_nothing_of_the_assignment_is_done() {
-        let mut queues = Queues::default();
+    fn after_an_unprocessed_part_nothing_of_the_assignment_is_processed() {
+        let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..2)).is_empty());
-        let part = queues.start();
+        let part = queues.take_parts();
         assert!(queues.push(deliveries(1, 2..4)).is_empty());
         assert_eq!(numbers(&[queues.close(1)]), [[2, 3]]);
-        queues.ended(1);
+        queues.end_part(1);
         assert_eq!(numbers(&[queues.push(deliveries(1, 4..5))]), [[4]]);
         assert!(queues.push(deliveries(2, 5..6)).is_empty(), "another assignment");
         assert_eq!(
-            (numbers(&queues.start()), queues.held, queues.held_bytes, part.len()),
+            (numbers(&queues.take_parts()), queues.held, queues.held_bytes, part.len()),
             (vec![vec![5]], 1, 4, 1)
         );
     }
 
     #[test]
-    fn a_partition_that_stands_still_is_paused_and_goes_on_when_little_waits() {
-        let mut queues = Queues::default();
-        assert!(queues.push(deliveries(1, 0..MANY as u64 + 600)).is_empty());
+    fn a_stopped_partition_is_paused_and_resumed_when_few_deliveries_wait() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..PAUSE_AT as u64 + 600)).is_empty());
         assert!(queues.push(deliveries(2, 0..10)).is_empty());
-        assert_eq!(queues.flow(), [(1, true)]);
-        assert_eq!(queues.flow(), []);
+        assert_eq!(queues.flow_changes(), [(1, true)]);
+        assert_eq!(queues.flow_changes(), []);
         let mut resumed = Vec::new();
         while resumed.is_empty() {
-            assert!(!queues.start().is_empty(), "never resumed");
-            queues.ended(1);
-            queues.ended(2);
-            resumed = queues.flow();
+            assert!(!queues.take_parts().is_empty(), "never resumed");
+            queues.end_part(1);
+            queues.end_part(2);
+            resumed = queues.flow_changes();
         }
         assert_eq!(resumed, [(1, false)]);
     }
 
     #[test]
     fn a_transaction_has_a_limit() {
-        let mut queues = Queues::default();
+        let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..1200)).is_empty());
         let sizes = [(); 3].map(|()| {
-            let size = queues.start()[0].len();
-            queues.ended(1);
+            let size = queues.take_parts()[0].len();
+            queues.end_part(1);
             size
         });
-        assert_eq!(sizes, [TOGETHER, TOGETHER, 200]);
+        assert_eq!(sizes, [MAX_PART, MAX_PART, 200]);
     }
 }

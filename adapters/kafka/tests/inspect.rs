@@ -13,7 +13,7 @@ use support::{Topic, take, until};
 async fn lag_members_and_retention_are_told_without_joining_the_group() {
     let topic = Topic::new(2).await;
     topic.fill(10).await;
-    let facts = topic.config().source_facts().await.unwrap();
+    let facts = topic.config().inspect_group().await.unwrap();
     assert_eq!((facts.lag, facts.partitions, facts.members), (20, 2, 0));
     assert_eq!(facts.group_state, "Dead");
     assert_eq!(facts.retention, Some(Duration::from_hours(7 * 24)));
@@ -28,10 +28,10 @@ async fn lag_members_and_retention_are_told_without_joining_the_group() {
     // Which 15 of the 20 is chance: only what is below the first open one of its partition is committed.
     consumer.acker().settle(&batch[15..]).await;
     topic.wait_committed(&[10, 10]).await;
-    let facts = topic.config().source_facts().await.unwrap();
+    let facts = topic.config().inspect_group().await.unwrap();
     assert_eq!((facts.lag, facts.members, facts.group_state.as_str()), (0, 1, "Stable"));
     consumer.close().await.unwrap();
-    let letters = topic.config().topic_facts(&topic.name).await.unwrap();
+    let letters = topic.config().connection.inspect_topic(&topic.name).await.unwrap();
     assert_eq!((letters.records, letters.writable), (20, true));
 }
 
@@ -40,10 +40,10 @@ async fn a_topic_that_is_not_there_is_told_by_its_name() {
     let topic = Topic::new(1).await;
     let mut config = topic.config();
     config.topics.names = vec!["nowhere".into()];
-    let error = config.source_facts().await.unwrap_err();
+    let error = config.inspect_group().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("topic nowhere"), "{error}");
-    let error = topic.config().topic_facts("nowhere").await.unwrap_err();
+    let error = topic.config().connection.inspect_topic("nowhere").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }
 
@@ -59,13 +59,13 @@ async fn rights_that_are_missing_are_told_before_a_run() {
     })
     .await
     .unwrap();
-    let facts = seen.config().source_facts().await.unwrap();
+    let facts = seen.config().inspect_group().await.unwrap();
     assert_eq!(facts.unreadable, [seen.name.as_str()]);
     assert_eq!(facts.retention, None, "that needs DescribeConfigs");
-    assert!(!seen.config().topic_facts(&seen.name).await.unwrap().writable);
-    let facts = readable.config().source_facts().await.unwrap();
+    assert!(!seen.config().connection.inspect_topic(&seen.name).await.unwrap().writable);
+    let facts = readable.config().inspect_group().await.unwrap();
     assert!(facts.unreadable.is_empty());
-    assert!(!readable.config().topic_facts(&readable.name).await.unwrap().writable);
+    assert!(!readable.config().connection.inspect_topic(&readable.name).await.unwrap().writable);
     let mut consumer = readable.open().await;
     assert_eq!(consumer.is_idle().await, Some(true), "Read and Describe are enough to consume");
     consumer.close().await.unwrap();
