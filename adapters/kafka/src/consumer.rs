@@ -28,7 +28,7 @@ use crate::flow::PartitionFlow;
 use crate::handle::Handle;
 use crate::inspect;
 use crate::monitor::spawn_monitor;
-use crate::poll::PollThread;
+use crate::poll::thread::PollThread;
 use crate::publisher::KafkaPublisher;
 use crate::retry::forwarder::RetryForwarder;
 use crate::start_offsets::StoredPositions;

@@ -18,6 +18,16 @@ impl LogChange {
     }
 }
 
+/// The observed log of a doubtful partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogObservation {
+    pub(crate) epoch: u64,
+    /// The topic's id; `None` from brokers older than 2.8.
+    pub(crate) topic_id: Option<String>,
+    pub(crate) log_start: u64,
+    pub(crate) log_end: u64,
+}
+
 /// Returns the error for a truncated log whose positions are stored in a database: a person has to decide.
 pub(crate) fn truncation_error(topic: &str, partition: i32) -> Error {
     let what = "the log was truncated: processed records are gone and other records have or will get their offsets, while the \

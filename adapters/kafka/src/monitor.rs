@@ -15,7 +15,8 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use crate::client::context::SharedContext;
 use crate::client::native::{self, LogEdge};
 use crate::handle::Handle;
-use crate::state::log_check::{CheckedPartition, LogObservation};
+use crate::log_change::LogObservation;
+use crate::state::log_check::CheckedPartition;
 
 /// The interval between checks of topic ids. If a topic is recreated and its new log is at once longer than the old one, records
 /// are attributed to the old log for this long.

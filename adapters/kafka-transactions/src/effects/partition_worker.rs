@@ -10,10 +10,10 @@ use onceward::{Delivery, Error, ErrorKind, HandlerError, Message, Outgoing, Publ
 use onceward_kafka::KafkaPublisher;
 use tokio_util::sync::CancellationToken;
 
-use super::EffectsConfig;
-use super::keys::{KeyDecision, KeyMarker};
-use super::owned_partitions::OwnedPartitions;
 use crate::dead_letter::{create_letter, without_payload};
+use crate::effects::config::EffectsConfig;
+use crate::effects::keys::{KeyDecision, KeyMarker};
+use crate::effects::owned_partitions::OwnedPartitions;
 
 /// The delay before a retry while the database is unavailable.
 const RETRY_DELAY: Duration = Duration::from_millis(200);

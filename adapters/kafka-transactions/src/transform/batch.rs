@@ -10,9 +10,9 @@ use futures_util::{FutureExt, TryStreamExt};
 use onceward::store::Reason;
 use onceward::{Error, ErrorKind, HandlerError, Message, Outgoing, Verdict};
 
-use super::Transform;
-use super::config::TransformConfig;
 use crate::dead_letter::create_letter;
+use crate::transform::config::TransformConfig;
+use crate::transform::function::Transform;
 
 /// A consumed record.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use rdkafka::ClientConfig;
 
 const OPERATION: &str = "run a transform";
 
-/// The configuration of a [`KafkaTransform`](super::KafkaTransform).
+/// The configuration of a [`KafkaTransform`](crate::KafkaTransform).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransformConfig {

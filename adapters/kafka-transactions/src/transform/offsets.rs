@@ -7,8 +7,8 @@ use onceward_kafka::internal::{classify, set_metadata};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::assignment::TransformAssignment;
-use super::batch::BatchRecord;
+use crate::transform::assignment::TransformAssignment;
+use crate::transform::batch::BatchRecord;
 
 /// Returns the error for a log that was replaced; `None` for all partitions of the topic.
 pub(super) fn log_replaced(topic: &str, partition: Option<i32>) -> Error {

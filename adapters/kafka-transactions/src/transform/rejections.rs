@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 
-use super::send_groups::is_record_rejection;
+use crate::transform::send_groups::is_record_rejection;
 
 /// The rejections since the last [`take`](Self::take), with the number of the group that was rejected. When a transaction is
 /// aborted, all its delivery reports have arrived.

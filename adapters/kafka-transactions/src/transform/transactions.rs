@@ -10,8 +10,8 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
-use super::rejections::Rejections;
-use super::send_groups::{Rejection, SendGroups};
+use crate::transform::rejections::Rejections;
+use crate::transform::send_groups::{Rejection, SendGroups};
 
 const OPERATION: &str = "commit a Kafka transaction";
 /// The delay before a retry when the client's queue is full, or a call may be repeated.

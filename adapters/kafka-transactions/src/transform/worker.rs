@@ -7,23 +7,24 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use onceward::store::Reason;
-use onceward::{Error, ErrorKind, OwnHeaders};
+use onceward::{Error, ErrorKind};
 use onceward_kafka::internal::{
-    AuthFailures, ConsumerClientConfig, classify, is_authentication, to_message, try_describe_topics,
+    AuthFailures, ConsumerClientConfig, classify, is_authentication, try_describe_topics,
 };
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use super::assignment::TransformAssignment;
-use super::batch::{BatchRecord, Produced, dead_letter, transform_batch};
-use super::config::TransformConfig;
-use super::offsets::{log_replaced, offsets_after};
-use super::transactions::{TransactionOutcome, TransactionalProducer};
-use super::{Transform, TransformSummary};
 use crate::dead_letter::without_payload;
+use crate::transform::assignment::TransformAssignment;
+use crate::transform::batch::{BatchRecord, Produced, dead_letter, transform_batch};
+use crate::transform::config::TransformConfig;
+use crate::transform::function::Transform;
+use crate::transform::offsets::{log_replaced, offsets_after};
+use crate::transform::source::{SourceClient, drop_revoked, is_assigned, set_paused, to_batch_record};
+use crate::transform::summary::TransformSummary;
+use crate::transform::transactions::{TransactionOutcome, TransactionalProducer};
 
 /// The timeout of a poll for the first record of a batch.
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
@@ -56,8 +57,6 @@ pub(super) struct TransformWorker<T> {
     auth_failures: AuthFailures,
     summary: TransformSummary,
 }
-
-type SourceClient = BaseConsumer<TransformAssignment>;
 
 impl<T: Transform> TransformWorker<T> {
     pub(super) fn new(config: TransformConfig, transform: T, runtime: Handle, stop: Arc<AtomicBool>) -> Self {
@@ -367,41 +366,4 @@ impl<T: Transform> TransformWorker<T> {
             *count += own.outgoing.len() as u64;
         }
     }
-}
-
-fn to_batch_record(
-    source: &SourceClient,
-    cluster: &str,
-    record: &BorrowedMessage<'_>,
-) -> Option<BatchRecord> {
-    let (topic, partition) = (record.topic(), record.partition());
-    let epoch = source.context().epoch(topic, partition)?;
-    let incarnation = source.context().log_id(topic, partition).incarnation(cluster, topic).into();
-    let topic: Arc<str> = topic.into();
-    let (message, _) = to_message(record, &topic, &incarnation, None, &OwnHeaders::default());
-    Some(BatchRecord { topic, partition, offset: record.offset(), epoch, message })
-}
-
-fn is_assigned(source: &SourceClient, own: &BatchRecord) -> bool {
-    source.context().epoch(&own.topic, own.partition) == Some(own.epoch)
-}
-
-/// Drops the records of partitions that were revoked while they were transformed.
-fn drop_revoked(source: &SourceClient, batch: &mut Vec<BatchRecord>, produced: &mut Vec<Produced>) {
-    let assigned: Vec<_> = batch.iter().map(|own| is_assigned(source, own)).collect();
-    let (mut of_batch, mut of_produced) = (assigned.iter().copied(), assigned.iter().copied());
-    batch.retain(|_| of_batch.next().unwrap_or_default());
-    produced.retain(|_| of_produced.next().unwrap_or_default());
-}
-
-/// Pauses or resumes all partitions. Returns false if the client refuses.
-fn set_paused(source: &SourceClient, pause: bool) -> bool {
-    let changed = source.assignment().and_then(|assignment| match pause {
-        true => source.pause(&assignment),
-        false => source.resume(&assignment),
-    });
-    if let Err(error) = &changed {
-        tracing::warn!(%error, pause, "pausing or resuming partitions failed; retrying");
-    }
-    changed.is_ok()
 }

@@ -7,9 +7,8 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::handle::Handle;
-use crate::log_change::{LogChange, truncation_error};
+use crate::log_change::{LogChange, LogObservation, truncation_error};
 use crate::poll::rebalance::RebalanceContext;
-use crate::state::log_check::LogObservation;
 use crate::state::start::PartitionStart;
 
 /// The timeout of a seek. The poll thread waits meanwhile; a failed seek is retried.

@@ -9,6 +9,4 @@ mod rebalance;
 mod retention;
 mod revocation;
 mod stalls;
-mod thread;
-
-pub(crate) use thread::PollThread;
+pub(crate) mod thread;

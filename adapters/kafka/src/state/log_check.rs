@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 
-use crate::log_change::LogChange;
+use crate::log_change::{LogChange, LogObservation};
 use crate::log_id::LogId;
 use crate::state::ConsumerState;
 use crate::state::partition::{AssignedPartition, TopicPartition};
@@ -19,16 +19,6 @@ use crate::state::start::PartitionStart;
 
 /// How long a broker may not know that a topic was deleted. Later reports are trusted.
 const DELETION_UNNOTICED: Duration = Duration::from_secs(60);
-
-/// The observed log of a doubtful partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LogObservation {
-    pub(crate) epoch: u64,
-    /// The topic's id; `None` from brokers older than 2.8.
-    pub(crate) topic_id: Option<String>,
-    pub(crate) log_start: u64,
-    pub(crate) log_end: u64,
-}
 
 /// How a log has changed, where its partition starts again, and how far the old log was delivered.
 pub(crate) struct LogReplacement {

@@ -23,8 +23,8 @@ use std::time::Instant;
 use rdkafka::Offset;
 
 use crate::config::TopicConfig;
+use crate::log_change::LogObservation;
 use crate::retention::OffsetGap;
-use crate::state::log_check::LogObservation;
 use crate::state::partition::{AssignedPartition, ReadyRecord};
 use crate::state::pending::PendingPartitions;
 use crate::state::revocation::Revocation;

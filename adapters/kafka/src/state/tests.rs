@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use onceward::{Message, Outgoing, Settled, Settlement, Tag};
 
 use crate::config::TopicConfig;
-use crate::log_change::LogChange;
+use crate::log_change::{LogChange, LogObservation};
 use crate::log_id::LogId;
 use crate::state::ConsumerState;
 use crate::state::delivery::ReadRecord;
-use crate::state::log_check::LogObservation;
 use crate::state::partition::TopicPartition;
 use crate::state::start::PartitionStart;
 
