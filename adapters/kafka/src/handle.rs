@@ -187,7 +187,7 @@ impl Handle {
         self.lock().lifecycle.closing
     }
 
-    /// Records that the poll thread has ended, and tells everyone who waits for it.
+    /// Records that the poll thread has ended, and wakes all waiters.
     pub(crate) fn end(&self) {
         self.with(ConsumerState::forget_all);
         {

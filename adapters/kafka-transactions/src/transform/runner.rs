@@ -49,7 +49,7 @@ impl KafkaTransform {
     /// Checks the configuration; nothing is connected yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`], naming what is wrong and the fix.
+    /// [`ErrorKind::Config`], naming the problem and the fix.
     pub fn new(config: TransformConfig) -> Result<Self, Error> {
         config.check()?;
         Ok(Self { config })

@@ -10,7 +10,7 @@ use crate::state::pending::REPORT_AFTER;
 use crate::state::revocation::Revocation;
 use crate::state::start::PartitionStart;
 
-/// What the poll thread needs to read the records of a partition.
+/// The data that the poll thread needs to read the records of a partition.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadPartition {
     pub(crate) topic: Arc<str>,
@@ -80,7 +80,7 @@ impl ConsumerState {
         epoch
     }
 
-    /// Returns what is needed to read the records of a partition; `None` if it is not assigned.
+    /// Returns the data needed to read the records of a partition; `None` if it is not assigned.
     pub(crate) fn read_partition(&self, topic: &str, number: i32) -> Option<ReadPartition> {
         let epoch = self.epoch(topic, number)?;
         let own = self.partitions.get(&epoch)?;

@@ -1,7 +1,7 @@
 //! Doubts about the log of an assigned partition, and its replacement by a new log under a new epoch.
 //!
 //! An offset below a delivered one, another topic id, or a log that is reported for a second to end before delivered records
-//! makes a partition *doubtful*: nothing more of it is taken or committed. The monitor observes the current log, and the poll
+//! makes a partition *doubtful*: nothing more of it is delivered or committed. The monitor observes the current log, and the poll
 //! thread restarts the partition under a new epoch, in which the whole log is delivered. Settlements of the old epoch are too
 //! late.
 

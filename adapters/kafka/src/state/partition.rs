@@ -52,7 +52,7 @@ pub(crate) struct AssignedPartition {
     pub(crate) is_retry_topic: bool,
     /// The pipeline has paused the partition.
     pub(crate) paused: bool,
-    /// The log may have been replaced: nothing is taken or committed until that is resolved.
+    /// The log may have been replaced: nothing is delivered or committed until that is resolved.
     pub(crate) doubtful: bool,
     /// The log was reported to end before delivered records: the monitor verifies it.
     pub(crate) suspect: bool,

@@ -14,7 +14,7 @@ pub(crate) const REPORT_AFTER: u32 = 3;
 /// Assigned partitions that are not read, because their start offset is unknown.
 ///
 /// The group's offset alone does not determine it: the topic may have been recreated, or the log truncated. A partition without
-/// a leader stays paused and is retried; the others go on.
+/// a leader stays paused and is retried; the others are consumed.
 #[derive(Debug, Default)]
 pub(crate) struct PendingPartitions {
     partitions: BTreeSet<TopicPartition>,
