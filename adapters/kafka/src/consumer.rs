@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
-use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice, SettleQueue,
-};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -54,7 +52,6 @@ pub struct KafkaConsumer {
     pub(crate) handle: Arc<Handle>,
     retention: Option<Duration>,
     forwarder: Option<Arc<RetryForwarder>>,
-    settle_queue: Arc<SettleQueue>,
 }
 
 impl KafkaConsumer {
@@ -123,7 +120,7 @@ impl KafkaConsumer {
         let (shared, names) = (context.clone(), topics.names.clone());
         let handle = run_blocking(move || start(built, context, topics, stored)).await??;
         // From here on, dropping this future leaves the group.
-        let mut consumer = Self { handle, retention: None, forwarder, settle_queue: SettleQueue::new() };
+        let mut consumer = Self { handle, retention: None, forwarder };
         consumer.retention = inspect::max_retention(&client, shared, &names).await;
         Ok(consumer)
     }
@@ -221,21 +218,13 @@ impl Consumer for KafkaConsumer {
         Arc::new(KafkaAcker { handle: Arc::clone(&self.handle), forwarder: self.forwarder.clone() })
     }
 
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
-    }
-
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
             if let Some(error) = self.handle.take_error() {
                 return Err(error);
             }
             let next = match self.handle.with(|state| state.take(Instant::now())) {
-                Ok(batch) => {
-                    let queue = &self.settle_queue;
-                    let deliver = |(message, tag)| Delivery { message, receipt: queue.receipt(tag) };
-                    return Ok(Some(batch.into_iter().map(deliver).collect()));
-                }
+                Ok(deliveries) => return Ok(Some(deliveries)),
                 Err(next) => next,
             };
             if self.handle.has_ended() {
@@ -351,7 +340,7 @@ mod tests {
         let config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
         let mut consumer = KafkaConsumer::open(config).await.unwrap();
         let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
-        let tag = received.unwrap().unwrap().remove(0).receipt.tag();
+        let tag = received.unwrap().unwrap().remove(0).tag;
         consumer.acker().settle(&[(tag, onceward::Settlement::Ack)]).await;
         let confirmed =
             || consumer.handle.with(|state| state.partitions.values().any(|own| own.confirmed == Some(1)));

@@ -32,6 +32,8 @@ mod message;
 #[cfg(test)]
 mod mock_tests;
 mod monitor;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod poll;
 mod publisher;
 mod record;

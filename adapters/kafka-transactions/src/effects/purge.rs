@@ -12,12 +12,13 @@ pub(super) struct KeyPurge(tokio::task::AbortHandle);
 impl KeyPurge {
     pub(super) fn start<S: PositionStore>(store: Arc<S>) -> Self {
         let purge = async move {
-            // Stores that expire keys by themselves have no interval.
-            let Some(interval) = store.purge_interval() else { return };
+            // Other stores expire keys by themselves.
+            let Some(expiring) = store.expiring() else { return };
+            let interval = expiring.purge_interval();
             loop {
                 tokio::time::sleep(interval).await;
                 loop {
-                    match store.purge(PURGE_BATCH).await {
+                    match expiring.purge(PURGE_BATCH).await {
                         Ok(removed) if removed >= u64::from(PURGE_BATCH) => {}
                         Ok(_) => break,
                         Err(error) => {

@@ -102,7 +102,7 @@ struct EffectsRun<S: PositionStore, H> {
 
 impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
     fn new(consumer: KafkaConsumer, worker: PartitionWorker<S, H>) -> Self {
-        let settler = Settler::new(consumer.acker(), consumer.settle_queue());
+        let settler = Settler::new(consumer.acker());
         Self {
             flow: consumer.flow(),
             consumer,
@@ -147,7 +147,7 @@ impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
     /// Starts the next part of each partition without a part in flight.
     async fn start_parts(&mut self) {
         for part in self.queues.take_parts() {
-            let is_leaving = |delivery: &Delivery| self.consumer.is_leaving(delivery.receipt.tag().epoch);
+            let is_leaving = |delivery: &Delivery| self.consumer.is_leaving(delivery.tag.epoch);
             if part.first().is_some_and(is_leaving) {
                 // The rebalance waits for parts in flight, and should not wait for more.
                 let outcomes = vec![RecordOutcome::Abandoned; part.len()];

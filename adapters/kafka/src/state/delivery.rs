@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::{Message, Outgoing, Settled, Settlement, Tag};
+use onceward::{Delivery, Message, Outgoing, Settled, Settlement, Tag};
 
 use crate::retention::OffsetGap;
 use crate::state::ConsumerState;
@@ -83,7 +83,7 @@ impl ConsumerState {
     ///
     /// # Errors
     /// Nothing is ready; the next due time, if a record is delayed.
-    pub(crate) fn take(&mut self, now: Instant) -> Result<Vec<(Message, Tag)>, Option<Instant>> {
+    pub(crate) fn take(&mut self, now: Instant) -> Result<Vec<Delivery>, Option<Instant>> {
         self.enqueue_due(now);
         let mut batch = Vec::with_capacity(self.buffered.min(BATCH));
         while batch.len() < BATCH
@@ -100,7 +100,7 @@ impl ConsumerState {
                 let tag = Tag { epoch, number: self.last_tag_number };
                 let in_flight = InFlightRecord { offset, message: message.clone(), copying: false };
                 own.in_flight.insert(tag.number, in_flight);
-                batch.push((message, tag));
+                batch.push(Delivery { message, tag });
             }
             own.queued = !own.ready.is_empty();
             if own.queued {

@@ -57,7 +57,7 @@ impl Member {
     }
 
     fn take(&mut self) -> Vec<Tag> {
-        self.state.take(self.now).unwrap_or_default().into_iter().map(|(_, tag)| tag).collect()
+        self.state.take(self.now).unwrap_or_default().into_iter().map(|delivery| delivery.tag).collect()
     }
 
     fn settle(&mut self, tags: &[Tag], settlement: Settlement) -> Vec<Settled> {
@@ -170,7 +170,7 @@ fn a_retry_waits_for_its_delay_and_keeps_its_place() {
     let again = member.state.take(member.now).unwrap();
     assert_eq!(again.len(), 2);
     let offsets: Vec<_> =
-        again.iter().map(|(_, tag)| member.state.partitions[&1].in_flight[&tag.number].offset).collect();
+        again.iter().map(|own| member.state.partitions[&1].in_flight[&own.tag.number].offset).collect();
     assert_eq!(offsets, [0, 1], "the smaller offset is handed out first");
 }
 
