@@ -270,7 +270,7 @@ impl<'a, C: ClientContext> PollLoop<'a, C> {
         let handle = self.handle;
         let is_due = self.committed_at.elapsed() >= handle.topics.commit_interval;
         if is_due && !handle.with(|state| state.is_committing(Instant::now())) {
-            let offsets = handle.with(|state| state.to_commit(Instant::now()));
+            let offsets = handle.with(|state| state.take_commits(Instant::now()));
             send_commit(self.consumer, handle, &offsets, CommitMode::Async);
             self.committed_at = Instant::now();
         }

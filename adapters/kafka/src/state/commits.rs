@@ -27,7 +27,7 @@ impl OffsetCommit {
 
 impl ConsumerState {
     /// Returns the offsets to commit now. They count as sent unless [`commit_failed`](Self::commit_failed) follows.
-    pub(crate) fn to_commit(&mut self, now: Instant) -> Vec<OffsetCommit> {
+    pub(crate) fn take_commits(&mut self, now: Instant) -> Vec<OffsetCommit> {
         let take = |own: &mut AssignedPartition| {
             let offset = own.offset_to_commit(now)?;
             own.sent_commit = Some((offset, now));

@@ -67,7 +67,7 @@ impl Member {
 
     /// The offsets that would be committed now.
     fn commits(&mut self) -> Vec<u64> {
-        self.state.to_commit(self.now).into_iter().map(|commit| commit.offset).collect()
+        self.state.take_commits(self.now).into_iter().map(|commit| commit.offset).collect()
     }
 }
 
@@ -257,7 +257,7 @@ fn a_replaced_log_is_delivered_from_its_start_under_a_new_epoch() {
     let observation = LogObservation { epoch: 1, topic_id: Some("new".into()), log_start: 0, log_end: 9 };
     member.state.observe(observation.clone());
     member.state.observe(observation.clone());
-    assert_eq!(member.state.take_observations(), [observation.clone()]);
+    assert_eq!(member.state.take_observations(), std::slice::from_ref(&observation));
     member.read(1, 3..4);
     assert_eq!(member.take(), [], "it is doubtful");
     assert_eq!(member.commits(), [0; 0]);
