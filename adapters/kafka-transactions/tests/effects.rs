@@ -1,5 +1,5 @@
-//! Effects with keys beside positions, on a real broker: copies, policies, and keys that another has claimed. The database is
-//! one in memory.
+//! Effects with keys beside positions, on a real broker: copies, policies, and keys that are claimed elsewhere, with an
+//! in-memory database.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../kafka/tests/support/mod.rs"]

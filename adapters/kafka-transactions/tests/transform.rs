@@ -1,5 +1,5 @@
-//! Transforms on a real broker and on the client's mock: each record once for who reads what is committed, also when commits are
-//! refused, have no answer, or another one takes over.
+//! Transforms on a real broker and on the client's mock: readers of committed records see each result
+//! once, also when commits are rejected or not answered, or another process takes over.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../kafka/tests/support/mod.rs"]

@@ -1,4 +1,4 @@
-//! The example, on a real broker.
+//! The example `uppercase` on a real broker.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../examples/uppercase.rs"]

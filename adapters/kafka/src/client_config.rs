@@ -8,22 +8,61 @@ use crate::error;
 
 const OPERATION: &str = "consume Kafka topics";
 
-/// Properties with a fixed value, and the effect of any other value. Offsets are committed by settlements, not by polling.
-const FIXED: [(&str, &str, &str); 5] = [
-    ("enable.auto.commit", "false", "would commit unsettled records"),
-    ("auto.commit.enable", "false", "would commit unsettled records"),
-    ("enable.auto.offset.store", "false", "would commit unsettled records"),
-    ("isolation.level", "read_committed", "would deliver records of aborted transactions"),
-    ("enable.partition.eof", "false", "would report the end of each partition as an error"),
+/// A property of librdkafka whose other values contradict the guarantees.
+pub(crate) struct PropertyRule {
+    name: &'static str,
+    /// The only valid value; `None` if the property must not be set.
+    pub(crate) required: Option<&'static str>,
+    /// The effect of any other value.
+    pub(crate) problem: &'static str,
+}
+
+impl PropertyRule {
+    const fn new(name: &'static str, required: Option<&'static str>, problem: &'static str) -> Self {
+        Self { name, required, problem }
+    }
+
+    pub(crate) fn is_broken_by(&self, name: &str, value: &str) -> bool {
+        self.name == name && self.required != Some(value)
+    }
+}
+
+const COMMITS_UNSETTLED: &str = "would commit unsettled records";
+
+/// The properties with a required value, or none. Offsets are committed by settlements, not by polling.
+pub(crate) const PROPERTY_RULES: [PropertyRule; 8] = [
+    PropertyRule::new("enable.auto.commit", Some("false"), COMMITS_UNSETTLED),
+    PropertyRule::new("auto.commit.enable", Some("false"), COMMITS_UNSETTLED),
+    PropertyRule::new("enable.auto.offset.store", Some("false"), COMMITS_UNSETTLED),
+    PropertyRule::new(
+        "isolation.level",
+        Some("read_committed"),
+        "would deliver records of aborted transactions",
+    ),
+    PropertyRule::new(
+        "enable.partition.eof",
+        Some("false"),
+        "would report the end of each partition as an error",
+    ),
+    PropertyRule::new(
+        "group.protocol",
+        Some("classic"),
+        "selects a protocol in which the broker, not the member, decides how long a revoked partition may drain",
+    ),
+    PropertyRule::new(
+        "auto.commit.interval.ms",
+        None,
+        "has no effect, since settlements decide the committed offsets",
+    ),
+    PropertyRule::new("offset.store.method", None, "has no effect, since offsets are committed to the group"),
 ];
 
-/// Properties that must not be set, and the alternative.
-const REJECTED: [(&str, &str); 2] = [
-    (
-        "auto.commit.interval.ms",
-        "has no effect, since settlements decide the committed offsets; set commit_interval",
-    ),
-    ("offset.store.method", "has no effect, since offsets are committed to the group"),
+/// The properties that are set to their required value. The others have it by default, or are aliases.
+const SET: [(&str, &str); 4] = [
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("isolation.level", "read_committed"),
+    ("enable.partition.eof", "false"),
 ];
 
 /// Default values that differ from the client's.
@@ -50,10 +89,8 @@ impl ConsumerClientConfig {
     /// [`ErrorKind::Config`](onceward::ErrorKind::Config) for a property that contradicts them, with the fix.
     pub fn build(mut client: ClientConfig) -> Result<Self, Error> {
         reject_contradictions(&client)?;
-        for (name, value, _) in FIXED {
-            if name != "auto.commit.enable" {
-                client.set(name, value);
-            }
+        for (name, value) in SET {
+            client.set(name, value);
         }
         align_session_and_poll_interval(&mut client);
         for (name, value) in DEFAULTS {
@@ -81,24 +118,17 @@ fn reject_contradictions(client: &ClientConfig) -> Result<(), Error> {
     if client.get("group.id").is_none_or(str::is_empty) {
         return invalid("committing offsets requires a consumer group; set the group (group.id)".to_owned());
     }
-    for (name, value, effect) in FIXED {
-        if client.get(name).is_some_and(|set| set != value) {
-            return invalid(format!(
-                "the value of the property {name} {effect}; set it to {value} or remove it"
-            ));
+    for rule in &PROPERTY_RULES {
+        let name = rule.name;
+        if client.get(name).is_some_and(|value| rule.is_broken_by(name, value)) {
+            return invalid(match rule.required {
+                Some(required) => {
+                    let problem = rule.problem;
+                    format!("the value of the property {name} {problem}; set it to {required} or remove it")
+                }
+                None => format!("the property {name} {}; remove it", rule.problem),
+            });
         }
-    }
-    for (name, why) in REJECTED {
-        if client.get(name).is_some() {
-            return invalid(format!("the property {name} {why}; remove it"));
-        }
-    }
-    if client.get("group.protocol").is_some_and(|protocol| protocol != "classic") {
-        return invalid(
-            "the property group.protocol selects an unsupported protocol: revoked partitions are kept until their handlers are \
-             done, which only the classic protocol waits for; set it to classic or remove it"
-                .to_owned(),
-        );
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) struct Handle {
     pub(crate) topics: Arc<TopicConfig>,
     pub(crate) cluster: Arc<str>,
     pub(crate) health: Arc<SourceHealth>,
-    inner: Mutex<Inner>,
+    inner: Mutex<SharedState>,
     /// Wakes the poll thread, which waits for room in the buffer.
     poll: Condvar,
     monitor: Condvar,
@@ -27,7 +27,7 @@ pub(crate) struct Handle {
     generation: AtomicU64,
 }
 
-struct Inner {
+struct SharedState {
     state: ConsumerState,
     lifecycle: Lifecycle,
     errors: VecDeque<Error>,
@@ -51,7 +51,7 @@ struct Lifecycle {
 impl Handle {
     pub(crate) fn new(topics: TopicConfig, cluster: Arc<str>) -> Arc<Self> {
         let topics = Arc::new(topics);
-        let inner = Inner {
+        let inner = SharedState {
             state: ConsumerState::new(Arc::clone(&topics), Arc::clone(&cluster)),
             lifecycle: Lifecycle::default(),
             errors: VecDeque::new(),
@@ -70,7 +70,7 @@ impl Handle {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +106,7 @@ impl Handle {
 
     /// Waits up to `limit` for room in the buffer, or the order to stop. Returns true if there is room.
     pub(crate) fn wait_for_room(&self, limit: Duration) -> bool {
-        let is_full = |inner: &mut Inner| !inner.lifecycle.stop && !inner.state.has_room();
+        let is_full = |inner: &mut SharedState| !inner.lifecycle.stop && !inner.state.has_room();
         let waited = self.poll.wait_timeout_while(self.lock(), limit, is_full);
         waited.unwrap_or_else(PoisonError::into_inner).0.state.has_room()
     }
@@ -116,7 +116,7 @@ impl Handle {
     pub(crate) fn wait_for_log_check(&self, soon: Duration, regular: Duration) -> bool {
         let inner = self.lock();
         let limit = if inner.state.has_doubts() { soon } else { regular };
-        let is_idle = |inner: &mut Inner| !inner.lifecycle.stop && !inner.state.check_logs;
+        let is_idle = |inner: &mut SharedState| !inner.lifecycle.stop && !inner.state.check_logs;
         let waited = self.monitor.wait_timeout_while(inner, limit, is_idle);
         let mut inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         inner.state.check_logs = false;

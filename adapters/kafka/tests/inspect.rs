@@ -1,4 +1,4 @@
-//! What the cluster tells of topics and groups, with and without rights.
+//! Inspection of topics and groups, with and without rights.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,7 +10,7 @@ use onceward_test_servers::kafka::Kafka;
 use support::{Topic, take, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lag_members_and_retention_are_told_without_joining_the_group() {
+async fn lag_members_and_retention_are_inspected_without_joining_the_group() {
     let topic = Topic::new(2).await;
     topic.fill(10).await;
     let facts = topic.config().inspect_group().await.unwrap();
@@ -36,7 +36,7 @@ async fn lag_members_and_retention_are_told_without_joining_the_group() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_is_not_there_is_told_by_its_name() {
+async fn a_missing_topic_is_named() {
     let topic = Topic::new(1).await;
     let mut config = topic.config();
     config.topics.names = vec!["nowhere".into()];
@@ -48,7 +48,7 @@ async fn a_topic_that_is_not_there_is_told_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rights_that_are_missing_are_told_before_a_run() {
+async fn missing_rights_are_reported() {
     let broker = tokio::task::spawn_blocking(Kafka::start_with_acls).await.unwrap();
     let (seen, readable) = (Topic::on(&broker, 1).await, Topic::on(&broker, 1).await);
     let names = [&seen, &readable].map(|topic| topic.name.clone());

@@ -1,4 +1,4 @@
-//! A password in a file that is replaced: clients that run take it for their next connections.
+//! A replaced password file: running clients use the new password for new connections.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! The publisher on a real broker: what is confirmed can be read, what cannot be sent is an error.
+//! The publisher on a real broker: confirmed messages can be read, others are errors.
 #![allow(clippy::unwrap_used)]
 
 mod support;

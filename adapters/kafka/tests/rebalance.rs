@@ -1,4 +1,4 @@
-//! Members that join, leave and vanish on a real broker: nothing is lost, nothing is committed over.
+//! Members that join, leave and vanish on a real broker: nothing is lost, and committed offsets never skip a record.
 #![allow(clippy::unwrap_used)]
 
 mod support;

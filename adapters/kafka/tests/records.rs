@@ -1,4 +1,4 @@
-//! Records of all kinds on a real broker, and how far the committed offset goes with them.
+//! Records of all kinds on a real broker, and the offsets committed for them.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! A broker with TLS and passwords: who is let in works as anywhere, who is not hears why, and no secret is told.
+//! A broker with TLS and passwords: authenticated clients work as usual, rejected ones report the cause, and no secret is printed.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Retry topics on a real broker: copies wait until they are due, as the same message, and hold nothing up.
+//! Retry topics on a real broker: copies wait until they are due, are the same message, and hold up no other record.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -31,8 +31,8 @@ macro_rules! cluster_table {
         }
 
         impl $name {
-            fn cluster(&self) -> $crate::plugin::cluster::Cluster<'_> {
-                $crate::plugin::cluster::Cluster {
+            fn cluster(&self) -> $crate::plugin::cluster::ClusterOptions<'_> {
+                $crate::plugin::cluster::ClusterOptions {
                     brokers: &self.brokers,
                     properties: &self.properties,
                     credentials: self.credentials(),
@@ -46,14 +46,14 @@ pub(super) use cluster_table;
 
 /// The options of a cluster, whichever table they are in.
 #[derive(Clone, Copy)]
-pub(super) struct Cluster<'a> {
+pub(super) struct ClusterOptions<'a> {
     pub(super) brokers: &'a [Address],
     pub(super) properties: &'a Properties,
     pub(super) credentials: Credentials<'a>,
     pub(super) allow_plaintext: bool,
 }
 
-impl Cluster<'_> {
+impl ClusterOptions<'_> {
     pub(super) fn check(&self, context: &Context<'_>) -> Checked {
         check::texts(context, "brokers", self.brokers, Address::is_empty)?;
         check::credentials(context, self.credentials, None)?;

@@ -1,6 +1,6 @@
 //! The consumer's state machine: assignment, delivery, settlement and commits of partitions, without locks, IO or a clock.
 //!
-//! Callers pass the time. A transition that concerns another thread sets a flag in [`Signals`]; the
+//! Callers pass the time. A transition that concerns another thread sets a flag in [`StateSignals`]; the
 //! [`Handle`](crate::handle::Handle), which owns the lock, wakes that thread.
 
 pub(crate) mod assignment;
@@ -70,12 +70,12 @@ pub(crate) struct ConsumerState {
     gaps: Vec<OffsetGap>,
     /// Ids of deleted topics, and when their deletion was noticed. A broker may report a deleted topic for a while.
     pub(crate) deleted_topics: HashMap<String, Instant>,
-    signals: Signals,
+    signals: StateSignals,
 }
 
 /// Effects of a transition on other threads.
 #[derive(Debug, Default)]
-pub(crate) struct Signals {
+pub(crate) struct StateSignals {
     /// There may be room in the buffer, or other work for the poll thread.
     pub(crate) poll: bool,
     /// The monitor has something to check.
@@ -113,12 +113,12 @@ impl ConsumerState {
             commit_sent: None,
             gaps: Vec::new(),
             deleted_topics: HashMap::new(),
-            signals: Signals::default(),
+            signals: StateSignals::default(),
         }
     }
 
     /// Takes the effects of the transitions since the last call.
-    pub(crate) fn take_signals(&mut self) -> Signals {
+    pub(crate) fn take_signals(&mut self) -> StateSignals {
         std::mem::take(&mut self.signals)
     }
 

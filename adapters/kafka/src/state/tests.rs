@@ -17,12 +17,12 @@ use crate::state::start::PartitionStart;
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A state machine and its clock.
-struct Member {
+struct TestMember {
     state: ConsumerState,
     now: Instant,
 }
 
-impl Member {
+impl TestMember {
     fn new() -> Self {
         let mut topics = TopicConfig::new(["orders"]);
         topics.buffer_messages = 100;
@@ -77,7 +77,7 @@ fn partition(number: i32) -> TopicPartition {
 
 #[test]
 fn a_paused_partition_hands_out_nothing_and_leaves_the_room_to_the_others() {
-    let mut member = Member::with_partitions(2);
+    let mut member = TestMember::with_partitions(2);
     member.read(1, 0..100);
     assert!(!member.state.has_room());
     member.state.set_paused(1, true);
@@ -102,7 +102,7 @@ fn a_paused_partition_hands_out_nothing_and_leaves_the_room_to_the_others() {
 
 #[test]
 fn partitions_take_turns_whichever_was_read_first() {
-    let mut member = Member::with_partitions(2);
+    let mut member = TestMember::with_partitions(2);
     member.read(1, 0..90);
     member.read(2, 0..5);
     let second = member.take().iter().position(|tag| tag.epoch == 2);
@@ -111,7 +111,7 @@ fn partitions_take_turns_whichever_was_read_first() {
 
 #[test]
 fn the_committed_offset_stops_before_the_first_unsettled_record() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     member.read(1, 0..4);
     let tags = member.take();
     assert_eq!(member.commits(), [0]);
@@ -124,7 +124,7 @@ fn the_committed_offset_stops_before_the_first_unsettled_record() {
 
 #[test]
 fn an_unconfirmed_or_failed_commit_is_sent_again_and_a_confirmed_one_is_not() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     let log = LogId { topic_id: Some("id".into()), truncations: 0 };
     member.assign_at(PartitionStart { log: log.clone(), ..PartitionStart::new("orders".into(), 0) });
     member.read(1, 0..1);
@@ -145,7 +145,7 @@ fn an_unconfirmed_or_failed_commit_is_sent_again_and_a_confirmed_one_is_not() {
 
 #[test]
 fn one_commit_is_in_flight_until_it_is_answered_or_overdue() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     assert!(!member.state.is_committing(member.now));
     member.state.set_commit_sent(Some(member.now));
     assert!(member.state.is_committing(member.now + Duration::from_secs(59)));
@@ -156,7 +156,7 @@ fn one_commit_is_in_flight_until_it_is_answered_or_overdue() {
 
 #[test]
 fn a_retry_waits_for_its_delay_and_keeps_its_place() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     member.read(1, 0..3);
     let tags = member.take();
     member.state.take_signals();
@@ -176,7 +176,7 @@ fn a_retry_waits_for_its_delay_and_keeps_its_place() {
 
 #[test]
 fn a_copy_to_a_retry_topic_is_made_once_and_counted_until_it_is_settled() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     member.read(1, 0..1);
     let tags = member.take();
     let batch = [(tags[0], Settlement::Retry { after: DRAIN }), (tags[0], Settlement::Ack)];
@@ -192,7 +192,7 @@ fn a_copy_to_a_retry_topic_is_made_once_and_counted_until_it_is_settled() {
 
 #[test]
 fn records_read_before_a_partition_is_reassigned_are_left_to_the_new_assignment() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     assert!(member.state.read_partition("orders", 0).is_none());
     member.assign(0);
     let before = member.state.generation;
@@ -209,7 +209,7 @@ fn records_read_before_a_partition_is_reassigned_are_left_to_the_new_assignment(
 
 #[test]
 fn nothing_more_of_a_leaving_partition_is_delivered_and_its_pipeline_is_notified() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     member.state.leave(vec![partition(0)], DRAIN, member.now);
     assert_eq!(member.state.take_signals().leaving, [1]);
     member.read(1, 4..5);
@@ -222,7 +222,7 @@ fn nothing_more_of_a_leaving_partition_is_delivered_and_its_pipeline_is_notified
 
 #[test]
 fn a_leaving_partition_is_drained_when_its_records_are_settled_and_commits_them() {
-    let mut member = Member::with_partitions(1);
+    let mut member = TestMember::with_partitions(1);
     member.read(1, 0..2);
     let tags = member.take();
     member.state.leave(vec![partition(0)], DRAIN, member.now);
@@ -239,7 +239,7 @@ fn a_leaving_partition_is_drained_when_its_records_are_settled_and_commits_them(
 /// The client resets by itself when the requested offset is not in the log.
 #[test]
 fn a_record_before_the_requested_start_belongs_to_another_log() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     member.assign_at(PartitionStart { from: Some(7), ..PartitionStart::new("orders".into(), 0) });
     member.state.take_signals();
     member.read(1, 4..5);
@@ -249,7 +249,7 @@ fn a_record_before_the_requested_start_belongs_to_another_log() {
 
 #[test]
 fn a_replaced_log_is_delivered_from_its_start_under_a_new_epoch() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     let log = LogId { topic_id: Some("old".into()), truncations: 0 };
     member.assign_at(PartitionStart { log, ..PartitionStart::new("orders".into(), 0) });
     member.read(1, 0..3);
@@ -276,7 +276,7 @@ fn a_replaced_log_is_delivered_from_its_start_under_a_new_epoch() {
 /// `--until-empty` would end while the member joins again.
 #[test]
 fn a_member_that_has_to_join_again_is_not_at_the_end() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     let leaving = || vec![partition(0)];
     assert!(!member.state.is_settled(), "it has not joined");
     member.assign(0);
@@ -299,7 +299,7 @@ fn a_member_that_has_to_join_again_is_not_at_the_end() {
 
 #[test]
 fn a_partition_with_a_copy_that_is_not_due_is_not_fetched() {
-    let mut member = Member::with_partitions(2);
+    let mut member = TestMember::with_partitions(2);
     member.read_waiting(1, 0..1, DRAIN);
     assert!(member.state.take_signals().receive);
     assert_eq!(member.state.waiting_partitions(member.now), [partition(0)].into());
@@ -312,7 +312,7 @@ fn a_partition_with_a_copy_that_is_not_due_is_not_fetched() {
 
 #[test]
 fn a_pending_partition_is_started_once_its_start_is_known() {
-    let mut member = Member::new();
+    let mut member = TestMember::new();
     assert_eq!(member.state.postpone(vec![partition(0)], None, member.now), None);
     assert_eq!(member.state.waiting_partitions(member.now), [partition(0)].into());
     let start = PartitionStart { from: Some(5), ..PartitionStart::new("orders".into(), 0) };

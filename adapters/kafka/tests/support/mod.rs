@@ -1,4 +1,4 @@
-//! What the tests on a real broker share: topics, records, and what is committed.
+//! Helpers of the tests on a real broker: topics, records, and committed offsets.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
