@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward::{Outgoing, Publisher};
-use onceward_kafka::KafkaPublisher;
+use onceward_kafka::{KafkaConnection, KafkaPublisher};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -204,7 +204,7 @@ impl Waiting for Topic<'_> {
     /// The record key is the order's lane, or its id.
     fn publish(&self, lines: &[String]) {
         let publisher =
-            KafkaPublisher::new([self.broker.bootstrap()], &BTreeMap::new()).expect("a publisher");
+            KafkaPublisher::open(KafkaConnection::new([self.broker.bootstrap()])).expect("a publisher");
         runtime().block_on(async {
             for lines in lines.chunks(1000) {
                 let batch: Vec<_> = lines.iter().map(|line| message(&self.name, line)).collect();
