@@ -6,7 +6,7 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 pub mod failpoints;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;

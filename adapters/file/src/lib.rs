@@ -71,7 +71,7 @@ mod consumer;
 mod content;
 mod envelope;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod incarnation;

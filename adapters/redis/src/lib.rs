@@ -67,7 +67,7 @@ mod config;
 mod confirm;
 mod connect;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod group;

@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What has not been read.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.0
     }

@@ -1,10 +1,10 @@
-//! What the fuzz targets see of this crate; built for them only.
+//! Private functions that the fuzz targets call; built for them and for tests only.
 
 use aws_sdk_sqs::types::Message as Received;
 use bytes::Bytes;
-use onceward::{Message, Outgoing};
+use onceward::{Message, Outgoing, OwnHeaders};
 
-use crate::{form, message, pack};
+use crate::{QueueConfig, form, message, pack};
 
 /// Headers as the text of one attribute; `None` if there are none.
 pub fn pack(headers: &[(String, Vec<u8>)]) -> Option<String> {
@@ -29,7 +29,7 @@ pub fn payload(body: &[u8]) -> Option<Bytes> {
     pack::payload(body)
 }
 
-/// The message of a delivery with this body and these attributes: name, type, value.
+/// The message of a delivery with this body and these attributes: name, type, value. Our own headers are believed.
 pub fn deliver(body: &str, attributes: &[(String, String, Vec<u8>)], unwrap_sns: bool) -> Message {
     let mut received = Received::builder().message_id("sqs").body(body);
     for (name, data_type, value) in attributes {
@@ -37,7 +37,10 @@ pub fn deliver(body: &str, attributes: &[(String, String, Vec<u8>)], unwrap_sns:
             received = received.message_attributes(name, value);
         }
     }
-    message::from(received.build(), "queue".into(), unwrap_sns)
+    let mut queue = QueueConfig::new("http://127.0.0.1/queue");
+    queue.unwrap_sns = unwrap_sns;
+    queue.own_headers = OwnHeaders::trusted();
+    message::from(received.build(), "queue".into(), &queue)
 }
 
 /// What is sent for a message: its body, and its attributes as name, type, value.

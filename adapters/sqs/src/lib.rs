@@ -17,7 +17,7 @@ mod error;
 mod facts;
 mod fifo;
 mod form;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod held;

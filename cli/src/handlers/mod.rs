@@ -48,7 +48,7 @@ pub use sql::PgSqlHandler;
 #[cfg(feature = "sqlite")]
 pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use worker::fuzzing as worker_lines;
 pub use worker::{WorkerHandler, WorkerOptions};
