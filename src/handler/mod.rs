@@ -4,6 +4,7 @@ mod cancellation;
 pub(crate) mod claim;
 mod error;
 mod function;
+mod statement;
 #[cfg(feature = "testing")]
 mod test_run;
 #[cfg(feature = "tower")]
@@ -19,6 +20,7 @@ pub use self::tower::{ServiceHandler, tower_handler};
 pub use cancellation::Cancellation;
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
 pub use function::{HandlerFn, handler_fn};
+pub use statement::{StatementFailure, StatementParameter};
 #[cfg(feature = "testing")]
 pub use test_run::TestRun;
 pub use transactional::{TxFn, TxHandler, TxHandlerFn, tx_handler};
