@@ -107,7 +107,7 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 pub mod failpoints;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 // Documentation only: the chapters need the feature for their examples.

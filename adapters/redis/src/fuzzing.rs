@@ -1,4 +1,4 @@
-//! Entry points of the fuzz targets; built for them only.
+//! Entry points of the fuzz targets; built for them and for tests only.
 
 use onceward::store::{Claim, ClaimRequest, KeyRecord, OwnerToken};
 use onceward::{Checkpoint, Key};

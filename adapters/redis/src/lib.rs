@@ -64,7 +64,7 @@ mod config;
 mod endpoint;
 mod error;
 mod executor;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod network;

@@ -1,8 +1,8 @@
-//! Entry points of the fuzz targets; compiled for them only.
+//! Entry points of the fuzz targets; compiled for them and for tests only.
 
 use aws_sdk_sqs::types::Message as Received;
 use bytes::Bytes;
-use onceward::{Message, Outgoing};
+use onceward::{Message, Outgoing, OwnHeaders};
 
 use crate::config::SqsQueueConfig;
 use crate::format::packed_headers::{self, PackedHeaders};
@@ -40,7 +40,9 @@ pub fn deliver(body: &str, attributes: &[(String, String, Vec<u8>)], unwrap_sns:
             received = received.message_attributes(name, value);
         }
     }
-    let queue = SqsQueueConfig { unwrap_sns, ..SqsQueueConfig::new("http://localhost/queue") };
+    let mut queue = SqsQueueConfig::new("http://127.0.0.1/queue");
+    queue.unwrap_sns = unwrap_sns;
+    queue.own_headers = OwnHeaders::trusted();
     message::to_message(received.build(), "queue".into(), &queue)
 }
 

@@ -50,7 +50,7 @@ mod connection;
 mod consumer;
 mod error;
 mod format;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod inspect;

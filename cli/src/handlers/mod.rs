@@ -42,7 +42,7 @@ pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;
 pub use stdout::StdoutHandler;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use worker::fuzzing as worker_lines;
 pub use worker::{WorkerHandler, WorkerOptions};

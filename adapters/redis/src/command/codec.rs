@@ -92,7 +92,7 @@ impl<'a> ReplyReader<'a> {
     }
 
     /// The bytes that have not been read yet.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.0
     }

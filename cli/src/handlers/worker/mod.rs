@@ -1,6 +1,6 @@
 //! Long-lived worker processes that speak JSON lines: [`WorkerHandler`].
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lines;
 mod pool;
