@@ -4,7 +4,7 @@ use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query_scalar};
 
-use crate::config::PgConfig;
+use crate::connector::Connector;
 use crate::error::store_error;
 use crate::handler_pool::HandlerPool;
 use crate::migrate;
@@ -16,15 +16,15 @@ pub(crate) const CHECK: &str = "check the Postgres store";
 
 /// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
 pub(crate) async fn check(
-    config: &PgConfig,
+    connector: &Connector,
     sessions: &Sessions,
     effects: &HandlerPool,
 ) -> Result<Vec<Advice>, Error> {
     let failed = |error| store_error(CHECK, error);
     let mut conn = sessions.pool.acquire().await.map_err(failed)?;
     let mut of_handlers = effects.acquire().await.map_err(failed)?;
-    let version = migrate::check(&mut conn, config.schema_name()).await?;
-    let ownership = SchemaOwnership::read(&mut conn, config.schema_name()).await.map_err(failed)?;
+    let version = migrate::check(&mut conn, connector.schema()).await?;
+    let ownership = SchemaOwnership::read(&mut conn, connector.schema()).await.map_err(failed)?;
     let open_places = open_places(of_handlers.connection()).await.map_err(failed)?;
     let row = conn
         .fetch_one(
@@ -42,7 +42,7 @@ pub(crate) async fn check(
     let text = |n| row.try_get::<String, _>(n).map_err(failed);
     let flag = |n| row.try_get::<bool, _>(n).map_err(failed);
     let number: i32 = row.try_get(1).map_err(failed)?;
-    let (server, place, schema) = (text(0)?, config.place(), config.schema_name());
+    let (server, place, schema) = (text(0)?, connector.address(), connector.schema());
     let advice = Advice::new;
     let mut found = vec![advice(
         AdviceLevel::Ok,

@@ -9,9 +9,9 @@
 //! # let directory = tempfile::tempdir()?;
 //! # let path = directory.path().join("onceward.db");
 //! use onceward::{Key, Scope, Store};
-//! use onceward_sqlite::SqliteStore;
+//! use onceward_sqlite::{SqliteConfig, SqliteStore};
 //!
-//! let store = SqliteStore::open_in(path).await?;
+//! let store = SqliteStore::open(SqliteConfig::new(path)).await?;
 //! let billing = Scope::parse("billing")?;
 //! let key = Key::of(&billing, "order 4711")?;
 //! assert!(store.inspect(&billing, &key).await?.is_none());

@@ -1,6 +1,5 @@
 //! The store itself: [`SqliteStore`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,19 +47,11 @@ struct Inner {
 
 impl std::fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqliteStore").field("path", &self.inner.config.path()).finish_non_exhaustive()
+        f.debug_struct("SqliteStore").field("path", &self.inner.config.path).finish_non_exhaustive()
     }
 }
 
 impl SqliteStore {
-    /// Opens the file at `path`, and creates file and schema if they are not there.
-    ///
-    /// # Errors
-    /// As for [`open`](Self::open).
-    pub async fn open_in(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        Self::open(SqliteConfig::new(path)).await
-    }
-
     /// Opens the file, and brings its schema up to date if the configuration says so.
     ///
     /// # Errors
@@ -81,7 +72,7 @@ impl SqliteStore {
         if config.migrate {
             let applied = migrate::migrate(conn, row::integer(writer.now())).await?;
             if applied > 0 {
-                tracing::info!(path = %config.path().display(), applied, "the SQLite store's schema is up to date");
+                tracing::info!(path = %config.path.display(), applied, "the SQLite store's schema is up to date");
             }
         }
         migrate::check(conn).await?;
@@ -109,8 +100,8 @@ impl SqliteStore {
     /// # Errors
     /// As for [`open`](Self::open).
     pub async fn missing_migrations(config: &SqliteConfig) -> Result<u32, Error> {
-        let config = config.clone().create_if_missing(false).prepared().await?;
-        let opened = config.for_looking().connect().await;
+        let config = SqliteConfig { create: false, ..config.clone() }.prepared().await?;
+        let opened = config.for_inspection().connect().await;
         let mut conn = opened.map_err(|error| store_error(READ, error))?;
         let missing = migrate::missing(&mut conn).await;
         if let Err(error) = conn.close().await {

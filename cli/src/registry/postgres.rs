@@ -18,8 +18,9 @@ pub(super) async fn open(
     store: &PostgresStore,
     purpose: Purpose,
 ) -> Result<OpenStore, Error> {
-    let options = options(config, store)?.migrate_on_open(purpose == Purpose::Run);
-    let store = Arc::new(PgStore::connect(options).await?);
+    let mut config = options(config, store)?;
+    config.options.migrate = purpose == Purpose::Run;
+    let store = Arc::new(PgStore::open(config).await?);
     Ok(OpenStore {
         store: store.clone(),
         checkpoints: store.clone(),
@@ -30,34 +31,29 @@ pub(super) async fn open(
 
 /// What the adapter is told.
 pub(super) fn options(config: &Config, store: &PostgresStore) -> Result<PgConfig, Error> {
-    let mut options = PgConfig::from_url(store.url.expose())?;
+    let mut adapter = PgConfig::new(store.url.expose());
     let login = Login::read(config, "store.postgres", store.credentials())?;
-    if let Some(username) = &login.username {
-        options = options.username(username);
-    }
-    if let Some(password) = &login.password {
-        options = options.password(password.expose());
-    }
+    adapter.endpoint.username = login.username;
+    adapter.endpoint.password = login.password.map(|password| password.expose().to_owned());
     if let Some(file) = store.credentials().password_file {
         // Read for each new connection: it may have been replaced.
         let path = config.resolve(file);
-        options =
-            options.password_from(move || Ok(password_in(&path, "store.postgres")?.expose().to_owned()));
+        let source = move || Ok(password_in(&path, "store.postgres")?.expose().to_owned());
+        adapter.endpoint.password_source = Some(Arc::new(source));
     }
     if let Some(file) = &store.ca_file {
-        options = options.ca(certificates(config, "store.postgres.ca_file", file)?);
+        adapter.endpoint.ca_pem = Some(certificates(config, "store.postgres.ca_file", file)?);
     }
+    adapter.endpoint.allow_plaintext = store.allow_plaintext;
     // A little less than the limit of a call, so that what was wrong is known before the call is given up.
     let limit = store.limits().timeout.get().mul_f64(0.9);
-    options = options
-        .allow_plaintext(store.allow_plaintext)
-        .schema(store.schema.as_str())
-        .statement_timeout(limit)
-        .lock_timeout(LOCK_TIMEOUT.min(limit / 4))
-        .connect_timeout(limit)
-        .handler_connections(store.connections);
+    adapter.options.schema.clone_from(&store.schema);
+    adapter.options.statement_timeout = limit;
+    adapter.options.lock_timeout = LOCK_TIMEOUT.min(limit / 4);
+    adapter.options.connect_timeout = limit;
+    adapter.options.handler_connections = Some(store.connections);
     if let Handler::Sql(sql) = &config.handler {
-        options = options.handler_statement_timeout(sql.timeout.get());
+        adapter.options.handler_statement_timeout = Some(sql.timeout.get());
     }
-    Ok(options)
+    Ok(adapter)
 }

@@ -161,23 +161,21 @@ mod sqlite {
         store: &config::SqliteStore,
         purpose: Purpose,
     ) -> Result<OpenStore, Error> {
-        let options = options(config, store);
-        let options = match purpose {
-            Purpose::Run => {
-                directory(&options)?;
-                options
-            }
-            Purpose::Check | Purpose::Operate if options.path().exists() => {
-                options.create_if_missing(false).migrate_on_open(false)
+        let mut options = options(config, store);
+        match purpose {
+            Purpose::Run => directory(&options)?,
+            Purpose::Check | Purpose::Operate if options.path.exists() => {
+                options.create = false;
+                options.migrate = false;
             }
             Purpose::Check | Purpose::Operate => {
                 let what = format!(
                     "there is no file {} yet; `onceward run` creates it, and so does `onceward migrate`",
-                    options.path().display()
+                    options.path.display()
                 );
                 return Err(Error::new(ErrorKind::Config, "open the SQLite store", what));
             }
-        };
+        }
         let store = Arc::new(SqliteStore::open(options).await?);
         Ok(OpenStore {
             store: store.clone(),
@@ -189,11 +187,11 @@ mod sqlite {
 
     /// SQLite creates no directories, and calls a missing one a trouble that may pass.
     pub(super) fn directory(options: &SqliteConfig) -> Result<(), Error> {
-        match options.path().parent() {
+        match options.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
                 let what = format!(
                     "{} cannot be created, since there is no directory {}; create it, or correct store.sqlite.path",
-                    options.path().display(),
+                    options.path.display(),
                     parent.display()
                 );
                 Err(Error::new(ErrorKind::Config, "open the SQLite store", what))
@@ -205,6 +203,8 @@ mod sqlite {
     pub(super) fn options(config: &Config, store: &config::SqliteStore) -> SqliteConfig {
         // A little less than the limit of a call, so that a busy file is known to be busy before the call is given up.
         let busy = config.store.limits().timeout.get().mul_f64(0.9);
-        SqliteConfig::new(config.resolve(&store.path)).busy_timeout(busy)
+        let mut options = SqliteConfig::new(config.resolve(&store.path));
+        options.busy_timeout = busy;
+        options
     }
 }

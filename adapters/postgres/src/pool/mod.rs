@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use opener::{PasswordSource, Session, SessionOpener};
+pub(crate) use opener::{Session, SessionOpener};
 
 /// How many connections are opened at the same time at most.
 const OPENING: usize = 2;

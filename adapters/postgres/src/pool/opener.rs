@@ -6,15 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::Error;
 use sqlx::postgres::{PgConnectOptions, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
 use tokio::time::timeout;
 
+use crate::endpoint::PasswordSource;
 use crate::guard::catch_panic;
-
-/// Answers the password that holds now.
-pub(crate) type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
 /// Opens connections. Settings are made after connecting, since poolers reject most startup parameters.
 #[derive(Clone)]

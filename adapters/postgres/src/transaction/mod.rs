@@ -122,7 +122,7 @@ impl TransactionalStore for PgStore {
     type Tx<'c> = PgTx<'c>;
 
     async fn begin(&self) -> Result<PgConn, Error> {
-        within(self.sessions().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
+        within(self.sessions().patience, BEGIN, begin(self.handler_pool(), BEGIN_SQL)).await
     }
 
     fn handler_error(&self, error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
@@ -130,7 +130,7 @@ impl TransactionalStore for PgStore {
     }
 
     fn max_transactions(&self) -> Option<usize> {
-        Some(self.effects().limit())
+        Some(self.handler_pool().limit())
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
@@ -154,7 +154,7 @@ impl TransactionalStore for PgStore {
     }
 
     async fn begin_shared(&self) -> Result<PgConn, Error> {
-        within(self.sessions().patience, BEGIN, shared::begin(self.effects())).await
+        within(self.sessions().patience, BEGIN, shared::begin(self.handler_pool())).await
     }
 
     async fn keep(&self, conn: &mut PgConn) -> Result<(), Error> {
