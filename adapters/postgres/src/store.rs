@@ -1,4 +1,4 @@
-//! The store: [`PgStore`].
+//! The Postgres store: [`PgStore`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,12 +28,12 @@ use crate::{check, claim, inspect, migrate, purge};
 
 /// Keeps keys in a Postgres schema. Clones share one pool.
 ///
-/// - A batch of new claims, and a batch of completions, is one statement. Keys that are known already are decided
-///   under row locks, taken in the order of the keys.
-/// - The server's clock decides leases and TTLs.
-/// - A row that another transaction holds for longer than [`lock_timeout`](PgOptions::lock_timeout) counts as in
-///   progress for a claim; the batch's other keys go on.
-/// - Completions say `synchronous_commit = on` themselves, whatever the role or the database is set to.
+/// - A batch of new claims, and a batch of completions, is one statement. Known keys are processed under row locks, taken
+///   in key order.
+/// - The server's clock determines leases and TTLs.
+/// - For a claim, a row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
+///   progress; the other keys of the batch are not affected.
+/// - Completions set `synchronous_commit = on`, whatever the role or the database is set to.
 #[derive(Clone)]
 pub struct PgStore {
     inner: Arc<Inner>,
@@ -154,7 +154,7 @@ impl PgStore {
         ))
     }
 
-    /// Closes the store's own connections, when they are idle.
+    /// Closes the store's own connections, each when it is idle.
     pub async fn close(&self) {
         self.inner.sessions.pool.close().await;
         if let HandlerPool::Own(pool) = &self.inner.handler_pool {
@@ -162,7 +162,7 @@ impl PgStore {
         }
     }
 
-    /// How many connections the store has opened for claims and completions since it was connected: a diagnostic figure.
+    /// The number of connections opened for claims and completions so far, for diagnostics.
     pub fn opened_connections(&self) -> u64 {
         self.inner.sessions.pool.opened()
     }
@@ -175,7 +175,7 @@ impl PgStore {
         self.inner.sessions.schema.clone()
     }
 
-    /// For one connection that listens.
+    /// Opens connections that listen for notifications.
     pub(crate) fn listener(&self) -> SessionOpener {
         self.inner.connector.listener()
     }
@@ -201,8 +201,8 @@ impl PgStore {
             items: items.to_vec(),
             key,
             decide,
-            held: None,
-            first: LockPolicy::Wait,
+            contended: None,
+            lock_policy: LockPolicy::Wait,
             occupy: false,
             repeatable,
         };
@@ -277,7 +277,7 @@ impl Store for PgStore {
         inspect::stats(self.sessions(), scope).await
     }
 
-    /// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
+    /// One worker purges at a time: for the others this returns 0. Locked rows are skipped.
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         purge::purge(self.sessions(), limit).await
     }

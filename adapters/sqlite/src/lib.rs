@@ -1,7 +1,6 @@
-//! The SQLite store of [`onceward`]: one file, on one host, with the same semantics as every other store.
+//! The SQLite store of [`onceward`]: a file on one host, with the semantics of every other store.
 //!
-//! [`SqliteStore`] is the embedded default: nothing to install, and every completion is on disk before it is acked. As
-//! a [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same file
+//! [`SqliteStore`] is the embedded default: nothing to install, and every completion is on disk before its message is acked. As a [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same file
 //! *effectively-once*: see [`SqliteTx`].
 //!
 //! ```
@@ -18,8 +17,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What it does not do: run on a network file system, or serve several hosts. Several processes of one host may share
-//! a file; they take turns at writing.
+//! It does not support network file systems or several hosts. Several processes of one host may share a file; their writes are
+//! serialized. The README lists what is promised and what is not.
 
 mod check;
 mod checkpoint;

@@ -27,7 +27,7 @@ const ABANDONED_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct PendingRedelivery {
     pub due: Instant,
     pub mark: LineMark,
-    /// CheckpointTarget where it cannot be read again.
+    /// The message, if it cannot be read again.
     pub message: Option<Message>,
 }
 
