@@ -91,13 +91,14 @@ fn broker_alone(bencher: Bencher<'_, '_>) {
         |broker| {
             runtime().block_on(async {
                 let mut consumer = broker.consumer();
-                let (queue, acker) = (consumer.settle_queue(), consumer.acker());
+                let acker = consumer.acker();
                 while let Some(batch) = consumer.receive().await.expect("a batch") {
+                    let mut settlements = Vec::with_capacity(batch.len());
                     for delivery in batch {
                         black_box(delivery.message.payload().len());
-                        delivery.receipt.settle(Settlement::Ack);
+                        settlements.push((delivery.tag, Settlement::Ack));
                     }
-                    acker.settle(&queue.take()).await;
+                    acker.settle(&settlements).await;
                 }
             });
         },

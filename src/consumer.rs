@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
+use crate::delivery::{Delivery, Settlement, Tag};
 use crate::error::Error;
 use crate::telemetry::SourceHealth;
 
@@ -62,7 +62,7 @@ pub enum Notice {
 /// A source of delivery batches.
 ///
 /// The contract, each sentence of which is a check in `onceward::testing` (feature `testing`):
-/// every delivery carries a receipt of its own; a message that was not acked is delivered again after the consumer is
+/// every delivery has a tag of its own; a message that was not acked is delivered again after the consumer is
 /// reopened; an acked message is not delivered again by the same consumer; the acker outlives the consumer, so that
 /// late settlements are answered (if only by "too late") and never crash.
 #[async_trait]
@@ -72,9 +72,6 @@ pub trait Consumer: Send + 'static {
 
     /// The other half: settles what this consumer delivers.
     fn acker(&self) -> Arc<dyn Acker>;
-
-    /// Where the receipts of this consumer leave their settlements.
-    fn settle_queue(&self) -> Arc<SettleQueue>;
 
     /// Waits for the next deliveries; at least one. `None`: the source is at its end and everything was delivered.
     /// Adapters reconnect by themselves and report only what a person must mend.
@@ -123,10 +120,6 @@ impl<C: Consumer + ?Sized> Consumer for Box<C> {
 
     fn acker(&self) -> Arc<dyn Acker> {
         (**self).acker()
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        (**self).settle_queue()
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

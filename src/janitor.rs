@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::{Expiring, Store};
 use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// Records removed in one call: small enough that claims do not wait behind it.
@@ -52,7 +52,7 @@ impl Drop for Janitor {
 ///
 /// # Errors
 /// [`Error`] if the store cannot answer. What was removed until then stays removed.
-pub async fn purge_expired(store: &dyn Store) -> Result<u64, Error> {
+pub async fn purge_expired(store: &dyn Expiring) -> Result<u64, Error> {
     let mut removed = 0;
     loop {
         let more = store.purge(BATCH).await?;
@@ -65,13 +65,14 @@ pub async fn purge_expired(store: &dyn Store) -> Result<u64, Error> {
 }
 
 async fn purge(store: Arc<dyn Store>, counters: Arc<Counters>) {
-    let Some(period) = store.purge_interval() else { return };
+    let Some(period) = store.expiring().map(Expiring::purge_interval) else { return };
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let failures = RateLimited::per(Duration::from_secs(300));
     loop {
         ticks.tick().await;
-        match purge_expired(&*store).await {
+        let Some(expiring) = store.expiring() else { return };
+        match purge_expired(expiring).await {
             Ok(removed) => counters.add(Counter::Purged, removed),
             Err(error) => match failures.allow(error.operation()) {
                 Some(left_out) => tracing::warn!(
@@ -82,7 +83,7 @@ async fn purge(store: Arc<dyn Store>, counters: Arc<Counters>) {
                 None => tracing::debug!(?error, "expired records were not removed"),
             },
         }
-        if let Ok(lag) = store.expiry_lag().await {
+        if let Ok(lag) = expiring.expiry_lag().await {
             counters.set_expiry_lag(lag);
         }
     }

@@ -1,5 +1,6 @@
 //! Onceward stands between a broker that delivers *at least once* and a handler whose effect shall happen *once*.
 
+pub mod adapter;
 pub mod checkpoint;
 mod consumer;
 pub mod dead_letter;
@@ -31,7 +32,7 @@ pub mod telemetry;
 pub use checkpoint::{Checkpoint, CheckpointStore};
 pub use consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 pub use dead_letter::DeadLetters;
-pub use delivery::{Delivery, Receipt, SettleQueue, Settlement, Tag};
+pub use delivery::{Delivery, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use handler::*;
 pub use hosts::{host_of, is_local_host};
@@ -48,7 +49,7 @@ pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Sha
 #[cfg(unix)]
 pub use private_file::{open_private, private_path};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
-pub use store::{MemoryStore, Store, TransactionalStore};
+pub use store::{Expiring, MemoryStore, Store, StoreAdmin, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

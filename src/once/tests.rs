@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Deduplicator, Once, OnceConfig, OnceError};
 use crate::error::ErrorKind;
 use crate::key::{Key, Scope};
-use crate::store::{KeyState, MemoryStore, Reason, Store};
+use crate::store::{Expiring, KeyState, MemoryStore, Reason, StoreAdmin};
 use crate::telemetry::Counter;
 use crate::testing::{Fault, FaultyStore, Operation};
 

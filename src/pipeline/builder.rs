@@ -12,7 +12,7 @@ use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::handler::{Handler, TxHandler};
 use crate::key::{Fingerprinting, KeyExtractor, KeySource, Scope};
-use crate::store::{Store, TransactionalStore};
+use crate::store::{Store, StoreAdmin, TransactionalStore};
 use crate::telemetry::Counters;
 
 /// A store behind an `Arc`: of a known type, or `Arc<dyn Store>` where the type is chosen at run time.
@@ -24,6 +24,12 @@ pub trait SharedStore: Clone + Send + Sync + 'static {
 impl<S: Store> SharedStore for Arc<S> {
     fn as_store(&self) -> Arc<dyn Store> {
         self.clone()
+    }
+}
+
+impl SharedStore for Arc<dyn StoreAdmin> {
+    fn as_store(&self) -> Arc<dyn Store> {
+        Arc::<dyn StoreAdmin>::clone(self)
     }
 }
 

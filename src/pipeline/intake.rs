@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::config::{Mode, OnMissingKey, Ordering};
 use super::dispatch::Event;
+use super::receipt::{Receipt, SettleQueue};
 use super::shared::Shared;
 use super::start_check::ready;
 use super::work::{Plan, Taken, Work};
@@ -87,6 +88,7 @@ impl Gate {
 pub(crate) async fn take_in<R: Send + Sync + 'static>(
     shared: Arc<Shared<R>>,
     gate: Arc<Gate>,
+    settlements: Arc<SettleQueue>,
     mut consumer: Box<dyn Consumer>,
 ) -> (Box<dyn Consumer>, Result<(), Error>) {
     if let Err(error) = ready(&shared).await {
@@ -116,16 +118,17 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
         };
         match received {
             Ok(Some(batch)) => {
+                let batch = with_receipts(batch, &settlements);
                 failpoints::hit(Step::Received);
                 failures = 0;
                 shared.count(Counter::Received, batch.len());
                 if shared.capabilities.heartbeat.is_some() {
                     let now = Instant::now();
-                    batch.iter().for_each(|delivery| shared.heartbeat.hold(delivery.receipt.tag(), now));
+                    batch.iter().for_each(|(_, receipt)| shared.heartbeat.hold(receipt.tag(), now));
                 }
                 let mut works = Vec::with_capacity(batch.len());
-                for delivery in batch {
-                    works.push(derive.work(&shared, delivery).await);
+                for (message, receipt) in batch {
+                    works.push(derive.work(&shared, message, receipt).await);
                 }
                 gate.sent();
                 shared.tell(Event::Arrived(works));
@@ -151,6 +154,11 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
             }
         }
     }
+}
+
+/// Mints the receipts of a batch, before anything is awaited: from here on a delivery that is dropped is abandoned.
+fn with_receipts(batch: Vec<Delivery>, settlements: &Arc<SettleQueue>) -> Vec<(Message, Receipt)> {
+    batch.into_iter().map(|Delivery { message, tag }| (message, settlements.receipt(tag))).collect()
 }
 
 fn pass_on<R>(shared: &Shared<R>, notice: Notice) {
@@ -254,7 +262,7 @@ impl Derive {
         Self { order_by, hasher: RandomState::new() }
     }
 
-    async fn work<R>(&self, shared: &Shared<R>, Delivery { message, receipt }: Delivery) -> Work {
+    async fn work<R>(&self, shared: &Shared<R>, message: Message, receipt: Receipt) -> Work {
         let oversize = oversize(shared, &message);
         let lane = match oversize {
             None => self.lane(&shared.config.ordering, &message).await,

@@ -13,6 +13,7 @@ mod letters;
 pub(crate) mod limits;
 mod outcomes;
 mod process;
+mod receipt;
 mod record;
 mod run;
 mod runner;

@@ -16,6 +16,7 @@ use super::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 use super::halt::Halt;
 use super::heartbeat::{self, Heartbeat};
 use super::intake::{Gate, take_in};
+use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
 use super::shared::{Chance, RepeatedLines, Shared, Takeovers};
@@ -83,14 +84,14 @@ async fn run_tasks<R: Runner>(
             .abort_handle(),
         ),
     );
-    let queue = consumer.settle_queue();
+    let settlements = SettleQueue::new();
     let settler = tokio::spawn(vital(
         shared.draining.clone(),
-        flush_all(Arc::clone(&shared), queue, acker, finish.clone()),
+        flush_all(Arc::clone(&shared), Arc::clone(&settlements), acker, finish.clone()),
     ));
     let intake = tokio::spawn(vital(
         shared.draining.clone(),
-        take_in(Arc::clone(&shared), Arc::clone(&gate), consumer),
+        take_in(Arc::clone(&shared), Arc::clone(&gate), settlements, consumer),
     ));
 
     let dispatched = Dispatcher::new(Arc::clone(&shared), gate, flow).run(&mut events);

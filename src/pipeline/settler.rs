@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Event;
 use super::gather::bounded;
+use super::receipt::SettleQueue;
 use super::shared::Shared;
 use crate::consumer::{Acker, Settled};
-use crate::delivery::{SettleQueue, Settlement, Tag};
+use crate::delivery::{Settlement, Tag};
 use crate::failpoints::{self, Step};
 use crate::telemetry::Counter;
 

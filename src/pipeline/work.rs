@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::field::DisplayValue;
 
-use crate::delivery::Receipt;
+use super::receipt::Receipt;
 use crate::handler::HandlerError;
 use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};

@@ -14,8 +14,8 @@ use self::table::Table;
 use super::transition::{Moment, micros};
 use super::{
     Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
-    Renewal, Store, StoreCapabilities,
+    Expiring, FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
+    RenewRequest, Renewal, Store, StoreAdmin, StoreCapabilities,
 };
 #[cfg(any(test, feature = "testing"))]
 use super::{
@@ -267,6 +267,13 @@ impl Store for MemoryStore {
         })
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for MemoryStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         self.apply(scope, batch, |table, at, request| {
             table.update(&request.key, |record| record.redrive(at, request)).unwrap_or(Redrive::NotDead)
@@ -288,7 +295,10 @@ impl Store for MemoryStore {
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         Ok(self.read(scope, Table::stats).unwrap_or_default())
     }
+}
 
+#[async_trait]
+impl Expiring for MemoryStore {
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         let (mut tables, at) = self.open();
         let Tables { scopes, fence_floor, .. } = &mut *tables;
@@ -300,8 +310,8 @@ impl Store for MemoryStore {
         Ok(u64::from(limit) - left)
     }
 
-    fn purge_interval(&self) -> Option<Duration> {
-        Some(Duration::from_secs(10))
+    fn purge_interval(&self) -> Duration {
+        Duration::from_secs(10)
     }
 }
 

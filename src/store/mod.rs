@@ -96,7 +96,7 @@ impl Advice {
 ///   an old claim changes nothing.
 /// - **Store time** decides leases and TTL: requests carry durations, never times.
 /// - **The record outlives the lease.** Fence, attempts and losses survive a lapsed lease, a release and a failure.
-///   A fence is larger than every earlier one of the key, also after expiry and [`forget`](Self::forget):
+///   A fence is larger than every earlier one of the key, also after expiry and [`forget`](StoreAdmin::forget):
 ///   `max(stored + 1, store clock in µs)`.
 /// - **A call whose reply was lost may be repeated** with the same owner token and answers as if it were the first.
 /// - A call that returns an error may or may not have been applied, unless the error is not retryable.
@@ -164,6 +164,17 @@ pub trait Store: Send + Sync + 'static {
     /// the key can be claimed at once. `Ok(false)`: the claim was no longer held, nothing changed.
     async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>>;
 
+    /// The removal of expired records. `None`: the store expires by itself.
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        None
+    }
+}
+
+/// What an operator needs of a store besides what a pipeline needs: redrive, forget and inspect keys.
+///
+/// The rules of [`Store`] hold for these methods too. A store whose keys nobody inspects or redrives can do without them.
+#[async_trait]
+pub trait StoreAdmin: Store {
     /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts and fingerprint forgotten. A terminal failure
     /// in generation g whose lease is over counts as dead: its letter was published and only the burial is missing.
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>>;
@@ -189,16 +200,24 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`Error`] if the store cannot answer.
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error>;
+}
 
-    /// Removes up to `limit` expired records of all scopes and answers how many it removed. Expired records never
-    /// count as duplicates, removed or not; stores that expire by themselves answer 0.
+/// The removal of expired records, for stores that do not expire by themselves: [`Store::expiring`].
+///
+/// Expired records never count as duplicates, removed or not.
+#[async_trait]
+pub trait Expiring: Send + Sync {
+    /// Removes up to `limit` expired records of all scopes and returns how many it removed.
     ///
     /// # Errors
     /// [`Error`] if the store cannot answer.
+    ///
+    /// # Cancel safety
+    /// A dropped call has removed any part of the batch.
     async fn purge(&self, limit: u32) -> Result<u64, Error>;
 
-    /// How long ago the oldest record expired that is not removed yet; zero if there is none, and for stores that expire by
-    /// themselves. While it grows, [`purge`](Self::purge) does not keep up.
+    /// How long ago the oldest record expired that is not removed yet; zero if there is none. While it grows,
+    /// [`purge`](Self::purge) does not keep up.
     ///
     /// # Errors
     /// [`Error`] if the store cannot answer.
@@ -206,8 +225,6 @@ pub trait Store: Send + Sync + 'static {
         Ok(Duration::ZERO)
     }
 
-    /// How often the pipeline should [`purge`](Self::purge). `None`: the store expires by itself.
-    fn purge_interval(&self) -> Option<Duration> {
-        None
-    }
+    /// How often the pipeline should [`purge`](Self::purge).
+    fn purge_interval(&self) -> Duration;
 }

@@ -201,7 +201,7 @@ impl Record {
         Step::unchanged(repeated)
     }
 
-    /// See [`Store::redrive`](super::Store::redrive).
+    /// See [`StoreAdmin::redrive`](super::StoreAdmin::redrive).
     pub fn redrive(&mut self, at: Moment, request: &RedriveRequest) -> Step<Redrive> {
         if self.is_expired(at.now) {
             return Step::unchanged(Redrive::NotDead);
@@ -225,7 +225,7 @@ impl Record {
         }
     }
 
-    /// See [`Store::forget`](super::Store::forget). Afterwards [`is_nothing`](Self::is_nothing): remove the record, and
+    /// See [`StoreAdmin::forget`](super::StoreAdmin::forget). Afterwards [`is_nothing`](Self::is_nothing): remove the record, and
     /// raise the [`Moment::fence_floor`] of later batches to its fence.
     pub fn forget(&mut self, at: Moment) -> Step<bool> {
         if self.is_expired(at.now) {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::faults::{FaultPlan, Operation};
 use super::process::Process;
 use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
-use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
+use crate::delivery::{Delivery, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::SourceHealth;
 
@@ -61,10 +61,6 @@ impl<C: Consumer + Sync> Consumer for FaultyConsumer<C> {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(FaultyAcker { inner: self.inner.acker(), plan: Arc::clone(&self.plan) })
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        self.inner.settle_queue()
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

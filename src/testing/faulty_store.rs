@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{Key, Scope};
 use crate::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
-    Renewal, SharedCommit, Store, StoreCapabilities, TransactionalStore,
+    Expiring, FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
+    RenewRequest, Renewal, SharedCommit, Store, StoreAdmin, StoreCapabilities, TransactionalStore,
 };
 
 /// Wraps a store and lets calls fail, hang, come late or lose their reply, by a seed or as a test asks: see
@@ -26,7 +26,7 @@ use crate::store::{
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use onceward::testing::{Fault, FaultyStore, Operation};
-/// use onceward::{MemoryStore, Scope, Store};
+/// use onceward::{MemoryStore, Scope, StoreAdmin};
 /// let store = FaultyStore::new(MemoryStore::new());
 /// store.next(Operation::Stats, Fault::Refused);
 /// let scope = Scope::parse("billing").unwrap();
@@ -180,6 +180,13 @@ impl<S: Store> Store for FaultyStore<S> {
         self.batch(Operation::Release, &sound, self.inner.release(scope, &sound.items)).await
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        self.inner.expiring().map(|_| self as &dyn Expiring)
+    }
+}
+
+#[async_trait]
+impl<S: StoreAdmin> StoreAdmin for FaultyStore<S> {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         let sound = self.sound(batch, |item| item.key);
         self.batch(Operation::Redrive, &sound, self.inner.redrive(scope, &sound.items)).await
@@ -201,17 +208,29 @@ impl<S: Store> Store for FaultyStore<S> {
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         self.single(Operation::Stats, self.inner.stats(scope)).await
     }
+}
 
+#[async_trait]
+impl<S: Store> Expiring for FaultyStore<S> {
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        self.single(Operation::Purge, self.inner.purge(limit)).await
+        let purge = async {
+            match self.inner.expiring() {
+                Some(expiring) => expiring.purge(limit).await,
+                None => Ok(0),
+            }
+        };
+        self.single(Operation::Purge, purge).await
     }
 
     async fn expiry_lag(&self) -> Result<Duration, Error> {
-        self.inner.expiry_lag().await
+        match self.inner.expiring() {
+            Some(expiring) => expiring.expiry_lag().await,
+            None => Ok(Duration::ZERO),
+        }
     }
 
-    fn purge_interval(&self) -> Option<Duration> {
-        self.inner.purge_interval()
+    fn purge_interval(&self) -> Duration {
+        self.inner.expiring().map_or(Duration::MAX, Expiring::purge_interval)
     }
 }
 

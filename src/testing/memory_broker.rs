@@ -15,7 +15,7 @@ pub use self::habits::Habits;
 use self::window::{Unsettled, Window};
 
 use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
-use crate::delivery::{Delivery, SettleQueue, Settlement, Tag};
+use crate::delivery::{Delivery, Settlement, Tag};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageBuilder, Position};
 
@@ -103,7 +103,7 @@ impl MemoryBroker {
     pub fn consumer(&self) -> MemoryConsumer {
         let mut state = self.0.lock();
         state.consumers += 1;
-        MemoryConsumer { broker: self.clone(), number: state.consumers, queue: SettleQueue::new() }
+        MemoryConsumer { broker: self.clone(), number: state.consumers }
     }
 
     /// Breaks all connections: everything unsettled comes again, and old tags settle nothing.
@@ -204,7 +204,6 @@ impl State {
 pub struct MemoryConsumer {
     broker: MemoryBroker,
     number: u64,
-    queue: Arc<SettleQueue>,
 }
 
 impl MemoryConsumer {
@@ -243,7 +242,7 @@ impl MemoryConsumer {
             let tag = Tag { epoch, number };
             let until = habits.visibility.map(|visibility| now + visibility);
             state.unsettled.push(Unsettled { message: message.clone(), consumer: self.number, until });
-            batch.push(Delivery { message, receipt: self.queue.receipt(tag) });
+            batch.push(Delivery { message, tag });
         }
         if batch.is_empty() && habits.finite {
             let may_come_back =
@@ -270,10 +269,6 @@ impl Consumer for MemoryConsumer {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(self.broker.clone())
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.queue)
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

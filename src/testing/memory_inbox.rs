@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -11,8 +10,9 @@ use crate::error::Error;
 use crate::key::{Key, Scope};
 use crate::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, MemoryStore, Redrive, RedriveRequest,
-    RenewRequest, Renewal, SharedCommit, Store, StoreCapabilities, TransactionalStore,
+    Expiring, FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, MemoryStore, Redrive,
+    RedriveRequest, RenewRequest, Renewal, SharedCommit, Store, StoreAdmin, StoreCapabilities,
+    TransactionalStore,
 };
 
 /// A [`MemoryStore`] with a list of effects beside it, both written in one step: what an inbox table is to a database.
@@ -190,6 +190,13 @@ impl Store for MemoryInbox {
         self.store.release(scope, batch).await
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        self.store.expiring()
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for MemoryInbox {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         self.store.redrive(scope, batch).await
     }
@@ -209,22 +216,12 @@ impl Store for MemoryInbox {
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         self.store.stats(scope).await
     }
-
-    async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        self.store.purge(limit).await
-    }
-
-    async fn expiry_lag(&self) -> Result<Duration, Error> {
-        self.store.expiry_lag().await
-    }
-
-    fn purge_interval(&self) -> Option<Duration> {
-        self.store.purge_interval()
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::testing::store::{StoreHarness, Timing, TransactionalHarness};
 

@@ -9,7 +9,7 @@ use onceward::store::{
     Renewal,
 };
 use onceward::testing::{MemoryInbox, MemoryPublisher, MemoryTransaction};
-use onceward::{Error, Key, Outgoing, Publisher, Scope, Store, TransactionalStore};
+use onceward::{Error, Key, Outgoing, Publisher, Scope, Store, StoreAdmin, TransactionalStore};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {

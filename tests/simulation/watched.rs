@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
-    FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
-    RenewRequest, Renewal, SharedCommit, StoreCapabilities,
+    Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
+    RenewRequest, Renewal, SharedCommit, StoreAdmin, StoreCapabilities,
 };
 use onceward::testing::{MemoryBroker, MemoryConsumer, MemoryInbox, MemoryPublisher, MemoryTransaction};
 use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, FlowControl, Key, Notice, Scope, SettleQueue, Settled,
-    Settlement, Store, Tag, TransactionalStore,
+    Acker, Capabilities, Consumer, Delivery, Error, FlowControl, Key, Notice, Scope, Settled, Settlement,
+    Store, Tag, TransactionalStore,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -106,6 +105,13 @@ impl Store for WatchedStore {
         answers
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        self.inner.inbox.expiring()
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for WatchedStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Answers<Redrive> {
         self.inner.inbox.redrive(scope, batch).await
     }
@@ -124,14 +130,6 @@ impl Store for WatchedStore {
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         self.inner.inbox.stats(scope).await
-    }
-
-    async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        self.inner.inbox.purge(limit).await
-    }
-
-    fn purge_interval(&self) -> Option<Duration> {
-        self.inner.inbox.purge_interval()
     }
 }
 
@@ -225,18 +223,14 @@ impl Consumer for WatchedConsumer {
         Arc::new(WatchedAcker { broker: self.broker.clone(), books: Arc::clone(&self.books) })
     }
 
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        self.inner.settle_queue()
-    }
-
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         let received = self.inner.receive().await?;
         let mut tags = Vec::new();
         for delivery in received.iter().flatten() {
             let id = String::from_utf8_lossy(delivery.message.payload()).into_owned();
-            self.books.witness.trace(self.books.worker, "received", (&id, delivery.receipt.tag()));
-            self.books.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(delivery.receipt.tag(), id);
-            tags.push((delivery.receipt.tag(), Settlement::Ack));
+            self.books.witness.trace(self.books.worker, "received", (&id, delivery.tag));
+            self.books.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(delivery.tag, id);
+            tags.push((delivery.tag, Settlement::Ack));
         }
         if self.bug == Some(Bug::AcksOnReceive) {
             self.acker().settle(&tags).await;

@@ -11,7 +11,7 @@ use onceward::testing::{
 };
 use onceward::{
     DeadLetters, Error, Key, KeyExtractor, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
-    Store, Summary, handler_fn, tx_handler,
+    StoreAdmin, Summary, handler_fn, tx_handler,
 };
 use onceward_test_support::ledger::Produced;
 use tokio::task::JoinHandle;

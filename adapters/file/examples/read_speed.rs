@@ -34,16 +34,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let started = Instant::now();
         let mut consumer =
             FileConsumer::open(config, Scope::parse("speed")?, Arc::new(MemoryStore::new())).await?;
-        let (acker, queue) = (consumer.acker(), consumer.settle_queue());
+        let acker = consumer.acker();
+        let (sender, mut batches) = tokio::sync::mpsc::unbounded_channel::<Vec<_>>();
         let settler = tokio::spawn(async move {
             let mut settled = 0;
             while settled < count {
-                let batch = queue.next().await;
+                let Some(batch) = batches.recv().await else { break };
                 settled += acker.settle(&batch).await.len();
             }
         });
         while let Some(batch) = consumer.receive().await? {
-            batch.into_iter().for_each(|delivery| delivery.receipt.settle(onceward::Settlement::Ack));
+            let acks = batch.iter().map(|delivery| (delivery.tag, onceward::Settlement::Ack));
+            sender.send(acks.collect())?;
         }
         settler.await?;
         let seconds = started.elapsed().as_secs_f64();

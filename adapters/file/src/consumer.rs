@@ -7,9 +7,7 @@ use std::thread;
 
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
-use onceward::{
-    Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Scope, SettleQueue,
-};
+use onceward::{Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Scope};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -36,7 +34,6 @@ pub struct FileConsumer {
     capabilities: Capabilities,
     shared: Arc<ProgressHandle>,
     health: Arc<SourceHealth>,
-    queue: Arc<SettleQueue>,
     events: mpsc::Receiver<Event>,
     at_end: Arc<AtomicBool>,
     /// What was read and not yet delivered.
@@ -172,7 +169,6 @@ impl FileConsumer {
             capabilities,
             shared,
             health: Arc::default(),
-            queue: SettleQueue::new(),
             events,
             at_end,
             ready: None,
@@ -200,7 +196,7 @@ impl FileConsumer {
             match message {
                 Some(message) => {
                     if let Some(tag) = progress.deliver_again(waiting.mark) {
-                        deliveries.push(Delivery { message, receipt: self.queue.receipt(tag) });
+                        deliveries.push(Delivery { message, tag });
                     }
                 }
                 None => {
@@ -225,7 +221,7 @@ impl FileConsumer {
             .into_iter()
             .map(|line| {
                 let tag = progress.deliver(line.mark, line.unfinished, &line.message);
-                Delivery { message: line.message, receipt: self.queue.receipt(tag) }
+                Delivery { message: line.message, tag }
             })
             .collect();
         progress.read_to(batch.to);
@@ -263,10 +259,6 @@ impl Consumer for FileConsumer {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(FileAcker { shared: Arc::clone(&self.shared) })
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.queue)
     }
 
     /// Waits for the next lines. At the end of a finite source it waits until every delivery is settled, since any of

@@ -80,6 +80,9 @@ mod progress;
 mod publisher;
 mod reader;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use config::{FileConfig, Format};
 pub use consumer::FileConsumer;
 pub use file_source::check_content;

@@ -66,7 +66,7 @@ async fn a_save_that_fails_is_reported_and_may_be_repeated() {
     let checkpoints = Checkpoints::new();
     let mut consumer = open(&path, &checkpoints).await;
     let deliveries = receive(&mut consumer, 2).await;
-    let items: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let items: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     checkpoints.failing.store(true, Ordering::SeqCst);
     for result in consumer.acker().settle(&items).await {
         assert!(result.unwrap_err().is_retryable());
@@ -105,7 +105,7 @@ async fn a_retried_line_comes_again_in_the_same_run_after_its_delay() {
     let mut consumer = open(&path, &checkpoints).await;
     let mut deliveries = receive(&mut consumer, 3).await;
     let two = deliveries.remove(1);
-    let (first, after) = (two.receipt.tag(), Duration::from_millis(300));
+    let (first, after) = (two.tag, Duration::from_millis(300));
     settle(&consumer, vec![two], Settlement::Retry { after }).await;
     ack(&consumer, deliveries).await;
     assert_eq!(checkpoints.offset(), 4);
@@ -116,8 +116,8 @@ async fn a_retried_line_comes_again_in_the_same_run_after_its_delay() {
     assert_eq!(texts(&batch), ["two"]);
     assert!(batch[0].message.is_redelivered());
     assert_eq!(batch[0].message.position().unwrap().offset, 4);
-    assert_ne!(batch[0].receipt.tag(), first, "a delivery has a receipt of its own");
-    // The receipt of the first delivery settles nothing any more.
+    assert_ne!(batch[0].tag, first, "a delivery has a tag of its own");
+    // The tag of the first delivery settles nothing any more.
     let stale = consumer.acker().settle(&[(first, Settlement::Ack)]).await;
     assert_eq!(stale[0].as_ref().unwrap(), &Settled::TooLate);
     assert_eq!(checkpoints.offset(), 4);
@@ -150,7 +150,7 @@ async fn a_finite_file_ends_only_when_every_delivery_is_settled() {
     let mut consumer = open(&path, &Checkpoints::new()).await;
     let deliveries = receive(&mut consumer, 1).await;
     let acker = consumer.acker();
-    let tag = deliveries[0].receipt.tag();
+    let tag = deliveries[0].tag;
     let end = tokio::spawn(async move { consumer.receive().await });
     assert!(!end.is_finished());
     let results = acker.settle(&[(tag, Settlement::Ack)]).await;
@@ -166,14 +166,10 @@ async fn an_abandoned_line_comes_again_if_the_run_goes_on_and_else_with_the_next
     let mut deliveries = receive(&mut consumer, 2).await;
     let two = deliveries.split_off(1);
     ack(&consumer, deliveries).await;
-    drop(two);
-    let abandoned = consumer.settle_queue().take();
-    consumer.acker().settle(&abandoned).await;
+    settle(&consumer, two, Settlement::Abandon).await;
     let again = receive(&mut consumer, 1).await;
     assert_eq!(texts(&again), ["two"]);
-    drop(again);
-    let abandoned = consumer.settle_queue().take();
-    consumer.acker().settle(&abandoned).await;
+    settle(&consumer, again, Settlement::Abandon).await;
     consumer.close().await.unwrap();
     run_to_end(&path, &checkpoints, &["two"]).await;
 }
@@ -187,7 +183,7 @@ async fn a_settlement_after_the_consumer_is_gone_is_too_late_and_moves_nothing()
     let acker = consumer.acker();
     drop(consumer);
     run_to_end(&path, &checkpoints, &["one", "two"]).await;
-    let results = acker.settle(&[(late[0].receipt.tag(), Settlement::Ack)]).await;
+    let results = acker.settle(&[(late[0].tag, Settlement::Ack)]).await;
     assert_eq!(results[0].as_ref().unwrap(), &Settled::TooLate);
     assert_eq!(checkpoints.offset(), 8);
 }

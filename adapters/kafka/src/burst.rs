@@ -84,8 +84,6 @@ impl Burst {
 
 #[cfg(test)]
 mod tests {
-    use onceward::SettleQueue;
-
     use super::*;
     use crate::assignment::Begin;
     use crate::config::TopicConfig;
@@ -111,7 +109,7 @@ mod tests {
 
         /// How many deliveries there are.
         fn delivered(&self) -> usize {
-            self.0.take(&SettleQueue::new()).map_or(0, |deliveries| deliveries.len())
+            self.0.take().map_or(0, |deliveries| deliveries.len())
         }
     }
 

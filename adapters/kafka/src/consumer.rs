@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
-use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice, SettleQueue,
-};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -49,7 +47,6 @@ pub struct KafkaConsumer {
     pub(crate) shared: Arc<Shared>,
     retention: Option<Duration>,
     waiting: Option<Arc<Waiting>>,
-    settle_queue: Arc<SettleQueue>,
 }
 
 impl KafkaConsumer {
@@ -104,7 +101,7 @@ impl KafkaConsumer {
         let (asked, asking, names) = (client.clone(), context.clone(), topics.names.clone());
         let shared = task::blocking(move || start(client, context, topics, from_end, starts)).await??;
         // From here on dropping this future leaves the group.
-        let mut consumer = Self { shared, retention: None, waiting, settle_queue: SettleQueue::new() };
+        let mut consumer = Self { shared, retention: None, waiting };
         consumer.retention = facts::retention(&asked, asking, &names).await;
         Ok(consumer)
     }
@@ -197,16 +194,12 @@ impl Consumer for KafkaConsumer {
         Arc::new(KafkaAcker { shared: Arc::clone(&self.shared), waiting: self.waiting.clone() })
     }
 
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
-    }
-
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
             if let Some(error) = self.shared.take_error() {
                 return Err(error);
             }
-            let next = match self.shared.take(&self.settle_queue) {
+            let next = match self.shared.take() {
                 Ok(deliveries) => return Ok(Some(deliveries)),
                 Err(next) => next,
             };
@@ -334,7 +327,7 @@ mod tests {
         let config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
         let mut consumer = KafkaConsumer::open(config).await.unwrap();
         let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
-        let tag = received.unwrap().unwrap().remove(0).receipt.tag();
+        let tag = received.unwrap().unwrap().remove(0).tag;
         consumer.acker().settle(&[(tag, onceward::Settlement::Ack)]).await;
         let confirmed = || consumer.shared.lock().assigned.values().any(|own| own.confirmed == Some(1));
         let waited = async {

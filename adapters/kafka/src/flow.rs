@@ -28,7 +28,7 @@ impl FlowControl for Flow {
 
 #[cfg(test)]
 mod tests {
-    use onceward::{Message, SettleQueue, Settlement, Tag};
+    use onceward::{Message, Settlement, Tag};
 
     use super::*;
     use crate::assignment::Begin;
@@ -55,8 +55,8 @@ mod tests {
 
     /// The epochs of what is handed out.
     fn taken(shared: &Shared) -> Vec<Tag> {
-        let deliveries = shared.take(&SettleQueue::new()).unwrap_or_default();
-        deliveries.iter().map(|delivery| delivery.receipt.tag()).collect()
+        let deliveries = shared.take().unwrap_or_default();
+        deliveries.iter().map(|delivery| delivery.tag).collect()
     }
 
     #[test]

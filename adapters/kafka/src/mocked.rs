@@ -141,12 +141,12 @@ async fn a_doubt_that_is_not_confirmed_is_withdrawn() {
     let stage = Stage::new(1, 1);
     stage.send(0, "first");
     let mut consumer = KafkaConsumer::open(stage.config()).await.unwrap();
-    let epoch = take(&mut consumer).await[0].receipt.tag().epoch;
+    let epoch = take(&mut consumer).await[0].tag.epoch;
     consumer.shared.suspect(epoch, true);
     until("it is looked at", || !consumer.shared.lock().assigned[&epoch].suspect).await;
     stage.send(0, "second");
     let second = take(&mut consumer).await;
-    assert_eq!((text(&second[0]), second[0].receipt.tag().epoch), ("second".to_owned(), epoch));
+    assert_eq!((text(&second[0]), second[0].tag.epoch), ("second".to_owned(), epoch));
     assert_eq!(consumer.health().unwrap().resets(), 0);
     consumer.close().await.unwrap();
 }
@@ -166,7 +166,7 @@ async fn a_revocation_without_a_coordinator_does_not_stop_the_thread_that_polls(
     let second = KafkaConsumer::open(stage.config()).await.unwrap();
     until("a partition is revoked", || first.shared.lock().leaving.is_some()).await;
     stage.cluster.broker_down(2).unwrap();
-    let acks: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let acks: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     first.acker().settle(&acks).await;
     until("it is given up", || first.shared.lock().leaving.is_none()).await;
     let answer = tokio::time::timeout(Duration::from_secs(10), first.is_idle()).await;

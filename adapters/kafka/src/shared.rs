@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use onceward::telemetry::SourceHealth;
-use onceward::{Delivery, Error, Notice, SettleQueue, Settled, Settlement, Tag};
+use onceward::{Delivery, Error, Notice, Settled, Settlement, Tag};
 use rdkafka::Offset;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -265,7 +265,7 @@ impl Shared {
     }
 
     /// What there is to deliver, the partitions in turn, or when to look again.
-    pub(crate) fn take(&self, queue: &Arc<SettleQueue>) -> Result<Vec<Delivery>, Option<Instant>> {
+    pub(crate) fn take(&self) -> Result<Vec<Delivery>, Option<Instant>> {
         let mut state = self.lock();
         let now = Instant::now();
         while let Some(due) = state.delayed.iter().position(|(at, _)| *at <= now) {
@@ -290,7 +290,7 @@ impl Shared {
                 *last_number += 1;
                 let tag = Tag { epoch, number: *last_number };
                 own.held.insert(tag.number, Held { offset, message: message.clone(), copying: false });
-                deliveries.push(Delivery { message, receipt: queue.receipt(tag) });
+                deliveries.push(Delivery { message, tag });
             }
             own.queued = !own.ready.is_empty();
             if own.queued {

@@ -12,7 +12,7 @@ use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy,
 use onceward::testing::{MemoryInbox, MemoryTransaction};
 use onceward::{
     Consumer, ErrorKind, Handled, HandlerError, Key, KeyExtractor, KeySource, MemoryStore, Message, Scope,
-    Store, tx_handler,
+    Store, StoreAdmin, tx_handler,
 };
 use onceward_kafka::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 use rdkafka::message::{Header, OwnedHeaders};

@@ -23,7 +23,7 @@ async fn lag_members_and_retention_are_told_without_joining_the_group() {
     until("both partitions are assigned", || consumer.assigned_partitions() == 2).await;
     assert_eq!(consumer.capabilities().retention, facts.retention);
     let taken = take(&mut consumer, 20).await;
-    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch[..15]).await;
     // Which 15 of the 20 is chance: only what is below the first open one of its partition is committed.
     consumer.acker().settle(&batch[15..]).await;

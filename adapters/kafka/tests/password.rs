@@ -70,7 +70,7 @@ async fn a_password_that_is_replaced_holds_for_the_next_connections() {
     publisher.publish(&letter("first")).await.remove(0).unwrap();
     let first = take(&mut consumer, 1).await;
     assert_eq!(text(&first[0]), "first");
-    consumer.acker().settle(&[(first[0].receipt.tag(), Settlement::Ack)]).await;
+    consumer.acker().settle(&[(first[0].tag, Settlement::Ack)]).await;
     topic.wait_committed(&[1]).await;
 
     // A password that the broker refuses: what is connected stays, and what connects anew is refused.

@@ -38,7 +38,7 @@ async fn what_is_taken_away_waits_and_is_committed(strategy: &str, expected: [i6
         assert_eq!(second.assigned_partitions(), 0, "it was given away with messages in flight");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let tags: Vec<_> = held.iter().map(|delivery| delivery.receipt.tag()).collect();
+    let tags: Vec<_> = held.iter().map(|delivery| delivery.tag).collect();
     assert_eq!(ack(&first, &tags).await, vec![Settled::Done; 20]);
     until("the second member has a partition", || second.assigned_partitions() == 1).await;
     let mut committed = topic.committed().await;
@@ -72,7 +72,7 @@ async fn what_outlasts_the_drain_is_too_late_and_comes_to_the_next_owner() {
     for delivery in &held {
         let moved = again.contains(&text(delivery));
         let expected = if moved { Settled::TooLate } else { Settled::Done };
-        assert_eq!(ack(&first, &[delivery.receipt.tag()]).await, [expected]);
+        assert_eq!(ack(&first, &[delivery.tag]).await, [expected]);
     }
     assert_eq!(again.len(), 10);
     first.close().await.unwrap();
@@ -96,17 +96,17 @@ async fn a_partition_that_leaves_is_announced_and_commits_of_the_others_do_not_w
     let second = KafkaConsumer::open(second).await.unwrap();
     let notice = tokio::time::timeout(LIMIT, notices.recv()).await.unwrap().unwrap();
     let onceward::Notice::Leaving { epoch } = notice else { panic!("{notice:?}") };
-    let leaving: Vec<_> = held.extract_if(.., |own| own.receipt.tag().epoch == epoch).collect();
+    let leaving: Vec<_> = held.extract_if(.., |own| own.tag.epoch == epoch).collect();
     assert_eq!((leaving.len(), held.len()), (10, 10));
     let stays = usize::try_from(held[0].message.position().unwrap().partition).unwrap();
     // While it drains the other partition goes on: what is in hand is settled, and committed.
     for (number, own) in held.iter().enumerate() {
-        assert_eq!(ack(&first, &[own.receipt.tag()]).await, [Settled::Done]);
+        assert_eq!(ack(&first, &[own.tag]).await, [Settled::Done]);
         until_committed(&topic, stays, i64::try_from(number).unwrap() + 1).await;
     }
     assert_eq!(second.assigned_partitions(), 0, "it was given away with messages in flight");
     // Given back without a run: the other member has it at once.
-    let back: Vec<_> = leaving.iter().map(|own| (own.receipt.tag(), Settlement::Abandon)).collect();
+    let back: Vec<_> = leaving.iter().map(|own| (own.tag, Settlement::Abandon)).collect();
     assert!(first.acker().settle(&back).await.iter().all(|own| matches!(own, Ok(Settled::Done))));
     until("the second member has a partition", || second.assigned_partitions() == 1).await;
     topic.send(i32::try_from(stays).unwrap(), None, Some("late")).await;
@@ -171,7 +171,7 @@ async fn a_partition_that_comes_is_read_though_commits_are_answered_late_and_nev
     while !seen {
         assert!(Instant::now() < end && !held.is_empty(), "the partition that came is not read");
         let next = held.remove(0);
-        assert_eq!(ack(&first, &[next.receipt.tag()]).await, [Settled::Done]);
+        assert_eq!(ack(&first, &[next.tag]).await, [Settled::Done]);
         let received = tokio::time::timeout(Duration::from_millis(8), first.receive()).await;
         let taken = received.map(|received| received.unwrap().unwrap()).unwrap_or_default();
         seen = taken.iter().any(|own| own.message.position().unwrap().partition != stays);
@@ -193,7 +193,7 @@ async fn member(topic: Arc<Topic>, effects: Effects, go: Arc<AtomicBool>, orderl
         let Ok(received) = received else { continue };
         for delivery in received.unwrap().unwrap() {
             *effects.lock().unwrap().entry(text(&delivery)).or_default() += 1;
-            let tag = delivery.receipt.tag();
+            let tag = delivery.tag;
             ack(&consumer, &[tag]).await;
             tokio::time::sleep(Duration::from_micros(200)).await;
         }

@@ -12,7 +12,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use support::{Topic, take, text, transact, until};
 
 async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::Delivery]) {
-    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     let results = consumer.acker().settle(&batch).await;
     assert!(results.iter().all(|result| matches!(result, Ok(Settled::Done))), "{results:?}");
 }
@@ -67,7 +67,7 @@ async fn what_is_retried_comes_again_in_place_and_holds_the_offset() {
     let mut consumer = topic.open().await;
     let taken = take(&mut consumer, 5).await;
     let retry = Settlement::Retry { after: Duration::ZERO };
-    let batch: Vec<_> = [4, 1, 2].map(|index: usize| (taken[index].receipt.tag(), retry)).into();
+    let batch: Vec<_> = [4, 1, 2].map(|index: usize| (taken[index].tag, retry)).into();
     consumer.acker().settle(&batch).await;
     let again = take(&mut consumer, 3).await;
     assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["0:1", "0:2", "0:4"]);
@@ -203,7 +203,7 @@ async fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
     .await
     .unwrap();
     // Whether the assignment outlived the restart is the group's affair: what was not committed comes again then.
-    let batch: Vec<_> = before.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = before.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await;
     topic.fill(100).await;
     let mut seen: std::collections::BTreeSet<_> = before.iter().map(text).collect();
@@ -213,7 +213,7 @@ async fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
         let new = taken.iter().map(|delivery| delivery.message.position().unwrap().clone());
         offsets.extend(new.filter(|position| position.offset >= 100));
         seen.extend(taken.iter().map(text));
-        let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+        let batch: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Ack)).collect();
         consumer.acker().settle(&batch).await;
     }
     assert_eq!(seen.len(), 200);

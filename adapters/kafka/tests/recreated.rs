@@ -16,7 +16,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use support::{LIMIT, Topic, create, take, text, until};
 
 async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
-    let batch: Vec<_> = deliveries.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = deliveries.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
@@ -218,7 +218,7 @@ async fn records_that_retention_removed_before_they_were_read_are_counted() {
 
     // While the pipeline wanted nothing of the partition.
     let flow = consumer.flow().unwrap();
-    let epoch = rest[0].receipt.tag().epoch;
+    let epoch = rest[0].tag.epoch;
     flow.pause(epoch);
     // The client takes that in with its next poll.
     tokio::time::sleep(Duration::from_millis(300)).await;

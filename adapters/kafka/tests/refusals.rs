@@ -23,7 +23,7 @@ fn cluster(brokers: i32) -> (MockCluster<'static, DefaultProducerContext>, Topic
 }
 
 async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
-    let batch: Vec<_> = deliveries.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = deliveries.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 

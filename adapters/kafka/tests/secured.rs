@@ -161,7 +161,7 @@ async fn passes(secured: &Secured, way: (String, Properties)) {
     for settlement in [Settlement::Retry { after: Duration::from_secs(1) }, Settlement::Ack] {
         let taken = take(&mut consumer, 1).await;
         assert_eq!(text(&taken[0]), "sealed");
-        consumer.acker().settle(&[(taken[0].receipt.tag(), settlement)]).await;
+        consumer.acker().settle(&[(taken[0].tag, settlement)]).await;
     }
     topic.wait_committed(&[1]).await;
     assert_eq!(config.topic_facts(&retry).await.unwrap().records, 1);
@@ -208,7 +208,7 @@ async fn tokens_of_the_users_context_let_a_consumer_in_and_one_that_is_late_ends
     let tokens = Tokens::default();
     let mut consumer = KafkaConsumer::from_client_config(client, tokens.clone(), topics).await.unwrap();
     let taken = take(&mut consumer, 10).await;
-    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await;
     topic.wait_committed(&[10]).await;
     // The client that looks past what no consumer is given has a token as well.

@@ -21,7 +21,7 @@ async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, Strin
 }
 
 async fn settle(consumer: &KafkaConsumer, delivery: &Delivery, settlement: Settlement) {
-    let settled = consumer.acker().settle(&[(delivery.receipt.tag(), settlement)]).await;
+    let settled = consumer.acker().settle(&[(delivery.tag, settlement)]).await;
     assert!(matches!(settled[..], [Ok(Settled::Done)]), "{settled:?}");
 }
 
@@ -92,7 +92,7 @@ async fn copies_that_wait_do_not_stop_what_is_due() {
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     let taken = take(&mut consumer, 50).await;
     let after = Duration::from_secs(4);
-    let batch: Vec<_> = taken.iter().map(|own| (own.receipt.tag(), Settlement::Retry { after })).collect();
+    let batch: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Retry { after })).collect();
     assert!(consumer.acker().settle(&batch).await.iter().all(Result::is_ok));
     let began = Instant::now();
     topic.wait_committed(&[50]).await;
@@ -122,8 +122,8 @@ async fn a_retry_topic_that_does_not_answer_holds_up_its_own_records_only() {
     gone.delete().await;
     // One settle call with both: it does not wait for the copy.
     let after = Duration::from_secs(1);
-    let retried = [19, 18].map(|index: usize| (taken[index].receipt.tag(), Settlement::Retry { after }));
-    let acked = taken[..18].iter().map(|own| (own.receipt.tag(), Settlement::Ack));
+    let retried = [19, 18].map(|index: usize| (taken[index].tag, Settlement::Retry { after }));
+    let acked = taken[..18].iter().map(|own| (own.tag, Settlement::Ack));
     let batch: Vec<_> = retried.into_iter().chain(acked).collect();
     let settled = consumer.acker().settle(&batch).await;
     assert!(settled.iter().all(|own| matches!(own, Ok(Settled::Done))), "{settled:?}");
@@ -134,7 +134,7 @@ async fn a_retry_topic_that_does_not_answer_holds_up_its_own_records_only() {
     // Not confirmed: they wait in the process, and run from there.
     let again = take(&mut consumer, 2).await;
     assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["0:18", "0:19"]);
-    let acks: Vec<_> = again.iter().map(|own| (own.receipt.tag(), Settlement::Ack)).collect();
+    let acks: Vec<_> = again.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&acks).await;
     topic.wait_committed(&[20]).await;
     consumer.close().await.unwrap();

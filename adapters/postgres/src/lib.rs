@@ -51,6 +51,9 @@ mod store;
 mod tls;
 mod transaction;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use config::{PgConfig, PgOptions};
 pub use connection::PgConn;
 pub use endpoint::{PasswordSource, PgEndpoint};

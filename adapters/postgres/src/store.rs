@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onceward::store::transition::{Moment, Record, Step};
 use onceward::store::{
-    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest,
-    Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest, Renewal,
-    StoreCapabilities,
+    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Expiring,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::Connection as _;
@@ -257,6 +257,13 @@ impl Store for PgStore {
         self.call(scope, batch, |lease| lease.key, Record::release, true).await
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for PgStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         self.call(scope, batch, |request| request.key, Record::redrive, true).await
     }
@@ -276,7 +283,10 @@ impl Store for PgStore {
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         inspect::stats(self.sessions(), scope).await
     }
+}
 
+#[async_trait]
+impl Expiring for PgStore {
     /// One worker purges at a time: for the others this returns 0. Locked rows are skipped.
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         purge::purge(self.sessions(), limit).await
@@ -286,7 +296,7 @@ impl Store for PgStore {
         purge::lag(self.sessions()).await
     }
 
-    fn purge_interval(&self) -> Option<Duration> {
-        Some(Duration::from_secs(30))
+    fn purge_interval(&self) -> Duration {
+        Duration::from_secs(30)
     }
 }

@@ -8,7 +8,7 @@ mod support;
 use onceward::outbox::{Relay, RelayConfig};
 use onceward::store::{Claim, Commit, Completion, FailRequest, Failure, TransactionalStore};
 use onceward::testing::MemoryPublisher;
-use onceward::{Outgoing, Store};
+use onceward::{Expiring, Outgoing, Store, StoreAdmin};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use std::sync::Arc;

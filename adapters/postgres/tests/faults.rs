@@ -9,7 +9,7 @@ use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion, Entropy, KeyState, Lease,
     TransactionalStore,
 };
-use onceward::{Key, Scope, Store};
+use onceward::{Key, Scope, Store, StoreAdmin};
 use onceward_postgres::{PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::proxy::Proxy;

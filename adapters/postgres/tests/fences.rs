@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, Entropy};
-use onceward::{Key, Scope, Store};
+use onceward::{Expiring, Key, Scope, Store, StoreAdmin};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};

@@ -17,7 +17,7 @@ use onceward::store::{
     TransactionalStore,
 };
 use onceward::testing::MemoryPublisher;
-use onceward::{Checkpoint, CheckpointStore, Outgoing, Store};
+use onceward::{Checkpoint, CheckpointStore, Expiring, Outgoing, Store, StoreAdmin};
 use onceward_postgres::{EffectOutcome, PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::releases::MAJORS;

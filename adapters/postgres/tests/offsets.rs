@@ -12,7 +12,7 @@ use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState, LogPartition, MarkRequest,
     MarkedCommit, Ownership, PositionStore, TransactionalStore,
 };
-use onceward::{Key, Scope, Store};
+use onceward::{Key, Scope, Store, StoreAdmin};
 use onceward_postgres::{PgConfig, PgConn, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::AssertSqlSafe;

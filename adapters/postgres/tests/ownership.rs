@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use onceward::store::AdviceLevel;
-use onceward::{Error, ErrorKind, Outgoing, Store};
+use onceward::{Error, ErrorKind, Expiring, Outgoing, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};

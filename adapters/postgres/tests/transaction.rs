@@ -7,7 +7,7 @@ use std::time::Duration;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Entropy, KeyState, TransactionalStore,
 };
-use onceward::{Error, ErrorKind, Key, Scope, Store};
+use onceward::{Error, ErrorKind, Key, Scope, Store, StoreAdmin};
 use onceward_postgres::{PgOptions, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};

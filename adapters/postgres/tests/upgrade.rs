@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use onceward::outbox::{Relay, RelayConfig};
 use onceward::testing::MemoryPublisher;
-use onceward::{KEY_FORMAT, Store};
+use onceward::{Expiring, KEY_FORMAT, Store};
 use onceward_migrations::POSTGRES;
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 use lapin::{Channel, Connection};
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, Tag};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -35,7 +35,6 @@ pub struct RabbitConsumer {
     queue: QueueConfig,
     origin: Arc<str>,
     acker: RabbitAcker,
-    settle_queue: Arc<SettleQueue>,
     link: Option<Link>,
     /// Since when there is a link, and how many before it were short-lived, one after the other.
     attached_at: Instant,
@@ -136,7 +135,6 @@ impl RabbitConsumer {
             origin: queue.name.as_str().into(),
             acker,
             again,
-            settle_queue: SettleQueue::new(),
             link: None,
             attached_at: Instant::now(),
             short_lives: 0,
@@ -246,7 +244,7 @@ impl RabbitConsumer {
             let mended = link.mended.take(link.channel.id(), delivery.delivery_tag);
             let message = message::from(delivery, Arc::clone(&self.origin), mended, &self.queue.own_headers);
             self.acker.keep(tag, &message, since);
-            Delivery { message, receipt: self.settle_queue.receipt(tag) }
+            Delivery { message, tag }
         };
         taken.into_iter().map(of).collect()
     }
@@ -280,10 +278,6 @@ impl Consumer for RabbitConsumer {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(self.acker.clone())
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
@@ -329,8 +323,7 @@ impl Consumer for RabbitConsumer {
                 Next::Again((tag, message)) => {
                     // What waited on a channel that is gone was delivered again by the broker.
                     if self.acker.is_current(tag) {
-                        let receipt = self.settle_queue.receipt(tag);
-                        return Ok(Some(vec![Delivery { message, receipt }]));
+                        return Ok(Some(vec![Delivery { message, tag }]));
                     }
                     continue;
                 }

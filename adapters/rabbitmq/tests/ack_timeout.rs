@@ -44,10 +44,7 @@ async fn settle(consumer: &RabbitConsumer, tags: &[Tag], settlement: Settlement)
 
 async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
     let deliveries = take(consumer, count).await;
-    let told = deliveries.iter().map(|delivery| (delivery.receipt.tag(), text(delivery))).unzip();
-    drop(deliveries);
-    consumer.settle_queue().take();
-    told
+    deliveries.iter().map(|delivery| (delivery.tag, text(delivery))).unzip()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,11 +71,10 @@ async fn what_is_held_beyond_the_timeout_is_given_back_alone_and_keeps_its_deliv
                 tokio::select! {
                     _ = &mut stop => return texts,
                     received = consumer.receive() => {
-                        for delivery in received.unwrap().unwrap() {
-                            texts.push(text(&delivery));
-                            delivery.receipt.settle(Settlement::Ack);
-                        }
-                        let batch = consumer.settle_queue().take();
+                        let deliveries = received.unwrap().unwrap();
+                        texts.extend(deliveries.iter().map(text));
+                        let batch: Vec<_> =
+                            deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
                         consumer.acker().settle(&batch).await;
                     }
                 }

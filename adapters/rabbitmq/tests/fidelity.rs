@@ -190,11 +190,11 @@ async fn a_message_with_every_type_is_the_same_after_a_wait_queue_and_a_dead_let
     config.queue.own_headers = own();
     let mut consumer = RabbitConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
-    let first = delivery.receipt.tag();
-    delivery.receipt.settle(Settlement::Retry { after: Duration::from_millis(100) });
-    consumer.acker().settle(&consumer.settle_queue().take()).await;
+    let first = delivery.tag;
+    let retry = Settlement::Retry { after: Duration::from_millis(100) };
+    consumer.acker().settle(&[(first, retry)]).await;
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
-    assert_ne!(delivery.receipt.tag(), first, "it waited in this process");
+    assert_ne!(delivery.tag, first, "it waited in this process");
     assert!(delivery.message.header("x-death").is_some(), "it did not come from a wait queue");
     let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
     let headers = delivery.message.headers().map(|(name, value)| (name.to_owned(), value.clone()));

@@ -16,11 +16,9 @@ async fn shared() -> &'static RabbitMq {
     tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
 }
 
-/// Takes `count` deliveries, forgets their receipts and answers their texts.
+/// Takes `count` deliveries and returns their texts.
 async fn taken(consumer: &mut RabbitConsumer, count: usize) -> Vec<String> {
-    let texts = take(consumer, count).await.iter().map(text).collect();
-    consumer.settle_queue().take();
-    texts
+    take(consumer, count).await.iter().map(text).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

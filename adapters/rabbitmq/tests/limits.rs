@@ -102,13 +102,12 @@ async fn the_rights_that_are_documented_are_enough_and_missing_ones_are_named() 
     assert_eq!(admin.drain(&dead).await.len(), 1);
     let mut consumer = RabbitConsumer::open(waiting).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
-    let first = delivery.receipt.tag();
-    delivery.receipt.settle(Settlement::Retry { after: Duration::from_millis(100) });
-    assert!(consumer.acker().settle(&consumer.settle_queue().take()).await[0].is_ok());
+    let first = delivery.tag;
+    let retry = Settlement::Retry { after: Duration::from_millis(100) };
+    assert!(consumer.acker().settle(&[(first, retry)]).await[0].is_ok());
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     // Through the broker: on the wire it is another delivery.
-    assert_eq!((first.number, delivery.receipt.tag().number), (1, 2));
-    delivery.receipt.settle(Settlement::Ack);
-    assert!(consumer.acker().settle(&consumer.settle_queue().take()).await[0].is_ok());
+    assert_eq!((first.number, delivery.tag.number), (1, 2));
+    assert!(consumer.acker().settle(&[(delivery.tag, Settlement::Ack)]).await[0].is_ok());
     until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;
 }

@@ -200,8 +200,7 @@ async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() 
         }
     }
     let deliveries = support::take(&mut consumer, 11).await;
-    deliveries.into_iter().for_each(|delivery| delivery.receipt.settle(onceward::Settlement::Ack));
-    let batch = onceward::Consumer::settle_queue(&consumer).take();
+    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, onceward::Settlement::Ack)).collect();
     let acker = onceward::Consumer::acker(&consumer);
     assert!(acker.settle(&batch).await.iter().all(Result::is_ok));
 

@@ -33,13 +33,10 @@ async fn settle(consumer: &RabbitConsumer, tags: &[Tag], settlement: Settlement)
     }
 }
 
-/// Takes `count` deliveries, forgets their receipts and answers their tags and texts.
+/// Takes `count` deliveries and returns their tags and texts.
 async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
     let deliveries = take(consumer, count).await;
-    let told = deliveries.iter().map(|delivery| (delivery.receipt.tag(), text(delivery))).unzip();
-    drop(deliveries);
-    consumer.settle_queue().take();
-    told
+    deliveries.iter().map(|delivery| (delivery.tag, text(delivery))).unzip()
 }
 
 async fn depth_becomes(broker: &RabbitMq, queue: &str, depth: (u64, u64)) {
@@ -68,12 +65,11 @@ async fn a_message_waits_in_the_broker_and_comes_back_as_it_was_but_not_earlier(
             settle(&consumer, &tags, Settlement::Retry { after: DELAY }).await;
             assert_eq!(consumer.is_idle().await, Some(false));
             let delivery = take(&mut consumer, 1).await.pop().unwrap();
-            assert_ne!(wire(delivery.receipt.tag()), wire(tags[0]), "it waited here");
+            assert_ne!(wire(delivery.tag), wire(tags[0]), "it waited here");
             assert!(sent.elapsed() >= DELAY, "it came after {:?}", sent.elapsed());
             assert_eq!(delivery.message.id(), Some(&b"1"[..]));
-            delivery.receipt.settle(Settlement::Retry { after: Duration::ZERO });
-            let batch = consumer.settle_queue().take();
-            consumer.acker().settle(&batch).await;
+            let retry = Settlement::Retry { after: Duration::ZERO };
+            consumer.acker().settle(&[(delivery.tag, retry)]).await;
         }
         let (tags, _) = taken(&mut consumer, 1).await;
         settle(&consumer, &tags, Settlement::Ack).await;
@@ -150,7 +146,7 @@ async fn a_wait_queue_that_was_deleted_makes_messages_wait_here_and_is_declared_
     let (again, texts) = taken(&mut consumer, 1).await;
     // Held, not given back to the broker: the same delivery, which uses up no delivery limit.
     assert_eq!((wire(again[0]), &texts[0][..]), (wire(tags[0]), "1"));
-    // A receipt of its own: the old one says nothing any more.
+    // A tag of its own: the old one settles nothing any more.
     assert_ne!(again, tags);
     settle(&consumer, &tags, Settlement::Ack).await;
     assert!(sent.elapsed() >= DELAY, "it came after {:?}", sent.elapsed());

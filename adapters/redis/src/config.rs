@@ -273,7 +273,7 @@ impl RedisConfig {
         self
     }
 
-    /// How many Redis keys, of whatever owner, [`list`](onceward::Store::list) and [`stats`](onceward::Store::stats)
+    /// How many Redis keys, of whatever owner, [`list`](onceward::StoreAdmin::list) and [`stats`](onceward::StoreAdmin::stats)
     /// may go through before they give up. 10 million unless told.
     #[must_use]
     pub fn scan_limit(mut self, limit: u64) -> Self {

@@ -44,11 +44,11 @@
 //! come to 113 and 145 by reckoning.) The short forms keep no owner token: the fence, given out once, tells the claim. And
 //! without a fingerprint, the age of a completion is rounded up by at most a tenth of its handler's run.
 //!
-//! After [`forget`](onceward::Store::forget) the fence stays for as long as the record would have lived, so that it goes
+//! After [`forget`](onceward::StoreAdmin::forget) the fence stays for as long as the record would have lived, so that it goes
 //! on growing even if the server's clock is set back; after the TTL it grows with the clock.
 //!
 //! # Lists and statistics
-//! Redis has no index of keys. [`list`](onceward::Store::list) and [`stats`](onceward::Store::stats) walk over the names
+//! Redis has no index of keys. [`list`](onceward::StoreAdmin::list) and [`stats`](onceward::StoreAdmin::stats) walk over the names
 //! of **all** Redis keys of all primaries with `SCAN`, 1,000 at a step, and give up after
 //! [`scan_limit`](RedisConfig::scan_limit). Keys that come or go meanwhile may be missed; while Redis resizes its table a
 //! key may be counted twice. They are for people, not for each message.
@@ -81,6 +81,9 @@ mod scan;
 mod script;
 mod store;
 mod wire;
+
+#[cfg(feature = "plugin")]
+pub mod plugin;
 
 pub use config::RedisConfig;
 pub use store::RedisStore;

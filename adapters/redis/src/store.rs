@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest,
     Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest, Renewal,
-    StoreCapabilities,
+    StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 
@@ -88,7 +88,10 @@ impl Store for RedisStore {
     async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>> {
         self.caller.ask(scope, &[], batch).await
     }
+}
 
+#[async_trait]
+impl StoreAdmin for RedisStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         self.caller.ask(scope, &[], batch).await
     }
@@ -108,10 +111,5 @@ impl Store for RedisStore {
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         self.caller.stats(scope).await
-    }
-
-    /// Redis removes what has expired by itself: always 0.
-    async fn purge(&self, _limit: u32) -> Result<u64, Error> {
-        Ok(0)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use onceward::store::{Claim, KeyState, ListQuery};
-use onceward::{ErrorKind, Store};
+use onceward::{ErrorKind, Store, StoreAdmin};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
 use support::{assert_completed, claim, key, request, scope, slot, terms, work_through};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, Completion};
-use onceward::{ErrorKind, Store};
+use onceward::{ErrorKind, Store, StoreAdmin};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::redis::Redis;

@@ -4,7 +4,7 @@
 mod support;
 
 use onceward::store::{AdviceLevel, Completion};
-use onceward::{Error, ErrorKind, Store};
+use onceward::{Error, ErrorKind, Store, StoreAdmin};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
 use onceward_test_servers::telling::all_told;

@@ -12,7 +12,7 @@ use onceward::store::{
     BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, FailRequest, Failure, KeyRecord,
     Lease, OwnerToken, Reason, RedriveRequest, RenewRequest,
 };
-use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store};
+use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store, StoreAdmin};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
 

@@ -7,7 +7,7 @@
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let directory = tempfile::tempdir()?;
 //! # let path = directory.path().join("onceward.db");
-//! use onceward::{Key, Scope, Store};
+//! use onceward::{Key, Scope, StoreAdmin};
 //! use onceward_sqlite::{SqliteConfig, SqliteStore};
 //!
 //! let store = SqliteStore::open(SqliteConfig::new(path)).await?;
@@ -34,6 +34,9 @@ mod sql_handler;
 mod store;
 mod transaction;
 mod writer;
+
+#[cfg(feature = "plugin")]
+pub mod plugin;
 
 pub use clock::Clock;
 pub use config::SqliteConfig;

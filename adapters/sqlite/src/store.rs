@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onceward::store::transition::Record;
 use onceward::store::{
-    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest,
-    Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest, Renewal,
-    StoreCapabilities,
+    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Expiring,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -225,6 +225,13 @@ impl Store for SqliteStore {
         self.writer().call(scope, batch.to_vec(), key, |record, at, lease| record.release(at, lease)).await
     }
 
+    fn expiring(&self) -> Option<&dyn Expiring> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl StoreAdmin for SqliteStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
         let key = |request: &RedriveRequest| request.key;
         self.writer()
@@ -247,13 +254,16 @@ impl Store for SqliteStore {
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
         inspect::stats(self, scope).await
     }
+}
 
+#[async_trait]
+impl Expiring for SqliteStore {
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         purge::purge(self.writer().clone(), limit).await
     }
 
-    fn purge_interval(&self) -> Option<Duration> {
-        Some(Duration::from_secs(30))
+    fn purge_interval(&self) -> Duration {
+        Duration::from_secs(30)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, RenewRequest, Renewal};
-use onceward::{Key, Scope, Store};
+use onceward::{Key, Scope, Store, StoreAdmin};
 use onceward_sqlite::{Clock, SqliteConfig, SqliteStore};
 
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -9,7 +9,7 @@ use onceward::store::{
     AdviceLevel, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion, Entropy, Lease,
     TransactionalStore,
 };
-use onceward::{ErrorKind, Key, Scope, Store};
+use onceward::{ErrorKind, Expiring, Key, Scope, Store, StoreAdmin};
 use onceward_sqlite::{SqliteConfig, SqliteStore};
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, SettleQueue, Tag};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Tag};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,6 @@ pub struct SqsConsumer {
     origin: Arc<str>,
     acker: SqsAcker,
     health: Arc<SourceHealth>,
-    settle_queue: Arc<SettleQueue>,
     batches: mpsc::Receiver<Batch>,
     /// Ends the receives and the heartbeat of what is buffered.
     stopping: CancellationToken,
@@ -100,8 +99,7 @@ impl SqsConsumer {
         let watch = watch_lag(client.clone(), Arc::clone(&queue), Arc::clone(&health));
         tokio::spawn(stopping.clone().run_until_cancelled_owned(watch));
         let origin = queue.url.as_str().into();
-        let settle_queue = SettleQueue::new();
-        Ok(Self { client, queue, facts, origin, acker, health, settle_queue, batches, stopping })
+        Ok(Self { client, queue, facts, origin, acker, health, batches, stopping })
     }
 
     /// What SQS said of the queue when the consumer was opened.
@@ -112,9 +110,8 @@ impl SqsConsumer {
     fn deliver(&self, batch: Batch, deliveries: &mut Vec<Delivery>) {
         for (number, received) in batch {
             if self.acker.held().hand_over(number) {
-                let receipt = self.settle_queue.receipt(Tag { epoch: 0, number });
                 let message = message::from(received, Arc::clone(&self.origin), &self.queue);
-                deliveries.push(Delivery { message, receipt });
+                deliveries.push(Delivery { message, tag: Tag { epoch: 0, number } });
             }
         }
     }
@@ -153,10 +150,6 @@ impl Consumer for SqsConsumer {
 
     fn acker(&self) -> Arc<dyn Acker> {
         Arc::new(self.acker.clone())
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        Arc::clone(&self.settle_queue)
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use onceward::testing::broker::BrokerHarness;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, SettleQueue};
+use onceward::{Acker, Capabilities, Consumer, Delivery, Error};
 use onceward_sqs::SqsConsumer;
 use onceward_test_servers::elasticmq::ElasticMq;
 
@@ -51,10 +51,6 @@ impl Consumer for AcrossGroups {
 
     fn acker(&self) -> Arc<dyn Acker> {
         self.0.acker()
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        self.0.settle_queue()
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
@@ -108,7 +104,7 @@ mod fifo {
         a_dropped_receive_loses_no_delivery,
     }
     onceward::broker_conformance_tests! { SqsHarness::new("ordered.fifo").await; deliveries:
-        every_delivery_carries_a_receipt_of_its_own,
+        every_delivery_has_a_tag_of_its_own,
         an_ordered_source_keeps_the_order,
         a_position_is_a_messages_own_and_stays,
         a_source_ends_if_it_says_so,
@@ -117,11 +113,10 @@ mod fifo {
         what_was_acked_does_not_come_again,
     }
     onceward::broker_conformance_tests! { SqsHarness::new("ordered.fifo").await; settlements:
-        a_receipt_leaves_its_settlement_in_the_queue,
         a_batch_is_settled_in_any_order,
         an_empty_batch_has_no_results,
         one_foreign_item_fails_alone_and_settles_nothing,
-        a_retried_message_comes_again_with_another_receipt,
+        a_retried_message_comes_again_with_another_tag,
         a_delayed_retry_keeps_its_delay,
         an_abandoned_message_is_given_back,
         a_late_settlement_is_answered,

@@ -93,7 +93,7 @@ async fn what_fails_of_a_batch_is_asked_for_again_within_the_same_settlement() {
     fake.fill(bodies(10));
     let mut consumer = SqsConsumer::from_client(fake.client(), patient(&fake)).await.unwrap();
     let deliveries = consumer.receive().await.unwrap().unwrap();
-    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     let answers = consumer.acker().settle(&batch).await;
     assert_eq!(batch.len(), 10);
     assert!(answers.iter().all(|answer| matches!(answer, Ok(Settled::Done))), "{answers:?}");
@@ -313,7 +313,7 @@ async fn what_waits_to_be_delivered_stays_invisible() {
     while counts.len() < 40 {
         for delivery in consumer.receive().await.unwrap().unwrap() {
             counts.push(delivery.message.header("sqs-receive-count").unwrap().to_vec());
-            acker.settle(&[(delivery.receipt.tag(), Settlement::Ack)]).await;
+            acker.settle(&[(delivery.tag, Settlement::Ack)]).await;
         }
     }
     assert_eq!(counts, vec![b"1".to_vec(); 40]);

@@ -36,7 +36,7 @@ async fn deletes_that_always_fail_are_asked_for_ever_less_often_and_done_once_th
     let (acker, mut tags) = (consumer.acker(), Vec::new());
     while tags.len() < 20 {
         let deliveries = consumer.receive().await.unwrap().unwrap();
-        tags.extend(deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)));
+        tags.extend(deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)));
     }
     // As the pipeline repeats them, only faster.
     let started = Instant::now();
@@ -67,7 +67,7 @@ async fn a_delete_that_sqs_refuses_for_another_reason_than_the_handle_is_an_erro
     fake.fill(bodies(10));
     let mut consumer = SqsConsumer::from_client(fake.client(), patient(&fake)).await.unwrap();
     let deliveries = consumer.receive().await.unwrap().unwrap();
-    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Ack)).collect();
+    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     let answers = consumer.acker().settle(&batch).await;
     let errors = answers.iter().filter(|answer| answer.is_err()).count();
     assert!(

@@ -45,7 +45,7 @@ use crate::message::{Message, MessageBuilder};
 use crate::own_headers::OwnHeaders;
 use crate::retry::{Backoff, Jitter, RetryPolicy};
 use crate::store::{
-    Claim, ClaimRequest, ClaimTerms, Entropy, KeyRecord, KeyState, Lease, MemoryStore, Store,
+    Claim, ClaimRequest, ClaimTerms, Entropy, KeyRecord, KeyState, Lease, MemoryStore, Store, StoreAdmin,
 };
 use crate::telemetry::{Counter, Counters};
 use crate::testing::{

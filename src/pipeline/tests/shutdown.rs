@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 
 use super::*;
 use crate::consumer::{Acker, Consumer, FlowControl};
-use crate::delivery::{Delivery, SettleQueue};
+use crate::delivery::Delivery;
 use crate::pipeline::config::Ordering;
 use crate::testing::{Fault, Operation};
 
@@ -298,10 +298,6 @@ impl<C: Consumer + Sync> Consumer for Broken<C> {
 
     fn acker(&self) -> Arc<dyn Acker> {
         self.inner.acker()
-    }
-
-    fn settle_queue(&self) -> Arc<SettleQueue> {
-        self.inner.settle_queue()
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {

@@ -31,7 +31,7 @@ pub(super) fn sorted(mut texts: Vec<String>) -> Vec<String> {
 }
 
 pub(super) fn tags(deliveries: &[Delivery]) -> Vec<Tag> {
-    deliveries.iter().map(|delivery| delivery.receipt.tag()).collect()
+    deliveries.iter().map(|delivery| delivery.tag).collect()
 }
 
 impl<C: Consumer> Case<C> {
@@ -120,10 +120,4 @@ impl<C: Consumer> Case<C> {
 
 pub(super) fn is_done(result: &Result<Settled, Error>) -> bool {
     matches!(result, Ok(Settled::Done))
-}
-
-/// Forgets receipts without settling them by drop, as a killed process does.
-pub(super) fn forget<C: Consumer>(case: &Case<C>, deliveries: Vec<Delivery>) {
-    drop(deliveries);
-    case.consumer.settle_queue().take();
 }

@@ -8,7 +8,7 @@ macro_rules! broker_conformance {
     ($harness:expr) => {
         $crate::broker_conformance_tests! { $harness; deliveries:
             every_published_message_is_delivered,
-            every_delivery_carries_a_receipt_of_its_own,
+            every_delivery_has_a_tag_of_its_own,
             an_ordered_source_keeps_the_order,
             a_position_is_a_messages_own_and_stays,
             a_source_ends_if_it_says_so,
@@ -18,11 +18,10 @@ macro_rules! broker_conformance {
             what_was_acked_does_not_come_again,
         }
         $crate::broker_conformance_tests! { $harness; settlements:
-            a_receipt_leaves_its_settlement_in_the_queue,
             a_batch_is_settled_in_any_order,
             an_empty_batch_has_no_results,
             one_foreign_item_fails_alone_and_settles_nothing,
-            a_retried_message_comes_again_with_another_receipt,
+            a_retried_message_comes_again_with_another_tag,
             a_delayed_retry_keeps_its_delay,
             an_abandoned_message_is_given_back,
             a_late_settlement_is_answered,

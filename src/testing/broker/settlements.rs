@@ -1,27 +1,16 @@
-//! Checks of [`Acker`](crate::Acker) and of receipts: how deliveries are settled.
+//! Checks of [`Acker`](crate::adapter::Acker): how deliveries are settled.
 
 use std::time::Duration;
 
 use super::BrokerHarness;
-use super::case::{Case, forget, is_done, payloads, sorted, tags, texts};
+use super::case::{Case, is_done, payloads, sorted, tags, texts};
 use crate::consumer::Consumer;
 use crate::delivery::{Settlement, Tag};
-
-/// A receipt leaves its settlement, and a dropped one `Abandon`, in the consumer's settle queue.
-pub async fn a_receipt_leaves_its_settlement_in_the_queue<H: BrokerHarness>(harness: &H) {
-    let (case, mut deliveries) = Case::with(harness, 2).await;
-    let tags = tags(&deliveries);
-    drop(deliveries.pop());
-    deliveries.into_iter().for_each(|delivery| delivery.receipt.settle(Settlement::Ack));
-    let queue = case.consumer.settle_queue();
-    assert_eq!(queue.take(), [(tags[1], Settlement::Abandon), (tags[0], Settlement::Ack)]);
-}
 
 /// Items of one batch may be settled in any order, and each has its result.
 pub async fn a_batch_is_settled_in_any_order<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 30).await;
     let mut tags = tags(&deliveries);
-    forget(&case, deliveries);
     tags.reverse();
     tags.rotate_left(7);
     case.settle(&tags, Settlement::Ack).await;
@@ -39,7 +28,6 @@ pub async fn an_empty_batch_has_no_results<H: BrokerHarness>(harness: &H) {
 pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 3).await;
     let own = tags(&deliveries);
-    forget(&case, deliveries);
     let foreign = Tag { epoch: u64::MAX, number: u64::MAX };
     let batch = [own[0], foreign, own[2]].map(|tag| (tag, Settlement::Ack));
     let results = case.consumer.acker().settle(&batch).await;
@@ -49,20 +37,18 @@ pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
 }
 
-/// A retried message is delivered again by the same consumer, with another receipt.
-pub async fn a_retried_message_comes_again_with_another_receipt<H: BrokerHarness>(harness: &H) {
+/// A retried message is delivered again by the same consumer, with another tag.
+pub async fn a_retried_message_comes_again_with_another_tag<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 5).await;
     let tags = tags(&deliveries);
     let retried = texts(&deliveries)[2].clone();
-    forget(&case, deliveries);
     let mut batch: Vec<_> = tags.iter().map(|tag| (*tag, Settlement::Ack)).collect();
     batch[2].1 = Settlement::Retry { after: Duration::ZERO };
     case.settle_batch(&batch).await;
     let again = case.take(1).await;
     assert_eq!(texts(&again), [retried]);
-    assert!(!tags.contains(&again[0].receipt.tag()), "the receipt is not its own");
-    case.settle(&[again[0].receipt.tag()], Settlement::Ack).await;
-    forget(&case, again);
+    assert!(!tags.contains(&again[0].tag), "the tag is not its own");
+    case.settle(&[again[0].tag], Settlement::Ack).await;
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
 }
 
@@ -72,8 +58,7 @@ pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
     if !case.consumer.capabilities().delayed_retry {
         return;
     }
-    let (tag, after) = (deliveries[0].receipt.tag(), harness.quiet() * 3);
-    forget(&case, deliveries);
+    let (tag, after) = (deliveries[0].tag, harness.quiet() * 3);
     let retried = tokio::time::Instant::now();
     case.settle(&[tag], Settlement::Retry { after }).await;
     case.take(1).await;
@@ -84,10 +69,7 @@ pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
 /// An abandoned message is delivered again, at the latest after the consumer was reopened.
 pub async fn an_abandoned_message_is_given_back<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 4).await;
-    drop(deliveries);
-    let abandoned = case.consumer.settle_queue().take();
-    assert_eq!(abandoned.len(), 4);
-    case.settle_batch(&abandoned).await;
+    case.settle(&tags(&deliveries), Settlement::Abandon).await;
     case.close().await;
     let mut case = Case::open(harness).await;
     assert_eq!(sorted(texts(&case.take(4).await)), sorted(payloads(4)));
@@ -98,7 +80,6 @@ pub async fn a_late_settlement_is_answered<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 3).await;
     let acker = case.consumer.acker();
     let batch: Vec<_> = tags(&deliveries).into_iter().map(|tag| (tag, Settlement::Ack)).collect();
-    forget(&case, deliveries);
     drop(case);
     let answered = tokio::time::timeout(harness.patience(), acker.settle(&batch)).await;
     assert_eq!(answered.map(|results| results.len()).ok(), Some(3), "a late settlement hangs");
@@ -117,5 +98,4 @@ pub async fn an_extended_delivery_stays_ours<H: BrokerHarness>(harness: &H) {
     }
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
     case.settle(&tags, Settlement::Ack).await;
-    forget(&case, deliveries);
 }

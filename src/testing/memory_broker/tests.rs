@@ -23,7 +23,7 @@ async fn a_dropped_consumer_gives_back_its_own_deliveries_where_they_stood() {
     let again = second.receive().await.unwrap().unwrap();
     assert_eq!(payloads(&again), [b"a", b"b"]);
     // Late settlements of the dropped consumer are answered, and settle nothing.
-    let late = broker.settle(&[(taken[0].receipt.tag(), Settlement::Ack)]).await;
+    let late = broker.settle(&[(taken[0].tag, Settlement::Ack)]).await;
     assert_eq!(late[0].as_ref().ok(), Some(&Settled::TooLate));
     assert_eq!((broker.acked(), broker.depth()), (0, 3));
 }
@@ -33,7 +33,7 @@ async fn messages_given_back_one_by_one_keep_their_order() {
     let broker = three();
     let mut consumer = broker.consumer();
     let taken = consumer.receive().await.unwrap().unwrap();
-    let batch: Vec<_> = taken.iter().map(|delivery| (delivery.receipt.tag(), Settlement::Abandon)).collect();
+    let batch: Vec<_> = taken.iter().map(|delivery| (delivery.tag, Settlement::Abandon)).collect();
     broker.settle(&batch[..1]).await;
     broker.settle(&batch[1..]).await;
     let again = consumer.receive().await.unwrap().unwrap();
@@ -51,12 +51,12 @@ async fn a_partition_that_left_comes_back_under_another_epoch_with_what_was_not_
     assert_eq!(payloads(&taken), [b"a", b"b", b"c"]);
     broker.leave(1, 0);
     broker.publish_to(0, Message::builder("d"));
-    broker.settle(&[(taken[0].receipt.tag(), Settlement::Ack)]).await;
+    broker.settle(&[(taken[0].tag, Settlement::Ack)]).await;
     broker.assign(1, 0);
     let again = consumer.receive().await.unwrap().unwrap();
     assert_eq!(payloads(&again), [b"c", b"d"]);
-    assert_ne!(again[0].receipt.tag().epoch, taken[2].receipt.tag().epoch);
-    let acks = [&taken[2], &taken[1]].map(|delivery| (delivery.receipt.tag(), Settlement::Ack));
+    assert_ne!(again[0].tag.epoch, taken[2].tag.epoch);
+    let acks = [&taken[2], &taken[1]].map(|delivery| (delivery.tag, Settlement::Ack));
     let answers: Vec<_> = broker.settle(&acks).await.into_iter().map(Result::ok).collect();
     assert_eq!(answers, [Some(Settled::TooLate), Some(Settled::Done)]);
     // What has not left is not assigned again.

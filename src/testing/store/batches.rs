@@ -5,7 +5,7 @@ use super::case::{Case, all};
 use crate::key::{Fingerprint, Key};
 use crate::store::{
     Burial, BuryRequest, Claim, ClaimRequest, CompleteRequest, Completion, FailRequest, Failure, KeyState,
-    Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal, Store,
+    Lease, Reason, Redrive, RedriveRequest, RenewRequest, Renewal, Store, StoreAdmin,
 };
 
 /// An empty batch has no answers.

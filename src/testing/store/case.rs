@@ -9,7 +9,7 @@ use crate::key::{Fingerprint, Key, Scope};
 use crate::store::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Entropy,
     Exhausted, FailRequest, Failure, KeyRecord, KeyState, Lease, OwnerToken, Reason, Redrive, RedriveRequest,
-    RenewRequest, Renewal, Store,
+    RenewRequest, Renewal, Store, StoreAdmin,
 };
 
 /// Some stores tell time in milliseconds, and round.

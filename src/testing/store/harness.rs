@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::checkpoint::CheckpointStore;
-use crate::store::{MemoryStore, Store, TransactionalStore};
+use crate::store::{MemoryStore, StoreAdmin, TransactionalStore};
 
 /// The durations the checks work with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Timing {
 #[async_trait]
 pub trait StoreHarness: Send + Sync {
     /// The store.
-    type Store: Store;
+    type Store: StoreAdmin;
 
     /// A handle to the harness's data. Two handles are two workers: as far apart as the store allows.
     async fn store(&self) -> Self::Store;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use onceward::retry::RetryPolicy;
 use onceward::store::PositionStore;
-use onceward::{Acker, Consumer, Delivery, Error, ErrorKind, Scope, SettleQueue, Settlement, TxHandler};
+use onceward::{Acker, Consumer, Delivery, Error, ErrorKind, Scope, Settlement, Tag, TxHandler};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -128,8 +128,7 @@ impl KafkaEffects {
         let marker = config.keys.clone().map(Marker::new);
         let lane = Lane { owners, handler, config, marker, publisher, shutdown: stopping.clone() };
         let lane = Arc::new(lane);
-        let mut settling =
-            Settling { acker: consumer.acker(), queue: consumer.settle_queue(), summary: Default::default() };
+        let mut settling = Settling { acker: consumer.acker(), summary: EffectsSummary::default() };
         let (mut queues, mut under_way) = (Queues::default(), JoinSet::new());
         let bytes = lane.config.source.topics.buffer_bytes;
         let flow = consumer.flow();
@@ -137,7 +136,7 @@ impl KafkaEffects {
         let mut again_at = Instant::now();
         let ended = loop {
             for part in queues.start() {
-                let is_leaving = |delivery: &Delivery| consumer.is_leaving(delivery.receipt.tag().epoch);
+                let is_leaving = |delivery: &Delivery| consumer.is_leaving(delivery.tag.epoch);
                 if part.first().is_some_and(is_leaving) {
                     // The rebalance waits for what is under way, and need not wait for more.
                     settling.part(&mut queues, vec![End::Left; part.len()], part).await;
@@ -166,7 +165,7 @@ impl KafkaEffects {
                     if queues.have_room(ENOUGH, bytes) => received,
             };
             match received {
-                Ok(Some(deliveries)) => settling.left(queues.push(deliveries)).await,
+                Ok(Some(deliveries)) => settling.settle(Vec::new(), queues.push(deliveries)).await,
                 Ok(None) => break Ok(()),
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(%error, "nothing is received; it is tried again");
@@ -206,11 +205,12 @@ impl Cleaning {
     fn start<S: PositionStore>(store: Arc<S>) -> Self {
         let clean = async move {
             // Stores that forget by themselves have no interval.
-            let Some(interval) = store.purge_interval() else { return };
+            let Some(expiring) = store.expiring() else { return };
+            let interval = expiring.purge_interval();
             loop {
                 tokio::time::sleep(interval).await;
                 loop {
-                    match store.purge(PURGE).await {
+                    match expiring.purge(PURGE).await {
                         Ok(removed) if removed >= u64::from(PURGE) => {}
                         Ok(_) => break,
                         Err(error) => {
@@ -242,14 +242,13 @@ async fn process<S: PositionStore, H: TxHandler<S>>(
 /// Acknowledges what is durable, and counts it.
 struct Settling {
     acker: Arc<dyn Acker>,
-    queue: Arc<SettleQueue>,
     summary: EffectsSummary,
 }
 
 impl Settling {
     async fn part(&mut self, queues: &mut Queues, ends: Vec<End>, part: Vec<Delivery>) {
-        let epoch = part.first().map(|delivery| delivery.receipt.tag().epoch);
-        let mut left = Vec::new();
+        let epoch = part.first().map(|delivery| delivery.tag.epoch);
+        let (mut settlements, mut left) = (Vec::with_capacity(part.len()), Vec::new());
         for (end, delivery) in ends.into_iter().zip(part) {
             let count = match end {
                 End::Done => &mut self.summary.records,
@@ -263,7 +262,7 @@ impl Settling {
                 }
             };
             *count += 1;
-            delivery.receipt.settle(Settlement::Ack);
+            settlements.push((delivery.tag, Settlement::Ack));
         }
         if let Some(epoch) = epoch {
             if !left.is_empty() {
@@ -271,15 +270,14 @@ impl Settling {
             }
             queues.ended(epoch);
         }
-        self.left(left).await;
+        self.settle(settlements, left).await;
     }
 
-    /// Their partition has another owner: for who has it now they are no longer in our hands.
-    async fn left(&self, left: Vec<Delivery>) {
-        for delivery in left {
-            delivery.receipt.settle(Settlement::Retry { after: Duration::from_secs(1) });
-        }
-        // Too late is well: the position is in the database.
-        let _ = self.acker.settle(&self.queue.take()).await;
+    /// Settles, and returns what is `left` undone: its partition has another owner.
+    async fn settle(&self, mut settlements: Vec<(Tag, Settlement)>, left: Vec<Delivery>) {
+        let retry = Settlement::Retry { after: Duration::from_secs(1) };
+        settlements.extend(left.iter().map(|delivery| (delivery.tag, retry)));
+        // A settlement that is too late does no harm: the position is in the database.
+        let _ = self.acker.settle(&settlements).await;
     }
 }

@@ -43,7 +43,7 @@ impl Queues {
     pub(super) fn push(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         let mut refused = Vec::new();
         for delivery in deliveries {
-            let queue = self.by_epoch.entry(delivery.receipt.tag().epoch).or_default();
+            let queue = self.by_epoch.entry(delivery.tag.epoch).or_default();
             if queue.closed {
                 refused.push(delivery);
             } else {
@@ -111,21 +111,18 @@ fn bytes(deliveries: &[Delivery]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use onceward::{Message, SettleQueue, Tag};
+    use onceward::{Message, Tag};
 
     use super::*;
 
     fn deliveries(epoch: u64, numbers: std::ops::Range<u64>) -> Vec<Delivery> {
-        let queue = SettleQueue::new();
-        let delivery = |number| Delivery {
-            message: Message::builder("four").build(),
-            receipt: queue.receipt(Tag { epoch, number }),
-        };
+        let delivery =
+            |number| Delivery { message: Message::builder("four").build(), tag: Tag { epoch, number } };
         numbers.map(delivery).collect()
     }
 
     fn numbers(parts: &[Vec<Delivery>]) -> Vec<Vec<u64>> {
-        let of = |part: &Vec<Delivery>| part.iter().map(|one| one.receipt.tag().number).collect();
+        let of = |part: &Vec<Delivery>| part.iter().map(|one| one.tag.number).collect();
         parts.iter().map(of).collect()
     }
 

@@ -9,8 +9,14 @@ use crate::output::Output;
 /// Removes expired records of all scopes of the store, and says how many.
 pub(super) async fn purge(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output) -> Result<Exit, Failure> {
     let store = &bench.store.store;
-    let expires_by_itself = store.purge_interval().is_none();
-    let removed = onceward::purge_expired(&**store).await.map_err(|error| commands::failure(&error))?;
+    let expiring = store.expiring();
+    let expires_by_itself = expiring.is_none();
+    let removed = match expiring {
+        Some(expiring) => {
+            onceward::purge_expired(expiring).await.map_err(|error| commands::failure(&error))?
+        }
+        None => 0,
+    };
     if args.json {
         out.json(&serde_json::json!({ "removed": removed, "expires_by_itself": expires_by_itself }))?;
     } else if expires_by_itself {

@@ -1,0 +1,18 @@
+//! The contract between the pipeline and a broker or store adapter.
+//!
+//! A **broker adapter** implements [`Consumer`] and [`Acker`] for a source, and [`Publisher`] for a destination of dead
+//! letters, retries and outbox rows. A **store adapter** implements [`Store`]; [`StoreAdmin`] if an operator shall list
+//! and redrive its keys; [`Expiring`] if it does not expire records by itself; and [`TransactionalStore`] if handlers
+//! can write to the same database. The functions of [`transition`] are the protocol of one key, for stores that decide
+//! in this process.
+//!
+//! Each contract has a conformance suite in `onceward::testing` (feature `testing`). Programs that only run a pipeline
+//! need nothing of this module.
+
+pub use crate::checkpoint::{Checkpoint, CheckpointStore};
+pub use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
+pub use crate::delivery::{Delivery, Settlement, Tag};
+pub use crate::message::{Defect, Native};
+pub use crate::publisher::{Outgoing, Publisher};
+pub use crate::store::{Expiring, Store, StoreAdmin, TransactionalStore, transition};
+pub use crate::telemetry::{SourceHealth, SourceState};

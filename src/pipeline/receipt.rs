@@ -1,0 +1,101 @@
+//! The duty to settle a delivery exactly once: [`Receipt`], and the queue of settlements to be flushed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::delivery::{Settlement, Tag};
+
+/// The duty to settle one delivery, exactly once: settling takes the receipt, so that doing it twice does not compile.
+/// Dropping it enqueues [`Settlement::Abandon`]: the broker delivers the message again.
+#[must_use = "dropping a receipt gives the message back to the broker"]
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    tag: Tag,
+    queue: Option<Arc<SettleQueue>>,
+}
+
+impl Receipt {
+    /// Enqueues what the broker shall be told. It never waits; the acker flushes the queue in batches.
+    pub(crate) fn settle(mut self, settlement: Settlement) {
+        if let Some(queue) = self.queue.take() {
+            queue.push(self.tag, settlement);
+        }
+    }
+
+    /// The adapter's name for the delivery.
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.push(self.tag, Settlement::Abandon);
+        }
+    }
+}
+
+/// Where receipts leave their settlements and the pipeline's settle task takes them from, in batches.
+/// It is bounded by the deliveries in flight: each leaves one entry.
+#[derive(Debug, Default)]
+pub(crate) struct SettleQueue {
+    waiting: Mutex<Vec<(Tag, Settlement)>>,
+    arrived: Notify,
+}
+
+impl SettleQueue {
+    /// An empty queue.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// A receipt for the delivery `tag`. Called once for each delivery.
+    pub(crate) fn receipt(self: &Arc<Self>, tag: Tag) -> Receipt {
+        Receipt { tag, queue: Some(Arc::clone(self)) }
+    }
+
+    fn push(&self, tag: Tag, settlement: Settlement) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push((tag, settlement));
+        if waiting.len() == 1 {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Takes all settlements that wait; empty if there are none.
+    pub(crate) fn take(&self) -> Vec<(Tag, Settlement)> {
+        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until there is at least one settlement and takes all of them.
+    ///
+    /// # Cancel safety
+    /// A dropped call takes nothing.
+    pub(crate) async fn next(&self) -> Vec<(Tag, Settlement)> {
+        loop {
+            let taken = self.take();
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.arrived.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_leaves_its_settlement_in_the_queue_and_a_dropped_one_is_abandoned() {
+        let queue = SettleQueue::new();
+        let [first, second] = [1, 2].map(|number| Tag { epoch: 7, number });
+        let (settled, dropped) = (queue.receipt(first), queue.receipt(second));
+        drop(dropped);
+        settled.settle(Settlement::Ack);
+        assert_eq!(queue.take(), [(second, Settlement::Abandon), (first, Settlement::Ack)]);
+        assert_eq!(queue.take(), []);
+    }
+}
