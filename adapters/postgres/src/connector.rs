@@ -6,7 +6,7 @@ use onceward::{Error, ErrorKind};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgTypeInfo};
 
 use crate::config::{PgConfig, PgOptions};
-use crate::endpoint::PasswordSource;
+use crate::endpoint::PasswordProvider;
 use crate::error::store_error;
 use crate::pool::{Pool, Session, SessionOpener};
 
@@ -17,7 +17,7 @@ const MIN_OPEN_BUDGET: Duration = Duration::from_secs(30);
 pub(crate) struct Connector {
     pub(crate) options: PgOptions,
     connect: PgConnectOptions,
-    password: Option<PasswordSource>,
+    password: Option<PasswordProvider>,
 }
 
 impl Connector {
@@ -28,7 +28,7 @@ impl Connector {
     pub(crate) fn new(config: PgConfig) -> Result<Self, Error> {
         config.options.check()?;
         let connect = config.endpoint.connect_options()?;
-        Ok(Self { options: config.options, connect, password: config.endpoint.password_source })
+        Ok(Self { options: config.options, connect, password: config.endpoint.password_from })
     }
 
     /// Connects to the database of `pool`, as it does: the application has decided about TLS.

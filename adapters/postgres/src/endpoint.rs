@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use crate::tls::{self, TlsPolicy};
 
 /// Returns the password that is valid now. It may read a file.
-pub type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
+pub type PasswordProvider = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
 
 /// A Postgres database, and how to log in to it.
 ///
@@ -30,10 +30,10 @@ pub struct PgEndpoint {
     pub password: Option<String>,
     /// Called for the password of each new connection, so that a changed one is used without a restart; it takes precedence
     /// over [`password`](Self::password). While it fails, the last password it returned is used.
-    pub password_source: Option<PasswordSource>,
+    pub password_from: Option<PasswordProvider>,
     /// The certificates, in PEM, of the authorities that may have signed the server's. With them the server is verified:
     /// `verify-full`, unless the URL gives `sslmode=verify-ca`.
-    pub ca_pem: Option<Vec<u8>>,
+    pub ca: Option<Vec<u8>>,
     /// Connects as the URL says even where the password could be intercepted: to another host without TLS, or without
     /// verifying the server. For networks that nobody else can access. Default false.
     pub allow_plaintext: bool,
@@ -46,8 +46,8 @@ impl PgEndpoint {
             url: url.into(),
             username: None,
             password: None,
-            password_source: None,
-            ca_pem: None,
+            password_from: None,
+            ca: None,
             allow_plaintext: false,
         }
     }
@@ -75,7 +75,7 @@ impl PgEndpoint {
         if let Some(password) = &self.password {
             options = options.password(password);
         }
-        if let Some(pem) = &self.ca_pem {
+        if let Some(pem) = &self.ca {
             if !matches!(options.get_ssl_mode(), PgSslMode::VerifyCa) {
                 options = options.ssl_mode(PgSslMode::VerifyFull);
             }
@@ -90,8 +90,8 @@ impl PgEndpoint {
 impl fmt::Debug for PgEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PgEndpoint")
-            .field("password_source", &self.password_source.is_some())
-            .field("ca_pem", &self.ca_pem.is_some())
+            .field("password_from", &self.password_from.is_some())
+            .field("ca", &self.ca.is_some())
             .field("allow_plaintext", &self.allow_plaintext)
             .finish_non_exhaustive()
     }

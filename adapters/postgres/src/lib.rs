@@ -56,7 +56,7 @@ pub mod plugin;
 
 pub use config::{PgConfig, PgOptions};
 pub use connection::PgConn;
-pub use endpoint::{PasswordSource, PgEndpoint};
+pub use endpoint::{PasswordProvider, PgEndpoint};
 pub use error::handler_error;
 pub use outbox::PgOutbox;
 pub use sql_handler::PgSqlHandler;

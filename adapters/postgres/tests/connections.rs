@@ -101,7 +101,7 @@ async fn a_changed_password_is_used_by_every_kind_of_connection_without_a_restar
     let current = Arc::new(Mutex::new(Ok("one".to_owned())));
     let source = Arc::clone(&current);
     let mut config = PgConfig::new(&server.url("app"));
-    config.endpoint.password_source = Some(Arc::new(move || {
+    config.endpoint.password_from = Some(Arc::new(move || {
         let current = source.lock().unwrap().clone();
         current.map_err(|()| Error::new(ErrorKind::Config, "read the password", "the file is not there"))
     }));

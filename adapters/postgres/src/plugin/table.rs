@@ -65,10 +65,10 @@ impl PostgresTable {
             // Read for each new connection: it may have been replaced.
             let (path, table) = (context.resolve(file), context.table().to_owned());
             let source = move || Ok(password_in(&path, &table)?.expose().to_owned());
-            config.endpoint.password_source = Some(Arc::new(source));
+            config.endpoint.password_from = Some(Arc::new(source));
         }
         if let Some(file) = &self.ca_file {
-            config.endpoint.ca_pem = Some(certificates(context, "ca_file", file)?);
+            config.endpoint.ca = Some(certificates(context, "ca_file", file)?);
         }
         config.endpoint.allow_plaintext = self.allow_plaintext;
         // A little less than the limit of a call, so that the client's own error arrives first.

@@ -10,14 +10,14 @@ use sqlx::postgres::{PgConnectOptions, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
 use tokio::time::timeout;
 
-use crate::endpoint::PasswordSource;
+use crate::endpoint::PasswordProvider;
 use crate::guard::catch_panic;
 
 /// Opens sessions. Settings are made after connecting, since poolers reject most startup parameters.
 #[derive(Clone)]
 pub(crate) struct SessionOpener {
     options: PgConnectOptions,
-    password: Option<PasswordSource>,
+    password: Option<PasswordProvider>,
     /// The settings of each session: names and values.
     settings: Arc<[(&'static str, String)]>,
     /// Statements prepared while opening, so that their first use takes one round trip.
@@ -57,7 +57,7 @@ impl Drop for RegisteredPid {
 impl SessionOpener {
     pub(crate) fn new(
         options: PgConnectOptions,
-        password: Option<PasswordSource>,
+        password: Option<PasswordProvider>,
         settings: Vec<(&'static str, String)>,
         budget: Duration,
     ) -> Self {
