@@ -39,8 +39,8 @@ pub(crate) async fn redis(stage: &Stage, rounds: usize) {
 
 pub(crate) async fn postgres(stage: &Stage, rounds: usize) {
     let server = Postgres::start();
-    let config = PgConfig::from_url(&server.url("postgres")).unwrap();
-    with(stage, rounds, "postgres", Arc::new(PgStore::connect(config).await.unwrap())).await;
+    let config = PgConfig::new(&server.url("postgres"));
+    with(stage, rounds, "postgres", Arc::new(PgStore::open(config).await.unwrap())).await;
 }
 
 async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {

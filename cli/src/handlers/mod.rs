@@ -8,7 +8,7 @@
 //! | [`StdoutHandler`] | one line on standard output |
 //! | [`PublishHandler`] | one confirmed publish to another broker |
 //!
-//! A statement in the transaction of its completion is the handler of a store's own: `SqliteSqlHandler`, `PgSqlHandler`.
+//! `[handler.sql]`, a statement in the transaction of its completion, is executed by the store.
 //!
 //! Each is built from plain options, which the registry reads from the configuration. None of them settles, retries or
 //! deduplicates: the pipeline does.
