@@ -27,8 +27,9 @@ impl Database {
     async fn start() -> Self {
         let server = Postgres::start();
         server.sql("CREATE TABLE effects (id bytea NOT NULL, payload bytea NOT NULL)");
-        let config = PgConfig::from_url(&server.url("postgres")).unwrap().max_connections(10);
-        let store = Arc::new(PgStore::connect(config).await.unwrap());
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.max_connections = 10;
+        let store = Arc::new(PgStore::open(config).await.unwrap());
         let pool =
             PgPoolOptions::new().test_before_acquire(false).connect(&server.url("postgres")).await.unwrap();
         Self { store, pool, _server: server }

@@ -33,14 +33,14 @@ pub(crate) async fn memory(stage: &Stage, rounds: usize) {
 pub(crate) async fn redis(stage: &Stage, rounds: usize) {
     // Rewriting its file would be measured as well.
     let server = Redis::start_with(&["--auto-aof-rewrite-percentage", "0"]);
-    let store = Arc::new(RedisStore::new(&RedisConfig::from_url(&server.url()).unwrap()).unwrap());
+    let store = Arc::new(RedisStore::open(RedisConfig::new(server.url())).unwrap());
     with(stage, rounds, "redis", store).await;
 }
 
 pub(crate) async fn postgres(stage: &Stage, rounds: usize) {
     let server = Postgres::start();
-    let config = PgConfig::from_url(&server.url("postgres")).unwrap();
-    with(stage, rounds, "postgres", Arc::new(PgStore::connect(config).await.unwrap())).await;
+    let config = PgConfig::new(&server.url("postgres"));
+    with(stage, rounds, "postgres", Arc::new(PgStore::open(config).await.unwrap())).await;
 }
 
 async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {

@@ -65,7 +65,14 @@ async fn run(
     source.topics.drain_timeout = Some(Duration::from_secs(1));
     // Many small transactions: there is nearly always one to be killed in.
     source.topics.buffer_messages = 100;
-    let store = Arc::new(PgStore::connect(PgConfig::from_url(url)?.max_connections(10)).await?);
+    let store = Arc::new(
+        PgStore::open({
+            let mut config = PgConfig::new(url);
+            config.options.max_connections = 10;
+            config
+        })
+        .await?,
+    );
     let shutdown = CancellationToken::new();
     let told = shutdown.clone();
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Settles lines: what is acked moves the kept offset, what is to be retried comes again.
+//! Settles lines: acks advance the saved offset, retries schedule a redelivery.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::progress::ProgressHandle;
 
 /// The acker of a [`FileConsumer`](crate::FileConsumer).
 ///
-/// An acked line is noted; before `settle` answers, the offset before which every line is settled is saved, once for the
-/// whole batch. If that fails, the acks of the batch are answered with the error and may be repeated.
+/// Before `settle` returns, the offset before which every line is settled is saved, once for the whole batch. If that fails,
+/// the acks of the batch fail with the error, and may be repeated.
 pub(crate) struct FileAcker {
     pub(crate) shared: Arc<ProgressHandle>,
 }

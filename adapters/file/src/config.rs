@@ -1,4 +1,4 @@
-//! What a file source reads and how: [`FileConfig`].
+//! Configuration of a file source: [`FileConfig`].
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use onceward::{Error, OwnHeaders};
 
 use crate::error;
 
-/// How a line becomes a message.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -18,7 +18,7 @@ pub enum Format {
     Envelope,
 }
 
-/// What a [`FileConsumer`](crate::FileConsumer) reads and how.
+/// Which file a [`FileConsumer`](crate::FileConsumer) reads, and how.
 ///
 /// ```
 /// # use onceward_file::{FileConfig, Format};
@@ -31,20 +31,20 @@ pub enum Format {
 pub struct FileConfig {
     /// The file, or `-` for standard input. A named pipe or a character device is read like standard input.
     pub path: PathBuf,
-    /// How a line becomes a message.
+    /// The format of a line; default [`Format::Raw`].
     pub format: Format,
-    /// Waits for more at the end of the file, and for the file itself. Not for standard input.
+    /// Whether to wait for more lines at the end of the file, and for the file itself; default false. Not for standard input.
     pub follow: bool,
-    /// The longest content of a line in bytes, the line ending not counted. A longer one comes with
-    /// [`Defect::Oversize`](onceward::Defect::Oversize) and its first 1,024 bytes. At most this much of one line is held
-    /// in memory by the reader.
+    /// The maximum size of a line in bytes, without its ending, from 1; default 64 MiB. A longer line is delivered with
+    /// [`Defect::Oversize`](onceward::Defect::Oversize) and its first 1,024 bytes. The reader holds at most this much of one line
+    /// in memory.
     pub max_message_bytes: u64,
-    /// Whose `onceward-` headers are believed where the lines are raw: the same as the pipeline's. Default: everybody's, for a
-    /// file is the operator's own. A line that looks like a dead letter of ours and is not believed is malformed.
+    /// Whose `onceward-` headers are believed in raw lines: the same as the pipeline's. Default: all, since the file is under the
+    /// operator's control. A line that looks like a dead letter of onceward and is not believed is malformed.
     pub own_headers: OwnHeaders,
-    /// The most messages of one batch.
+    /// Messages of one batch at most, from 1; default 256.
     pub batch_messages: usize,
-    /// A batch ends once its lines have this many bytes; it may be longer by one line.
+    /// A batch ends once its lines have this many bytes, from 1, default 1 MiB; it may exceed that by one line.
     pub batch_bytes: u64,
 }
 
@@ -65,10 +65,10 @@ impl FileConfig {
         }
     }
 
-    /// Checks that the values go together.
+    /// Checks that the values are valid and agree, without opening the file.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the values that disagree and the fix.
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the value and the fix.
     pub fn check(&self) -> Result<(), Error> {
         let wrong = |what: &str| Err(error::config("read", &self.path, what));
         if self.path.as_os_str().is_empty() {

@@ -14,43 +14,42 @@ use tokio::time::Instant;
 use crate::acker::FileAcker;
 use crate::config::FileConfig;
 use crate::error;
-use crate::file_source::attach::{self, AttachedFile, Cause, Kind};
+use crate::file_source::attach::{self, AttachCause, AttachedFile, PathKind};
 use crate::file_source::content;
 use crate::file_source::incarnation;
 use crate::message::LineDecoder;
 use crate::progress::redelivery::reread;
 use crate::progress::{CheckpointTarget, ProgressHandle};
-use crate::reader::{Batch, Event, Reader};
+use crate::reader::{LineBatch, Reader, ReaderEvent};
 
-/// Batches that are read ahead. Two keep the reader busy while one is being handled.
+/// Batches read ahead. Two keep the reader busy while one is handled.
 const READ_AHEAD: usize = 2;
 
-/// A file, line by line, with a kept offset; or a stream without one.
+/// Consumes a file line by line with a saved offset, or a stream without one.
 ///
-/// Each line that is not empty is a message; see the [crate documentation](crate) for what that means in detail.
-/// One consumer at a time may read a file for a scope: two would keep one offset between them.
+/// Each line that is not empty is a message; see the [crate documentation](crate) for details. Only one consumer at a time may
+/// read a file in a scope: two would overwrite each other's offset.
 pub struct FileConsumer {
     config: FileConfig,
     capabilities: Capabilities,
     shared: Arc<ProgressHandle>,
     health: Arc<SourceHealth>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<ReaderEvent>,
     at_end: Arc<AtomicBool>,
-    /// What was read and not yet delivered.
-    ready: Option<Batch>,
-    /// The file to go over to, once every line of the one before is settled.
+    /// Lines read and not yet delivered.
+    ready: Option<LineBatch>,
+    /// The next file, once every line of the current one is settled.
     next: Option<Box<AttachedFile>>,
     ended: bool,
 }
 
 impl FileConsumer {
-    /// Opens the source and goes on at the offset that `checkpoints` keeps for it, by scope and absolute path.
+    /// Opens the source and resumes at the offset that `checkpoints` stores for the scope and the absolute path.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if the values do not go together, or the path names a directory or (without
-    /// [`follow`](FileConfig::follow)) nothing, or the file does not hold lines of text (compressed, UTF-16);
-    /// [`ErrorKind::Denied`] without the right to read it; what `checkpoints`
-    /// answers if it cannot load.
+    /// [`ErrorKind::Config`] if the configuration is invalid, the path names a directory or (without
+    /// [`follow`](FileConfig::follow)) does not exist, or the file does not contain lines of text (compressed, UTF-16);
+    /// [`ErrorKind::Denied`] without permission to read it; the error of `checkpoints` if it cannot load.
     pub async fn open(
         config: FileConfig,
         scope: Scope,
@@ -66,33 +65,33 @@ impl FileConsumer {
             move || attach::kind(&path)
         });
         match kind.await? {
-            Kind::Stream if config.follow => {
+            PathKind::Stream if config.follow => {
                 return Err(error::config(
                     "read",
                     &path,
                     "it is a pipe or a device, follow = true needs a file; leave follow out",
                 ));
             }
-            Kind::Stream => {
+            PathKind::Stream => {
                 return Self::stream(config, move || Ok(Box::new(std::fs::File::open(path)?)));
             }
-            Kind::Missing if !config.follow => {
+            PathKind::Missing if !config.follow => {
                 return Err(error::config(
                     "read",
                     &path,
                     "there is no such file; check the path, or set follow = true to wait for it",
                 ));
             }
-            Kind::Missing | Kind::File => {}
+            PathKind::Missing | PathKind::File => {}
         }
         Self::file(config, scope, checkpoints).await
     }
 
-    /// Reads `source` in place of the configured path, as standard input is read: once, to its end, without an offset.
-    /// The path is only a name, for [`Message::origin`](onceward::Message::origin) and logs.
+    /// Reads `source` instead of the configured path, as standard input is read: once, to its end, without an offset. The path
+    /// is only a name, for [`Message::origin`](onceward::Message::origin) and logs.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if the values do not go together; [`ErrorKind::Unavailable`] if no thread can be started.
+    /// [`ErrorKind::Config`] if the configuration is invalid; [`ErrorKind::Unavailable`] if no thread can be started.
     pub fn from_reader(config: FileConfig, source: impl Read + Send + 'static) -> Result<Self, Error> {
         config.check()?;
         if config.follow {
@@ -157,7 +156,7 @@ impl FileConsumer {
             at_end: Arc::clone(&at_end),
         };
         thread::Builder::new().name("onceward-file".into()).spawn(run(reader)).map_err(|error| {
-            let what = "the operating system starts no thread for it";
+            let what = "the operating system cannot start a thread";
             Error::new(ErrorKind::Unavailable, format!("read {}", config.path.display()), what)
                 .with_source(error)
         })?;
@@ -177,8 +176,8 @@ impl FileConsumer {
         })
     }
 
-    /// The lines that are due to come again, if there are any.
-    async fn deliver_again(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
+    /// The lines that are due for redelivery, if there are any.
+    async fn redeliver(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         let (due, file, decoder) = {
             let progress = self.shared.lock();
             let due = progress.due(Instant::now(), self.config.batch_messages, self.config.batch_bytes);
@@ -188,7 +187,7 @@ impl FileConsumer {
             return Ok(None);
         }
         let path = self.config.path.clone();
-        // They go on waiting until they are delivered: a dropped call loses none.
+        // They stay pending until they are delivered: a dropped call loses none.
         let read = blocking(move || reread(&path, file.as_deref(), &decoder, due)).await?;
         let mut deliveries = Vec::with_capacity(read.len());
         let mut progress = self.shared.lock();
@@ -203,7 +202,7 @@ impl FileConsumer {
                     tracing::error!(
                         path = %self.config.path.display(),
                         offset = waiting.mark.start,
-                        "a line that was to be retried is no longer in the file and is lost; \
+                        "line to be retried is no longer in the file and is lost; \
                          only append to a file that is read"
                     );
                     progress.give_up(waiting.mark);
@@ -213,8 +212,8 @@ impl FileConsumer {
         Ok((!deliveries.is_empty()).then_some(deliveries))
     }
 
-    /// Delivers what was read.
-    fn hand_over(&mut self, batch: Batch) -> Vec<Delivery> {
+    /// Delivers a batch.
+    fn hand_over(&mut self, batch: LineBatch) -> Vec<Delivery> {
         let mut progress = self.shared.lock();
         let deliveries = batch
             .lines
@@ -231,21 +230,21 @@ impl FileConsumer {
     fn announce(&self, attached: &AttachedFile) {
         let path = self.config.path.display();
         match &attached.cause {
-            Cause::First => tracing::debug!(%path, "reads the file from its beginning"),
-            Cause::Resumed => {
-                tracing::debug!(%path, offset = attached.offset, "goes on where the last run stopped");
+            AttachCause::First => tracing::debug!(%path, "file opened at its beginning"),
+            AttachCause::Resumed => {
+                tracing::debug!(%path, offset = attached.offset, "file resumed at the saved offset");
             }
-            Cause::Renamed(to) => tracing::info!(
+            AttachCause::Renamed(to) => tracing::info!(
                 %path,
                 renamed_to = %to.display(),
                 offset = attached.offset,
-                "the file was renamed since the last run; finishes it first"
+                "file was renamed since the last run and is finished first"
             ),
-            Cause::Rotated => tracing::info!(%path, "the file was rotated; goes on with the new one"),
-            Cause::Changed(noticed) => tracing::warn!(
+            AttachCause::Rotated => tracing::info!(%path, "file rotated; reading the new one"),
+            AttachCause::Changed(noticed) => tracing::warn!(
                 %path,
                 %noticed,
-                "the file is not the one that was read before; reads it from the beginning as a new one"
+                "file was replaced or rewritten; reading it from the beginning"
             ),
         }
     }
@@ -261,15 +260,15 @@ impl Consumer for FileConsumer {
         Arc::new(FileAcker { shared: Arc::clone(&self.shared) })
     }
 
-    /// Waits for the next lines. At the end of a finite source it waits until every delivery is settled, since any of
-    /// them may have to come again, and then answers `None`. Settle from another task.
+    /// Waits for the next lines. At the end of a finite source it waits until every delivery is settled, since each may have to
+    /// be redelivered, and then returns `None`. Settle from another task.
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
-            if let Some(deliveries) = self.deliver_again().await? {
+            if let Some(deliveries) = self.redeliver().await? {
                 return Ok(Some(deliveries));
             }
             if let Some(batch) = &self.ready {
-                if let Err(error) = self.shared.recognise(batch).await {
+                if let Err(error) = self.shared.save_evidence(batch).await {
                     self.health.set_down(error.to_string());
                     return Err(error);
                 }
@@ -299,17 +298,17 @@ impl Consumer for FileConsumer {
                 () = self.shared.changed.notified() => {}
                 () = until(due) => {}
                 event = self.events.recv(), if may_read => match event {
-                    Some(Event::Attached(attached)) => {
+                    Some(ReaderEvent::Attached(attached)) => {
                         self.health.set_up();
                         self.next = Some(attached);
                     }
-                    Some(Event::Batch(batch)) => {
+                    Some(ReaderEvent::Batch(batch)) => {
                         self.health.set_up();
                         self.health.received();
                         self.ready = Some(batch);
                     }
-                    Some(Event::End) => self.ended = true,
-                    Some(Event::Failed(error)) => {
+                    Some(ReaderEvent::End) => self.ended = true,
+                    Some(ReaderEvent::Failed(error)) => {
                         self.health.set_down(error.to_string());
                         return Err(error);
                     }
@@ -343,7 +342,7 @@ impl Consumer for FileConsumer {
 
 impl Drop for FileConsumer {
     fn drop(&mut self) {
-        // Another consumer may have gone on with the file: a late ack must not write over its offset.
+        // Another consumer may have taken over the file: a late ack must not overwrite its offset.
         self.shared.lock().close();
     }
 }
@@ -354,7 +353,7 @@ impl std::fmt::Debug for FileConsumer {
     }
 }
 
-/// Ends at `due`, or never.
+/// Completes at `due`, or never.
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
@@ -362,7 +361,7 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// Runs file work off the asynchronous threads.
+/// Runs blocking file work on a thread for it.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

@@ -1,4 +1,4 @@
-//! Recognises our own letters among the lines of a raw source: [`recognise`].
+//! Recognises dead letters of onceward among the lines of a raw source: [`recognise`].
 
 use memchr::memmem;
 use onceward::dead_letter::{HEADER_GENERATION, HEADER_SCOPE};
@@ -6,8 +6,8 @@ use serde::de::IgnoredAny;
 
 use crate::envelope::{self, BEGINNINGS, Envelope};
 
-/// The letter that `line` is: an envelope with our headers, as [`FilePublisher`](crate::FilePublisher) writes them. `None` for
-/// any other line. A letter that is cut off gives an error: its beginning must not be taken for a payload.
+/// The dead letter in `line`: an envelope with onceward's headers, as [`FilePublisher`](crate::FilePublisher) writes it. `None`
+/// for any other line. A truncated letter is an error: its beginning must not be taken for a payload.
 pub(crate) fn recognise(line: &[u8]) -> Option<Result<Envelope, String>> {
     let line = line.trim_ascii();
     if line.first() != Some(&b'{') {

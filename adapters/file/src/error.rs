@@ -1,4 +1,4 @@
-//! Input and output errors as [`onceward::Error`]: what was attempted, on which file, and what to do.
+//! Classifies input and output errors: operation, path, cause and fix.
 
 use std::io;
 use std::path::Path;
@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 /// The error of `operation` ("read", "append to") on `path`.
 pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
-    // The reason why [`onceward::private_path`] rejected a link; the operating system has no text for it.
+    // The reason why [`onceward::private_path`] rejected a link; it is not an error of the operating system.
     let own = error.get_ref().map(ToString::to_string);
     let (kind, what) = match error.kind() {
         Io::NotFound => (ErrorKind::Config, "there is no such file or directory; check the path"),
@@ -37,7 +37,7 @@ pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
     }
 }
 
-/// An error in what the configuration says about `path`.
+/// A configuration error about `path`.
 pub(crate) fn config(operation: &str, path: &Path, what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Config, format!("{operation} {}", path.display()), what.into())
 }

@@ -1,4 +1,4 @@
-//! What stands at the end of a file that is appended to: a line that was torn by a crash, and letters that are there already.
+//! Reads the end of a file before an append: a line that a crash left incomplete, and dead letters already written.
 
 use std::fs::File;
 use std::io;
@@ -13,12 +13,12 @@ use serde::de::IgnoredAny;
 
 use crate::envelope::{self, BEGINNINGS, Envelope};
 
-/// How far back letters are looked for.
+/// Bytes at the end of the file in which dead letters are searched.
 const LOOK_BACK: u64 = 256 * 1024;
-/// A letter that is published again has the same time, apart from the difference between the host's and the store's clock.
+/// Tolerated difference between the times of a dead letter that is published twice: that of the host's and the store's clocks.
 const CLOCK_DIFFERENCE_MS: u64 = 2_000;
 
-/// What a letter is recognised by.
+/// The identity of a dead letter, by which a repeated publish is recognised.
 #[derive(Debug)]
 pub(crate) struct LetterIdentity {
     own_id: String,
@@ -27,7 +27,7 @@ pub(crate) struct LetterIdentity {
 }
 
 impl LetterIdentity {
-    /// `None` for a message that is no letter with an id of our own.
+    /// The identity of `message`; `None` if it is not a dead letter with onceward's id.
     pub(crate) fn of(message: &Outgoing) -> Option<Self> {
         let (_, first_at) = message.headers.iter().find(|(name, _)| name == HEADER_FIRST_AT)?;
         let first_at_ms = number(first_at)?;
@@ -35,7 +35,7 @@ impl LetterIdentity {
         Some(Self { own_id, first_at_ms, payload: message.payload.clone() })
     }
 
-    /// True if `envelope` is this letter, written before: of the same failure, not of a later one of the same key.
+    /// True if `envelope` is this letter: of the same failure, not of a later one of the same key.
     fn is_in(&self, envelope: &Envelope) -> bool {
         envelope.header(HEADER_ID).is_some_and(|id| *id == self.own_id.as_bytes())
             && envelope.payload == self.payload
@@ -69,20 +69,20 @@ impl FileTail {
         Ok(Self { length, needs_newline: bytes.last().is_some_and(|last| *last != b'\n'), bytes })
     }
 
-    /// Removes a last line that a crash has left without its end, if it is the beginning of an envelope.
-    pub(crate) fn without_torn_line(self, file: &File, path: &Path) -> io::Result<Self> {
+    /// Removes an incomplete last line, if it is the beginning of an envelope.
+    pub(crate) fn remove_incomplete_line(self, file: &File, path: &Path) -> io::Result<Self> {
         if !self.needs_newline {
             return Ok(self);
         }
         let start = start_of_last_line(file, self.length)?;
-        if !is_torn_envelope(&read_at(file, start, self.length)?) {
+        if !is_incomplete_envelope(&read_at(file, start, self.length)?) {
             return Ok(self);
         }
         file.set_len(start)?;
         tracing::warn!(
             path = %path.display(),
             bytes = self.length - start,
-            "a crash has left part of a dead letter at the end of the file; it is removed, and its message is delivered again"
+            "incomplete dead letter at the end of the file removed; its message is redelivered"
         );
         Self::read(file)
     }
@@ -98,7 +98,7 @@ impl FileTail {
     }
 }
 
-/// The offset behind the last newline.
+/// The offset after the last newline.
 fn start_of_last_line(file: &File, length: u64) -> io::Result<u64> {
     let mut end = length;
     while end > 0 {
@@ -111,11 +111,11 @@ fn start_of_last_line(file: &File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// True for what [`envelope::write`] has begun and not ended.
-fn is_torn_envelope(line: &[u8]) -> bool {
+/// True for an incomplete envelope of [`envelope::write`].
+fn is_incomplete_envelope(line: &[u8]) -> bool {
     let begins =
         |beginning: &&str| line.starts_with(beginning.as_bytes()) || beginning.as_bytes().starts_with(line);
-    // A character of several bytes may be cut in two, which is an error of its own kind.
+    // A character of several bytes may be truncated, which is another kind of error.
     let text = match std::str::from_utf8(line) {
         Err(error) if error.error_len().is_none() => &line[..error.valid_up_to()],
         _ => line,
@@ -137,15 +137,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_beginning_of_an_envelope_is_torn() {
+    fn only_the_beginning_of_an_envelope_is_incomplete() {
         let whole = r#"{"id":"ä","headers":{"a":"b"},"payload":{"c":"\"}"}}"#;
         for end in 1..whole.len() {
-            assert!(is_torn_envelope(&whole.as_bytes()[..end]), "{end}");
+            assert!(is_incomplete_envelope(&whole.as_bytes()[..end]), "{end}");
         }
         for line in
             [whole, "", "half a line of somebody's", r#"{"note":"by hand"#, r#"{"id":x"#, r#"{"id":"1"}}"#]
         {
-            assert!(!is_torn_envelope(line.as_bytes()), "{line}");
+            assert!(!is_incomplete_envelope(line.as_bytes()), "{line}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the fuzz targets see of this crate; built for them only.
+//! Private functions that the fuzz targets call; built for them and for tests only.
 
 use onceward::Outgoing;
 
@@ -17,7 +17,7 @@ fn outgoing(envelope: Envelope) -> Outgoing {
     }
 }
 
-/// The message in an envelope, or what is wrong with it.
+/// The message in an envelope, or a description of its defect.
 pub fn parse(line: &[u8]) -> Result<Outgoing, String> {
     envelope::parse(line).map(outgoing)
 }
@@ -28,7 +28,7 @@ pub fn write(message: &Outgoing) -> Option<Vec<u8>> {
     envelope::write(message, &mut line).ok().map(|()| line)
 }
 
-/// The letter that a line of a raw source is.
+/// The dead letter in a line of a raw source.
 pub fn recognise(line: &[u8]) -> Option<Result<Outgoing, String>> {
     dead_letter::recognise(line).map(|letter| letter.map(outgoing))
 }

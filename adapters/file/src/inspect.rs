@@ -1,4 +1,4 @@
-//! How much of a file is left to handle, without reading it as a source: [`backlog`].
+//! Measures the unprocessed part of a file without consuming it: [`backlog`].
 
 use std::fs::File;
 use std::io;
@@ -9,25 +9,23 @@ use onceward::{CheckpointStore, Error, Scope};
 
 use crate::config::FileConfig;
 use crate::error;
-use crate::file_source::attach::{self, AttachedFile, Cause, Kind};
+use crate::file_source::attach::{self, AttachCause, AttachedFile, PathKind};
 use crate::file_source::signatures::BOM;
 
-/// Lines are counted up to so many bytes, 64 MiB: a moment's work.
+/// Lines are counted in at most this many bytes.
 const COUNTED_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What comes after the kept offset.
+/// The part of a file after the saved offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
-    /// In bytes, those of a rotated file that is not finished included.
+    /// Bytes, including those of a rotated file that is not finished.
     pub bytes: u64,
-    /// In messages; `None` if it is more than 64 MiB. Lines that are in flight count, and so does a last one without
-    /// its newline.
+    /// Messages; `None` for more than 64 MiB. Lines in flight are included, and so is a last one without a newline.
     pub messages: Option<u64>,
 }
 
-/// Looks up how far [`FileConsumer`](crate::FileConsumer) has come with the file, and measures the rest. It changes
-/// nothing, and may be called while the file is being read. `None` for standard input, pipes and devices; a file that
-/// is not there has no backlog.
+/// Measures the part of a file that [`FileConsumer`](crate::FileConsumer) has not settled. It changes nothing, and may be called
+/// while the file is consumed. `None` for standard input, pipes and devices; a missing file has no backlog.
 ///
 /// # Errors
 /// [`Error`] if the file cannot be read, or `checkpoints` does not answer.
@@ -48,17 +46,17 @@ pub async fn backlog(
     let checkpoint = checkpoints.load_checkpoint(scope, &absolute.to_string_lossy()).await?;
     let (path, follow) = (config.path.clone(), config.follow);
     crate::consumer::blocking(move || {
-        if attach::kind(&path)? == Kind::Stream {
+        if attach::kind(&path)? == PathKind::Stream {
             return Ok(None);
         }
         let Some(attached) = attach::attach(&path, checkpoint.as_ref(), follow)? else {
             return Ok(Some(Backlog { bytes: 0, messages: Some(0) }));
         };
-        let mut rest = vec![measured(&path, &attached)?];
-        if matches!(attached.cause, Cause::Renamed(_))
+        let mut rest = vec![measure(&path, &attached)?];
+        if matches!(attached.cause, AttachCause::Renamed(_))
             && let Some(next) = attach::attach(&path, None, false)?
         {
-            rest.push(measured(&path, &next)?);
+            rest.push(measure(&path, &next)?);
         }
         let bytes = rest.iter().map(|backlog| backlog.bytes).sum();
         let messages = rest.iter().map(|backlog| backlog.messages).sum();
@@ -67,19 +65,19 @@ pub async fn backlog(
     .await
 }
 
-fn measured(path: &Path, attached: &AttachedFile) -> Result<Backlog, Error> {
+fn measure(path: &Path, attached: &AttachedFile) -> Result<Backlog, Error> {
     let failed = |error| error::io("read", path, error);
     let length = attached.file.metadata().map_err(failed)?.len();
     let bytes = length.saturating_sub(attached.offset);
     let messages = match bytes {
-        ..=COUNTED_BYTES => Some(messages(&attached.file, attached.offset, length).map_err(failed)?),
+        ..=COUNTED_BYTES => Some(count_messages(&attached.file, attached.offset, length).map_err(failed)?),
         _ => None,
     };
     Ok(Backlog { bytes, messages })
 }
 
-/// The lines between two offsets that are not empty.
-fn messages(file: &File, from: u64, to: u64) -> io::Result<u64> {
+/// Counts the lines between two offsets that are not empty.
+fn count_messages(file: &File, from: u64, to: u64) -> io::Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let (mut messages, mut at, mut is_empty) = (0, from, true);
     let mut mark = [0; BOM.len()];
@@ -99,7 +97,7 @@ fn messages(file: &File, from: u64, to: u64) -> io::Result<u64> {
                     messages += u64::from(!is_empty);
                     is_empty = true;
                 }
-                // A line of nothing but a carriage return is empty, too.
+                // A line with only a carriage return is empty, too.
                 b'\r' => {}
                 _ => is_empty = false,
             }

@@ -1,8 +1,8 @@
-//! Files and standard input as a source for [`onceward`], and files as a place for dead letters.
+//! Files and standard input as a source for [`onceward`], and files as the destination of dead letters.
 //!
-//! [`FileConsumer`] delivers each line of a file as a message and keeps, in a
+//! [`FileConsumer`] delivers each line of a file as a message and saves, in a
 //! [`CheckpointStore`](onceward::CheckpointStore), the offset before which every line is settled. [`FilePublisher`]
-//! appends messages to files, durable on return.
+//! appends messages to files durably.
 //!
 //! ```text
 //! file ─▶ reader thread ─▶ batches ─▶ receive ─▶ pipeline
@@ -11,34 +11,33 @@
 //! ```
 //!
 //! # Lines
-//! A line ends with `\n` or `\r\n`; its content may be any bytes. **An empty line is no message** and is passed over.
-//! A line that is too long, or in envelope format no envelope, is delivered with its [`Defect`](onceward::Defect).
-//! [`Position`](onceward::Position) is the byte offset of the line's beginning in this incarnation of the file.
+//! A line ends with `\n` or `\r\n`; its content may be any bytes. **An empty line is not a message** and is skipped.
+//! A line that exceeds the size limit, or is not a valid envelope in envelope format, is delivered with its
+//! [`Defect`](onceward::Defect). [`Position`](onceward::Position) is the byte offset of the line in this incarnation of the file.
 //!
 //! A UTF-8 byte order mark at the beginning is dropped. Compressed files, text in UTF-16 or UTF-32 and other binary formats are
-//! recognised by their first bytes and refused, with a hint at what to do; nothing of them is delivered.
+//! recognised by their first bytes and refused, with a fix; none of their content is delivered.
 //!
 //! A line of a raw source that is a dead letter of onceward (an envelope with the headers `onceward-scope` and
-//! `onceward-generation`) is delivered as the message in it, so that the file of dead letters can be appended to the source.
+//! `onceward-generation`) is delivered as the message it contains, so that a file of dead letters can be appended to the source.
 //!
-//! A last line without a newline is delivered if the file is not followed, but the kept offset stays before it: it comes
-//! again with the next run (and its idempotency key tells), whole if the rest was written meanwhile. A followed file's
-//! last line waits for its newline.
+//! A last line without a newline is delivered if the file is not followed, but the saved offset stays before it: the next run
+//! redelivers it (deduplicated by its idempotency key), complete if the rest was written in between. The last line of a
+//! followed file waits for its newline.
 //!
 //! # Which file
-//! A file is recognised by device and inode, its length, its first 4 KiB as far as they were delivered and the last line
-//! before the kept offset. If it was replaced, truncated or rewritten it is read from the beginning, as a new incarnation
-//! with other positions, and a warning says what was noticed. The evidence is saved before the first line is delivered.
+//! A file is identified by device and inode, its length, its first 4 KiB as far as they were delivered, and the last line
+//! before the saved offset. A replaced, truncated or rewritten file is read from the beginning, as a new incarnation with
+//! other positions, and the difference is logged as a warning. The evidence is saved before the first line is delivered.
 //!
-//! With [`follow`](FileConfig::follow) the file is waited for and watched at its end. When another file takes its name
-//! (log rotation), the old one is read to its end and all of its lines settled before the new one begins; also if that
-//! happened while nobody read, as long as the old one is still in the same directory, uncompressed. Of several rotations
-//! in such a time only the file that was being read and the newest one are found.
+//! With [`follow`](FileConfig::follow) the source waits for the file, and for more lines at its end. When another file takes
+//! its name (log rotation), the old one is read to its end and all of its lines are settled before the new one begins; also if
+//! the rotation happened while no program read it, as long as the old file is in the same directory and uncompressed. Of
+//! several such rotations only the file that was being read and the newest one are found.
 //!
-//! Only append to a file that is read: bytes that are changed behind the reader are not noticed before the next run, and
-//! not all of them then.
+//! Only append to a file that is read: changes before the current offset are noticed by the next run only, and not all of them.
 //!
-//! Standard input, pipes and character devices are read once and keep no offset; their positions differ with each run.
+//! Standard input, pipes and character devices are read once and have no saved offset; their positions differ between runs.
 //!
 //! # The envelope
 //! One JSON object a line; other fields are refused.
@@ -48,19 +47,19 @@
 //! | `id` | string: the message id |
 //! | `headers` | object of strings, or lists of strings for headers that repeat |
 //! | `order_key` | string: the ordering key |
-//! | `timestamp_ms` | number: when the message was made, in milliseconds since 1970 |
-//! | `payload` | a string is the payload; of any other JSON value its text as written is |
+//! | `timestamp_ms` | number: the creation time of the message, in milliseconds since 1970 |
+//! | `payload` | a string is the payload itself; any other JSON value is taken as its text |
 //! | `payload_base64` | the payload in base64, in place of `payload` |
 //! | `null_payload` | `true`, in place of a payload: the message has no payload, as a Kafka tombstone |
 //!
 //! A header value or ordering key that is not UTF-8 is written as `{"base64": "…"}`.
 //!
-//! # Not here
-//! No watching of directories or patterns, no compressed files, no Windows (files are recognised by inode), and no second
+//! # Limits
+//! Directories, patterns, compressed files and Windows (files are identified by inode) are not supported, nor is a second
 //! consumer of one file in one scope.
 
 #[cfg(not(unix))]
-compile_error!("onceward-file recognises files by device and inode, which only Unix has");
+compile_error!("onceward-file identifies files by device and inode, which only Unix has");
 
 mod acker;
 mod config;
@@ -70,7 +69,7 @@ mod envelope;
 mod error;
 mod file_source;
 mod file_tail;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod inspect;

@@ -1,4 +1,4 @@
-//! Makes a message of a line: [`LineDecoder`].
+//! Decodes lines into messages: [`LineDecoder`].
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::dead_letter;
 use crate::envelope::{self, Envelope};
 use crate::reader::lines::Line;
 
-/// What all messages of one incarnation have in common.
+/// Decodes the lines of one incarnation of a source.
 #[derive(Clone, Debug)]
 pub(crate) struct LineDecoder {
     pub format: Format,
@@ -21,20 +21,20 @@ pub(crate) struct LineDecoder {
 }
 
 impl LineDecoder {
-    /// The message of `line`. A line that cannot be one carries its defect and its raw bytes.
+    /// The message in `line`. An invalid line becomes a message with a defect and the raw bytes.
     pub(crate) fn message(&self, line: &Line, redelivered: bool) -> Message {
         let raw = || Message::builder(line.content.clone());
         let builder = if line.oversize {
             raw().defect(Defect::Oversize { bytes: line.bytes, limit: self.limit })
         } else {
             let envelope = match self.format {
-                Format::Raw => dead_letter::recognise(&line.content).map(|letter| self.believed(letter?)),
+                Format::Raw => dead_letter::recognise(&line.content).map(|letter| self.trusted(letter?)),
                 Format::Envelope => Some(envelope::parse(&line.content)),
             };
             match envelope {
                 None => raw(),
                 Some(Err(what)) => raw().defect(Defect::Malformed { what }),
-                Some(Ok(envelope)) => unpacked(envelope),
+                Some(Ok(envelope)) => from_envelope(envelope),
             }
         };
         let incarnation = Arc::clone(&self.incarnation);
@@ -47,19 +47,19 @@ impl LineDecoder {
 }
 
 impl LineDecoder {
-    /// A raw line is a payload and has no headers: one that nothing proves to be a letter may be neither.
-    fn believed(&self, letter: Envelope) -> Result<Envelope, String> {
+    /// The dead letter in a raw line, if it is trusted. Otherwise the line is neither a letter nor a payload.
+    fn trusted(&self, letter: Envelope) -> Result<Envelope, String> {
         let headers = || letter.headers.iter().map(|(name, value)| (name.as_str(), &value[..]));
         let payload = (!letter.null_payload).then_some(&letter.payload[..]);
         match self.own_headers.believes_parts(&LETTER, headers, payload) {
             true => Ok(letter),
-            false => Err("it looks like a dead letter of onceward, and nothing proves it".to_owned()),
+            false => Err("it looks like a dead letter of onceward, and is not authenticated".to_owned()),
         }
     }
 }
 
 /// The message in an envelope.
-fn unpacked(envelope: Envelope) -> MessageBuilder {
+fn from_envelope(envelope: Envelope) -> MessageBuilder {
     let mut builder = Message::builder(envelope.payload);
     if envelope.null_payload {
         builder = builder.null_payload();

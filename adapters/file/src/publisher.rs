@@ -16,38 +16,36 @@ use crate::error;
 use crate::file_source::attach::directory_of;
 use crate::file_tail::{FileTail, LetterIdentity};
 
-/// How long to wait for another process that appends to the same file.
+/// How long a publish waits for the lock of another process that appends to the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes each message as one line of [`Format::Envelope`](crate::Format::Envelope) to the file that
-/// [`Outgoing::destination`] names, so that the file can be read again as a source: the dead letters of a file source.
+/// Appends each message as one line of [`Format::Envelope`](crate::Format::Envelope) to the file that
+/// [`Outgoing::destination`] names. The file can be read as a source; it is meant for the dead letters of a file source.
 ///
-/// `Ok` means that the line, and the file's name in its directory, are on disk. The lines of a batch for one file are
-/// one append and one sync. Several publishers and processes may append to one file; an advisory lock keeps their
-/// batches apart.
+/// `Ok` means that the line, and the directory entry of the file, are on disk. The lines of a batch for one file are one append
+/// and one sync. Several publishers and processes may append to one file; an advisory lock keeps their batches apart.
 ///
-/// What is written of a batch that fails (a full disk) is taken back. A crash may leave a line without its end: if it is the
-/// beginning of an envelope it is removed before the next append, any other is ended. A letter whose publish is repeated after
-/// a crash is not written again if it stands among the last 256 KiB of the file. On a file system without locks nothing is
-/// taken back or removed.
+/// A partial write of a failed batch (a full disk) is removed. A crash may leave an incomplete line: the beginning of an envelope
+/// is removed before the next append, and any other line is terminated. A dead letter whose publish is repeated after a crash is
+/// not written again if it is within the last 256 KiB of the file. On a file system without locks nothing is removed.
 ///
-/// A new file has mode 0600: letters hold payloads, headers and errors. One that exists keeps its mode. A symbolic link is
-/// followed as [`onceward::private_path`] says, and never to create a file.
+/// A new file has mode 0600: dead letters contain payloads, headers and errors. An existing file keeps its mode. A symbolic link
+/// is followed as [`onceward::private_path`] says, and never to create a file.
 ///
-/// It never removes anything else, rotates no file, and creates no directories.
+/// It removes nothing else, rotates no file, and creates no directories.
 #[derive(Clone, Debug, Default)]
 pub struct FilePublisher {
     /// The files whose directory entry is on disk.
-    known: Arc<Mutex<HashSet<PathBuf>>>,
+    synced: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 impl FilePublisher {
-    /// A publisher; files are opened when they are written to.
+    /// A publisher. Each publish opens its files.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn append(&self, part: &Part) -> Result<(), Error> {
+    fn append(&self, part: &FileAppend) -> Result<(), Error> {
         let path = &*part.path;
         let failed = |error| error::io("append to", path, error);
         if path.as_os_str().is_empty() {
@@ -71,20 +69,20 @@ impl FilePublisher {
         let file = open_private(path, options.read(true).append(true).create(true)).map_err(failed)?;
         let is_locked = lock(&file, path)?;
         let tail = FileTail::read(&file).map_err(failed)?;
-        let tail = if is_locked { tail.without_torn_line(&file, path).map_err(failed)? } else { tail };
+        let tail = if is_locked { tail.remove_incomplete_line(&file, path).map_err(failed)? } else { tail };
         let lines = part.new_lines(&tail);
         if let Err(error) = write(&file, &lines) {
             if is_locked {
-                take_back(&file, path, &tail, error.written);
+                remove_partial_write(&file, path, &tail, error.written);
             }
             return Err(failed(error.cause));
         }
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
+        if !self.synced.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
             let directory = directory_of(path);
             File::open(directory)
                 .and_then(|directory| directory.sync_all())
                 .map_err(|error| error::io("make durable the directory", directory, error))?;
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+            self.synced.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
         }
         Ok(())
     }
@@ -110,26 +108,26 @@ fn write(mut file: &File, lines: &[u8]) -> Result<(), WriteError> {
     file.sync_data().map_err(|cause| WriteError { cause, written: written as u64 })
 }
 
-/// Removes what was written of a batch that failed and will be published again, unless something else was appended to it.
-fn take_back(file: &File, path: &Path, tail: &FileTail, written: u64) {
-    let taken_back = file.metadata().and_then(|metadata| {
+/// Removes the partial write of a failed batch, which will be published again, unless another program has appended to the file.
+fn remove_partial_write(file: &File, path: &Path, tail: &FileTail, written: u64) {
+    let removed = file.metadata().and_then(|metadata| {
         if metadata.len() != tail.length + written {
             return Err(io::Error::other("another program has appended to it without the file's lock"));
         }
         file.set_len(tail.length)
     });
-    if let Err(error) = taken_back {
+    if let Err(error) = removed {
         tracing::warn!(
             path = %path.display(),
             %error,
             bytes = written,
-            "part of a batch of dead letters stays in the file although it will be written again"
+            "partial batch of dead letters not removed; it will be written again"
         );
     }
 }
 
-/// Waits for the advisory lock, which ends with `file`; false on a file system without locks, which is written to without
-/// one: an append is one write there, too.
+/// Waits for the advisory lock, which closing `file` releases. False on a file system without locks, where an append is one write,
+/// too.
 fn lock(file: &File, path: &Path) -> Result<bool, Error> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
@@ -142,25 +140,25 @@ fn lock(file: &File, path: &Path) -> Result<bool, Error> {
             }
             Err(TryLockError::WouldBlock) => {
                 let what =
-                    format!("another process has held its lock for {LOCK_TIMEOUT:?}; see what holds it");
+                    format!("another process has held its lock for {LOCK_TIMEOUT:?}; find out which one");
                 return Err(Error::new(ErrorKind::Timeout, format!("append to {}", path.display()), what));
             }
         }
     }
 }
 
-/// The lines for one file, and which items of the batch they are.
-struct Part {
+/// The lines of a batch for one file.
+struct FileAppend {
     path: PathBuf,
     lines: Vec<u8>,
-    /// The item of the batch, and where its line ends.
+    /// The index of each item in the batch, and the end of its line in `lines`.
     items: Vec<(usize, usize)>,
-    /// What the letter is recognised by, item by item.
+    /// The identity of each item that is a dead letter.
     letters: Vec<Option<LetterIdentity>>,
 }
 
-impl Part {
-    /// What is to be appended behind `tail`: the lines that are not there yet, from the beginning of a line on.
+impl FileAppend {
+    /// The bytes to append after `tail`: the lines that it does not contain, and a newline before them if necessary.
     fn new_lines(&self, tail: &FileTail) -> Vec<u8> {
         let mut lines = Vec::with_capacity(self.lines.len() + 1);
         if tail.needs_newline {
@@ -169,7 +167,7 @@ impl Part {
         let mut start = 0;
         for ((_, end), letter) in self.items.iter().zip(&self.letters) {
             if letter.as_ref().is_some_and(|letter| tail.holds(letter)) {
-                tracing::debug!(path = %self.path.display(), "a dead letter is in the file already");
+                tracing::debug!(path = %self.path.display(), "dead letter is already in the file");
             } else {
                 lines.extend_from_slice(&self.lines[start..*end]);
             }
@@ -179,12 +177,12 @@ impl Part {
     }
 }
 
-fn parts(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
+fn split_by_file(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<FileAppend> {
+    let mut parts: Vec<FileAppend> = Vec::new();
     for (at, message) in batch.iter().enumerate() {
         let path = Path::new(&message.destination);
         let place = parts.iter().position(|part| part.path == path).unwrap_or_else(|| {
-            parts.push(Part {
+            parts.push(FileAppend {
                 path: path.to_owned(),
                 lines: Vec::new(),
                 items: Vec::new(),
@@ -215,10 +213,10 @@ fn parts(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<Part> {
 impl Publisher for FilePublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         let mut results: Vec<Result<(), Error>> = batch.iter().map(|_| Ok(())).collect();
-        let parts = parts(batch, &mut results);
+        let parts = split_by_file(batch, &mut results);
         let publisher = self.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let write = |part: Part| (publisher.append(&part), part.items);
+            let write = |part: FileAppend| (publisher.append(&part), part.items);
             parts.into_iter().map(write).collect::<Vec<_>>()
         })
         .await;

@@ -96,14 +96,14 @@ pub mod after {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    use onceward_postgres::{PgConfig, PgStore};
+    use onceward_postgres::{PgOptions, PgStore};
 
     let url = std::env::args().nth(1).ok_or("give the database's URL as the argument")?;
     let pool = sqlx::PgPool::connect(&url).await?;
     sqlx::raw_sql("CREATE TABLE IF NOT EXISTS charges (payload text NOT NULL)").execute(&pool).await?;
     let (orders, received) = tokio::sync::mpsc::channel(1);
     // The application's own pool, for its own transactions; claims have connections of their own.
-    let store = PgStore::connect(PgConfig::with_pool(pool.clone())).await?;
+    let store = PgStore::from_client(pool.clone(), PgOptions::default()).await?;
     tokio::spawn(after::consume(pool, received, store.into()));
     for id in ["order 1", "order 2", "order 1"] {
         let (acked, told) = oneshot::channel();

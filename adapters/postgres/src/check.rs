@@ -1,10 +1,10 @@
-//! The start check: what the promises rest on, on the connections that a run opens.
+//! Checks at startup the server settings that the guarantees depend on, on the connections that a run opens.
 
 use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query_scalar};
 
-use crate::config::PgConfig;
+use crate::connector::Connector;
 use crate::error::store_error;
 use crate::handler_pool::HandlerPool;
 use crate::migrate;
@@ -14,18 +14,18 @@ use crate::session::Sessions;
 
 pub(crate) const CHECK: &str = "check the Postgres store";
 
-/// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
+/// Opens a connection of each pool, checks the schema and the server's settings, and reports the findings.
 pub(crate) async fn check(
-    config: &PgConfig,
+    connector: &Connector,
     sessions: &Sessions,
     effects: &HandlerPool,
 ) -> Result<Vec<Advice>, Error> {
     let failed = |error| store_error(CHECK, error);
     let mut conn = sessions.pool.acquire().await.map_err(failed)?;
-    let mut of_handlers = effects.acquire().await.map_err(failed)?;
-    let version = migrate::check(&mut conn, config.schema_name()).await?;
-    let ownership = SchemaOwnership::read(&mut conn, config.schema_name()).await.map_err(failed)?;
-    let open_places = open_places(of_handlers.connection()).await.map_err(failed)?;
+    let mut handler_conn = effects.acquire().await.map_err(failed)?;
+    let version = migrate::check(&mut conn, connector.schema()).await?;
+    let ownership = SchemaOwnership::read(&mut conn, connector.schema()).await.map_err(failed)?;
+    let writable_schemas = writable_schemas(handler_conn.connection()).await.map_err(failed)?;
     let row = conn
         .fetch_one(
             "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
@@ -36,13 +36,13 @@ pub(crate) async fn check(
         )
         .await
         .map_err(failed)?;
-    let is_shared = shares_sessions(&mut conn, of_handlers.connection()).await.map_err(failed)?;
+    let is_shared = shares_sessions(&mut conn, handler_conn.connection()).await.map_err(failed)?;
     conn.give_back();
-    of_handlers.give_back();
+    handler_conn.give_back();
     let text = |n| row.try_get::<String, _>(n).map_err(failed);
     let flag = |n| row.try_get::<bool, _>(n).map_err(failed);
     let number: i32 = row.try_get(1).map_err(failed)?;
-    let (server, place, schema) = (text(0)?, config.place(), config.schema_name());
+    let (server, place, schema) = (text(0)?, connector.address(), connector.schema());
     let advice = Advice::new;
     let mut found = vec![advice(
         AdviceLevel::Ok,
@@ -84,12 +84,12 @@ pub(crate) async fn check(
         );
         found.push(advice(AdviceLevel::Warning, text));
     }
-    if !open_places.is_empty() {
+    if !writable_schemas.is_empty() {
         let text = format!(
-            "sessions of handlers look names up in schemas where other roles may create functions and operators ({}): they \
-             could have a handler's statement run theirs. REVOKE CREATE ON SCHEMA … FROM PUBLIC, or set a search_path \
+            "sessions of handlers resolve names in schemas where other roles may create functions and operators ({}): a \
+             handler's statement could run theirs. REVOKE CREATE ON SCHEMA … FROM PUBLIC, or set a search_path \
              without them for the role and name schemas in statements",
-            open_places.join(", ")
+            writable_schemas.join(", ")
         );
         found.push(advice(AdviceLevel::Warning, text));
     }
@@ -104,25 +104,25 @@ pub(crate) async fn check(
     Ok(found)
 }
 
-/// Whether a session on `one` is still the same after `other` was in a transaction: a pooler may give its server's session
-/// away in between.
+/// True if a pooler shares server sessions: if the session of `one` differs, or is that of `other`, while `other` is in a
+/// transaction.
 async fn shares_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     const PID: &str = "SELECT pg_catalog.pg_backend_pid()";
     let first: i32 = query_scalar(PID).fetch_one(&mut *one).await?;
     other.execute("BEGIN").await?;
     let asked = async {
-        let of_other: i32 = query_scalar(PID).fetch_one(&mut *other).await?;
+        let other_pid: i32 = query_scalar(PID).fetch_one(&mut *other).await?;
         let again: i32 = query_scalar(PID).fetch_one(&mut *one).await?;
-        Ok(of_other == first || again != first)
+        Ok(other_pid == first || again != first)
     };
     let shared = asked.await;
     other.execute("ROLLBACK").await?;
     shared
 }
 
-/// Schemas of the session's `search_path` in which others may create: any role, or one that is neither this one, nor a
-/// superuser, nor a member of the schema's owner.
-async fn open_places(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+/// Schemas of the session's `search_path` in which other roles may create objects: every role, or one that is neither this one,
+/// nor a superuser, nor a member of the schema's owner.
+async fn writable_schemas(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let sql = format!(
         "SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_namespace n \
          WHERE n.nspname {EQ} ANY (pg_catalog.current_schemas(false)) AND EXISTS (SELECT 1 \

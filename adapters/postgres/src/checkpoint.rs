@@ -1,4 +1,4 @@
-//! Checkpoints of sources without a broker.
+//! Stores the checkpoints of sources without a broker.
 
 use async_trait::async_trait;
 use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};

@@ -14,7 +14,7 @@ use crate::pool::Pool;
 pub struct PgConn {
     /// `None` once it is committed or rolled back.
     conn: Option<HandlerConnection>,
-    /// A commit was sent and is not answered; for how long one reply is waited for.
+    /// Set while a commit is in flight: the timeout of one reply.
     committing: Option<Duration>,
 }
 
@@ -31,18 +31,17 @@ impl PgConn {
         Self { conn: Some(conn), committing: None }
     }
 
-    /// Notes that what is sent next ends in a commit: a connection that is dropped while that is under way may wait for a
-    /// standby.
+    /// Notes that a commit is about to be sent: a connection that is dropped while it is in flight may wait for a standby.
     pub(crate) fn commits(&mut self, patience: Duration) {
         self.committing = Some(patience);
     }
 
-    /// Notes that the commit was answered.
+    /// Notes that the reply to the commit has arrived.
     pub(crate) fn committed(&mut self) {
         self.committing = None;
     }
 
-    /// Commits it. After an error nobody knows whether it is committed; the connection is closed.
+    /// Commits it. After an error the outcome is unknown and the connection is closed.
     pub(crate) async fn commit_plain(mut self, patience: Duration) -> Result<(), sqlx::Error> {
         self.commits(patience);
         PgTransactionManager::commit(self.connection()).await?;
@@ -50,7 +49,7 @@ impl PgConn {
         Ok(())
     }
 
-    /// Returns the connection. What was sent on it last need not have been answered yet.
+    /// Returns the connection. The reply to the last command may still be outstanding.
     pub(crate) fn give_back(&mut self) {
         if let Some(conn) = self.conn.take() {
             conn.give_back();
@@ -62,7 +61,7 @@ impl PgConn {
         self.conn.as_mut().expect("a transaction is open until it is committed or rolled back").connection()
     }
 
-    /// Rolls it back, and waits for that.
+    /// Rolls it back, and waits for the reply.
     pub(crate) async fn end(self) {
         end(self).await;
     }
@@ -84,7 +83,7 @@ impl Drop for PgConn {
     }
 }
 
-/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
+/// Rolls back all nested transactions; if that fails, closes the connection, which has the same effect.
 pub(crate) async fn end(mut open: PgConn) {
     if open.conn.is_none() {
         return;

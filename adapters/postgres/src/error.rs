@@ -1,4 +1,4 @@
-//! Where Postgres's errors enter: one function, one table.
+//! Classifies errors of Postgres and of the driver.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,19 +7,19 @@ use onceward::{Error, ErrorKind, HandlerError};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-/// What `error`, met while attempting `operation`, means to the caller. It concerns the whole call, and so is never
-/// [`ErrorKind::Corrupt`], which ends the claim of a key whose record cannot be read.
+/// Classifies `error` of `operation`. It concerns the whole call, and so is never [`ErrorKind::Corrupt`], which would end the
+/// claim of a key whose record cannot be read.
 pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
         sqlx::Error::Database(database) => {
-            meaning(database.code().as_deref().unwrap_or(""), database.message())
+            classify(database.code().as_deref().unwrap_or(""), database.message())
         }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "the connection failed; is the server up?"),
         sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::PoolClosed
         | sqlx::Error::BeginFailed => {
-            (ErrorKind::Unavailable, "the connection is gone; another is opened with the next call")
+            (ErrorKind::Unavailable, "the connection was lost; the next call opens another one")
         }
         sqlx::Error::PoolTimedOut => (
             ErrorKind::Timeout,
@@ -28,23 +28,22 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
         sqlx::Error::Tls(_) => {
             (ErrorKind::Denied, "TLS failed; check sslmode, sslrootcert and the host's name")
         }
-        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the session cannot be used as it is"),
+        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the session cannot be used"),
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => (
-            // Not of one key's record: those are read in `row.rs`, each on its own.
+            // Not in the record of a key: `row.rs` decodes these one by one.
             ErrorKind::Config,
             "a stored value is not what this version writes; was a table changed by hand?",
         ),
         sqlx::Error::RowNotFound => (
             ErrorKind::Conflict,
-            "a row that was there a moment ago was removed meanwhile; if that lasts, was a table changed by hand?",
+            "a row was removed concurrently; if this persists, was a table changed by hand?",
         ),
         _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
     };
     Error::new(kind, operation, context).with_source(ServerError::from(error))
 }
 
-/// A server's error as people should see it: its message, detail, hint and code, without the line of the server's own
-/// source that reported it.
+/// An error of the driver, displayed with the server's message, detail, hint and SQLSTATE, and without the line of its source.
 #[derive(Debug)]
 pub(crate) struct ServerError(sqlx::Error);
 
@@ -65,12 +64,12 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // A database error is its own cause, in other words.
+        // The source of a database error repeats it.
         if self.0.as_database_error().is_some() { None } else { std::error::Error::source(&self.0) }
     }
 }
 
-/// What the server says: message, detail and hint, and the SQLSTATE.
+/// The server's message, detail and hint, and the SQLSTATE.
 pub(crate) fn describe(error: &dyn DatabaseError) -> String {
     let mut text = error.message().to_owned();
     if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
@@ -85,12 +84,13 @@ pub(crate) fn describe(error: &dyn DatabaseError) -> String {
     }
 }
 
-/// What an SQLSTATE means. `message` tells poolers from servers, whose codes they share.
-fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
+/// Classifies an SQLSTATE. `message` distinguishes poolers from servers, which share codes.
+fn classify(code: &str, message: &str) -> (ErrorKind, &'static str) {
     match code {
-        "55P03" => {
-            (ErrorKind::Conflict, "another transaction holds a row or table for longer than lock_timeout")
-        }
+        "55P03" => (
+            ErrorKind::Conflict,
+            "another transaction has locked a row or table for longer than lock_timeout",
+        ),
         "57014" => (ErrorKind::Timeout, "the statement took longer than statement_timeout, or was cancelled"),
         "40001" | "40P01" => (ErrorKind::Conflict, "it was rolled back in favour of another transaction"),
         "25006" => (
@@ -101,13 +101,13 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
         "3D000" => (ErrorKind::Config, "there is no such database; create it or name another"),
         "3F000" | "42P01" | "42703" | "42883" => (
             ErrorKind::Config,
-            "the schema is not there or not complete; run onceward's migrations, or name the right schema",
+            "the schema is missing or incomplete; run onceward's migrations, or name the right schema",
         ),
         "25P02" => (
             ErrorKind::Internal,
-            "a statement in the transaction failed before; the handler must return its error",
+            "an earlier statement in the transaction failed; the handler must return its error",
         ),
-        "25P03" => (ErrorKind::Unavailable, "the transaction was idle for too long and the server ended it"),
+        "25P03" => (ErrorKind::Unavailable, "the server ended the transaction, which was idle for too long"),
         "OW001" => {
             (ErrorKind::Internal, "the claim is not held (any more); roll back, another delivery runs or ran")
         }
@@ -117,9 +117,11 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
              its session mode",
         ),
         "0A000" if message.contains("cached plan") => {
-            (ErrorKind::Unavailable, "a table was changed meanwhile; the statement is prepared again")
+            (ErrorKind::Unavailable, "a table was changed concurrently; the statement is prepared again")
         }
-        "0A000" => (ErrorKind::Unsupported, "this server cannot do that; Postgres 13 or later is needed"),
+        "0A000" => {
+            (ErrorKind::Unsupported, "this server does not support it; Postgres 13 or later is needed")
+        }
         "08P01" if message.contains("startup parameter") => (
             ErrorKind::Config,
             "a pooler rejects a startup parameter; remove `options` from the URL and PGOPTIONS, or let the pooler \
@@ -129,7 +131,7 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
             ErrorKind::Internal,
             "a text holds a character that the database's encoding lacks; use a UTF8 database, or other texts",
         ),
-        // Damage of the files: an unreadable page, or an index that contradicts its table.
+        // Damaged files: an unreadable page, or an index that contradicts its table.
         "XX001" | "XX002" => {
             (ErrorKind::Unavailable, "the server reports damaged files; see its log and restore a backup")
         }
@@ -138,35 +140,35 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
                 (ErrorKind::Unavailable, "the server or a pooler ended the connection; is it restarting?")
             }
             "53" => (ErrorKind::Unavailable, "the server is out of connections, memory or disk"),
-            "58" => (ErrorKind::Unavailable, "the server's disk fails"),
-            "28" => (ErrorKind::Denied, "the login is refused; check user, password and pg_hba.conf"),
+            "58" => (ErrorKind::Unavailable, "the server reports a disk error"),
+            "28" => (ErrorKind::Denied, "authentication failed; check user, password and pg_hba.conf"),
             "40" => (ErrorKind::Conflict, "the transaction was rolled back"),
-            "22" | "23" | "42" => (ErrorKind::Internal, "the statement is refused"),
-            // Poolers answer so in passing, and the server when rows change under a statement.
+            "22" | "23" | "42" => (ErrorKind::Internal, "the server rejected the statement"),
+            // Reported by poolers temporarily, and by the server when rows change during a statement.
             "XX" => (ErrorKind::Unavailable, "the server failed internally; see its log"),
             _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
         },
     }
 }
 
-/// What an error of the handler's own statements says about the database: that it met another transaction, or takes no statement for
-/// now. A lost connection says neither, since the statement may be what ends it.
+/// The kind of a handler's statement error that uses no attempt: a conflict with another transaction, or a database that accepts
+/// no statements for now. A lost connection is neither, since the statement may be what ends it.
 pub(crate) fn transient_kind(error: &sqlx::Error) -> Option<ErrorKind> {
     if is_stale(error) {
         return Some(ErrorKind::Conflict);
     }
     match &*code(error)? {
         "40001" | "40P01" | "55P03" => Some(ErrorKind::Conflict),
-        // It starts up, lacks connections or disk, or is a standby now.
+        // The server starts up, lacks connections or disk, or is a standby.
         "57P03" | "53300" | "53100" | "25006" => Some(ErrorKind::Unavailable),
         _ => None,
     }
 }
 
-/// The failure of a handler that has a transaction of its own, or none: a certain rollback (SQLSTATE 40001, 40P01, 55P03) and a
-/// database that takes no statement for now use no attempt; everything else is tried again.
+/// Converts an error of `sqlx` in a handler with its own transaction, or none. A definite rollback (SQLSTATE 40001, 40P01, 55P03)
+/// and a database that accepts no statements for now use no attempt; everything else is retried.
 ///
-/// A transactional handler needs no such call: there a bare `?` means the same.
+/// In a transactional handler a bare `?` has the same effect.
 ///
 /// ```no_run
 /// # use onceward::{Handled, Message};
@@ -195,33 +197,33 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error().and_then(|error| error.code())
 }
 
-/// Another transaction holds a row.
+/// True if another transaction has locked a row or table.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code == "55P03")
 }
 
-/// What was to be created is there already, or was created at the same moment.
+/// True if an object to be created exists, or was created concurrently.
 pub(crate) fn is_already_created(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| matches!(&*code, "23505" | "42P06" | "42P07" | "42710"))
 }
 
-/// A row was removed by another transaction between two statements of this one, which is to be rolled back and repeated.
+/// The error of a transaction to be repeated, because another one removed a row between two of its statements.
 pub(crate) fn row_removed() -> sqlx::Error {
     sqlx::Error::RowNotFound
 }
 
-/// The transaction was rolled back for the sake of another, or has to be.
+/// True if the transaction was rolled back in favour of another one, or must be.
 pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::RowNotFound)
         || code(error).is_some_and(|code| code == "40001" || code == "40P01")
 }
 
-/// The server refuses what the transaction holds, and rolled it back.
+/// True if the server rejected the data of the transaction, and rolled it back.
 pub(crate) fn is_data(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
-/// The connection is gone, and another may work.
+/// True if the connection was lost; another one may work.
 pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
@@ -229,7 +231,7 @@ pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     }
 }
 
-/// What this connection knows of its statements is out of date; on another one they are prepared again.
+/// True if the prepared statements of the connection are out of date; on another one they are prepared again.
 pub(crate) fn is_stale(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| {
         matches!(&*code, "26000" | "42P05")
@@ -238,7 +240,7 @@ pub(crate) fn is_stale(error: &sqlx::Error) -> bool {
     })
 }
 
-/// The statement failed, and the connection may be used again after a rollback.
+/// True if the connection can be used again after a rollback.
 pub(crate) fn leaves_usable(error: &sqlx::Error) -> bool {
     let Some(code) = code(error) else { return matches!(error, sqlx::Error::RowNotFound) };
     let class = code.get(..2).unwrap_or("");
@@ -250,7 +252,7 @@ mod tests {
     use super::*;
 
     fn kind(code: &str) -> ErrorKind {
-        meaning(code, "").0
+        classify(code, "").0
     }
 
     #[test]
@@ -262,7 +264,8 @@ mod tests {
             assert!(Error::new(kind(code), "write", "").is_retryable(), "{code}");
         }
         assert!(
-            Error::new(meaning("0A000", "cached plan must not change result type").0, "x", "").is_retryable()
+            Error::new(classify("0A000", "cached plan must not change result type").0, "x", "")
+                .is_retryable()
         );
         for code in ["42P01", "23505", "42501", "28P01", "28000", "0A000"] {
             assert!(!Error::new(kind(code), "write", "").is_retryable(), "{code}");
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_vanished_is_a_conflict_on_a_connection_that_works() {
+    fn a_row_that_was_removed_is_a_conflict_on_a_connection_that_works() {
         let error = row_removed();
         assert!(is_conflict(&error) && leaves_usable(&error) && !is_lost(&error));
         assert_eq!(store_error("write", error).kind(), ErrorKind::Conflict);

@@ -1,4 +1,4 @@
-//! Where the transactions of handlers get their connections: [`HandlerPool`].
+//! Connections for the transactions of handlers: [`HandlerPool`].
 
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 
 use crate::pool::{Pool, PooledSession};
 
-/// A pool for the transactions of handlers.
+/// The pool for the transactions of handlers.
 pub(crate) enum HandlerPool {
     /// The store's own.
     Own(Pool),
@@ -14,14 +14,14 @@ pub(crate) enum HandlerPool {
     Application(PgPool),
 }
 
-/// A connection out of either.
+/// A connection of either pool.
 pub(crate) enum HandlerConnection {
     Own(PooledSession),
     Application(PoolConnection<Postgres>),
 }
 
 impl HandlerPool {
-    /// A connection.
+    /// Acquires a connection.
     pub(crate) async fn acquire(&self) -> Result<HandlerConnection, sqlx::Error> {
         match self {
             Self::Own(pool) => pool.acquire().await.map(HandlerConnection::Own),
@@ -29,7 +29,7 @@ impl HandlerPool {
         }
     }
 
-    /// How many connections there may be at the same time.
+    /// The maximum number of concurrent connections.
     pub(crate) fn limit(&self) -> usize {
         match self {
             Self::Own(pool) => pool.limit(),
@@ -47,16 +47,16 @@ impl HandlerConnection {
         }
     }
 
-    /// Returns it. What was sent on it last need not have been answered yet.
+    /// Returns it to its pool. The reply to the last command may still be outstanding.
     pub(crate) fn give_back(self) {
         match self {
             Self::Own(conn) => conn.give_back_when_done(),
-            // Its pool waits for the answer.
+            // sqlx's pool waits for the reply.
             Self::Application(conn) => drop(conn),
         }
     }
 
-    /// Closes it, which rolls back what is open.
+    /// Closes it, which rolls back an open transaction.
     pub(crate) fn close(self) {
         match self {
             Self::Own(conn) => drop(conn),
@@ -64,7 +64,7 @@ impl HandlerConnection {
         }
     }
 
-    /// Gives it up while a commit is under way on it.
+    /// Abandons it while a commit is in flight.
     pub(crate) fn abandon(self, patience: std::time::Duration) {
         match self {
             Self::Own(conn) => conn.abandon(patience),

@@ -1,4 +1,4 @@
-//! What the store knows of keys, without changing it.
+//! Reads records of keys for inspection; changes nothing.
 
 use onceward::store::{KeyRecord, KeyState, KeyStats, ListQuery};
 use onceward::{Error, Key, Scope};

@@ -1,4 +1,4 @@
-//! The schema: applied step by step, and checked before use.
+//! Applies migrations of the schema, and checks its version before use.
 
 use onceward::{Error, ErrorKind, KEY_FORMAT};
 use onceward_migrations::{latest, postgres};
@@ -12,15 +12,15 @@ const FORMAT: i64 = 1;
 pub(crate) const MIGRATE: &str = "migrate the Postgres store";
 pub(crate) const USE: &str = "use the Postgres store";
 
-/// What the schema says of itself.
+/// The versions that the schema records about itself.
 struct SchemaState {
-    /// 0: no schema of ours.
+    /// 0: no migrations were applied.
     version: u32,
-    /// The version that a program must know at least; all, where it does not say.
+    /// The oldest version that a program must support; without one, `version` itself.
     needs: Option<i64>,
     format: i64,
     key_format: i64,
-    /// `None`: no schema.
+    /// `None`: the schema does not exist.
     ownership: Option<SchemaOwnership>,
 }
 
@@ -41,21 +41,20 @@ pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, 
     Ok(found.version)
 }
 
-/// How many steps [`migrate`] would take.
+/// The number of migrations that [`migrate`] would apply.
 pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
     let found = read_state(conn, schema, "read the schema's version").await?;
     check_compatible(&found, schema)?;
     Ok(latest(postgres().0).saturating_sub(found.version))
 }
 
-/// Applies the steps that are missing, in one transaction, and answers how many those were. Several programs may do it
-/// at once.
+/// Applies pending migrations in one transaction, and returns their number. Several programs may do so concurrently.
 pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
     let mut left = TRIES;
     loop {
         left -= 1;
         match migrate_once(conn, schema).await {
-            // Another program was about to create the same, and has done so.
+            // Another program has created the same concurrently.
             Err(MigrationError::Sql(error)) if left > 0 && is_already_created(&error) => {}
             Err(MigrationError::Sql(error)) => return Err(store_error(MIGRATE, error)),
             Err(MigrationError::Refused(error)) => return Err(error),
@@ -64,7 +63,7 @@ pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32
     }
 }
 
-/// How often it is tried while other programs create the schema at the same time.
+/// Attempts while other programs create the schema concurrently.
 const TRIES: u32 = 3;
 
 enum MigrationError {
@@ -95,11 +94,11 @@ async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Migr
         ownership.refuse_untrusted(MIGRATE, schema)?;
     }
     if found.version > 0 {
-        // Others who migrate wait here, and so does whoever would give the table a trigger; readers do not.
+        // Other migrations wait here, and so does the creation of triggers on the table; readers do not.
         let lock = format!("LOCK TABLE \"{schema}\".migrations IN SHARE ROW EXCLUSIVE MODE");
         transaction.execute(AssertSqlSafe(lock)).await?;
     }
-    // Another program may have been faster while this one waited for the lock.
+    // Another program may have migrated while this one waited for the lock.
     let found = read_state(&mut transaction, schema, MIGRATE).await?;
     check_compatible(&found, schema)?;
     if let Some(ownership) = &found.ownership {
@@ -110,17 +109,17 @@ async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Migr
     Ok(applied)
 }
 
-/// What is not there yet is created, and nothing that is there is taken for it.
+/// Creates what is missing. It fails if an object of such a name exists already.
 async fn apply(conn: &mut PgConnection, schema: &str, found: &SchemaState) -> Result<u32, sqlx::Error> {
     if found.ownership.is_none() {
         conn.execute(AssertSqlSafe(format!("CREATE SCHEMA \"{schema}\""))).await?;
     }
     if found.version == 0 {
-        let book = format!(
+        let table = format!(
             "CREATE TABLE \"{schema}\".migrations (version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
              applied_at timestamptz NOT NULL DEFAULT now())"
         );
-        conn.execute(AssertSqlSafe(book)).await?;
+        conn.execute(AssertSqlSafe(table)).await?;
     }
     let mut applied = 0;
     let (steps, needs) = postgres();
@@ -149,7 +148,7 @@ async fn apply(conn: &mut PgConnection, schema: &str, found: &SchemaState) -> Re
     Ok(applied)
 }
 
-/// Reads what the schema says of itself, unless that is not to be trusted.
+/// Reads the state of the schema, unless it contains objects of other owners.
 async fn read_state(
     conn: &mut PgConnection,
     schema: &str,
@@ -173,13 +172,13 @@ async fn read(conn: &mut PgConnection, schema: &str) -> Result<SchemaState, sqlx
         key_format: i64::from(KEY_FORMAT),
         ownership: None,
     };
-    // By the catalogue, which needs no right on the schema.
-    let book = query(
+    // From the catalogue, which needs no right on the schema.
+    let table = query(
         "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE n.nspname = $1 AND c.relname = 'migrations'",
     )
     .bind(schema);
-    if book.fetch_optional(&mut *conn).await?.is_none() {
+    if table.fetch_optional(&mut *conn).await?.is_none() {
         return Ok(found);
     }
     let version = format!("SELECT coalesce(max(version), 0) FROM \"{schema}\".migrations");

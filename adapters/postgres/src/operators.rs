@@ -1,11 +1,11 @@
-//! Operators for statements on connections whose `search_path` is not the store's own.
+//! Schema-qualified operators for statements on connections whose `search_path` the store does not control.
 //!
-//! There, a name that says no schema is looked up in the session's path, in which others may have put an operator, a function
-//! or a type that fits better than the one in `pg_catalog`. So such statements name the schema of every function, operator
-//! and type that is not a keyword (`bigint` is one, `bytea` and `text` are not); `IN` and `IS DISTINCT FROM` look up `=` by its
-//! name and have no place in them. `unnest` with several arguments is the parser's own and always that of `pg_catalog`.
+//! There, an unqualified name is resolved in the session's path, in which other roles may have created an operator, a function
+//! or a type that matches better than the one in `pg_catalog`. So such statements qualify every function, operator and type
+//! that is not a keyword (`bigint` is one, `bytea` and `text` are not), and use neither `IN` nor `IS DISTINCT FROM`, which
+//! resolve `=` by its name. `unnest` with several arguments is part of the grammar and always that of `pg_catalog`.
 //!
-//! All of these operators bind alike, and tighter than `AND` and `NOT`: mind the parentheses.
+//! All of these operators have the same precedence, which is higher than that of `AND` and `NOT`: mind the parentheses.
 
 pub(crate) const EQ: &str = "OPERATOR(pg_catalog.=)";
 pub(crate) const GT: &str = "OPERATOR(pg_catalog.>)";

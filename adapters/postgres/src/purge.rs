@@ -1,4 +1,4 @@
-//! Removes expired rows, a few at a time.
+//! Removes expired rows in small batches.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,24 +9,23 @@ use sqlx::{AssertSqlSafe, Executor, Row, query};
 use crate::row;
 use crate::session::{CallOptions, READ, Sessions, WRITE};
 
-/// Keeps the rows whose fence a claim that is under way could still fall short of. A claim reads clock and floor at its
-/// beginning, and an insert of a key whose row is removed meanwhile goes on with what it read. A fence is as old as its
-/// claim, and an expired record older than any statement runs, unless the clock was set back, or the key was forgotten a
-/// moment ago (`written_at` 0): those rows stay until no statement can be as old as they are.
+/// Keeps rows whose fence could still exceed that of a claim in progress. A claim reads the clock and the floor when it starts,
+/// and its insert uses these values even if the row is removed in the meantime. An expired record is normally older than any
+/// running statement; not so if the clock was set back, or the key was forgotten recently (`written_at` 0). Such rows are
+/// kept until no statement can be as old.
 const STALE: &str = "AND fence < (SELECT now FROM at) - CASE written_at WHEN 0 THEN 3600000000 ELSE 0 END";
 
-/// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
+/// Removes at most `limit` rows, and returns their number: 0 while another worker purges. Locked rows are skipped.
 pub(crate) async fn purge(sessions: &Sessions, limit: u32) -> Result<u64, Error> {
     let schema = sessions.schema.clone();
-    // What this worker has removed just now lies at the beginning of the index until that is vacuumed: not to be walked over
-    // again with each batch.
+    // Rows that this worker removed stay at the beginning of the index until it is vacuumed; later batches start after them.
     let from = sessions.purged_to.load(Ordering::Relaxed);
     let (removed, last) = sessions
         .run_with_retry(CallOptions::from(WRITE).replies(6).transaction(), false, move |conn| {
             let schema = schema.clone();
             Box::pin(async move {
                 conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-                // A row of the schema, which no stranger can lock.
+                // A row of the schema, which only roles with rights on the table can lock.
                 let turn =
                     format!("SELECT 1 FROM {schema}.meta WHERE name = 'purge' FOR UPDATE SKIP LOCKED");
                 let turn = query(AssertSqlSafe(turn)).fetch_optional(&mut *conn).await?;
@@ -54,13 +53,13 @@ pub(crate) async fn purge(sessions: &Sessions, limit: u32) -> Result<u64, Error>
         .await
         .map_err(|error| error.into_error(WRITE))?;
     let removed = u64::try_from(removed).unwrap_or(0);
-    // The pass ends where less than a batch is left; the next one finds what was in use or came late.
+    // An incomplete batch ends the pass; the next one starts over, and finds rows that were locked or came late.
     let to = if removed < u64::from(limit) { 0 } else { last.unwrap_or(0) };
     sessions.purged_to.store(to, Ordering::Relaxed);
     Ok(removed)
 }
 
-/// How long ago the oldest row expired that may be removed and is not.
+/// The time since the oldest removable row expired.
 pub(crate) async fn lag(sessions: &Sessions) -> Result<Duration, Error> {
     let schema = sessions.schema.clone();
     let asked = sessions.run_with_retry(READ, true, move |conn| {
@@ -76,6 +75,6 @@ pub(crate) async fn lag(sessions: &Sessions) -> Result<Duration, Error> {
         })
     });
     let lag = asked.await.map_err(|error| error.into_error(READ))?;
-    // A row that expires in this microsecond is late all the same.
+    // A row that expires in this microsecond counts as late.
     Ok(lag.map_or(Duration::ZERO, |lag| Duration::from_micros(u64::try_from(lag).unwrap_or(0).max(1))))
 }

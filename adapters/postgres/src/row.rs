@@ -1,4 +1,4 @@
-//! Records as rows of the table of keys: read and written many at a time, always in the order of their keys.
+//! Reads and writes records as rows of the table of keys, in batches and in key order.
 
 use std::collections::HashSet;
 
@@ -18,12 +18,12 @@ pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, l
 pub(crate) const NOW: &str =
     "(extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint";
 
-/// As Postgres holds it: no larger than 2^63 − 1, which no clock and no TTL comes near.
+/// A value as `bigint`: at most 2^63 − 1, which no clock and no TTL reaches.
 pub(crate) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A count. A generation uses the whole range of `u32`, whose upper half Postgres shows as negative.
+/// A count as `integer`. A generation uses the whole range of `u32`, whose upper half is stored as negative numbers.
 fn int(value: u32) -> i32 {
     value.cast_signed()
 }
@@ -50,7 +50,7 @@ pub(crate) fn ints(values: impl IntoIterator<Item = u32>) -> Vec<i32> {
     values.into_iter().map(int).collect()
 }
 
-/// Puts a row where there is none, so that every key of the batch has a row to lock. `keys` are sorted.
+/// Inserts a row for each key without one, so that every key of the batch has a row to lock. `keys` are sorted.
 pub(crate) async fn occupy(
     conn: &mut PgConnection,
     schema: &str,
@@ -66,7 +66,7 @@ pub(crate) async fn occupy(
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).execute(conn).await.map(drop)
 }
 
-/// As [`occupy`], but passes over keys for which another transaction has a row that is not committed yet.
+/// As [`occupy`], but skips keys for which another transaction has an uncommitted row.
 pub(crate) async fn occupy_free(
     conn: &mut PgConnection,
     schema: &str,
@@ -77,7 +77,7 @@ pub(crate) async fn occupy_free(
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).execute(conn).await.map(drop)
 }
 
-/// Those of `keys` that have a row, locked or not.
+/// The `keys` that have a row, locked or not.
 pub(crate) async fn existing(
     conn: &mut PgConnection,
     schema: &str,
@@ -89,8 +89,8 @@ pub(crate) async fn existing(
     rows.iter().map(key_of).collect()
 }
 
-/// The rows of `keys`, locked one after the other in their order. `others` says what happens with rows that are locked
-/// already: nothing (they are waited for), or `SKIP LOCKED`.
+/// Locks the rows of `keys` one after the other, in key order. `others` is empty to wait for rows that another transaction has
+/// locked, or `SKIP LOCKED`.
 pub(crate) async fn lock(
     conn: &mut PgConnection,
     schema: &str,
@@ -105,7 +105,7 @@ pub(crate) async fn lock(
     query(AssertSqlSafe(sql)).bind(scope).bind(key_bytes(keys)).fetch_all(conn).await
 }
 
-/// `text` as the database can hold it: without NUL, and in ASCII where its encoding is `narrow`.
+/// `text` as the database can store it: without NUL, and in ASCII if its encoding is `narrow`.
 pub(crate) fn storable(text: &str, narrow: bool) -> String {
     if narrow {
         return text.chars().map(|c| if c.is_ascii() && c != '\0' { c } else { '?' }).collect();
@@ -113,7 +113,7 @@ pub(crate) fn storable(text: &str, narrow: bool) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// Writes records, whose rows are locked already. `now` is when forgotten ones were; `narrow`: the database's encoding lacks
+/// Writes records whose rows are locked. `now` becomes the expiry of forgotten ones; `narrow`: the database's encoding lacks
 /// characters.
 pub(crate) async fn write(
     conn: &mut PgConnection,
@@ -136,7 +136,7 @@ pub(crate) async fn write(
          reason = excluded.reason, fingerprint = excluded.fingerprint, error = excluded.error, result = excluded.result"
     );
     let all = || records.iter().map(|(_, record)| *record);
-    // A forgotten key keeps its fence in its row until that is purged, which others of this moment do not see.
+    // The row of a forgotten key keeps its fence until it is purged.
     let expires_at = |record: &Record| if record.written_at == 0 { now } else { record.expires_at() };
     query(AssertSqlSafe(sql))
         .bind(scope)

@@ -1,17 +1,17 @@
-//! Whose code the schema's tables run: read from the catalogue before anything in the schema is touched.
+//! Verifies who owns the schema, before anything in it is used.
 //!
-//! A table's owner may give it triggers, rules and defaults, which run with the rights of whoever writes to it; a view runs what
-//! its owner likes with the rights of whoever reads it. So the schema and everything in it has to belong to one side: the
-//! *authority*, which is the owner of the table `migrations` (of the schema, where that is not there yet), superusers, and
-//! roles that are members of it. Who migrates, or is a superuser, has to trust that side in turn.
+//! The owner of a table may give it triggers, rules and defaults, which run with the rights of the role that writes to it;
+//! a view runs its owner's code with the rights of the role that reads it. So the schema and everything in it must belong to
+//! one party: the *authority*, which is the owner of the table `migrations` (or of the schema, until that table exists),
+//! superusers, and members of the authority. A role that migrates, or is a superuser, must in turn be trusted by that party.
 
 use onceward::{Error, ErrorKind};
 use sqlx::{PgConnection, Row, query};
 
-/// What is told at most of what is wrong.
-const TOLD: usize = 5;
+/// Foreign objects named in an error at most.
+const MAX_NAMED: usize = 5;
 
-/// What the catalogue says. Everything here runs with a `search_path` of `pg_catalog`.
+/// Reads ownership from the catalogue. It runs with a `search_path` of `pg_catalog`.
 const INSPECT: &str = "\
     WITH place AS (SELECT n.oid, n.nspacl, CASE pg_get_userbyid(n.nspowner) WHEN 'pg_database_owner' \
             THEN (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname = current_database()) \
@@ -61,7 +61,7 @@ const INSPECT: &str = "\
             WHERE acl.privilege_type = 'CREATE' AND acl.grantee NOT IN (SELECT id FROM trusted)) \
     FROM authority a, pg_catalog.pg_roles me WHERE me.rolname = current_user";
 
-/// Whose a schema is.
+/// The owners of a schema and of the objects in it.
 #[derive(Debug)]
 pub(crate) struct SchemaOwnership {
     /// The role of this connection, and whether it is a superuser.
@@ -72,15 +72,15 @@ pub(crate) struct SchemaOwnership {
     authority: String,
     /// This role has the rights of both owners, or they are superusers.
     is_trusted: bool,
-    /// What belongs to others, or runs their code.
+    /// Objects that belong to others, or run their code.
     strange: Vec<String>,
-    /// Roles of others that may create something in the schema.
+    /// Other roles that may create objects in the schema.
     pub(crate) creators: Vec<String>,
 }
 
 impl SchemaOwnership {
-    /// `None`: there is no such schema. Reads the catalogue only, which needs no right and runs nobody's code. The
-    /// connection is one of the store's own.
+    /// Reads the ownership of `schema`; `None` if it does not exist. Only the catalogue is read, which needs no right and runs
+    /// no code of other roles. `conn` is one of the store's own connections.
     pub(crate) async fn read(conn: &mut PgConnection, schema: &str) -> Result<Option<Self>, sqlx::Error> {
         let Some(row) = query(INSPECT).bind(schema).fetch_optional(conn).await? else { return Ok(None) };
         Ok(Some(Self {
@@ -94,7 +94,7 @@ impl SchemaOwnership {
         }))
     }
 
-    /// Refuses a schema that is not of one side; of a superuser, who may do everything, also one of others.
+    /// Refuses a schema that contains objects of other parties; for a superuser also a schema owned by another role.
     pub(crate) fn refuse_strange(&self, operation: &'static str, schema: &str) -> Result<(), Error> {
         if self.is_superuser {
             self.refuse_untrusted(operation, schema)?;
@@ -102,20 +102,20 @@ impl SchemaOwnership {
         if self.strange.is_empty() {
             return Ok(());
         }
-        let more = match self.strange.len().saturating_sub(TOLD) {
+        let more = match self.strange.len().saturating_sub(MAX_NAMED) {
             0 => String::new(),
             more => format!("; and {more} more"),
         };
-        let told = self.strange.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+        let named = self.strange.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
         let context = format!(
-            "schema {schema} of {} holds what is not of its owner: {told}{more}. Others' code would run with the rights of \
-             whoever uses the store. Look at how it came there; then drop it, or hand it over (ALTER … OWNER TO {})",
+            "schema {schema} of {} contains objects of other owners: {named}{more}. Their code would run with the rights of \
+             every role that uses the store. Find out how they got there; then drop them, or change their owner (ALTER … OWNER TO {})",
             self.authority, self.authority
         );
         Err(Error::new(ErrorKind::Config, operation, context))
     }
 
-    /// Refuses a schema whose owner could have this role run code that it should not.
+    /// Refuses a schema whose owner could run code with the rights of this role.
     pub(crate) fn refuse_untrusted(&self, operation: &'static str, schema: &str) -> Result<(), Error> {
         if self.is_trusted {
             return Ok(());
@@ -127,9 +127,9 @@ impl SchemaOwnership {
             format!("{owner} (its table migrations by {authority})")
         };
         let context = format!(
-            "schema {schema} is owned by {owners}, and this is {role}, with whose rights its code would run; connect as its \
-             owner, or, if the owner should be another, look at what is in the schema and drop it, or hand it over (ALTER \
-             SCHEMA … OWNER TO, and so for all in it)"
+            "schema {schema} is owned by {owners}, and this role is {role}, with whose rights its code would run; connect as its \
+             owner, or, if it should have another owner, inspect the schema and drop it, or change the owner of it and of \
+             everything in it (ALTER SCHEMA … OWNER TO)"
         );
         Err(Error::new(ErrorKind::Config, operation, context))
     }

@@ -1,8 +1,8 @@
-//! The store's own connections, and the transaction that decides about a batch under row locks.
+//! Runs statements on the store's own sessions, with timeouts and retries: [`Sessions`].
 //!
-//! Everything runs in tasks of its own: a caller who goes away leaves no connection inside a transaction (a cancelled
-//! `BEGIN` would poison the pool). After an error that leaves the session usable, a lock timeout above all, the transaction
-//! is rolled back and the connection kept; after others it is closed.
+//! Each call runs in a task: a dropped call leaves no connection inside a transaction (a cancelled `BEGIN` would poison the
+//! pool). After an error that leaves the session usable, such as a lock timeout, the transaction is rolled back and the
+//! connection kept; after others it is closed.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,36 +23,37 @@ use crate::operators::EQ;
 use crate::pool::Pool;
 use crate::row;
 
-/// What was attempted, for errors.
+/// Operations, as errors name them.
 pub(crate) const WRITE: &str = "write to the Postgres store";
 pub(crate) const READ: &str = "read from the Postgres store";
 
-/// How often work that another transaction thwarted is tried, in all.
+/// The maximum number of attempts of a call, conflicts and lost connections included.
 const TRIES: u32 = 6;
 
 pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
 
-/// The pool and what every statement needs. Clones share it.
+/// The pool of sessions and the state that all statements share. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     pub(crate) pool: Pool,
-    /// Quoted.
+    /// The quoted name of the schema.
     pub(crate) schema: Arc<str>,
-    /// For how long one with_reply_timeout is waited for: a second more than the server gives a statement.
+    /// The timeout of one reply: the server's `statement_timeout` plus 1 s.
     pub(crate) patience: Duration,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
-    /// Up to when this worker has removed expired rows in its present pass.
+    /// The expiry time, in microseconds, up to which this worker has removed rows in its current purge pass.
     pub(crate) purged_to: Arc<AtomicI64>,
+    /// The number of connections lost so far.
     lost: Arc<AtomicU64>,
 }
 
-/// One use of a connection.
+/// How one call uses its connection.
 #[derive(Clone, Copy)]
 pub(crate) struct CallOptions {
     operation: &'static str,
-    /// How many replies it waits for at most.
+    /// The maximum number of replies it waits for.
     replies: u32,
-    /// It opens a transaction, to be rolled back if it fails.
+    /// Whether it opens a transaction, which a failure rolls back.
     transaction: bool,
 }
 
@@ -64,12 +65,12 @@ impl From<&'static str> for CallOptions {
 }
 
 impl CallOptions {
-    /// Waits for so many replies.
+    /// With at most this many replies.
     pub(crate) fn replies(self, replies: u32) -> Self {
         Self { replies, ..self }
     }
 
-    /// It opens a transaction.
+    /// With a transaction.
     pub(crate) fn transaction(self) -> Self {
         Self { transaction: true, ..self }
     }
@@ -87,12 +88,12 @@ impl Sessions {
         }
     }
 
-    /// How many attempts were repeated after a connection was lost: their first statements may still be at work.
+    /// The number of connections lost so far: the statements sent on them may still be executing.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Runs `work` on a connection, in a task.
+    /// Runs `work` once, on a connection and in a task.
     async fn run<T: Send + 'static>(
         &self,
         call: CallOptions,
@@ -103,7 +104,7 @@ impl Sessions {
         let task = tokio::spawn(async move {
             let mut conn = pool.acquire().await?;
             if caller.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
-                // The caller has given up, and repeats the call if it still wants it. Nothing was sent.
+                // The caller was dropped. Nothing was sent.
                 conn.give_back();
                 return Err(SessionError::Ended(call.operation));
             }
@@ -112,13 +113,13 @@ impl Sessions {
                     conn.give_back();
                     Ok(value)
                 }
-                Ok(Err(error)) if is_silence(&error) => {
+                Ok(Err(error)) if is_reply_timeout(&error) => {
                     conn.abandon(patience);
-                    Err(SessionError::Silent)
+                    Err(SessionError::TimedOut)
                 }
                 Ok(Err(error)) => {
                     if is_lost(&error) {
-                        pool.distrust_idle();
+                        pool.close_idle();
                     }
                     let usable = leaves_usable(&error)
                         && (!call.transaction
@@ -133,7 +134,7 @@ impl Sessions {
                 }
                 Err(_) => {
                     conn.abandon(patience);
-                    Err(SessionError::Silent)
+                    Err(SessionError::TimedOut)
                 }
             }
         });
@@ -146,7 +147,8 @@ impl Sessions {
         }
     }
 
-    /// Runs `work` on a connection, in a task, and repeats it on another one where that may help and cannot hurt.
+    /// Runs `work` on a connection, in a task. Conflicts and stale statements are retried; lost connections too, if
+    /// `repeatable` says that a repetition after a lost reply has the same effect.
     pub(crate) async fn run_with_retry<T: Send + 'static>(
         &self,
         call: impl Into<CallOptions>,
@@ -175,7 +177,7 @@ impl Sessions {
         }
     }
 
-    /// The number of a scope, written on its own so that no rollback can take it back.
+    /// The id of a scope, inserted in its own transaction so that no rollback removes it.
     pub(crate) async fn scope_id(&self, scope: &Scope) -> Result<i64, SessionError> {
         if let Some(id) = self.known_scopes().get(scope) {
             return Ok(*id);
@@ -207,7 +209,7 @@ impl Sessions {
         self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The store's time.
+    /// The time of the server, and the fence floor.
     pub(crate) async fn moment(&self) -> Result<Moment, SessionError> {
         let schema = self.schema.clone();
         self.run_with_retry(READ, true, move |conn| {
@@ -218,7 +220,7 @@ impl Sessions {
     }
 }
 
-/// The server's time, and the fences that purged records had.
+/// Reads the time of the server and the largest fence of purged records.
 pub(crate) async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Moment, sqlx::Error> {
     let sql = format!("SELECT {}, value FROM {schema}.meta WHERE name {EQ} 'fence_floor'", row::NOW);
     let row = query(AssertSqlSafe(sql)).fetch_one(conn).await?;
@@ -226,7 +228,7 @@ pub(crate) async fn moment(conn: &mut PgConnection, schema: &str) -> Result<Mome
     Ok(Moment { now: number(0)?, fence_floor: number(1)? })
 }
 
-/// Waits for one with_reply_timeout. Past `patience` the connection is given up.
+/// Waits for one reply. After `patience` it fails with an error for which the connection is abandoned.
 pub(crate) async fn with_reply_timeout<T>(
     patience: Duration,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
@@ -236,17 +238,17 @@ pub(crate) async fn with_reply_timeout<T>(
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut))))
 }
 
-fn is_silence(error: &sqlx::Error) -> bool {
+fn is_reply_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
-/// How an attempt failed.
+/// The failure of a call.
 pub(crate) enum SessionError {
-    /// With an error.
+    /// The driver or the server reported an error.
     Failed(sqlx::Error),
-    /// The server said nothing for too long; what was asked may have happened.
-    Silent,
-    /// The runtime ended.
+    /// No reply within the timeout; the outcome is unknown.
+    TimedOut,
+    /// The runtime ended, or the caller was dropped, before the call did.
     Ended(&'static str),
 }
 
@@ -257,17 +259,16 @@ impl From<sqlx::Error> for SessionError {
 }
 
 impl SessionError {
-    /// As the caller is told.
+    /// The error for the caller of `operation`.
     pub(crate) fn into_error(self, operation: &'static str) -> Error {
         match self {
             Self::Failed(error) => store_error(operation, error),
-            Self::Silent => {
-                let context =
-                    "the server said nothing for longer than statement_timeout; it may have happened";
+            Self::TimedOut => {
+                let context = "no reply within statement_timeout; the outcome is unknown";
                 Error::new(ErrorKind::Timeout, operation, context)
             }
             Self::Ended(operation) => {
-                let context = "the runtime ended before the call did; it may have happened";
+                let context = "the runtime ended before the call did; the outcome is unknown";
                 Error::new(ErrorKind::Unavailable, operation, context)
             }
         }

@@ -1,4 +1,4 @@
-//! The store: [`PgStore`].
+//! The Postgres store: [`PgStore`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,14 @@ use onceward::store::{
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::Connection as _;
+use sqlx::postgres::PgPool;
 
 use crate::claim::contended::ContendedKeys;
 use crate::claim::row_locks::{LockPolicy, LockedBatch};
 use crate::claim::single_statement;
 use crate::claim::unanswered::UnansweredClaims;
-use crate::config::{PgConfig, quoted};
+use crate::config::{PgConfig, PgOptions, quote_identifier};
+use crate::connector::Connector;
 use crate::guard::{catch_panic, catch_panic_in_call};
 use crate::handler_pool::HandlerPool;
 use crate::pool::{Session, SessionOpener};
@@ -26,96 +28,106 @@ use crate::{check, claim, inspect, migrate, purge};
 
 /// Keeps keys in a Postgres schema. Clones share one pool.
 ///
-/// - A batch of new claims, and a batch of completions, is one statement. Keys that are known already are decided
-///   under row locks, taken in the order of the keys.
-/// - The server's clock decides leases and TTLs.
-/// - A row that another transaction holds for longer than [`lock_timeout`](PgConfig::lock_timeout) counts as in
-///   progress for a claim; the batch's other keys go on.
-/// - Completions say `synchronous_commit = on` themselves, whatever the role or the database is set to.
+/// - A batch of new claims, and a batch of completions, is one statement. Known keys are processed under row locks, taken
+///   in key order.
+/// - The server's clock determines leases and TTLs.
+/// - For a claim, a row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
+///   progress; the other keys of the batch are not affected.
+/// - Completions set `synchronous_commit = on`, whatever the role or the database is set to.
 #[derive(Clone)]
 pub struct PgStore {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    config: PgConfig,
+    connector: Connector,
     sessions: Sessions,
-    effects: HandlerPool,
-    held: Arc<ContendedKeys>,
-    doubts: UnansweredClaims,
+    handler_pool: HandlerPool,
+    contended: Arc<ContendedKeys>,
+    unanswered: UnansweredClaims,
 }
 
 impl std::fmt::Debug for PgStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PgStore").field("config", &self.inner.config).finish_non_exhaustive()
+        f.debug_struct("PgStore").field("address", &self.inner.connector.address()).finish_non_exhaustive()
     }
 }
 
 impl PgStore {
-    /// Connects, and brings the schema up to date if the configuration says so.
+    /// Connects, and applies pending migrations if [`PgOptions::migrate`] says so.
     ///
     /// # Errors
-    /// [`Error`] if the configuration contradicts itself, the server cannot be reached, or the schema was written by a
-    /// newer version or holds keys of another encoding.
-    pub async fn connect(config: PgConfig) -> Result<Self, Error> {
-        config.validate()?;
-        let schema = config.schema_name().to_owned();
-        let mut session = config.connect().await?;
-        if config.migrate {
-            let applied =
-                catch_panic_in_call(migrate::MIGRATE, migrate::migrate(&mut session.conn, &schema)).await?;
-            if applied > 0 {
-                tracing::info!(place = %config.place(), schema, applied, "the Postgres store's schema is up to date");
-            }
-        }
-        catch_panic_in_call(migrate::USE, migrate::check(&mut session.conn, &schema)).await?;
-        close(session).await;
-        let schema = quoted(&schema)?;
-        let pool = config.pool(single_statement::statements(&schema));
-        let sessions = Sessions::new(pool, schema, config.statement_timeout);
-        let effects = match config.effects.clone() {
-            Some(pool) => HandlerPool::Application(pool),
-            None => HandlerPool::Own(config.effects_pool()),
-        };
-        let (held, doubts) = (Arc::default(), UnansweredClaims::default());
-        Ok(Self { inner: Arc::new(Inner { config, sessions, effects, held, doubts }) })
+    /// [`Error`] if the configuration is invalid, the server cannot be reached, or the schema was written by a newer version
+    /// or holds keys of another encoding.
+    pub async fn open(config: PgConfig) -> Result<Self, Error> {
+        Self::with_connector(Connector::new(config)?, None).await
     }
 
-    /// Brings the schema up to date, whatever the configuration says, and answers how many steps that took.
+    /// As [`open`](Self::open), with the application's pool for the transactions of handlers. Claims and completions use
+    /// connections of the store's own to the same database, with timeouts of their own.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect).
+    /// As for [`open`](Self::open).
+    pub async fn from_client(pool: PgPool, options: PgOptions) -> Result<Self, Error> {
+        Self::with_connector(Connector::for_pool(&pool, options)?, Some(pool)).await
+    }
+
+    async fn with_connector(connector: Connector, pool: Option<PgPool>) -> Result<Self, Error> {
+        let name = connector.schema().to_owned();
+        let mut session = connector.connect().await?;
+        if connector.options.migrate {
+            let applied =
+                catch_panic_in_call(migrate::MIGRATE, migrate::migrate(&mut session.conn, &name)).await?;
+            if applied > 0 {
+                let address = connector.address();
+                tracing::info!(address, schema = name, applied, "migrations of the Postgres store applied");
+            }
+        }
+        catch_panic_in_call(migrate::USE, migrate::check(&mut session.conn, &name)).await?;
+        close(session).await;
+        let schema = quote_identifier(&name)?;
+        let store_pool = connector.store_pool(single_statement::statements(&schema));
+        let sessions = Sessions::new(store_pool, schema, connector.options.statement_timeout);
+        let handler_pool = match pool {
+            Some(pool) => HandlerPool::Application(pool),
+            None => HandlerPool::Own(connector.handler_pool()),
+        };
+        let (contended, unanswered) = (Arc::default(), UnansweredClaims::default());
+        Ok(Self { inner: Arc::new(Inner { connector, sessions, handler_pool, contended, unanswered }) })
+    }
+
+    /// Applies pending migrations, whatever [`PgOptions::migrate`] says, and returns their number.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
     pub async fn migrate(config: &PgConfig) -> Result<u32, Error> {
-        config.validate()?;
-        let mut session = config.connect().await?;
-        let applied =
-            catch_panic_in_call(migrate::MIGRATE, migrate::migrate(&mut session.conn, config.schema_name()))
-                .await;
+        let connector = Connector::new(config.clone())?;
+        let mut session = connector.connect().await?;
+        let migrating = migrate::migrate(&mut session.conn, connector.schema());
+        let applied = catch_panic_in_call(migrate::MIGRATE, migrating).await;
         close(session).await;
         applied
     }
 
-    /// How many steps [`migrate`](Self::migrate) would take; 0 if the schema is up to date. Changes nothing.
+    /// The number of pending migrations. Changes nothing.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect).
+    /// As for [`open`](Self::open).
     pub async fn missing_migrations(config: &PgConfig) -> Result<u32, Error> {
-        config.validate()?;
-        let mut session = config.connect().await?;
-        let missing =
-            catch_panic_in_call(migrate::USE, migrate::missing(&mut session.conn, config.schema_name()))
-                .await;
+        let connector = Connector::new(config.clone())?;
+        let mut session = connector.connect().await?;
+        let counting = migrate::missing(&mut session.conn, connector.schema());
+        let missing = catch_panic_in_call(migrate::USE, counting).await;
         close(session).await;
         missing
     }
 
-    /// The SQL that gives `role` what a worker needs, and no more. To be run by the schema's owner, after migrations.
+    /// The SQL that grants `role` the rights that a worker needs, and no others. The schema's owner runs it after migrations.
     ///
     /// # Errors
-    /// [`Error`] if the schema or the role is no plain name (`[a-z_][a-z0-9_]{0,62}`).
-    pub fn grants(config: &PgConfig, role: &str) -> Result<String, Error> {
-        config.validate()?;
-        let (schema, role) = (quoted(config.schema_name())?, quoted(role)?);
+    /// [`Error`] if the schema or the role is not a plain name (`[a-z_][a-z0-9_]{0,62}`).
+    pub fn grants(options: &PgOptions, role: &str) -> Result<String, Error> {
+        let (schema, role) = (quote_identifier(&options.schema)?, quote_identifier(role)?);
         Ok(format!(
             "GRANT USAGE ON SCHEMA {schema} TO {role};\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.keys TO {role};\n\
@@ -129,29 +141,28 @@ impl PgStore {
         ))
     }
 
-    /// The SQL that lets `role` call `complete(token)` in transactions of its own, and nothing else of the store: for
-    /// handlers in other languages. To be run by the schema's owner, after migrations.
+    /// The SQL that lets `role` call `complete(token)` in its own transactions, and nothing else of the store: for handlers in
+    /// other languages. The schema's owner runs it after migrations.
     ///
     /// # Errors
     /// As for [`grants`](Self::grants).
-    pub fn handler_grants(config: &PgConfig, role: &str) -> Result<String, Error> {
-        config.validate()?;
-        let (schema, role) = (quoted(config.schema_name())?, quoted(role)?);
+    pub fn handler_grants(options: &PgOptions, role: &str) -> Result<String, Error> {
+        let (schema, role) = (quote_identifier(&options.schema)?, quote_identifier(role)?);
         Ok(format!(
             "GRANT USAGE ON SCHEMA {schema} TO {role};\n\
              GRANT EXECUTE ON FUNCTION {schema}.complete(text) TO {role};\n"
         ))
     }
 
-    /// Closes the store's own connections, when they are idle.
+    /// Closes the store's own connections, each when it is idle.
     pub async fn close(&self) {
         self.inner.sessions.pool.close().await;
-        if let HandlerPool::Own(pool) = &self.inner.effects {
+        if let HandlerPool::Own(pool) = &self.inner.handler_pool {
             pool.close().await;
         }
     }
 
-    /// How many connections the store has opened for claims and completions since it was connected: a diagnostic figure.
+    /// The number of connections opened for claims and completions so far, for diagnostics.
     pub fn opened_connections(&self) -> u64 {
         self.inner.sessions.pool.opened()
     }
@@ -164,13 +175,13 @@ impl PgStore {
         self.inner.sessions.schema.clone()
     }
 
-    /// For one connection that listens.
+    /// Opens connections that listen for notifications.
     pub(crate) fn listener(&self) -> SessionOpener {
-        self.inner.config.listener()
+        self.inner.connector.listener()
     }
 
-    pub(crate) fn effects(&self) -> &HandlerPool {
-        &self.inner.effects
+    pub(crate) fn handler_pool(&self) -> &HandlerPool {
+        &self.inner.handler_pool
     }
 
     async fn call<I, T>(
@@ -190,8 +201,8 @@ impl PgStore {
             items: items.to_vec(),
             key,
             decide,
-            held: None,
-            first: LockPolicy::Wait,
+            contended: None,
+            lock_policy: LockPolicy::Wait,
             occupy: false,
             repeatable,
         };
@@ -212,7 +223,7 @@ impl Store for PgStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        let checking = check::check(&self.inner.config, &self.inner.sessions, &self.inner.effects);
+        let checking = check::check(&self.inner.connector, &self.inner.sessions, &self.inner.handler_pool);
         catch_panic_in_call(check::CHECK, checking).await
     }
 
@@ -222,7 +233,8 @@ impl Store for PgStore {
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
-        claim::claim(self.sessions(), &self.inner.held, &self.inner.doubts, scope, terms, batch).await
+        claim::claim(self.sessions(), &self.inner.contended, &self.inner.unanswered, scope, terms, batch)
+            .await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
@@ -275,7 +287,7 @@ impl StoreAdmin for PgStore {
 
 #[async_trait]
 impl Expiring for PgStore {
-    /// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
+    /// One worker purges at a time: for the others this returns 0. Locked rows are skipped.
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         purge::purge(self.sessions(), limit).await
     }

@@ -1,10 +1,10 @@
-//! Whether a login may be sent over the connection that is configured: verified TLS beyond this machine.
+//! TLS policy: a login is sent to another host over verified TLS only.
 
 use onceward::{Error, ErrorKind, is_local_host};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
-/// What may follow the `?` of a URL, beside `options[NAME]`.
+/// The parameters of a URL that are known, besides `options[NAME]`.
 const PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
@@ -26,10 +26,10 @@ const PARAMETERS: [&str; 18] = [
     "user",
 ];
 
-/// Refuses parameters that the client does not know: it would log them with their values, which may be secrets, and do nothing.
+/// Refuses parameters that sqlx does not know: it would ignore them, and log them with their values, which may be secrets.
 ///
 /// # Errors
-/// `Config`. The name is not shown: with a `?` in a password that was not encoded, it is a part of the password.
+/// `Config`. The name is not shown: after an unencoded `?` in a password it is a part of the password.
 pub(crate) fn check_parameters(url: &str) -> Result<(), Error> {
     let Ok(url) = Url::parse(url) else { return Ok(()) };
     let is_known =
@@ -47,50 +47,50 @@ pub(crate) fn check_parameters(url: &str) -> Result<(), Error> {
     ))
 }
 
-/// What the address says of TLS, and what its owner allows.
+/// How the TLS mode of a connection is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsPolicy {
-    /// It says nothing: beyond this machine the server is verified.
+    /// The URL gives no mode: the server is verified, except on this host.
     Unspecified,
-    /// It names a mode, which is kept, or refused.
+    /// The URL gives a mode, which is used or refused.
     Specified,
-    /// Whatever it says is wanted.
+    /// Every mode is allowed.
     AllowPlaintext,
 }
 
 impl TlsPolicy {
-    /// What a URL that sqlx has read says.
+    /// The policy for a URL without `allow_plaintext`.
     pub(crate) fn of_url(url: &str) -> Self {
         let is_mode = |name: &str| matches!(name, "sslmode" | "ssl-mode");
         let says = Url::parse(url).is_ok_and(|url| url.query_pairs().any(|(name, _)| is_mode(&name)));
         if says { Self::Specified } else { Self::Unspecified }
     }
 
-    /// `options` with the TLS mode that is in effect.
+    /// `options` with the TLS mode in effect.
     ///
     /// # Errors
-    /// `Config` where anybody on the way could read the login or answer in the server's place, and it is not allowed.
+    /// `Config` if an attacker in the network could read the login or impersonate the server.
     pub(crate) fn secured(self, options: &PgConnectOptions) -> Result<PgConnectOptions, Error> {
         let mode = options.get_ssl_mode();
         let is_verified = matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
         if self == Self::AllowPlaintext || is_verified || is_local(options) {
             return Ok(options.clone());
         }
-        // sqlx reads PGSSLMODE, too. Its default cannot be told from a `prefer` of that variable, and is safe to replace.
+        // sqlx also reads PGSSLMODE. Its default cannot be distinguished from a `prefer` of that variable, and is safe to replace.
         if self == Self::Unspecified && matches!(mode, PgSslMode::Prefer) {
             return Ok(options.clone().ssl_mode(PgSslMode::VerifyFull));
         }
         Err(Error::new(
             ErrorKind::Config,
             "connect to Postgres",
-            "the server is on another host and is not verified with this sslmode (from the URL or PGSSLMODE), so that anybody on \
-             the way could take the password or answer in its place; write sslmode=verify-full with the CA of the server, or \
-             allow it explicitly (allow_plaintext) on a network where nobody else can be",
+            "the server is on another host and is not verified with this sslmode (from the URL or PGSSLMODE), so that an attacker in \
+             the network could read the password or impersonate the server; write sslmode=verify-full with the CA of the server, or \
+             set allow_plaintext on a network that nobody else can access",
         ))
     }
 }
 
-/// As sqlx will connect: a socket goes before a host.
+/// True if sqlx will connect to this host: it prefers a socket to a host.
 fn is_local(options: &PgConnectOptions) -> bool {
     options.get_socket().is_some() || is_local_host(options.get_host())
 }

@@ -25,10 +25,11 @@ impl Scene {
     /// A role of the application's that has what the grants list, and a table of its own.
     async fn new(schema: &'static str) -> Self {
         let server = Postgres::shared();
-        let config = PgConfig::from_url(&server.url("postgres")).unwrap().schema(schema);
-        let store = PgStore::connect(config.clone()).await.unwrap();
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = schema.into();
+        let store = PgStore::open(config.clone()).await.unwrap();
         let role = format!("{schema}_app");
-        let grants = PgStore::handler_grants(&config, &role).unwrap();
+        let grants = PgStore::handler_grants(&config.options, &role).unwrap();
         server.sql(&format!(
             "CREATE ROLE {role} LOGIN; {grants} CREATE TABLE public.{schema} (n int); \
              GRANT SELECT, INSERT ON public.{schema} TO {role};"

@@ -24,11 +24,12 @@ impl PgHarness {
     async fn new() -> Self {
         let server = Postgres::shared();
         let schema = format!("suite_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let config = PgConfig::from_url(&server.url("postgres")).unwrap().schema(&schema);
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = schema.clone();
         PgStore::migrate(&config).await.unwrap();
         let harness = Self { schema };
         let role = &harness.schema;
-        let grants = PgStore::grants(&config, role).unwrap();
+        let grants = PgStore::grants(&config.options, role).unwrap();
         let sql = format!(
             "CREATE ROLE {role} LOGIN; {grants} CREATE TABLE {role}.effects (name text NOT NULL); \
              GRANT SELECT, INSERT ON {role}.effects TO {role};"
@@ -49,10 +50,13 @@ impl StoreHarness for PgHarness {
 
     async fn store(&self) -> PgStore {
         let url = Postgres::shared().url(&self.schema);
-        let config = PgConfig::from_url(&url).unwrap().schema(&self.schema).max_connections(4);
+        let mut config = PgConfig::new(&url);
+        config.options.schema = self.schema.clone();
+        config.options.max_connections = 4;
         // The suite races many claims at once on a slow machine: a wait for a lock is no answer there.
-        let config = config.lock_timeout(Duration::from_secs(5)).migrate_on_open(false);
-        PgStore::connect(config).await.unwrap()
+        config.options.lock_timeout = Duration::from_secs(5);
+        config.options.migrate = false;
+        PgStore::open(config).await.unwrap()
     }
 
     async fn advance(&self, by: Duration) {

@@ -22,10 +22,12 @@ const LONG: Duration = Duration::from_secs(120);
 async fn a_server_that_answers_slowly_lets_in_again_after_its_connections_were_lost() {
     let server = Postgres::start();
     let proxy = Proxy::start(server.address()).unwrap();
-    let config = PgConfig::from_url(&Postgres::url_at(proxy.address(), "postgres")).unwrap();
+    let mut config = PgConfig::new(&Postgres::url_at(proxy.address(), "postgres"));
     // As the program has it with a timeout of 5 s.
     let limit = Duration::from_millis(4_500);
-    let store = PgStore::connect(config.connect_timeout(limit).statement_timeout(limit)).await.unwrap();
+    config.options.connect_timeout = limit;
+    config.options.statement_timeout = limit;
+    let store = PgStore::open(config).await.unwrap();
     let _ = lease(&store.claim(&scope(), &terms(), &requests([0])).await.remove(0).unwrap());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_secs(3)));
     proxy.cut();
@@ -61,8 +63,9 @@ async fn a_server_that_answers_slowly_lets_in_again_after_its_connections_were_l
 async fn half_open_connections_are_replaced_and_not_tried_one_after_the_other() {
     let server = Postgres::start();
     let proxy = Proxy::start(server.address()).unwrap();
-    let config = PgConfig::from_url(&Postgres::url_at(proxy.address(), "postgres")).unwrap();
-    let store = PgStore::connect(config.statement_timeout(Duration::from_secs(1))).await.unwrap();
+    let mut config = PgConfig::new(&Postgres::url_at(proxy.address(), "postgres"));
+    config.options.statement_timeout = Duration::from_secs(1);
+    let store = PgStore::open(config).await.unwrap();
     let batch: Vec<_> = (0..8).map(|n| requests([n])).collect();
     let all = batch.iter().map(|request| {
         let (store, request) = (store.clone(), request.clone());
@@ -97,11 +100,12 @@ async fn a_changed_password_is_used_by_every_kind_of_connection_without_a_restar
     with_password(&server);
     let current = Arc::new(Mutex::new(Ok("one".to_owned())));
     let source = Arc::clone(&current);
-    let config = PgConfig::from_url(&server.url("app")).unwrap().password_from(move || {
+    let mut config = PgConfig::new(&server.url("app"));
+    config.endpoint.password_from = Some(Arc::new(move || {
         let current = source.lock().unwrap().clone();
         current.map_err(|()| Error::new(ErrorKind::Config, "read the password", "the file is not there"))
-    });
-    let store = PgStore::connect(config).await.unwrap();
+    }));
+    let store = PgStore::open(config).await.unwrap();
     let taken = lease(&store.claim(&scope(), &terms(), &requests([1])).await.remove(0).unwrap());
     let outbox = store.outbox();
     onceward::outbox::OutboxStore::wait(&outbox, Duration::from_millis(10)).await;
@@ -132,9 +136,13 @@ async fn a_completion_that_was_refused_for_a_while_is_accepted_afterwards() {
     let server = Postgres::start();
     with_password(&server);
     server.sql("CREATE ROLE worker LOGIN");
-    let config = || PgConfig::from_url(&server.url("worker")).unwrap().migrate_on_open(false);
-    PgStore::migrate(&PgConfig::from_url(&server.url("postgres")).unwrap()).await.unwrap();
-    server.sql(&PgStore::grants(&config(), "worker").unwrap());
+    let config = || {
+        let mut config = PgConfig::new(&server.url("worker"));
+        config.options.migrate = false;
+        config
+    };
+    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
+    server.sql(&PgStore::grants(&config().options, "worker").unwrap());
     let end_sessions =
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'worker'";
     let table = "ALTER TABLE onceward.keys";
@@ -150,7 +158,7 @@ async fn a_completion_that_was_refused_for_a_while_is_accepted_afterwards() {
         ("ALTER ROLE worker SET default_transaction_read_only = on", "ALTER ROLE worker RESET ALL"),
     ];
     for (n, (take, give)) in (0..).zip(cases) {
-        let store = PgStore::connect(config()).await.unwrap();
+        let store = PgStore::open(config()).await.unwrap();
         let claims = store.claim(&scope(), &terms(), &requests(16 * n..16 * n + 16)).await;
         let done: Vec<_> = claims.iter().map(|claim| completion(lease(claim.as_ref().unwrap()))).collect();
         server.sql(take);

@@ -17,9 +17,10 @@ use support::{completion, lease, requests, scope, terms};
 
 /// A store in a database of its own.
 async fn store_in(server: &Postgres, database: &str) -> PgStore {
-    let config = PgConfig::from_url(&url(server, database)).unwrap();
+    let mut config = PgConfig::new(&url(server, database));
     // As the program has it: else the role's own limit holds for handlers.
-    PgStore::connect(config.handler_statement_timeout(Duration::from_secs(20))).await.unwrap()
+    config.options.handler_statement_timeout = Some(Duration::from_secs(20));
+    PgStore::open(config).await.unwrap()
 }
 
 fn url(server: &Postgres, database: &str) -> String {
@@ -153,7 +154,7 @@ async fn a_database_that_is_read_only_by_default_is_refused_by_name() {
     let server = Postgres::start();
     server.sql("CREATE DATABASE readonly");
     let url = url(&server, "readonly");
-    PgStore::migrate(&PgConfig::from_url(&url).unwrap()).await.unwrap();
+    PgStore::migrate(&PgConfig::new(&url)).await.unwrap();
     server.sql("ALTER DATABASE readonly SET default_transaction_read_only = on");
     let store = store_in(&server, "readonly").await;
     let error = store.claim(&scope(), &terms(), &requests([1])).await.remove(0).unwrap_err();

@@ -10,7 +10,7 @@ use onceward::store::{
     TransactionalStore,
 };
 use onceward::{Key, Scope, Store, StoreAdmin};
-use onceward_postgres::{PgConfig, PgStore};
+use onceward_postgres::{PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::proxy::Proxy;
 use sqlx::{Connection, PgConnection};
@@ -47,8 +47,10 @@ fn lease(claim: &Claim) -> Lease {
 }
 
 async fn store_at(url: &str) -> PgStore {
-    let config = PgConfig::from_url(url).unwrap().connect_timeout(Duration::from_secs(2));
-    PgStore::connect(config.statement_timeout(Duration::from_secs(2))).await.unwrap()
+    let mut config = PgConfig::new(url);
+    config.options.connect_timeout = Duration::from_secs(2);
+    config.options.statement_timeout = Duration::from_secs(2);
+    PgStore::open(config).await.unwrap()
 }
 
 /// Claims and completes every key once, repeating what failed with the same token, as the pipeline does. Answers how
@@ -195,9 +197,11 @@ async fn a_call_dropped_in_a_stalled_begin_leaves_the_pool_clean() {
     let server = Postgres::start();
     let proxy = Proxy::start(server.address()).unwrap();
     let url = Postgres::url_at(proxy.address(), "postgres");
-    let config =
-        PgConfig::from_url(&url).unwrap().max_connections(1).connect_timeout(Duration::from_secs(10));
-    let store = PgStore::connect(config.statement_timeout(Duration::from_secs(2))).await.unwrap();
+    let mut config = PgConfig::new(&url);
+    config.options.max_connections = 1;
+    config.options.connect_timeout = Duration::from_secs(10);
+    config.options.statement_timeout = Duration::from_secs(2);
+    let store = PgStore::open(config).await.unwrap();
     let _ = lease(store.claim(&scope(), &terms(), &requests([1])).await[0].as_ref().unwrap());
     let open = store.begin().await.unwrap();
     store.rollback(open).await;
@@ -230,7 +234,7 @@ async fn an_application_brings_its_own_pool_and_a_completion_is_durable_whatever
     let options = server.url("postgres").parse::<sqlx::postgres::PgConnectOptions>().unwrap();
     let options = options.options([("synchronous_commit", "off")]);
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-    let store = PgStore::connect(PgConfig::with_pool(pool.clone())).await.unwrap();
+    let store = PgStore::from_client(pool.clone(), PgOptions::default()).await.unwrap();
     // A deferred trigger sees what the commit goes by.
     sqlx::raw_sql(
         "CREATE TABLE effects (n int); CREATE TABLE seen (setting text); \
@@ -260,18 +264,24 @@ async fn an_application_brings_its_own_pool_and_a_completion_is_durable_whatever
 #[tokio::test(flavor = "multi_thread")]
 async fn an_absent_and_a_newer_schema_are_refused_and_several_programs_may_migrate_at_once() {
     let server = Postgres::start();
-    let config = || PgConfig::from_url(&server.url("postgres")).unwrap().schema("orders_2");
-    let error = PgStore::connect(config().migrate_on_open(false)).await.unwrap_err();
+    let config = || {
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = "orders_2".into();
+        config
+    };
+    let mut worker = config();
+    worker.options.migrate = false;
+    let error = PgStore::open(worker).await.unwrap_err();
     assert!(error.to_string().contains("run its migrations first"), "{error}");
     let (one, two) = (config(), config());
     let (a, b) = tokio::join!(PgStore::migrate(&one), PgStore::migrate(&two));
     assert_eq!(a.unwrap() + b.unwrap(), onceward_migrations::latest(onceward_migrations::POSTGRES));
     server.sql("INSERT INTO orders_2.migrations (version, name) VALUES (999, 'later')");
     server.sql("UPDATE orders_2.meta SET value = 999 WHERE name = 'needs'");
-    let error = PgStore::connect(config()).await.unwrap_err();
+    let error = PgStore::open(config()).await.unwrap_err();
     assert!(error.to_string().contains("upgrade this program"), "{error}");
     server.sql("DELETE FROM orders_2.meta WHERE name = 'needs'");
-    assert!(PgStore::connect(config()).await.is_err(), "nothing says that this program will do");
+    assert!(PgStore::open(config()).await.is_err(), "nothing says that this program will do");
 }
 
 #[tokio::test(flavor = "multi_thread")]

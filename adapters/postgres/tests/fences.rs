@@ -34,9 +34,12 @@ impl Place {
     /// A worker's store. It waits for locks for as long as the test holds them.
     async fn store(&self) -> PgStore {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
-        let config = PgConfig::from_url(&server.url(ROLE)).unwrap().schema(&self.schema);
-        let patient = config.statement_timeout(2 * PATIENCE).lock_timeout(PATIENCE);
-        PgStore::connect(patient).await.unwrap()
+        let mut config = PgConfig::new(&server.url(ROLE));
+        config.options.schema = self.schema.clone();
+        config.options.statement_timeout = 2 * PATIENCE;
+        config.options.lock_timeout = PATIENCE;
+        let patient = config;
+        PgStore::open(patient).await.unwrap()
     }
 
     async fn connect(&self) -> PgConnection {

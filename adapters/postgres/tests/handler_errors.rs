@@ -47,8 +47,9 @@ const CHARGED: [&str; 3] = ["42P01", "22012", "XX000"];
 
 /// Runs one message for each SQLSTATE, with `transactional`, and the runs that share a transaction, as said.
 async fn run(schema: &str, transactional: bool, shared: usize) -> Runs {
-    let config = PgConfig::from_url(&Postgres::shared().url("postgres")).unwrap().schema(schema);
-    let store = Arc::new(PgStore::connect(config).await.unwrap());
+    let mut config = PgConfig::new(&Postgres::shared().url("postgres"));
+    config.options.schema = schema.into();
+    let store = Arc::new(PgStore::open(config).await.unwrap());
     let (broker, runs) = (MemoryBroker::finite(), Runs::default());
     FREE.iter().chain(&CHARGED).for_each(|code| broker.publish(Message::builder(*code)));
     let mut config = PipelineConfig { transaction_batch: shared, ..PipelineConfig::default() };

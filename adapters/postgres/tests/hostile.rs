@@ -18,7 +18,7 @@ use onceward::store::{
 };
 use onceward::testing::MemoryPublisher;
 use onceward::{Checkpoint, CheckpointStore, Expiring, Outgoing, Store, StoreAdmin};
-use onceward_postgres::{EffectOutcome, PgConfig, PgStore};
+use onceward_postgres::{EffectOutcome, PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::releases::MAJORS;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -61,14 +61,20 @@ impl Scene {
     }
 
     fn config(&self, role: &str) -> PgConfig {
-        PgConfig::from_url(&self.server.url(role)).unwrap().migrate_on_open(false)
+        {
+            let mut config = PgConfig::new(&self.server.url(role));
+            config.options.migrate = false;
+            config
+        }
     }
 
     async fn migrate(&self) {
         assert!(PgStore::migrate(&self.config("dba")).await.unwrap() > 0);
         let config = self.config("dba");
-        let (worker, app) =
-            (PgStore::grants(&config, "worker").unwrap(), PgStore::handler_grants(&config, "app").unwrap());
+        let (worker, app) = (
+            PgStore::grants(&config.options, "worker").unwrap(),
+            PgStore::handler_grants(&config.options, "app").unwrap(),
+        );
         self.server.sql(&format!(
             "{worker}{app} GRANT INSERT ON onceward.outbox TO app; GRANT USAGE ON SEQUENCE onceward.outbox_seq TO app"
         ));
@@ -231,9 +237,14 @@ async fn relay(store: &PgStore, sent: usize) {
 async fn nothing_of_a_hostile_role_is_called(server: Postgres) {
     let scene = Scene::new(server);
     scene.migrate().await;
-    let own = PgStore::connect(scene.config("worker")).await.unwrap();
-    let borrowed =
-        PgStore::connect(PgConfig::with_pool(scene.pool().await).migrate_on_open(false)).await.unwrap();
+    let own = PgStore::open(scene.config("worker")).await.unwrap();
+    let borrowed = PgStore::from_client(scene.pool().await, {
+        let mut options = PgOptions::default();
+        options.migrate = false;
+        options
+    })
+    .await
+    .unwrap();
     use_keys(&own).await;
     meet_locks(&scene, &own).await;
     use_transactions(&own, 200).await;

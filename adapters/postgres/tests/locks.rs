@@ -103,8 +103,9 @@ async fn a_locked_table_is_trouble_of_the_store_and_costs_no_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_own() {
     let server = Postgres::start();
-    let config = PgConfig::from_url(&server.url("postgres")).unwrap();
-    let store = PgStore::connect(config.statement_timeout(Duration::from_millis(1_500))).await.unwrap();
+    let mut config = PgConfig::new(&server.url("postgres"));
+    config.options.statement_timeout = Duration::from_millis(1_500);
+    let store = PgStore::open(config).await.unwrap();
     // The scope has its number.
     let _ = lease(&store.claim(&scope(), &terms(), &requests([9_999])).await.remove(0).unwrap());
     server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
@@ -148,9 +149,11 @@ async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_standby_leaves_no_pile_of_waiting_processes() {
     let server = Postgres::start();
-    let config = PgConfig::from_url(&server.url("postgres")).unwrap().max_connections(3);
-    let config = config.connect_timeout(Duration::from_millis(300));
-    let store = PgStore::connect(config.statement_timeout(Duration::from_millis(300))).await.unwrap();
+    let mut config = PgConfig::new(&server.url("postgres"));
+    config.options.max_connections = 3;
+    config.options.connect_timeout = Duration::from_millis(300);
+    config.options.statement_timeout = Duration::from_millis(300);
+    let store = PgStore::open(config).await.unwrap();
     let _ = lease(&store.claim(&scope(), &terms(), &requests([9_999])).await.remove(0).unwrap());
     server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
     server.sql("SELECT pg_reload_conf()");

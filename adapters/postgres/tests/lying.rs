@@ -9,7 +9,11 @@ use onceward_test_servers::lying::postgres::{self, Lie};
 
 fn config(liar: &Liar) -> PgConfig {
     let url = format!("postgres://app:secret@{}/db?sslmode=disable", liar.address());
-    PgConfig::from_url(&url).unwrap().connect_timeout(Duration::from_millis(500))
+    {
+        let mut config = PgConfig::new(&url);
+        config.options.connect_timeout = Duration::from_millis(500);
+        config
+    }
 }
 
 #[tokio::test]
@@ -38,7 +42,7 @@ async fn messages_that_no_server_sends_are_errors_of_the_connection() {
         Lie::Answer(b"A\0\0\0\x05x"),
     ] {
         let liar = postgres::start(lie);
-        let error = PgStore::connect(config(&liar)).await.map(drop).unwrap_err();
+        let error = PgStore::open(config(&liar)).await.map(drop).unwrap_err();
         assert!(error.is_retryable(), "{lie:?}: {error:?}");
         assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         let error = PgStore::missing_migrations(&config(&liar)).await.unwrap_err();

@@ -94,8 +94,9 @@ async fn attempt(store: &PgStore, owner: &Ownership, batch: &[u64], entropy: &mu
 async fn owners_of_different_partitions_that_meet_the_same_keys_leave_one_effect_for_each() {
     let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
     server.sql("CREATE TABLE effects (key bigint NOT NULL)");
-    let config = PgConfig::from_url(&server.url("postgres")).unwrap();
-    let store = Arc::new(PgStore::connect(config.lock_timeout(Duration::from_secs(5))).await.unwrap());
+    let mut config = PgConfig::new(&server.url("postgres"));
+    config.options.lock_timeout = Duration::from_secs(5);
+    let store = Arc::new(PgStore::open(config).await.unwrap());
     let workers = (0..PARTITIONS).map(|partition| {
         let store = Arc::clone(&store);
         tokio::spawn(async move { work(&store, partition).await })

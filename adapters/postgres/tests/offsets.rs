@@ -29,15 +29,19 @@ impl Place {
     async fn new() -> Self {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
         let schema = format!("offsets_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let owner = PgConfig::from_url(&server.url("postgres")).unwrap().schema(&schema);
+        let mut owner = PgConfig::new(&server.url("postgres"));
+        owner.options.schema = schema.clone();
         PgStore::migrate(&owner).await.unwrap();
-        let grants = PgStore::grants(&owner, &schema).unwrap();
+        let grants = PgStore::grants(&owner.options, &schema).unwrap();
         server.sql(&format!(
             "CREATE ROLE {schema} LOGIN; {grants} CREATE TABLE {schema}.effects (record bigint NOT NULL); \
              GRANT SELECT, INSERT ON {schema}.effects TO {schema}"
         ));
-        let config = PgConfig::from_url(&server.url(&schema)).unwrap().schema(&schema);
-        let store = PgStore::connect(config.migrate_on_open(false).max_connections(20)).await.unwrap();
+        let mut config = PgConfig::new(&server.url(&schema));
+        config.options.schema = schema.clone();
+        config.options.migrate = false;
+        config.options.max_connections = 20;
+        let store = PgStore::open(config).await.unwrap();
         Self { schema, store }
     }
 

@@ -29,9 +29,10 @@ impl Place {
     async fn new() -> Self {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
         let schema = format!("outbox_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let config = PgConfig::from_url(&server.url("postgres")).unwrap().schema(&schema);
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = schema.clone();
         PgStore::migrate(&config).await.unwrap();
-        let grants = PgStore::grants(&config, &schema).unwrap();
+        let grants = PgStore::grants(&config.options, &schema).unwrap();
         let mut owner = PgConnection::connect(&server.url("postgres")).await.unwrap();
         let sql = format!("CREATE ROLE {schema} LOGIN; {grants}");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut owner).await.unwrap();
@@ -57,8 +58,10 @@ impl OutboxHarness for Place {
     type Outbox = PgOutbox;
 
     async fn outbox(&self) -> PgOutbox {
-        let config = PgConfig::from_url(&self.server.url(&self.schema)).unwrap().schema(&self.schema);
-        PgStore::connect(config.migrate_on_open(false)).await.unwrap().outbox()
+        let mut config = PgConfig::new(&self.server.url(&self.schema));
+        config.options.schema = self.schema.clone();
+        config.options.migrate = false;
+        PgStore::open(config).await.unwrap().outbox()
     }
 
     async fn commit(&self, messages: &[Outgoing]) -> Result<(), Error> {

@@ -38,7 +38,11 @@ impl Place {
     }
 
     fn config(&self, role: &str) -> PgConfig {
-        PgConfig::from_url(&self.server.url(role)).unwrap().schema(&self.schema)
+        {
+            let mut config = PgConfig::new(&self.server.url(role));
+            config.options.schema = self.schema.clone();
+            config
+        }
     }
 
     /// As the superuser; `@` is the schema, `?` the hostile role.
@@ -64,13 +68,15 @@ impl Place {
     /// A role for workers, with the documented rights.
     fn worker(&self) -> String {
         let worker = format!("{}_worker", self.schema);
-        let grants = PgStore::grants(&self.config("postgres"), &worker).unwrap();
+        let grants = PgStore::grants(&self.config("postgres").options, &worker).unwrap();
         self.server.sql(&format!("CREATE ROLE {worker} LOGIN; {grants}"));
         worker
     }
 
     async fn open(&self, role: &str) -> Result<PgStore, Error> {
-        PgStore::connect(self.config(role).migrate_on_open(false)).await
+        let mut config = self.config(role);
+        config.options.migrate = false;
+        PgStore::open(config).await
     }
 
     fn is_superuser(&self) -> bool {
@@ -196,7 +202,7 @@ async fn the_usual_ways_to_own_a_schema_work() {
     place.migrate(&format!("{}_dba", place.schema)).await.unwrap();
     place.open(&place.worker()).await.unwrap();
     // A worker that would migrate, with nothing left to do.
-    PgStore::connect(place.config(&format!("{}_worker", place.schema))).await.unwrap();
+    PgStore::open(place.config(&format!("{}_worker", place.schema))).await.unwrap();
     // A superuser does not work in the schema of another role, who would have it run code.
     refused(place.open("postgres").await, &format!("owned by {}_dba", place.schema));
 

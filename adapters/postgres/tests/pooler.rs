@@ -18,7 +18,7 @@ async fn session_mode_works_with_the_poolers_defaults_and_keeps_the_timeouts() {
     let server = Postgres::start();
     let pooler = PgBouncer::start(&server, &["pool_mode = session"]);
     let url = Postgres::url_at(pooler.address(), "postgres");
-    let store = PgStore::connect(PgConfig::from_url(&url).unwrap()).await.unwrap();
+    let store = PgStore::open(PgConfig::new(&url)).await.unwrap();
     let advice = store.check().await.unwrap();
     // Of its warnings, one is about the standby that there is not.
     assert!(advice.iter().all(|line| line.level != AdviceLevel::Error), "{advice:?}");
@@ -41,10 +41,10 @@ async fn session_mode_works_with_the_poolers_defaults_and_keeps_the_timeouts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transaction_mode_is_recognised_and_refused() {
     let server = Postgres::start();
-    PgStore::migrate(&PgConfig::from_url(&server.url("postgres")).unwrap()).await.unwrap();
+    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
     let pooler = PgBouncer::start(&server, &["pool_mode = transaction"]);
     let url = Postgres::url_at(pooler.address(), "postgres");
-    let found = match PgStore::connect(PgConfig::from_url(&url).unwrap()).await {
+    let found = match PgStore::open(PgConfig::new(&url)).await {
         Ok(store) => match store.check().await {
             Ok(advice) => format!(
                 "{:?}",
@@ -62,6 +62,6 @@ async fn a_startup_parameter_that_the_pooler_rejects_is_named() {
     let server = Postgres::start();
     let pooler = PgBouncer::start(&server, &["pool_mode = session"]);
     let url = format!("{}?options=-csearch_path%3Dpublic", Postgres::url_at(pooler.address(), "postgres"));
-    let error = PgStore::connect(PgConfig::from_url(&url).unwrap()).await.unwrap_err();
+    let error = PgStore::open(PgConfig::new(&url)).await.unwrap_err();
     assert!(!error.is_retryable() && error.to_string().contains("startup parameter"), "{error:?}");
 }

@@ -30,15 +30,17 @@ const END_SESSIONS: &str =
 /// Runs 16 handlers, executes `take` and ends the sessions while they run, and executes `give_back` three seconds later.
 async fn no_effect_runs_twice(take: &[&str], give_back: &[&str]) {
     let server = Postgres::start();
-    PgStore::migrate(&PgConfig::from_url(&server.url("postgres")).unwrap()).await.unwrap();
+    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
     server.sql("CREATE ROLE worker LOGIN PASSWORD 'pass'");
-    let config = PgConfig::from_url(&server.url("worker")).unwrap().password("pass").migrate_on_open(false);
-    server.sql(&PgStore::grants(&config, "worker").unwrap());
+    let mut config = PgConfig::new(&server.url("worker"));
+    config.endpoint.password = Some("pass".into());
+    config.options.migrate = false;
+    server.sql(&PgStore::grants(&config.options, "worker").unwrap());
     let lines = "SELECT unnest(ARRAY['host all worker 127.0.0.1/32 scram-sha-256', 'host all all 127.0.0.1/32 trust'])";
     let file = server.sql("SHOW hba_file");
     server.sql(&format!("COPY ({lines}) TO '{file}'"));
     server.sql("SELECT pg_reload_conf()");
-    let store = PgStore::connect(config).await.unwrap();
+    let store = PgStore::open(config).await.unwrap();
     let (broker, runs) = (MemoryBroker::finite(), Runs::default());
     for number in 0..MESSAGES {
         broker.publish(Message::builder(number.to_string()));

@@ -29,9 +29,11 @@ impl Database {
 
     async fn connect(name: &'static str, tables: &str, limit: Duration) -> Self {
         let url = format!("{}?options=-csearch_path%3D{name}", Postgres::shared().url("postgres"));
-        let config = PgConfig::from_url(&url).unwrap().schema(name);
-        let config = config.handler_connections(1).handler_statement_timeout(limit);
-        let store = PgStore::connect(config).await.unwrap();
+        let mut config = PgConfig::new(&url);
+        config.options.schema = name.into();
+        config.options.handler_connections = Some(1);
+        config.options.handler_statement_timeout = Some(limit);
+        let store = PgStore::open(config).await.unwrap();
         Postgres::shared().sql(&format!("SET search_path = {name}; {tables}"));
         Self { name, store }
     }

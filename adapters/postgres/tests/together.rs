@@ -21,8 +21,9 @@ struct Scene {
 impl Scene {
     async fn new(schema: &'static str, constraint: &str) -> Self {
         let server = Postgres::shared();
-        let config = PgConfig::from_url(&server.url("postgres")).unwrap().schema(schema);
-        let store = PgStore::connect(config).await.unwrap();
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = schema.into();
+        let store = PgStore::open(config).await.unwrap();
         server.sql(&format!("CREATE TABLE {schema}.effects (n bigint NOT NULL {constraint})"));
         Self { schema, store, scope: Scope::parse("billing").unwrap() }
     }

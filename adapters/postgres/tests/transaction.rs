@@ -8,7 +8,7 @@ use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Entropy, KeyState, TransactionalStore,
 };
 use onceward::{Error, ErrorKind, Key, Scope, Store, StoreAdmin};
-use onceward_postgres::{PgConfig, PgStore, PgTx};
+use onceward_postgres::{PgOptions, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
@@ -28,7 +28,13 @@ impl Scene {
         let server = Postgres::shared();
         let options = PgPoolOptions::new().max_connections(1);
         let pool = options.connect(&server.url("postgres")).await.unwrap();
-        let store = PgStore::connect(PgConfig::with_pool(pool.clone()).schema(schema)).await.unwrap();
+        let store = PgStore::from_client(pool.clone(), {
+            let mut options = PgOptions::default();
+            options.schema = schema.into();
+            options
+        })
+        .await
+        .unwrap();
         let scene = Self { schema, pool, store, scope: Scope::parse("billing").unwrap() };
         scene.sql(
             "CREATE TABLE @.known (n int PRIMARY KEY); INSERT INTO @.known VALUES (1); \

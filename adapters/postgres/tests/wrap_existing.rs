@@ -6,7 +6,7 @@
 mod example;
 
 use example::Order;
-use onceward_postgres::{PgConfig, PgStore};
+use onceward_postgres::{PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::wrapping::assert_small_change;
 use sqlx::PgPool;
@@ -42,7 +42,7 @@ async fn the_plain_loop_charges_duplicates_twice_and_the_wrapped_one_once() {
 
     server.sql("TRUNCATE charges");
     let (orders, received) = mpsc::channel(1);
-    let store = PgStore::connect(PgConfig::with_pool(pool.clone())).await.unwrap();
+    let store = PgStore::from_client(pool.clone(), PgOptions::default()).await.unwrap();
     let wrapped = tokio::spawn(example::after::consume(pool.clone(), received, store.into()));
     deliver(orders).await;
     wrapped.await.unwrap().unwrap();

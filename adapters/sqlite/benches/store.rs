@@ -11,7 +11,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, Lease};
 use onceward::{Fingerprint, Key, MemoryStore, Scope, Store};
-use onceward_sqlite::SqliteStore;
+use onceward_sqlite::{SqliteConfig, SqliteStore};
 use tokio::runtime::Runtime;
 
 const TERMS: ClaimTerms =
@@ -85,7 +85,8 @@ fn memory_of_a_million_keys(bencher: Bencher<'_, '_>, size: usize) {
 fn sqlite(bencher: Bencher<'_, '_>, size: usize) {
     let (runtime, scope) = (runtime(), Scope::parse("billing").unwrap());
     let directory = tempfile::tempdir().unwrap();
-    let store = runtime.block_on(SqliteStore::open_in(directory.path().join("onceward.db"))).unwrap();
+    let store =
+        runtime.block_on(SqliteStore::open(SqliteConfig::new(directory.path().join("onceward.db")))).unwrap();
     let mut source = Source::new();
     bencher
         .counter(ItemsCount::new(size))
@@ -98,7 +99,8 @@ fn sqlite(bencher: Bencher<'_, '_>, size: usize) {
 fn sqlite_eight_callers(bencher: Bencher<'_, '_>, size: usize) {
     let (runtime, scope) = (runtime(), Scope::parse("billing").unwrap());
     let directory = tempfile::tempdir().unwrap();
-    let store = runtime.block_on(SqliteStore::open_in(directory.path().join("onceward.db"))).unwrap();
+    let store =
+        runtime.block_on(SqliteStore::open(SqliteConfig::new(directory.path().join("onceward.db")))).unwrap();
     let mut source = Source::new();
     bencher
         .counter(ItemsCount::new(size * 8))

@@ -1,4 +1,4 @@
-//! Checkpoints of sources without a broker.
+//! Stores the checkpoints of sources without a broker.
 
 use async_trait::async_trait;
 use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
@@ -48,7 +48,7 @@ impl CheckpointStore for SqliteStore {
         })?;
         let (writer, scope) = (self.writer().clone(), scope.clone());
         let (source, checkpoint) = (source.to_owned(), checkpoint.clone());
-        // A task, so that a dropped call does not tear the connection out of a statement.
+        // In a task, so that a dropped call does not interrupt a statement.
         let task = tokio::spawn(async move {
             let mut slot = writer.turn().await;
             let scope = writer.scope_id(&mut slot, &scope).await?;

@@ -1,10 +1,10 @@
 //! The store's clock: one for all processes that share the file.
 //!
 //! A host's clock may be set back (a resumed machine, a clock in local time, NTP), and processes that read it before and after
-//! would disagree for as long as it was set back by. So the file holds an [`ClockAnchor`]: a time, and what the uptime of the host
-//! was then. From there on the time is the anchor's plus the uptime that has passed, which nobody sets; every process computes
-//! the same, and leases and TTLs go on at their pace. If the host's clock is ahead of that (it was set forward), the anchor
-//! moves there, in the transaction that sees it first.
+//! would disagree by that difference. So the file stores a [`ClockAnchor`]: a time, and the uptime of the host at that time.
+//! The store's time is the anchor's time plus the uptime since, which cannot be set; every process computes the same, and
+//! leases and TTLs run at constant speed. If the host's clock is ahead of that (it was set forward), the anchor is moved to it,
+//! in the first transaction that observes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,29 +16,29 @@ use sqlx::{Row, query};
 
 use crate::row::integer;
 
-/// By how many microseconds the host's clock may be ahead before the anchor moves. The two clocks drift together, so that it moves
-/// with a step and hardly ever else.
+/// Microseconds by which the host's clock may be ahead before the anchor moves. The two clocks drift together, so it rarely moves
+/// unless the clock is stepped.
 const STEP: u64 = 1_000;
 
-/// The store's source of time: the host's clock, moved as tests ask. Clones move together.
+/// The store's source of time: the host's clock, plus an offset that tests set. Clones share the offset.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// What tests add to the host's clock, in microseconds.
+    /// The offset to the host's clock, in microseconds.
     ahead: Arc<AtomicI64>,
 }
 
-/// A time in the file, and the uptime that belongs to it.
+/// A time, and the uptime of the host at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockAnchor {
     /// Microseconds since 1970.
     time: u64,
     /// Microseconds since the host was started.
     uptime: u64,
-    /// Which start that was.
+    /// The id of the boot.
     boot: u64,
 }
 
-/// The time now, and the anchor that says so to others.
+/// The current time, and the anchor that it derives from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockReading {
     pub(crate) now: u64,
@@ -61,7 +61,7 @@ impl Clock {
         self.ahead.fetch_sub(integer(micros(by)), Ordering::SeqCst);
     }
 
-    /// What the time is, given the file's anchor.
+    /// The current time, given the anchor of the file.
     pub(crate) fn read(&self, anchor: Option<ClockAnchor>) -> ClockReading {
         read(anchor, self.wall(), uptime(), boot())
     }
@@ -74,18 +74,18 @@ impl Clock {
 }
 
 fn read(anchor: Option<ClockAnchor>, wall: u64, uptime: u64, boot: u64) -> ClockReading {
-    let anew = |time| ClockReading { now: time, anchor: ClockAnchor { time, uptime, boot } };
-    let Some(anchor) = anchor else { return anew(wall) };
+    let new_anchor = |time| ClockReading { now: time, anchor: ClockAnchor { time, uptime, boot } };
+    let Some(anchor) = anchor else { return new_anchor(wall) };
     let passed = uptime.checked_sub(anchor.uptime).filter(|_| boot == anchor.boot);
     let Some(passed) = passed else {
-        // The host was started anew, or the file was brought here: its time has stood still, but never goes back.
-        return anew(wall.max(anchor.time));
+        // The host was rebooted, or the file comes from another host: the time has stood still, but never goes back.
+        return new_anchor(wall.max(anchor.time));
     };
     let now = anchor.time.saturating_add(passed);
-    if wall > now.saturating_add(STEP) { anew(wall) } else { ClockReading { now, anchor } }
+    if wall > now.saturating_add(STEP) { new_anchor(wall) } else { ClockReading { now, anchor } }
 }
 
-/// Microseconds since the host was started, times of sleep included.
+/// Microseconds since the host was booted, suspended time included.
 fn uptime() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
@@ -96,7 +96,7 @@ fn uptime() -> u64 {
     seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(read.tv_nsec).unwrap_or(0) / 1_000)
 }
 
-/// A number for this boot of the host; 0 where the system gives none: then a shorter uptime shows a reboot.
+/// The id of this boot of the host; 0 if the system has none: then a shorter uptime indicates a reboot.
 fn boot() -> u64 {
     static BOOT: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -106,7 +106,7 @@ fn boot() -> u64 {
     *BOOT
 }
 
-/// What the file's table of facts says.
+/// Values of the table `onceward_meta`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct MetaValues {
     pub(crate) anchor: Option<ClockAnchor>,
@@ -115,7 +115,7 @@ pub(crate) struct MetaValues {
 }
 
 /// Reads the anchor and the fence floor.
-pub(crate) async fn facts(conn: &mut SqliteConnection) -> Result<MetaValues, sqlx::Error> {
+pub(crate) async fn read_meta(conn: &mut SqliteConnection) -> Result<MetaValues, sqlx::Error> {
     let (mut time, mut uptime, mut boot, mut fence_floor) = (None, None, None, 0);
     let rows = query(
         "SELECT name, value FROM onceward_meta \

@@ -1,28 +1,28 @@
-//! Where SQLite's errors enter: one function, one table.
+//! Classifies errors of SQLite and of the driver.
 
 use std::borrow::Cow;
 
 use onceward::{Error, ErrorKind};
 
-/// What `error`, met while attempting `operation`, means to the caller. It concerns the whole call, and so is never
-/// [`ErrorKind::Corrupt`], which ends the claim of a key whose record cannot be read.
+/// Classifies `error` of `operation`. It concerns the whole call, and so is never [`ErrorKind::Corrupt`], which would end the
+/// claim of a key whose record cannot be read.
 pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::Error) -> Error {
     let (kind, context) = match &error {
         sqlx::Error::Database(database) => {
             let code = database.code().and_then(|code| code.parse().ok()).unwrap_or(0);
-            meaning(code)
+            classify(code)
         }
         sqlx::Error::Io(_) => (ErrorKind::Unavailable, "the file cannot be read or written"),
         sqlx::Error::WorkerCrashed | sqlx::Error::PoolClosed | sqlx::Error::BeginFailed => {
-            (ErrorKind::Unavailable, "the connection is gone; it is opened again with the next call")
+            (ErrorKind::Unavailable, "the connection was lost; the next call reopens it")
         }
         sqlx::Error::PoolTimedOut => (ErrorKind::Timeout, "no connection became free in time"),
-        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the connection's settings are refused"),
+        sqlx::Error::Configuration(_) => (ErrorKind::Config, "the connection's settings are invalid"),
         sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::ColumnIndexOutOfBounds { .. } => (
-            // Not of one key's record: those are read in `row.rs`, each on its own.
+            // Not in the record of a key: `row.rs` decodes these one by one.
             ErrorKind::Config,
             "a value in onceward's tables is not what this version writes; was a table changed by hand? Restore the file \
              from a backup",
@@ -32,22 +32,22 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
     Error::new(kind, operation, context).with_source(error)
 }
 
-/// SQLite's result codes; the low byte is the primary code.
-fn meaning(code: i32) -> (ErrorKind, &'static str) {
+/// Classifies a result code of SQLite, whose low byte is the primary code.
+fn classify(code: i32) -> (ErrorKind, &'static str) {
     match code & 0xff {
         5 | 6 => (
             ErrorKind::Unavailable,
-            "another connection holds the file for writing; if that is usual, raise busy_timeout",
+            "another connection has locked the file for writing; if this is frequent, raise busy_timeout",
         ),
-        3 | 23 => (ErrorKind::Denied, "access to the file is refused; give this user the right to write it"),
+        3 | 23 => (ErrorKind::Denied, "permission denied; give this user the right to write the file"),
         8 => (
             ErrorKind::Denied,
             "the file cannot be written; check its owner, its directory's and whether the disk is mounted read-only",
         ),
-        7 => (ErrorKind::Unavailable, "memory is used up"),
+        7 => (ErrorKind::Unavailable, "out of memory"),
         9 => (ErrorKind::Unavailable, "the call was interrupted"),
-        10 => (ErrorKind::Unavailable, "the disk fails to read or write"),
-        13 => (ErrorKind::Unavailable, "the disk is full; make room"),
+        10 => (ErrorKind::Unavailable, "the disk reports a read or write error"),
+        13 => (ErrorKind::Unavailable, "the disk is full; free some space"),
         14 => (
             ErrorKind::Unavailable,
             "the file cannot be opened; its directory must exist and be writable by this user",
@@ -55,15 +55,15 @@ fn meaning(code: i32) -> (ErrorKind, &'static str) {
         15 => {
             (ErrorKind::Unavailable, "the file's locks do not work; it must not lie on a network file system")
         }
-        // Both concern every key, whose runs may have had their effect: no claim ends for it, and writes are repeated.
+        // It concerns every key, whose runs may have had their effect: no claim ends because of it, and writes are retried.
         11 => (ErrorKind::Unavailable, "the file is damaged; restore it from a backup"),
         24 | 26 => (
             ErrorKind::Config,
-            "the file is no SQLite database; choose another path, or restore the file if it was one",
+            "the file is not a SQLite database; choose another path, or restore the file if it was one",
         ),
-        22 => (ErrorKind::Unsupported, "the file system cannot hold so large a file"),
-        1 => (ErrorKind::Internal, "SQLite refuses a statement; was the schema changed by hand?"),
-        12 | 16..=21 | 25 => (ErrorKind::Internal, "SQLite refuses a statement of this program"),
+        22 => (ErrorKind::Unsupported, "the file system does not support so large a file"),
+        1 => (ErrorKind::Internal, "SQLite rejects a statement; was the schema changed by hand?"),
+        12 | 16..=21 | 25 => (ErrorKind::Internal, "SQLite rejects a statement of this program"),
         _ => (ErrorKind::Unknown, "SQLite answered with an unexpected error"),
     }
 }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn kind(code: i32) -> ErrorKind {
-        meaning(code).0
+        classify(code).0
     }
 
     #[test]

@@ -1,7 +1,6 @@
-//! The SQLite store of [`onceward`]: one file, on one host, with the same semantics as every other store.
+//! The SQLite store of [`onceward`]: a file on one host, with the semantics of every other store.
 //!
-//! [`SqliteStore`] is the embedded default: nothing to install, and every completion is on disk before it is acked. As
-//! a [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same file
+//! [`SqliteStore`] is the embedded default: nothing to install, and every completion is on disk before its message is acked. As a [`TransactionalStore`](onceward::TransactionalStore) it makes handlers that write to the same file
 //! *effectively-once*: see [`SqliteTx`].
 //!
 //! ```
@@ -9,17 +8,17 @@
 //! # let directory = tempfile::tempdir()?;
 //! # let path = directory.path().join("onceward.db");
 //! use onceward::{Key, Scope, StoreAdmin};
-//! use onceward_sqlite::SqliteStore;
+//! use onceward_sqlite::{SqliteConfig, SqliteStore};
 //!
-//! let store = SqliteStore::open_in(path).await?;
+//! let store = SqliteStore::open(SqliteConfig::new(path)).await?;
 //! let billing = Scope::parse("billing")?;
 //! let key = Key::of(&billing, "order 4711")?;
 //! assert!(store.inspect(&billing, &key).await?.is_none());
 //! # Ok(()) }
 //! ```
 //!
-//! What it does not do: run on a network file system, or serve several hosts. Several processes of one host may share
-//! a file; they take turns at writing.
+//! It does not support network file systems or several hosts. Several processes of one host may share a file; their writes are
+//! serialized. The README lists what is promised and what is not.
 
 mod check;
 mod checkpoint;

@@ -1,4 +1,4 @@
-//! Brings the schema up to date, and refuses what this version must not touch.
+//! Applies migrations of the schema, and checks its version before use.
 
 use onceward::{Error, ErrorKind, KEY_FORMAT};
 use onceward_migrations::{SQLITE, latest};
@@ -10,9 +10,9 @@ use crate::error::store_error;
 /// The version of the records themselves, apart from the columns that hold them.
 const FORMAT: i64 = 1;
 
-/// What the file says of itself.
+/// The versions that the file records about itself.
 struct SchemaState {
-    /// 0: no schema of ours.
+    /// 0: no migrations were applied.
     schema: u32,
     format: i64,
     key_format: i64,
@@ -21,7 +21,7 @@ struct SchemaState {
 /// The schema's version, after checking that this version may use it.
 pub(crate) async fn check(conn: &mut SqliteConnection) -> Result<u32, Error> {
     let found = look(conn).await.map_err(|error| store_error("read the schema's version", error))?;
-    refuse_foreign(&found)?;
+    check_compatible(&found)?;
     let wanted = latest(SQLITE);
     if found.schema < wanted {
         let context = match found.schema {
@@ -35,18 +35,18 @@ pub(crate) async fn check(conn: &mut SqliteConnection) -> Result<u32, Error> {
     Ok(found.schema)
 }
 
-/// How many steps [`migrate`] would take.
+/// The number of migrations that [`migrate`] would apply.
 pub(crate) async fn missing(conn: &mut SqliteConnection) -> Result<u32, Error> {
     let found = look(conn).await.map_err(|error| store_error("read the schema's version", error))?;
-    refuse_foreign(&found)?;
+    check_compatible(&found)?;
     Ok(latest(SQLITE).saturating_sub(found.schema))
 }
 
-/// Applies the steps that are missing, in one transaction, and answers how many those were.
+/// Applies pending migrations in one transaction, and returns their number.
 pub(crate) async fn migrate(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
     const WRITE: &str = "migrate the SQLite store";
     let found = look(conn).await.map_err(|error| store_error(WRITE, error))?;
-    refuse_foreign(&found)?;
+    check_compatible(&found)?;
     if found.schema == latest(SQLITE) {
         return Ok(0);
     }
@@ -59,12 +59,12 @@ pub(crate) async fn migrate(conn: &mut SqliteConnection, now: i64) -> Result<u32
     Ok(applied)
 }
 
-/// The steps themselves, inside a transaction.
+/// Applies pending migrations, inside a transaction.
 async fn apply(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
     let failed = |error| store_error("migrate the SQLite store", error);
-    // Another process may have been faster while this one waited for the lock.
+    // Another process may have migrated while this one waited for the lock.
     let found = look(conn).await.map_err(failed)?;
-    refuse_foreign(&found)?;
+    check_compatible(&found)?;
     conn.execute(
         "CREATE TABLE IF NOT EXISTS onceward_migrations (
              version    INTEGER NOT NULL PRIMARY KEY,
@@ -99,8 +99,8 @@ async fn apply(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
 
 async fn look(conn: &mut SqliteConnection) -> Result<SchemaState, sqlx::Error> {
     let mut found = SchemaState { schema: 0, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
-    let book = query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'onceward_migrations'");
-    if book.fetch_optional(&mut *conn).await?.is_none() {
+    let table = query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'onceward_migrations'");
+    if table.fetch_optional(&mut *conn).await?.is_none() {
         return Ok(found);
     }
     let row =
@@ -116,7 +116,7 @@ async fn look(conn: &mut SqliteConnection) -> Result<SchemaState, sqlx::Error> {
     Ok(found)
 }
 
-fn refuse_foreign(found: &SchemaState) -> Result<(), Error> {
+fn check_compatible(found: &SchemaState) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, "use the SQLite store", context));
     let newest = latest(SQLITE);
     if found.schema > newest {

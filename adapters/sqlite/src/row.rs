@@ -1,4 +1,4 @@
-//! Records as rows of `onceward_keys`: read and written many at a time.
+//! Reads and writes records as rows of `onceward_keys`, in batches.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -8,8 +8,8 @@ use onceward::{Error, ErrorKind, Key};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row, query};
 
-/// How many rows a statement handles. A batch takes the largest that it fills and then the smallest that holds the
-/// rest, padded: few statements to prepare, each of them used again.
+/// The numbers of rows per statement. A batch uses the largest that it fills, and then the smallest that holds the rest, padded: so
+/// there are few statements to prepare, and all are reused.
 const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
 
 /// The columns that [`key_of`] and [`record_of`] read.
@@ -49,7 +49,7 @@ static DELETE: LazyLock<[String; 5]> = LazyLock::new(|| {
     })
 });
 
-/// Cuts `items` into pieces, each with the index of the statement for it.
+/// Splits `items` into chunks, each with the index of its statement.
 fn pieces<T>(items: &[T]) -> impl Iterator<Item = (usize, &[T])> {
     items.chunks(SIZES[SIZES.len() - 1]).map(|piece| {
         let size = SIZES.iter().position(|size| *size >= piece.len()).unwrap_or(SIZES.len() - 1);
@@ -57,12 +57,12 @@ fn pieces<T>(items: &[T]) -> impl Iterator<Item = (usize, &[T])> {
     })
 }
 
-/// The items of a piece, the last one repeated up to the statement's size.
+/// The items of a chunk, with the last one repeated up to the statement's size.
 fn padded<T>(size: usize, piece: &[T]) -> impl Iterator<Item = &T> {
     (0..SIZES[size]).map(|n| &piece[n.min(piece.len() - 1)])
 }
 
-/// The records of those of `keys` that are known. A row that cannot be understood is an error of its key alone.
+/// The records of the known `keys`. A damaged row is an error of its key alone.
 pub(crate) async fn read(
     conn: &mut SqliteConnection,
     scope: i64,
@@ -81,7 +81,7 @@ pub(crate) async fn read(
     Ok(records)
 }
 
-/// Writes records, whether known or new.
+/// Inserts or updates records.
 pub(crate) async fn write(
     conn: &mut SqliteConnection,
     scope: i64,
@@ -128,7 +128,7 @@ pub(crate) async fn delete(conn: &mut SqliteConnection, scope: i64, keys: &[Key]
     Ok(())
 }
 
-/// As SQLite holds it: no larger than 2^63 − 1, which no clock and no TTL comes near.
+/// A value as INTEGER: at most 2^63 − 1, which no clock and no TTL reaches.
 pub(crate) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

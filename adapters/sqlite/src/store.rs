@@ -1,6 +1,5 @@
-//! The store itself: [`SqliteStore`].
+//! The SQLite store: [`SqliteStore`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +25,12 @@ pub(crate) const READ: &str = "read from the SQLite store";
 
 /// Keeps keys in a SQLite file. Clones share one writer; so do all tasks of a process.
 ///
-/// - One file in WAL mode with `synchronous=FULL`: whatever a call has answered survives a power cut.
-/// - One writer: the batches that gather while another is being written share one transaction and one flush to disk.
+/// - One file in WAL mode with `synchronous=FULL`: what a call has confirmed survives a power cut.
+/// - One writer: batches that arrive during a write share the next transaction and disk sync.
 /// - Several processes of one host may share the file. One that waits longer than
 ///   [`busy_timeout`](SqliteConfig::busy_timeout) gets a retryable error.
-/// - All processes share one clock, which is kept in the file: the host's as it was first read, and the host's uptime from there
-///   on. Setting the host's clock back changes nothing; set forward, it ends leases and TTLs early, for all processes alike.
+/// - All processes share one clock, which is stored in the file: the host's clock when it was first read, plus the uptime since.
+///   Setting the host's clock back has no effect; setting it forward ends leases and TTLs early, for all processes alike.
 ///
 /// The tables' names begin with `onceward_`, so that the application's own tables may be in the same file. For the
 /// inbox, they must be: see [`SqliteTx`](crate::SqliteTx).
@@ -48,20 +47,12 @@ struct Inner {
 
 impl std::fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqliteStore").field("path", &self.inner.config.path()).finish_non_exhaustive()
+        f.debug_struct("SqliteStore").field("path", &self.inner.config.path).finish_non_exhaustive()
     }
 }
 
 impl SqliteStore {
-    /// Opens the file at `path`, and creates file and schema if they are not there.
-    ///
-    /// # Errors
-    /// As for [`open`](Self::open).
-    pub async fn open_in(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        Self::open(SqliteConfig::new(path)).await
-    }
-
-    /// Opens the file, and brings its schema up to date if the configuration says so.
+    /// Opens the file, and applies pending migrations if [`SqliteConfig::migrate`] says so.
     ///
     /// # Errors
     /// [`Error`] if the file cannot be opened, was written by a newer version, or holds keys of another encoding.
@@ -69,7 +60,7 @@ impl SqliteStore {
         Self::open_with_clock(config, Clock::system()).await
     }
 
-    /// As [`open`](Self::open), with a clock that can be moved: for tests.
+    /// As [`open`](Self::open), with a clock that tests can move.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -81,16 +72,16 @@ impl SqliteStore {
         if config.migrate {
             let applied = migrate::migrate(conn, row::integer(writer.now())).await?;
             if applied > 0 {
-                tracing::info!(path = %config.path().display(), applied, "the SQLite store's schema is up to date");
+                tracing::info!(path = %config.path.display(), applied, "migrations of the SQLite store applied");
             }
         }
         migrate::check(conn).await?;
-        writer.look_at_clock(conn).await.map_err(|error| store_error(READ, error))?;
+        writer.read_clock(conn).await.map_err(|error| store_error(READ, error))?;
         drop(slot);
         Ok(Self { inner: Arc::new(Inner { config, writer, reader: Mutex::new(None) }) })
     }
 
-    /// Brings the schema of a file up to date, whatever the configuration says, and answers how many steps that took.
+    /// Applies pending migrations, whatever [`SqliteConfig::migrate`] says, and returns their number.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -103,14 +94,13 @@ impl SqliteStore {
         applied
     }
 
-    /// How many steps [`migrate`](Self::migrate) would take on a file that is there; 0 if its schema is up to date. Changes
-    /// nothing.
+    /// The number of pending migrations of an existing file. Changes nothing.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
     pub async fn missing_migrations(config: &SqliteConfig) -> Result<u32, Error> {
-        let config = config.clone().create_if_missing(false).prepared().await?;
-        let opened = config.for_looking().connect().await;
+        let config = SqliteConfig { create: false, ..config.clone() }.prepared().await?;
+        let opened = config.for_inspection().connect().await;
         let mut conn = opened.map_err(|error| store_error(READ, error))?;
         let missing = migrate::missing(&mut conn).await;
         if let Err(error) = conn.close().await {
@@ -119,7 +109,7 @@ impl SqliteStore {
         missing
     }
 
-    /// Closes the file. The store opens it again if it is used again.
+    /// Closes the file. The next use of the store reopens it.
     pub async fn close(&self) {
         if let Some(conn) = self.inner.reader.lock().await.take()
             && let Err(error) = conn.close().await
@@ -133,7 +123,7 @@ impl SqliteStore {
         &self.inner.writer
     }
 
-    /// The connection that looks, which never waits for the writer.
+    /// The connection that reads, which never waits for the writer.
     pub(crate) async fn reader(&self) -> Result<ReadConnection<'_>, Error> {
         let mut guard = self.inner.reader.lock().await;
         if guard.is_none() {
@@ -144,8 +134,8 @@ impl SqliteStore {
     }
 }
 
-/// Opens the writer's connection. Several processes that open a new file at once get in each other's way while it
-/// turns to WAL, which SQLite does not wait for; so this does, for as long as one write would.
+/// Opens the writer's connection. Processes that open a new file concurrently conflict while it is switched to WAL, for which
+/// SQLite does not wait; so this retries for about a second.
 pub(crate) async fn connect(slot: &mut WriterConnection) -> Result<&mut SqliteConnection, Error> {
     const TRIES: u32 = 50;
     let mut tried = 0;
@@ -167,13 +157,13 @@ fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
     error.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == 5)
 }
 
-/// The reading connection, held for one query.
+/// The connection that reads, locked for one query.
 pub(crate) struct ReadConnection<'s> {
     guard: MutexGuard<'s, Option<SqliteConnection>>,
 }
 
 impl ReadConnection<'_> {
-    /// All rows of a statement. After an error the connection is opened anew.
+    /// Fetches all rows of a statement. After an error the connection is reopened.
     pub(crate) async fn fetch<'q>(
         mut self,
         statement: sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
@@ -277,7 +267,7 @@ impl Expiring for SqliteStore {
     }
 }
 
-/// The outcome of a task of our own; a panic in it goes on in the caller.
+/// The outcome of a spawned task; a panic is resumed in the caller.
 pub(crate) fn join_task<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
     outcome.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),

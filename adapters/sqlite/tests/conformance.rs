@@ -53,7 +53,8 @@ impl StoreHarness for SqliteHarness {
 
     /// Each handle has connections of its own, as another process would.
     async fn store(&self) -> SqliteStore {
-        let config = SqliteConfig::new(self.path()).busy_timeout(Duration::from_secs(60));
+        let mut config = SqliteConfig::new(self.path());
+        config.busy_timeout = Duration::from_secs(60);
         SqliteStore::open_with_clock(config, self.clock.clone()).await.unwrap()
     }
 

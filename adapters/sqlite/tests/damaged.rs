@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, Lease};
 use onceward::{ErrorKind, Key, Scope, Store};
-use onceward_sqlite::SqliteStore;
+use onceward_sqlite::{SqliteConfig, SqliteStore};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 const TERMS: ClaimTerms =
@@ -43,7 +43,7 @@ async fn a_file_that_is_damaged_meanwhile_is_not_taken_for_records_that_cannot_b
     for first_page in [0_u64, 1] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("onceward.db");
-        let store = SqliteStore::open_in(&path).await.unwrap();
+        let store = SqliteStore::open(SqliteConfig::new(&path)).await.unwrap();
         let lease = claim(&store, 1).await;
         let url = format!("sqlite://{}", path.display());
         let mut other = SqliteConnection::connect(&url).await.unwrap();

@@ -30,7 +30,7 @@ impl File {
     }
 
     async fn store(&self) -> SqliteStore {
-        SqliteStore::open_in(self.path()).await.unwrap()
+        SqliteStore::open(SqliteConfig::new(self.path())).await.unwrap()
     }
 
     /// A connection of the application's own.
@@ -107,7 +107,7 @@ async fn many_may_open_a_new_file_at_once() {
     for n in 0..8 {
         let path = file.path();
         openers.spawn(async move {
-            let store = SqliteStore::open_in(path).await.unwrap();
+            let store = SqliteStore::open(SqliteConfig::new(path)).await.unwrap();
             claim(&store, n).await
         });
     }
@@ -117,7 +117,9 @@ async fn many_may_open_a_new_file_at_once() {
 #[tokio::test]
 async fn a_missing_directory_is_named_as_the_fault() {
     let file = File::new();
-    let error = SqliteStore::open_in(file.directory.path().join("missing/onceward.db")).await.unwrap_err();
+    let error = SqliteStore::open(SqliteConfig::new(file.directory.path().join("missing/onceward.db")))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("its directory must exist"), "{error}");
 }
@@ -140,7 +142,7 @@ async fn new_files_are_their_owners_alone_and_old_ones_keep_their_mode() {
 
     let migrated = SqliteConfig::new(file.directory.path().join("migrated.db"));
     SqliteStore::migrate(&migrated).await.unwrap();
-    assert_eq!(mode(migrated.path().to_owned()), 0o600);
+    assert_eq!(mode(migrated.path.clone()), 0o600);
 }
 
 #[tokio::test]
@@ -148,12 +150,12 @@ async fn no_file_is_created_through_a_link() {
     let file = File::new();
     let elsewhere = file.directory.path().join("elsewhere.db");
     std::os::unix::fs::symlink(&elsewhere, file.path()).unwrap();
-    let error = SqliteStore::open_in(file.path()).await.unwrap_err();
+    let error = SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("symbolic link") && !elsewhere.exists(), "{error}");
     // To a file that is there it is followed: it belongs to the user of this test.
-    SqliteStore::open_in(&elsewhere).await.unwrap();
-    let _ = claim(&SqliteStore::open_in(file.path()).await.unwrap(), 1).await;
+    SqliteStore::open(SqliteConfig::new(&elsewhere)).await.unwrap();
+    let _ = claim(&SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap(), 1).await;
     assert!(file.directory.path().join("elsewhere.db-wal").exists());
 }
 
@@ -161,7 +163,7 @@ async fn no_file_is_created_through_a_link() {
 async fn a_file_that_is_no_database_is_refused() {
     let file = File::new();
     std::fs::write(file.path(), "orders, customers, and other things ".repeat(200)).unwrap();
-    let error = SqliteStore::open_in(file.path()).await.unwrap_err();
+    let error = SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
     assert!(!error.is_retryable(), "a start does not wait for it");
 }
@@ -169,14 +171,19 @@ async fn a_file_that_is_no_database_is_refused() {
 #[tokio::test]
 async fn paths_that_are_no_files_are_refused() {
     for path in ["", ":memory:", "file:x?mode=memory"] {
-        assert_eq!(SqliteStore::open_in(path).await.unwrap_err().kind(), ErrorKind::Config, "{path}");
+        assert_eq!(
+            SqliteStore::open(SqliteConfig::new(path)).await.unwrap_err().kind(),
+            ErrorKind::Config,
+            "{path}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_schema_that_is_missing_is_refused_unless_it_may_be_made() {
     let file = File::new();
-    let config = SqliteConfig::new(file.path()).migrate_on_open(false);
+    let mut config = SqliteConfig::new(file.path());
+    config.migrate = false;
     let error = SqliteStore::open(config.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("run its migrations"), "{error}");
@@ -196,7 +203,7 @@ async fn a_file_of_a_newer_schema_format_or_key_encoding_is_refused() {
         let file = File::new();
         file.store().await.close().await;
         file.connect().await.execute(change).await.unwrap();
-        let error = SqliteStore::open_in(file.path()).await.unwrap_err();
+        let error = SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(word), "{error}");
     }
@@ -222,7 +229,8 @@ async fn the_applications_own_tables_and_migrations_are_left_alone() {
 #[tokio::test]
 async fn a_file_that_another_process_holds_is_worth_another_try() {
     let file = File::new();
-    let config = SqliteConfig::new(file.path()).busy_timeout(Duration::from_millis(50));
+    let mut config = SqliteConfig::new(file.path());
+    config.busy_timeout = Duration::from_millis(50);
     let store = SqliteStore::open(config).await.unwrap();
     let lease = claim(&store, 1).await;
     let mut other = file.connect().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use onceward::telemetry::Counter;
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, tx_handler};
-use onceward_sqlite::{SqliteStore, SqliteTx};
+use onceward_sqlite::{SqliteConfig, SqliteStore, SqliteTx};
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ async fn slow(_: (), message: Message, mut tx: SqliteTx<'_>) -> Handled {
 async fn waiting_for_the_only_writer_is_no_trouble_of_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("onceward.db");
-    let store = Arc::new(SqliteStore::open_in(&path).await.unwrap());
+    let store = Arc::new(SqliteStore::open(SqliteConfig::new(&path)).await.unwrap());
     let mut conn = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
     conn.execute("CREATE TABLE effects (a BLOB)").await.unwrap();
     let broker = MemoryBroker::finite();

@@ -12,7 +12,7 @@ use onceward::{
     Handled, Key, Message, MessageBuilder, Store as _, StoreAdmin as _, TestRun, TransactionalStore as _,
     TxHandler as _, Verdict,
 };
-use onceward_sqlite::{SqliteSqlHandler, SqliteStore};
+use onceward_sqlite::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Executor as _, Row as _};
 
@@ -26,7 +26,7 @@ impl Database {
     async fn with(schema: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("onceward.db");
-        let store = SqliteStore::open_in(&path).await.unwrap();
+        let store = SqliteStore::open(SqliteConfig::new(&path)).await.unwrap();
         let mut app = SqliteConnectOptions::new().filename(&path).foreign_keys(true).connect().await.unwrap();
         app.execute(schema).await.unwrap();
         Self { store, app, _dir: dir }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use onceward::outbox::{OutboxStore, RowOutcome, TakeLimits};
 use onceward::store::{ClaimRequest, ClaimTerms, Entropy};
 use onceward::{Error, ErrorKind, Key, Scope, Store as _};
-use onceward_sqlite::{SqliteOutbox, SqliteStore};
+use onceward_sqlite::{SqliteConfig, SqliteOutbox, SqliteStore};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 const LIMITS: TakeLimits = TakeLimits { rows: 100, per_key: 10, bytes: 1 << 20 };
@@ -33,7 +33,7 @@ impl Outbox {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("onceward.db");
-        let outbox = SqliteStore::open_in(&path).await.unwrap().outbox();
+        let outbox = SqliteStore::open(SqliteConfig::new(&path)).await.unwrap().outbox();
         Self { _directory: directory, path, outbox }
     }
 
@@ -156,7 +156,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
         "reason = 99",
     ] {
         let outbox = Outbox::new().await;
-        let store = SqliteStore::open_in(&outbox.path).await.unwrap();
+        let store = SqliteStore::open(SqliteConfig::new(&outbox.path)).await.unwrap();
         let scope = Scope::parse("s").unwrap();
         let minute = Duration::from_secs(60);
         let terms = ClaimTerms { lease: minute, max_attempts: 3, ttl: 10 * minute };

@@ -1,4 +1,4 @@
-//! The envelope format: one JSON object a line, read by the consumer and written by the publisher.
+//! Parses and writes envelopes: one JSON object per line.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-/// What an envelope holds.
+/// The content of an envelope.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Envelope {
     pub id: Option<String>,
@@ -23,20 +23,23 @@ pub(crate) struct Envelope {
     pub timestamp: Option<SystemTime>,
     pub headers: Vec<(String, Bytes)>,
     pub payload: Bytes,
-    /// There is no payload at all, as in a Kafka tombstone.
+    /// There is no payload, as in a Kafka tombstone.
     pub null_payload: bool,
 }
 
 impl Envelope {
-    /// The value of a header; of one that repeats the first.
+    /// The first value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value)
     }
 }
 
-/// Reads one line; the error says what is wrong with it, without its content.
+/// Parses one line.
+///
+/// # Errors
+/// A description of the defect, without the content.
 pub(crate) fn parse(line: &[u8]) -> Result<Envelope, String> {
-    let fields: Fields<'_> = serde_json::from_slice(line).map_err(|error| describe(&error))?;
+    let fields: EnvelopeFields<'_> = serde_json::from_slice(line).map_err(|error| describe(&error))?;
     let payload = match (fields.payload, fields.payload_base64) {
         (None, None) if fields.null_payload => Bytes::new(),
         (_, _) if fields.null_payload => {
@@ -61,7 +64,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Envelope, String> {
     })
 }
 
-/// A string is the payload itself; of any other value its text is.
+/// The payload: the content of a string, or the text of any other value.
 fn payload(raw: &RawValue) -> serde_json::Result<Bytes> {
     if raw.get().starts_with('"') {
         return serde_json::from_str::<String>(raw.get()).map(Bytes::from);
@@ -69,7 +72,7 @@ fn payload(raw: &RawValue) -> serde_json::Result<Bytes> {
     Ok(Bytes::copy_from_slice(raw.get().as_bytes()))
 }
 
-/// serde_json quotes what it found, which may be a secret: say where and what kind of fault it is.
+/// Describes an error by its kind and position: serde_json would quote the value, which may be a secret.
 fn describe(error: &serde_json::Error) -> String {
     let at = error.column();
     match error.classify() {
@@ -95,13 +98,13 @@ const NOT_BASE64: &str = "a base64 value is not base64";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Fields<'a> {
+struct EnvelopeFields<'a> {
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
     #[serde(default)]
-    headers: Headers,
+    headers: EnvelopeHeaders,
     #[serde(default)]
-    order_key: Option<Value>,
+    order_key: Option<EncodedBytes>,
     #[serde(default)]
     timestamp_ms: Option<u64>,
     #[serde(default)]
@@ -112,26 +115,26 @@ struct Fields<'a> {
     payload_base64: Option<Cow<'a, str>>,
 }
 
-/// `null` is a payload, not the lack of one.
+/// Deserializes a field that is present: `null` is a payload, not a missing one.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Headers in the order they are written; a name may come with a list, or several times.
+/// Headers in their order; a name may have a list of values, or occur several times.
 #[derive(Default)]
-struct Headers(Vec<(String, Bytes)>);
+struct EnvelopeHeaders(Vec<(String, Bytes)>);
 
-impl<'de> Deserialize<'de> for Headers {
+impl<'de> Deserialize<'de> for EnvelopeHeaders {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Map;
         impl<'de> Visitor<'de> for Map {
-            type Value = Headers;
+            type Value = EnvelopeHeaders;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of headers")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EnvelopeHeaders, A::Error> {
                 let mut headers = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     match map.next_value()? {
@@ -141,25 +144,26 @@ impl<'de> Deserialize<'de> for Headers {
                         }
                     }
                 }
-                Ok(Headers(headers))
+                Ok(EnvelopeHeaders(headers))
             }
         }
         deserializer.deserialize_map(Map)
     }
 }
 
-/// Bytes: a string, or `{"base64": "…"}` for what is not UTF-8.
-struct Value(Bytes);
+/// Bytes: a string, or `{"base64": "…"}` for bytes that are not UTF-8.
+struct EncodedBytes(Bytes);
 
+/// A value, or a list of values.
 enum OneOrMore {
-    One(Value),
-    More(Vec<Value>),
+    One(EncodedBytes),
+    More(Vec<EncodedBytes>),
 }
 
-/// Reads [`OneOrMore`].
-struct Values;
+/// Deserializes [`OneOrMore`].
+struct ValuesVisitor;
 
-impl<'de> Visitor<'de> for Values {
+impl<'de> Visitor<'de> for ValuesVisitor {
     type Value = OneOrMore;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,11 +171,11 @@ impl<'de> Visitor<'de> for Values {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<OneOrMore, E> {
-        Ok(OneOrMore::One(Value(Bytes::copy_from_slice(text.as_bytes()))))
+        Ok(OneOrMore::One(EncodedBytes(Bytes::copy_from_slice(text.as_bytes()))))
     }
 
     fn visit_string<E: serde::de::Error>(self, text: String) -> Result<OneOrMore, E> {
-        Ok(OneOrMore::One(Value(Bytes::from(text))))
+        Ok(OneOrMore::One(EncodedBytes(Bytes::from(text))))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneOrMore, A::Error> {
@@ -182,7 +186,7 @@ impl<'de> Visitor<'de> for Values {
         }
         let wrapped = Base64::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
         let bytes = BASE64.decode(wrapped.base64).map_err(|_| serde::de::Error::custom(NOT_BASE64))?;
-        Ok(OneOrMore::One(Value(Bytes::from(bytes))))
+        Ok(OneOrMore::One(EncodedBytes(Bytes::from(bytes))))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMore, A::Error> {
@@ -196,13 +200,13 @@ impl<'de> Visitor<'de> for Values {
 
 impl<'de> Deserialize<'de> for OneOrMore {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Values)
+        deserializer.deserialize_any(ValuesVisitor)
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for EncodedBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match deserializer.deserialize_any(Values)? {
+        match deserializer.deserialize_any(ValuesVisitor)? {
             OneOrMore::One(value) => Ok(value),
             OneOrMore::More(_) => Err(serde::de::Error::custom("a list where one value should be")),
         }
@@ -211,8 +215,8 @@ impl<'de> Deserialize<'de> for Value {
 
 /// Appends `message` to `line` as one envelope with its newline.
 ///
-/// A payload that is a JSON object or list on one line is written as it is, so that tools for JSON find their way in it;
-/// other UTF-8 becomes a string and the rest base64. [`parse`] gives back the same bytes in each case.
+/// A payload that is a JSON object or list on one line is written unchanged, so that JSON tools can query it; other UTF-8 becomes
+/// a string, and other bytes base64. [`parse`] returns the same bytes in each case.
 pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Result<()> {
     let mut serializer = serde_json::Serializer::new(&mut *line);
     let mut map = serializer.serialize_map(None)?;
@@ -220,7 +224,7 @@ pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Resul
         map.serialize_entry("id", &message.id)?;
     }
     if let Some(order_key) = &message.order_key {
-        map.serialize_entry("order_key", &Text(order_key))?;
+        map.serialize_entry("order_key", &TextOrBase64(order_key))?;
     }
     let since = message.timestamp.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     if let Some(millis) = since.and_then(|since| u64::try_from(since.as_millis()).ok()) {
@@ -228,7 +232,7 @@ pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Resul
     }
     let headers = headers_of(message);
     if !headers.is_empty() {
-        map.serialize_entry("headers", &Grouped(&headers))?;
+        map.serialize_entry("headers", &GroupedHeaders(&headers))?;
     }
     if message.null_payload {
         map.serialize_entry("null_payload", &true)?;
@@ -244,7 +248,7 @@ pub(crate) fn write(message: &Outgoing, line: &mut Vec<u8>) -> serde_json::Resul
     Ok(())
 }
 
-/// How the lines that [`write`] makes begin.
+/// The possible beginnings of lines that [`write`] produces.
 pub(crate) const BEGINNINGS: [&str; 7] = [
     "{\"id\":",
     "{\"order_key\":",
@@ -255,7 +259,7 @@ pub(crate) const BEGINNINGS: [&str; 7] = [
     "{\"payload_base64\":",
 ];
 
-/// The headers as they are written: our own id replaces one that the message came with.
+/// The headers to write: onceward's id replaces one that the message arrived with.
 fn headers_of(message: &Outgoing) -> Vec<(&str, &[u8])> {
     let own = !message.own_id.is_empty();
     let stays = |name: &str| !(own && name == HEADER_ID);
@@ -264,7 +268,7 @@ fn headers_of(message: &Outgoing) -> Vec<(&str, &[u8])> {
     headers.chain(own.then_some((HEADER_ID, message.own_id.as_bytes()))).collect()
 }
 
-/// The payload as JSON, if its bytes survive being written into the line.
+/// The payload as JSON, if embedding it preserves its bytes.
 fn embeddable(payload: &[u8]) -> Option<&RawValue> {
     if !matches!(payload.first(), Some(b'{' | b'[')) || payload.contains(&b'\n') {
         return None;
@@ -273,9 +277,10 @@ fn embeddable(payload: &[u8]) -> Option<&RawValue> {
     (json.get().len() == payload.len()).then_some(json)
 }
 
-struct Text<'a>(&'a [u8]);
+/// Serializes bytes as a string, or as base64 if they are not UTF-8.
+struct TextOrBase64<'a>(&'a [u8]);
 
-impl Serialize for Text<'_> {
+impl Serialize for TextOrBase64<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(self.0) {
             Ok(text) => serializer.serialize_str(text),
@@ -288,19 +293,19 @@ impl Serialize for Text<'_> {
     }
 }
 
-/// Headers by name: a name that repeats becomes a list, at the place where it came first.
-struct Grouped<'a>(&'a [(&'a str, &'a [u8])]);
+/// Headers by name: the values of a repeated name become a list, at the place of the first.
+struct GroupedHeaders<'a>(&'a [(&'a str, &'a [u8])]);
 
-impl Serialize for Grouped<'_> {
+impl Serialize for GroupedHeaders<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut groups: Vec<(&str, Vec<Text<'_>>)> = Vec::new();
+        let mut groups: Vec<(&str, Vec<TextOrBase64<'_>>)> = Vec::new();
         let mut places = std::collections::HashMap::new();
         for (name, value) in self.0 {
             let at = *places.entry(*name).or_insert_with(|| {
                 groups.push((name, Vec::new()));
                 groups.len() - 1
             });
-            groups[at].1.push(Text(value));
+            groups[at].1.push(TextOrBase64(value));
         }
         let mut map = serializer.serialize_map(Some(groups.len()))?;
         for (name, values) in groups {

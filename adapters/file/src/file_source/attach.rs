@@ -1,4 +1,4 @@
-//! Finds the file to read and where to go on in it: [`attach`].
+//! Finds the file to read and the offset to resume at: [`attach`].
 
 use std::fs::{self, File};
 use std::io;
@@ -11,78 +11,78 @@ use onceward::{Checkpoint, Error};
 use crate::error;
 use crate::file_source::incarnation::{self, FileChange, FileEvidence, FileHead, FileIdentity};
 
-/// A file that is about to be read, and from where.
+/// An open file, and the offset to read from.
 #[derive(Debug)]
 pub(crate) struct AttachedFile {
     pub file: Arc<File>,
     pub identity: FileIdentity,
-    /// Its name as it is kept in checkpoints and positions.
+    /// The name of the incarnation in checkpoints and positions.
     pub incarnation: Arc<str>,
     pub offset: u64,
     pub head: FileHead,
-    /// What its checkpoint says, if it is the file of a checkpoint.
+    /// The evidence of its checkpoint, if it is the file of one.
     pub resumed: Option<FileEvidence>,
-    pub cause: Cause,
+    pub cause: AttachCause,
 }
 
-/// Why this file, from there.
+/// Why the file is read from that offset.
 #[derive(Debug)]
-pub(crate) enum Cause {
-    /// No offset was kept.
+pub(crate) enum AttachCause {
+    /// There is no checkpoint.
     First,
-    /// It is the file whose offset was kept.
+    /// It is the file of the checkpoint.
     Resumed,
-    /// It is that file, now under another name: it is finished before the one that took its name.
+    /// It is the file of the checkpoint under another name; it is finished before the file that took its name.
     Renamed(PathBuf),
-    /// It is not the file whose offset was kept, or no longer.
+    /// It is not the file of the checkpoint, or was rewritten.
     Changed(FileChange),
-    /// It followed the file that was read to its end.
+    /// It replaces a file that was read to its end.
     Rotated,
 }
 
 impl AttachedFile {
-    /// `file` from its beginning, as a new incarnation.
-    pub(crate) fn new_incarnation(path: &Path, file: Arc<File>, cause: Cause) -> Result<Self, Error> {
+    /// Reads `file` from its beginning, as a new incarnation.
+    pub(crate) fn new_incarnation(path: &Path, file: Arc<File>, cause: AttachCause) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|error| error::io("read", path, error))?;
         let identity = FileIdentity::of(&metadata);
-        let incarnation = incarnation::name(identity)?.into();
+        let incarnation = incarnation::new_name(identity)?.into();
         Ok(Self { file, identity, incarnation, offset: 0, head: FileHead::empty(), resumed: None, cause })
     }
 }
 
-/// What a path names.
+/// The kind of file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum PathKind {
     Missing,
     File,
     /// A pipe or a character device: read once, without offsets.
     Stream,
 }
 
-/// What `path` names, without opening it: opening a pipe waits for its writer.
-pub(crate) fn kind(path: &Path) -> Result<Kind, Error> {
+/// The kind of file at `path`, without opening it: opening a pipe waits for its writer.
+pub(crate) fn kind(path: &Path) -> Result<PathKind, Error> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kind::Missing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PathKind::Missing),
         Err(error) => return Err(error::io("read", path, error)),
     };
     let file_type = metadata.file_type();
     match () {
-        () if file_type.is_file() => Ok(Kind::File),
-        () if file_type.is_fifo() || file_type.is_char_device() => Ok(Kind::Stream),
+        () if file_type.is_file() => Ok(PathKind::File),
+        () if file_type.is_fifo() || file_type.is_char_device() => Ok(PathKind::Stream),
         () if file_type.is_dir() => Err(error::config("read", path, "it is a directory; name a file in it")),
         () => Err(error::config("read", path, "it is neither a file nor a pipe; name one")),
     }
 }
 
-/// Opens `path`; `None` if nothing is there.
+/// Opens `path`; `None` if it does not exist.
 pub(crate) fn open(path: &Path) -> Result<Option<Arc<File>>, Error> {
     match kind(path)? {
-        Kind::Missing => return Ok(None),
-        Kind::Stream => {
+        PathKind::Missing => return Ok(None),
+        PathKind::Stream => {
             return Err(error::config("read", path, "it has become a pipe; restart to read it as one"));
         }
-        Kind::File => {}
+        PathKind::File => {}
     }
     match File::open(path) {
         Ok(file) => Ok(Some(Arc::new(file))),
@@ -91,9 +91,9 @@ pub(crate) fn open(path: &Path) -> Result<Option<Arc<File>>, Error> {
     }
 }
 
-/// Opens `path` and decides by `checkpoint` where to go on; `None` if nothing is there.
+/// Opens `path` and determines from `checkpoint` where to resume; `None` if there is no file.
 ///
-/// With `follow`, a file that was renamed while nobody read (log rotation) is looked for in the same directory and
+/// With `follow`, a file that was renamed while no program read it (log rotation) is searched in the same directory, and
 /// finished first.
 pub(crate) fn attach(
     path: &Path,
@@ -102,23 +102,28 @@ pub(crate) fn attach(
 ) -> Result<Option<AttachedFile>, Error> {
     let file = open(path)?;
     let Some(checkpoint) = checkpoint else {
-        return file.map(|file| AttachedFile::new_incarnation(path, file, Cause::First)).transpose();
+        return file.map(|file| AttachedFile::new_incarnation(path, file, AttachCause::First)).transpose();
     };
     let Some(file) = file else {
         return if follow { renamed(path, checkpoint) } else { Ok(None) };
     };
-    let verdict = incarnation::judge(&file, checkpoint).map_err(|error| error::io("read", path, error))?;
+    let verdict = incarnation::compare(&file, checkpoint).map_err(|error| error::io("read", path, error))?;
     match verdict {
-        Ok(evidence) => Ok(Some(resumed(file, checkpoint, evidence, Cause::Resumed))),
+        Ok(evidence) => Ok(Some(resumed(file, checkpoint, evidence, AttachCause::Resumed))),
         Err(change @ FileChange::Replaced { .. }) if follow => match renamed(path, checkpoint)? {
             Some(before) => Ok(Some(before)),
-            None => AttachedFile::new_incarnation(path, file, Cause::Changed(change)).map(Some),
+            None => AttachedFile::new_incarnation(path, file, AttachCause::Changed(change)).map(Some),
         },
-        Err(change) => AttachedFile::new_incarnation(path, file, Cause::Changed(change)).map(Some),
+        Err(change) => AttachedFile::new_incarnation(path, file, AttachCause::Changed(change)).map(Some),
     }
 }
 
-fn resumed(file: Arc<File>, checkpoint: &Checkpoint, evidence: FileEvidence, cause: Cause) -> AttachedFile {
+fn resumed(
+    file: Arc<File>,
+    checkpoint: &Checkpoint,
+    evidence: FileEvidence,
+    cause: AttachCause,
+) -> AttachedFile {
     AttachedFile {
         file,
         identity: evidence.identity,
@@ -130,7 +135,7 @@ fn resumed(file: Arc<File>, checkpoint: &Checkpoint, evidence: FileEvidence, cau
     }
 }
 
-/// The file of `checkpoint` under another name beside `path`.
+/// The file of `checkpoint` under another name in the directory of `path`.
 fn renamed(path: &Path, checkpoint: &Checkpoint) -> Result<Option<AttachedFile>, Error> {
     let Some(before) = FileEvidence::read(&checkpoint.evidence) else { return Ok(None) };
     let directory = directory_of(path);
@@ -146,14 +151,14 @@ fn renamed(path: &Path, checkpoint: &Checkpoint) -> Result<Option<AttachedFile>,
             continue;
         }
         let Some(file) = open(&entry.path())? else { continue };
-        if let Ok(evidence) = incarnation::judge(&file, checkpoint).map_err(failed)? {
-            return Ok(Some(resumed(file, checkpoint, evidence, Cause::Renamed(entry.path()))));
+        if let Ok(evidence) = incarnation::compare(&file, checkpoint).map_err(failed)? {
+            return Ok(Some(resumed(file, checkpoint, evidence, AttachCause::Renamed(entry.path()))));
         }
     }
     Ok(None)
 }
 
-/// The directory `path` stands in.
+/// The directory of `path`.
 pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,

@@ -1,4 +1,4 @@
-//! Refuses files that do not hold lines of text: [`check_content`].
+//! Refuses files that do not contain lines of text: [`check_content`].
 
 use std::fs::File;
 use std::io::Read;
@@ -7,20 +7,20 @@ use std::path::Path;
 use onceward::Error;
 
 use crate::error;
-use crate::file_source::attach::{self, Kind};
+use crate::file_source::attach::{self, PathKind};
 use crate::file_source::incarnation::ReadAt;
 use crate::file_source::signatures;
 
-/// Checks that the file at `path` may hold lines of text, by its first bytes. A file that is not there, a pipe and a device
-/// pass: they are checked when they are read. It blocks for a moment.
+/// Checks by its first bytes that the file at `path` may contain lines of text. A missing file, a pipe and a device pass: they are
+/// checked when they are read. It blocks for the duration of one read.
 ///
 /// # Errors
 /// [`ErrorKind::Config`](onceward::ErrorKind::Config) for a compressed file, text in UTF-16 or UTF-32 and other binary
-/// formats, with a hint at what to do; the error of the operating system if the file cannot be read.
+/// formats, with the fix; the error of the operating system if the file cannot be read.
 pub fn check_content(path: &Path) -> Result<(), Error> {
     match attach::kind(path)? {
-        Kind::Missing | Kind::Stream => Ok(()),
-        Kind::File => match attach::open(path)? {
+        PathKind::Missing | PathKind::Stream => Ok(()),
+        PathKind::File => match attach::open(path)? {
             Some(file) => check(&file, path),
             None => Ok(()),
         },

@@ -1,4 +1,4 @@
-//! Tells whether a file is the one that was read before: [`FileEvidence`], [`judge`].
+//! Recognises a file that was read before: [`FileEvidence`], [`compare`].
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::line_mark::{Digest, KEPT_BYTES, LineMark};
 
-/// How much of the beginning of a file it is recognised by.
+/// Bytes at the beginning of a file that identify it.
 const HEAD_BYTES: u64 = 4096;
 
-/// What the file system calls a file.
+/// The device and inode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
     pub device: u64,
@@ -28,7 +28,7 @@ impl FileIdentity {
     }
 }
 
-/// The beginning of a file: its first `bytes` bytes, at most [`HEAD_BYTES`].
+/// A hash of the beginning of a file: its first `bytes` bytes, at most [`HEAD_BYTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileHead {
     pub bytes: u64,
@@ -36,13 +36,13 @@ pub(crate) struct FileHead {
 }
 
 impl FileHead {
-    /// The head of a file of which nothing was delivered.
+    /// The head of a file before any delivery.
     pub(crate) fn empty() -> Self {
         Self { bytes: 0, hash: blake3::hash(b"") }
     }
 
-    /// The head that recognises a file once everything before `end` is delivered; `None` if `self` is long enough, or
-    /// if the file no longer begins with `self`.
+    /// The head to save once everything before `end` is delivered; `None` if `self` is long enough, or if the file no longer
+    /// begins with it.
     pub(crate) fn grown(&self, file: &File, end: u64) -> io::Result<Option<Self>> {
         let bytes = end.min(HEAD_BYTES);
         if bytes <= self.bytes {
@@ -56,26 +56,26 @@ impl FileHead {
         Ok(Some(Self { bytes, hash: blake3::hash(&read) }))
     }
 
-    /// True if `file` still begins with it.
+    /// True if `file` still begins with this head.
     pub(crate) fn matches(&self, file: &File) -> io::Result<bool> {
         let read = read_at(file, 0, self.bytes)?;
         Ok(read.len() as u64 == self.bytes && blake3::hash(&read) == self.hash)
     }
 }
 
-/// What a checkpoint says about a file, so that it is recognised again.
+/// The evidence in a checkpoint by which a file is recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileEvidence {
     pub identity: FileIdentity,
-    /// How far the file was delivered: it was at least as long.
+    /// The offset up to which the file was delivered: its minimum length.
     pub length: u64,
-    /// Its beginning, as far as it was delivered.
+    /// Its head, as far as it was delivered.
     pub head: FileHead,
     /// The last line before the offset.
     pub passed: Option<LineMark>,
 }
 
-/// [`FileEvidence`] as text.
+/// The serialized form of [`FileEvidence`].
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredEvidence {
@@ -89,7 +89,7 @@ struct StoredEvidence {
 }
 
 impl FileEvidence {
-    /// The text kept in [`Checkpoint::evidence`].
+    /// The text for [`Checkpoint::evidence`].
     pub(crate) fn write(&self) -> Result<String, Error> {
         let written = StoredEvidence {
             device: self.identity.device,
@@ -100,12 +100,16 @@ impl FileEvidence {
             passed: self.passed.map(|mark| (mark.start, mark.end, hex(&mark.digest))),
         };
         serde_json::to_string(&written).map_err(|error| {
-            Error::new(ErrorKind::Internal, "keep the offset of a file", "its evidence is no JSON")
-                .with_source(error)
+            Error::new(
+                ErrorKind::Internal,
+                "keep the offset of a file",
+                "its evidence cannot be written as JSON",
+            )
+            .with_source(error)
         })
     }
 
-    /// Reads [`write`](Self::write)'s text; `None` if another version of the program wrote it.
+    /// Parses the text of [`write`](Self::write); `None` if another version of the program wrote it.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let written: StoredEvidence = serde_json::from_str(text).ok()?;
         let passed = match written.passed {
@@ -133,7 +137,7 @@ fn hex(digest: &Digest) -> String {
     blake3::Hash::from_bytes(digest.0).to_hex().to_string()
 }
 
-/// What was noticed about a file that is not the one that was read before.
+/// How a file differs from the one that was read before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FileChange {
     Replaced { now: FileIdentity, before: FileIdentity },
@@ -163,11 +167,11 @@ impl fmt::Display for FileChange {
     }
 }
 
-/// Whether `file` is the one that `checkpoint` was kept for: its evidence, or what differs.
+/// Compares `file` with the evidence of `checkpoint`: returns the evidence, or the difference.
 ///
-/// A device number alone does not count if all the rest agrees and a line was passed: it may change with a restart of
-/// the machine, and a full re-read would give every line a new position.
-pub(crate) fn judge(file: &File, checkpoint: &Checkpoint) -> io::Result<Result<FileEvidence, FileChange>> {
+/// A different device number alone is accepted if everything else agrees and a line was passed: it may change with a reboot, and a
+/// full re-read would give every line a new position.
+pub(crate) fn compare(file: &File, checkpoint: &Checkpoint) -> io::Result<Result<FileEvidence, FileChange>> {
     let Some(evidence) = FileEvidence::read(&checkpoint.evidence) else {
         return Ok(Err(FileChange::UnknownEvidence));
     };
@@ -194,32 +198,32 @@ pub(crate) fn judge(file: &File, checkpoint: &Checkpoint) -> io::Result<Result<F
     Ok(Ok(FileEvidence { identity: now, ..evidence }))
 }
 
-/// A name for a new incarnation of `identity`. It is kept in the checkpoint, so that it outlives restarts; the random
-/// part tells apart two files of one name that got the same inode, one after the other.
-pub(crate) fn name(identity: FileIdentity) -> Result<String, Error> {
+/// A name for a new incarnation of `identity`. It is saved in the checkpoint, so that it survives restarts; the random part
+/// distinguishes files of one name that get the same inode one after the other.
+pub(crate) fn new_name(identity: FileIdentity) -> Result<String, Error> {
     Ok(format!("{:x}-{:x}-{:016x}", identity.device, identity.inode, nonce()?))
 }
 
-/// A name for what cannot be recognised again: it differs with each run.
+/// A name for the incarnation of a stream; it differs between runs.
 pub(crate) fn stream_name() -> Result<String, Error> {
     Ok(format!("stream-{:016x}", nonce()?))
 }
 
 fn nonce() -> Result<u64, Error> {
     getrandom::u64().map_err(|error| {
-        Error::new(ErrorKind::Unavailable, "name a source", "the operating system gives no random numbers")
+        Error::new(ErrorKind::Unavailable, "name a source", "the operating system provides no random numbers")
             .with_source(error)
     })
 }
 
-/// Up to `bytes` bytes of `file` from `offset` on; fewer at its end. The file's own cursor does not move.
+/// Up to `bytes` bytes of `file` from `offset` on; fewer at its end. The cursor of the file does not move.
 fn read_at(file: &File, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
     let mut read = Vec::with_capacity(bytes as usize);
     ReadAt { file, offset }.take(bytes).read_to_end(&mut read)?;
     Ok(read)
 }
 
-/// Reads a file from an offset on without moving its cursor, so that several can read it at once.
+/// Reads a file from an offset on without moving its cursor, so that reads can be concurrent.
 pub(crate) struct ReadAt<F> {
     pub file: F,
     pub offset: u64,
@@ -233,7 +237,7 @@ impl<F: Borrow<File>> Read for ReadAt<F> {
     }
 }
 
-/// The identity of what stands at `path` now; `None` if nothing does.
+/// The identity of the file at `path`; `None` if there is none.
 pub(crate) fn identity_at(path: &Path) -> io::Result<Option<FileIdentity>> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(Some(FileIdentity::of(&metadata))),
@@ -271,7 +275,7 @@ mod tests {
     }
 
     fn verdict(file: &tempfile::NamedTempFile, checkpoint: &Checkpoint) -> Result<FileEvidence, FileChange> {
-        judge(&File::open(file.path()).unwrap(), checkpoint).unwrap()
+        compare(&File::open(file.path()).unwrap(), checkpoint).unwrap()
     }
 
     #[test]

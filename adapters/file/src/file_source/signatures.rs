@@ -1,28 +1,28 @@
-//! Recognises by its first bytes what does not hold lines of plain text: [`refusal`], [`BOM`].
+//! Recognises files without lines of plain text by their first bytes: [`refusal`], [`BOM`].
 
-/// The byte order mark of UTF-8. At the beginning of a source it is dropped.
+/// The byte order mark of UTF-8, which is dropped at the beginning of a source.
 pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// How many bytes at the beginning of a source are looked at.
+/// Bytes at the beginning of a source that are checked.
 pub(crate) const HEAD_BYTES: usize = 1024;
 
 const DECOMPRESS: &str = "decompress it first, for example with";
 
-/// A format that is recognised by how it begins.
-struct Magic {
+/// A format recognised by its first bytes.
+struct Signature {
     begins: &'static [u8],
     name: &'static str,
     advice: &'static str,
-    /// The beginning could be a line's own text: only bytes that are not UTF-8, or a NUL byte, decide.
+    /// The first bytes are valid text: the format is recognised only if bytes that are not UTF-8, or a NUL byte, follow.
     is_text: bool,
 }
 
-const fn magic(begins: &'static [u8], name: &'static str, advice: &'static str, is_text: bool) -> Magic {
-    Magic { begins, name, advice, is_text }
+const fn magic(begins: &'static [u8], name: &'static str, advice: &'static str, is_text: bool) -> Signature {
+    Signature { begins, name, advice, is_text }
 }
 
-/// In the order in which they are looked for: UTF-32 before UTF-16, whose mark is the beginning of its own.
-const KNOWN: &[Magic] = &[
+/// In the order of the search: UTF-32 before UTF-16, whose mark is a prefix of that of UTF-32.
+const KNOWN: &[Signature] = &[
     magic(b"\x1f\x8b", "compressed with gzip", "`gzip -d` or `zcat`", false),
     magic(b"\x28\xb5\x2f\xfd", "compressed with zstd", "`zstd -d`", false),
     magic(b"BZh", "compressed with bzip2", "`bzip2 -d`", true),
@@ -55,12 +55,12 @@ const KNOWN: &[Magic] = &[
     magic(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document", "", false),
 ];
 
-/// Where the mark of a tar archive stands.
+/// The offset of the mark of a tar archive.
 const TAR: usize = 257;
 
-/// Says why a source that begins with `head` is not read, and what to do; `None` if it may be lines of plain text.
+/// The reason why a source that begins with `head` is refused, and the fix; `None` if it may be lines of plain text.
 ///
-/// Lines may hold any bytes: only what has the mark of a known format, or the pattern of UTF-16 or UTF-32, is refused.
+/// Lines may contain any bytes: only known formats, and the pattern of UTF-16 or UTF-32, are refused.
 pub(crate) fn refusal(head: &[u8]) -> Option<String> {
     let head = &head[..head.len().min(HEAD_BYTES)];
     let is_binary = || head.contains(&0) || !is_utf8(head);
@@ -88,13 +88,13 @@ pub(crate) fn refusal(head: &[u8]) -> Option<String> {
     Some(what)
 }
 
-/// True unless there are bytes that are not UTF-8; a character cut off at the end does not count.
+/// True if all bytes are UTF-8, apart from a truncated character at the end.
 fn is_utf8(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).map_or_else(|error| error.error_len().is_none(), |_| true)
 }
 
-/// UTF-16 or UTF-32 without its mark: a third of the units or more have their NUL bytes where those of Latin characters stand,
-/// and few have one where there should be none, or a line ending that is a byte alone.
+/// Detects UTF-16 or UTF-32 without its mark: at least a third of the units have NUL bytes where Latin characters have them, and
+/// few have one elsewhere, or a line ending of a single byte.
 fn wide(head: &[u8]) -> Option<&'static str> {
     let has_zeros = |size: usize, nul_at: &[usize], other: usize| {
         let units = head.chunks_exact(size);

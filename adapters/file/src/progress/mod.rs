@@ -1,4 +1,4 @@
-//! What consumer and acker share: which lines are out, which wait to come again, and how far to save.
+//! Tracks lines in flight and pending redeliveries, and saves the offset: [`Progress`], [`ProgressHandle`].
 
 pub(crate) mod redelivery;
 pub(crate) mod watermark;
@@ -17,17 +17,17 @@ use crate::file_source::incarnation::{FileEvidence, FileHead, FileIdentity};
 use crate::line_mark::LineMark;
 use crate::message::LineDecoder;
 use crate::progress::watermark::{LineWatermark, SettleOutcome};
-use crate::reader::Batch;
+use crate::reader::LineBatch;
 
-/// A line that was dropped unsettled comes again after this pause: a consumer of it that only drops does not spin.
-const ABANDONED_PAUSE: Duration = Duration::from_secs(1);
+/// Delay before a line that was dropped unsettled is redelivered, so that dropping in a loop does not spin.
+const ABANDONED_DELAY: Duration = Duration::from_secs(1);
 
-/// A line that waits to be delivered again.
+/// A line that waits for its redelivery.
 #[derive(Clone)]
 pub(crate) struct PendingRedelivery {
     pub due: Instant,
     pub mark: LineMark,
-    /// CheckpointTarget where it cannot be read again.
+    /// The message, if it cannot be read again.
     pub message: Option<Message>,
 }
 
@@ -38,23 +38,23 @@ pub(crate) struct CurrentSource {
     pub decoder: LineDecoder,
     identity: Option<FileIdentity>,
     head: FileHead,
-    /// How far it was delivered, the unfinished line included.
+    /// The offset up to which it was delivered, the unfinished line included.
     length: u64,
     /// Counts the incarnations of this run; part of each tag.
     epoch: u32,
 }
 
-/// The state behind the lock; nothing waits while it is held.
+/// The state of deliveries, behind a lock that is never held across a wait.
 pub(crate) struct Progress {
     closed: bool,
     pub current: CurrentSource,
     watermark: LineWatermark,
     waiting: Vec<PendingRedelivery>,
-    /// The messages in flight that cannot be read again, by offset: of a stream, and the unfinished line.
+    /// Messages in flight that cannot be read again, by offset: those of a stream, and the unfinished line.
     in_memory: HashMap<u64, Message>,
 }
 
-/// What is known to be in the checkpoint store.
+/// The values last saved in the checkpoint store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct SavedCheckpoint {
     epoch: u32,
@@ -62,7 +62,7 @@ struct SavedCheckpoint {
     head_bytes: u64,
 }
 
-/// Where the offset of a file is kept.
+/// Where the offset of a file is saved.
 pub(crate) struct CheckpointTarget {
     pub checkpoints: Arc<dyn CheckpointStore>,
     pub scope: Scope,
@@ -70,14 +70,14 @@ pub(crate) struct CheckpointTarget {
     pub source: String,
 }
 
-/// State and checkpoint store, shared by consumer and acker.
+/// The state and the checkpoint store, shared by consumer and acker.
 pub(crate) struct ProgressHandle {
     progress: Mutex<Progress>,
-    /// Woken when a line waits to come again, and when the last one out is settled.
+    /// Notified when a redelivery is scheduled, and when the last line in flight is settled.
     pub changed: Notify,
     /// `None` for a stream.
     kept: Option<CheckpointTarget>,
-    /// Held while saving, so that checkpoints are saved one after the other.
+    /// Locked while saving, so that checkpoints are saved in order.
     saved: tokio::sync::Mutex<Option<SavedCheckpoint>>,
 }
 
@@ -110,20 +110,20 @@ impl ProgressHandle {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Saves how far the file is settled, if that is further than what was saved.
+    /// Saves the offset before which every line is settled, if it has advanced.
     pub(crate) async fn save(&self) -> Result<(), Error> {
         let Some(kept) = &self.kept else { return Ok(()) };
         let mut saved = self.saved.lock().await;
         let Some((next, checkpoint)) = self.lock().checkpoint(*saved)? else { return Ok(()) };
         let save = kept.checkpoints.save_checkpoint(&kept.scope, &kept.source, &checkpoint);
-        save.await.map_err(can_be_mended)?;
+        save.await.map_err(retryable_save_error)?;
         *saved = Some(next);
         Ok(())
     }
 
-    /// Makes sure that the file will be recognised if the program dies after `batch` was delivered: a line is never
-    /// delivered under an incarnation whose evidence is not durable.
-    pub(crate) async fn recognise(&self, batch: &Batch) -> Result<(), Error> {
+    /// Saves the evidence that `batch` needs, so that the file is recognised after a crash: no line is delivered under an
+    /// incarnation whose evidence is not durable.
+    pub(crate) async fn save_evidence(&self, batch: &LineBatch) -> Result<(), Error> {
         {
             let mut progress = self.lock();
             let current = &mut progress.current;
@@ -134,7 +134,7 @@ impl ProgressHandle {
         self.save().await
     }
 
-    /// Goes over to `attached`, once every line of the file before it is settled.
+    /// Switches to `attached`, once every line of the previous file is settled.
     pub(crate) async fn attach(&self, attached: &AttachedFile) {
         let mut saved = self.saved.lock().await;
         let mut progress = self.lock();
@@ -164,28 +164,28 @@ impl ProgressHandle {
     }
 }
 
-/// A refusal by a store in use (a missing permission, password or table) is fixed by an operator and is no fault of a line: the
-/// call is repeated, as claims are.
-fn can_be_mended(error: Error) -> Error {
+/// Makes a refusal of the store (a missing permission, password or table) retryable: an operator can fix it, and it is not caused
+/// by a line.
+fn retryable_save_error(error: Error) -> Error {
     if error.is_retryable() || error.kind() == ErrorKind::Corrupt {
         return error;
     }
-    let what = "the store refused it; fix the cause below, the call is repeated";
-    Error::new(ErrorKind::Unavailable, "keep how far the file was read", what).with_source(error)
+    let what = "the store refused it; fix the cause below, the call is retried";
+    Error::new(ErrorKind::Unavailable, "save the offset of a file", what).with_source(error)
 }
 
 impl Progress {
-    /// Answers `TooLate` to every settlement from now on.
+    /// Returns `TooLate` for every settlement from now on.
     pub(crate) fn close(&mut self) {
         self.closed = true;
     }
 
-    /// How many delivered lines are not settled.
+    /// The number of delivered lines that are not settled.
     pub(crate) fn unsettled(&self) -> usize {
         self.watermark.unsettled()
     }
 
-    /// Notes that a line is delivered for the first time; lines come in the order of the file.
+    /// Records the first delivery of a line; calls are in file order.
     pub(crate) fn deliver(&mut self, mark: LineMark, unfinished: bool, message: &Message) -> Tag {
         self.watermark.deliver(mark, unfinished);
         if unfinished || self.current.file.is_none() {
@@ -194,12 +194,12 @@ impl Progress {
         self.tag(mark.start, 1)
     }
 
-    /// Notes that everything before `offset` was delivered or is no message.
+    /// Records that everything before `offset` was delivered or is not a message.
     pub(crate) fn read_to(&mut self, offset: u64) {
         self.watermark.read_to(offset);
     }
 
-    /// Notes one settlement.
+    /// Records one settlement.
     pub(crate) fn settle(&mut self, tag: Tag, settlement: Settlement, now: Instant) -> Settled {
         let delivery = tag.epoch as u32;
         if self.closed || tag.epoch >> 32 != u64::from(self.current.epoch) {
@@ -211,12 +211,12 @@ impl Progress {
                 tracing::warn!(
                     origin = %self.current.decoder.origin,
                     offset = tag.number,
-                    "a message was rejected; a file has no dead-letter rule of its own, so it is dropped"
+                    "message rejected and dropped; a file has no dead-letter rule of its own"
                 );
                 None
             }
             Settlement::Retry { after } => Some(after),
-            _ => Some(ABANDONED_PAUSE),
+            _ => Some(ABANDONED_DELAY),
         };
         let Some(pause) = pause else {
             return match self.watermark.settle(tag.number, delivery) {
@@ -237,17 +237,17 @@ impl Progress {
         }
     }
 
-    /// When the next waiting line is due.
+    /// The time of the next redelivery.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.waiting.iter().map(|waiting| waiting.due).min()
     }
 
-    /// True if no line waits to come again.
+    /// True if no redelivery is pending.
     pub(crate) fn has_no_pending_redelivery(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// The waiting lines that are due, in the order of the file; at most `limit` lines, and about `bytes` bytes.
+    /// The redeliveries that are due, in file order; at most `limit` lines, and about `bytes` bytes.
     pub(crate) fn due(&self, now: Instant, limit: usize, bytes: u64) -> Vec<PendingRedelivery> {
         let mut due: Vec<_> = self.waiting.iter().filter(|waiting| waiting.due <= now).cloned().collect();
         due.sort_by_key(|waiting| waiting.mark.start);
@@ -263,14 +263,14 @@ impl Progress {
         due
     }
 
-    /// Notes that a waiting line is delivered again.
+    /// Records the redelivery of a line.
     pub(crate) fn deliver_again(&mut self, mark: LineMark) -> Option<Tag> {
         self.waiting.retain(|waiting| waiting.mark.start != mark.start);
         let delivery = self.watermark.deliver_again(mark.start)?;
         Some(self.tag(mark.start, delivery))
     }
 
-    /// Notes that a waiting line cannot be delivered again.
+    /// Records that a line cannot be redelivered.
     pub(crate) fn give_up(&mut self, mark: LineMark) {
         self.waiting.retain(|waiting| waiting.mark.start != mark.start);
         self.watermark.give_up(mark.start);
@@ -280,7 +280,7 @@ impl Progress {
         Tag { epoch: u64::from(self.current.epoch) << 32 | u64::from(delivery), number: start }
     }
 
-    /// The checkpoint to save, if it says more than what was saved.
+    /// The checkpoint to save, if it differs from the saved one.
     fn checkpoint(
         &self,
         saved: Option<SavedCheckpoint>,

@@ -1,4 +1,4 @@
-//! Reads lines that are to be delivered again: [`reread`].
+//! Reads lines again for redelivery: [`reread`].
 
 use std::fs::File;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::message::LineDecoder;
 use crate::progress::PendingRedelivery;
 use crate::reader::lines::LineReader;
 
-/// Reads lines again; `None` for one that is no longer what it was.
+/// Reads lines again; `None` for one that has changed.
 pub(crate) fn reread(
     path: &Path,
     file: Option<&File>,
@@ -27,7 +27,7 @@ pub(crate) fn reread(
             let start = waiting.mark.start;
             let source = ReadAt { file, offset: start };
             let mut lines = LineReader::new(source, start, decoder.limit);
-            let line = match lines.next().map_err(|error| error::io("read again", path, error))? {
+            let line = match lines.next().map_err(|error| error::io("reread", path, error))? {
                 Some(line) => Some(line),
                 None => lines.rest(),
             };

@@ -1,4 +1,4 @@
-//! How far a file is settled without a hole: [`LineWatermark`].
+//! Tracks the offset before which every line is settled: [`LineWatermark`].
 
 use std::collections::BTreeMap;
 
@@ -11,58 +11,57 @@ enum LineState {
     Done,
 }
 
-/// A line, or a run of settled lines that follow each other.
+/// A line, or a run of consecutive settled lines.
 #[derive(Debug)]
 struct Entry {
-    /// The line; of a run its last one.
+    /// The line, or the last line of a run.
     mark: LineMark,
-    /// How often it was delivered in this run.
+    /// The number of deliveries in this run of the program.
     deliveries: u32,
-    /// The line may still grow: it is never passed.
+    /// The line may still grow, so the offset never passes it.
     unfinished: bool,
     state: LineState,
 }
 
 impl Entry {
-    /// It can be part of a run.
+    /// True if it can be part of a run.
     fn is_settled(&self) -> bool {
         self.state == LineState::Done && !self.unfinished
     }
 }
 
-/// What became of a settlement.
+/// The outcome of a settlement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SettleOutcome {
-    /// It is noted, now or by an earlier call.
+    /// It is recorded, by this call or an earlier one.
     Done,
-    /// The delivery it belongs to is not the line's last one, or there is none.
+    /// It does not belong to the last delivery of the line, or the line is unknown.
     Stale,
 }
 
 /// The delivered lines of one file, and the offset before which all of them are settled.
 ///
 /// The offset never passes an unsettled line and never goes back. Bytes between lines (empty lines) count as settled
-/// once what stands before them is.
+/// once the lines before them are settled.
 ///
-/// Settled lines behind an unsettled one are kept as runs, so that the memory grows with the unsettled lines only, however
-/// far the file is read meanwhile.
+/// Settled lines after an unsettled one are stored as runs, so that memory grows with the number of unsettled lines only.
 #[derive(Debug)]
 pub(crate) struct LineWatermark {
     /// By the offset at which they begin.
     lines: BTreeMap<u64, Entry>,
-    /// Everything before it was delivered, or was no message.
+    /// Everything before it was delivered, or is not a message.
     read_to: u64,
     unsettled: usize,
     passed: Option<LineMark>,
 }
 
 impl LineWatermark {
-    /// Starts at `offset`, before which everything is settled; `passed` is the last line before it, if it is known.
+    /// Starts at `offset`, before which everything is settled; `passed` is the last line before it, if known.
     pub(crate) fn new(offset: u64, passed: Option<LineMark>) -> Self {
         Self { lines: BTreeMap::new(), read_to: offset, unsettled: 0, passed }
     }
 
-    /// Notes the first delivery of a line, in the order of the file. An unfinished one is never passed.
+    /// Records the first delivery of a line, in file order. The offset never passes an unfinished one.
     pub(crate) fn deliver(&mut self, mark: LineMark, unfinished: bool) {
         debug_assert!(mark.start >= self.read_to, "lines are delivered in the order of the file");
         self.lines.insert(mark.start, Entry { mark, deliveries: 1, unfinished, state: LineState::InFlight });
@@ -70,12 +69,12 @@ impl LineWatermark {
         self.read_to(mark.end);
     }
 
-    /// Notes that everything before `offset` was delivered or is no message.
+    /// Records that everything before `offset` was delivered or is not a message.
     pub(crate) fn read_to(&mut self, offset: u64) {
         self.read_to = self.read_to.max(offset);
     }
 
-    /// Notes that the line at `start` is done with.
+    /// Settles the line at `start`.
     pub(crate) fn settle(&mut self, start: u64, delivery: u32) -> SettleOutcome {
         let Some(entry) = self.find(start) else { return self.gone(start) };
         match entry.state {
@@ -91,7 +90,7 @@ impl LineWatermark {
         SettleOutcome::Done
     }
 
-    /// Notes that the line at `start` is to be delivered again; answers its mark if it was in flight.
+    /// Marks the line at `start` for redelivery; returns its mark if it was in flight.
     pub(crate) fn give_back(&mut self, start: u64, delivery: u32) -> Option<LineMark> {
         let entry = self.find(start).filter(|entry| entry.deliveries == delivery)?;
         if entry.state != LineState::InFlight {
@@ -101,7 +100,7 @@ impl LineWatermark {
         Some(entry.mark)
     }
 
-    /// Notes another delivery of a line that waited; answers its number.
+    /// Records the redelivery of a waiting line; returns the number of the delivery.
     pub(crate) fn deliver_again(&mut self, start: u64) -> Option<u32> {
         let entry = self.find(start).filter(|entry| entry.state == LineState::Waiting)?;
         entry.state = LineState::InFlight;
@@ -109,7 +108,7 @@ impl LineWatermark {
         Some(entry.deliveries)
     }
 
-    /// Gives up a line that waited and cannot be delivered again.
+    /// Settles a waiting line that cannot be redelivered.
     pub(crate) fn give_up(&mut self, start: u64) {
         if let Some(entry) = self.find(start).filter(|entry| entry.state == LineState::Waiting) {
             entry.state = LineState::Done;
@@ -129,18 +128,18 @@ impl LineWatermark {
         self.passed
     }
 
-    /// How many delivered lines are not settled.
+    /// The number of delivered lines that are not settled.
     pub(crate) fn unsettled(&self) -> usize {
         self.unsettled
     }
 
-    /// The line at `start`, or the run of settled lines that it is part of.
+    /// The line at `start`, or the run that contains it.
     fn find(&mut self, start: u64) -> Option<&mut Entry> {
         let (begin, entry) = self.lines.range_mut(..=start).next_back()?;
         (*begin == start || (entry.is_settled() && start < entry.mark.end)).then_some(entry)
     }
 
-    /// Makes one run of the settled line at `start` and its settled neighbours.
+    /// Joins the settled line at `start` with its settled neighbours.
     fn join(&mut self, start: u64) {
         if !self.lines.get(&start).is_some_and(Entry::is_settled) {
             return;
@@ -159,7 +158,7 @@ impl LineWatermark {
     }
 
     fn gone(&self, start: u64) -> SettleOutcome {
-        // Settled before, and passed: a repeated settlement finds what it wants.
+        // Settled and passed before: a repeated settlement succeeds.
         if start < self.offset() { SettleOutcome::Done } else { SettleOutcome::Stale }
     }
 

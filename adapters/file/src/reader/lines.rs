@@ -1,4 +1,4 @@
-//! Cuts a byte stream into lines, however long they are: [`LineReader`].
+//! Splits a byte stream into lines of any length: [`LineReader`].
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 
@@ -7,14 +7,14 @@ use bytes::Bytes;
 use crate::file_source::signatures::BOM;
 use crate::line_mark::{Digest, KEPT_BYTES};
 
-/// The block in which a source is read.
+/// The buffer size for reads from the source.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// From this size on the buffer is handed over rather than copied: one copy of a small line is cheaper than a buffer
-/// of its own, one copy of a large line is not.
+/// From this size on the buffer is handed over instead of copied: copying a small line is cheaper than allocating a buffer for
+/// it, copying a large one is not.
 const LARGE_BYTES: usize = 64 * 1024;
 
-/// What the line ending, and before the first line a byte order mark, may add to the content.
+/// Bytes that the line ending, and a byte order mark before the first line, may add to the content.
 const SPARE_BYTES: u64 = 5;
 
 /// One line, without its ending.
@@ -22,24 +22,24 @@ const SPARE_BYTES: u64 = 5;
 pub(crate) struct Line {
     /// The offset of its first byte.
     pub start: u64,
-    /// The offset behind its ending.
+    /// The offset after its ending.
     pub end: u64,
-    /// Its content; of an oversize line the first [`KEPT_BYTES`].
+    /// Its content; for an oversize line the first [`KEPT_BYTES`].
     pub content: Bytes,
     /// The size of its whole content in bytes.
     pub bytes: u64,
     /// The content is longer than the limit.
     pub oversize: bool,
-    /// It ends with a newline. Otherwise the source ended first, and the line may still grow.
+    /// Whether it ends with a newline. Otherwise the source ended first, and the line may still grow.
     pub terminated: bool,
-    /// What the line is recognised by later.
+    /// The digest by which the line is recognised later.
     pub digest: Digest,
 }
 
-/// Reads lines that end in `\n` or `\r\n`. A byte order mark at offset 0 is no content. It never holds more than the limit (at least [`KEPT_BYTES`]) of one line:
-/// what is longer is read past.
+/// Reads lines that end in `\n` or `\r\n`. A byte order mark at offset 0 is not content. It never holds more than the limit (at
+/// least [`KEPT_BYTES`]) of one line; the rest of a longer line is skipped.
 ///
-/// A source may grow: after `None` the next call goes on where the last one stopped, in the middle of a line if need be.
+/// A source may grow: after `None` the next call continues where the last one stopped, even in the middle of a line.
 pub(crate) struct LineReader<R> {
     source: BufReader<R>,
     limit: u64,
@@ -49,19 +49,19 @@ pub(crate) struct LineReader<R> {
     position: u64,
     /// The line so far.
     line: Vec<u8>,
-    /// Set once the line is longer than the limit.
-    past: Option<SkippedLine>,
+    /// Set once the line exceeds the limit.
+    skipped: Option<SkippedLine>,
 }
 
-/// A line that is being read past.
+/// An oversize line that is being skipped.
 struct SkippedLine {
     digest_head: Bytes,
     last_byte: u8,
 }
 
 impl<R: Read> LineReader<R> {
-    /// Reads `source`, whose next byte has the offset `start` and begins a line. Lines whose content is longer than
-    /// `limit` bytes come as oversize.
+    /// Reads `source`, whose next byte has the offset `start` and begins a line. Lines with more than `limit` bytes of content are
+    /// oversize.
     pub(crate) fn new(source: R, start: u64, limit: u64) -> Self {
         Self {
             source: BufReader::with_capacity(BLOCK_BYTES, source),
@@ -69,7 +69,7 @@ impl<R: Read> LineReader<R> {
             start,
             position: start,
             line: Vec::new(),
-            past: None,
+            skipped: None,
         }
     }
 
@@ -78,12 +78,12 @@ impl<R: Read> LineReader<R> {
         self.position
     }
 
-    /// True if the next line is in memory as a whole, so that reading it does not wait for the source.
+    /// True if the next line is completely in memory, so that reading it does not block.
     pub(crate) fn holds_line(&self) -> bool {
         self.source.buffer().contains(&b'\n')
     }
 
-    /// What follows the last line, as far as it is in memory.
+    /// The bytes after the last line that are in memory.
     pub(crate) fn buffered(&self) -> &[u8] {
         self.source.buffer()
     }
@@ -91,8 +91,8 @@ impl<R: Read> LineReader<R> {
     /// The next line that ends with a newline; `None` if the source ends before one.
     pub(crate) fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
-            if self.past.is_some() {
-                return self.read_past();
+            if self.skipped.is_some() {
+                return self.skip_line();
             }
             let room = self.buffer_limit() - self.line.len() as u64;
             let before = self.line.len();
@@ -108,16 +108,16 @@ impl<R: Read> LineReader<R> {
             let last_byte = self.line.last().copied().unwrap_or_default();
             let digest_head = Bytes::copy_from_slice(&self.line[..KEPT_BYTES]);
             self.line = Vec::new();
-            self.past = Some(SkippedLine { digest_head, last_byte });
+            self.skipped = Some(SkippedLine { digest_head, last_byte });
         }
     }
 
-    /// What was read of a line that the end of the source cut off; `None` if the source ended with a newline.
+    /// The incomplete line at the end of the source; `None` if the source ended with a newline.
     pub(crate) fn rest(&mut self) -> Option<Line> {
         if self.position == self.start {
             return None;
         }
-        match self.past.take() {
+        match self.skipped.take() {
             Some(past) => Some(self.oversize(past, 0, false)),
             None => Some(self.cut(false)),
         }
@@ -127,8 +127,8 @@ impl<R: Read> LineReader<R> {
         self.limit.max(KEPT_BYTES as u64).saturating_add(SPARE_BYTES)
     }
 
-    fn read_past(&mut self) -> io::Result<Option<Line>> {
-        while let Some(past) = &mut self.past {
+    fn skip_line(&mut self) -> io::Result<Option<Line>> {
+        while let Some(past) = &mut self.skipped {
             let block = match self.source.fill_buf() {
                 Ok(block) => block,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -150,13 +150,13 @@ impl<R: Read> LineReader<R> {
             self.position += at as u64 + 1;
             break;
         }
-        Ok(self.past.take().map(|past| {
+        Ok(self.skipped.take().map(|past| {
             let ending = if past.last_byte == b'\r' { 2 } else { 1 };
             self.oversize(past, ending, true)
         }))
     }
 
-    /// The oversize line that was read past, up to the current position.
+    /// The skipped oversize line, up to the current position.
     fn oversize(&mut self, past: SkippedLine, ending: u64, terminated: bool) -> Line {
         let (start, end) = (self.start, self.position);
         self.start = end;

@@ -1,7 +1,7 @@
-//! The thread that reads: lines become batches of messages, and in follow mode the file is watched at its end.
+//! Reads a source on a thread: splits it into lines, decodes batches of messages, and follows the file: [`Reader`].
 //!
-//! A thread rather than asynchronous reads: a pipe without a writer blocks for ever, and a runtime waits for its blocking
-//! tasks when it ends, but not for this thread.
+//! A thread instead of asynchronous reads: a pipe without a writer blocks forever, and a runtime waits for its blocking tasks when
+//! it shuts down, but not for this thread.
 
 pub(crate) mod lines;
 mod poll_delay;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::config::FileConfig;
 use crate::error;
-use crate::file_source::attach::{self, AttachedFile, Cause};
+use crate::file_source::attach::{self, AttachCause, AttachedFile};
 use crate::file_source::incarnation::{self, FileChange, FileHead, FileIdentity};
 use crate::file_source::signatures;
 use crate::line_mark::LineMark;
@@ -26,33 +26,33 @@ use crate::message::LineDecoder;
 use crate::reader::lines::{Line, LineReader};
 use crate::reader::poll_delay::{PAUSES, PollDelay};
 
-/// What the reader tells the consumer, in the order of the source.
-pub(crate) enum Event {
-    /// The batches that follow are of this file.
+/// An event of the reader for the consumer, in the order of the source.
+pub(crate) enum ReaderEvent {
+    /// The following batches are from this file.
     Attached(Box<AttachedFile>),
     /// The next lines.
-    Batch(Batch),
-    /// Reading failed; a retryable failure is tried again by itself.
+    Batch(LineBatch),
+    /// Reading failed; the reader retries retryable failures.
     Failed(Error),
-    /// The source is at its end.
+    /// The end of the source was reached.
     End,
 }
 
-/// Lines that were read one after the other.
+/// Consecutive lines.
 #[derive(Default)]
-pub(crate) struct Batch {
+pub(crate) struct LineBatch {
     pub lines: Vec<ReadLine>,
-    /// The offset behind the last line that ended, message or empty.
+    /// The offset after the last terminated line, empty or not.
     pub to: u64,
     /// The head of the file, if it has grown.
     pub head: Option<FileHead>,
     bytes: u64,
 }
 
-/// One line as a message.
+/// A line, decoded as a message.
 pub(crate) struct ReadLine {
     pub mark: LineMark,
-    /// It has no newline and may still grow.
+    /// Whether it has no newline and may still grow.
     pub unfinished: bool,
     pub message: Message,
 }
@@ -62,27 +62,31 @@ pub(crate) struct Reader {
     pub path: PathBuf,
     pub config: FileConfig,
     pub origin: Arc<str>,
-    pub events: mpsc::Sender<Event>,
-    /// Set while the reader has nothing more to give.
+    pub events: mpsc::Sender<ReaderEvent>,
+    /// Set while the reader has no more lines.
     pub at_end: Arc<AtomicBool>,
 }
 
-/// Reading is over: the consumer is gone, or knows why its source cannot be read.
-struct Stopped;
+/// The reader stops: the consumer was dropped, or has received the error.
+struct ReaderStopped;
 
-/// The file that is being read, and its head as far as it was delivered.
+/// The file being read, and its head as far as it was delivered.
 struct OpenFile {
     file: Arc<File>,
     identity: FileIdentity,
     head: FileHead,
 }
 
-/// What became of a followed file at its end.
-enum AtEnd {
-    More,
+/// The state of a followed file at whose end the reader is.
+enum FollowState {
+    /// Lines were appended.
+    Appended,
+    /// It was truncated or rewritten.
     Changed(FileChange),
+    /// Another file has taken its name.
     Rotated,
-    Gone,
+    /// The consumer was dropped.
+    ConsumerDropped,
 }
 
 impl Reader {
@@ -95,8 +99,8 @@ impl Reader {
         let source = match open() {
             Ok(source) => source,
             Err(error) => {
-                // Nobody is there to hear of it once the consumer is gone.
-                let _ = self.send(Event::Failed(error::io("open", &self.path, error)));
+                // Ignored if the consumer was dropped.
+                let _ = self.send(ReaderEvent::Failed(error::io("open", &self.path, error)));
                 return;
             }
         };
@@ -107,38 +111,38 @@ impl Reader {
         &self,
         mut lines: LineReader<Box<dyn Read + Send>>,
         incarnation: Arc<str>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), ReaderStopped> {
         let decoder = self.decoder(incarnation);
-        let mut batch = Batch::default();
+        let mut batch = LineBatch::default();
         loop {
             if !lines.holds_line() {
-                // The next read may wait for the other side: what is there goes first.
+                // The next read may block: the batch is sent first.
                 self.flush(&mut batch, None)?;
                 self.at_end.store(true, Ordering::Release);
             }
             match lines.next() {
                 Ok(Some(line)) => {
-                    self.look(&line, lines.buffered())?;
+                    self.check_first_line(&line, lines.buffered())?;
                     self.add(&mut batch, &decoder, &line, false, None)?;
                 }
                 Ok(None) => break,
                 Err(error) => {
                     self.flush(&mut batch, None)?;
-                    return self.send(Event::Failed(error::io("read", &self.path, error)));
+                    return self.send(ReaderEvent::Failed(error::io("read", &self.path, error)));
                 }
             }
         }
         if let Some(line) = lines.rest() {
-            self.look(&line, &[])?;
+            self.check_first_line(&line, &[])?;
             self.add(&mut batch, &decoder, &line, false, None)?;
         }
         self.flush(&mut batch, None)?;
-        self.send(Event::End)
+        self.send(ReaderEvent::End)
     }
 
-    /// Reads files: `first`, or the one that is waited for, and in follow mode those that follow it.
+    /// Reads files: `first`, or one that appears later, and in follow mode its successors.
     pub(crate) fn read_files(self, first: Option<AttachedFile>, checkpoint: Option<Checkpoint>) {
-        // An error here says that the consumer is gone.
+        // An error means that the consumer was dropped.
         let _ = self.files_to_end(first, checkpoint);
     }
 
@@ -146,7 +150,7 @@ impl Reader {
         &self,
         first: Option<AttachedFile>,
         checkpoint: Option<Checkpoint>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), ReaderStopped> {
         let mut file = match first {
             Some(file) => Box::new(file),
             None => {
@@ -156,33 +160,33 @@ impl Reader {
         while let Some(next) = self.read_through(file)? {
             file = next;
         }
-        self.send(Event::End)
+        self.send(ReaderEvent::End)
     }
 
-    /// Reads one file to its end; answers the one that comes after it.
-    fn read_through(&self, attached: Box<AttachedFile>) -> Result<Option<Box<AttachedFile>>, Stopped> {
+    /// Reads one file to its end; returns its successor.
+    fn read_through(&self, attached: Box<AttachedFile>) -> Result<Option<Box<AttachedFile>>, ReaderStopped> {
         let file = Arc::clone(&attached.file);
         let mut known =
             OpenFile { file: Arc::clone(&file), identity: attached.identity, head: attached.head };
         let decoder = self.decoder(Arc::clone(&attached.incarnation));
         let source = incarnation::ReadAt { file: Arc::clone(&file), offset: attached.offset };
         let mut lines = LineReader::new(source, attached.offset, self.config.max_message_bytes);
-        let mut batch = Batch { to: attached.offset, ..Batch::default() };
+        let mut batch = LineBatch { to: attached.offset, ..LineBatch::default() };
         let mut pause = PollDelay::default();
-        self.send(Event::Attached(attached))?;
+        self.send(ReaderEvent::Attached(attached))?;
         loop {
             match lines.next() {
                 Ok(Some(line)) => {
                     pause.reset();
-                    self.look(&line, lines.buffered())?;
+                    self.check_first_line(&line, lines.buffered())?;
                     self.add(&mut batch, &decoder, &line, false, Some(&mut known))?;
                 }
                 Ok(None) => {
                     self.flush(&mut batch, Some(&mut known))?;
                     if !self.config.follow {
-                        self.note_truncation(&file, lines.position());
+                        self.warn_if_truncated(&file, lines.position());
                         if let Some(line) = lines.rest() {
-                            self.look(&line, &[])?;
+                            self.check_first_line(&line, &[])?;
                             self.add(&mut batch, &decoder, &line, true, Some(&mut known))?;
                         }
                         self.flush(&mut batch, Some(&mut known))?;
@@ -197,21 +201,21 @@ impl Reader {
                         }
                     };
                     match at_end {
-                        AtEnd::Gone => return Err(Stopped),
-                        AtEnd::More => {}
-                        AtEnd::Changed(change) => {
+                        FollowState::ConsumerDropped => return Err(ReaderStopped),
+                        FollowState::Appended => {}
+                        FollowState::Changed(change) => {
                             return self
                                 .wait_for_file(|| {
                                     let file = Arc::clone(&file);
-                                    let cause = Cause::Changed(change.clone());
+                                    let cause = AttachCause::Changed(change.clone());
                                     AttachedFile::new_incarnation(&self.path, file, cause).map(Some)
                                 })
                                 .map(Some);
                         }
-                        AtEnd::Rotated => {
-                            // Nobody will end this line: it is as long as it will ever be.
+                        FollowState::Rotated => {
+                            // No writer will complete this line.
                             if let Some(line) = lines.rest() {
-                                self.look(&line, &[])?;
+                                self.check_first_line(&line, &[])?;
                                 self.add(&mut batch, &decoder, &line, false, Some(&mut known))?;
                                 self.flush(&mut batch, Some(&mut known))?;
                             }
@@ -219,7 +223,7 @@ impl Reader {
                                 .wait_for_file(|| {
                                     let opened = attach::open(&self.path)?;
                                     let new_incarnation = |file| {
-                                        AttachedFile::new_incarnation(&self.path, file, Cause::Rotated)
+                                        AttachedFile::new_incarnation(&self.path, file, AttachCause::Rotated)
                                     };
                                     opened.map(new_incarnation).transpose()
                                 })
@@ -235,46 +239,49 @@ impl Reader {
         }
     }
 
-    /// Watches a followed file at whose end the reader stands until there is more of it, or it ends for good.
+    /// Polls a followed file at whose end the reader is, until it grows, changes or is rotated.
     ///
-    /// What was appended is read only after a look at the head: a file that was rewritten in place and is already longer
-    /// than before is not taken for one that grew.
-    fn watch(&self, known: &OpenFile, position: u64, pause: &mut PollDelay) -> io::Result<AtEnd> {
+    /// Appended lines are read only after a check of the head: a file that was rewritten in place and is already longer than
+    /// before is not mistaken for one that grew.
+    fn watch(&self, known: &OpenFile, position: u64, pause: &mut PollDelay) -> io::Result<FollowState> {
         let mut modified = None;
         while !self.events.is_closed() {
             let metadata = known.file.metadata()?;
             if metadata.len() < position {
-                return Ok(AtEnd::Changed(FileChange::Truncated { now: metadata.len(), before: position }));
+                return Ok(FollowState::Changed(FileChange::Truncated {
+                    now: metadata.len(),
+                    before: position,
+                }));
             }
             let grown = metadata.len() > position;
             let written = metadata.modified().ok();
             if (grown || modified != written) && !known.head.matches(&known.file)? {
-                return Ok(AtEnd::Changed(FileChange::HeadDiffers { bytes: known.head.bytes }));
+                return Ok(FollowState::Changed(FileChange::HeadDiffers { bytes: known.head.bytes }));
             }
             modified = written;
             if grown {
                 pause.rotated = false;
-                return Ok(AtEnd::More);
+                return Ok(FollowState::Appended);
             }
             if incarnation::identity_at(&self.path)?.is_some_and(|now| now != known.identity) {
                 if pause.rotated {
-                    return Ok(AtEnd::Rotated);
+                    return Ok(FollowState::Rotated);
                 }
-                // Writers may still have the old file open: give them one long pause.
+                // Writers may still have the old file open: they get one long delay.
                 pause.rotated = true;
                 thread::sleep(PAUSES.1);
             } else {
                 pause.sleep();
             }
         }
-        Ok(AtEnd::Gone)
+        Ok(FollowState::ConsumerDropped)
     }
 
-    /// Calls `find` until it gives a file. Failures are reported; one that does not pass ends the run there.
+    /// Calls `find` until it returns a file. Failures are sent to the consumer.
     fn wait_for_file(
         &self,
         mut find: impl FnMut() -> Result<Option<AttachedFile>, Error>,
-    ) -> Result<Box<AttachedFile>, Stopped> {
+    ) -> Result<Box<AttachedFile>, ReaderStopped> {
         let mut pause = PollDelay::default();
         loop {
             match find() {
@@ -283,7 +290,7 @@ impl Reader {
                     self.at_end.store(true, Ordering::Release);
                     pause.sleep();
                     if self.events.is_closed() {
-                        return Err(Stopped);
+                        return Err(ReaderStopped);
                     }
                 }
                 Err(error) => self.report(error, &mut pause)?,
@@ -291,14 +298,14 @@ impl Reader {
         }
     }
 
-    fn report(&self, error: Error, pause: &mut PollDelay) -> Result<(), Stopped> {
-        self.send(Event::Failed(error))?;
+    fn report(&self, error: Error, pause: &mut PollDelay) -> Result<(), ReaderStopped> {
+        self.send(ReaderEvent::Failed(error))?;
         pause.sleep();
         Ok(())
     }
 
-    /// A file that lost bytes that were read is worth a word; the next run sees that it is not the same.
-    fn note_truncation(&self, file: &File, position: u64) {
+    /// Logs a file that was truncated while it was read; the next run will recognise the change.
+    fn warn_if_truncated(&self, file: &File, position: u64) {
         if let Ok(metadata) = file.metadata()
             && metadata.len() < position
         {
@@ -306,13 +313,13 @@ impl Reader {
                 path = %self.path.display(),
                 bytes_read = position,
                 bytes_now = metadata.len(),
-                "the file was truncated while it was read; what was cut off and not yet read is not delivered"
+                "file truncated while it was read; removed lines that were not read are lost"
             );
         }
     }
 
-    /// Ends the run at the first line of a source that does not hold lines of text, before anything of it is delivered.
-    fn look(&self, line: &Line, behind: &[u8]) -> Result<(), Stopped> {
+    /// Refuses a source without lines of text at its first line, before anything is delivered.
+    fn check_first_line(&self, line: &Line, following: &[u8]) -> Result<(), ReaderStopped> {
         if line.start > 0 {
             return Ok(());
         }
@@ -321,13 +328,13 @@ impl Reader {
         let head = [
             &line.content[..line.content.len().min(signatures::HEAD_BYTES)],
             ending,
-            &behind[..behind.len().min(room)],
+            &following[..following.len().min(room)],
         ];
         match signatures::refusal(&head.concat()) {
             None => Ok(()),
             Some(what) => {
-                self.send(Event::Failed(error::config("read", &self.path, what)))?;
-                Err(Stopped)
+                self.send(ReaderEvent::Failed(error::config("read", &self.path, what)))?;
+                Err(ReaderStopped)
             }
         }
     }
@@ -344,12 +351,12 @@ impl Reader {
 
     fn add(
         &self,
-        batch: &mut Batch,
+        batch: &mut LineBatch,
         decoder: &LineDecoder,
         line: &Line,
         unfinished: bool,
         known: Option<&mut OpenFile>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), ReaderStopped> {
         if !unfinished {
             batch.to = line.end;
         }
@@ -365,24 +372,24 @@ impl Reader {
         Ok(())
     }
 
-    /// Sends the batch, if it says anything new.
-    fn flush(&self, batch: &mut Batch, known: Option<&mut OpenFile>) -> Result<(), Stopped> {
+    /// Sends the batch, unless it is empty.
+    fn flush(&self, batch: &mut LineBatch, known: Option<&mut OpenFile>) -> Result<(), ReaderStopped> {
         if batch.lines.is_empty() {
             return Ok(());
         }
         self.at_end.store(false, Ordering::Release);
         let to = batch.to;
-        let mut full = std::mem::replace(batch, Batch { to, ..Batch::default() });
+        let mut full = std::mem::replace(batch, LineBatch { to, ..LineBatch::default() });
         if let Some(known) = known {
-            // A head that cannot be read now is read with the next batch; a changed one shows at the end of the file.
+            // A head that cannot be read now is read with the next batch; a changed one is detected at the end of the file.
             let end = full.lines.last().map_or(to, |line| line.mark.end.max(to));
             full.head = known.head.grown(&known.file, end).ok().flatten();
             known.head = full.head.unwrap_or(known.head);
         }
-        self.send(Event::Batch(full))
+        self.send(ReaderEvent::Batch(full))
     }
 
-    fn send(&self, event: Event) -> Result<(), Stopped> {
-        self.events.blocking_send(event).map_err(|_| Stopped)
+    fn send(&self, event: ReaderEvent) -> Result<(), ReaderStopped> {
+        self.events.blocking_send(event).map_err(|_| ReaderStopped)
     }
 }

@@ -1,15 +1,15 @@
-//! Pauses between two looks at a file: [`PollDelay`].
+//! Delays between polls of a file: [`PollDelay`].
 
 use std::thread;
 use std::time::Duration;
 
-/// The first and the longest pause between two looks at a file that does not grow.
+/// The first and the longest delay between polls of a file that does not grow.
 pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
-/// Pauses that grow while nothing happens.
+/// A delay that doubles while nothing changes.
 pub(crate) struct PollDelay {
     next: Duration,
-    /// The last one was long, because another file had taken the name.
+    /// Whether the long delay after a rotation has passed.
     pub(crate) rotated: bool,
 }
 

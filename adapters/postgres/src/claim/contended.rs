@@ -1,4 +1,4 @@
-//! Keys whose rows another transaction was found to hold: [`ContendedKeys`].
+//! Keys whose rows another transaction has locked: [`ContendedKeys`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use onceward::Key;
 use tokio::time::Instant;
 
-/// For how long a key that was found held is expected to be held still.
+/// How long a key is assumed to stay locked.
 const MEMORY: Duration = Duration::from_secs(2);
 
-/// How many keys are remembered at most.
+/// Keys remembered at most.
 const LIMIT: usize = 4_096;
 
-/// Remembers which keys were found held a moment ago. They are claimed apart from others, without waiting for locks again:
-/// otherwise each try would cost all keys of its batch the wait for a lock.
+/// Remembers keys that were found locked recently. They are claimed apart from others and without waiting for locks;
+/// otherwise each attempt would delay all keys of its batch by the lock timeout.
 #[derive(Default)]
 pub(crate) struct ContendedKeys(Mutex<HashMap<Key, Instant>>);
 
 impl ContendedKeys {
-    /// Notes that `key` is held.
+    /// Notes that `key` is locked.
     pub(crate) fn note(&self, key: Key) {
         let mut known = self.known();
         if known.len() >= LIMIT {
@@ -31,7 +31,7 @@ impl ContendedKeys {
         known.insert(key, Instant::now());
     }
 
-    /// Whether `key` was held a moment ago.
+    /// True if `key` was found locked within the last 2 s.
     pub(crate) fn recently(&self, key: &Key) -> bool {
         let known = self.known();
         !known.is_empty() && known.get(key).is_some_and(|seen| seen.elapsed() < MEMORY)

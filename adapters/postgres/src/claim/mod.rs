@@ -1,4 +1,4 @@
-//! Claims and completions: what most need in one statement, the rest under row locks.
+//! Claims and completions: most in one statement, the rest under row locks.
 
 pub(crate) mod contended;
 pub(crate) mod row_locks;
@@ -20,14 +20,14 @@ use crate::session::Sessions;
 
 type Claims = Vec<Result<Claim, Error>>;
 
-/// The answer for a key whose row another transaction holds: it may be free at any moment.
+/// The result for a key whose row another transaction has locked; it may be released at any moment.
 const CONTENDED: Claim = Claim::InProgress { retry_in: Duration::from_millis(250) };
 
-/// Answers in the order of `batch`.
+/// Claims keys; results are in the order of `batch`.
 pub(crate) async fn claim(
     sessions: &Sessions,
-    held: &Arc<ContendedKeys>,
-    doubts: &UnansweredClaims,
+    contended: &Arc<ContendedKeys>,
+    unanswered_claims: &UnansweredClaims,
     scope: &Scope,
     terms: &ClaimTerms,
     batch: &[ClaimRequest],
@@ -35,91 +35,97 @@ pub(crate) async fn claim(
     if batch.is_empty() {
         return Vec::new();
     }
-    let unanswered = batch.iter().filter(|request| doubts.sent(request.owner)).map(|request| request.key);
+    let unanswered =
+        batch.iter().filter(|request| unanswered_claims.note_sent(request.owner)).map(|request| request.key);
     let call = ClaimCall {
         sessions,
-        held,
+        contended,
         lost: sessions.lost(),
         unanswered: Arc::new(unanswered.collect()),
         scope,
         terms,
     };
     let (suspects, free): (Vec<_>, Vec<_>) =
-        batch.iter().copied().partition(|request| held.recently(&request.key));
-    let (free, suspects) = tokio::join!(call.free(&free), call.known(suspects, LockPolicy::Skip));
+        batch.iter().copied().partition(|request| contended.recently(&request.key));
+    let (free, suspects) = tokio::join!(call.free(&free), call.locked(suspects, LockPolicy::Skip));
     let mut answers: HashMap<Key, _> = free.into_iter().chain(suspects).collect();
     for request in batch {
         if answers
             .get(&request.key)
             .is_some_and(|answer| !matches!(answer, Err(error) if error.is_retryable()))
         {
-            doubts.answered(&request.owner);
+            unanswered_claims.note_answered(&request.owner);
         }
     }
     batch.iter().filter_map(|request| answers.remove(&request.key)).collect()
 }
 
-/// A batch of claims under way.
+/// A batch of claims in progress.
 struct ClaimCall<'c> {
     sessions: &'c Sessions,
-    held: &'c Arc<ContendedKeys>,
-    /// Connections lost before.
+    contended: &'c Arc<ContendedKeys>,
+    /// The number of connections lost before the call.
     lost: u64,
-    /// Keys whose claim by the same owner token was sent before and is not known to be answered.
+    /// Keys whose claim by the same owner token was sent before without a known reply.
     unanswered: Arc<HashSet<Key>>,
     scope: &'c Scope,
     terms: &'c ClaimTerms,
 }
 
 impl ClaimCall<'_> {
-    /// Keys of which nothing is known.
+    /// Claims keys that are not known to be contended.
     async fn free(&self, batch: &[ClaimRequest]) -> Vec<(Key, Result<Claim, Error>)> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let (mut won, first) =
+        let (mut won, lock_policy) =
             match single_statement::claim(self.sessions, self.scope, self.terms, batch).await {
                 Ok(Some(won)) => (won, LockPolicy::Wait),
-                // The holder has been waited for.
+                // The lock timeout has passed already.
                 Ok(None) => (HashMap::new(), LockPolicy::Skip),
                 Err(error) => {
                     return batch.iter().map(|request| (request.key, Err(error.replicate()))).collect();
                 }
             };
         let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
-        let mut answers = self.known(known, first).await;
+        let mut answers = self.locked(known, lock_policy).await;
         answers.extend(won.drain().map(|(key, claim)| (key, Ok(claim))));
         answers
     }
 
-    /// Under row locks.
-    async fn known(&self, batch: Vec<ClaimRequest>, first: LockPolicy) -> Vec<(Key, Result<Claim, Error>)> {
+    /// Claims keys under row locks.
+    async fn locked(
+        &self,
+        batch: Vec<ClaimRequest>,
+        lock_policy: LockPolicy,
+    ) -> Vec<(Key, Result<Claim, Error>)> {
         let keys: Vec<_> = batch.iter().map(|request| request.key).collect();
-        let (terms, held, unanswered) = (*self.terms, Arc::clone(self.held), Arc::clone(&self.unanswered));
+        let (terms, contended, unanswered) =
+            (*self.terms, Arc::clone(self.contended), Arc::clone(&self.unanswered));
         let (sessions, lost) = (self.sessions.clone(), self.lost);
-        let long = LockedBatch {
+        let locked = LockedBatch {
             items: batch,
             key: |request: &ClaimRequest| request.key,
             decide: Arc::new(move |record: &mut Record, at, request: &ClaimRequest| {
                 record.claim(at, &terms, request)
             }),
-            held: Some(Box::new(move |key| {
-                // An earlier call with the same owner token may hold the row itself: then nothing is known.
+            contended: Some(Box::new(move |key| {
+                // An earlier call with the same owner token may hold the lock itself: then the outcome is unknown.
                 if unanswered.contains(&key) || sessions.lost() != lost {
                     return Err(lock_timeout_error());
                 }
-                held.note(key);
+                contended.note(key);
                 Ok(CONTENDED)
             })),
-            first,
+            lock_policy,
             occupy: true,
             repeatable: true,
         };
-        keys.into_iter().zip(self.sessions.call(self.scope, long).await).collect()
+        keys.into_iter().zip(self.sessions.call(self.scope, locked).await).collect()
     }
 }
 
-/// Answers in the order of `batch`.
+/// Completes claims; results are in the order of `batch`.
 pub(crate) async fn complete(
     sessions: &Sessions,
     scope: &Scope,
@@ -128,23 +134,23 @@ pub(crate) async fn complete(
     if batch.is_empty() {
         return Vec::new();
     }
-    let (mut done, first) = match single_statement::complete(sessions, scope, batch).await {
+    let (mut done, lock_policy) = match single_statement::complete(sessions, scope, batch).await {
         Ok(Some(done)) => (done, LockPolicy::Wait),
         Ok(None) => (HashMap::new(), LockPolicy::Skip),
         Err(error) => return batch.iter().map(|_| Err(error.replicate())).collect(),
     };
     let others: Vec<_> =
         batch.iter().filter(|request| !done.contains_key(&request.lease.key)).cloned().collect();
-    let long = LockedBatch {
+    let locked = LockedBatch {
         items: others,
         key: |request: &CompleteRequest| request.lease.key,
         decide: Arc::new(Record::complete),
-        held: None,
-        first,
+        contended: None,
+        lock_policy,
         occupy: true,
         repeatable: true,
     };
-    let mut rest = sessions.call(scope, long).await.into_iter();
+    let mut rest = sessions.call(scope, locked).await.into_iter();
     let answer = |request: &CompleteRequest| done.remove(&request.lease.key).map(Ok).or_else(|| rest.next());
     batch.iter().filter_map(answer).collect()
 }

@@ -1,4 +1,4 @@
-//! Decides about a batch of keys under row locks: [`LockedBatch`].
+//! Applies transitions to a batch of keys under row locks: [`LockedBatch`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,51 +14,50 @@ use crate::error::{is_lock_timeout, row_removed};
 use crate::row;
 use crate::session::{CallOptions, SessionError, Sessions, WRITE, moment, with_reply_timeout};
 
-/// How long a lock of the whole table is waited for while held keys are passed over.
+/// How long a table lock is waited for when locked rows are skipped.
 const TABLE_WAIT: Duration = Duration::from_millis(20);
 
-/// How many replies a batch waits for at most.
+/// Replies of the server in one batch at most.
 const REPLIES: u32 = 10;
 
 /// A transition of the protocol.
 type Decide<I, T> = dyn Fn(&mut Record, Moment, &I) -> Step<T> + Send + Sync;
 
-/// The answer for a key that another transaction holds.
+/// Makes the result for a key whose row another transaction has locked.
 type ContendedAnswer<T> = Box<dyn Fn(Key) -> Result<T, Error> + Send + Sync>;
 
-/// A batch and how each of its items is decided.
+/// A batch of requests, and the transition for each.
 pub(crate) struct LockedBatch<I, T> {
     pub(crate) items: Vec<I>,
     pub(crate) key: fn(&I) -> Key,
     pub(crate) decide: Arc<Decide<I, T>>,
-    /// The answer for a key whose row another transaction holds; without one it is an error.
-    pub(crate) held: Option<ContendedAnswer<T>>,
-    pub(crate) first: LockPolicy,
-    /// Keys without a row get one first: what is decided about nothing may have to be written.
+    /// The result for a key whose row another transaction has locked; without one it is an error.
+    pub(crate) contended: Option<ContendedAnswer<T>>,
+    pub(crate) lock_policy: LockPolicy,
+    /// Whether keys without a row get one first, so that there is a row to lock.
     pub(crate) occupy: bool,
-    /// A repeat after a lost with_reply_timeout answers the same.
+    /// Whether a repetition after a lost reply has the same effect.
     pub(crate) repeatable: bool,
 }
 
-/// What a batch does first about keys that another transaction holds.
+/// How a batch treats rows that another transaction has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockPolicy {
-    /// It waits for them, as long as the store's `lock_timeout` allows.
+    /// Waits for them, for at most `lock_timeout`.
     Wait,
-    /// It passes over them: their holders have been waited for already.
+    /// Skips them: `lock_timeout` has passed already.
     Skip,
 }
 
-type Answers<T> = Vec<Result<T, Error>>;
+type Results<T> = Vec<Result<T, Error>>;
 
-/// The answers for the items that could be decided, by their keys' place in the order.
+/// The results in the order of the keys; `None` for a key whose row is locked.
 type Decided<T> = Vec<Option<Result<T, Error>>>;
 
 impl Sessions {
-    /// Decides about a batch under row locks, and writes what changed, in one transaction. If another transaction holds some
-    /// of its keys for longer than the lock timeout, the others are decided without them. A table that is locked as a whole
-    /// is an error of all.
-    pub(crate) async fn call<I, T>(&self, scope: &Scope, batch: LockedBatch<I, T>) -> Answers<T>
+    /// Applies a batch under row locks, and writes changed records, in one transaction. Keys whose rows another transaction has
+    /// locked for longer than `lock_timeout` are left out. A lock of the whole table is an error of all items.
+    pub(crate) async fn call<I, T>(&self, scope: &Scope, batch: LockedBatch<I, T>) -> Results<T>
     where
         I: Clone + Send + Sync + 'static,
         T: Send + 'static,
@@ -71,12 +70,12 @@ impl Sessions {
             Ok(scope) => scope,
             Err(error) => return all(error.into_error(WRITE)),
         };
-        // Every transaction takes its locks in the order of the keys: so no two wait for each other.
+        // Every transaction takes its locks in key order, so there are no deadlocks.
         let mut order: Vec<usize> = (0..batch.items.len()).collect();
         order.sort_unstable_by_key(|n| (batch.key)(&batch.items[*n]));
-        let decided = match self.decide(scope, &batch, &order, batch.first).await {
+        let decided = match self.decide(scope, &batch, &order, batch.lock_policy).await {
             Err(SessionError::Failed(error))
-                if is_lock_timeout(&error) && batch.first == LockPolicy::Wait =>
+                if is_lock_timeout(&error) && batch.lock_policy == LockPolicy::Wait =>
             {
                 self.decide(scope, &batch, &order, LockPolicy::Skip).await
             }
@@ -85,19 +84,19 @@ impl Sessions {
         let decided = match decided {
             Ok(decided) => decided,
             Err(SessionError::Failed(error)) if is_lock_timeout(&error) => {
-                return all(blocked("the table", error));
+                return all(table_locked(error));
             }
             Err(error) => return all(error.into_error(WRITE)),
         };
         let mut answers: Vec<Option<Result<T, Error>>> = batch.items.iter().map(|_| None).collect();
         for (n, answer) in order.into_iter().zip(decided) {
-            let held = |key| match &batch.held {
-                Some(held) => held(key),
+            let contended = |key| match &batch.contended {
+                Some(contended) => contended(key),
                 None => Err(lock_timeout_error()),
             };
-            answers[n] = Some(answer.unwrap_or_else(|| held((batch.key)(&batch.items[n]))));
+            answers[n] = Some(answer.unwrap_or_else(|| contended((batch.key)(&batch.items[n]))));
         }
-        let missing = || Err(Error::new(ErrorKind::Internal, WRITE, "an item was left without an answer"));
+        let missing = || Err(Error::new(ErrorKind::Internal, WRITE, "a request has no result"));
         answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
     }
 
@@ -106,7 +105,7 @@ impl Sessions {
         scope: i64,
         batch: &LockedBatch<I, T>,
         order: &[usize],
-        first: LockPolicy,
+        lock_policy: LockPolicy,
     ) -> Result<Decided<T>, SessionError>
     where
         I: Clone + Send + Sync + 'static,
@@ -121,12 +120,12 @@ impl Sessions {
         self.run_with_retry(call, batch.repeatable, move |conn| {
             let (locks, decide, items, keys) = (locks.clone(), decide.clone(), items.clone(), keys.clone());
             Box::pin(async move {
-                let (rows, held) = match first {
+                let (rows, held) = match lock_policy {
                     LockPolicy::Wait => (locks.wait(conn, &keys).await?, HashSet::new()),
                     LockPolicy::Skip => locks.skip(conn, &keys).await?,
                 };
                 let RowLocks { schema, patience, .. } = locks;
-                // Only now: whoever held the locks before has written with an earlier time.
+                // Read after locking: the previous holders of the locks wrote with an earlier time.
                 let at = with_reply_timeout(patience * 2, moment(conn, &schema)).await?;
                 let mut records = HashMap::with_capacity(rows.len());
                 for found in &rows {
@@ -166,8 +165,8 @@ impl Sessions {
                         .await?;
                 }
                 if overwritten > 0 {
-                    // A completion keeps its own fence, so that its repeat is recognised. Later claims stay above the one
-                    // that was there.
+                    // A completion keeps its own fence, so that its repetition is recognised. The floor keeps later fences above
+                    // the overwritten one.
                     with_reply_timeout(patience * 2, raise_floor(conn, &schema, overwritten)).await?;
                 }
                 with_reply_timeout(patience, conn.execute("COMMIT")).await?;
@@ -178,16 +177,14 @@ impl Sessions {
     }
 }
 
-/// The error for a key whose row another transaction holds: what was asked for it has not happened, by this call.
+/// The error for a key whose row another transaction has locked. This call has changed nothing.
 pub(crate) fn lock_timeout_error() -> Error {
-    let context = "another transaction holds the key's row for longer than lock_timeout";
+    let context = "another transaction has locked the key's row for longer than lock_timeout";
     Error::new(ErrorKind::Timeout, WRITE, context)
 }
 
-fn blocked(what: &str, error: sqlx::Error) -> Error {
-    let context = format!(
-        "another transaction holds {what} for longer than lock_timeout (VACUUM FULL, a migration, or LOCK TABLE?)"
-    );
+fn table_locked(error: sqlx::Error) -> Error {
+    let context = "another transaction has locked the table for longer than lock_timeout (VACUUM FULL, a migration, or LOCK TABLE?)";
     Error::new(ErrorKind::Timeout, WRITE, context).with_source(crate::error::ServerError::from(error))
 }
 
@@ -196,7 +193,7 @@ async fn raise_floor(conn: &mut PgConnection, schema: &str, fence: u64) -> Resul
     query(AssertSqlSafe(sql)).bind(row::integer(fence)).execute(conn).await.map(drop)
 }
 
-/// How the rows of a batch are locked, in a transaction of its own.
+/// Locks the rows of a batch, in its transaction.
 #[derive(Clone)]
 struct RowLocks {
     schema: Arc<str>,
@@ -206,7 +203,7 @@ struct RowLocks {
 }
 
 impl RowLocks {
-    /// All rows, waiting for each.
+    /// Locks all rows, waiting for each.
     async fn wait(&self, conn: &mut PgConnection, keys: &[Key]) -> Result<Vec<PgRow>, sqlx::Error> {
         with_reply_timeout(self.patience, conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
         if self.occupy {
@@ -215,20 +212,20 @@ impl RowLocks {
         let rows = with_reply_timeout(self.patience * 2, row::lock(conn, &self.schema, self.scope, keys, ""))
             .await?;
         if self.occupy && rows.len() < keys.len() {
-            // A purge took a row between the two statements.
+            // A purge removed a row between the two statements.
             return Err(row_removed());
         }
         Ok(rows)
     }
 
-    /// The rows that no other session has locked, and the keys of the others: in one statement, however many those are.
+    /// Locks the rows that no other session has locked; returns them and the keys of the others.
     async fn skip(
         &self,
         conn: &mut PgConnection,
         keys: &[Key],
     ) -> Result<(Vec<PgRow>, HashSet<Key>), sqlx::Error> {
         let Self { schema, scope, occupy, patience } = self;
-        // With the lock that writing takes anyway: a table that is locked as a whole shows here, and is no contention.
+        // With the table lock that writing needs anyway: a lock of the whole table is detected here, and is not contention.
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}; \
              LOCK TABLE {schema}.keys IN ROW EXCLUSIVE MODE",
@@ -252,7 +249,7 @@ impl RowLocks {
                 held.remove(&key);
             }
         } else if !missing.is_empty() {
-            // Of these, some may have rows that are not committed yet.
+            // Some of these may have uncommitted rows.
             with_reply_timeout(*patience * 2, row::occupy_free(conn, schema, *scope, &missing)).await?;
             for found in
                 with_reply_timeout(*patience * 2, row::lock(conn, schema, *scope, &missing, "SKIP LOCKED"))

@@ -1,5 +1,5 @@
-//! What most batches need, in one statement and so one round trip: claims of keys without a row, and completions of
-//! claims that are held. Keys that do not come back go the long way, under row locks.
+//! Claims and completions in one statement, and so one round trip: claims of keys without a row, and completions of held
+//! claims. All other keys are processed under row locks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use crate::error::is_lock_timeout;
 use crate::row::{self, NOW, integer};
 use crate::session::{CallOptions, SessionError, Sessions, WRITE};
 
-/// The claims that found no row. `None`: another transaction holds one of the rows for too long, and nothing was written.
+/// Claims the keys that have no row, and returns their claims. `None`: another transaction has locked a row for longer than
+/// `lock_timeout`, and nothing was written.
 pub(crate) async fn claim(
     sessions: &Sessions,
     scope: &Scope,
@@ -53,7 +54,7 @@ pub(crate) async fn claim(
     Ok(Some(claimed.collect()))
 }
 
-/// The completions whose claim is pending and theirs. `None`: as for [`claim`].
+/// Completes the claims that are pending and held by their requests, and returns them. `None`: as for [`claim`].
 pub(crate) async fn complete(
     sessions: &Sessions,
     scope: &Scope,
@@ -77,7 +78,7 @@ pub(crate) async fn complete(
     }
 }
 
-/// The statements of this way and the types of their parameters, for connections to prepare.
+/// The statements and the types of their parameters, which each connection prepares.
 pub(crate) fn statements(schema: &str) -> Vec<(String, Vec<PgTypeInfo>)> {
     fn of<T: Type<Postgres>>() -> PgTypeInfo {
         T::type_info()
@@ -90,9 +91,9 @@ pub(crate) fn statements(schema: &str) -> Vec<(String, Vec<PgTypeInfo>)> {
     vec![(claim_sql(schema), claim), (completion_sql(schema), complete.collect())]
 }
 
-/// Claims keys without a row.
+/// SQL that claims keys without a row.
 fn claim_sql(schema: &str) -> String {
-    // The key's second claim in the same microsecond cannot come this way: it finds the first one's row.
+    // A second claim of the key in the same microsecond finds the row of the first, so fences stay distinct.
     format!(
         "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, \
          lost, generation, state, started, key, owner, fingerprint) \
@@ -103,9 +104,9 @@ fn claim_sql(schema: &str) -> String {
     )
 }
 
-/// Completes claims that are held.
+/// SQL that completes held claims.
 fn completion_sql(schema: &str) -> String {
-    // An insert that always conflicts, rather than UPDATE … FROM unnest, which can fall into a scan of the table.
+    // An insert that always conflicts instead of UPDATE … FROM unnest, which the planner may turn into a table scan.
     format!(
         "INSERT INTO {schema}.keys AS keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, \
          attempts, lost, generation, state, started, key, owner, fingerprint, result) \

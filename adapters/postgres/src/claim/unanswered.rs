@@ -1,4 +1,4 @@
-//! Claims that were sent and are not known to be answered: [`UnansweredClaims`].
+//! Claims that were sent without a known reply: [`UnansweredClaims`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,20 +7,20 @@ use std::time::Duration;
 use onceward::store::OwnerToken;
 use tokio::time::Instant;
 
-/// For how long an unanswered claim is remembered: longer than any statement runs or a lost server is waited for.
+/// How long an unanswered claim is remembered: longer than any statement runs or a lost server is waited for.
 const MEMORY: Duration = Duration::from_secs(3_600);
 
-/// How many are remembered before the oldest are looked through.
+/// Claims remembered before expired ones are removed.
 const LIMIT: usize = 65_536;
 
-/// The owner tokens of claims whose outcome is unknown. A repeated claim that meets a lock may meet its own first call:
-/// that is unknown as well, and no contention.
+/// The owner tokens of claims whose outcome is unknown. A repeated claim that meets a lock may meet its own first call: then
+/// its outcome is unknown too, and the key is not contended.
 #[derive(Clone, Default)]
 pub(crate) struct UnansweredClaims(Arc<Mutex<HashMap<OwnerToken, Instant>>>);
 
 impl UnansweredClaims {
-    /// Notes that claims of `owner` are sent. True if an earlier one is unanswered.
-    pub(crate) fn sent(&self, owner: OwnerToken) -> bool {
+    /// Notes that a claim of `owner` is sent. True if an earlier one is unanswered.
+    pub(crate) fn note_sent(&self, owner: OwnerToken) -> bool {
         let mut open = self.open();
         if open.len() >= LIMIT {
             open.retain(|_, sent| sent.elapsed() < MEMORY);
@@ -29,7 +29,7 @@ impl UnansweredClaims {
     }
 
     /// Notes that a claim of `owner` was answered.
-    pub(crate) fn answered(&self, owner: &OwnerToken) {
+    pub(crate) fn note_answered(&self, owner: &OwnerToken) {
         self.open().remove(owner);
     }
 
@@ -43,11 +43,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_is_in_doubt_until_it_is_answered() {
-        let (doubts, owner) = (UnansweredClaims::default(), OwnerToken::from_bytes([7; 16]));
-        assert!(!doubts.sent(owner));
-        assert!(doubts.sent(owner));
-        doubts.answered(&owner);
-        assert!(!doubts.sent(owner));
+    fn a_claim_is_unanswered_until_its_reply_is_noted() {
+        let (unanswered, owner) = (UnansweredClaims::default(), OwnerToken::from_bytes([7; 16]));
+        assert!(!unanswered.note_sent(owner));
+        assert!(unanswered.note_sent(owner));
+        unanswered.note_answered(&owner);
+        assert!(!unanswered.note_sent(owner));
     }
 }

@@ -1,4 +1,4 @@
-//! The outbox: rows that commit with an effect, and what relays take of them.
+//! The outbox: messages that commit with an effect, and that a relay publishes.
 
 mod listener;
 mod rows;
@@ -23,8 +23,8 @@ use crate::store::PgStore;
 
 pub(crate) use write::write;
 
-/// The outbox in the store's schema: messages are put in by [`PgTx::outbox`](crate::PgTx::outbox) or [`put`](Self::put), and sent
-/// by a [`Relay`](onceward::outbox::Relay). Clones share what they know.
+/// The outbox in the store's schema: messages are written by [`PgTx::outbox`](crate::PgTx::outbox) or [`put`](Self::put), and
+/// published by a [`Relay`](onceward::outbox::Relay). Clones share their state.
 ///
 /// ```no_run
 /// # async fn example(store: onceward_postgres::PgStore, publisher: std::sync::Arc<dyn onceward::Publisher>,
@@ -35,12 +35,12 @@ pub(crate) use write::write;
 /// # }
 /// ```
 ///
-/// Rows of one order key go out in the order in which their transactions committed. For that a transaction that writes a row
-/// holds a lock of the order key until it ends: two that write several order keys in different orders may deadlock, and one
-/// of them is tried again.
+/// Rows of one order key are published in the commit order of their transactions. For that a transaction that writes a row
+/// locks the order key until it ends: two that write several order keys in different orders may deadlock, and one of them is
+/// retried.
 ///
-/// A relay holds a transaction open while it publishes, which is what keeps others from its rows. One that hangs for longer
-/// than 30 s is cut off by the server, and another sends its rows.
+/// A relay keeps a transaction open while it publishes, which locks its rows. The server ends the transaction of a relay that
+/// hangs for longer than 30 s, and another one publishes its rows.
 #[derive(Clone, Debug)]
 pub struct PgOutbox {
     store: PgStore,
@@ -56,15 +56,15 @@ impl PgStore {
 }
 
 impl PgOutbox {
-    /// Writes messages inside a transaction of the caller's own: they go out if it commits, and never were if it does not.
-    /// One without an id gets a random one, which stays the same however often it is sent.
+    /// Writes messages in a transaction of the caller: they are published if, and only if, it commits. A message without an id gets
+    /// a random one, which is the same for every publish.
     ///
     /// # Errors
-    /// [`Error`] if a message has no destination, its order key is longer than 1,024 bytes, or the database refuses; the
-    /// transaction is to be rolled back then.
+    /// [`Error`] if a message has no destination, its order key is longer than 1,024 bytes, or the database reports an error. The
+    /// caller must roll the transaction back.
     ///
     /// # Cancel safety
-    /// After a dropped call the transaction is to be rolled back.
+    /// After a dropped call the caller must roll the transaction back.
     pub async fn put(&self, conn: &mut PgConnection, messages: &[Outgoing]) -> Result<(), Error> {
         write(conn, &self.store.schema(), messages).await
     }
@@ -75,7 +75,7 @@ impl OutboxStore for PgOutbox {
     type Taken = PgConn;
 
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
-        // A task: if the caller goes away, what was taken is dropped there, and so given back.
+        // In a task: if the caller is dropped, so is the result, which unlocks the rows.
         let (outbox, limits) = (self.clone(), *limits);
         join_task(tokio::spawn(async move { take::take(&outbox.store, &outbox.turns, &limits).await }).await)?
     }
@@ -90,7 +90,7 @@ impl OutboxStore for PgOutbox {
         self.listener.wait(&self.store, at_most).await;
     }
 
-    /// One relay at a time need not be: rows that another one removes are passed over.
+    /// Several relays may clean concurrently: rows that another one removes are skipped.
     async fn clean(&self, keep: Duration, limit: u32) -> Result<u64, Error> {
         let (schema, keep) = (self.store.schema(), integer(micros(keep)));
         let removed = self.store.sessions().run_with_retry(WRITE, true, move |conn| {

@@ -1,4 +1,4 @@
-//! Reads rows of the outbox, each for itself: one that cannot be read fails alone.
+//! Decodes rows of the outbox one by one: an unreadable row does not affect the others.
 
 use bytes::Bytes;
 use onceward::Outgoing;
@@ -11,21 +11,21 @@ use sqlx::{Row, ValueRef as _};
 pub(super) const COLUMNS: &str =
     "seq, attempts, id, destination, order_key, header_names, header_values, payload";
 
-/// A row that cannot be published as it is.
+/// A row that cannot be published.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UnreadableRow {
     pub(super) seq: i64,
     /// Attempts so far.
     pub(super) attempts: u32,
     pub(super) order_key: Option<Vec<u8>>,
-    /// What is wrong, for people.
+    /// The defect, for messages to users.
     pub(super) what: String,
 }
 
-/// Reads a row.
+/// Decodes a row.
 ///
 /// # Errors
-/// The outer one if not even its number can be read; the inner one if the message cannot.
+/// The outer error if not even its number can be read; the inner one if its message cannot.
 pub(super) fn row_of(row: &PgRow) -> Result<Result<OutboxRow, UnreadableRow>, sqlx::Error> {
     let seq = row.try_get("seq")?;
     let attempts = u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0);
@@ -47,7 +47,7 @@ fn message_of(row: &PgRow, order_key: Option<&[u8]>) -> Result<Outgoing, String>
         row.try_get(name).map_err(|error| format!("its {name} cannot be read: {error}"))
     }
     let names: Vec<String> = list(row, "header_names", |bytes| {
-        String::from_utf8(bytes.to_vec()).map_err(|_| "a text that is no UTF-8".to_owned())
+        String::from_utf8(bytes.to_vec()).map_err(|_| "a text that is not UTF-8".to_owned())
     })?;
     let values: Vec<Bytes> = list(row, "header_values", |bytes| Ok(Bytes::copy_from_slice(bytes)))?;
     if names.len() != values.len() {
@@ -67,8 +67,8 @@ fn message_of(row: &PgRow, order_key: Option<&[u8]>) -> Result<Outgoing, String>
     })
 }
 
-/// An array as a list. Its binary form: dimensions, flags, type of the elements; for each dimension its length and lower
-/// bound; then the elements, each with its length, which is -1 for NULL.
+/// Decodes an array as a list. The binary form: dimensions, flags, element type; for each dimension its length and lower bound;
+/// then the elements, each with its length, which is -1 for NULL.
 fn list<T>(row: &PgRow, name: &str, element: impl Fn(&[u8]) -> Result<T, String>) -> Result<Vec<T>, String> {
     let unreadable = |what: &str| format!("its {name} {what}");
     let value = row.try_get_raw(name).map_err(|error| unreadable(&error.to_string()))?;

@@ -1,4 +1,4 @@
-//! What waits in the outbox.
+//! Reports the rows that wait in the outbox.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::row::NOW;
 use crate::session::READ;
 use crate::store::PgStore;
 
-/// Failing rows that are told.
-const WORST: i64 = 10;
+/// Failing rows reported at most.
+const MAX_REPORTED: i64 = 10;
 
 pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
     let schema = store.schema();
@@ -42,7 +42,7 @@ pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
                     "SELECT seq, id, destination, attempts, coalesce(error, '') FROM {schema}.outbox \
                      WHERE published_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1"
                 );
-                for row in query(AssertSqlSafe(sql)).bind(WORST).fetch_all(conn).await? {
+                for row in query(AssertSqlSafe(sql)).bind(MAX_REPORTED).fetch_all(conn).await? {
                     status.worst.push(FailingRow {
                         seq: row.try_get(0)?,
                         id: row.try_get(1)?,

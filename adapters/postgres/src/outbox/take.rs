@@ -1,8 +1,8 @@
-//! What a relay takes, and gives back: rows locked in a transaction that stays open while they are published.
+//! Takes rows for a relay and settles them: rows are locked in a transaction that stays open while they are published.
 //!
-//! Of an order key only the oldest unpublished row is ever locked, and who has it locked has the key: the rows behind it are
-//! taken by nobody else, since they are not the oldest. The right order needs that numbers of one order key are in the
-//! order of commits, which a trigger sees to.
+//! Only the oldest unpublished row of an order key is locked, and its lock stands for the whole key: no other relay takes the
+//! rows after it, since they are not the oldest. The order is correct because a trigger numbers the rows of one order key in
+//! commit order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::session::{READ, SessionError, Sessions};
 use crate::store::PgStore;
 
 const TAKE: &str = "take rows of the outbox";
-const SETTLE: &str = "note what became of rows of the outbox";
+const SETTLE: &str = "record the outcome of outbox rows";
 
-/// The server ends a transaction that is idle for longer: its relay hangs, and others may have the rows.
-const LONGEST_PUBLISH: &str = "30s";
+/// The server ends a transaction that is idle for longer: its relay hangs, and others may take the rows.
+const MAX_PUBLISH_TIME: &str = "30s";
 
 /// See [`OutboxStore::take`](onceward::outbox::OutboxStore::take).
 pub(super) async fn take(
@@ -43,7 +43,7 @@ pub(super) async fn take(
         let taking = async {
             let mut open =
                 PgConn::begin_plain(&sessions.pool).await.map_err(|error| store_error(TAKE, error))?;
-            let rows = locked(open.connection(), &schema, &heads, limits).await;
+            let rows = lock_rows(open.connection(), &schema, &heads, limits).await;
             Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
         };
         let (open, rows) = within(sessions.patience * REPLIES, TAKE, taking).await?;
@@ -51,34 +51,34 @@ pub(super) async fn take(
             open.end().await;
             return Ok(None);
         }
-        let (rows, unreadable) = sorted_out(rows);
+        let (rows, unreadable) = partition_readable(rows);
         if unreadable.is_empty() {
             return Ok(Some((open, rows)));
         }
-        // They are noted as failed and no longer due: the next pass takes the others without them.
-        set_aside(sessions, schema.clone(), open, unreadable).await?;
+        // They are recorded as failed, and no longer due: the next pass takes the other rows.
+        fail_unreadable(sessions, schema.clone(), open, unreadable).await?;
     }
 }
 
-/// How many replies of the server it takes to take rows, or to note what became of them.
+/// Replies of the server at most to take rows, or to record their outcome.
 const REPLIES: u32 = 6;
 
-/// Rows that can be published, and those to be noted as unreadable. Behind an unreadable row none of its order key is
-/// published; it is noted once it is its key's oldest, since only that one's delay is looked at.
-fn sorted_out(found: Vec<Result<OutboxRow, UnreadableRow>>) -> (Vec<OutboxRow>, Vec<UnreadableRow>) {
+/// Separates rows that can be published from unreadable ones. An unreadable row blocks the rows after it in its order key, and is
+/// recorded once it is the oldest of its key, since only the oldest row's delay counts.
+fn partition_readable(found: Vec<Result<OutboxRow, UnreadableRow>>) -> (Vec<OutboxRow>, Vec<UnreadableRow>) {
     let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
-    // The order keys seen so far, and whether they end before the row at hand.
-    let mut ended: HashMap<Vec<u8>, bool> = HashMap::new();
+    // The order keys seen so far, and whether an unreadable row blocks them.
+    let mut blocked: HashMap<Vec<u8>, bool> = HashMap::new();
     for row in found {
         match row {
             Ok(row) => {
-                match row.message.order_key.as_ref().map(|key| ended.entry(key.to_vec()).or_insert(false)) {
+                match row.message.order_key.as_ref().map(|key| blocked.entry(key.to_vec()).or_insert(false)) {
                     Some(true) => {}
                     Some(false) | None => rows.push(row),
                 }
             }
             Err(row) => {
-                let known = row.order_key.clone().and_then(|key| ended.insert(key, true));
+                let known = row.order_key.clone().and_then(|key| blocked.insert(key, true));
                 if known.is_none() {
                     unreadable.push(row);
                 }
@@ -88,8 +88,8 @@ fn sorted_out(found: Vec<Result<OutboxRow, UnreadableRow>>) -> (Vec<OutboxRow>, 
     (rows, unreadable)
 }
 
-/// Notes unreadable rows as failed. In its order key such a row holds back the rows behind it; others go on.
-async fn set_aside(
+/// Records unreadable rows as failed. Each blocks the rows after it in its order key, and no others.
+async fn fail_unreadable(
     sessions: &Sessions,
     schema: Arc<str>,
     mut open: PgConn,
@@ -97,13 +97,7 @@ async fn set_aside(
 ) -> Result<(), Error> {
     if let Some(UnreadableRow { seq, attempts, what, .. }) = rows.first() {
         let (attempts, others) = (attempts.saturating_add(1), rows.len() - 1);
-        tracing::warn!(
-            seq,
-            attempts,
-            others,
-            what,
-            "a row of the outbox is unreadable; correct it or delete it"
-        );
+        tracing::warn!(seq, attempts, others, what, "outbox row unreadable; correct or delete it");
     }
     let outcomes: Vec<_> = rows
         .into_iter()
@@ -114,20 +108,20 @@ async fn set_aside(
         })
         .collect();
     let narrow = sessions.pool.is_narrow();
-    let noting = async {
-        note(open.connection(), &schema, &outcomes, narrow)
+    let recording = async {
+        record_outcomes(open.connection(), &schema, &outcomes, narrow)
             .await
             .map_err(|error| store_error(SETTLE, error))?;
         open.commit_plain(sessions.patience).await.map_err(|error| store_error(SETTLE, error))
     };
-    within(sessions.patience * REPLIES, SETTLE, noting).await
+    within(sessions.patience * REPLIES, SETTLE, recording).await
 }
 
-/// When an unreadable row is looked at again: somebody may have corrected it.
+/// The delay before an unreadable row is read again: it may have been corrected.
 const UNREADABLE: Backoff =
     Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter: Jitter::Equal };
 
-/// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
+/// The next order keys after `after`, by a loose index scan: one step per key, however many rows it has.
 async fn walk(store: &PgStore, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, SessionError> {
     let (schema, steps) = (store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
     let walked = store.sessions().run_with_retry(READ, true, move |conn| {
@@ -160,15 +154,15 @@ async fn walk(store: &PgStore, after: Vec<u8>, steps: usize) -> Result<Vec<Head>
     walked.await
 }
 
-/// RowLocks what nobody else has, and reads as much of it and of what follows as the limits allow.
-async fn locked(
+/// Locks rows that no other relay has locked, and reads them and the rows after them, up to the limits.
+async fn lock_rows(
     conn: &mut PgConnection,
     schema: &str,
     heads: &[i64],
     limits: &TakeLimits,
 ) -> Result<Vec<Result<OutboxRow, UnreadableRow>>, sqlx::Error> {
     conn.execute(AssertSqlSafe(format!(
-        "SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PUBLISH}'"
+        "SET LOCAL idle_in_transaction_session_timeout = '{MAX_PUBLISH_TIME}'"
     )))
     .await?;
     let lone = format!(
@@ -178,7 +172,7 @@ async fn locked(
     );
     let mut found = query(AssertSqlSafe(lone)).bind(i64::from(limits.rows)).fetch_all(&mut *conn).await?;
     if !heads.is_empty() {
-        // Only now is it certain that they are still unpublished; and then each still is its key's oldest.
+        // Under the lock they are known to be still unpublished, and so each is still the oldest of its key.
         let keyed = format!(
             "SELECT seq, order_key FROM {schema}.outbox WHERE seq = ANY($1) AND published_at IS NULL \
              AND next_at <= (SELECT {NOW} OFFSET 0) ORDER BY seq FOR UPDATE SKIP LOCKED"
@@ -201,7 +195,7 @@ async fn locked(
     rows.iter().map(row_of).collect()
 }
 
-/// The rows that fit into the limit of bytes: the first of each key before the second of any.
+/// The rows that fit the byte limit: the first of each key before the second of any.
 async fn within_bytes(
     conn: &mut PgConnection,
     schema: &str,
@@ -227,7 +221,7 @@ async fn within_bytes(
     for row in &rows {
         bytes += u64::try_from(row.try_get::<i32, _>("size")?).unwrap_or(0);
         if bytes > limits.bytes && !seqs.is_empty() {
-            // Nothing behind it either: it may be of the same key.
+            // No later row either: it may have the same key.
             break;
         }
         seqs.push(row.try_get("seq")?);
@@ -244,7 +238,7 @@ pub(super) async fn settle(
     narrow: bool,
 ) -> Result<(), Error> {
     let settling = async {
-        note(taken.connection(), &schema, &outcomes, narrow)
+        record_outcomes(taken.connection(), &schema, &outcomes, narrow)
             .await
             .map_err(|error| store_error(SETTLE, error))?;
         taken.commit_plain(patience).await.map_err(|error| store_error(SETTLE, error))
@@ -252,7 +246,7 @@ pub(super) async fn settle(
     within(patience * REPLIES, SETTLE, settling).await
 }
 
-async fn note(
+async fn record_outcomes(
     conn: &mut PgConnection,
     schema: &str,
     outcomes: &[(i64, RowOutcome)],

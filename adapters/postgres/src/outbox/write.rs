@@ -1,4 +1,4 @@
-//! Puts messages into the outbox.
+//! Writes messages to the outbox.
 
 use onceward::outbox::acceptable;
 use onceward::{Error, Outgoing};
@@ -7,7 +7,7 @@ use sqlx::{PgConnection, QueryBuilder};
 use crate::error::store_error;
 
 const PUT: &str = "write to the outbox";
-/// Rows in one statement: far below what a statement can bind.
+/// Rows in one statement; far below the limit of parameters.
 const CHUNK: usize = 1_000;
 
 /// Writes `messages` in their order. `schema` is quoted.
@@ -30,7 +30,7 @@ pub(crate) async fn write(conn: &mut PgConnection, schema: &str, messages: &[Out
             row.push_bind(message.headers.iter().map(|(_, value)| &value[..]).collect::<Vec<_>>());
             row.push_bind(&message.payload[..]);
         });
-        // Its text depends on the number of rows: not worth a place among the prepared ones unless it is one.
+        // The text depends on the number of rows: only the statement for one row is kept prepared.
         let statement = statement.build().persistent(chunk.len() == 1);
         statement.execute(&mut *conn).await.map_err(|error| store_error(PUT, error))?;
     }

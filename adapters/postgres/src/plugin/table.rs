@@ -56,36 +56,32 @@ const MAX_IDENTIFIER_BYTES: usize = 63;
 const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl PostgresTable {
-    fn options(&self, context: &Context<'_>) -> Result<PgConfig, Error> {
-        let mut options = PgConfig::from_url(self.url.expose())?;
+    fn config(&self, context: &Context<'_>) -> Result<PgConfig, Error> {
+        let mut config = PgConfig::new(self.url.expose());
         let login = Login::read(context, self.credentials())?;
-        if let Some(username) = &login.username {
-            options = options.username(username);
-        }
-        if let Some(password) = &login.password {
-            options = options.password(password.expose());
-        }
+        config.endpoint.username = login.username;
+        config.endpoint.password = login.password.map(|password| password.expose().to_owned());
         if let Some(file) = self.credentials().password_file {
             // Read for each new connection: it may have been replaced.
             let (path, table) = (context.resolve(file), context.table().to_owned());
-            options = options.password_from(move || Ok(password_in(&path, &table)?.expose().to_owned()));
+            let source = move || Ok(password_in(&path, &table)?.expose().to_owned());
+            config.endpoint.password_from = Some(Arc::new(source));
         }
         if let Some(file) = &self.ca_file {
-            options = options.ca(certificates(context, "ca_file", file)?);
+            config.endpoint.ca = Some(certificates(context, "ca_file", file)?);
         }
+        config.endpoint.allow_plaintext = self.allow_plaintext;
         // A little less than the limit of a call, so that the client's own error arrives first.
         let limit = self.timeout.get().mul_f64(0.9);
-        options = options
-            .allow_plaintext(self.allow_plaintext)
-            .schema(self.schema.as_str())
-            .statement_timeout(limit)
-            .lock_timeout(LOCK_TIMEOUT.min(limit / 4))
-            .connect_timeout(limit)
-            .handler_connections(self.connections);
+        config.options.schema.clone_from(&self.schema);
+        config.options.statement_timeout = limit;
+        config.options.lock_timeout = LOCK_TIMEOUT.min(limit / 4);
+        config.options.connect_timeout = limit;
+        config.options.handler_connections = Some(self.connections);
         if context.handler.is_transactional {
-            options = options.handler_statement_timeout(context.handler.timeout);
+            config.options.handler_statement_timeout = Some(context.handler.timeout);
         }
-        Ok(options)
+        Ok(config)
     }
 
     fn check_schema(&self, context: &Context<'_>) -> Checked {
@@ -194,8 +190,9 @@ impl StorePlugin for PostgresTable {
     }
 
     async fn open(&self, context: &Context<'_>, purpose: Purpose) -> Result<OpenStore, Error> {
-        let options = self.options(context)?.migrate_on_open(purpose == Purpose::Run);
-        let store = Arc::new(PgStore::connect(options).await?);
+        let mut config = self.config(context)?;
+        config.options.migrate = purpose == Purpose::Run;
+        let store = Arc::new(PgStore::open(config).await?);
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
@@ -205,11 +202,11 @@ impl StorePlugin for PostgresTable {
     }
 
     async fn inspect(&self, context: &Context<'_>) -> Result<Option<Finding>, Error> {
-        let missing = PgStore::missing_migrations(&self.options(context)?).await?;
+        let missing = PgStore::missing_migrations(&self.config(context)?).await?;
         Ok(check::missing_migrations(context, &self.describe(context), missing))
     }
 
     async fn migrate(&self, context: &Context<'_>) -> Result<Option<u32>, Error> {
-        PgStore::migrate(&self.options(context)?).await.map(Some)
+        PgStore::migrate(&self.config(context)?).await.map(Some)
     }
 }

@@ -1,8 +1,8 @@
 //! A pool of connections whose opening has a time budget of its own: [`Pool`].
 //!
-//! A connection takes several replies of the server to open. Callers wait for one no longer than they are willing to, but
-//! an opening that has begun goes on without them, and the next caller gets its result: so a server that answers slowly,
-//! for instance because it is overloaded, is not locked out.
+//! Opening a connection takes several round trips. A caller waits for `connect_timeout` at most, but an opening that has
+//! begun continues without the caller, and the next one uses the connection. So a slow server, such as an overloaded one, is
+//! reached in the end.
 
 mod abandoned;
 mod opener;
@@ -16,16 +16,16 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use opener::{PasswordSource, Session, SessionOpener};
+pub(crate) use opener::{Session, SessionOpener};
 
-/// How many connections are opened at the same time at most.
-const OPENING: usize = 2;
+/// Connections opened concurrently at most.
+const MAX_OPENING: usize = 2;
 /// An idle connection is closed after this time.
-const LONGEST_IDLE: Duration = Duration::from_secs(600);
+const MAX_IDLE: Duration = Duration::from_secs(600);
 /// A connection is replaced at this age.
-const LONGEST_LIFE: Duration = Duration::from_secs(1_800);
-/// How long a connection that is returned may take to finish what was sent on it.
-const FLUSH: Duration = Duration::from_secs(10);
+const MAX_AGE: Duration = Duration::from_secs(1_800);
+/// Time limit for the outstanding replies of a returned connection.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A bounded number of connections. Clones share them.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub(crate) struct Pool(Arc<Inner>);
 struct Inner {
     opener: SessionOpener,
     limit: usize,
-    /// How long a caller waits for a connection.
+    /// The time limit of a caller who waits for a connection.
     wait: Duration,
     /// A permit for each connection that is in use or being opened.
     slots: Arc<Semaphore>,
@@ -50,7 +50,7 @@ struct IdleSession {
     since: Instant,
 }
 
-/// A connection of a [`Pool`]. Dropped, it is closed, unless [`give_back`](Self::give_back) returned it before.
+/// A connection of a [`Pool`]. Dropping it closes it, unless [`give_back`](Self::give_back) was called.
 pub(crate) struct PooledSession {
     session: Option<Session>,
     born: Instant,
@@ -59,7 +59,7 @@ pub(crate) struct PooledSession {
 }
 
 impl Pool {
-    /// No connection is opened yet.
+    /// A pool of at most `limit` connections; it opens none yet. Callers wait for a connection for at most `wait`.
     pub(crate) fn new(opener: SessionOpener, limit: u32, wait: Duration) -> Self {
         let limit = limit as usize;
         Self(Arc::new(Inner {
@@ -67,14 +67,14 @@ impl Pool {
             limit,
             wait,
             slots: Arc::new(Semaphore::new(limit)),
-            opening: Semaphore::new(OPENING),
+            opening: Semaphore::new(MAX_OPENING),
             idle: Mutex::default(),
             returned: Notify::new(),
             opened: AtomicU64::new(0),
         }))
     }
 
-    /// A connection: an idle one, or a new one.
+    /// An idle connection, or a new one.
     ///
     /// # Errors
     /// The error of opening it, or `PoolTimedOut` after the pool's waiting time.
@@ -92,19 +92,19 @@ impl Pool {
             Ok(pooled) => return Ok(pooled),
             Err(slot) => slot,
         };
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let pool = self.clone();
         tokio::spawn(async move {
             let opened = pool.open(slot).await;
-            if let Err(Ok(pooled)) = tell.send(opened) {
-                // Nobody waits any more: the next caller gets it.
+            if let Err(Ok(pooled)) = sender.send(opened) {
+                // The caller was dropped: the connection becomes idle.
                 pooled.give_back();
             }
         });
-        told.await.unwrap_or(Err(sqlx::Error::PoolClosed))
+        receiver.await.unwrap_or(Err(sqlx::Error::PoolClosed))
     }
 
-    /// Opens a connection, or takes one that became idle before its turn came.
+    /// Opens a connection, or uses one that became idle while waiting for a permit to open.
     async fn open(&self, mut slot: OwnedSemaphorePermit) -> Result<PooledSession, sqlx::Error> {
         let turn = loop {
             tokio::select! {
@@ -134,37 +134,37 @@ impl Pool {
 
     fn take_idle(&self, slot: OwnedSemaphorePermit) -> Result<PooledSession, OwnedSemaphorePermit> {
         let mut idle = self.idle();
-        idle.retain(|idle| idle.since.elapsed() < LONGEST_IDLE && idle.born.elapsed() < LONGEST_LIFE);
+        idle.retain(|idle| idle.since.elapsed() < MAX_IDLE && idle.born.elapsed() < MAX_AGE);
         let Some(IdleSession { session, born, .. }) = idle.pop() else { return Err(slot) };
         Ok(PooledSession { session: Some(session), born, slot: Some(slot), pool: self.clone() })
     }
 
-    /// Closes all idle connections: one of the same age has failed, and these have probably failed as well.
-    pub(crate) fn distrust_idle(&self) {
+    /// Closes all idle connections, after the failure of another one suggests that they have failed as well.
+    pub(crate) fn close_idle(&self) {
         self.idle().clear();
     }
 
-    /// How many connections were opened so far.
+    /// The number of connections opened so far.
     pub(crate) fn opened(&self) -> u64 {
         self.0.opened.load(Ordering::Relaxed)
     }
 
-    /// How many connections there may be at the same time.
+    /// The maximum number of concurrent connections.
     pub(crate) fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// True once a connection showed that the database's encoding cannot hold every character.
+    /// True if the encoding of the database cannot represent every character, as known once a connection was opened.
     pub(crate) fn is_narrow(&self) -> bool {
         self.0.opener.is_narrow()
     }
 
-    /// Closes idle connections now, and others when they are returned. Waits until the server has been told.
+    /// Closes idle connections now, and others when they are returned. Waits until the idle ones are closed.
     pub(crate) async fn close(&self) {
         self.0.slots.close();
         let idle = std::mem::take(&mut *self.idle());
         for idle in idle {
-            let closing = timeout(FLUSH, idle.session.conn.close()).await;
+            let closing = timeout(FLUSH_TIMEOUT, idle.session.conn.close()).await;
             if let Ok(Err(error)) = closing {
                 tracing::debug!(%error, "closing a connection to Postgres failed");
             }
@@ -177,30 +177,30 @@ impl Pool {
 }
 
 impl PooledSession {
-    /// Returns the connection to the pool. Nothing is under way on it, and no transaction is open.
+    /// Returns the connection to the pool. No reply may be outstanding, and no transaction open.
     pub(crate) fn give_back(mut self) {
         let Some(session) = self.session.take() else { return };
         if !self.pool.0.slots.is_closed() {
             self.pool.idle().push(IdleSession { session, born: self.born, since: Instant::now() });
         }
-        // Only now: whoever gets the permit finds the connection.
+        // After the push: the next owner of the permit finds the connection.
         drop(self.slot.take());
         self.pool.0.returned.notify_one();
     }
 
-    /// Returns the connection once what was sent on it last has been answered, in a task.
+    /// Returns the connection, in a task, once the reply to its last command has arrived.
     pub(crate) fn give_back_when_done(mut self) {
         tokio::spawn(async move {
-            if let Ok(Ok(())) = timeout(FLUSH, self.ping()).await {
+            if let Ok(Ok(())) = timeout(FLUSH_TIMEOUT, self.ping()).await {
                 self.give_back();
             }
         });
     }
 
-    /// Gives up a connection that owes an answer. It is closed, but for one that waits for a synchronous standby: that keeps
-    /// its place in the pool until its wait has ended, or each new attempt would leave one more waiting process in the server.
+    /// Abandons a connection whose reply is outstanding. It is closed, unless its server process waits for a synchronous standby:
+    /// then it keeps its place in the pool until that wait ends; otherwise each retry would leave another waiting process.
     pub(crate) fn abandon(self, patience: Duration) {
-        self.pool.distrust_idle();
+        self.pool.close_idle();
         let Some(pid) = self.session.as_ref().map(|session| session.pid) else { return };
         let opener = self.pool.0.opener.clone();
         tokio::spawn(abandoned::hold_until_answered(self, pid, opener, patience));
@@ -211,12 +211,12 @@ impl Deref for PooledSession {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.session.as_ref().expect("a connection is there until it is returned").conn
+        &self.session.as_ref().expect("the session is present until it is returned").conn
     }
 }
 
 impl DerefMut for PooledSession {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.session.as_mut().expect("a connection is there until it is returned").conn
+        &mut self.session.as_mut().expect("the session is present until it is returned").conn
     }
 }

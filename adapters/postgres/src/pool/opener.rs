@@ -1,4 +1,4 @@
-//! Opens connections, and makes each session one that the store can rely on: [`SessionOpener`].
+//! Opens sessions with defined settings: [`SessionOpener`].
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -6,48 +6,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::Error;
 use sqlx::postgres::{PgConnectOptions, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
 use tokio::time::timeout;
 
+use crate::endpoint::PasswordProvider;
 use crate::guard::catch_panic;
 
-/// Answers the password that holds now.
-pub(crate) type PasswordSource = Arc<dyn Fn() -> Result<String, Error> + Send + Sync>;
-
-/// Opens connections. Settings are made after connecting, since poolers reject most startup parameters.
+/// Opens sessions. Settings are made after connecting, since poolers reject most startup parameters.
 #[derive(Clone)]
 pub(crate) struct SessionOpener {
     options: PgConnectOptions,
-    password: Option<PasswordSource>,
-    /// Settings of each session, in the server's own words.
+    password: Option<PasswordProvider>,
+    /// The settings of each session: names and values.
     settings: Arc<[(&'static str, String)]>,
-    /// Statements that are prepared with the opening, so that their first use costs one reply.
+    /// Statements prepared while opening, so that their first use takes one round trip.
     prepared: Arc<[(String, Vec<PgTypeInfo>)]>,
-    /// How long an opening may take in all.
+    /// The time limit of opening a session.
     budget: Duration,
-    shared: Arc<OpenerState>,
+    state: Arc<OpenerState>,
 }
 
 #[derive(Default)]
 struct OpenerState {
-    /// The last password that could be read.
-    last: Mutex<Option<String>>,
+    /// The last password that the source returned.
+    last_password: Mutex<Option<String>>,
+    /// Whether the database's encoding lacks characters.
     narrow: AtomicBool,
-    /// The server's processes of the sessions that are open.
+    /// The server processes of open sessions.
     pids: Mutex<HashSet<i32>>,
 }
 
 /// An open session.
 pub(crate) struct Session {
     pub(crate) conn: PgConnection,
-    /// The server's process.
+    /// The id of its server process.
     pub(crate) pid: i32,
     _known: RegisteredPid,
 }
 
-/// Removes its number when the session ends.
+/// Unregisters the process of a session when it ends.
 struct RegisteredPid(Arc<OpenerState>, i32);
 
 impl Drop for RegisteredPid {
@@ -59,7 +57,7 @@ impl Drop for RegisteredPid {
 impl SessionOpener {
     pub(crate) fn new(
         options: PgConnectOptions,
-        password: Option<PasswordSource>,
+        password: Option<PasswordProvider>,
         settings: Vec<(&'static str, String)>,
         budget: Duration,
     ) -> Self {
@@ -70,42 +68,42 @@ impl SessionOpener {
             settings: settings.into(),
             prepared: Arc::new([]),
             budget,
-            shared: Arc::default(),
+            state: Arc::default(),
         }
     }
 
-    /// With statements that each connection prepares when it is opened.
+    /// With statements that each session prepares when it is opened.
     pub(crate) fn preparing(mut self, statements: Vec<(String, Vec<PgTypeInfo>)>) -> Self {
         self.prepared = statements.into();
         self
     }
 
-    /// Whether the database's encoding was seen to lack characters.
+    /// True if the encoding of the database cannot represent every character.
     pub(crate) fn is_narrow(&self) -> bool {
-        self.shared.narrow.load(Ordering::Relaxed)
+        self.state.narrow.load(Ordering::Relaxed)
     }
 
-    /// The options for one connection, with the password that holds now.
+    /// The options of one connection, with the current password.
     pub(crate) async fn options(&self) -> Result<PgConnectOptions, sqlx::Error> {
         let Some(source) = self.password.clone() else { return Ok(self.options.clone()) };
         // It may read a file.
         let read = tokio::task::spawn_blocking(move || source()).await;
-        let mut last = self.shared.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.state.last_password.lock().unwrap_or_else(PoisonError::into_inner);
         match read {
             Ok(Ok(password)) => *last = Some(password),
             Ok(Err(error)) if last.is_none() => return Err(sqlx::Error::Configuration(Box::new(error))),
-            // A file that is being replaced: the last password may still hold, and the server tells if not.
-            Ok(Err(error)) => tracing::warn!(%error, "the password cannot be read; the last one is used"),
+            // A file that is being replaced: the last password may still be valid.
+            Ok(Err(error)) => tracing::warn!(%error, "password not read; the last one is used"),
             Err(_) => return Err(sqlx::Error::WorkerCrashed),
         }
         Ok(self.options.clone().password(last.as_deref().unwrap_or_default()))
     }
 
-    /// A new session.
+    /// Opens a session.
     ///
     /// # Errors
-    /// `PoolTimedOut` past the budget; `Configuration` for a pooler that shares sessions between transactions, or a server
-    /// that ignores a setting; else what the server says.
+    /// `PoolTimedOut` after the time limit; `Configuration` for a pooler that shares sessions between transactions, or a failed
+    /// password source; otherwise the server's error.
     pub(crate) async fn open(&self) -> Result<Session, sqlx::Error> {
         timeout(self.budget, catch_panic(self.open_patiently()))
             .await
@@ -116,26 +114,26 @@ impl SessionOpener {
         let mut conn = self.options().await?.connect().await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(self.set_up())).fetch_all(&mut conn).await?;
         let refused = |what: String| Err(sqlx::Error::Configuration(what.into()));
-        let Some(row) = rows.last() else { return refused("the server answers without a row".to_owned()) };
+        let Some(row) = rows.last() else { return refused("the server answered without a row".to_owned()) };
         let pid = row.try_get_unchecked::<i32, _>(0)?;
         let narrow = !matches!(row.try_get_unchecked::<&str, _>(1)?, "UTF8" | "SQL_ASCII");
-        self.shared.narrow.store(narrow, Ordering::Relaxed);
-        let fresh = self.shared.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+        self.state.narrow.store(narrow, Ordering::Relaxed);
+        let fresh = self.state.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
         if !fresh {
             return refused(format!(
                 "two open connections have the same server process ({pid}): a pooler shares it between \
                  transactions; use its session mode, or connect to the server itself"
             ));
         }
-        let known = RegisteredPid(Arc::clone(&self.shared), pid);
+        let known = RegisteredPid(Arc::clone(&self.state), pid);
         for (sql, types) in self.prepared.iter() {
             conn.prepare_with(AssertSqlSafe(sql.as_str()).into_sql_str(), types).await?;
         }
         Ok(Session { conn, pid, _known: known })
     }
 
-    /// Makes all settings, and asks what the session is, in one message. Settings that only newer servers have are made
-    /// where they exist.
+    /// SQL that makes all settings and reads the process id and the encoding, in one message. Settings that the server does not
+    /// have are skipped.
     fn set_up(&self) -> String {
         let mut sql = "SELECT 1".to_owned();
         for (name, value) in self.settings.iter() {

@@ -1,4 +1,4 @@
-//! Positions in the transactions of effects: [`PositionStore`] on the table `processed_offsets`.
+//! Processed offsets of a log's partitions, written in the transactions of effects: [`PositionStore`].
 
 mod unclaimed;
 
@@ -31,7 +31,7 @@ impl PositionStore for PgStore {
     async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error> {
         let scope = self.sessions().scope_id(scope).await.map_err(|error| error.into_error(WRITE))?;
         let (schema, named) = (self.schema(), partition.clone());
-        // Repeated after a lost reply it raises the epoch once more, which hurts nobody.
+        // A repetition after a lost reply raises the epoch once more, which is harmless.
         let owned = self.sessions().run_with_retry(OWN, true, move |conn| {
             let (schema, named) = (schema.clone(), named.clone());
             Box::pin(async move {
@@ -101,8 +101,8 @@ async fn commit_at(
 ) -> Result<MarkedCommit, Error> {
     let conn = open.connection();
     end_of_effect(conn).await?;
-    // LockPolicy the key, then the position: all transactions take these two locks in the same order, and that of the partition,
-    // which all of its transactions want, is held the shorter.
+    // The key first, then the position: all transactions take these two locks in the same order, and the lock of the partition,
+    // for which all of them compete, is held for a shorter time.
     if let Some(request) = &completion
         && !complete(&schema, conn, &scope, request).await?
     {
@@ -111,7 +111,7 @@ async fn commit_at(
     }
     let outcome = write_mark(conn, &schema, &scope, &mark).await?;
     if outcome == MarkedCommit::Committed {
-        // After an error nobody knows whether it is committed; the connection is closed.
+        // After an error the outcome is unknown and the connection is closed.
         open.commit_plain(patience).await.map_err(|error| store_error(MARK, error))?;
     } else {
         open.end().await;
@@ -119,7 +119,7 @@ async fn commit_at(
     Ok(outcome)
 }
 
-/// The statement that guards the transaction: it finds its row under the owner's epoch only.
+/// Writes the offsets if the epoch is that of the current owner: the statement that guards the transaction.
 async fn write_mark(
     conn: &mut PgConnection,
     schema: &str,
@@ -129,7 +129,11 @@ async fn write_mark(
     let failed = |error| store_error(MARK, error);
     let offset = |offset: u64| {
         i64::try_from(offset).map_err(|_| {
-            Error::new(ErrorKind::Internal, MARK, format!("offset {offset} is larger than any log's"))
+            Error::new(
+                ErrorKind::Internal,
+                MARK,
+                format!("offset {offset} is larger than any offset of a log"),
+            )
         })
     };
     let offsets = mark.offsets.iter().map(|one| offset(*one)).collect::<Result<Vec<_>, _>>()?;
@@ -138,7 +142,7 @@ async fn write_mark(
         "scope {EQ} (SELECT id FROM {schema}.scopes WHERE name {EQ} $1) AND group_name {EQ} $2 AND incarnation {EQ} $3 \
          AND partition {EQ} $4"
     );
-    // Of the distinct offsets from the base on, e − rank is the base as long as there is no gap: so far the watermark goes.
+    // For the distinct offsets from the base on, e − rank equals the base until the first gap: there the watermark ends.
     let sql = format!(
         "UPDATE {schema}.processed_offsets AS p SET written_at = {NOW}, (watermark, done) = (\
            SELECT greatest(p.watermark, $7) {PLUS} pg_catalog.count(*) FILTER (WHERE n.gap {EQ} 0), \

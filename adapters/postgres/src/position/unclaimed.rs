@@ -1,4 +1,4 @@
-//! Keys that are completed by their effect's transaction, without a claim before: [`mark_keys`].
+//! Completes keys in their effect's transaction without a previous claim: [`mark_keys`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::session::moment;
 
 pub(crate) const MARK_KEYS: &str = "complete keys with their effects";
 
-/// Answers in the order of `marks`. After an error the transaction is rolled back.
+/// Marks keys as completed; results are in the order of `marks`. After an error the transaction is rolled back.
 ///
-/// Every transaction does this before anything else, and writes its keys in their order: so no two wait for each other here.
+/// Every transaction does this before anything else, in key order, so there are no deadlocks here.
 pub(crate) async fn mark_keys(
     schema: Arc<str>,
     mut open: PgConn,
@@ -41,7 +41,7 @@ pub(crate) async fn mark_keys(
     Ok((open, answers.collect()))
 }
 
-/// What is known of keys; the others are fresh.
+/// Marks keys, and returns those that were known; the others are fresh.
 async fn mark_all(
     conn: &mut PgConnection,
     schema: &str,
@@ -55,7 +55,7 @@ async fn mark_all(
     if known.is_empty() {
         return Ok(HashMap::new());
     }
-    // Most of them are completed, and stay so: their rows are read without a lock, or duplicates would wait for each other.
+    // Most of them are completed and stay so: their rows are read without a lock, so that duplicates do not block each other.
     let rows = read(conn, schema, scope, &known).await.map_err(failed)?;
     let mut answers = decide(&rows, ttl, &known)?;
     known.retain(|mark| answers.get(&mark.key).is_none_or(|(_, changed)| changed.is_some()));
@@ -66,7 +66,7 @@ async fn mark_all(
         let rows = rows.into_iter().map(|row| (row, at)).collect::<Vec<_>>();
         let decided = decide(&rows, ttl, &known)?;
         if decided.len() < known.len() {
-            // A purge took a row between the two statements.
+            // A purge removed a row between the two statements.
             return Err(failed(row_removed()));
         }
         let changed: Vec<_> =
@@ -79,8 +79,7 @@ async fn mark_all(
     Ok(answers.into_iter().map(|(key, (answer, _))| (key, answer)).collect())
 }
 
-/// Writes completions where there is no row. Where another transaction has written one that is not committed yet, its end is
-/// waited for.
+/// Inserts completions for keys without a row. It waits for transactions with uncommitted rows of these keys.
 async fn insert(
     conn: &mut PgConnection,
     schema: &str,
@@ -107,7 +106,7 @@ async fn insert(
     rows.iter().map(row::key_of).collect()
 }
 
-/// Rows as they are, each with the time.
+/// Reads rows without locking them, each with the server's time.
 async fn read(
     conn: &mut PgConnection,
     schema: &str,
@@ -121,13 +120,13 @@ async fn read(
     let rows = query(AssertSqlSafe(sql)).bind(scope).bind(keys).fetch_all(conn).await?;
     let dated = |row: PgRow| {
         let now = u64::try_from(row.try_get::<i64, _>("now")?).unwrap_or(0);
-        // No fence is given out by what is only read.
+        // A read issues no fence.
         Ok((row, Moment { now, fence_floor: 0 }))
     };
     rows.into_iter().map(dated).collect()
 }
 
-/// Each key's answer, with its record if that is to be written.
+/// The result of each key, with its record if that must be written.
 type Decided = HashMap<Key, (MarkedKey, Option<Record>)>;
 
 fn decide(rows: &[(PgRow, Moment)], ttl: Duration, known: &[KeyMark]) -> Result<Decided, Error> {

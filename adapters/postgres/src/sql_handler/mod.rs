@@ -1,4 +1,4 @@
-//! One SQL statement per message in Postgres: [`PgSqlHandler`].
+//! Executes one SQL statement per message: [`PgSqlHandler`].
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use self::prepare::{Prepared, Typed, Types};
 mod failure;
 mod prepare;
 
-/// The statements that have an effect and leave the transaction open.
+/// Keywords of statements that have an effect and do not end the transaction.
 const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL"];
 
 /// Executes one statement for each message, in the transaction that records its completion: *effectively-once*.
@@ -31,21 +31,20 @@ const EFFECTS: [&str; 7] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WI
 /// | `$3` | the attempt, from 1 | `smallint`, `integer`, `bigint` |
 /// | `$4` | the fence | `bigint` |
 ///
-/// Postgres decides by the place of a parameter which of its types it is; where it cannot, or decides for another, a cast
-/// says it: `$1::jsonb`.
+/// Postgres infers the type of a parameter from its place in the statement; where it cannot, or infers another one, a cast
+/// selects it: `$1::jsonb`.
 ///
-/// What the data can never satisfy dead-letters the message: a value that does not fit (SQLSTATE class 22), a constraint
-/// (class 23) other than a foreign key, an exception that the database's own code raises (P0001).
+/// A failure that the data can never avoid dead-letters the message: an invalid value (SQLSTATE class 22), a constraint
+/// (class 23) other than a foreign key, an exception raised by code in the database (P0001).
 ///
-/// What is not the message's fault uses no attempt: a transaction that was rolled back in favour of another one (a
-/// serialization failure, a deadlock, a lock timeout) is [repeated at once](onceward::HandlerError::conflict); a database that is away, starts, is
-/// read-only, or out of connections or disk is [unavailable](onceward::Verdict::Unavailable), and so is a statement that
-/// cannot be prepared any more, whatever the message. Everything else is tried again as configured: a missing row that a
-/// foreign key asks for, a statement that takes too long. Rows that the statement returns are dropped; one that changes no
-/// row completes the message all the same.
+/// A failure that is not caused by the message uses no attempt: a transaction that was rolled back in favour of another one (a
+/// serialization failure, a deadlock, a lock timeout) is [repeated at once](onceward::HandlerError::conflict); a database that is
+/// down, starting, read-only, or out of connections or disk is [unavailable](onceward::Verdict::Unavailable), and so is a
+/// statement that can no longer be prepared. Everything else is retried as configured: a missing row that a foreign key refers
+/// to, a statement that takes too long. Returned rows are dropped; a statement that changes no row completes the message too.
 ///
-/// The statement comes from trusted configuration. It begins with SELECT, INSERT, UPDATE, DELETE, MERGE, WITH or CALL:
-/// nothing that would end the transaction. A function or procedure that tries to is refused by Postgres.
+/// The statement comes from trusted configuration. It begins with SELECT, INSERT, UPDATE, DELETE, MERGE, WITH or CALL, none of
+/// which ends the transaction. Postgres refuses a function or procedure that tries to.
 #[derive(Clone)]
 pub struct PgSqlHandler {
     statement: String,
@@ -54,10 +53,10 @@ pub struct PgSqlHandler {
 }
 
 impl PgSqlHandler {
-    /// A handler that executes `statement`. It asks no database; see [`check`](Self::check).
+    /// A handler that executes `statement`, which no database has checked; see [`check`](Self::check).
     ///
     /// # Errors
-    /// [`onceward::Error`] if it does not begin as above.
+    /// [`onceward::Error`] if it does not begin with one of these keywords.
     pub fn new(statement: impl Into<String>) -> Result<Self, Error> {
         let statement = statement.into();
         let word = first_word(&statement);
@@ -86,11 +85,11 @@ impl PgSqlHandler {
         Ok(handler)
     }
 
-    /// Has the database of `store` prepare the statement, without executing it.
+    /// Prepares the statement in the database of `store`, without executing it.
     ///
     /// # Errors
-    /// [`onceward::Error`] if it cannot be prepared (a typing error, a missing table or right, more than one statement), asks
-    /// for a parameter that no message fills, or the database cannot be asked.
+    /// [`onceward::Error`] if it cannot be prepared (a typing error, a missing table or right, more than one statement), has a
+    /// parameter of an unsupported number or type, or the database does not answer.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.
@@ -108,14 +107,14 @@ impl PgSqlHandler {
                 .with_source(cause);
             }
             StatementFailure::invalid_statement(format!(
-                "Postgres does not take it: {}. Correct it, or create the tables and functions it names first; {PARAMETERS}",
+                "Postgres rejects it: {}. Correct it, or create the tables and functions it names first; {PARAMETERS}",
                 self.describe(&cause)
             ))
         })?;
-        Parameter::all(&prepared.parameters).map(drop).map_err(StatementFailure::invalid_statement)
+        TypedParameter::all(&prepared.parameters).map(drop).map_err(StatementFailure::invalid_statement)
     }
 
-    /// What the connection knows of the statement, which is asked once.
+    /// Prepares the statement, once per connection.
     async fn prepared(&self, conn: &mut PgConnection) -> sqlx::Result<Prepared> {
         if self.is_call() {
             return prepare::prepare_call(conn, &self.statement).await;
@@ -127,7 +126,7 @@ impl PgSqlHandler {
         first_word(&self.statement).eq_ignore_ascii_case("CALL")
     }
 
-    /// An error of the preparation.
+    /// Describes an error of preparing the statement.
     fn describe(&self, cause: &sqlx::Error) -> String {
         describe_after(cause, if self.is_call() { 0 } else { prepare::BEFORE })
     }
@@ -150,14 +149,14 @@ impl PgSqlHandler {
             FailureClass::Classified(StatementFailure::Conflict | StatementFailure::Transient)
         );
         if is_stale && cause.as_database_error().is_some() {
-            // What was prepared before a table or function changed stays wrong on this connection.
+            // Statements prepared before a table or function changed stay stale on this connection.
             self.types.forget();
             conn.clear_cached_statements().await.map_err(|cause| self.not_prepared(message, &cause))?;
         }
         Err(failure.into_error(format!("the statement failed: {}", describe(&cause))))
     }
 
-    /// The inner error is that of the execution; the outer one keeps every message from it.
+    /// Executes the statement. The inner error is that of the execution; the outer one prevents it for every message.
     async fn execute_once(
         &self,
         message: &Message,
@@ -170,17 +169,17 @@ impl PgSqlHandler {
             }
             Err(cause) => return Err(self.not_prepared(message, &cause)),
         };
-        let parameters = Parameter::all(&prepared.parameters)
+        let parameters = TypedParameter::all(&prepared.parameters)
             .map_err(|what| HandlerError::unavailable(format!("the statement cannot be used: {what}")))?;
         let mut arguments = PgArguments::default();
         for (parameter, (_, ty)) in parameters.into_iter().zip(&*prepared.parameters) {
-            let value = Value { bytes: parameter.bytes(message)?, ty: ty.clone() };
+            let value = BinaryValue { bytes: parameter.bytes(message)?, ty: ty.clone() };
             arguments.add(value).map_err(|cause| HandlerError::permanent(cause.to_string()))?;
         }
         Ok(prepare::execute(conn, &self.statement, &prepared, arguments).await)
     }
 
-    /// The database failed before it saw the message: the same would happen to every other one.
+    /// The error of a statement that could not be prepared, as for every other message.
     fn not_prepared(&self, message: &Message, cause: &sqlx::Error) -> HandlerError {
         self.losses.reset(message.key());
         HandlerError::unavailable(format!("the statement cannot be prepared: {}", self.describe(cause)))
@@ -188,7 +187,7 @@ impl PgSqlHandler {
 }
 
 impl fmt::Debug for PgSqlHandler {
-    /// Without the statement: literals in it may be secrets.
+    /// Omits the statement: literals in it may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PgSqlHandler").finish_non_exhaustive()
     }
@@ -210,9 +209,9 @@ impl TxHandler<PgStore> for PgSqlHandler {
     }
 }
 
-/// One parameter, and how its value is written: as Postgres's binary format of its type has it.
+/// A parameter and its type, which determines the binary format of its value.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Parameter {
+enum TypedParameter {
     Payload {
         is_jsonb: bool,
     },
@@ -222,12 +221,15 @@ enum Parameter {
         bytes: usize,
     },
     Fence,
-    /// Not named in the statement.
+    /// Not used in the statement.
     Absent,
 }
 
-impl Parameter {
-    /// The statement's parameters, or what keeps a message from filling them.
+impl TypedParameter {
+    /// The parameters of the statement.
+    ///
+    /// # Errors
+    /// The reason why no message can bind them.
     fn all(types: &[Typed]) -> Result<Vec<Self>, String> {
         if types.len() > StatementParameter::ALL.len() {
             return Err(format!("it has {} parameters; {PARAMETERS}", types.len()));
@@ -261,7 +263,7 @@ impl Parameter {
         }
     }
 
-    /// `None` is NULL.
+    /// The value of `message` in binary format; `None` is NULL.
     fn bytes(self, message: &Message) -> Result<Option<Vec<u8>>, HandlerError> {
         let too_large =
             || HandlerError::retry("the attempt does not fit the parameter $3; write $3::integer");
@@ -287,19 +289,19 @@ impl Parameter {
 }
 
 /// A value in the binary format of its type.
-struct Value {
+struct BinaryValue {
     bytes: Option<Vec<u8>>,
     ty: PgTypeInfo,
 }
 
-impl Type<Postgres> for Value {
-    /// Not asked for: each value names its own.
+impl Type<Postgres> for BinaryValue {
+    /// Not used: each value reports its own type.
     fn type_info() -> PgTypeInfo {
         <str as Type<Postgres>>::type_info()
     }
 }
 
-impl Encode<'_, Postgres> for Value {
+impl Encode<'_, Postgres> for BinaryValue {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
         match &self.bytes {
             None => Ok(IsNull::Yes),
@@ -315,7 +317,7 @@ impl Encode<'_, Postgres> for Value {
     }
 }
 
-/// The first word behind spaces, comments and parentheses.
+/// The first word after spaces, comments and parentheses.
 fn first_word(sql: &str) -> &str {
     let mut rest = sql;
     loop {
@@ -323,7 +325,7 @@ fn first_word(sql: &str) -> &str {
         if let Some(comment) = rest.strip_prefix("--") {
             rest = comment.split_once('\n').map_or("", |(_, rest)| rest);
         } else if let Some(comment) = rest.strip_prefix("/*") {
-            rest = behind_comment(comment);
+            rest = after_comment(comment);
         } else {
             let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
             return &rest[..end];
@@ -331,8 +333,8 @@ fn first_word(sql: &str) -> &str {
     }
 }
 
-/// What follows a comment whose beginning has been read. Postgres's comments nest.
-fn behind_comment(mut rest: &str) -> &str {
+/// The text after a comment whose beginning has been read. Comments of Postgres nest.
+fn after_comment(mut rest: &str) -> &str {
     let mut depth = 1;
     while depth > 0 {
         let Some(at) = rest.find(['*', '/']) else { return "" };

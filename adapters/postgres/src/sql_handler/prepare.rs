@@ -1,12 +1,12 @@
-//! Has Postgres prepare the statement, so that nothing but the statement itself is looked up in the session's `search_path`.
+//! Prepares a handler's statement without resolving any other name in the session's `search_path`.
 //!
-//! sqlx asks the catalogue about types and columns that it does not know, in statements with names that others may have taken:
-//! an operator between `integer` and `oid` in a schema of the path would be called. So it is shown none of those. The types of
-//! the parameters are found out by `PREPARE`, each down to what its domain is made of; then sqlx prepares an `EXPLAIN` of the
-//! statement, which returns text, and executes the statement under what it knows of that.
+//! sqlx queries the catalogue about unknown types and columns, with unqualified names that other roles may shadow: an operator
+//! between `integer` and `oid` in a schema of the path would be called. This module avoids these queries. `PREPARE` infers
+//! the types of the parameters, which are resolved to the base types of domains; then sqlx prepares an `EXPLAIN` of the
+//! statement, which returns text, and executes the statement with the metadata of that.
 //!
-//! `PREPARE` and `EXPLAIN` take no CALL. That returns no columns of a table; procedures with parameters of domains or other types
-//! of the database's own are left to sqlx.
+//! `PREPARE` and `EXPLAIN` do not accept CALL. It returns no columns of a table; for procedures with parameters of domains or
+//! user-defined types, sqlx queries the catalogue.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,30 +22,30 @@ use sqlx::{
 
 use onceward::StatementParameter;
 
-/// What stands before the statement is filled up to this length, for the places that errors name.
+/// The text before the statement is padded to this length, so that error positions can be corrected.
 pub(super) const BEFORE: usize = 128;
 
-/// The largest number that Postgres gives to a type of its own.
+/// The largest OID of a built-in type.
 const LAST_BUILT_IN: u32 = 9_999;
 
-/// The type of parameters that are left out, which no place of a statement can have.
+/// The type declared for unused parameters; no expression can have it.
 const VOID: Oid = Oid(2278);
 
-/// A parameter's type: its name, in capitals, and how sqlx is told of it.
+/// A parameter's type: its name in capitals, and sqlx's type.
 pub(super) type Typed = (String, PgTypeInfo);
 
-/// What a connection knows of the statement.
+/// A statement prepared on a connection.
 pub(super) struct Prepared {
     statement: PgStatement,
     pub(super) parameters: Arc<[Typed]>,
 }
 
-/// The types of the parameters, as they were found out last. Clones share it.
+/// The inferred types of the parameters. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Types(Arc<Mutex<Option<Arc<[Typed]>>>>);
 
 impl Types {
-    /// Has them found out again.
+    /// Discards them, so that they are inferred again.
     pub(super) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -60,12 +60,12 @@ impl Types {
     }
 }
 
-/// Prepares the statement. A connection is asked once, and knows it from then on.
+/// Prepares the statement, once per connection.
 pub(super) async fn prepare(conn: &mut PgConnection, sql: &str, types: &Types) -> sqlx::Result<Prepared> {
     let parameters = types.known(conn, sql).await?;
     let declared: Vec<_> = parameters.iter().map(|(_, ty)| ty.clone()).collect();
     if parameters.iter().any(|(_, ty)| !is_built_in(ty)) {
-        // No message can fill it, as the caller finds.
+        // No message can bind it, which the caller reports.
         let statement = conn.prepare("SELECT 1".into_sql_str()).await?;
         return Ok(Prepared { statement, parameters });
     }
@@ -82,7 +82,7 @@ pub(super) async fn prepare_call(conn: &mut PgConnection, sql: &str) -> sqlx::Re
     let declared: Vec<_> =
         named(sql).map(|is_named| PgTypeInfo::with_oid(if is_named { Oid(0) } else { VOID })).collect();
     let statement = conn.prepare_with(AssertSqlSafe(sql).into_sql_str(), &declared).await?;
-    let typed = |ty: &PgTypeInfo| (base(ty).name().to_owned(), ty.clone());
+    let typed = |ty: &PgTypeInfo| (base_type(ty).name().to_owned(), ty.clone());
     let parameters: Vec<Typed> = match statement.parameters() {
         Some(Either::Left(types)) => types.iter().map(typed).collect(),
         _ => Vec::new(),
@@ -90,7 +90,7 @@ pub(super) async fn prepare_call(conn: &mut PgConnection, sql: &str) -> sqlx::Re
     Ok(Prepared { statement, parameters: parameters.into() })
 }
 
-/// Executes it, and drops what it returns.
+/// Executes the statement, and drops the rows it returns.
 pub(super) async fn execute(
     conn: &mut PgConnection,
     sql: &str,
@@ -98,19 +98,19 @@ pub(super) async fn execute(
     arguments: PgArguments,
 ) -> sqlx::Result<()> {
     let sql = AssertSqlSafe(sql).into_sql_str();
-    conn.execute(Known { sql, statement: prepared.statement.clone(), arguments: Some(arguments) })
+    conn.execute(WithMetadata { sql, statement: prepared.statement.clone(), arguments: Some(arguments) })
         .await
         .map(drop)
 }
 
-/// A statement under what is known of another one, so that the server is not asked what it returns.
-struct Known {
+/// A statement with the metadata of another one, so that sqlx does not query its columns.
+struct WithMetadata {
     sql: SqlStr,
     statement: PgStatement,
     arguments: Option<PgArguments>,
 }
 
-impl Execute<'_, Postgres> for Known {
+impl Execute<'_, Postgres> for WithMetadata {
     fn sql(self) -> SqlStr {
         self.sql
     }
@@ -128,7 +128,7 @@ impl Execute<'_, Postgres> for Known {
     }
 }
 
-/// Which of the parameters up to the last one the statement names.
+/// For each parameter up to the last one used, whether the statement uses it.
 fn named(sql: &str) -> impl Iterator<Item = bool> {
     let is_named = |number: usize| {
         let name = format!("${number}");
@@ -139,7 +139,7 @@ fn named(sql: &str) -> impl Iterator<Item = bool> {
     (1..=last).map(is_named)
 }
 
-/// The types of the parameters, as the places of the statement have them.
+/// Infers the types of the parameters from their places in the statement.
 async fn infer(conn: &mut PgConnection, sql: &str) -> sqlx::Result<Vec<Typed>> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("onceward_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -152,7 +152,7 @@ async fn infer(conn: &mut PgConnection, sql: &str) -> sqlx::Result<Vec<Typed>> {
         before.push(')');
     }
     before.push_str(" AS");
-    // Not as a simple query, which may hold several statements.
+    // Not as a simple query, which may contain several statements.
     let prepare = query(AssertSqlSafe(format!("{before:BEFORE$}{sql}"))).persistent(false);
     prepare.execute(&mut *conn).await?;
     let rows = query(TYPES).bind(&name).fetch_all(&mut *conn).await?;
@@ -162,7 +162,7 @@ async fn infer(conn: &mut PgConnection, sql: &str) -> sqlx::Result<Vec<Typed>> {
         .collect()
 }
 
-/// Of each parameter of a prepared statement what its domain is made of, or itself.
+/// SQL that returns the type of each parameter of a prepared statement, with domains resolved to their base types.
 const TYPES: &str = "WITH RECURSIVE given AS (\
       SELECT u.place, u.type::pg_catalog.oid AS type FROM pg_catalog.pg_prepared_statements AS p, \
         pg_catalog.unnest(p.parameter_types) WITH ORDINALITY AS u (type, place) WHERE p.name OPERATOR(pg_catalog.=) $1 \
@@ -178,8 +178,8 @@ fn is_built_in(ty: &PgTypeInfo) -> bool {
     ty.oid().is_some_and(|oid| oid.0 <= LAST_BUILT_IN)
 }
 
-/// What a domain is made of.
-fn base(mut ty: &PgTypeInfo) -> &PgTypeInfo {
+/// The base type of a domain; any other type itself.
+fn base_type(mut ty: &PgTypeInfo) -> &PgTypeInfo {
     while let PgTypeKind::Domain(inner) = ty.kind() {
         ty = inner;
     }

@@ -1,4 +1,4 @@
-//! Many effects in one transaction: [`PgStore::commit_together`].
+//! Commits many effects in one transaction: [`PgStore::commit_together`].
 
 use onceward::store::{Commit, CompleteRequest, SharedCommit, TransactionalStore};
 use onceward::{Error, Handled, HandlerError, Scope};
@@ -7,26 +7,26 @@ use crate::connection::PgConn;
 use crate::store::PgStore;
 use crate::transaction::PgTx;
 
-/// What became of one effect of [`PgStore::commit_together`].
+/// The outcome of one effect of [`PgStore::commit_together`].
 #[derive(Debug)]
 pub enum EffectOutcome {
     /// Effect and completion are durable.
     Committed,
-    /// It failed, and is rolled back; the others are not.
+    /// It failed and was rolled back; the others were not.
     Failed(HandlerError),
-    /// Its claim was no longer held: it is rolled back.
+    /// Its claim was no longer held; it was rolled back.
     Fenced,
-    /// It may or may not be committed, together with its completion: the next claim of its key tells.
+    /// Unknown whether it was committed with its completion; the next claim of its key shows it.
     Unknown(Error),
 }
 
 impl PgStore {
-    /// Runs an effect for each of `requests`, all in one transaction, and commits them with their completions: one wait for
-    /// the disk instead of many. Each runs in a savepoint, so that one that fails takes no other with it. If they cannot be
-    /// committed together (a claim was lost, a deferred constraint, a conflict with another transaction) each is run again
-    /// in a transaction of its own: an effect must be in the database alone.
+    /// Runs an effect for each of `requests` in one transaction, and commits them with their completions: one disk sync instead
+    /// of many. Each runs in a savepoint, so that a failed one does not affect the others. If they cannot be committed together
+    /// (a lost claim, a deferred constraint, a conflict with another transaction) each is run again in its own transaction: an
+    /// effect must be confined to the database.
     ///
-    /// The claims are held, and their keys distinct. Meanwhile they have to be renewed, as for single handlers.
+    /// The claims must be held, and their keys distinct. The caller renews them during the call, as for single handlers.
     ///
     /// ```no_run
     /// # use onceward::{Scope, store::CompleteRequest};
@@ -41,10 +41,10 @@ impl PgStore {
     /// ```
     ///
     /// # Errors
-    /// [`Error`] if no transaction can be opened: nothing has happened then.
+    /// [`Error`] if no transaction can be opened; no effect was run then.
     ///
     /// # Cancel safety
-    /// A dropped call rolls back what is open; what was told of no outcome may be committed.
+    /// A dropped call rolls back the open transaction; effects without a reported outcome may be committed.
     pub async fn commit_together(
         &self,
         scope: &Scope,
@@ -55,28 +55,30 @@ impl PgStore {
         let outcomes = match self.run_all(&mut open, requests.len(), &mut effect).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                // The connection is closed, and with that all that it did is rolled back.
-                tracing::debug!(%error, "effects could not be run together");
+                // Dropping closes the connection, which rolls the transaction back.
+                tracing::debug!(%error, "shared transaction lost; effects run one by one");
                 drop(open);
-                return self.each(scope, requests, effect).await;
+                return self.commit_one_by_one(scope, requests, effect).await;
             }
         };
         let kept = requests.iter().zip(&outcomes).filter(|(_, failed)| failed.is_none());
         let kept: Vec<_> = kept.map(|(request, _)| request.clone()).collect();
-        let of_kept = match self.commit_shared(open, scope, &kept).await {
+        let unknown = match self.commit_shared(open, scope, &kept).await {
             Ok(SharedCommit::Committed) => None,
             Err(error) if error.is_retryable() => Some(error),
-            Ok(SharedCommit::RolledBack) | Err(_) => return self.each(scope, requests, effect).await,
+            Ok(SharedCommit::RolledBack) | Err(_) => {
+                return self.commit_one_by_one(scope, requests, effect).await;
+            }
         };
-        let told = |failed: Option<HandlerError>| match (failed, &of_kept) {
+        let outcome = |failed: Option<HandlerError>| match (failed, &unknown) {
             (Some(error), _) => EffectOutcome::Failed(error),
             (None, None) => EffectOutcome::Committed,
             (None, Some(error)) => EffectOutcome::Unknown(error.replicate()),
         };
-        Ok(outcomes.into_iter().map(told).collect())
+        Ok(outcomes.into_iter().map(outcome).collect())
     }
 
-    /// The failures of those that failed. An error: the transaction is lost.
+    /// Runs all effects, and returns the failure of each. An error: the transaction is lost.
     async fn run_all(
         &self,
         open: &mut PgConn,
@@ -100,8 +102,8 @@ impl PgStore {
         Ok(outcomes)
     }
 
-    /// Each in a transaction of its own.
-    async fn each(
+    /// Runs and commits each effect in its own transaction.
+    async fn commit_one_by_one(
         &self,
         scope: &Scope,
         requests: &[CompleteRequest],

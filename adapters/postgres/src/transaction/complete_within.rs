@@ -1,4 +1,4 @@
-//! The completion in a transaction of the application's own: [`PgStore::complete_within`].
+//! Completes a claim in a transaction of the application: [`PgStore::complete_within`].
 
 use onceward::store::Lease;
 use onceward::{Error, ErrorKind};
@@ -7,11 +7,11 @@ use sqlx::{AssertSqlSafe, PgConnection, query};
 use crate::error::store_error;
 use crate::store::PgStore;
 
-const WITHIN: &str = "complete a claim within a transaction";
+const COMPLETE: &str = "complete a claim within a transaction";
 
 impl PgStore {
-    /// Completes a claim as the last statement of a transaction that the caller opened and will commit: effect and
-    /// completion become durable together, or not at all. For loops that write through a pool of their own, with
+    /// Completes a claim as the last statement of a transaction that the caller opened and will commit: effect and completion
+    /// become durable together, or not at all. For loops with a pool of their own, with
     /// [`Deduplicator`](onceward::Deduplicator).
     ///
     /// ```no_run
@@ -30,25 +30,25 @@ impl PgStore {
     /// ```
     ///
     /// `synchronous_commit` is on for the rest of the transaction. The connection's role needs
-    /// [`handler_grants`](Self::handler_grants). It keeps the row locked until the transaction ends, so that the claim cannot
-    /// be renewed from here on.
+    /// [`handler_grants`](Self::handler_grants). The row stays locked until the transaction ends, so that the claim cannot be
+    /// renewed from here on.
     ///
     /// # Errors
-    /// [`Error`] if there is no claim or it is no longer held, or the database does not answer: the transaction is to be
-    /// rolled back, and Postgres commits nothing of it.
+    /// [`Error`] if there is no claim, the claim is no longer held, or the database does not answer. The caller must roll the
+    /// transaction back; Postgres would not commit it.
     ///
     /// # Cancel safety
-    /// After a dropped call the transaction is to be rolled back.
+    /// After a dropped call the caller must roll the transaction back.
     pub async fn complete_within(
         &self,
         conn: &mut PgConnection,
         lease: impl Into<Option<Lease>>,
     ) -> Result<(), Error> {
         let Some(lease) = lease.into() else {
-            return Err(Error::new(ErrorKind::Internal, WITHIN, "there is no claim; claim the key first"));
+            return Err(Error::new(ErrorKind::Internal, COMPLETE, "there is no claim; claim the key first"));
         };
         let sql = format!("SELECT {}.complete($1::pg_catalog.text)", self.schema());
         let done = query(AssertSqlSafe(sql)).bind(lease.to_token()).execute(conn).await;
-        done.map(drop).map_err(|error| store_error(WITHIN, error))
+        done.map(drop).map_err(|error| store_error(COMPLETE, error))
     }
 }

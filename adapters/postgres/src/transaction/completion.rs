@@ -18,17 +18,19 @@ use crate::row::{NOW, integer};
 pub(crate) const BEGIN: &str = "open a transaction";
 pub(crate) const COMMIT: &str = "commit the effect and its completion";
 
-/// What `complete_inbox` raises: the claim is not held; the transaction is not the one that was begun for the handler.
+/// SQLSTATEs raised by `complete_inbox`: the claim is not held; the transaction is not the one begun for the handler.
 const NOT_HELD: &str = "OW001";
 const NOT_OPEN: &str = "OW002";
 
-/// By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint. The setting vanishes
-/// with the transaction: a handler that ended that on its own is found out.
+/// Begins the transaction of a handler. The setting is local to the transaction, so that one which the handler ended is detected.
 pub(crate) const BEGIN_SQL: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'";
 
-/// Opens a transaction on a connection that works: after a restart of the server, those that were idle in the pool do not.
-/// Dropped on the way, it closes the connection.
+/// Opens a transaction by `sql`, through sqlx's transaction counter, so that one which the handler opens is a savepoint. Lost
+/// connections, such as idle ones after a restart of the server, are replaced.
+///
+/// # Cancel safety
+/// A dropped call closes the connection.
 pub(crate) async fn begin(pool: &HandlerPool, sql: &'static str) -> Result<PgConn, Error> {
     let failed = |error| store_error(BEGIN, error);
     let mut left = pool.limit();
@@ -42,8 +44,11 @@ pub(crate) async fn begin(pool: &HandlerPool, sql: &'static str) -> Result<PgCon
     }
 }
 
-/// Writes the completion and commits, in one message: the server reaches the second statement only if the first, a function
-/// of our own, has found the claim. Dropped on the way, it closes the connection, and the outcome is unknown.
+/// Writes the completion and commits, in one message: the server executes the COMMIT only if the function before it has found
+/// the claim.
+///
+/// # Cancel safety
+/// A dropped call closes the connection, and the outcome is unknown.
 pub(crate) async fn commit(
     schema: &str,
     mut open: PgConn,
@@ -70,8 +75,8 @@ pub(crate) async fn commit(
     open.committed();
     match outcome {
         Ok(_) => {
-            // For sqlx the transaction goes on until a command of its own ends it. The one behind the COMMIT is there for
-            // that: empty, and rolled back by what goes to the server next, as the connection returns to its pool.
+            // sqlx considers the transaction open until its own command ends it. The empty one after the COMMIT is there for that:
+            // it is rolled back by the next command, as the connection returns to its pool.
             PgTransactionManager::start_rollback(open.connection());
             open.give_back();
             Ok(Commit::Committed)
@@ -87,7 +92,7 @@ pub(crate) async fn commit(
     }
 }
 
-/// Sees to it that the handler has left the transaction as it was given it, and that its commit will be on disk.
+/// Checks that the handler has left the transaction open and not nested, and makes its commit wait for the disk.
 pub(crate) async fn end_of_effect(conn: &mut PgConnection) -> Result<(), Error> {
     no_nested(conn)?;
     still_open(conn).await
@@ -112,7 +117,7 @@ fn ended_by_handler() -> Error {
     Error::new(ErrorKind::Internal, COMMIT, context)
 }
 
-/// Writes the completion, fenced, as the transaction's last statement. False: the claim is no longer held.
+/// Writes the fenced completion as the transaction's last statement. False: the claim is no longer held.
 pub(crate) async fn complete(
     schema: &str,
     conn: &mut PgConnection,
@@ -142,10 +147,10 @@ pub(crate) async fn complete(
     still_open(conn).await.map(|()| false)
 }
 
-/// Whether this is still the transaction that was begun for the handler.
+/// SQL that is true in the transaction begun for the handler.
 pub(crate) const IS_OPEN: &str =
     "coalesce(pg_catalog.current_setting('onceward.inbox', true), '') OPERATOR(pg_catalog.=) 'open'";
 
-/// Has the commit wait until it is on disk; always true.
+/// SQL that makes the commit wait for the disk; always true.
 pub(crate) const IS_DURABLE: &str =
     "pg_catalog.set_config('synchronous_commit', 'on', true) OPERATOR(pg_catalog.=) 'on'";

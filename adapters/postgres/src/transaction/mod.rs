@@ -1,4 +1,4 @@
-//! The inbox: the effect and its completion in one transaction.
+//! Transactions of handlers: the effect and its completion commit together.
 
 mod commit_together;
 mod complete_within;
@@ -21,7 +21,7 @@ use crate::store::PgStore;
 
 pub use commit_together::EffectOutcome;
 
-/// What a transactional handler sees of the transaction: a [`PgConnection`] for any query of `sqlx`.
+/// The transaction of a transactional handler: a [`PgConnection`] for any query of `sqlx`.
 ///
 /// ```no_run
 /// # use onceward::{Handled, Message, tx_handler};
@@ -39,20 +39,21 @@ pub use commit_together::EffectOutcome;
 /// # }
 /// ```
 ///
-/// A bare `?` on an error of `sqlx` tries again, and uses no attempt where the message is not to blame: the transaction met another
-/// one (SQLSTATE 40001, 40P01, 55P03), or the database takes no statement for now.
+/// A bare `?` on an error of `sqlx` retries the message. No attempt is used for a conflict with another transaction (SQLSTATE
+/// 40001, 40P01, 55P03) and while the database accepts no statements.
 ///
-/// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
-/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise, and those that share the
-/// transaction with it; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is set to.
+/// Nested transactions of `sqlx` are savepoints. The handler cannot commit: the pipeline does, with the completion as the last
+/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect, and for those that share
+/// the transaction; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is
+/// set to.
 pub struct PgTx<'c> {
     conn: &'c mut PgConnection,
     schema: Arc<str>,
 }
 
 impl PgTx<'_> {
-    /// Writes a message that goes out if this transaction commits, and never was if it does not. A
-    /// [`Relay`](onceward::outbox::Relay), here or in another process, sends it afterwards.
+    /// Writes a message to the outbox: it is published if, and only if, this transaction commits, by a
+    /// [`Relay`](onceward::outbox::Relay) in this process or another.
     ///
     /// ```no_run
     /// # use onceward::{Handled, Message, Outgoing};
@@ -73,13 +74,13 @@ impl PgTx<'_> {
     /// }
     /// ```
     ///
-    /// Without an [`id`](Outgoing::id) it gets a random one, which stays the same however often it is sent. Messages with an
-    /// order key go out in the order in which their transactions commit, and transactions that write the same order key
-    /// wait for each other from here to their end; those without one go out in any order.
+    /// Without an [`id`](Outgoing::id) it gets a random one, which is the same for every publish. Messages with an order key are
+    /// published in the commit order of their transactions, and transactions that write the same order key wait for each other
+    /// from here to their end; messages without one are published in any order.
     ///
     /// # Errors
-    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or the database refuses; the
-    /// handler should return it.
+    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or the database reports an error;
+    /// the handler should return it.
     ///
     /// # Cancel safety
     /// After a dropped call the handler should return an error, which rolls the transaction back.
@@ -87,7 +88,7 @@ impl PgTx<'_> {
         self.outbox_all(&[message]).await
     }
 
-    /// As [`outbox`](Self::outbox), for several in their order, in one statement.
+    /// As [`outbox`](Self::outbox), for several messages in their order, in one statement.
     ///
     /// # Errors
     /// As [`outbox`](Self::outbox).
@@ -122,7 +123,7 @@ impl TransactionalStore for PgStore {
     type Tx<'c> = PgTx<'c>;
 
     async fn begin(&self) -> Result<PgConn, Error> {
-        within(self.sessions().patience, BEGIN, begin(self.effects(), BEGIN_SQL)).await
+        within(self.sessions().patience, BEGIN, begin(self.handler_pool(), BEGIN_SQL)).await
     }
 
     fn handler_error(&self, error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
@@ -130,7 +131,7 @@ impl TransactionalStore for PgStore {
     }
 
     fn max_transactions(&self) -> Option<usize> {
-        Some(self.effects().limit())
+        Some(self.handler_pool().limit())
     }
 
     fn lend<'c>(&self, conn: &'c mut PgConn) -> PgTx<'c> {
@@ -145,7 +146,7 @@ impl TransactionalStore for PgStore {
 
     async fn rollback(&self, conn: PgConn) {
         if let Err(error) = join_task(tokio::spawn(end(conn)).await) {
-            tracing::debug!(%error, "a rollback was not awaited to its end");
+            tracing::debug!(%error, "rollback task ended early");
         }
     }
 
@@ -154,7 +155,7 @@ impl TransactionalStore for PgStore {
     }
 
     async fn begin_shared(&self) -> Result<PgConn, Error> {
-        within(self.sessions().patience, BEGIN, shared::begin(self.effects())).await
+        within(self.sessions().patience, BEGIN, shared::begin(self.handler_pool())).await
     }
 
     async fn keep(&self, conn: &mut PgConn) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! HandlerPool that share a transaction: each in a savepoint, all committed with their completions.
+//! Transactions shared by several effects: each has a savepoint, and all commit with their completions.
 
 use std::time::Duration;
 
@@ -19,33 +19,36 @@ use crate::transaction::completion::{self, COMMIT, IS_DURABLE, IS_OPEN, no_neste
 pub(crate) const KEEP: &str = "keep an effect";
 pub(crate) const UNDO: &str = "undo an effect";
 
-/// As for a single effect, with the first one's savepoint, in one message.
+/// Opens a transaction and the savepoint of the first effect, in one message.
 pub(crate) async fn begin(pool: &HandlerPool) -> Result<PgConn, Error> {
     const SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL onceward.inbox = 'open'; \
                        SAVEPOINT onceward_effect";
     completion::begin(pool, SQL).await
 }
 
-/// Ends an effect's savepoint and sets the next one's. What keeps the transaction from being committed is refused here: a
-/// statement that failed, though the handler says that all is well; a nested transaction that is still open.
+/// Releases the savepoint of an effect, and sets that of the next one. It fails for effects that would prevent the commit: after a
+/// failed statement whose error the handler ignored, and with an open nested transaction.
 pub(crate) async fn keep(conn: &mut PgConnection) -> Result<(), Error> {
     no_nested(conn)?;
-    simple(conn, KEEP, "RELEASE SAVEPOINT onceward_effect; SAVEPOINT onceward_effect").await
+    execute(conn, KEEP, "RELEASE SAVEPOINT onceward_effect; SAVEPOINT onceward_effect").await
 }
 
-/// Goes back to the savepoint, which stays for the next effect.
+/// Rolls back to the savepoint, which is reused for the next effect.
 pub(crate) async fn undo(conn: &mut PgConnection) -> Result<(), Error> {
     while PgTransactionManager::get_transaction_depth(conn) > 1 {
         PgTransactionManager::rollback(conn).await.map_err(|error| store_error(UNDO, error))?;
     }
-    simple(conn, UNDO, "ROLLBACK TO SAVEPOINT onceward_effect").await
+    execute(conn, UNDO, "ROLLBACK TO SAVEPOINT onceward_effect").await
 }
 
-async fn simple(conn: &mut PgConnection, operation: &'static str, sql: &'static str) -> Result<(), Error> {
+async fn execute(conn: &mut PgConnection, operation: &'static str, sql: &'static str) -> Result<(), Error> {
     raw_sql(sql).execute(conn).await.map(drop).map_err(|error| store_error(operation, error))
 }
 
-/// Writes the completions, fenced, as the last statement, and commits. Dropped on the way, it closes the connection.
+/// Writes the fenced completions as the last statement, and commits.
+///
+/// # Cancel safety
+/// A dropped call closes the connection, and the outcome is unknown.
 pub(crate) async fn commit(
     schema: &str,
     mut open: PgConn,
@@ -60,23 +63,23 @@ pub(crate) async fn commit(
             open.end().await;
             return Ok(SharedCommit::RolledBack);
         }
-        // Not committed, for it was never asked to; the connection is closed.
+        // COMMIT was never sent; the connection is closed.
         Err(error) => {
-            tracing::debug!(%error, "completions could not be written together");
+            tracing::debug!(%error, "completions of a shared transaction not written");
             return Ok(SharedCommit::RolledBack);
         }
     }
     match open.commit_plain(patience).await {
         Ok(()) => Ok(SharedCommit::Committed),
         Err(error) if is_conflict(&error) || is_data(&error) => {
-            tracing::debug!(%error, "effects could not be committed together");
+            tracing::debug!(%error, "shared transaction not committed");
             Ok(SharedCommit::RolledBack)
         }
         Err(error) => Err(store_error(COMMIT, error)),
     }
 }
 
-/// How many of the claims were held, and are completed now.
+/// Completes the claims that are held, and returns their number.
 async fn complete(
     conn: &mut PgConnection,
     schema: &str,
@@ -85,8 +88,8 @@ async fn complete(
 ) -> Result<u64, sqlx::Error> {
     let mut sorted: Vec<_> = done.iter().collect();
     sorted.sort_unstable_by_key(|request| request.lease.key);
-    // The keys stand there twice, so that they are looked up one by one, and never by a scan of the table. They are locked
-    // in their order before they are written.
+    // The condition on the keys is repeated, so that the planner looks them up one by one and never scans the table. Rows are
+    // locked in key order before they are written.
     let sql = format!(
         "WITH given AS MATERIALIZED (SELECT * FROM unnest($2::{BYTEAS}, $3::{BYTEAS}, $4::bigint[], $5::bigint[], $6::{BYTEAS}) \
          AS given (k, o, e, t, r)), \

@@ -19,7 +19,13 @@ fn scope() -> Scope {
 
 /// The store in `schema`.
 pub(crate) async fn store_in(server: &Postgres, schema: &str) -> PgStore {
-    PgStore::connect(PgConfig::from_url(&server.url("postgres")).unwrap().schema(schema)).await.unwrap()
+    PgStore::open({
+        let mut config = PgConfig::new(&server.url("postgres"));
+        config.options.schema = schema.into();
+        config
+    })
+    .await
+    .unwrap()
 }
 
 /// Completed rows that have expired, a microsecond apart, ending a minute ago.

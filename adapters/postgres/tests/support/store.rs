@@ -40,5 +40,5 @@ pub(crate) fn lease(claim: &Claim) -> Lease {
 }
 
 pub(crate) async fn store_at(url: &str) -> PgStore {
-    PgStore::connect(PgConfig::from_url(url).unwrap()).await.unwrap()
+    PgStore::open(PgConfig::new(url)).await.unwrap()
 }

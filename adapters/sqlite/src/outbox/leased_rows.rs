@@ -1,4 +1,4 @@
-//! Rows that a relay has: [`LeasedRows`].
+//! Rows leased to a relay: [`LeasedRows`].
 
 use std::fmt;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use crate::error::store_error;
 use crate::row::integer;
 use crate::writer::{Writer, WriterConnection};
 
-/// How long rows stay a relay's without a word: so long they wait after it was killed.
-pub(super) const HOLD: Duration = Duration::from_secs(5);
-/// How often a relay says that it still has them.
-const RENEW: Duration = Duration::from_millis(1_500);
-/// A relay hangs that has them for longer, and others may have them.
-const LONGEST: Duration = Duration::from_secs(30);
+/// Duration of the lease: rows of a killed relay wait for as long.
+pub(super) const LEASE: Duration = Duration::from_secs(5);
+/// Interval of renewals.
+const RENEW_INTERVAL: Duration = Duration::from_millis(1_500);
+/// A relay that keeps rows for longer hangs, and others may take them.
+const MAX_HOLD: Duration = Duration::from_secs(30);
 
-const SETTLE: &str = "note what became of rows of the outbox";
+const SETTLE: &str = "record the outcome of outbox rows";
 
-/// Rows that are one relay's: the first of each order key, which stands for those behind it. Dropped, it gives them back.
+/// Rows leased to one relay: the first of each order key, which stands for those after it. Dropping it returns the rows.
 pub struct LeasedRows {
     writer: Writer,
     token: OwnerToken,
-    /// The rows that bear the token.
+    /// The numbers of the rows with the token.
     heads: Vec<i64>,
-    /// Its end ends the renewals.
+    /// Dropping it ends the renewals.
     _renewing: oneshot::Sender<()>,
-    given_back: bool,
+    is_settled: bool,
 }
 
 impl fmt::Debug for LeasedRows {
@@ -47,7 +47,7 @@ impl LeasedRows {
     pub(super) fn new(writer: Writer, token: OwnerToken, heads: Vec<i64>) -> Self {
         let (renewing, ended) = oneshot::channel();
         tokio::spawn(renew(writer.clone(), token, heads.clone(), ended));
-        Self { writer, token, heads, _renewing: renewing, given_back: false }
+        Self { writer, token, heads, _renewing: renewing, is_settled: false }
     }
 
     /// See [`OutboxStore::settle`](onceward::outbox::OutboxStore::settle).
@@ -57,15 +57,15 @@ impl LeasedRows {
         let mut slot = writer.turn().await;
         slot.begin().await.map_err(failed)?;
         let noted = match slot.conn().await {
-            Ok(conn) => self.note(conn, &writer, &outcomes).await,
+            Ok(conn) => self.record_outcomes(conn, &writer, &outcomes).await,
             Err(error) => Err(error),
         };
         slot.finish(noted).await.map_err(failed)?;
-        self.given_back = true;
+        self.is_settled = true;
         Ok(())
     }
 
-    async fn note(
+    async fn record_outcomes(
         &self,
         conn: &mut SqliteConnection,
         writer: &Writer,
@@ -83,7 +83,7 @@ impl LeasedRows {
         let is_ours = usize::try_from(still).is_ok_and(|still| still == self.heads.len());
         let published = outcomes.iter().filter(|(_, outcome)| *outcome == RowOutcome::Published);
         let published: Vec<i64> = published.map(|(seq, _)| *seq).collect();
-        // Whoever has them by now: the broker has them too.
+        // Even if another relay has leased them since: the broker has confirmed them.
         query(
             "UPDATE onceward_outbox SET published_at = ?, error = NULL \
              WHERE published_at IS NULL AND seq IN (SELECT value FROM json_each(?))",
@@ -93,7 +93,7 @@ impl LeasedRows {
         .execute(&mut *conn)
         .await?;
         for (seq, outcome) in outcomes {
-            // What another relay has it also has to say about.
+            // The relay that has leased the rows since reports their failures.
             let (RowOutcome::Failed { retry_in, error }, true) = (outcome, is_ours) else { continue };
             query(
                 "UPDATE onceward_outbox SET attempts = attempts + 1, next_at = ?, error = substr(?, 1, 1024) \
@@ -105,62 +105,68 @@ impl LeasedRows {
             .execute(&mut *conn)
             .await?;
         }
-        give_back(conn, self.token, &self.heads).await
+        return_rows(conn, self.token, &self.heads).await
     }
 }
 
 impl Drop for LeasedRows {
     fn drop(&mut self) {
-        if self.given_back {
+        if self.is_settled {
             return;
         }
-        // Without a runtime they are free when their time is over.
+        // Without a runtime they become available when the lease ends.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (writer, token, heads) = (self.writer.clone(), self.token, std::mem::take(&mut self.heads));
         runtime.spawn(async move {
             let mut slot = writer.turn().await;
-            if let Err(error) = changed(&mut slot, async |conn| give_back(conn, token, &heads).await).await {
-                tracing::debug!(%error, "rows of the outbox are not given back, but free in a moment");
+            if let Err(error) =
+                in_transaction(&mut slot, async |conn| return_rows(conn, token, &heads).await).await
+            {
+                tracing::debug!(%error, "outbox rows not returned; their lease ends soon");
             }
         });
     }
 }
 
-/// Keeps the rows until the other end of `ended` is dropped.
+/// Renews the lease until the other end of `ended` is dropped.
 async fn renew(writer: Writer, token: OwnerToken, heads: Vec<i64>, mut ended: oneshot::Receiver<()>) {
-    let end = Instant::now() + LONGEST - HOLD;
+    let end = Instant::now() + MAX_HOLD - LEASE;
     while Instant::now() < end {
         tokio::select! {
             biased;
             _ = &mut ended => return,
-            () = tokio::time::sleep(RENEW) => {}
+            () = tokio::time::sleep(RENEW_INTERVAL) => {}
         }
         let mut slot = writer.turn().await;
-        // The wait may have been long, and the rows given back.
+        // The rows may have been returned during the wait.
         if ended.try_recv() != Err(oneshot::error::TryRecvError::Empty) {
             return;
         }
-        let renewed = changed(&mut slot, async |conn| {
-            let until = integer(writer.time(&mut *conn).await?.saturating_add(micros(HOLD)));
+        let renewed = in_transaction(&mut slot, async |conn| {
+            let until = integer(writer.time(&mut *conn).await?.saturating_add(micros(LEASE)));
             let sql = "UPDATE onceward_outbox SET taken_until = ? \
                        WHERE taken_by = ? AND seq IN (SELECT value FROM json_each(?))";
             let token = token.as_bytes().as_slice();
             query(sql).bind(until).bind(token).bind(seq_list(&heads)).execute(conn).await.map(drop)
         });
         if let Err(error) = renewed.await {
-            tracing::debug!(%error, "rows of the outbox are not held for longer; another relay may send them as well");
+            tracing::debug!(%error, "lease of outbox rows not renewed; another relay may publish them as well");
         }
     }
 }
 
-async fn give_back(conn: &mut SqliteConnection, token: OwnerToken, heads: &[i64]) -> Result<(), sqlx::Error> {
+async fn return_rows(
+    conn: &mut SqliteConnection,
+    token: OwnerToken,
+    heads: &[i64],
+) -> Result<(), sqlx::Error> {
     let sql = "UPDATE onceward_outbox SET taken_by = NULL, taken_until = 0 \
                WHERE taken_by = ? AND seq IN (SELECT value FROM json_each(?))";
     query(sql).bind(token.as_bytes().as_slice()).bind(seq_list(heads)).execute(conn).await.map(drop)
 }
 
-/// One change in a transaction of its own.
-async fn changed(
+/// Executes one change in its own transaction.
+async fn in_transaction(
     slot: &mut WriterConnection,
     change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<(), sqlx::Error>,
 ) -> Result<(), sqlx::Error> {

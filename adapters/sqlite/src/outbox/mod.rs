@@ -1,4 +1,4 @@
-//! The outbox: rows that commit with an effect, and what relays take of them.
+//! The outbox: messages that commit with an effect, and that a relay publishes.
 
 mod leased_rows;
 mod rows;
@@ -26,12 +26,12 @@ use crate::writer::WRITE;
 pub use leased_rows::LeasedRows;
 pub(crate) use write::write;
 
-/// How often it is looked whether anybody has committed.
-const LOOK: Duration = Duration::from_millis(25);
+/// Interval at which commits of other connections are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The outbox in the store's file: messages are put in by [`SqliteTx::outbox`](crate::SqliteTx::outbox) or
-/// [`put`](Self::put), and sent by a [`Relay`](onceward::outbox::Relay), in this process or in another of the host. Clones share
-/// what they know.
+/// The outbox in the store's file: messages are written by [`SqliteTx::outbox`](crate::SqliteTx::outbox) or
+/// [`put`](Self::put), and published by a [`Relay`](onceward::outbox::Relay), in this process or another one of the host. Clones
+/// share their state.
 ///
 /// ```no_run
 /// # async fn example(store: onceward_sqlite::SqliteStore, publisher: std::sync::Arc<dyn onceward::Publisher>,
@@ -42,14 +42,14 @@ const LOOK: Duration = Duration::from_millis(25);
 /// # }
 /// ```
 ///
-/// Rows of one order key go out in the order in which their transactions committed. A relay does not keep the file locked
-/// while it publishes: it holds its rows for 5 s at a time, and again as long as it works, half a minute at most. So the rows of
-/// a relay that was killed are free 5 s later.
+/// Rows of one order key are published in the commit order of their transactions. A relay does not lock the file while it
+/// publishes: it leases its rows for 5 s, and renews the lease while it works, for 30 s at most. So the rows of a killed relay
+/// are available after 5 s.
 #[derive(Clone, Debug)]
 pub struct SqliteOutbox {
     store: SqliteStore,
     turns: Arc<KeyTurns>,
-    /// The version of the file's content before it was last looked for rows.
+    /// The version of the file's content before rows were last queried.
     seen: Arc<AtomicI64>,
 }
 
@@ -61,20 +61,20 @@ impl SqliteStore {
 }
 
 impl SqliteOutbox {
-    /// Writes messages inside a transaction of the caller's own: they go out if it commits, and never were if it does not.
-    /// One without an id gets a random one, which stays the same however often it is sent.
+    /// Writes messages in a transaction of the caller: they are published if, and only if, it commits. A message without an id gets
+    /// a random one, which is the same for every publish.
     ///
     /// # Errors
-    /// [`Error`] if a message has no destination, its order key is longer than 1,024 bytes, or SQLite refuses; the transaction
-    /// is to be rolled back then.
+    /// [`Error`] if a message has no destination, its order key is longer than 1,024 bytes, or SQLite reports an error. The
+    /// caller must roll the transaction back.
     ///
     /// # Cancel safety
-    /// After a dropped call the transaction is to be rolled back.
+    /// After a dropped call the caller must roll the transaction back.
     pub async fn put(&self, conn: &mut SqliteConnection, messages: &[Outgoing]) -> Result<(), Error> {
         write(conn, messages).await
     }
 
-    /// Changes with every commit of another connection, in this process or in another one.
+    /// The version of the file's content, which changes with every commit of another connection, in any process.
     async fn version(&self) -> Result<i64, Error> {
         let rows = self.store.reader().await?.fetch(query("PRAGMA data_version")).await?;
         rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(|error| store_error(READ, error))
@@ -86,10 +86,10 @@ impl OutboxStore for SqliteOutbox {
     type Taken = LeasedRows;
 
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(LeasedRows, Vec<OutboxRow>)>, Error> {
-        // What is committed from here on is either found below or wakes the next wait.
+        // Rows committed after this are either found below or wake the next wait.
         self.seen.store(self.version().await?, Ordering::Relaxed);
         let Some(due) = take::due(&self.store, &self.turns, limits).await? else { return Ok(None) };
-        // A task: if the caller goes away, what was taken is dropped there, and so given back.
+        // In a task: if the caller is dropped, so is the result, which returns the rows.
         let (writer, limits) = (self.store.writer().clone(), *limits);
         join_task(tokio::spawn(async move { take::take(writer, &due, &limits).await }).await)?
     }
@@ -98,7 +98,7 @@ impl OutboxStore for SqliteOutbox {
         join_task(tokio::spawn(taken.settle(outcomes)).await)?
     }
 
-    /// SQLite tells nobody of a commit: the version of the file's content is looked at, forty times a second.
+    /// SQLite does not notify of commits: the version of the file's content is polled 40 times a second.
     async fn wait(&self, at_most: Duration) {
         let end = Instant::now() + at_most;
         loop {
@@ -106,7 +106,7 @@ impl OutboxStore for SqliteOutbox {
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.min(LOOK)).await;
+            tokio::time::sleep(left.min(POLL_INTERVAL)).await;
             match self.version().await {
                 Ok(version) if version != self.seen.load(Ordering::Relaxed) => return,
                 _ => {}
@@ -116,7 +116,7 @@ impl OutboxStore for SqliteOutbox {
 
     async fn clean(&self, keep: Duration, limit: u32) -> Result<u64, Error> {
         let writer = self.store.writer().clone();
-        // A task, so that a dropped call leaves no transaction open.
+        // In a task, so that a dropped call leaves no transaction open.
         let task = tokio::spawn(async move {
             let mut slot = writer.turn().await;
             slot.begin().await?;

@@ -1,4 +1,4 @@
-//! Messages as rows of `onceward_outbox`.
+//! Encodes and decodes messages as rows of `onceward_outbox`.
 
 use bytes::Bytes;
 use onceward::Outgoing;
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-/// The columns that [`row_of`] reads.
+/// The columns that [`decode_row`] reads.
 pub(super) const COLUMNS: &str = "seq, attempts, id, destination, order_key, headers, payload";
 
-/// The value of a header in JSON, which has no bytes.
+/// A header value in JSON: text, or hexadecimal bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum HeaderValue<'a> {
@@ -18,8 +18,8 @@ enum HeaderValue<'a> {
     Bytes { hex: String },
 }
 
-/// The headers of a message as the column holds them.
-pub(super) fn headers_of(message: &Outgoing) -> String {
+/// The headers of a message, as the column stores them.
+pub(super) fn encode_headers(message: &Outgoing) -> String {
     let value = |bytes: &'_ Bytes| match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::json!(text),
         Err(_) => serde_json::json!({ "hex": hex::encode(bytes) }),
@@ -28,7 +28,7 @@ pub(super) fn headers_of(message: &Outgoing) -> String {
     serde_json::Value::Array(pairs.collect()).to_string()
 }
 
-fn parsed(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
+fn decode_headers(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
     let pairs: Vec<(String, HeaderValue<'_>)> =
         serde_json::from_str(headers).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let bytes = |value| match value {
@@ -40,18 +40,18 @@ fn parsed(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
     pairs.into_iter().map(|(name, value)| Ok((name, bytes(value)?))).collect()
 }
 
-/// A row as it is found.
+/// A row, decoded or damaged.
 pub(super) enum DecodedRow {
     Row(OutboxRow),
-    DamagedRow(DamagedRow),
+    Damaged(DamagedRow),
 }
 
-/// A row that cannot be read: a program wrote it with SQL before the schema refused such rows, or past it.
+/// A row that cannot be decoded: written with SQL before the schema rejected such rows, or with its triggers disabled.
 pub(super) struct DamagedRow {
     pub(super) seq: i64,
     pub(super) attempts: u32,
     pub(super) order_key: Option<Vec<u8>>,
-    /// What is wrong with it, without its content.
+    /// The defect, without the content.
     pub(super) what: &'static str,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn decode_row(row: &SqliteRow) -> Result<DecodedRow, sqlx::Error> {
     Ok(match decode_message(row) {
         Ok(message) => DecodedRow::Row(OutboxRow { seq, attempts, message }),
         Err(what) => {
-            DecodedRow::DamagedRow(DamagedRow { seq, attempts, order_key: row.try_get("order_key")?, what })
+            DecodedRow::Damaged(DamagedRow { seq, attempts, order_key: row.try_get("order_key")?, what })
         }
     })
 }
@@ -74,7 +74,7 @@ fn decode_message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
         destination: row.try_get("destination").map_err(|_| "destination is not text in UTF-8")?,
         id: row.try_get("id").map_err(|_| "id is not text in UTF-8")?,
         order_key: bytes("order_key").map_err(|_| "order_key is not a blob")?,
-        headers: parsed(headers)
+        headers: decode_headers(headers)
             .map_err(|_| "headers is not a JSON array of pairs: a name, and a text or {\"hex\": \"00ff\"}")?,
         payload: bytes("payload").map_err(|_| "payload is not a blob")?.unwrap_or_default(),
         ..Outgoing::default()

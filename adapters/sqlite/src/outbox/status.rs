@@ -1,4 +1,4 @@
-//! What waits in the outbox.
+//! Reports the rows that wait in the outbox.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use sqlx::{Row, query};
 use crate::error::store_error;
 use crate::store::{READ, SqliteStore};
 
-/// Failing rows that are told.
-const WORST: i64 = 10;
+/// Failing rows reported at most.
+const MAX_REPORTED: i64 = 10;
 
 pub(super) async fn status(store: &SqliteStore) -> Result<OutboxStatus, Error> {
     let failed = |error| store_error(READ, error);
@@ -41,8 +41,8 @@ pub(super) async fn status(store: &SqliteStore) -> Result<OutboxStatus, Error> {
             "SELECT seq, CAST(id AS BLOB), CAST(destination AS BLOB), attempts, coalesce(error, '') FROM onceward_outbox \
              WHERE published_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?",
         );
-        for row in store.reader().await?.fetch(worst.bind(WORST)).await? {
-            // A row that cannot be read is among them.
+        for row in store.reader().await?.fetch(worst.bind(MAX_REPORTED)).await? {
+            // Unreadable rows are among them.
             let text = |n| {
                 let bytes: &[u8] = row.try_get(n).map_err(failed)?;
                 Ok::<_, Error>(String::from_utf8_lossy(bytes).into_owned())

@@ -1,8 +1,7 @@
-//! What a relay takes: rows that bear its token until a moment that it puts off as long as it works.
+//! Takes rows for a relay: rows leased to it by a token, with a deadline that it extends while it works.
 //!
-//! Of an order key only the oldest unpublished row ever bears a token, and whose token that is has the key: the rows behind
-//! it are taken by nobody else, since they are not the oldest. SQLite gives numbers in the order of commits, since it has one
-//! writer at a time.
+//! Only the oldest unpublished row of an order key is leased, and its lease stands for the whole key: no other relay takes the rows
+//! after it, since they are not the oldest. SQLite numbers rows in commit order, since it has one writer at a time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use onceward::store::transition::micros;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, query};
 
-use super::leased_rows::{HOLD, LeasedRows};
+use super::leased_rows::{LEASE, LeasedRows};
 use super::rows::{COLUMNS, DamagedRow, DecodedRow, decode_row, seq_list};
 use crate::error::store_error;
 use crate::row::integer;
@@ -22,11 +21,11 @@ use crate::store::{READ, SqliteStore};
 use crate::writer::Writer;
 
 const TAKE: &str = "take rows of the outbox";
-/// After how long at most a row that cannot be read is looked at again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The maximum delay before an unreadable row is read again.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// The oldest rows of order keys that are due, if anything is, with an order key or without. It only looks, so that a relay
-/// with nothing to do is in nobody's way.
+/// The oldest rows of order keys that are due; `None` if no row is due, with an order key or without. It only reads, so that an
+/// idle relay blocks no writer.
 pub(super) async fn due(
     store: &SqliteStore,
     turns: &KeyTurns,
@@ -45,7 +44,7 @@ pub(super) async fn due(
     Ok((!found.is_empty()).then_some(heads))
 }
 
-/// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
+/// The next order keys after `after`, by a loose index scan: one step per key, however many rows it has.
 async fn walk(store: &SqliteStore, now: i64, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, Error> {
     let walked = query(
         "WITH RECURSIVE walk (order_key, steps) AS (\
@@ -80,7 +79,7 @@ pub(super) async fn take(
     let mut slot = writer.turn().await;
     slot.begin().await.map_err(failed)?;
     let taken = match slot.conn().await {
-        Ok(conn) => marked(conn, &writer, due, limits, token.as_bytes()).await,
+        Ok(conn) => lease_rows(conn, &writer, due, limits, token.as_bytes()).await,
         Err(error) => Err(error),
     };
     let (heads, rows) = slot.finish(taken).await.map_err(failed)?;
@@ -88,8 +87,8 @@ pub(super) async fn take(
     Ok((!rows.is_empty()).then(|| (LeasedRows::new(writer, token, heads), rows)))
 }
 
-/// Puts the token on what nobody else has, and reads as much of it and of what follows as the limits allow.
-async fn marked(
+/// Leases rows that no other relay has leased, and reads them and the rows after them, up to the limits.
+async fn lease_rows(
     conn: &mut SqliteConnection,
     writer: &Writer,
     due: &[i64],
@@ -97,9 +96,9 @@ async fn marked(
     token: &[u8],
 ) -> Result<(Vec<i64>, Vec<OutboxRow>), sqlx::Error> {
     let time = writer.time(&mut *conn).await?;
-    let (now, until) = (integer(time), integer(time.saturating_add(micros(HOLD))));
-    let mut runs = lone(conn, limits, now).await?;
-    runs.extend(keyed(conn, due, limits, now).await?);
+    let (now, until) = (integer(time), integer(time.saturating_add(micros(LEASE))));
+    let mut runs = unkeyed_runs(conn, limits, now).await?;
+    runs.extend(keyed_runs(conn, due, limits, now).await?);
     let (heads, seqs) = within_bytes(runs, limits.bytes);
     query("UPDATE onceward_outbox SET taken_by = ?, taken_until = ? WHERE seq IN (SELECT value FROM json_each(?))")
         .bind(token)
@@ -116,29 +115,29 @@ async fn marked(
         match decode_row(row)? {
             DecodedRow::Row(row) => {
                 let key = row.message.order_key.as_deref();
-                // What stands behind an unreadable one of its order key waits for it.
+                // Rows after an unreadable one of their order key wait for it.
                 let is_held = |bad: &DamagedRow| bad.order_key.is_some() && bad.order_key.as_deref() == key;
                 if !unreadable.iter().any(is_held) {
                     rows.push(row);
                 }
             }
-            DecodedRow::DamagedRow(bad) => unreadable.push(bad),
+            DecodedRow::Damaged(bad) => unreadable.push(bad),
         }
     }
     for bad in unreadable.iter().filter(|bad| heads.contains(&bad.seq)) {
-        note_unreadable(&mut *conn, bad, time).await?;
+        fail_unreadable(&mut *conn, bad, time).await?;
     }
     let heads = heads.into_iter().filter(|head| unreadable.iter().all(|bad| bad.seq != *head)).collect();
     Ok((heads, rows))
 }
 
-/// Counts a row that cannot be read as failed, so that it waits like one that cannot be sent.
-async fn note_unreadable(conn: &mut SqliteConnection, bad: &DamagedRow, now: u64) -> Result<(), sqlx::Error> {
-    let pause = LONGEST_PAUSE.min(Duration::from_secs(1 << bad.attempts.min(10)));
+/// Records an unreadable row as failed, with a delay as for one that cannot be published.
+async fn fail_unreadable(conn: &mut SqliteConnection, bad: &DamagedRow, now: u64) -> Result<(), sqlx::Error> {
+    let pause = MAX_DELAY.min(Duration::from_secs(1 << bad.attempts.min(10)));
     tracing::warn!(
         seq = bad.seq,
         attempts = bad.attempts + 1,
-        "a row of the outbox cannot be read: {}; correct or delete it",
+        "outbox row unreadable: {}; correct or delete it",
         bad.what
     );
     query(
@@ -153,15 +152,19 @@ async fn note_unreadable(conn: &mut SqliteConnection, bad: &DamagedRow, now: u64
     .map(drop)
 }
 
-/// Rows that follow each other in one order key, each with the size of its payload.
+/// Consecutive rows of one order key, each with the size of its payload.
 type Run = VecDeque<(i64, u64)>;
 
 fn sized(row: &SqliteRow) -> Result<(i64, u64), sqlx::Error> {
     Ok((row.try_get(0)?, u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or(0)))
 }
 
-/// Rows without an order key, each a run of its own.
-async fn lone(conn: &mut SqliteConnection, limits: &TakeLimits, now: i64) -> Result<Vec<Run>, sqlx::Error> {
+/// Due rows without an order key, each as its own run.
+async fn unkeyed_runs(
+    conn: &mut SqliteConnection,
+    limits: &TakeLimits,
+    now: i64,
+) -> Result<Vec<Run>, sqlx::Error> {
     let found = query(
         "SELECT seq, length(payload) FROM onceward_outbox WHERE published_at IS NULL AND order_key IS NULL \
          AND next_at <= ?1 AND taken_until <= ?1 ORDER BY next_at, seq LIMIT ?2",
@@ -170,8 +173,8 @@ async fn lone(conn: &mut SqliteConnection, limits: &TakeLimits, now: i64) -> Res
     found.iter().map(|row| Ok(Run::from([sized(row)?]))).collect()
 }
 
-/// The runs that begin with those of the heads that are still due. Each still is its key's oldest if it is unpublished.
-async fn keyed(
+/// The runs of the heads that are still due. An unpublished head is still the oldest of its key.
+async fn keyed_runs(
     conn: &mut SqliteConnection,
     heads: &[i64],
     limits: &TakeLimits,
@@ -195,7 +198,7 @@ async fn keyed(
     Ok(runs)
 }
 
-/// The rows that fit into the limit of bytes, the first of each run before the second of any; and those that begin a run.
+/// The heads of runs and all rows that fit the byte limit, the first of each run before the second of any.
 fn within_bytes(mut runs: Vec<Run>, limit: u64) -> (Vec<i64>, Vec<i64>) {
     let (mut heads, mut seqs, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
     let mut place = 0;
@@ -204,7 +207,7 @@ fn within_bytes(mut runs: Vec<Run>, limit: u64) -> (Vec<i64>, Vec<i64>) {
             let Some((seq, size)) = run.pop_front() else { continue };
             bytes = bytes.saturating_add(size);
             if bytes > limit && !seqs.is_empty() {
-                // Nothing behind it either: it may be of the same key.
+                // No later row either: it may have the same key.
                 return (heads, seqs);
             }
             if place == 0 {

@@ -1,11 +1,11 @@
-//! Puts messages into the outbox.
+//! Writes messages to the outbox.
 
 use onceward::outbox::acceptable;
 use onceward::{Error, Outgoing};
 use sqlx::query;
 use sqlx::sqlite::SqliteConnection;
 
-use super::rows::headers_of;
+use super::rows::encode_headers;
 use crate::error::store_error;
 
 /// Writes `messages` in their order.
@@ -22,7 +22,7 @@ pub(crate) async fn write(conn: &mut SqliteConnection, messages: &[Outgoing]) ->
         .bind(Some(message.id.as_str()).filter(|id| !id.is_empty()))
         .bind(message.destination.as_str())
         .bind(message.order_key.as_deref().filter(|key| !key.is_empty()))
-        .bind(headers_of(message))
+        .bind(encode_headers(message))
         .bind(&message.payload[..])
         .execute(&mut *conn)
         .await

@@ -29,10 +29,12 @@ table! {
 }
 
 impl SqliteTable {
-    fn options(&self, context: &Context<'_>) -> SqliteConfig {
+    fn config(&self, context: &Context<'_>) -> SqliteConfig {
         // A little less than the limit of a call, so that a busy file is reported as busy before the call times out.
         let busy = self.timeout.get().mul_f64(0.9);
-        SqliteConfig::new(context.resolve(&self.path)).busy_timeout(busy)
+        let mut config = SqliteConfig::new(context.resolve(&self.path));
+        config.busy_timeout = busy;
+        config
     }
 }
 
@@ -68,24 +70,22 @@ impl StorePlugin for SqliteTable {
     }
 
     async fn open(&self, context: &Context<'_>, purpose: Purpose) -> Result<OpenStore, Error> {
-        let options = self.options(context);
-        let options = match purpose {
-            Purpose::Run => {
-                require_directory(context, &options)?;
-                options
-            }
-            Purpose::Check | Purpose::Operate if options.path().exists() => {
-                options.create_if_missing(false).migrate_on_open(false)
+        let mut config = self.config(context);
+        match purpose {
+            Purpose::Run => require_directory(context, &config)?,
+            Purpose::Check | Purpose::Operate if config.path.exists() => {
+                config.create = false;
+                config.migrate = false;
             }
             Purpose::Check | Purpose::Operate => {
                 let what = format!(
                     "there is no file {} yet; `onceward run` creates it, and so does `onceward migrate`",
-                    options.path().display()
+                    config.path.display()
                 );
                 return Err(Error::new(ErrorKind::Config, "open the SQLite store", what));
             }
-        };
-        let store = Arc::new(SqliteStore::open(options).await?);
+        }
+        let store = Arc::new(SqliteStore::open(config).await?);
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
@@ -111,24 +111,24 @@ impl StorePlugin for SqliteTable {
                 ),
             }));
         }
-        let missing = SqliteStore::missing_migrations(&self.options(context)).await?;
+        let missing = SqliteStore::missing_migrations(&self.config(context)).await?;
         Ok(check::missing_migrations(context, &self.describe(context), missing))
     }
 
     async fn migrate(&self, context: &Context<'_>) -> Result<Option<u32>, Error> {
-        let options = self.options(context);
-        require_directory(context, &options)?;
-        SqliteStore::migrate(&options).await.map(Some)
+        let config = self.config(context);
+        require_directory(context, &config)?;
+        SqliteStore::migrate(&config).await.map(Some)
     }
 }
 
 /// SQLite creates no directories, and reports a missing one as an error that may pass.
-fn require_directory(context: &Context<'_>, options: &SqliteConfig) -> Result<(), Error> {
-    match options.path().parent() {
+fn require_directory(context: &Context<'_>, config: &SqliteConfig) -> Result<(), Error> {
+    match config.path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
             let what = format!(
                 "{} cannot be created, since there is no directory {}; create it, or correct {}",
-                options.path().display(),
+                config.path.display(),
                 parent.display(),
                 context.key("path")
             );

@@ -1,4 +1,4 @@
-//! Ends a statement that runs when its message's run is over: [`Interrupt`].
+//! Interrupts the statement of a run that has ended: [`Interrupt`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use onceward::Cancellation;
 use sqlx::sqlite::SqliteConnection;
 
-/// How many of SQLite's instructions run between two looks: about a millisecond's worth.
+/// SQLite instructions between two checks: about 1 ms.
 const INSTRUCTIONS: i32 = 100_000;
 
-/// Interrupts the connection's statement once the run is cancelled, or this is dropped. Without it, the statement would
-/// go on in SQLite's thread and keep the store's only writer, renewals included, waiting to its end.
+/// Interrupts the connection's statement once the run is cancelled, or this is dropped. Otherwise the statement would run on in
+/// SQLite's thread and block the store's only writer, renewals included, until it ends.
 #[derive(Debug)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
@@ -24,7 +24,7 @@ impl Interrupt {
         let seen = Arc::clone(&dropped);
         let mut interrupted = false;
         conn.lock_handle().await?.set_progress_handler(INSTRUCTIONS, move || {
-            // Once only: left behind on the connection by a dropped run, it must not fail what comes after.
+            // Once only: it stays on the connection after a dropped run, and must not fail later statements.
             let interrupt = !interrupted && (seen.load(Ordering::Relaxed) || cancellation.is_cancelled());
             interrupted |= interrupt;
             !interrupt

@@ -1,4 +1,4 @@
-//! One SQL statement per message in SQLite: [`SqliteSqlHandler`].
+//! Executes one SQL statement per message: [`SqliteSqlHandler`].
 
 mod interrupt;
 mod statement;
@@ -21,20 +21,19 @@ use interrupt::Interrupt;
 /// | `$3` | the attempt, from 1 |
 /// | `$4` | the fence |
 ///
-/// What the data can never satisfy (a UNIQUE, CHECK or NOT NULL constraint, a strict table's type, a trigger's RAISE,
-/// malformed JSON) dead-letters the message. Everything else is tried again: a busy or full database, a missing row a
-/// foreign key asks for, a table that was changed under the statement. Rows that the statement returns are read and
-/// dropped; a statement that changes no row completes the message all the same.
+/// A failure that the data can never avoid (a UNIQUE, CHECK or NOT NULL constraint, the type of a strict table, a trigger's RAISE,
+/// malformed JSON) dead-letters the message. Everything else is retried: a busy or full database, a missing row that a foreign
+/// key refers to, a table that was changed. Returned rows are dropped; a statement that changes no row completes the message too.
 ///
-/// The statement comes from trusted configuration. It is one INSERT, UPDATE, DELETE, REPLACE or WITH: nothing that would
-/// end the transaction.
+/// The statement comes from trusted configuration. It is one INSERT, UPDATE, DELETE, REPLACE or WITH, none of which ends the
+/// transaction.
 #[derive(Clone)]
 pub struct SqliteSqlHandler {
     statement: String,
 }
 
 impl SqliteSqlHandler {
-    /// A handler that executes `statement`. It asks no database; see [`check`](Self::check).
+    /// A handler that executes `statement`, which no database has checked; see [`check`](Self::check).
     ///
     /// # Errors
     /// [`onceward::Error`] if it is not one statement of the kinds above, or has other parameters.
@@ -59,10 +58,10 @@ impl SqliteSqlHandler {
         Ok(handler)
     }
 
-    /// Has the database of `store` compile the statement, without executing it. It waits for the writer's turn.
+    /// Compiles the statement in the database of `store`, without executing it. It waits for the writer.
     ///
     /// # Errors
-    /// [`onceward::Error`] if it does not compile (a typing error, a missing table), or the database cannot be asked.
+    /// [`onceward::Error`] if it does not compile (a typing error, a missing table), or the database does not answer.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.
@@ -71,12 +70,12 @@ impl SqliteSqlHandler {
         let compiled = self.compile(&mut store.lend(&mut conn)).await;
         store.rollback(conn).await;
         compiled.map_err(|cause| {
-            let what = "SQLite does not take it; correct it, or create the tables it names first";
+            let what = "SQLite rejects it; correct it, or create the tables it names first";
             StatementFailure::invalid_statement(what).with_source(cause)
         })
     }
 
-    /// EXPLAIN compiles, afresh because it is not cached, and executes nothing.
+    /// Compiles the statement by EXPLAIN, which is not cached and executes nothing.
     async fn compile(&self, tx: &mut SqliteTx<'_>) -> sqlx::Result<()> {
         let explain = format!("EXPLAIN {}", self.statement);
         query(AssertSqlSafe(explain)).persistent(false).execute(&mut **tx).await.map(drop)
@@ -110,7 +109,7 @@ impl SqliteSqlHandler {
 }
 
 impl fmt::Debug for SqliteSqlHandler {
-    /// Without the statement: literals in it may be secrets.
+    /// Omits the statement: literals in it may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteSqlHandler").finish_non_exhaustive()
     }

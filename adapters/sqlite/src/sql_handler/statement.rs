@@ -1,21 +1,21 @@
-//! Looks over a SQL statement before SQLite does: how many there are, what they begin with, what they ask for.
+//! Validates a SQL statement before SQLite compiles it: their number, the first keyword, the parameters.
 
 use onceward::StatementParameter;
 
-/// The statements that have an effect and leave the transaction open.
+/// Keywords of statements that have an effect and do not end the transaction.
 const EFFECTS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
 
-/// Says what keeps `sql` from being the one statement of a handler, if anything does.
+/// Checks that `sql` is a single statement with known parameters. It recognises strings, quoted names and comments, and leaves
+/// everything else to SQLite.
 ///
-/// It knows strings, quoted names and comments, and leaves everything else to SQLite.
+/// # Errors
+/// The reason why it cannot be used.
 pub(super) fn validate(sql: &str) -> Result<(), String> {
     let mut first = None;
     let mut ended = false;
     for token in Tokens(sql) {
         if ended && token != Token::End {
-            return Err(
-                "it is more than one statement; what has to be done together goes into a trigger".into()
-            );
+            return Err("it is more than one statement; use a trigger for what must be done together".into());
         }
         match token {
             Token::End => ended = first.is_some(),
@@ -64,7 +64,7 @@ impl<'a> Iterator for Tokens<'a> {
                 '/' if self.0.starts_with("/*") => {
                     (self.0[2..].find("*/").map_or(self.0.len(), |end| end + 4), None)
                 }
-                // A doubled quote inside begins another quoted part at once: the same in the end.
+                // A doubled quote starts another quoted part at once, with the same result.
                 '\'' | '"' | '`' => (quoted(self.0, first), Some(Token::Other)),
                 '[' => (quoted(self.0, ']'), Some(Token::Other)),
                 ';' => (1, Some(Token::End)),

@@ -16,8 +16,8 @@ const BEGIN: &str = "open a transaction";
 const COMMIT: &str = "commit the effect and its completion";
 const UNDO: &str = "undo an effect";
 
-/// An open transaction of the store's writer. While it lives nothing else is written by this process, and other
-/// processes wait; dropped, it is rolled back.
+/// An open transaction of the store's writer. While it is open, other writes of this process and of others wait. Dropping it rolls
+/// it back.
 pub struct SqliteConn {
     /// `None` once it is committed or rolled back.
     pub(super) slot: Option<OwnedMutexGuard<WriterConnection>>,
@@ -40,9 +40,9 @@ impl Drop for SqliteConn {
     fn drop(&mut self) {
         let Some(mut slot) = self.slot.take() else { return };
         match tokio::runtime::Handle::try_current() {
-            // The turn goes to the next only after the rollback.
+            // The connection is released after the rollback.
             Ok(runtime) => drop(runtime.spawn(async move { end(&mut slot).await })),
-            // Closing the connection rolls back too.
+            // Closing the connection rolls back, too.
             Err(_) => slot.abandon(),
         }
     }
@@ -52,10 +52,10 @@ pub(super) async fn begin(mut slot: OwnedMutexGuard<WriterConnection>) -> Result
     let failed = |error| store_error(BEGIN, error);
     slot.set_unfinished(true);
     let conn = slot.conn().await.map_err(failed)?;
-    // By way of sqlx's own count of transactions, so that one which the handler opens becomes a savepoint.
+    // Through sqlx's transaction counter, so that one which the handler opens is a savepoint.
     SqliteTransactionManager::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await.map_err(failed)?;
     let mut conn = SqliteConn { slot: Some(slot) };
-    // It vanishes with the transaction: a handler that ended that on its own is found out.
+    // It ends with the transaction, so that a handler which ended that is detected.
     if let Some(open) = conn.slot.as_mut().and_then(|slot| slot.opened()) {
         open.execute("SAVEPOINT onceward_effect").await.map_err(failed)?;
     }
@@ -114,11 +114,11 @@ pub(super) async fn commit_shared(
     completed
 }
 
-/// Commits what is written.
+/// Commits the transaction.
 async fn finish(slot: &mut WriterConnection) -> Result<(), Error> {
     let conn = slot.conn().await.map_err(|error| store_error(COMMIT, error))?;
     if let Err(error) = SqliteTransactionManager::commit(conn).await {
-        // Whether it is committed is not known; nothing may stay open.
+        // The outcome is unknown; no transaction may stay open.
         slot.reset().await;
         return Err(store_error(COMMIT, error));
     }
@@ -126,7 +126,7 @@ async fn finish(slot: &mut WriterConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the completion, fenced, as the transaction's last statement.
+/// Writes the fenced completion as the transaction's last statement.
 async fn complete(
     writer: &Writer,
     slot: &mut WriterConnection,
@@ -137,16 +137,16 @@ async fn complete(
     write(writer, slot, scope, request).await
 }
 
-/// Sees to it that the handler has left the transaction as it was given it, and takes its savepoint away.
+/// Checks that the handler has left the transaction open and not nested, and releases its savepoint.
 async fn release(slot: &mut WriterConnection) -> Result<(), Error> {
     next(slot, "RELEASE onceward_effect").await
 }
 
-/// As [`release`], by `statement`, which begins with that.
+/// As [`release`], by `statement`, which begins with the release.
 pub(super) async fn next(slot: &mut WriterConnection, statement: &'static str) -> Result<(), Error> {
     let failed = |error| store_error(COMMIT, error);
     let conn = slot.conn().await.map_err(failed)?;
-    // A nested transaction that the handler dropped is rolled back by a command that may still be on its way.
+    // A nested transaction that the handler dropped is rolled back by a command that may still be queued.
     conn.ping().await.map_err(failed)?;
     if SqliteTransactionManager::get_transaction_depth(conn) != 1 {
         let context = "the handler left a nested transaction open; commit it or drop it before returning";
@@ -160,7 +160,7 @@ pub(super) async fn next(slot: &mut WriterConnection, statement: &'static str) -
     Ok(())
 }
 
-/// Takes back what was written since the savepoint, which stays.
+/// Rolls back to the savepoint, which is kept.
 pub(super) async fn undo(slot: &mut WriterConnection) -> Result<(), Error> {
     let failed = |error| store_error(UNDO, error);
     let conn = slot.conn().await.map_err(failed)?;
@@ -171,7 +171,7 @@ pub(super) async fn undo(slot: &mut WriterConnection) -> Result<(), Error> {
     conn.execute("ROLLBACK TO onceward_effect").await.map(drop).map_err(failed)
 }
 
-/// The completion, in a transaction that is open.
+/// Writes the completion in the open transaction.
 async fn write(
     writer: &Writer,
     slot: &mut WriterConnection,
@@ -205,7 +205,7 @@ async fn write(
     Ok(if written.rows_affected() == 1 { Commit::Committed } else { Commit::Fenced })
 }
 
-/// Rolls back what is open, however deep; if that fails, closes the connection, which does it too.
+/// Rolls back all nested transactions; if that fails, closes the connection, which has the same effect.
 pub(super) async fn end(slot: &mut WriterConnection) {
     let Some(conn) = slot.opened() else { return };
     let mut outcome = conn.ping().await;

@@ -1,4 +1,4 @@
-//! The inbox: the effect and its completion in one transaction.
+//! Transactions of handlers: the effect and its completion commit together.
 
 mod completion;
 
@@ -14,7 +14,7 @@ use crate::store::{SqliteStore, join_task};
 
 pub use completion::SqliteConn;
 
-/// What a transactional handler sees of the transaction: a [`SqliteConnection`] for any query of `sqlx`.
+/// The transaction of a transactional handler: a [`SqliteConnection`] for any query of `sqlx`.
 ///
 /// ```no_run
 /// # use onceward::{Handled, Message, tx_handler};
@@ -32,21 +32,21 @@ pub use completion::SqliteConn;
 /// # }
 /// ```
 ///
-/// Nested transactions of `sqlx` are savepoints. It cannot commit: the pipeline does, with the completion as the last
-/// statement. A handler that runs `COMMIT` or `ROLLBACK` as SQL takes its effect out of the promise; the commit then
-/// fails with an error that says so.
+/// Nested transactions of `sqlx` are savepoints. The handler cannot commit: the pipeline does, with the completion as the last
+/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect; the commit then fails with
+/// an error that says so.
 ///
-/// SQLite has one writer. While a handler runs, every other write of the store waits, claims and renewals included: so
-/// transactional handlers run one at a time (or share a transaction, which goes on taking them in for a quarter of the
-/// lease), the lease must be longer than the handler's timeout, and a handler must not itself call a writing method of
-/// the store, which would wait for the handler's own end.
+/// SQLite has one writer. While a handler runs, every other write of the store waits, claims and renewals included. So
+/// transactional handlers run one at a time (or share a transaction, which accepts more of them for a quarter of the lease), the
+/// lease must be longer than the handler's timeout, and a handler must not call a writing method of the store: it would wait for
+/// the handler to return.
 pub struct SqliteTx<'c> {
     conn: &'c mut SqliteConnection,
 }
 
 impl SqliteTx<'_> {
-    /// Writes a message that goes out if this transaction commits, and never was if it does not. A
-    /// [`Relay`](onceward::outbox::Relay), here or in another process of the host, sends it afterwards.
+    /// Writes a message to the outbox: it is published if, and only if, this transaction commits, by a
+    /// [`Relay`](onceward::outbox::Relay) in this process or another one of the host.
     ///
     /// ```no_run
     /// # use onceward::{Handled, Message, Outgoing};
@@ -67,12 +67,12 @@ impl SqliteTx<'_> {
     /// }
     /// ```
     ///
-    /// Without an [`id`](Outgoing::id) it gets a random one, which stays the same however often it is sent. Messages with an
-    /// order key go out in the order in which their transactions commit; those without one go out in any order.
+    /// Without an [`id`](Outgoing::id) it gets a random one, which is the same for every publish. Messages with an order key are
+    /// published in the commit order of their transactions; messages without one in any order.
     ///
     /// # Errors
-    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or SQLite refuses; the handler
-    /// should return it.
+    /// [`Error`] if the message has no destination, its order key is longer than 1,024 bytes, or SQLite reports an error; the
+    /// handler should return it.
     ///
     /// # Cancel safety
     /// After a dropped call the handler should return an error, which rolls the transaction back.
@@ -80,7 +80,7 @@ impl SqliteTx<'_> {
         self.outbox_all(&[message]).await
     }
 
-    /// As [`outbox`](Self::outbox), for several in their order.
+    /// As [`outbox`](Self::outbox), for several messages in their order.
     ///
     /// # Errors
     /// As [`outbox`](Self::outbox).
@@ -121,7 +121,7 @@ impl TransactionalStore for SqliteStore {
 
     async fn begin(&self) -> Result<SqliteConn, Error> {
         let slot = self.writer().turn().await;
-        // A task: if the caller goes away, its output is dropped there, and with it rolled back.
+        // In a task: if the caller is dropped, so is the result, which rolls back.
         join_task(tokio::spawn(begin(slot)).await)?
     }
 
@@ -144,7 +144,7 @@ impl TransactionalStore for SqliteStore {
         if let Some(mut slot) = conn.slot.take() {
             let task = tokio::spawn(async move { end(&mut slot).await });
             if let Err(error) = join_task(task.await) {
-                tracing::debug!(%error, "a rollback was not awaited to its end");
+                tracing::debug!(%error, "rollback task ended early");
             }
         }
     }
@@ -154,7 +154,7 @@ impl TransactionalStore for SqliteStore {
     }
 
     async fn begin_shared(&self) -> Result<SqliteConn, Error> {
-        // A transaction of one handler has a savepoint as well.
+        // The transaction of a single handler has the same savepoint.
         TransactionalStore::begin(self).await
     }
 

@@ -1,14 +1,14 @@
-//! The connection that writes, and the transaction that is open on it: [`WriterConnection`].
+//! The connection that writes, and its open transaction: [`WriterConnection`].
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Executor};
 
-/// The connection that writes, opened when it is needed.
+/// The connection that writes, opened on first use.
 pub(crate) struct WriterConnection {
     options: SqliteConnectOptions,
     conn: Option<SqliteConnection>,
-    /// A transaction was begun and its end not seen. Whoever finds this with their turn was preceded by a task that
-    /// ended with its runtime.
+    /// Whether a transaction was begun and its end not observed. Set at the start of a turn, it means that the previous task ended
+    /// with its runtime.
     pub(crate) unfinished: bool,
 }
 
@@ -17,13 +17,13 @@ impl WriterConnection {
         Self { options, conn: None, unfinished: false }
     }
 
-    /// The connection, opened if it is not.
+    /// The connection, opened if necessary.
     pub(crate) async fn conn(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         let conn = match self.conn.take() {
             Some(conn) => conn,
             None => {
                 let conn = self.options.connect().await?;
-                // If the file vanishes later, an empty new one would only hide that.
+                // If the file is deleted later, creating an empty one would hide that.
                 self.options = self.options.clone().create_if_missing(false);
                 conn
             }
@@ -31,7 +31,7 @@ impl WriterConnection {
         Ok(self.conn.insert(conn))
     }
 
-    /// What is attempted when the connection is opened, for errors: which file it is matters most then.
+    /// The operation of opening the connection, with the path, for errors.
     pub(crate) fn opening(&self) -> String {
         format!("open the SQLite store {}", self.options.get_filename().display())
     }
@@ -41,7 +41,7 @@ impl WriterConnection {
         self.conn.as_mut()
     }
 
-    /// Closes the connection, and with it ends whatever transaction is open.
+    /// Closes the connection, which rolls back an open transaction.
     pub(crate) async fn reset(&mut self) {
         self.unfinished = false;
         if let Some(conn) = self.conn.take()
@@ -51,18 +51,18 @@ impl WriterConnection {
         }
     }
 
-    /// Closes the connection without waiting for it.
+    /// Closes the connection without waiting for the result.
     pub(crate) fn abandon(&mut self) {
         self.unfinished = false;
         self.conn = None;
     }
 
-    /// Says that a transaction is about to begin, or has been seen to end.
+    /// Notes that a transaction is about to begin, or has ended.
     pub(crate) fn set_unfinished(&mut self, unfinished: bool) {
         self.unfinished = unfinished;
     }
 
-    /// Runs `sql`, which takes no part in a transaction that could stay open.
+    /// Executes `sql`.
     async fn run(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
         self.conn().await?.execute(sql).await.map(drop)
     }
@@ -75,8 +75,8 @@ impl WriterConnection {
         outcome
     }
 
-    /// Ends the transaction. If that fails, nobody knows whether it was committed, and the connection is closed so
-    /// that nothing stays open.
+    /// Commits the transaction. If that fails, the outcome is unknown, and the connection is closed so that no transaction stays
+    /// open.
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
         let outcome = self.run("COMMIT").await;
         match outcome {
@@ -86,7 +86,7 @@ impl WriterConnection {
         outcome
     }
 
-    /// Ends the transaction as its work has ended: committed, or rolled back.
+    /// Commits the transaction after success, and rolls it back after an error.
     pub(crate) async fn finish<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         match outcome {
             Ok(done) => self.commit().await.map(|()| done),
@@ -97,7 +97,7 @@ impl WriterConnection {
         }
     }
 
-    /// Rolls the transaction back, by closing the connection if need be.
+    /// Rolls the transaction back, by closing the connection if necessary.
     pub(crate) async fn rollback(&mut self) {
         match self.run("ROLLBACK").await {
             Ok(()) => self.unfinished = false,

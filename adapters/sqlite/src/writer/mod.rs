@@ -1,8 +1,7 @@
-//! The single writer: one connection, one transaction at a time, shared by whatever batches have gathered.
+//! The single writer: one connection and one transaction at a time, which queued batches share: [`Writer`].
 //!
-//! A batch is put into a queue; then a task of its own waits for the connection and runs *all* that has gathered by
-//! then in one transaction. So batches that arrive while another is being written share the next flush to disk, and a
-//! caller who goes away leaves no transaction open: the task finishes it.
+//! A batch is queued; then a task waits for the connection and runs *all* batches queued by then in one transaction. So batches
+//! that arrive during a write share the next disk sync, and a dropped call leaves no transaction open: the task completes it.
 
 mod connection;
 
@@ -21,25 +20,25 @@ use crate::row;
 
 pub(crate) use connection::WriterConnection;
 
-/// At most this many items are written in one transaction, unless a single batch has more.
+/// Items written in one transaction at most, unless a single batch has more.
 const MAX_ITEMS: usize = 4_096;
 
-/// What was attempted, for errors.
+/// The operation, as errors name it.
 pub(crate) const WRITE: &str = "write to the SQLite store";
 
-/// A batch of one call.
+/// A queued batch.
 pub(crate) trait QueuedBatch: Send {
     fn scope(&self) -> &Scope;
     fn keys(&self) -> Vec<Key>;
-    /// Decides about item `n` and keeps the answer. True if the record must be written.
+    /// Applies the transition of item `n` and keeps its result. True if the record must be written.
     fn decide(&mut self, n: usize, record: Result<&mut Record, Error>, at: Moment) -> bool;
-    /// Forgets all answers, for another try.
+    /// Discards all results, for another attempt.
     fn reset(&mut self);
-    /// Hands the answers to the caller; after `error`, that.
+    /// Sends the results to the caller, or `error` for every item.
     fn finish(self: Box<Self>, error: Option<Error>);
 }
 
-/// The batch of a call with items `I` and answers `T`.
+/// A queued batch with items `I` and results `T`.
 struct QueuedCall<I, T, K, D> {
     scope: Scope,
     items: Vec<I>,
@@ -86,7 +85,7 @@ where
         if let Some(error) = error {
             self.answers = self.items.iter().map(|_| Err(error.replicate())).collect();
         }
-        // A caller who has gone away wants no answer.
+        // A dropped caller needs no reply.
         let _ = self.reply.send(self.answers);
     }
 }
@@ -98,7 +97,7 @@ pub(crate) struct Writer {
     queue: Arc<Mutex<VecDeque<Box<dyn QueuedBatch>>>>,
     scopes: Arc<Mutex<HashMap<Scope, i64>>>,
     clock: Clock,
-    /// The file's anchor when it was last seen.
+    /// The clock anchor of the file when it was last read.
     anchor: Arc<Mutex<Option<ClockAnchor>>>,
 }
 
@@ -113,7 +112,7 @@ impl Writer {
         }
     }
 
-    /// Waits for the writer's turn: whoever asked first comes first.
+    /// Waits for exclusive use of the connection, in FIFO order.
     pub(crate) async fn turn(&self) -> OwnedMutexGuard<WriterConnection> {
         let mut slot = self.slot.clone().lock_owned().await;
         if slot.unfinished {
@@ -122,31 +121,30 @@ impl Writer {
         slot
     }
 
-    /// About what time it is in the file, for what only looks: a transaction that writes asks for its [`time`](Self::time).
+    /// The approximate time of the store, for reads. A transaction that writes uses [`time`](Self::time).
     pub(crate) fn now(&self) -> u64 {
         self.clock.read(*self.lock_anchor()).now
     }
 
-    /// The time of the transaction that is open: the same clock in all processes, and the order of its readings is the order of
-    /// the transactions.
+    /// The time of the open transaction, by the clock that all processes share. Its readings are ordered as the transactions.
     pub(crate) async fn time(&self, conn: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-        let facts = clock::facts(conn).await?;
-        self.time_by(conn, &facts).await
+        let meta = clock::read_meta(conn).await?;
+        self.time_by(conn, &meta).await
     }
 
-    async fn time_by(&self, conn: &mut SqliteConnection, facts: &MetaValues) -> Result<u64, sqlx::Error> {
-        let ClockReading { now, anchor } = self.clock.read(facts.anchor);
-        if Some(anchor) != facts.anchor {
+    async fn time_by(&self, conn: &mut SqliteConnection, meta: &MetaValues) -> Result<u64, sqlx::Error> {
+        let ClockReading { now, anchor } = self.clock.read(meta.anchor);
+        if Some(anchor) != meta.anchor {
             clock::set_anchor(conn, anchor).await?;
         }
         *self.lock_anchor() = Some(anchor);
         Ok(now)
     }
 
-    /// Learns the file's clock without a transaction.
-    pub(crate) async fn look_at_clock(&self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let facts = clock::facts(conn).await?;
-        *self.lock_anchor() = facts.anchor;
+    /// Reads the clock anchor of the file without a transaction.
+    pub(crate) async fn read_clock(&self, conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let meta = clock::read_meta(conn).await?;
+        *self.lock_anchor() = meta.anchor;
         Ok(())
     }
 
@@ -154,7 +152,10 @@ impl Writer {
         self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides about a batch and writes it. A call that is dropped is finished all the same.
+    /// Applies a batch and writes it.
+    ///
+    /// # Cancel safety
+    /// A dropped call is completed by a task.
     pub(crate) async fn call<I, T>(
         &self,
         scope: &Scope,
@@ -175,17 +176,17 @@ impl Writer {
         let call = QueuedCall { scope: scope.clone(), items, key, decide, answers: answers_of, reply };
         self.lock_queue().push_back(Box::new(call));
         let writer = self.clone();
-        tokio::spawn(async move { writer.run_gathered().await });
+        tokio::spawn(async move { writer.run_queued().await });
         answers.await.unwrap_or_else(|_| {
-            let context = "the runtime ended before the write did; it may have happened";
+            let context = "the runtime ended before the write did; the outcome is unknown";
             (0..count).map(|_| Err(Error::new(ErrorKind::Unavailable, WRITE, context))).collect()
         })
     }
 
-    /// Runs, in one transaction, what has gathered. There is one such task for every batch, so none is left behind.
-    async fn run_gathered(&self) {
+    /// Runs all queued batches in one transaction. There is one such task for every batch, so none stays queued.
+    async fn run_queued(&self) {
         let mut slot = self.turn().await;
-        let mut batches = self.take_gathered();
+        let mut batches = self.take_queued();
         if batches.is_empty() {
             return;
         }
@@ -194,7 +195,7 @@ impl Writer {
             Err(error) if error.is_retryable() || batches.len() == 1 => {
                 batches.into_iter().for_each(|batch| batch.finish(Some(error.replicate())));
             }
-            // One of them cannot be written: the others shall not suffer from it.
+            // One of them cannot be written: each is written alone, so that the others are not affected.
             Err(_) => {
                 for mut batch in batches {
                     batch.reset();
@@ -207,7 +208,7 @@ impl Writer {
         }
     }
 
-    fn take_gathered(&self) -> Vec<Box<dyn QueuedBatch>> {
+    fn take_queued(&self) -> Vec<Box<dyn QueuedBatch>> {
         let mut queue = self.lock_queue();
         let mut items = 0;
         let mut count = 0;
@@ -252,12 +253,12 @@ impl Writer {
         batches: &mut [Box<dyn QueuedBatch>],
         scopes: &[i64],
     ) -> Result<(), sqlx::Error> {
-        let facts = clock::facts(&mut *conn).await?;
-        let now = self.time_by(&mut *conn, &facts).await?;
-        write(conn, now, facts.fence_floor, batches, scopes).await
+        let meta = clock::read_meta(&mut *conn).await?;
+        let now = self.time_by(&mut *conn, &meta).await?;
+        write(conn, now, meta.fence_floor, batches, scopes).await
     }
 
-    /// The number of a scope. It is written on its own, so that no rollback can take it back.
+    /// The id of a scope, inserted in its own transaction so that no rollback removes it.
     pub(crate) async fn scope_id(
         &self,
         slot: &mut WriterConnection,
@@ -288,7 +289,7 @@ impl Writer {
     }
 }
 
-/// Decides about all batches, one after the other, and writes what changed.
+/// Applies all batches, one after the other, and writes changed records.
 async fn write(
     conn: &mut SqliteConnection,
     now: u64,
@@ -337,7 +338,7 @@ async fn write(
     Ok(())
 }
 
-/// Records that fences up to `floor` were given out for keys that are no longer known.
+/// Raises the fence floor: the largest fence of removed records.
 pub(crate) async fn raise_fence_floor(conn: &mut SqliteConnection, floor: u64) -> Result<(), sqlx::Error> {
     query("UPDATE onceward_meta SET value = max(value, ?) WHERE name = 'fence_floor'")
         .bind(row::integer(floor))
