@@ -22,8 +22,8 @@ macro_rules! cluster_table {
                 /// acknowledgement rule are refused.
                 #[serde(default, skip_serializing_if = "crate::plugin::properties::Properties::is_empty")]
                 pub properties: $crate::plugin::properties::Properties,
-                /// Allows a login to another host without TLS, or with TLS that verifies no certificate. Only for networks where
-                /// nobody else can read or answer.
+                /// Allows a login to another host without TLS, or with TLS that verifies no certificate. Only for trusted
+                /// networks.
                 #[serde(default)]
                 pub allow_plaintext: bool,
                 $($body)*
