@@ -16,6 +16,14 @@ bench:
 replay seed:
     SIM_SEED={{seed}} cargo test -p onceward-tests --test simulation
 
+# The book of docs/, in target/book.
+book:
+    scripts/book
+
+# The generated pages of docs/reference and docs/man.
+reference:
+    ONCEWARD_WRITE_REFERENCE=1 cargo test --workspace --locked --test reference
+
 # The servers for trying things by hand.
 servers:
     docker compose up --wait

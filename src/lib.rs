@@ -1,4 +1,104 @@
-//! Onceward stands between a broker that delivers *at least once* and a handler whose effect shall happen *once*.
+//! Idempotent consumer middleware: each message has its effect once, whatever the broker redelivers.
+//!
+//! Every broker delivers *at least once*: a producer retries after a lost confirm, a consumer dies after the effect and before
+//! the ack. Onceward claims the idempotency key of each message under a fenced lease, runs your handler, records the
+//! completion, and only then acks.
+//!
+//! # A complete program
+//!
+#![cfg_attr(feature = "testing", doc = "```")]
+#![cfg_attr(not(feature = "testing"), doc = "```ignore")]
+//! use std::sync::Arc;
+//!
+//! use onceward::testing::{MemoryBroker, MemoryPublisher};
+//! use onceward::{DeadLetters, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, handler_fn};
+//!
+//! async fn charge(_app: (), message: Message) -> Handled {
+//!     println!("charge {}", String::from_utf8_lossy(message.payload()));
+//!     Ok(())
+//! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), onceward::Error> {
+//!     // In your program: a consumer of onceward-rabbitmq, -kafka, -sqs or -file.
+//!     let broker = MemoryBroker::finite();
+//!     for order in ["4711", "4712", "4711"] {
+//!         broker.publish(Message::builder(order).header("idempotency-key", order));
+//!     }
+//!     // In your program: a store of onceward-redis, -postgres or -sqlite, and a publisher of the broker's crate.
+//!     let store = Arc::new(MemoryStore::new());
+//!     let letters = DeadLetters::new(Arc::new(MemoryPublisher::new()), "orders.dead");
+//!
+//!     let pipeline = Pipeline::builder(Scope::parse("billing")?, broker.consumer(), store)
+//!         .keys([KeySource::Header("idempotency-key".into())])
+//!         .dead_letters(letters)
+//!         .handler(handler_fn((), charge))?;
+//!     // Cancel this token to drain and stop; this source ends by itself.
+//!     let summary = pipeline.run(Default::default()).await?;
+//!     assert_eq!((summary.received(), summary.handled(), summary.duplicates()), (3, 2, 1));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Who keeps a consumer loop of their own wraps the effect in one call: [`Deduplicator::once`].
+//!
+//! # The picture
+//!
+//! ```text
+//!  broker ──deliveries──▶ intake ──▶ dispatch ──▶ claim → handle → complete → settle ──acks──▶ broker
+//!                         key,       lanes,          │       │        │
+//!                         fingerprint retries        ▼       ▼        ▼
+//!                                                  store  handler   store ── failed for good ──▶ dead letters
+//! ```
+//!
+//! The order *claim → handle → complete → settle* cannot be changed: nothing is acked before its record is durable.
+//!
+//! # Terms
+//!
+//! | term | is |
+//! |---|---|
+//! | delivery | one hand-over of a message by the broker; see [`Delivery`] |
+//! | idempotency key | says which deliveries are the same message: [`Key`], taken by a [`KeySource`] |
+//! | scope | the consumer that the key belongs to: [`Scope`] |
+//! | claim | the exclusive right to run the handler for a key, held under a *lease* by an *owner token* |
+//! | fence | a number that grows with every claim of a key; give it to systems that can refuse a late writer |
+//! | completed | the durable record that the effect has happened; it lives for the TTL |
+//! | dead letter | the message as it was, published when it has failed for good: [`DeadLetters`] |
+//! | settle | tell the broker: ack, retry or reject |
+//!
+//! # Guarantees
+//!
+//! | level | needs | promise |
+//! |---|---|---|
+//! | [`Deduplicated`] | any [`Store`] | one effect per scope and key in the TTL, unless the process dies, or loses its lease, between effect and completion; that is counted as `suspected_double_effects` where it can be known |
+//! | [`EffectivelyOnce`] | a [`TransactionalStore`]: the effect is in the transaction that records its completion | exactly one committed effect per scope and key in the TTL, whatever is killed |
+//!
+//! # What it does not do
+//!
+//! It is no broker, no workflow engine and no stream processor. It does not cover effects outside the transaction, duplicates
+//! that arrive after the TTL, or two producers that use different keys for the same thing. It does not block for you: the
+//! handlers of a round share a task, so a handler must not block its thread.
+//!
+//! # Chapters
+//!
+#![cfg_attr(
+    all(doc, feature = "testing"),
+    doc = "[Installation](guide::install) · [choosing a key](guide::keys) · [TTL, lease and timeouts](guide::times) · \
+[lifecycle of a key and of a delivery](guide::lifecycle) · [transactions and the outbox](guide::transactions) · \
+[testing your handler](guide::testing) · [writing a store](guide::writing_a_store) · \
+[writing a broker adapter](guide::writing_a_broker) · [migrating an existing table](guide::migrating) · \
+[comparison](guide::comparison) · [deployment and upgrades](guide::deployment) · [questions](guide::faq)"
+)]
+#![cfg_attr(
+    not(all(doc, feature = "testing")),
+    doc = "The guide is in `docs/guide`, and in this documentation where it is built with the feature `testing`."
+)]
+//!
+//! The traits that brokers and stores implement are in [`adapter`]; everything else is for users of a pipeline.
+//!
+//! Crates: `onceward-rabbitmq`, `onceward-kafka`, `onceward-sqs` and `onceward-file` are sources and publishers;
+//! `onceward-redis`, `onceward-postgres` and `onceward-sqlite` are stores; `onceward-cli` is the program. Runnable examples are
+//! in the repository's folder `examples`.
 
 pub mod adapter;
 pub mod checkpoint;
@@ -7,9 +107,12 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 pub mod failpoints;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+// Documentation only: the chapters need the feature for their examples.
+#[cfg(all(any(doc, doctest), feature = "testing"))]
+pub mod guide;
 mod handler;
 mod hosts;
 mod janitor;
@@ -53,3 +156,7 @@ pub use store::{Expiring, MemoryStore, Store, StoreAdmin, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use onceward::{Handled, KeyExtractor, KeySource, Message, Scope, TxHandler, tx_handler};
-use onceward_kafka::{EffectKeys, EffectsConfig, KafkaEffects};
+use onceward_kafka_transactions::{EffectKeys, EffectsConfig, KafkaEffects};
 use onceward_postgres::{PgConfig, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::PgPool;

@@ -33,7 +33,7 @@ pub(crate) async fn memory(stage: &Stage, rounds: usize) {
 pub(crate) async fn redis(stage: &Stage, rounds: usize) {
     // Rewriting its file would be measured as well.
     let server = Redis::start_with(&["--auto-aof-rewrite-percentage", "0"]);
-    let store = Arc::new(RedisStore::new(&RedisConfig::from_url(&server.url()).unwrap()).unwrap());
+    let store = Arc::new(RedisStore::open(RedisConfig::new(server.url())).unwrap());
     with(stage, rounds, "redis", store).await;
 }
 

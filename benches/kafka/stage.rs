@@ -1,4 +1,4 @@
-//! The broker, a topic full of records, the raw loops, and how figures are told.
+//! The broker, a topic full of records, the raw loops, and the output of figures.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

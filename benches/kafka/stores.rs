@@ -1,4 +1,4 @@
-//! What a store sustains by itself: claims and completions by the batch, two batches in flight.
+//! The throughput of a store alone: batches of claims and completions, two in flight.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

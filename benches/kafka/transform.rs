@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onceward::{Message, Outgoing};
-use onceward_kafka::{KafkaTransform, TransformConfig};
+use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::stage::{First, Stage, per_second, tell};

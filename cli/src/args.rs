@@ -1,4 +1,4 @@
-//! The command line.
+//! Command-line arguments: [`CommandLine`].
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -8,22 +8,22 @@ use clap_complete::Shell;
 
 use crate::config::{HumanDuration, KeyPart, adapter_tables};
 
-/// Puts deduplication in front of a handler written in any language: one effect for each message, whatever the broker
-/// delivers again.
+/// Deduplicates messages in front of a handler written in any language: one effect per message, however often the broker
+/// delivers it.
 #[derive(Debug, Parser)]
 #[command(name = "onceward", version, subcommand_required = true, arg_required_else_help = true)]
 pub struct CommandLine {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl CommandLine {
-    /// Reads the arguments; the first is the program's own name.
+    /// Parses the arguments; the first is the name of the program.
     ///
     /// # Errors
-    /// A mistake in them, or a request for help or the version; the error knows how to print itself.
-    pub fn read<I, T>(args: I) -> Result<Self, clap::Error>
+    /// An invalid argument, or a request for help or the version; the error prints itself.
+    pub fn parse_from_args<I, T>(args: I) -> Result<Self, clap::Error>
     where
         I: IntoIterator<Item = T>,
         T: Into<std::ffi::OsString> + Clone,
@@ -31,7 +31,7 @@ impl CommandLine {
         Self::from_arg_matches(&Self::clap().try_get_matches_from(args)?)
     }
 
-    /// The command line's definition, with the adapters of this build in `--version`.
+    /// The definition of the command line, with the adapters of this build in `--version`.
     pub fn clap() -> clap::Command {
         Self::command().long_version(VERSION.as_str())
     }
@@ -49,36 +49,44 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!("{}\nadapters: {}\nnot in this build: {}", env!("CARGO_PKG_VERSION"), of(true), of(false))
 });
 
-/// What the program can do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Consume until SIGTERM, SIGINT or SIGHUP, or to the end of a file
+    /// Run the pipeline until SIGTERM, SIGINT or SIGHUP, or to the end of a file
     ///
-    /// A first signal drains and exits 0; one that comes more than a second later exits at once. A file source without
-    /// `follow` runs to its end, and any source does with --until-empty; then a line tells the figures, on standard output (on standard error with
-    /// [handler.stdout]): received=N handled=N duplicates=N retried=N dead-lettered=N, and where they are not 0
-    /// given-back, parked, rejected, mismatch-acked, unprotected, observed-duplicates, suspected-double-effects,
-    /// letters-dropped and abandoned. Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 wrong
-    /// configuration, 124 the drain deadline passed, 129, 130 or 143 second signal. ONCEWARD_LOG sets what is logged, such as
-    /// debug or onceward=debug,warn.
+    /// The first signal drains the pipeline, and the program exits with 0. A signal more than a second later exits at once.
+    ///
+    /// A file source without `follow` ends at the end of the file; with --until-empty every source ends when it is idle.
+    /// Then one line of counters is printed to standard output (to standard error with [handler.stdout]):
+    ///
+    ///   received=N handled=N duplicates=N retried=N dead-lettered=N
+    ///
+    /// followed by the counters that are not 0 among given-back, parked, rejected, mismatch-acked, unprotected,
+    /// observed-duplicates, suspected-double-effects, letters-dropped and abandoned.
+    ///
+    /// Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 invalid configuration, 124 drain deadline
+    /// passed, 129, 130 or 143 second signal.
+    ///
+    /// ONCEWARD_LOG sets the log filter, for example debug or onceward=debug,warn.
+    #[command(verbatim_doc_comment)]
     Run(RunArgs),
-    /// Check a configuration and what it names, and advise
+    /// Check a configuration and the systems it names
     ///
-    /// One line for each finding. Exit code 1 if any is an error, 78 if the configuration itself is wrong.
+    /// Prints one line for each finding. Exit codes: 0 no errors, 1 a finding is an error, 78 invalid configuration.
     Check(CheckArgs),
-    /// Look at a configuration
+    /// Show a configuration
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print the JSON Schema of the configuration file
     Schema,
     /// Write a commented starter configuration
     Init(InitArgs),
-    /// Create or upgrade the store's schema, never the application's tables
+    /// Create or upgrade the schema of the store; application tables are never changed
     Migrate(FileArgs),
-    /// Look at and change the keys in the store
+    /// Show and change the keys in the store
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Send what handlers have put into the outbox, and look at what waits in it
+    /// Publish the rows of the outbox, and show its backlog
     #[command(subcommand)]
     Outbox(OutboxCommand),
     /// Move dead letters back to their source
@@ -118,11 +126,11 @@ pub struct RunArgs {
     /// The configuration file.
     #[command(flatten)]
     pub config: FileArgs,
-    /// Stop when the source is idle, whatever it is
+    /// Stop when the source is idle
     #[arg(long)]
     pub until_empty: bool,
-    /// How long source, store and handler may take to answer at the start; then the run fails. Without end when left out,
-    /// or 1m for a run that ends by itself (a file, or --until-empty)
+    /// The time limit for source, store and handler to become ready; then the run fails. Default: none, or 1m for a run
+    /// that ends by itself (a file, or --until-empty)
     #[arg(long, value_name = "DURATION")]
     pub startup_timeout: Option<HumanDuration>,
 }
@@ -130,10 +138,10 @@ pub struct RunArgs {
 /// `onceward check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// What to check and how to report.
+    /// The configuration and the output format.
     #[command(flatten)]
     pub report: ReportArgs,
-    /// Only parse; connect to nothing
+    /// Only parse the configuration, without connecting
     #[arg(long)]
     pub offline: bool,
 }
@@ -141,34 +149,37 @@ pub struct CheckArgs {
 /// `onceward config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print the effective configuration: defaults included, secrets redacted
+    /// Print the effective configuration, with defaults and redacted secrets
     Show(FileArgs),
 }
 
 /// `onceward outbox`.
 #[derive(Debug, Subcommand)]
 pub enum OutboxCommand {
-    /// Publish what is in the outbox, until SIGTERM or SIGINT
+    /// Publish the rows of the outbox until SIGTERM or SIGINT
     ///
-    /// Each row at least once, under an id that stays the same; the rows of one order key in the order of their commits.
-    /// Several relays may run at once. It publishes to the broker of [outbox.rabbitmq] or, without one, of the source. A row
-    /// that fails is tried again until it succeeds, and holds back its own order key only. Exit codes: 0 stopped by a
-    /// signal, 1 failed, 78 wrong configuration, 130 or 143 second signal.
+    /// Publishes each row at least once, with a stable id, and the rows of one order key in commit order. Several relays may
+    /// run concurrently. The target is the broker of [outbox.rabbitmq] (or another [outbox] table), by default that of the
+    /// source. A failed row is retried until it succeeds, and blocks its own order key only.
+    ///
+    /// Exit codes: 0 stopped by a signal, 1 failed, 78 invalid configuration, 130 or 143 second signal.
     Relay(FileArgs),
-    /// Show how many rows wait, for how long, and which fail and why
+    /// Show the number and age of unpublished rows, and the rows that fail with their errors
     Status(ReportArgs),
 }
 
 /// `onceward dlq`.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
-    /// Move dead letters of this scope from `[dead_letter]` back to the source, so that they are handled once more
+    /// Move dead letters of this scope from `[dead_letter]` back to the source, to be handled again
     ///
-    /// For each letter its key is opened in the store, the message is published to the source, confirmed and, with
-    /// `[key] secret`, sealed; then the letter is deleted (in a file: passed over for good). A letter whose key has completed
-    /// meanwhile is only deleted. Letters that came while the command runs, those of other scopes and those that cannot be
-    /// redriven stay where they are. It may be stopped and repeated: no effect of a completed key happens again. On standard
-    /// output: redriven=N resolved=N left=N.
+    /// For each letter: opens its key in the store, publishes the message to the source and waits for the confirmation
+    /// (sealed with `[key] secret` if set), then deletes the letter (in a file: skips it from then on). A letter whose key has
+    /// completed in the meantime is only deleted. Letters that arrive while the command runs, letters of other scopes and
+    /// letters that cannot be redriven are left. The command may be interrupted and repeated: no effect of a completed key is
+    /// repeated.
+    ///
+    /// Prints redriven=N resolved=N left=N.
     Redrive(RedriveArgs),
 }
 
@@ -178,17 +189,17 @@ pub struct RedriveArgs {
     /// The configuration.
     #[command(flatten)]
     pub config: FileArgs,
-    /// Also take letters that are not sealed with `[key] secret`: those of earlier versions, or with a payload that was corrected.
-    /// Whoever can write to the dead-letter destination then chooses their keys
+    /// Also redrive letters that are not sealed with `[key] secret`: letters of earlier versions, or with a corrected payload.
+    /// Anyone who can write to the dead-letter destination can then choose their keys
     #[arg(long)]
     pub unsealed: bool,
-    /// The queue to take letters from, where `dead_letter.to` names an exchange
+    /// The queue to read letters from, if `dead_letter.to` names an exchange
     #[arg(long, value_name = "QUEUE")]
     pub from: Option<String>,
-    /// At most so many letters, up to 1000000
+    /// The most letters to read, up to 1000000
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
-    /// Do it without asking; required where there is no terminal
+    /// Do not ask for confirmation; required without a terminal
     #[arg(long)]
     pub yes: bool,
 }
@@ -196,7 +207,7 @@ pub struct RedriveArgs {
 /// `onceward init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Where to write it; an existing file is never overwritten. Standard output when left out
+    /// The file to create; an existing file is never overwritten. Default: standard output
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
 }
@@ -209,66 +220,66 @@ pub enum KeysCommand {
         override_usage = "onceward keys get [OPTIONS] <FILE> <VALUE>...\n       onceward keys get [OPTIONS] <FILE> --hash <HEX>"
     )]
     Get(KeyArgs),
-    /// Say in words what the next delivery of a key will meet, and why
+    /// Explain how the next delivery of a key will be handled, and why
     #[command(
         override_usage = "onceward keys explain [OPTIONS] <FILE> <VALUE>...\n       onceward keys explain [OPTIONS] <FILE> --hash <HEX>"
     )]
     Explain(KeyArgs),
-    /// List keys by their hashes, with state, age and attempts
+    /// List keys by hash, with state, failures and age
     List(ListArgs),
     /// Count keys by state
     Stats(ReportArgs),
-    /// Remove the keys of the store that have expired, of all scopes
+    /// Remove expired keys of all scopes from the store
     ///
-    /// `run` does it as it goes. It is for stores that only programs with a loop of their own write to, and for schedulers.
+    /// `run` does this continuously. Use this command for stores that only library users write to, or from a scheduler.
     Purge(ReportArgs),
-    /// Forget a key, so that its message is handled again when it comes
+    /// Forget a key: its message is handled again at the next delivery
     #[command(
         override_usage = "onceward keys forget [OPTIONS] <FILE> <VALUE>...\n       onceward keys forget [OPTIONS] <FILE> --hash <HEX>"
     )]
     Forget(ChangeArgs),
-    /// Mark a key completed, so that its message is not handled
+    /// Mark a key completed: its message is not handled
     #[command(
         override_usage = "onceward keys complete [OPTIONS] <FILE> <VALUE>...\n       onceward keys complete [OPTIONS] <FILE> --hash <HEX>"
     )]
     Complete(ChangeArgs),
     /// Import completed keys, as JSON lines, from an earlier deduplication table
     ///
-    /// Each line is {"key": VALUE}, with a list of values for a composite, or {"hash": HEX} as `keys list` shows it; and
-    /// "age": "3h" or "completed_at": "2026-01-02T03:04:05Z" (or seconds since 1970) if it was not just now. Where the
-    /// key stands in JSON, a text and a number are different keys, as in the messages. Nothing is imported if any line
-    /// is wrong. It may be repeated.
+    /// Each line is {"key": VALUE}, with a list of values for a composite key, or {"hash": HEX} as shown by `keys list`.
+    /// Add "age": "3h" or "completed_at": "2026-01-02T03:04:05Z" (or seconds since 1970) unless the key completed just
+    /// now. For keys from JSON a string and a number are different keys, as in the messages. If any line is invalid,
+    /// nothing is imported. The command may be repeated.
     Import(ImportArgs),
 }
 
-/// One key, named by the values it is made of or by its hash.
+/// One key, given by its values or its hash.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("named").required(true).args(["values", "hash"])))]
 pub struct KeyArgs {
-    /// What to look in and how to report.
+    /// The configuration and the output format.
     #[command(flatten)]
     pub report: ReportArgs,
-    /// The value that the message bears, or several for a composite, in order
+    /// The value in the message, or several for a composite key, in order
     #[arg(value_name = "VALUE")]
     pub values: Vec<String>,
-    /// Where the values stand in the message, one for each; every source in `[key] from` is tried when left out
+    /// The place of each value in the message. Default: every entry of `[key] from` is tried
     #[arg(long, value_name = "SOURCE", requires = "values")]
     pub from: Vec<KeyPart>,
-    /// The values are JSON: `"42"`, in quotes, is a text and `42` a number. Otherwise each is looked for as both
+    /// Parse the values as JSON: `"42"` in quotes is a string, `42` a number. By default both are tried
     #[arg(long, requires = "values")]
     pub typed: bool,
-    /// The key's hash, as `keys list` shows it, instead of its values
+    /// The hash of the key, as shown by `keys list`, instead of its values
     #[arg(long, value_name = "HEX")]
     pub hash: Option<String>,
 }
 
-/// One key, and consent to change it.
+/// One key, and the confirmation to change it.
 #[derive(Debug, Args)]
 pub struct ChangeArgs {
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
-    /// Do it without asking; required where there is no terminal
+    /// Do not ask for confirmation; required without a terminal
     #[arg(long)]
     pub yes: bool,
 }
@@ -276,30 +287,30 @@ pub struct ChangeArgs {
 /// `onceward keys list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// What to look in and how to report.
+    /// The configuration and the output format.
     #[command(flatten)]
     pub report: ReportArgs,
     /// Only keys in this state
     #[arg(long, value_enum)]
     pub state: Option<KeyState>,
-    /// At most so many, up to 10000
+    /// The most keys to list, up to 10000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
-    /// Go on after this hash, the last one of an earlier list
+    /// Continue after this hash, the last one of an earlier list
     #[arg(long, value_name = "HEX")]
     pub after: Option<String>,
 }
 
-/// The states that keys can be listed by.
+/// The states to filter a list by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KeyState {
-    /// Claimed, under a lease that may have run out.
+    /// Claimed, under a lease that may have expired.
     Pending,
     /// Its effect has happened.
     Completed,
     /// Its last attempt failed.
     Failed,
-    /// It failed for good, and its dead letter is being published.
+    /// It failed permanently, and its dead letter is being published.
     Terminal,
     /// Its message is dead-lettered.
     Dead,
@@ -308,13 +319,13 @@ pub enum KeyState {
 /// `onceward keys import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// What to import into and how to report.
+    /// The configuration and the output format.
     #[command(flatten)]
     pub report: ReportArgs,
-    /// Where the values stand in the messages, one for each; the first source in `[key] from` when left out
+    /// The place of each value in the messages. Default: the first entry of `[key] from`
     #[arg(long, value_name = "SOURCE")]
     pub from: Vec<KeyPart>,
-    /// The JSON lines; standard input when left out, or `-`
+    /// The JSON lines. Default, or `-`: standard input
     #[arg(value_name = "NDJSON", value_hint = ValueHint::FilePath)]
     pub lines: Option<PathBuf>,
 }
@@ -324,7 +335,7 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<CommandLine, clap::Error> {
-        CommandLine::read(line.split_whitespace())
+        CommandLine::parse_from_args(line.split_whitespace())
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How the program ends: its exit codes, a contract that scripts rely on, and the one sentence that goes with a failure.
+//! Exit codes of the program, which scripts rely on, and the error message of a failure.
 
 use std::process::ExitCode;
 
@@ -13,24 +13,24 @@ pub enum Exit {
     Done = 0,
     /// A check or a run failed.
     Failed = 1,
-    /// The command line is wrong.
+    /// The command line is invalid.
     Usage = 2,
-    /// A run over a file finished, with dead letters or with messages that a policy keeps in the file.
+    /// A finite run finished, with dead letters or with messages that a policy left in the source.
     DeadLetters = 3,
-    /// The configuration is wrong (`EX_CONFIG`).
+    /// The configuration is invalid (`EX_CONFIG`).
     Config = 78,
     /// The drain deadline passed with handlers still running.
     DrainDeadline = 124,
-    /// A second signal, SIGHUP, ended the drain.
+    /// A second signal, SIGHUP, aborted the drain.
     HungUp = 129,
-    /// A second SIGINT ended the drain.
+    /// A second SIGINT aborted the drain.
     Interrupted = 130,
-    /// A second SIGTERM ended the drain.
+    /// A second SIGTERM aborted the drain.
     Terminated = 143,
 }
 
 impl Exit {
-    /// The number the shell sees.
+    /// The exit code as a number.
     pub fn code(self) -> u8 {
         self as u8
     }
@@ -42,7 +42,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command ended early: the exit code, and one sentence unless all has been said.
+/// The failure of a command: its exit code, and an error message unless everything has been printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     exit: Exit,
@@ -50,12 +50,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Ends with this code after printing the sentence, which says what was wrong and what to do.
+    /// A failure with this exit code; `sentence` says what is wrong and how to fix it.
     pub fn new(exit: Exit, sentence: impl Into<String>) -> Self {
         Self { exit, sentence: Some(sentence.into()) }
     }
 
-    /// Ends with this code and prints nothing: what there was to say has been printed.
+    /// A failure with this exit code and without a message: everything has been printed.
     pub fn silent(exit: Exit) -> Self {
         Self { exit, sentence: None }
     }
@@ -65,7 +65,7 @@ impl Failure {
         self.exit
     }
 
-    /// What to print on standard error.
+    /// The message for standard error.
     pub fn sentence(&self) -> Option<&str> {
         self.sentence.as_deref()
     }
@@ -77,7 +77,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// Whoever closed the pipe has seen enough: that is no failure.
+/// A reader that closes the pipe has seen enough, which is not a failure.
 impl From<OutputError> for Failure {
     fn from(error: OutputError) -> Self {
         match error {

@@ -21,7 +21,7 @@ use output::{Output, complain};
 
 /// The whole program: reads the command line and the environment, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
-    let command_line = match CommandLine::read(std::env::args_os()) {
+    let command_line = match CommandLine::parse_from_args(std::env::args_os()) {
         Ok(command_line) => command_line,
         Err(told) => {
             // Help and version come as errors too. A closed pipe is no reason to fail.

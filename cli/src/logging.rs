@@ -1,5 +1,4 @@
-//! Log lines on standard error: what is logged, how often, in which form, and that no value in them acts on a terminal or
-//! forges a line.
+//! Logging to standard error, with a filter, a rate limit and a format, and with escaped control characters.
 
 mod filter;
 mod limit;
@@ -18,18 +17,18 @@ use crate::config::{LogFormat, Lookup};
 use crate::exit::Failure;
 use crate::handlers::text::is_unprintable;
 
-/// The target of the lines that say who changed which key. They are logged whatever the filter says.
+/// The target of audit lines, which name the user who changed a key. No filter suppresses them.
 pub(crate) const AUDIT: &str = "onceward::audit";
 
-/// What was left out of the log.
+/// The summaries of suppressed lines.
 static SUMMARIES: OnceLock<limit::Summaries> = OnceLock::new();
 
-/// Begins to log.
+/// Starts logging.
 ///
 /// # Errors
-/// One sentence, if the filter in the environment is none.
+/// The filter in the environment is invalid.
 pub(crate) fn start(format: LogFormat, env: Lookup<'_>) -> Result<(), Failure> {
-    let filter = filter::from(env)?;
+    let filter = filter::parse(env)?;
     let (limit, summaries) = limit::limit();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Escaping(format));
     let lines = match format {
@@ -41,23 +40,23 @@ pub(crate) fn start(format: LogFormat, env: Lookup<'_>) -> Result<(), Failure> {
         .with(filter_fn(|metadata| filter::is_allowed(metadata.target(), *metadata.level())))
         .with(limit)
         .with(lines);
-    // A second start in one process keeps the first: only tests do that.
+    // A second start in one process, as in tests, keeps the first.
     if logger.try_init().is_ok() {
         summaries.start();
-        // Nothing else sets it.
+        // It is set only here.
         let _ = SUMMARIES.set(summaries);
     }
     Ok(())
 }
 
-/// Says how many lines were left out that no summary has named yet.
+/// Logs the number of suppressed lines that no summary has reported yet.
 pub(crate) fn finish() {
     if let Some(summaries) = SUMMARIES.get() {
         summaries.log();
     }
 }
 
-/// Writes each line to standard error with its control characters escaped, but for the line end.
+/// Writes each line to standard error, with control characters escaped except for the line end.
 #[derive(Clone, Copy)]
 struct Escaping(LogFormat);
 
@@ -70,7 +69,7 @@ impl<'a> MakeWriter<'a> for Escaping {
 }
 
 impl Write for Escaping {
-    /// Never fails: a reader of the log that has gone must not end a run.
+    /// Never fails: a run must not end because the reader of the log has closed the pipe.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let _ = io::stderr().write_all(escaped(line, self.0).as_bytes());
         Ok(line.len())
@@ -81,7 +80,7 @@ impl Write for Escaping {
     }
 }
 
-/// One line, as one line.
+/// A line of the log with its control characters escaped.
 fn escaped(line: &[u8], format: LogFormat) -> String {
     let text = String::from_utf8_lossy(line);
     let body = text.strip_suffix('\n').unwrap_or(&text);
@@ -91,7 +90,7 @@ fn escaped(line: &[u8], format: LogFormat) -> String {
         let _ = match (is_unprintable(character), format) {
             (false, _) => out.write_char(character),
             (true, LogFormat::Text) => write!(out, "{}", character.escape_default()),
-            // JSON's own escape; all of these are in the first plane.
+            // The escape of JSON; all of these characters are in the first plane.
             (true, LogFormat::Json) => write!(out, "\\u{:04x}", u32::from(character)),
         };
     }

@@ -1,4 +1,4 @@
-//! Standard output, which may be a pipe that closes at any time.
+//! Standard output, which may be a pipe that closes at any time: [`Output`].
 
 use std::fmt;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::handlers::text::printable;
 
-/// Where a command writes its results. Diagnostics go to standard error instead, see [`complain`].
+/// The destination of the results of a command. Diagnostics go to standard error, see [`complain`].
 pub struct Output {
     out: Box<dyn Write + Send>,
 }
@@ -18,10 +18,10 @@ impl fmt::Debug for Output {
     }
 }
 
-/// Why nothing more can be written.
+/// The failure of a write.
 #[derive(Debug)]
 pub enum OutputError {
-    /// The reader has gone.
+    /// The reader has closed the pipe.
     Closed,
     /// Writing failed.
     Failed(io::Error),
@@ -30,12 +30,9 @@ pub enum OutputError {
 impl fmt::Display for OutputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Closed => f.write_str("the reader of standard output has gone; nothing more is written"),
+            Self::Closed => f.write_str("standard output was closed by its reader"),
             Self::Failed(error) => {
-                write!(
-                    f,
-                    "writing to standard output failed ({error}); look for a full disk behind a redirection"
-                )
+                write!(f, "writing to standard output failed ({error}); check for a full disk")
             }
         }
     }
@@ -66,7 +63,7 @@ impl Output {
     /// Writes one line.
     ///
     /// # Errors
-    /// The reader has gone, or writing failed.
+    /// The reader has closed the pipe, or writing failed.
     pub fn line(&mut self, line: impl fmt::Display) -> Result<(), OutputError> {
         self.write(format!("{line}\n").as_bytes())
     }
@@ -74,17 +71,17 @@ impl Output {
     /// Writes one value as one line of JSON.
     ///
     /// # Errors
-    /// The reader has gone, or writing failed.
+    /// The reader has closed the pipe, or writing failed.
     pub fn json(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
         let mut line = serde_json::to_vec(value).map_err(io::Error::from)?;
         line.push(b'\n');
         self.write(&line)
     }
 
-    /// Writes bytes as they are, and flushes.
+    /// Writes bytes unchanged, and flushes.
     ///
     /// # Errors
-    /// The reader has gone, or writing failed.
+    /// The reader has closed the pipe, or writing failed.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
         self.out.write_all(bytes)?;
         self.out.flush()?;
@@ -95,8 +92,7 @@ impl Output {
 /// The longest line written by [`complain`], in bytes.
 const COMPLAINT_LIMIT: usize = 16 * 1024;
 
-/// Writes one line to standard error, with control characters escaped. That it cannot be written is ignored: there is
-/// nowhere left to say so.
+/// Writes one line to standard error, with control characters escaped. A failure is ignored: there is nowhere to report it.
 pub fn complain(line: impl fmt::Display) {
     let line = printable(line.to_string().as_bytes(), COMPLAINT_LIMIT);
     let _ = writeln!(io::stderr(), "{line}");

@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP: the first asks for a drain, a later one ends the program.
+//! Handles SIGTERM, SIGINT and SIGHUP: the first starts a drain, a later one ends the program.
 
 use std::time::Duration;
 
@@ -9,25 +9,26 @@ use tokio_util::sync::CancellationToken;
 use crate::exit::{Exit, Failure};
 
 /// Signals within this time after the first one are the same request: some senders signal a process and its group.
-const SAME: Duration = Duration::from_secs(1);
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
-/// Catches SIGTERM, SIGINT and SIGHUP from its making on.
+/// Catches SIGTERM, SIGINT and SIGHUP from its creation on.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// `None` where it is ignored already (`nohup`): then it stays so.
+    /// `None` if the signal was ignored at the start (`nohup`): it stays ignored.
     hang_up: Option<Signal>,
 }
 
 impl Signals {
-    /// Takes the signals over.
+    /// Installs the signal handlers.
     ///
     /// # Errors
-    /// One sentence, if the system has no place for that.
+    /// The system refuses them.
     pub(crate) fn catch() -> Result<Self, Failure> {
         let caught = |kind| {
             signal(kind).map_err(|error| {
-                let what = format!("signals cannot be caught ({error}); raise the process's limits");
+                let what =
+                    format!("signal handlers cannot be installed ({error}); raise the limits of the process");
                 Failure::new(Exit::Failed, what)
             })
         };
@@ -40,16 +41,16 @@ impl Signals {
         })
     }
 
-    /// Awaits `work`. The first signal fires `shutdown`, after `told` has told people; one that comes more than a second
-    /// later ends the program.
+    /// Awaits `work`. The first signal calls `on_first` and fires `shutdown`; a signal more than a second later ends the
+    /// program.
     ///
     /// # Errors
-    /// How the program ends, if a second signal came: `work` is dropped.
+    /// The exit code of a second signal: `work` was dropped.
     pub(crate) async fn drain<T>(
         mut self,
         shutdown: &CancellationToken,
         work: impl Future<Output = T>,
-        told: impl Fn(),
+        on_first: impl Fn(),
     ) -> Result<T, Exit> {
         tokio::pin!(work);
         let mut first: Option<Instant> = None;
@@ -60,17 +61,17 @@ impl Signals {
                 stopped = self.next() => match first {
                     None => {
                         first = Some(Instant::now());
-                        told();
+                        on_first();
                         shutdown.cancel();
                     }
-                    Some(first) if first.elapsed() < SAME => {}
+                    Some(first) if first.elapsed() < SAME_REQUEST => {}
                     Some(_) => return Err(stopped),
                 }
             }
         }
     }
 
-    /// Waits for the next one, and answers how a program ends that it stops.
+    /// Waits for the next signal, and returns the exit code of a program that it ends.
     async fn next(&mut self) -> Exit {
         let hang_up = async {
             match &mut self.hang_up {
@@ -86,7 +87,7 @@ impl Signals {
     }
 }
 
-/// Whether this program was started with the signal ignored. False where the system does not say.
+/// True if this program was started with the signal ignored; false if the system does not report it.
 fn is_ignored(kind: SignalKind) -> bool {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

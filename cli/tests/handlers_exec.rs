@@ -397,5 +397,5 @@ async fn a_process_runs_in_the_given_directory_and_is_found_from_there() {
     }
     assert!(handler(program(["./where.sh"])).check().is_err(), "looked up from elsewhere");
     let gone = handler(program(["sh"]).in_directory(directory.path().join("gone")));
-    assert!(gone.check().unwrap_err().to_string().contains("is no directory"));
+    assert!(gone.check().unwrap_err().to_string().contains("is not a directory"));
 }

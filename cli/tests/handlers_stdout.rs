@@ -78,7 +78,7 @@ async fn a_reader_that_has_gone_away_ends_the_run_and_uses_no_attempt() {
     let closed = CancellationToken::new();
     let error = StdoutHandler::to(writer).closes(closed.clone()).handle(message).await.unwrap_err();
     assert_eq!(error.verdict(), Verdict::Unavailable);
-    assert!(error.text().contains("its reader has gone away"), "{error}");
+    assert!(error.text().contains("its reader has closed it"), "{error}");
     assert!(closed.is_cancelled());
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use onceward::pipeline::config::OnMismatch;
 use onceward::{Handled, HandlerError, KeyExtractor, KeySource, Message, Scope, tx_handler};
-use onceward_kafka::{EffectKeys, EffectsConfig, KafkaConfig, KafkaEffects};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{EffectKeys, EffectsConfig, KafkaEffects};
 use onceward_postgres::{PgConfig, PgStore, PgTx};
 use tokio_util::sync::CancellationToken;
 
@@ -57,10 +58,10 @@ async fn run(
     group: &str,
     url: &str,
     keys: bool,
-) -> Result<onceward_kafka::EffectsSummary, onceward::Error> {
+) -> Result<onceward_kafka_transactions::EffectsSummary, onceward::Error> {
     let mut source = KafkaConfig::new([brokers], [topic], group);
-    source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
-    source.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
+    source.connection.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
+    source.connection.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
     source.topics.drain_timeout = Some(Duration::from_secs(1));
     // Many small transactions: there is nearly always one to be killed in.
     source.topics.buffer_messages = 100;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use onceward::{Message, Outgoing};
-use onceward_kafka::{KafkaConfig, KafkaTransform, TransformConfig};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -22,8 +23,8 @@ fn main() -> ExitCode {
 #[allow(clippy::print_stderr)]
 async fn run(brokers: &str, from: &str, to: &str, group: &str, id: &str) -> ExitCode {
     let mut source = KafkaConfig::new([brokers], [from], group);
-    source.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
-    source.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
+    source.connection.properties.insert("session.timeout.ms".to_owned(), "4000".to_owned());
+    source.connection.properties.insert("heartbeat.interval.ms".to_owned(), "300".to_owned());
     source.topics.drain_timeout = Some(Duration::from_secs(1));
     let mut config = TransformConfig::new(source, id);
     // Many small transactions: there is nearly always one to be killed in.

@@ -55,7 +55,7 @@ fn in_time(case: &str, took: Duration, ended: &Ended) {
 fn end(name: &str, waiting: &impl Waiting, proxy: &Proxy, setup: &Setup, is_busy: bool) {
     let scene = scene(setup);
     let running = scene.run();
-    until("it runs", PATIENCE, || running.stderr().contains(" runs "));
+    until("it runs", PATIENCE, || running.stderr().contains("pipeline started"));
     if is_busy {
         waiting.publish(&[order(ORDER, &json!({"ms": 500}))]);
         until("its run", PATIENCE, || scene.count(Kind::Start).len() == 1);

@@ -1,4 +1,4 @@
-//! Entry points for fuzz targets; compiled for them only.
+//! Private functions that the fuzz targets call; built for them and for tests only.
 
 use onceward::Outgoing;
 

@@ -69,7 +69,7 @@ mod envelope;
 mod error;
 mod file_source;
 mod file_tail;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod inspect;

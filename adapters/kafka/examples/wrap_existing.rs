@@ -112,7 +112,7 @@ pub mod with_pipeline {
         shutdown: tokio_util::sync::CancellationToken,
     ) -> Result<(), Error> {
         let topics = TopicConfig::new([topic]);
-        let orders = KafkaConsumer::from_client_config(client, DefaultConsumerContext, topics).await?;
+        let orders = KafkaConsumer::from_client(client, DefaultConsumerContext, topics).await?;
         let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, store)
             .keys([KeySource::Header("order-id".into())])
             .config(PipelineConfig { ordering: Ordering::BrokerKey, ..PipelineConfig::default() })

@@ -1,86 +1,54 @@
-//! Settles deliveries: what is acked moves its partition's watermark, what is to be retried is handed out again in place, or
-//! goes to a retry topic.
+//! Settles deliveries: an acked record moves its partition's watermark, a record to retry is redelivered in its place or
+//! copied to a retry topic.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use onceward::{Acker, Error, Outgoing, Settled, Settlement, Tag};
+use onceward::{Acker, Error, Settled, Settlement, Tag};
 
-use crate::retry::Waiting;
-use crate::shared::Shared;
+use crate::handle::Handle;
+use crate::retry::forwarder::RetryForwarder;
+use crate::state::delivery::RetryCopy;
 
-/// The most copies that are on their way to retry topics at a time; what comes beyond waits in this process.
-const COPIES: usize = 1000;
-
-/// The acker of a [`KafkaConsumer`](crate::KafkaConsumer). Offsets are committed by the poll thread, soon after; a
-/// settlement for a partition that was taken away is too late.
+/// The acker of a [`KafkaConsumer`](crate::KafkaConsumer). The poll thread commits offsets soon after. A settlement for a
+/// revoked partition is too late.
 pub(crate) struct KafkaAcker {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) waiting: Option<Arc<Waiting>>,
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) forwarder: Option<Arc<RetryForwarder>>,
 }
 
-/// A copy that is to go to a retry topic: the delivery it is for, and how long it is to wait.
-struct Copy {
-    tag: Tag,
-    after: Duration,
-    outgoing: Outgoing,
-}
-
-impl Shared {
-    /// The copies that go to retry topics instead of waiting here, each with its index in the batch. Each delivery is copied
-    /// once, however often it is settled.
-    fn copies(&self, batch: &[(Tag, Settlement)], waiting: &Waiting) -> Vec<(usize, Option<Copy>)> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let mut copy = |(index, (tag, settlement)): (usize, &(Tag, Settlement))| {
-            let Settlement::Retry { after } = *settlement else { return None };
-            let own = state.assigned.get_mut(&tag.epoch).filter(|own| !own.leaving)?;
-            let held = own.held.get_mut(&tag.number)?;
-            if held.copying {
-                return Some((index, None));
-            }
-            if state.copying >= COPIES {
-                return None;
-            }
-            let outgoing = waiting.copy(&held.message, after)?;
-            held.copying = true;
-            state.copying += 1;
-            Some((index, Some(Copy { tag: *tag, after, outgoing })))
-        };
-        batch.iter().enumerate().filter_map(&mut copy).collect()
-    }
-}
-
-/// Sends a copy, and settles its original by it; without a confirmation the original waits in this process.
-async fn copy(shared: Arc<Shared>, waiting: Arc<Waiting>, Copy { tag, after, outgoing }: Copy) {
-    let settlement = match waiting.put(&outgoing).await {
+/// Publishes a copy and settles its original. Without a confirmation the original waits in this process.
+async fn forward(handle: Arc<Handle>, forwarder: Arc<RetryForwarder>, copy: RetryCopy) {
+    let settlement = match forwarder.publish(&copy.outgoing).await {
         true => Settlement::Ack,
-        false => Settlement::Retry { after },
+        false => Settlement::Retry { after: copy.after },
     };
-    // Too late is well: the partition's next owner has the original.
-    let _ = shared.settle(&[(tag, settlement)]);
+    // If it is too late, the partition's next owner delivers the original.
+    let _ = handle.with(|state| state.settle(&[(copy.tag, settlement)], Instant::now()));
 }
 
 #[async_trait]
 impl Acker for KafkaAcker {
-    /// Never waits for a broker: a retry topic that does not answer holds up its own records only. Until its copy is
-    /// confirmed the original is not settled.
+    /// Never waits for a broker: a retry topic that does not respond only delays its own records. The original is settled when
+    /// its copy is confirmed.
     async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Result<Settled, Error>> {
-        let copies = match &self.waiting {
-            Some(waiting) => self.shared.copies(batch, waiting),
+        let copies = match &self.forwarder {
+            Some(forwarder) => self
+                .handle
+                .with(|state| state.start_copies(batch, |message, after| forwarder.copy(message, after))),
             None => Vec::new(),
         };
         let mut settled = Vec::with_capacity(batch.len());
         let mut rest = Vec::with_capacity(batch.len());
-        let mut sent = Vec::new();
+        let mut forwarded = Vec::new();
         let mut copies = copies.into_iter().peekable();
         for (index, item) in batch.iter().enumerate() {
             match copies.next_if(|(own, _)| *own == index) {
-                Some((_, own)) => {
-                    if let (Some(own), Some(waiting)) = (own, &self.waiting) {
-                        sent.push(copy(Arc::clone(&self.shared), Arc::clone(waiting), own));
+                Some((_, copy)) => {
+                    if let (Some(copy), Some(forwarder)) = (copy, &self.forwarder) {
+                        forwarded.push(forward(Arc::clone(&self.handle), Arc::clone(forwarder), copy));
                     }
                     settled.push(Some(Settled::Done));
                 }
@@ -90,11 +58,11 @@ impl Acker for KafkaAcker {
                 }
             }
         }
-        if !sent.is_empty() {
-            // They are sent in this order, and each is settled when it is confirmed.
-            tokio::spawn(join_all(sent));
+        if !forwarded.is_empty() {
+            // They are sent in this order, and each original is settled when its copy is confirmed.
+            tokio::spawn(join_all(forwarded));
         }
-        let mut rest = self.shared.settle(&rest).into_iter();
+        let mut rest = self.handle.with(|state| state.settle(&rest, Instant::now())).into_iter();
         settled.into_iter().map(|own| Ok(own.or_else(|| rest.next()).unwrap_or(Settled::TooLate))).collect()
     }
 }

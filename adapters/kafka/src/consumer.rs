@@ -1,7 +1,8 @@
-//! Delivers the records of topics: [`KafkaConsumer`].
+//! Consumes the records of topics as a member of a consumer group: [`KafkaConsumer`].
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use onceward::telemetry::SourceHealth;
@@ -9,71 +10,87 @@ use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowCo
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::acker::KafkaAcker;
-use crate::begin::Starts;
-use crate::config::{self, KafkaConfig, Settled, TopicConfig};
-use crate::context::{Hooked, Users};
-use crate::flow::Flow;
-use crate::log::Traced;
-use crate::password::PasswordFile;
-use crate::probe::Probe;
+use crate::auth::password::PasswordFile;
+use crate::client::blocking::run_blocking;
+use crate::client::connectivity::wait_for_cluster;
+use crate::client::context::SharedContext;
+use crate::client::log::TracingContext;
+use crate::client::native;
+use crate::client_config::ConsumerClientConfig;
+use crate::config::{KafkaConfig, TopicConfig};
+use crate::error;
+use crate::flow::PartitionFlow;
+use crate::handle::Handle;
+use crate::inspect;
+use crate::monitor::spawn_monitor;
+use crate::poll::thread::PollThread;
 use crate::publisher::KafkaPublisher;
-use crate::reach::reach;
-use crate::retry::Waiting;
-use crate::shared::Shared;
-use crate::watch::Watch;
-use crate::{error, facts, native, overseer, poll, task};
+use crate::retry::forwarder::RetryForwarder;
+use crate::start_offsets::StoredPositions;
 
-/// How long the cluster may take to tell about itself and the topics.
-const REPLY_LIMIT: Duration = Duration::from_secs(10);
+/// The timeout of one request when a consumer is opened.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long leaving the group may take.
-const CLOSE_LIMIT: Duration = Duration::from_secs(10);
-/// How long copies that are on their way to retry topics are waited for before that.
-const COPIES_LIMIT: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long `close` waits for the confirmation of copies in retry topics before that.
+const COPIES_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The records of topics, as a member of a consumer group.
+/// Consumes the records of topics as a member of a consumer group.
 ///
-/// It comes back by itself after a broker was away, and goes on after rebalances. Offsets are committed per partition up to
-/// the first record that is not settled, so that a crash repeats what was incomplete and what was settled above it; the
-/// store knows the latter.
+/// It reconnects by itself after an outage of a broker, and continues after rebalances. For each partition the offset of the first
+/// unsettled record is committed, so that a crash redelivers unsettled records and those settled after them; the store recognises
+/// the latter.
 ///
-/// A position's incarnation is the cluster's id and the topic's: records of a topic that was deleted and created again under
-/// its name are new ones. (Brokers older than 2.8 have no such ids; there it is the topic's name.) A topic that is recreated,
-/// or truncated, while this runs or while it does not, is read from its start: the id is kept beside each committed offset.
-/// In [`health`](Consumer::health) that is counted, and so are records that retention removed before they were read.
+/// The incarnation of a position consists of the ids of the cluster and the topic: records of a topic that was deleted and created
+/// again under the same name are new ones. (Brokers older than 2.8 have no topic ids; there it is the topic's name.) A topic that is
+/// recreated or truncated, whether or not a consumer is running, is read from its start: the topic's id is stored with each committed
+/// offset. [`health`](Consumer::health) counts such resets, and the records that retention deleted before they were read.
 pub struct KafkaConsumer {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) handle: Arc<Handle>,
     retention: Option<Duration>,
-    waiting: Option<Arc<Waiting>>,
+    forwarder: Option<Arc<RetryForwarder>>,
 }
 
 impl KafkaConsumer {
-    /// Connects, looks at the topics and joins the group.
+    /// Connects, checks the topics and joins the group.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if values cannot be used or there is no such topic, [`ErrorKind::Denied`] if the broker
-    /// refuses, [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] if it cannot be reached.
+    /// [`ErrorKind::Config`] if a value is invalid or a topic does not exist, [`ErrorKind::Denied`] if access is denied,
+    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] if the cluster is unreachable.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the group in the background.
     pub async fn open(config: KafkaConfig) -> Result<Self, Error> {
-        config.check()?;
-        let password = config.password();
-        Self::build(config.client(), Traced, config.topics, None, password).await
+        Self::open_from(config, None).await
     }
 
-    /// As [`open`](Self::open), with partitions that start where `starts` says.
-    pub(crate) async fn open_owned(config: KafkaConfig, starts: Arc<dyn Starts>) -> Result<Self, Error> {
-        config.check()?;
-        let password = config.password();
-        Self::build(config.client(), Traced, config.topics, Some(starts), password).await
+    /// Opens a consumer whose partitions start at `stored` positions.
+    #[doc(hidden)]
+    pub async fn open_with_positions(
+        config: KafkaConfig,
+        stored: Arc<dyn StoredPositions>,
+    ) -> Result<Self, Error> {
+        Self::open_from(config, Some(stored)).await
     }
 
-    /// As [`open`](Self::open), with the user's own client configuration and context. The context's logs, statistics, errors
-    /// and OAuth tokens are used; rebalances are this consumer's. Properties that would break what is promised are refused.
+    async fn open_from(config: KafkaConfig, stored: Option<Arc<dyn StoredPositions>>) -> Result<Self, Error> {
+        config.check()?;
+        let password = config.connection.password();
+        Self::build(config.client(), TracingContext, config.topics, stored, password).await
+    }
+
+    /// Opens a consumer with the user's own client configuration and context. The context's logs, statistics, errors and OAuth
+    /// tokens are used; rebalances are handled by this consumer. Properties that contradict the guarantees are rejected.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn from_client_config<C: ClientContext + 'static>(
+    ///
+    /// # Cancel safety
+    /// As [`open`](Self::open).
+    pub async fn from_client<C: ClientContext + 'static>(
         client: ClientConfig,
         context: C,
         topics: TopicConfig,
@@ -85,92 +102,99 @@ impl KafkaConsumer {
         client: ClientConfig,
         context: C,
         topics: TopicConfig,
-        starts: Option<Arc<dyn Starts>>,
+        stored: Option<Arc<dyn StoredPositions>>,
         password: Option<Arc<PasswordFile>>,
     ) -> Result<Self, Error> {
-        let Settled { client, from_end } = config::settled(client, &topics)?;
-        let topics = topics.fitted(&client);
-        let context = Users::new(context).with_password(password.clone());
-        let waiting = match topics.retry_topics.is_empty() {
+        topics.check()?;
+        let built = ConsumerClientConfig::build(client)?;
+        let client = built.client.clone();
+        let topics = topics.limit_drain(&client);
+        let context = SharedContext::new(context).with_password(password.clone());
+        let forwarder = match topics.retry_topics.is_empty() {
             true => None,
             false => {
                 let publisher = KafkaPublisher::build(client.clone(), password)?;
-                Some(Arc::new(Waiting::new(publisher, &topics)))
+                Some(Arc::new(RetryForwarder::new(publisher, &topics)))
             }
         };
-        let (asked, asking, names) = (client.clone(), context.clone(), topics.names.clone());
-        let shared = task::blocking(move || start(client, context, topics, from_end, starts)).await??;
-        // From here on dropping this future leaves the group.
-        let mut consumer = Self { shared, retention: None, waiting };
-        consumer.retention = facts::retention(&asked, asking, &names).await;
+        let (shared, names) = (context.clone(), topics.names.clone());
+        let handle = run_blocking(move || start(built, context, topics, stored)).await??;
+        // From here on, dropping this future leaves the group.
+        let mut consumer = Self { handle, retention: None, forwarder };
+        consumer.retention = inspect::max_retention(&client, shared, &names).await;
         Ok(consumer)
     }
 
-    /// How many partitions are assigned to this member at this moment.
+    /// Returns the number of partitions that are assigned to this member.
+    #[must_use]
     pub fn assigned_partitions(&self) -> usize {
-        self.shared.assigned()
+        self.handle.with(|state| state.partitions.len())
     }
 
-    /// True if the partition is being taken away, or is gone: nothing more of this assignment is to be begun.
-    pub(crate) fn is_leaving(&self, epoch: u64) -> bool {
-        self.shared.lock().assigned.get(&epoch).is_none_or(|own| own.leaving)
-    }
-
-    fn stop(&self) {
-        self.shared.lock().stop = true;
-        self.shared.change();
+    /// Returns true if the partition is being revoked, or is gone: nothing more of this assignment should be started.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_leaving(&self, epoch: u64) -> bool {
+        self.handle.with(|state| state.is_leaving(epoch))
     }
 }
 
-fn start<C: ClientContext + 'static>(
-    client: ClientConfig,
-    context: Users<C>,
-    topics: TopicConfig,
-    from_end: bool,
-    starts: Option<Arc<dyn Starts>>,
-) -> Result<Arc<Shared>, Error> {
-    let operation = format!("consume topic {}", topics.names.join(", "));
-    // The cluster is asked before the group is joined, by a client that has no group.
-    let mut plain = client.clone();
-    plain.remove("group.id");
-    plain.remove("group.instance.id");
-    let asked: BaseConsumer<Users<C>> =
-        plain.create_with_context(context.clone()).map_err(|error| error::kafka(operation.clone(), error))?;
-    let explained = |operation, error| context.trouble.explain(operation, error, ErrorKind::Denied);
-    let first = topics.names.first().map_or("", String::as_str);
-    reach(&asked, first, REPLY_LIMIT).map_err(|error| explained(operation.clone(), error))?;
-    for name in topics.consumed() {
-        native::describe(asked.client(), &[name], REPLY_LIMIT)
-            .map_err(|error| explained(format!("consume topic {name}"), error))?;
+impl fmt::Debug for KafkaConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let topics = &self.handle.topics.names;
+        f.debug_struct("KafkaConsumer").field("topics", topics).finish_non_exhaustive()
     }
-    let cluster = asked.client().fetch_cluster_id(REPLY_LIMIT).ok_or_else(|| {
-        let what = "the cluster does not tell its id; positions need it";
-        Error::new(ErrorKind::Unavailable, operation.clone(), what)
-    })?;
-    drop(asked);
-    let shared = Shared::new(topics, cluster.into());
-    let polling = Arc::clone(&shared);
-    let watch = Watch::new(Probe::new(&client, context.clone()));
-    let (looking, looked) = (context.clone(), Arc::clone(&shared));
+}
+
+/// Checks the cluster and the topics by a client without a group, then joins the group and starts the threads.
+fn start<C: ClientContext + 'static>(
+    built: ConsumerClientConfig,
+    context: SharedContext<C>,
+    topics: TopicConfig,
+    stored: Option<Arc<dyn StoredPositions>>,
+) -> Result<Arc<Handle>, Error> {
+    let ConsumerClientConfig { client, from_end } = built;
+    let operation = format!("consume topic {}", topics.names.join(", "));
+    let mut without_group = client.clone();
+    without_group.remove("group.id");
+    without_group.remove("group.instance.id");
+    let cluster = check_topics(&without_group, &context, &topics, &operation)?;
     let no_thread = |error| {
-        Error::new(ErrorKind::Unavailable, "start a Kafka consumer", "no thread can be started")
+        Error::new(ErrorKind::Unavailable, "start a Kafka consumer", "starting a thread failed")
             .with_source(error)
     };
-    let join = {
-        let shared = Arc::clone(&shared);
-        move || -> Result<BaseConsumer<Hooked<C>>, Error> {
-            let failed = |error| error::kafka(operation.clone(), error);
-            let hooked = Hooked::new(context.clone(), Arc::clone(&shared), &client, from_end, starts.clone());
-            let consumer: BaseConsumer<_> = client.create_with_context(hooked).map_err(failed)?;
-            consumer.subscribe(&shared.topics.consumed()).map_err(failed)?;
-            Ok(consumer)
-        }
-    };
-    let consumer = join()?;
-    let thread = std::thread::Builder::new().name("onceward-kafka".into());
-    thread.spawn(move || poll::run(consumer, join, watch, &polling)).map_err(no_thread)?;
-    overseer::spawn(plain, looking, looked).map_err(no_thread)?;
-    Ok(shared)
+    let handle = Handle::new(topics, cluster);
+    PollThread::new(client, context.clone(), from_end, stored, Arc::clone(&handle)).spawn(no_thread)?;
+    spawn_monitor(without_group, context, Arc::clone(&handle)).map_err(|error| {
+        handle.stop();
+        no_thread(error)
+    })?;
+    Ok(handle)
+}
+
+/// Checks that the topics exist. Returns the cluster's id.
+fn check_topics<C: ClientContext>(
+    client: &ClientConfig,
+    context: &SharedContext<C>,
+    topics: &TopicConfig,
+    operation: &str,
+) -> Result<Arc<str>, Error> {
+    let client: BaseConsumer<SharedContext<C>> = client
+        .create_with_context(context.clone())
+        .map_err(|error| error::classify(operation.to_owned(), error))?;
+    let explained = |operation, error| context.diagnosis.explain(operation, error, ErrorKind::Denied);
+    let first = topics.names.first().map_or("", String::as_str);
+    wait_for_cluster(&client, first, REQUEST_TIMEOUT)
+        .map_err(|error| explained(operation.to_owned(), error))?;
+    for name in topics.consumed() {
+        native::describe_topics(client.client(), &[name], REQUEST_TIMEOUT)
+            .map_err(|error| explained(format!("consume topic {name}"), error))?;
+    }
+    let cluster = client.client().fetch_cluster_id(REQUEST_TIMEOUT).ok_or_else(|| {
+        let what = "the cluster does not report its id, which positions require";
+        Error::new(ErrorKind::Unavailable, operation.to_owned(), what)
+    })?;
+    Ok(cluster.into())
 }
 
 #[async_trait]
@@ -178,95 +202,84 @@ impl Consumer for KafkaConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.ordered = true;
-        capabilities.delayed_retry = self.waiting.is_some();
-        let own = &self.shared.topics.own_headers;
-        let proven = match own.trust() {
+        capabilities.delayed_retry = self.forwarder.is_some();
+        let own = &self.handle.topics.own_headers;
+        let are_trusted = match own.trust() {
             HeaderTrust::Trusted => true,
             HeaderTrust::Authenticated => own.seals(),
             HeaderTrust::Ignore => false,
         };
-        capabilities.retries_lose_position = self.waiting.is_some() && !proven;
+        capabilities.retries_lose_position = self.forwarder.is_some() && !are_trusted;
         capabilities.retention = self.retention;
         capabilities
     }
 
     fn acker(&self) -> Arc<dyn Acker> {
-        Arc::new(KafkaAcker { shared: Arc::clone(&self.shared), waiting: self.waiting.clone() })
+        Arc::new(KafkaAcker { handle: Arc::clone(&self.handle), forwarder: self.forwarder.clone() })
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
-            if let Some(error) = self.shared.take_error() {
+            if let Some(error) = self.handle.take_error() {
                 return Err(error);
             }
-            let next = match self.shared.take() {
+            let next = match self.handle.with(|state| state.take(Instant::now())) {
                 Ok(deliveries) => return Ok(Some(deliveries)),
                 Err(next) => next,
             };
-            if self.shared.lock().ended {
+            if self.handle.has_ended() {
                 let what = "the consumer has ended; open another one";
                 return Err(Error::new(ErrorKind::Internal, "receive from Kafka", what));
             }
-            match next {
-                Some(at) => drop(tokio::time::timeout_at(at.into(), self.shared.arrived.notified()).await),
-                None => self.shared.arrived.notified().await,
-            }
+            self.handle.wait_to_receive(next).await;
         }
     }
 
     /// Asks the broker where each assigned partition ends.
     async fn is_idle(&mut self) -> Option<bool> {
-        let (question, answer) = oneshot::channel();
-        {
-            let mut state = self.shared.lock();
-            if state.ended {
-                return None;
-            }
-            state.idle_questions.push(question);
-        }
-        answer.await.ok().flatten()
+        self.handle.ask_idle().await.ok().flatten()
     }
 
     fn flow(&self) -> Option<Arc<dyn FlowControl>> {
-        Some(Arc::new(Flow(Arc::clone(&self.shared))))
+        Some(Arc::new(PartitionFlow(Arc::clone(&self.handle))))
     }
 
     fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.shared.lock().notices = Some(sender);
+        self.handle.set_notices(sender);
         Some(receiver)
     }
 
     fn health(&self) -> Option<Arc<SourceHealth>> {
-        Some(Arc::clone(&self.shared.health))
+        Some(Arc::clone(&self.handle.health))
     }
 
     async fn close(&mut self) -> Result<(), Error> {
         let copied = async {
-            while self.shared.lock().copies() > 0 {
+            while self.handle.with(|state| state.copies_in_flight()) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        // Otherwise they are copied again, and found completed.
-        let _ = tokio::time::timeout(COPIES_LIMIT, copied).await;
-        self.stop();
+        // After the timeout they are copied again, and found completed.
+        let _ = tokio::time::timeout(COPIES_TIMEOUT, copied).await;
+        self.handle.stop();
         let ended = async {
-            while !self.shared.lock().ended {
-                self.shared.arrived.notified().await;
+            while !self.handle.has_ended() {
+                self.handle.wait_to_receive(None).await;
             }
         };
-        tokio::time::timeout(CLOSE_LIMIT, ended).await.map_err(|_| {
-            let what = "the group was not left in time; the broker ends the membership by itself, and what was settled \
-                        last may be delivered again";
+        tokio::time::timeout(CLOSE_TIMEOUT, ended).await.map_err(|_| {
+            let what = "leaving the group timed out; the broker will end the membership, and the records settled last may be \
+                        redelivered";
             Error::new(ErrorKind::Timeout, "close the Kafka consumer", what)
         })
     }
 }
 
 impl Drop for KafkaConsumer {
-    /// Leaves the group in the background; what is settled by then is committed.
+    /// Leaves the group in the background, and commits the offsets settled by then.
     fn drop(&mut self) {
-        self.stop();
+        self.handle.stop();
     }
 }
 
@@ -285,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_client_that_has_forgotten_its_partitions_is_noticed_and_replaced() {
+    async fn a_client_that_has_forgotten_its_partitions_is_detected_and_recreated() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("orders", 1, 1).unwrap();
         let producer: BaseProducer =
@@ -297,16 +310,16 @@ mod tests {
         let mut config = KafkaConfig::new([cluster.bootstrap_servers()], ["orders"], "billing");
         config.topics.stall_timeout = Duration::from_secs(5);
         config.topics.drain_timeout = Some(Duration::from_millis(100));
-        config.properties.insert("session.timeout.ms".into(), "3000".into());
+        config.connection.properties.insert("session.timeout.ms".into(), "3000".into());
         let mut consumer = KafkaConsumer::open(config).await.unwrap();
         send("first");
         assert_eq!(next(&mut consumer).await, [b"first"]);
-        consumer.shared.lock().sabotaged = true;
-        while consumer.shared.lock().sabotaged {
+        consumer.handle.sabotage();
+        while consumer.handle.is_sabotaged() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         send("second");
-        // Not acked before: it comes again from the new client, and once more if that was thought to stall as well.
+        // It was not acked: the new client delivers it again, and once more if that client is thought to stall as well.
         let mut again = next(&mut consumer).await;
         assert_eq!(again[0], b"first");
         while again[again.len() - 1] != b"second" {
@@ -315,7 +328,7 @@ mod tests {
         consumer.close().await.unwrap();
     }
 
-    /// Without it each commit would be sent again every second, and each revocation would wait for its last commit in vain.
+    /// Without it each commit would be sent again every second, and each revocation would wait for its final commit in vain.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_commit_is_confirmed_to_its_partition() {
         let cluster = MockCluster::new(1).unwrap();
@@ -329,7 +342,8 @@ mod tests {
         let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
         let tag = received.unwrap().unwrap().remove(0).tag;
         consumer.acker().settle(&[(tag, onceward::Settlement::Ack)]).await;
-        let confirmed = || consumer.shared.lock().assigned.values().any(|own| own.confirmed == Some(1));
+        let confirmed =
+            || consumer.handle.with(|state| state.partitions.values().any(|own| own.confirmed == Some(1)));
         let waited = async {
             while !confirmed() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,61 +1,50 @@
-//! Kafka source and publisher for onceward: records of topics, delivered with parallel keys and committed without gaps.
+//! Kafka source and publisher for [onceward](https://docs.rs/onceward): records with parallel keys, offsets committed without
+//! gaps.
 //!
-//! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler is never evicted from its group, and commits for
-//! each partition the offset before which everything is settled, never one beyond. A partition that is taken away is
-//! drained for a bounded time and committed before it goes; what comes later for it settles nothing. [`KafkaPublisher`]
-//! returns once all in-sync replicas have the message. [`KafkaTransform`] produces the results of records in transactions that
-//! carry their offsets: each record once. [`KafkaEffects`] commits effects in a database together with their positions: each
-//! record once.
+//! [`KafkaConsumer`] polls on a thread of its own, so that a slow handler never costs the membership of its group. For each
+//! partition it commits the offset before which every record is settled. A revoked partition is drained for a bounded time and
+//! committed; later settlements have no effect. [`KafkaPublisher`] confirms a message once all in-sync replicas have it.
 //!
-//! Deduplication by key is the store's work.
+//! Deduplication by key is the store's job. Transactions that carry offsets are in the crate `onceward-kafka-transactions`.
+//!
+//! ```text
+//!  broker ──records──▶ poll thread ──▶ ConsumerState ──receive──▶ pipeline
+//!    ▲                  commits,        partitions,                  │
+//!    └───── offsets ─── rebalances ◀─── watermarks ◀───settle────────┘
+//! ```
 
 mod acker;
-mod assignment;
-mod begin;
-mod burst;
+mod auth;
+mod client;
+mod client_config;
 mod config;
+mod connection;
 mod consumer;
-mod context;
-mod effects;
 mod error;
-mod facts;
 mod flow;
-mod leaving;
-mod letter;
-mod log;
+mod handle;
+mod inspect;
+#[doc(hidden)]
+pub mod internal;
+mod log_change;
+mod log_id;
 mod message;
 #[cfg(test)]
-mod mocked;
-mod native;
-mod outgoing;
-mod overseer;
-mod partition;
-mod password;
-mod pending;
-mod place;
-mod plaintext;
+mod mock_tests;
+mod monitor;
 #[cfg(feature = "plugin")]
 pub mod plugin;
 mod poll;
-mod probe;
 mod publisher;
-mod reach;
-mod refused;
-mod reset;
+mod record;
 mod retention;
 mod retry;
-mod shared;
-mod stamp;
-mod task;
-mod transform;
-mod trouble;
-mod watch;
-mod watermark;
+mod start_offsets;
+mod state;
 
 pub use config::{KafkaConfig, TopicConfig};
+pub use connection::KafkaConnection;
 pub use consumer::KafkaConsumer;
-pub use effects::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
-pub use facts::{SourceFacts, TopicFacts};
+pub use inspect::{GroupStatus, TopicStatus};
 pub use publisher::KafkaPublisher;
-pub use retry::RetryTopic;
-pub use transform::{KafkaTransform, Transform, TransformConfig, TransformSummary};
+pub use retry::topic::RetryTopic;

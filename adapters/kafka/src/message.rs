@@ -1,4 +1,4 @@
-//! A Kafka record as a [`Message`].
+//! Converts Kafka records to messages.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,43 +10,42 @@ use onceward::own_headers::LETTER;
 use onceward::{Defect, Message, Native, OwnHeaders, Position};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _, OwnedHeaders, Timestamp};
 
-use crate::retry::Copied;
+use crate::retry::copy::CopyHeaders;
 
-/// The headers of a record that [`Message`] cannot express.
+/// Headers that [`Message`] cannot express.
 pub(crate) enum KafkaHeaders {
-    /// Some have no value.
+    /// Some headers have no value.
     Parsed(Vec<(Box<str>, Option<Bytes>)>),
-    /// Some have names that are not UTF-8.
+    /// Some header names are not UTF-8.
     Raw(OwnedHeaders),
 }
 
-/// The header that carries a message's id, where its producer gave one.
+/// The header with the message id of the producer.
 pub(crate) const MESSAGE_ID: &str = "message-id";
 
-/// A record as a message, and how long it is to wait, if it is a copy in a retry topic (then `longest` is the longest wait there);
-/// only there the headers of copies mean something, as far as they are believed. The record key is the ordering key, if there
-/// is one.
-pub(crate) fn from(
+/// Converts a record to a message. The record key becomes the ordering key. For a retry topic, `max_wait` is the longest wait
+/// there: then the headers of copies are interpreted, as far as they are trusted, and the remaining wait is returned.
+pub fn to_message(
     record: &BorrowedMessage<'_>,
     topic: &Arc<str>,
     incarnation: &Arc<str>,
-    longest: Option<Duration>,
+    max_wait: Option<Duration>,
     own: &OwnHeaders,
 ) -> (Message, Duration) {
-    let (mut headers, native) = headers(record);
-    let copied = match (&mut headers, longest) {
-        (Some(headers), Some(longest)) => Copied::read(headers, record.payload(), longest, own),
-        _ => Copied::default(),
+    let (mut headers, native) = read_headers(record);
+    let copy = match (&mut headers, max_wait) {
+        (Some(headers), Some(max_wait)) => CopyHeaders::extract(headers, record.payload(), max_wait, own),
+        _ => CopyHeaders::default(),
     };
-    let made = copied.made.or_else(|| made(headers.as_ref()?, record.payload(), own));
+    let timestamp = copy.timestamp.or_else(|| letter_timestamp(headers.as_ref()?, record.payload(), own));
     let position = || Position {
         incarnation: Arc::clone(incarnation),
         partition: u32::try_from(record.partition()).unwrap_or_default(),
         offset: u64::try_from(record.offset()).unwrap_or_default(),
     };
     let mut builder = Message::builder(Bytes::copy_from_slice(record.payload().unwrap_or_default()))
-        .origin(copied.origin.unwrap_or_else(|| Arc::clone(topic)))
-        .position(copied.position.unwrap_or_else(position));
+        .origin(copy.origin.unwrap_or_else(|| Arc::clone(topic)))
+        .position(copy.position.unwrap_or_else(position));
     if record.payload().is_none() {
         builder = builder.null_payload();
     }
@@ -62,8 +61,8 @@ pub(crate) fn from(
     {
         builder = builder.timestamp(at);
     }
-    // The record's own time is that of the copy.
-    if let Some(at) = made {
+    // The record's own timestamp is that of the copy.
+    if let Some(at) = timestamp {
         builder = builder.timestamp(at);
     }
     match headers {
@@ -75,13 +74,13 @@ pub(crate) fn from(
                 builder = builder.header(name, value);
             }
         }
-        None => builder = builder.defect(Defect::Malformed { what: "a header's name is not UTF-8".into() }),
+        None => builder = builder.defect(Defect::Malformed { what: "a header name is not UTF-8".into() }),
     }
-    (builder.build(), copied.wait)
+    (builder.build(), copy.wait)
 }
 
-/// When the message of a letter was made, if a believed header says.
-fn made(headers: &Plain, payload: Option<&[u8]>, own: &OwnHeaders) -> Option<SystemTime> {
+/// Returns the timestamp of a dead letter's message, if a trusted header has it.
+fn letter_timestamp(headers: &PlainHeaders, payload: Option<&[u8]>, own: &OwnHeaders) -> Option<SystemTime> {
     let (_, at) = headers.iter().find(|(name, _)| &**name == HEADER_TIMESTAMP)?;
     let pairs = || headers.iter().map(|(name, value)| (&**name, &value[..]));
     if !own.believes_parts(&LETTER, pairs, payload) {
@@ -92,11 +91,11 @@ fn made(headers: &Plain, payload: Option<&[u8]>, own: &OwnHeaders) -> Option<Sys
 }
 
 /// Headers as [`Message`] has them.
-type Plain = Vec<(Box<str>, Bytes)>;
+type PlainHeaders = Vec<(Box<str>, Bytes)>;
 
-/// The headers, and their native form where text and bytes cannot express them. The client panics at a header name that is not
-/// UTF-8; one such record must not stop the others.
-fn headers(record: &BorrowedMessage<'_>) -> (Option<Plain>, Option<KafkaHeaders>) {
+/// Reads the headers, and their native form if text and bytes cannot express them. The client panics at a header name that is
+/// not UTF-8; one such record must not stop the others.
+fn read_headers(record: &BorrowedMessage<'_>) -> (Option<PlainHeaders>, Option<KafkaHeaders>) {
     let Some(headers) = record.headers() else { return (Some(Vec::new()), None) };
     let read = || -> Vec<(Box<str>, Option<Bytes>)> {
         headers.iter().map(|own| (own.key.into(), own.value.map(Bytes::copy_from_slice))).collect()

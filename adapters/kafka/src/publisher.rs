@@ -1,6 +1,6 @@
-//! Publishes, confirmed by all in-sync replicas: [`KafkaPublisher`].
+//! Publishes messages, confirmed by all in-sync replicas: [`KafkaPublisher`].
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,79 +11,68 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
-use crate::config::KafkaConfig;
-use crate::context::Users;
+use crate::auth::password::{PasswordFile, PasswordRefresh};
+use crate::client::blocking::run_blocking;
+use crate::client::context::SharedContext;
+use crate::client::log::{self, TracingContext};
+use crate::connection::KafkaConnection;
 use crate::error;
-use crate::log::{self, Traced};
-use crate::outgoing;
-use crate::password::{PasswordFile, Renewal};
-use crate::task;
+use crate::record;
 
 const OPERATION: &str = "publish to Kafka";
-/// The largest message that the client takes. What was consumed can be published again with headers of ours: the broker says
-/// what is too large for the topic.
-const LARGEST: &str = "200000000";
-/// How often a message is sent alone that was refused together with others.
-const ALONE: u32 = 3;
-/// How often a full queue of the client's is tried again.
-const FULL: Duration = Duration::from_millis(5);
+/// The client's own message limit. The topic's limit decides: a consumed message must be publishable with additional headers.
+const MAX_MESSAGE_BYTES: &str = "200000000";
+/// How often a message is sent alone after it was rejected together with others.
+const MAX_SENDS_ALONE: u32 = 3;
+/// The delay before a retry when the client's queue is full.
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(5);
 
-/// Publishes messages; each is confirmed by all in-sync replicas, and the client's own retries make no copies.
+/// Publishes messages; each is confirmed by all in-sync replicas, and the client's own retries create no copies.
 ///
-/// A destination is a topic, which must exist: none is created. [`Outgoing::order_key`] becomes the record key, so that messages of
-/// one key stay in order on one partition; [`Outgoing::id`] becomes the header `message-id`, unless there is such a header, and
-/// [`Outgoing::own_id`] the header `onceward-id`. The timestamp is kept if the message was made within the last day: an older
-/// record would be deleted by the topic's retention too soon. Then the header `onceward-timestamp-ms` has it.
+/// A destination is a topic, which must exist: none is created. [`Outgoing::order_key`] becomes the record key, so that messages
+/// with one key stay in order on one partition; [`Outgoing::id`] becomes the header `message-id`, unless there is such a header,
+/// and [`Outgoing::own_id`] the header `onceward-id`. The timestamp is kept if it lies within the last day: the topic's retention
+/// would delete an older record too soon. An older timestamp goes to the header `onceward-timestamp-ms`.
 ///
-/// How large a message may be is the topic's affair (`max.message.bytes`), unless the property `message.max.bytes` is set.
+/// The topic limits the size of a message (`max.message.bytes`), unless the property `message.max.bytes` is set.
 ///
-/// How durable "confirmed" is depends on the topic: `min.insync.replicas` 2 or more survives the loss of a broker.
+/// The topic also decides how durable a confirmed message is: `min.insync.replicas` of 2 or more survives the loss of a broker.
 pub struct KafkaPublisher {
     client: ClientConfig,
-    context: Users<Traced>,
-    producer: Mutex<Arc<Client>>,
-    limit: Duration,
-    renewal: Arc<Mutex<Renewal>>,
+    context: SharedContext<TracingContext>,
+    producer: Mutex<Arc<ProducerClient>>,
+    confirm_timeout: Duration,
+    password_refresh: Arc<Mutex<PasswordRefresh>>,
 }
 
-type Client = FutureProducer<Users<Traced>>;
+type ProducerClient = FutureProducer<SharedContext<TracingContext>>;
+
+impl fmt::Debug for KafkaPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let brokers = self.client.get("bootstrap.servers");
+        f.debug_struct("KafkaPublisher").field("brokers", &brokers).finish_non_exhaustive()
+    }
+}
 
 impl KafkaPublisher {
-    /// How long a message may take to be confirmed, unless `message.timeout.ms` says otherwise.
+    /// How long the confirmation of a message may take, unless `message.timeout.ms` is set.
     pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(8);
 
-    /// A publisher to the cluster of `brokers`, with more properties of librdkafka. It connects with the first message.
+    /// Creates a publisher. It connects with the first message.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if the properties cannot be used, or would send a login readably to
-    /// another host: [`from_config`](Self::from_config) may allow that.
-    pub fn new<B: Into<String>>(
-        brokers: impl IntoIterator<Item = B>,
-        properties: &BTreeMap<String, String>,
-    ) -> Result<Self, Error> {
-        let mut config = KafkaConfig::new(brokers, [""; 0], "");
-        config.properties.clone_from(properties);
-        Self::from_config(&config)
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if a value is invalid, weakens the confirmation, or would send a login
+    /// to another host in plaintext.
+    pub fn open(connection: KafkaConnection) -> Result<Self, Error> {
+        connection.check()?;
+        Self::build(connection.client(), connection.password())
     }
 
-    /// A publisher to the brokers of `config`, with its properties; its topics and group mean nothing here.
+    /// Creates a publisher with the user's own client configuration. It connects with the first message.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn from_config(config: &KafkaConfig) -> Result<Self, Error> {
-        config.check_login()?;
-        let password = config.password();
-        if let Some(file) = &password {
-            file.read()?;
-        }
-        Self::build(config.bare_client(), password)
-    }
-
-    /// A publisher with the user's own client configuration.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new); properties that would weaken the confirm are refused.
-    pub fn from_client_config(client: ClientConfig) -> Result<Self, Error> {
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if a property is invalid or weakens the confirmation.
+    pub fn from_client(client: ClientConfig) -> Result<Self, Error> {
         Self::build(client, None)
     }
 
@@ -100,94 +89,103 @@ impl KafkaPublisher {
                     && !(value == "all" && set == "-1")
                 {
                     let what = format!(
-                        "{name} = {set} would confirm what may be lost or doubled; set it to {value}"
+                        "{name} = {set} would confirm messages that may be lost or duplicated; set it to {value}"
                     );
-                    return Err(error::config(OPERATION, what));
+                    return Err(error::config_error(OPERATION, what));
                 }
             }
             client.set(names[0], value);
         }
         let own = Self::CONFIRM_TIMEOUT.as_millis().to_string();
-        let limit = client.get("message.timeout.ms").unwrap_or(&own).parse().map(Duration::from_millis);
-        let Ok(limit) = limit else {
-            return Err(error::config(OPERATION, "message.timeout.ms is not a number of milliseconds"));
+        let timeout = client.get("message.timeout.ms").unwrap_or(&own).parse().map(Duration::from_millis);
+        let Ok(confirm_timeout) = timeout else {
+            return Err(error::config_error(
+                OPERATION,
+                "message.timeout.ms must be a number of milliseconds",
+            ));
         };
-        client.set("message.timeout.ms", limit.as_millis().to_string());
-        for (name, value) in [("message.max.bytes", LARGEST), ("allow.auto.create.topics", "false")] {
+        client.set("message.timeout.ms", confirm_timeout.as_millis().to_string());
+        for (name, value) in [("message.max.bytes", MAX_MESSAGE_BYTES), ("allow.auto.create.topics", "false")]
+        {
             let alias = if name == "message.max.bytes" { "max.message.bytes" } else { name };
             if client.get(name).is_none() && client.get(alias).is_none() {
                 client.set(name, value);
             }
         }
-        log::level(&mut client);
+        log::enable_warnings(&mut client);
         if client.get("linger.ms").or(client.get("queue.buffering.max.ms")).is_none() {
             client.set("linger.ms", "0");
         }
-        let context = Users::new(Traced).with_password(password);
-        let renewal = Arc::new(Mutex::new(context.renewal()));
-        let producer = Mutex::new(made(&client, &context)?);
-        Ok(Self { client, context, producer, limit, renewal })
+        let context = SharedContext::new(TracingContext).with_password(password);
+        let password_refresh = Arc::new(Mutex::new(context.password_refresh()));
+        let producer = Mutex::new(create_producer(&client, &context)?);
+        Ok(Self { client, context, producer, confirm_timeout, password_refresh })
     }
 
-    fn producer(&self) -> Arc<Client> {
+    fn producer(&self) -> Arc<ProducerClient> {
         Arc::clone(&self.producer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts another client in the place of `broken`, unless that has happened.
-    fn replace(&self, broken: &Arc<Client>) -> Result<(), Error> {
+    /// Replaces the client `broken`, unless it was replaced already.
+    fn replace(&self, broken: &Arc<ProducerClient>) -> Result<(), Error> {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&producer, broken) {
-            *producer = made(&self.client, &self.context)?;
-            // The new client has the password of the configuration only.
-            *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = self.context.renewal();
+            *producer = create_producer(&self.client, &self.context)?;
+            // The new client only has the password of the configuration.
+            *self.password_refresh.lock().unwrap_or_else(PoisonError::into_inner) =
+                self.context.password_refresh();
         }
         Ok(())
     }
 
-    /// Gives the client the password that its file holds now, if that is another one.
-    async fn renew(&self) {
-        let is_due = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).is_due();
+    /// Gives a changed password to the client, if the file is due to be read.
+    async fn refresh_password(&self) {
+        let is_due = self.password_refresh.lock().unwrap_or_else(PoisonError::into_inner).is_due();
         if !is_due {
             return;
         }
-        let (renewal, producer) = (Arc::clone(&self.renewal), self.producer());
-        let look = move || {
-            renewal.lock().unwrap_or_else(PoisonError::into_inner).look(producer.client());
+        let (refresh, producer) = (Arc::clone(&self.password_refresh), self.producer());
+        let run = move || {
+            refresh.lock().unwrap_or_else(PoisonError::into_inner).run_if_due(producer.client());
         };
-        if let Err(error) = task::blocking(look).await {
-            tracing::warn!(%error, "the Kafka password was not looked at");
+        if let Err(error) = run_blocking(run).await {
+            tracing::warn!(%error, "refreshing the Kafka password failed");
         }
     }
 
-    /// Hands a message to the client, waiting while its queue is full.
-    async fn enqueue(&self, outgoing: &Outgoing) -> Result<Sent, Error> {
+    /// Passes a message to the client, and waits while its queue is full.
+    async fn enqueue(&self, outgoing: &Outgoing) -> Result<SentMessage, Error> {
         let producer = self.producer();
-        let until = tokio::time::Instant::now() + self.limit;
-        let headers = outgoing::headers(outgoing)?;
+        let until = tokio::time::Instant::now() + self.confirm_timeout;
+        let headers = record::to_headers(outgoing)?;
         let mut record = FutureRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
         record.key = outgoing.order_key.as_deref();
-        record.payload = outgoing::payload(outgoing);
-        record.timestamp = outgoing::timestamp_ms(outgoing);
+        record.payload = record::to_payload(outgoing);
+        record.timestamp = record::to_timestamp_ms(outgoing);
         loop {
             match producer.send_result(record) {
-                Ok(confirmed) => return Ok(Sent { producer, confirmed }),
+                Ok(confirmed) => return Ok(SentMessage { producer, confirmed }),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
                     if tokio::time::Instant::now() < until =>
                 {
                     record = again;
-                    tokio::time::sleep(FULL).await;
+                    tokio::time::sleep(QUEUE_FULL_DELAY).await;
                 }
-                Err((error, _)) => return Err(self.failed(&producer, outgoing, error)),
+                Err((error, _)) => return Err(self.to_error(&producer, outgoing, error)),
             }
         }
     }
 
-    /// Waits until the broker has a message, or refuses it.
-    async fn confirmed(&self, outgoing: &Outgoing, sent: Result<Sent, Error>) -> Result<(), Error> {
-        let Sent { producer, confirmed } = sent?;
+    /// Waits until the broker confirms or rejects a message.
+    async fn wait_confirmed(
+        &self,
+        outgoing: &Outgoing,
+        sent: Result<SentMessage, Error>,
+    ) -> Result<(), Error> {
+        let SentMessage { producer, confirmed } = sent?;
         match confirmed.await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(self.failed(&producer, outgoing, error)),
+            Ok(Err((error, _))) => Err(self.to_error(&producer, outgoing, error)),
             Err(_) => {
                 let what = "the client was closed before the message was confirmed";
                 Err(Error::new(ErrorKind::Unavailable, operation(outgoing), what))
@@ -195,30 +193,36 @@ impl KafkaPublisher {
         }
     }
 
-    /// Refused credentials are no reason to give a message up: they are mended, and it is sent. Nor is a client that cannot go on,
-    /// such as one whose sequence the broker has lost: another one takes its place.
-    fn failed(&self, producer: &Arc<Client>, outgoing: &Outgoing, error: KafkaError) -> Error {
+    /// Classifies a failure. Rejected credentials are retryable: the message is sent once they are corrected. A client with a fatal
+    /// error, such as one whose sequence the broker has lost, is replaced.
+    fn to_error(&self, producer: &Arc<ProducerClient>, outgoing: &Outgoing, error: KafkaError) -> Error {
         let Some((code, reason)) = producer.client().fatal_error() else {
-            return self.context.trouble.explain(operation(outgoing), error, ErrorKind::Unavailable);
+            return self.context.diagnosis.explain(operation(outgoing), error, ErrorKind::Unavailable);
         };
-        tracing::warn!(%code, reason, "the Kafka client cannot go on publishing; it is replaced");
+        tracing::warn!(%code, reason, "fatal error of the Kafka producer; replacing it");
         let what = match self.replace(producer) {
-            Ok(()) => "the client could not go on, and was replaced; publish the message again",
-            Err(_) => "the client cannot go on, and no other one can be made; restart the program",
+            Ok(()) => "the client had a fatal error and was replaced; publish the message again",
+            Err(_) => "the client had a fatal error, and creating another one failed; restart the program",
         };
         Error::new(ErrorKind::Unavailable, operation(outgoing), what)
             .with_source(KafkaError::MessageProduction(code))
     }
 }
 
-/// A message that the client has taken, and the client.
-struct Sent {
-    producer: Arc<Client>,
+/// A message in the client's queue, and the client.
+struct SentMessage {
+    producer: Arc<ProducerClient>,
     confirmed: DeliveryFuture,
 }
 
-fn made(client: &ClientConfig, context: &Users<Traced>) -> Result<Arc<Client>, Error> {
-    client.create_with_context(context.clone()).map(Arc::new).map_err(|error| error::kafka(OPERATION, error))
+fn create_producer(
+    client: &ClientConfig,
+    context: &SharedContext<TracingContext>,
+) -> Result<Arc<ProducerClient>, Error> {
+    client
+        .create_with_context(context.clone())
+        .map(Arc::new)
+        .map_err(|error| error::classify(OPERATION, error))
 }
 
 fn operation(outgoing: &Outgoing) -> String {
@@ -228,23 +232,24 @@ fn operation(outgoing: &Outgoing) -> String {
 #[async_trait]
 impl Publisher for KafkaPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
-        self.renew().await;
+        self.refresh_password().await;
         let mut sent = Vec::with_capacity(batch.len());
         for outgoing in batch {
             sent.push(self.enqueue(outgoing).await);
         }
-        let confirmed = sent.into_iter().zip(batch).map(|(sent, outgoing)| self.confirmed(outgoing, sent));
+        let confirmed =
+            sent.into_iter().zip(batch).map(|(sent, outgoing)| self.wait_confirmed(outgoing, sent));
         let mut results = join_all(confirmed).await;
-        // The broker refuses a batch of the client's as a whole: those that fit must not fail with one that does not.
+        // The broker rejects a batch of the client as a whole: messages that fit must not fail with one that does not.
         for (result, outgoing) in results.iter_mut().zip(batch) {
-            let is_large = |result: &Result<(), Error>| {
+            let is_too_large = |result: &Result<(), Error>| {
                 result.as_ref().is_err_and(|error| error.kind() == ErrorKind::TooLarge)
             };
-            for _ in 0..ALONE {
-                if !is_large(result) {
+            for _ in 0..MAX_SENDS_ALONE {
+                if !is_too_large(result) {
                     break;
                 }
-                *result = self.confirmed(outgoing, self.enqueue(outgoing).await).await;
+                *result = self.wait_confirmed(outgoing, self.enqueue(outgoing).await).await;
             }
         }
         results
@@ -259,12 +264,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_client_that_cannot_go_on_is_replaced_and_what_it_had_is_to_be_sent_again() {
+    async fn a_client_with_a_fatal_error_is_replaced_and_its_messages_are_retryable() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("letters", 1, 1).unwrap();
-        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
-        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refused]);
-        let publisher = KafkaPublisher::new([cluster.bootstrap_servers()], &BTreeMap::new()).unwrap();
+        let rejected = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[rejected]);
+        let publisher = KafkaPublisher::open(KafkaConnection::new([cluster.bootstrap_servers()])).unwrap();
         let letter =
             || Outgoing { destination: "letters".into(), payload: "letter".into(), ..Outgoing::default() };
         let failed = publisher.publish(&[letter(), letter()]).await;

@@ -54,7 +54,7 @@ impl BrokerHarness for KafkaHarness {
             .set("group.id", &self.topic.group)
             .set("partition.assignment.strategy", strategy);
         let topics = TopicConfig::new([&self.topic.name]);
-        let consumer = KafkaConsumer::from_client_config(client, Own, topics).await.unwrap();
+        let consumer = KafkaConsumer::from_client(client, Own, topics).await.unwrap();
         until("partitions are assigned", || consumer.assigned_partitions() > 0).await;
         consumer
     }

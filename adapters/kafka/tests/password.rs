@@ -1,4 +1,4 @@
-//! A password in a file that is replaced: clients that run take it for their next connections.
+//! A replaced password file: running clients use the new password for new connections.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(2_100);
 
 /// With a password that comes from `file`.
 fn with_file(mut config: KafkaConfig, listener: &Listener, file: &std::path::Path) -> KafkaConfig {
-    config.brokers = vec![listener.bootstrap()];
+    config.connection.brokers = vec![listener.bootstrap()];
     let properties = [
         ("security.protocol", "sasl_plaintext"),
         ("sasl.mechanism", "SCRAM-SHA-512"),
@@ -31,8 +31,8 @@ fn with_file(mut config: KafkaConfig, listener: &Listener, file: &std::path::Pat
     ];
     let properties: BTreeMap<_, _> =
         properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    config.properties.extend(properties);
-    config.password_file = Some(file.to_owned());
+    config.connection.properties.extend(properties);
+    config.connection.password_file = Some(file.to_owned());
     config
 }
 
@@ -61,9 +61,9 @@ async fn a_password_that_is_replaced_holds_for_the_next_connections() {
     );
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     let mut consumer = KafkaConsumer::open(config.clone()).await.unwrap();
-    let mut sending = config.clone();
+    let mut sending = config.connection.clone();
     sending.properties.insert("message.timeout.ms".into(), "3000".into());
-    let publisher = KafkaPublisher::from_config(&sending).unwrap();
+    let publisher = KafkaPublisher::open(sending).unwrap();
     let letter = |payload: &'static str| {
         [Outgoing { destination: topic.name.clone(), payload: payload.into(), ..Outgoing::default() }]
     };
@@ -82,7 +82,7 @@ async fn a_password_that_is_replaced_holds_for_the_next_connections() {
             proxy.cut();
             cut = Instant::now();
         }
-        is_down(&consumer, "credentials")
+        is_down(&consumer, "authentication failed")
     };
     until("the consumer's login is refused", is_refused).await;
     tokio::time::sleep(LOOK).await;

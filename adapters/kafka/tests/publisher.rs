@@ -1,13 +1,11 @@
-//! The publisher on a real broker: what is confirmed can be read, what cannot be sent is an error.
+//! The publisher on a real broker: confirmed messages can be read, others are errors.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
-use onceward_kafka::KafkaPublisher;
+use onceward_kafka::{KafkaConnection, KafkaPublisher};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};
 use support::{Topic, create_with, take, text};
@@ -23,10 +21,19 @@ fn outgoing(topic: &Topic, number: usize) -> Outgoing {
     }
 }
 
+fn publisher_with<const N: usize>(
+    bootstrap: &str,
+    properties: [(&str, &str); N],
+) -> Result<KafkaPublisher, onceward::Error> {
+    let mut connection = KafkaConnection::new([bootstrap]);
+    connection.properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    KafkaPublisher::open(connection)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_confirmed_is_read_back_as_it_was_sent_and_in_order() {
     let topic = Topic::new(1).await;
-    let publisher = KafkaPublisher::new([&topic.bootstrap], &BTreeMap::new()).unwrap();
+    let publisher = publisher_with(&topic.bootstrap, []).unwrap();
     let batch: Vec<_> = (0..500).map(|number| outgoing(&topic, number)).collect();
     assert!(publisher.publish(&batch).await.iter().all(Result::is_ok));
     let mut consumer = topic.open().await;
@@ -43,8 +50,7 @@ async fn what_is_confirmed_is_read_back_as_it_was_sent_and_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bad_message_fails_alone() {
     let topic = Topic::new(1).await;
-    let properties = BTreeMap::from([("message.timeout.ms".to_owned(), "3000".to_owned())]);
-    let publisher = KafkaPublisher::new([&topic.bootstrap], &properties).unwrap();
+    let publisher = publisher_with(&topic.bootstrap, [("message.timeout.ms", "3000")]).unwrap();
     let mut batch: Vec<_> = (0..4).map(|number| outgoing(&topic, number)).collect();
     batch[1].destination = "no-such-topic".into();
     batch[2].headers[0].0 = "nul\0name".into();
@@ -65,8 +71,7 @@ async fn each_codec_compresses_what_is_published_and_is_read_back() {
     let text_of = |codec: &str| format!("{codec} {}", "0123456789".repeat(10_000));
     let codecs = ["gzip", "snappy", "lz4", "zstd"];
     for codec in codecs.into_iter().chain(["none"]) {
-        let properties = BTreeMap::from([("compression.type".to_owned(), codec.to_owned())]);
-        let publisher = KafkaPublisher::new([&topic.bootstrap], &properties).unwrap();
+        let publisher = publisher_with(&topic.bootstrap, [("compression.type", codec)]).unwrap();
         let message = Outgoing { payload: text_of(codec).into(), ..outgoing(&topic, 0) };
         let sent = publisher.publish(&[message]).await.remove(0);
         assert_eq!(sent.is_ok(), codec != "none", "{codec}: {sent:?}");
@@ -108,7 +113,7 @@ async fn null_headers_tombstones_timestamps_and_ids_survive_and_our_id_stands_be
         timestamp: first.timestamp(),
         native: first.native().cloned(),
     };
-    let publisher = KafkaPublisher::new([&topic.bootstrap], &BTreeMap::new()).unwrap();
+    let publisher = publisher_with(&topic.bootstrap, []).unwrap();
     assert!(publisher.publish(&[letter]).await[0].is_ok());
     let record = to.raw().await;
     assert_eq!(record.payload(), None);
@@ -132,7 +137,7 @@ async fn null_headers_tombstones_timestamps_and_ids_survive_and_our_id_stands_be
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_consumed_can_be_sent_on_and_what_never_fits_says_so_alone() {
     let topic = Topic::new(1).await;
-    let publisher = KafkaPublisher::new([&topic.bootstrap], &BTreeMap::new()).unwrap();
+    let publisher = publisher_with(&topic.bootstrap, []).unwrap();
     // More than librdkafka's own limit, less than the broker's.
     let large = Outgoing { payload: vec![b'x'; 1_030_000].into(), ..outgoing(&topic, 0) };
     let huge = Outgoing { payload: vec![b'x'; 1_100_000].into(), ..outgoing(&topic, 1) };
@@ -146,18 +151,16 @@ async fn no_topic_is_created_though_the_broker_would() {
     let broker = tokio::task::spawn_blocking(|| Kafka::start_with("auto.create.topics.enable=true")).await;
     let broker = broker.unwrap();
     let topic = Topic::on(&broker, 1).await;
-    let properties = BTreeMap::from([("message.timeout.ms".to_owned(), "3000".to_owned())]);
-    let publisher = KafkaPublisher::new([&topic.bootstrap], &properties).unwrap();
+    let publisher = publisher_with(&topic.bootstrap, [("message.timeout.ms", "3000")]).unwrap();
     let mistyped = Outgoing { destination: "mistyped".into(), ..outgoing(&topic, 0) };
     assert!(publisher.publish(&[mistyped]).await[0].is_err());
-    assert!(topic.config().topic_facts("mistyped").await.is_err(), "it was created");
+    assert!(topic.config().connection.inspect_topic("mistyped").await.is_err(), "it was created");
     drop(broker);
 }
 
 #[test]
 fn a_weaker_confirm_is_refused() {
     for (name, value) in [("acks", "1"), ("request.required.acks", "0"), ("enable.idempotence", "false")] {
-        let properties = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        assert!(KafkaPublisher::new(["127.0.0.1:1"], &properties).is_err(), "{name} = {value}");
+        assert!(publisher_with("127.0.0.1:1", [(name, value)]).is_err(), "{name} = {value}");
     }
 }

@@ -1,4 +1,4 @@
-//! Members that join, leave and vanish on a real broker: nothing is lost, nothing is committed over.
+//! Members that join, leave and vanish on a real broker: nothing is lost, and committed offsets never skip a record.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -25,7 +25,7 @@ async fn what_is_taken_away_waits_and_is_committed(strategy: &str, expected: [i6
     let topic = Topic::new(2).await;
     topic.fill(10).await;
     let mut config = topic.config();
-    config.properties.insert("partition.assignment.strategy".into(), strategy.into());
+    config.connection.properties.insert("partition.assignment.strategy".into(), strategy.into());
     let second = config.clone();
     config.topics.drain_timeout = Some(Duration::from_millis(5500));
     // Only the drain can have committed it.
@@ -126,10 +126,10 @@ async fn until_committed(topic: &Topic, partition: usize, offset: i64) {
 async fn a_group_that_assigns_in_another_way_is_named_and_joined_when_its_members_are_gone() {
     let topic = Topic::new(1).await;
     let mut other = topic.config();
-    other.properties.insert("partition.assignment.strategy".into(), "range".into());
+    other.connection.properties.insert("partition.assignment.strategy".into(), "range".into());
     let mut eager = KafkaConsumer::open(other).await.unwrap();
     until("the eager member has the partition", || eager.assigned_partitions() == 1).await;
-    let facts = topic.config().source_facts().await.unwrap();
+    let facts = topic.config().inspect_group().await.unwrap();
     assert_eq!(facts.group_protocol.as_deref(), Some("range"));
     let mut late = KafkaConsumer::open(topic.config()).await.unwrap();
     let health = late.health().unwrap();
@@ -154,7 +154,7 @@ async fn a_partition_that_comes_is_read_though_commits_are_answered_late_and_nev
     let broker = broker.await.unwrap();
     let topic = Topic::on(&broker, 2).await;
     let mut config = topic.config();
-    config.brokers = vec![listener.bootstrap()];
+    config.connection.brokers = vec![listener.bootstrap()];
     config.topics.commit_interval = Duration::from_millis(20);
     let mut first = KafkaConsumer::open(config).await.unwrap();
     until("it has both", || first.assigned_partitions() == 2).await;

@@ -1,4 +1,4 @@
-//! Records of all kinds on a real broker, and how far the committed offset goes with them.
+//! Records of all kinds on a real broker, and the offsets committed for them.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -156,7 +156,7 @@ async fn who_starts_at_the_end_skips_nothing_that_comes_after_the_first_assignme
     let topic = Topic::new(1).await;
     topic.fill(3).await;
     let mut config = topic.config();
-    config.properties.insert("auto.offset.reset".into(), "latest".into());
+    config.connection.properties.insert("auto.offset.reset".into(), "latest".into());
     let consumer = KafkaConsumer::open(config.clone()).await.unwrap();
     until("partitions are assigned", || consumer.assigned_partitions() == 1).await;
     // As after a crash before the first commit.
@@ -172,8 +172,8 @@ async fn a_handler_of_three_poll_intervals_keeps_its_partition_and_the_buffer_it
     let topic = Topic::new(1).await;
     topic.fill(2000).await;
     let mut config = topic.config();
-    config.properties.insert("session.timeout.ms".into(), "3000".into());
-    config.properties.insert("max.poll.interval.ms".into(), "3000".into());
+    config.connection.properties.insert("session.timeout.ms".into(), "3000".into());
+    config.connection.properties.insert("max.poll.interval.ms".into(), "3000".into());
     config.topics.drain_timeout = Some(Duration::from_secs(1));
     config.topics.buffer_messages = 100;
     let mut consumer = KafkaConsumer::open(config).await.unwrap();

@@ -1,5 +1,5 @@
-//! Topics that are recreated, truncated or trimmed by retention under a consumer on a real broker: no record is lost, and what
-//! is lost before it was read is counted.
+//! Topics that are recreated, truncated or trimmed by retention under a consumer on a real broker: no record is lost, and
+//! records deleted before they were read are counted.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! A broker with TLS and passwords: who is let in works as anywhere, who is not hears why, and no secret is told.
+//! A broker with TLS and passwords: authenticated clients work as usual, rejected ones report the cause, and no secret is printed.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use onceward::testing::broker::{BrokerHarness, deliveries, settlements};
 use onceward::{Consumer, Error, ErrorKind, Outgoing, Publisher, Settlement};
-use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
+use onceward_kafka::{KafkaConfig, KafkaConnection, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};
 use onceward_test_servers::telling::all_told;
@@ -79,8 +79,8 @@ impl Secured {
 /// The configuration of a group that reads `topic`, come in by another way.
 fn config(topic: &Topic, (bootstrap, properties): (String, Properties)) -> KafkaConfig {
     let mut config = topic.config();
-    config.brokers = vec![bootstrap];
-    config.properties.extend(properties);
+    config.connection.brokers = vec![bootstrap];
+    config.connection.properties.extend(properties);
     config
 }
 
@@ -152,7 +152,7 @@ async fn passes(secured: &Secured, way: (String, Properties)) {
     let topic = Topic::on(&secured.broker, 1).await;
     let retry = format!("{}.retry", topic.name);
     create(&topic.bootstrap, &retry, 1).await;
-    let publisher = KafkaPublisher::new([&way.0], &way.1).unwrap();
+    let publisher = KafkaPublisher::open(config(&topic, way.clone()).connection).unwrap();
     let sent = publisher.publish(&[letter(&topic.name, "sealed")]).await.remove(0);
     assert!(sent.is_ok(), "{sent:?}");
     let mut config = config(&topic, way);
@@ -164,8 +164,8 @@ async fn passes(secured: &Secured, way: (String, Properties)) {
         consumer.acker().settle(&[(taken[0].tag, settlement)]).await;
     }
     topic.wait_committed(&[1]).await;
-    assert_eq!(config.topic_facts(&retry).await.unwrap().records, 1);
-    assert_eq!(config.source_facts().await.unwrap().members, 1);
+    assert_eq!(config.connection.inspect_topic(&retry).await.unwrap().records, 1);
+    assert_eq!(config.inspect_group().await.unwrap().members, 1);
     consumer.close().await.unwrap();
 }
 
@@ -206,7 +206,7 @@ async fn tokens_of_the_users_context_let_a_consumer_in_and_one_that_is_late_ends
     client.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "OAUTHBEARER");
     let topics = TopicConfig::new([&topic.name]);
     let tokens = Tokens::default();
-    let mut consumer = KafkaConsumer::from_client_config(client, tokens.clone(), topics).await.unwrap();
+    let mut consumer = KafkaConsumer::from_client(client, tokens.clone(), topics).await.unwrap();
     let taken = take(&mut consumer, 10).await;
     let batch: Vec<_> = taken.iter().map(|own| (own.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await;
@@ -253,8 +253,8 @@ fn outsiders(
     vec![
         ("another authority", with(tls.clone(), "ssl.ca.pem", theirs), unreached, "ssl.ca.location"),
         ("the system's authorities", no_authority, unreached, "ssl.ca.location"),
-        ("another host name", by_address, unreached, "the name in the address"),
-        ("TLS to a port without", plain, unreached, "the port is one for TLS"),
+        ("another host name", by_address, unreached, "host name in the address"),
+        ("TLS to a port without", plain, unreached, "the port expects TLS"),
         ("no TLS to a port with it", in_clear, unreached, UNTOLD),
         ("no password where one is needed", without_password, unreached, UNTOLD),
         (
@@ -282,13 +282,14 @@ async fn who_is_not_let_in_is_told_why_and_no_secret() {
     let asked = outsiders(secured, &theirs).into_iter().map(|(what, way, kind, hint)| {
         let (config, name) = (config(&topic, way.clone()), topic.name.clone());
         async move {
-            let (bootstrap, mut properties) = way;
-            properties.insert("message.timeout.ms".into(), "3000".into());
-            let publisher = KafkaPublisher::new([bootstrap], &properties).unwrap();
+            let mut connection = KafkaConnection::new([way.0]);
+            connection.properties = way.1;
+            connection.properties.insert("message.timeout.ms".into(), "3000".into());
+            let publisher = KafkaPublisher::open(connection).unwrap();
             let lost = [letter(&name, "lost")];
             let (opened, looked, mut sent) = tokio::join!(
                 KafkaConsumer::open(config.clone()),
-                config.topic_facts(&name),
+                config.connection.inspect_topic(&name),
                 publisher.publish(&lost)
             );
             let (opened, looked) = (opened.err().unwrap(), looked.unwrap_err());

@@ -1,4 +1,4 @@
-//! Retry topics on a real broker: copies wait until they are due, as the same message, and hold nothing up.
+//! Retry topics on a real broker: copies wait until they are due, are the same message, and hold up no other record.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -45,7 +45,7 @@ async fn a_copy_waits_until_it_is_due_as_the_same_message_and_its_original_holds
     settle(&consumer, &soon[0], Settlement::Ack).await;
     topic.wait_committed(&[3]).await;
     assert_eq!(consumer.is_idle().await, Some(false), "a copy waits");
-    assert_eq!(config.topic_facts(&retry).await.unwrap().records, 1);
+    assert_eq!(config.connection.inspect_topic(&retry).await.unwrap().records, 1);
 
     // Whoever has the partition next waits as well.
     consumer.close().await.unwrap();
@@ -77,7 +77,7 @@ async fn a_copy_that_its_topic_refuses_waits_in_the_process_and_its_original_hol
     settle(&consumer, &taken[0], Settlement::Retry { after: Duration::from_secs(1) }).await;
     let again = take(&mut consumer, 1).await;
     assert_eq!(again[0].message.position(), taken[0].message.position());
-    assert_eq!(config.topic_facts(&retry).await.unwrap().records, 0);
+    assert_eq!(config.connection.inspect_topic(&retry).await.unwrap().records, 0);
     assert!(topic.committed().await[0] <= 0, "{:?}", topic.committed().await);
     settle(&consumer, &again[0], Settlement::Ack).await;
     topic.wait_committed(&[1]).await;

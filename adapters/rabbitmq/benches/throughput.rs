@@ -16,7 +16,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use onceward::{Handled, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope, handler_fn};
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::rabbitmq::RabbitMq;
 
 const PREFETCH: u16 = 1000;
@@ -120,10 +120,10 @@ async fn pipeline(broker: &RabbitMq, queue: &str, messages: usize) -> Duration {
         assert_eq!(std::hint::black_box(message.payload()).len(), PAYLOAD_BYTES);
         Ok(())
     }
-    let mut config = RabbitConfig::new(broker.url(), queue);
+    let mut config = RabbitmqConfig::new(broker.url(), queue);
     config.queue.prefetch = PREFETCH;
     let started = Instant::now();
-    let consumer = RabbitConsumer::open(config).await.unwrap();
+    let consumer = RabbitmqConsumer::open(config).await.unwrap();
     let pipeline = Pipeline::builder(Scope::parse("bench").unwrap(), consumer, Arc::new(MemoryStore::new()))
         .keys([KeySource::MessageId])
         .config(PipelineConfig { concurrency: 512, ..PipelineConfig::default() })

@@ -93,7 +93,7 @@ pub mod with_pipeline {
 
     use lapin::{Connection, ConnectionProperties};
     use onceward::{Handled, HandlerError, KeySource, Message, Pipeline, Scope, SharedStore, handler_fn};
-    use onceward_rabbitmq::{QueueConfig, RabbitConsumer};
+    use onceward_rabbitmq::{RabbitmqClient, RabbitmqConsumer, RabbitmqQueueConfig};
 
     use super::{App, Error};
 
@@ -116,7 +116,9 @@ pub mod with_pipeline {
             let url = Arc::clone(&url);
             async move { Connection::connect(&url, ConnectionProperties::default()).await }
         };
-        let orders = RabbitConsumer::from_connection(connect, QueueConfig::new(queue)).await?;
+        let orders =
+            RabbitmqConsumer::from_client(RabbitmqClient::new(connect), RabbitmqQueueConfig::new(queue))
+                .await?;
         let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, store)
             .keys([KeySource::MessageId])
             .park_exhausted()

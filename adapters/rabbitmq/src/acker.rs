@@ -1,4 +1,4 @@
-//! Settles deliveries on the channel they came on, in as few frames as their order allows: [`RabbitAcker`].
+//! Settles deliveries on the channel that delivered them, in as few frames as their order allows: [`RabbitmqAcker`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -6,72 +6,67 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lapin::Channel;
 use onceward::{Acker, Error, Message, Settled, Settlement, Tag};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use crate::frames::send;
-use crate::held::{Held, Name, Place, Returned, split, tag};
-use crate::wait::WaitRoom;
-use crate::window::{Frame, Noted, Window};
+use crate::delay_queues::DelayQueues;
+use crate::settle::ack_window::{AckWindow, SettleFrame, TagLookup};
+use crate::settle::frames::send_frames;
+use crate::settle::in_flight::{
+    DeliveryKey, DeliveryState, Redelivery, UnsettledDeliveries, build_tag, split_tag,
+};
+use crate::settle::retry_delays::{DelayedMessage, RetryDelays};
 
-/// The acker of a [`RabbitConsumer`](crate::RabbitConsumer).
+/// The acker of a [`RabbitmqConsumer`](crate::RabbitmqConsumer).
 ///
-/// `Done` means that the acknowledgement is on its way to the broker, or will be within the ack delay. RabbitMQ confirms no
-/// acknowledgement: one that a dying connection swallows is seen as a redelivery, never as an error.
+/// `Done` means that the acknowledgement was sent, or will be within the ack delay. RabbitMQ does not confirm
+/// acknowledgements: one that is lost with its connection shows up as a redelivery, never as an error.
 #[derive(Clone)]
-pub(crate) struct RabbitAcker(Arc<Inner>);
+pub(crate) struct RabbitmqAcker(Arc<RabbitmqAckerState>);
 
-/// An acker that does not keep it alive.
-pub(crate) struct WeakAcker(Weak<Inner>);
+/// A weak reference to an acker.
+pub(crate) struct WeakAcker(Weak<RabbitmqAckerState>);
 
-struct Inner {
-    current: Mutex<Current>,
-    /// Frames go out in the order in which they were decided on: whoever decides holds this until they are queued.
-    wire: tokio::sync::Mutex<()>,
-    /// So many acknowledgements do not wait any longer.
-    most_waiting: usize,
+struct RabbitmqAckerState {
+    current: Mutex<CurrentChannel>,
+    /// Held from deciding on frames until they are queued, so that frames are sent in the order of the decisions.
+    send_order: tokio::sync::Mutex<()>,
+    /// The number of waiting acknowledgements that triggers a flush before the ack delay ends.
+    flush_threshold: usize,
     delay: Duration,
-    waiting: Option<Waiting>,
+    retry_delays: Option<RetryDelays>,
 }
 
-/// What is needed to let messages wait for their next attempt: in the broker, or here.
-pub(crate) struct Waiting {
-    pub(crate) room: WaitRoom,
-    /// Where those go that waited here.
-    pub(crate) again: UnboundedSender<(Tag, Message)>,
-}
-
-/// The channel that deliveries come on now.
-struct Current {
+/// The state of the current channel.
+struct CurrentChannel {
     epoch: u64,
     channel: Option<Channel>,
-    /// Something was delivered on it.
+    /// At least one message was delivered on it.
     has_delivered: bool,
-    window: Window,
-    held: Held,
-    /// A task will flush what waits.
+    window: AckWindow,
+    unsettled: UnsettledDeliveries,
+    /// A flush is scheduled.
     flushing: bool,
-    /// The channel was closed by us, so that the broker gets back what it would take back soon.
-    given_back: bool,
+    /// The channel was closed by us to requeue its deliveries before the ack timeout.
+    released: bool,
 }
 
-impl RabbitAcker {
-    pub(crate) fn new(prefetch: u16, delay: Duration, waiting: Option<Waiting>) -> Self {
-        let current = Current {
+impl RabbitmqAcker {
+    pub(crate) fn new(prefetch: u16, delay: Duration, retry_delays: Option<RetryDelays>) -> Self {
+        let current = CurrentChannel {
             epoch: 0,
             channel: None,
             has_delivered: false,
-            window: Window::new(true),
-            held: Held::default(),
+            window: AckWindow::new(true),
+            unsettled: UnsettledDeliveries::default(),
             flushing: false,
-            given_back: false,
+            released: false,
         };
-        Self(Arc::new(Inner {
+        Self(Arc::new(RabbitmqAckerState {
             current: Mutex::new(current),
-            wire: tokio::sync::Mutex::new(()),
-            most_waiting: usize::from(prefetch / 10).max(1),
+            send_order: tokio::sync::Mutex::new(()),
+            flush_threshold: usize::from(prefetch / 10).max(1),
             delay,
-            waiting,
+            retry_delays,
         }))
     }
 
@@ -79,121 +74,121 @@ impl RabbitAcker {
         WeakAcker(Arc::downgrade(&self.0))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Current> {
+    fn lock(&self) -> MutexGuard<'_, CurrentChannel> {
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes over to a new channel; what is still to be settled on the old one is too late, unless it was given back in order
-    /// and returns.
+    /// Switches to a new channel. Settlements of the old one are too late from now on, except of messages that were
+    /// requeued by us and are redelivered.
     pub(crate) fn attach(&self, channel: Channel, cumulative: bool) {
         let mut current = self.lock();
         current.epoch += 1;
         current.channel = Some(channel);
         current.has_delivered = false;
-        current.window = Window::new(cumulative);
-        current.given_back = false;
+        current.window = AckWindow::new(cumulative);
+        current.released = false;
     }
 
-    /// Lets go of the channel; answers it, if it was not let go of before. With `forget`, messages that return are not
+    /// Detaches and returns the current channel, if there is one. With `forget`, redeliveries of its messages are not
     /// recognised.
     pub(crate) fn detach(&self, forget: bool) -> Option<Channel> {
         let mut current = self.lock();
-        let forget = forget && !current.given_back;
-        current.held.channel_ended(forget);
+        let forget = forget && !current.released;
+        current.unsettled.channel_ended(forget);
         current.channel.take()
     }
 
-    /// The wait room, if there is one.
-    pub(crate) fn wait_room(&self) -> Option<&WaitRoom> {
-        self.0.waiting.as_ref().map(|waiting| &waiting.room)
+    /// The delay queues, if enabled.
+    pub(crate) fn delay_queues(&self) -> Option<&DelayQueues> {
+        self.0.retry_delays.as_ref().map(|delays| &delays.queues)
     }
 
-    /// Notes that `tag` of the current channel was delivered as this message, no earlier than `since`.
-    pub(crate) fn keep(&self, tag: Tag, message: &Message, since: Instant) {
-        self.lock().held.insert((tag.epoch, tag.number), message.clone(), since);
+    /// Adds an unsettled delivery of the current channel, which the broker sent no earlier than `since`.
+    pub(crate) fn add_unsettled(&self, tag: Tag, message: &Message, since: Instant) {
+        self.lock().unsettled.insert((tag.epoch, tag.number), message.clone(), since);
     }
 
-    /// True if messages wait in this process, or are on their way to a wait queue.
-    pub(crate) fn holds_some(&self) -> bool {
-        self.lock().held.holds_some()
+    /// True if messages wait in this process, or are being published to a delay queue.
+    pub(crate) fn has_delayed(&self) -> bool {
+        self.lock().unsettled.has_delayed()
     }
 
     /// True if `tag` can still be settled.
     pub(crate) fn is_current(&self, tag: Tag) -> bool {
-        self.lock().held.current(tag).is_some()
+        self.lock().unsettled.current(tag).is_some()
     }
 
-    /// True if the channel was closed by us, to give back what it held.
-    pub(crate) fn is_given_back(&self) -> bool {
-        self.lock().given_back
+    /// True if the channel was closed by us to requeue its deliveries.
+    pub(crate) fn is_released(&self) -> bool {
+        self.lock().released
     }
 
-    /// True if something was delivered on the last channel.
+    /// True if a message was delivered on the latest channel.
     pub(crate) fn has_delivered(&self) -> bool {
         self.lock().has_delivered
     }
 
-    /// True if deliveries come on a channel.
+    /// True if a channel is attached.
     pub(crate) fn has_channel(&self) -> bool {
         self.lock().channel.is_some()
     }
 
-    /// Notes deliveries of the current channel, sent no earlier than `since`; answers their epoch and takes out those that the
-    /// pipeline has already.
+    /// Records deliveries of the current channel, which the broker sent no earlier than `since`. Removes those that the
+    /// pipeline has already, and returns their epoch.
     pub(crate) fn delivered(&self, deliveries: &mut Vec<lapin::message::Delivery>, since: Instant) -> u64 {
-        let mut late = Vec::new();
+        let mut resettled = Vec::new();
         let mut current = self.lock();
         current.has_delivered |= !deliveries.is_empty();
-        let Current { window, held, .. } = &mut *current;
+        let CurrentChannel { window, unsettled, .. } = &mut *current;
         deliveries.retain(|delivery| {
             window.delivered(delivery.delivery_tag);
-            match held.returned(delivery, since) {
+            match unsettled.match_redelivery(delivery, since) {
                 None => return true,
-                Some(Returned::Held) => {}
-                Some(Returned::Settled(settlement)) => late.push((delivery.delivery_tag, settlement)),
+                Some(Redelivery::Unsettled) => {}
+                Some(Redelivery::Settled(settlement)) => resettled.push((delivery.delivery_tag, settlement)),
             }
             false
         });
         let epoch = current.epoch;
         drop(current);
-        if !late.is_empty() {
-            tokio::spawn(self.clone().settle_on_wire(epoch, late));
+        if !resettled.is_empty() {
+            tokio::spawn(self.clone().settle_on_broker(epoch, resettled));
         }
         epoch
     }
 
-    /// Settles deliveries that no tag of the pipeline's stands for any more.
-    async fn settle_on_wire(self, epoch: u64, late: Vec<(u64, Settlement)>) {
-        let _wire = self.0.wire.lock().await;
+    /// Settles redeliveries of messages that were settled while they were requeued.
+    async fn settle_on_broker(self, epoch: u64, resettled: Vec<(u64, Settlement)>) {
+        let _order = self.0.send_order.lock().await;
         let (channel, frames) = {
             let mut current = self.lock();
             if current.epoch != epoch {
                 return;
             }
             let mut frames = Vec::new();
-            for (tag, settlement) in late {
+            for (tag, settlement) in resettled {
                 current.window.settle(tag, settlement, &mut frames);
             }
-            frames.extend(current.window.prefix());
-            current.window.stragglers(&mut frames);
+            frames.extend(current.window.take_prefix());
+            current.window.drain_acked(&mut frames);
             (current.channel.clone(), frames)
         };
         if let Some(channel) = channel {
-            send(&channel, &frames).await;
+            send_frames(&channel, &frames).await;
         }
     }
 
-    /// Sends what waits.
+    /// Sends all waiting acknowledgements.
     pub(crate) async fn flush(&self) {
-        let _wire = self.0.wire.lock().await;
+        let _order = self.0.send_order.lock().await;
         let (channel, frames) = {
             let mut current = self.lock();
-            let mut frames = Vec::from_iter(current.window.prefix());
-            current.window.stragglers(&mut frames);
+            let mut frames = Vec::from_iter(current.window.take_prefix());
+            current.window.drain_acked(&mut frames);
             (current.channel.clone(), frames)
         };
         if let Some(channel) = channel {
-            send(&channel, &frames).await;
+            send_frames(&channel, &frames).await;
         }
     }
 
@@ -203,132 +198,132 @@ impl RabbitAcker {
         self.flush().await;
     }
 
-    /// When the oldest delivery came, and how many the broker counts as unacknowledged.
+    /// When the oldest delivery was received, and how many the broker counts as unacknowledged.
     pub(crate) fn oldest(&self) -> (Option<Instant>, usize) {
         let mut current = self.lock();
-        current.held.tidy();
-        (current.held.oldest(), current.held.on_wire())
+        current.unsettled.remove_expired();
+        (current.unsettled.oldest(), current.unsettled.unacknowledged())
     }
 
-    /// Gives those back that came before `then`, one by one: the broker sends them again at once, and its clock for them
-    /// starts again. Answers, for each, how often it was delivered.
-    pub(crate) async fn give_back(&self, then: Instant) -> Vec<u32> {
-        let _wire = self.0.wire.lock().await;
+    /// Requeues the deliveries received before `then`, one by one: the broker redelivers them immediately and restarts
+    /// their ack timeout. Returns the delivery count of each.
+    pub(crate) async fn release_before(&self, then: Instant) -> Vec<u32> {
+        let _order = self.0.send_order.lock().await;
         let (channel, frames, counts) = {
             let mut current = self.lock();
-            let Current { window, held, channel, .. } = &mut *current;
+            let CurrentChannel { window, unsettled, channel, .. } = &mut *current;
             let Some(channel) = channel.clone() else { return Vec::new() };
-            // What is to be acknowledged goes first: a frame for many must not pass over what is given back after it.
-            let mut frames = Vec::from_iter(window.prefix());
-            window.stragglers(&mut frames);
+            // Acknowledgements first: a cumulative frame must not include what is requeued after it.
+            let mut frames = Vec::from_iter(window.take_prefix());
+            window.drain_acked(&mut frames);
             let mut counts = Vec::new();
-            for (tag, count) in held.give_back(then) {
+            for (tag, count) in unsettled.release_before(then) {
                 window.settle(tag, Settlement::Abandon, &mut frames);
                 counts.push(count);
             }
             (channel, frames, counts)
         };
-        send(&channel, &frames).await;
+        send_frames(&channel, &frames).await;
         counts
     }
 
-    /// Lets go of the channel, so that the broker gets all back; what the pipeline has is recognised when it returns.
-    /// Answers the channel, to be closed.
-    pub(crate) async fn give_all_back(&self) -> Option<Channel> {
+    /// Detaches and returns the channel, to be closed, so that the broker requeues all its deliveries; those that the
+    /// pipeline has are recognised when they are redelivered.
+    pub(crate) async fn release_all(&self) -> Option<Channel> {
         self.flush().await;
-        let _wire = self.0.wire.lock().await;
+        let _order = self.0.send_order.lock().await;
         let mut current = self.lock();
         let channel = current.channel.take()?;
-        current.held.channel_ended(false);
-        current.given_back = true;
+        current.unsettled.channel_ended(false);
+        current.released = true;
         Some(channel)
     }
 
-    fn decide(&self, batch: &[(Tag, Settlement)]) -> (Vec<Settled>, Vec<Frame>, Option<Channel>, bool) {
+    fn decide(&self, batch: &[(Tag, Settlement)]) -> (Vec<Settled>, Vec<SettleFrame>, Option<Channel>, bool) {
         let mut current = self.lock();
-        let Current { epoch, channel, window, flushing, held, .. } = &mut *current;
+        let CurrentChannel { epoch, channel, window, flushing, unsettled, .. } = &mut *current;
         let mut frames = Vec::new();
         let mut settle = |(tag, settlement): &(Tag, Settlement)| {
-            let (_, name) = split(*tag);
-            if held.contains(name) {
-                if held.current(*tag).is_some()
-                    && let Some(wire) = held.settle(name, *settlement)
+            let (_, key) = split_tag(*tag);
+            if unsettled.contains(key) {
+                if unsettled.current(*tag).is_some()
+                    && let Some(broker_tag) = unsettled.settle(key, *settlement)
                 {
-                    window.settle(wire, *settlement, &mut frames);
+                    window.settle(broker_tag, *settlement, &mut frames);
                 }
-                // Another round of it is under way, or the broker has it: said once, a settlement counts.
+                // A later round is under way, or the message is requeued: settling again changes nothing.
                 return Settled::Done;
             }
-            // What was settled before may be repeated.
+            // A settlement may be repeated.
             let ours = channel.is_some() && tag.epoch == *epoch;
-            match ours.then(|| window.knows(name.1)) {
-                Some(Noted::Taken) => Settled::Done,
-                Some(Noted::Unknown) | None => Settled::TooLate,
+            match ours.then(|| window.lookup(key.1)) {
+                Some(TagLookup::Known) => Settled::Done,
+                Some(TagLookup::Unknown) | None => Settled::TooLate,
             }
         };
         let settled = batch.iter().map(&mut settle).collect();
-        frames.extend(window.prefix());
-        if window.waiting() >= self.0.most_waiting || self.0.delay.is_zero() {
-            window.stragglers(&mut frames);
+        frames.extend(window.take_prefix());
+        if window.waiting() >= self.0.flush_threshold || self.0.delay.is_zero() {
+            window.drain_acked(&mut frames);
         }
         let start_flushing = window.waiting() > 0 && !*flushing;
         *flushing |= start_flushing;
         (settled, frames, channel.clone(), start_flushing)
     }
 
-    /// Tells the broker at once, or within the ack delay.
-    async fn tell(&self, batch: &[(Tag, Settlement)]) -> Vec<Settled> {
-        let _wire = self.0.wire.lock().await;
+    /// Sends settlements immediately, or acknowledgements within the ack delay.
+    async fn send_settlements(&self, batch: &[(Tag, Settlement)]) -> Vec<Settled> {
+        let _order = self.0.send_order.lock().await;
         let (mut settled, frames, channel, start_flushing) = self.decide(batch);
         if start_flushing {
             tokio::spawn(self.clone().flush_later());
         }
         if let Some(channel) = channel
-            && !send(&channel, &frames).await
+            && !send_frames(&channel, &frames).await
         {
-            // The channel is gone, and with it everything that was not on the wire.
+            // The channel is closed, and everything that was not sent is lost with it.
             settled.fill(Settled::TooLate);
         }
         settled
     }
 
-    /// Takes out what is to wait. `true`: it waits, or did so before.
-    fn divide(&self, batch: &[(Tag, Settlement)]) -> (Vec<bool>, Vec<Later>) {
+    /// Separates the retries to be delayed. `true`: the message is delayed, now or by an earlier call.
+    fn take_retries(&self, batch: &[(Tag, Settlement)]) -> (Vec<bool>, Vec<DelayedMessage>) {
         let mut current = self.lock();
         let mut later = Vec::new();
         let mut waits = |(tag, settlement): &(Tag, Settlement)| {
-            let (_, name) = split(*tag);
-            if !current.held.contains(name) {
+            let (_, key) = split_tag(*tag);
+            if !current.unsettled.contains(key) {
                 return false;
             }
-            // What was settled before it came once more may be repeated; the message waits once.
-            let Some(entry) = current.held.current(*tag) else { return true };
+            // A repeated settlement of an earlier round changes nothing; the message is delayed once.
+            let Some(entry) = current.unsettled.current(*tag) else { return true };
             let Settlement::Retry { after } = *settlement else { return false };
-            entry.place = Place::Waiting;
-            later.push(Later { name, message: entry.message.clone(), after });
+            entry.state = DeliveryState::AwaitingRetry;
+            later.push(DelayedMessage { key, message: entry.message.clone(), after });
             true
         };
         (batch.iter().map(&mut waits).collect(), later)
     }
 
-    /// Sends messages to the wait room and acknowledges those that the broker confirmed there. The others, and those that
-    /// wait for a short time only, wait in this process: their deliveries stay unacknowledged.
-    async fn wait(self, later: Vec<Later>) {
-        let Some(Waiting { room, .. }) = &self.0.waiting else { return };
+    /// Publishes messages to the delay queues and acknowledges those that the broker confirmed. The others, and those
+    /// with a short delay, are held in this process; their deliveries stay unacknowledged.
+    async fn delay(self, later: Vec<DelayedMessage>) {
+        let Some(RetryDelays { queues, .. }) = &self.0.retry_delays else { return };
         let started = Instant::now();
-        let hold = |later: Later| drop(tokio::spawn(self.clone().hold(later, started)));
-        let (travel, stay): (Vec<_>, Vec<_>) =
-            later.into_iter().partition(|later| room.takes(&later.message, later.after));
-        stay.into_iter().for_each(hold);
-        if travel.is_empty() {
+        let hold = |later: DelayedMessage| drop(tokio::spawn(self.clone().hold_in_process(later, started)));
+        let (forwarded, held): (Vec<_>, Vec<_>) =
+            later.into_iter().partition(|later| queues.accepts(&later.message, later.after));
+        held.into_iter().for_each(hold);
+        if forwarded.is_empty() {
             return;
         }
         let mut failed = None;
-        let results = room.put(travel.iter().map(|later| (&later.message, later.after))).await;
-        let mut confirmed = Vec::with_capacity(travel.len());
-        for (later, result) in travel.into_iter().zip(results) {
+        let results = queues.publish(forwarded.iter().map(|later| (&later.message, later.after))).await;
+        let mut confirmed = Vec::with_capacity(forwarded.len());
+        for (later, result) in forwarded.into_iter().zip(results) {
             match result {
-                Ok(()) => confirmed.push(later.name),
+                Ok(()) => confirmed.push(later.key),
                 Err(error) => {
                     failed = Some(error);
                     hold(later);
@@ -336,72 +331,61 @@ impl RabbitAcker {
             }
         }
         if let Some(error) = failed {
-            tracing::debug!(?error, "messages cannot wait in the broker; they wait in this process");
+            tracing::debug!(?error, "publishing to delay queues failed; messages held in this process");
         }
-        self.travelled(confirmed).await;
+        self.ack_delayed(confirmed).await;
     }
 
-    /// Acknowledges the originals of messages that the broker confirmed in a wait queue.
-    async fn travelled(&self, names: Vec<Name>) {
+    /// Acknowledges the originals of messages that the broker confirmed in a delay queue.
+    async fn ack_delayed(&self, keys: Vec<DeliveryKey>) {
         let batch: Vec<_> = {
             let mut current = self.lock();
-            let mut back = |name: Name| {
-                let entry = current.held.get_mut(name)?;
-                entry.place = Place::Pipeline;
-                Some((tag(name, entry.round), Settlement::Ack))
+            let mut back = |key: DeliveryKey| {
+                let entry = current.unsettled.get_mut(key)?;
+                entry.state = DeliveryState::InPipeline;
+                Some((build_tag(key, entry.round), Settlement::Ack))
             };
-            names.into_iter().filter_map(&mut back).collect()
+            keys.into_iter().filter_map(&mut back).collect()
         };
-        self.tell(&batch).await;
+        self.send_settlements(&batch).await;
     }
 
-    /// Waits here, then delivers the message once more, without the broker.
-    async fn hold(self, later: Later, started: Instant) {
-        let Some(Waiting { again, .. }) = &self.0.waiting else { return };
-        let due = started.checked_add(later.after).unwrap_or(started + LONGEST_HOLD);
-        tokio::time::sleep_until(due).await;
+    /// Holds a message in this process for its delay, then delivers it again without the broker.
+    async fn hold_in_process(self, later: DelayedMessage, started: Instant) {
+        let Some(RetryDelays { redeliveries, .. }) = &self.0.retry_delays else { return };
+        tokio::time::sleep_until(later.due(started)).await;
         let tag = {
             let mut current = self.lock();
-            let Some(entry) = current.held.get_mut(later.name) else { return };
+            let Some(entry) = current.unsettled.get_mut(later.key) else { return };
             entry.round = entry.round.wrapping_add(1);
-            entry.place = Place::Pipeline;
-            tag(later.name, entry.round)
+            entry.state = DeliveryState::InPipeline;
+            build_tag(later.key, entry.round)
         };
-        let _ = again.send((tag, later.message));
+        let _ = redeliveries.send((tag, later.message));
     }
 }
 
 impl WeakAcker {
     /// The acker, if it is still in use.
-    pub(crate) fn upgrade(&self) -> Option<RabbitAcker> {
-        self.0.upgrade().map(RabbitAcker)
+    pub(crate) fn upgrade(&self) -> Option<RabbitmqAcker> {
+        self.0.upgrade().map(RabbitmqAcker)
     }
 }
 
-/// A message that waits for its next attempt.
-struct Later {
-    name: Name,
-    message: Message,
-    after: Duration,
-}
-
-/// What a handler may ask for has no limit; what a clock can add has.
-const LONGEST_HOLD: Duration = Duration::from_secs(365 * 24 * 3600);
-
 #[async_trait]
-impl Acker for RabbitAcker {
+impl Acker for RabbitmqAcker {
     async fn settle(&self, batch: &[(Tag, Settlement)]) -> Vec<Result<Settled, Error>> {
-        if self.0.waiting.is_none() {
-            return self.tell(batch).await.into_iter().map(Ok).collect();
+        if self.0.retry_delays.is_none() {
+            return self.send_settlements(batch).await.into_iter().map(Ok).collect();
         }
-        let (waits, later) = self.divide(batch);
+        let (waits, later) = self.take_retries(batch);
         if !later.is_empty() {
-            tokio::spawn(self.clone().wait(later));
+            tokio::spawn(self.clone().delay(later));
         }
         let now: Vec<_> =
             batch.iter().zip(&waits).filter(|(_, waits)| !**waits).map(|(item, _)| *item).collect();
-        let mut told = self.tell(&now).await.into_iter();
-        let result = |waits| if waits { Settled::Done } else { told.next().unwrap_or(Settled::TooLate) };
+        let mut results = self.send_settlements(&now).await.into_iter();
+        let result = |waits| if waits { Settled::Done } else { results.next().unwrap_or(Settled::TooLate) };
         waits.into_iter().map(result).map(Ok).collect()
     }
 }

@@ -1,13 +1,20 @@
-//! RabbitMQ as a source and a publisher for [`onceward`]: [`RabbitConsumer`] delivers the messages of a queue and comes back
-//! by itself, [`RabbitPublisher`] publishes confirmed.
+//! RabbitMQ source and publisher for [`onceward`]: safe acknowledgements, reconnection, confirmed dead letters.
 //!
-//! What is promised, what is not, and the policies to set on the broker are in the crate's README.
+//! | type | purpose |
+//! |---|---|
+//! | [`RabbitmqConsumer`] | delivers the messages of a queue to a pipeline; reconnects and resubscribes |
+//! | [`RabbitmqPublisher`] | publishes dead letters and outgoing messages, confirmed by the broker |
+//! | [`RabbitmqConfig`] | connection ([`RabbitmqEndpoint`]) and queue options ([`RabbitmqQueueConfig`]) |
+//! | [`RabbitmqClient`] | the caller's own connections or channel, for `from_client` |
+//! | [`RabbitmqQueueStatus`] | message and consumer counts of a queue, read without changing anything |
+//!
+//! The crate's README lists the guarantees, the limits and the policies to set on the broker.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //! use onceward::{DeadLetters, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, handler_fn};
-//! use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+//! use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 //!
 //! async fn charge(_app: (), message: Message) -> Handled {
 //!     println!("{} bytes", message.payload().len());
@@ -15,8 +22,8 @@
 //! }
 //!
 //! let url = "amqps://user:password@rabbit.example/%2f";
-//! let orders = RabbitConsumer::open(RabbitConfig::new(url, "orders")).await?;
-//! let letters = RabbitPublisher::open(Endpoint::new(url)).await?;
+//! let orders = RabbitmqConsumer::open(RabbitmqConfig::new(url, "orders")).await?;
+//! let letters = RabbitmqPublisher::open(RabbitmqEndpoint::new(url)).await?;
 //! let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, Arc::new(MemoryStore::new()))
 //!     .keys([KeySource::MessageId])
 //!     .dead_letters(DeadLetters::new(Arc::new(letters), "orders.dead"))
@@ -25,42 +32,37 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Module layout
+//!
+//! `config`, `consumer`, `acker`, `publisher`, `message`, `inspect` and `error` have the same roles as in the other broker
+//! adapters. `connection` opens connections, `subscription` keeps one subscribed, `settle` decides which acknowledgement
+//! frames are sent, `publish` is the confirmed publishing path, `delay_queues` delays redelivery on the broker, `format`
+//! converts AMQP properties and headers, and `sanitize` rewrites inbound frames that the AMQP library cannot parse.
 mod acker;
 mod config;
-mod confirm;
 mod connection;
 mod consumer;
-mod depth;
-mod endpoint;
+mod delay_queues;
 mod error;
-mod facts;
-mod frames;
-mod gauge;
-mod headers;
-mod held;
-mod keeper;
-mod line;
-mod link;
-mod loss;
-mod mended;
+mod format;
+mod inspect;
 mod message;
-mod native;
-mod outgoing;
 #[cfg(feature = "plugin")]
 pub mod plugin;
-mod probe;
-mod properties;
+mod publish;
 mod publisher;
-mod round;
-mod screen;
-mod sequence;
-mod suspects;
-mod transport;
-mod wait;
-mod window;
+mod sanitize;
+mod settle;
+mod subscription;
 
-pub use config::{QueueConfig, RabbitConfig};
-pub use consumer::RabbitConsumer;
-pub use endpoint::Endpoint;
-pub use facts::QueueFacts;
-pub use publisher::RabbitPublisher;
+pub use config::{RabbitmqConfig, RabbitmqQueueConfig};
+pub use connection::RabbitmqClient;
+pub use connection::endpoint::RabbitmqEndpoint;
+pub use consumer::RabbitmqConsumer;
+pub use inspect::RabbitmqQueueStatus;
+pub use publisher::RabbitmqPublisher;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct RabbitmqReadme;

@@ -1,4 +1,4 @@
-//! Turns a delivery into a [`Message`].
+//! Converts AMQP deliveries to [`Message`]s: [`to_message`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,29 +9,22 @@ use lapin::message::Delivery;
 use lapin::types::{FieldTable, ShortString};
 use onceward::{Defect, Message, Native, OwnHeaders};
 
-use crate::headers;
-use crate::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitForm, USER_ID};
+use crate::format::header_values;
+use crate::format::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitmqForm, USER_ID};
+use crate::format::property_headers::{
+    APP_ID, CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, PRIORITY, REPLY_TO, TYPE,
+};
 
-/// Headers that stand for what AMQP keeps elsewhere start with this.
-pub(crate) const PREFIX: &str = "amqp-";
-pub(crate) const CONTENT_TYPE: &str = "amqp-content-type";
-pub(crate) const CONTENT_ENCODING: &str = "amqp-content-encoding";
-pub(crate) const CORRELATION_ID: &str = "amqp-correlation-id";
-pub(crate) const REPLY_TO: &str = "amqp-reply-to";
-pub(crate) const TYPE: &str = "amqp-type";
-pub(crate) const APP_ID: &str = "amqp-app-id";
-pub(crate) const PRIORITY: &str = "amqp-priority";
-
-/// The message of a delivery from the queue `origin`; `mended` says what was replaced in it. It keeps the delivery's own
-/// form beside what it says of it.
-pub(crate) fn from(
+/// Converts a delivery from the queue `origin`; `sanitized` is the defect that the sanitiser found. The message keeps
+/// its native form beside the converted headers.
+pub(crate) fn to_message(
     delivery: Delivery,
     origin: Arc<str>,
-    mended: Option<&'static str>,
+    sanitized: Option<&'static str>,
     own: &OwnHeaders,
 ) -> Message {
     let payload = Bytes::from(delivery.data);
-    let mut form = RabbitForm {
+    let mut form = RabbitmqForm {
         exchange: delivery.exchange,
         routing_key: delivery.routing_key,
         properties: delivery.properties,
@@ -49,14 +42,14 @@ pub(crate) fn from(
     {
         message = message.timestamp(at);
     }
-    // These stand before the producer's own headers, so that one of the same name does not hide them.
+    // Before the producer's own headers, so that one of the same name does not hide them.
     let mut headers = Vec::new();
     let mut add = |name: &'static str, value: Option<&ShortString>| {
         if let Some(value) = value {
             headers.push((name, Bytes::copy_from_slice(value.as_str().as_bytes())));
         }
     };
-    // A message that was sent to the queue itself has no exchange, and the queue's name as its routing key.
+    // A message published to the queue directly has no exchange, and the queue's name as routing key.
     let exchange = Some(&form.exchange).filter(|exchange| !exchange.as_str().is_empty());
     add(EXCHANGE, exchange);
     add(ROUTING_KEY, exchange.map(|_| &form.routing_key));
@@ -71,16 +64,16 @@ pub(crate) fn from(
     if let Some(priority) = properties.priority() {
         headers.push((PRIORITY, Bytes::from(priority.to_string())));
     }
-    // Those that a copy of ours brings stand behind what the broker says now.
-    let brought = native::believed_facts(&form, own, &payload);
+    // Facts from a sealed copy of ours, after the facts of this delivery.
+    let brought = native::trusted_facts(&form, own, &payload);
     headers.extend(brought.into_iter().map(|(name, value)| (name, Bytes::copy_from_slice(value))));
     message = headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
-    let mut defect = mended;
+    let mut defect = sanitized;
     let mut too_deep = Vec::new();
-    for (name, value) in form.headers().filter(|(name, _)| !native::passes_for_fact(name.as_str())) {
-        match headers::value(value) {
+    for (name, value) in form.headers().filter(|(name, _)| !native::imitates_fact(name.as_str())) {
+        match header_values::to_bytes(value) {
             Ok(value) => message = message.header(name.as_str(), value),
-            Err(headers::TooDeep) => too_deep.push(name.clone()),
+            Err(header_values::TooDeep) => too_deep.push(name.clone()),
         }
     }
     if !too_deep.is_empty() {
@@ -112,7 +105,7 @@ mod tests {
     }
 
     fn plain(delivery: Delivery) -> Message {
-        from(delivery, "orders".into(), None, &OwnHeaders::default())
+        to_message(delivery, "orders".into(), None, &OwnHeaders::default())
     }
 
     fn text(message: &Message, name: &str) -> Option<String> {
@@ -131,13 +124,13 @@ mod tests {
             .with_priority(3)
             .with_content_type("text/plain".into())
             .with_headers(table);
-        let message = from(delivery("shop", properties), "orders".into(), None, &OwnHeaders::default());
+        let message = to_message(delivery("shop", properties), "orders".into(), None, &OwnHeaders::default());
         assert_eq!((message.id(), message.origin()), (Some(&b"7"[..]), Some("orders")));
         assert_eq!(&message.payload()[..], b"pay");
         assert!(message.is_redelivered() && message.defect().is_none());
         assert_eq!(message.timestamp(), Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(message.content_type(), Some("text/plain"));
-        let form = message.native().and_then(Native::get::<RabbitForm>).unwrap();
+        let form = message.native().and_then(Native::get::<RabbitmqForm>).unwrap();
         assert_eq!((form.exchange.as_str(), form.properties.timestamp()), ("shop", &Some(1_700_000_000)));
         for (name, value) in [
             ("tenant", "a"),
@@ -152,23 +145,23 @@ mod tests {
     }
 
     #[test]
-    fn no_producers_header_passes_for_what_the_broker_says() {
+    fn producer_headers_cannot_imitate_facts_of_the_broker() {
         let mut table = FieldTable::default();
         let names = ["amqp-user-id", "AMQP_USER_ID", "amqp.exchange", "Amqp-Routing_Key", "amqp-anything"];
         for name in names {
-            table.insert(name.into(), native::text("admin"));
+            table.insert(name.into(), native::long_string("admin"));
         }
-        table.insert("amqpx".into(), native::text("theirs"));
+        table.insert("amqpx".into(), native::long_string("theirs"));
         let message = plain(delivery("", BasicProperties::default().with_headers(table)));
         assert_eq!(message.headers().map(|(name, _)| name).collect::<Vec<_>>(), ["amqpx"]);
     }
 
     #[test]
-    fn what_the_broker_said_is_believed_again_from_a_sealed_copy_alone() {
+    fn facts_of_the_broker_are_trusted_from_sealed_copies_only() {
         let sealing = |secret| OwnHeaders::authenticated(OwnSecrets::new(secret).unwrap());
         let own = sealing(b"0123456789abcdef");
         let first = delivery("shop", BasicProperties::default().with_user_id("till".into()));
-        let message = from(first, "orders".into(), None, &own);
+        let message = to_message(first, "orders".into(), None, &own);
         let letter = onceward::Outgoing {
             destination: "dead".into(),
             headers: message
@@ -180,9 +173,9 @@ mod tests {
             native: message.native().cloned(),
             ..onceward::Outgoing::default()
         };
-        let sent = crate::outgoing::Letter::new(&letter, 131_072, &own).unwrap().properties;
+        let sent = crate::publish::publishing::Publishing::new(&letter, 131_072, &own).unwrap().properties;
         let back = |properties: BasicProperties, own: &OwnHeaders| {
-            let message = from(delivery("", properties), "orders".into(), None, own);
+            let message = to_message(delivery("", properties), "orders".into(), None, own);
             ["amqp-exchange", "amqp-routing-key", "amqp-user-id"].map(|name| text(&message, name))
         };
         let facts = ["shop", "orders", "till"].map(|fact| Some(fact.to_owned()));
@@ -190,16 +183,16 @@ mod tests {
         assert_eq!(back(sent.clone(), &OwnHeaders::default()), [None, None, None]);
         assert_eq!(back(sent.clone(), &sealing(b"fedcba9876543210")), [None, None, None]);
         let mut changed = sent.headers().clone().unwrap();
-        changed.insert("amqp-user-id".into(), native::text("admin"));
+        changed.insert("amqp-user-id".into(), native::long_string("admin"));
         assert_eq!(back(sent.clone().with_headers(changed), &own), [None, None, None]);
         let mut other = delivery("", sent);
         other.data = b"other".to_vec();
-        assert_eq!(text(&from(other, "orders".into(), None, &own), "amqp-user-id"), None);
+        assert_eq!(text(&to_message(other, "orders".into(), None, &own), "amqp-user-id"), None);
     }
 
     #[test]
-    fn what_was_mended_or_is_too_deep_is_a_defect() {
-        let message = from(
+    fn sanitized_or_deeply_nested_messages_have_a_defect() {
+        let message = to_message(
             delivery("", BasicProperties::default()),
             "orders".into(),
             Some("odd"),
@@ -214,12 +207,12 @@ mod tests {
         table.insert("deep".into(), value);
         let message = plain(delivery("", BasicProperties::default().with_headers(table)));
         assert!(message.defect().is_some());
-        let form = message.native().and_then(Native::get::<RabbitForm>).unwrap();
+        let form = message.native().and_then(Native::get::<RabbitmqForm>).unwrap();
         assert!(!form.has_header("deep"), "it would be written again");
     }
 
     #[test]
-    fn a_time_beyond_reckoning_is_left_out() {
+    fn an_unrepresentable_timestamp_is_dropped() {
         let properties = BasicProperties::default().with_timestamp(u64::MAX);
         assert_eq!(plain(delivery("", properties)).timestamp(), None);
     }

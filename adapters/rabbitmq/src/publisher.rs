@@ -1,91 +1,97 @@
-//! Publishes, confirmed, on a connection of its own: [`RabbitPublisher`].
+//! Publishes messages with publisher confirms: [`RabbitmqPublisher`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::Connection;
 use onceward::{Error, Outgoing, OwnHeaders, Publisher};
 
-use crate::connection::{Connect, Factory};
-use crate::endpoint::Endpoint;
-use crate::line::Line;
-use crate::outgoing::Letter;
+use crate::connection::RabbitmqClient;
+use crate::connection::connector::AmqpConnector;
+use crate::connection::endpoint::RabbitmqEndpoint;
+use crate::publish::confirm_channel::{ConfirmChannel, PublishContext};
+use crate::publish::publishing::Publishing;
 
-/// Publishes messages, persistent and confirmed by the broker. A message that no queue takes is an error.
+/// Publishes messages, persistent and confirmed by the broker. A message that no queue accepts is an error.
 ///
-/// A destination is the name of a queue, or `exchange/routing-key`; a queue whose name has slashes in it is written with
-/// one in front. A message that [`RabbitConsumer`](crate::RabbitConsumer) delivered is sent as it came, with the types of
-/// its headers and its properties. Of another broker's, the header names that the consumer gives to properties become these
-/// properties. [`Outgoing::id`] becomes the message id, [`Outgoing::own_id`] the header `onceward-id`.
+/// A destination is the name of a queue, or `exchange/routing-key`; the name of a queue with slashes is written with a
+/// leading slash. A message from a [`RabbitmqConsumer`](crate::RabbitmqConsumer) is published unchanged, with its
+/// header types and properties. Headers of a message from another broker become properties if their names are those
+/// that the consumer gives to properties. [`Outgoing::id`] becomes the message id, [`Outgoing::own_id`] the header
+/// `onceward-id`.
 ///
-/// A message that the broker does not accept (no such exchange, no right, too large) fails alone.
+/// A message that the broker refuses (no such exchange, missing right, too large) fails alone.
 ///
-/// It has a connection of its own, for RabbitMQ blocks publishing connections as a whole while it is short of memory or disk.
-/// It connects again by itself. One batch is under way at a time: what a broker returns cannot be told apart otherwise.
-pub struct RabbitPublisher {
-    line: Line,
+/// The publisher has a connection of its own, since RabbitMQ blocks whole connections during a memory or disk alarm,
+/// and reconnects by itself. One batch is in flight at a time: returned messages could not be assigned to their batch
+/// otherwise.
+pub struct RabbitmqPublisher {
+    channel: ConfirmChannel,
     own: OwnHeaders,
 }
 
-impl RabbitPublisher {
-    /// How long a batch may take by default, connecting and a blocked broker included.
+impl RabbitmqPublisher {
+    /// The default timeout of a batch, connecting and a blocked broker included.
     pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(8);
 
     /// Connects.
     ///
     /// # Errors
-    /// `Config` if the endpoint's values cannot be used, `Denied` if the broker refuses, `Unavailable` or `Timeout` if it
+    /// `Config` if the endpoint's values are invalid, `Denied` if the broker refuses, `Unavailable` or `Timeout` if it
     /// cannot be reached.
-    pub async fn open(endpoint: Endpoint) -> Result<Self, Error> {
+    pub async fn open(endpoint: RabbitmqEndpoint) -> Result<Self, Error> {
         endpoint.check()?;
-        Self::opened(Arc::new(endpoint)).await
+        Self::connect(Arc::new(endpoint)).await
     }
 
-    /// Publishes on a connection that `factory` makes; it is called again whenever the connection is lost. Each connection
-    /// should be new, not that of a consumer, and without automatic recovery.
+    /// Connects with the caller's client, which must not be shared with a consumer.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn from_connection<F, Fut>(factory: F) -> Result<Self, Error>
-    where
-        F: Fn() -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = lapin::Result<Connection>> + Send + 'static,
-    {
-        Self::opened(Arc::new(Factory(factory))).await
+    pub async fn from_client(client: RabbitmqClient) -> Result<Self, Error> {
+        Self::connect(client.into_connector()).await
     }
 
-    async fn opened(connect: Arc<dyn Connect>) -> Result<Self, Error> {
-        let line = Line::open(connect, Self::CONFIRM_TIMEOUT).await?;
-        Ok(Self { line, own: OwnHeaders::default() })
+    async fn connect(connect: Arc<dyn AmqpConnector>) -> Result<Self, Error> {
+        let channel = ConfirmChannel::open(connect, Self::CONFIRM_TIMEOUT).await?;
+        Ok(Self { channel, own: OwnHeaders::default() })
     }
 
-    /// Seals what the broker said of a message in its dead letter (exchange, routing key, user id), so that it is believed when
-    /// the letter is moved back. The pipeline seals the rest. Only for dead letters of this broker's consumers.
+    /// Seals exchange, routing key and user id in dead letters, so that they are trusted when the letter is redriven.
+    /// The pipeline seals the rest. Only for dead letters of this broker's consumers.
     #[must_use]
     pub fn own_headers(mut self, own: OwnHeaders) -> Self {
         self.own = own;
         self
     }
 
-    /// Sets how long a batch may take until its outcome is called unknown. It should be less than the pipeline's publish
-    /// timeout, so that the error says what was wrong.
+    /// Sets the timeout of a batch, after which its outcome is unknown. It should be shorter than the pipeline's
+    /// publish timeout, so that the error names the cause.
     #[must_use]
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
-        self.line.limit = limit;
+        self.channel.limit = limit;
         self
     }
 }
 
+impl fmt::Debug for RabbitmqPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqPublisher")
+            .field("confirm_timeout", &self.channel.limit)
+            .finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
-impl Publisher for RabbitPublisher {
+impl Publisher for RabbitmqPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let letters = async |terms: crate::line::Terms<'_>| {
-            batch.iter().map(|outgoing| Letter::new(outgoing, terms.frame_max, &self.own)).collect()
+        let build = async |context: PublishContext<'_>| {
+            batch.iter().map(|outgoing| Publishing::new(outgoing, context.frame_max, &self.own)).collect()
         };
-        self.line.publish(batch.len(), letters).await
+        self.channel.publish(batch.len(), build).await
     }
 }

@@ -14,7 +14,7 @@ use onceward::{
     Consumer, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Scope, Settled, Settlement,
     Tag, handler_fn,
 };
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use support::{Admin, Kind, take, text, until};
@@ -35,14 +35,14 @@ async fn strict(timeout: Duration) -> RabbitMq {
     .unwrap()
 }
 
-async fn settle(consumer: &RabbitConsumer, tags: &[Tag], settlement: Settlement) {
+async fn settle(consumer: &RabbitmqConsumer, tags: &[Tag], settlement: Settlement) {
     let batch: Vec<_> = tags.iter().map(|tag| (*tag, settlement)).collect();
     for result in consumer.acker().settle(&batch).await {
         assert_eq!(result.unwrap(), Settled::Done);
     }
 }
 
-async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
+async fn taken(consumer: &mut RabbitmqConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
     let deliveries = take(consumer, count).await;
     deliveries.iter().map(|delivery| (delivery.tag, text(delivery))).unzip()
 }
@@ -56,9 +56,9 @@ async fn what_is_held_beyond_the_timeout_is_given_back_alone_and_keeps_its_deliv
         admin.declare(&queue, kind).await;
         admin.publish(&queue, ["held".to_owned(), "short".to_owned()]).await;
         let proxy = Proxy::start(broker.address()).unwrap();
-        let mut config = RabbitConfig::new(url(proxy.port()), &queue);
+        let mut config = RabbitmqConfig::new(url(proxy.port()), &queue);
         config.queue.ack_timeout = Some(Duration::from_secs(6));
-        let mut consumer = RabbitConsumer::open(config).await.unwrap();
+        let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
         let acker = consumer.acker();
         let health = consumer.health().unwrap();
         let (tags, _) = taken(&mut consumer, 2).await;
@@ -100,9 +100,9 @@ async fn while_nobody_receives_all_goes_back_once_and_returns_to_the_next_call()
     let admin = Admin::connect(&broker).await;
     admin.declare("queue", Kind::Quorum).await;
     admin.publish("queue", (0..10).map(|number| number.to_string())).await;
-    let mut config = RabbitConfig::new(broker.url(), "queue");
+    let mut config = RabbitmqConfig::new(broker.url(), "queue");
     config.queue.ack_timeout = Some(Duration::from_secs(4));
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     let (tags, _) = taken(&mut consumer, 10).await;
     admin.publish("queue", (10..15).map(|number| number.to_string())).await;
     let depth = async || broker.depth("queue");
@@ -167,7 +167,7 @@ async fn one_long_retry_among_two_hundred_messages_costs_one_warning_and_few_del
     admin.declare("orders", Kind::Quorum).await;
     let ids = ["long".to_owned()].into_iter().chain((1..COUNT).map(|number| number.to_string()));
     admin.publish("orders", ids).await;
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), "orders")).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), "orders")).await.unwrap();
     let runs = Arc::new(Mutex::new(BTreeMap::new()));
     let store = Arc::new(MemoryStore::new());
     let config = onceward::PipelineConfig { concurrency: 2, ..Default::default() };

@@ -1,5 +1,5 @@
-//! The broker suite against a real RabbitMQ: classic and quorum queues, our connection, the user's connection, the user's
-//! channel.
+//! The broker conformance suite on a real RabbitMQ: classic and quorum queues, with our connections, with a client and
+//! with a channel of the caller.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,7 +7,7 @@ mod support;
 use async_trait::async_trait;
 use lapin::{Connection, ConnectionProperties};
 use onceward::testing::broker::BrokerHarness;
-use onceward_rabbitmq::{QueueConfig, RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqClient, RabbitmqConfig, RabbitmqConsumer, RabbitmqQueueConfig};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, unique};
 
@@ -43,14 +43,14 @@ async fn connect() -> lapin::Result<Connection> {
 
 #[async_trait]
 impl BrokerHarness for RabbitHarness {
-    type Consumer = RabbitConsumer;
+    type Consumer = RabbitmqConsumer;
 
     async fn publish(&self, payloads: &[String]) {
         self.admin.publish(&self.queue, payloads.iter().cloned()).await;
     }
 
-    async fn open(&self) -> RabbitConsumer {
-        let mut queue = QueueConfig::new(&self.queue);
+    async fn open(&self) -> RabbitmqConsumer {
+        let mut queue = RabbitmqQueueConfig::new(&self.queue);
         // One check takes 600 messages without settling any.
         queue.prefetch = 1000;
         let opened = match self.by {
@@ -58,14 +58,14 @@ impl BrokerHarness for RabbitHarness {
                 if matches!(self.by, By::UrlWaiting) {
                     queue.wait_queues_from = Some(std::time::Duration::from_millis(100));
                 }
-                let mut config = RabbitConfig::new(RabbitMq::shared().url(), &self.queue);
+                let mut config = RabbitmqConfig::new(RabbitMq::shared().url(), &self.queue);
                 config.queue = queue;
-                RabbitConsumer::open(config).await
+                RabbitmqConsumer::open(config).await
             }
-            By::Connection => RabbitConsumer::from_connection(connect, queue).await,
+            By::Connection => RabbitmqConsumer::from_client(RabbitmqClient::new(connect), queue).await,
             By::Channel => {
                 let channel = connect().await.unwrap().create_channel().await.unwrap();
-                RabbitConsumer::from_channel(channel, queue).await
+                RabbitmqConsumer::from_channel(channel, queue).await
             }
         };
         opened.unwrap()

@@ -1,4 +1,4 @@
-//! A message is the same after a dead letter, a redrive, a wait queue and a copy: types, properties, message id.
+//! Fidelity: types, properties and message id are unchanged after a dead letter, a redrive, a delay queue and a copy.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -14,7 +14,7 @@ use onceward::{
     Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
     OwnSecrets, Pipeline, Publisher, Scope, Settlement, handler_fn,
 };
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, take, unique, until};
 
@@ -132,11 +132,12 @@ async fn a_message_with_every_type_is_the_same_after_a_dead_letter_a_redrive_and
         admin.declare(name, Kind::Classic).await;
     }
     publish(&admin, &queue, everything()).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap().own_headers(own());
+    let publisher =
+        RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap().own_headers(own());
     let publisher = Arc::new(publisher);
-    let mut config = RabbitConfig::new(broker.url(), &queue);
+    let mut config = RabbitmqConfig::new(broker.url(), &queue);
     config.queue.own_headers = own();
-    let consumer = RabbitConsumer::open(config.clone()).await.unwrap();
+    let consumer = RabbitmqConsumer::open(config.clone()).await.unwrap();
     let pipeline = Pipeline::builder(Scope::parse("test").unwrap(), consumer, Arc::new(MemoryStore::new()))
         .keys([KeySource::MessageId])
         .dead_letters(DeadLetters::new(Arc::clone(&publisher) as Arc<dyn Publisher>, dead.as_str()))
@@ -154,7 +155,7 @@ async fn a_message_with_every_type_is_the_same_after_a_dead_letter_a_redrive_and
 
     // Somebody moves it back, as it is.
     publish(&admin, &queue, letter.properties).await;
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     assert_eq!(delivery.message.id(), Some(&b"m-1"[..]));
     assert_eq!(delivery.message.content_type(), Some("application/json"));
@@ -185,10 +186,10 @@ async fn a_message_with_every_type_is_the_same_after_a_wait_queue_and_a_dead_let
     admin.declare(&queue, Kind::Quorum).await;
     admin.declare(&target, Kind::Classic).await;
     publish(&admin, &queue, everything()).await;
-    let mut config = RabbitConfig::new(broker.url(), &queue);
+    let mut config = RabbitmqConfig::new(broker.url(), &queue);
     config.queue.wait_queues_from = Some(Duration::from_millis(100));
     config.queue.own_headers = own();
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     let first = delivery.tag;
     let retry = Settlement::Retry { after: Duration::from_millis(100) };
@@ -196,7 +197,7 @@ async fn a_message_with_every_type_is_the_same_after_a_wait_queue_and_a_dead_let
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     assert_ne!(delivery.tag, first, "it waited in this process");
     assert!(delivery.message.header("x-death").is_some(), "it did not come from a wait queue");
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let headers = delivery.message.headers().map(|(name, value)| (name.to_owned(), value.clone()));
     let letter = Outgoing {
         destination: target.clone(),

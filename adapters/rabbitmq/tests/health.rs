@@ -1,4 +1,4 @@
-//! How a source fares, and what it needs to come back: its state, the depth of its queue, a password that changes.
+//! Health of a source: its state, its queue length, and a password that is rotated.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use onceward::telemetry::SourceState;
 use onceward::{Consumer, Outgoing, Publisher};
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqPublisher};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use support::{Admin, Kind, take, text, unique, until};
@@ -17,7 +17,7 @@ async fn shared() -> &'static RabbitMq {
 }
 
 /// Takes `count` deliveries and returns their texts.
-async fn taken(consumer: &mut RabbitConsumer, count: usize) -> Vec<String> {
+async fn taken(consumer: &mut RabbitmqConsumer, count: usize) -> Vec<String> {
     take(consumer, count).await.iter().map(text).collect()
 }
 
@@ -28,9 +28,9 @@ async fn a_source_tells_whether_it_can_deliver_and_how_much_waits() {
     let queue = unique("queue");
     admin.declare(&queue, Kind::Classic).await;
     admin.publish(&queue, (0..10).map(|number| number.to_string())).await;
-    let mut config = RabbitConfig::new(broker.url(), &queue);
+    let mut config = RabbitmqConfig::new(broker.url(), &queue);
     config.queue.prefetch = 3;
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     let health = consumer.health().unwrap();
     assert_eq!((health.state(), health.last_receive()), (SourceState::Up, None));
     taken(&mut consumer, 3).await;
@@ -38,8 +38,7 @@ async fn a_source_tells_whether_it_can_deliver_and_how_much_waits() {
     until(Duration::from_secs(60), "7 wait", async || health.lag() == Some(7)).await;
     admin.delete(&queue).await;
     let receiving = tokio::spawn(async move { taken(&mut consumer, 1).await });
-    let is_down =
-        async || matches!(health.state(), SourceState::Down(why) if why.contains("does not know it"));
+    let is_down = async || matches!(health.state(), SourceState::Down(why) if why.contains("no such queue"));
     until(Duration::from_secs(60), "down, with the reason", is_down).await;
     assert_eq!(health.lag(), None);
     admin.declare(&queue, Kind::Classic).await;
@@ -62,10 +61,10 @@ async fn a_password_that_changes_is_read_for_each_new_connection() {
     std::fs::write(&file, "one\n").unwrap();
     let proxy = Proxy::start(broker.address()).unwrap();
     let url = url(proxy.port()).replace("guest:guest", &format!("{user}:stale"));
-    let mut config = RabbitConfig::new(url, &queue);
+    let mut config = RabbitmqConfig::new(url, &queue);
     config.endpoint.password_file = Some(file.clone());
-    let publisher = RabbitPublisher::open(config.endpoint.clone()).await.unwrap();
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let publisher = RabbitmqPublisher::open(config.endpoint.clone()).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     broker.ctl(&["change_password", &user, "two"]);
     std::fs::write(&file, "two").unwrap();
     proxy.cut();

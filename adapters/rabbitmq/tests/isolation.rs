@@ -1,4 +1,5 @@
-//! A message for which the broker closes the channel fails alone: its neighbours go out, and not twice for ever.
+//! Isolation: a message for which the broker closes the channel fails alone; its neighbours are published, at most
+//! twice.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use lapin::ExchangeKind;
 use lapin::options::ExchangeDeclareOptions;
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, unique};
 
@@ -26,7 +27,7 @@ fn outgoing(destination: &str, id: &str) -> Outgoing {
 }
 
 /// 20 good messages, the poison, 20 good ones; answers the poison's error.
-async fn round(publisher: &RabbitPublisher, queue: &str, poison: &Outgoing, number: u32) -> Error {
+async fn round(publisher: &RabbitmqPublisher, queue: &str, poison: &Outgoing, number: u32) -> Error {
     let good = |from: u32| (from..from + 20).map(move |each| outgoing(queue, &format!("{number}-{each}")));
     let batch: Vec<_> = good(0).chain([poison.clone()]).chain(good(20)).collect();
     let mut results = publisher.publish(&batch).await;
@@ -63,7 +64,7 @@ async fn a_missing_or_internal_exchange_harms_no_neighbour() {
         .exchange_declare(internal.as_str().into(), ExchangeKind::Topic, options, Default::default())
         .await
         .unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     for (poison, kind) in
         [("nowhere/k".to_owned(), ErrorKind::Config), (format!("{internal}/k"), ErrorKind::Denied)]
     {
@@ -96,7 +97,7 @@ async fn an_exchange_that_is_deleted_later_fails_alone_and_works_again_when_it_i
             .unwrap();
     };
     declare().await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let there = outgoing(&format!("{exchange}/"), "there");
     assert!(publisher.publish(std::slice::from_ref(&there)).await[0].is_ok());
     admin.channel.exchange_delete(exchange.as_str().into(), Default::default()).await.unwrap();
@@ -124,7 +125,7 @@ async fn an_exchange_without_the_right_to_it_harms_no_neighbour() {
     broker.ctl(&["add_user", &user, "secret"]);
     broker.ctl(&["set_permissions", "-p", "/", &user, "^$", "^amq\\.default$", "^$"]);
     let url = broker.url().replace("guest:guest", &format!("{user}:secret"));
-    let publisher = RabbitPublisher::open(Endpoint::new(url)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(url)).await.unwrap();
     for number in 0..3 {
         let error = round(&publisher, &queue, &outgoing("amq.topic/k", "poison"), number).await;
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
@@ -138,7 +139,7 @@ async fn a_message_beyond_the_brokers_limit_is_too_large_and_harms_its_neighbour
         tokio::task::spawn_blocking(|| RabbitMq::start_with("max_message_size = 10000", None)).await.unwrap();
     let admin = Admin::connect(&broker).await;
     admin.declare("queue", Kind::Classic).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     for number in 0..4 {
         let poison = Outgoing { payload: vec![b'x'; 10_001].into(), ..outgoing("queue", "poison") };
         let error = round(&publisher, "queue", &poison, number).await;

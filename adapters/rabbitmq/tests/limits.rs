@@ -1,4 +1,4 @@
-//! What a broker counts and allows: delivery limits are not used up by waiting, and few rights are enough.
+//! Limits of a broker: retry delays do not use up the delivery limit, and the documented rights are sufficient.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -13,7 +13,7 @@ use onceward::{
     Consumer, ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline,
     PipelineConfig, Publisher, Scope, Settlement, handler_fn,
 };
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, take, text, unique, until};
 
@@ -39,10 +39,10 @@ async fn a_delivery_limit_below_the_attempts_is_not_used_up_by_waiting_here_or_i
         let queue = unique("queue");
         admin.declare_with(&queue, Kind::Quorum, &[("x-delivery-limit", AMQPValue::LongInt(2))]).await;
         admin.publish(&queue, ["1".to_owned()]).await;
-        let mut config = RabbitConfig::new(broker.url(), &queue);
+        let mut config = RabbitmqConfig::new(broker.url(), &queue);
         config.queue.delivery_limit = Some(2);
         config.queue.wait_queues_from = wait_queues_from;
-        let consumer = RabbitConsumer::open(config).await.unwrap();
+        let consumer = RabbitmqConsumer::open(config).await.unwrap();
         let backoff = Backoff {
             initial: Duration::from_millis(100),
             max: Duration::from_millis(100),
@@ -82,25 +82,25 @@ async fn the_rights_that_are_documented_are_enough_and_missing_ones_are_named() 
     let message = Outgoing { destination: dead.clone(), ..Outgoing::default() };
 
     allow("^$", "^$", &format!("^{queue}$"));
-    let mut consumer = RabbitConsumer::open(RabbitConfig::new(&url, &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(RabbitmqConfig::new(&url, &queue)).await.unwrap();
     assert_eq!(text(&take(&mut consumer, 1).await[0]), "1");
     consumer.close().await.unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(&url)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(&url)).await.unwrap();
     let refused = publisher.publish(std::slice::from_ref(&message)).await.pop().unwrap().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Denied, "{refused:?}");
-    let mut waiting = RabbitConfig::new(&url, &queue);
+    let mut waiting = RabbitmqConfig::new(&url, &queue);
     waiting.queue.wait_queues_from = Some(Duration::from_millis(100));
-    let refused = RabbitConsumer::open(waiting.clone()).await.err().unwrap();
+    let refused = RabbitmqConsumer::open(waiting.clone()).await.err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Denied, "{refused:?}");
     assert!(refused.to_string().contains(".wait.100ms"), "{refused}");
 
     let wait = format!("{queue}\\.wait\\..*");
     allow(&format!("^{wait}$"), "^amq\\.default$", &format!("^{queue}$|^{wait}$"));
     // A new channel asks for the rights anew; an old one may remember them.
-    let publisher = RabbitPublisher::open(Endpoint::new(&url)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(&url)).await.unwrap();
     assert!(publisher.publish(&[message]).await[0].is_ok());
     assert_eq!(admin.drain(&dead).await.len(), 1);
-    let mut consumer = RabbitConsumer::open(waiting).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(waiting).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();
     let first = delivery.tag;
     let retry = Settlement::Retry { after: Duration::from_millis(100) };

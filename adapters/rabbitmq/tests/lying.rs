@@ -1,4 +1,4 @@
-//! Brokers without limits, and brokers that lie: the process keeps its memory, and the adapter says what was wrong.
+//! Brokers without limits and brokers that violate the protocol: memory stays bounded, and errors name the cause.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use onceward::{Consumer, Defect, Error, ErrorKind};
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::lying::Liar;
 use onceward_test_servers::lying::amqp::{self, Lie};
 use onceward_test_servers::process::peak_memory;
@@ -22,10 +22,10 @@ fn peak() -> u64 {
     peak_memory("self").unwrap()
 }
 
-async fn open(liar: &Liar) -> Result<RabbitConsumer, Error> {
-    let mut config = RabbitConfig::new(format!("amqp://guest:guest@{}/%2f", liar.address()), "q");
+async fn open(liar: &Liar) -> Result<RabbitmqConsumer, Error> {
+    let mut config = RabbitmqConfig::new(format!("amqp://guest:guest@{}/%2f", liar.address()), "q");
     config.endpoint.connect_timeout = Duration::from_secs(4);
-    RabbitConsumer::open(config).await
+    RabbitmqConsumer::open(config).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,6 +76,7 @@ async fn lies_behind_the_login_end_the_connection() {
             // It noticed while it asked for more channels.
             Err(error) => {
                 assert!(error.is_retryable(), "{lie:?}: {error:?}");
+                assert!(peak() < MOST_MEMORY, "{lie:?}: {} bytes", peak());
                 continue;
             }
         };
@@ -113,7 +114,7 @@ async fn a_broker_without_a_limit_for_frames_is_consumed() {
         );
         sent.await.unwrap();
     }
-    let mut consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
     let deliveries = take(&mut consumer, 3).await;
     let texts: Vec<_> = deliveries.iter().map(text).collect();
     assert_eq!(texts, ["a", "large", "b"]);

@@ -12,7 +12,7 @@ use onceward::{
     DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
     handler_fn,
 };
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use support::{Admin, Kind, unique, until};
@@ -32,7 +32,7 @@ fn with_duplicates(count: usize) -> impl Iterator<Item = String> {
     (0..count).flat_map(|number| std::iter::repeat_n(number.to_string(), if number % 3 == 0 { 2 } else { 1 }))
 }
 
-fn pipeline(consumer: RabbitConsumer, effects: &Effects) -> Pipeline<onceward::Deduplicated> {
+fn pipeline(consumer: RabbitmqConsumer, effects: &Effects) -> Pipeline<onceward::Deduplicated> {
     let store = Arc::new(MemoryStore::new());
     let config = PipelineConfig { concurrency: 16, ..PipelineConfig::default() };
     let builder = Pipeline::builder(Scope::parse("test").unwrap(), consumer, store).config(config);
@@ -59,7 +59,7 @@ async fn a_broker_that_is_restarted_under_load_loses_and_doubles_nothing() {
     for (queue, kind) in [("classic", Kind::Classic), ("quorum", Kind::Quorum)] {
         admin.declare(queue, kind).await;
         admin.publish(queue, with_duplicates(COUNT)).await;
-        let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), queue)).await.unwrap();
+        let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), queue)).await.unwrap();
         let (effects, shutdown) = (Effects::default(), tokio_util::sync::CancellationToken::new());
         let running = tokio::spawn(pipeline(consumer, &effects).run(shutdown.clone()));
         runs.push((queue, effects, shutdown, running));
@@ -115,7 +115,7 @@ async fn a_connection_that_is_cut_ten_times_loses_and_doubles_nothing() {
     admin.declare(&queue, Kind::Quorum).await;
     admin.publish(&queue, with_duplicates(COUNT)).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let consumer = RabbitConsumer::open(RabbitConfig::new(url(proxy.port()), &queue)).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(url(proxy.port()), &queue)).await.unwrap();
     let effects = Effects::default();
     let shutdown = tokio_util::sync::CancellationToken::new();
     let running = tokio::spawn(pipeline(consumer, &effects).run(shutdown.clone()));
@@ -141,8 +141,8 @@ async fn an_unroutable_dead_letter_keeps_its_message_unacked_until_the_queue_exi
     let (queue, dead) = (unique("queue"), unique("dead"));
     admin.declare(&queue, Kind::Classic).await;
     admin.publish(&queue, ["poison".to_owned(), "good".to_owned()]).await;
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     async fn handle(runs: Effects, message: Message) -> Handled {
         let id = String::from_utf8(message.id().unwrap().to_vec()).unwrap();
         *runs.lock().unwrap().entry(id.clone()).or_default() += 1;
@@ -183,8 +183,8 @@ async fn a_borrowed_channel_that_dies_ends_the_run_with_an_error() {
     admin.declare(&queue, Kind::Classic).await;
     admin.publish(&queue, ["1".to_owned()]).await;
     let channel = admin.connection.create_channel().await.unwrap();
-    let queue = onceward_rabbitmq::QueueConfig::new(&queue);
-    let consumer = RabbitConsumer::from_channel(channel.clone(), queue).await.unwrap();
+    let queue = onceward_rabbitmq::RabbitmqQueueConfig::new(&queue);
+    let consumer = RabbitmqConsumer::from_channel(channel.clone(), queue).await.unwrap();
     let effects = Effects::default();
     let running = tokio::spawn(pipeline(consumer, &effects).run(Default::default()));
     until(Duration::from_secs(60), "the effect", async || effects.lock().unwrap().len() == 1).await;

@@ -1,4 +1,4 @@
-//! Messages that no library would let a producer send, and very large ones: a clear outcome each, neighbours unaffected.
+//! Malformed and very large messages: each has a defined outcome, and its neighbours are unaffected.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -13,7 +13,7 @@ use onceward::{
     Consumer, DeadLetters, Defect, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline,
     PipelineConfig, Scope, Settlement, handler_fn,
 };
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, consumer_of, hostile, take, text, unique, until};
 
@@ -81,8 +81,8 @@ async fn hostile_messages_end_as_dead_letters_and_the_others_are_handled() {
         admin.publish(&queue, [format!("good {number}")]).await;
         hostile::publish(broker.port(), &queue, &properties, format!("hostile {number}").as_bytes());
     }
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let handled = Arc::new(Mutex::new(Vec::new()));
     async fn handle(handled: Arc<Mutex<Vec<String>>>, message: Message) -> Handled {
         handled.lock().unwrap().push(String::from_utf8(message.payload().to_vec()).unwrap());
@@ -128,8 +128,8 @@ async fn a_payload_of_32_mb_passes_and_its_neighbours_too() {
     admin.publish(&queue, ["before".to_owned()]).await;
     hostile::publish(broker.port(), &queue, &hostile::message_id(b"large"), &large);
     admin.publish(&queue, ["after".to_owned()]).await;
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     async fn handle(seen: Arc<Mutex<Vec<usize>>>, message: Message) -> Handled {
         seen.lock().unwrap().push(message.payload().len());
         match message.payload().len() {

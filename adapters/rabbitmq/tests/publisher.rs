@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lapin::types::{AMQPValue, ShortString};
 use onceward::{ErrorKind, Outgoing, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use support::{Admin, Kind, unique};
@@ -26,7 +26,7 @@ fn outgoing(destination: &str, id: &str) -> Outgoing {
 }
 
 /// The error of the only item.
-async fn refusal(publisher: &RabbitPublisher, outgoing: Outgoing) -> onceward::Error {
+async fn refusal(publisher: &RabbitmqPublisher, outgoing: Outgoing) -> onceward::Error {
     let mut results = publisher.publish(&[outgoing]).await;
     assert_eq!(results.len(), 1);
     results.pop().unwrap().unwrap_err()
@@ -36,7 +36,7 @@ async fn refusal(publisher: &RabbitPublisher, outgoing: Outgoing) -> onceward::E
 async fn a_confirmed_message_is_in_the_queue_persistent_and_with_all_it_had() {
     let broker = shared().await;
     let admin = Admin::connect(broker).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     for kind in [Kind::Classic, Kind::Quorum] {
         let queue = unique("queue");
         admin.declare(&queue, kind).await;
@@ -59,7 +59,7 @@ async fn a_confirmed_message_is_in_the_queue_persistent_and_with_all_it_had() {
 async fn only_what_no_queue_takes_fails_in_a_batch() {
     let broker = shared().await;
     let admin = Admin::connect(broker).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let (queue, nowhere) = (unique("queue"), unique("nowhere"));
     admin.declare(&queue, Kind::Classic).await;
     let to = |number: usize| if number % 7 == 3 { &nowhere } else { &queue };
@@ -86,7 +86,7 @@ async fn only_what_no_queue_takes_fails_in_a_batch() {
 async fn an_exchange_that_does_not_exist_fails_and_the_next_batch_goes_on() {
     let broker = shared().await;
     let admin = Admin::connect(broker).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let queue = unique("queue");
     admin.declare(&queue, Kind::Classic).await;
     let error = refusal(&publisher, outgoing("no-such-exchange/key", "1")).await;
@@ -109,7 +109,7 @@ async fn an_exchange_that_does_not_exist_fails_and_the_next_batch_goes_on() {
 async fn a_full_queue_that_rejects_is_an_error() {
     let broker = shared().await;
     let admin = Admin::connect(broker).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let queue = unique("queue");
     let full = [
         ("x-max-length", AMQPValue::LongInt(2)),
@@ -132,7 +132,7 @@ async fn a_confirm_that_is_lost_is_unknown_and_the_publisher_comes_back() {
     let queue = unique("queue");
     admin.declare(&queue, Kind::Quorum).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(url(proxy.port()))).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(url(proxy.port()))).await.unwrap();
     let publisher = publisher.confirm_timeout(Duration::from_secs(1));
     assert!(publisher.publish(&[outgoing(&queue, "0")]).await[0].is_ok());
     proxy.drop_replies();
@@ -163,7 +163,7 @@ async fn a_batch_that_is_given_up_does_not_confuse_the_next() {
     let (queue, nowhere) = (unique("queue"), unique("nowhere"));
     admin.declare(&queue, Kind::Classic).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let publisher = RabbitPublisher::open(Endpoint::new(url(proxy.port()))).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(url(proxy.port()))).await.unwrap();
     for round in 0..10 {
         // Its confirms and returns come when nobody waits for them any more.
         proxy.set(Direction::ToClient, Flow::Stall);
@@ -185,7 +185,7 @@ async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() 
     let admin = Admin::connect(&broker).await;
     let (queue, mut consumer) = support::consumer_of(&broker, &admin, Kind::Classic).await;
     admin.publish(&queue, (0..10).map(|number| number.to_string())).await;
-    let publisher = RabbitPublisher::open(Endpoint::new(broker.url())).await.unwrap();
+    let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(broker.url())).await.unwrap();
     let publisher = publisher.confirm_timeout(Duration::from_secs(1));
     assert!(publisher.publish(&[outgoing(&queue, "warm")]).await[0].is_ok());
     broker.memory_alarm(true);
@@ -196,7 +196,7 @@ async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() 
         assert!(started.elapsed() < Duration::from_secs(10), "it waited {:?}", started.elapsed());
         assert!(error.is_retryable());
         if attempt > 0 {
-            assert!(error.to_string().contains("short of memory"), "{error}");
+            assert!(error.to_string().contains("memory or disk alarm"), "{error}");
         }
     }
     let deliveries = support::take(&mut consumer, 11).await;

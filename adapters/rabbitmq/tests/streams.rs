@@ -1,4 +1,4 @@
-//! A stream is not a queue: it is refused before anything is taken for delivered.
+//! Streams are refused before anything counts as delivered.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use onceward::ErrorKind;
-use onceward_rabbitmq::{Endpoint, QueueConfig, RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqQueueConfig};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, take, text, unique};
 
@@ -23,7 +23,7 @@ async fn declare_stream(admin: &Admin) -> String {
 
 fn is_refusal(error: &onceward::Error) {
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
-    assert!(error.to_string().contains("it is a stream") && !error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("streams are not supported") && !error.is_retryable(), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,15 +31,15 @@ async fn a_stream_is_refused_at_start_and_by_a_look_from_outside() {
     let broker = shared().await;
     let admin = Admin::connect(broker).await;
     let stream = declare_stream(&admin).await;
-    is_refusal(&RabbitConsumer::open(RabbitConfig::new(broker.url(), &stream)).await.err().unwrap());
-    is_refusal(&Endpoint::new(broker.url()).source_facts(&stream).await.unwrap_err());
+    is_refusal(&RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &stream)).await.err().unwrap());
+    is_refusal(&RabbitmqEndpoint::new(broker.url()).source_status(&stream).await.unwrap_err());
     // Letters may go there.
-    assert!(Endpoint::new(broker.url()).queue_facts(&stream).await.is_ok());
+    assert!(RabbitmqEndpoint::new(broker.url()).queue_status(&stream).await.is_ok());
     for kind in [Kind::Classic, Kind::Quorum] {
         let queue = unique("queue");
         admin.declare(&queue, kind).await;
-        assert!(Endpoint::new(broker.url()).source_facts(&queue).await.is_ok());
-        assert!(RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.is_ok());
+        assert!(RabbitmqEndpoint::new(broker.url()).source_status(&queue).await.is_ok());
+        assert!(RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.is_ok());
     }
 }
 
@@ -52,12 +52,14 @@ async fn a_stream_is_refused_on_whichever_connection_and_with_few_rights() {
     broker.ctl(&["add_user", &user, "secret"]);
     broker.ctl(&["set_permissions", "-p", "/", &user, "^$", "^$", ".*"]);
     let url = broker.url().replace("guest:guest", &format!("{user}:secret"));
-    is_refusal(&RabbitConsumer::open(RabbitConfig::new(&url, &stream)).await.err().unwrap());
-    is_refusal(&Endpoint::new(&url).source_facts(&stream).await.unwrap_err());
+    is_refusal(&RabbitmqConsumer::open(RabbitmqConfig::new(&url, &stream)).await.err().unwrap());
+    is_refusal(&RabbitmqEndpoint::new(&url).source_status(&stream).await.unwrap_err());
     let connection = lapin::Connection::connect(&url, Default::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.basic_qos(10, Default::default()).await.unwrap();
-    is_refusal(&RabbitConsumer::from_channel(channel, QueueConfig::new(&stream)).await.err().unwrap());
+    is_refusal(
+        &RabbitmqConsumer::from_channel(channel, RabbitmqQueueConfig::new(&stream)).await.err().unwrap(),
+    );
 }
 
 /// A message that was copied out of a stream has the stream's header, and must not end a source.
@@ -79,7 +81,7 @@ async fn a_copy_of_a_streams_message_in_a_queue_is_a_message() {
     );
     sent.await.unwrap().await.unwrap();
     admin.publish(&queue, ["next".to_owned()]).await;
-    let mut consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
     let texts: Vec<_> = take(&mut consumer, 2).await.iter().map(text).collect();
     assert_eq!(texts, ["copy", "next"]);
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use onceward::{Consumer, ErrorKind, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::{RabbitMq, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{Admin, Kind, take, text};
@@ -38,13 +38,13 @@ async fn amqps_encrypts_and_verifies() {
     admin.declare("orders", Kind::Classic).await;
     let url = |host: &str, port: u16| format!("amqps://guest:guest@{host}:{port}/%2f");
 
-    let mut config = RabbitConfig::new(url("localhost", broker.tls_port()), "orders");
+    let mut config = RabbitmqConfig::new(url("localhost", broker.tls_port()), "orders");
     config.endpoint.ca_file = Some(our_ca.clone());
-    let publisher = RabbitPublisher::open(config.endpoint.clone()).await.unwrap();
+    let publisher = RabbitmqPublisher::open(config.endpoint.clone()).await.unwrap();
     let message =
         onceward::Outgoing { destination: "orders".into(), payload: "sealed".into(), ..Default::default() };
     assert!(publisher.publish(&[message]).await[0].is_ok());
-    let mut consumer = RabbitConsumer::open(config).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     assert_eq!(text(&take(&mut consumer, 1).await[0]), "sealed");
     let encrypted = broker.ctl(&["list_connections", "--no-table-headers", "name", "ssl"]);
     assert_eq!(encrypted.lines().filter(|line| line.ends_with("true")).count(), 2, "{encrypted}");
@@ -58,9 +58,9 @@ async fn amqps_encrypts_and_verifies() {
         ("localhost", broker.tls_port(), Some(&empty), ErrorKind::Config, "no certificate"),
         ("localhost", broker.tls_port(), Some(&folder.join("missing.pem")), ErrorKind::Config, "missing.pem"),
     ] {
-        let mut endpoint = Endpoint::new(url(host, port).replace("guest:guest", "guest:hunter2"));
+        let mut endpoint = RabbitmqEndpoint::new(url(host, port).replace("guest:guest", "guest:hunter2"));
         endpoint.ca_file = ca.cloned();
-        let error = RabbitPublisher::open(endpoint).await.err().unwrap();
+        let error = RabbitmqPublisher::open(endpoint).await.err().unwrap();
         let said = format!("{error:?}");
         assert_eq!(error.kind(), kind, "{said}");
         assert!(said.contains(hint) && !said.contains("hunter2"), "{said}");

@@ -1,4 +1,4 @@
-//! Messages that wait for their next attempt in the broker: nothing is lost, whatever happens on the way.
+//! Retries in delay queues: no message is lost, whatever fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use onceward::{Consumer, Settled, Settlement, Tag};
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use support::{Admin, Kind, take, text, unique, until};
@@ -15,8 +15,8 @@ const DELAY: Duration = Duration::from_millis(800);
 /// The queue for it: delays are rounded up.
 const WAIT: &str = "wait.800ms";
 
-fn config(port: u16, queue: &str) -> RabbitConfig {
-    let mut config = RabbitConfig::new(url(port), queue);
+fn config(port: u16, queue: &str) -> RabbitmqConfig {
+    let mut config = RabbitmqConfig::new(url(port), queue);
     config.queue.wait_queues_from = Some(DELAY);
     config
 }
@@ -26,7 +26,7 @@ fn wire(tag: Tag) -> (u64, u64) {
     (tag.epoch, tag.number & ((1 << 48) - 1))
 }
 
-async fn settle(consumer: &RabbitConsumer, tags: &[Tag], settlement: Settlement) {
+async fn settle(consumer: &RabbitmqConsumer, tags: &[Tag], settlement: Settlement) {
     let batch: Vec<_> = tags.iter().map(|tag| (*tag, settlement)).collect();
     for result in consumer.acker().settle(&batch).await {
         assert_eq!(result.unwrap(), Settled::Done);
@@ -34,7 +34,7 @@ async fn settle(consumer: &RabbitConsumer, tags: &[Tag], settlement: Settlement)
 }
 
 /// Takes `count` deliveries and returns their tags and texts.
-async fn taken(consumer: &mut RabbitConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
+async fn taken(consumer: &mut RabbitmqConsumer, count: usize) -> (Vec<Tag>, Vec<String>) {
     let deliveries = take(consumer, count).await;
     deliveries.iter().map(|delivery| (delivery.tag, text(delivery))).unzip()
 }
@@ -56,7 +56,7 @@ async fn a_message_waits_in_the_broker_and_comes_back_as_it_was_but_not_earlier(
         let queue = unique("queue");
         admin.declare(&queue, kind).await;
         admin.publish(&queue, ["1".to_owned()]).await;
-        let mut consumer = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+        let mut consumer = RabbitmqConsumer::open(config(broker.port(), &queue)).await.unwrap();
         // More than once: a second stay must not be taken for a loop of dead letters.
         for _ in 0..3 {
             let (tags, texts) = taken(&mut consumer, 1).await;
@@ -86,7 +86,7 @@ async fn the_original_is_acked_only_after_the_confirm() {
     admin.declare(&queue, Kind::Quorum).await;
     admin.publish(&queue, ["1".to_owned()]).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let mut consumer = RabbitConsumer::open(config(proxy.port(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(proxy.port(), &queue)).await.unwrap();
     let (tags, _) = taken(&mut consumer, 1).await;
     // The copy reaches the wait queue, its confirm does not reach us; what goes to the broker passes all the time.
     proxy.set(Direction::ToClient, Flow::Stall);
@@ -108,7 +108,7 @@ async fn a_confirm_that_never_comes_keeps_the_original_and_it_comes_again() {
     admin.declare(&queue, Kind::Classic).await;
     admin.publish(&queue, ["1".to_owned()]).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let mut consumer = RabbitConsumer::open(config(proxy.port(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(proxy.port(), &queue)).await.unwrap();
     let (tags, _) = taken(&mut consumer, 1).await;
     proxy.drop_replies();
     settle(&consumer, &tags, Settlement::Retry { after: DELAY }).await;
@@ -138,7 +138,7 @@ async fn a_wait_queue_that_was_deleted_makes_messages_wait_here_and_is_declared_
     let queue = unique("queue");
     admin.declare(&queue, Kind::Quorum).await;
     admin.publish(&queue, ["1".to_owned()]).await;
-    let mut consumer = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(broker.port(), &queue)).await.unwrap();
     admin.delete(&format!("{queue}.{WAIT}")).await;
     let (tags, _) = taken(&mut consumer, 1).await;
     let sent = Instant::now();
@@ -168,7 +168,7 @@ async fn a_wait_queue_with_other_arguments_concerns_its_own_delay_only() {
     admin.declare(&format!("{queue}.wait.1200ms"), Kind::Classic).await;
     admin.publish(&queue, (0..2 * COUNT).map(|number| number.to_string())).await;
     let proxy = Proxy::start(broker.address()).unwrap();
-    let mut consumer = RabbitConsumer::open(config(proxy.port(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(proxy.port(), &queue)).await.unwrap();
     let (tags, _) = taken(&mut consumer, 2 * COUNT).await;
     for (place, tag) in tags.iter().enumerate() {
         let after = if place < COUNT { Duration::from_millis(1200) } else { DELAY };
@@ -190,13 +190,13 @@ async fn a_source_is_not_idle_while_messages_of_another_process_wait_and_is_when
     let queue = unique("queue");
     admin.declare(&queue, Kind::Quorum).await;
     admin.publish(&queue, ["1".to_owned()]).await;
-    let mut earlier = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    let mut earlier = RabbitmqConsumer::open(config(broker.port(), &queue)).await.unwrap();
     let (tags, _) = taken(&mut earlier, 1).await;
     settle(&earlier, &tags, Settlement::Retry { after: Duration::from_secs(3600) }).await;
     let wait = format!("{queue}.wait.4915200ms");
     depth_becomes(broker, &queue, (0, 0)).await;
     earlier.close().await.unwrap();
-    let mut later = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    let mut later = RabbitmqConsumer::open(config(broker.port(), &queue)).await.unwrap();
     until(Duration::from_secs(60), "the wait queue tells its length", async || broker.depth(&wait) == (1, 0))
         .await;
     assert_eq!(later.is_idle().await, Some(false));
@@ -212,7 +212,7 @@ async fn short_delays_are_spent_here() {
     let queue = unique("queue");
     admin.declare(&queue, Kind::Classic).await;
     admin.publish(&queue, ["1".to_owned()]).await;
-    let mut consumer = RabbitConsumer::open(config(broker.port(), &queue)).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(broker.port(), &queue)).await.unwrap();
     let (mut tags, _) = taken(&mut consumer, 1).await;
     let first = tags[0];
     for _ in 0..30 {
@@ -232,7 +232,7 @@ async fn a_broker_killed_between_publish_and_ack_loses_nothing_that_waits() {
     let admin = Admin::connect(&broker).await;
     admin.declare("orders", Kind::Quorum).await;
     admin.publish("orders", (0..COUNT).map(|number| number.to_string())).await;
-    let mut consumer = RabbitConsumer::open(config(broker.port(), "orders")).await.unwrap();
+    let mut consumer = RabbitmqConsumer::open(config(broker.port(), "orders")).await.unwrap();
     let (tags, _) = taken(&mut consumer, COUNT).await;
     for part in tags.chunks(20) {
         settle(&consumer, part, Settlement::Retry { after: DELAY }).await;

@@ -1,4 +1,4 @@
-//! The start check: is this server fit to keep keys, and how much can it promise?
+//! Start check: whether the servers are suitable for keys, and what they guarantee.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,100 +6,74 @@ use std::time::Duration;
 use onceward::store::{
     Advice, AdviceLevel, Claim, ClaimRequest, CompleteRequest, Completion, Entropy, OwnerToken,
 };
-use onceward::{Error, ErrorKind, KEY_FORMAT, Key, Scope};
-use redis::Value;
+use onceward::{Error, ErrorKind, Key, Scope};
 
-use crate::ask::{Ask, Inspect};
-use crate::call::Caller;
-use crate::error::garbled;
-use crate::link::Link;
+use crate::command::ScriptCommand;
+use crate::command::codec::ArgumentWriter;
+use crate::error::invalid_reply;
+use crate::executor::ScriptExecutor;
+use crate::network::server::RedisServer;
+use crate::record::ReadRecord;
 use crate::scan::send_to;
-use crate::wire::Writer;
 
 const OPERATION: &str = "check Redis";
 
-/// The version of records and key names that this version reads and writes, and that of key hashes.
-fn format() -> String {
-    format!("records 1, keys {KEY_FORMAT}")
-}
-
-impl Caller {
+impl ScriptExecutor {
+    /// Checks all servers, and claims and completes a key.
+    ///
+    /// # Errors
+    /// A server is unsuitable, cannot be reached, or denies a permission that is required.
     pub(crate) async fn check(&self) -> Result<Vec<Advice>, Error> {
         let mut advice = Vec::new();
-        for (node, link) in self.network.all(OPERATION).await? {
-            let info = info(&link).await?;
-            let place = node.map_or_else(String::new, |node| format!("{node}: "));
-            self.judge(&info, &place, &mut advice)?;
-            judge_persistence(&info, &place, &link, &mut advice).await;
-            judge_rights(&place, &link, &mut advice).await;
+        for (node, server) in self.network.all(OPERATION).await? {
+            let info = info(&server).await?;
+            let prefix = node.map_or_else(String::new, |node| format!("{node}: "));
+            self.check_server(&info, &prefix, &mut advice)?;
+            check_persistence(&info, &prefix, &server, &mut advice).await;
+            check_permissions(&prefix, &server, &mut advice).await;
         }
-        self.agree_on_format().await?;
+        self.check_format().await?;
         self.probe().await?;
         Ok(advice)
     }
 
-    /// Records the format's version if there is none, and refuses another one.
-    pub(crate) async fn agree_on_format(&self) -> Result<(), Error> {
-        const OPERATION: &str = "read the format of the keys in Redis";
-        let key = self.space.format();
-        let mine = format();
-        let mut get = redis::cmd("GET");
-        let mut found = self.command(OPERATION, get.arg(&key), &key).await?;
-        if found == Value::Nil {
-            self.command(OPERATION, redis::cmd("SET").arg(&key).arg(&mine).arg("NX"), &key).await?;
-            found = self.command(OPERATION, &get, &key).await?;
-        }
-        let found: Option<String> = redis::from_redis_value(found).map_err(|_| garbled(OPERATION))?;
-        match found {
-            Some(found) if found == mine => Ok(()),
-            found => Err(Error::new(
-                ErrorKind::Config,
-                OPERATION,
-                format!(
-                    "they are written as \"{}\", this version reads \"{mine}\"; use the version that wrote them, or another prefix",
-                    found.unwrap_or_default().escape_default()
-                ),
-            )),
-        }
-    }
-
-    /// What must be so, and what is worth saying about the rest.
-    fn judge(
+    /// Refuses what is unsuitable about a server, and describes the rest.
+    fn check_server(
         &self,
         info: &HashMap<String, String>,
-        place: &str,
+        prefix: &str,
         advice: &mut Vec<Advice>,
     ) -> Result<(), Error> {
-        let of = |name: &str| info.get(name).map_or("", String::as_str);
-        let number = |name: &str| of(name).parse::<u64>().unwrap_or(0);
-        let refuse = |kind, what: String| Err(Error::new(kind, OPERATION, format!("{place}{what}")));
+        let value = |name: &str| info.get(name).map_or("", String::as_str);
+        let number = |name: &str| value(name).parse::<u64>().unwrap_or(0);
+        let refuse = |kind, what: String| Err(Error::new(kind, OPERATION, format!("{prefix}{what}")));
 
-        let version = of("redis_version");
+        let version = value("redis_version");
         let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
         let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
         if (major, minor) < (6, 2) {
             return refuse(
                 ErrorKind::Config,
-                format!("the server speaks as Redis {version}, 6.2 or later is needed; update it"),
+                format!("the server reports Redis {version}, 6.2 or later is required; update it"),
             );
         }
-        let policy = of("maxmemory_policy");
+        let policy = value("maxmemory_policy");
         if policy != "noeviction" {
             return refuse(
                 ErrorKind::Config,
                 format!(
-                    "maxmemory-policy is {policy}, with which the server silently drops claims and completions when its memory is used up; \
-                     set maxmemory-policy noeviction, or use a server of its own"
+                    "maxmemory-policy is {policy}: the server silently drops claims and completions when it runs out of memory; \
+                     set maxmemory-policy noeviction, or use a dedicated server"
                 ),
             );
         }
-        if of("role") != "master" {
+        if value("role") != "master" {
             return refuse(
                 ErrorKind::Unavailable,
-                "the server is a replica; name the primary, or the Sentinels that know it".to_owned(),
+                "the server is a replica; configure the primary, or the Sentinels that know it".to_owned(),
             );
         }
-        let in_cluster = of("cluster_enabled") == "1";
+        let in_cluster = value("cluster_enabled") == "1";
         if in_cluster && !self.network.is_cluster() {
             return refuse(
                 ErrorKind::Config,
@@ -107,79 +81,79 @@ impl Caller {
                     .to_owned(),
             );
         }
-        let name = if of("valkey_version").is_empty() { "Redis" } else { "Valkey" };
-        let own_version = if name == "Redis" { version } else { of("valkey_version") };
-        advice.push(Advice::new(AdviceLevel::Ok, format!("{place}{name} {own_version}, noeviction")));
+        let name = if value("valkey_version").is_empty() { "Redis" } else { "Valkey" };
+        let own_version = if name == "Redis" { version } else { value("valkey_version") };
+        advice.push(Advice::new(AdviceLevel::Ok, format!("{prefix}{name} {own_version}, noeviction")));
 
         if number("evicted_keys") > 0 {
             advice.push(Advice::new(
                 AdviceLevel::Warning,
                 format!(
-                    "{place}the server has evicted {} keys since its start, under another policy; claims may have been among them",
-                    of("evicted_keys")
+                    "{prefix}the server has evicted {} keys since its start, under another policy; they may include claims",
+                    value("evicted_keys")
                 ),
             ));
         }
-        self.judge_replicas(number("connected_slaves"), in_cluster, place, advice);
+        self.check_replicas(number("connected_slaves"), in_cluster, prefix, advice);
         Ok(())
     }
 
-    fn judge_replicas(&self, replicas: u64, in_cluster: bool, place: &str, advice: &mut Vec<Advice>) {
-        let wanted = u64::from(self.settings.wait_replicas);
+    fn check_replicas(&self, replicas: u64, in_cluster: bool, prefix: &str, advice: &mut Vec<Advice>) {
+        let wanted = u64::from(self.options.wait_replicas);
         if wanted > replicas {
             advice.push(Advice::new(
                 AdviceLevel::Warning,
                 format!(
-                    "{place}{replicas} replicas are connected, wait_replicas is {wanted}: nothing is claimed until there are enough"
+                    "{prefix}{replicas} replicas are connected, wait_replicas is {wanted}: nothing is claimed until enough are connected"
                 ),
             ));
         } else if wanted > 0 {
             advice.push(Advice::new(
                 AdviceLevel::Ok,
                 format!(
-                    "{place}{replicas} replicas; claims and completions wait for {wanted}. A failover to one that lags can still lose some"
+                    "{prefix}{replicas} replicas; claims and completions wait for {wanted}. A failover to a lagging replica can still lose some"
                 ),
             ));
-        } else if replicas > 0 || in_cluster || self.has_sentinels {
+        } else if replicas > 0 || in_cluster || self.network.has_sentinels() {
             advice.push(Advice::new(
                 AdviceLevel::Warning,
                 format!(
-                    "{place}{replicas} replicas, asynchronous: a failover loses the last claims and completions, and their handlers may run again; wait_replicas narrows that"
+                    "{prefix}{replicas} replicas, asynchronous: a failover loses the last claims and completions, and their handlers may run again; wait_replicas narrows that"
                 ),
             ));
         } else {
-            advice.push(Advice::new(AdviceLevel::Ok, format!("{place}no replicas: no failover")));
+            advice.push(Advice::new(AdviceLevel::Ok, format!("{prefix}no replicas: no failover")));
         }
     }
 
-    /// Claims, looks at and completes a key that lives for a second: all rights on keys and in scripts that work needs.
+    /// Claims, reads and completes a key with a TTL of a second, which needs all permissions of a worker.
     async fn probe(&self) -> Result<(), Error> {
         let scope = Scope::parse("onceward-check")?;
         let mut entropy = Entropy::system();
-        let token = |entropy: &mut Entropy| entropy.token();
-        let key = Key::from_bytes(*token(&mut entropy).as_bytes());
-        let owner: OwnerToken = token(&mut entropy);
+        let key = Key::from_bytes(*entropy.token().as_bytes());
+        let owner: OwnerToken = entropy.token();
         let second = Duration::from_secs(1);
-        let mut head = Writer::default();
+        let mut head = ArgumentWriter::default();
         head.duration(second);
         head.duration(second);
         head.u32(1);
         let request = ClaimRequest { key, owner, fingerprint: None, generation: 0 };
-        let Claim::Claimed(claimed) = one(self.ask(&scope, head.as_bytes(), &[request]).await)? else {
-            return Err(garbled(OPERATION));
+        let Claim::Claimed(claimed) = only(self.execute(&scope, head.as_bytes(), &[request]).await)? else {
+            return Err(invalid_reply(OPERATION));
         };
-        one(self.ask(&scope, &[], &[Inspect(key)]).await)?;
+        only(self.execute(&scope, &[], &[ReadRecord(key)]).await)?;
         let request = CompleteRequest::new(claimed.lease, second);
-        match one(self.ask(&scope, &[], &[request]).await)? {
+        match only(self.execute(&scope, &[], &[request]).await)? {
             Completion::Completed => Ok(()),
-            _ => Err(garbled(<CompleteRequest as Ask>::OPERATION)),
+            _ => Err(invalid_reply(<CompleteRequest as ScriptCommand>::OPERATION)),
         }
     }
 }
 
-async fn info(link: &Link) -> Result<HashMap<String, String>, Error> {
-    let reply = send_to(OPERATION, link, redis::cmd("INFO")).await?;
-    let text: String = redis::from_redis_value(reply).map_err(|_| garbled(OPERATION))?;
+/// The fields of `INFO`.
+async fn info(server: &RedisServer) -> Result<HashMap<String, String>, Error> {
+    let reply = send_to(OPERATION, server, redis::cmd("INFO")).await?;
+    let text: String = redis::from_redis_value(reply).map_err(|_| invalid_reply(OPERATION))?;
     Ok(text
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -187,25 +161,26 @@ async fn info(link: &Link) -> Result<HashMap<String, String>, Error> {
         .collect())
 }
 
-async fn judge_persistence(
+/// Describes what a crash of the server loses.
+async fn check_persistence(
     info: &HashMap<String, String>,
-    place: &str,
-    link: &Link,
+    prefix: &str,
+    server: &RedisServer,
     advice: &mut Vec<Advice>,
 ) {
-    // Hosted servers often forbid CONFIG, and the minimal ACL leaves it out: then less can be said.
+    // Hosted servers often forbid CONFIG, and the minimal ACL omits it: then the description is less precise.
     let setting = async |name: &str| {
         let command = redis::cmd("CONFIG").arg("GET").arg(name).clone();
-        let reply = send_to(OPERATION, link, command).await.ok()?;
+        let reply = send_to(OPERATION, server, command).await.ok()?;
         let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
         pairs.get(name).cloned()
     };
     let (level, text) = if info.get("aof_enabled").is_some_and(|value| value == "1") {
         match setting("appendfsync").await.as_deref() {
-                Some("always") => (AdviceLevel::Ok, "append-only file, synced with every write".to_owned()),
+                Some("always") => (AdviceLevel::Ok, "append-only file, synced at every write".to_owned()),
                 Some("no") => (
                     AdviceLevel::Warning,
-                    "append-only file, synced when the system likes: a power failure loses up to half a minute; set appendfsync everysec".to_owned(),
+                    "append-only file, synced by the operating system: a power failure loses up to half a minute; set appendfsync everysec".to_owned(),
                 ),
                 _ => (
                     AdviceLevel::Ok,
@@ -224,25 +199,26 @@ async fn judge_persistence(
             ),
         )
     };
-    advice.push(Advice::new(level, format!("{place}{text}")));
+    advice.push(Advice::new(level, format!("{prefix}{text}")));
 }
 
-/// Rights that only tools need.
-async fn judge_rights(place: &str, link: &Link, advice: &mut Vec<Advice>) {
+/// Describes missing permissions that only tools need.
+async fn check_permissions(prefix: &str, server: &RedisServer, advice: &mut Vec<Advice>) {
     let mut scan = redis::cmd("SCAN");
     scan.arg(0).arg("COUNT").arg(1);
-    if let Err(error) = send_to(OPERATION, link, scan).await
+    if let Err(error) = send_to(OPERATION, server, scan).await
         && error.kind() == ErrorKind::Denied
     {
         advice.push(Advice::new(
             AdviceLevel::Warning,
             format!(
-                "{place}the user may not use SCAN: lists and statistics of keys are refused; the rest works"
+                "{prefix}the user may not use SCAN: lists and statistics of keys are refused; everything else works"
             ),
         ));
     }
 }
 
-fn one<T>(mut answers: Vec<Result<T, Error>>) -> Result<T, Error> {
-    answers.pop().unwrap_or_else(|| Err(garbled(OPERATION)))
+/// The result of a batch of one item.
+fn only<T>(mut results: Vec<Result<T, Error>>) -> Result<T, Error> {
+    results.pop().unwrap_or_else(|| Err(invalid_reply(OPERATION)))
 }

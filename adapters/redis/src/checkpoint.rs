@@ -1,13 +1,13 @@
-//! Offsets of sources without a broker.
+//! Checkpoints: how far a source without a broker has been read.
 
 use async_trait::async_trait;
 use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
 use redis::Value;
 
-use crate::error::garbled;
-use crate::keys::ScopeTag;
+use crate::command::codec::{ArgumentWriter, ReplyReader};
+use crate::command::keyspace::ScopeTag;
+use crate::error::invalid_reply;
 use crate::store::RedisStore;
-use crate::wire::{Reader, Writer};
 
 const LOAD: &str = "load a checkpoint from Redis";
 const SAVE: &str = "save a checkpoint to Redis";
@@ -16,12 +16,12 @@ const SAVE: &str = "save a checkpoint to Redis";
 #[async_trait]
 impl CheckpointStore for RedisStore {
     async fn load_checkpoint(&self, scope: &Scope, source: &str) -> Result<Option<Checkpoint>, Error> {
-        let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
-        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
-        match self.caller.command(LOAD, redis::cmd("GET").arg(&key), &key).await? {
+        let key = self.executor.keyspace.checkpoint(ScopeTag::of(scope), source);
+        self.executor.ensure_format().await?;
+        match self.executor.run_command(LOAD, redis::cmd("GET").arg(&key), &key).await? {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => decode(&bytes).map(Some).ok_or_else(damaged),
-            _ => Err(garbled(LOAD)),
+            _ => Err(invalid_reply(LOAD)),
         }
     }
 
@@ -31,9 +31,9 @@ impl CheckpointStore for RedisStore {
         source: &str,
         checkpoint: &Checkpoint,
     ) -> Result<(), Error> {
-        let key = self.caller.space.checkpoint(ScopeTag::of(scope), source);
-        self.caller.format.get_or_try_init(|| self.caller.agree_on_format()).await?;
-        self.caller.command(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)), &key).await?;
+        let key = self.executor.keyspace.checkpoint(ScopeTag::of(scope), source);
+        self.executor.ensure_format().await?;
+        self.executor.run_command(SAVE, redis::cmd("SET").arg(&key).arg(encode(checkpoint)), &key).await?;
         Ok(())
     }
 }
@@ -44,11 +44,11 @@ fn damaged() -> Error {
     Error::new(ErrorKind::Corrupt, LOAD, context)
 }
 
-/// The form of a value.
+/// The form of a value, its first byte.
 const FORM: u8 = 1;
 
 pub(crate) fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = ArgumentWriter::default();
     writer.u8(FORM);
     writer.u64(checkpoint.offset);
     writer.bytes(checkpoint.incarnation.as_bytes());
@@ -57,7 +57,7 @@ pub(crate) fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<Checkpoint> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ReplyReader::new(bytes);
     if reader.u8().ok()? != FORM {
         return None;
     }

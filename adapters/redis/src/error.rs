@@ -1,21 +1,28 @@
-//! Where the errors of Redis enter: one function, one table.
+//! Classifies errors of the Redis client: [`classify`] is the only place where they enter.
+
+use std::borrow::Cow;
 
 use onceward::{Error, ErrorKind};
 use redis::RedisError;
 
-/// What `error`, met while attempting `operation`, means to the caller.
-pub(crate) fn store_error(operation: &'static str, error: RedisError) -> Error {
+/// Converts `error`, which occurred during `operation`.
+pub(crate) fn classify(operation: &'static str, error: RedisError) -> Error {
     let (kind, context) = meaning(&error);
     Error::new(kind, operation, context).with_source(error)
 }
 
-/// A reply that none of this version's scripts and commands give. It says nothing about the record of any key: whether the
-/// call was applied is unknown, and it is repeated with the same owner tokens.
-pub(crate) fn garbled(operation: &'static str) -> Error {
+/// An invalid configuration, described by `problem`.
+pub(crate) fn invalid_config(problem: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, "set up the Redis store", problem)
+}
+
+/// A reply that none of this version's scripts and commands return. It says nothing about the record of any key: whether
+/// the call was applied is unknown, and the caller repeats it with the same owner tokens.
+pub(crate) fn invalid_reply(operation: &'static str) -> Error {
     Error::new(
         ErrorKind::Unknown,
         operation,
-        "the server's reply is not what this version's scripts answer; is a proxy or another kind of server in between?",
+        "the reply is not what this version's scripts answer; check for a proxy or another kind of server in between",
     )
 }
 
@@ -28,23 +35,23 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
     }
     match error.kind() {
         redis::ErrorKind::Io => meaning_of_io(error),
-        // What the server answered to AUTH or HELLO comes as text.
+        // The client passes the answer to AUTH or HELLO on as text.
         redis::ErrorKind::AuthenticationFailed => match known_code_in(&error.to_string()) {
             Some(code) => meaning_of_code(code, ""),
             None => DENIED,
         },
         redis::ErrorKind::Parse => {
-            (ErrorKind::Unavailable, "the connection broke off within a reply, or the server is no Redis")
+            (ErrorKind::Unavailable, "the connection broke within a reply, or the server is not Redis")
         }
         redis::ErrorKind::MasterNameNotFoundBySentinel => (
             ErrorKind::Unavailable,
-            "no Sentinel names a primary of this name now; if that lasts, check the name",
+            "no Sentinel knows a primary of this name at the moment; if this persists, check the name",
         ),
         redis::ErrorKind::NoValidReplicasFoundBySentinel | redis::ErrorKind::ClusterConnectionNotFound => {
             (ErrorKind::Unavailable, "the node that holds the keys cannot be reached")
         }
         redis::ErrorKind::InvalidClientConfig | redis::ErrorKind::EmptySentinelList => {
-            (ErrorKind::Config, "the address or its settings are refused by the client; check the URL")
+            (ErrorKind::Config, "the client rejects the address or its settings; check the URL")
         }
         redis::ErrorKind::RESP3NotSupported => {
             (ErrorKind::Config, "the server does not speak RESP3; remove protocol=resp3 from the URL")
@@ -55,9 +62,9 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
 }
 
 const TIMEOUT: (ErrorKind, &str) =
-    (ErrorKind::Timeout, "the server did not answer in time; whether it was applied is unknown");
+    (ErrorKind::Timeout, "the server did not answer in time; whether the call was applied is unknown");
 const DENIED: (ErrorKind, &str) =
-    (ErrorKind::Denied, "the server refuses the user or the password; check both, and the user's ACL");
+    (ErrorKind::Denied, "the server rejects the user or the password; check both, and the user's ACL");
 const TLS: (ErrorKind, &str) = (
     ErrorKind::Config,
     "the TLS handshake failed; check the CA, the server's certificate and its host name, and that the port speaks TLS",
@@ -71,10 +78,10 @@ fn meaning_of_io(error: &RedisError) -> (ErrorKind, &'static str) {
     if is_tls_refusal(error) {
         return TLS;
     }
-    (ErrorKind::Unavailable, "the connection is lost or could not be made")
+    (ErrorKind::Unavailable, "the connection was lost or could not be opened")
 }
 
-/// The client wraps rustls' errors so that only their text can be reached.
+/// The client wraps the errors of rustls so that only their text is accessible.
 fn is_tls_refusal(error: &RedisError) -> bool {
     let text = error.to_string();
     ["certificate", "fatal alert", "corrupt message", "peer is incompatible", "peer misbehaved"]
@@ -82,8 +89,8 @@ fn is_tls_refusal(error: &RedisError) -> bool {
         .any(|sign| text.contains(sign))
 }
 
-/// The server's error code. Scripts wrap the code of a command they called into text, in different ways over the
-/// versions, so that text is searched for one we know.
+/// The server's error code. A script wraps the code of a failed command in text, differently in each server version, so
+/// the text is searched for known codes.
 fn server_code(error: &RedisError) -> Option<String> {
     let code = match error.kind() {
         redis::ErrorKind::Server(_) | redis::ErrorKind::Extension => error.code()?,
@@ -98,7 +105,7 @@ fn server_code(error: &RedisError) -> Option<String> {
     Some(code.to_owned())
 }
 
-/// The codes that may stand within the text of another error.
+/// A known code within the text of another error.
 fn known_code_in(text: &str) -> Option<&'static str> {
     const CODES: [&str; 13] = [
         "READONLY",
@@ -137,56 +144,54 @@ fn meaning_of_code(code: &str, detail: &str) -> (ErrorKind, &'static str) {
     match code {
         "READONLY" => (
             Unavailable,
-            "the server is a replica, perhaps since a failover; if that lasts, name the primary or the Sentinels",
+            "the server is a replica, perhaps since a failover; if this persists, configure the primary or the Sentinels",
         ),
         "OOM" => (
             Unavailable,
-            "the server's memory is used up (maxmemory with noeviction); give it more, or let keys expire sooner",
+            "the server is out of memory (maxmemory with noeviction); raise maxmemory, or shorten the TTL of keys",
         ),
         "LOADING" => (Unavailable, "the server is still loading its data"),
-        "BUSY" => (Unavailable, "the server is busy with somebody's long script"),
-        "MISCONF" => (Unavailable, "the server cannot persist its data and refuses writes; see its log"),
+        "BUSY" => (Unavailable, "the server is busy with a long-running script"),
+        "MISCONF" => (Unavailable, "the server cannot persist its data and rejects writes; see its log"),
         "NOREPLICAS" => {
             (Unavailable, "too few replicas are connected for the server's min-replicas-to-write")
         }
         "MASTERDOWN" => (Unavailable, "the server is a replica that has lost its primary"),
-        "CLUSTERDOWN" => (Unavailable, "the cluster is down, or nobody serves the keys' slots"),
+        "CLUSTERDOWN" => (Unavailable, "the cluster is down, or no node serves the keys' slots"),
         "MOVED" | "ASK" | "TRYAGAIN" => (Unavailable, "the keys' slots are moving to another node"),
-        "MAXCLIENTS" => (Unavailable, "the server has no room for another connection; raise maxclients"),
-        "NOAUTH" => (Denied, "the server asks for a password; give one"),
+        "MAXCLIENTS" => (Unavailable, "the server has reached its connection limit; raise maxclients"),
+        "NOAUTH" => (Denied, "the server requires a password; give one"),
         "WRONGPASS" => DENIED,
         "NOPERM" => (
             Denied,
-            "the user lacks a right on a command or on the keys; the README lists what the ACL must allow",
+            "the user lacks a permission on a command or on the keys; the README lists what the ACL must allow",
         ),
         "DENIED" => (
             Denied,
-            "the server is in protected mode and refuses other hosts; give it a password or a bind address",
+            "the server is in protected mode and rejects other hosts; set a password or a bind address on it",
         ),
-        "UNBLOCKED" => (Unavailable, "the server became a replica while it waited"),
+        "UNBLOCKED" => (Unavailable, "the server became a replica during the call"),
         "CROSSSLOT" => (
             Config,
-            "the server is part of a cluster; set topology = \"cluster\" (RedisConfig::cluster in Rust), or the keys' slots cannot be kept apart",
+            "the server is part of a cluster; set topology = \"cluster\" (RedisConfig::cluster in Rust), so that keys of different slots are sent apart",
         ),
-        "NOSCRIPT" => {
-            (Unavailable, "the server has forgotten the script again; is somebody flushing scripts?")
-        }
+        "NOSCRIPT" => (Unavailable, "the server lost the script again; check what runs SCRIPT FLUSH"),
         "ERR" if detail.contains("cluster support disabled") => (
             Config,
-            "the server is not part of a cluster; set topology = \"standalone\", the default (RedisConfig::from_url in Rust)",
+            "the server is not part of a cluster; set topology = \"standalone\", the default (RedisConfig::new in Rust)",
         ),
         "ERR" if detail.contains("unknown command") => {
-            (Unsupported, "the server lacks a command; Redis 6.2 or later, or Valkey, is needed")
+            (Unsupported, "the server lacks a command; Redis 6.2 or later, or Valkey, is required")
         }
         "ERR" if detail.contains("DB index is out of range") || detail.contains("invalid DB index") => {
-            (Config, "the server has no database of this number; change it in the URL")
+            (Config, "the server has no database of this number; correct it in the URL")
         }
         "ERR" if detail.contains("script") => (Internal, "a script of this program failed"),
         _ => UNKNOWN,
     }
 }
 
-/// True if the connection must be made anew: it is broken, or leads to a server that is no longer the right one.
+/// True if the connection must be replaced: it is broken, or leads to a server that is no longer the primary.
 pub(crate) fn ends_connection(error: &RedisError) -> bool {
     if error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() {
         return true;
@@ -204,11 +209,11 @@ mod tests {
         let error = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes())
             .and_then(redis::Value::extract_error)
             .unwrap_err();
-        store_error("test", error).kind()
+        classify("test", error).kind()
     }
 
     #[test]
-    fn what_passes_by_itself_is_worth_another_try() {
+    fn temporary_conditions_are_retryable() {
         for reply in [
             "READONLY You can't write against a read only replica.",
             "LOADING Redis is loading the dataset in memory",
@@ -221,7 +226,7 @@ mod tests {
             "MISCONF Errors writing to the AOF file: No space left on device",
             "NOREPLICAS Not enough good replicas to write.",
             "ERR max number of clients reached",
-            // What scripts of 6.2 and 7.0 answer when a command of theirs is refused.
+            // The replies of scripts in 6.2 and 7.0 when one of their commands is rejected.
             "ERR Error running script (call to f_0): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.",
             "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write against a read only replica.",
             "OOM command not allowed when used memory > 'maxmemory'. script: 4ca238, on @user_script:1.",
@@ -231,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_rights_are_not() {
+    fn missing_permissions_are_not_retryable() {
         for reply in [
             "NOAUTH Authentication required.",
             "WRONGPASS invalid username-password pair or user is disabled.",
@@ -246,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_up_wrongly_says_so() {
+    fn misconfiguration_has_a_kind_of_its_own() {
         assert_eq!(kind_of("ERR This instance has cluster support disabled"), ErrorKind::Config);
         assert_eq!(kind_of("CROSSSLOT Keys in request don't hash to the same slot"), ErrorKind::Config);
         assert_eq!(
@@ -258,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_timeout_is_unknown_and_a_lost_connection_is_unavailable() {
-        let of = |kind| store_error("test", RedisError::from(io::Error::from(kind))).kind();
+        let of = |kind| classify("test", RedisError::from(io::Error::from(kind))).kind();
         assert_eq!(of(io::ErrorKind::TimedOut), ErrorKind::Timeout);
         assert_eq!(of(io::ErrorKind::ConnectionReset), ErrorKind::Unavailable);
         assert_eq!(of(io::ErrorKind::ConnectionRefused), ErrorKind::Unavailable);

@@ -1,42 +1,43 @@
-//! What the fuzz targets see of this crate; built for them only.
+//! Entry points of the fuzz targets; built for them and for tests only.
 
 use onceward::store::{Claim, ClaimRequest, KeyRecord, OwnerToken};
 use onceward::{Checkpoint, Key};
 
-use crate::ask::{Ask, Inspect, State};
 use crate::checkpoint;
-use crate::wire::Reader;
+use crate::command::ScriptCommand;
+use crate::command::codec::ReplyReader;
+use crate::record::{ReadRecord, ReadState};
 
-/// Reads one answer of a reply as the store does; the rest of the reply.
-fn read<'r, A: Ask>(item: &A, reply: &'r [u8]) -> Option<(A::Answer, &'r [u8])> {
-    let mut reader = Reader::new(reply);
+/// Decodes one result of a reply as the store does, and returns it with the rest of the reply.
+fn decode<'r, C: ScriptCommand>(item: &C, reply: &'r [u8]) -> Option<(C::Reply, &'r [u8])> {
+    let mut reader = ReplyReader::new(reply);
     let tag = reader.u8().ok()?;
-    let answer = item.read(tag, &mut reader).ok()?;
-    Some((answer, reader.rest()))
+    let result = item.decode(tag, &mut reader).ok()?;
+    Some((result, reader.rest()))
 }
 
-/// A record, as `inspect` and `list` read it.
+/// Decodes a record, as `inspect` and `list` do.
 pub fn record(key: Key, reply: &[u8]) -> Option<(Option<KeyRecord>, &[u8])> {
-    read(&Inspect(key), reply)
+    decode(&ReadRecord(key), reply)
 }
 
-/// The answer to a claim.
+/// Decodes the result of a claim.
 pub fn claim(key: Key, reply: &[u8]) -> Option<(Claim, &[u8])> {
     let owner = OwnerToken::from_bytes([1; 16]);
-    read(&ClaimRequest { key, owner, fingerprint: None, generation: 0 }, reply)
+    decode(&ClaimRequest { key, owner, fingerprint: None, generation: 0 }, reply)
 }
 
-/// A state, as `stats` counts it: whether it can be read.
+/// True if `reply` is a state, as `stats` counts it.
 pub fn state(key: Key, reply: &[u8]) -> bool {
-    read(&State(key), reply).is_some()
+    decode(&ReadState(key), reply).is_some()
 }
 
-/// A kept offset.
+/// Decodes a checkpoint.
 pub fn decode_checkpoint(bytes: &[u8]) -> Option<Checkpoint> {
     checkpoint::decode(bytes)
 }
 
-/// The bytes of a kept offset.
+/// Encodes a checkpoint.
 pub fn encode_checkpoint(checkpoint: &Checkpoint) -> Vec<u8> {
     checkpoint::encode(checkpoint)
 }

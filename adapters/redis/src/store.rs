@@ -1,4 +1,4 @@
-//! The store: [`RedisStore`].
+//! The store, and how it is opened: [`RedisStore`].
 
 use std::sync::Arc;
 
@@ -10,22 +10,24 @@ use onceward::store::{
 };
 use onceward::{Error, Key, Scope, Store};
 
-use crate::ask::{Forget, Inspect};
-use crate::call::Caller;
-use crate::config::RedisConfig;
-use crate::wire::Writer;
+use crate::command::codec::ArgumentWriter;
+use crate::command::operator::Forget;
+use crate::config::{RedisConfig, RedisOptions};
+use crate::executor::ScriptExecutor;
+use crate::network::Network;
+use crate::record::ReadRecord;
 
 /// Keeps keys in Redis or Valkey; see the [crate documentation](crate) for what it promises and what it does not.
 ///
-/// A clone is another handle to the same connection. It connects with the first call, and again after each lost
-/// connection.
+/// A clone is another handle to the same connections. It connects at the first call, and reconnects when a connection is
+/// lost.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), onceward::Error> {
 /// use onceward::Store;
 /// use onceward_redis::{RedisConfig, RedisStore};
 ///
-/// let store = RedisStore::new(&RedisConfig::from_url("redis://127.0.0.1:6379")?)?;
+/// let store = RedisStore::open(RedisConfig::new("redis://127.0.0.1:6379"))?;
 /// for advice in store.check().await? {
 ///     println!("{}", advice.text);
 /// }
@@ -33,16 +35,42 @@ use crate::wire::Writer;
 /// ```
 #[derive(Clone, Debug)]
 pub struct RedisStore {
-    pub(crate) caller: Arc<Caller>,
+    pub(crate) executor: Arc<ScriptExecutor>,
 }
 
 impl RedisStore {
-    /// A store as `config` says. Nothing is connected yet.
+    /// Opens the store of `config`. It connects at the first call.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if values in `config` disagree, or a certificate is none.
-    pub fn new(config: &RedisConfig) -> Result<Self, Error> {
-        Ok(Self { caller: Arc::new(Caller::new(config)?) })
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if values of `config` are invalid or disagree, or a certificate
+    /// is invalid.
+    pub fn open(config: RedisConfig) -> Result<Self, Error> {
+        Self::on(Network::open(&config)?, config.options)
+    }
+
+    /// Opens a store over a client that the caller has built, with its address, login and TLS. Whether the login is sent
+    /// over TLS is not checked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if `options` are invalid.
+    pub fn from_client(client: redis::Client, options: RedisOptions) -> Result<Self, Error> {
+        Self::on(Network::from_client(client, &options), options)
+    }
+
+    /// Opens a store over a connection that the caller has opened, and may share. Its own timeouts apply, not those of
+    /// `options`: the client's default of 500 ms for a response is short, and each timeout leaves an outcome unknown.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config) if `options` are invalid.
+    pub fn from_connection(
+        connection: redis::aio::ConnectionManager,
+        options: RedisOptions,
+    ) -> Result<Self, Error> {
+        Self::on(Network::from_connection(connection, &options), options)
+    }
+
+    fn on(network: Network, options: RedisOptions) -> Result<Self, Error> {
+        Ok(Self { executor: Arc::new(ScriptExecutor::new(network, options)?) })
     }
 }
 
@@ -53,7 +81,7 @@ impl Store for RedisStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        self.caller.check().await
+        self.executor.check().await
     }
 
     async fn claim(
@@ -62,54 +90,54 @@ impl Store for RedisStore {
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
-        let mut head = Writer::default();
+        let mut head = ArgumentWriter::default();
         head.duration(terms.lease);
         head.duration(terms.ttl);
         head.u32(terms.max_attempts);
-        self.caller.ask(scope, head.as_bytes(), batch).await
+        self.executor.execute(scope, head.as_bytes(), batch).await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 
     async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 
     async fn fail(&self, scope: &Scope, batch: &[FailRequest]) -> Vec<Result<Failure, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 
     async fn bury(&self, scope: &Scope, batch: &[BuryRequest]) -> Vec<Result<Burial, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 
     async fn release(&self, scope: &Scope, batch: &[Lease]) -> Vec<Result<bool, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 }
 
 #[async_trait]
 impl StoreAdmin for RedisStore {
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>> {
-        self.caller.ask(scope, &[], batch).await
+        self.executor.execute(scope, &[], batch).await
     }
 
     async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>> {
         let batch: Vec<Forget> = keys.iter().copied().map(Forget).collect();
-        self.caller.ask(scope, &[], &batch).await
+        self.executor.execute(scope, &[], &batch).await
     }
 
     async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
-        self.caller.ask(scope, &[], &[Inspect(*key)]).await.pop().unwrap_or(Ok(None))
+        self.executor.execute(scope, &[], &[ReadRecord(*key)]).await.pop().unwrap_or(Ok(None))
     }
 
     async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
-        self.caller.list(scope, query).await
+        self.executor.list(scope, query).await
     }
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
-        self.caller.stats(scope).await
+        self.executor.stats(scope).await
     }
 }

@@ -1,4 +1,4 @@
-//! A cluster of which some nodes do not answer: the keys of the others go on as before.
+//! A cluster with unresponsive nodes: the keys of the other nodes are processed at their usual rate.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -12,19 +12,19 @@ use onceward::store::Claim;
 use onceward::{Key, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
-use support::{assert_completed, bucket, completion, owners, request, scope, terms, work_through};
+use support::{assert_completed, bucket, completion, open, owners, request, scope, terms, work_through};
 
-/// How long keys are counted, each time.
+/// The duration of each measurement.
 const WINDOW: Duration = Duration::from_secs(5);
 
 const WORKERS: u64 = 4;
 
-/// The node that dies, and the one that stops without a word.
+/// The node that is killed, and the one that is paused.
 const KILLED: usize = 3;
 const STOPPED: usize = 4;
 
-/// Claims and completes batches of new keys of all nodes for a while, and answers how many keys of the nodes that stay
-/// were completed. What fails is left.
+/// Claims and completes batches of new keys of all nodes for [`WINDOW`], and returns the number of completed keys of the nodes
+/// that stay up. Failed items are not retried.
 async fn completed(store: &Arc<RedisStore>, owners: &Arc<HashMap<u8, usize>>, keys: &Arc<AtomicU64>) -> u64 {
     let over = Arc::new(AtomicBool::new(false));
     let workers: Vec<_> = (0..WORKERS)
@@ -76,8 +76,8 @@ async fn a_killed_and_a_stopped_node_leave_the_keys_of_the_others_at_their_rate(
         node.cli(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
     }
     let urls = cluster.urls();
-    let config = RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap();
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let config = RedisConfig::cluster(urls);
+    let store = Arc::new(open(&config));
     work_through(&store, 0..300).await;
     let (owners, keys) = (Arc::new(owners(&cluster)), Arc::new(AtomicU64::new(1_000_000)));
 

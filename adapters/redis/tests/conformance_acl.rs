@@ -1,4 +1,4 @@
-//! The store suite as a user with the documented rights and no others.
+//! The store suite as a user with the documented permissions and no others.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use onceward::testing::store::{StoreHarness, Timing};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
-use support::{ACL_FOR_TOOLS, ACL_TO_WORK, config};
+use support::{ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, config, open};
 
-/// A user of its own for each test, because rights go by the prefix.
+/// A separate user for each test, because permissions depend on the prefix.
 struct Limited {
     config: RedisConfig,
 }
@@ -33,7 +33,7 @@ impl StoreHarness for Limited {
     type Store = RedisStore;
 
     async fn store(&self) -> RedisStore {
-        RedisStore::new(&self.config).unwrap()
+        open(&self.config)
     }
 
     async fn advance(&self, by: std::time::Duration) {

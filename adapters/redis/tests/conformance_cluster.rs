@@ -12,7 +12,7 @@ use support::Part;
 fn cluster() -> Part {
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
     let urls = CLUSTER.get_or_init(|| RedisCluster::start(3)).urls();
-    Part::of(RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap())
+    Part::of(RedisConfig::cluster(urls))
 }
 
 onceward::store_conformance!(cluster());

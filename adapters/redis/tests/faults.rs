@@ -1,5 +1,4 @@
-//! One server, and what happens to it: scripts flushed, connections killed, the process killed, memory used up, replies
-//! lost, long silences.
+//! Faults of one server: flushed scripts, killed connections, a killed process, full memory, lost replies, long silences.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,39 +9,35 @@ use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store, StoreAdmin};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisStore;
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::redis::Redis;
 use support::{
-    answered, assert_completed, claim, complete, completion, config, lease_of, request, scope, terms,
-    work_through,
+    ConfigExt, answered, assert_completed, claim, complete, completion, config, lease_of, open, request,
+    scope, terms, work_through,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-fn store(config: &RedisConfig) -> RedisStore {
-    RedisStore::new(config).unwrap()
-}
-
-/// The proxy brings a runtime of its own, which must not start within another.
+/// The proxy has a runtime of its own, which must not start within another.
 fn proxy_to(server: &Redis) -> Proxy {
     let address = server.address();
     std::thread::spawn(move || Proxy::start(address).unwrap()).join().unwrap()
 }
 
-/// A store behind a proxy, with so short a patience that a test can wait for it.
+/// A store behind a proxy, with timeouts that are short enough for a test.
 fn behind(proxy: &Proxy) -> RedisStore {
     let url = format!("redis://{}", proxy.address());
     let short = Duration::from_millis(500);
-    store(&config(&url).response_timeout(short).connect_timeout(short))
+    open(&config(&url).response_timeout(short).connect_timeout(short))
 }
 
-/// Does `harm` again and again on a thread of its own until `work` is done, and answers how often.
+/// Repeats `harm` on a thread of its own until `work` is done, and returns how often.
 async fn amid<T>(harm: impl Fn() + Send + Sync, work: impl Future<Output = T>) -> (T, u32) {
     let over = AtomicBool::new(false);
     let over = &over;
     let harm = &harm;
-    // The scope would wait on this thread; the work goes on beside it.
+    // The scope would wait on this thread; the work continues concurrently.
     let times = std::sync::atomic::AtomicU32::new(0);
     let times = &times;
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
@@ -70,7 +65,7 @@ async fn amid<T>(harm: impl Fn() + Send + Sync, work: impl Future<Output = T>) -
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_flushed_in_the_middle_are_not_noticed() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let flush = || drop(server.cli(&["SCRIPT", "FLUSH"]));
     let (errors, flushed) = amid(flush, work_through(&store, 0..20_000)).await;
     assert!(flushed > 20, "the scripts were flushed {flushed} times only");
@@ -81,7 +76,7 @@ async fn scripts_flushed_in_the_middle_are_not_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_killed_in_the_middle_lose_and_double_nothing() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let kill = || drop(server.cli(&["CLIENT", "KILL", "TYPE", "normal"]));
     let (errors, killed) = amid(kill, work_through(&store, 0..10_000)).await;
     assert!(killed > 20 && errors > 0, "{killed} kills, {errors} errors");
@@ -91,7 +86,7 @@ async fn connections_killed_in_the_middle_lose_and_double_nothing() {
 #[tokio::test]
 async fn claims_and_completions_survive_a_killed_server() {
     let mut server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let held = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, done).await.unwrap(), Completion::Completed);
@@ -110,7 +105,7 @@ async fn claims_and_completions_survive_a_killed_server() {
 async fn a_store_started_before_its_server_recovers_by_itself() {
     let mut server = Redis::start();
     server.stop();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let error = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     server.start_again();
@@ -122,7 +117,7 @@ async fn a_store_started_before_its_server_recovers_by_itself() {
 #[tokio::test]
 async fn used_up_memory_stops_claims_until_there_is_space() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     let done = lease_of(claim(&store, request(2)).await.unwrap());
     assert_eq!(complete(&store, done).await.unwrap(), Completion::Completed);
@@ -145,12 +140,12 @@ async fn used_up_memory_stops_claims_until_there_is_space() {
 #[tokio::test]
 async fn a_server_that_is_loading_is_waited_for() {
     let mut server = Redis::start_with(&["--loading-process-events-interval-bytes", "1024"]);
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     work_through(&store, 0..3_000).await;
     server.kill();
     server.set_argument("--key-load-delay", "1000");
     server.start_again();
-    // The first call still meets the old connection.
+    // The first call still uses the old connection.
     let first = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(first.kind(), ErrorKind::Unavailable, "{first:?}");
     let error = claim(&store, request(1)).await.unwrap_err();
@@ -163,7 +158,7 @@ async fn a_server_that_is_loading_is_waited_for() {
 #[tokio::test]
 async fn a_server_busy_with_a_long_script_is_waited_for() {
     let server = Redis::start_with(&["--busy-reply-threshold", "50"]);
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     let url = server.url();
     let busy = std::thread::spawn(move || {
@@ -192,7 +187,7 @@ async fn a_claim_whose_reply_was_lost_recognises_itself() {
     let server = Redis::start();
     let proxy = proxy_to(&server);
     let store = behind(&proxy);
-    // The server has seen both scripts: a lost "I do not know it" would be another story.
+    // The server has cached both scripts: a lost NOSCRIPT reply would be another case.
     work_through(&store, 100..110).await;
     proxy.drop_replies();
     let request = request(1);
@@ -234,7 +229,7 @@ async fn a_partition_between_worker_and_store_heals() {
 #[tokio::test]
 async fn a_silent_server_is_a_timeout_and_not_a_slow_death() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).response_timeout(Duration::from_millis(300)));
+    let store = open(&config(&server.url()).response_timeout(Duration::from_millis(300)));
     let lease = lease_of(claim(&store, request(0)).await.unwrap());
     server.pause(true);
     let since = Instant::now();
@@ -249,7 +244,7 @@ async fn a_silent_server_is_a_timeout_and_not_a_slow_death() {
 #[tokio::test]
 async fn a_slow_answer_of_two_seconds_is_waited_for() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     server.pause(true);
     let waits = tokio::spawn({
@@ -264,7 +259,7 @@ async fn a_slow_answer_of_two_seconds_is_waited_for() {
 #[tokio::test]
 async fn calls_that_are_dropped_leave_the_connection_in_order() {
     let server = Redis::start();
-    let store = store(&config(&server.url()));
+    let store = open(&config(&server.url()));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     for n in 0..200 {
         let (scope, terms, request) = (scope(), terms(), [request(n)]);
@@ -280,11 +275,11 @@ async fn calls_that_are_dropped_leave_the_connection_in_order() {
 #[tokio::test]
 async fn a_damaged_record_fails_alone() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("damaged"));
+    let store = open(&config(&server.url()).prefix("damaged"));
     let leases: Vec<_> = [1, 2, 3, 4].map(request).to_vec();
     let claims = store.claim(&scope(), &terms(), &leases).await;
     let leases: Vec<_> = claims.into_iter().map(|claim| completion(lease_of(claim.unwrap()))).collect();
-    // The second of four, in the order the server finds them: a form of a later version, and one cut short.
+    // The second of four, in the order of the server: a form of a later version, and a truncated one.
     let damage = |value: &str| {
         let script = "local names = redis.call('KEYS', 'damaged:{*') table.sort(names) \
                       redis.call('SET', names[2], ARGV[1], 'KEEPTTL') return 1";
@@ -299,7 +294,7 @@ async fn a_damaged_record_fails_alone() {
     }
 }
 
-/// Puts numbers into the record of a key that nothing of ours would write: at a place in its bytes, so many of 0xff.
+/// Writes invalid numbers into the record of a key: a number of 0xff bytes at an offset.
 const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(names) \
     local value = redis.call('GET', names[2]) local at, count = tonumber(ARGV[1]), tonumber(ARGV[2]) \
     redis.call('SET', names[2], value:sub(1, at) .. string.rep('\\255', count) .. value:sub(at + count + 1), 'KEEPTTL') \
@@ -308,8 +303,8 @@ const SPOIL: &str = "local names = redis.call('KEYS', 'numbers:{*') table.sort(n
 #[tokio::test]
 async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("numbers"));
-    // In the bytes of a record: form and flags, then seven of each time and fence, then four of each count.
+    let store = open(&config(&server.url()).prefix("numbers"));
+    // The layout of a record: form and flags, then seven bytes for each time and fence, then four for each count.
     let numbers =
         [(2, 1), (4, 1), (5, 1), (6, 7), (13, 7), (20, 7), (27, 7), (34, 7), (41, 7), (48, 4), (52, 4)];
     for (round, (at, count)) in (0_u64..).zip(numbers) {
@@ -320,7 +315,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
         let asked = store.claim(&scope(), &terms(), &requests).await;
         let spoilt: Vec<_> = asked.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
         assert_eq!(spoilt, [ErrorKind::Corrupt], "claimed with {count} bytes at {at}");
-        // The claim's own completion may put an end to the damage; the others are not touched by it.
+        // The completion by its owner may repair the record; the other records are not affected.
         let answers = store.complete(&scope(), &done).await;
         let spoilt: Vec<_> = answers.into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
         assert!(
@@ -334,7 +329,7 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
         ]);
         assert!(forgotten.contains('1'), "{forgotten}");
     }
-    // A completion of digits, the largest that Redis takes for a number and some that it does not.
+    // A completion in digits: the largest that Redis accepts as a number, and some that it does not.
     for digits in ["9223372036854775807", "9007199254740992000", "99999999999999999999999"] {
         let _ = lease_of(claim(&store, request(500)).await.unwrap());
         let script = "redis.call('SET', redis.call('KEYS', 'numbers:{*')[1], ARGV[1], 'KEEPTTL') return 1";
@@ -347,9 +342,9 @@ async fn numbers_that_no_record_has_are_damage_of_their_key_alone() {
 #[tokio::test]
 async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     let server = Redis::start();
-    let store = store(&config(&server.url()).prefix("future"));
+    let store = open(&config(&server.url()).prefix("future"));
     let _ = lease_of(claim(&store, request(1)).await.unwrap());
-    // As if the claim had been given out under a clock 1,000 s ahead: 1,000,000,000 µs more in the fence's bytes.
+    // As if the claim had been issued with the clock 1,000 s ahead: 1,000,000,000 µs more in the bytes of the fence.
     let script = "local name = redis.call('KEYS', 'future:{*')[1] \
                   local value = redis.call('GET', name) \
                   local fence = struct.unpack('>I7', value, 7) + 1000000000 \
@@ -363,7 +358,7 @@ async fn the_fence_outlives_a_forget_even_if_the_clock_was_set_back() {
     }
 }
 
-/// Passes on what the server answers, and replaces the content of its replies while `garbles`.
+/// Forwards the replies of the server, and replaces their content while `garbles`.
 async fn garbling(server: &Redis, garbles: Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -394,13 +389,13 @@ async fn garbling(server: &Redis, garbles: Arc<AtomicBool>) -> String {
     url
 }
 
-/// It says nothing about any record: with the answer of an unreadable record the effect would happen again.
+/// An invalid reply says nothing about any record: reported as an unreadable record, it would repeat the effect.
 #[tokio::test]
 async fn a_reply_that_cannot_be_understood_is_unknown_and_its_repeat_tells() {
     let server = Redis::start();
     let garbles = Arc::new(AtomicBool::new(false));
     let url = garbling(&server, Arc::clone(&garbles)).await;
-    let store = store(&config(&url).prefix("garbled"));
+    let store = open(&config(&url).prefix("garbled"));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     garbles.store(true, Ordering::SeqCst);
     let error = store.complete(&scope(), &[completion(lease)]).await.remove(0).unwrap_err();

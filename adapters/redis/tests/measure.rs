@@ -1,4 +1,4 @@
-//! Figures, not checks: memory a key and keys a second. They take long and want an otherwise idle machine:
+//! Measurements: memory per key and keys per second. They take long and need an otherwise idle machine:
 //! `cargo test --release -p onceward-redis --test measure -- --ignored --nocapture --test-threads 1`.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -11,7 +11,7 @@ use onceward::store::{Claim, ClaimRequest, CompleteRequest, Entropy};
 use onceward::{Fingerprint, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
-use support::{completion, config, key, scope, terms};
+use support::{ConfigExt, completion, config, key, open, scope, terms};
 
 fn server() -> Redis {
     Redis::start_with(&["--appendonly", "no"])
@@ -44,16 +44,16 @@ async fn fill(store: &RedisStore, keys: u64, fingerprint: bool, prefix: u64) {
     }
 }
 
-/// Bytes a key, from `INFO memory` before and after.
+/// Bytes per key, from `INFO memory` before and after.
 async fn bytes_per_key(keys: u64, fingerprint: bool, prefix: &str) -> f64 {
     let server = server();
-    let store = RedisStore::new(&config(&server.url()).prefix(prefix)).unwrap();
+    let store = open(&config(&server.url()).prefix(prefix));
     fill(&store, 1, fingerprint, 1 << 40).await;
     let before: u64 = server.info("used_memory_dataset").parse().unwrap();
     let overhead = |server: &Redis| -> u64 { server.info("used_memory_overhead").parse().unwrap() };
     let before = before + overhead(&server);
     fill(&store, keys, fingerprint, 0).await;
-    // The table has come to rest, and the client's buffers are small again.
+    // The hash table has been resized, and the buffers of the client are small again.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let after: u64 = server.info("used_memory_dataset").parse::<u64>().unwrap() + overhead(&server);
     (after - before) as f64 / keys as f64
@@ -79,9 +79,9 @@ async fn memory_of_a_completed_key() {
 
 const KEYS: u64 = 200_000;
 
-/// Claims and completes `KEYS` keys, `in_flight` batches of `size` at once, and answers keys a second.
+/// Claims and completes `KEYS` keys in concurrent batches, and returns keys per second.
 async fn claim_and_complete(url: &str, size: u64, in_flight: u64, round: u64) -> f64 {
-    let store = RedisStore::new(&config(url)).unwrap();
+    let store = open(&config(url));
     fill(&store, 1_000, false, (1 << 40) + round * 10_000).await;
     let since = Instant::now();
     let keys = if size == 1 { KEYS / 20 } else { KEYS };
@@ -119,8 +119,7 @@ async fn claim_and_complete(url: &str, size: u64, in_flight: u64, round: u64) ->
     keys as f64 / since.elapsed().as_secs_f64()
 }
 
-/// What a bare client reaches with `SET key value NX PX ttl`, `size` to a pipeline and two pipelines at once: commands
-/// a second.
+/// Commands per second of a bare client with `SET key value NX PX ttl`, `size` per pipeline, two concurrent pipelines.
 async fn bare(url: &str, size: u64, round: u64) -> f64 {
     let client = redis::Client::open(url).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -172,7 +171,7 @@ async fn keys_a_second() {
                 2.0 * speed / limit
             );
         }
-        // What the server itself took, whatever else runs on the machine.
+        // The time within the server, independent of the load on the machine.
         println!("  the server: {}", server.info("cmdstat_evalsha"));
         server.cli(&["FLUSHALL"]);
         server.cli(&["CONFIG", "RESETSTAT"]);
@@ -183,8 +182,7 @@ async fn keys_a_second() {
 #[ignore = "a measurement"]
 async fn keys_a_second_in_a_cluster() {
     let cluster = onceward_test_servers::redis::RedisCluster::start(3);
-    let store =
-        RedisStore::new(&RedisConfig::cluster(cluster.urls().iter().map(String::as_str)).unwrap()).unwrap();
+    let store = open(&RedisConfig::cluster(cluster.urls()));
     fill(&store, 1_000, false, 1 << 40).await;
     let since = Instant::now();
     fill(&store, 100_000, false, 0).await;

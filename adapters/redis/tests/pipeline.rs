@@ -1,5 +1,4 @@
-//! Whole pipelines over servers in trouble: a node of a cluster that does not answer, rights and passwords that are taken
-//! away for a while.
+//! Pipelines over failing servers: an unresponsive cluster node, and permissions and passwords that are withdrawn for a while.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use onceward::testing::{Habits, MemoryBroker};
 use onceward::{Handled, KeyExtractor, KeySource, Message, Pipeline, PipelineConfig, handler_fn};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{Redis, RedisCluster};
-use support::{bucket, config, owners, scope};
+use support::{ConfigExt, bucket, config, open, owners, scope};
 use tokio_util::sync::CancellationToken;
 
-/// Far more than wait in the pipeline at a time, so that those of the silent node could fill it.
+/// Far more than the pipeline holds concurrently, so that the messages of the silent node could fill it.
 const MESSAGES: u64 = 3_000;
 
 type Runs = Arc<Mutex<HashSet<String>>>;
@@ -39,8 +38,8 @@ async fn goes_on(is_killed: bool) {
         node.cli(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
     }
     let urls = cluster.urls();
-    let config = RedisConfig::cluster(urls.iter().map(String::as_str)).unwrap();
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let config = RedisConfig::cluster(urls);
+    let store = Arc::new(open(&config));
     let owners = owners(&cluster);
     let broker = MemoryBroker::new(Habits::default());
     let runs = Runs::default();
@@ -99,7 +98,7 @@ async fn a_stopped_node_holds_up_its_own_messages_only() {
     goes_on(false).await;
 }
 
-/// Handlers run while something is taken from their user for three seconds.
+/// Handlers run while a permission of their user is withdrawn for three seconds.
 async fn no_effect_runs_twice(what: &str, take: impl Fn(&Redis), give: impl Fn(&Redis)) {
     const ORDERS: usize = 200;
     type Effects = Arc<Mutex<HashMap<String, u32>>>;
@@ -112,7 +111,7 @@ async fn no_effect_runs_twice(what: &str, take: impl Fn(&Redis), give: impl Fn(&
     let server = Redis::start();
     give(&server);
     let config = config(&server.url()).username("worker").password("one");
-    let store = Arc::new(RedisStore::new(&config).unwrap());
+    let store = Arc::new(open(&config));
     let broker = MemoryBroker::new(Habits::default());
     let effects = Effects::default();
     let pipeline = Pipeline::builder(scope(), broker.consumer(), store)

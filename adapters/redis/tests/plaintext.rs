@@ -1,4 +1,4 @@
-//! Addresses that are learnt at run time are held to the rule for logins, too: a Sentinel and a cluster that name another host.
+//! The rule for logins also applies to addresses found at run time: a Sentinel and a cluster that name another host.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 const PASSWORD: &str = "hunter2canary";
 
-/// A server that names 192.0.2.1 as the primary, and as the node of all slots; and all that it was told.
+/// A server that names 192.0.2.1 as the primary and as the owner of all slots, and the commands that it received.
 async fn liar() -> (u16, Arc<Mutex<Vec<Vec<String>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -63,8 +63,9 @@ async fn number(stream: &mut BufReader<TcpStream>, kind: char) -> Option<usize> 
 async fn a_primary_that_a_sentinel_names_on_another_host_gets_no_login_without_tls() {
     let (port, told) = liar().await;
     let sentinel = format!("redis://127.0.0.1:{port}");
-    let config = RedisConfig::sentinel([sentinel.as_str()], "orders").unwrap().password(PASSWORD);
-    let error = RedisStore::new(&config).unwrap().check().await.unwrap_err();
+    let mut config = RedisConfig::sentinel([sentinel], "orders");
+    config.endpoint.password = Some(PASSWORD.to_owned());
+    let error = RedisStore::open(config).unwrap().check().await.unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("allow_plaintext"), "{error:?}");
     let told = told.lock().unwrap();
     assert!(told.iter().any(|command| command[0].eq_ignore_ascii_case("SENTINEL")), "{told:?}");
@@ -75,7 +76,7 @@ async fn a_primary_that_a_sentinel_names_on_another_host_gets_no_login_without_t
 async fn a_node_that_a_cluster_names_on_another_host_gets_no_login_without_tls() {
     let (port, told) = liar().await;
     let node = format!("redis://:{PASSWORD}@127.0.0.1:{port}");
-    let store = RedisStore::new(&RedisConfig::cluster([node.as_str()]).unwrap()).unwrap();
+    let store = RedisStore::open(RedisConfig::cluster([node])).unwrap();
     let error = store.check().await.unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("allow_plaintext"), "{error:?}");
     assert!(told.lock().unwrap().iter().any(|command| command[0].eq_ignore_ascii_case("CLUSTER")));

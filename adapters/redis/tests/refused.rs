@@ -1,4 +1,4 @@
-//! A whole pipeline whose rights are taken away for a moment while handlers run: no effect happens twice.
+//! A pipeline whose permissions are withdrawn while handlers run: no effect happens twice.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use onceward::telemetry::Counter;
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, handler_fn};
-use onceward_redis::RedisStore;
 use onceward_test_servers::redis::Redis;
-use support::{ACL_TO_WORK, config, scope};
+use support::{ACL_TO_WORK, ConfigExt, config, open, scope};
 
 const MESSAGES: usize = 16;
 
@@ -25,13 +24,13 @@ async fn slow(runs: Runs, message: Message) -> Handled {
     Ok(())
 }
 
-/// Runs 16 handlers, does `take` while they run and `give_back` three seconds later.
+/// Runs 16 handlers, calls `take` while they run and `give_back` three seconds later.
 async fn no_effect_runs_twice(take: &[&[&str]], give_back: &[&[&str]]) {
     let server = Redis::start();
     let mut user = vec!["ACL", "SETUSER", "worker", "reset", "on", ">pass"];
     user.extend(ACL_TO_WORK.split_whitespace());
     server.cli(&user);
-    let store = RedisStore::new(&config(&server.url()).username("worker").password("pass")).unwrap();
+    let store = open(&config(&server.url()).username("worker").password("pass"));
     let (broker, runs) = (MemoryBroker::finite(), Runs::default());
     for number in 0..MESSAGES {
         broker.publish(Message::builder(number.to_string()));

@@ -1,15 +1,17 @@
-//! Who may do what, and over which wire: the minimal ACL user, wrong passwords, changed ones, TLS. No secret is told.
+//! The minimal ACL user, wrong and changed passwords, and TLS. No error contains a secret.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use onceward::store::{AdviceLevel, Completion};
 use onceward::{Error, ErrorKind, Store, StoreAdmin};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::{RedisConfig, RedisOptions, RedisStore};
 use onceward_test_servers::redis::Redis;
 use onceward_test_servers::telling::all_told;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use support::{ACL_FOR_TOOLS, ACL_TO_WORK, answered, claim, complete, config, lease_of, request, scope};
+use support::{
+    ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, answered, claim, complete, config, lease_of, open, request, scope,
+};
 
 const CANARY: &str = "hunter2-canary";
 
@@ -44,7 +46,7 @@ async fn the_documented_rights_are_what_the_readme_says() {
 #[tokio::test]
 async fn the_minimal_user_works_and_is_told_what_it_lacks() {
     let server = with_user(ACL_TO_WORK);
-    let store = RedisStore::new(&as_user(&server)).unwrap();
+    let store = open(&as_user(&server));
     let advice = store.check().await.unwrap();
     assert!(
         advice
@@ -63,12 +65,12 @@ async fn the_minimal_user_works_and_is_told_what_it_lacks() {
 #[tokio::test]
 async fn each_right_is_needed() {
     let server = with_user(ACL_TO_WORK);
-    RedisStore::new(&as_user(&server)).unwrap().check().await.unwrap();
+    open(&as_user(&server)).check().await.unwrap();
     for missing in ACL_TO_WORK.split_whitespace() {
         let rest: Vec<&str> = ACL_TO_WORK.split_whitespace().filter(|right| *right != missing).collect();
         set_user(&server, CANARY, &rest.join(" "));
         server.cli(&["SCRIPT", "FLUSH"]);
-        let error = RedisStore::new(&as_user(&server)).unwrap().check().await;
+        let error = open(&as_user(&server)).check().await;
         let error = error.expect_err(&format!("nothing needs {missing}"));
         assert_eq!(error.kind(), ErrorKind::Denied, "{missing}: {error:?}");
     }
@@ -77,7 +79,7 @@ async fn each_right_is_needed() {
 #[tokio::test]
 async fn keys_of_others_are_out_of_reach() {
     let server = with_user(ACL_TO_WORK);
-    let store = RedisStore::new(&as_user(&server).prefix("someone-else")).unwrap();
+    let store = open(&as_user(&server).prefix("someone-else"));
     for error in [store.check().await.unwrap_err(), claim(&store, request(1)).await.unwrap_err()] {
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     }
@@ -90,7 +92,7 @@ async fn a_wrong_password_is_denied_and_not_told() {
     let in_url = format!("redis://onceward:{CANARY}@127.0.0.1:{}", server.port());
     let unknown = config(&server.url()).username("nobody").password(CANARY);
     for config in [as_user(&server), config(&in_url), unknown] {
-        let store = RedisStore::new(&config).unwrap();
+        let store = open(&config);
         for error in [store.check().await.unwrap_err(), claim(&store, request(1)).await.unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
             assert_tells_no_secret(&error);
@@ -98,15 +100,15 @@ async fn a_wrong_password_is_denied_and_not_told() {
         assert!(!format!("{store:?} {config:?}").contains("hunter2"));
     }
     server.cli(&["CONFIG", "SET", "requirepass", "another"]);
-    let error = claim(&RedisStore::new(&config(&server.url())).unwrap(), request(1)).await.unwrap_err();
+    let error = claim(&open(&config(&server.url())), request(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
-    assert!(error.to_string().contains("asks for a password"), "{error}");
+    assert!(error.to_string().contains("requires a password"), "{error}");
 }
 
 #[tokio::test]
 async fn a_changed_password_is_denied_until_it_is_changed_back() {
     let server = with_user(ACL_TO_WORK);
-    let store = RedisStore::new(&as_user(&server)).unwrap();
+    let store = open(&as_user(&server));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     set_user(&server, "another", ACL_TO_WORK);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
@@ -137,7 +139,7 @@ async fn each_new_connection_asks_for_the_password() {
         said.map(str::to_owned).map_err(|what| Error::new(ErrorKind::Unavailable, "read the password", what))
     });
     assert!(!format!("{config:?}").contains("hunter2"));
-    let store = RedisStore::new(&config).unwrap();
+    let store = open(&config);
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     set_user(&server, "hunter2-another", ACL_TO_WORK);
     *password.lock().unwrap() = Err("the file is being written");
@@ -151,7 +153,7 @@ async fn each_new_connection_asks_for_the_password() {
     assert_eq!(answered(async || complete(&store, lease).await).await, Completion::Completed);
 }
 
-/// An authority and a certificate of it for 127.0.0.1.
+/// A certificate authority, and its certificate for 127.0.0.1.
 fn certificates(host: &str) -> (String, String, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -166,19 +168,19 @@ fn certificates(host: &str) -> (String, String, String) {
 async fn tls_works_with_the_right_authority_and_no_other() {
     let (authority, certificate, key) = certificates("127.0.0.1");
     let server = Redis::start_with_tls(&certificate, &key);
-    let store = RedisStore::new(&config(&server.url()).ca(authority.clone())).unwrap();
+    let store = open(&config(&server.url()).ca(authority.clone()));
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     assert_eq!(complete(&store, lease).await.unwrap(), Completion::Completed);
     store.check().await.unwrap();
 
     let (another, ..) = certificates("127.0.0.1");
     for wrong in [config(&server.url()).ca(another), config(&server.url())] {
-        let error = claim(&RedisStore::new(&wrong).unwrap(), request(2)).await.unwrap_err();
+        let error = claim(&open(&wrong), request(2)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("check the CA"), "{error}");
     }
     let localhost = format!("rediss://localhost:{}", server.port());
-    let error = claim(&RedisStore::new(&config(&localhost).ca(authority)).unwrap(), request(2)).await;
+    let error = claim(&open(&config(&localhost).ca(authority)), request(2)).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Config, "another host name");
 }
 
@@ -191,7 +193,7 @@ async fn tls_and_plain_text_do_not_meet() {
     let to_plain = config(&format!("rediss://127.0.0.1:{}", plain.port())).ca(authority);
     for config in [to_tls, to_plain] {
         let short = config.response_timeout(std::time::Duration::from_secs(1));
-        assert!(claim(&RedisStore::new(&short).unwrap(), request(1)).await.is_err());
+        assert!(claim(&open(&short), request(1)).await.is_err());
     }
 }
 
@@ -199,11 +201,11 @@ async fn tls_and_plain_text_do_not_meet() {
 fn a_certificate_that_is_none_is_refused_before_any_connection() {
     for url in ["rediss://127.0.0.1:1", "rediss://127.0.0.1:1,cluster"] {
         let config = match url.strip_suffix(",cluster") {
-            Some(url) => RedisConfig::cluster([url]).unwrap(),
+            Some(url) => RedisConfig::cluster([url]),
             None => config(url),
         };
         let wrong = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----";
-        let error = RedisStore::new(&config.ca(wrong)).unwrap_err();
+        let error = RedisStore::open(config.ca(wrong)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert_tells_no_secret(&error);
     }
@@ -213,12 +215,15 @@ fn a_certificate_that_is_none_is_refused_before_any_connection() {
 async fn a_client_or_a_connection_of_the_callers_own_will_do() {
     let server = Redis::start();
     let client = redis::Client::open(server.url()).unwrap();
-    let store = RedisStore::new(&RedisConfig::from_client(client.clone())).unwrap();
+    let store = RedisStore::from_client(client.clone(), RedisOptions::default()).unwrap();
     let lease = lease_of(claim(&store, request(1)).await.unwrap());
     let manager = redis::aio::ConnectionManager::new(client).await.unwrap();
-    let store = RedisStore::new(&RedisConfig::from_connection(manager.clone())).unwrap();
+    let store = RedisStore::from_connection(manager.clone(), RedisOptions::default()).unwrap();
     assert_eq!(complete(&store, lease).await.unwrap(), Completion::Completed);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     assert_eq!(answered(async || complete(&store, lease).await).await, Completion::Repeated);
-    assert!(RedisStore::new(&RedisConfig::from_connection(manager).password(CANARY)).is_err());
+    let mut invalid = RedisOptions::default();
+    invalid.prefix.clear();
+    assert!(RedisStore::from_client(redis::Client::open(server.url()).unwrap(), invalid.clone()).is_err());
+    assert!(RedisStore::from_connection(manager, invalid).is_err());
 }

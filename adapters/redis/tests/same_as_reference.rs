@@ -1,6 +1,6 @@
-//! The scripts against the reference: the same random calls, to the memory store and to Redis, have the same answers.
+//! Compares the scripts with the reference: the same random calls to the memory store and to Redis have the same results.
 //!
-//! Leases are over at once or last for an hour, and the TTL is long, so that the two clocks need not agree.
+//! Leases expire immediately or last for an hour, and the TTL is long, so that the two clocks need not agree.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -22,7 +22,7 @@ const KEYS: u8 = 3;
 /// The draws that mean a completion.
 const COMPLETE: std::ops::RangeInclusive<u8> = 4..=5;
 
-/// The two stores, and the leases each has given out: the nth of the one is the nth of the other.
+/// The two stores and the leases that each has issued; the nth of both belong together.
 struct Pair {
     reference: MemoryStore,
     redis: RedisStore,
@@ -30,7 +30,7 @@ struct Pair {
     leases: Vec<[Lease; 2]>,
 }
 
-/// An answer without what two clocks give differently.
+/// A result without the parts that depend on the clock.
 fn plain(claim: &Claim) -> String {
     match claim {
         Claim::Claimed(claimed) => format!(
@@ -91,7 +91,7 @@ fn lease_of(claim: &Claim) -> Option<Lease> {
 }
 
 impl Pair {
-    /// Makes the same call to both and compares what they say.
+    /// Makes the same call to both and compares the results.
     async fn step(&mut self, rng: &mut fastrand::Rng, owners: &[OwnerToken], place: &str) -> String {
         let key = Key::from_bytes([rng.u8(..KEYS); 16]);
         let fingerprint =
@@ -100,7 +100,7 @@ impl Pair {
         let ttl = 24 * HOUR;
         let what = rng.u8(..12);
         let lease = (!self.leases.is_empty()).then(|| {
-            // Mostly a recent one: an old one is refused for the same reasons each time.
+            // Usually a recent one: an old one is always rejected for the same reasons.
             let back = rng.usize(..self.leases.len().min(6));
             let [mut reference, mut redis] = self.leases[self.leases.len() - 1 - back];
             match rng.u8(..20) {
@@ -211,10 +211,10 @@ async fn random_calls_have_the_same_answers_as_the_reference() {
     let seeds = seed.map_or_else(|| 0..40, |seed: u64| seed..seed + 1);
     let mut kinds = std::collections::HashSet::new();
     for seed in seeds {
-        let config = support::own_part(RedisConfig::from_url(&Redis::shared().url()).unwrap());
+        let config = support::own_part(RedisConfig::new(Redis::shared().url()));
         let mut pair = Pair {
             reference: MemoryStore::new(),
-            redis: RedisStore::new(&config).unwrap(),
+            redis: support::open(&config),
             scope: Scope::parse("same").unwrap(),
             leases: Vec::new(),
         };
@@ -226,7 +226,7 @@ async fn random_calls_have_the_same_answers_as_the_reference() {
             kinds.insert(said.split([' ', ',']).next().unwrap().to_owned());
         }
     }
-    // The calls do reach every corner.
+    // The calls reach every result.
     for kind in [
         "claimed",
         "in",

@@ -1,5 +1,4 @@
-//! Servers that no longer answer: half-open connections whatever the time limits, slow servers, hanging replicas, Sentinels
-//! out of reach.
+//! Unresponsive servers: half-open connections with any time limit, slow servers, hanging replicas, unreachable Sentinels.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -13,10 +12,10 @@ use onceward::{ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::redis::{Redis, RedisReplicated, RedisSentinel};
-use support::{claim, config, lease_of, request, scope, terms};
+use support::{ConfigExt, claim, config, lease_of, open, request, scope, terms};
 use tokio::time::timeout;
 
-/// The proxy brings a runtime of its own, which must not start within another.
+/// The proxy has a runtime of its own, which must not start within another.
 fn proxy_to(address: std::net::SocketAddr) -> Proxy {
     std::thread::spawn(move || Proxy::start(address).unwrap()).join().unwrap()
 }
@@ -25,7 +24,7 @@ fn through(proxy: &Proxy) -> RedisConfig {
     config(&format!("redis://{}", proxy.address()))
 }
 
-/// Claims with callers that wait for `patience` only, and answers how many gave up before one got an answer.
+/// Claims with callers that wait for `patience`, and returns how many timed out before one got a result.
 async fn gave_up(store: &RedisStore, patience: Duration, most: usize) -> usize {
     let request = request(7);
     for tries in 0..=most {
@@ -44,10 +43,10 @@ async fn a_half_open_connection_is_replaced_however_short_callers_wait() {
         let proxy = proxy_to(server.address());
         let millis = Duration::from_millis;
         let settings = through(&proxy).response_timeout(millis(response_timeout));
-        let store = RedisStore::new(&settings.prefix(format!("p{patience}"))).unwrap();
+        let store = open(&settings.prefix(format!("p{patience}")));
         let _ = lease_of(claim(&store, request(0)).await.unwrap());
         proxy.half_open();
-        // Some seconds in all; without the replacement it is a quarter of an hour.
+        // Some seconds in total; without the replacement it would be a quarter of an hour.
         let most = usize::try_from(15_000 / patience + 1).unwrap();
         let tries = gave_up(&store, millis(patience), most).await;
         assert!(tries >= 1 || patience > response_timeout, "the connection was half-open");
@@ -60,8 +59,8 @@ async fn a_connection_is_made_although_each_caller_gives_up_before() {
     let server = Redis::start();
     let proxy = proxy_to(server.address());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(400)));
-    let store = RedisStore::new(&through(&proxy)).unwrap();
-    // The login and the claim take one answer each; no caller has time for both.
+    let store = open(&through(&proxy));
+    // The login and the claim need one reply each; no caller has time for both.
     assert!(gave_up(&store, Duration::from_millis(600), 20).await >= 1);
     assert_eq!(proxy.accepted(), 1);
 }
@@ -70,13 +69,13 @@ async fn a_connection_is_made_although_each_caller_gives_up_before() {
 async fn a_server_that_is_merely_slow_keeps_its_connection() {
     let server = Redis::start();
     let proxy = proxy_to(server.address());
-    let store = RedisStore::new(&through(&proxy).response_timeout(Duration::from_secs(30))).unwrap();
+    let store = open(&through(&proxy).response_timeout(Duration::from_secs(30)));
     let _ = lease_of(claim(&store, request(0)).await.unwrap());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(1_500)));
     for number in 1..=4 {
         let _ = lease_of(claim(&store, request(number)).await.unwrap());
     }
-    // The first slow answer raised a suspicion; from then on such answers are usual.
+    // The first slow reply is suspicious; after it such a latency is expected.
     assert!(proxy.accepted() <= 2, "{} connections", proxy.accepted());
 }
 
@@ -86,7 +85,7 @@ async fn a_server_that_takes_longer_than_the_connect_timeout_is_reached_all_the_
     let proxy = proxy_to(server.address());
     proxy.set(Direction::ToClient, Flow::Delay(Duration::from_millis(600)));
     let short = through(&proxy).connect_timeout(Duration::from_millis(400));
-    let store = RedisStore::new(&short).unwrap();
+    let store = open(&short);
     let first = claim(&store, request(1)).await.unwrap_err();
     assert_eq!(first.kind(), ErrorKind::Unavailable, "{first:?}");
     let new = request(2);
@@ -102,14 +101,14 @@ async fn renewals_do_not_stand_behind_waits_for_a_hanging_replica() {
         .wait_replicas(1)
         .wait_timeout(Duration::from_secs(3))
         .response_timeout(Duration::from_secs(10));
-    let store = Arc::new(RedisStore::new(&waiting).unwrap());
+    let store = Arc::new(open(&waiting));
     let terms = onceward::store::ClaimTerms { lease: SHORT_LEASE, ..terms() };
     let requests: Vec<_> = (0..20).map(request).collect();
     let claims = store.claim(&scope(), &terms, &requests).await;
     let leases: Vec<Lease> = claims.into_iter().map(|claim| lease_of(claim.unwrap())).collect();
     servers.replica.pause(true);
 
-    // New messages are claimed all the time, and each claim waits for the replica.
+    // New messages are claimed continuously, and each claim waits for the replica.
     let over = Arc::new(AtomicBool::new(false));
     let claimers: Vec<_> = (0..8)
         .map(|worker| {
@@ -129,7 +128,7 @@ async fn renewals_do_not_stand_behind_waits_for_a_hanging_replica() {
         .iter()
         .map(|lease| RenewRequest { lease: *lease, lease_for: SHORT_LEASE, started: true })
         .collect();
-    // Three leases long; a renewal has a third of a lease to be answered, as in the pipeline.
+    // For three leases; a renewal has a time limit of a third of a lease, as in the pipeline.
     let mut unanswered = 0;
     for _ in 0..12 {
         match timeout(SHORT_LEASE / 3, store.renew(&scope(), &renewals)).await {
@@ -158,8 +157,8 @@ async fn sentinels_out_of_reach_do_not_hide_one_that_answers() {
     lost.iter().for_each(Proxy::partition);
     let mut urls: Vec<String> = lost.iter().map(|proxy| format!("redis://{}", proxy.address())).collect();
     urls.push(sentinel.url());
-    let config = RedisConfig::sentinel(urls.iter().map(String::as_str), "orders").unwrap();
-    // The client alone waits a second for each Sentinel that says nothing.
-    let store = RedisStore::new(&config.connect_timeout(Duration::from_millis(900))).unwrap();
+    let config = RedisConfig::sentinel(urls, "orders");
+    // The client itself waits a second for each unresponsive Sentinel.
+    let store = open(&config.connect_timeout(Duration::from_millis(900)));
     let _ = lease_of(claim(&store, request(1)).await.unwrap());
 }

@@ -17,7 +17,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry as Delete;
 use onceward::telemetry::Counter;
 use onceward::{Handled, KeySource, MemoryStore, Message, Outgoing, Pipeline, Publisher, Scope, handler_fn};
-use onceward_sqs::{QueueConfig, SqsConsumer, SqsPublisher};
+use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueConfig};
 use onceward_test_servers::elasticmq::ElasticMq;
 
 const PAYLOAD_BYTES: usize = 256;
@@ -112,7 +112,7 @@ async fn pipeline(client: &Client, url: &str, messages: usize, pollers: usize) -
         Ok(())
     }
     let started = Instant::now();
-    let mut queue = QueueConfig::new(url);
+    let mut queue = SqsQueueConfig::new(url);
     queue.pollers = pollers;
     queue.wait = Duration::from_secs(1);
     let consumer = SqsConsumer::from_client(client.clone(), queue).await.unwrap();

@@ -85,7 +85,7 @@ pub mod after {
 pub mod with_pipeline {
     use aws_sdk_sqs::Client;
     use onceward::{Handled, HandlerError, KeySource, Message, Pipeline, Scope, SharedStore, handler_fn};
-    use onceward_sqs::{QueueConfig, SqsConsumer};
+    use onceward_sqs::{SqsConsumer, SqsQueueConfig};
 
     use super::{App, Error};
 
@@ -103,7 +103,7 @@ pub mod with_pipeline {
         store: impl SharedStore,
         shutdown: tokio_util::sync::CancellationToken,
     ) -> Result<(), Error> {
-        let orders = SqsConsumer::from_client(sqs, QueueConfig::new(url)).await?;
+        let orders = SqsConsumer::from_client(sqs, SqsQueueConfig::new(url)).await?;
         let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, store)
             .keys([KeySource::Header("idempotency-key".into()), KeySource::MessageId])
             .park_exhausted()
@@ -119,7 +119,7 @@ async fn main() -> Result<(), Error> {
 
     let url = std::env::args().nth(1).ok_or("give the queue's URL as the argument")?;
     // What a program has already will do as well.
-    let sqs = onceward_sqs::Endpoint::default().client().await;
+    let sqs = onceward_sqs::SqsEndpoint::default().client().await;
     // Of use in one process only; onceward-redis, -postgres and -sqlite have stores that last.
     let store = Arc::new(MemoryStore::new());
     let once = Deduplicator::new(Scope::parse("billing")?, store, OnceConfig::default())?;

@@ -1,16 +1,16 @@
-//! What an SQS source consumes and how: [`SqsConfig`].
+//! Configuration of an SQS source: [`SqsConfig`].
 
 use std::time::Duration;
 
 use onceward::{Error, OwnHeaders};
 
-use crate::endpoint::Endpoint;
+use crate::connection::endpoint::SqsEndpoint;
 use crate::error;
 
-/// The longest visibility that SQS grants a delivery, extensions included.
+/// The longest visibility of a delivery in SQS, extensions included.
 pub(crate) const LONGEST_VISIBILITY: Duration = Duration::from_secs(12 * 3600);
 
-/// What an [`SqsConsumer`](crate::SqsConsumer) consumes and how.
+/// Configuration of an [`SqsConsumer`](crate::SqsConsumer).
 ///
 /// ```
 /// # use onceward_sqs::SqsConfig;
@@ -21,22 +21,22 @@ pub(crate) const LONGEST_VISIBILITY: Duration = Duration::from_secs(12 * 3600);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SqsConfig {
-    /// Where SQS is.
-    pub endpoint: Endpoint,
-    /// The queue, and how it is consumed.
-    pub queue: QueueConfig,
+    /// Region and address of SQS.
+    pub endpoint: SqsEndpoint,
+    /// The queue and how it is consumed.
+    pub queue: SqsQueueConfig,
 }
 
 impl SqsConfig {
-    /// The queue at `url`, with the defaults of [`Endpoint`] and [`QueueConfig`].
+    /// The queue at `url`, with default options.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { endpoint: Endpoint::default(), queue: QueueConfig::new(url) }
+        Self { endpoint: SqsEndpoint::default(), queue: SqsQueueConfig::new(url) }
     }
 
-    /// Checks that the values can be used.
+    /// Validates the values.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming what is wrong and the fix.
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the problem and the fix.
     pub fn check(&self) -> Result<(), Error> {
         self.endpoint.check()?;
         self.queue.check()
@@ -46,29 +46,28 @@ impl SqsConfig {
 /// A queue and how it is consumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct QueueConfig {
-    /// The URL of the queue. It must exist. A name that ends in `.fifo` is a FIFO queue's.
+pub struct SqsQueueConfig {
+    /// The URL of the queue. It must exist. A name that ends in `.fifo` is that of a FIFO queue.
     pub url: String,
-    /// For how long a received message stays ours without a word; 1 s to 12 h in whole seconds, default 30 s. It is
-    /// extended as long as the message is held, so it bounds only how long a dead worker's messages wait.
+    /// The visibility timeout of received messages; 1 s to 12 h in whole seconds, default 30 s. It is extended while a
+    /// message is held, so it only bounds how long messages of a crashed worker stay invisible.
     pub visibility: Duration,
-    /// How long a receive waits for messages; 0 to 20 s in whole seconds, default 20 s.
+    /// How long a receive waits for messages (long polling); 0 to 20 s in whole seconds, default 20 s.
     pub wait: Duration,
-    /// The most receives at a time, from 1 to 64; default 4. As many are used as find full batches.
+    /// The most concurrent receives, 1 to 64; default 4. Only as many are used as return full batches.
     pub pollers: usize,
-    /// Takes the message out of the envelope that SNS puts around it; a message without one is malformed then.
-    /// Default false.
+    /// Removes the envelope that SNS puts around a message; a message without one is malformed then. Default false.
     pub unwrap_sns: bool,
-    /// Whose `onceward-` headers are believed: the same as the pipeline's. By default nobody's: then the id of a letter or of
-    /// an outbox message is that which SQS gave it.
+    /// Whose `onceward-` headers are trusted: the same as the pipeline's. Default: nobody's; the id of a dead letter or
+    /// an outbox message is then the one that SQS assigned.
     pub own_headers: OwnHeaders,
-    /// How long a delete or a change of visibility may take, repeats included; 100 ms to 1 min, default 4 s. It should be
-    /// less than the pipeline's store timeout, so that items of a batch fail singly.
+    /// The timeout of a delete or a visibility change, repeats included; 100 ms to 1 min, default 4 s. It should be
+    /// shorter than the pipeline's store timeout, so that entries of a batch fail individually.
     pub call_timeout: Duration,
 }
 
-impl QueueConfig {
-    /// The queue at `url`, with the defaults.
+impl SqsQueueConfig {
+    /// The queue at `url`, with default options.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -86,27 +85,27 @@ impl QueueConfig {
         self.url.ends_with(".fifo")
     }
 
-    /// Checks that the values can be used.
+    /// Validates the values.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming what is wrong and the fix.
+    /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the problem and the fix.
     pub fn check(&self) -> Result<(), Error> {
-        let wrong = |what: &'static str| Err(error::config("consume an SQS queue", what));
+        let invalid = |what: &'static str| Err(error::config("consume an SQS queue", what));
         if !(self.url.starts_with("https://") || self.url.starts_with("http://")) {
-            return wrong("the queue is named by its URL, as the console and GetQueueUrl show it");
+            return invalid("the queue must be a URL, as shown by the console and GetQueueUrl");
         }
-        let whole = |duration: Duration| duration.subsec_nanos() == 0;
-        if self.visibility.is_zero() || self.visibility > LONGEST_VISIBILITY || !whole(self.visibility) {
-            return wrong("visibility must be 1 s to 12 h, in whole seconds");
+        let is_whole = |duration: Duration| duration.subsec_nanos() == 0;
+        if self.visibility.is_zero() || self.visibility > LONGEST_VISIBILITY || !is_whole(self.visibility) {
+            return invalid("visibility must be 1 s to 12 h, in whole seconds");
         }
-        if self.wait > Duration::from_secs(20) || !whole(self.wait) {
-            return wrong("wait must be 0 to 20 s, in whole seconds");
+        if self.wait > Duration::from_secs(20) || !is_whole(self.wait) {
+            return invalid("wait must be 0 to 20 s, in whole seconds");
         }
         if !(1..=64).contains(&self.pollers) {
-            return wrong("pollers must be 1 to 64");
+            return invalid("pollers must be 1 to 64");
         }
         if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&self.call_timeout) {
-            return wrong("call_timeout must be 100 ms to 1 min");
+            return invalid("call_timeout must be 100 ms to 1 min");
         }
         Ok(())
     }
@@ -117,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_cannot_be_used_are_refused() {
-        for spoil in [
-            (|queue| queue.url = "orders".into()) as fn(&mut QueueConfig),
+    fn invalid_values_are_refused() {
+        for invalidate in [
+            (|queue| queue.url = "orders".into()) as fn(&mut SqsQueueConfig),
             |queue| queue.visibility = Duration::ZERO,
             |queue| queue.visibility = Duration::from_millis(1500),
             |queue| queue.visibility = Duration::from_secs(12 * 3600 + 1),
@@ -127,9 +126,9 @@ mod tests {
             |queue| queue.pollers = 0,
             |queue| queue.call_timeout = Duration::ZERO,
         ] {
-            let mut queue = QueueConfig::new("http://127.0.0.1/queue/orders");
+            let mut queue = SqsQueueConfig::new("http://127.0.0.1/queue/orders");
             assert!(queue.check().is_ok() && !queue.is_fifo());
-            spoil(&mut queue);
+            invalidate(&mut queue);
             assert!(queue.check().is_err(), "{queue:?}");
         }
     }

@@ -1,5 +1,6 @@
 //! Delivers the messages of a queue: [`SqsConsumer`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,38 +12,40 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::acker::SqsAcker;
-use crate::config::{QueueConfig, SqsConfig};
-use crate::facts::QueueFacts;
+use crate::config::{SqsConfig, SqsQueueConfig};
+use crate::connection::operation_health::OperationHealth;
+use crate::inspect::SqsQueueStatus;
 use crate::message;
-use crate::poller::{Batch, Poller};
-use crate::trouble::Trouble;
+use crate::receive::poller::{Poller, ReceivedBatch};
 
 /// The most deliveries of one batch.
 const BATCH: usize = 256;
-/// How often it is looked how many messages wait.
+/// The interval at which the queue length is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The messages of a queue.
+/// Consumes a queue.
 ///
-/// Several receives wait at a time, as many as find full batches. What they bring is kept invisible from then on, by this
-/// consumer until it is delivered and by the pipeline until it is settled, 12 hours at most: SQS's limit.
+/// Several receives are in flight at once, as many as return full batches. Received messages are kept invisible, by
+/// this consumer until they are delivered and by the pipeline until they are settled; at most 12 hours, the limit of
+/// SQS.
 ///
-/// Of a FIFO queue, the messages of a group come in order. A message that fails is tried again in place, while the rest of its
-/// group waits invisibly; this needs a pipeline ordered by the broker's key, and takes no receives from the redrive policy.
+/// Messages of a FIFO group are delivered in order. A failed message is retried in place while the rest of its group
+/// stays invisible; this needs a pipeline with the broker's ordering key, and does not count as a receive for the
+/// redrive policy.
 ///
-/// Its sequence number is its position: the number's low 64 bits are the offset, those above them the partition, and the
-/// queue's URL with the group is what they count in.
+/// The sequence number of a FIFO message is its position: its low 64 bits are the offset, those above are the
+/// partition, within queue and group.
 ///
-/// It comes back by itself after errors, throttling, expired credentials, and receives that never answer.
+/// The consumer recovers by itself from errors, throttling, expired credentials, and receives that never return.
 pub struct SqsConsumer {
     client: Client,
-    queue: Arc<QueueConfig>,
-    facts: QueueFacts,
+    queue: Arc<SqsQueueConfig>,
+    status: SqsQueueStatus,
     origin: Arc<str>,
     acker: SqsAcker,
     health: Arc<SourceHealth>,
-    batches: mpsc::Receiver<Batch>,
-    /// Ends the receives and the heartbeat of what is buffered.
+    batches: mpsc::Receiver<ReceivedBatch>,
+    /// Stops the pollers and the extension of buffered messages.
     stopping: CancellationToken,
 }
 
@@ -50,25 +53,28 @@ impl SqsConsumer {
     /// Reads the queue's attributes and starts to receive.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if values cannot be used or there is no such queue, [`ErrorKind::Unavailable`],
-    /// [`ErrorKind::Throttled`] or [`ErrorKind::Timeout`] if SQS does not answer.
+    /// [`ErrorKind::Config`] if values are invalid or the queue does not exist, [`ErrorKind::Unavailable`],
+    /// [`ErrorKind::Throttled`] or [`ErrorKind::Timeout`] if SQS does not respond.
     pub async fn open(config: SqsConfig) -> Result<Self, Error> {
         config.check()?;
         Self::from_client(config.endpoint.client().await, config.queue).await
     }
 
-    /// As [`open`](Self::open), with the caller's client: its credentials, region, retries and HTTP stack.
+    /// Starts to receive with the caller's client: its credentials, region, retries and HTTP stack.
     ///
-    /// Without the right `sqs:GetQueueAttributes` it works, but says nothing of retention and redrive policy.
+    /// Without the right `sqs:GetQueueAttributes` it works, but retention and redrive policy are unknown.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn from_client(client: Client, queue: QueueConfig) -> Result<Self, Error> {
+    pub async fn from_client(client: Client, queue: SqsQueueConfig) -> Result<Self, Error> {
         queue.check()?;
-        let facts = match QueueFacts::read(&client, &queue.url).await {
+        let status = match SqsQueueStatus::read(&client, &queue.url).await {
             Err(error) if error.kind() == ErrorKind::Denied => {
-                tracing::warn!(?error, "retention and redrive policy are unknown and cannot be checked");
-                QueueFacts { fifo: queue.is_fifo(), ..QueueFacts::default() }
+                tracing::warn!(
+                    ?error,
+                    "queue attributes not readable; retention and redrive policy are not checked"
+                );
+                SqsQueueStatus { fifo: queue.is_fifo(), ..SqsQueueStatus::default() }
             }
             read => read?,
         };
@@ -79,8 +85,9 @@ impl SqsConsumer {
         let queue = Arc::new(queue);
         let health = Arc::new(SourceHealth::default());
         health.set_up();
-        health.set_lag(facts.lag());
-        let trouble = Arc::new(Trouble::new(&queue.url, "receiving messages", Some(Arc::clone(&health))));
+        health.set_lag(status.lag());
+        let receiving =
+            Arc::new(OperationHealth::new(&queue.url, "receiving messages", Some(Arc::clone(&health))));
         for index in 0..queue.pollers {
             let poller = Poller {
                 index,
@@ -88,53 +95,55 @@ impl SqsConsumer {
                 queue: Arc::clone(&queue),
                 acker: acker.clone(),
                 wanted: Arc::clone(&wanted),
-                trouble: Arc::clone(&trouble),
+                operation: Arc::clone(&receiving),
                 health: Arc::clone(&health),
                 batches: sender.clone(),
                 stopping: stopping.clone(),
             };
             tokio::spawn(poller.run());
         }
-        tokio::spawn(stopping.clone().run_until_cancelled_owned(keep(acker.clone(), queue.visibility / 6)));
+        tokio::spawn(
+            stopping.clone().run_until_cancelled_owned(extend_buffered(acker.clone(), queue.visibility / 6)),
+        );
         let watch = watch_lag(client.clone(), Arc::clone(&queue), Arc::clone(&health));
         tokio::spawn(stopping.clone().run_until_cancelled_owned(watch));
         let origin = queue.url.as_str().into();
-        Ok(Self { client, queue, facts, origin, acker, health, batches, stopping })
+        Ok(Self { client, queue, status, origin, acker, health, batches, stopping })
     }
 
-    /// What SQS said of the queue when the consumer was opened.
-    pub fn facts(&self) -> &QueueFacts {
-        &self.facts
+    /// The status of the queue when the consumer was opened.
+    pub fn queue_status(&self) -> &SqsQueueStatus {
+        &self.status
     }
 
-    fn deliver(&self, batch: Batch, deliveries: &mut Vec<Delivery>) {
+    fn deliver(&self, batch: ReceivedBatch, deliveries: &mut Vec<Delivery>) {
         for (number, received) in batch {
-            if self.acker.held().hand_over(number) {
-                let message = message::from(received, Arc::clone(&self.origin), &self.queue);
+            if self.acker.handles().mark_delivered(number) {
+                let message = message::to_message(received, Arc::clone(&self.origin), &self.queue);
                 deliveries.push(Delivery { message, tag: Tag { epoch: 0, number } });
             }
         }
     }
 }
 
-/// Keeps alive what is not delivered yet.
-async fn keep(acker: SqsAcker, every: Duration) {
+/// Extends buffered messages at intervals.
+async fn extend_buffered(acker: SqsAcker, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
-        acker.keep_buffered().await;
+        acker.extend_due().await;
     }
 }
 
-/// Looks every few seconds how many messages wait; never, without the right to look.
-async fn watch_lag(client: Client, queue: Arc<QueueConfig>, health: Arc<SourceHealth>) {
+/// Measures the queue length at intervals.
+async fn watch_lag(client: Client, queue: Arc<SqsQueueConfig>, health: Arc<SourceHealth>) {
     loop {
         tokio::time::sleep(LAG_INTERVAL).await;
-        match QueueFacts::read(&client, &queue.url).await {
-            Ok(facts) => health.set_lag(facts.lag()),
+        match SqsQueueStatus::read(&client, &queue.url).await {
+            Ok(status) => health.set_lag(status.lag()),
             Err(error) => {
                 health.set_lag(None);
                 if error.kind() == ErrorKind::Denied {
-                    // The right may be given later on.
+                    // The right may be granted later.
                     tokio::time::sleep(LAG_INTERVAL * 10).await;
                 }
             }
@@ -145,7 +154,7 @@ async fn watch_lag(client: Client, queue: Arc<QueueConfig>, health: Arc<SourceHe
 #[async_trait]
 impl Consumer for SqsConsumer {
     fn capabilities(&self) -> Capabilities {
-        self.facts.capabilities(&self.queue)
+        self.status.capabilities(&self.queue)
     }
 
     fn acker(&self) -> Arc<dyn Acker> {
@@ -173,15 +182,15 @@ impl Consumer for SqsConsumer {
         Some(Arc::clone(&self.health))
     }
 
-    /// By SQS's own counts, which lag behind.
+    /// Uses SQS's approximate counts, which lag behind.
     async fn is_idle(&mut self) -> Option<bool> {
-        let facts = QueueFacts::read(&self.client, &self.queue.url).await.ok()?;
-        let ours = u64::try_from(self.acker.held().len()).unwrap_or(u64::MAX);
-        Some(self.batches.is_empty() && facts.visible + facts.delayed == 0 && facts.in_flight <= ours)
+        let status = SqsQueueStatus::read(&self.client, &self.queue.url).await.ok()?;
+        let ours = u64::try_from(self.acker.handles().len()).unwrap_or(u64::MAX);
+        Some(self.batches.is_empty() && status.visible + status.delayed == 0 && status.in_flight <= ours)
     }
 
-    /// A receive that is under way goes on by itself and gives back what it brings; if the process ends before, those
-    /// messages come again after their visibility.
+    /// A receive in flight completes and releases its messages; if the process ends first, they are redelivered after
+    /// their visibility timeout.
     async fn close(&mut self) -> Result<(), Error> {
         self.stopping.cancel();
         self.batches.close();
@@ -190,12 +199,18 @@ impl Consumer for SqsConsumer {
     }
 }
 
+impl fmt::Debug for SqsConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsConsumer").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
 impl Drop for SqsConsumer {
-    /// As when the process dies, except that what is held is given back if SQS can be reached.
+    /// Behaves like a crash of the process, except that held messages are released if SQS can be reached.
     fn drop(&mut self) {
         self.stopping.cancel();
         let acker = self.acker.clone();
-        if acker.held().len() > 0
+        if acker.handles().len() > 0
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move { acker.release_all().await });

@@ -1,4 +1,4 @@
-//! Errors of the SQS SDK as [`onceward::Error`]: what was attempted, what was wrong, and what to do.
+//! Classifies errors of the SQS SDK as [`onceward::Error`], with the operation, the cause and the fix.
 
 use std::borrow::Cow;
 
@@ -8,16 +8,16 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::operation::RequestId;
 use onceward::{Error, ErrorKind};
 
-use crate::encrypted::OpenEndpoint;
+use crate::connection::PlaintextEndpoint;
 
 type Operation = Cow<'static, str>;
 
-/// The error of `operation` ("receive from queue URL").
-pub(crate) fn sdk<E>(operation: impl Into<Operation>, error: &SdkError<E>) -> Error
+/// Classifies the error of `operation` ("receive from queue URL").
+pub(crate) fn classify<E>(operation: impl Into<Operation>, error: &SdkError<E>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    if let Some(credentials) = cause::<_, CredentialsError>(error) {
+    if let Some(credentials) = find_cause::<_, CredentialsError>(error) {
         let kind = match credentials {
             CredentialsError::CredentialsNotLoaded(_) => ErrorKind::Denied,
             CredentialsError::InvalidConfiguration(_) => ErrorKind::Config,
@@ -25,29 +25,29 @@ where
         };
         let what = "no AWS credentials could be loaded; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile \
                     (AWS_PROFILE), a web identity token, or a role of the container or instance (an emulator takes any)";
-        return Error::new(kind, operation, what).with_source(causes(error));
+        return Error::new(kind, operation, what).with_source(describe_causes(error));
     }
-    if cause::<_, OpenEndpoint>(error).is_some() {
-        return Error::new(ErrorKind::Config, operation, OpenEndpoint::WHAT);
+    if find_cause::<_, PlaintextEndpoint>(error).is_some() {
+        return Error::new(ErrorKind::Config, operation, PlaintextEndpoint::WHAT);
     }
     let (kind, what) = match error {
-        SdkError::TimeoutError(_) => (ErrorKind::Timeout, "no answer in time"),
-        SdkError::ConstructionFailure(_) => (ErrorKind::Unavailable, "the request could not be made"),
+        SdkError::TimeoutError(_) => (ErrorKind::Timeout, "no response in time"),
+        SdkError::ConstructionFailure(_) => (ErrorKind::Unavailable, "the request could not be built"),
         SdkError::DispatchFailure(_) => (
             ErrorKind::Unavailable,
             "the request could not be sent; check endpoint, region, network and credentials",
         ),
-        SdkError::ResponseError(_) => (ErrorKind::Unavailable, "the answer cannot be read"),
+        SdkError::ResponseError(_) => (ErrorKind::Unavailable, "the response is unreadable"),
         _ => match error.code() {
-            Some(code) => coded(code),
-            None => (ErrorKind::Unavailable, "SQS reports an error"),
+            Some(code) => classify_code(code),
+            None => (ErrorKind::Unavailable, "SQS reported an error"),
         },
     };
-    Error::new(kind, operation, what).with_source(causes(error))
+    Error::new(kind, operation, what).with_source(describe_causes(error))
 }
 
-/// The error of type `C`, if that is a cause.
-fn cause<E, C>(error: &SdkError<E>) -> Option<&C>
+/// The first cause of type `C`.
+fn find_cause<E, C>(error: &SdkError<E>) -> Option<&C>
 where
     E: std::error::Error + 'static,
     C: std::error::Error + 'static,
@@ -62,7 +62,7 @@ where
     None
 }
 
-/// Adds to an error of a queue whose URL is not one of AWS that its endpoint has to be configured.
+/// Adds to the error of a queue outside AWS that its endpoint has to be configured.
 pub(crate) fn with_endpoint_hint(url: &str, error: Error) -> Error {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = rest.split('/').next().unwrap_or(rest);
@@ -72,15 +72,15 @@ pub(crate) fn with_endpoint_hint(url: &str, error: Error) -> Error {
         return error;
     }
     let what = format!(
-        "the queue's URL names {name}, which is not a host of AWS; if it is an emulator or a private endpoint, configure \
-         `endpoint` with its scheme, host and port, or the calls go to AWS"
+        "the host of the queue URL, {name}, is not an AWS host; for an emulator or a private endpoint, set `endpoint` to \
+         its scheme, host and port, since requests go to AWS otherwise"
     );
     Error::new(error.kind(), format!("use queue {url}"), what).with_source(error)
 }
 
-/// The causes in words, and what AWS needs to find the call. The SDK's own text for logs holds the whole answer, and with it
-/// payloads.
-fn causes<E>(error: &SdkError<E>) -> String
+/// Describes the causes, with the request id that AWS support needs. The SDK's own debug text contains the whole
+/// response, and with it payloads.
+fn describe_causes<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
@@ -90,8 +90,8 @@ where
         text += &format!(": {next}");
         cause = next.source();
     }
-    if let Some(said) = error.message() {
-        text += &format!(": {said}");
+    if let Some(message) = error.message() {
+        text += &format!(": {message}");
     }
     if let Some(id) = error.request_id() {
         text += &format!(" (request {id})");
@@ -99,12 +99,12 @@ where
     text
 }
 
-/// What an error code of SQS means.
-pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
+/// Classifies an error code of SQS.
+pub(crate) fn classify_code(code: &str) -> (ErrorKind, &'static str) {
     let name = code.rsplit(['#', '.']).next().unwrap_or(code);
     match name {
         "QueueDoesNotExist" | "NonExistentQueue" => {
-            (ErrorKind::Config, "there is no such queue; check URL, region and account")
+            (ErrorKind::Config, "no such queue; check URL, region and account")
         }
         "AccessDenied"
         | "AccessDeniedException"
@@ -113,10 +113,10 @@ pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
         | "UnrecognizedClientException"
         | "KmsAccessDenied" => (
             ErrorKind::Denied,
-            "SQS refuses; check the credentials and their rights to receive, delete and change visibility",
+            "access denied; check the credentials and their rights to receive, delete and change visibility",
         ),
         "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
-            (ErrorKind::Unavailable, "the credentials have expired; they are asked for again")
+            (ErrorKind::Unavailable, "the credentials have expired; they will be refreshed")
         }
         "OverLimit" => (
             ErrorKind::Throttled,
@@ -127,30 +127,30 @@ pub(crate) fn coded(code: &str) -> (ErrorKind, &'static str) {
         | "InvalidMessageContents"
         | "InvalidAttributeValue"
         | "BatchRequestTooLong"
-        | "UnsupportedOperation" => (ErrorKind::Unsupported, "SQS refuses the request as it is"),
+        | "UnsupportedOperation" => (ErrorKind::Unsupported, "SQS rejected the request as invalid"),
         "ThrottlingException" | "Throttling" | "RequestThrottled" | "ThrottledException" | "KmsThrottled" => {
-            (ErrorKind::Throttled, "SQS asks to slow down")
+            (ErrorKind::Throttled, "SQS throttles requests")
         }
-        _ => (ErrorKind::Unavailable, "SQS reports an error"),
+        _ => (ErrorKind::Unavailable, "SQS reported an error"),
     }
 }
 
-/// Without a region the SDK would only say that an endpoint cannot be found.
-pub(crate) fn needs_region(client: &Client, operation: impl Into<Operation>) -> Result<(), Error> {
+/// Fails without a region: the SDK would only report that it cannot find an endpoint.
+pub(crate) fn require_region(client: &Client, operation: impl Into<Operation>) -> Result<(), Error> {
     if client.config().region().is_some() {
         return Ok(());
     }
-    Err(config(operation, "no region is known; set one in the configuration or in AWS_REGION"))
+    Err(config(operation, "no region is set; set it in the configuration or in AWS_REGION"))
 }
 
-/// True if the credentials are known and do not have the right to do this.
-pub(crate) fn is_without_right(code: &str) -> bool {
+/// True if the credentials are valid but lack the right.
+pub(crate) fn is_access_denied(code: &str) -> bool {
     matches!(code.rsplit(['#', '.']).next().unwrap_or(code), "AccessDenied" | "AccessDeniedException")
 }
 
-/// True if a receipt handle settles nothing any more. SQS has no code of its own for each case: an expired handle of a FIFO queue
-/// is an `InvalidParameterValue`, as is a request that is wrong.
-pub(crate) fn is_gone(code: &str, message: Option<&str>) -> bool {
+/// True if a receipt handle is no longer valid. SQS has no code of its own for each case: an expired handle of a FIFO
+/// queue is an `InvalidParameterValue`, as is an invalid request.
+pub(crate) fn is_expired_handle(code: &str, message: Option<&str>) -> bool {
     let says = |text: &str| message.is_some_and(|message| message.to_ascii_lowercase().contains(text));
     match code.rsplit(['#', '.']).next().unwrap_or(code) {
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => true,
@@ -162,14 +162,14 @@ pub(crate) fn is_gone(code: &str, message: Option<&str>) -> bool {
     }
 }
 
-/// A configuration that cannot be used.
+/// An invalid configuration.
 pub(crate) fn config(operation: impl Into<Operation>, what: impl Into<Operation>) -> Error {
     Error::new(ErrorKind::Config, operation, what)
 }
 
-/// No answer in time.
+/// A timeout.
 pub(crate) fn timeout(operation: impl Into<Operation>) -> Error {
-    Error::new(ErrorKind::Timeout, operation, "no answer in time; it may or may not have happened")
+    Error::new(ErrorKind::Timeout, operation, "no response in time; the outcome is unknown")
 }
 
 #[cfg(test)]
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_told_apart_with_and_without_their_namespace() {
+    fn codes_are_classified_with_and_without_their_namespace() {
         for (code, kind) in [
             ("com.amazonaws.sqs#QueueDoesNotExist", ErrorKind::Config),
             ("AWS.SimpleQueueService.NonExistentQueue", ErrorKind::Config),
@@ -186,28 +186,28 @@ mod tests {
             ("OverLimit", ErrorKind::Throttled),
             ("InternalError", ErrorKind::Unavailable),
         ] {
-            assert_eq!(coded(code).0, kind, "{code}");
+            assert_eq!(classify_code(code).0, kind, "{code}");
         }
     }
 
     #[test]
-    fn a_handle_is_gone_only_if_sqs_says_so_of_the_handle() {
+    fn a_handle_is_expired_only_if_the_error_names_the_handle() {
         let expired =
             "Value AQEB for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
-        assert!(is_gone("com.amazonaws.sqs#ReceiptHandleIsInvalid", None));
-        assert!(is_gone("InvalidParameterValue", Some(expired)));
+        assert!(is_expired_handle("com.amazonaws.sqs#ReceiptHandleIsInvalid", None));
+        assert!(is_expired_handle("InvalidParameterValue", Some(expired)));
         for (code, message) in [
             ("InvalidParameterValue", None),
             ("InvalidParameterValue", Some("Value for parameter QueueUrl is invalid.")),
             ("InvalidIdFormat", Some("the receipt handle has expired")),
             ("InternalError", Some("the receipt handle has expired")),
         ] {
-            assert!(!is_gone(code, message), "{code} {message:?}");
+            assert!(!is_expired_handle(code, message), "{code} {message:?}");
         }
     }
 
     #[test]
-    fn a_url_that_is_not_of_aws_asks_for_the_endpoint() {
+    fn a_url_outside_aws_hints_at_the_endpoint_option() {
         let failed = || Error::new(ErrorKind::Config, "read", "there is no such queue");
         let of = |url| with_endpoint_hint(url, failed()).to_string();
         assert!(!of("https://sqs.eu-west-1.amazonaws.com/1/q").contains("endpoint"));

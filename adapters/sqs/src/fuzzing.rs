@@ -1,50 +1,56 @@
-//! What the fuzz targets see of this crate; built for them only.
+//! Entry points of the fuzz targets; compiled for them and for tests only.
 
 use aws_sdk_sqs::types::Message as Received;
 use bytes::Bytes;
-use onceward::{Message, Outgoing};
+use onceward::{Message, Outgoing, OwnHeaders};
 
-use crate::{form, message, pack};
+use crate::config::SqsQueueConfig;
+use crate::format::packed_headers::{self, PackedHeaders};
+use crate::format::{attributes, native};
+use crate::message;
 
-/// Headers as the text of one attribute; `None` if there are none.
+/// Packs headers into the text of one attribute; `None` without headers.
 pub fn pack(headers: &[(String, Vec<u8>)]) -> Option<String> {
-    let mut packed = pack::Packed::default();
+    let mut packed = PackedHeaders::default();
     headers.iter().for_each(|(name, value)| packed.add(name, value));
     packed.into_text()
 }
 
-/// The headers in the text of an attribute.
+/// Parses the headers in the text of an attribute.
 pub fn unpack(text: &[u8]) -> Option<Vec<(String, Bytes)>> {
-    let headers = pack::unpack(text)?;
+    let headers = packed_headers::unpack(text)?;
     Some(headers.into_iter().map(|header| (header.name, header.value)).collect())
 }
 
-/// A body as SQS takes it, and whether it is base64.
+/// Encodes a payload as a body that SQS accepts; true if it is base64.
 pub fn body(payload: &[u8]) -> (String, bool) {
-    pack::body(payload)
+    packed_headers::encode_body(payload)
 }
 
-/// The payload of a body in base64.
+/// Decodes a base64 body.
 pub fn payload(body: &[u8]) -> Option<Bytes> {
-    pack::payload(body)
+    packed_headers::decode_body(body)
 }
 
-/// The message of a delivery with this body and these attributes: name, type, value.
+/// Converts a received message with this body and these attributes: name, type, value.
 pub fn deliver(body: &str, attributes: &[(String, String, Vec<u8>)], unwrap_sns: bool) -> Message {
     let mut received = Received::builder().message_id("sqs").body(body);
     for (name, data_type, value) in attributes {
-        if let Some(value) = form::value(data_type, value) {
+        if let Some(value) = attributes::build(data_type, value) {
             received = received.message_attributes(name, value);
         }
     }
-    message::from(received.build(), "queue".into(), unwrap_sns)
+    let mut queue = SqsQueueConfig::new("http://127.0.0.1/queue");
+    queue.unwrap_sns = unwrap_sns;
+    queue.own_headers = OwnHeaders::trusted();
+    message::to_message(received.build(), "queue".into(), &queue)
 }
 
-/// What is sent for a message: its body, and its attributes as name, type, value.
+/// Builds the message to send: its body, and its attributes as name, type, value.
 pub fn send(outgoing: &Outgoing) -> Option<(String, Vec<(String, String, Vec<u8>)>)> {
-    let (entry, _) = form::entry(0, outgoing).ok()?;
+    let (entry, _) = native::to_entry(0, outgoing).ok()?;
     let attributes = entry.message_attributes.unwrap_or_default().into_iter();
-    let attributes =
-        attributes.map(|(name, value)| (name, value.data_type.clone(), form::bytes(&value).to_vec()));
+    let attributes = attributes
+        .map(|(name, value)| (name, value.data_type.clone(), attributes::to_bytes(&value).to_vec()));
     Some((entry.message_body, attributes.collect()))
 }

@@ -1,6 +1,7 @@
-//! Sends messages, confirmed: [`SqsPublisher`].
+//! Sends messages to SQS queues: [`SqsPublisher`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,68 +13,72 @@ use onceward::{Error, ErrorKind, Outgoing, Publisher};
 
 use tokio::time::Instant;
 
-use crate::endpoint::Endpoint;
-use crate::fifo::is_fifo;
-use crate::{error, facts, form};
+use crate::connection::endpoint::SqsEndpoint;
+use crate::format::fifo::is_fifo;
+use crate::format::native;
+use crate::{error, inspect};
 
-/// The most entries of one call, by SQS's rules.
+/// The most entries of one call, an SQS limit.
 const BATCH: usize = 10;
-/// The most calls at a time.
+/// The most concurrent calls.
 const CALLS: usize = 8;
-/// The most bytes of one call that every SQS takes.
+/// The most bytes of one call that every SQS endpoint accepts.
 const MAX_BYTES: usize = 256 * 1024;
-/// The largest message that any queue takes, body and attributes together.
+/// The largest message that any queue accepts, body and attributes together, in bytes.
 const LARGEST_MESSAGE: usize = 1024 * 1024;
-/// How long the limit of a queue is taken for known.
+/// How long a queue's size limit is cached.
 const LIMIT_AGE: Duration = Duration::from_secs(60);
 
-/// Sends messages; SQS confirms each once it is stored.
+/// Sends messages; SQS has stored each when its result is `Ok`.
 ///
-/// A destination is the URL of a queue. A message that came from SQS is sent with its attributes as they were, names and types,
-/// and with its trace header; other headers are attributes of the type `String`. SQS takes ten attributes: headers of ours
-/// (`onceward-…`), those with names or bytes that SQS refuses, and what has no room, are packed into one, `onceward-headers`,
-/// which [`SqsConsumer`](crate::SqsConsumer) unpacks. What SQS itself said of a delivery (`sqs-receive-count` and the like) is
-/// not sent. [`Outgoing::id`] is the message's id for that consumer: the attribute `onceward-id`, or, where there is an
-/// [`own_id`](Outgoing::own_id), the header `onceward-message-id` beside `onceward-id`.
+/// A destination is the URL of a queue. A message from SQS is sent with its attributes unchanged, names and types, and
+/// with its trace header; other headers become attributes of the type `String`. SQS accepts ten attributes: our headers
+/// (`onceward-…`), headers with names or bytes that SQS rejects, and those beyond the limit are packed into one,
+/// `onceward-headers`, which [`SqsConsumer`](crate::SqsConsumer) unpacks. Facts of SQS about a delivery
+/// (`sqs-receive-count` and others) are not sent. [`Outgoing::id`] is the message's id for that consumer: the attribute
+/// `onceward-id`, or, with an [`own_id`](Outgoing::own_id), the header `onceward-message-id` beside `onceward-id`.
 ///
-/// A message that is larger than SQS or its queue takes, attributes included, fails with
-/// [`ErrorKind::TooLarge`].
+/// A message that is larger than SQS or its queue accepts, attributes included, fails with [`ErrorKind::TooLarge`].
 ///
-/// To a FIFO queue, the group is a hash of the order key, or of the id without one; a short, plain order key is the group
-/// itself. The deduplication id is a hash of id, destination, generation and purpose: the same for each repeat, and new for a
-/// redrive, which SQS would otherwise swallow within five minutes.
+/// In a FIFO queue the message group is the order key if it is short and plain, otherwise a hash of it, or of the id
+/// without an order key. The deduplication id is a hash of id, destination, generation and purpose: the same for each
+/// repeat, and new for a redrive, which SQS would otherwise drop within five minutes.
 pub struct SqsPublisher {
     client: Client,
     call_timeout: Duration,
-    /// The largest message of a queue, and when it was asked for.
+    /// The size limit of each queue, and when it was read.
     limits: tokio::sync::Mutex<HashMap<String, (Instant, Option<usize>)>>,
 }
 
 impl SqsPublisher {
-    /// A publisher for the queues at `endpoint`. It connects with its first batch.
+    /// Opens a publisher for the queues at `endpoint`. It connects with its first batch.
+    ///
+    /// # Errors
+    /// `Config` if the endpoint is invalid.
     ///
     /// # Cancel safety
-    /// A dropped call leaves nothing behind.
-    pub async fn open(endpoint: Endpoint) -> Self {
-        Self::from_client(endpoint.client().await)
+    /// A dropped call has no effect.
+    pub async fn open(endpoint: SqsEndpoint) -> Result<Self, Error> {
+        endpoint.check()?;
+        Ok(Self::from_client(endpoint.client().await))
     }
 
-    /// A publisher with the caller's client.
+    /// Builds a publisher with the caller's client.
     pub fn from_client(client: Client) -> Self {
         Self { client, call_timeout: Duration::from_secs(4), limits: tokio::sync::Mutex::default() }
     }
 
-    /// Sets how long a call may take, repeats included, until its outcome is called unknown; default 4 s. It should be less
-    /// than the pipeline's publish timeout.
+    /// Sets the timeout of a call, repeats included, after which its outcome is unknown; default 4 s. It should be
+    /// shorter than the pipeline's publish timeout.
     #[must_use]
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit;
         self
     }
 
-    /// Sends entries of one destination. If SQS refuses a call as a whole for what is in it, each message is sent alone, so
-    /// that one that cannot be sent fails no other.
-    async fn send(&self, url: &str, batch: Vec<Sized>) -> Vec<(usize, Result<(), Error>)> {
+    /// Sends entries of one destination. If SQS rejects a whole call because of its content, each message is sent
+    /// alone, so that an invalid one fails alone.
+    async fn send(&self, url: &str, batch: Vec<SizedEntry>) -> Vec<(usize, Result<(), Error>)> {
         let mut answers = Vec::with_capacity(batch.len());
         let mut calls = VecDeque::from([batch]);
         while let Some(call) = calls.pop_front() {
@@ -86,7 +91,7 @@ impl SqsPublisher {
                             }
                             outcome => outcome,
                         };
-                        answers.push((item.place, outcome));
+                        answers.push((item.index, outcome));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Unsupported && call.len() > 1 => {
@@ -98,7 +103,7 @@ impl SqsPublisher {
                             ErrorKind::Unsupported => self.too_large(url, item.bytes).await,
                             _ => None,
                         };
-                        answers.push((item.place, Err(large.unwrap_or_else(|| error.replicate()))));
+                        answers.push((item.index, Err(large.unwrap_or_else(|| error.replicate()))));
                     }
                 }
             }
@@ -106,8 +111,8 @@ impl SqsPublisher {
         answers
     }
 
-    /// One call; an error is of the call as a whole.
-    async fn call(&self, url: &str, batch: &[Sized]) -> Result<Vec<Result<(), Error>>, Error> {
+    /// Sends one call; an error is that of the call as a whole.
+    async fn call(&self, url: &str, batch: &[SizedEntry]) -> Result<Vec<Result<(), Error>>, Error> {
         let operation = || format!("send messages to queue {url}");
         let limits = TimeoutConfig::builder().operation_attempt_timeout(self.call_timeout / 2).build();
         let call = self
@@ -118,23 +123,27 @@ impl SqsPublisher {
             .customize()
             .config_override(aws_sdk_sqs::config::Builder::new().timeout_config(limits));
         let answer = match tokio::time::timeout(self.call_timeout, call.send()).await {
-            Ok(answer) => answer.map_err(|error| error::sdk(operation(), &error))?,
+            Ok(answer) => answer.map_err(|error| error::classify(operation(), &error))?,
             Err(_) => return Err(error::timeout(operation())),
         };
         let confirmed: std::collections::HashSet<_> =
             answer.successful.iter().map(|entry| entry.id()).collect();
         let failed: HashMap<_, _> = answer.failed.iter().map(|entry| (entry.id(), entry)).collect();
-        let outcome = |item: &Sized| {
+        let outcome = |item: &SizedEntry| {
             let id = item.entry.id();
             if confirmed.contains(id) {
                 return Ok(());
             }
             let Some(entry) = failed.get(id) else {
-                return Err(Error::new(ErrorKind::Unknown, operation(), "SQS says nothing of this message"));
+                return Err(Error::new(
+                    ErrorKind::Unknown,
+                    operation(),
+                    "SQS returned no result for this message",
+                ));
             };
             let (kind, what) = match entry.sender_fault() {
-                true => (ErrorKind::Unsupported, "SQS refuses the message as it is"),
-                false => error::coded(entry.code()),
+                true => (ErrorKind::Unsupported, "SQS rejected the message as invalid"),
+                false => error::classify_code(entry.code()),
             };
             let source = format!("{}: {}", entry.code(), entry.message().unwrap_or_default());
             Err(Error::new(kind, operation(), what).with_source(source))
@@ -142,73 +151,81 @@ impl SqsPublisher {
         Ok(batch.iter().map(outcome).collect())
     }
 
-    /// Whether a message that was refused is larger than its queue takes; asked only then.
+    /// The size error of a rejected message, if it exceeds its queue's limit; the limit is read only then.
     async fn too_large(&self, url: &str, bytes: usize) -> Option<Error> {
         let known = self.limits.lock().await.get(url).copied();
         let limit = match known {
             Some((asked, limit)) if asked.elapsed() < LIMIT_AGE => limit,
             _ => {
-                let limit = facts::largest_message(&self.client, url).await.ok().flatten();
+                let limit = inspect::read_size_limit(&self.client, url).await.ok().flatten();
                 self.limits.lock().await.insert(url.to_owned(), (Instant::now(), limit));
                 limit
             }
         };
         let limit = limit?;
-        (bytes > limit).then(|| too_large(url, bytes, limit))
+        (bytes > limit).then(|| too_large_error(url, bytes, limit))
     }
 }
 
-/// The error of a message that can never be sent as it is.
-fn too_large(url: &str, bytes: usize, limit: usize) -> Error {
+/// The error of a message that exceeds the size limit.
+fn too_large_error(url: &str, bytes: usize, limit: usize) -> Error {
     let what = format!(
-        "with its attributes it has {bytes} bytes, and the queue takes {limit}; raise MaximumMessageSize of the queue (SQS \
-         takes up to 1 MiB) or send less"
+        "the message has {bytes} bytes with its attributes and the queue accepts {limit}; raise MaximumMessageSize of the \
+         queue (up to 1 MiB) or send a smaller message"
     );
     Error::new(ErrorKind::TooLarge, format!("send a message to queue {url}"), what)
 }
 
-/// An entry with its place in the batch and its size as SQS counts it.
-struct Sized {
-    place: usize,
+/// An entry with its index in the batch and its size as SQS counts it.
+struct SizedEntry {
+    index: usize,
     entry: Entry,
     bytes: usize,
+}
+
+impl fmt::Debug for SqsPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsPublisher").field("call_timeout", &self.call_timeout).finish_non_exhaustive()
+    }
 }
 
 #[async_trait]
 impl Publisher for SqsPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         let mut results: Vec<Option<Result<(), Error>>> = batch.iter().map(|_| None).collect();
-        let mut by_destination: BTreeMap<&str, Vec<Sized>> = BTreeMap::new();
-        for (place, outgoing) in batch.iter().enumerate() {
-            match form::entry(place, outgoing) {
+        let mut by_destination: BTreeMap<&str, Vec<SizedEntry>> = BTreeMap::new();
+        for (index, outgoing) in batch.iter().enumerate() {
+            match native::to_entry(index, outgoing) {
                 Ok((_, bytes)) if bytes > LARGEST_MESSAGE => {
-                    results[place] = Some(Err(too_large(&outgoing.destination, bytes, LARGEST_MESSAGE)));
+                    results[index] =
+                        Some(Err(too_large_error(&outgoing.destination, bytes, LARGEST_MESSAGE)));
                 }
                 Ok((entry, bytes)) => {
                     let destination = by_destination.entry(&outgoing.destination).or_default();
-                    destination.push(Sized { place, entry, bytes });
+                    destination.push(SizedEntry { index, entry, bytes });
                 }
-                Err(error) => results[place] = Some(Err(error)),
+                Err(error) => results[index] = Some(Err(error)),
             }
         }
         for (url, entries) in by_destination {
-            // One after the other for a FIFO queue, which keeps the order of calls, and of entries within a call.
+            // Calls to a FIFO queue are sequential; it keeps the order of calls, and of entries within a call.
             let at_once = if is_fifo(url) { 1 } else { CALLS };
-            let calls: Vec<_> = chunks(entries).into_iter().map(|chunk| self.send(url, chunk)).collect();
+            let calls: Vec<_> =
+                split_into_calls(entries).into_iter().map(|chunk| self.send(url, chunk)).collect();
             let mut answers = stream::iter(calls).buffer_unordered(at_once);
             while let Some(answers) = answers.next().await {
-                for (place, result) in answers {
-                    results[place] = Some(result);
+                for (index, result) in answers {
+                    results[index] = Some(result);
                 }
             }
         }
-        let unsent = || Error::new(ErrorKind::Internal, "send a message", "it was in no call");
+        let unsent = || Error::new(ErrorKind::Internal, "send a message", "it was not part of any call");
         results.into_iter().map(|result| result.unwrap_or_else(|| Err(unsent()))).collect()
     }
 }
 
 /// Divides entries into calls.
-fn chunks(entries: Vec<Sized>) -> Vec<Vec<Sized>> {
+fn split_into_calls(entries: Vec<SizedEntry>) -> Vec<Vec<SizedEntry>> {
     let mut chunks: Vec<Vec<_>> = Vec::new();
     let mut bytes = 0;
     for item in entries {
@@ -231,16 +248,19 @@ mod tests {
 
     #[test]
     fn calls_are_as_full_as_count_and_size_allow() {
-        let entry = |place: usize, bytes: usize| {
-            let entry = Entry::builder().id(place.to_string()).message_body("x").build().unwrap();
-            Sized { place, entry, bytes }
+        let entry = |index: usize, bytes: usize| {
+            let entry = Entry::builder().id(index.to_string()).message_body("x").build().unwrap();
+            SizedEntry { index, entry, bytes }
         };
-        let places = |sizes: &[usize]| -> Vec<Vec<usize>> {
-            let entries = sizes.iter().enumerate().map(|(place, size)| entry(place, *size)).collect();
-            chunks(entries).iter().map(|chunk| chunk.iter().map(|item| item.place).collect()).collect()
+        let indices = |sizes: &[usize]| -> Vec<Vec<usize>> {
+            let entries = sizes.iter().enumerate().map(|(index, size)| entry(index, *size)).collect();
+            split_into_calls(entries)
+                .iter()
+                .map(|chunk| chunk.iter().map(|item| item.index).collect())
+                .collect()
         };
-        assert_eq!(places(&[1; 12]), [(0..10).collect::<Vec<_>>(), vec![10, 11]]);
+        assert_eq!(indices(&[1; 12]), [(0..10).collect::<Vec<_>>(), vec![10, 11]]);
         let half = MAX_BYTES / 2;
-        assert_eq!(places(&[half, half, 1, MAX_BYTES, half]), [vec![0, 1], vec![2], vec![3], vec![4]]);
+        assert_eq!(indices(&[half, half, 1, MAX_BYTES, half]), [vec![0, 1], vec![2], vec![3], vec![4]]);
     }
 }

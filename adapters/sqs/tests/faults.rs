@@ -1,7 +1,8 @@
-//! What SQS does that an emulator does not: entries that fail alone, handles that have expired, receives that never answer,
-//! throttling. The real SDK talks to a server of ours; the heartbeat that is cut goes through a proxy to the emulator.
+//! Faults that an emulator does not produce: entries that fail individually, expired handles, receives that never
+//! return, throttling. The real SDK talks to a server of ours; the failed extension goes through a proxy to the
+//! emulator.
 //!
-//! Bounds on calls are several times what is needed, and a small part of what a busy loop makes.
+//! Bounds on calls are several times what is needed, and a small part of what a busy loop would send.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -14,7 +15,7 @@ use onceward::{
     Consumer, Error, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, Settled, Settlement, Summary,
     handler_fn,
 };
-use onceward_sqs::{QueueConfig, QueueFacts, SqsConsumer};
+use onceward_sqs::{SqsConsumer, SqsQueueConfig, SqsQueueStatus};
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::proxy::Proxy;
 use serde_json::json;
@@ -38,7 +39,7 @@ impl Worker {
     /// Each message takes `ms`, and is written down when its run begins.
     async fn start(
         client: aws_sdk_sqs::Client,
-        queue: QueueConfig,
+        queue: SqsQueueConfig,
         store: &Arc<MemoryStore>,
         runs: &Runs,
         ms: u64,
@@ -77,7 +78,7 @@ fn sorted(runs: &Runs) -> Vec<String> {
 }
 
 /// A queue whose messages are redelivered only after longer than a test takes.
-fn patient(fake: &FakeSqs) -> QueueConfig {
+fn patient(fake: &FakeSqs) -> SqsQueueConfig {
     let mut queue = support::quick(&fake.url());
     queue.visibility = Duration::from_secs(300);
     queue
@@ -323,13 +324,13 @@ async fn what_waits_to_be_delivered_stays_invisible() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_says_what_was_wrong_and_nothing_of_what_was_answered() {
     let refusals: [(support::fake::Plan, &str); 3] = [
-        (|_, _| Some(Fault::Garble("{\"Body\": \"SECRET")), "SQS reports an error"),
+        (|_, _| Some(Fault::Garble("{\"Body\": \"SECRET")), "SQS reported an error"),
         (|_, _| Some(Fault::Refuse(403, "AccessDenied")), "AccessDenied"),
-        (|_, _| Some(Fault::Refuse(400, "QueueDoesNotExist")), "there is no such queue"),
+        (|_, _| Some(Fault::Refuse(400, "QueueDoesNotExist")), "no such queue"),
     ];
     for (plan, says) in refusals {
         let fake = FakeSqs::start(plan).await;
-        let error = QueueFacts::read(&fake.client(), &fake.url()).await.unwrap_err();
+        let error = SqsQueueStatus::read(&fake.client(), &fake.url()).await.unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(text.contains(says), "{text}");
         // Neither the answer nor the signature of the request.
@@ -350,12 +351,12 @@ async fn the_facts_of_a_queue_are_read_and_become_capabilities() {
         "ApproximateNumberOfMessagesNotVisible": "2",
         "ApproximateNumberOfMessagesDelayed": "3",
     }));
-    let facts = QueueFacts::read(&fake.client(), &fake.url()).await.unwrap();
+    let facts = SqsQueueStatus::read(&fake.client(), &fake.url()).await.unwrap();
     assert!(facts.fifo && facts.content_based_deduplication);
     assert_eq!(facts.visibility, Some(Duration::from_secs(45)));
     assert_eq!((facts.visible, facts.in_flight, facts.delayed), (1, 2, 3));
     assert_eq!(facts.redrive_target.as_deref(), Some("arn:dead"));
-    let capabilities = facts.capabilities(&QueueConfig::new(fake.url()));
+    let capabilities = facts.capabilities(&SqsQueueConfig::new(fake.url()));
     assert!(capabilities.ordered && !capabilities.delayed_retry);
     assert_eq!(capabilities.retention, Some(Duration::from_secs(4 * 24 * 3600)));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Whole pipelines on a real server: long handlers, message groups that fail, letters that come back.
+//! Whole pipelines on a real server: long handlers, failing message groups, redriven letters.
 #![allow(clippy::unwrap_used)]
 
 mod support;

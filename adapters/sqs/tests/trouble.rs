@@ -1,4 +1,4 @@
-//! What fails for long, or for good: it shows, it costs little, and it is named.
+//! Persistent failures: they are visible, cheap, and named.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onceward::telemetry::SourceState;
 use onceward::{Consumer, Error, Outgoing, Publisher, Settled, Settlement};
-use onceward_sqs::{QueueConfig, QueueFacts, SqsConsumer, SqsPublisher};
+use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 use serde_json::json;
 use support::fake::{FakeSqs, Fault};
 use support::until;
@@ -19,7 +19,7 @@ fn bodies(count: usize) -> Vec<String> {
 }
 
 /// A queue whose messages are redelivered only after longer than a test takes.
-fn patient(fake: &FakeSqs) -> QueueConfig {
+fn patient(fake: &FakeSqs) -> SqsQueueConfig {
     let mut queue = support::quick(&fake.url());
     queue.visibility = Duration::from_secs(300);
     queue
@@ -85,7 +85,7 @@ async fn a_queue_that_is_deleted_or_closed_to_us_shows_in_the_health_until_it_is
     assert_eq!((health.state(), health.lag()), (SourceState::Up, Some(8)));
     let gone: [(support::fake::Plan, &str); 2] = [
         (|_, _| Some(Fault::Refuse(400, "QueueDoesNotExist")), "no such queue"),
-        (|_, _| Some(Fault::Refuse(403, "AccessDenied")), "SQS refuses"),
+        (|_, _| Some(Fault::Refuse(403, "AccessDenied")), "access denied"),
     ];
     for (plan, says) in gone {
         fake.plan(plan);
@@ -124,8 +124,8 @@ async fn closing_is_bounded_however_much_is_held_while_sqs_does_not_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_is_missing_and_credentials_that_are_missing_are_named() {
     let fake = FakeSqs::start(|_, _| Some(Fault::Refuse(400, "QueueDoesNotExist"))).await;
-    let error = QueueFacts::read(&fake.client(), &fake.url()).await.unwrap_err();
-    assert!(error.to_string().contains("configure `endpoint`"), "{error}");
+    let error = SqsQueueStatus::read(&fake.client(), &fake.url()).await.unwrap_err();
+    assert!(error.to_string().contains("set `endpoint`"), "{error}");
 
     #[derive(Debug)]
     struct None;
@@ -142,7 +142,7 @@ async fn an_endpoint_that_is_missing_and_credentials_that_are_missing_are_named(
     let config = fake.client().config().to_builder().credentials_provider(None).build();
     let client = aws_sdk_sqs::Client::from_conf(config);
     let aws = "https://sqs.eu-west-1.amazonaws.com/123456789012/orders";
-    let error = QueueFacts::read(&client, aws).await.unwrap_err();
+    let error = SqsQueueStatus::read(&client, aws).await.unwrap_err();
     assert_eq!(error.kind(), onceward::ErrorKind::Denied);
     assert!(error.to_string().contains("no AWS credentials"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! `onceward completions`: a completion script for a shell.
+//! `onceward completions`: prints a completion script for a shell.
 
 use clap_complete::{Shell, generate};
 

@@ -1,4 +1,4 @@
-//! `onceward dlq redrive`: moves dead letters back to their source, with consent, and with a line in the log that says who.
+//! `onceward dlq redrive`: moves dead letters back to their source, with a confirmation and an audit line.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,7 +22,7 @@ use crate::logging::{self, AUDIT};
 use crate::output::Output;
 use crate::registry::{self, Letters, Purpose};
 
-/// So long nothing may come until there is nothing more.
+/// The destination counts as empty after this time without a letter.
 const QUIET: Duration = Duration::from_secs(5);
 
 pub(super) async fn dlq(command: &DlqCommand, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
@@ -54,27 +54,28 @@ async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Output) -> Resul
     store.close().await;
     let Counts { redriven, resolved, left } = work.counts;
     let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(env);
-    tracing::info!(target: AUDIT, scope = %work.scope, redriven, resolved, left, user, "dead letters were redriven by hand");
+    tracing::info!(target: AUDIT, scope = %work.scope, redriven, resolved, left, user, "dead letters redriven by the command");
     ended?;
     closed.map_err(failed)?;
     out.line(format_args!("redriven={redriven} resolved={resolved} left={left}"))?;
     Ok(Exit::Done)
 }
 
-/// Asks on a terminal; anywhere else `--yes` must have been given.
+/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
 fn consent(args: &RedriveArgs, config: &Config) -> Result<(), Failure> {
     if args.yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let sentence = "there is no terminal to ask on; give --yes to move dead letters without being asked";
+        let sentence =
+            "there is no terminal for the confirmation; give --yes to move dead letters without it";
         return Err(Failure::new(Exit::Usage, sentence));
     }
     let to = registry::describe_source(config);
-    // A terminal that cannot be written to gives no answer either.
+    // A terminal that cannot be written to gives no answer.
     let _ = write!(
         io::stderr(),
-        "Move the dead letters of {} back to {to}? They are handled once more. [y/N] ",
+        "Move the dead letters of {} back to {to}? They are handled again. [y/N] ",
         config.scope
     );
     let mut answer = String::new();
@@ -101,43 +102,39 @@ struct Redriving<'r> {
     counts: Counts,
 }
 
-/// What is done with one letter.
-enum Fate {
-    /// Published, confirmed.
+/// The result for one letter.
+enum LetterResult {
+    /// Published and confirmed.
     Redriven,
-    /// Its key has completed, or a later letter speaks for it.
+    /// Its key has completed, or a later letter replaces it.
     Resolved,
-    /// It stays, and why.
+    /// It is left, for this reason.
     Left(&'static str),
 }
 
 impl Redriving<'_> {
-    /// Until there are no more letters, or as many as were asked for have been looked at.
+    /// Processes letters until there are none left, or the limit is reached.
     async fn run(&mut self) -> Result<(), Failure> {
-        let (mut seen, mut left, mut looked_at) = (HashSet::new(), Vec::new(), 0);
-        while looked_at < self.args.limit {
+        let (mut seen, mut left, mut read) = (HashSet::new(), Vec::new(), 0);
+        while read < self.args.limit {
             let received = tokio::time::timeout(QUIET, self.letters.ends.from.receive()).await;
             let Ok(received) = received else { break };
             let Some(batch) = received.map_err(|error| super::failure(&error))? else { break };
             for delivery in batch {
-                looked_at += 1;
-                // What has died again meanwhile is for another time.
-                let is_new = looked_at <= self.args.limit && seen.insert(identity(&delivery.message));
+                read += 1;
+                // A message that has died again in the meantime is left to the next command.
+                let is_new = read <= self.args.limit && seen.insert(identity(&delivery.message));
                 match if is_new {
                     self.letter(&delivery.message).await?
                 } else {
-                    Fate::Left("it is for another time")
+                    LetterResult::Left("it arrived while the command was running")
                 } {
-                    Fate::Redriven => self.counts.redriven += 1,
-                    Fate::Resolved => self.counts.resolved += 1,
-                    Fate::Left(why) => {
+                    LetterResult::Redriven => self.counts.redriven += 1,
+                    LetterResult::Resolved => self.counts.resolved += 1,
+                    LetterResult::Left(why) => {
                         self.counts.left += 1;
-                        tracing::warn!(
-                            letter = identity(&delivery.message),
-                            why,
-                            "a dead letter stays where it is"
-                        );
-                        // To give it back at once would have it delivered again.
+                        tracing::warn!(letter = identity(&delivery.message), why, "dead letter left");
+                        // Returning it at once would deliver it again.
                         left.push(delivery);
                         continue;
                     }
@@ -148,36 +145,40 @@ impl Redriving<'_> {
         Ok(())
     }
 
-    async fn letter(&self, letter: &Message) -> Result<Fate, Failure> {
+    async fn letter(&self, letter: &Message) -> Result<LetterResult, Failure> {
         let text = |name| letter.header(name).and_then(|value| std::str::from_utf8(value).ok());
         let generation = text(HEADER_GENERATION).and_then(|text| text.parse::<u32>().ok());
         let (Some(generation), Some(reason)) = (generation, text(HEADER_REASON)) else {
-            return Ok(Fate::Left("it is no dead letter of onceward"));
+            return Ok(LetterResult::Left("it is not a dead letter of onceward"));
         };
         if text(HEADER_SCOPE) != Some(self.scope.as_str()) {
-            return Ok(Fate::Left("it is of another scope"));
+            return Ok(LetterResult::Left("it belongs to another scope"));
         }
         let own = &self.letters.own;
         let must_be_sealed = own.trust() == HeaderTrust::Authenticated && !self.args.unsealed;
         if must_be_sealed && !own.believes(&LETTER, letter) {
-            return Ok(Fate::Left("it is not sealed with [key] secret: --unsealed takes it all the same"));
+            return Ok(LetterResult::Left(
+                "it is not sealed with [key] secret; use --unsealed to redrive it anyway",
+            ));
         }
         let sends_headers = own.seals() || self.letters.needs_headers;
         if reason == Reason::Mismatch.as_str() {
-            // The key belongs to another message and stays as it is.
+            // The key belongs to another message and is not changed.
             if !sends_headers {
-                return Ok(Fate::Left(
-                    "its key belongs to another message: give [key] secret, so that it gets one of its own",
+                return Ok(LetterResult::Left(
+                    "its key belongs to another message; set [key] secret, so that it gets a key of its own",
                 ));
             }
         } else if let Some(key) = text(HEADER_KEY).and_then(Key::from_hex) {
             let ttl = self.config.limits().ttl.get();
             let request = RedriveRequest { key, generation, ttl };
             let answer = self.store.redrive(&self.scope, &[request]).await.pop();
-            let Some(answer) = answer else { return Ok(Fate::Left("the store did not answer for its key")) };
+            let Some(answer) = answer else {
+                return Ok(LetterResult::Left("the store returned no result for its key"));
+            };
             match answer.map_err(|error| super::failure(&error))? {
-                Redrive::Resolved => return Ok(Fate::Resolved),
-                // Of a key that is not known, or not dead, the message itself finds out what holds.
+                Redrive::Resolved => return Ok(LetterResult::Resolved),
+                // If the key is unknown or not dead, the redelivered message is claimed as usual.
                 Redrive::Open { .. } | Redrive::NotDead => {}
             }
         }
@@ -185,10 +186,10 @@ impl Redriving<'_> {
         for confirmed in published {
             confirmed.map_err(|error| super::failure(&error))?;
         }
-        Ok(Fate::Redriven)
+        Ok(LetterResult::Redriven)
     }
 
-    /// The message of `letter`: with our headers, sealed anew, or without them.
+    /// The message of `letter`, without our headers, or with them and a new seal.
     fn message(&self, letter: &Message, sends_headers: bool) -> Outgoing {
         let text = |name: &str| {
             let value = letter.header(name)?;
@@ -237,7 +238,7 @@ impl Redriving<'_> {
     }
 }
 
-/// What tells a letter from others: its key and its payload, or its id.
+/// Identifies a letter: its key, or else its id, and its payload.
 fn identity(letter: &Message) -> String {
     let text = |name| letter.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
     let mut payload = DefaultHasher::new();

@@ -1,4 +1,4 @@
-//! The commands of the program, one module each.
+//! Commands of the program, one module each.
 
 mod check;
 mod completions;
@@ -22,10 +22,10 @@ use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Runs one command to its end.
+/// Runs one command.
 ///
 /// # Errors
-/// The exit code and one sentence.
+/// The exit code and the error message.
 pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let ended = match command {
         Command::Check(args) => check::check(&args, env, out).await,
@@ -44,18 +44,18 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
     ended
 }
 
-/// A configuration that this build has all the parts for.
+/// Loads a configuration that this build supports.
 fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
     Ok(load_with(file, env)?)
 }
 
-/// As [`load`], for those who look at the error themselves.
+/// As [`load`], with the error of the configuration.
 fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
     let config = Config::load(file, env)?;
     missing_telemetry(&config).map_or(Ok(config), Err)
 }
 
-/// How a command ends that `error` ended: what is wrong with the set-up is the configuration's, all else is not.
+/// The failure of a command because of `error`.
 fn failure(error: &Error) -> Failure {
     let exit = match error.kind() {
         ErrorKind::Config => Exit::Config,
@@ -70,7 +70,7 @@ fn sentence(error: &Error) -> String {
     let mut cause = std::error::Error::source(error);
     while let Some(next) = cause {
         let next_text = next.to_string();
-        // Some libraries print their cause themselves; it is not said twice.
+        // Some libraries include the cause in their text; it is not repeated.
         if !text.ends_with(&next_text) {
             text.push_str(": ");
             text.push_str(&next_text);

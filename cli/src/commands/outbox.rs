@@ -1,4 +1,4 @@
-//! `onceward outbox relay` and `onceward outbox status`: what handlers put into the outbox, and its way out.
+//! `onceward outbox relay` and `onceward outbox status`: publishes the outbox, and shows its backlog.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use onceward::store::AdviceLevel;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::keys::time;
 use super::run::{Patience, until_up};
 use crate::args::{FileArgs, OutboxCommand, ReportArgs};
 use crate::config::{Config, Lookup};
@@ -29,7 +30,7 @@ pub(super) async fn outbox(
     }
 }
 
-/// Publishes until a signal comes; a batch that is under way is finished first. The second signal ends at once.
+/// Publishes until the first signal, and finishes the batch in flight. The second signal ends the program at once.
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let config = super::load(&args.file, env)?;
     logging::start(config.telemetry.log, env)?;
@@ -41,10 +42,13 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let watched = Watched::relay(&config.scope, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
     let whole_run = publish(&config, &watched, &shutdown);
-    match signals.drain(&shutdown, whole_run, || tracing::info!("finishes what is under way")).await {
+    match signals
+        .drain(&shutdown, whole_run, || tracing::info!("draining: finishing the batch in flight"))
+        .await
+    {
         Ok(ended) => ended.map(|()| Exit::Done),
         Err(stopped) => {
-            tracing::warn!("stopped by a second signal; what was under way may be sent again");
+            tracing::warn!("drain aborted by a second signal; the batch in flight may be published again");
             Ok(stopped)
         }
     }
@@ -70,21 +74,21 @@ async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToke
         tracing::warn!("{}", finding.text);
     }
     let ReadyRelay { counts, running } = relay;
-    watched.relays(Arc::clone(&counts));
+    watched.relay_started(Arc::clone(&counts));
     let (from, to) = (registry::describe_store(config), registry::describe_outbox_target(config));
-    tracing::info!(from, to, "relays");
+    tracing::info!(from, to, "relay started");
     let ended = running.await;
-    tell(&counts);
+    log_counts(&counts);
     store.close().await;
     ended.map_err(|error| super::failure(&error))
 }
 
-fn tell(counts: &RelayCounts) {
+fn log_counts(counts: &RelayCounts) {
     let (published, failed, cleaned) = (counts.published(), counts.failed(), counts.cleaned());
     tracing::info!("published={published} failed={failed} cleaned={cleaned}");
 }
 
-/// Reports, without changing anything; it may be called while relays run.
+/// Shows the backlog. It changes nothing, and may run beside relays.
 async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::load(&args.config.file, env)?;
     let failed = |error| super::failure(&error);
@@ -124,17 +128,14 @@ fn as_json(config: &Config, status: &OutboxStatus) -> Value {
 
 fn print(config: &Config, status: &OutboxStatus, out: &mut Output) -> Result<(), Failure> {
     let oldest = match status.oldest {
-        Some(age) => format!(
-            ", the oldest for {}",
-            humantime::format_duration(std::time::Duration::from_secs(age.as_secs()))
-        ),
+        Some(age) => format!(", the oldest for {}", time(age)),
         None => String::new(),
     };
     for (name, value) in [
         ("store", registry::describe_store(config)),
         ("to", registry::describe_outbox_target(config)),
         ("waiting", format!("{}{oldest}", status.waiting)),
-        ("failing", format!("{}, {} wait behind them", status.failing, status.held)),
+        ("failing", format!("{}, blocking {} rows", status.failing, status.held)),
         ("kept", format!("{} published", status.kept)),
     ] {
         out.line(format_args!("{name:<12} {value}"))?;

@@ -1,14 +1,14 @@
-//! Looks for files with secrets that every user of the machine may read.
+//! Finds files with secrets that every user of the machine may read.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::config::{Config, ConfigError};
 
-/// Read by everybody. By their group they often have to be: Kubernetes mounts secrets like that.
+/// Readable by everybody. Readable by the group is accepted: Kubernetes mounts secrets like that.
 const BY_OTHERS: u32 = 0o004;
 
-/// A remark for each file that everybody may read. One that is not there is found out by who needs it.
+/// A warning for each file that everybody may read. A missing file is reported when it is opened.
 pub(super) fn secrets(config: &Config) -> Vec<ConfigError> {
     let is_readable = |mode: u32| mode & BY_OTHERS != 0;
     let files = config.secret_files().into_iter();
@@ -17,7 +17,7 @@ pub(super) fn secrets(config: &Config) -> Vec<ConfigError> {
     });
     let remark = |(key, file): (String, std::path::PathBuf)| {
         let problem = format!("{} can be read by every user of this machine", file.display());
-        config.refuse(&key, problem, "take that right away: chmod o-rwx")
+        config.refuse(&key, problem, "remove the permission: chmod o-rwx")
     };
     readable.map(remark).collect()
 }

@@ -1,4 +1,4 @@
-//! `onceward schema`: the JSON Schema of the configuration file, for editors and checks.
+//! `onceward schema`: prints the JSON Schema of the configuration file, for editors and checks.
 
 use crate::config;
 use crate::exit::{Exit, Failure};

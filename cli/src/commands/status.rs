@@ -1,4 +1,4 @@
-//! `onceward status`: backlog, messages in flight, dead letters, and keys by state.
+//! `onceward status`: shows backlog, messages in flight, dead letters, and keys by state.
 
 use onceward::Scope;
 use onceward::store::{KeyState, KeyStats};
@@ -11,22 +11,22 @@ use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::registry::{self, Backlog, DeadLetterStatus, OpenStore, Purpose};
 
-/// What was found.
+/// The state of a pipeline.
 struct Status {
-    /// `None` where the source cannot tell.
+    /// `None` if the source does not report it.
     backlog: Option<Backlog>,
-    /// `None` without a place for dead letters.
+    /// `None` without a dead-letter destination.
     dead_letters: Option<DeadLetterStatus>,
     keys: KeyStats,
 }
 
-/// Reports, without changing anything; it may be called while the pipeline runs.
+/// Shows the state. It changes nothing, and may run beside the pipeline.
 pub(super) async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::load(&args.config.file, env)?;
     let scope = registry::scope(&config).map_err(|error| super::failure(&error))?;
     let store =
         registry::open_store(&config, Purpose::Operate).await.map_err(|error| super::failure(&error))?;
-    let status = look(&config, &scope, &store).await;
+    let status = read(&config, &scope, &store).await;
     store.close().await;
     let status = status?;
     if args.json {
@@ -37,7 +37,7 @@ pub(super) async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output)
     Ok(Exit::Done)
 }
 
-async fn look(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Status, Failure> {
+async fn read(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Status, Failure> {
     let failed = |error| super::failure(&error);
     let keys = store.store.stats(scope).await.map_err(failed)?;
     let backlog = registry::backlog(config, scope, &*store.checkpoints).await.map_err(failed)?;
@@ -60,9 +60,9 @@ fn as_json(config: &Config, status: &Status) -> Value {
 
 fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failure> {
     let known = status.backlog.map(|backlog| backlog.to_string()).filter(|known| !known.is_empty());
-    let backlog = known.unwrap_or_else(|| "not known for this source".to_owned());
+    let backlog = known.unwrap_or_else(|| "unknown for this source".to_owned());
     let dead_letters = match &status.dead_letters {
-        None => "no place for them".to_owned(),
+        None => "no destination".to_owned(),
         Some(DeadLetterStatus { place, letters: Some(letters) }) => format!("{letters} in {place}"),
         Some(DeadLetterStatus { place, letters: None }) => format!("not counted in {place}"),
     };

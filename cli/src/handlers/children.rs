@@ -1,40 +1,40 @@
-//! Starts child processes so that they inherit no open files, and reaps orphans where this program is process 1.
+//! Starts child processes without inherited files, and reaps orphans if this program is process 1.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Whether orphans are reaped, and our own children have to be distinguished from them.
+/// True while orphans are reaped, and must be distinguished from our own children.
 static REAPING: AtomicBool = AtomicBool::new(false);
 
-/// Our own children, which the runtime waits for. Kept only while orphans are reaped.
+/// The ids of our own children, which the runtime waits for. Recorded only while orphans are reaped.
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// The least time between two searches for orphans.
+/// The shortest pause between two searches for orphans.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Starts a child that inherits nothing but its three standard streams: files that this program inherited itself, or that
-/// a library opened without close-on-exec, stay here.
+/// Starts a child that inherits only its three standard streams: no file that this program inherited, or that a library
+/// opened without close-on-exec.
 pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
     if !REAPING.load(Ordering::Acquire) {
         return command.spawn();
     }
-    // Held until the child is known: it may end at once, and would be taken for an orphan.
+    // Locked until the child is recorded: it may end at once, and would be taken for an orphan.
     let mut own = own();
     let child = command.spawn()?;
     own.extend(child.id().and_then(|id| i32::try_from(id).ok()));
     Ok(child)
 }
 
-/// A child has ended and was waited for, or is left to the runtime, which does not mind if it is reaped here.
+/// Removes a child that has been waited for, or is left to the runtime, which tolerates that it is reaped here.
 pub(super) fn forget(id: i32) {
     if REAPING.load(Ordering::Acquire) {
         own().remove(&id);
@@ -42,14 +42,14 @@ pub(super) fn forget(id: i32) {
 }
 
 fn own() -> MutexGuard<'static, BTreeSet<i32>> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+    OWN.lock()
 }
 
-/// Reaps orphans until `stop` fires, if this program is process 1: the kernel gives it every process whose parent has
-/// ended, and those that have ended themselves stay as zombies until they are reaped. Does nothing otherwise.
+/// Reaps orphans until `stop` fires, if this program is process 1: it becomes the parent of every process whose parent has
+/// ended, and ended processes stay zombies until they are reaped. Does nothing otherwise.
 ///
 /// # Cancel safety
-/// Dropped, it reaps no longer.
+/// Reaping stops when the future is dropped.
 pub(crate) async fn reap_orphans(stop: CancellationToken) {
     if !rustix::process::getpid().is_init() {
         return;
@@ -63,7 +63,7 @@ pub(crate) async fn reap_orphans(stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ended.recv() => {}
         }
-        // Many may end together; one search finds them all. One that ends meanwhile is noted by the signal.
+        // One search finds all that ended together. A process that ends meanwhile sends another signal.
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -78,7 +78,7 @@ fn reap() {
             continue;
         }
         let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
-        // "pid (name) state parent …", where the name may hold anything.
+        // "pid (name) state parent …", where the name may contain any character.
         let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
         let mut fields = rest.split(' ');
         let (state, parent) = (fields.next(), fields.next().and_then(|parent| parent.parse().ok()));

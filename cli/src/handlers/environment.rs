@@ -1,24 +1,24 @@
-//! Which variables of this program's own environment a handler's process gets: [`Environment`].
+//! Environment variables that handler processes inherit: [`Environment`].
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
-use super::variables::is_of_a_message;
+use super::variables::is_message_variable;
 
-/// What a process needs to find programs, files and its language. No secret has its place there.
+/// Variables that are always inherited: a process needs them to find programs, files and its language. None holds a secret.
 const USUAL: [&str; 8] = ["HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER"];
 
-/// And those of the locale: `LC_ALL`, `LC_TIME`, …
+/// The prefix of the variables of the locale: `LC_ALL`, `LC_TIME`, …
 const USUAL_START: &str = "LC_";
 
-/// What stands for all other variables.
+/// The name that means all other variables.
 pub(crate) const EVERYTHING: &str = "*";
 
-/// The environment of a handler's processes: `PATH`, `HOME`, the user's name, the locale, the time zone and the directory for
-/// temporary files, and what is named. This program's environment often holds the passwords of its configuration, which a
-/// handler has no use for.
+/// The environment of handler processes: `PATH`, `HOME`, the user name, the locale, the time zone, the temporary directory,
+/// and variables listed by name. The environment of this program often contains passwords of its configuration, which
+/// handlers do not need.
 ///
-/// `Debug` shows names, and no value.
+/// `Debug` shows names only.
 #[derive(Clone, Default)]
 pub struct Environment {
     inherited: BTreeSet<String>,
@@ -32,41 +32,44 @@ impl Environment {
         Self::default()
     }
 
-    /// Passes these variables on as well, where they are set; `*` stands for all but those [withheld](Self::withhold).
+    /// Also inherits these variables if they are set; `*` means all except those that are [withheld](Self::withhold).
     #[must_use]
     pub fn inherit(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.inherited.extend(names);
         self
     }
 
-    /// Withholds these variables unless they are inherited by their own names, even from `*` and the locale's `LC_…`.
+    /// Withholds these variables, even from `*` and `LC_…`, unless they are inherited by name.
     #[must_use]
     pub fn withhold(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.withheld.extend(names);
         self
     }
 
-    /// Sets variables, whatever is inherited.
+    /// Sets variables, which take precedence over inherited ones.
     #[must_use]
     pub fn set(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.set.extend(variables);
         self
     }
 
-    /// All variables of a process, of those that this program has.
-    pub(super) fn of(&self, own: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    /// The variables of a process, given those of this program.
+    pub(super) fn variables(
+        &self,
+        own: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Vec<(OsString, OsString)> {
         let passed = own.filter(|(name, _)| name.to_str().is_some_and(|name| self.passes(name)));
         let set = self.set.iter().map(|(name, value)| (name.into(), value.into()));
         passed.chain(set).collect()
     }
 
-    /// The `PATH` that is set for a process, in the place of this program's.
+    /// The `PATH` that is set for a process instead of that of this program.
     pub(super) fn path(&self) -> Option<&str> {
         self.set.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str())
     }
 
     fn passes(&self, name: &str) -> bool {
-        if is_of_a_message(name) {
+        if is_message_variable(name) {
             return false;
         }
         let by_name = USUAL.contains(&name) || self.inherited.contains(name);
@@ -103,7 +106,7 @@ mod tests {
 
     fn passed(environment: &Environment) -> Vec<String> {
         let own = OWN.iter().map(|name| ((*name).into(), "value".into()));
-        environment.of(own).into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
+        environment.variables(own).into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
     }
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -117,7 +120,7 @@ mod tests {
         assert_eq!(passed(&used()), ["PATH", "HOME", "LC_ALL"]);
         let named = used().inherit(names(&["PYTHONPATH", "DB_PASSWORD", "NOT_SET"]));
         assert_eq!(passed(&named), ["PATH", "HOME", "LC_ALL", "DB_PASSWORD", "PYTHONPATH"]);
-        // What could be taken for a message's own is never passed.
+        // Variables that look like those of a message are never inherited.
         let all = used().inherit(names(&["*", "ONCEWARD_KEY"]));
         assert_eq!(passed(&all), ["PATH", "HOME", "LC_ALL", "LD_PRELOAD", "PYTHONPATH", "ONCEWARD_LOG"]);
     }
@@ -126,7 +129,7 @@ mod tests {
     fn what_is_set_wins_and_no_value_is_shown() {
         let environment = Environment::new().set([("PATH".to_owned(), "hunter2".to_owned())]);
         let own = [("PATH".into(), "/bin".into())];
-        assert_eq!(environment.of(own.into_iter()).last(), Some(&("PATH".into(), "hunter2".into())));
+        assert_eq!(environment.variables(own.into_iter()).last(), Some(&("PATH".into(), "hunter2".into())));
         assert!(!format!("{environment:?}").contains("hunter2"));
     }
 }

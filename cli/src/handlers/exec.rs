@@ -16,24 +16,24 @@ use super::meaning::{ExitCodes, Meaning};
 use super::process::{ProcessGroup, Program};
 use super::{payload, stop, variables};
 
-/// How long the pipes of an ended process are read on: a process that left the group may hold them open for ever.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The time limit for reading the pipes of an ended process: a process that left the group may hold them open.
+const PIPE_DRAIN: Duration = Duration::from_millis(500);
 
-/// What an [`ExecHandler`] needs.
+/// The options of an [`ExecHandler`].
 #[derive(Clone, Debug)]
 pub struct ExecOptions {
-    /// Whose messages these are; given to the process as `ONCEWARD_SCOPE`.
+    /// The scope, passed to the process as `ONCEWARD_SCOPE`.
     pub scope: Scope,
-    /// What to run; no shell is put in between.
+    /// The program, which is run without a shell.
     pub program: Program,
-    /// Keeps standard output as the result, up to so many bytes; `None`: it is thrown away.
+    /// Keeps standard output as the result, up to this many bytes; `None` discards it.
     pub keep_output: Option<usize>,
-    /// What exit codes mean.
+    /// The meaning of exit codes.
     pub exit_codes: ExitCodes,
-    /// How long a process of a cancelled run may take to end after SIGTERM, before SIGKILL. Shorter than the pipeline's
-    /// `cancel_grace`, after which the run is dropped.
+    /// The time between SIGTERM and SIGKILL for the process of a cancelled run. It must be shorter than the `cancel_grace` of
+    /// the pipeline, after which the run is dropped.
     pub grace: Duration,
-    /// Fires when this program shuts down: what is ended by a signal from then on is not to blame.
+    /// Fires when this program shuts down: from then on, a process that a signal ends has not failed.
     pub shutdown: CancellationToken,
 }
 
@@ -58,32 +58,32 @@ impl ExecOptions {
 /// | exits with 0 | is completed |
 /// | exits with 65 (EX_DATAERR) | is dead-lettered |
 /// | exits with 126 or 127: a shell cannot run or find a command | waits, and uses no attempt |
-/// | exits with any other code, 75 (EX_TEMPFAIL) among them | is tried again |
-/// | is ended by a signal | is tried again; its outcome counts as unknown |
-/// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is given back, and uses no attempt |
+/// | exits with any other code, 75 (EX_TEMPFAIL) among them | is retried |
+/// | is ended by a signal | is retried; its outcome counts as unknown |
+/// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is returned, and uses no attempt |
 /// | cannot be started | waits, and uses no attempt |
 ///
-/// What exit codes mean can be [changed](ExecOptions::exit_codes). The last line of standard error is the error's text. A
-/// process need not read its input, which is a file and whole from the start: that of a handler whose parent dies never
-/// ends early. The process leads a process group of its own: what it started and left running is killed when it ends. When
-/// the run is cancelled all of the group gets SIGTERM, and SIGKILL after the [grace](ExecOptions::grace). It inherits no
-/// open files, and of the environment what its [`Environment`](super::Environment) passes. Processes that leave the group (`setsid`) are out of reach, and so are those still running when this program
-/// is itself killed: the fence lets their sink refuse them.
+/// The meaning of exit codes can be [changed](ExecOptions::exit_codes). The last line of standard error is the text of the
+/// error. A process need not read its input, which is a complete file: it is never truncated when this program dies. The
+/// process leads a process group; members still running when it ends are killed. When the run is cancelled the group gets
+/// SIGTERM, and SIGKILL after the [grace](ExecOptions::grace). The process inherits no open files, and the variables of its
+/// [`Environment`](super::Environment) only. Processes that leave the group (`setsid`), or still run when this program is
+/// killed, are not reached: the fence lets their sink reject them.
 #[derive(Debug)]
 pub struct ExecHandler {
     options: ExecOptions,
 }
 
 impl ExecHandler {
-    /// A handler for `options`. It starts nothing; see [`check`](Self::check).
+    /// A handler with these options. It starts no process; see [`check`](Self::check).
     pub fn new(options: ExecOptions) -> Self {
         Self { options }
     }
 
-    /// Looks for the program and, if it is a script, for its interpreter, without starting it.
+    /// Checks that the program and, for a script, its interpreter exist, without starting them.
     ///
     /// # Errors
-    /// [`onceward::Error`] saying what to correct if it is missing or cannot be run.
+    /// The program is missing or not executable; the error names the fix.
     pub fn check(&self) -> Result<(), Error> {
         self.options.program.check()
     }
@@ -95,7 +95,7 @@ impl ExecHandler {
     fn start(&self, message: &Message) -> io::Result<ProcessGroup> {
         let mut command = self.options.program.command();
         command.envs(variables::variables(&self.options.scope, message));
-        command.stdin(payload::whole(message.payload())?);
+        command.stdin(payload::payload_file(message.payload())?);
         if self.options.keep_output.is_none() {
             command.stdout(Stdio::null());
         }
@@ -112,7 +112,7 @@ impl ExecHandler {
         if !cancelled && !status.success() && stop::is_part_of_shutdown(status, &self.options.shutdown).await
         {
             let what = format!("was ended ({status}) while this program shuts down");
-            return Err(stop::given_back(text(what)));
+            return Err(stop::returned(text(what)));
         }
         let Some(code) = status.code() else {
             let why = if cancelled { ", since the run was cancelled" } else { "" };
@@ -145,8 +145,8 @@ impl Handler for ExecHandler {
         let last = LastLine::default();
         let child = process.child();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let pipes = pin!(async { tokio::join!(self.keep(stdout), self.listen(stderr, &last)).0 });
-        let mut running = Running { process, pipes, output: None };
+        let pipes = pin!(async { tokio::join!(self.read_output(stdout), self.read_stderr(stderr, &last)).0 });
+        let mut running = RunningProcess { process, pipes, output: None };
         let ended = tokio::select! {
             biased;
             status = running.ended() => Some(status),
@@ -164,7 +164,7 @@ impl Handler for ExecHandler {
             },
         };
         if running.output.is_none() {
-            running.output = tokio::time::timeout(LAST_WORDS, running.pipes).await.ok();
+            running.output = tokio::time::timeout(PIPE_DRAIN, running.pipes).await.ok();
         }
         let status = status.map_err(|cause| {
             let text = format!("cannot wait for {:?}: {cause}", self.name());
@@ -175,15 +175,18 @@ impl Handler for ExecHandler {
     }
 }
 
-/// A process, and the reading of its pipes, without which it could not go on.
-struct Running<'p, P> {
+/// A process and the reading of its pipes, without which it would block.
+struct RunningProcess<'p, P> {
     process: ProcessGroup,
     pipes: Pin<&'p mut P>,
     output: Option<Option<Bytes>>,
 }
 
-impl<P: Future<Output = Option<Bytes>>> Running<'_, P> {
-    /// Waits for its end. It may be dropped and called again.
+impl<P: Future<Output = Option<Bytes>>> RunningProcess<'_, P> {
+    /// Waits until the process ends.
+    ///
+    /// # Cancel safety
+    /// Safe: it may be dropped and called again.
     async fn ended(&mut self) -> io::Result<ExitStatus> {
         loop {
             tokio::select! {
@@ -194,29 +197,26 @@ impl<P: Future<Output = Option<Bytes>>> Running<'_, P> {
         }
     }
 
-    /// Asks it to end, and kills it after `grace`. `None`: it was killed.
+    /// Terminates the process, and kills it after `grace`. `None`: it was killed.
     async fn stop(&mut self, grace: Duration) -> Option<io::Result<ExitStatus>> {
         self.process.terminate();
         if let Ok(status) = tokio::time::timeout(grace, self.ended()).await {
             return Some(status);
         }
-        // It may have ended by itself in the same moment, and then its effect may have happened.
+        // It may have ended by itself at the same moment: then its effect may have happened.
         self.process.kill().await.filter(|status| status.code().is_some()).map(Ok)
     }
 }
 
 impl ExecHandler {
-    async fn listen(&self, stderr: Option<ChildStderr>, last: &LastLine) {
+    async fn read_stderr(&self, stderr: Option<ChildStderr>, last: &LastLine) {
         let Some(stderr) = stderr else { return };
         let program = self.name();
-        read_lines(stderr, last, |line| {
-            tracing::debug!(program, line, "the handler wrote to standard error")
-        })
-        .await;
+        read_lines(stderr, last, |line| tracing::debug!(program, line, "handler standard error")).await;
     }
 
-    /// All of the output, or nothing of it: a cut result would be replayed as if it were whole.
-    async fn keep(&self, stdout: Option<ChildStdout>) -> Option<Bytes> {
+    /// Reads the output. `None` if it is too large: a truncated result would be replayed as if it were complete.
+    async fn read_output(&self, stdout: Option<ChildStdout>) -> Option<Bytes> {
         let (mut stdout, limit) = (stdout?, self.options.keep_output?);
         let mut output = Vec::new();
         let room = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
@@ -226,7 +226,7 @@ impl ExecHandler {
             tracing::warn!(
                 program,
                 limit_bytes = limit,
-                "the handler's output is too large to keep as a result"
+                "handler output exceeds the result limit; result discarded"
             );
             drain(stdout).await;
             return None;
@@ -235,7 +235,7 @@ impl ExecHandler {
     }
 }
 
-/// Reads on, so that the writer does not block on a full pipe.
+/// Reads and discards, so that the writer does not block on a full pipe.
 async fn drain(mut from: impl AsyncRead + Unpin) {
     let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
 }

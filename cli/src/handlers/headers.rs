@@ -1,25 +1,25 @@
-//! How much of a message's headers is passed on where the receiver has limits: [`Budget`].
+//! Limits on the message headers that are passed to a handler: [`HeaderBudget`].
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Room for headers. What does not fit is left out whole and counted: a cut value would be a wrong value.
+/// The remaining room for headers. A header that does not fit is omitted and counted, never truncated.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
-    /// How many more headers.
+pub(super) struct HeaderBudget {
+    /// The remaining number of headers.
     pub(super) count: usize,
-    /// The largest name, in bytes.
+    /// The longest name, in bytes.
     pub(super) name: usize,
-    /// The largest value as it is passed on, in bytes.
+    /// The longest value as passed, in bytes.
     pub(super) value: usize,
-    /// The room left for names and values together, in bytes.
+    /// The remaining bytes of names and values together.
     pub(super) total: usize,
-    /// How many were left out.
+    /// The number of omitted headers.
     pub(super) skipped: usize,
 }
 
-impl Budget {
-    /// Takes room for a header; false if there is none.
+impl HeaderBudget {
+    /// Reserves room for a header; false if there is none.
     pub(super) fn take(&mut self, name: &str, value: usize) -> bool {
         let size = name.len() + value;
         if self.count == 0 || name.len() > self.name || value > self.value || size > self.total {
@@ -30,12 +30,12 @@ impl Budget {
         true
     }
 
-    /// Counts a header that is left out.
+    /// Counts an omitted header.
     pub(super) fn skip(&mut self) {
         self.skipped += 1;
     }
 
-    /// Whether a value of so many bytes could fit, asked before it is encoded.
+    /// True if a value of this many bytes could fit, to be asked before it is encoded.
     pub(super) fn could_hold(&self, value: usize) -> bool {
         value <= self.value
     }

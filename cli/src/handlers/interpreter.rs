@@ -1,4 +1,4 @@
-//! Looks at the first line of a script: is its interpreter there?
+//! Checks the first line of a script for a missing interpreter.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -6,13 +6,16 @@ use std::path::Path;
 
 use super::text::printable;
 
-/// What Linux reads of a first line, in bytes.
+/// The bytes of a first line that Linux reads.
 const FIRST_LINE: u64 = 256;
 
-/// What is quoted of it, in bytes.
+/// The most bytes of a word that are quoted.
 const QUOTE_LIMIT: usize = 120;
 
-/// Says what keeps the system from running a script. A file that is no script, or that cannot be read, is not judged.
+/// Checks that the system can run a script. A file that is not a script, or cannot be read, passes.
+///
+/// # Errors
+/// A description of the problem and its fix.
 pub(super) fn check(file: &Path) -> Result<(), String> {
     let mut start = Vec::new();
     match File::open(file) {
@@ -40,13 +43,13 @@ pub(super) fn check(file: &Path) -> Result<(), String> {
     }
     let mut words = line.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
     let Some(interpreter) = words.next() else {
-        return Err(format!("the first line of {name} names no interpreter after `#!`"));
+        return Err(format!("the first line of {name} has no interpreter after `#!`"));
     };
     let quoted = |word: &[u8]| printable(word, QUOTE_LIMIT);
     let Ok(path) = std::str::from_utf8(interpreter).map(Path::new) else { return Ok(()) };
     if which::which(path).is_err() {
         return Err(format!(
-            "the interpreter {} in the first line of {name} is no executable file; install it or correct the line",
+            "the interpreter {} in the first line of {name} is not an executable file; install it or correct the line",
             quoted(interpreter)
         ));
     }
@@ -69,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_run_is_named() {
+    fn scripts_that_cannot_run_are_described() {
         let folder = tempfile::tempdir().unwrap();
         let of = |text: &[u8]| {
             let file = folder.path().join("script");
@@ -91,7 +94,7 @@ mod tests {
             (&b"#!/bin/sh\r\nexit 0\r\n"[..], "carriage return"),
             (b"#!/no/such/interpreter\n", "/no/such/interpreter"),
             (b"#!/usr/bin/env no-such-language\n", "no-such-language"),
-            (b"#!\n", "names no interpreter"),
+            (b"#!\n", "has no interpreter"),
             (b"\xef\xbb\xbf#!/bin/sh\n", "byte order mark"),
             (b"", "empty"),
         ] {

@@ -1,37 +1,38 @@
-//! Reads a program's standard error line by line, in bounded memory.
+//! Reads the standard error of a program line by line, in bounded memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::text::printable;
 
-/// What is kept of one line, in bytes; the rest of it is read and dropped.
+/// The most bytes of a line that are kept; the rest is discarded.
 pub(super) const LINE_LIMIT: usize = 1024;
 
-/// The last line that was not blank, shared between the one who reads and the one who reports.
+/// The last line that is not blank, shared by the reader and the reporter of a failure.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastLine(Arc<Mutex<String>>);
 
 impl LastLine {
     fn set(&self, line: &str) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         last.clear();
         last.push_str(line);
     }
 
-    /// `": "` and the line, or nothing: to be put behind what happened.
+    /// `": "` and the line, or an empty string: a suffix for an error text.
     pub(super) fn suffix(&self) -> String {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         if last.is_empty() { String::new() } else { format!(": {last}") }
     }
 }
 
-/// Reads `from` to its end, gives each line that is not blank to `each`, printable and cut at [`LINE_LIMIT`], and
-/// remembers the last one in `last`. A read error counts as the end.
+/// Reads `from` to its end, passes each line that is not blank to `each`, escaped and truncated to [`LINE_LIMIT`], and
+/// stores the last one in `last`. A read error counts as the end.
 ///
 /// # Cancel safety
-/// A dropped call loses the line it was in.
+/// A dropped call loses an incomplete line.
 pub(super) async fn read_lines<R>(mut from: R, last: &LastLine, mut each: impl FnMut(&str))
 where
     R: AsyncRead + Unpin,
@@ -54,7 +55,7 @@ where
     }
 }
 
-/// One byte more than the limit is kept, so that the cut is seen and marked.
+/// Keeps one byte more than the limit, so that the truncation is noticed and marked.
 fn keep(line: &mut Vec<u8>, more: &[u8]) {
     let room = (LINE_LIMIT + 1).saturating_sub(line.len());
     line.extend_from_slice(&more[..more.len().min(room)]);
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn blank_lines_do_not_hide_the_last_word() {
+    async fn blank_lines_do_not_replace_the_last_line() {
         let (lines, suffix) = lines_of(b"Traceback\r\n  in f\nValueError: no\n\n  \n").await;
         assert_eq!(lines, ["Traceback", "  in f", "ValueError: no"]);
         assert_eq!(suffix, ": ValueError: no");

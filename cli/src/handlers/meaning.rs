@@ -1,10 +1,10 @@
-//! What HTTP statuses and exit codes mean for a message: [`Statuses`], [`ExitCodes`].
+//! Meanings of HTTP statuses and exit codes for a message: [`Statuses`], [`ExitCodes`].
 
 use std::collections::BTreeMap;
 
 pub use crate::config::Meaning;
 
-/// What HTTP statuses mean, where that is not the default.
+/// The meanings of HTTP statuses that differ from the default.
 ///
 /// ```
 /// use onceward_cli::handlers::{Meaning, Statuses};
@@ -21,7 +21,7 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    /// Takes statuses such as `503` and classes such as `5xx`. `None` if one is neither.
+    /// The meanings of statuses such as `503` and classes such as `5xx`. `None` if a name is neither.
     pub fn new<'a>(meanings: impl IntoIterator<Item = (&'a str, Meaning)>) -> Option<Self> {
         let mut statuses = Self::default();
         for (name, meaning) in meanings {
@@ -33,12 +33,12 @@ impl Statuses {
         Some(statuses)
     }
 
-    /// Whether `name` is a status from 200 to 599 or a class of them.
+    /// True if `name` is a status from 200 to 599, or a class of them.
     pub fn is_name(name: &str) -> bool {
         read(name).is_some()
     }
 
-    /// What was configured for a status: for itself or, failing that, for its class.
+    /// The configured meaning of a status, or else of its class.
     pub fn meaning(&self, status: u16) -> Option<Meaning> {
         self.exact.get(&status).or_else(|| self.classes.get(&(status / 100))).copied()
     }
@@ -60,21 +60,21 @@ fn read(name: &str) -> Option<Named> {
     }
 }
 
-/// EX_DATAERR of sysexits.h: the input is wrong and stays so.
+/// EX_DATAERR of sysexits.h: the input is invalid.
 const EX_DATAERR: u8 = 65;
 
-/// What the exit codes of a process mean; 0 always completes.
+/// The meanings of exit codes; 0 always completes the message.
 #[derive(Clone, Debug, Default)]
 pub struct ExitCodes(BTreeMap<u8, Meaning>);
 
 impl ExitCodes {
-    /// Takes what differs from the default.
+    /// The meanings that differ from the default.
     pub fn new(meanings: impl IntoIterator<Item = (u8, Meaning)>) -> Self {
         Self(meanings.into_iter().collect())
     }
 
-    /// 65 (EX_DATAERR) is permanent; 126 and 127, by which a shell says that it cannot run or find a command, are
-    /// unavailable; all others retry.
+    /// The meaning of `code`. By default 65 (EX_DATAERR) is permanent; 126 and 127, with which a shell reports that it
+    /// cannot run or find a command, are unavailable; all others retry.
     pub fn meaning(&self, code: u8) -> Meaning {
         let default = match code {
             0 => return Meaning::Done,

@@ -1,6 +1,6 @@
-//! The handlers of the program: what a message can be given to, in any language.
+//! Handlers of the program, for code in any language.
 //!
-//! | handler | one message is |
+//! | handler | one message becomes |
 //! |---|---|
 //! | [`ExecHandler`] | one process: payload on standard input, the rest in `ONCEWARD_*` variables |
 //! | [`WorkerHandler`] | one JSON line to a long-lived process, and one JSON line back |
@@ -10,8 +10,8 @@
 //!
 //! `[handler.sql]`, a statement in the transaction of its completion, is executed by the store.
 //!
-//! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
-//! settles, retries or deduplicates: that is the pipeline's.
+//! Each is built from plain options, which the registry reads from the configuration. None of them settles, retries or
+//! deduplicates: the pipeline does.
 
 mod children;
 mod environment;
@@ -42,10 +42,10 @@ pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;
 pub use stdout::StdoutHandler;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use worker::fuzzing as worker_lines;
 pub use worker::{WorkerHandler, WorkerOptions};
 
-/// The largest result a handler keeps unless told otherwise, in bytes: 64 KiB.
+/// The default limit of a result, in bytes: 64 KiB.
 pub const RESULT_LIMIT: usize = 64 * 1024;

@@ -1,23 +1,23 @@
-//! A payload as a process's standard input.
+//! Payload as the standard input of a process.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
 
-/// A file without a name that holds the payload, to be read from its beginning.
+/// An unnamed file with the payload, positioned at its beginning.
 ///
-/// Not a pipe: if this program dies while it writes to one, the process reads an end of file after a part of the payload,
-/// or at once, and takes that for the whole. This file is whole before the process starts.
+/// With a pipe the process would read a truncated payload as complete if this program died while writing. This file is
+/// complete before the process starts.
 ///
 /// # Errors
-/// What the operating system answers: memory, or elsewhere than on Linux the temporary directory, is full.
-pub(super) fn whole(payload: &[u8]) -> io::Result<File> {
+/// Memory is full, or on other systems than Linux the temporary directory.
+pub(super) fn payload_file(payload: &[u8]) -> io::Result<File> {
     let mut file = unnamed()?;
     file.write_all(payload)?;
     file.rewind()?;
     Ok(file)
 }
 
-/// In memory, so that neither a read-only root nor a full disk stands in the way.
+/// In memory: it needs no writable or free disk.
 #[cfg(target_os = "linux")]
 fn unnamed() -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};
@@ -43,7 +43,7 @@ mod tests {
     fn it_is_read_from_its_beginning_to_its_end() {
         for payload in [&b""[..], b"one\0line\n", &[7; 1 << 20]] {
             let mut read = Vec::new();
-            whole(payload).unwrap().read_to_end(&mut read).unwrap();
+            payload_file(payload).unwrap().read_to_end(&mut read).unwrap();
             assert_eq!(read, payload);
         }
     }

@@ -1,4 +1,4 @@
-//! A child process that leads a group of its own, and ends with all of it: [`ProcessGroup`].
+//! Child process with a process group of its own, which is killed as a whole: [`ProcessGroup`].
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -14,17 +14,17 @@ use tokio::process::{Child, Command};
 use super::environment::Environment;
 use super::{children, interpreter};
 
-/// How long the rest of a killed group is waited for. SIGKILL ends a process within microseconds, but one that sits in
-/// the kernel (a dead network file system) stays.
+/// The time limit for the other members of a killed group to end. SIGKILL ends a process within microseconds, unless it is
+/// blocked in the kernel (for example by a dead network file system).
 const GROUP_GONE: Duration = Duration::from_secs(1);
 
-/// A child and the group it leads. What it starts belongs to the group, too, unless it leaves on purpose (`setsid`).
+/// A child and the group that it leads. Processes that it starts belong to the group, unless they leave it (`setsid`).
 ///
-/// Dropping it kills the group at once, without waiting; the runtime reaps the child later.
+/// Dropping it kills the group without waiting; the runtime reaps the child later.
 #[derive(Debug)]
 pub(super) struct ProcessGroup {
     child: Child,
-    /// `None` once the group has ended or was killed: its number may then belong to others.
+    /// `None` once the group has ended or was killed: its number may then be reused.
     group: Option<Pid>,
 }
 
@@ -41,74 +41,73 @@ impl ProcessGroup {
         &mut self.child
     }
 
-    /// The number of the child, while it has one.
+    /// The process id of the child, until it has ended.
     pub(super) fn id(&self) -> Option<i32> {
         self.group.map(Pid::as_raw_pid)
     }
 
-    /// Waits until the child has ended, and kills what it left behind in its group: an effect that goes on after the
-    /// run is an effect without a claim.
+    /// Waits until the child has ended, and kills the rest of its group: an effect after the run would have no claim.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
+    /// Safe: it may be dropped and called again.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await?;
-        self.reaped();
+        self.kill_rest();
         Ok(status)
     }
 
-    /// The child's end, if it has come already.
+    /// The status of the child, if it has ended.
     pub(super) fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.child.try_wait()?;
         if status.is_some() {
-            self.reaped();
+            self.kill_rest();
         }
         Ok(status)
     }
 
-    /// Asks the group to end: SIGTERM. Does nothing once the child has ended.
+    /// Sends SIGTERM to the group. Does nothing once the child has ended.
     pub(super) fn terminate(&self) {
         if let Some(group) = self.group {
-            // An error means that nobody is left in it.
+            // An error means that the group is empty.
             let _ = kill_process_group(group, Signal::TERM);
         }
     }
 
-    /// Kills the group, waits until the child is reaped, and for at most a second until the rest is gone. Answers how
-    /// the child ended, which may have been before.
+    /// Kills the group, waits until the child is reaped, and for at most a second until the rest has ended. Returns the status
+    /// of the child, which may have ended before.
     ///
     /// # Cancel safety
-    /// Everything was killed with the first poll; dropping it only gives up the waiting.
+    /// The first poll kills the group; dropping the future only ends the waiting.
     pub(super) async fn kill(&mut self) -> Option<ExitStatus> {
-        let group = self.signal();
+        let group = self.kill_once();
         let status = self.child.wait().await.ok();
         let Some(group) = group else { return status };
         children::forget(group.as_raw_pid());
         let gone = async {
             let mut pause = Duration::from_micros(200);
-            while is_anyone_left(group) {
+            while has_running_members(group) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(20));
             }
         };
         if tokio::time::timeout(GROUP_GONE, gone).await.is_err() {
-            tracing::warn!(group = group.as_raw_pid(), "a killed process group has not gone within a second");
+            tracing::warn!(group = group.as_raw_pid(), "killed process group still running after one second");
         }
         status
     }
 
-    /// The child has been waited for: ends what it left behind.
-    fn reaped(&mut self) {
-        if let Some(group) = self.signal() {
+    /// Kills the rest of the group after the child has been waited for.
+    fn kill_rest(&mut self) {
+        if let Some(group) = self.kill_once() {
             children::forget(group.as_raw_pid());
         }
     }
 
-    /// Sends SIGKILL to the group, once. The child has either not been reaped or has been just now, so that the number
-    /// is still the group's: numbers are handed out in a circle.
-    fn signal(&mut self) -> Option<Pid> {
+    /// Sends SIGKILL to the group, once. The child is not reaped yet, or only just, so the number still belongs to the
+    /// group: numbers are reused only after all others.
+    fn kill_once(&mut self) -> Option<Pid> {
         let group = self.group.take()?;
-        // An error means that nobody is left in it.
+        // An error means that the group is empty.
         let _ = kill_process_group(group, Signal::KILL);
         Some(group)
     }
@@ -116,13 +115,13 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        self.reaped();
+        self.kill_rest();
     }
 }
 
-/// Whether a member of the group still runs. One that has ended but is not reaped yet is a member, too, for ever where
-/// process 1 reaps no orphans (many containers), so on Linux a second look tells those apart.
-fn is_anyone_left(group: Pid) -> bool {
+/// True if a member of the group still runs. A zombie is a member too, and stays one if process 1 reaps no orphans (as in
+/// many containers), so zombies are excluded by their state in /proc.
+fn has_running_members(group: Pid) -> bool {
     if test_kill_process_group(group).is_err() {
         return false;
     }
@@ -130,7 +129,7 @@ fn is_anyone_left(group: Pid) -> bool {
     let mut any = false;
     for process in processes.flatten() {
         let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
-        // "pid (name) state parent group …", where the name may hold anything.
+        // "pid (name) state parent group …", where the name may contain any character.
         let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
         let mut fields = rest.split(' ');
         let (state, member) = (fields.next(), fields.nth(1));
@@ -144,7 +143,7 @@ fn is_anyone_left(group: Pid) -> bool {
     !any
 }
 
-/// A program and its arguments. `Debug` leaves the arguments out: they may hold secrets.
+/// A program and its arguments. `Debug` omits the arguments, which may contain secrets.
 ///
 /// ```
 /// use onceward_cli::handlers::Program;
@@ -160,14 +159,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Takes a command: the program first. A name without a slash is looked up in `PATH`.
+    /// A command: the program, then its arguments. A name without a slash is looked up in `PATH`.
     ///
     /// # Errors
-    /// [`onceward::Error`] if the command is empty or holds a NUL character.
+    /// The command is empty or contains a NUL character.
     pub fn new(command: Vec<String>) -> Result<Self, Error> {
         let wrong = |what: &'static str| Error::new(ErrorKind::Config, "use this handler command", what);
         if command.iter().any(|part| part.contains('\0')) {
-            return Err(wrong("it holds a NUL character, which no program can be given"));
+            return Err(wrong("it contains a NUL character, which cannot be passed to a program"));
         }
         let mut parts = command.into_iter();
         match parts.next().filter(|name| !name.is_empty()) {
@@ -183,14 +182,14 @@ impl Program {
         }
     }
 
-    /// Runs it in `directory`, from which a relative name with a slash is looked up, too.
+    /// Runs the program in `directory`, to which a relative name with a slash refers.
     #[must_use]
     pub fn in_directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
-    /// Gives it another environment than the usual one.
+    /// Sets the environment of the program.
     #[must_use]
     pub fn with_environment(mut self, environment: Environment) -> Self {
         self.environment = environment;
@@ -216,15 +215,18 @@ impl Program {
         }
     }
 
-    /// The program as it was given.
+    /// The name of the program, as configured.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Finds the program as the operating system will.
+    /// Checks that the program can be started.
+    ///
+    /// # Errors
+    /// The program, its directory or its interpreter is missing or not executable.
     pub(super) fn check(&self) -> Result<(), Error> {
         if let Some(directory) = self.directory.as_deref().filter(|directory| !directory.is_dir()) {
-            let what = format!("{} is no directory to run in", directory.display());
+            let what = format!("{} is not a directory to run in", directory.display());
             return Err(Error::new(ErrorKind::Config, "start the handler's program", what));
         }
         let file = which::which(&*self.file()).map_err(|cause| {
@@ -240,15 +242,15 @@ impl Program {
             .map_err(|what| Error::new(ErrorKind::Config, "start the handler's program", what))
     }
 
-    /// A command with all three standard streams as pipes, and no other environment than its own.
+    /// A command with pipes as its three standard streams and the configured environment.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&*self.file());
         if !self.name.contains('/') {
-            // As if the system had looked it up.
+            // The name as the system would set it after a lookup.
             command.arg0(&self.name);
         }
         command.args(&self.arguments);
-        command.env_clear().envs(self.environment.of(std::env::vars_os()));
+        command.env_clear().envs(self.environment.variables(std::env::vars_os()));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -256,13 +258,13 @@ impl Program {
         command
     }
 
-    /// What a start that failed means: nothing has happened, and in nearly all cases the message is not to blame.
+    /// The error of a failed start: there was no effect, and in nearly all cases the message is not the cause.
     pub(super) fn not_started(&self, cause: &io::Error) -> HandlerError {
         let hint = match cause.kind() {
             io::ErrorKind::NotFound
                 if self.name.contains('/') && std::fs::exists(self.file()).unwrap_or(false) =>
             {
-                "; the file is there, so look at the interpreter named in its first line"
+                "; the file exists, so check the interpreter in its first line"
             }
             io::ErrorKind::NotFound => "; correct the handler's `command`",
             io::ErrorKind::PermissionDenied => "; make it executable (chmod +x)",

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use onceward::dead_letter::{HEADER_MESSAGE_ID, HEADER_PREFIX};
 use onceward::{Error, ErrorKind, Handled, Handler, HandlerError, Message, Outgoing, Publisher, Verdict};
 
-/// Publishes each message and is done once the other broker has confirmed it.
+/// Publishes each message, and completes it once the other broker has confirmed it.
 ///
-/// What it publishes bears the message's own id or, where it has none, its idempotency key; failing both, where it stands in
-/// its source. The key is in the header `onceward-id` as well, the same in every attempt and after a redrive: a run whose
-/// confirm is lost publishes a copy, and the consumer downstream recognises it by that.
+/// The published message has the id of the message or, without one, its idempotency key; without both, its position in the
+/// source. The key is also in the header `onceward-id`, the same in every attempt and after a redrive: if a confirm is lost
+/// the next run publishes a copy, which the consumer downstream recognises by this header.
 ///
-/// Payload, ordering key and headers go along, but for headers that begin with `onceward-`, which are about the source; to a
-/// broker of the same kind types and properties go along unchanged. The id that the message came with is in
-/// `onceward-message-id`.
+/// Payload, ordering key and headers are kept, except headers that begin with `onceward-`, which describe the source; types
+/// and properties are kept for a broker of the same kind. The original id is in `onceward-message-id`.
 ///
-/// A broker that cannot be reached, refuses the login, lacks the destination or has no room uses no attempt; where the
-/// message may have arrived all the same, the outcome counts as unknown. A message that is too large for it is dead-lettered.
+/// A broker that is unreachable, rejects the login, lacks the destination or is full uses no attempt; if the message may have
+/// arrived, the outcome counts as unknown. A message that is too large for it is dead-lettered.
 #[derive(Clone)]
 pub struct PublishHandler {
     publisher: Arc<dyn Publisher>,
@@ -25,7 +24,7 @@ pub struct PublishHandler {
 }
 
 impl PublishHandler {
-    /// To `destination`, as `publisher` understands it.
+    /// A handler that publishes to `destination` with `publisher`.
     pub fn new(publisher: Arc<dyn Publisher>, destination: &str) -> Self {
         Self { publisher, destination: destination.into() }
     }
@@ -50,13 +49,13 @@ impl PublishHandler {
     }
 }
 
-/// The producer's id or, without one, ours.
+/// The id of the producer or, without one, ours.
 fn message_id(message: &Message) -> String {
     let id = message.id().and_then(|id| std::str::from_utf8(id).ok()).filter(|id| !id.is_empty());
     id.map_or_else(|| own_id(message), str::to_owned)
 }
 
-/// The same for every attempt at one message.
+/// An id that is the same in every attempt.
 fn own_id(message: &Message) -> String {
     match (message.key(), message.position()) {
         (Some(key), _) => key.to_string(),
@@ -65,8 +64,8 @@ fn own_id(message: &Message) -> String {
     }
 }
 
-/// What a publish that failed says about the message, and whether the message may have arrived.
-fn failed(error: Error) -> HandlerError {
+/// The error of a failed publish, and whether the message may have arrived.
+fn publish_error(error: Error) -> HandlerError {
     use ErrorKind::{
         Config, Corrupt, Denied, Internal, Throttled, Timeout, TooLarge, Unavailable, Unsupported,
     };
@@ -75,7 +74,7 @@ fn failed(error: Error) -> HandlerError {
     let verdict = match kind {
         TooLarge => Verdict::Permanent,
         Unavailable | Timeout | Throttled | Denied | Config => Verdict::Unavailable,
-        // The broker may not take this one: it must not wait for ever.
+        // The broker may reject this message: it must not wait without end.
         _ => Verdict::Retry,
     };
     let failed = HandlerError::new(verdict, error.text());
@@ -104,14 +103,14 @@ impl Handler for PublishHandler {
             biased;
             published = self.publisher.publish(&batch) => published,
             () = cancellation.cancelled() => {
-                // A broker that confirms nothing in time is away for this message as for any other.
+                // A broker that does not confirm in time is unavailable for all messages.
                 let text = "the run was cancelled before the other broker confirmed the message";
                 return Err(HandlerError::unavailable(text).outcome_unknown());
             }
         };
         match published.into_iter().next() {
             Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(failed(error)),
+            Some(Err(error)) => Err(publish_error(error)),
             None => Err(HandlerError::retry("the publisher did not say whether it published the message")),
         }
     }
@@ -188,7 +187,7 @@ mod tests {
     #[test]
     fn only_what_a_broker_says_about_the_message_is_charged_to_it() {
         let of = |kind| {
-            let failed = failed(Error::new(kind, "publish to invoices", "refused"));
+            let failed = publish_error(Error::new(kind, "publish to invoices", "refused"));
             (failed.verdict(), failed.is_outcome_unknown())
         };
         for kind in [ErrorKind::Unavailable, ErrorKind::Timeout] {

@@ -1,34 +1,35 @@
-//! Writes payloads as lines: [`StdoutHandler`].
+//! Writes payloads as lines to standard output: [`StdoutHandler`].
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Cancellation, Handled, Handler, HandlerError, Message};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// How long to wait for room in a pipe that somebody has made non-blocking.
-const FULL: Duration = Duration::from_millis(10);
+/// The pause before a retry on a full pipe that is non-blocking.
+const FULL_PIPE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Writes each payload and a line feed to standard output, and flushes before it is done.
+/// Writes each payload and a line feed to standard output, and flushes before it completes the message.
 ///
-/// One write for each message, one message at a time, so lines never mix; a payload that holds line feeds becomes
-/// several lines. A write that has begun cannot be taken back: it goes on after a cancellation.
+/// Messages are written one after the other, so lines never mix; a payload with line feeds becomes several lines. A write
+/// that has begun cannot be undone: it continues after a cancellation.
 ///
-/// An output that cannot be written (a full disk) is unavailable: no message uses an attempt, and after a line that was cut
-/// off the next one begins on a line of its own. Where the reader has gone (a closed pipe) the [token](Self::closes) fires as
-/// well, since nothing can be written any more.
+/// If writing fails (for example on a full disk) the handler is unavailable: no message uses an attempt, and after a
+/// truncated line the next message begins on a new line. If the reader has closed the pipe, the [token](Self::closes) also
+/// fires, since nothing can be written any more.
 #[derive(Clone)]
 pub struct StdoutHandler {
-    out: Arc<Mutex<Out<dyn Write + Send>>>,
+    out: Arc<Mutex<LineWriter<dyn Write + Send>>>,
     closed: CancellationToken,
 }
 
 impl StdoutHandler {
-    /// Writes to standard output, without a buffer in between.
+    /// A handler that writes to standard output, unbuffered.
     pub fn new() -> Self {
         match io::stdout().as_fd().try_clone_to_owned() {
             Ok(out) => Self::to(File::from(out)),
@@ -36,12 +37,15 @@ impl StdoutHandler {
         }
     }
 
-    /// Writes somewhere else.
+    /// A handler that writes to `out`.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        Self { out: Arc::new(Mutex::new(Out { torn: false, to: out })), closed: CancellationToken::new() }
+        Self {
+            out: Arc::new(Mutex::new(LineWriter { torn: false, to: out })),
+            closed: CancellationToken::new(),
+        }
     }
 
-    /// Has `token` fire once the reader has gone.
+    /// Fires `token` when the reader has closed the pipe.
     #[must_use]
     pub fn closes(mut self, token: CancellationToken) -> Self {
         self.closed = token;
@@ -61,13 +65,13 @@ impl fmt::Debug for StdoutHandler {
     }
 }
 
-struct Out<W: ?Sized> {
-    /// A line was cut off.
+struct LineWriter<W: ?Sized> {
+    /// The last line was truncated.
     torn: bool,
     to: W,
 }
 
-impl<W: Write + ?Sized> Out<W> {
+impl<W: Write + ?Sized> LineWriter<W> {
     fn line(&mut self, line: &[u8], cancellation: &Cancellation) -> io::Result<()> {
         if self.torn {
             self.write(b"\n", cancellation)?;
@@ -87,12 +91,12 @@ impl<W: Write + ?Sized> Out<W> {
                     self.torn = !rest.is_empty();
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                // A line that has begun is finished.
+                // A line that has begun is completed.
                 Err(cause)
                     if cause.kind() == io::ErrorKind::WouldBlock
                         && (self.torn || !cancellation.is_cancelled()) =>
                 {
-                    std::thread::sleep(FULL);
+                    std::thread::sleep(FULL_PIPE_PAUSE);
                 }
                 Err(cause) => return Err(cause),
             }
@@ -110,9 +114,9 @@ impl Handler for StdoutHandler {
         line.extend_from_slice(message.payload());
         line.push(b'\n');
         let out = Arc::clone(&self.out);
-        // A slow reader of the pipe blocks this thread, not the runtime's.
+        // A slow reader blocks this thread, not one of the runtime.
         let written = tokio::task::spawn_blocking(move || {
-            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut out = out.lock();
             if cancellation.is_cancelled() {
                 return Err(io::Error::other("the run was cancelled while others were writing"));
             }
@@ -122,13 +126,13 @@ impl Handler for StdoutHandler {
             let hint = match cause.kind() {
                 io::ErrorKind::BrokenPipe => {
                     if !self.closed.is_cancelled() {
-                        tracing::info!("the reader of standard output has gone away; the run ends");
+                        tracing::info!("standard output closed by its reader; stopping the run");
                     }
                     self.closed.cancel();
-                    "; its reader has gone away"
+                    "; its reader has closed it"
                 }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    "; make room where it is redirected to"
+                    "; free space at its destination"
                 }
                 _ => "",
             };

@@ -1,7 +1,7 @@
-//! Foreign bytes made fit for an error text or a log line.
+//! Escapes foreign bytes for error texts and log lines.
 
-/// `bytes` as one printable line of at most `limit` bytes and a mark: what is not UTF-8 becomes `�`, control
-/// characters and those that reorder or break lines are escaped, and a cut is marked with `…`.
+/// `bytes` as one printable line of at most `limit` bytes: invalid UTF-8 becomes `�`, control characters and characters that
+/// reorder or break lines are escaped, and a truncation is marked with `…`.
 pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
     let mut line = String::with_capacity(bytes.len().min(limit));
     for character in String::from_utf8_lossy(bytes).chars() {
@@ -20,7 +20,7 @@ pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
     line
 }
 
-/// A terminal escape, a forged line or a reversed text must not come out of a log as what it claims to be.
+/// True for characters that could act on a terminal, forge a line or reverse text in a log.
 pub(crate) fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -33,19 +33,19 @@ mod tests {
     use super::printable;
 
     #[test]
-    fn escapes_what_a_terminal_would_act_on() {
+    fn escapes_terminal_sequences() {
         assert_eq!(printable(b"a\x1b[31mred\r\n\0", 100), "a\\u{1b}[31mred\\r\\n\\u{0}");
         assert_eq!(printable("x\u{202e}y\u{2028}".as_bytes(), 100), "x\\u{202e}y\\u{2028}");
     }
 
     #[test]
-    fn keeps_text_and_marks_what_is_no_utf8() {
+    fn keeps_text_and_marks_invalid_utf8() {
         assert_eq!(printable("Zürich\t\"ok\"".as_bytes(), 100), "Zürich\\t\"ok\"");
         assert_eq!(printable(b"\xff\xfeend", 100), "\u{fffd}\u{fffd}end");
     }
 
     #[test]
-    fn is_cut_at_a_character_and_says_so() {
+    fn is_truncated_at_a_character_and_marked() {
         assert_eq!(printable("aüü".as_bytes(), 4), "aü…");
         assert_eq!(printable(b"ab\x1b", 5), "ab…");
         assert_eq!(printable(b"abc", 3), "abc");

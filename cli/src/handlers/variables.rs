@@ -1,14 +1,14 @@
-//! The environment of an exec handler: what a message says beside its payload.
+//! Environment variables of a message for an exec handler.
 
 use std::collections::HashSet;
 
 use onceward::{Message, Scope};
 
-use super::headers::{Budget, base64};
+use super::headers::{HeaderBudget, base64};
 use super::token::claim_token;
 
 const HEADER: &str = "ONCEWARD_HEADER_";
-/// Behind the name of a value in Base64.
+/// The suffix of the name of a value in Base64.
 const MARKER: &str = "_BASE64";
 
 /// Names that are set for some messages only.
@@ -23,16 +23,15 @@ const SOMETIMES: [&str; 7] = [
 ];
 
 /// The variables of `message`: `ONCEWARD_SCOPE`, `_ATTEMPT`, `_FENCE`, `_GENERATION` always; `_KEY`, `_TOKEN` (of
-/// the claim: a capability), `_MESSAGE_ID` and `_ORIGIN` where the message has one; and each header as `ONCEWARD_HEADER_<NAME>`, its name in capitals with `_` for
-/// everything but letters and digits.
+/// the claim: a capability), `_MESSAGE_ID` and `_ORIGIN` if the message has one; and each header as
+/// `ONCEWARD_HEADER_<NAME>`, its name in capitals with `_` for everything but letters and digits.
 ///
-/// A value that is not UTF-8, or holds a NUL byte, comes in Base64 under the same name with `_BASE64` behind it, and so does
-/// each value of a header whose own name ends with that: it could be taken for one of these. Of
-/// headers whose names become the same, the first is passed. At most 128 headers, 8 KiB each and 64 KiB together are
-/// passed, so that no message makes the process impossible to start; how many headers were left out is in
-/// `ONCEWARD_HEADERS_SKIPPED`.
+/// A value that is not UTF-8, or contains a NUL byte, is passed in Base64 under the same name with the suffix `_BASE64`; so is
+/// the value of a header whose own name has that suffix, to avoid ambiguity. Of headers with the same variable name the
+/// first is passed. At most 128 headers, 8 KiB each and 64 KiB in total are passed, so that no message prevents the process
+/// from starting; `ONCEWARD_HEADERS_SKIPPED` is the number of omitted headers.
 pub(super) fn variables(scope: &Scope, message: &Message) -> Vec<(String, String)> {
-    let mut budget = Budget { count: 128, name: 128, value: 8 * 1024, total: 64 * 1024, skipped: 0 };
+    let mut budget = HeaderBudget { count: 128, name: 128, value: 8 * 1024, total: 64 * 1024, skipped: 0 };
     let mut variables = vec![
         ("ONCEWARD_SCOPE".to_owned(), scope.to_string()),
         ("ONCEWARD_ATTEMPT".to_owned(), message.attempt().to_string()),
@@ -73,8 +72,8 @@ pub(super) fn variables(scope: &Scope, message: &Message) -> Vec<(String, String
     variables
 }
 
-/// True for a variable that a handler could take for its message's.
-pub(super) fn is_of_a_message(name: &str) -> bool {
+/// True for a variable that a handler would attribute to its message.
+pub(super) fn is_message_variable(name: &str) -> bool {
     name.starts_with(HEADER) || SOMETIMES.contains(&name)
 }
 

@@ -1,4 +1,4 @@
-//! Which lines are logged: the filter in the environment, the default, and what is never logged.
+//! The log filter: from the environment, with defaults and lines that are never logged.
 
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -7,18 +7,18 @@ use super::AUDIT;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 
-/// What is logged: `tracing-subscriber`'s directives, such as `debug` or `onceward=debug,warn`. The first one that is set
-/// counts.
+/// The variables with the filter, in the syntax of `tracing-subscriber`: `debug`, or `onceward=debug,warn`. The first one
+/// that is set counts.
 const VARIABLES: [&str; 2] = ["ONCEWARD_LOG", "RUST_LOG"];
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Other spellings that people write.
+/// Common other spellings of levels.
 const ALIASES: [(&str, &str); 5] =
     [("warning", "warn"), ("err", "error"), ("information", "info"), ("critical", "error"), ("none", "off")];
 
-/// Libraries whose lines repeat what Onceward says itself, with the place and the remedy: a lost connection, a returned
-/// message, a slow statement, a notice of the server. They are logged where the filter names them, or asks for `debug`.
+/// Libraries whose lines repeat, without context or fix, what Onceward logs itself: a lost connection, a returned message, a
+/// slow statement, a notice of the server. They are logged if the filter names them, or at `debug`.
 const NOISE: [(&str, &str); 7] = [
     ("amq_protocol", "off"),
     ("aws", "error"),
@@ -29,8 +29,8 @@ const NOISE: [(&str, &str); 7] = [
     ("sqlx", "error"),
 ];
 
-/// Whether a line may be logged at all, whatever the filter says. The AMQP client prints returned messages whole, and
-/// frames with passwords and payloads at `trace`.
+/// True if a line may be logged under any filter. The AMQP client logs whole returned messages, and frames with passwords and
+/// payloads at `trace`.
 pub(super) fn is_allowed(target: &str, level: Level) -> bool {
     let is_of = |library: &str| {
         target.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', ':']))
@@ -44,8 +44,8 @@ pub(super) fn is_allowed(target: &str, level: Level) -> bool {
 /// The filter in the environment, or the default.
 ///
 /// # Errors
-/// One sentence, if it is invalid: a filter that is misread would hide everything.
-pub(super) fn from(env: Lookup<'_>) -> Result<EnvFilter, Failure> {
+/// The filter is invalid. Ignoring it could hide all lines.
+pub(super) fn parse(env: Lookup<'_>) -> Result<EnvFilter, Failure> {
     let given = VARIABLES
         .into_iter()
         .find_map(|name| env(name).filter(|text| !text.trim().is_empty()).map(|text| (name, text)));
@@ -59,10 +59,10 @@ pub(super) fn from(env: Lookup<'_>) -> Result<EnvFilter, Failure> {
         Failure::new(Exit::Config, format!("{name}: {what}; {fix}"))
     };
     let directives = directives(text).map_err(refused)?;
-    EnvFilter::try_new(directives).map_err(|_| refused("is no filter for log lines".to_owned()))
+    EnvFilter::try_new(directives).map_err(|_| refused("is not a valid log filter".to_owned()))
 }
 
-/// `text` as the directives that are meant.
+/// The directives of `text`, with its aliases resolved and the defaults added.
 fn directives(text: &str) -> Result<String, String> {
     let mut own = Vec::new();
     let mut overall = None;
@@ -73,7 +73,7 @@ fn directives(text: &str) -> Result<String, String> {
             own.push(checked(directive)?);
         }
     }
-    // A directive for one target must not silence all others.
+    // A directive for one target must not silence the others.
     let overall = overall.unwrap_or("info");
     let mut all = vec![overall.to_owned()];
     if !matches!(overall, "debug" | "trace") {
@@ -98,10 +98,10 @@ fn level(text: &str) -> Option<&'static str> {
     LEVELS.into_iter().find(|level| *level == lower).or(alias)
 }
 
-/// `TARGET=LEVEL` or a target of ours: anything else is a mistake, which would be taken for the name of a module.
+/// Checks a directive, `TARGET=LEVEL` or one of our targets: a mistyped level would be read as the name of a module.
 fn checked(directive: &str) -> Result<String, String> {
     let shown: String = directive.chars().take(40).flat_map(char::escape_debug).collect();
-    // `[span{field=value}]=debug` may hold an equals sign too; `tracing-subscriber` reads spans itself.
+    // `[span{field=value}]=debug` may contain an equals sign; `tracing-subscriber` parses spans itself.
     if directive.contains('[') {
         return Ok(directive.to_owned());
     }
@@ -117,7 +117,7 @@ fn checked(directive: &str) -> Result<String, String> {
     }
 }
 
-/// True for the name of a module.
+/// True for a module path.
 fn is_path(text: &str) -> bool {
     text.split("::").all(|part| {
         !part.is_empty()
@@ -131,7 +131,7 @@ mod tests {
 
     fn with(text: &str) -> Result<String, String> {
         let env = |name: &str| (name == "ONCEWARD_LOG").then(|| text.to_owned());
-        match from(&env) {
+        match parse(&env) {
             Ok(filter) => Ok(filter.to_string()),
             Err(failure) => {
                 assert_eq!(failure.exit(), Exit::Config);
@@ -166,7 +166,7 @@ mod tests {
         ] {
             assert_eq!(overall(&with(text).unwrap()), [level], "{text}");
         }
-        let default = from(&|_| None).unwrap().to_string();
+        let default = parse(&|_| None).unwrap().to_string();
         assert_eq!(overall(&default), ["info"]);
     }
 

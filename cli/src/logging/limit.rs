@@ -1,15 +1,16 @@
-//! How often lines of one kind are logged: an outage must not fill the disk with one sentence.
+//! Rate limit of the log: an outage must not fill the disk with one message.
 //!
-//! A kind is a place in the code and, where a place logs different sentences, the sentence without its digits. In any minute
-//! [`LINES`] lines of a kind pass; the others are counted and summed up every [`PAUSE`], so that no kind has more than
-//! twenty lines a minute. Audit lines, what worker processes write, and the levels `debug` and `trace` are not limited.
+//! A kind of line is a callsite together with the message without its digits. In any minute [`LINES`] lines of a kind are
+//! logged; the others are counted and summarised every [`PAUSE`], so that a kind has at most twenty lines a minute. Audit
+//! lines, the output of worker processes, and the levels `debug` and `trace` are not limited.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::{Debug, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -18,33 +19,33 @@ use tracing_subscriber::layer::Context;
 
 use super::AUDIT;
 
-/// Lines of a kind in a minute.
+/// The most lines of a kind in a minute.
 const LINES: usize = 18;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Between two summaries of what was left out.
+/// The interval between summaries.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Sentences of one place that are kinds of their own; further ones are one kind.
+/// The most messages of one callsite that count as kinds of their own; all further ones are one kind.
 const SENTENCES: usize = 8;
 
-/// What is kept of a sentence for the summary.
+/// The most characters of a message in a summary.
 const SHOWN_CHARACTERS: usize = 160;
 
 /// The target of the summaries.
 const SUMMARY: &str = "onceward::log";
 
-/// The target of lines that the user's own worker processes write.
+/// The target of lines that worker processes write.
 const WORKERS: &str = "onceward_cli::handlers::worker";
 
-/// A layer that limits lines, and what writes the summaries.
+/// A layer that limits lines, and the writer of its summaries.
 pub(super) fn limit() -> (Limit, Summaries) {
     let kinds = Arc::new(Mutex::new(Kinds::default()));
     (Limit(Arc::clone(&kinds)), Summaries(kinds))
 }
 
-/// Lets the first lines of a kind pass.
+/// Passes the first lines of a kind in each minute.
 pub(super) struct Limit(Arc<Mutex<Kinds>>);
 
 impl<S: Subscriber> Layer<S> for Limit {
@@ -59,17 +60,17 @@ impl<S: Subscriber> Layer<S> for Limit {
         }
         let mut sentence = Sentence(String::new());
         event.record(&mut sentence);
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.0.lock();
         kinds.admit(metadata.callsite(), level, &sentence.0, Instant::now())
     }
 }
 
-/// Writes how many lines of each kind were left out.
+/// Logs how many lines of each kind were suppressed.
 #[derive(Clone)]
 pub(super) struct Summaries(Arc<Mutex<Kinds>>);
 
 impl Summaries {
-    /// Goes on in the background until the runtime ends; without a runtime there are no summaries.
+    /// Starts a background task that runs until the runtime ends; without a runtime there are no summaries.
     pub(super) fn start(&self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let summaries = self.clone();
@@ -81,9 +82,9 @@ impl Summaries {
         });
     }
 
-    /// Logs what was left out since the last time.
+    /// Logs the lines suppressed since the last summary.
     pub(super) fn log(&self) {
-        let left_out = self.0.lock().unwrap_or_else(PoisonError::into_inner).left_out(Instant::now());
+        let left_out = self.0.lock().left_out(Instant::now());
         left_out.iter().for_each(LeftOut::log);
     }
 }
@@ -109,12 +110,12 @@ struct Kinds {
 struct Kind {
     level: Level,
     sentence: String,
-    /// When lines of the last minute passed.
+    /// The times at which lines passed within the last minute.
     passed: VecDeque<Instant>,
     left_out: u64,
 }
 
-/// Lines of a kind that did not pass.
+/// The suppressed lines of a kind.
 #[derive(Debug, PartialEq, Eq)]
 struct LeftOut {
     level: Level,
@@ -153,7 +154,7 @@ impl Kinds {
         passes
     }
 
-    /// What was left out since the last call.
+    /// The lines suppressed since the last call.
     fn left_out(&mut self, now: Instant) -> Vec<LeftOut> {
         let mut left_out = Vec::new();
         for kind in self.kinds.values_mut().filter(|kind| kind.left_out > 0) {
@@ -179,7 +180,7 @@ impl LeftOut {
         let (like, suppressed) = (self.sentence.as_str(), self.count);
         macro_rules! at {
             ($level:expr) => {
-                tracing::event!(target: SUMMARY, $level, suppressed, like, "further lines like this one were suppressed")
+                tracing::event!(target: SUMMARY, $level, suppressed, like, "similar log lines suppressed")
             };
         }
         match self.level {
@@ -193,8 +194,8 @@ impl LeftOut {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::MutexGuard;
 
+    use parking_lot::MutexGuard;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -204,7 +205,7 @@ mod tests {
 
     impl Lines {
         fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+            self.0.lock()
         }
 
         fn count(&self, part: &str) -> usize {
@@ -232,7 +233,7 @@ mod tests {
             .with(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone()));
         tracing::subscriber::with_default(logger, || {
             flood();
-            let left_out = kinds.lock().unwrap_or_else(PoisonError::into_inner).left_out(Instant::now());
+            let left_out = kinds.lock().left_out(Instant::now());
             left_out.iter().for_each(LeftOut::log);
             (lines.clone(), left_out)
         })

@@ -1,4 +1,4 @@
-//! The connections to the endpoints: a new one is always accepted, and of too many one is closed for it.
+//! Connections to the endpoints: a new one is always accepted, and closes an old one beyond the limit: [`Connections`].
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::AbortHandle;
 
-/// How many connections are open at a time. One more closes another of the host that has most of them: a health check must be
-/// answered however many others stand idle or do not read their answers.
+/// The most open connections. A further one closes another of the host that has most: a health check must be answered however
+/// many connections are idle or do not read their responses.
 const CONNECTIONS: usize = 256;
 
 /// The open connections, oldest first.
@@ -22,8 +22,8 @@ struct Open {
 }
 
 impl Connections {
-    /// Makes room for one more: of the host with most connections, the oldest goes that has asked for nothing or, if all have,
-    /// the oldest.
+    /// Closes a connection if the limit is reached: of the host with most connections, the oldest without a request or, if
+    /// there is none, the oldest.
     pub(super) fn make_room(&mut self) {
         self.0.retain(|open| !open.task.is_finished());
         if self.0.len() < CONNECTIONS {

@@ -1,4 +1,4 @@
-//! The counters and gauges of a run, or of a relay, as metrics: [`text`].
+//! Metrics of a run or a relay, in the text format of OpenMetrics: [`text`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,10 +16,10 @@ use prometheus_client::registry::Registry;
 
 use super::{Watched, Work};
 
-/// What [`text`] is.
+/// The content type of [`text`].
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A registry with everything that `watched` tells: every name begins with `onceward_` and bears the scope.
+/// A registry of the metrics of `watched`: every name begins with `onceward_` and has the label `scope`.
 pub(super) fn registry(watched: Arc<Watched>) -> Registry {
     let labels = [(Cow::Borrowed("scope"), Cow::Owned(watched.scope.clone()))];
     let mut registry = Registry::with_prefix_and_labels("onceward", labels.into_iter());
@@ -28,75 +28,75 @@ pub(super) fn registry(watched: Arc<Watched>) -> Registry {
     registry
 }
 
-/// All metrics as they are now, in OpenMetrics' text format, which Prometheus reads.
+/// The current metrics in the text format of OpenMetrics, which Prometheus reads.
 pub(super) fn text(registry: &Registry) -> Result<String, fmt::Error> {
     let mut text = String::new();
     encoding::encode(&mut text, registry)?;
     Ok(text)
 }
 
-/// Reads the counters at each scrape; nothing is counted twice.
+/// Reads the counters at each scrape.
 #[derive(Debug)]
 struct Collected(Arc<Watched>);
 
 impl Collector for Collected {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         match &self.0.work {
-            Work::Run(work) => of_run(encoder, work.get().map(AsRef::as_ref)),
-            Work::Relay(work) => of_relay(encoder, work.get().map(AsRef::as_ref)),
+            Work::Run(work) => encode_run(encoder, work.get().map(AsRef::as_ref)),
+            Work::Relay(work) => encode_relay(encoder, work.get().map(AsRef::as_ref)),
         }
     }
 }
 
-fn of_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fmt::Result {
-    let value = |of: fn(&Counters) -> u64| gauge(counters.map_or(0, of));
+fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fmt::Result {
+    let value = |read: fn(&Counters) -> u64| gauge(counters.map_or(0, read));
     for (name, help, value) in [
-        ("in_flight", "Deliveries taken and not yet settled.", value(Counters::in_flight)),
+        ("in_flight", "Deliveries received and not yet settled.", value(Counters::in_flight)),
         (
             "in_flight_bytes",
-            "Bytes of deliveries taken and not yet settled.",
+            "Bytes of deliveries received and not yet settled.",
             value(Counters::in_flight_bytes),
         ),
         (
             "waiting",
-            "Of the deliveries in flight, those that cannot run: they wait for a retry, for another message, or for the store.",
+            "Deliveries in flight that cannot run yet: they wait for a retry, for another message, or for the store.",
             value(Counters::waiting),
         ),
         (
             "blocked_lanes",
-            "Order keys or partitions whose first message waits, with others behind it.",
+            "Order keys or partitions whose first message waits and blocks others.",
             value(Counters::blocked_lanes),
         ),
         (
             "handler_up",
-            "1 while the handler works, as far as its runs show; 0 while intake pauses for it.",
+            "1 while the handler is available, judging by its runs; 0 while intake is paused because of it.",
             value(|counters| u64::from(counters.handler_state() == HandlerState::Up)),
         ),
         (
             "store_up",
-            "1 while the store answers; 0 before the first answer and while intake pauses for it.",
+            "1 while the store responds; 0 before the first response and while intake is paused because of it.",
             value(|counters| u64::from(counters.is_store_up())),
         ),
         (
             "expiry_lag_seconds",
-            "How long ago the oldest record expired that the store has not removed yet.",
+            "Seconds since the expiry of the oldest record that the store has not removed yet.",
             value(|counters| counters.expiry_lag().as_secs()),
         ),
     ] {
-        one(&mut encoder, name, help, &value)?;
+        encode(&mut encoder, name, help, &value)?;
     }
     let Some(counters) = counters else { return Ok(()) };
     if let Some(source) = counters.source() {
-        of_source(&mut encoder, source)?;
+        encode_source(&mut encoder, source)?;
     }
-    of_keys(&mut encoder, &counters.key_sources())?;
+    encode_keys(&mut encoder, &counters.key_sources())?;
     Counter::ALL.iter().try_for_each(|counter| {
-        one(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
+        encode(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
     })
 }
 
-/// Which part of the messages their keys came from: one that should not be there, such as `position`, shows here.
-fn of_keys(encoder: &mut DescriptorEncoder<'_>, sources: &[(String, u64)]) -> fmt::Result {
+/// The part of the messages that keys were taken from, which reveals an unintended one such as `position`.
+fn encode_keys(encoder: &mut DescriptorEncoder<'_>, sources: &[(String, u64)]) -> fmt::Result {
     if sources.is_empty() {
         return Ok(());
     }
@@ -107,63 +107,67 @@ fn of_keys(encoder: &mut DescriptorEncoder<'_>, sources: &[(String, u64)]) -> fm
     })
 }
 
-/// Only what is known: a source without a lag, say, has no such line.
-fn of_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> fmt::Result {
+/// Only known values: a source without a lag, for example, has no such line.
+fn encode_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> fmt::Result {
     let up = u64::from(source.state() == SourceState::Up);
-    let help = "1 while the source can deliver; 0 before it was reached and while it is down.";
-    one(encoder, "source_up", help, &gauge(up))?;
+    let help = "1 while the source can deliver; 0 before the first connection and while it is down.";
+    encode(encoder, "source_up", help, &gauge(up))?;
     if let Some(received) = source.last_receive() {
-        let help = "How long ago messages last arrived.";
+        let help = "Seconds since messages last arrived.";
         let ago = received.elapsed().unwrap_or_default().as_secs();
-        one(encoder, "source_last_receive_seconds", help, &gauge(ago))?;
+        encode(encoder, "source_last_receive_seconds", help, &gauge(ago))?;
     }
     if let Some(lag) = source.lag() {
-        let help =
-            "Messages that wait in the broker, when that was last looked at: consumer lag or queue depth.";
-        one(encoder, "source_lag", help, &gauge(lag))?;
+        let help = "Messages waiting in the broker at the last observation: consumer lag or queue depth.";
+        encode(encoder, "source_lag", help, &gauge(lag))?;
     }
     for (name, help, value) in [
-        ("source_reconnects", "How often the source came back after it was down.", source.reconnects()),
+        ("source_reconnects", "Reconnections of the source after it was down.", source.reconnects()),
         (
             "source_lost_to_retention",
-            "Messages that the broker's retention removed before they were read, as far as that could be seen.",
+            "Messages that the retention of the broker removed before they were read, as far as observed.",
             source.lost(),
         ),
         (
             "source_resets",
-            "How often partitions started again: a topic was recreated or its log truncated.",
+            "Partitions that restarted because a topic was recreated or its log truncated.",
             source.resets(),
         ),
     ] {
-        one(encoder, name, help, &ConstCounter::new(value))?;
+        encode(encoder, name, help, &ConstCounter::new(value))?;
     }
     Ok(())
 }
 
-fn of_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>) -> fmt::Result {
+fn encode_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>) -> fmt::Result {
     let up = u64::from(counts.is_some_and(RelayCounts::is_outbox_up));
-    one(&mut encoder, "store_up", "1 while the outbox answers; 0 before the first answer.", &gauge(up))?;
+    encode(
+        &mut encoder,
+        "store_up",
+        "1 while the outbox responds; 0 before the first response.",
+        &gauge(up),
+    )?;
     let Some(counts) = counts else { return Ok(()) };
     let seen = counts.seen();
     for (name, help, value) in [
-        ("outbox_waiting", "Rows that are not published.", seen.waiting),
-        ("outbox_failing", "Rows that are not published and whose last attempt failed.", seen.failing),
-        ("outbox_held", "Rows that wait behind a failing one of their order key.", seen.held),
-        ("outbox_kept", "Rows that were published and are still kept.", seen.kept),
+        ("outbox_waiting", "Unpublished rows.", seen.waiting),
+        ("outbox_failing", "Unpublished rows whose last attempt failed.", seen.failing),
+        ("outbox_held", "Rows blocked by a failing row of their order key.", seen.held),
+        ("outbox_kept", "Published rows that are still kept.", seen.kept),
         (
             "outbox_oldest_seconds",
-            "How long the oldest row that is not published has waited.",
+            "Age in seconds of the oldest unpublished row.",
             seen.oldest.unwrap_or_default().as_secs(),
         ),
     ] {
-        one(&mut encoder, name, help, &gauge(value))?;
+        encode(&mut encoder, name, help, &gauge(value))?;
     }
     for (name, help, value) in [
-        ("outbox_published", "Rows that this relay published, confirmed.", counts.published()),
-        ("outbox_publish_failures", "Publishes of this relay that failed.", counts.failed()),
-        ("outbox_cleaned", "Published rows that this relay removed.", counts.cleaned()),
+        ("outbox_published", "Rows published by this relay and confirmed.", counts.published()),
+        ("outbox_publish_failures", "Failed publishes of this relay.", counts.failed()),
+        ("outbox_cleaned", "Published rows removed by this relay.", counts.cleaned()),
     ] {
-        one(&mut encoder, name, help, &ConstCounter::new(value))?;
+        encode(&mut encoder, name, help, &ConstCounter::new(value))?;
     }
     Ok(())
 }
@@ -172,7 +176,7 @@ fn gauge(value: u64) -> ConstGauge<i64> {
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn one(
+fn encode(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -215,7 +219,7 @@ mod tests {
 
     impl Collector for Alone {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-            of_source(&mut encoder, &self.0)
+            encode_source(&mut encoder, &self.0)
         }
     }
 
@@ -252,7 +256,7 @@ mod tests {
         let watched = Watched::relay("billing", CancellationToken::new());
         let registry = registry(Arc::clone(&watched));
         assert!(text(&registry).unwrap().contains("onceward_store_up{scope=\"billing\"} 0\n"));
-        watched.relays(Arc::default());
+        watched.relay_started(Arc::default());
         let after = text(&registry).unwrap();
         for name in ["waiting", "failing", "held", "kept", "oldest_seconds"] {
             assert!(after.contains(&format!("onceward_outbox_{name}{{scope=\"billing\"}} 0\n")), "{after}");

@@ -1,5 +1,5 @@
-//! What is told of a run, or of a relay, while it goes on: `/metrics`, `/health/live` and `/health/ready`, where
-//! `telemetry.listen` asks for them.
+//! Metrics and health endpoints of a run or a relay: `/metrics`, `/health/live` and `/health/ready`, if `telemetry.listen`
+//! is set.
 
 #[cfg(feature = "telemetry")]
 mod connections;
@@ -10,33 +10,34 @@ mod readiness;
 #[cfg(feature = "telemetry")]
 mod server;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use onceward::Error;
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::Counters;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::exit::Failure;
 
-/// How much of an error is shown, in bytes.
+/// The most bytes of an error in a readiness reply.
 const LONGEST_REASON: usize = 300;
 
-/// What the endpoints look at.
+/// The state behind the endpoints.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody looks"))]
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
 pub(crate) struct Watched {
     scope: String,
     work: Work,
-    /// What the start waits for, and why.
+    /// The part that the start waits for, and its last error.
     waits_for: Mutex<Option<(&'static str, String)>>,
     draining: CancellationToken,
 }
 
-/// Who is watched: what counts is there once it has started.
+/// The observed process; its counters are set once it has started.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "nobody looks"))]
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
 pub(crate) enum Work {
     /// A pipeline.
     Run(OnceLock<Arc<Counters>>),
@@ -45,27 +46,27 @@ pub(crate) enum Work {
 }
 
 impl Watched {
-    /// A run that is starting, and drains once `draining` fires.
+    /// The state of a run that is starting, and drains once `draining` fires.
     pub(crate) fn run(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::of(scope, Work::Run(OnceLock::new()), draining)
+        Self::new(scope, Work::Run(OnceLock::new()), draining)
     }
 
-    /// As [`run`](Self::run), of a relay.
+    /// The state of a relay, as [`run`](Self::run).
     pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::of(scope, Work::Relay(OnceLock::new()), draining)
+        Self::new(scope, Work::Relay(OnceLock::new()), draining)
     }
 
-    fn of(scope: &str, work: Work, draining: CancellationToken) -> Arc<Self> {
+    fn new(scope: &str, work: Work, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self { scope: scope.to_owned(), work, waits_for: Mutex::default(), draining })
     }
 
-    /// Says that the start waits for `part`, such as "source", because of `error`.
+    /// Records that the start waits for `part`, such as "source", because of `error`.
     pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
         let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
-        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some((part, reason));
+        *self.waits_for.lock() = Some((part, reason));
     }
 
-    /// Says that the pipeline is there, and what it counts.
+    /// Records that the pipeline has started, with its counters.
     pub(crate) fn started(&self, counters: Arc<Counters>) {
         if let Work::Run(work) = &self.work {
             // A run starts once.
@@ -73,8 +74,8 @@ impl Watched {
         }
     }
 
-    /// Says that the relay is there, and what it counts.
-    pub(crate) fn relays(&self, counts: Arc<RelayCounts>) {
+    /// Records that the relay has started, with its counters.
+    pub(crate) fn relay_started(&self, counts: Arc<RelayCounts>) {
         if let Work::Relay(work) = &self.work {
             // A relay starts once.
             let _ = work.set(counts);
@@ -82,10 +83,10 @@ impl Watched {
     }
 }
 
-/// Begins to listen where `telemetry.listen` says so; it goes on in the background until the program ends.
+/// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
 ///
 /// # Errors
-/// One sentence, if the address cannot be listened on.
+/// The address cannot be bound.
 pub(crate) async fn listen(config: &Config, watched: &Arc<Watched>) -> Result<(), Failure> {
     #[cfg(feature = "telemetry")]
     if let Some(address) = config.telemetry.listen {

@@ -1,7 +1,6 @@
-//! Whether messages are taken, and if not, which part is the reason: [`Readiness`].
+//! Readiness: whether messages are consumed, and if not, why: [`Readiness`].
 
 use std::fmt;
-use std::sync::PoisonError;
 
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counters, HandlerState, SourceState};
@@ -9,34 +8,34 @@ use onceward::telemetry::{Counters, HandlerState, SourceState};
 use super::{LONGEST_REASON, Watched, Work};
 use crate::handlers::text::printable;
 
-/// Whether messages are taken, and if not, why. Printed as the answer of `/health/ready`.
+/// Whether messages are consumed, and if not, why. Its text is the reply of `/health/ready`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
-    /// They are.
+    /// Messages are consumed.
     Ready,
-    /// A part was not reached yet; why is known after the first attempt.
+    /// A part is not ready yet, with its error after the first attempt.
     Starting(&'static str, Option<String>),
-    /// The store has stopped answering.
+    /// The store does not respond.
     StoreDown,
-    /// The source has stopped delivering, for this reason.
+    /// The source does not deliver, for this reason.
     SourceDown(String),
-    /// The handler cannot do its work, for this reason; intake pauses.
+    /// The handler is unavailable, for this reason; intake is paused.
     HandlerDown(String),
-    /// A signal has come.
+    /// A signal has started the drain.
     Draining,
 }
 
 impl Readiness {
-    pub(super) fn of(watched: &Watched) -> Self {
+    pub(super) fn current(watched: &Watched) -> Self {
         if watched.draining.is_cancelled() {
             return Self::Draining;
         }
         let ready = match &watched.work {
-            Work::Run(work) => work.get().map(|counters| Self::of_run(counters)),
-            Work::Relay(work) => work.get().map(|counts| Self::of_relay(counts)),
+            Work::Run(work) => work.get().map(|counters| Self::from_run(counters)),
+            Work::Relay(work) => work.get().map(|counts| Self::from_relay(counts)),
         };
         ready.unwrap_or_else(|| {
-            let known = watched.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let known = watched.waits_for.lock().clone();
             match known {
                 Some((part, reason)) => Self::Starting(part, Some(reason)),
                 None => Self::Starting("store", None),
@@ -44,7 +43,7 @@ impl Readiness {
         })
     }
 
-    fn of_run(counters: &Counters) -> Self {
+    fn from_run(counters: &Counters) -> Self {
         if !counters.is_store_up() {
             return Self::StoreDown;
         }
@@ -59,7 +58,7 @@ impl Readiness {
         }
     }
 
-    fn of_relay(counts: &RelayCounts) -> Self {
+    fn from_relay(counts: &RelayCounts) -> Self {
         if counts.is_outbox_up() { Self::Ready } else { Self::StoreDown }
     }
 
@@ -73,11 +72,11 @@ impl fmt::Display for Readiness {
         let line = |text: &str| printable(text.as_bytes(), LONGEST_REASON);
         match self {
             Self::Ready => f.write_str("ready"),
-            Self::Starting(part, None) => write!(f, "starting: waits for the {part}"),
+            Self::Starting(part, None) => write!(f, "starting: waiting for the {part}"),
             Self::Starting(part, Some(reason)) => {
-                write!(f, "starting: waits for the {part}: {}", line(reason))
+                write!(f, "starting: waiting for the {part}: {}", line(reason))
             }
-            Self::StoreDown => f.write_str("the store does not answer"),
+            Self::StoreDown => f.write_str("the store does not respond"),
             Self::SourceDown(reason) => write!(f, "the source is down: {}", line(reason)),
             Self::HandlerDown(reason) => write!(f, "the handler is unavailable: {}", line(reason)),
             Self::Draining => f.write_str("draining"),
@@ -96,17 +95,17 @@ mod tests {
     fn a_start_says_what_it_waits_for_and_why() {
         let draining = CancellationToken::new();
         let watched = Watched::run("billing", draining.clone());
-        let said = || Readiness::of(&watched).to_string();
-        assert_eq!(said(), "starting: waits for the store");
+        let said = || Readiness::current(&watched).to_string();
+        assert_eq!(said(), "starting: waiting for the store");
         let error = Error::new(ErrorKind::Unavailable, "open the queue \"q\"", "connection\nrefused");
         watched.waits_for("source", &error);
         assert_eq!(
             said(),
-            "starting: waits for the source: cannot open the queue \"q\": connection\\nrefused"
+            "starting: waiting for the source: cannot open the queue \"q\": connection\\nrefused"
         );
-        assert!(!Readiness::of(&watched).is_ready());
+        assert!(!Readiness::current(&watched).is_ready());
         watched.started(std::sync::Arc::default());
-        assert_eq!(said(), "the store does not answer");
+        assert_eq!(said(), "the store does not respond");
         draining.cancel();
         assert_eq!(said(), "draining");
     }

@@ -1,4 +1,4 @@
-//! A small HTTP server for scrapers and health checks: GET only, one request a connection, short times, and never full.
+//! HTTP server of the endpoints: GET only, one request per connection, short time limits, and a bounded number of connections.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,16 +22,16 @@ use super::{Watched, metrics};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 
-/// How long a request's head may take to come.
+/// The time limit for receiving the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection may last in all, the writing of the answer included. One request is answered on it.
+/// The time limit of a connection, including the response. It serves one request.
 const LIFE: Duration = Duration::from_secs(10);
 
-/// The most bytes of one connection's requests that are held.
+/// The most bytes buffered per connection.
 const READ_BYTES: usize = 16 << 10;
 
-/// The pause after a connection could not be accepted, as when descriptors are used up.
+/// The pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Endpoints {
@@ -42,7 +42,7 @@ struct Endpoints {
 /// Listens on `address` and serves in the background until the runtime ends.
 ///
 /// # Errors
-/// One sentence, if the address cannot be listened on.
+/// The address cannot be bound.
 pub(super) async fn start(
     config: &Config,
     address: SocketAddr,
@@ -51,15 +51,15 @@ pub(super) async fn start(
     let cannot = |error: std::io::Error| {
         let error = config.refuse(
             "telemetry.listen",
-            format!("{address} cannot be listened on ({error})"),
+            format!("cannot listen on {address} ({error})"),
             "choose an address of this host and a free port",
         );
         Failure::new(Exit::Failed, error.to_string())
     };
     let listener = TcpListener::bind(address).await.map_err(cannot)?;
-    // The port is the system's choice where 0 is written.
+    // With port 0 the system has chosen the port.
     let address = listener.local_addr().map_err(cannot)?;
-    tracing::info!(%address, "serves /metrics, /health/live and /health/ready");
+    tracing::info!(%address, "telemetry endpoints started: /metrics, /health/live, /health/ready");
     let registry = metrics::registry(Arc::clone(&watched));
     tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registry })));
     Ok(())
@@ -76,7 +76,7 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
                 open.add(peer.ip().to_canonical(), task.abort_handle(), has_asked);
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection to the telemetry endpoints was not accepted");
+                tracing::debug!(%error, "accepting a telemetry connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -86,7 +86,7 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
 async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(move |request| {
         has_asked.store(true, Ordering::Relaxed);
-        let response = endpoints.answer(&request);
+        let response = endpoints.respond(&request);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = hyper::server::conn::http1::Builder::new()
@@ -95,25 +95,28 @@ async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc
         .keep_alive(false)
         .max_buf_size(READ_BYTES)
         .serve_connection(TokioIo::new(stream), service);
-    // A scraper that hangs up, or is hung up on because it does not read, is no event.
+    // A scraper that disconnects, or is disconnected because it does not read, is not an error.
     let _ = tokio::time::timeout(LIFE, served).await;
 }
 
 impl Endpoints {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n");
             response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         match request.uri().path() {
             "/metrics" => match metrics::text(&self.registry) {
                 Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
-                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "encoding the metrics failed\n"),
             },
             "/health/live" => plain(StatusCode::OK, "live\n"),
-            "/health/ready" => ready(&Readiness::of(&self.watched)),
-            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /health/live and /health/ready\n"),
+            "/health/ready" => ready(&Readiness::current(&self.watched)),
+            _ => plain(
+                StatusCode::NOT_FOUND,
+                "not found; the endpoints are /metrics, /health/live and /health/ready\n",
+            ),
         }
     }
 }

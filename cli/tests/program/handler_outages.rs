@@ -113,7 +113,7 @@ fn a_program_that_is_missing() {
     };
     install();
     let running = scene.start(scene.command("run @"));
-    wait("the start", || running.stderr().contains(" runs "));
+    wait("the start", || running.stderr().contains("pipeline started"));
     std::fs::remove_file(scene.path("charge.sh")).unwrap();
     scene.write("orders.ndjson", &orders());
     std::thread::sleep(outage());
@@ -144,7 +144,7 @@ fn a_worker_that_does_not_start() {
         scene.write("w.py", WORKER);
         scene.write("down", "");
         let running = scene.start(scene.command("run @"));
-        wait("the start", || running.stderr().contains(" runs "));
+        wait("the start", || running.stderr().contains("pipeline started"));
         scene.write("orders.ndjson", &orders());
         std::thread::sleep(outage());
         assert_eq!((scene.effects().len(), scene.lines("dead.ndjson").len()), (0, 0), "{}", running.stderr());

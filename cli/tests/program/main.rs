@@ -18,6 +18,7 @@ mod signals;
 mod status;
 #[cfg(feature = "telemetry")]
 mod telemetry;
+mod worker_python;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -77,7 +78,7 @@ fn a_starter_is_written_once_and_passes_the_check() {
 
     let second = onceward(&["init", path(&file)]);
     assert_eq!(code(&second), Some(1));
-    assert!(stderr(&second).ends_with("name another file, or move this one away\n"), "{}", stderr(&second));
+    assert!(stderr(&second).ends_with("choose another name, or move the file away\n"), "{}", stderr(&second));
     assert!(std::fs::read_to_string(&file).unwrap().contains("\"mine\""), "the file was overwritten");
 
     let printed = onceward(&["init"]);
@@ -92,7 +93,7 @@ fn the_starter_passes_the_check_of_a_default_build() {
     std::fs::write(&file, stdout(&onceward(&["init"]))).unwrap();
     let checked = onceward(&["check", "--offline", path(&file)]);
     let ok = format!(
-        "ok: {}: the configuration of scope \"billing\" is valid; nothing was connected to\n",
+        "ok: {}: the configuration of scope \"billing\" is valid; no connection was made\n",
         file.display()
     );
     assert_eq!((code(&checked), stdout(&checked)), (Some(0), ok));

@@ -28,7 +28,7 @@ async fn a_store_that_is_down_at_the_start_is_waited_for() {
     let scene = scene("[telemetry]\nlisten = '127.0.0.1:0'\n");
     let mut lock = lock(&scene).await;
     let running = scene.start(scene.command("run @"));
-    wait("the first try", || running.stderr().contains("waits for the store"));
+    wait("the first try", || running.stderr().contains("waiting for the store"));
     let address = address(&running);
     let (status, body) = request(&address, "GET /health/ready");
     assert_eq!((status, body.starts_with("starting")), (503, true), "{body}");
@@ -36,13 +36,13 @@ async fn a_store_that_is_down_at_the_start_is_waited_for() {
     assert_eq!(request(&address, "GET /health/live").0, 200);
     // A few more tries, which are not told one by one.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    assert_eq!(running.stderr().matches("waits for the store").count(), 1, "{}", running.stderr());
+    assert_eq!(running.stderr().matches("waiting for the store").count(), 1, "{}", running.stderr());
     assert_eq!(scene.effects().len(), 0);
 
     lock.execute("rollback").await.unwrap();
     let ended = running.end();
     assert_eq!(ended.code(), Some(0), "{ended:?}");
-    assert!(ended.stderr.contains("all parts answer"), "{ended:?}");
+    assert!(ended.stderr.contains("all parts are ready"), "{ended:?}");
     assert_eq!(scene.effects().len(), 2);
 }
 
@@ -51,11 +51,11 @@ async fn a_signal_ends_the_wait_for_the_store() {
     let scene = scene("");
     let _lock = lock(&scene).await;
     let running = scene.start(scene.command("run @"));
-    wait("the first try", || running.stderr().contains("waits for the store"));
+    wait("the first try", || running.stderr().contains("waiting for the store"));
     running.signal(Signal::TERM);
     let ended = running.end();
     assert_eq!((ended.code(), ended.stdout.as_str()), (Some(0), ""), "{ended:?}");
-    assert!(ended.stderr.contains("no message was taken"), "{ended:?}");
+    assert!(ended.stderr.contains("no message was consumed"), "{ended:?}");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ fn a_file_is_handled_once_each_and_the_figures_are_one_line() {
     let ended = scene.tell("run @");
     assert_eq!(ended.stdout, "received=3 handled=2 duplicates=1 retried=0 dead-lettered=0\n", "{ended:?}");
     assert_eq!((ended.code(), scene.effects()), (Some(0), vec!["{\"id\":1}".into(), "{\"id\":2}".into()]));
-    let starts: Vec<_> = ended.stderr.lines().filter(|line| line.contains(" runs ")).collect();
+    let starts: Vec<_> = ended.stderr.lines().filter(|line| line.contains("pipeline started")).collect();
     let [start] = starts[..] else { panic!("{ended:?}") };
     for field in ["scope=billing", "guarantee=\"deduplicated\"", "orders.ndjson", "\"memory\"", "\"exec\""] {
         assert!(start.contains(field), "{field} is not in {start}");

@@ -10,7 +10,7 @@ pub struct Habits {
     /// The broker can wait before it delivers again.
     pub delayed_retry: bool,
     /// Partitions, at least 1. With more than one, each consumer's deliveries of a partition have an epoch of their own,
-    /// partitions can be paused, and they can leave: see [`MemoryBroker::leave`].
+    /// partitions can be paused, and they can leave: see [`MemoryBroker::leave`](super::MemoryBroker::leave).
     pub partitions: u32,
     /// Unsettled deliveries come back after this long, unless they are extended.
     pub visibility: Option<Duration>,

@@ -15,7 +15,8 @@ use crate::process::Leashed;
 
 /// Where Debian keeps the programs that do not insist on the system's own broker.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// On a machine with other work too, where 5 s become a minute.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// A RabbitMQ broker of its own, on free loopback ports, with its data in a temporary folder.
 ///
@@ -224,7 +225,7 @@ impl RabbitMq {
     /// Stops the broker in order. Its data stay.
     ///
     /// # Panics
-    /// It does not end within a minute.
+    /// It does not end within two minutes.
     pub fn stop(&mut self) {
         let Some(broker) = self.broker.take() else { return };
         let ended = broker.stop(rustix::process::Signal::TERM, START_LIMIT);

@@ -194,7 +194,7 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
     scene.configure(&setup.set("source.kafka.topics", vec!["nowhere"]));
     let checked = scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
-    assert!(checked.stdout.contains("look at topic nowhere"), "{checked:#?}");
+    assert!(checked.stdout.contains("inspect topic nowhere"), "{checked:#?}");
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn a_file_of_orders_may_have_its_events_in_another_cluster_which_check_looks_at(
     let checked = nobody.scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(
-        checked.stdout.contains("outbox.kafka: cannot look at the cluster: no broker can be reached"),
+        checked.stdout.contains("outbox.kafka: cannot inspect the cluster: no broker is reachable"),
         "{checked:#?}"
     );
 }

@@ -71,8 +71,8 @@ fn a_password_over_tls_lets_the_program_in_and_is_told_nobody() {
     scene.write("ours.pem", theirs.pem().as_bytes());
     let wrong_authority = tell(&scene, CANARY, &["check", "onceward.toml"]);
     for (ended, hint) in [
-        (wrong_password, "the broker refuses the credentials; check mechanism, user and password"),
-        (wrong_authority, "ssl.ca.location has the authority of the broker's certificate"),
+        (wrong_password, "authentication failed; check mechanism, user and password"),
+        (wrong_authority, "ssl.ca.location contains the authority of the broker's certificate"),
     ] {
         assert!(!matches!(ended.code(), Some(0 | 3)), "{ended:#?}");
         let said = format!("{}{}", ended.stdout, ended.stderr);

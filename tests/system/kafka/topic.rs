@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onceward::{Outgoing, Publisher};
-use onceward_kafka::KafkaPublisher;
+use onceward_kafka::{KafkaConnection, KafkaPublisher};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -23,12 +23,14 @@ pub(crate) struct Topic<'a> {
     pub(super) name: String,
     group: String,
     partitions: i32,
+    /// `max.message.bytes`, if it is not the broker's default.
+    record_limit: Option<u32>,
 }
 
 /// What stands in a topic.
 #[derive(Debug)]
-pub(super) struct Record {
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Record {
+    pub(crate) payload: Vec<u8>,
     pub(super) headers: BTreeMap<String, String>,
     /// Partition and offset.
     pub(super) place: (i32, i64),
@@ -45,15 +47,32 @@ impl<'a> Topic<'a> {
     /// As [`create`](Topic::create), on another broker.
     pub(crate) fn create_on(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
         let topic = Self::named(broker, name, partitions);
-        topic.made();
+        topic.create_again();
         topic
     }
 
-    fn made(&self) {
+    /// Creates it, with records of at most `bytes`.
+    pub(crate) fn create_with_record_limit(
+        broker: &'a Kafka,
+        name: &str,
+        partitions: i32,
+        bytes: u32,
+    ) -> Self {
+        let topic = Self { record_limit: Some(bytes), ..Self::named(broker, name, partitions) };
+        topic.create_again();
+        topic
+    }
+
+    /// Creates it after [`delete`](Self::delete), under its name.
+    pub(crate) fn create_again(&self) {
         let admin: AdminClient<_> = self.client().create().expect("a client");
+        let limit = self.record_limit.map(|bytes| bytes.to_string());
         // A topic that was just deleted may still be there for a moment.
         self.wait_for("the topic is created", || {
-            let new = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+            let mut new = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+            if let Some(limit) = &limit {
+                new = new.set("max.message.bytes", limit);
+            }
             let made = runtime().block_on(admin.create_topics([&new], &AdminOptions::new()));
             made.is_ok_and(|topics| topics[0].is_ok())
         });
@@ -61,17 +80,22 @@ impl<'a> Topic<'a> {
         self.wait_for("a leader for each partition", || self.ends().is_some());
     }
 
-    /// Deletes it and creates it again under its name.
-    pub(super) fn recreate(&self) {
+    /// Deletes it on the broker.
+    pub(crate) fn delete(&self) {
         let admin: AdminClient<_> = self.client().create().expect("a client");
         let deleted = runtime().block_on(admin.delete_topics(&[&self.name], &AdminOptions::new()));
         deleted.expect("an answer")[0].as_ref().expect("it is deleted");
-        self.made();
+    }
+
+    /// Deletes it and creates it again under its name.
+    pub(super) fn recreate(&self) {
+        self.delete();
+        self.create_again();
     }
 
     /// One that is there.
-    pub(super) fn named(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
-        Self { broker, name: name.to_owned(), group: name.to_owned(), partitions }
+    pub(crate) fn named(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
+        Self { broker, name: name.to_owned(), group: name.to_owned(), partitions, record_limit: None }
     }
 
     /// The same, as the group of another topic reads it.
@@ -149,7 +173,7 @@ impl<'a> Topic<'a> {
     }
 
     /// All records that are committed.
-    pub(super) fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<Record> {
         let asked: BaseConsumer = self
             .client()
             .set("group.id", format!("{}-reader", self.name))
@@ -204,7 +228,7 @@ impl Waiting for Topic<'_> {
     /// The record key is the order's lane, or its id.
     fn publish(&self, lines: &[String]) {
         let publisher =
-            KafkaPublisher::new([self.broker.bootstrap()], &BTreeMap::new()).expect("a publisher");
+            KafkaPublisher::open(KafkaConnection::new([self.broker.bootstrap()])).expect("a publisher");
         runtime().block_on(async {
             for lines in lines.chunks(1000) {
                 let batch: Vec<_> = lines.iter().map(|line| message(&self.name, line)).collect();

@@ -46,7 +46,7 @@ impl Pair {
             return (scene, running);
         }
         until("it runs or refuses", PATIENCE, || {
-            !running.is_running() || running.stderr().contains(" runs ")
+            !running.is_running() || running.stderr().contains("pipeline started")
         });
         if running.is_running() {
             return (scene, running);

@@ -82,7 +82,7 @@ fn a_bridge_to_a_queue_that_is_not_there_is_refused_before_a_message_is_taken() 
     let scene = scene(&setup.clone().set("handler.publish.rabbitmq.routing_key", "bridge.nowhere"));
     let ended = scene.run().wait_within(PATIENCE);
     assert_eq!(ended.code(), Some(78), "{ended:#?}");
-    assert!(ended.stderr.contains("look at queue bridge.nowhere"), "{ended:#?}");
+    assert!(ended.stderr.contains("inspect queue bridge.nowhere"), "{ended:#?}");
     let checked = scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("handler.publish.rabbitmq: "), "{checked:#?}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onceward::failpoints::Step;
 use onceward::{ErrorKind, Publisher};
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{self, RabbitMq};
 use onceward_test_servers::redis::Redis;
@@ -28,7 +28,7 @@ fn a_confirm_is_lost_and_the_producer_sends_again() {
     let proxy = Proxy::start(queue.broker.address()).expect("a proxy");
     let [first, message] = ["once", "twice"].map(|id| [queue.message(&order(id, &json!({})))]);
     runtime().block_on(async {
-        let producer = RabbitPublisher::open(Endpoint::new(rabbitmq::url(proxy.port()))).await;
+        let producer = RabbitmqPublisher::open(RabbitmqEndpoint::new(rabbitmq::url(proxy.port()))).await;
         let producer = producer.expect("a publisher").confirm_timeout(Duration::from_secs(1));
         producer.publish(&first).await.remove(0).expect("a confirm");
         proxy.drop_replies();

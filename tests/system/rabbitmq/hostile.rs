@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use onceward::{
     KeyExtractor, KeySource, Message, Outgoing, OwnHeaders, OwnSecrets, Publisher, Scope, own_headers::LETTER,
 };
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_support::chance::Chance;
 use onceward_test_support::process::until;
 use onceward_test_support::setup::Setup;
@@ -173,7 +173,8 @@ fn every_honest_effect_happens_once(
     messages.extend((0..HONEST).map(|number| queue.message(&honest(number))));
     chance.shuffle(&mut messages);
     runtime().block_on(async {
-        let publisher = RabbitPublisher::open(Endpoint::new(queue.broker.url())).await.expect("a publisher");
+        let publisher =
+            RabbitmqPublisher::open(RabbitmqEndpoint::new(queue.broker.url())).await.expect("a publisher");
         for batch in messages.chunks(500) {
             publisher.publish(batch).await.into_iter().for_each(|sent| sent.expect("a confirm"));
         }

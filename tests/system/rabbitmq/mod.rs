@@ -173,5 +173,5 @@ fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
     scene.configure(&setup.set("source.rabbitmq.queue", "nowhere"));
     let checked = scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
-    assert!(checked.stdout.contains("look at queue nowhere"), "{checked:#?}");
+    assert!(checked.stdout.contains("inspect queue nowhere"), "{checked:#?}");
 }

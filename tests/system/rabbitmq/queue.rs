@@ -7,7 +7,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use onceward::{Outgoing, Publisher};
-use onceward_rabbitmq::{Endpoint, QueueFacts, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher, RabbitmqQueueStatus};
 use onceward_test_servers::rabbitmq::RabbitMq;
 use tokio::runtime::Runtime;
 
@@ -124,9 +124,9 @@ impl<'a> Queue<'a> {
         self.facts().consumers
     }
 
-    fn facts(&self) -> QueueFacts {
-        let endpoint = Endpoint::new(self.broker.url());
-        runtime().block_on(endpoint.queue_facts(&self.name)).expect("the queue is there")
+    fn facts(&self) -> RabbitmqQueueStatus {
+        let endpoint = RabbitmqEndpoint::new(self.broker.url());
+        runtime().block_on(endpoint.queue_status(&self.name)).expect("the queue is there")
     }
 
     /// (ready, unacknowledged) messages.
@@ -143,7 +143,7 @@ impl Waiting for Queue<'_> {
     fn publish(&self, lines: &[String]) {
         runtime().block_on(async {
             let publisher =
-                RabbitPublisher::open(Endpoint::new(self.broker.url())).await.expect("a publisher");
+                RabbitmqPublisher::open(RabbitmqEndpoint::new(self.broker.url())).await.expect("a publisher");
             for lines in lines.chunks(500) {
                 let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
                 for published in publisher.publish(&batch).await {

@@ -60,5 +60,5 @@ fn a_file_of_orders_may_have_its_events_in_sqs_which_check_looks_at() {
     nobody.scene.write("orders.ndjson", b"");
     let checked = nobody.scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
-    assert!(checked.stdout.contains("outbox.sqs: cannot ask SQS for its queues"), "{checked:#?}");
+    assert!(checked.stdout.contains("outbox.sqs: cannot list SQS queues"), "{checked:#?}");
 }

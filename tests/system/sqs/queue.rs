@@ -5,7 +5,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Region};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onceward::{Outgoing, Publisher};
-use onceward_sqs::{QueueFacts, SqsPublisher};
+use onceward_sqs::{SqsPublisher, SqsQueueStatus};
 use onceward_test_servers::elasticmq::ElasticMq;
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -52,7 +52,7 @@ impl Queue {
 
     /// Messages in it: (to be delivered, delivered and not deleted).
     pub(super) fn depth(&self) -> (u64, u64) {
-        let facts = self.runtime.block_on(QueueFacts::read(&self.client, &self.url)).expect("attributes");
+        let facts = self.runtime.block_on(SqsQueueStatus::read(&self.client, &self.url)).expect("attributes");
         (facts.visible + facts.delayed, facts.in_flight)
     }
 }

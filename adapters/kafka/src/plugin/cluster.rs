@@ -8,7 +8,7 @@ use onceward_plugin::value::{Address, Credentials, Login};
 use onceward_plugin::{Checked, Context, Exposure, check};
 
 use super::properties::{KEY_FILES, Properties, normalised};
-use crate::{KafkaConfig, TopicFacts};
+use crate::{KafkaConnection, TopicStatus};
 
 /// Declares a table with the options of a cluster, before its own.
 macro_rules! cluster_table {
@@ -31,8 +31,8 @@ macro_rules! cluster_table {
         }
 
         impl $name {
-            fn cluster(&self) -> $crate::plugin::cluster::Cluster<'_> {
-                $crate::plugin::cluster::Cluster {
+            fn cluster(&self) -> $crate::plugin::cluster::ClusterOptions<'_> {
+                $crate::plugin::cluster::ClusterOptions {
                     brokers: &self.brokers,
                     properties: &self.properties,
                     credentials: self.credentials(),
@@ -46,14 +46,14 @@ pub(super) use cluster_table;
 
 /// The options of a cluster, whichever table they are in.
 #[derive(Clone, Copy)]
-pub(super) struct Cluster<'a> {
+pub(super) struct ClusterOptions<'a> {
     pub(super) brokers: &'a [Address],
     pub(super) properties: &'a Properties,
     pub(super) credentials: Credentials<'a>,
     pub(super) allow_plaintext: bool,
 }
 
-impl Cluster<'_> {
+impl ClusterOptions<'_> {
     pub(super) fn check(&self, context: &Context<'_>) -> Checked {
         check::texts(context, "brokers", self.brokers, Address::is_empty)?;
         check::credentials(context, self.credentials, None)?;
@@ -112,19 +112,13 @@ impl Cluster<'_> {
         ))
     }
 
-    /// A client's options. Every client needs the names of a topic and a group; neither is joined before it consumes.
-    pub(super) fn options(
-        &self,
-        context: &Context<'_>,
-        topics: &[&str],
-        group: &str,
-    ) -> Result<KafkaConfig, Error> {
-        let brokers = self.brokers.iter().map(Address::expose);
-        let mut options = KafkaConfig::new(brokers, topics.iter().copied(), group);
-        options.allow_plaintext = self.allow_plaintext;
-        options.password_file = self.credentials.password_file.map(|file| context.resolve(file));
-        options.properties = client_properties(self.properties, Login::read(context, self.credentials)?);
-        Ok(options)
+    /// Returns the connection to the cluster, with the credentials.
+    pub(super) fn connection(&self, context: &Context<'_>) -> Result<KafkaConnection, Error> {
+        let mut connection = KafkaConnection::new(self.brokers.iter().map(Address::expose));
+        connection.allow_plaintext = self.allow_plaintext;
+        connection.password_file = self.credentials.password_file.map(|file| context.resolve(file));
+        connection.properties = client_properties(self.properties, Login::read(context, self.credentials)?);
+        Ok(connection)
     }
 
     /// The bootstrap brokers, each in a form that is equal for equal brokers.
@@ -151,14 +145,17 @@ fn client_properties(given: &Properties, login: Login) -> BTreeMap<String, Strin
     properties
 }
 
-/// What is known of a topic that is to be written to.
+/// Inspects a topic that messages are written to.
 ///
 /// # Errors
-/// [`Error`] if it does not exist, or this user may not write to it.
-pub(super) async fn writable(options: &KafkaConfig, topic: &str) -> Result<TopicFacts, Error> {
-    let facts = options.topic_facts(topic).await?;
-    if facts.writable {
-        return Ok(facts);
+/// The topic does not exist, or this user may not write to it.
+pub(super) async fn inspect_writable(
+    connection: &KafkaConnection,
+    topic: &str,
+) -> Result<TopicStatus, Error> {
+    let status = connection.inspect_topic(topic).await?;
+    if status.writable {
+        return Ok(status);
     }
     let what = "this user may not write to it; grant Write";
     Err(Error::new(ErrorKind::Denied, format!("inspect topic {topic}"), what))

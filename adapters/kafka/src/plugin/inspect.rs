@@ -1,48 +1,48 @@
-//! What `onceward check` finds about the topics and the group of `[source.kafka]`.
+//! Inspects the topics and the group of `[source.kafka]` for `onceward check`.
 
 use onceward::store::{Advice, AdviceLevel};
 use onceward::{Capabilities, Error};
 use onceward_plugin::{Context, Finding, SourcePlugin, source};
 
-use super::cluster::writable;
-use super::source::{KafkaSource, waiting};
-use crate::{KafkaConfig, SourceFacts, TopicFacts};
+use super::cluster::inspect_writable;
+use super::source::{KafkaSource, backlog_of};
+use crate::{GroupStatus, KafkaConfig, TopicStatus};
 
-/// About as many bytes as the headers of a dead letter have.
+/// Approximate size of the headers of a dead letter, in bytes.
 const LETTER_HEADERS: u64 = 2048;
 
 impl KafkaSource {
     pub(super) async fn inspect_topics(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
         let options = self.admin_options(context)?;
-        let facts = options.source_facts().await?;
-        let mut findings = vec![source::answers(context, &self.describe(context), Some(waiting(&facts)))];
-        let mut advice = self.group_advice(&options, &facts)?;
-        advice.extend(self.size_advice(context, &options, facts.max_message_bytes).await?);
+        let status = options.inspect_group().await?;
+        let mut findings = vec![source::answers(context, &self.describe(context), Some(backlog_of(&status)))];
+        let mut advice = self.group_advice(&options, &status)?;
+        advice.extend(self.size_advice(context, &options, status.max_message_bytes).await?);
         let mut capabilities = Capabilities::default();
-        (capabilities.ordered, capabilities.retention) = (true, facts.retention);
+        (capabilities.ordered, capabilities.retention) = (true, status.retention);
         advice.extend(onceward::pipeline::start_check::advise(context.pipeline, &capabilities));
         findings.extend(advice.into_iter().map(|advice| Finding::advised(context.table(), advice)));
         Ok(findings)
     }
 
-    fn group_advice(&self, options: &KafkaConfig, facts: &SourceFacts) -> Result<Vec<Advice>, Error> {
-        let (group, state) = (&self.group, facts.group_state.as_str());
+    fn group_advice(&self, options: &KafkaConfig, status: &GroupStatus) -> Result<Vec<Advice>, Error> {
+        let (group, state) = (&self.group, status.group_state.as_str());
         let text = format!(
             "{} partitions; group {group} is {state} with {} members",
-            facts.partitions, facts.members
+            status.partitions, status.members
         );
         let mut advice = vec![Advice::new(AdviceLevel::Ok, text)];
-        if !facts.unreadable.is_empty() {
-            let topics = facts.unreadable.join(", ");
+        if !status.unreadable.is_empty() {
+            let topics = status.unreadable.join(", ");
             let text = format!("this user may not read {topics}; grant Read on topic and group");
             advice.push(Advice::new(AdviceLevel::Error, text));
         }
-        if facts.retention.is_none() {
+        if status.retention.is_none() {
             let text = "records are kept without a limit, or the limit is not readable (that needs DescribeConfigs on the topics): \
                         a record that is redelivered after the store's ttl is handled again";
             advice.push(Advice::new(AdviceLevel::Warning, text));
         }
-        if let Some(used) = facts.group_protocol.as_deref().filter(|_| facts.members > 0) {
+        if let Some(used) = status.group_protocol.as_deref().filter(|_| status.members > 0) {
             let ours = options.assignment_strategy()?;
             if !ours.split(',').any(|own| own.trim() == used) {
                 let text = format!(
@@ -55,7 +55,7 @@ impl KafkaSource {
         Ok(advice)
     }
 
-    /// Whether what the source's topics hold fits into the topics that it may go to.
+    /// Compares the message limits of the source's topics with those of the retry and dead-letter topics.
     async fn size_advice(
         &self,
         context: &Context<'_>,
@@ -64,14 +64,14 @@ impl KafkaSource {
     ) -> Result<Vec<Advice>, Error> {
         let mut advice = Vec::new();
         for topic in &options.topics.retry_topics {
-            let found = writable(options, &topic.name).await?;
+            let found = inspect_writable(&options.connection, &topic.name).await?;
             let effect = "larger messages wait for their retries in this process";
             advice.extend(fits(&topic.name, &found, source_bytes, effect));
         }
         if let Some(to) = context.dead_letter.map(|to| to.expose()) {
-            // A letter has headers of ours besides.
+            // A dead letter has additional headers.
             let with_headers = source_bytes.map(|bytes| bytes.saturating_add(LETTER_HEADERS));
-            let found = writable(options, to).await?;
+            let found = inspect_writable(&options.connection, to).await?;
             advice.extend(fits(
                 to,
                 &found,
@@ -87,8 +87,8 @@ impl KafkaSource {
     }
 }
 
-fn fits(topic: &str, facts: &TopicFacts, needed: Option<u64>, effect: &str) -> Option<Advice> {
-    let (largest, needed) = (facts.max_message_bytes?, needed?);
+fn fits(topic: &str, status: &TopicStatus, needed: Option<u64>, effect: &str) -> Option<Advice> {
+    let (largest, needed) = (status.max_message_bytes?, needed?);
     (largest < needed).then(|| {
         let text = format!(
             "{topic} takes {largest} bytes at most (max.message.bytes) and the source's topics {needed}: {effect}; raise it"

@@ -10,6 +10,8 @@ use onceward_plugin::serde::{Serialize, Serializer};
 use onceward_plugin::value::REDACTED;
 use onceward_plugin::{Checked, Context};
 
+use crate::client_config::PROPERTY_RULES;
+
 /// Names whose value may be shown, besides those that end in a unit.
 const SHOWN: [&str; 12] = [
     "auto.offset.reset",
@@ -41,19 +43,6 @@ const REFUSED_PROPERTIES: [(&str, &str); 7] = [
 const NO_CODE: &str =
     "remove it: code for a client is linked or preloaded by whoever starts the program, not named here";
 const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
-
-/// Properties that have one value that works, with why, whichever table they are in. An empty value: none works.
-const FIXED_PROPERTIES: [(&str, &str, &str); 5] = [
-    (
-        "group.protocol",
-        "classic",
-        "selects a protocol in which the broker, not the member, decides how long a revoked partition may drain",
-    ),
-    ("isolation.level", "read_committed", "would deliver records of transactions that were aborted"),
-    ("enable.partition.eof", "false", "would report the end of each partition as an error"),
-    ("auto.commit.interval.ms", "", "has no effect, since offsets are committed by what is settled"),
-    ("offset.store.method", "", "has no effect, since offsets are committed to the group"),
-];
 
 /// Properties that name a file with a private key.
 pub(super) const KEY_FILES: [&str; 3] = ["ssl.key.location", "ssl.keystore.location", "sasl.kerberos.keytab"];
@@ -113,8 +102,8 @@ impl Properties {
         if context.is_written(&nested) { nested } else { format!("properties.{name:?}") }
     }
 
-    /// Refuses properties that would break the acknowledgement rule, that have an option of their own, that the adapter refuses, and
-    /// that make librdkafka load or run code: whoever may write or check a configuration may not thereby run programs.
+    /// Rejects properties that contradict the guarantees, that have an option of their own, and that make librdkafka load or run
+    /// code: the right to write or check a configuration must not include the right to run programs.
     pub(super) fn check(&self, context: &Context<'_>) -> Checked {
         for (name, value) in self.expose() {
             let plain = normalised(name);
@@ -122,14 +111,12 @@ impl Properties {
             if let Some((_, fix)) = REFUSED_PROPERTIES.iter().find(|(refused, _)| *refused == plain) {
                 return Err(context.problem(&key(), "is not for passing through", *fix));
             }
-            if let Some((_, only, why)) = FIXED_PROPERTIES.iter().find(|(fixed, ..)| *fixed == plain)
-                && value != *only
-            {
-                let fix = match *only {
-                    "" => "remove it".to_owned(),
-                    only => format!("set it to {only}, or remove it"),
+            if let Some(rule) = PROPERTY_RULES.iter().find(|rule| rule.is_broken_by(&plain, value)) {
+                let fix = match rule.required {
+                    None => "remove it".to_owned(),
+                    Some(required) => format!("set it to {required}, or remove it"),
                 };
-                return Err(context.problem(&key(), *why, fix));
+                return Err(context.problem(&key(), rule.problem, fix));
             }
             if runs_code(&plain) {
                 let problem = "loads or runs code, or takes an address in memory";
@@ -170,9 +157,9 @@ impl Serialize for Properties {
 impl<'de> Deserialize<'de> for Properties {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut properties = BTreeMap::new();
-        match Value::deserialize(deserializer)? {
-            Value::Table(table) => gather("", table, &mut properties),
-            Value::Text(_) => {
+        match PropertyValue::deserialize(deserializer)? {
+            PropertyValue::Table(table) => gather("", table, &mut properties),
+            PropertyValue::Text(_) => {
                 return Err(D::Error::custom("is not a table; write [….properties] and one property a line"));
             }
         }
@@ -181,54 +168,54 @@ impl<'de> Deserialize<'de> for Properties {
 }
 
 /// Without quotes a dotted name is nested tables; here it is one name again.
-fn gather(prefix: &str, table: BTreeMap<String, Value>, into: &mut BTreeMap<String, String>) {
+fn gather(prefix: &str, table: BTreeMap<String, PropertyValue>, into: &mut BTreeMap<String, String>) {
     for (name, value) in table {
         let name = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
         match value {
-            Value::Text(text) => drop(into.insert(name, text)),
-            Value::Table(table) => gather(&name, table, into),
+            PropertyValue::Text(text) => drop(into.insert(name, text)),
+            PropertyValue::Table(table) => gather(&name, table, into),
         }
     }
 }
 
-enum Value {
+enum PropertyValue {
     Text(String),
-    Table(BTreeMap<String, Value>),
+    Table(BTreeMap<String, PropertyValue>),
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for PropertyValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
+        deserializer.deserialize_any(PropertyVisitor)
     }
 }
 
-struct ValueVisitor;
+struct PropertyVisitor;
 
-impl<'de> Visitor<'de> for ValueVisitor {
-    type Value = Value;
+impl<'de> Visitor<'de> for PropertyVisitor {
+    type Value = PropertyValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("text, a whole number, or true or false")
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Text(text.to_owned()))
+    fn visit_str<E: Error>(self, text: &str) -> Result<PropertyValue, E> {
+        Ok(PropertyValue::Text(text.to_owned()))
     }
 
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Value, E> {
-        Ok(Value::Text(number.to_string()))
+    fn visit_i64<E: Error>(self, number: i64) -> Result<PropertyValue, E> {
+        Ok(PropertyValue::Text(number.to_string()))
     }
 
-    fn visit_bool<E: Error>(self, yes: bool) -> Result<Value, E> {
-        Ok(Value::Text(yes.to_string()))
+    fn visit_bool<E: Error>(self, yes: bool) -> Result<PropertyValue, E> {
+        Ok(PropertyValue::Text(yes.to_string()))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PropertyValue, A::Error> {
         let mut table = BTreeMap::new();
         while let Some((name, value)) = map.next_entry()? {
             table.insert(name, value);
         }
-        Ok(Value::Table(table))
+        Ok(PropertyValue::Table(table))
     }
 }
 

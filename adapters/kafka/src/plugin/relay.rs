@@ -10,10 +10,6 @@ use onceward_plugin::{Checked, Context, Exposure, RelayPlugin};
 use super::cluster::cluster_table;
 use crate::KafkaPublisher;
 
-/// Placeholders for clients that subscribe to nothing.
-const TOPIC: &str = "none";
-pub(super) const GROUP: &str = "onceward";
-
 cluster_table! {
     /// A Kafka cluster other than the source's. Each row names its topic; its order key is the record key.
     KafkaRelay [] {}
@@ -39,12 +35,11 @@ impl RelayPlugin for KafkaRelay {
     }
 
     async fn open(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        let options = self.cluster().options(context, &[TOPIC], GROUP)?;
-        Ok(Arc::new(KafkaPublisher::from_config(&options)?))
+        Ok(Arc::new(KafkaPublisher::open(self.cluster().connection(context)?)?))
     }
 
     async fn inspect(&self, context: &Context<'_>) -> Result<String, Error> {
-        Ok(match self.cluster().options(context, &[TOPIC], GROUP)?.brokers_up().await? {
+        Ok(match self.cluster().connection(context)?.count_brokers().await? {
             1 => "a cluster of one broker answers".to_owned(),
             brokers => format!("a cluster of {brokers} brokers answers"),
         })

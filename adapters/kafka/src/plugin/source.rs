@@ -16,9 +16,9 @@ use onceward_plugin::{
     SourcePlugin, check,
 };
 
-use super::cluster::{cluster_table, writable};
+use super::cluster::{cluster_table, inspect_writable};
 use super::properties::Properties;
-use crate::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, SourceFacts};
+use crate::{GroupStatus, KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
 
 cluster_table! {
     /// Kafka topics, consumed as a consumer group.
@@ -47,8 +47,9 @@ impl KafkaSource {
         context: &Context<'_>,
         own_headers: OwnHeaders,
     ) -> Result<KafkaConfig, Error> {
-        let topics: Vec<_> = self.topics.iter().map(String::as_str).collect();
-        let mut options = self.cluster().options(context, &topics, &self.group)?;
+        let connection = self.cluster().connection(context)?;
+        let topics = TopicConfig::new(self.topics.iter().map(String::as_str));
+        let mut options = KafkaConfig { connection, group: self.group.clone(), topics };
         options.topics.drain_timeout = Some(context.pipeline.drain_timeout.min(LONGEST_DRAIN));
         let retry_topics = self.retry_topics.iter();
         options.topics.retry_topics =
@@ -62,12 +63,8 @@ impl KafkaSource {
         self.options(context, OwnHeaders::default())
     }
 
-    async fn source_facts(&self, context: &Context<'_>) -> Result<SourceFacts, Error> {
-        self.admin_options(context)?.source_facts().await
-    }
-
     fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        Ok(Arc::new(KafkaPublisher::from_config(&self.admin_options(context)?)?))
+        Ok(Arc::new(KafkaPublisher::open(self.cluster().connection(context)?)?))
     }
 
     /// Only values written on both sides can contradict each other: the adapter fits one that is not written to the other. Neither
@@ -214,7 +211,7 @@ impl SourcePlugin for KafkaSource {
         _: OwnHeaders,
     ) -> Result<DeadLetters, Error> {
         // A missing topic would hold the first letter for ever.
-        writable(&self.admin_options(context)?, to).await?;
+        inspect_writable(&self.cluster().connection(context)?, to).await?;
         Ok(DeadLetters::new(self.open_publisher(context)?, to))
     }
 
@@ -241,11 +238,11 @@ impl SourcePlugin for KafkaSource {
         _: &Scope,
         _: &dyn CheckpointStore,
     ) -> Result<Option<Backlog>, Error> {
-        Ok(Some(waiting(&self.source_facts(context).await?)))
+        Ok(Some(backlog_of(&self.admin_options(context)?.inspect_group().await?)))
     }
 
     async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error> {
-        let topic = writable(&self.admin_options(context)?, to).await?;
+        let topic = inspect_writable(&self.cluster().connection(context)?, to).await?;
         let place = context.dead_letter.map(|to| to.redacted()).unwrap_or_default();
         Ok(DeadLetterStatus { place, letters: Some(topic.records) })
     }
@@ -255,6 +252,6 @@ impl SourcePlugin for KafkaSource {
     }
 }
 
-pub(super) fn waiting(facts: &SourceFacts) -> Backlog {
-    Backlog { messages: Some(facts.lag), bytes: None, consumers: Some(facts.members.into()) }
+pub(super) fn backlog_of(status: &GroupStatus) -> Backlog {
+    Backlog { messages: Some(status.lag), bytes: None, consumers: Some(status.members.into()) }
 }

@@ -8,8 +8,7 @@ use onceward::Error;
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, check};
 
-use super::cluster::{cluster_table, writable};
-use super::relay::GROUP;
+use super::cluster::{cluster_table, inspect_writable};
 use crate::KafkaPublisher;
 
 cluster_table! {
@@ -49,11 +48,11 @@ impl TargetPlugin for KafkaTarget {
     }
 
     async fn open(&self, context: &Context<'_>) -> Result<Target, Error> {
-        let mut options = self.cluster().options(context, &[&self.topic], GROUP)?;
-        writable(&options, &self.topic).await?;
+        let mut connection = self.cluster().connection(context)?;
+        inspect_writable(&connection, &self.topic).await?;
         let limit = context.handler_call_limit(KafkaPublisher::CONFIRM_TIMEOUT).as_millis().to_string();
-        options.properties.entry("message.timeout.ms".to_owned()).or_insert(limit);
-        let publisher = Arc::new(KafkaPublisher::from_config(&options)?);
+        connection.properties.entry("message.timeout.ms".to_owned()).or_insert(limit);
+        let publisher = Arc::new(KafkaPublisher::open(connection)?);
         Ok(Target { publisher, destination: self.topic.clone() })
     }
 }

@@ -1,18 +1,32 @@
-use onceward::OwnSecrets;
+//! Copies of records: what their headers preserve, what a forged one may claim, and topics that do not confirm.
 
-use super::*;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-fn waiting(own: OwnHeaders) -> Waiting {
-    let publisher = KafkaPublisher::new(["127.0.0.1:1"], &Default::default()).unwrap();
-    waiting_with(publisher, own)
+use bytes::Bytes;
+use onceward::dead_letter::HEADER_TIMESTAMP;
+use onceward::{Message, Outgoing, OwnHeaders, OwnSecrets, Position};
+
+use crate::config::TopicConfig;
+use crate::connection::KafkaConnection;
+use crate::publisher::KafkaPublisher;
+use crate::retry::copy::{CopyHeaders, DUE, MAC, ORIGIN, POSITION};
+use crate::retry::forwarder::RetryForwarder;
+use crate::retry::topic::{RetryTopic, max_wait_in};
+
+fn unreachable_cluster() -> KafkaConnection {
+    KafkaConnection::new(["127.0.0.1:1"])
 }
 
-fn waiting_with(publisher: KafkaPublisher, own_headers: OwnHeaders) -> Waiting {
+fn forwarder(own: OwnHeaders) -> RetryForwarder {
+    forwarder_with(KafkaPublisher::open(unreachable_cluster()).unwrap(), own)
+}
+
+fn forwarder_with(publisher: KafkaPublisher, own_headers: OwnHeaders) -> RetryForwarder {
     let retry_topics = [("long", 60), ("short", 5)];
     let retry_topics = retry_topics.map(|(name, secs)| RetryTopic::new(name, Duration::from_secs(secs)));
     let topics =
         TopicConfig { retry_topics: retry_topics.into(), own_headers, ..TopicConfig::new(["orders"]) };
-    Waiting::new(publisher, &topics)
+    RetryForwarder::new(publisher, &topics)
 }
 
 fn sealing(secret: &[u8; 16]) -> OwnHeaders {
@@ -23,7 +37,7 @@ fn original() -> (Message, Position) {
     let position = Position { incarnation: "cluster/id:1".into(), partition: 3, offset: 9 };
     let message = Message::builder("pay")
         .header("a", "b")
-        // A producer's own of our names.
+        // Headers of a producer that have our names.
         .header(DUE, "1")
         .header(POSITION, "x:1:1")
         .position(position.clone())
@@ -40,17 +54,17 @@ fn received(copy: &Outgoing) -> Vec<(Box<str>, Bytes)> {
 const LONGEST: Duration = Duration::from_secs(600);
 
 #[test]
-fn a_copy_goes_where_the_delay_fits_and_reads_back_as_its_original() {
+fn a_copy_is_sent_to_the_topic_that_fits_and_reads_back_as_its_original() {
     let (message, position) = original();
     for own in [sealing(b"0123456789abcdef"), OwnHeaders::trusted()] {
-        let waiting = waiting(own.clone());
-        assert_eq!(waiting.copy(&message, Duration::from_secs(4)), None);
-        let copy = waiting.copy(&message, Duration::from_secs(59)).unwrap();
+        let forwarder = forwarder(own.clone());
+        assert_eq!(forwarder.copy(&message, Duration::from_secs(4)), None);
+        let copy = forwarder.copy(&message, Duration::from_secs(59)).unwrap();
         assert_eq!(copy.destination, "short");
-        assert_eq!(waiting.copy(&message, LONGEST).unwrap().destination, "long");
+        assert_eq!(forwarder.copy(&message, LONGEST).unwrap().destination, "long");
         let mut headers = received(&copy);
-        let read = Copied::read(&mut headers, Some(b"pay"), LONGEST, &own);
-        assert_eq!(read.made, own.seals().then_some(UNIX_EPOCH + Duration::from_secs(7)));
+        let read = CopyHeaders::extract(&mut headers, Some(b"pay"), LONGEST, &own);
+        assert_eq!(read.timestamp, own.seals().then_some(UNIX_EPOCH + Duration::from_secs(7)));
         assert_eq!((read.origin.as_deref(), read.position), (Some("orders"), Some(position.clone())));
         assert!((Duration::from_secs(50)..=Duration::from_secs(59)).contains(&read.wait), "{:?}", read.wait);
         assert_eq!(headers, [("a".into(), Bytes::from("b"))]);
@@ -58,10 +72,10 @@ fn a_copy_goes_where_the_delay_fits_and_reads_back_as_its_original() {
 }
 
 #[test]
-fn a_copy_that_is_not_sealed_by_us_names_no_position() {
+fn a_copy_without_a_valid_seal_has_no_position() {
     let (message, _) = original();
     let own = sealing(b"0123456789abcdef");
-    let copy = waiting(own.clone()).copy(&message, Duration::from_secs(59)).unwrap();
+    let copy = forwarder(own.clone()).copy(&message, Duration::from_secs(59)).unwrap();
     let changed = |name: &str, value: &str| {
         let mut headers = received(&copy);
         headers
@@ -85,55 +99,59 @@ fn a_copy_that_is_not_sealed_by_us_names_no_position() {
     for (mut headers, payload) in
         forged.into_iter().map(|headers| (headers, "pay")).chain([(as_sent.clone(), "other")])
     {
-        let read = Copied::read(&mut headers, Some(payload.as_bytes()), LONGEST, &own);
-        assert_eq!(read, Copied::default(), "it is a record like any other");
+        let read = CopyHeaders::extract(&mut headers, Some(payload.as_bytes()), LONGEST, &own);
+        assert_eq!(read, CopyHeaders::default(), "it is an ordinary record");
     }
     let other = sealing(b"fedcba9876543210");
-    assert_eq!(Copied::read(&mut as_sent, Some(b"pay"), LONGEST, &other), Copied::default());
+    assert_eq!(CopyHeaders::extract(&mut as_sent, Some(b"pay"), LONGEST, &other), CopyHeaders::default());
 }
 
 #[test]
-fn without_a_secret_a_copy_says_no_more_than_when_it_is_due() {
+fn without_a_secret_a_copy_only_has_its_due_time() {
     let (message, _) = original();
-    let copy = waiting(OwnHeaders::default()).copy(&message, Duration::from_secs(59)).unwrap();
+    let copy = forwarder(OwnHeaders::default()).copy(&message, Duration::from_secs(59)).unwrap();
     let mut headers = received(&copy);
-    let read = Copied::read(&mut headers, Some(b"pay"), LONGEST, &OwnHeaders::default());
-    assert_eq!((read.origin, read.position, read.made), (None, None, None));
+    let read = CopyHeaders::extract(&mut headers, Some(b"pay"), LONGEST, &OwnHeaders::default());
+    assert_eq!((read.origin, read.position, read.timestamp), (None, None, None));
     assert!(read.wait > Duration::from_secs(50), "{:?}", read.wait);
 }
 
 #[test]
-fn a_due_time_that_no_copy_of_ours_has_is_due_at_once() {
+fn an_invalid_due_time_is_due_at_once() {
     let own = OwnHeaders::default();
-    let (waiting, message) = (waiting(own.clone()), Message::builder("pay").build());
-    assert_eq!(waiting.copy(&message, Duration::MAX), None, "it waits in the process");
-    let longest = longest_in(&waiting.topics, "short");
+    let (forwarder, message) = (forwarder(own.clone()), Message::builder("pay").build());
+    assert_eq!(forwarder.copy(&message, Duration::MAX), None, "it waits in the process");
+    let longest = max_wait_in(&forwarder.topics, "short");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     for due in ["99999999999999".to_owned(), u64::MAX.to_string(), (now + 170_000).to_string(), "-1".into()] {
         let mut headers = vec![(DUE.into(), Bytes::from(due.clone()))];
-        assert_eq!(Copied::read(&mut headers, Some(b""), longest, &own).wait, Duration::ZERO, "{due}");
+        assert_eq!(
+            CopyHeaders::extract(&mut headers, Some(b""), longest, &own).wait,
+            Duration::ZERO,
+            "{due}"
+        );
     }
     let mut headers = vec![(DUE.into(), Bytes::from((now + 90_000).to_string()))];
-    assert!(Copied::read(&mut headers, Some(b""), longest, &own).wait > Duration::from_secs(80));
+    assert!(CopyHeaders::extract(&mut headers, Some(b""), longest, &own).wait > Duration::from_secs(80));
 }
 
 #[tokio::test]
-async fn a_topic_that_does_not_confirm_rests_and_records_wait_in_the_process() {
-    let properties = [("message.timeout.ms".to_owned(), "100".to_owned())];
-    let publisher = KafkaPublisher::new(["127.0.0.1:1"], &properties.into()).unwrap();
-    let waiting = waiting_with(publisher, OwnHeaders::default());
+async fn a_topic_that_does_not_confirm_is_not_used_and_records_wait_in_the_process() {
+    let mut connection = unreachable_cluster();
+    connection.properties.insert("message.timeout.ms".into(), "100".into());
+    let forwarder = forwarder_with(KafkaPublisher::open(connection).unwrap(), OwnHeaders::default());
     let (message, after) = (Message::builder("pay").build(), Duration::from_secs(6));
-    let copy = waiting.copy(&message, after).unwrap();
-    assert!(!waiting.put(&copy).await);
-    assert_eq!(waiting.copy(&message, after), None);
-    assert!(waiting.copy(&message, Duration::from_secs(60)).is_some(), "another topic");
+    let copy = forwarder.copy(&message, after).unwrap();
+    assert!(!forwarder.publish(&copy).await);
+    assert_eq!(forwarder.copy(&message, after), None);
+    assert!(forwarder.copy(&message, Duration::from_secs(60)).is_some(), "another topic");
 }
 
 #[test]
-fn what_is_no_copy_waits_for_nothing_and_keeps_its_headers() {
+fn a_record_that_is_no_copy_has_no_wait_and_keeps_its_headers() {
     let own = vec![("a".into(), Bytes::from("b")), (DUE.into(), Bytes::from_static(b"\xff"))];
     let mut headers = own.clone();
-    let read = Copied::read(&mut headers, Some(b""), Duration::MAX, &OwnHeaders::default());
-    assert_eq!(read, Copied::default());
+    let read = CopyHeaders::extract(&mut headers, Some(b""), Duration::MAX, &OwnHeaders::default());
+    assert_eq!(read, CopyHeaders::default());
     assert_eq!(headers, own);
 }

@@ -1,4 +1,4 @@
-//! What the tests on a real broker share: topics, records, and what is committed.
+//! Helpers of the tests on a real broker: topics, records, and committed offsets.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,8 +53,8 @@ impl Topic {
 
     pub(crate) fn config(&self) -> KafkaConfig {
         let mut config = KafkaConfig::new([&self.bootstrap], [&self.name], &self.group);
-        config.properties.insert("session.timeout.ms".into(), "6000".into());
-        config.properties.insert("heartbeat.interval.ms".into(), "300".into());
+        config.connection.properties.insert("session.timeout.ms".into(), "6000".into());
+        config.connection.properties.insert("heartbeat.interval.ms".into(), "300".into());
         config
     }
 

@@ -6,7 +6,7 @@ use onceward::Error;
 use onceward_plugin::value::{Address, Credentials, Login};
 use onceward_plugin::{Checked, Context, Exposure, check};
 
-use crate::Endpoint;
+use crate::RabbitmqEndpoint;
 
 /// Declares a table with the options of a connection, before its own.
 macro_rules! broker_table {
@@ -19,7 +19,7 @@ macro_rules! broker_table {
                 /// The certificates, PEM, of the authorities that may have signed the broker's; the system's by default.
                 #[serde(default, skip_serializing_if = "Option::is_none")]
                 pub ca_file: Option<std::path::PathBuf>,
-                /// Allows a login to another host without TLS. Only for networks where nobody else can read or answer.
+                /// Allows a login to another host without TLS. Only for private networks.
                 #[serde(default)]
                 pub allow_plaintext: bool,
                 $($body)*
@@ -27,8 +27,8 @@ macro_rules! broker_table {
         }
 
         impl $name {
-            fn connection(&self) -> $crate::plugin::connection::Connection<'_> {
-                $crate::plugin::connection::Connection {
+            fn connection(&self) -> $crate::plugin::connection::RabbitmqConnection<'_> {
+                $crate::plugin::connection::RabbitmqConnection {
                     url: &self.url,
                     ca_file: self.ca_file.as_deref(),
                     credentials: self.credentials(),
@@ -42,14 +42,14 @@ pub(super) use broker_table;
 
 /// The options of a connection, whichever table they are in.
 #[derive(Clone, Copy)]
-pub(super) struct Connection<'a> {
+pub(super) struct RabbitmqConnection<'a> {
     pub(super) url: &'a Address,
     pub(super) ca_file: Option<&'a Path>,
     pub(super) credentials: Credentials<'a>,
     pub(super) allow_plaintext: bool,
 }
 
-impl Connection<'_> {
+impl RabbitmqConnection<'_> {
     pub(super) fn check(&self, context: &Context<'_>) -> Checked {
         check::url(context, "url", self.url, &["amqp", "amqps"])?;
         if self.ca_file.is_some() && self.url.has_scheme(&["amqp"]) {
@@ -76,9 +76,9 @@ impl Connection<'_> {
         self.credentials.secret_file(context).into_iter().collect()
     }
 
-    pub(super) fn endpoint(&self, context: &Context<'_>) -> Result<Endpoint, Error> {
+    pub(super) fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
         let login = Login::read(context, self.credentials)?;
-        let mut endpoint = Endpoint::new(login.within(self.url)?);
+        let mut endpoint = RabbitmqEndpoint::new(login.within(self.url)?);
         // It is read again for each new connection.
         endpoint.password_file = self.credentials.password_file.map(|file| context.resolve(file));
         endpoint.allow_plaintext = self.allow_plaintext;

@@ -8,7 +8,7 @@ use onceward::{Error, Publisher};
 use onceward_plugin::{Checked, Context, Exposure, RelayPlugin};
 
 use super::connection::broker_table;
-use crate::RabbitPublisher;
+use crate::RabbitmqPublisher;
 
 broker_table! {
     /// A RabbitMQ broker other than the source's. Each row names its queue, or `exchange/routing-key`.
@@ -34,7 +34,7 @@ impl RelayPlugin for RabbitmqRelay {
     }
 
     async fn open(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        Ok(Arc::new(RabbitPublisher::open(self.connection().endpoint(context)?).await?))
+        Ok(Arc::new(RabbitmqPublisher::open(self.connection().endpoint(context)?).await?))
     }
 
     async fn inspect(&self, context: &Context<'_>) -> Result<String, Error> {

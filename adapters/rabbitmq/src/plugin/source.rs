@@ -15,7 +15,7 @@ use onceward_plugin::{
 };
 
 use super::connection::broker_table;
-use crate::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use crate::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 
 broker_table! {
     /// A RabbitMQ queue.
@@ -45,34 +45,33 @@ broker_table! {
     }
 }
 
-/// The delays for which a wait queue is worth its cost.
+/// The range of delays for delay queues.
 const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
 const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
 
-/// Headers that a message loses in a wait queue, since the broker sets them anew.
+/// Headers that a message loses in a delay queue, since the broker replaces them.
 const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
 
 impl RabbitmqSource {
-    /// The prefetch in effect with handlers for so many messages at a time.
+    /// The effective prefetch with `concurrency` concurrent handlers.
     pub fn prefetch(&self, concurrency: usize) -> u32 {
         let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
         self.prefetch.unwrap_or(by_default)
     }
 
-    fn endpoint(&self, context: &Context<'_>) -> Result<Endpoint, Error> {
+    fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
         self.connection().endpoint(context)
     }
 
     fn dead_letter_problem(&self, to: &str) -> Option<&'static str> {
-        // A slash in front says that the rest is the name of a queue.
+        // A leading slash marks the rest as the name of a queue.
         if to.strip_prefix('/').unwrap_or(to) == self.queue {
             return Some("is the queue that messages come from");
         }
         to.starts_with(&format!("{}.wait.", self.queue)).then_some("is a wait queue of the source")
     }
 
-    /// A message that waited in the broker has another exchange. Where the key is made of that, only an authenticated header can
-    /// restore it.
+    /// A message from a delay queue has another exchange. If the key is made of it, only an authenticated header can restore it.
     fn loses_its_key(&self, context: &Context<'_>) -> bool {
         fn is_lost(source: &KeySource) -> bool {
             match source {
@@ -159,7 +158,7 @@ impl SourcePlugin for RabbitmqSource {
     }
 
     async fn open(&self, context: &Context<'_>, parts: SourceParts) -> Result<Box<dyn Consumer>, Error> {
-        let mut options = RabbitConfig::new(String::new(), self.queue.as_str());
+        let mut options = RabbitmqConfig::new(String::new(), self.queue.as_str());
         options.endpoint = self.endpoint(context)?;
         // The check has refused what does not fit.
         options.queue.prefetch =
@@ -169,7 +168,7 @@ impl SourcePlugin for RabbitmqSource {
         options.queue.delivery_limit = self.delivery_limit;
         options.queue.wait_queues_from = self.wait_queues_from.map(|shortest| shortest.get());
         options.queue.own_headers = parts.own_headers;
-        Ok(Box::new(RabbitConsumer::open(options).await?))
+        Ok(Box::new(RabbitmqConsumer::open(options).await?))
     }
 
     async fn dead_letters(
@@ -178,12 +177,12 @@ impl SourcePlugin for RabbitmqSource {
         to: &str,
         own_headers: OwnHeaders,
     ) -> Result<DeadLetters, Error> {
-        // A message that fails for good would be held until somebody declares it.
-        self.endpoint(context)?.destination_facts(to).await.map_err(|error| {
+        // A permanently failed message would be held until the queue is declared.
+        self.endpoint(context)?.destination_status(to).await.map_err(|error| {
             let what = "see dead_letter.to: its queue or exchange must exist before the first message fails";
             Error::new(error.kind(), "use the destination of dead letters", what).with_source(error)
         })?;
-        let publisher = RabbitPublisher::open(self.endpoint(context)?).await?.own_headers(own_headers);
+        let publisher = RabbitmqPublisher::open(self.endpoint(context)?).await?.own_headers(own_headers);
         Ok(DeadLetters::new(Arc::new(publisher), to))
     }
 
@@ -194,17 +193,17 @@ impl SourcePlugin for RabbitmqSource {
                         letters with --from, with a slash in front if its name has one";
             return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
         }
-        let mut options = RabbitConfig::new(String::new(), queue);
+        let mut options = RabbitmqConfig::new(String::new(), queue);
         options.endpoint = self.endpoint(context)?;
         options.queue.own_headers = parts.own_headers.clone();
-        let from = RabbitConsumer::open(options).await?;
-        let to = RabbitPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
+        let from = RabbitmqConsumer::open(options).await?;
+        let to = RabbitmqPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
         // With a slash in front it is a queue, whatever its name.
         Ok(Letters { from: Box::new(from), to: Arc::new(to), destinations: vec![format!("/{}", self.queue)] })
     }
 
     async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        Ok(Arc::new(RabbitPublisher::open(self.endpoint(context)?).await?))
+        Ok(Arc::new(RabbitmqPublisher::open(self.endpoint(context)?).await?))
     }
 
     fn describe_publisher(&self, _: &Context<'_>) -> String {
@@ -221,7 +220,7 @@ impl SourcePlugin for RabbitmqSource {
     }
 
     async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error> {
-        let found = self.endpoint(context)?.destination_facts(to).await?;
+        let found = self.endpoint(context)?.destination_status(to).await?;
         let place = context.dead_letter.map(|to| to.redacted()).unwrap_or_default();
         Ok(DeadLetterStatus { place, letters: found.map(|queue| queue.ready.into()) })
     }
@@ -234,7 +233,7 @@ impl SourcePlugin for RabbitmqSource {
 
 impl RabbitmqSource {
     async fn waiting(&self, context: &Context<'_>) -> Result<Backlog, Error> {
-        let queue = self.endpoint(context)?.source_facts(&self.queue).await?;
+        let queue = self.endpoint(context)?.source_status(&self.queue).await?;
         Ok(Backlog {
             messages: Some(queue.ready.into()),
             bytes: None,

@@ -9,7 +9,7 @@ use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, check};
 
 use super::connection::broker_table;
-use crate::RabbitPublisher;
+use crate::RabbitmqPublisher;
 
 broker_table! {
     /// A publish to RabbitMQ, confirmed and mandatory.
@@ -63,9 +63,9 @@ impl TargetPlugin for RabbitmqTarget {
     async fn open(&self, context: &Context<'_>) -> Result<Target, Error> {
         let endpoint = self.connection().endpoint(context)?;
         let destination = format!("{}/{}", self.exchange, self.routing_key);
-        endpoint.destination_facts(&destination).await?;
-        let limit = context.handler_call_limit(RabbitPublisher::CONFIRM_TIMEOUT);
-        let publisher = RabbitPublisher::open(endpoint).await?.confirm_timeout(limit);
+        endpoint.destination_status(&destination).await?;
+        let limit = context.handler_call_limit(RabbitmqPublisher::CONFIRM_TIMEOUT);
+        let publisher = RabbitmqPublisher::open(endpoint).await?.confirm_timeout(limit);
         Ok(Target { publisher: Arc::new(publisher), destination })
     }
 }

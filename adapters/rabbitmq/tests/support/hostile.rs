@@ -1,4 +1,4 @@
-//! Publishes what no AMQP library lets a producer publish.
+//! Publishes messages that no AMQP library would send.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};

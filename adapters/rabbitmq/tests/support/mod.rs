@@ -1,4 +1,4 @@
-//! What these tests share: queues on a real broker, raw AMQP, and looking until something is so.
+//! Shared test support: queues on a real broker, raw AMQP, and polling until a condition holds.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod hostile;
@@ -10,7 +10,7 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use onceward::{Consumer, Delivery};
-use onceward_rabbitmq::{RabbitConfig, RabbitConsumer};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::rabbitmq::RabbitMq;
 
 /// The kinds of queues.
@@ -95,15 +95,15 @@ pub fn unique(name: &str) -> String {
 }
 
 /// A declared queue of its own and a consumer of it.
-pub async fn consumer_of(broker: &RabbitMq, admin: &Admin, kind: Kind) -> (String, RabbitConsumer) {
+pub async fn consumer_of(broker: &RabbitMq, admin: &Admin, kind: Kind) -> (String, RabbitmqConsumer) {
     let queue = unique("queue");
     admin.declare(&queue, kind).await;
-    let consumer = RabbitConsumer::open(RabbitConfig::new(broker.url(), &queue)).await.unwrap();
+    let consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
     (queue, consumer)
 }
 
 /// The next `count` deliveries, within 20 s.
-pub async fn take(consumer: &mut RabbitConsumer, count: usize) -> Vec<Delivery> {
+pub async fn take(consumer: &mut RabbitmqConsumer, count: usize) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     while deliveries.len() < count {
         let received = tokio::time::timeout(Duration::from_secs(60), consumer.receive()).await;

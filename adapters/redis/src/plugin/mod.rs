@@ -111,39 +111,36 @@ impl RedisTable {
         }
     }
 
-    fn options(&self, context: &Context<'_>) -> Result<RedisConfig, Error> {
+    fn config(&self, context: &Context<'_>) -> Result<RedisConfig, Error> {
         let addresses = || self.urls().map(Address::expose);
-        let mut options = match (self.topology, &self.primary) {
-            (RedisTopology::Standalone, _) => RedisConfig::from_url(self.url.expose())?,
-            (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses())?,
+        let mut config = match (self.topology, &self.primary) {
+            (RedisTopology::Standalone, _) => RedisConfig::new(self.url.expose()),
+            (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses()),
             (RedisTopology::Sentinel, primary) => {
-                RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())?
+                RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())
             }
         };
         let login = Login::read(context, self.credentials())?;
-        if let Some(username) = login.username {
-            options = options.username(username);
-        }
-        if let Some(password) = login.password {
-            options = options.password(password.expose());
-        }
+        config.endpoint.username = login.username;
+        config.endpoint.password = login.password.map(|password| password.expose().to_owned());
         if let Some(file) = self.credentials().password_file {
-            // Read for each new connection: it may have been replaced.
+            // Read before each new connection: it may have been replaced.
             let (path, table) = (context.resolve(file), context.table().to_owned());
-            options = options.password_from(move || Ok(password_in(&path, &table)?.expose().to_owned()));
+            let read = move || Ok(password_in(&path, &table)?.expose().to_owned());
+            config.endpoint.password_from = Some(Arc::new(read));
         }
         if let Some(file) = &self.ca_file {
-            options = options.ca(certificates(context, "ca_file", file)?);
+            config.endpoint.ca = Some(certificates(context, "ca_file", file)?);
         }
+        config.endpoint.allow_plaintext = self.allow_plaintext;
         // A little less than the limit of a call, so that the client's own error arrives first.
         let limit = self.timeout.get().mul_f64(0.9);
-        Ok(options
-            .allow_plaintext(self.allow_plaintext)
-            .prefix(self.prefix.as_str())
-            .connect_timeout(CONNECT_TIMEOUT.min(limit))
-            .response_timeout(limit)
-            .wait_replicas(self.wait_replicas)
-            .wait_timeout(WAIT_TIMEOUT.min(limit / 3)))
+        config.options.prefix.clone_from(&self.prefix);
+        config.options.connect_timeout = CONNECT_TIMEOUT.min(limit);
+        config.options.response_timeout = limit;
+        config.options.wait_replicas = self.wait_replicas;
+        config.options.wait_timeout = WAIT_TIMEOUT.min(limit / 3);
+        Ok(config)
     }
 }
 
@@ -197,7 +194,7 @@ impl StorePlugin for RedisTable {
     }
 
     async fn open(&self, context: &Context<'_>, _: Purpose) -> Result<OpenStore, Error> {
-        let store = Arc::new(RedisStore::new(&self.options(context)?)?);
+        let store = Arc::new(RedisStore::open(self.config(context)?)?);
         Ok(OpenStore { store: store.clone(), checkpoints: store, statements: None, outbox: None })
     }
 }

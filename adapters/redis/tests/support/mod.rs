@@ -1,7 +1,8 @@
-//! What the tests share: harnesses for the store suite, and a worker that repeats what was not answered.
+//! Test support: harnesses for the store suite, and a worker that retries.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use onceward::{Error, Key, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
 
-/// A part of some servers that nobody else uses.
+/// A keyspace that no other test uses.
 pub(crate) struct Part {
     config: RedisConfig,
 }
@@ -37,7 +38,7 @@ impl StoreHarness for Part {
 
     /// Each handle has a connection of its own.
     async fn store(&self) -> RedisStore {
-        RedisStore::new(&self.config).unwrap()
+        open(&self.config)
     }
 
     async fn advance(&self, by: Duration) {
@@ -49,19 +50,76 @@ impl StoreHarness for Part {
     }
 }
 
-/// What a worker's user may do; the README says the same.
+/// The permissions of a worker, as in the README.
 pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
 
-/// What lists, statistics and the check of the persistence's settings need besides.
+/// The further permissions for lists and statistics.
 pub(crate) const ACL_FOR_TOOLS: &str = "+scan";
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
-/// How long a fault may keep the store from answering.
+/// The longest time for which a fault may block the store.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Changes options and endpoint in a chain.
+pub(crate) trait ConfigExt: Sized {
+    fn with(self, change: impl FnOnce(&mut RedisConfig)) -> Self;
+
+    fn prefix(self, prefix: impl Into<String>) -> Self {
+        self.with(|config| config.options.prefix = prefix.into())
+    }
+
+    fn response_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.response_timeout = timeout)
+    }
+
+    fn connect_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.connect_timeout = timeout)
+    }
+
+    fn wait_replicas(self, count: u32) -> Self {
+        self.with(|config| config.options.wait_replicas = count)
+    }
+
+    fn wait_timeout(self, timeout: Duration) -> Self {
+        self.with(|config| config.options.wait_timeout = timeout)
+    }
+
+    fn scan_limit(self, limit: u64) -> Self {
+        self.with(|config| config.options.scan_limit = limit)
+    }
+
+    fn username(self, username: &str) -> Self {
+        self.with(|config| config.endpoint.username = Some(username.to_owned()))
+    }
+
+    fn password(self, password: &str) -> Self {
+        self.with(|config| config.endpoint.password = Some(password.to_owned()))
+    }
+
+    fn password_from(self, provider: impl Fn() -> Result<String, Error> + Send + Sync + 'static) -> Self {
+        self.with(|config| config.endpoint.password_from = Some(Arc::new(provider)))
+    }
+
+    fn ca(self, pem: impl Into<Vec<u8>>) -> Self {
+        self.with(|config| config.endpoint.ca = Some(pem.into()))
+    }
+}
+
+impl ConfigExt for RedisConfig {
+    fn with(mut self, change: impl FnOnce(&mut RedisConfig)) -> Self {
+        change(&mut self);
+        self
+    }
+}
+
+/// Opens a store whose configuration must be valid.
+pub(crate) fn open(config: &RedisConfig) -> RedisStore {
+    RedisStore::open(config.clone()).unwrap()
+}
+
 pub(crate) fn config(url: &str) -> RedisConfig {
-    RedisConfig::from_url(url).unwrap()
+    RedisConfig::new(url)
 }
 
 pub(crate) fn scope() -> Scope {
@@ -88,12 +146,12 @@ pub(crate) fn completion(lease: Lease) -> CompleteRequest {
     CompleteRequest::new(lease, terms().ttl)
 }
 
-/// One claim, once.
+/// Makes one claim, without retries.
 pub(crate) async fn claim(store: &RedisStore, request: ClaimRequest) -> Result<Claim, Error> {
     store.claim(&scope(), &terms(), &[request]).await.pop().unwrap()
 }
 
-/// One completion, once.
+/// Makes one completion, without retries.
 pub(crate) async fn complete(store: &RedisStore, lease: Lease) -> Result<Completion, Error> {
     store.complete(&scope(), &[completion(lease)]).await.pop().unwrap()
 }
@@ -105,8 +163,8 @@ pub(crate) fn lease_of(claim: Claim) -> Lease {
     }
 }
 
-/// Repeats a batch until each item has an answer, as the pipeline does: the same tokens, and only errors that are
-/// worth it. Answers how many errors there were.
+/// Retries a batch until each item has a result, as the pipeline does: with the same tokens, and only retryable errors. Returns
+/// the number of errors.
 pub(crate) async fn insist<I: Clone, T>(
     items: &[I],
     ask: impl AsyncFn(Vec<I>) -> Vec<Result<T, Error>>,
@@ -134,8 +192,8 @@ pub(crate) async fn insist<I: Clone, T>(
     }
 }
 
-/// Claims and completes `keys` in batches of 50, whatever happens to the server meanwhile, and sees to it that no claim
-/// is lost or given out twice. Answers how many errors there were.
+/// Claims and completes `keys` in batches of 50, whatever happens to the server in the meantime, and asserts that no claim is
+/// lost or issued twice. Returns the number of errors.
 pub(crate) async fn work_through(store: &RedisStore, keys: std::ops::Range<u64>) -> usize {
     let mut errors = 0;
     let numbers: Vec<u64> = keys.collect();
@@ -171,7 +229,7 @@ pub(crate) async fn assert_completed(store: &RedisStore, keys: std::ops::Range<u
     }
 }
 
-/// Asks until the store answers.
+/// Retries until the store responds.
 pub(crate) async fn answered<T>(ask: impl AsyncFn() -> Result<T, Error>) -> T {
     insist(&[()], async |_| vec![ask().await]).await.0.pop().unwrap()
 }

@@ -3,7 +3,7 @@
 use onceward_plugin::value::Address;
 use onceward_plugin::{Checked, Context, Exposure, check};
 
-use crate::Endpoint;
+use crate::SqsEndpoint;
 
 /// Declares a table with the options of a connection, before its own.
 macro_rules! sqs_table {
@@ -26,8 +26,8 @@ macro_rules! sqs_table {
         }
 
         impl $name {
-            fn connection(&self) -> $crate::plugin::connection::Connection<'_> {
-                $crate::plugin::connection::Connection {
+            fn connection(&self) -> $crate::plugin::connection::SqsConnection<'_> {
+                $crate::plugin::connection::SqsConnection {
                     region: self.region.as_deref(),
                     endpoint: self.endpoint.as_ref(),
                     allow_plaintext: self.allow_plaintext,
@@ -40,13 +40,13 @@ pub(super) use sqs_table;
 
 /// The options of a connection, whichever table they are in.
 #[derive(Clone, Copy)]
-pub(super) struct Connection<'a> {
+pub(super) struct SqsConnection<'a> {
     pub(super) region: Option<&'a str>,
     pub(super) endpoint: Option<&'a Address>,
     pub(super) allow_plaintext: bool,
 }
 
-impl Connection<'_> {
+impl SqsConnection<'_> {
     pub(super) fn check(&self, context: &Context<'_>) -> Checked {
         if let Some(region) = self.region {
             check::text(context, "region", region)?;
@@ -73,8 +73,8 @@ impl Connection<'_> {
         })
     }
 
-    pub(super) fn endpoint(&self) -> Endpoint {
-        let mut endpoint = Endpoint::default();
+    pub(super) fn endpoint(&self) -> SqsEndpoint {
+        let mut endpoint = SqsEndpoint::default();
         endpoint.region = self.region.map(str::to_owned);
         endpoint.allow_plaintext = self.allow_plaintext;
         endpoint.url = self.endpoint.map(|url| url.expose().to_owned());

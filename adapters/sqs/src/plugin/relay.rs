@@ -33,10 +33,10 @@ impl RelayPlugin for SqsRelay {
     }
 
     async fn open(&self, _: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        Ok(Arc::new(SqsPublisher::open(self.connection().endpoint()).await))
+        Ok(Arc::new(SqsPublisher::open(self.connection().endpoint()).await?))
     }
 
     async fn inspect(&self, _: &Context<'_>) -> Result<String, Error> {
-        self.connection().endpoint().answers().await.map(|()| "SQS answers".to_owned())
+        self.connection().endpoint().check_connection().await.map(|()| "SQS answers".to_owned())
     }
 }

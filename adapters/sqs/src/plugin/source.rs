@@ -15,14 +15,14 @@ use onceward_plugin::{
 };
 
 use super::connection::sqs_table;
-use crate::{QueueConfig, QueueFacts, SqsConfig, SqsConsumer, SqsPublisher};
+use crate::{SqsConfig, SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 
 sqs_table! {
     /// An SQS queue. Credentials come from the standard AWS chain.
     SqsSource [] {
         /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
         pub queue_url: Address,
-        /// How many long polls run at a time, from 1 to 64.
+        /// The most concurrent long polls, 1 to 64.
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub pollers: u32,
         /// The visibility timeout of a received message, from 1s to 12h in whole seconds. It is extended as long as the
@@ -63,8 +63,8 @@ impl SqsSource {
         }
     }
 
-    fn queue(&self, context: &Context<'_>, url: &str) -> QueueConfig {
-        let mut queue = QueueConfig::new(url);
+    fn queue(&self, context: &Context<'_>, url: &str) -> SqsQueueConfig {
+        let mut queue = SqsQueueConfig::new(url);
         queue.visibility = self.visibility.get();
         queue.pollers = self.pollers as usize;
         queue.unwrap_sns = self.unwrap_sns;
@@ -73,23 +73,23 @@ impl SqsSource {
         queue
     }
 
-    fn options(&self, queue: QueueConfig) -> SqsConfig {
+    fn options(&self, queue: SqsQueueConfig) -> SqsConfig {
         let mut options = SqsConfig::new("");
         options.endpoint = self.connection().endpoint();
         options.queue = queue;
         options
     }
 
-    async fn facts_of(&self, queue_url: &str) -> Result<QueueFacts, Error> {
+    async fn facts_of(&self, queue_url: &str) -> Result<SqsQueueStatus, Error> {
         let client = self.connection().endpoint().client().await;
-        QueueFacts::read(&client, queue_url).await
+        SqsQueueStatus::read(&client, queue_url).await
     }
 
-    async fn open_publisher(&self) -> Arc<dyn Publisher> {
-        Arc::new(SqsPublisher::open(self.connection().endpoint()).await)
+    async fn open_publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        Ok(Arc::new(SqsPublisher::open(self.connection().endpoint()).await?))
     }
 
-    fn broker_advice(&self, context: &Context<'_>, facts: &QueueFacts) -> Vec<Advice> {
+    fn broker_advice(&self, context: &Context<'_>, facts: &SqsQueueStatus) -> Vec<Advice> {
         let mut found = vec![Advice::new(AdviceLevel::Ok, facts.to_string())];
         let queue = self.queue(context, self.queue_url.expose());
         found.extend(start_check::advise(context.pipeline, &facts.capabilities(&queue)));
@@ -188,7 +188,7 @@ impl SourcePlugin for SqsSource {
 
     async fn dead_letters(&self, _: &Context<'_>, to: &str, _: OwnHeaders) -> Result<DeadLetters, Error> {
         require_url(to)?;
-        Ok(DeadLetters::new(self.open_publisher().await, to))
+        Ok(DeadLetters::new(self.open_publisher().await?, to))
     }
 
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
@@ -198,13 +198,13 @@ impl SourcePlugin for SqsSource {
         let from = SqsConsumer::open(options).await?;
         Ok(Letters {
             from: Box::new(from),
-            to: self.open_publisher().await,
+            to: self.open_publisher().await?,
             destinations: vec![self.queue_url.expose().to_owned()],
         })
     }
 
     async fn publisher(&self, _: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
-        Ok(self.open_publisher().await)
+        self.open_publisher().await
     }
 
     async fn backlog(
@@ -238,7 +238,7 @@ pub(super) fn place(queue_url: &Address) -> Place {
     Place { system: "sqs", servers: vec![url.clone()], name: url }
 }
 
-fn waiting(facts: &QueueFacts) -> Backlog {
+fn waiting(facts: &SqsQueueStatus) -> Backlog {
     let messages = Some(facts.visible.saturating_add(facts.delayed));
     Backlog { messages, bytes: None, consumers: None }
 }

@@ -10,7 +10,7 @@ use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, c
 
 use super::connection::sqs_table;
 use super::source::place;
-use crate::{QueueFacts, SqsPublisher};
+use crate::{SqsPublisher, SqsQueueStatus};
 
 /// The longest time limit of one call that sends messages.
 const LONGEST_SEND: Duration = Duration::from_secs(10);
@@ -49,8 +49,8 @@ impl TargetPlugin for SqsTarget {
     async fn open(&self, context: &Context<'_>) -> Result<Target, Error> {
         let client = self.connection().endpoint().client().await;
         let url = self.queue_url.expose();
-        // Sending needs no right to look at the queue.
-        match QueueFacts::read(&client, url).await {
+        // Sending does not need the right to read attributes.
+        match SqsQueueStatus::read(&client, url).await {
             Err(error) if error.kind() == ErrorKind::Denied => {}
             read => {
                 read?;

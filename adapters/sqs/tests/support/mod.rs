@@ -1,4 +1,4 @@
-//! What these tests share: clients and queues on a real server.
+//! Shared test support: clients and queues on a real server.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod fake;
@@ -10,7 +10,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Region};
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry as Entry};
-use onceward_sqs::QueueConfig;
+use onceward_sqs::SqsQueueConfig;
 
 /// A client of a server on the loopback.
 pub fn client(port: u16) -> Client {
@@ -56,13 +56,13 @@ pub async fn send(client: &Client, url: &str, bodies: &[String], group: impl Fn(
 
 /// How many messages a queue holds: visible, in flight.
 pub async fn depth(client: &Client, url: &str) -> (u64, u64) {
-    let facts = onceward_sqs::QueueFacts::read(client, url).await.unwrap();
+    let facts = onceward_sqs::SqsQueueStatus::read(client, url).await.unwrap();
     (facts.visible + facts.delayed, facts.in_flight)
 }
 
 /// A configuration with short times.
-pub fn quick(url: &str) -> QueueConfig {
-    let mut queue = QueueConfig::new(url);
+pub fn quick(url: &str) -> SqsQueueConfig {
+    let mut queue = SqsQueueConfig::new(url);
     queue.visibility = Duration::from_secs(3);
     queue.wait = Duration::from_secs(1);
     queue

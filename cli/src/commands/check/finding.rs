@@ -1,4 +1,4 @@
-//! One line of a check's report.
+//! A finding of `onceward check`, one line of its report: [`Finding`].
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::handlers::text::printable;
 /// The longest line of a report, in bytes.
 const LINE_LIMIT: usize = 8 * 1024;
 
-/// How grave a finding is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
@@ -62,14 +62,14 @@ impl Finding {
         Self { severity: Severity::Warning, ..Self::from(remark) }
     }
 
-    /// All is well with `key`, or with the whole.
+    /// Nothing is wrong with `key`, or with the whole configuration.
     pub(super) fn ok(config: &Config, key: Option<&str>, message: impl Into<String>) -> Self {
         let here = Self::from(&config.refuse(key.unwrap_or_default(), message, ""));
         let line = here.line.filter(|_| key.is_some());
         Self { severity: Severity::Ok, key: key.map(str::to_owned), line, fix: None, ..here }
     }
 
-    /// It will run, but probably not as intended.
+    /// The configuration runs, but probably not as intended.
     pub(super) fn warning(
         config: &Config,
         key: &str,
@@ -79,7 +79,7 @@ impl Finding {
         Self { severity: Severity::Warning, ..Self::error(config, key, message, fix) }
     }
 
-    /// It will not run.
+    /// The configuration does not run.
     pub(super) fn error(
         config: &Config,
         key: &str,
@@ -89,19 +89,19 @@ impl Finding {
         Self::from(&config.refuse(key, message, fix))
     }
 
-    /// An adapter's own words about `key`: they say what to do.
+    /// The error of an adapter about `key`, which names the fix.
     pub(super) fn failed(config: &Config, key: &str, error: &Error) -> Self {
         Self { fix: None, ..Self::error(config, key, crate::commands::sentence(error), "") }
     }
 
-    /// What a plugin has found.
+    /// The finding of a plugin.
     pub(super) fn plugin(config: &Config, found: onceward_plugin::Finding) -> Self {
         let severity = severity(found.level);
         let fix = found.fix.filter(|_| severity != Severity::Ok);
         Self { severity, fix, ..Self::error(config, &found.key, found.message, "") }
     }
 
-    /// What a store has found out about itself.
+    /// The advice of a store about itself.
     pub(super) fn advised(config: &Config, key: &str, advice: &StoreAdvice) -> Self {
         let severity = severity(advice.level);
         Self { severity, fix: None, ..Self::error(config, key, advice.text.as_str(), "") }
@@ -116,7 +116,7 @@ fn severity(level: AdviceLevel) -> Severity {
     }
 }
 
-/// `severity: file:line: key: message; fix`, leaving out what is not known.
+/// `severity: file:line: key: message; fix`, without the unknown parts.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = match self.severity {

@@ -1,4 +1,4 @@
-//! `onceward check`: what is wrong with a configuration and with what it names, and what is unwise.
+//! `onceward check`: reports errors and warnings about a configuration and the systems it names.
 
 mod finding;
 mod online;
@@ -10,7 +10,7 @@ use crate::output::Output;
 
 use finding::{Finding, Severity};
 
-/// Reports one finding a line, or one JSON object a line with `--json`.
+/// Prints one finding per line, or one JSON object per line with `--json`.
 pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let file = &args.report.config.file;
     let config = match super::load_with(file, env) {
@@ -34,8 +34,7 @@ async fn findings(config: &Config, offline: bool) -> Vec<Finding> {
     let readable = super::readable::secrets(config);
     findings.extend(readable.iter().map(Finding::warned));
     if offline {
-        let what =
-            format!("the configuration of scope {:?} is valid; nothing was connected to", config.scope);
+        let what = format!("the configuration of scope {:?} is valid; no connection was made", config.scope);
         findings.push(Finding::ok(config, None, what));
     } else {
         online::findings(config, &mut findings).await;

@@ -1,5 +1,4 @@
-//! Looks at everything a configuration names: the source, the store, the handler, the places for dead letters and for what
-//! is put into the outbox.
+//! Checks all systems that a configuration names: source, store, handler, dead-letter destination and outbox target.
 
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use super::finding::Finding;
 use crate::config::{Config, Contexts, Handler};
 use crate::registry::{self, OpenStore, Purpose};
 
-/// How long any one part may take to answer.
+/// The time limit of each part.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Adds a finding for each part, good or bad.
+/// Adds a finding for each part.
 pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
     source(config, findings).await;
     let store = store(config, findings).await;
@@ -24,7 +23,7 @@ pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-/// The broker that the relay publishes to, where it is not the source's.
+/// The broker that the relay publishes to, if it is not that of the source.
 async fn outbox_target(config: &Config) -> Option<Finding> {
     let key = config.outbox.targets().first()?.0;
     match in_time(registry::check_outbox_target(config)).await {
@@ -33,7 +32,7 @@ async fn outbox_target(config: &Config) -> Option<Finding> {
     }
 }
 
-/// The source, and in the same system the destination of dead letters.
+/// The source, and its dead-letter destination.
 async fn source(config: &Config, findings: &mut Vec<Finding>) {
     let (contexts, plugin) = (Contexts::of(config), config.source.plugin());
     let context = contexts.source();
@@ -41,7 +40,7 @@ async fn source(config: &Config, findings: &mut Vec<Finding>) {
         Ok(found) => findings.extend(found.into_iter().map(|found| Finding::plugin(config, found))),
         Err(error) => {
             findings.push(Finding::failed(config, context.table(), &error));
-            // The same system would give the same answer.
+            // The same system would fail in the same way.
             return;
         }
     }
@@ -100,13 +99,13 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
     let message = match (checked.await, &config.handler) {
         (Err(error), _) => return Finding::failed(config, &key, &error),
         (Ok(false), _) => {
-            let message = "its statement was not looked at, since the store is not there";
-            return Finding::warning(config, &key, message, "check again once it is");
+            let message = "its statement was not checked, because the store is not available";
+            return Finding::warning(config, &key, message, "check again when it is");
         }
-        (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program is there and executable",
+        (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program exists and is executable",
         (Ok(true), Handler::Http(_)) => "its server accepts connections",
-        (Ok(true), Handler::Sql(_)) => "the store takes its statement",
-        (Ok(true), Handler::Publish(_)) => "its broker answers and has the destination",
+        (Ok(true), Handler::Sql(_)) => "the store accepts its statement",
+        (Ok(true), Handler::Publish(_)) => "its broker responds and has the destination",
         (Ok(true), Handler::Stdout(_)) => "needs nothing",
     };
     Finding::ok(config, Some(&key), message)
@@ -114,7 +113,7 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
 
 async fn in_time<T>(part: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(PATIENCE, part).await.unwrap_or_else(|_| {
-        let what = format!("it did not answer within {PATIENCE:?}");
+        let what = format!("it did not respond within {PATIENCE:?}");
         Err(Error::new(ErrorKind::Timeout, "check it", what))
     })
 }

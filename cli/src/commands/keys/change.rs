@@ -1,11 +1,11 @@
-//! `keys forget` and `keys complete`: one key, with consent, and with a line in the log that says who.
+//! `keys forget` and `keys complete`: change one key, with a confirmation and an audit line.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use onceward::store::KeyState;
 
-use super::Bench;
-use super::complete::{Outcome, complete as complete_keys};
+use super::KeysContext;
+use super::complete::{CompleteOutcome, complete as complete_keys};
 use super::naming::{Known, Named, candidates, known};
 use super::show::{time, unknown};
 use crate::args::ChangeArgs;
@@ -14,81 +14,91 @@ use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
 use crate::output::Output;
 
-/// Forgets a key, so that its message is handled again when it comes.
-pub(super) async fn forget(bench: &Bench<'_>, args: &ChangeArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let candidates = candidates(bench, &args.key)?;
-    let Some(found) = the_one(known(bench, &candidates).await?)? else {
+/// Forgets a key: its message is handled again at the next delivery.
+pub(super) async fn forget(
+    context: &KeysContext<'_>,
+    args: &ChangeArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let candidates = candidates(context, &args.key)?;
+    let Some(found) = only_one(known(context, &candidates).await?)? else {
         unknown(&candidates, args.key.report.json, out)?;
         return Ok(Exit::Done);
     };
     let (key, before) = (found.named.key, found.record.state);
     let running = match before {
         KeyState::Pending if found.record.lease_left.is_some_and(|left| !left.is_zero()) => {
-            " Its handler is running: a delivery that comes meanwhile would be handled at the same time."
+            " Its handler is running: a delivery in the meantime would be handled concurrently."
         }
         _ => "",
     };
     consent(
         args,
-        &format!("Forget {key} ({})? Its message is handled again when it comes.{running}", before.as_str()),
+        &format!(
+            "Forget {key} ({})? Its message is handled again at the next delivery.{running}",
+            before.as_str()
+        ),
     )?;
-    let forgotten = bench.store.store.forget(&bench.scope, &[key]).await;
+    let forgotten = context.store.store.forget(&context.scope, &[key]).await;
     for answer in forgotten {
         answer.map_err(|error| commands::failure(&error))?;
     }
-    audit(bench, "forget", &found.named, before.as_str());
-    said(args, &found.named, "forgotten", out)
+    audit(context, "forget", &found.named, before.as_str());
+    report(args, &found.named, "forgotten", out)
 }
 
-/// Marks a key completed, so that its message is not handled.
+/// Marks a key completed: its message is not handled.
 pub(super) async fn complete(
-    bench: &Bench<'_>,
+    context: &KeysContext<'_>,
     args: &ChangeArgs,
     out: &mut Output,
 ) -> Result<Exit, Failure> {
-    let candidates = candidates(bench, &args.key)?;
-    let (named, before) = match the_one(known(bench, &candidates).await?)? {
+    let candidates = candidates(context, &args.key)?;
+    let (named, before) = match only_one(known(context, &candidates).await?)? {
         Some(found) => (found.named, found.record.state.as_str()),
         None => match &candidates[..] {
             [only] => (only.clone(), "unknown"),
-            _ => return Err(which(candidates.iter(), "none of which is known")),
+            _ => return Err(ambiguous(candidates.iter(), "none of which is known")),
         },
     };
     if before != KeyState::Completed.as_str() {
-        consent(args, &format!("Complete {} ({before})? Its message is not handled any more.", named.key))?;
+        consent(args, &format!("Complete {} ({before})? Its message will not be handled.", named.key))?;
     }
-    let ttl = bench.config.limits().ttl.get();
+    let ttl = context.config.limits().ttl.get();
     let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
-    match complete_keys(bench, &[(named.key, ttl)]).await.pop() {
-        Some(Outcome::Completed) => {
-            audit(bench, "complete", &named, before);
-            said(args, &named, "completed", out)
+    match complete_keys(context, &[(named.key, ttl)]).await.pop() {
+        Some(CompleteOutcome::Completed) => {
+            audit(context, "complete", &named, before);
+            report(args, &named, "completed", out)
         }
-        Some(Outcome::Known) => said(args, &named, "completed already", out),
-        Some(Outcome::InProgress(left)) => {
+        Some(CompleteOutcome::Known) => report(args, &named, "completed already", out),
+        Some(CompleteOutcome::InProgress(left)) => {
             let left = time(left);
-            failed(format!("is claimed by a handler, for {left} at least; try again when its run has ended"))
+            failed(format!("is claimed by a handler for at least {left}; retry when its run has ended"))
         }
-        Some(Outcome::Dead(reason)) => {
+        Some(CompleteOutcome::Dead(reason)) => {
             let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
             failed(format!(
-                "is dead-lettered{reason}, so its message is not handled anyway; forget it first to change that"
+                "is dead-lettered{reason}, so its message is not handled; forget it first to complete it"
             ))
         }
-        Some(Outcome::Failed(error)) => Err(commands::failure(&error)),
-        None => failed("was not answered for by the store; try again".to_owned()),
+        Some(CompleteOutcome::Failed(error)) => Err(commands::failure(&error)),
+        None => failed("got no result from the store; retry".to_owned()),
     }
 }
 
-/// The only known key, none, or the demand to say which.
-fn the_one(mut known: Vec<Known>) -> Result<Option<Known>, Failure> {
+/// The only known key, if any.
+///
+/// # Errors
+/// Several keys are known.
+fn only_one(mut known: Vec<Known>) -> Result<Option<Known>, Failure> {
     match known.len() {
         0 | 1 => Ok(known.pop()),
-        _ => Err(which(known.iter().map(|known| &known.named), "all of which are known")),
+        _ => Err(ambiguous(known.iter().map(|known| &known.named), "all of which are known")),
     }
 }
 
-fn which<'a>(keys: impl Iterator<Item = &'a Named>, what: &str) -> Failure {
+fn ambiguous<'a>(keys: impl Iterator<Item = &'a Named>, what: &str) -> Failure {
     let keys: Vec<_> = keys
         .map(|named| match &named.from {
             Some(from) => format!("{} from {from}", named.key),
@@ -96,22 +106,22 @@ fn which<'a>(keys: impl Iterator<Item = &'a Named>, what: &str) -> Failure {
         })
         .collect();
     let sentence = format!(
-        "this may be several keys, {what} ({}); say which with --from, with --typed, or with --hash",
+        "the values match several keys, {what} ({}); choose one with --from, --typed or --hash",
         keys.join(", ")
     );
     Failure::new(Exit::Usage, sentence)
 }
 
-/// Asks on a terminal; anywhere else `--yes` must have been given.
+/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
 fn consent(args: &ChangeArgs, question: &str) -> Result<(), Failure> {
     if args.yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let sentence = "there is no terminal to ask on; give --yes to change the key without being asked";
+        let sentence = "there is no terminal for the confirmation; give --yes to change the key without it";
         return Err(Failure::new(Exit::Usage, sentence));
     }
-    // A terminal that cannot be written to gives no answer either.
+    // A terminal that cannot be written to gives no answer.
     let _ = write!(io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
@@ -121,22 +131,22 @@ fn consent(args: &ChangeArgs, question: &str) -> Result<(), Failure> {
     }
 }
 
-/// One line for whoever asks later who did it. It is logged whatever the filter says.
-fn audit(bench: &Bench<'_>, action: &'static str, named: &Named, before: &str) {
-    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| (bench.env)(name));
+/// Logs who changed the key. No filter suppresses the line.
+fn audit(context: &KeysContext<'_>, action: &'static str, named: &Named, before: &str) {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| (context.env)(name));
     tracing::info!(
         target: AUDIT,
         action,
-        scope = %bench.scope,
+        scope = %context.scope,
         key = %named.key,
         from = named.from.as_deref(),
         before,
         user,
-        "a key was changed by hand"
+        "key changed by the command"
     );
 }
 
-fn said(args: &ChangeArgs, named: &Named, what: &str, out: &mut Output) -> Result<Exit, Failure> {
+fn report(args: &ChangeArgs, named: &Named, what: &str, out: &mut Output) -> Result<Exit, Failure> {
     if args.key.report.json {
         out.json(&serde_json::json!({"hash": named.key.to_string(), "from": named.from, "result": what}))?;
     } else {

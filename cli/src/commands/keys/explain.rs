@@ -1,10 +1,10 @@
-//! `keys explain`: what the next delivery of a key will meet, and why.
+//! `keys explain`: explains how the next delivery of a key will be handled, and why.
 
 use std::time::Duration;
 
 use onceward::store::{KeyRecord, KeyState};
 
-use super::Bench;
+use super::KeysContext;
 use super::naming::{Known, candidates, known};
 use super::show::{time, unknown};
 use crate::args::KeyArgs;
@@ -12,19 +12,23 @@ use crate::config::{Config, Mode, OnExhausted, OnInProgress, OnMismatch};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Says it in words. Exit code 1 if the key is not known.
-pub(super) async fn explain(bench: &Bench<'_>, args: &KeyArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let candidates = candidates(bench, args)?;
-    let known = known(bench, &candidates).await?;
+/// Explains the record of each matching key. Exit code 1 if none is known.
+pub(super) async fn explain(
+    context: &KeysContext<'_>,
+    args: &KeyArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let candidates = candidates(context, args)?;
+    let known = known(context, &candidates).await?;
     if known.is_empty() {
         unknown(&candidates, args.report.json, out)?;
         if !args.report.json {
-            out.line("The next delivery is handled: nothing is known of it, or its record has expired.")?;
+            out.line("The next delivery is handled: the key was never claimed, or its record has expired.")?;
         }
         return Ok(Exit::Failed);
     }
     for Known { named, record } in &known {
-        let words = words(&bench.config, record);
+        let words = words(&context.config, record);
         if args.report.json {
             let (hash, state) = (named.key.to_string(), record.state.as_str());
             out.json(&serde_json::json!({"hash": hash, "from": named.from, "state": state, "words": words}))?;
@@ -46,8 +50,8 @@ fn words(config: &Config, record: &KeyRecord) -> String {
         KeyState::Pending => pending(config, record),
         KeyState::Failed => failed(config, record, attempt),
         KeyState::Terminal => format!(
-            "It failed for good{}, and its dead letter is being published. A delivery that comes now waits; once the \
-             lease is over the next one repeats the dead letter, never the handler.",
+            "It failed permanently{}, and its dead letter is being published. A delivery now waits; once the lease has \
+             expired, the next one repeats the dead letter, never the handler.",
             reason(record)
         ),
         KeyState::Completed => completed(config, record),
@@ -60,7 +64,7 @@ fn words(config: &Config, record: &KeyRecord) -> String {
         ),
     };
     if config.mode == Mode::Observe {
-        words += " The configuration only observes, so every delivery is handled all the same.";
+        words += " The mode is \"observe\", so every delivery is handled anyway.";
     }
     words
 }
@@ -70,16 +74,16 @@ fn pending(config: &Config, record: &KeyRecord) -> String {
         Some(left) if left > Duration::ZERO => {
             let meanwhile = match config.policy.on_in_progress {
                 OnInProgress::Hold => "is held until the run has ended",
-                OnInProgress::Park => "goes back to a broker that can wait, and is held elsewhere",
+                OnInProgress::Park => "is returned to a broker that can delay it, and held otherwise",
             };
             format!(
-                "Its handler runs or is about to, under a lease with {} left, renewed as long as its process lives. A \
-                 delivery that comes now {meanwhile}; it is never acked.",
+                "Its handler is running or about to run, under a lease with {} left, which is renewed while its process lives. A \
+                 delivery now {meanwhile}; it is never acked.",
                 time(left)
             )
         }
-        _ => "Its lease is over: its process has died or lost the store. The next delivery takes the key over with a \
-              larger fence and is handled, even though the effect of the first run may have happened."
+        _ => "Its lease has expired: its process died or lost the store. The next delivery claims the key with a larger fence and \
+              is handled, although the effect of the first run may have happened."
             .to_owned(),
     }
 }
@@ -92,7 +96,7 @@ fn failed(config: &Config, record: &KeyRecord, attempt: u32) -> String {
             time(record.last_age)
         ),
         OnExhausted::Park => format!(
-            "All {most} attempts failed; it stays in the source and is tried again, as attempt {attempt}, since \
+            "All {most} attempts failed; it stays in the source and is retried, as attempt {attempt}, because \
              policy.on_exhausted is \"park\"."
         ),
         OnExhausted::DeadLetter => {
@@ -108,8 +112,8 @@ fn completed(config: &Config, record: &KeyRecord) -> String {
         OnMismatch::Process => "is handled without deduplication",
     };
     format!(
-        "Its effect happened {} ago: further deliveries are acked as duplicates for another {}, then handled again. One \
-         with another payload {other}.",
+        "Its effect happened {} ago: further deliveries are acked as duplicates for another {}, then handled again. A \
+         delivery with another payload {other}.",
         time(record.last_age),
         time(record.expires_in)
     )

@@ -1,4 +1,4 @@
-//! `keys import`: completed keys of an earlier deduplication table.
+//! `keys import`: imports completed keys of an earlier deduplication table.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use onceward::{Key, KeyExtractor};
 use serde::Serialize;
 
-use super::Bench;
-use super::complete::{BATCH, Outcome, complete};
+use super::KeysContext;
+use super::complete::{BATCH, CompleteOutcome, complete};
 use super::lines;
 use super::naming::{extractor, source};
 use crate::args::ImportArgs;
@@ -18,30 +18,34 @@ use crate::handlers::text::io_words;
 use crate::logging::AUDIT;
 use crate::output::{Output, complain};
 
-/// How many wrong lines are named one by one.
-const NAMED: usize = 20;
+/// The most invalid lines that are reported one by one.
+const REPORTED: usize = 20;
 
-/// The figures of an import. `lines` is the sum of the others.
+/// The counters of an import. `lines` is the sum of the others.
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     lines: u64,
-    /// Completed now.
+    /// Completed by the import.
     imported: u64,
-    /// Completed before, in the store.
+    /// Completed in the store before.
     known: u64,
-    /// Given more than once; the latest completion counts.
+    /// Repeated in the input; the latest completion counts.
     repeated: u64,
-    /// Completed longer ago than the store remembers.
+    /// Completed longer ago than the TTL.
     expired: u64,
-    /// Claimed by a handler at the moment.
+    /// Claimed by a handler.
     in_progress: u64,
-    /// Dead-lettered here.
+    /// Dead-lettered.
     dead: u64,
 }
 
-/// Reads every line before the first key is written: nothing is imported if one is wrong. It may be repeated.
-pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let keys = extractor(bench, &source(bench, &args.from));
+/// Reads all lines before the first key is written: nothing is imported if one is invalid. It may be repeated.
+pub(super) async fn import(
+    context: &KeysContext<'_>,
+    args: &ImportArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let keys = extractor(context, &source(context, &args.from));
     let input: Box<dyn BufRead> = match &args.lines {
         None => Box::new(io::stdin().lock()),
         Some(path) if path.as_os_str() == "-" => Box::new(io::stdin().lock()),
@@ -49,7 +53,7 @@ pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Outpu
             Ok(file) => Box::new(BufReader::new(file)),
             Err(error) => {
                 let sentence = format!(
-                    "{}: cannot be read ({}); name a readable file",
+                    "{}: cannot be read ({}); choose a readable file",
                     path.display(),
                     io_words(&error)
                 );
@@ -59,15 +63,15 @@ pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Outpu
     };
     let mut figures = Imported::default();
     let entries = read(input, &keys, &mut figures)?;
-    let entries = latest(entries, bench.config.limits().ttl.get(), &mut figures);
-    let written = write(bench, &entries, &mut figures).await;
+    let entries = latest(entries, context.config.limits().ttl.get(), &mut figures);
+    let written = write(context, &entries, &mut figures).await;
     tracing::info!(
         target: AUDIT,
         action = "import",
-        scope = %bench.scope,
+        scope = %context.scope,
         imported = figures.imported,
         lines = figures.lines,
-        "keys were completed by hand"
+        "keys imported by the command"
     );
     written?;
     if args.report.json {
@@ -80,20 +84,22 @@ pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Outpu
         ))?;
     }
     if figures.in_progress > 0 {
-        complain("some keys are claimed by handlers and were left alone; import again when those have ended");
+        complain(
+            "some keys are claimed by handlers and were not changed; repeat the import when the handlers have ended",
+        );
         return Ok(Exit::Failed);
     }
     Ok(Exit::Done)
 }
 
-/// Every line's key and age.
+/// Reads the key and age of each line.
 fn read(
     input: impl BufRead,
     keys: &KeyExtractor,
     figures: &mut Imported,
 ) -> Result<Vec<(Key, Duration)>, Failure> {
     let now = SystemTime::now();
-    let (mut entries, mut wrong) = (Vec::new(), 0_usize);
+    let (mut entries, mut invalid) = (Vec::new(), 0_usize);
     for (number, line) in (1_u64..).zip(input.lines()) {
         let read = match line {
             Ok(line) if line.trim().is_empty() => continue,
@@ -108,22 +114,24 @@ fn read(
         match read {
             Ok(entry) => entries.push(entry),
             Err(what) => {
-                wrong += 1;
-                if wrong <= NAMED {
+                invalid += 1;
+                if invalid <= REPORTED {
                     complain(format!("line {number}: {what}"));
                 }
             }
         }
     }
-    if wrong > 0 {
-        let sentence =
-            format!("{wrong} of {} lines are wrong, so nothing was imported; correct them", figures.lines);
+    if invalid > 0 {
+        let sentence = format!(
+            "{invalid} of {} lines are invalid, so nothing was imported; correct them",
+            figures.lines
+        );
         return Err(Failure::new(Exit::Failed, sentence));
     }
     Ok(entries)
 }
 
-/// Each key once, by its latest completion, with the time it is to be remembered from now on.
+/// The latest completion of each key, with its remaining TTL.
 fn latest(mut entries: Vec<(Key, Duration)>, ttl: Duration, figures: &mut Imported) -> Vec<(Key, Duration)> {
     entries.sort_unstable();
     let given = entries.len();
@@ -139,24 +147,24 @@ fn latest(mut entries: Vec<(Key, Duration)>, ttl: Duration, figures: &mut Import
 }
 
 async fn write(
-    bench: &Bench<'_>,
+    context: &KeysContext<'_>,
     entries: &[(Key, Duration)],
     figures: &mut Imported,
 ) -> Result<(), Failure> {
     for batch in entries.chunks(BATCH) {
         let mut failure = None;
-        for outcome in complete(bench, batch).await {
+        for outcome in complete(context, batch).await {
             match outcome {
-                Outcome::Completed => figures.imported += 1,
-                Outcome::Known => figures.known += 1,
-                Outcome::InProgress(_) => figures.in_progress += 1,
-                Outcome::Dead(_) => figures.dead += 1,
-                Outcome::Failed(error) => failure = Some(error),
+                CompleteOutcome::Completed => figures.imported += 1,
+                CompleteOutcome::Known => figures.known += 1,
+                CompleteOutcome::InProgress(_) => figures.in_progress += 1,
+                CompleteOutcome::Dead(_) => figures.dead += 1,
+                CompleteOutcome::Failed(error) => failure = Some(error),
             }
         }
         if let Some(error) = failure {
             let sentence = format!(
-                "{}; {} keys were imported before that, and it is safe to import all of them again",
+                "{}; {} keys were imported before the failure; it is safe to repeat the import",
                 commands::sentence(&error),
                 figures.imported
             );

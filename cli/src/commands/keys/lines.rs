@@ -1,4 +1,4 @@
-//! One line of an import: a key, and how long ago its effect happened.
+//! Parses a line of an import: a key, and how long ago its effect happened.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,16 +21,16 @@ struct Line<'a> {
     completed_at: Option<&'a RawValue>,
 }
 
-/// What a line says: which key, and how long ago it was completed.
+/// Parses a line: the key, and how long ago it was completed.
 ///
 /// # Errors
-/// What is wrong with it, without quoting it.
+/// A description of the mistake, which does not quote the line.
 pub(super) fn read(line: &str, keys: &KeyExtractor, now: SystemTime) -> Result<(Key, Duration), String> {
     let line: Line<'_> = serde_json::from_str(line).map_err(|error| {
         use serde_json::error::Category;
         let what = match error.classify() {
             Category::Data => r#"is not an object of "key" or "hash", and "age" or "completed_at""#,
-            Category::Eof => "ends too early",
+            Category::Eof => "is incomplete",
             Category::Syntax | Category::Io => "is not JSON",
         };
         what.to_owned()
@@ -44,7 +44,7 @@ pub(super) fn read(line: &str, keys: &KeyExtractor, now: SystemTime) -> Result<(
     let age = match (line.age, line.completed_at) {
         (None, None) => Duration::ZERO,
         (Some(age), None) => humantime::parse_duration(&age)
-            .map_err(|_| r#"its age is no duration such as "90s", "3h" or "2d""#.to_owned())?,
+            .map_err(|_| r#"its age is not a duration such as "90s", "3h" or "2d""#.to_owned())?,
         (None, Some(at)) => age_at(at, now)?,
         (Some(_), Some(_)) => return Err(r#"has both "age" and "completed_at""#.to_owned()),
     };
@@ -52,36 +52,36 @@ pub(super) fn read(line: &str, keys: &KeyExtractor, now: SystemTime) -> Result<(
 }
 
 fn key(value: &RawValue, keys: &KeyExtractor) -> Result<Key, String> {
-    let none = || "its key is no text, number, boolean, or list of these".to_owned();
+    let none = || "its key is not a string, number, boolean, or list of these".to_owned();
     let values = match value.get().as_bytes().first() {
         Some(b'[') => serde_json::from_str::<Vec<&RawValue>>(value.get())
             .map_err(|_| none())?
             .into_iter()
-            .map(|value| Value::of_json(value).ok_or_else(none))
+            .map(|value| Value::from_json(value).ok_or_else(none))
             .collect::<Result<Vec<_>, _>>()?,
-        _ => vec![Value::of_json(value).ok_or_else(none)?],
+        _ => vec![Value::from_json(value).ok_or_else(none)?],
     };
     let texts: Vec<_> = values.iter().map(Value::as_key_text).collect();
     let found = keys.keys_from_text(0, &texts).map_err(|error| error.to_string())?;
-    // With types given there is one reading.
+    // With types there is only one interpretation.
     found.first().copied().ok_or_else(none)
 }
 
 /// RFC 3339 in UTC, or whole seconds since 1970.
 fn age_at(at: &RawValue, now: SystemTime) -> Result<Duration, String> {
-    let wrong = || {
-        r#"its completed_at is no UTC time such as "2026-01-02T03:04:05Z", nor seconds since 1970"#.to_owned()
+    let invalid = || {
+        r#"its completed_at is not a UTC time such as "2026-01-02T03:04:05Z", nor seconds since 1970"#
+            .to_owned()
     };
     let at = match serde_json::from_str::<String>(at.get()) {
-        Ok(text) => humantime::parse_rfc3339_weak(&text).map_err(|_| wrong())?,
+        Ok(text) => humantime::parse_rfc3339_weak(&text).map_err(|_| invalid())?,
         Err(_) => {
-            let seconds: u64 = at.get().parse().map_err(|_| wrong())?;
-            UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or_else(wrong)?
+            let seconds: u64 = at.get().parse().map_err(|_| invalid())?;
+            UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or_else(invalid)?
         }
     };
-    now.duration_since(at).map_err(|_| {
-        "its completed_at lies in the future; are these milliseconds, or is a clock wrong?".to_owned()
-    })
+    now.duration_since(at)
+        .map_err(|_| "its completed_at is in the future; check for milliseconds, or a wrong clock".to_owned())
 }
 
 #[cfg(test)]
@@ -114,22 +114,22 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_told_without_being_quoted() {
+    fn an_invalid_line_is_described_without_being_quoted() {
         let keys = extractor(vec![KeySource::JsonPointer("/id".into())]);
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
         for (line, what) in [
             ("hunter2", "is not JSON"),
-            (r#"{"key":"hunter2"#, "ends too early"),
+            (r#"{"key":"hunter2"#, "is incomplete"),
             (r#"{"key":"a","hunter2":1}"#, "is not an object of"),
             (r#"{"age":"3h"}"#, "neither"),
             (r#"{"key":"a","hash":"00"}"#, "both"),
             (r#"{"hash":"hunter2"}"#, "32 hexadecimal"),
-            (r#"{"key":{"hunter2":1}}"#, "no text"),
+            (r#"{"key":{"hunter2":1}}"#, "not a string"),
             (r#"{"key":null}"#, "neither"),
             (r#"{"key":["a","hunter2"]}"#, "as many values"),
             (r#"{"key":""}"#, "no idempotency key"),
-            (r#"{"key":"a","age":"hunter2"}"#, "no duration"),
-            (r#"{"key":"a","completed_at":"hunter2"}"#, "no UTC time"),
+            (r#"{"key":"a","age":"hunter2"}"#, "not a duration"),
+            (r#"{"key":"a","completed_at":"hunter2"}"#, "not a UTC time"),
             (r#"{"key":"a","completed_at":1763718843000}"#, "future"),
             (r#"{"key":"a","age":"1s","completed_at":1}"#, "both"),
         ] {

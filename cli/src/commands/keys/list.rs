@@ -1,18 +1,22 @@
-//! `keys list` and `keys stats`.
+//! `keys list` and `keys stats`: list keys, and count them by state.
 
 use onceward::store::{KeyState, KeyStats, ListQuery};
 use serde_json::{Map, Value};
 
-use super::Bench;
-use super::naming::of_hash;
-use super::show::{Record, time};
+use super::KeysContext;
+use super::naming::key_of_hash;
+use super::show::{RecordJson, time};
 use crate::args::{self, ListArgs, ReportArgs};
 use crate::commands;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Lists records in the order of their hashes: one page, never more than asked for.
-pub(super) async fn list(bench: &Bench<'_>, args: &ListArgs, out: &mut Output) -> Result<Exit, Failure> {
+/// Lists one page of records in the order of their hashes.
+pub(super) async fn list(
+    context: &KeysContext<'_>,
+    args: &ListArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
     let query = ListQuery {
         state: args.state.map(|state| match state {
             args::KeyState::Pending => KeyState::Pending,
@@ -21,22 +25,22 @@ pub(super) async fn list(bench: &Bench<'_>, args: &ListArgs, out: &mut Output) -
             args::KeyState::Terminal => KeyState::Terminal,
             args::KeyState::Dead => KeyState::Dead,
         }),
-        after: args.after.as_ref().map(|hash| of_hash(hash, "--after")).transpose()?,
+        after: args.after.as_ref().map(|hash| key_of_hash(hash, "--after")).transpose()?,
         limit: args.limit,
     };
-    let listed = bench.store.store.list(&bench.scope, &query).await;
+    let listed = context.store.store.list(&context.scope, &query).await;
     let records = listed.map_err(|error| commands::failure(&error))?;
     if args.report.json {
-        records.iter().try_for_each(|record| out.json(&Record::new(record, None)))?;
+        records.iter().try_for_each(|record| out.json(&RecordJson::new(record, None)))?;
         return Ok(Exit::Done);
     }
     out.line(format_args!(
-        "{:<32} {:<9} {:>8} {:>20} {:>20}",
-        "HASH", "STATE", "ATTEMPTS", "LAST WRITE", "EXPIRES IN"
+        "{:<32} {:<9} {:>8} {:>11} {:>11}",
+        "HASH", "STATE", "FAILURES", "LAST WRITE", "EXPIRES IN"
     ))?;
     for record in &records {
         out.line(format_args!(
-            "{} {:<9} {:>8} {:>20} {:>20}",
+            "{} {:<9} {:>8} {:>11} {:>11}",
             record.key,
             record.state.as_str(),
             record.attempts,
@@ -45,14 +49,18 @@ pub(super) async fn list(bench: &Bench<'_>, args: &ListArgs, out: &mut Output) -
         ))?;
     }
     if let Some(last) = records.last().filter(|_| records.len() == args.limit as usize) {
-        out.line(format_args!("There may be more: --after {}", last.key))?;
+        out.line(format_args!("more keys may follow: --after {}", last.key))?;
     }
     Ok(Exit::Done)
 }
 
 /// Counts keys by state.
-pub(super) async fn stats(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let stats = bench.store.store.stats(&bench.scope).await.map_err(|error| commands::failure(&error))?;
+pub(super) async fn stats(
+    context: &KeysContext<'_>,
+    args: &ReportArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let stats = context.store.store.stats(&context.scope).await.map_err(|error| commands::failure(&error))?;
     if args.json {
         out.json(&as_json(&stats))?;
     } else {
@@ -64,7 +72,7 @@ pub(super) async fn stats(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output
     Ok(Exit::Done)
 }
 
-/// One number for each state, and `total`.
+/// The count of each state, and `total`.
 pub(in crate::commands) fn as_json(stats: &KeyStats) -> Map<String, Value> {
     let states = KeyState::ALL.into_iter().map(|state| (state.as_str().to_owned(), stats.get(state).into()));
     states.chain([("total".to_owned(), stats.total().into())]).collect()

@@ -1,4 +1,4 @@
-//! `onceward keys`: look at and change the keys in the store.
+//! `onceward keys`: shows and changes the keys in the store.
 
 mod change;
 mod complete;
@@ -13,6 +13,7 @@ mod show;
 use onceward::Scope;
 
 pub(super) use list::as_json as stats_as_json;
+pub(super) use show::time;
 
 use crate::args::KeysCommand;
 use crate::config::{Config, Lookup};
@@ -21,15 +22,15 @@ use crate::output::Output;
 use crate::registry::{self, OpenStore, Purpose};
 use crate::{args, logging};
 
-/// A configuration with its store open.
-struct Bench<'e> {
+/// A configuration and its open store.
+struct KeysContext<'e> {
     config: Config,
     scope: Scope,
     store: OpenStore,
     env: Lookup<'e>,
 }
 
-impl<'e> Bench<'e> {
+impl<'e> KeysContext<'e> {
     async fn open(args: &args::FileArgs, env: Lookup<'e>) -> Result<Self, Failure> {
         let config = super::load(&args.file, env)?;
         logging::start(config.telemetry.log, env)?;
@@ -49,17 +50,17 @@ pub(super) async fn keys(command: &KeysCommand, env: Lookup<'_>, out: &mut Outpu
         KeysCommand::Forget(args) | KeysCommand::Complete(args) => &args.key.report.config,
         KeysCommand::Import(args) => &args.report.config,
     };
-    let bench = Bench::open(file, env).await?;
+    let context = KeysContext::open(file, env).await?;
     let ended = match command {
-        KeysCommand::Get(args) => show::get(&bench, args, out).await,
-        KeysCommand::Explain(args) => explain::explain(&bench, args, out).await,
-        KeysCommand::List(args) => list::list(&bench, args, out).await,
-        KeysCommand::Stats(args) => list::stats(&bench, args, out).await,
-        KeysCommand::Purge(args) => purge::purge(&bench, args, out).await,
-        KeysCommand::Forget(args) => change::forget(&bench, args, out).await,
-        KeysCommand::Complete(args) => change::complete(&bench, args, out).await,
-        KeysCommand::Import(args) => import::import(&bench, args, out).await,
+        KeysCommand::Get(args) => show::get(&context, args, out).await,
+        KeysCommand::Explain(args) => explain::explain(&context, args, out).await,
+        KeysCommand::List(args) => list::list(&context, args, out).await,
+        KeysCommand::Stats(args) => list::stats(&context, args, out).await,
+        KeysCommand::Purge(args) => purge::purge(&context, args, out).await,
+        KeysCommand::Forget(args) => change::forget(&context, args, out).await,
+        KeysCommand::Complete(args) => change::complete(&context, args, out).await,
+        KeysCommand::Import(args) => import::import(&context, args, out).await,
     };
-    bench.store.close().await;
+    context.store.close().await;
     ended
 }

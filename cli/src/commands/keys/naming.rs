@@ -1,20 +1,20 @@
-//! Turns what a person types into the keys it may be, and finds those that the store knows.
+//! Resolves values from the command line to possible keys, and finds those that the store knows.
 
 use onceward::store::KeyRecord;
 use onceward::{Key, KeyExtractor, KeyText};
 
-use super::Bench;
+use super::KeysContext;
 use crate::args::KeyArgs;
 use crate::commands;
 use crate::config::{KeyPart, KeySource};
 use crate::exit::{Exit, Failure};
 use crate::registry;
 
-/// One key that a text may be.
+/// A key that the values may mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Named {
     pub(super) key: Key,
-    /// Where its values stand in a message; none for a key named by its hash.
+    /// The place of its values in a message; `None` for a key given by its hash.
     pub(super) from: Option<String>,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Known {
     pub(super) record: KeyRecord,
 }
 
-/// One value of a key, with its type if that is known.
+/// A value of a key, with its type if known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Untyped(String),
@@ -33,8 +33,8 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// A JSON text, number or boolean.
-    pub(super) fn of_json(value: &serde_json::value::RawValue) -> Option<Self> {
+    /// A JSON string, number or boolean; `None` for anything else.
+    pub(super) fn from_json(value: &serde_json::value::RawValue) -> Option<Self> {
         let text = value.get();
         match text.as_bytes().first() {
             Some(b'"') => serde_json::from_str(text).ok().map(Self::Text),
@@ -56,60 +56,60 @@ fn usage(sentence: impl Into<String>) -> Failure {
     Failure::new(Exit::Usage, sentence)
 }
 
-/// The key of a hash.
-pub(super) fn of_hash(hash: &str, option: &str) -> Result<Key, Failure> {
+/// Parses the hash of a key.
+pub(super) fn key_of_hash(hash: &str, option: &str) -> Result<Key, Failure> {
     Key::from_hex(hash).ok_or_else(|| {
-        usage(format!("{option}: is no key's hash; give 32 hexadecimal digits, as `keys list` does"))
+        usage(format!("{option}: not the hash of a key; give 32 hexadecimal digits, as shown by `keys list`"))
     })
 }
 
-/// The source that `from` names, or the configuration's first.
-pub(super) fn source(bench: &Bench<'_>, from: &[KeyPart]) -> Vec<KeyPart> {
-    match (from, bench.config.key.from.first()) {
+/// The source in `from`, or else the first one of the configuration.
+pub(super) fn source(context: &KeysContext<'_>, from: &[KeyPart]) -> Vec<KeyPart> {
+    match (from, context.config.key.from.first()) {
         ([], Some(first)) => first.parts().to_vec(),
         (from, _) => from.to_vec(),
     }
 }
 
-/// What finds keys by one source.
-pub(super) fn extractor(bench: &Bench<'_>, parts: &[KeyPart]) -> KeyExtractor {
-    KeyExtractor::new(&bench.scope, vec![registry::key_source(parts)])
+/// Extracts keys from one source.
+pub(super) fn extractor(context: &KeysContext<'_>, parts: &[KeyPart]) -> KeyExtractor {
+    KeyExtractor::new(&context.scope, vec![registry::key_source(parts)])
 }
 
-/// How a source is written.
-pub(super) fn written(parts: &[KeyPart]) -> String {
+/// The text of a source.
+pub(super) fn source_text(parts: &[KeyPart]) -> String {
     parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" + ")
 }
 
-/// Every key that the arguments may mean, the likeliest first.
-pub(super) fn candidates(bench: &Bench<'_>, args: &KeyArgs) -> Result<Vec<Named>, Failure> {
+/// All keys that the arguments may mean, the most likely first.
+pub(super) fn candidates(context: &KeysContext<'_>, args: &KeyArgs) -> Result<Vec<Named>, Failure> {
     if let Some(hash) = &args.hash {
-        return Ok(vec![Named { key: of_hash(hash, "--hash")?, from: None }]);
+        return Ok(vec![Named { key: key_of_hash(hash, "--hash")?, from: None }]);
     }
     let values = values(args)?;
     let given = [args.from.clone()];
     let configured: Vec<Vec<KeyPart>> =
-        bench.config.key.from.iter().map(KeySource::parts).map(<[KeyPart]>::to_vec).collect();
+        context.config.key.from.iter().map(KeySource::parts).map(<[KeyPart]>::to_vec).collect();
     let sources = if args.from.is_empty() { &configured[..] } else { &given[..] };
     let fitting = || sources.iter().filter(|parts| parts.len() == values.len());
     if fitting().next().is_none() {
-        let wanted: Vec<_> = sources.iter().map(|parts| written(parts)).collect();
+        let wanted: Vec<_> = sources.iter().map(|parts| source_text(parts)).collect();
         return Err(usage(format!(
-            "a key has as many values as its source has parts, and {} were given; give those of {}",
+            "a key has as many values as its source has parts, and {} were given; give the values of {}",
             values.len(),
-            wanted.join(", or those of ")
+            wanted.join(", or of ")
         )));
     }
     let texts: Vec<_> = values.iter().map(Value::as_key_text).collect();
     let mut candidates: Vec<Named> = Vec::new();
     let mut refused = None;
     for parts in fitting() {
-        match extractor(bench, parts).keys_from_text(0, &texts) {
+        match extractor(context, parts).keys_from_text(0, &texts) {
             Ok(keys) => {
-                let from = Some(written(parts));
+                let from = Some(source_text(parts));
                 candidates.extend(keys.into_iter().map(|key| Named { key, from: from.clone() }));
             }
-            Err(error) => refused = Some(usage(format!("{}: {error}", written(parts)))),
+            Err(error) => refused = Some(usage(format!("{}: {error}", source_text(parts)))),
         }
     }
     match refused {
@@ -120,9 +120,9 @@ pub(super) fn candidates(bench: &Bench<'_>, args: &KeyArgs) -> Result<Vec<Named>
 
 fn values(args: &KeyArgs) -> Result<Vec<Value>, Failure> {
     let typed = |text: &String| {
-        let value = serde_json::from_str(text).ok().and_then(Value::of_json);
+        let value = serde_json::from_str(text).ok().and_then(Value::from_json);
         value.ok_or_else(|| {
-            usage("--typed: a value is no JSON text, number or boolean; put a text in quotes, as '\"42\"'")
+            usage("--typed: a value is not a JSON string, number or boolean; put a string in quotes, as '\"42\"'")
         })
     };
     let untyped = |text: &String| Ok(Value::Untyped(text.clone()));
@@ -130,10 +130,10 @@ fn values(args: &KeyArgs) -> Result<Vec<Value>, Failure> {
 }
 
 /// Those of `candidates` that the store knows.
-pub(super) async fn known(bench: &Bench<'_>, candidates: &[Named]) -> Result<Vec<Known>, Failure> {
+pub(super) async fn known(context: &KeysContext<'_>, candidates: &[Named]) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     for named in candidates {
-        let record = bench.store.store.inspect(&bench.scope, &named.key).await;
+        let record = context.store.store.inspect(&context.scope, &named.key).await;
         if let Some(record) = record.map_err(|error| commands::failure(&error))? {
             known.push(Known { named: named.clone(), record });
         }

@@ -1,14 +1,18 @@
-//! `keys purge`: removes what has expired.
+//! `keys purge`: removes expired keys.
 
-use super::Bench;
+use super::KeysContext;
 use crate::args::ReportArgs;
 use crate::commands;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Removes expired records of all scopes of the store, and says how many.
-pub(super) async fn purge(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let store = &bench.store.store;
+/// Removes the expired records of all scopes of the store, and prints their number.
+pub(super) async fn purge(
+    context: &KeysContext<'_>,
+    args: &ReportArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let store = &context.store.store;
     let expiring = store.expiring();
     let expires_by_itself = expiring.is_none();
     let removed = match expiring {
@@ -20,7 +24,7 @@ pub(super) async fn purge(bench: &Bench<'_>, args: &ReportArgs, out: &mut Output
     if args.json {
         out.json(&serde_json::json!({ "removed": removed, "expires_by_itself": expires_by_itself }))?;
     } else if expires_by_itself {
-        out.line("nothing to remove: the store expires keys by itself")?;
+        out.line("nothing to remove: the store expires keys itself")?;
     } else {
         out.line(format_args!("{removed} expired keys removed"))?;
     }

@@ -1,23 +1,23 @@
-//! `keys get`, and how a record is printed.
+//! `keys get`: prints the record of a key.
 
 use std::time::Duration;
 
 use onceward::store::{KeyRecord, KeyState};
 use serde::Serialize;
 
-use super::Bench;
+use super::KeysContext;
 use super::naming::{Known, Named, candidates, known};
 use crate::args::KeyArgs;
 use crate::exit::{Exit, Failure};
 use crate::handlers::text::printable;
 use crate::output::{Output, OutputError};
 
-/// How much of an error's text is shown, in bytes.
+/// The most bytes of an error that are printed.
 const ERROR_LIMIT: usize = 2 * 1024;
 
 /// A record as `--json` prints it. Times are in milliseconds.
 #[derive(Debug, Serialize)]
-pub(super) struct Record {
+pub(super) struct RecordJson {
     pub(super) hash: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct Record {
     result_bytes: Option<usize>,
 }
 
-impl Record {
+impl RecordJson {
     pub(super) fn new(record: &KeyRecord, from: Option<String>) -> Self {
         Self {
             hash: record.key.to_string(),
@@ -64,26 +64,34 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A length of time for people: whole seconds, or milliseconds below one.
-pub(super) fn time(duration: Duration) -> String {
-    let rounded = match duration.as_secs() {
-        0 => Duration::from_millis(millis(duration)),
-        secs => Duration::from_secs(secs),
-    };
-    humantime::format_duration(rounded).to_string()
+/// A duration for people, in its two largest units: `6d 23h`, `59s`, `120ms`.
+pub(in crate::commands) fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds == 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let units =
+        [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let first = units.iter().position(|(count, _)| *count > 0).unwrap_or(0);
+    let shown = units.iter().skip(first).take(2).filter(|(count, _)| *count > 0);
+    shown.map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Shows the record of a key, or of each key that the text may mean. Exit code 1 if none is known.
-pub(super) async fn get(bench: &Bench<'_>, args: &KeyArgs, out: &mut Output) -> Result<Exit, Failure> {
-    let candidates = candidates(bench, args)?;
-    let known = known(bench, &candidates).await?;
+/// Prints the record of each key that the values may mean. Exit code 1 if none is known.
+pub(super) async fn get(
+    context: &KeysContext<'_>,
+    args: &KeyArgs,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let candidates = candidates(context, args)?;
+    let known = known(context, &candidates).await?;
     if known.is_empty() {
         unknown(&candidates, args.report.json, out)?;
         return Ok(Exit::Failed);
     }
     for (index, Known { named, record }) in known.iter().enumerate() {
         if args.report.json {
-            out.json(&Record::new(record, named.from.clone()))?;
+            out.json(&RecordJson::new(record, named.from.clone()))?;
         } else {
             if index > 0 {
                 out.line("")?;
@@ -94,7 +102,7 @@ pub(super) async fn get(bench: &Bench<'_>, args: &KeyArgs, out: &mut Output) -> 
     Ok(Exit::Done)
 }
 
-/// Says which keys were looked for.
+/// Prints the keys that were not found.
 pub(super) fn unknown(candidates: &[Named], json: bool, out: &mut Output) -> Result<(), OutputError> {
     for named in candidates {
         if json {
@@ -111,7 +119,7 @@ pub(super) fn unknown(candidates: &[Named], json: bool, out: &mut Output) -> Res
 fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), OutputError> {
     let lease = match (record.state, record.lease_left) {
         (KeyState::Pending | KeyState::Terminal, Some(left)) if left > Duration::ZERO => Some(time(left)),
-        (KeyState::Pending | KeyState::Terminal, _) => Some("over".to_owned()),
+        (KeyState::Pending | KeyState::Terminal, _) => Some("expired".to_owned()),
         _ => None,
     };
     let lines = [
@@ -119,7 +127,7 @@ fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), Outp
         ("from", named.from.clone()),
         ("state", Some(record.state.as_str().to_owned())),
         ("lease left", lease),
-        ("attempts", Some(record.attempts.to_string())),
+        ("failures", Some(record.attempts.to_string())),
         ("lost claims", (record.lost > 0).then(|| record.lost.to_string())),
         ("generation", (record.generation > 0).then(|| record.generation.to_string())),
         ("fence", Some(record.fence.to_string())),
@@ -134,4 +142,24 @@ fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), Outp
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
         .try_for_each(|(name, value)| out.line(format_args!("{name:<12} {value}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_shown_in_their_two_largest_units() {
+        for (millis, shown) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (59_999, "59s"),
+            (60_000, "1m"),
+            (3_661_000, "1h 1m"),
+            (3_601_000, "1h"),
+            (604_799_000, "6d 23h"),
+        ] {
+            assert_eq!(time(Duration::from_millis(millis)), shown);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Keeps the whole of a shutdown within its time.
+//! Bounds the duration of a shutdown.
 
 use std::time::Duration;
 
@@ -8,18 +8,17 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::output::complain;
 
-/// What a shutdown may take beyond the drain's deadline and the handlers' grace: source, store and worker processes are let
-/// go of.
+/// The time for closing source, store and worker processes, after the drain deadline and the grace of handlers.
 const ENDING: Duration = Duration::from_secs(3);
 
-/// How long worker processes may take to end once their input is closed, however long the drain took.
+/// The least time for worker processes to end once their input is closed, however long the drain took.
 const LEAST_END: Duration = Duration::from_secs(1);
 
-/// How long worker processes, or the store's connections, may take to end at most.
+/// The most time for worker processes, or the connections of the store, to end.
 pub(super) const MOST_END: Duration = Duration::from_secs(5);
 
-/// Gives up `work` if it has not ended in time after `shutdown`: whoever stopped this program will kill it soon. `None`: it
-/// was given up.
+/// Abandons `work` if it does not end in time after `shutdown`, before a supervisor kills this program. `None`: it was
+/// abandoned.
 pub(super) async fn bounded<T>(
     config: &Config,
     shutdown: &CancellationToken,
@@ -37,15 +36,15 @@ pub(super) async fn bounded<T>(
         ended = work => Some(ended),
         () = late => {
             complain(format!(
-                "the shutdown did not end within {limit:?}, as when the broker or the store does not answer; what was \
-                 running is delivered again"
+                "the shutdown did not complete within {limit:?}, for example because the broker or the store does not respond; \
+                 unfinished messages are redelivered"
             ));
             None
         }
     }
 }
 
-/// Awaits `work`, and answers for how long it went on after `shutdown`.
+/// Awaits `work`, and returns for how long it continued after `shutdown`.
 pub(super) async fn timed<T>(shutdown: &CancellationToken, work: impl Future<Output = T>) -> (T, Duration) {
     tokio::pin!(work);
     tokio::select! {
@@ -57,7 +56,7 @@ pub(super) async fn timed<T>(shutdown: &CancellationToken, work: impl Future<Out
     (work.await, begun.elapsed())
 }
 
-/// What is left for worker processes after a drain that took so long.
+/// The time left for worker processes after a drain that took `drained`.
 pub(super) fn left(config: &Config, drained: Duration) -> Duration {
     config.pipeline.drain_timeout.get().saturating_sub(drained).clamp(LEAST_END, MOST_END)
 }

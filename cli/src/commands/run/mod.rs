@@ -1,4 +1,4 @@
-//! `onceward run`: consume until a signal comes or the source ends.
+//! `onceward run`: runs the pipeline until a signal or the end of the source.
 
 mod drain;
 mod startup;
@@ -23,7 +23,7 @@ use crate::{logging, registry};
 
 use drain::bounded;
 
-/// Runs the pipeline of a configuration. The first signal drains; the second ends the program at once.
+/// Runs the pipeline of a configuration. The first signal drains it; the second ends the program at once.
 pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::load(&args.config.file, env)?;
     logging::start(config.telemetry.log, env)?;
@@ -44,26 +44,26 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     let whole_run = bounded(&config, &shutdown, consume(&config, args, &watched, &shutdown));
     let drained = signals.drain(&shutdown, whole_run, || {
         let drain_timeout = config.pipeline.drain_timeout.to_string();
-        tracing::info!(drain_timeout, "draining: takes no more messages and waits for those that run");
+        tracing::info!(drain_timeout, "draining: intake stopped, waiting for running handlers");
     });
     let ended = match drained.await {
         Ok(Some(ended)) => ended?,
         Ok(None) => return Ok(Exit::DrainDeadline),
         Err(stopped) => {
-            tracing::warn!("stopped by a second signal; what was running is delivered again");
+            tracing::warn!("drain aborted by a second signal; unfinished messages are redelivered");
             return Ok(stopped);
         }
     };
     let Some(summary) = ended else {
-        tracing::info!("stopped before all parts answered; no message was taken");
+        tracing::info!("stopped before the start was complete; no message was consumed");
         return Ok(Exit::Done);
     };
     report(&config, args.until_empty, &summary, out)?;
     Ok(exit(&config, args.until_empty, shutdown.is_cancelled(), &summary))
 }
 
-/// Waits for the parts, takes messages until the source ends or `shutdown` fires, and lets go of everything. `None`: a
-/// signal came before all answered.
+/// Waits until all parts are ready, runs the pipeline until the source ends or `shutdown` fires, and closes everything.
+/// `None`: a signal arrived before all parts were ready.
 async fn consume(
     config: &Config,
     args: &RunArgs,
@@ -90,19 +90,19 @@ async fn consume(
         source = registry::describe_source(config),
         store = registry::describe_store(config),
         handler = config.handler.name(),
-        "runs"
+        "pipeline started"
     );
     let (running, rest) = ready.start(shutdown.clone());
     let (ended, drained) = drain::timed(shutdown, running).await;
     let abandoned = !matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0);
     rest.end(if abandoned { Duration::ZERO } else { drain::left(config, drained) }).await;
     if tokio::time::timeout(drain::MOST_END, store.close()).await.is_err() {
-        tracing::warn!("the connections to the store did not close in time and are dropped");
+        tracing::warn!("closing the store timed out; its connections were dropped");
     }
     ended.map(Some).map_err(|error| super::failure(&error))
 }
 
-/// How long a run that ends by itself waits for its parts at the start, unless the command line says otherwise.
+/// The default startup timeout of a run that ends by itself.
 const FINITE_STARTUP: Duration = Duration::from_secs(60);
 
 fn patience(config: &Config, args: &RunArgs) -> Patience {
@@ -111,13 +111,13 @@ fn patience(config: &Config, args: &RunArgs) -> Patience {
     Patience { until: limit.map(|limit| Instant::now() + limit), is_finite }
 }
 
-/// True where the run ends by itself, so that its figures are a result.
+/// True if the run ends by itself, so that its counters are a result.
 fn is_finite(config: &Config, until_empty: bool) -> bool {
     until_empty || config.source.plugin().facts().ends
 }
 
-/// A finite run's figures are its output; an endless one's belong to its log. Where the handler writes messages to
-/// standard output, the figures go to standard error, so as not to become one of them.
+/// Prints the counters: a finite run to standard output, or to standard error if the handler writes messages to standard
+/// output; an endless run to its log.
 fn report(config: &Config, until_empty: bool, summary: &Summary, out: &mut Output) -> Result<(), Failure> {
     let line = summary::line(summary);
     match config.handler {
@@ -132,8 +132,8 @@ fn exit(config: &Config, until_empty: bool, stopped: bool, summary: &Summary) ->
     if summary.abandoned_runs() > 0 {
         let runs = summary.abandoned_runs();
         complain(format!(
-            "the drain deadline passed with {runs} handlers still running; they were stopped and their messages are delivered again; \
-             raise pipeline.drain_timeout if they should have ended"
+            "the drain deadline passed with {runs} handlers still running; they were stopped, and their messages are redelivered; \
+             raise pipeline.drain_timeout if they need more time"
         ));
         return Exit::DrainDeadline;
     }

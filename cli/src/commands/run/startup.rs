@@ -1,4 +1,4 @@
-//! Opens what a run needs, and waits for what does not answer yet. No message is taken before.
+//! Opens the parts of a run, and waits until all are ready. No message is consumed before.
 
 use std::cell::Cell;
 use std::error::Error as _;
@@ -16,40 +16,40 @@ use crate::exit::{Exit, Failure};
 use crate::registry::{self, AnyHandler, OpenStore, Purpose};
 use crate::telemetry::Watched;
 
-/// Between two tries: soon at first, and never so long that a store which is up again is left alone.
+/// The pauses between attempts, short enough to notice soon that a store is up again.
 const BACKOFF: Backoff =
     Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2), jitter: Jitter::Equal };
 
-/// How often it is logged that something does not answer.
+/// The interval between log lines about a part that is not ready.
 const REMINDER: Duration = Duration::from_secs(30);
 
-/// What a pipeline is built of.
+/// The parts of a pipeline.
 pub(super) struct Parts {
     pub(super) source: Box<dyn Consumer>,
     pub(super) store: OpenStore,
-    /// `None` for a handler that is made together with its store.
+    /// `None` for a handler that is created together with its store.
     pub(super) handler: Option<AnyHandler>,
     pub(super) dead_letters: Option<DeadLetters>,
 }
 
-/// How long to wait for what does not answer.
+/// How long to wait for parts that are not ready.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::commands) struct Patience {
-    /// Without end where there is none.
+    /// The deadline; `None` waits without end.
     pub(in crate::commands) until: Option<Instant>,
-    /// The run ends by itself, so that somebody waits for its end: what only a person can change fails it.
+    /// True for a run that ends by itself: it fails at once on errors that waiting cannot fix.
     pub(in crate::commands) is_finite: bool,
 }
 
 impl Patience {
-    /// As long as it takes.
+    /// Waits without end.
     pub(in crate::commands) const ENDLESS: Self = Self { until: None, is_finite: false };
 }
 
-/// Opens store, handler, the place for dead letters and then the source. `None`: `shutdown` came first.
+/// Opens the store, the handler, the dead-letter destination and then the source. `None`: `shutdown` fired first.
 ///
 /// # Errors
-/// The exit code and one sentence, for what waiting does not change, or when `patience` is over.
+/// A permanent error, or the last error when `patience` is over.
 pub(super) async fn open(
     config: &Config,
     scope: &Scope,
@@ -66,11 +66,11 @@ pub(super) async fn open(
         registry::check_statement(config, &store).await?;
         let handler = registry::open_handler(config, scope, shutdown).await?;
         if let Some(handler) = &handler {
-            look(handler, patience).await?;
+            check_handler(handler, patience).await?;
         }
         part.set("dead-letter destination");
         let dead_letters = registry::open_dead_letters(config).await?;
-        // Last: a source that is open has messages, and each start that then fails would give them back, which uses deliveries.
+        // The source is last: an open source receives messages, and a failed start would return them, which uses deliveries.
         part.set("source");
         let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
         Ok((Parts { source, store, handler, dead_letters }, advice))
@@ -83,7 +83,7 @@ pub(super) async fn open(
     };
     for finding in &advice {
         match finding.level {
-            // The pipeline checks the store once more when it starts, and logs what is found.
+            // The pipeline checks the store again when it starts, and logs the findings.
             AdviceLevel::Ok | AdviceLevel::Warning => {}
             AdviceLevel::Error => {
                 return Err(Failure::new(
@@ -96,9 +96,9 @@ pub(super) async fn open(
     Ok(Some(parts))
 }
 
-/// A program that cannot be started is an error. A service that is down may come up: a run that does not end takes messages
-/// meanwhile, which use no attempt while it is down.
-async fn look(handler: &AnyHandler, patience: Patience) -> Result<(), Error> {
+/// Checks the handler. A program that cannot be started is an error. A service that is down may recover: an endless run
+/// consumes messages in the meantime, which use no attempt.
+async fn check_handler(handler: &AnyHandler, patience: Patience) -> Result<(), Error> {
     match handler.check().await {
         Err(error) if error.is_retryable() && !patience.is_finite => {
             tracing::warn!(?error, "the handler is not ready; messages wait and use no attempt until it is");
@@ -108,10 +108,10 @@ async fn look(handler: &AnyHandler, patience: Patience) -> Result<(), Error> {
     }
 }
 
-/// Starts what the handler keeps running between messages. `None`: `shutdown` came first.
+/// Starts the processes that the handler keeps between messages. `None`: `shutdown` fired first.
 ///
 /// # Errors
-/// When `patience` is over, or what the handler needs cannot be used.
+/// The handler cannot be started, or `patience` is over.
 pub(super) async fn start(
     handler: &AnyHandler,
     patience: Patience,
@@ -133,11 +133,11 @@ pub(super) async fn start(
     started.await.map_err(|error| crate::commands::failure(&error))
 }
 
-/// Repeats `attempt` while its error is one that may pass, and `patience` lasts. `part` names what was tried last. `None`:
-/// `shutdown` came first.
+/// Repeats `attempt` while its error is retryable and `patience` lasts. `part` names the part that was tried last. `None`:
+/// `shutdown` fired first.
 ///
 /// # Errors
-/// The last one.
+/// The last error.
 pub(in crate::commands) async fn until_up<T>(
     part: &Cell<&'static str>,
     patience: Patience,
@@ -164,11 +164,11 @@ pub(in crate::commands) async fn until_up<T>(
         match answered {
             Some(Ok(parts)) => {
                 if failures > 0 {
-                    tracing::info!(failures, "all parts answer now");
+                    tracing::info!(failures, "all parts are ready");
                 }
                 return Ok(Some(parts));
             }
-            None => return Err(last.unwrap_or_else(|| silent(part))),
+            None => return Err(last.unwrap_or_else(|| not_ready(part))),
             Some(Err(error)) if !error.is_retryable() || (patience.is_finite && needs_a_person(&error)) => {
                 return Err(error);
             }
@@ -176,11 +176,7 @@ pub(in crate::commands) async fn until_up<T>(
                 failures += 1;
                 if logged.is_none_or(|(at, of)| at.elapsed() >= REMINDER || of != part) {
                     logged = Some((Instant::now(), part));
-                    tracing::warn!(
-                        ?error,
-                        failures,
-                        "waits for the {part}, and tries again until it answers"
-                    );
+                    tracing::warn!(?error, failures, "waiting for the {part}; retrying");
                 }
                 pause = BACKOFF.delay(failures, pause, &mut rng);
                 if patience.until.is_some_and(|until| Instant::now() + pause >= until) {
@@ -197,13 +193,13 @@ pub(in crate::commands) async fn until_up<T>(
     }
 }
 
-fn silent(part: &str) -> Error {
+fn not_ready(part: &str) -> Error {
     let what =
-        format!("the {part} did not answer within the startup timeout; raise it with --startup-timeout");
+        format!("the {part} was not ready within the startup timeout; raise it with --startup-timeout");
     Error::new(ErrorKind::Timeout, "start the run", what)
 }
 
-/// A file that is missing or not accessible stays so until somebody changes that.
+/// True for a missing or inaccessible file, which waiting does not fix.
 fn needs_a_person(error: &Error) -> bool {
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -249,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_waiting_does_not_mend_ends_at_once_and_a_shutdown_ends_the_wait() {
+    async fn a_permanent_error_ends_the_wait_at_once_and_so_does_a_shutdown() {
         for kind in [ErrorKind::Config, ErrorKind::Denied, ErrorKind::Corrupt] {
             let ended =
                 until_up(&Cell::new("store"), Patience::ENDLESS, &CancellationToken::new(), async || {
@@ -272,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_run_that_ends_by_itself_waits_for_a_while_and_not_for_what_a_person_must_change() {
+    async fn a_finite_run_waits_for_a_while_and_not_for_permanent_errors() {
         let part = Cell::new("source");
         let never = CancellationToken::new();
         let patience = || Patience { until: Some(Instant::now() + Duration::from_secs(60)), is_finite: true };
@@ -292,6 +288,6 @@ mod tests {
 
         let hangs = async || std::future::pending::<Result<(), Error>>().await;
         let ended = until_up(&part, patience(), &never, hangs).await.unwrap_err();
-        assert!(ended.to_string().contains("the source did not answer"), "{ended}");
+        assert!(ended.to_string().contains("the source was not ready"), "{ended}");
     }
 }

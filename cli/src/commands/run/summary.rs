@@ -1,13 +1,14 @@
-//! The line that a finite run ends with. Scripts read it: names and order are a contract.
+//! The line of counters at the end of a run. Scripts parse it: names and order are a contract.
 
 use onceward::Summary;
 use onceward::telemetry::Counter;
 
-/// `received=… handled=… duplicates=… retried=… dead-lettered=…`, always; then, only where they are not 0, in this
+/// `received=… handled=… duplicates=… retried=… dead-lettered=…`, then those of the following that are not 0, in this
 /// order: `given-back`, `parked`, `rejected`, `mismatch-acked`, `unprotected`, `observed-duplicates`,
 /// `suspected-double-effects`, `letters-dropped`, `abandoned`.
 ///
-/// The first five are deliveries, but for `retried`, which are runs; `abandoned` are runs cut at the drain deadline.
+/// The first five count deliveries, except `retried`, which counts runs; `abandoned` counts runs stopped at the drain
+/// deadline.
 pub(super) fn line(summary: &Summary) -> String {
     let count = |counter| summary.counters().get(counter);
     let abandoned = u64::try_from(summary.abandoned_runs()).unwrap_or(u64::MAX);
@@ -29,6 +30,6 @@ pub(super) fn line(summary: &Summary) -> String {
         ("letters-dropped", count(Counter::LettersDropped)),
         ("abandoned", abandoned),
     ];
-    let told = always.into_iter().chain(exceptional.into_iter().filter(|(_, count)| *count > 0));
-    told.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ")
+    let shown = always.into_iter().chain(exceptional.into_iter().filter(|(_, count)| *count > 0));
+    shown.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! What an HTTP status means for a message.
+//! Meaning of an HTTP response for a message.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,17 +9,17 @@ use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use crate::handlers::meaning::Meaning;
 use crate::handlers::text::printable;
 
-/// How soon to ask again about a key that the other side says it is working on.
+/// The default delay of a retry for a key that the server is processing (status 409).
 const CONFLICT_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest wait an answer may ask for.
+/// The longest delay that a response may request.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What is quoted of a body, in bytes.
+/// The most bytes of a body that are quoted.
 const QUOTE_LIMIT: usize = 256;
 
-/// The failure that an answer stands for which does not complete the message; `meaning` is what was configured for its
-/// status, `body` the beginning of its body.
+/// The error of a response that does not complete the message; `meaning` is the configured meaning of its status, `body` the
+/// beginning of its body.
 pub(super) fn failure(
     meaning: Option<Meaning>,
     status: StatusCode,
@@ -35,7 +35,7 @@ pub(super) fn failure(
     let wait = headers.get(RETRY_AFTER).and_then(|value| retry_after(value.as_bytes(), now));
     let status = status.as_u16();
     let error = match meaning.unwrap_or_else(|| default(status)) {
-        // The caller completes it.
+        // The caller completes the message.
         Meaning::Done | Meaning::Retry => match wait.or((status == 409).then_some(CONFLICT_DELAY)) {
             Some(wait) => HandlerError::retry_after(wait, text),
             None => HandlerError::retry(text),
@@ -53,7 +53,7 @@ pub(super) fn failure(
         )),
         Meaning::Permanent => HandlerError::permanent(text),
     };
-    // A gateway had no answer from behind it: the effect may have happened there.
+    // A gateway got no response from its server: the effect may have happened there.
     if matches!(status, 502 | 504) && error.verdict() != Verdict::Permanent {
         error.outcome_unknown()
     } else {
@@ -69,7 +69,7 @@ fn default(status: u16) -> Meaning {
     }
 }
 
-/// Where a redirect points, without its user, password and query.
+/// The target of a redirect, without user, password and query.
 fn target(headers: &HeaderMap) -> String {
     let location = headers.get(LOCATION).map_or(&b""[..], |value| value.as_bytes());
     let end = location.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(location.len());
@@ -85,7 +85,7 @@ fn target(headers: &HeaderMap) -> String {
     if shown.is_empty() { String::new() } else { format!(" (to {shown})") }
 }
 
-/// `Retry-After` in seconds or as an HTTP date. 0 and the past ask for nothing beyond the usual backoff.
+/// `Retry-After` in seconds or as an HTTP date. 0 and a past date mean the usual backoff.
 fn retry_after(value: &[u8], now: SystemTime) -> Option<Duration> {
     let text = std::str::from_utf8(value).ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,15 +1,15 @@
-//! The request headers that say what a message's payload does not.
+//! Request headers of a message for an HTTP handler.
 
 use onceward::{Message, Scope};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use super::trace;
-use crate::handlers::headers::{Budget, base64};
+use crate::handlers::headers::{HeaderBudget, base64};
 use crate::handlers::token::claim_token;
 
 const PREFIX: &str = "onceward-header-";
 
-/// Behind the name of a value in Base64.
+/// The suffix of the name of a value in Base64.
 const MARKER: &str = "-base64";
 
 /// `Idempotency-Key` and `Onceward-Token` (where there is a claim), `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`,
@@ -38,7 +38,7 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     set("onceward-scope", scope.to_string());
     set("onceward-attempt", message.attempt().to_string());
     set("onceward-fence", message.fence().to_string());
-    let mut budget = Budget { count: 64, name: 128, value: 4 * 1024, total: 8 * 1024, skipped: 0 };
+    let mut budget = HeaderBudget { count: 64, name: 128, value: 4 * 1024, total: 8 * 1024, skipped: 0 };
     if let Some(id) = message.id().filter(|id| budget.could_hold(id.len())) {
         let encoded = || Some(("onceward-message-id-base64", HeaderValue::try_from(base64(id)).ok()?));
         if let Some((name, value)) = text(id).map(|id| ("onceward-message-id", id)).or_else(encoded) {
@@ -64,7 +64,7 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
             }
         } else if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) && headers[CONTENT_TYPE] == value.as_ref()
         {
-            // Passed already, under its own name.
+            // Already passed under its own name.
         } else {
             pass(&mut headers, &mut budget, name, value);
         }
@@ -91,15 +91,15 @@ pub(super) fn give_way(headers: &mut HeaderMap, fixed: &HeaderMap) {
     }
 }
 
-/// What the payload is where the message does not say: JSON, if it can be read as that.
+/// The content type of a payload without one: JSON if it parses as JSON.
 fn guessed(payload: &[u8]) -> HeaderValue {
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok();
     HeaderValue::from_static(if is_json { "application/json" } else { "application/octet-stream" })
 }
 
-fn pass(headers: &mut HeaderMap, budget: &mut Budget, name: &str, value: &[u8]) {
+fn pass(headers: &mut HeaderMap, budget: &mut HeaderBudget, name: &str, value: &[u8]) {
     let mut name = normalised(name);
-    // Some servers make the same of `-` and `_`.
+    // Some servers do not distinguish `-` and `_`.
     let poses = name.replace('_', "-").ends_with(MARKER);
     let plain = text(value).filter(|_| !poses);
     let value = plain.or_else(|| {
@@ -122,7 +122,7 @@ fn normalised(name: &str) -> String {
     name.chars().map(|c| if token(c) { c.to_ascii_lowercase() } else { '-' }).collect()
 }
 
-/// The value as it is, if every server will read it as it is.
+/// The value unchanged, if every server will read it unchanged.
 fn text(value: &[u8]) -> Option<HeaderValue> {
     let printable = value.iter().all(|byte| (b' '..=b'~').contains(byte));
     let trimmed = value.trim_ascii().len() == value.len();

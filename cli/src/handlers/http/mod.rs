@@ -1,4 +1,4 @@
-//! One POST per message: [`HttpHandler`].
+//! HTTP handler, one POST per message: [`HttpHandler`].
 
 mod answer;
 mod headers;
@@ -14,37 +14,37 @@ use reqwest::{Client, Response, Url};
 
 use super::meaning::{Meaning, Statuses};
 
-/// What is read of an answer that is not kept, so that its connection can be used again, in bytes.
+/// The most bytes of a discarded response that are read so that its connection can be reused.
 const DRAIN_LIMIT: usize = 64 * 1024;
 
-/// How long the body of an answer that is not kept is read.
+/// The time limit for reading a discarded response.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// How long an idle connection is kept by default. A request on a connection that the server closes at the same moment is
-/// lost with an unknown outcome, and many servers (Node.js, uvicorn, Apache) close theirs after 5 s.
+/// The default lifetime of an idle connection. A request on a connection that the server closes at the same moment is lost
+/// with an unknown outcome, and many servers (Node.js, uvicorn, Apache) close theirs after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
-/// What an [`HttpHandler`] needs. `Debug` leaves the URL out: it may hold secrets.
+/// The options of an [`HttpHandler`]. `Debug` omits the URL, which may contain secrets.
 #[derive(Clone)]
 pub struct HttpOptions {
-    /// Whose messages these are; sent as `Onceward-Scope`.
+    /// The scope, sent as `Onceward-Scope`.
     pub scope: Scope,
-    /// Where to POST: `http` or `https`, with `user:password@` if the server wants Basic authentication.
+    /// The URL, `http` or `https`, with `user:password@` for Basic authentication.
     pub url: String,
-    /// Sent with every request, such as `Authorization`. They replace those that the message brings along.
+    /// Headers of every request, such as `Authorization`. They replace headers of the message.
     pub headers: Vec<(String, String)>,
-    /// The time for a whole exchange.
+    /// The time limit of a request, including its response.
     pub timeout: Duration,
-    /// The time for opening a connection; at most three quarters of `timeout`, so that a server that cannot be reached is
-    /// told from one that does not answer.
+    /// The time limit for opening a connection; at most three quarters of `timeout`, so that an unreachable server is
+    /// distinguished from one that does not respond.
     pub connect_timeout: Duration,
-    /// How long an idle connection is kept for the next message; zero opens one for each.
+    /// The lifetime of an idle connection; zero opens a connection for each message.
     pub keep_alive: Duration,
-    /// What statuses mean, where that is not the default.
+    /// The meanings of statuses that differ from the default.
     pub statuses: Statuses,
-    /// How many idle connections are kept: as many as messages are handled at once.
+    /// The most idle connections: as many as messages are handled concurrently.
     pub idle_connections: usize,
-    /// Keeps the body of a 2xx answer as the result, up to so many bytes; `None`: it is thrown away.
+    /// Keeps the body of a 2xx response as the result, up to this many bytes; `None` discards it.
     pub keep_body: Option<usize>,
 }
 
@@ -79,32 +79,32 @@ impl fmt::Debug for HttpOptions {
     }
 }
 
-/// Makes *ring* the crypto provider of all TLS in this program. Called once, first thing in `main`; a second call
-/// changes nothing. Two providers in one program panic at the first use of TLS, so there must be no other.
+/// Installs *ring* as the crypto provider of this program. To be called first in `main`; a second call changes nothing. With
+/// two providers rustls panics at the first use of TLS.
 pub fn install_tls_provider() {
-    // An error means that one is installed already.
+    // An error means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Sends each message's payload in a POST.
+/// Sends the payload of each message in a POST request.
 ///
-/// | answer | the message |
+/// | response | the message |
 /// |---|---|
 /// | 2xx | is completed |
 /// | 429, 503 | waits, and uses no attempt; `Retry-After` is honoured, up to an hour |
-/// | 502, 504 | the same; a gateway had no answer from behind it, so its outcome counts as unknown |
+/// | 502, 504 | the same; a gateway got no response from its server, so the outcome counts as unknown |
 /// | no connection: refused, no such host, a failed handshake, no file descriptors | waits, and uses no attempt |
-/// | 408, 425, other 5xx | is tried again, after `Retry-After` if the answer has one |
-/// | 409 | is tried again after `Retry-After`, or a second: the key is in work over there |
-/// | other 4xx, 3xx | is dead-lettered; no redirect is followed. Where a token of the configuration expires, write `status = { 401 = "unavailable" }` |
-/// | no answer to a request that may have arrived | is tried again; its outcome counts as unknown |
+/// | 408, 425, other 5xx | is retried, after `Retry-After` if present |
+/// | 409 | is retried after `Retry-After`, or a second: the server is processing the key |
+/// | other 4xx, 3xx | is dead-lettered; redirects are not followed. If a token in the configuration can expire, set `status = { 401 = "unavailable" }` |
+/// | no response to a request that may have arrived | is retried; its outcome counts as unknown |
 ///
-/// What a status means can be [changed](HttpOptions::statuses).
+/// The meaning of a status can be [changed](HttpOptions::statuses).
 ///
 /// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Message-Id`,
 /// `Onceward-Token` (the claim's: a capability, with which the server may complete it in a Postgres store, so use `https`
-/// beyond the own host), trace context, `Content-Type` (the message's; without one, JSON where the payload is that), and the
-/// message's own as `Onceward-Header-*`. Only a server that looks at the key or the fence can turn a request down that
+/// beyond the own host), trace context, `Content-Type` (that of the message, or else JSON if the payload is JSON), and the
+/// message's own as `Onceward-Header-*`. Only a server that checks the key or the fence can reject a request that
 /// arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in the environment are not
 /// used. Certificates are checked against those of the operating system.
 #[derive(Clone)]
@@ -120,7 +120,7 @@ pub struct HttpHandler {
 }
 
 impl HttpHandler {
-    /// A handler for `options`. It connects to nothing yet; see [`check`](Self::check).
+    /// A handler with these options. It does not connect; see [`check`](Self::check).
     ///
     /// # Errors
     /// [`onceward::Error`] if the URL cannot be used, no certificates are found for `https`, or
@@ -146,24 +146,24 @@ impl HttpHandler {
             .pool_idle_timeout(keep_alive)
             .pool_max_idle_per_host(idle_connections);
         if url.scheme() == "http" {
-            // No certificate is ever looked at: a system without any must not stop the handler.
+            // Certificates are not used: a system without any must not stop the handler.
             builder = builder.tls_certs_only([]);
         }
         let client = builder.build().map_err(|cause| {
-            let what = "the TLS set-up failed; are the system's CA certificates installed?";
+            let what = "the TLS setup failed; check that the CA certificates of the system are installed";
             Error::new(ErrorKind::Config, operation, what).with_source(cause)
         })?;
         let target = target(&url);
         Ok(Self { scope, url, target, client, fixed, connect_timeout, statuses, keep_body })
     }
 
-    /// Opens a connection and closes it again, without a request.
+    /// Opens and closes a connection, without a request.
     ///
     /// # Errors
-    /// [`onceward::Error`] if nobody listens there.
+    /// The server does not accept the connection.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
+    /// Safe: it may be dropped and called again.
     pub async fn check(&self) -> Result<(), Error> {
         let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = self.url.port_or_known_default().unwrap_or(80);
@@ -181,8 +181,8 @@ impl HttpHandler {
         }
     }
 
-    /// Nothing was sent if no connection came about, or if the one that was kept had closed; everything else may have
-    /// arrived.
+    /// The error of a failed request. Nothing was sent if no connection was opened, or a kept one was closed; otherwise the
+    /// request may have arrived.
     fn unanswered(&self, cause: reqwest::Error) -> HandlerError {
         let (no_connection, unusable, late) = (cause.is_connect(), cause.is_builder(), cause.is_timeout());
         let unsent = is_unsent(&cause);
@@ -203,7 +203,7 @@ impl HttpHandler {
         HandlerError::retry(format!("{target} {what}: {cause}")).outcome_unknown()
     }
 
-    /// The body of a success. The effect has happened: nothing that goes wrong with the body may undo that.
+    /// The body of a success. The effect has happened: a failure to read the body must not change that.
     async fn result(&self, mut response: Response, cancellation: &Cancellation) -> Option<Bytes> {
         let Some(limit) = self.keep_body else {
             let _ = tokio::time::timeout(DRAIN_TIME, read(&mut response, DRAIN_LIMIT)).await;
@@ -217,11 +217,14 @@ impl HttpHandler {
         match body {
             Body::Whole(body) => Some(body.into()),
             Body::Longer(_) => {
-                tracing::warn!(limit_bytes = limit, "the answer's body is too large to keep as a result");
+                tracing::warn!(
+                    limit_bytes = limit,
+                    "response body exceeds the result limit; result discarded"
+                );
                 None
             }
             Body::Broken => {
-                tracing::warn!("the answer's body broke off and is not kept as a result");
+                tracing::warn!("response body incomplete; result discarded");
                 None
             }
         }
@@ -267,7 +270,7 @@ impl Handler for HttpHandler {
     }
 }
 
-/// Whether the request was never written to a connection: the client knows that, and says that it was cancelled.
+/// True if the request was never written to a connection, which the client reports as cancelled.
 fn is_unsent(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -303,7 +306,7 @@ async fn read(response: &mut Response, limit: usize) -> Body {
     }
 }
 
-/// Never quotes the URL: it may hold secrets.
+/// Parses the URL. Errors never quote it: it may contain secrets.
 fn parse(text: &str) -> Result<Url, Error> {
     let wrong = |what: String| Error::new(ErrorKind::Config, "use the HTTP handler's `url`", what);
     let example = "give one like \"http://127.0.0.1:8080/orders\"";
@@ -317,7 +320,7 @@ fn parse(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// The headers of every request. None of them is quoted: they are mostly secrets.
+/// Parses the headers of every request. Errors never quote them: they are mostly secrets.
 fn fixed(headers: &[(String, String)]) -> Result<HeaderMap, Error> {
     let wrong = || {
         let what =

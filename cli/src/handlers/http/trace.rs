@@ -1,23 +1,23 @@
-//! Trace context of a message (W3C Trace Context), passed on only if it is that: [`of`].
+//! Trace context of a message (W3C Trace Context), passed on only if valid.
 
 use onceward::Message;
 
 pub(super) const PARENT: &str = "traceparent";
 pub(super) const STATE: &str = "tracestate";
 
-/// The longest `tracestate` that a receiver must take, and its most members.
+/// The longest `tracestate` that a receiver must accept, and its most members.
 const STATE_BYTES: usize = 512;
 const STATE_MEMBERS: usize = 32;
 
-/// What a message says of its trace.
+/// The trace context of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Trace<'a> {
     pub(super) parent: Option<&'a str>,
-    /// Only beside a parent.
+    /// Present only with a parent.
     pub(super) state: Option<&'a str>,
 }
 
-/// The first of each header, if it has the form of the standard.
+/// The first of each header, if its form is valid.
 pub(super) fn of(message: &Message) -> Trace<'_> {
     let first = |name: &str| {
         let mut values = message.headers().filter(|(own, _)| own.eq_ignore_ascii_case(name));
@@ -27,7 +27,7 @@ pub(super) fn of(message: &Message) -> Trace<'_> {
     Trace { parent: Some(parent), state: first(STATE).filter(|state| is_state(state)) }
 }
 
-/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros. Versions to come may have more behind a hyphen; `ff` is none.
+/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros. Later versions may have more fields after a hyphen; version `ff` is invalid.
 fn is_parent(text: &str) -> bool {
     let mut parts = text.splitn(5, '-');
     let mut next = |digits: usize| {

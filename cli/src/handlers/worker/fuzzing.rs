@@ -1,4 +1,4 @@
-//! What the fuzz targets see of this module; built for them only.
+//! Private functions that the fuzz targets call; built for them and for tests only.
 
 use onceward::{Message, Scope};
 

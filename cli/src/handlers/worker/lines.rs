@@ -1,17 +1,17 @@
-//! A worker's standard output, line by line: [`Lines`].
+//! Reads the standard output of a worker line by line: [`Lines`].
 
 use std::io;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
-/// What was read.
+/// The result of a read.
 #[derive(Debug)]
 pub(super) enum Line {
     /// A line, its end included.
     Whole(Vec<u8>),
     /// A line is longer than [`Line::LIMIT`].
     TooLong,
-    /// There is no more. What stood in the middle of a line is dropped.
+    /// The end. An incomplete line is discarded.
     End,
 }
 
@@ -35,7 +35,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// The next line.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again: what was read of a line is kept.
+    /// Safe: it may be dropped and called again, and keeps an incomplete line.
     pub(super) async fn next(&mut self) -> io::Result<Line> {
         loop {
             let chunk = self.from.fill_buf().await?;

@@ -1,6 +1,6 @@
 //! Long-lived worker processes that speak JSON lines: [`WorkerHandler`].
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lines;
 mod pool;
@@ -17,33 +17,33 @@ use onceward::{Error, Handler, HandlerError, Message, Scope};
 use tokio_util::sync::CancellationToken;
 
 use super::process::Program;
-use pool::Pool;
+use pool::WorkerPool;
 
-/// What a [`WorkerHandler`] needs.
+/// The options of a [`WorkerHandler`].
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// Whose messages these are; given to the process as `scope`.
+    /// The scope, passed to the process as `scope`.
     pub scope: Scope,
-    /// What to run; no shell is put in between.
+    /// The program, which is run without a shell.
     pub program: Program,
-    /// How many processes there may be, each with one message at a time. 0 is taken for 1.
+    /// The number of processes, each of which handles one message concurrently with the others. 0 means 1.
     pub processes: u32,
-    /// The largest result that is kept, in bytes.
+    /// The limit of a result, in bytes.
     pub result_limit: usize,
-    /// How long to wait before a process that died is started again; doubled each time, until one answers.
+    /// The pause before a restart of a dead process; it doubles until a process responds.
     pub restart_delay: Duration,
-    /// The longest wait before a restart.
+    /// The longest pause before a restart.
     pub max_restart_delay: Duration,
-    /// How long a message may take, from when a process begins to read it.
+    /// The time limit of a message, from the moment a process begins to read it.
     pub timeout: Duration,
-    /// How long a process may take from its start until it reads its first request or, if it is to say so, is ready.
+    /// The time limit from the start of a process until it reads its first request or, with `wait_until_ready`, is ready.
     pub start_timeout: Duration,
-    /// The processes write `{"ready":true}` once they can work, and get no request before.
+    /// True if the processes write `{"ready":true}` when they are ready; they get no request before.
     pub wait_until_ready: bool,
-    /// How long a process may take to end after SIGTERM, before SIGKILL, if its message is cancelled or late. Shorter than
-    /// the pipeline's `cancel_grace`, after which the run is dropped.
+    /// The time between SIGTERM and SIGKILL for a process whose message was cancelled or timed out. It must be shorter than
+    /// the `cancel_grace` of the pipeline, after which the run is dropped.
     pub grace: Duration,
-    /// Fires when this program shuts down: what is ended by a signal from then on is not to blame.
+    /// Fires when this program shuts down: from then on, a process that a signal ends has not failed.
     pub shutdown: CancellationToken,
 }
 
@@ -67,7 +67,8 @@ impl WorkerOptions {
     }
 }
 
-/// Gives messages to long-lived processes: one JSON line in, one JSON line out, one message at a time for each process.
+/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process handles its
+/// messages one after the other.
 ///
 /// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead; text of
 /// 64 KiB and more as well that consists of control characters so far that its escapes would more than double it:
@@ -80,8 +81,8 @@ impl WorkerOptions {
 /// The token is the claim's: a capability, with which the handler may complete the claim itself in a Postgres store
 /// (`SELECT onceward.complete(token)`).
 ///
-/// Out, with the same `id`; a result of any JSON type is kept as the JSON text it was. A failure is tried again unless it
-/// says `"retry": false`; `retry_after_ms` counts up to an hour; with `"unavailable": true` nothing has happened, and the
+/// Out, with the same `id`; a result of any JSON type is kept as its JSON text. A failure is retried unless it has
+/// `"retry": false`; `retry_after_ms` counts up to an hour; with `"unavailable": true` nothing has happened, and the
 /// message waits without using an attempt:
 ///
 /// ```json
@@ -92,51 +93,51 @@ impl WorkerOptions {
 /// ```
 ///
 /// Before its first answer a worker may write `{"ready": true}`, and with [`wait_until_ready`](WorkerOptions::wait_until_ready)
-/// it must. Blank lines, space around a line, and lines that are no JSON object with `id` and `ok` are ignored; the last are
+/// it must. Blank lines, space around a line, and lines that are not JSON objects with `id` and `ok` are ignored; the latter are
 /// logged.
 ///
 /// | the process | the message |
 /// |---|---|
 /// | cannot be started, or ends before it is ready or has read anything of the request | waits, and uses no attempt |
-/// | ends before it has read all of the request | is tried again |
-/// | ends later, or gives an answer that cannot be understood | is tried again; its outcome counts as unknown |
-/// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is given back, and uses no attempt |
-/// | does not answer in time, or its message is cancelled | is tried again; it gets SIGTERM, and SIGKILL after the grace |
+/// | ends before it has read all of the request | is retried |
+/// | ends later, or writes an invalid answer | is retried; its outcome counts as unknown |
+/// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is returned, and uses no attempt |
+/// | does not answer in time, or its message is cancelled | is retried; the process gets SIGTERM, and SIGKILL after the grace |
 ///
-/// The time for a message begins when the process begins to read it: that of its start does not count. A process that ends
-/// is started again after a backoff. Standard error goes to the log. Processes are started when the first messages need
-/// them, or by [`start`](Self::start), inherit no open files, and end when their standard input closes; one that does not end
-/// then by itself goes on if this program is killed.
+/// The time limit of a message begins when the process begins to read it; the start of the process does not count. A process
+/// that ends is restarted after a backoff. Standard error is logged. Processes are started when the first messages need
+/// them, or by [`start`](Self::start), inherit no open files, and must end when their standard input closes: a process that
+/// does not, survives if this program is killed.
 ///
 /// Clones share the processes.
 #[derive(Clone, Debug)]
 pub struct WorkerHandler {
     options: Arc<WorkerOptions>,
-    pool: Arc<Pool>,
+    pool: Arc<WorkerPool>,
 }
 
 impl WorkerHandler {
-    /// A handler for `options`. It starts nothing yet.
+    /// A handler with these options. It starts no process.
     pub fn new(options: WorkerOptions) -> Self {
-        let pool = Arc::new(Pool::new(options.processes.max(1)));
+        let pool = Arc::new(WorkerPool::new(options.processes.max(1)));
         Self { options: Arc::new(options), pool }
     }
 
-    /// Looks for the program, without starting it.
+    /// Checks that the program exists, without starting it.
     ///
     /// # Errors
-    /// [`onceward::Error`] saying what to correct if it is missing or not executable.
+    /// The program is missing or not executable; the error names the fix.
     pub fn check(&self) -> Result<(), Error> {
         self.options.program.check()
     }
 
-    /// Starts all processes, so that no message waits for that, and waits until one is ready, if they are to say so.
+    /// Starts all processes in advance and, with `wait_until_ready`, waits until one is ready.
     ///
     /// # Errors
-    /// [`HandlerError`] if none can be started or gets ready.
+    /// No process can be started, or none becomes ready.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
+    /// Safe: it may be dropped and called again.
     pub async fn start(&self) -> Result<(), HandlerError> {
         let mut seats = Vec::new();
         for _ in 0..self.options.processes.max(1) {
@@ -165,23 +166,23 @@ impl WorkerHandler {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Refuses further messages, waits for those that are being handled, closes every process's standard input and
-    /// waits until they have ended; an idle process that has not ended after `limit` is killed. Answers how many those
-    /// were. A process that is still handling a message then ends with that message's run.
+    /// Refuses further messages, waits for the running ones, closes the standard input of every process and waits until it
+    /// has ended; an idle process that has not ended after `limit` is killed. Returns the number of killed processes. A
+    /// process that is still handling a message ends with the run of that message.
     ///
     /// # Cancel safety
-    /// Dropped, it kills the processes that are left as soon as the handler is dropped.
+    /// If dropped, the remaining processes are killed when the handler is dropped.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.pool.shut_down(limit).await
     }
 
-    /// All of the result, or nothing of it: a cut result would be replayed as if it were whole.
+    /// The result, or `None` if it is too large: a truncated result would be replayed as if it were complete.
     fn fitting(&self, result: Option<Bytes>) -> Option<Bytes> {
         let limit = self.options.result_limit;
         let result = result?;
         if result.len() > limit {
             let bytes = result.len();
-            tracing::warn!(bytes, limit_bytes = limit, "the worker's result is too large to keep");
+            tracing::warn!(bytes, limit_bytes = limit, "worker result exceeds the limit; result discarded");
             return None;
         }
         Some(result)

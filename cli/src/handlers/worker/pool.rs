@@ -1,10 +1,11 @@
-//! The worker processes, their restarts, and who holds which: [`Pool`], [`Seat`].
+//! Pool of worker processes, with restarts: [`WorkerPool`], [`WorkerSeat`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::{HandlerError, Message};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -14,25 +15,25 @@ use super::process::{Reply, WorkerProcess};
 /// The result of a run.
 pub(super) type Asked = Result<Option<Bytes>, HandlerError>;
 
-/// A fixed number of places for processes. A message takes a seat, and with it one process for itself.
+/// A fixed number of slots for processes. A message takes a seat, which gives it exclusive use of one process.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct WorkerPool {
     free: Arc<Semaphore>,
     places: Mutex<Vec<Place>>,
     size: u32,
 }
 
-/// A place that no message holds.
+/// A slot that no message holds.
 #[derive(Debug)]
 struct Place {
     index: usize,
     process: Option<WorkerProcess>,
-    /// Ends in a row, without an answer in between, that nobody asked for.
+    /// Consecutive unexpected ends of the process, without a response in between.
     failures: u32,
     not_before: Option<Instant>,
 }
 
-impl Pool {
+impl WorkerPool {
     pub(super) fn new(size: u32) -> Self {
         let place = |index| Place { index, process: None, failures: 0, not_before: None };
         Self {
@@ -42,11 +43,12 @@ impl Pool {
         }
     }
 
-    /// Waits for a seat: with a live process if there is one, best one that has worked already, else the one that may start its process soonest.
+    /// Waits for a seat: with a live process if possible, preferably one that has handled messages, or else the one that may
+    /// start its process first.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
-    pub(super) async fn seat(self: &Arc<Self>) -> Result<Seat, HandlerError> {
+    /// Safe: it may be dropped and called again.
+    pub(super) async fn seat(self: &Arc<Self>) -> Result<WorkerSeat, HandlerError> {
         let permit = Arc::clone(&self.free).acquire_owned().await.map_err(|_| gone())?;
         let mut places = self.places();
         let best = places.iter().enumerate().min_by_key(|(_, place)| {
@@ -54,11 +56,11 @@ impl Pool {
             (process.is_none(), !process.is_some_and(WorkerProcess::is_warm), place.not_before)
         });
         let place = best.map(|(at, _)| at).map(|at| places.swap_remove(at)).ok_or_else(gone)?;
-        Ok(Seat { pool: Arc::clone(self), place: Some(place), asking: false, _permit: permit })
+        Ok(WorkerSeat { pool: Arc::clone(self), place: Some(place), asking: false, _permit: permit })
     }
 
-    /// Refuses new seats, waits for those that are taken, then ends all processes; all of it within about `limit`.
-    /// Answers how many did not end by themselves.
+    /// Refuses new seats, waits for the taken ones, then ends all processes, within about `limit`. Returns the number of
+    /// processes that had to be killed.
     pub(super) async fn shut_down(&self, limit: Duration) -> usize {
         let deadline = Instant::now() + limit;
         let all = tokio::time::timeout_at(deadline, self.free.acquire_many(self.size)).await;
@@ -73,32 +75,31 @@ impl Pool {
         ending.join_all().await.into_iter().filter(|ended| !ended).count()
     }
 
-    fn places(&self) -> std::sync::MutexGuard<'_, Vec<Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock()
     }
 }
 
-/// One place, held by one message. Dropped while the process is being asked, it kills the process: its run must not
-/// outlive the message's.
+/// A slot, held by one message. If dropped during a request, it kills the process, whose work must not outlive the run.
 #[derive(Debug)]
-pub(super) struct Seat {
-    pool: Arc<Pool>,
-    /// Taken when dropped only.
+pub(super) struct WorkerSeat {
+    pool: Arc<WorkerPool>,
+    /// Taken only when dropped.
     place: Option<Place>,
     asking: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Seat {
-    /// Starts the process of this seat if it is not running, after its backoff, and waits until it is ready, if it is to
-    /// say so. Where that fails nothing has happened.
+impl WorkerSeat {
+    /// Starts the process of this seat if it is not running, after its backoff, and waits until it is ready if required. An
+    /// error means that there was no effect.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again: a process that is starting goes on with that.
+    /// Safe: it may be dropped and called again; a process that is starting continues.
     pub(super) async fn prepare(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
         let place = self.place.as_mut().ok_or_else(gone)?;
         if place.process.as_mut().is_some_and(|process| !process.is_alive()) {
-            tracing::warn!(process = place.index, "a worker process ended between two messages");
+            tracing::warn!(process = place.index, "worker process ended between messages");
             place.process = None;
             place.put_off(options);
         }
@@ -125,7 +126,7 @@ impl Seat {
         Ok(())
     }
 
-    /// Gives a prepared process one message.
+    /// Passes one message to a prepared process.
     ///
     /// # Cancel safety
     /// A dropped call kills the process.
@@ -145,7 +146,7 @@ impl Seat {
                 place.process = None;
                 answer
             }
-            // It was not the process's fault: the next one may start at once.
+            // The process did not fail: the next one may start at once.
             Reply::Broken(error) if message.cancellation().is_cancelled() => {
                 place.process = None;
                 Err(error)
@@ -172,13 +173,13 @@ impl Place {
     }
 }
 
-impl Drop for Seat {
+impl Drop for WorkerSeat {
     fn drop(&mut self) {
         if let Some(mut place) = self.place.take() {
             if self.asking {
                 place.process = None;
             }
-            // A closed pool has given up its places; this one goes, and its process with it.
+            // A closed pool has dropped its slots; this one is dropped with its process.
             if !self.pool.free.is_closed() {
                 self.pool.places().push(place);
             }

@@ -1,4 +1,4 @@
-//! One long-lived worker process and its three pipes: [`WorkerProcess`].
+//! Long-lived worker process and its pipes: [`WorkerProcess`].
 
 use std::io;
 use std::process::ExitStatus;
@@ -18,13 +18,13 @@ use crate::handlers::process::ProcessGroup;
 use crate::handlers::stop;
 use crate::handlers::text::printable;
 
-/// How long a process that has closed its standard output may take to end, and its last words to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The time limit for a process that has closed its standard output to end, and for its last lines to arrive.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// How often a process that has just started is asked whether it reads its first request.
-const LOOK: Duration = Duration::from_millis(20);
+/// The interval of checks whether a new process has begun to read its first request.
+const READ_CHECK: Duration = Duration::from_millis(20);
 
-/// What is quoted of a line that is no answer, in bytes.
+/// The most bytes of an invalid line that are quoted.
 const QUOTE_LIMIT: usize = 120;
 
 /// A running worker. Dropping it kills its process group.
@@ -38,25 +38,25 @@ pub(super) struct WorkerProcess {
     index: usize,
     started: Instant,
     requests: u64,
-    /// It has said that it can work.
+    /// It has reported that it is ready.
     is_ready: bool,
-    /// It has begun to read a request: from now on all of its time is handler time.
+    /// It has begun to read a request: from now on its time counts against the limit of the handler.
     reads: bool,
     stray_lines: u64,
 }
 
-/// What came of one request.
+/// The result of one request.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// The worker has answered, and can be asked again.
+    /// The worker has answered, and can be used again.
     Answered(Result<Option<bytes::Bytes>, HandlerError>),
-    /// The worker answered while it was being stopped; it is over.
+    /// The worker answered while it was being stopped; it has ended.
     Last(Result<Option<bytes::Bytes>, HandlerError>),
-    /// The worker has broken the protocol, died or was stopped; it is over.
+    /// The worker violated the protocol, died or was stopped; it has ended.
     Broken(HandlerError),
 }
 
-/// Why a worker was asked to end while it had a request.
+/// Why a worker is stopped during a request.
 #[derive(Clone, Copy)]
 enum Stop {
     Cancelled,
@@ -71,7 +71,7 @@ enum Event {
 }
 
 impl WorkerProcess {
-    /// Starts one. Its standard error goes to the log, as process number `index`.
+    /// Starts a worker. Its standard error is logged, as process number `index`.
     pub(super) fn start(options: &WorkerOptions, index: usize) -> io::Result<Self> {
         let program = &options.program;
         let mut process = ProcessGroup::spawn(&mut program.command())?;
@@ -85,16 +85,11 @@ impl WorkerProcess {
         let (keep, name) = (last.clone(), program.name().to_owned());
         let stderr = tokio::spawn(async move {
             let log = |line: &str| {
-                tracing::info!(
-                    program = name,
-                    process = index,
-                    line,
-                    "a worker process wrote to standard error"
-                );
+                tracing::info!(program = name, process = index, line, "worker standard error");
             };
             read_lines(stderr, &keep, log).await;
         });
-        tracing::debug!(program = program.name(), process = index, id, "started a worker process");
+        tracing::debug!(program = program.name(), process = index, id, "worker process started");
         Ok(Self {
             process,
             stdin,
@@ -115,15 +110,15 @@ impl WorkerProcess {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// True once it has said that it is ready, or has read a request.
+    /// True once it has reported that it is ready, or has read a request.
     pub(super) fn is_warm(&self) -> bool {
         self.is_ready || self.reads
     }
 
-    /// Waits until the worker says that it is ready. An error means that it is over, and that nothing has happened.
+    /// Waits until the worker reports that it is ready. An error means that it has ended without an effect.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
+    /// Safe: it may be dropped and called again.
     pub(super) async fn ready(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
         while !self.is_ready {
             let until = self.started + options.start_timeout;
@@ -159,11 +154,11 @@ impl WorkerProcess {
         Ok(())
     }
 
-    /// Gives the worker one message and waits for its answer. The time until a worker that has just started begins to read
-    /// does not count as handler time.
+    /// Passes one message to the worker and waits for its answer. The time until a new worker begins to read does not count
+    /// against the limit of the handler.
     ///
     /// # Cancel safety
-    /// None: after a dropped call the worker must be [killed](Self::kill) or dropped.
+    /// Not cancel safe: after a dropped call the worker must be [killed](Self::kill) or dropped.
     pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Reply {
         self.requests += 1;
         let id = self.requests;
@@ -183,9 +178,9 @@ impl WorkerProcess {
             let until = match (stopping, begun) {
                 (Some((_, killed_at)), _) => killed_at,
                 (None, Some(begun)) => begun + options.timeout,
-                (None, None) => (Instant::now() + LOOK).min(self.started + options.start_timeout),
+                (None, None) => (Instant::now() + READ_CHECK).min(self.started + options.start_timeout),
             };
-            // Both at once: a worker that writes before it has read all would wait for us, and we for it.
+            // Concurrently: a worker that writes before it has read everything would otherwise deadlock.
             let event = tokio::select! {
                 biased;
                 line = self.stdout.next() => Event::Read(line),
@@ -199,7 +194,7 @@ impl WorkerProcess {
                 Event::Sent(Ok(more @ 1..)) => {
                     written += more;
                     if written == length {
-                        // While the worker works, its request needs no memory here.
+                        // The request is not needed while the worker works.
                         request = Vec::new();
                     }
                 }
@@ -232,7 +227,7 @@ impl WorkerProcess {
                 }
                 Event::Read(Err(_)) => return self.died(options, written, length, "broke its pipe").await,
                 Event::Cancelled | Event::Tick if stopping.is_none() && self.unread(written) == written => {
-                    // Nothing of the request has been read, so nothing has happened.
+                    // The request was not read, so there was no effect.
                     let why = match (&event, begun) {
                         (Event::Cancelled, _) => {
                             "had not begun to read the request when the run was cancelled"
@@ -263,24 +258,24 @@ impl WorkerProcess {
         }
     }
 
-    /// How much of what was written the worker has not read; 0 where the system cannot say.
+    /// The written bytes that the worker has not read; 0 if the system does not report it.
     fn unread(&self, written: usize) -> usize {
         let unread = self.stdin.as_ref().map(rustix::io::ioctl_fionread);
         unread.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok()).unwrap_or(0).min(written)
     }
 
-    /// Ends a worker that has not read its request.
+    /// Kills a worker that has not read its request.
     async fn unused(&mut self, written: usize, why: &str) -> Reply {
         self.kill().await;
         let text = format!("the worker process {why}; it was killed{}", self.last.suffix());
-        // It may have read it just before the end.
+        // It may have read it just before it was killed.
         if self.unread(written) == written {
             return Reply::Broken(HandlerError::unavailable(text));
         }
         Reply::Broken(HandlerError::retry(text).outcome_unknown())
     }
 
-    /// Ends a worker that was asked to end, and has not answered in its time.
+    /// Stops a worker, and kills it if it does not answer or end in time.
     async fn stopped(&mut self, options: &WorkerOptions, stop: Stop) -> Reply {
         self.kill().await;
         let text = match stop {
@@ -300,8 +295,8 @@ impl WorkerProcess {
         Reply::Broken(HandlerError::retry(text).outcome_unknown())
     }
 
-    /// What the end of a process that stopped talking means. A request that it cannot have read whole has had no effect,
-    /// and one of which it has read nothing is not to blame.
+    /// The error of a process that ended. A request that it cannot have read completely had no effect, and a request of which
+    /// it has read nothing did not cause the end.
     async fn died(
         &mut self,
         options: &WorkerOptions,
@@ -319,16 +314,16 @@ impl WorkerProcess {
         if let Some(status) = status
             && stop::is_part_of_shutdown(status, &options.shutdown).await
         {
-            return Reply::Broken(stop::given_back(text + "; this program shuts down"));
+            return Reply::Broken(stop::returned(text + "; this program shuts down"));
         }
         let error = HandlerError::retry(text);
         let read_whole = written == length && unread == 0;
         Reply::Broken(if read_whole { error.outcome_unknown() } else { error })
     }
 
-    /// Waits for the end of a process that has `otherwise` stopped talking; kills it if it does not come.
+    /// Waits for the end of a process, which has otherwise done what `otherwise` says; kills it if it does not end.
     async fn end(&mut self, otherwise: &str) -> (String, Option<ExitStatus>) {
-        let (what, status) = match tokio::time::timeout(LAST_WORDS, self.process.wait()).await {
+        let (what, status) = match tokio::time::timeout(LAST_LINES, self.process.wait()).await {
             Ok(Ok(status)) => (format!("ended ({status})"), Some(status)),
             Ok(Err(cause)) => (format!("cannot be waited for ({cause}) and was killed"), None),
             Err(_) => (format!("{otherwise} and was killed"), None),
@@ -337,7 +332,7 @@ impl WorkerProcess {
         (what, status)
     }
 
-    /// Logs a line that is no answer: the first one loudly, the others for those who look for them.
+    /// Logs a line that is not an answer: the first one as a warning, the others at `debug`.
     fn stray(&mut self, line: &[u8]) {
         let (process, line) = (self.index, printable(line.trim_ascii(), QUOTE_LIMIT));
         if self.stray_lines == 0 {
@@ -348,17 +343,17 @@ impl WorkerProcess {
             );
         }
         self.stray_lines += 1;
-        tracing::debug!(process, line, "a worker process wrote a line that is no answer");
+        tracing::debug!(process, line, "worker line is not an answer");
     }
 
-    /// Kills it and waits until it is gone and its standard error is read.
+    /// Kills the worker and waits until it has ended and its standard error is read.
     pub(super) async fn kill(&mut self) {
         self.process.kill().await;
-        let _ = tokio::time::timeout(LAST_WORDS, &mut self.stderr).await;
+        let _ = tokio::time::timeout(LAST_LINES, &mut self.stderr).await;
     }
 
-    /// Closes standard input, which asks the worker to end; after half of `limit` it gets SIGTERM, and SIGKILL after all
-    /// of it. False if it had to be killed.
+    /// Closes standard input, which requests the end of the worker; after half of `limit` it gets SIGTERM, and SIGKILL after
+    /// `limit`. False if it had to be killed.
     pub(super) async fn shut_down(mut self, limit: Duration) -> bool {
         self.stdin = None;
         let mut ended = tokio::time::timeout(limit / 2, self.process.wait()).await.is_ok();
@@ -377,7 +372,10 @@ impl Drop for WorkerProcess {
     }
 }
 
-/// Writes a part. It may be dropped: then nothing was written.
+/// Writes a part.
+///
+/// # Cancel safety
+/// Safe: if dropped, nothing was written.
 async fn send(stdin: Option<&mut ChildStdin>, bytes: &[u8]) -> io::Result<usize> {
     match stdin {
         Some(stdin) => stdin.write(bytes).await,

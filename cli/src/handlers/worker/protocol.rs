@@ -1,4 +1,4 @@
-//! The lines a worker process reads and writes.
+//! Line protocol of worker processes: requests and answers as JSON.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,21 +16,20 @@ use serde_json::value::RawValue;
 use crate::handlers::text::printable;
 use crate::handlers::token::claim_token;
 
-/// What is kept of an error text, in bytes.
+/// The most bytes of an error text that are kept.
 const ERROR_LIMIT: usize = 1024;
 
-/// What is quoted of a line that is no answer, in bytes.
+/// The most bytes of an invalid line that are quoted.
 const QUOTE_LIMIT: usize = 120;
 
-/// The longest wait a worker may ask for.
+/// The longest delay that a worker may request.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 
-/// From so many bytes on, text comes in Base64 that JSON's escapes would make more than twice as long: mostly control
-/// characters, six bytes for each.
+/// From this many bytes on, text that JSON escapes would more than double (mostly control characters, six bytes each) is
+/// passed in Base64.
 const LONG: usize = 64 << 10;
 
-/// Fields that JSON cannot hold as text, or only with escapes many times as long, come in Base64 under another name, and only
-/// then.
+/// A field that JSON cannot hold as text, or only with escapes many times as long, is passed in Base64 under another name.
 #[derive(Serialize)]
 struct Request<'a> {
     id: u64,
@@ -58,7 +57,7 @@ struct Request<'a> {
     payload_base64: Option<Base64<'a>>,
 }
 
-/// Written as it is encoded, without a copy.
+/// Encodes while writing, without a copy.
 struct Base64<'a>(&'a [u8]);
 
 impl Serialize for Base64<'_> {
@@ -67,7 +66,7 @@ impl Serialize for Base64<'_> {
     }
 }
 
-/// Compact JSON without the characters that JSON leaves as they are and some line readers (that of Node.js) end a line at.
+/// Compact JSON that also escapes the characters at which some line readers (that of Node.js) end a line.
 struct OneLine;
 
 impl Formatter for OneLine {
@@ -83,8 +82,8 @@ impl Formatter for OneLine {
     }
 }
 
-/// The request line for `message`, line end included: at most about twice as long as what it holds. Of headers with the same
-/// name, the first is passed.
+/// The request line for `message`, including the line end: at most about twice as long as its content. Of headers with the
+/// same name the first is passed.
 pub(super) fn request(id: u64, scope: &Scope, message: &Message) -> serde_json::Result<Vec<u8>> {
     let mut headers = BTreeMap::new();
     let mut headers_base64 = BTreeMap::new();
@@ -135,7 +134,7 @@ fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<Base64<'_>>) {
     }
 }
 
-/// How many bytes `text` has as JSON, without the quotes.
+/// The length of `text` as JSON in bytes, without the quotes.
 fn escaped(text: &str) -> usize {
     let separators = text.matches(['\u{2028}', '\u{2029}']).count();
     let of_byte = |byte: u8| match byte {
@@ -147,22 +146,22 @@ fn escaped(text: &str) -> usize {
     text.bytes().map(of_byte).sum::<usize>() + 3 * separators
 }
 
-/// What a line of a worker's standard output is.
+/// A line of the standard output of a worker.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// Nothing but space.
+    /// White space only.
     Nothing,
     /// `{"ready":true}`.
     Ready,
     /// The answer to the open request.
     Answer(Result<Option<Bytes>, HandlerError>),
-    /// No answer, or one to an earlier request: it does no harm.
+    /// Not an answer, or one to an earlier request: it is ignored.
     Stray,
-    /// Meant as an answer, and none that can be understood.
+    /// An invalid answer, and why.
     Wrong(String),
 }
 
-/// All fields may be missing or of another type: that decides what the line is.
+/// All fields may be missing or of another type, which decides what the line is.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow, default)]
@@ -184,8 +183,8 @@ struct Answer<'a> {
     unavailable: Option<bool>,
 }
 
-/// Reads a line while request `id` is open; 0: none is. Its form may be loose where its meaning is plain: space around it, a
-/// byte order mark, a carriage return, the id as text. A line that is no JSON object with `id` and `ok` is no answer.
+/// Parses a line while request `id` is open; 0 means none. It tolerates surrounding white space, a byte order mark, a carriage
+/// return, and the id as text. A line that is not a JSON object with `id` and `ok` is not an answer.
 pub(super) fn said(id: u64, line: &[u8]) -> Said {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
     if line.is_empty() {
@@ -196,7 +195,7 @@ pub(super) fn said(id: u64, line: &[u8]) -> Said {
     }
     let fields: Fields<'_> = match serde_json::from_slice(line) {
         Ok(fields) => fields,
-        // A dictionary that was printed, or an answer with a mistake in it?
+        // Distinguishes a printed dictionary from an invalid answer.
         Err(cause) if names(line, "id") && names(line, "ok") => return Said::Wrong(mistake(line, &cause)),
         Err(_) => return Said::Stray,
     };
@@ -217,7 +216,7 @@ pub(super) fn said(id: u64, line: &[u8]) -> Said {
     }
 }
 
-/// Whether `name` stands in quotes, of either kind, in what may be JSON.
+/// True if `name` occurs in quotes of either kind.
 fn names(line: &[u8], name: &str) -> bool {
     let quoted = [format!("\"{name}\""), format!("'{name}'")];
     quoted.iter().any(|quoted| line.windows(quoted.len()).any(|window| window == quoted.as_bytes()))
@@ -235,7 +234,7 @@ fn wrong(line: &[u8], why: &str) -> String {
     )
 }
 
-/// What the worker said about the message.
+/// The result in the answer of a worker.
 fn outcome(answer: Answer<'_>) -> Result<Option<Bytes>, HandlerError> {
     if answer.ok {
         return Ok(answer.result.map(|result| Bytes::copy_from_slice(result.get().as_bytes())));

@@ -1,0 +1,194 @@
+//! Queues of deliveries, by assignment of a partition: [`PartitionQueues`].
+
+use std::collections::{BTreeMap, VecDeque};
+
+use onceward::Delivery;
+
+/// The most records of one transaction.
+const MAX_PART: usize = 500;
+
+/// A partition is paused at this number of waiting deliveries, and resumed at the lower one: a stopped partition leaves the room
+/// to the others.
+const PAUSE_AT: usize = 2000;
+const RESUME_AT: usize = 500;
+
+/// Deliveries by partition, in order. One part of each partition is in flight at a time, so that all deliveries before a part
+/// are done.
+#[derive(Debug, Default)]
+pub(super) struct PartitionQueues {
+    by_epoch: BTreeMap<u64, PartitionQueue>,
+    /// The number and bytes of the deliveries that wait or are in flight.
+    held: usize,
+    held_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct PartitionQueue {
+    waiting: VecDeque<Delivery>,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    /// A part was not processed: later deliveries must not be processed either.
+    closed: bool,
+    /// The partition is paused.
+    paused: bool,
+}
+
+impl PartitionQueues {
+    /// Returns true if there is room for another delivery.
+    pub(super) fn have_room(&self, records: usize, bytes: usize) -> bool {
+        self.held < records && self.held_bytes < bytes
+    }
+
+    /// Adds deliveries. Returns those of [closed](Self::close) assignments.
+    #[must_use]
+    pub(super) fn push(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        let mut refused = Vec::new();
+        for delivery in deliveries {
+            let queue = self.by_epoch.entry(delivery.tag.epoch).or_default();
+            if queue.closed {
+                refused.push(delivery);
+            } else {
+                self.held += 1;
+                self.held_bytes += delivery.message.size();
+                queue.waiting.push_back(delivery);
+            }
+        }
+        refused
+    }
+
+    /// Takes the next part of each partition without a part in flight.
+    pub(super) fn take_parts(&mut self) -> Vec<Vec<Delivery>> {
+        let mut parts = Vec::new();
+        for queue in self.by_epoch.values_mut() {
+            if queue.in_flight == 0 && !queue.waiting.is_empty() {
+                queue.in_flight = queue.waiting.len().min(MAX_PART);
+                let part: Vec<_> = queue.waiting.drain(..queue.in_flight).collect();
+                queue.in_flight_bytes = total_bytes(&part);
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Returns the assignments to pause now (true) or resume.
+    pub(super) fn flow_changes(&mut self) -> Vec<(u64, bool)> {
+        let mut flow = Vec::new();
+        for (epoch, queue) in &mut self.by_epoch {
+            let waits = queue.waiting.len();
+            let pause = if queue.paused { waits > RESUME_AT } else { waits >= PAUSE_AT };
+            if pause != queue.paused {
+                queue.paused = pause;
+                flow.push((*epoch, pause));
+            }
+        }
+        flow
+    }
+
+    /// Ends the part in flight.
+    pub(super) fn end_part(&mut self, epoch: u64) {
+        let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
+        self.held -= std::mem::take(&mut queue.in_flight);
+        self.held_bytes -= std::mem::take(&mut queue.in_flight_bytes);
+        if queue.waiting.is_empty() && !queue.closed && !queue.paused {
+            self.by_epoch.remove(&epoch);
+        }
+    }
+
+    /// Closes an assignment: nothing more of it is processed. Returns the waiting deliveries.
+    #[must_use]
+    pub(super) fn close(&mut self, epoch: u64) -> Vec<Delivery> {
+        let queue = self.by_epoch.entry(epoch).or_default();
+        queue.closed = true;
+        let left = Vec::from(std::mem::take(&mut queue.waiting));
+        self.held -= left.len();
+        self.held_bytes -= total_bytes(&left);
+        left
+    }
+}
+
+fn total_bytes(deliveries: &[Delivery]) -> usize {
+    deliveries.iter().map(|delivery| delivery.message.size()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::{Message, Tag};
+
+    use super::*;
+
+    fn deliveries(epoch: u64, numbers: std::ops::Range<u64>) -> Vec<Delivery> {
+        let delivery =
+            |number| Delivery { message: Message::builder("four").build(), tag: Tag { epoch, number } };
+        numbers.map(delivery).collect()
+    }
+
+    fn numbers(parts: &[Vec<Delivery>]) -> Vec<Vec<u64>> {
+        let numbers = |part: &Vec<Delivery>| part.iter().map(|own| own.tag.number).collect();
+        parts.iter().map(numbers).collect()
+    }
+
+    #[test]
+    fn one_part_of_a_partition_is_in_flight_and_the_next_has_what_arrived_meanwhile() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..2)).is_empty());
+        assert_eq!(numbers(&queues.take_parts()), [[0, 1]]);
+        assert!(queues.push(deliveries(1, 2..4)).is_empty());
+        assert!(queues.push(deliveries(2, 7..8)).is_empty());
+        assert_eq!(numbers(&queues.take_parts()), [[7]]);
+        assert_eq!((queues.held, queues.held_bytes), (5, 20));
+        assert!(queues.have_room(6, 21) && !queues.have_room(5, 21) && !queues.have_room(6, 20));
+        queues.end_part(1);
+        assert_eq!((numbers(&queues.take_parts()), queues.held), (vec![vec![2, 3]], 3));
+        queues.end_part(2);
+        queues.end_part(1);
+        assert_eq!(
+            (queues.take_parts().len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
+            (0, 0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn after_an_unprocessed_part_nothing_of_the_assignment_is_processed() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..2)).is_empty());
+        let part = queues.take_parts();
+        assert!(queues.push(deliveries(1, 2..4)).is_empty());
+        assert_eq!(numbers(&[queues.close(1)]), [[2, 3]]);
+        queues.end_part(1);
+        assert_eq!(numbers(&[queues.push(deliveries(1, 4..5))]), [[4]]);
+        assert!(queues.push(deliveries(2, 5..6)).is_empty(), "another assignment");
+        assert_eq!(
+            (numbers(&queues.take_parts()), queues.held, queues.held_bytes, part.len()),
+            (vec![vec![5]], 1, 4, 1)
+        );
+    }
+
+    #[test]
+    fn a_stopped_partition_is_paused_and_resumed_when_few_deliveries_wait() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..PAUSE_AT as u64 + 600)).is_empty());
+        assert!(queues.push(deliveries(2, 0..10)).is_empty());
+        assert_eq!(queues.flow_changes(), [(1, true)]);
+        assert_eq!(queues.flow_changes(), []);
+        let mut resumed = Vec::new();
+        while resumed.is_empty() {
+            assert!(!queues.take_parts().is_empty(), "never resumed");
+            queues.end_part(1);
+            queues.end_part(2);
+            resumed = queues.flow_changes();
+        }
+        assert_eq!(resumed, [(1, false)]);
+    }
+
+    #[test]
+    fn a_transaction_has_a_limit() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..1200)).is_empty());
+        let sizes = [(); 3].map(|()| {
+            let size = queues.take_parts()[0].len();
+            queues.end_part(1);
+            size
+        });
+        assert_eq!(sizes, [MAX_PART, MAX_PART, 200]);
+    }
+}

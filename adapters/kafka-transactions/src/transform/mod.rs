@@ -1,0 +1,19 @@
+//! Transformations of records into records, in Kafka transactions.
+
+mod assignment;
+mod batch;
+mod config;
+mod function;
+mod offsets;
+mod rejections;
+mod runner;
+mod send_groups;
+mod source;
+mod summary;
+mod transactions;
+mod worker;
+
+pub use config::TransformConfig;
+pub use function::Transform;
+pub use runner::KafkaTransform;
+pub use summary::TransformSummary;

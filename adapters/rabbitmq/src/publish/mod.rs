@@ -1,0 +1,8 @@
+//! The confirmed publishing path, shared by the publisher and the delay queues.
+
+mod batch;
+pub(crate) mod confirm_channel;
+mod confirms;
+mod header_table;
+pub(crate) mod publishing;
+mod refusals;

@@ -1,0 +1,3 @@
+//! Receiving messages.
+
+pub(crate) mod poller;

@@ -1,0 +1,3 @@
+//! Settlement of deliveries.
+
+pub(crate) mod receipt_handles;

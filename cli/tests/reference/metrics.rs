@@ -1,0 +1,113 @@
+//! `docs/reference/metrics.md`, from what a run and a relay answer to a scrape.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use onceward::telemetry::Counter;
+use onceward_test_servers::rabbitmq::RabbitMq;
+use rustix::process::Signal;
+
+use super::scene::{Running, Scene, until};
+use super::{GENERATED, cell, compare};
+
+/// Type and help of each metric.
+type Metrics = BTreeMap<String, (String, String)>;
+
+/// Metrics that a file source does not have.
+const OF_BROKERS: [(&str, &str, &str); 1] = [(
+    "onceward_source_lag",
+    "gauge",
+    "Messages that wait in the broker, when that was last looked at: consumer lag or queue depth.",
+)];
+
+fn scrape(running: &Running) -> String {
+    let address = until("the address", || {
+        let log = running.stderr();
+        let line = log.lines().find(|line| line.contains("/health/ready"))?;
+        line.split("address=").nth(1).map(|rest| rest.split_whitespace().next().unwrap().to_owned())
+    });
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn metrics(text: &str) -> Metrics {
+    let mut found = Metrics::new();
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (Some("#"), Some(what), Some(name), Some(rest)) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let (kind, help) = found.entry(name.to_owned()).or_default();
+        match what {
+            "TYPE" => *kind = rest.to_owned(),
+            _ => *help = rest.to_owned(),
+        }
+    }
+    found
+}
+
+/// Starts `words`, scrapes until `last` is there, and stops it.
+fn metrics_of(scene: &Scene, words: &str, last: &str) -> Metrics {
+    let running = scene.start(scene.command(words));
+    let text = until(last, || Some(scrape(&running)).filter(|text| text.contains(last)));
+    running.signal(Signal::TERM);
+    running.end();
+    metrics(&text)
+}
+
+fn table(metrics: &Metrics, page: &mut String) {
+    page.push_str("| metric | type | |\n|---|---|---|\n");
+    for (name, (kind, help)) in metrics {
+        let suffix = match kind.as_str() {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        writeln!(page, "| `{name}{suffix}` | {kind} | {} |", cell(help)).unwrap();
+    }
+}
+
+#[test]
+fn metrics_are_current() {
+    let broker = RabbitMq::shared();
+    let tables = "[source.file]\npath = 'orders.ndjson'\nfollow = true\n[store.sqlite]\npath = 'o.db'\n[handler.exec]\n\
+                  command = ['true']\n[telemetry]\nlisten = '127.0.0.1:0'\n\
+";
+    let scene = Scene::new(&format!("{tables}[outbox.rabbitmq]\nurl = '{}'\n", broker.url()));
+    scene.write("orders.ndjson", "{\"id\":1}\n");
+    let mut run = metrics_of(&scene, "run @", "onceward_keys_total{scope=\"billing\",from=\"json:/id\"} 1");
+    for (name, kind, help) in OF_BROKERS {
+        run.insert(name.to_owned(), (kind.to_owned(), help.to_owned()));
+    }
+    for counter in Counter::ALL {
+        assert!(run.contains_key(&format!("onceward_{}", counter.name())), "{counter:?} is not served");
+    }
+    let relay = metrics_of(&scene, "outbox relay @", "onceward_outbox_waiting");
+
+    let mut page = format!(
+        "{GENERATED}# Metrics\n\n`telemetry.listen` serves them as `/metrics`, in the OpenMetrics text format. Every metric has the label \
+         `scope`;\n`onceward_keys_total` has `from` as well, the entry of `[key] from`. What to do when one of them grows is in\n\
+         [Operations](../operations.md#alarms-worth-having).\n\n## A run\n\n"
+    );
+    table(&run, &mut page);
+    let ends: Vec<_> =
+        onceward::telemetry::Counters::ENDS.iter().map(|counter| format!("`{}`", counter.name())).collect();
+    writeln!(
+        page,
+        "\nEach delivery that was received ends in exactly one of {}: once a pipeline has ended,\ntheir sum is `received`.\n\n## A relay of \
+         the outbox\n",
+        ends.join(", ")
+    )
+    .unwrap();
+    table(&relay, &mut page);
+    compare("reference/metrics.md", &page);
+}
