@@ -74,7 +74,7 @@ impl std::fmt::Debug for DeadLetters {
 
 /// What is known of a failure for good.
 #[derive(Clone, Debug)]
-pub(crate) struct Obituary {
+pub(crate) struct FailureReport {
     pub(crate) reason: Reason,
     pub(crate) error: String,
     pub(crate) attempts: u32,
@@ -102,7 +102,7 @@ impl DeadLetters {
         scope: &Scope,
         key: Option<Key>,
         message: &Message,
-        why: &Obituary,
+        why: &FailureReport,
         extent: Extent,
         own: &OwnHeaders,
     ) -> Outgoing {
@@ -167,7 +167,7 @@ impl DeadLetters {
 /// `KEY-GENERATION-PAYLOAD`, the latter a hash: messages that share a key may each die (a mismatch, runs without a claim),
 /// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers what tells
 /// this copy from others. For a message without a key where it stood or, failing that, a hash of its id and payload.
-fn letter_id(key: Option<Key>, message: &Message, why: &Obituary) -> String {
+fn letter_id(key: Option<Key>, message: &Message, why: &FailureReport) -> String {
     match (key, message.position()) {
         (Some(key), position) if why.again => {
             let mut hasher = blake3::Hasher::new();
@@ -272,7 +272,7 @@ mod tests {
         let letters = DeadLetters::new(Arc::new(Nowhere), "orders.dlq");
         let message = Message::builder("x").header("a", "b").header("onceward-reason", "forged").build();
         let key = Key::of(&scope, "1").unwrap();
-        let why = Obituary {
+        let why = FailureReport {
             reason: Reason::Permanent,
             error: "ü".repeat(1000),
             attempts: 3,

@@ -1,11 +1,15 @@
 //! Onceward stands between a broker that delivers *at least once* and a handler whose effect shall happen *once*.
 
+mod active_claim;
 pub mod adapter;
+mod cancellation;
 pub mod checkpoint;
+mod coalesce;
 mod consumer;
 pub mod dead_letter;
 mod delivery;
 mod error;
+mod extract;
 pub mod failpoints;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -24,23 +28,23 @@ mod private_file;
 mod publisher;
 pub mod retry;
 pub mod store;
+mod tag;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub mod telemetry;
 
+pub use cancellation::Cancellation;
 pub use checkpoint::{Checkpoint, CheckpointStore};
 pub use consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Settlement, Tag};
 pub use error::{Error, ErrorKind};
+pub use extract::{KeyExtractor, KeySource, KeyText};
 pub use handler::*;
 pub use hosts::{host_of, is_local_host};
 pub use janitor::{Janitor, purge_expired};
-pub use key::{
-    Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, KeyExtractor, KeySource, KeyText, MAX_KEY_BYTES,
-    Scope,
-};
+pub use key::{Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope};
 pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use own_headers::{HeaderTrust, OwnHeaders, OwnSecrets};

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::handler::Cancellation;
-use crate::handler::claim::ActiveClaim;
+use crate::active_claim::ActiveClaim;
+use crate::cancellation::Cancellation;
 use crate::key::Key;
 use crate::store::OwnerToken;
 

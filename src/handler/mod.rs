@@ -1,7 +1,5 @@
 //! The user's code and what it may answer: [`Handler`], [`HandlerError`].
 
-mod cancellation;
-pub(crate) mod claim;
 mod error;
 mod function;
 #[cfg(feature = "testing")]
@@ -16,7 +14,6 @@ use bytes::Bytes;
 
 #[cfg(feature = "tower")]
 pub use self::tower::{ServiceHandler, tower_handler};
-pub use cancellation::Cancellation;
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
 pub use function::{HandlerFn, handler_fn};
 #[cfg(feature = "testing")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::claim::ActiveClaim;
+use crate::active_claim::ActiveClaim;
 use crate::delivery::Tag;
 use crate::message::Message;
 use crate::store::Claimed;

@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Inner;
+use crate::active_claim::ActiveClaim;
 use crate::delivery::Tag;
 use crate::error::{Error, ErrorKind};
-use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
 use crate::store::{
     Claim, ClaimRequest, Claimed, CompleteRequest, Completion, Exhausted, FailRequest, Failure, Reason,

@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use self::calls::Calls;
 pub use self::config::OnceConfig;
 use self::keep::{Answer, End, Held, Written, ending, keep, one, repeat};
+use crate::active_claim::ActiveClaim;
+use crate::cancellation::Cancellation;
+use crate::coalesce::bounded;
 use crate::error::{Error, ErrorKind};
-use crate::handler::Cancellation;
-use crate::handler::claim::ActiveClaim;
 use crate::janitor::Janitor;
 use crate::key::{Fingerprint, Key, Scope};
 use crate::pipeline::SharedStore;
-use crate::pipeline::gather::bounded;
 use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, Store};
 use crate::telemetry::{Counter, Counters, RateLimited};
 

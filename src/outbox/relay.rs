@@ -268,7 +268,7 @@ mod tests {
 
     #[async_trait]
     impl OutboxStore for Empty {
-        type Taken = ();
+        type InFlight = ();
 
         async fn take(&self, _: &TakeLimits) -> Result<Option<((), Vec<OutboxRow>)>, Error> {
             Ok(None)

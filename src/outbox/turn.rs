@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{OutboxRow, RowOutcome};
+use crate::coalesce::bounded;
 use crate::error::Error;
 use crate::failpoints::{Step, hit};
-use crate::pipeline::gather::bounded;
 use crate::publisher::Publisher;
 
 /// How long a turn goes on starting waves: the rows are held meanwhile.

@@ -10,8 +10,9 @@ use super::{Deduplicated, EffectivelyOnce, Pipeline};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
+use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::{Handler, TxHandler};
-use crate::key::{Fingerprinting, KeyExtractor, KeySource, Scope};
+use crate::key::{Fingerprinting, Scope};
 use crate::store::{Store, StoreAdmin, TransactionalStore};
 use crate::telemetry::Counters;
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::limits;
 use crate::error::{Error, ErrorKind};
-use crate::key::{Fingerprinting, KeySource};
+use crate::extract::KeySource;
+use crate::key::Fingerprinting;
 use crate::own_headers::OwnHeaders;
 use crate::retry::RetryPolicy;
 

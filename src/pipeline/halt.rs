@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use foldhash::{HashSet, HashSetExt};
 
-use super::work::Taken;
+use super::work::InFlight;
 
 /// Set by the dispatcher, read by the rounds before each run.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Halt {
     }
 
     /// True if this delivery must not start.
-    pub(crate) fn stops(&self, work: &Taken) -> bool {
+    pub(crate) fn stops(&self, work: &InFlight) -> bool {
         let opening = self.handler_down.load(Ordering::Acquire);
         (opening != 0 && work.probe != Some(opening)) || self.is_leaving(work.receipt.tag().epoch)
     }

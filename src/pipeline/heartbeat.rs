@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::shared::Shared;
+use super::context::Context;
 use super::work::Start;
+use crate::active_claim::ActiveClaim;
 use crate::consumer::{Acker, Settled};
 use crate::delivery::Tag;
 use crate::failpoints::{self, Step};
-use crate::handler::claim::ActiveClaim;
 use crate::store::{RenewRequest, Renewal};
 use crate::telemetry::Counter;
 
@@ -115,9 +115,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Beats until it is aborted.
-pub(crate) async fn beat<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker: Arc<dyn Acker>) {
-    let lease = shared.config.lease;
-    let broker = shared.capabilities.heartbeat.map(|period| period / 3);
+pub(crate) async fn beat<R: Send + Sync + 'static>(context: Arc<Context<R>>, acker: Arc<dyn Acker>) {
+    let lease = context.config.lease;
+    let broker = context.capabilities.heartbeat.map(|period| period / 3);
     let period = (lease / 12).min(broker.map_or(lease, |every| every / 4)).max(Duration::from_millis(5));
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,17 +129,17 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker
             biased;
             _ = ticks.tick() => {}
             Some(_) = renewing.join_next(), if !waiting.is_empty() => {
-                start_renewals(&shared, &mut renewing, &mut waiting);
+                start_renewals(&context, &mut renewing, &mut waiting);
                 continue;
             }
         }
         let now = Instant::now();
-        let (overdue, due) = shared.heartbeat.look(now, shared.config.renew_every());
+        let (overdue, due) = context.heartbeat.look(now, context.config.renew_every());
         for claim in overdue {
             if claim.cancel() {
-                shared.count(Counter::LeasesLost, 1);
+                context.count(Counter::LeasesLost, 1);
                 tracing::warn!(
-                    scope = %shared.scope, key = claim.key().map(tracing::field::display),
+                    scope = %context.scope, key = claim.key().map(tracing::field::display),
                     "a lease is about to end without a renewal; its run is asked to stop"
                 );
             }
@@ -147,14 +147,14 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, acker
         // The calls run beside the ticks, so that a store or broker that hangs does not keep deadlines from firing.
         while renewing.try_join_next().is_some() {}
         waiting = due.into();
-        start_renewals(&shared, &mut renewing, &mut waiting);
+        start_renewals(&context, &mut renewing, &mut waiting);
         while extending.try_join_next().is_some() {}
         if let Some(every) = broker
             && extending.is_empty()
         {
-            let due = shared.heartbeat.due_deliveries(now, every);
+            let due = context.heartbeat.due_deliveries(now, every);
             if !due.is_empty() {
-                extending.spawn(extend(Arc::clone(&shared), Arc::clone(&acker), due));
+                extending.spawn(extend(Arc::clone(&context), Arc::clone(&acker), due));
             }
         }
     }
@@ -165,19 +165,19 @@ const RENEWALS_IN_FLIGHT: usize = 32;
 
 /// Starts calls for the claims that wait for their renewal, from the front, as long as there are calls to spare.
 fn start_renewals<R: Send + Sync + 'static>(
-    shared: &Arc<Shared<R>>,
+    context: &Arc<Context<R>>,
     renewing: &mut JoinSet<()>,
     waiting: &mut VecDeque<Arc<ActiveClaim>>,
 ) {
     while renewing.len() < RENEWALS_IN_FLIGHT && !waiting.is_empty() {
-        let chunk: Vec<_> = waiting.drain(..waiting.len().min(shared.config.max_batch)).collect();
+        let chunk: Vec<_> = waiting.drain(..waiting.len().min(context.config.max_batch)).collect();
         chunk.iter().for_each(|claim| claim.set_being_renewed(true));
-        renewing.spawn(renew(Arc::clone(shared), chunk));
+        renewing.spawn(renew(Arc::clone(context), chunk));
     }
 }
 
-async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, chunk: Vec<Arc<ActiveClaim>>) {
-    let lease_for = shared.config.lease;
+async fn renew<R: Send + Sync + 'static>(context: Arc<Context<R>>, chunk: Vec<Arc<ActiveClaim>>) {
+    let lease_for = context.config.lease;
     let batch: Vec<_> = chunk
         .iter()
         .filter_map(|claim| claim.lease())
@@ -186,21 +186,21 @@ async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, chunk: Vec<Arc<
     let sent = Instant::now();
     failpoints::hit(Step::RenewSent);
     // A call that hangs must leave time for another one within the lease.
-    let limit = shared.config.store_timeout.min(shared.config.renew_every());
-    let call = shared.store.renew(&shared.scope, &batch);
-    let answers = super::gather::bounded(limit, "renew leases", batch.len(), call).await;
-    shared.count_errors(&answers);
+    let limit = context.config.store_timeout.min(context.config.renew_every());
+    let call = context.store.renew(&context.scope, &batch);
+    let answers = crate::coalesce::bounded(limit, "renew leases", batch.len(), call).await;
+    context.count_errors(&answers);
     for (claim, answer) in chunk.iter().zip(answers) {
         match answer {
             Ok(Renewal::Renewed) => {
-                claim.renewed(sent, sent + lease_for - shared.config.lease_margin());
+                claim.renewed(sent, sent + lease_for - context.config.lease_margin());
             }
             Ok(Renewal::Lost) if claim.has_ended() => {}
             Ok(Renewal::Lost) => {
                 if claim.cancel() {
-                    shared.count(Counter::LeasesLost, 1);
+                    context.count(Counter::LeasesLost, 1);
                     tracing::warn!(
-                        scope = %shared.scope, key = claim.key().map(tracing::field::display),
+                        scope = %context.scope, key = claim.key().map(tracing::field::display),
                         "a lease was lost to another claim; its run is asked to stop"
                     );
                 }
@@ -213,33 +213,33 @@ async fn renew<R: Send + Sync + 'static>(shared: Arc<Shared<R>>, chunk: Vec<Arc<
 }
 
 async fn extend<R: Send + Sync + 'static>(
-    shared: Arc<Shared<R>>,
+    context: Arc<Context<R>>,
     acker: Arc<dyn Acker>,
     due: Vec<(Tag, Instant)>,
 ) {
     let tags: Vec<_> = due.iter().map(|(tag, _)| *tag).collect();
-    let limit = shared.config.store_timeout;
-    let answers = super::gather::bounded(limit, "extend deliveries", tags.len(), acker.extend(&tags)).await;
+    let limit = context.config.store_timeout;
+    let answers = crate::coalesce::bounded(limit, "extend deliveries", tags.len(), acker.extend(&tags)).await;
     let mut failed = 0;
     let mut why = None;
     for ((tag, before), answer) in due.into_iter().zip(answers) {
         match answer {
             Ok(Settled::Done) => {}
             Ok(Settled::TooLate) => {
-                shared.heartbeat.let_go(std::iter::once(tag));
-                if shared.heartbeat.cancel_delivery(tag) {
-                    tracing::warn!(scope = %shared.scope, ?tag, "the broker has taken a delivery back; its run is asked to stop");
+                context.heartbeat.let_go(std::iter::once(tag));
+                if context.heartbeat.cancel_delivery(tag) {
+                    tracing::warn!(scope = %context.scope, ?tag, "the broker has taken a delivery back; its run is asked to stop");
                 }
             }
             // The next tick tries again.
             Err(error) => {
-                shared.heartbeat.not_extended(tag, before);
+                context.heartbeat.not_extended(tag, before);
                 failed += 1;
                 why.get_or_insert(error);
             }
         }
     }
     if let Some(error) = why {
-        tracing::warn!(scope = %shared.scope, ?error, failed, "deliveries were not extended; it is tried again at once");
+        tracing::warn!(scope = %context.scope, ?error, failed, "deliveries were not extended; it is tried again at once");
     }
 }

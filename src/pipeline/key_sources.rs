@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::shared::Shared;
-use crate::key::{Key, KeyError, KeySource};
+use super::context::Context;
+use crate::extract::KeySource;
+use crate::key::{Key, KeyError};
 use crate::message::Message;
 
 /// What has been warned of: each once in a run.
@@ -18,7 +19,7 @@ fn first(warned: &AtomicBool) -> bool {
     !warned.load(Ordering::Relaxed) && !warned.swap(true, Ordering::Relaxed)
 }
 
-impl<R> Shared<R> {
+impl<R> Context<R> {
     /// The key of `message` from the first source that is present.
     pub(crate) fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
         let found = self.keys.key_and_source(message);

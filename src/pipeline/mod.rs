@@ -3,13 +3,13 @@
 mod breaker;
 mod builder;
 pub mod config;
+mod context;
+mod dead_letters;
 mod dispatch;
-pub(crate) mod gather;
 mod halt;
 mod heartbeat;
 mod intake;
 mod key_sources;
-mod letters;
 pub(crate) mod limits;
 mod outcomes;
 mod process;
@@ -18,11 +18,10 @@ mod record;
 mod run;
 mod runner;
 mod settler;
-mod shared;
 pub mod start_check;
 #[cfg(test)]
 mod tests;
-mod together;
+mod transaction_batch;
 mod work;
 
 use std::fmt;

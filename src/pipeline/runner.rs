@@ -11,12 +11,12 @@ use futures_util::future::OptionFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::shared::Shared;
-use super::together;
+use super::context::Context;
+use super::transaction_batch;
 use super::work::{Outcome, Work};
+use crate::active_claim::ActiveClaim;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
-use crate::handler::claim::ActiveClaim;
 use crate::handler::{Handler, HandlerError, IntoReply, TxHandler};
 use crate::store::{Commit, CompleteRequest, Lease, TransactionalStore};
 use crate::telemetry::Counter;
@@ -28,7 +28,7 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
 
     /// Runs the handler for `work`.
     fn run(
-        shared: &Shared<Self>,
+        context: &Context<Self>,
         work: &Work,
         claim: &Arc<ActiveClaim>,
         now: Instant,
@@ -36,7 +36,7 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
 
     /// Runs the handler for several works, whose outcomes may depend on each other. `None`: that one is to run alone.
     fn run_together(
-        _shared: &Shared<Self>,
+        _shared: &Context<Self>,
         group: &[Claimed],
     ) -> impl Future<Output = Vec<Option<Outcome>>> + Send {
         let alone = group.iter().map(|_| None).collect();
@@ -53,13 +53,13 @@ pub(crate) struct Plain<H>(pub(crate) H);
 impl<H: Handler> Runner for Plain<H> {
     const NEEDS_CLAIM: bool = false;
 
-    async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, now: Instant) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>, now: Instant) -> Outcome {
         // All of the user's code runs inside: the call, the future, the conversion of what it returns.
         let run = async {
-            let output = shared.runner.0.handle(work.message.claimed(Arc::clone(claim))).await?;
+            let output = context.runner.0.handle(work.message.claimed(Arc::clone(claim))).await?;
             Ok(output.into_reply())
         };
-        match guarded(shared, claim, now, run).await {
+        match guarded(context, claim, now, run).await {
             Ok(reply) => Outcome::Succeeded(reply),
             Err(error) => Outcome::Failed(error),
         }
@@ -86,11 +86,11 @@ pub(super) struct Turn(#[expect(dead_code, reason = "held for its drop")] Option
 
 /// Waits until the store has a transaction to spare. Waiting is no trouble of the store, and its claims are renewed
 /// meanwhile. `None`: a drain has begun.
-pub(super) async fn turn<S, H>(shared: &Shared<Transactional<S, H>>) -> Option<Turn> {
-    let Some(turns) = &shared.runner.turns else { return Some(Turn(None)) };
+pub(super) async fn turn<S, H>(context: &Context<Transactional<S, H>>) -> Option<Turn> {
+    let Some(turns) = &context.runner.turns else { return Some(Turn(None)) };
     tokio::select! {
         biased;
-        () = shared.draining.cancelled() => None,
+        () = context.draining.cancelled() => None,
         permit = Arc::clone(turns).acquire_owned() => Some(Turn(permit.ok())),
     }
 }
@@ -98,25 +98,25 @@ pub(super) async fn turn<S, H>(shared: &Shared<Transactional<S, H>>) -> Option<T
 impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     const NEEDS_CLAIM: bool = true;
 
-    async fn run_together(shared: &Shared<Self>, group: &[Claimed]) -> Vec<Option<Outcome>> {
-        together::run(shared, group).await
+    async fn run_together(context: &Context<Self>, group: &[Claimed]) -> Vec<Option<Outcome>> {
+        transaction_batch::run(context, group).await
     }
 
-    async fn run(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
-        let Some(_turn) = turn(shared).await else { return Outcome::Unstarted };
+    async fn run(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
+        let Some(_turn) = turn(context).await else { return Outcome::Unstarted };
         // Many may have waited for their turn: no transaction is opened for nothing.
-        if is_late(shared, work, claim) {
+        if is_late(context, work, claim) {
             return Outcome::Unstarted;
         }
         for tries in 0..CONFLICTING_TRIES {
-            if let Some(outcome) = Self::try_once(shared, work, claim).await {
+            if let Some(outcome) = Self::try_once(context, work, claim).await {
                 return outcome;
             }
-            shared.count(Counter::Conflicts, 1);
-            let pause = shared.pause(Duration::from_millis(10), tries, Duration::from_millis(500));
+            context.count(Counter::Conflicts, 1);
+            let pause = context.pause(Duration::from_millis(10), tries, Duration::from_millis(500));
             tokio::select! {
                 biased;
-                () = shared.draining.cancelled() => break,
+                () = context.draining.cancelled() => break,
                 () = tokio::time::sleep(pause) => claim.runs_again(),
             }
         }
@@ -130,34 +130,34 @@ const CONFLICTING_TRIES: u32 = 6;
 
 impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
     /// One transaction. `None`: it met another one and was rolled back, which says nothing about the message.
-    async fn try_once(shared: &Shared<Self>, work: &Work, claim: &Arc<ActiveClaim>) -> Option<Outcome> {
+    async fn try_once(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>) -> Option<Outcome> {
         let Some(lease) = claim.lease() else { return Some(Outcome::Fenced) };
-        let runner = &shared.runner;
-        let limit = shared.config.store_timeout;
+        let runner = &context.runner;
+        let limit = context.config.store_timeout;
         let mut conn = match in_time(limit, "begin a transaction", runner.store.begin()).await {
             Ok(conn) => conn,
             Err(error) => {
-                not_begun(shared, &error);
+                not_begun(context, &error);
                 return Some(Outcome::Unstarted);
             }
         };
         failpoints::hit(Step::Begun);
         // Waiting for the transaction does not count against the handler, but it may have cost the lease, or the handler may
         // have been found unavailable, or the delivery be leaving.
-        if is_late(shared, work, claim) {
+        if is_late(context, work, claim) {
             roll_back(&*runner.store, limit, conn).await;
             return Some(Outcome::Unstarted);
         }
         let tx = runner.store.lend(&mut conn);
         let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
-        if let Err(error) = guarded(shared, claim, Instant::now(), run).await {
+        if let Err(error) = guarded(context, claim, Instant::now(), run).await {
             let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;
             return (!error.is_conflict()).then_some(Outcome::Failed(error));
         }
-        let request = completion(shared, work, claim, lease);
+        let request = completion(context, work, claim, lease);
         failpoints::hit(Step::CommitSent);
-        let commit = runner.store.commit(conn, &shared.scope, &request);
+        let commit = runner.store.commit(conn, &context.scope, &request);
         let outcome = match in_time(limit, "commit a transaction", commit).await {
             Ok(Commit::Committed) => {
                 failpoints::hit(Step::Committed);
@@ -166,11 +166,11 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
             Ok(Commit::Fenced) => Outcome::Fenced,
             Err(error) if error.kind() == ErrorKind::Conflict => return None,
             Err(error) if error.is_retryable() => {
-                in_doubt(shared, &error);
+                in_doubt(context, &error);
                 Outcome::Unknown
             }
             Err(error) if refuses_all(&error) => {
-                not_begun(shared, &error);
+                not_begun(context, &error);
                 Outcome::Unstarted
             }
             Err(error) => Outcome::Failed(error.into()),
@@ -180,8 +180,8 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
 }
 
 /// True if a run must not begin any more.
-pub(super) fn is_late<R>(shared: &Shared<R>, work: &Work, claim: &ActiveClaim) -> bool {
-    let may_start = !shared.draining.is_cancelled() && !shared.halt.stops(work);
+pub(super) fn is_late<R>(context: &Context<R>, work: &Work, claim: &ActiveClaim) -> bool {
+    let may_start = !context.draining.is_cancelled() && !context.halt.stops(work);
     !may_start || claim.is_cancelled() || claim.is_past_deadline(Instant::now())
 }
 
@@ -192,28 +192,28 @@ pub(super) fn refuses_all(error: &Error) -> bool {
 }
 
 /// Nothing has happened: a database that cannot be reached, or that refuses to write, uses up no attempt.
-pub(super) fn not_begun<R>(shared: &Shared<R>, error: &Error) {
-    shared.count(Counter::StoreErrors, 1);
-    if let Some(left_out) = shared.log.transactions.allow(error.operation()) {
+pub(super) fn not_begun<R>(context: &Context<R>, error: &Error) {
+    context.count(Counter::StoreErrors, 1);
+    if let Some(left_out) = context.log.transactions.allow(error.operation()) {
         tracing::warn!(
-            scope = %shared.scope, ?error, left_out,
+            scope = %context.scope, ?error, left_out,
             "a transaction could not be opened or was refused; its message waits and no attempt is used"
         );
     }
 }
 
-pub(super) fn in_doubt<R>(shared: &Shared<R>, error: &Error) {
-    shared.count(Counter::StoreErrors, 1);
-    if let Some(left_out) = shared.log.transactions.allow("in doubt") {
+pub(super) fn in_doubt<R>(context: &Context<R>, error: &Error) {
+    context.count(Counter::StoreErrors, 1);
+    if let Some(left_out) = context.log.transactions.allow("in doubt") {
         tracing::warn!(
-            scope = %shared.scope, ?error, left_out, "the outcome of a commit is unknown; the next claim finds it out"
+            scope = %context.scope, ?error, left_out, "the outcome of a commit is unknown; the next claim finds it out"
         );
     }
 }
 
 /// What completes the claim of a transactional run: it keeps no result.
 pub(super) fn completion<R>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     work: &Work,
     claim: &ActiveClaim,
     lease: Lease,
@@ -223,7 +223,7 @@ pub(super) fn completion<R>(
         result: None,
         fingerprint: work.fingerprint,
         generation: claim.generation(),
-        ttl: shared.config.ttl,
+        ttl: context.config.ttl,
     }
 }
 
@@ -246,20 +246,20 @@ pub(super) async fn roll_back<S: TransactionalStore>(store: &S, limit: Duration,
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
 /// it does not within the grace. Only then is the claim given up: a run that goes on would be an effect without a claim.
 pub(super) async fn guarded<R, T>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     claim: &ActiveClaim,
     now: Instant,
     run: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
-    let limit = shared.config.handler_timeout;
+    let limit = context.config.handler_timeout;
     let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
     let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
         Ok(ended) => ended,
         Err(_) => {
             claim.cancel();
-            shared.count(Counter::Timeouts, 1);
-            match tokio::time::timeout(shared.config.cancel_grace, run.as_mut()).await {
+            context.count(Counter::Timeouts, 1);
+            match tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await {
                 // What it managed to do in the grace counts: an effect that happened is an effect.
                 Ok(Some(Ok(Err(error)))) => Some(Ok(Err(timed_out(limit, Some(&error))))),
                 Ok(ended) => ended,
@@ -274,7 +274,7 @@ pub(super) async fn guarded<R, T>(
     claim.returned();
     failpoints::hit(Step::EffectDone);
     ended.unwrap_or_else(|panic| {
-        shared.count(Counter::Panics, 1);
+        context.count(Counter::Panics, 1);
         let text = panic
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tracing::field::DisplayValue;
 
 use super::receipt::Receipt;
+use crate::active_claim::ActiveClaim;
 use crate::handler::HandlerError;
-use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
 use crate::message::{Message, Position};
 use crate::store::{Exhausted, OwnerToken, Reason};
@@ -17,11 +17,11 @@ use crate::telemetry::Counter;
 
 /// A delivery the pipeline has taken responsibility for. Boxed, since it moves through many queues: moving it by value
 /// was a fifth of the pipeline's time.
-pub(crate) type Work = Box<Taken>;
+pub(crate) type Work = Box<InFlight>;
 
 /// See [`Work`].
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct InFlight {
     pub(crate) message: Message,
     pub(crate) receipt: Receipt,
     pub(crate) plan: Plan,
@@ -88,7 +88,7 @@ pub(crate) enum Plan {
     Reject,
 }
 
-impl Taken {
+impl InFlight {
     pub(crate) fn key(&self) -> Option<Key> {
         match self.plan {
             Plan::Claim(key) => Some(key),

@@ -23,7 +23,7 @@ impl<R: Runner> Dispatcher<R> {
     /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
     pub(super) async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
         self.gate.set_open(false);
-        let deadline = Instant::now() + self.shared.config.drain_timeout;
+        let deadline = Instant::now() + self.context.config.drain_timeout;
         let mut batch = Vec::with_capacity(64);
         // How many runs the deadline found still going.
         let mut cut = None;
@@ -43,7 +43,7 @@ impl<R: Runner> Dispatcher<R> {
                     _ => Drained::Wholly,
                 };
             }
-            let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
+            let until = if cut.is_some() { deadline + self.context.config.cancel_grace } else { deadline };
             tokio::select! {
                 biased;
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
@@ -57,15 +57,15 @@ impl<R: Runner> Dispatcher<R> {
                         }
                         self.abandon_unstarted();
                         // What is left was in the rounds that were dropped, their copies included.
-                        self.shared.count(Counter::GivenBack, self.window.held());
-                        self.shared.counters.set_in_flight(0, 0);
-                        self.shared.counters.set_waiting(0);
+                        self.context.count(Counter::GivenBack, self.window.held());
+                        self.context.counters.set_in_flight(0, 0);
+                        self.context.counters.set_waiting(0);
                         return Drained::Abandoned(runs);
                     }
                     cut = Some(self.running);
                     tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
-                    self.shared.giving_up.cancel();
-                    self.shared.heartbeat.cancel_all();
+                    self.context.giving_up.cancel();
+                    self.context.heartbeat.cancel_all();
                 }
             }
         }
@@ -89,7 +89,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.give_back(work);
             }
         }
-        self.shared.counters.set_in_flight(self.window.held(), self.window.held_bytes());
-        self.shared.counters.set_waiting(self.window.waiting());
+        self.context.counters.set_in_flight(self.window.held(), self.window.held_bytes());
+        self.context.counters.set_waiting(self.window.waiting());
     }
 }

@@ -32,21 +32,21 @@ impl<R: Runner> Dispatcher<R> {
         while self.unidentified.under_way < AT_ONCE
             && let Some(next) = self.unidentified.waiting.front()
         {
-            let memory = memory_for(&self.shared, &next.message);
+            let memory = memory_for(&self.context, &next.message);
             if self.unidentified.under_way > 0 && !self.window.could_lend(memory) {
                 return;
             }
             let Some(mut work) = self.unidentified.waiting.pop_front() else { return };
             self.unidentified.under_way += 1;
             self.window.lend(memory);
-            let shared = Arc::clone(&self.shared);
+            let context = Arc::clone(&self.context);
             self.rounds.spawn(async move {
-                let (message, on) = (work.message.clone(), Arc::clone(&shared));
+                let (message, on) = (work.message.clone(), Arc::clone(&context));
                 match tokio::task::spawn_blocking(move || identify(&on, &message)).await {
                     Ok(Identity { plan, fingerprint, generation, unproven }) => {
                         (work.plan, work.fingerprint) = (plan, fingerprint);
                         (work.generation, work.unproven) = (generation, unproven);
-                        shared.tell(Event::Identified(Identified { work, memory }));
+                        context.tell(Event::Identified(Identified { work, memory }));
                     }
                     // A fault of this crate, as in a round.
                     Err(error) => {
@@ -62,7 +62,7 @@ impl<R: Runner> Dispatcher<R> {
     pub(super) fn note_identified(&mut self, Identified { work, memory }: Identified) {
         self.unidentified.under_way -= 1;
         self.window.take_back(memory);
-        if self.shared.halt.is_leaving(work.receipt.tag().epoch) {
+        if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back_first(work);
         } else {
             self.enqueue(work);

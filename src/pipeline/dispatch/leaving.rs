@@ -13,7 +13,7 @@ const REMEMBERED: usize = 1024;
 impl<R: Runner> Dispatcher<R> {
     /// Gives back all deliveries of this epoch that have not started. Those that run finish and are settled.
     pub(super) fn leave(&mut self, epoch: u64) {
-        self.shared.halt.leave(epoch);
+        self.context.halt.leave(epoch);
         self.left.push_back(epoch);
         while self.left.len() > REMEMBERED
             && let Some(oldest) = self.left.pop_front()
@@ -22,7 +22,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.left.push_back(oldest);
                 break;
             }
-            self.shared.halt.forget(oldest);
+            self.context.halt.forget(oldest);
         }
         let leaves = |work: &Work| work.receipt.tag().epoch == epoch;
         // Those behind others first, so that what follows in a lane does not wait for what leaves.
@@ -63,7 +63,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Gives a delivery back to the broker at once.
     pub(super) fn give_back(&mut self, mut work: Work) {
-        self.shared.count(Counter::GivenBack, 1);
+        self.context.count(Counter::GivenBack, 1);
         self.window.wake(&mut work);
         self.let_go(work.receipt.tag().epoch, work.size);
         drop(work.receipt);

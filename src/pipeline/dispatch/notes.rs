@@ -11,12 +11,12 @@ use crate::telemetry::HandlerState;
 
 impl<R: Runner> Dispatcher<R> {
     pub(super) fn note_store(&mut self, asked: Asked) {
-        let shared = Arc::clone(&self.shared);
-        let pause = |base, tries, longest| shared.pause(base, tries, longest);
+        let context = Arc::clone(&self.context);
+        let pause = |base, tries, longest| context.pause(base, tries, longest);
         match self.store.note(asked, Instant::now(), pause) {
             store::Change::None => {}
             store::Change::CameUp => tracing::info!("the store answers again"),
-            store::Change::WentDown(error) => match self.shared.config.policies.on_store_down {
+            store::Change::WentDown(error) => match self.context.config.policies.on_store_down {
                 OnStoreDown::Pause => tracing::warn!(
                     error,
                     "the store does not answer: no handler starts, nothing is acked, intake pauses"
@@ -36,12 +36,12 @@ impl<R: Runner> Dispatcher<R> {
     pub(super) fn note_ended(&mut self, ended: Ended) {
         self.running -= ended.count;
         self.running_suspects -= ended.suspects;
-        let shared = Arc::clone(&self.shared);
+        let context = Arc::clone(&self.context);
         let now = Instant::now();
         let open_for = self.breaker.open_for(now);
         let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, None));
         for (id, end, probe) in ended.failed.into_iter().chain(succeeded) {
-            let pause = |base, tries, longest| shared.pause(base, tries, longest);
+            let pause = |base, tries, longest| context.pause(base, tries, longest);
             match self.breaker.note(id, end, probe, now, pause) {
                 None => {}
                 Some(Change::Opened) => tracing::warn!(
@@ -56,8 +56,8 @@ impl<R: Runner> Dispatcher<R> {
         if reason.is_some() || self.handler_is_down {
             self.handler_is_down = reason.is_some();
             let state = reason.map_or(HandlerState::Up, HandlerState::Down);
-            self.shared.counters.set_handler_state(state);
+            self.context.counters.set_handler_state(state);
         }
-        self.shared.halt.set_handler_down(self.breaker.opening());
+        self.context.halt.set_handler_down(self.breaker.opening());
     }
 }

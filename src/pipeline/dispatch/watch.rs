@@ -43,7 +43,7 @@ impl<R: Runner> Dispatcher<R> {
             Some(_) => self.watch.look_at = waits.then(|| now + LOOK_EVERY),
         }
         let blocked = self.timers.all().filter(|work| self.blocks_its_lane(work)).count();
-        self.shared.counters.set_blocked_lanes(blocked);
+        self.context.counters.set_blocked_lanes(blocked);
         self.tell_of_held_keys(now);
         self.tell_of_full_window(now, blocked);
     }

@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use crate::consumer::FlowControl;
 use crate::pipeline::config::PipelineConfig;
-use crate::pipeline::work::Taken;
+use crate::pipeline::work::InFlight;
 
 /// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,7 +65,7 @@ impl Window {
         }
     }
 
-    pub(super) fn take(&mut self, work: &Taken) {
+    pub(super) fn take(&mut self, work: &InFlight) {
         self.held.add(work.size);
         self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
     }
@@ -99,7 +99,7 @@ impl Window {
     }
 
     /// The delivery waits from now on.
-    pub(super) fn wait(&mut self, work: &mut Taken) {
+    pub(super) fn wait(&mut self, work: &mut InFlight) {
         if std::mem::replace(&mut work.waits, true) {
             return;
         }
@@ -121,7 +121,7 @@ impl Window {
     }
 
     /// The delivery does not wait any more.
-    pub(super) fn wake(&mut self, work: &mut Taken) {
+    pub(super) fn wake(&mut self, work: &mut InFlight) {
         if !std::mem::replace(&mut work.waits, false) {
             return;
         }

@@ -12,10 +12,10 @@ use crate::publisher::Outgoing;
 
 const MANY: TakeLimits = TakeLimits { rows: 100, per_key: 100, bytes: 1_000_000 };
 
-type Taken<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::Taken, Vec<OutboxRow>);
+type InFlight<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::InFlight, Vec<OutboxRow>);
 
 /// What was let go may be free a moment later.
-async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> Taken<H> {
+async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> InFlight<H> {
     let end = Instant::now() + harness.patience();
     loop {
         if let Some(taken) = outbox.take(limits).await.expect("an answer") {

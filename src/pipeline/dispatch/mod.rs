@@ -35,10 +35,10 @@ use window::Window;
 
 use super::breaker::{Breaker, RunEnd, RunId};
 use super::config::{Mode, OnStoreDown};
+use super::context::Context;
 use super::intake::Gate;
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::shared::Shared;
 use super::work::{Plan, Turn, Verdict, Work};
 use crate::consumer::FlowControl;
 use crate::key::{Fingerprint, Key};
@@ -92,7 +92,7 @@ pub(crate) struct Report {
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
-    shared: Arc<Shared<R>>,
+    context: Arc<Context<R>>,
     gate: Arc<Gate>,
     ready: VecDeque<Work>,
     /// Deliveries whose keys the store did not answer, due to be asked for again.
@@ -128,11 +128,11 @@ pub(crate) struct Dispatcher<R> {
 }
 
 impl<R: Runner> Dispatcher<R> {
-    pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
+    pub(crate) fn new(context: Arc<Context<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
         Self {
-            window: Window::new(&shared.config, flow),
-            breaker: Breaker::new(shared.config.breaker),
-            shared,
+            window: Window::new(&context.config, flow),
+            breaker: Breaker::new(context.config.breaker),
+            context,
             gate,
             ready: VecDeque::new(),
             unanswered: VecDeque::new(),
@@ -160,7 +160,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Dispatches until the source is at its end and everything is settled, or until a drain is asked for and done.
     pub(crate) async fn run(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
-        let shared = Arc::clone(&self.shared);
+        let context = Arc::clone(&self.context);
         let mut batch = Vec::with_capacity(64);
         while !self.is_done() {
             let now = Instant::now();
@@ -168,7 +168,7 @@ impl<R: Runner> Dispatcher<R> {
             let wake_at = self.wake_at(now);
             tokio::select! {
                 biased;
-                () = shared.draining.cancelled() => return self.drain(events).await,
+                () = context.draining.cancelled() => return self.drain(events).await,
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
                 Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = sleep_until(wake_at) => {}
@@ -198,7 +198,7 @@ impl<R: Runner> Dispatcher<R> {
         {
             tracing::error!(%error, "a round panicked: the run ends, nothing of the round is acked");
             self.panicked = true;
-            self.shared.draining.cancel();
+            self.context.draining.cancel();
         }
     }
 
@@ -244,7 +244,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn arrive(&mut self, mut work: Work) {
         self.window.take(&work);
-        if self.shared.halt.is_leaving(work.receipt.tag().epoch) {
+        if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back(work);
             return;
         }
@@ -292,7 +292,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn try_again(&mut self, mut work: Work, report: &Report) {
         work.turn = None;
-        if self.shared.halt.is_leaving(report.epoch) {
+        if self.context.halt.is_leaving(report.epoch) {
             self.give_back_first(work);
             return;
         }
@@ -301,7 +301,7 @@ impl<R: Runner> Dispatcher<R> {
             // The same owner token again: a claim whose reply was lost recognises itself.
             _ => {
                 work.store_tries = work.store_tries.saturating_add(1);
-                self.shared.pause(Duration::from_millis(100), work.store_tries - 1, Duration::from_secs(5))
+                self.context.pause(Duration::from_millis(100), work.store_tries - 1, Duration::from_secs(5))
             }
         };
         if report.turn.is_none() && work.lost > 0 && work.store_tries == 0 {
@@ -354,7 +354,7 @@ impl<R: Runner> Dispatcher<R> {
     /// When something may change by itself. What was due before `now` was looked at and could not start for another reason:
     /// to wake for it again would spin.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let may_start = self.running < self.shared.config.concurrency && self.has_startable();
+        let may_start = self.running < self.context.config.concurrency && self.has_startable();
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
         let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
         let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
@@ -362,14 +362,14 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn publish_gauges(&mut self) {
-        let counters = &self.shared.counters;
+        let counters = &self.context.counters;
         counters.set_in_flight(self.window.held(), self.window.held_bytes());
         counters.set_waiting(self.window.waiting());
         counters.set_store_up(!self.store.is_down());
         let now = Instant::now();
         self.gated_at = now;
         let store_lets_in =
-            self.shared.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
+            self.context.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
         // A breaker that is open needs a message to probe with, and no more.
         let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
         self.gate.set_open(store_lets_in && breaker_lets_in && self.window.has_room(self.unflushed));

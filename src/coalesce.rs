@@ -13,7 +13,7 @@ type Chunk<Q, T> = (Vec<Q>, oneshot::Sender<Answers<T>>);
 /// Hands chunks of requests to the store: a few calls in flight, each of about `max_batch` items, no linger.
 /// One request alone pays one round trip; a flood pays one per batch.
 #[derive(Debug)]
-pub(crate) struct Gather<Q, T> {
+pub(crate) struct Coalescer<Q, T> {
     operation: &'static str,
     chunks: mpsc::UnboundedSender<Chunk<Q, T>>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Terms<Q> {
     pub(crate) clashes: fn(&[Q], &[Q]) -> bool,
 }
 
-impl<Q: Send + 'static, T: Send + 'static> Gather<Q, T> {
+impl<Q: Send + 'static, T: Send + 'static> Coalescer<Q, T> {
     /// Starts the task that calls the store. It ends when the gatherer is dropped.
     pub(crate) fn start<F, Fut>(terms: Terms<Q>, call: F) -> Self
     where

@@ -11,15 +11,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{OnExhausted, PipelineConfig};
 use super::dispatch::Event;
-use super::gather::{Gather, bounded};
 use super::halt::Halt;
 use super::heartbeat::Heartbeat;
 use super::key_sources::KeyWarnings;
+use crate::coalesce::{Coalescer, bounded};
 use crate::consumer::Capabilities;
 use crate::dead_letter::{DeadLetters, HEADER_MAC};
 use crate::error::{Error, ErrorKind};
+use crate::extract::KeyExtractor;
 use crate::failpoints::{self, Step};
-use crate::key::{Key, KeyExtractor, Scope};
+use crate::key::{Key, Scope};
 use crate::message::Message;
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, OwnerToken, Store,
@@ -27,7 +28,7 @@ use crate::store::{
 use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// What all rounds share.
-pub(crate) struct Shared<R> {
+pub(crate) struct Context<R> {
     pub(crate) scope: Scope,
     pub(crate) keys: KeyExtractor,
     pub(crate) store: Arc<dyn Store>,
@@ -36,7 +37,7 @@ pub(crate) struct Shared<R> {
     pub(crate) config: PipelineConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) completions: Gather<CompleteRequest, Completion>,
+    pub(crate) completions: Coalescer<CompleteRequest, Completion>,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// What must not start although its round is under way.
@@ -104,7 +105,7 @@ impl Chance {
     }
 }
 
-impl<R> Shared<R> {
+impl<R> Context<R> {
     pub(crate) fn count(&self, counter: Counter, count: usize) {
         self.counters.add(counter, count as u64);
     }

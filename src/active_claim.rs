@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::delivery::Tag;
 use crate::key::Key;
 use crate::store::{Claimed, Lease};
+use crate::tag::Tag;
 
 const RUNNING: u8 = 0;
 const CANCELLED: u8 = 1;
