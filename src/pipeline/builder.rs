@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
 use super::run::{Parts, run};
-use super::runner::{Plain, Transactional};
+use super::runner::plain::Plain;
+use super::runner::transactional::Transactional;
 use super::{Deduplicated, EffectivelyOnce, Pipeline};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;

@@ -1,118 +1,20 @@
 //! One heartbeat for two leases: keeps claims alive in the store and deliveries alive in the broker, and tells a handler
 //! to stop when either is lost.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::context::Context;
-use super::work::Start;
 use crate::active_claim::ActiveClaim;
 use crate::consumer::{Acker, Settled};
 use crate::delivery::Tag;
 use crate::failpoints::{self, Step};
 use crate::store::{RenewRequest, Renewal};
 use crate::telemetry::Counter;
-
-/// What is kept alive. Rounds enter whole, so that a message costs a push; those that end within a third of their lease
-/// are never looked at singly.
-#[derive(Debug, Default)]
-pub(crate) struct Heartbeat {
-    rounds: Mutex<Vec<Vec<Arc<ActiveClaim>>>>,
-    held: Mutex<BTreeMap<Tag, Instant>>,
-}
-
-impl Heartbeat {
-    /// Keeps the claims of a round alive until their runs end.
-    pub(crate) fn watch(&self, starts: &[Start]) {
-        let claims: Vec<_> = starts
-            .iter()
-            .filter_map(|start| match start {
-                Start::Run { claim, .. } | Start::Wait { claim, .. } => Some(Arc::clone(claim)),
-                Start::Known { .. } => None,
-            })
-            .collect();
-        if !claims.is_empty() {
-            lock(&self.rounds).push(claims);
-        }
-    }
-
-    /// Keeps a delivery alive in the broker, from receive on.
-    pub(crate) fn hold(&self, tag: Tag, now: Instant) {
-        lock(&self.held).insert(tag, now);
-    }
-
-    /// Lets go of deliveries that are being settled.
-    pub(crate) fn let_go(&self, tags: impl Iterator<Item = Tag>) {
-        let mut held = lock(&self.held);
-        tags.for_each(|tag| {
-            held.remove(&tag);
-        });
-    }
-
-    /// Asks every run to stop.
-    pub(crate) fn cancel_all(&self) {
-        for claim in lock(&self.rounds).iter().flatten() {
-            claim.cancel();
-        }
-    }
-
-    /// Claims that must stop by their own deadline, and those that are due for renewal, the oldest first.
-    fn look(&self, now: Instant, renew_every: Duration) -> (Vec<Arc<ActiveClaim>>, Vec<Arc<ActiveClaim>>) {
-        let mut overdue = Vec::new();
-        let mut due = Vec::new();
-        lock(&self.rounds).retain_mut(|round| {
-            round.retain(|claim| !claim.has_ended());
-            for claim in round.iter().filter(|claim| claim.lease().is_some()) {
-                if claim.is_past_deadline(now) {
-                    overdue.push(Arc::clone(claim));
-                }
-                if !claim.is_being_renewed()
-                    && now.checked_sub(renew_every).is_some_and(|limit| claim.last_sent_before(limit))
-                {
-                    due.push(Arc::clone(claim));
-                }
-            }
-            !round.is_empty()
-        });
-        due.sort_by_cached_key(|claim| claim.last_sent());
-        (overdue, due)
-    }
-
-    /// Deliveries that were last extended `every` ago or earlier; they count as extended from `now` on, unless
-    /// [`not_extended`](Self::not_extended) says otherwise.
-    fn due_deliveries(&self, now: Instant, every: Duration) -> Vec<(Tag, Instant)> {
-        let mut held = lock(&self.held);
-        let mut due = Vec::new();
-        for (tag, extended) in held.iter_mut() {
-            if now.duration_since(*extended) >= every {
-                due.push((*tag, std::mem::replace(extended, now)));
-            }
-        }
-        due
-    }
-
-    /// The delivery was last extended at `before` after all: it is due at the next tick, unless it is being settled.
-    fn not_extended(&self, tag: Tag, before: Instant) {
-        if let Some(extended) = lock(&self.held).get_mut(&tag) {
-            *extended = before;
-        }
-    }
-
-    /// Asks the run of a delivery to stop; true if there is one. Earlier claims of the delivery may have ended and still be
-    /// here.
-    fn cancel_delivery(&self, tag: Tag) -> bool {
-        let rounds = lock(&self.rounds);
-        rounds.iter().flatten().filter(|claim| claim.tag() == tag).any(|claim| claim.cancel())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Beats until it is aborted.
 pub(crate) async fn beat<R: Send + Sync + 'static>(context: Arc<Context<R>>, acker: Arc<dyn Acker>) {
@@ -134,7 +36,7 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(context: Arc<Context<R>>, ack
             }
         }
         let now = Instant::now();
-        let (overdue, due) = context.heartbeat.look(now, context.config.renew_every());
+        let (overdue, due) = context.kept_alive.look(now, context.config.renew_every());
         for claim in overdue {
             if claim.cancel() {
                 context.count(Counter::LeasesLost, 1);
@@ -152,7 +54,7 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(context: Arc<Context<R>>, ack
         if let Some(every) = broker
             && extending.is_empty()
         {
-            let due = context.heartbeat.due_deliveries(now, every);
+            let due = context.kept_alive.due_deliveries(now, every);
             if !due.is_empty() {
                 extending.spawn(extend(Arc::clone(&context), Arc::clone(&acker), due));
             }
@@ -226,14 +128,14 @@ async fn extend<R: Send + Sync + 'static>(
         match answer {
             Ok(Settled::Done) => {}
             Ok(Settled::TooLate) => {
-                context.heartbeat.let_go(std::iter::once(tag));
-                if context.heartbeat.cancel_delivery(tag) {
+                context.kept_alive.let_go(std::iter::once(tag));
+                if context.kept_alive.cancel_delivery(tag) {
                     tracing::warn!(scope = %context.scope, ?tag, "the broker has taken a delivery back; its run is asked to stop");
                 }
             }
             // The next tick tries again.
             Err(error) => {
-                context.heartbeat.not_extended(tag, before);
+                context.kept_alive.not_extended(tag, before);
                 failed += 1;
                 why.get_or_insert(error);
             }

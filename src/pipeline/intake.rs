@@ -1,88 +1,29 @@
 //! Takes deliveries from the source, as long as there is room, and finds out whose they are.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::config::{Mode, OnMissingKey, Ordering};
+use super::config::Ordering;
 use super::context::Context;
-use super::dispatch::Event;
+use super::event::Event;
+use super::gate::Gate;
+use super::identity::{Identity, identify, without_key};
 use super::receipt::{Receipt, SettleQueue};
 use super::start_check::ready;
 use super::work::{InFlight, Plan, Work};
 use crate::consumer::{Consumer, Notice};
-use crate::dead_letter::Provenance;
 use crate::delivery::Delivery;
 use crate::error::Error;
 use crate::extract::KeyExtractor;
 use crate::failpoints::{self, Step};
-use crate::key::{Fingerprint, Key, KeyError, canonical_memory};
+use crate::key::{Key, KeyError};
 use crate::message::{Defect, Message};
 use crate::store::Reason;
 use crate::telemetry::Counter;
-
-/// Open while there is room for more deliveries, the store answers, and the dispatcher has counted what was taken so
-/// far: on several threads, intake must not run ahead of the limits.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    state: Mutex<GateState>,
-    opened: Notify,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct GateState {
-    open: bool,
-    /// Batches that were sent to the dispatcher and not looked at.
-    unseen: usize,
-}
-
-impl GateState {
-    fn lets_pass(self) -> bool {
-        self.open && self.unseen == 0
-    }
-}
-
-impl Gate {
-    pub(crate) fn new() -> Arc<Self> {
-        let state = Mutex::new(GateState { open: true, unseen: 0 });
-        Arc::new(Self { state, opened: Notify::new() })
-    }
-
-    /// The dispatcher has looked at its limits.
-    pub(crate) fn set_open(&self, open: bool) {
-        self.change(|state| state.open = open);
-    }
-
-    /// The dispatcher has counted a batch, and will look at its limits.
-    pub(crate) fn seen(&self) {
-        self.change(|state| {
-            state.open = false;
-            state.unseen = state.unseen.saturating_sub(1);
-        });
-    }
-
-    fn sent(&self) {
-        self.change(|state| state.unseen += 1);
-    }
-
-    fn change(&self, change: impl FnOnce(&mut GateState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = state.lets_pass();
-        change(&mut state);
-        if state.lets_pass() && !before {
-            self.opened.notify_one();
-        }
-    }
-
-    async fn pass(&self) {
-        while !self.state.lock().unwrap_or_else(PoisonError::into_inner).lets_pass() {
-            self.opened.notified().await;
-        }
-    }
-}
 
 /// Checks that messages may be taken at all, then receives until the source ends, a drain begins or an error ends the
 /// run; then gives the consumer back, so that it can be closed after the last settlement.
@@ -125,7 +66,7 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                 context.count(Counter::Received, batch.len());
                 if context.capabilities.heartbeat.is_some() {
                     let now = Instant::now();
-                    batch.iter().for_each(|(_, receipt)| context.heartbeat.hold(receipt.tag(), now));
+                    batch.iter().for_each(|(_, receipt)| context.kept_alive.hold(receipt.tag(), now));
                 }
                 let mut works = Vec::with_capacity(batch.len());
                 for (message, receipt) in batch {
@@ -204,42 +145,6 @@ async fn idle(wanted: bool) {
 
 /// From so many bytes on, a payload is read on a thread that may block: it takes milliseconds and more.
 const LARGE: usize = 256 << 10;
-
-/// How many bytes of memory it takes to [identify] a message, besides its own.
-pub(super) fn memory_for<R>(context: &Context<R>, message: &Message) -> usize {
-    let by_hash =
-        context.keys.hashes_payload() || context.config.policies.on_missing_key == OnMissingKey::Hash;
-    let needed = by_hash || context.config.fingerprint.reads_json();
-    if needed { canonical_memory(message.payload().len()) } else { 0 }
-}
-
-/// What is to be done with a message, and what its content and headers give for that.
-pub(super) struct Identity {
-    pub(super) plan: Plan,
-    pub(super) fingerprint: Option<Fingerprint>,
-    pub(super) generation: u32,
-    /// It looks like a letter or retry of ours, and nothing proves it.
-    pub(super) unproven: bool,
-}
-
-impl Identity {
-    fn without_key(plan: Plan) -> Self {
-        Self { plan, fingerprint: None, generation: 0, unproven: false }
-    }
-}
-
-/// Finds what is to be done with a message.
-pub(super) fn identify<R>(context: &Context<R>, message: &Message) -> Identity {
-    let provenance = Provenance::of(&context.scope, message, &context.config.own_headers);
-    let unproven = provenance == Provenance::Unproven;
-    if unproven {
-        context.note_unproven(message);
-    }
-    let (plan, generation) = plan(context, message, provenance);
-    let wanted = matches!(plan, Plan::Claim(_));
-    let fingerprint = if wanted { context.config.fingerprint.of(message.payload()) } else { None };
-    Identity { plan, fingerprint, generation, unproven }
-}
 
 /// Finds key, fingerprint, generation and lane of a delivery; of a large one the lane alone.
 struct Derive {
@@ -354,40 +259,6 @@ impl OrderBy {
                 Err(_) => Err(KeyError::Missing),
             },
         }
-    }
-}
-
-fn plan<R>(context: &Context<R>, message: &Message, provenance: Provenance) -> (Plan, u32) {
-    if let Some(defect) = message.defect() {
-        return (Plan::Letter(Reason::Defect, defect.to_string()), 0);
-    }
-    let ours = match provenance {
-        Provenance::Ours(ours) => Some(ours),
-        Provenance::Plain | Provenance::Unproven => None,
-    };
-    let generation = ours.map_or(0, |ours| ours.generation);
-    if let Some(key) = ours.and_then(|ours| ours.key) {
-        return (Plan::Claim(key), generation);
-    }
-    let error = match context.key_of(message) {
-        Ok(key) => return (Plan::Claim(key), generation),
-        Err(error) => error,
-    };
-    (without_key(context, message, &error), generation)
-}
-
-/// What becomes of a message without a key.
-fn without_key<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
-    context.count(Counter::MissingKeys, 1);
-    tracing::debug!(delivery = ?message, %error, "a message has no usable key");
-    match context.config.policies.on_missing_key {
-        // Observing changes nothing for any message.
-        _ if context.config.mode == Mode::Observe => Plan::Unprotected,
-        OnMissingKey::Hash if !error.is_unusable() => Plan::Claim(context.keys.fallback(message)),
-        // Around one value there are any number of payloads: by their hashes, its effect would happen as often.
-        OnMissingKey::DeadLetter | OnMissingKey::Hash => Plan::Letter(Reason::MissingKey, error.to_string()),
-        OnMissingKey::Process => Plan::Unprotected,
-        OnMissingKey::Reject => Plan::Reject,
     }
 }
 

@@ -2,13 +2,20 @@
 
 mod breaker;
 mod builder;
+mod chance;
+mod claim;
 pub mod config;
 mod context;
 mod dead_letters;
 mod dispatch;
+mod event;
+mod gate;
 mod halt;
+mod handle;
 mod heartbeat;
+mod identity;
 mod intake;
+mod kept_alive;
 mod key_sources;
 pub(crate) mod limits;
 mod outcomes;
@@ -17,11 +24,13 @@ mod receipt;
 mod record;
 mod run;
 mod runner;
+mod settle;
 mod settler;
 pub mod start_check;
+mod store_calls;
+mod takeovers;
 #[cfg(test)]
 mod tests;
-mod transaction_batch;
 mod work;
 
 use std::fmt;

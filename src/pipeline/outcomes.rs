@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::breaker::{RunEnd, RunId};
 use super::context::Context;
-use super::dispatch::{Asked, Ended};
+use super::event::{Asked, Ended};
 use super::work::{Finished, Outcome, Work};
 use crate::error::{Error, ErrorKind};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};

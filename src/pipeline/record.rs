@@ -1,14 +1,14 @@
 //! Makes durable what became of a run, before anything is settled: completions, failures, releases. Dead letters: `letters.rs`.
 
+use std::future::ready;
 use std::time::Duration;
 
-use futures_util::future::join3;
+use futures_util::stream::{self, Stream, StreamExt};
 
 use super::config::{OnExhausted, Ordering};
 use super::context::Context;
 use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
-use super::process::settle;
 use super::runner::Runner;
 use super::work::{Finished, Outcome, Recorded, Verdict, Work};
 use crate::dead_letter::FailureReport;
@@ -39,33 +39,37 @@ struct Sorted {
     decided: Vec<Recorded>,
 }
 
-/// Records what became of `finished` and settles each delivery as soon as its own record is durable: a slow dead-letter
-/// queue does not hold up completions.
-pub(crate) async fn record_and_settle<R: Runner>(context: &Context<R>, finished: Vec<Finished>) {
-    let sorted = sort(context, finished);
-    settle(context, sorted.decided);
-    let completed = async {
-        if !sorted.succeeded.is_empty() {
-            settle(context, complete(context, sorted.succeeded).await);
+/// Writes how each of `finished` ended. The deliveries of each write come out as soon as it is durable: a slow
+/// dead-letter queue does not hold up completions.
+pub(crate) fn record<R: Runner>(
+    context: &Context<R>,
+    finished: Vec<Finished>,
+) -> impl Stream<Item = Vec<Recorded>> {
+    let Sorted { succeeded, failed, letters, unstarted, decided } = sort(context, finished);
+    let completed = write_if_any(succeeded, |succeeded| complete(context, succeeded));
+    let failed = stream::once(async move {
+        match failed.is_empty() {
+            true => (Vec::new(), letters),
+            false => {
+                let (recorded, exhausted) = fail(context, failed).await;
+                (recorded, letters.into_iter().chain(exhausted).collect())
+            }
         }
-    };
-    let failed = async {
-        let mut letters = sorted.letters;
-        if !sorted.failed.is_empty() {
-            let (recorded, exhausted) = fail(context, sorted.failed).await;
-            settle(context, recorded);
-            letters.extend(exhausted);
-        }
-        if !letters.is_empty() {
-            settle(context, dead_letter(context, letters).await);
-        }
-    };
-    let released = async {
-        if !sorted.unstarted.is_empty() {
-            settle(context, release(context, sorted.unstarted).await);
-        }
-    };
-    join3(completed, failed, released).await;
+    })
+    .flat_map(|(recorded, letters)| {
+        let dead_lettered = write_if_any(letters, |letters| dead_letter(context, letters));
+        stream::once(ready(recorded)).chain(dead_lettered)
+    });
+    let released = write_if_any(unstarted, |unstarted| release(context, unstarted));
+    stream::once(ready(decided)).chain(stream::select(completed, stream::select(failed, released)))
+}
+
+fn write_if_any<T, F: Future<Output = Vec<Recorded>>>(
+    items: Vec<T>,
+    write: impl FnOnce(Vec<T>) -> F,
+) -> impl Stream<Item = Vec<Recorded>> {
+    let written = (!items.is_empty()).then(|| write(items));
+    stream::iter(written).then(|written| written)
 }
 
 fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {

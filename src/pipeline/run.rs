@@ -10,15 +10,20 @@ use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
 
 use super::Summary;
+use super::chance::Chance;
 use super::config::PipelineConfig;
-use super::context::{Chance, Context, RepeatedLines, Takeovers};
-use super::dispatch::{Dispatcher, Drained, Event};
+use super::context::{Context, RepeatedLines};
+use super::dispatch::{Dispatcher, Drained};
+use super::event::Event;
+use super::gate::Gate;
 use super::halt::Halt;
-use super::heartbeat::{self, Heartbeat};
-use super::intake::{Gate, take_in};
+use super::heartbeat;
+use super::intake::take_in;
+use super::kept_alive::KeptAlive;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
+use super::takeovers::Takeovers;
 use super::work::Work;
 use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
 use crate::consumer::Consumer;
@@ -144,7 +149,7 @@ pub(super) fn share<R: Runner>(
         completions: start_completions(&scope, &store, &config, &counters),
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
-        heartbeat: Heartbeat::default(),
+        kept_alive: KeptAlive::default(),
         events,
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),

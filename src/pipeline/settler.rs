@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
-use super::dispatch::Event;
+use super::event::Event;
 use super::receipt::SettleQueue;
 use crate::coalesce::bounded;
 use crate::consumer::{Acker, Settled};
@@ -80,7 +80,7 @@ async fn flush<R>(
     batch: Vec<(Tag, Settlement)>,
 ) -> Vec<(Tag, Settlement)> {
     if context.capabilities.heartbeat.is_some() {
-        context.heartbeat.let_go(batch.iter().map(|(tag, _)| *tag));
+        context.kept_alive.let_go(batch.iter().map(|(tag, _)| *tag));
     }
     failpoints::hit(Step::AckSent);
     let limit = context.config.store_timeout;

@@ -132,6 +132,9 @@ pub(crate) enum Start {
     },
 }
 
+/// A delivery whose key is claimed.
+pub(crate) type ClaimedWork = (Work, Arc<ActiveClaim>);
+
 /// A delivery whose run has ended.
 pub(crate) struct Finished {
     pub(crate) work: Work,

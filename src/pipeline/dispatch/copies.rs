@@ -1,7 +1,10 @@
 //! Copies of a message share its outcome.
 
-use super::{Dispatcher, LONGEST, Mode, Report};
+use super::Dispatcher;
 use crate::delivery::Settlement;
+use crate::pipeline::config::Mode;
+use crate::pipeline::event::Report;
+use crate::pipeline::limits::LONGEST;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::{Verdict, Work};
 use crate::telemetry::Counter;

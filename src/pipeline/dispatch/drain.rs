@@ -3,7 +3,8 @@
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Dispatcher, Event};
+use super::Dispatcher;
+use crate::pipeline::event::Event;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
@@ -65,7 +66,7 @@ impl<R: Runner> Dispatcher<R> {
                     cut = Some(self.running);
                     tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
                     self.context.giving_up.cancel();
-                    self.context.heartbeat.cancel_all();
+                    self.context.kept_alive.cancel_all();
                 }
             }
         }

@@ -1,30 +1,16 @@
 //! Large messages: their keys and fingerprints are found on threads that may block, so that neither intake nor the rounds of
 //! other messages wait for it.
 
-use std::collections::VecDeque;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
-use super::{Dispatcher, Event, Work};
-use crate::pipeline::intake::{Identity, identify, memory_for};
+use super::Dispatcher;
+use crate::pipeline::event::{Event, Identified};
+use crate::pipeline::identity::{Identity, identify, memory_for};
 use crate::pipeline::runner::Runner;
 
 /// How many are looked at side by side. Each takes a core.
 const AT_ONCE: usize = 2;
-
-/// Deliveries whose keys are to be found. Each holds its place: in the window, and in its lane.
-#[derive(Default)]
-pub(super) struct Unidentified {
-    /// Those whose turn has not come, in the order of their arrival.
-    pub(super) waiting: VecDeque<Work>,
-    under_way: usize,
-}
-
-/// A delivery whose key was looked for, and the memory that was set aside for it.
-pub(crate) struct Identified {
-    work: Work,
-    memory: usize,
-}
 
 impl<R: Runner> Dispatcher<R> {
     /// Starts looking at those that wait, as long as their memory fits into the limit; one is always looked at.

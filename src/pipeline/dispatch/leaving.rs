@@ -1,8 +1,7 @@
 //! A partition that another consumer takes over: what has not started of it goes back at once.
 
-use std::collections::VecDeque;
-
-use super::{Dispatcher, extract};
+use super::Dispatcher;
+use super::queue::extract;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
@@ -69,6 +68,3 @@ impl<R: Runner> Dispatcher<R> {
         drop(work.receipt);
     }
 }
-
-/// Epochs that have left, the oldest first.
-pub(super) type Left = VecDeque<u64>;

@@ -5,12 +5,15 @@ mod drain;
 mod identify;
 mod leaving;
 mod notes;
+mod queue;
 mod rounds;
 mod store;
 mod suspects;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod unidentified;
+mod waiting_log;
 mod watch;
 mod window;
 
@@ -25,70 +28,23 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use drain::Drained;
-pub(crate) use identify::Identified;
-use identify::Unidentified;
-pub(crate) use store::Asked;
 use store::StoreWatch;
 use suspects::Suspects;
 use timers::Timers;
+use unidentified::Unidentified;
+use waiting_log::WaitingLog;
 use window::Window;
 
-use super::breaker::{Breaker, RunEnd, RunId};
-use super::config::{Mode, OnStoreDown};
+use super::breaker::Breaker;
+use super::config::OnStoreDown;
 use super::context::Context;
-use super::intake::Gate;
+use super::event::{Event, Report};
+use super::gate::Gate;
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::work::{Plan, Turn, Verdict, Work};
+use super::work::{Plan, Verdict, Work};
 use crate::consumer::FlowControl;
-use crate::key::{Fingerprint, Key};
-
-/// What the dispatcher is told.
-pub(crate) enum Event {
-    /// Deliveries came in.
-    Arrived(Vec<Work>),
-    /// The key of a large message was looked for.
-    Identified(Identified),
-    /// The source is at its end.
-    End,
-    /// The source is idle; only sent if the pipeline shall stop then.
-    Idle,
-    /// The deliveries of this epoch belong to another consumer soon.
-    Leaving { epoch: u64 },
-    /// A round's claims were answered, or not; `None`: the store was not asked.
-    Claimed { asked: Option<Asked>, again: bool },
-    /// Runs have ended: their slots are free.
-    Finished(Ended),
-    /// Deliveries were settled, or are to be tried again.
-    Settled(Vec<Report>),
-    /// So many settlements have reached the broker, or were given up.
-    Flushed(usize),
-}
-
-/// How runs ended, as far as the breaker wants to know.
-#[derive(Default)]
-pub(crate) struct Ended {
-    pub(crate) count: usize,
-    /// Of these, suspects whose turn it was.
-    pub(crate) suspects: usize,
-    /// One of those that succeeded.
-    pub(crate) succeeded: Option<RunId>,
-    /// Those that failed, each with the breaker's opening whose probe it was.
-    pub(crate) failed: Vec<(RunId, RunEnd, Option<u64>)>,
-}
-
-/// What became of a delivery.
-pub(crate) struct Report {
-    pub(crate) key: Option<Key>,
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) generation: u32,
-    pub(crate) lane: Option<u64>,
-    pub(crate) epoch: u64,
-    pub(crate) size: usize,
-    pub(crate) turn: Option<Turn>,
-    pub(crate) verdict: Verdict,
-    pub(crate) again: Option<Work>,
-}
+use crate::key::Key;
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
@@ -105,7 +61,8 @@ pub(crate) struct Dispatcher<R> {
     lanes: HashMap<u64, VecDeque<Work>>,
     timers: Timers,
     window: Window,
-    left: leaving::Left,
+    /// Epochs that have left, the oldest first.
+    left: VecDeque<u64>,
     rounds: JoinSet<()>,
     claiming: usize,
     /// A round of deliveries that were not answered before is claiming.
@@ -122,7 +79,7 @@ pub(crate) struct Dispatcher<R> {
     handler_is_down: bool,
     /// When the gate was last set.
     gated_at: Instant,
-    watch: watch::Watch,
+    waiting_log: WaitingLog,
     at_end: bool,
     idle: bool,
 }
@@ -152,7 +109,7 @@ impl<R: Runner> Dispatcher<R> {
             store: StoreWatch::new(),
             handler_is_down: false,
             gated_at: Instant::now(),
-            watch: watch::Watch::default(),
+            waiting_log: WaitingLog::default(),
             at_end: false,
             idle: false,
         }
@@ -358,7 +315,7 @@ impl<R: Runner> Dispatcher<R> {
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
         let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
         let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
-        [self.timers.next(), store, probe, intake, self.watch.next()].into_iter().flatten().min()
+        [self.timers.next(), store, probe, intake, self.waiting_log.next()].into_iter().flatten().min()
     }
 
     fn publish_gauges(&mut self) {
@@ -374,23 +331,6 @@ impl<R: Runner> Dispatcher<R> {
         let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
         self.gate.set_open(store_lets_in && breaker_lets_in && self.window.has_room(self.unflushed));
     }
-}
-
-/// Takes out those that `wanted` says, in their order.
-fn extract(works: &mut VecDeque<Work>, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
-    if !works.iter().any(&mut wanted) {
-        return Vec::new();
-    }
-    let (taken, left): (Vec<_>, VecDeque<_>) = {
-        let mut taken = Vec::new();
-        let mut left = VecDeque::with_capacity(works.len());
-        for work in works.drain(..) {
-            if wanted(&work) { taken.push(work) } else { left.push_back(work) }
-        }
-        (taken, left)
-    };
-    *works = left;
-    taken
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Asked, Dispatcher, Ended, OnStoreDown, store};
+use super::{Dispatcher, store};
 use crate::pipeline::breaker::{Change, RunEnd};
+use crate::pipeline::config::OnStoreDown;
+use crate::pipeline::event::{Asked, Ended};
 use crate::pipeline::runner::Runner;
 use crate::telemetry::HandlerState;
 

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Dispatcher, Mode, OnStoreDown, Work};
-use crate::pipeline::process::{Asks, process};
+use super::Dispatcher;
+use crate::pipeline::claim::Asks;
+use crate::pipeline::config::{Mode, OnStoreDown};
+use crate::pipeline::process::process;
 use crate::pipeline::runner::Runner;
+use crate::pipeline::work::Work;
 
 /// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
 const CLAIMING_ROUNDS: usize = 2;

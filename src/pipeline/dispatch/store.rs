@@ -4,16 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What came of one claim call.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    /// Items that were answered, a damaged record included.
-    pub(crate) answered: usize,
-    /// Items that were not, of keys that the store has not failed to answer before.
-    pub(crate) fresh_failures: usize,
-    /// The first error, if an item was not answered.
-    pub(crate) error: Option<String>,
-}
+use crate::pipeline::event::Asked;
 
 /// Distinguishes an outage of the store from that of a part of it (a node of a cluster).
 ///

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::queue::extract;
 use crate::pipeline::work::{Turn, Work};
 
 /// Up to so many suspects run one at a time.
@@ -90,7 +91,7 @@ impl Suspects {
     pub(super) fn take_if(&mut self, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
         let mut taken = Vec::new();
         for works in self.waiting.values_mut() {
-            taken.extend(super::extract(works, &mut wanted));
+            taken.extend(extract(works, &mut wanted));
         }
         self.waiting.retain(|_, works| !works.is_empty());
         self.count -= taken.len();

@@ -7,7 +7,7 @@ use crate::key::Scope;
 use crate::message::Message;
 use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::run::{Parts, share};
-use crate::pipeline::runner::Plain;
+use crate::pipeline::runner::plain::Plain;
 use crate::store::MemoryStore;
 use crate::testing::{Habits, MemoryBroker};
 

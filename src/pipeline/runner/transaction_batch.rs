@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::context::Context;
-use super::runner::{
-    Claimed, Transactional, completion, guarded, in_doubt, in_time, is_late, not_begun, refuses_all,
-    roll_back, turn,
+use super::guarded::guarded;
+use super::transaction::{
+    Transactional, completion, in_doubt, in_time, is_late, not_begun, refuses_all, roll_back, turn,
 };
-use super::work::Outcome;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, TxHandler};
+use crate::pipeline::context::Context;
+use crate::pipeline::work::{ClaimedWork, Outcome};
 use crate::store::{CompleteRequest, SharedCommit, TransactionalStore};
 use crate::telemetry::Counter;
 
 /// Runs a group in as few transactions as its time allows. `None`: that one is to run in a transaction of its own.
 pub(super) async fn run<S: TransactionalStore, H: TxHandler<S>>(
     context: &Context<Transactional<S, H>>,
-    group: &[Claimed],
+    group: &[ClaimedWork],
 ) -> Vec<Option<Outcome>> {
     let mut outcomes = Vec::with_capacity(group.len());
     while outcomes.len() < group.len() {
@@ -48,7 +48,7 @@ enum Run {
 /// that are kept.
 async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
     context: &Context<Transactional<S, H>>,
-    group: &[Claimed],
+    group: &[ClaimedWork],
 ) -> Vec<Option<Outcome>> {
     let (store, limit) = (&*context.runner.store, context.config.store_timeout);
     let Some(_turn) = turn(context).await else {
@@ -137,7 +137,7 @@ fn alone(runs: Vec<Run>) -> Vec<Option<Outcome>> {
 async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     context: &Context<Transactional<S, H>>,
     conn: &mut S::Conn,
-    (work, claim): &Claimed,
+    (work, claim): &ClaimedWork,
     is_last: bool,
 ) -> Result<Run, (Run, Error)> {
     let (runner, limit) = (&context.runner, context.config.store_timeout);
