@@ -15,6 +15,7 @@ pub mod failpoints;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;
+mod headers;
 mod hosts;
 mod janitor;
 mod key;
@@ -49,11 +50,11 @@ pub use message::{Defect, Message, MessageBuilder, Native, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use own_headers::{HeaderTrust, OwnHeaders, OwnSecrets};
 pub use pipeline::config::PipelineConfig;
-pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, SharedStore, Summary};
+pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Summary};
 #[cfg(unix)]
 pub use private_file::{open_private, private_path};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
-pub use store::{Expiring, MemoryStore, Store, StoreAdmin, TransactionalStore};
+pub use store::{Expiring, MemoryStore, SharedStore, Store, StoreAdmin, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

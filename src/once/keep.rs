@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Inner;
+use super::inner::Inner;
 use crate::active_claim::ActiveClaim;
 use crate::delivery::Tag;
 use crate::error::{Error, ErrorKind};

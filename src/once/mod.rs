@@ -2,6 +2,7 @@
 
 mod calls;
 mod config;
+mod inner;
 mod keep;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use self::calls::Calls;
 pub use self::config::OnceConfig;
+use self::inner::Inner;
 use self::keep::{Answer, End, Held, Written, ending, keep, one, repeat};
 use crate::active_claim::ActiveClaim;
 use crate::cancellation::Cancellation;
@@ -24,26 +26,13 @@ use crate::coalesce::bounded;
 use crate::error::{Error, ErrorKind};
 use crate::janitor::Janitor;
 use crate::key::{Fingerprint, Key, Scope};
-use crate::pipeline::SharedStore;
-use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, Store};
+use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, SharedStore};
 use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// Runs a closure once for each key of a scope. Clones share everything; calls that come together share round trips. It also
 /// removes expired keys from stores that do not expire by themselves.
 #[derive(Clone)]
 pub struct Deduplicator(Arc<Inner>);
-
-struct Inner {
-    scope: Scope,
-    store: Arc<dyn Store>,
-    config: OnceConfig,
-    calls: Calls,
-    counters: Arc<Counters>,
-    refused: RateLimited,
-    entropy: Mutex<Entropy>,
-    started_at: Instant,
-    _janitor: Janitor,
-}
 
 /// What became of a call to [`Deduplicator::once`].
 #[derive(Debug)]

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
 
-use super::Summary;
 use super::chance::Chance;
 use super::config::PipelineConfig;
 use super::context::{Context, RepeatedLines};
@@ -23,6 +22,7 @@ use super::kept_alive::KeptAlive;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
+use super::summary::Summary;
 use super::takeovers::Takeovers;
 use super::work::Work;
 use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};

@@ -4,6 +4,7 @@ mod claim;
 pub mod memory;
 mod position;
 mod record;
+mod shared;
 mod token;
 mod transactional;
 pub mod transition;
@@ -19,6 +20,7 @@ pub use claim::{
 pub use memory::MemoryStore;
 pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
+pub use shared::SharedStore;
 pub use token::{Entropy, OwnerToken};
 pub use transactional::{Commit, SharedCommit, TransactionalStore};
 
