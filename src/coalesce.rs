@@ -118,11 +118,11 @@ pub(crate) async fn bounded<T>(
                 operation,
                 format!("the store gave {found} answers to {count} requests; this is a fault of the adapter"),
             );
-            (0..count).map(|_| Err(error.replicate())).collect()
+            (0..count).map(|_| Err(error.clone())).collect()
         }
         Err(_) => {
             let error = Error::new(ErrorKind::Timeout, operation, format!("no answer within {limit:?}"));
-            (0..count).map(|_| Err(error.replicate())).collect()
+            (0..count).map(|_| Err(error.clone())).collect()
         }
     }
 }

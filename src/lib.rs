@@ -1,5 +1,7 @@
 //! Onceward stands between a broker that delivers *at least once* and a handler whose effect shall happen *once*.
 
+#![warn(missing_debug_implementations)]
+
 mod active_claim;
 pub mod adapter;
 mod cancellation;
@@ -10,6 +12,7 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 mod extract;
+#[cfg_attr(not(feature = "failpoints"), doc(hidden))]
 pub mod failpoints;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -42,7 +45,14 @@ pub use dead_letter::DeadLetters;
 pub use delivery::{Delivery, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use extract::{KeyExtractor, KeySource, KeyText};
-pub use handler::*;
+#[cfg(feature = "testing")]
+pub use handler::TestRun;
+pub use handler::{
+    FnHandler, Handled, Handler, HandlerError, HandlerFn, IntoReply, ResultExt, TxFn, TxHandler, TxHandlerFn,
+    Verdict, handler, handler_fn, tx_handler,
+};
+#[cfg(feature = "tower")]
+pub use handler::{ServiceHandler, tower_handler};
 pub use hosts::{host_of, is_local_host};
 pub use janitor::{Janitor, purge_expired};
 pub use key::{Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope};

@@ -269,6 +269,13 @@ pub struct MessageBuilder {
     content: Content,
 }
 
+/// Prints nothing of the content, which may be confidential.
+impl fmt::Debug for MessageBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageBuilder").finish_non_exhaustive()
+    }
+}
+
 impl MessageBuilder {
     /// Adds a header.
     #[must_use]

@@ -15,7 +15,7 @@ use bytes::Bytes;
 #[cfg(feature = "tower")]
 pub use self::tower::{ServiceHandler, tower_handler};
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
-pub use function::{HandlerFn, handler_fn};
+pub use function::{FnHandler, HandlerFn, handler, handler_fn};
 #[cfg(feature = "testing")]
 pub use test_run::TestRun;
 pub use transactional::{TxFn, TxHandler, TxHandlerFn, tx_handler};

@@ -1,6 +1,7 @@
 //! The parts that the clones of a [`Deduplicator`](super::Deduplicator) and its tasks share: [`Inner`].
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 

@@ -1,8 +1,8 @@
 //! The task that claims, renews and ends a claim on behalf of a caller that may be dropped at any point.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,7 +127,7 @@ impl Inner {
         fingerprint: Option<Fingerprint>,
     ) -> Result<Result<(Arc<ActiveClaim>, Claimed), Claim>, Error> {
         self.count(Counter::Received);
-        let owner = self.entropy.lock().unwrap_or_else(PoisonError::into_inner).token();
+        let owner = self.entropy.lock().token();
         let request = ClaimRequest { key, owner, fingerprint, generation: 0 };
         // The deadline counts from the first try: its reply may have been lost.
         let sent = Instant::now();

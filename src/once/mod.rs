@@ -7,9 +7,10 @@ mod keep;
 #[cfg(test)]
 mod tests;
 
+use parking_lot::Mutex;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -180,7 +181,7 @@ impl HeldClaim {
 
     /// Keeps `result` with the completion, for [`Once::Duplicate`]. The last call counts.
     pub fn keep(&self, result: impl Into<Bytes>) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.into());
+        *self.result.lock() = Some(result.into());
     }
 }
 
@@ -340,7 +341,7 @@ impl Deduplicator {
         started.store(true, Ordering::Release);
         let claim = HeldClaim { claim, result: Mutex::new(None), failure: AtomicU8::new(RETRY) };
         let outcome = run(&claim).await;
-        let result = claim.result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let result = claim.result.into_inner();
         let last = match &outcome {
             Ok(_) => End::Completed(result),
             Err(error) => match claim.failure.into_inner() {

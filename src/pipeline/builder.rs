@@ -1,5 +1,6 @@
 //! Puts a pipeline together and refuses what does not fit: [`PipelineBuilder`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,12 @@ impl Pipeline<()> {
             config: PipelineConfig::default(),
             set: Explicit::default(),
         }
+    }
+}
+
+impl<S> fmt::Debug for PipelineBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipelineBuilder").field("scope", &self.scope).finish_non_exhaustive()
     }
 }
 

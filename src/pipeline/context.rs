@@ -1,7 +1,8 @@
 //! The parts that all tasks of a pipeline share: [`Context`].
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -77,7 +78,7 @@ impl<R> Context<R> {
     /// Counts that the expired claim of another run was taken over, and tells it once. In a transaction its effect cannot have
     /// happened: `is_transactional`.
     pub(crate) fn note_takeover(&self, key: Key, lost: u32, is_transactional: bool) {
-        let mut takeovers = self.takeovers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut takeovers = self.takeovers.lock();
         if !takeovers.is_new(key, lost) {
             return;
         }
@@ -109,19 +110,19 @@ impl<R> Context<R> {
 
     /// Draws owner tokens, under one lock for a batch.
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut dyn FnMut() -> OwnerToken) -> T) -> T {
-        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chance = self.chance.lock();
         draw(&mut || chance.token())
     }
 
     /// The backoff before the next try.
     pub(crate) fn backoff(&self, failures: u32, previous: Duration) -> Duration {
-        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chance = self.chance.lock();
         chance.backoff(&self.config.retry.backoff, failures, previous)
     }
 
     /// Between half of `base · 2^tries` and all of it, at most `longest`: for waiting on others.
     pub(crate) fn pause(&self, base: Duration, tries: u32, longest: Duration) -> Duration {
-        self.chance.lock().unwrap_or_else(PoisonError::into_inner).pause(base, tries, longest)
+        self.chance.lock().pause(base, tries, longest)
     }
 
     /// Tells the dispatcher. It outlives all rounds, unless the runtime is being torn down.

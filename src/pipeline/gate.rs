@@ -1,6 +1,7 @@
 //! Back-pressure on intake: [`Gate`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -49,7 +50,7 @@ impl Gate {
     }
 
     fn change(&self, change: impl FnOnce(&mut GateState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let before = state.lets_pass();
         change(&mut state);
         if state.lets_pass() && !before {
@@ -58,7 +59,7 @@ impl Gate {
     }
 
     pub(crate) async fn pass(&self) {
-        while !self.state.lock().unwrap_or_else(PoisonError::into_inner).lets_pass() {
+        while !self.state.lock().lets_pass() {
             self.opened.notified().await;
         }
     }

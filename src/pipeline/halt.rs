@@ -1,7 +1,7 @@
 //! Which claimed deliveries must not start any more, although their round is under way: [`Halt`].
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use foldhash::{HashSet, HashSetExt};
 
@@ -50,7 +50,7 @@ impl Halt {
         (opening != 0 && work.probe != Some(opening)) || self.is_leaving(work.receipt.tag().epoch)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashSet<u64>> {
+        self.leaving.lock()
     }
 }

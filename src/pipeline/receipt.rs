@@ -1,6 +1,7 @@
 //! The duty to settle a delivery exactly once: [`Receipt`], and the queue of settlements to be flushed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -57,7 +58,7 @@ impl SettleQueue {
     }
 
     fn push(&self, tag: Tag, settlement: Settlement) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         waiting.push((tag, settlement));
         if waiting.len() == 1 {
             self.arrived.notify_one();
@@ -66,7 +67,7 @@ impl SettleQueue {
 
     /// Takes all settlements that wait; empty if there are none.
     pub(crate) fn take(&self) -> Vec<(Tag, Settlement)> {
-        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.waiting.lock())
     }
 
     /// Waits until there is at least one settlement and takes all of them.

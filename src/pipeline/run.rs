@@ -1,8 +1,9 @@
 //! Starts the tasks of a pipeline and ends them in the order that loses nothing.
 
+use parking_lot::Mutex;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;

@@ -103,7 +103,7 @@ struct FaultyAcker {
 type Answers = Vec<Result<Settled, Error>>;
 
 fn spread(answers: Result<Answers, Error>, count: usize) -> Answers {
-    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.replicate())).collect())
+    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
 }
 
 #[async_trait]

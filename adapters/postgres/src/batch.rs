@@ -66,7 +66,7 @@ impl Link {
         if batch.items.is_empty() {
             return Vec::new();
         }
-        let all = |error: Error| (0..batch.items.len()).map(|_| Err(error.replicate())).collect();
+        let all = |error: Error| (0..batch.items.len()).map(|_| Err(error.clone())).collect();
         let scope = match self.scope_id(scope).await {
             Ok(scope) => scope,
             Err(attempt) => return all(attempt.told(WRITE)),
@@ -153,7 +153,7 @@ impl Link {
                             };
                             Ok(step.answer)
                         }
-                        Err(error) => Err(error.replicate()),
+                        Err(error) => Err(error.clone()),
                     }));
                 }
                 changed.dedup();

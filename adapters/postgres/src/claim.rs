@@ -72,7 +72,7 @@ impl Call<'_> {
             // The holder has been waited for.
             Ok(None) => (HashMap::new(), First::Skip),
             Err(error) => {
-                return batch.iter().map(|request| (request.key, Err(error.replicate()))).collect();
+                return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
             }
         };
         let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
@@ -120,7 +120,7 @@ pub(crate) async fn complete(
     let (mut done, first) = match fast::complete(link, scope, batch).await {
         Ok(Some(done)) => (done, First::Wait),
         Ok(None) => (HashMap::new(), First::Skip),
-        Err(error) => return batch.iter().map(|_| Err(error.replicate())).collect(),
+        Err(error) => return batch.iter().map(|_| Err(error.clone())).collect(),
     };
     let others: Vec<_> =
         batch.iter().filter(|request| !done.contains_key(&request.lease.key)).cloned().collect();

@@ -71,7 +71,7 @@ impl PgStore {
         let told = |failed: Option<HandlerError>| match (failed, &of_kept) {
             (Some(error), _) => Together::Failed(error),
             (None, None) => Together::Committed,
-            (None, Some(error)) => Together::Unknown(error.replicate()),
+            (None, Some(error)) => Together::Unknown(error.clone()),
         };
         Ok(outcomes.into_iter().map(told).collect())
     }

@@ -62,7 +62,7 @@ impl Line {
         count: usize,
         make: impl AsyncFnOnce(Terms<'_>) -> Letters,
     ) -> Vec<Result<(), Error>> {
-        let all = |error: &Error| (0..count).map(|_| Err(error.replicate())).collect();
+        let all = |error: &Error| (0..count).map(|_| Err(error.clone())).collect();
         let late = |why: &str| {
             let limit = self.limit;
             error::timeout(

@@ -35,7 +35,7 @@ impl<'a> Round<'a> {
     ) -> Self {
         let of = |letter: &Result<Letter, Error>| match letter {
             Ok(letter) => suspects.too_large(letter).map(Err),
-            Err(error) => Some(Err(error.replicate())),
+            Err(error) => Some(Err(error.clone())),
         };
         let results = letters.iter().map(of).collect();
         Self { connection, channel, suspects, letters, results }
@@ -55,7 +55,7 @@ impl<'a> Round<'a> {
             self.channel = None;
             let error = cut(error);
             for result in self.results.iter_mut().filter(|result| result.is_none()) {
-                *result = Some(Err(error.replicate()));
+                *result = Some(Err(error.clone()));
             }
         }
     }

@@ -75,7 +75,7 @@ impl Suspects {
     pub(crate) fn refusal(&self, exchange: &ShortString) -> Option<Error> {
         let known = self.lock();
         let (at, error) = known.refused.get(exchange)?;
-        (at.elapsed() < REFUSED_FOR).then(|| error.replicate())
+        (at.elapsed() < REFUSED_FOR).then(|| error.clone())
     }
 
     /// Why this letter is not worth sending: the broker said what it takes.

@@ -99,7 +99,7 @@ impl WaitRoom {
                 ready.insert(delay_ms, self.declare(terms.connection, delay_ms).await);
             }
             let letter = |(message, delay_ms): &(&Message, u64)| match ready.get(delay_ms) {
-                Some(Err(error)) => Err(error.replicate()),
+                Some(Err(error)) => Err(error.clone()),
                 _ => letter(message, &self.name(*delay_ms), &self.own),
             };
             batch.iter().map(letter).collect()

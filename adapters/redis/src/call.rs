@@ -59,7 +59,7 @@ impl Caller {
             return Vec::new();
         }
         if let Err(error) = self.format.get_or_try_init(|| self.agree_on_format()).await {
-            return items.iter().map(|_| Err(error.replicate())).collect();
+            return items.iter().map(|_| Err(error.clone())).collect();
         }
         self.ask_in(ScopeTag::of(scope), head, items).await
     }
@@ -176,7 +176,7 @@ impl Caller {
         }
         let mut replies = match link.send_all(A::OPERATION, pipeline).await {
             Ok(replies) => replies,
-            Err(error) => return each(groups, || Err(error.replicate())),
+            Err(error) => return each(groups, || Err(error.clone())),
         };
         let confirmed = match (confirmer, groups.first()) {
             (Some(confirmer), Some(group)) => {
@@ -197,7 +197,7 @@ impl Caller {
                 if reply.is_ok()
                     && let Err(error) = &confirmed
                 {
-                    return Err(error.replicate());
+                    return Err(error.clone());
                 }
                 Ok(reply)
             }
@@ -283,7 +283,7 @@ fn read<A: Ask>(items: &[A], group: &Group, reply: &Value) -> Option<Vec<Result<
 
 fn fail<T>(group: &Group, error: &Error, answers: &mut Answers<T>) {
     for place in &group.places {
-        answers[*place] = Some(Err(error.replicate()));
+        answers[*place] = Some(Err(error.clone()));
     }
 }
 

@@ -131,7 +131,7 @@ impl Confirmer {
             round.await
         };
         match &*waited {
-            Err(error) => Err(error.replicate()),
+            Err(error) => Err(error.clone()),
             Ok(waited) if waited.history != *history => {
                 shared.link.drop_connection();
                 Ok(Confirmation::AnotherPrimary)

@@ -169,7 +169,7 @@ impl Link {
             let waits = !shared.is_one_of_many || (state.failure.is_none() && !is_suspected);
             let attempt = shared.attempt(&mut state, operation);
             if !waits {
-                let failed = state.failure.as_ref().map(|failure| failure.error.replicate());
+                let failed = state.failure.as_ref().map(|failure| failure.error.clone());
                 return Err(failed.unwrap_or_else(|| silent(operation)));
             }
             attempt?
@@ -179,7 +179,7 @@ impl Link {
         } else {
             attempt.await
         };
-        made.map_err(|error| error.replicate())
+        made.map_err(|error| error.clone())
     }
 }
 
@@ -202,7 +202,7 @@ impl Inner {
         if let Some(failure) = &state.failure
             && failure.when.elapsed() < failure.pause
         {
-            return Err(failure.error.replicate());
+            return Err(failure.error.clone());
         }
         let attempt = Arc::clone(self).connect(operation).boxed().shared();
         // It has a time limit of its own: a caller that gives up early must not end it, or a slow server would never be
@@ -243,7 +243,7 @@ impl Inner {
                 let before = state.failure.as_ref().map_or(Duration::ZERO, |failure| failure.pause);
                 let longest = if self.is_one_of_many { LONGEST_PAUSE } else { PAUSE };
                 let pause = (before * 2).clamp(PAUSE, longest);
-                let told = error.replicate();
+                let told = error.clone();
                 state.failure = Some(Failure { when: Instant::now(), pause, error, timeouts });
                 return Err(Arc::new(told));
             }

@@ -132,7 +132,7 @@ impl SqsAcker {
         let trouble = if is_delete { &self.0.deletes } else { &self.0.changes };
         // A heartbeat is never left out: it is rare, and what it keeps would be lost.
         if is_delete && let Some(error) = trouble.too_early() {
-            return open.into_iter().map(|(number, _)| (number, Err(error.replicate()))).collect();
+            return open.into_iter().map(|(number, _)| (number, Err(error.clone()))).collect();
         }
         let answers = self.call_now(open).await;
         let failed = answers.iter().find_map(|(_, answer)| answer.as_ref().err());
@@ -172,7 +172,7 @@ impl SqsAcker {
             let mut failed: HashMap<_, _> = match sent {
                 Ok(failed) => failed.into_iter().map(|entry| (entry.id().to_owned(), entry)).collect(),
                 Err(error) => {
-                    answers.extend(asked.into_iter().map(|(number, _)| (number, Err(error.replicate()))));
+                    answers.extend(asked.into_iter().map(|(number, _)| (number, Err(error.clone()))));
                     break;
                 }
             };

@@ -74,11 +74,11 @@ impl Trouble {
             logged: now,
             failures: 0,
             until: now,
-            last: error.replicate(),
+            last: error.clone(),
         });
         ongoing.until = now + pause(ongoing.failures);
         ongoing.failures = ongoing.failures.saturating_add(1);
-        ongoing.last = error.replicate();
+        ongoing.last = error.clone();
         if is_new || now.duration_since(ongoing.logged) >= REMINDER {
             ongoing.logged = now;
             tracing::warn!(
@@ -96,7 +96,7 @@ impl Trouble {
     pub(crate) fn too_early(&self) -> Option<Error> {
         let state = self.lock();
         let ongoing = state.as_ref().filter(|ongoing| Instant::now() < ongoing.until)?;
-        Some(ongoing.last.replicate())
+        Some(ongoing.last.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Ongoing>> {

@@ -34,6 +34,7 @@ pub trait BrokerHarness: Send + Sync {
 }
 
 /// The harness of [`MemoryBroker`].
+#[derive(Debug)]
 pub struct MemoryBrokerHarness {
     broker: MemoryBroker,
 }
