@@ -141,7 +141,7 @@ impl ActiveClaim {
         self.state.fetch_and(!RETURNED, Ordering::AcqRel);
     }
 
-    /// All is recorded: the heartbeat lets go of the claim.
+    /// All is recorded: the heartbeat no longer renews the claim.
     pub(crate) fn end(&self) {
         self.state.fetch_or(ENDED, Ordering::AcqRel);
     }

@@ -1,4 +1,4 @@
-//! How a handler learns that it should stop: [`Cancellation`].
+//! Cancellation of a handler run: [`Cancellation`].
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Natural batching: while one store call is under way, what comes next gathers into the following one.
+//! Request coalescing: requests that arrive while a call is under way are sent together in the next one.
 
 use std::sync::Arc;
 use std::time::Duration;

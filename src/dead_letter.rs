@@ -1,4 +1,4 @@
-//! What is published when a message failed for good, and how it is recognised when it comes back.
+//! Dead letters: how they are built, and how they are recognised when they are redelivered.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

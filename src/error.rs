@@ -1,4 +1,4 @@
-//! What went wrong in a store, a broker or a configuration: [`Error`].
+//! The error of stores, brokers and configurations: [`Error`].
 //!
 //! What a user thinks of a failed run of their own handler is another question with another type:
 //! [`HandlerError`](crate::HandlerError).

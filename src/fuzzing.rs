@@ -1,4 +1,4 @@
-//! What the fuzz targets see of this crate; built for them only.
+//! Internals that the fuzz targets call; compiled only for them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a broker delivered, without the duty to settle it: [`Message`].
+//! A message as a broker delivered it: [`Message`].
 
 use std::any::Any;
 use std::fmt;

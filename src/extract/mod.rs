@@ -1,4 +1,4 @@
-//! Takes the idempotency key out of a message: [`KeyExtractor`].
+//! Derives the idempotency key of a message from its headers, position or payload: [`KeyExtractor`].
 
 mod text;
 

@@ -1,4 +1,4 @@
-//! Keys as text, for tools: what a person or an earlier table calls a key, turned into the keys it may be here.
+//! Keys as text, for tools: [`KeyText`].
 
 use super::{KeyExtractor, KeySource, json_part, part};
 use crate::key::{Key, KeyError, json};

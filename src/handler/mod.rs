@@ -1,4 +1,4 @@
-//! The user's code and what it may answer: [`Handler`], [`HandlerError`].
+//! Handlers and their results: [`Handler`], [`HandlerError`].
 
 mod error;
 mod function;

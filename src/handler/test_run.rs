@@ -1,4 +1,4 @@
-//! Lets the tests of a handler put a message under a claim: [`TestRun`].
+//! Runs a handler under a claim in the handler's own tests: [`TestRun`].
 
 use std::sync::Arc;
 use std::time::Duration;

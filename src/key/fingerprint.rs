@@ -1,4 +1,5 @@
-//! What distinguishes a copy of a message from another message under the same key: [`Fingerprint`], [`Fingerprinting`].
+//! Hashes of the payload that tell copies of a message from other messages under the same key: [`Fingerprint`],
+//! [`Fingerprinting`].
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Finds the scalar a JSON pointer (RFC 6901) points at, if every parser finds the same one there.
+//! Finds the scalar at a JSON pointer (RFC 6901), if every JSON parser finds the same one there.
 //!
 //! The handler reads the payload with a parser of its own. Where parsers disagree (which of two members of the same name
 //! counts, whether letter case matters, where a name with a NUL character ends, what a lenient parser makes of broken JSON),

@@ -1,4 +1,4 @@
-//! Whose key it is and what makes two deliveries the same: [`Scope`], [`Key`], [`Fingerprint`].
+//! The idempotency key and the scope it belongs to: [`Scope`], [`Key`], [`Fingerprint`].
 
 mod canonical;
 mod error;

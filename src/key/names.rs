@@ -1,4 +1,4 @@
-//! Whether two names are the same to every reader of a message: [`likeness`].
+//! Comparison of names as all readers of a message would make it: [`likeness`].
 
 /// How a name compares to a wanted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The calls to the store that calls of [`once`](super::Deduplicator::once) share: what comes together goes together.
+//! Store calls that concurrent calls of [`once`](super::Deduplicator::once) share.
 
 use std::sync::Arc;
 use std::time::Duration;

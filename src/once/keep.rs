@@ -223,7 +223,7 @@ impl Inner {
                     }
                     // Not renewed as far as we know: it is tried again soon, and the deadline stands.
                     Err(error) => {
-                        tracing::debug!(?error, "a lease was not renewed");
+                        tracing::debug!(?error, "lease renewal failed");
                         renew_at = Instant::now() + self.config.lease / 24;
                     }
                 },
@@ -263,7 +263,7 @@ impl Inner {
                 Ok(Completion::DoneByAnother) => {
                     self.count(Counter::SuspectedDoubleEffects);
                     tracing::warn!(
-                        scope = %self.scope, key = %claimed.lease.key, "the effect of a key may have happened twice"
+                        scope = %self.scope, key = %claimed.lease.key, "suspected double effect"
                     );
                 }
                 Ok(Completion::Inserted) => self.count(Counter::ClaimLost),
@@ -286,12 +286,12 @@ impl Inner {
 
     fn log_repeated(&self, error: &Error) {
         if error.is_retryable() {
-            tracing::debug!(?error, "a write is repeated with the same owner token");
+            tracing::debug!(?error, "store write failed; retrying with the same owner token");
         } else if let Some(left_out) = self.refused.allow(error.operation()) {
             tracing::error!(
                 scope = %self.scope, ?error, left_out,
-                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
-                 its rights, login or schema back"
+                "store write refused; retrying and keeping its claims: restore the rights, login or schema of the \
+                 store"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The same guarantee for those who keep a loop of their own: [`Deduplicator::once`].
+//! Deduplication without a pipeline, for programs with a receive loop of their own: [`Deduplicator::once`].
 
 mod calls;
 mod config;

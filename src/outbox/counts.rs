@@ -1,4 +1,4 @@
-//! What a relay has done, and what it has seen: [`RelayCounts`].
+//! Counters of a relay: [`RelayCounts`].
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

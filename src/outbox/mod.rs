@@ -102,7 +102,7 @@ pub struct FailingRow {
 #[async_trait]
 pub trait OutboxStore: Send + Sync + 'static {
     /// The exclusive right to rows. Dropped, or with its process, it gives them back.
-    type InFlight: Send + 'static;
+    type Taken: Send + 'static;
 
     /// Takes rows that are due, so that no other relay has any of them at the same time. Of an order key it takes a run
     /// that begins with its oldest unpublished row, or nothing: a row that is not due yet holds back those behind it.
@@ -113,13 +113,13 @@ pub trait OutboxStore: Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// A dropped call has taken nothing.
-    async fn take(&self, limits: &TakeLimits) -> Result<Option<(Self::InFlight, Vec<OutboxRow>)>, Error>;
+    async fn take(&self, limits: &TakeLimits) -> Result<Option<(Self::Taken, Vec<OutboxRow>)>, Error>;
 
     /// Notes what became of rows, by their numbers, and gives back all that were taken.
     ///
     /// # Errors
     /// [`Error`]: the rows may be sent again.
-    async fn settle(&self, taken: Self::InFlight, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error>;
+    async fn settle(&self, taken: Self::Taken, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error>;
 
     /// Waits until rows may have come, at most so long. It may return early for no reason; a lost wake-up costs the rest
     /// of the wait and nothing else.

@@ -1,4 +1,4 @@
-//! One turn of a relay: what was taken is published in waves, the rows of an order key one after the other.
+//! One turn of a relay: publishes leased rows in waves, the rows of one order key one after the other.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! Whose turn it is among order keys: [`KeyTurns`].
+//! Order among the rows of an order key: [`KeyTurns`].
 
 use parking_lot::Mutex;
 

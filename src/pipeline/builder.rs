@@ -1,4 +1,4 @@
-//! Puts a pipeline together and refuses what does not fit: [`PipelineBuilder`].
+//! Builds a pipeline and rejects invalid combinations: [`PipelineBuilder`].
 
 use std::fmt;
 use std::sync::Arc;

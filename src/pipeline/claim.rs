@@ -104,7 +104,7 @@ fn answered<R: Runner>(
     };
     if concerns_the_store(&error) {
         // The same owner token again: a claim whose reply was lost recognises itself.
-        tracing::debug!(%error, "a claim was not answered");
+        tracing::debug!(%error, "claim failed; retrying with the same owner token");
         // Observing suppresses nothing, so it does not wait for a store either.
         let unclaimed = context.config.policies.on_store_down == OnStoreDown::Process
             || context.config.mode == Mode::Observe;
@@ -115,7 +115,7 @@ fn answered<R: Runner>(
     }
     work.owner = None;
     work.store_tries = 0;
-    tracing::error!(%error, key = ?work.key(), "a key cannot be claimed; its message is held");
+    tracing::error!(%error, key = ?work.key(), "claim refused; message held");
     known(work, Outcome::Decided(Verdict::Again { after: context.config.retry.backoff.max }))
 }
 

@@ -1,4 +1,4 @@
-//! What a pipeline can be told: [`PipelineConfig`], [`Policies`], [`Ordering`].
+//! Configuration of a pipeline: [`PipelineConfig`], [`Policies`], [`Ordering`].
 
 use std::time::Duration;
 

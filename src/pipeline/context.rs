@@ -85,12 +85,11 @@ impl<R> Context<R> {
         drop(takeovers);
         self.count(Counter::Takeovers, 1);
         if is_transactional {
-            tracing::info!(%key, lost, "the claim of a run that died or stood still has expired and is taken over");
+            tracing::info!(%key, lost, "expired claim taken over");
         } else {
             tracing::warn!(
                 %key, lost,
-                "the claim of a run that died or stood still has expired and is taken over: if its handler had started, \
-                 the effect may happen twice"
+                "expired claim taken over; if its handler had started, the effect may happen twice"
             );
         }
     }
@@ -102,8 +101,7 @@ impl<R> Context<R> {
         if let Some(left_out) = self.log.unproven.allow("") {
             tracing::warn!(
                 scope = %self.scope, origin = message.origin(), has_mac, left_out,
-                "headers of a message say that it is a dead letter or retry of this scope, and nothing proves it: they count \
-                 for nothing, and its key is taken from its content"
+                "unauthenticated dead-letter or retry headers ignored; the key is derived from the content"
             );
         }
     }

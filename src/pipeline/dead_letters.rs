@@ -1,4 +1,4 @@
-//! What becomes of messages that failed for good: confirmed dead letters, or parked in their source.
+//! Dead-letters messages that failed for good, or parks them in their source.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) fn park<R>(context: &Context<R>, work: &mut Work, error: &str) {
         tracing::error!(
             scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
             position = work.log_position(), message_id = work.log_id(), error,
-            "a message failed for good and is parked in its source: fix the cause, or configure a dead-letter destination"
+            "message failed for good and is parked in its source: fix the cause, or configure a dead-letter destination"
         );
     }
 }
@@ -151,10 +151,10 @@ fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Coun
         match context.log.letters.allow(&format!("{reason} {error}")) {
             Some(left_out) => tracing::warn!(
                 %scope, key, origin, position, message_id, %reason, attempts = why.attempts, error, left_out,
-                "a message was dead-lettered"
+                "message dead-lettered"
             ),
             None => {
-                tracing::debug!(%scope, key, origin, position, message_id, %reason, "a message was dead-lettered")
+                tracing::debug!(%scope, key, origin, position, message_id, %reason, "message dead-lettered")
             }
         }
     }
@@ -172,7 +172,7 @@ fn unburied<R>(context: &Context<R>, letter: Letter, counter: Counter, error: &E
     tracing::error!(
         scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(), ?error,
-        "a message was dead-lettered and its key cannot be marked dead; the message is held"
+        "message dead-lettered, but its key could not be marked dead; message held"
     );
     Recorded { work, verdict: Verdict::Again { after: context.config.retry.backoff.max } }
 }
@@ -199,9 +199,9 @@ fn not_confirmed<R>(context: &Context<R>, mut letter: Letter, error: &Error) -> 
     match context.log.letters.allow(&error.to_string()) {
         Some(left_out) => tracing::warn!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), ?error, left_out,
-            "a dead letter was not confirmed; its message is held and the publish repeated"
+            "dead letter not confirmed; message held, retrying the publish"
         ),
-        None => tracing::debug!(%scope, key, ?error, "a dead letter was not confirmed and is repeated"),
+        None => tracing::debug!(%scope, key, ?error, "dead letter not confirmed; retrying"),
     }
     let failures = work.letter_failures - 1;
     let after = context.pause(Duration::from_millis(200), failures, context.config.retry.backoff.max);
@@ -223,8 +223,8 @@ fn refused<R>(context: &Context<R>, letter: Letter, error: &Error) -> Recorded {
                 scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                 position = work.log_position(), message_id = work.log_id(), reason = %why.reason,
                 payload_bytes = work.message.payload().len(), too_large, ?error, left_out,
-                "a dead letter cannot be sent; its message is parked in its source and others go on: raise the limit of \
-                 the dead-letter destination or repair it"
+                "dead letter refused; message parked in its source, others proceed: raise the limit of the \
+                 dead-letter destination, or repair it"
             );
         }
     }
@@ -239,7 +239,7 @@ fn dropped<R>(context: &Context<R>, letter: Letter, error: &Error) -> Letter {
         scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(), reason = %letter.why.reason,
         payload_bytes = work.message.payload().len(), ?error,
-        "a message is dropped: its dead letter is too large for the destination, and on_letter_refused says to drop it"
+        "message dropped: its dead letter exceeds the limit of the destination, and on_letter_refused says drop"
     );
     letter
 }

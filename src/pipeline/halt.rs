@@ -1,4 +1,4 @@
-//! Which claimed deliveries must not start any more, although their round is under way: [`Halt`].
+//! Claimed deliveries that must not start although their round is under way: [`Halt`].
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! One heartbeat for two leases: keeps claims alive in the store and deliveries alive in the broker, and tells a handler
-//! to stop when either is lost.
+//! One heartbeat for two leases: extends claims in the store and deliveries in the broker, and cancels the run of a
+//! handler when either is lost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(crate) async fn beat<R: Send + Sync + 'static>(context: Arc<Context<R>>, ack
                 context.count(Counter::LeasesLost, 1);
                 tracing::warn!(
                     scope = %context.scope, key = claim.key().map(tracing::field::display),
-                    "a lease is about to end without a renewal; its run is asked to stop"
+                    "lease not renewed in time; run cancelled"
                 );
             }
         }
@@ -103,7 +103,7 @@ async fn renew<R: Send + Sync + 'static>(context: Arc<Context<R>>, chunk: Vec<Ar
                     context.count(Counter::LeasesLost, 1);
                     tracing::warn!(
                         scope = %context.scope, key = claim.key().map(tracing::field::display),
-                        "a lease was lost to another claim; its run is asked to stop"
+                        "lease lost to another claim; run cancelled"
                     );
                 }
             }
@@ -130,7 +130,7 @@ async fn extend<R: Send + Sync + 'static>(
             Ok(Settled::TooLate) => {
                 context.kept_alive.let_go(std::iter::once(tag));
                 if context.kept_alive.cancel_delivery(tag) {
-                    tracing::warn!(scope = %context.scope, ?tag, "the broker has taken a delivery back; its run is asked to stop");
+                    tracing::warn!(scope = %context.scope, ?tag, "delivery taken back by the broker; run cancelled");
                 }
             }
             // The next tick tries again.
@@ -142,6 +142,6 @@ async fn extend<R: Send + Sync + 'static>(
         }
     }
     if let Some(error) = why {
-        tracing::warn!(scope = %context.scope, ?error, failed, "deliveries were not extended; it is tried again at once");
+        tracing::warn!(scope = %context.scope, ?error, failed, "delivery extension failed; retrying");
     }
 }

@@ -1,4 +1,4 @@
-//! Derives key, fingerprint and generation of a message, and what is to be done with it: [`identify`].
+//! Derives key, fingerprint and generation of a message, and the plan for it: [`identify`].
 
 use super::config::{Mode, OnMissingKey};
 use super::context::Context;
@@ -67,7 +67,7 @@ fn plan<R>(context: &Context<R>, message: &Message, provenance: Provenance) -> (
 /// What becomes of a message without a key.
 pub(super) fn without_key<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
     context.count(Counter::MissingKeys, 1);
-    tracing::debug!(delivery = ?message, %error, "a message has no usable key");
+    tracing::debug!(delivery = ?message, %error, "message without a usable key");
     match context.config.policies.on_missing_key {
         // Observing changes nothing for any message.
         _ if context.config.mode == Mode::Observe => Plan::Unprotected,

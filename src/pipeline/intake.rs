@@ -1,4 +1,4 @@
-//! Takes deliveries from the source, as long as there is room, and finds out whose they are.
+//! Receives deliveries while there is room, and derives the key and lane of each.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
             }
             Err(error) if error.is_retryable() => {
                 context.count(Counter::ReceiveErrors, 1);
-                tracing::warn!(?error, "receiving failed and is repeated");
+                tracing::warn!(?error, "receive failed; retrying");
                 let pause = context.pause(Duration::from_millis(100), failures, Duration::from_secs(5));
                 failures += 1;
                 tokio::select! {

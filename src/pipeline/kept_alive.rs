@@ -39,7 +39,7 @@ impl KeptAlive {
         lock(&self.held).insert(tag, now);
     }
 
-    /// Lets go of deliveries that are being settled.
+    /// Stops extending deliveries that are being settled.
     pub(crate) fn let_go(&self, tags: impl Iterator<Item = Tag>) {
         let mut held = lock(&self.held);
         tags.for_each(|tag| {

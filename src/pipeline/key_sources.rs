@@ -1,4 +1,4 @@
-//! Counts which source each key was taken from, and warns where a message falls back to a weaker source than configured.
+//! Warnings about messages that are keyed by a weaker source than configured: [`KeyWarnings`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,4 +1,4 @@
-//! What a round reports to the dispatcher: whether the store answered, and whether the handler works.
+//! Derives from a round what the dispatcher needs: whether the store answered, and whether the handler is available.
 
 use std::sync::atomic::Ordering;
 
@@ -81,7 +81,7 @@ fn unavailable<R>(context: &Context<R>, work: &mut Work, error: &HandlerError) {
     }
     work.not_before = error.delay().unwrap_or_default();
     let reason = error.text();
-    tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
+    tracing::debug!(key = ?work.key(), reason, "handler unavailable; no attempt used");
 }
 
 /// Why a delivery that finds its key dead in `generation` may be more than a copy of what died. To ack it could lose the only

@@ -17,7 +17,7 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// Enqueues what the broker shall be told. It never waits; the acker flushes the queue in batches.
+    /// Enqueues the settlement. It never waits; the settler flushes the queue in batches.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         if let Some(queue) = self.queue.take() {
             queue.push(self.tag, settlement);

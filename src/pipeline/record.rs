@@ -1,4 +1,5 @@
-//! Makes durable what became of a run, before anything is settled: completions, failures, releases. Dead letters: `letters.rs`.
+//! Writes how runs ended, before anything is settled: completions, failures and releases; dead letters are in
+//! `dead_letters.rs`.
 
 use std::future::ready;
 use std::time::Duration;
@@ -137,7 +138,7 @@ fn log_fenced<R>(context: &Context<R>, work: &Work) {
     tracing::info!(
         scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(),
-        "a run was fenced: another claim holds its key, and the next claim of the message finds out what became of it"
+        "run fenced: another claim holds its key; the next claim of the message resolves it"
     );
 }
 
@@ -224,7 +225,7 @@ async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recor
                 tracing::error!(
                     scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                     position = work.log_position(), message_id = work.log_id(), ?error,
-                    "the record of a completed run cannot be read; its message is held and may run again"
+                    "completion unreadable; message held and may run again"
                 );
                 let after = context.config.retry.backoff.max;
                 decided(finished, Verdict::Again { after })
@@ -287,7 +288,7 @@ async fn fail<R: Runner>(context: &Context<R>, failed: Vec<FailedRun>) -> (Vec<R
                 tracing::error!(
                     scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                     position = work.log_position(), message_id = work.log_id(), error = ?refused,
-                    "the record of a failed run cannot be read; its message is held"
+                    "failure record unreadable; message held"
                 );
                 let after = context.config.retry.backoff.max;
                 recorded.push(decided(finished, Verdict::Again { after }));
@@ -331,11 +332,11 @@ fn log_failed<R>(context: &Context<R>, work: &Work, attempts: u32, after: Durati
     match context.log.failed.allow(error.text()) {
         Some(left_out) => tracing::info!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
-            retry_in = ?after, error = error.text(), left_out, "a run failed and will be repeated"
+            retry_in = ?after, error = error.text(), left_out, "run failed; retry scheduled"
         ),
         None => tracing::debug!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
-            retry_in = ?after, error = error.text(), "a run failed and will be repeated"
+            retry_in = ?after, error = error.text(), "run failed; retry scheduled"
         ),
     }
 }

@@ -103,7 +103,7 @@ async fn run_tasks<R: Runner>(
 
     let dispatched = Dispatcher::new(Arc::clone(&context), gate, flow).run(&mut events);
     let drained = AssertUnwindSafe(dispatched).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!("the dispatcher panicked: the run ends, nothing of what was under way is acked");
+        tracing::error!("dispatcher panicked; the run ends, nothing in flight is acked");
         // What it held went back to the broker with it.
         context.counters.set_in_flight(0, 0);
         context.counters.set_waiting(0);
@@ -122,7 +122,7 @@ async fn run_tasks<R: Runner>(
     drop(helpers);
     let (mut consumer, received) = received?;
     if let Err(error) = consumer.close().await {
-        tracing::warn!(?error, "the source was not closed cleanly");
+        tracing::warn!(?error, "closing the source failed");
     }
     received?;
     settled?;
@@ -130,7 +130,7 @@ async fn run_tasks<R: Runner>(
         Drained::Wholly => 0,
         Drained::Abandoned(runs) => runs,
         Drained::Panicked => {
-            let what = "a part of it panicked; what was not settled is delivered again by the broker";
+            let what = "a task panicked; the broker redelivers what was not settled";
             return Err(Error::new(ErrorKind::Internal, "run the pipeline", what));
         }
     };

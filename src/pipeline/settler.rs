@@ -61,10 +61,7 @@ pub(crate) async fn flush_all<R>(
         if finish.is_cancelled() {
             last_tries += u32::from(repeats);
             if last_tries >= LAST_TRIES {
-                tracing::warn!(
-                    count = open.len(),
-                    "deliveries were not settled; the broker will deliver them again"
-                );
+                tracing::warn!(count = open.len(), "settlements failed; the broker will redeliver");
                 return;
             }
         }
@@ -94,13 +91,13 @@ async fn flush<R>(
             Ok(Settled::TooLate) => context.count(Counter::SettledTooLate, 1),
             Err(error) if error.is_retryable() => {
                 context.count(Counter::SettleErrors, 1);
-                tracing::debug!(?error, tag = ?item.0, "a settlement is repeated");
+                tracing::debug!(?error, tag = ?item.0, "settlement failed; retrying");
                 failed.get_or_insert(error);
                 open.push(item);
             }
             Err(error) => {
                 context.count(Counter::SettleErrors, 1);
-                tracing::warn!(scope = %context.scope, ?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
+                tracing::warn!(scope = %context.scope, ?error, tag = ?item.0, "settlement failed; the broker will redeliver");
             }
         }
     }
@@ -109,7 +106,7 @@ async fn flush<R>(
     {
         tracing::warn!(
             scope = %context.scope, ?error, count = open.len(), left_out,
-            "deliveries were not settled (acked or given back); it is repeated, and the broker may deliver them again"
+            "settlements failed; retrying, and the broker may redeliver"
         );
     }
     open

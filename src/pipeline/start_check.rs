@@ -1,5 +1,5 @@
-//! What must be true before the first message is taken: the store answers and may be used, and the limits of
-//! configuration and broker fit together.
+//! Checks before the first message is received: the store is usable, and the limits of configuration and broker fit
+//! together.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) async fn ready<R>(context: &Context<R>) -> Result<(), Error> {
         };
         context.count(Counter::StoreErrors, 1);
         context.counters.set_store_up(false);
-        tracing::warn!(%error, "the store does not answer: no message is taken");
+        tracing::warn!(%error, "store unavailable; no message is received");
         if !waits {
             return Ok(());
         }

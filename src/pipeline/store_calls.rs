@@ -81,12 +81,12 @@ impl<R> Context<R> {
 
     fn log_repeated(&self, error: &Error) {
         if error.is_retryable() {
-            tracing::debug!(%error, "a write is repeated with the same owner token");
+            tracing::debug!(%error, "store write failed; retrying with the same owner token");
         } else if let Some(left_out) = self.log.refused.allow(error.operation()) {
             tracing::error!(
                 scope = %self.scope, ?error, left_out,
-                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
-                 its rights, login or schema back"
+                "store write refused; retrying and keeping its claims: restore the rights, login or schema of the \
+                 store"
             );
         }
     }

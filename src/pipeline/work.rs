@@ -1,4 +1,18 @@
-//! A delivery on its way through the pipeline: [`Work`], how its run ended and what follows.
+//! A delivery on its way through the pipeline, in one type for each state.
+//!
+//! ```text
+//! Delivery ──intake──▶ Work ──claim──▶ Start ──handle──▶ Finished ──record──▶ Recorded ──settle──▶ Report
+//!                       │               │                  │                   │                    │
+//!                       │               │ Run: claimed     │ + Outcome: how    │ + Verdict: what    │ key, lane, size,
+//!                       │               │ Wait: a suspect, │ the run ended     │ follows; durable   │ for the dispatcher
+//!                       │               │   not its turn   │                   │                    ▼
+//!                       │               │ Known: no run    │                   │     settled: copies follow, lane goes on
+//!                       ▼                                                            again: the Work comes back
+//!               waits in the dispatcher: lane, leader or copy, timer, suspect, unanswered
+//! ```
+//!
+//! A [`Work`] owns its receipt from intake to settlement: a delivery that is dropped anywhere on this way is abandoned,
+//! and the broker redelivers it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One publisher for many callers with a message each: [`GatheredPublisher`].
+//! A publisher shared by many callers that send one message each: [`GatheredPublisher`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The durable record of keys and who may run their handler: the trait [`Store`].
+//! The durable record of keys: the traits [`Store`], [`StoreAdmin`] and [`Expiring`].
 
 mod claim;
 pub mod memory;
@@ -76,7 +76,7 @@ pub enum AdviceLevel {
     Ok,
     /// It works, but a promise is weaker than it could be.
     Warning,
-    /// It must be mended before the program may run.
+    /// It must be fixed before the program may run.
     Error,
 }
 

@@ -1,4 +1,4 @@
-//! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
+//! Counters of a pipeline, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
 mod handler;
 mod rate;

@@ -1,4 +1,4 @@
-//! Keeps repeated log lines rare: [`RateLimited`].
+//! Rate limit for repeated log lines: [`RateLimited`].
 
 use parking_lot::Mutex;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! How a source fares, kept current by its adapter: [`SourceHealth`].
+//! Health of a source, kept current by its adapter: [`SourceHealth`].
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Which calls go wrong, and how: seeded, or one by one as a test asks for them. [`Faults`], [`Fault`], [`FaultPlan`].
+//! Plans of injected faults, seeded or listed one by one: [`Faults`], [`Fault`], [`FaultPlan`].
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap, VecDeque};

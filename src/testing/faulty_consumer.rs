@@ -1,4 +1,4 @@
-//! A broker's consumer that fails as asked: [`FaultyConsumer`].
+//! A consumer with injected faults: [`FaultyConsumer`].
 
 use std::ops::Deref;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A store that fails as stores do: [`FaultyStore`].
+//! A store with injected faults: [`FaultyStore`].
 
 use std::fmt::Debug;
 use std::ops::Deref;

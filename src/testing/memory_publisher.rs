@@ -1,4 +1,4 @@
-//! A publisher that keeps what it was given, and fails as asked: [`MemoryPublisher`].
+//! A publisher that keeps its messages, with injected faults: [`MemoryPublisher`].
 
 use parking_lot::Mutex;
 use std::ops::Deref;

@@ -1,4 +1,4 @@
-//! Copies of a message share its outcome.
+//! Applies the outcome of a delivery to its copies.
 
 use super::Dispatcher;
 use crate::delivery::Settlement;

@@ -1,4 +1,4 @@
-//! The end of the dispatching: nothing starts any more, and what has not started goes back.
+//! Ends dispatching: starts nothing more, and gives back what has not started.
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ pub(crate) enum Drained {
 }
 
 impl<R: Runner> Dispatcher<R> {
-    /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
+    /// Starts nothing more, waits for what runs, and after the drain deadline cancels it and abandons it.
     pub(super) async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
         self.gate.set_open(false);
         let deadline = Instant::now() + self.context.config.drain_timeout;
@@ -64,7 +64,7 @@ impl<R: Runner> Dispatcher<R> {
                         return Drained::Abandoned(runs);
                     }
                     cut = Some(self.running);
-                    tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
+                    tracing::warn!(running = self.running, "drain deadline exceeded; running handlers cancelled");
                     self.context.giving_up.cancel();
                     self.context.kept_alive.cancel_all();
                 }

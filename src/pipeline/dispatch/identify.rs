@@ -1,4 +1,4 @@
-//! Large messages: their keys and fingerprints are found on threads that may block, so that neither intake nor the rounds of
+//! Derives keys and fingerprints of large messages on threads that may block, so that neither intake nor the rounds of
 //! other messages wait for it.
 
 use std::panic::resume_unwind;

@@ -1,4 +1,4 @@
-//! A partition that another consumer takes over: what has not started of it goes back at once.
+//! Gives back the unstarted deliveries of a partition that is being revoked.
 
 use super::Dispatcher;
 use super::queue::extract;
@@ -41,10 +41,7 @@ impl<R: Runner> Dispatcher<R> {
         let count = in_lanes.len() + first.len();
         in_lanes.into_iter().for_each(|work| self.give_back(work));
         first.into_iter().for_each(|work| self.give_back_first(work));
-        tracing::info!(
-            given_back = count,
-            "a partition is leaving: what has not started of it is given back"
-        );
+        tracing::info!(given_back = count, "partition being revoked; unstarted deliveries given back");
     }
 
     /// Gives back a delivery that is the first of its lane and may speak for its key.

@@ -140,7 +140,7 @@ impl<R: Runner> Dispatcher<R> {
         Drained::Wholly
     }
 
-    /// Lets go of the rounds that have ended, also while events never cease.
+    /// Joins the rounds that have ended, also while events never cease.
     fn join_ended(&mut self) {
         while let Some(joined) = self.rounds.try_join_next() {
             self.note_end(joined);
@@ -153,7 +153,7 @@ impl<R: Runner> Dispatcher<R> {
         if let Err(error) = joined
             && error.is_panic()
         {
-            tracing::error!(%error, "a round panicked: the run ends, nothing of the round is acked");
+            tracing::error!(%error, "round panicked; the run ends, nothing of the round is acked");
             self.panicked = true;
             self.context.draining.cancel();
         }

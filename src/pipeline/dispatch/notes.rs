@@ -1,4 +1,4 @@
-//! What rounds report about the store and the handler, and what is logged about both.
+//! Takes in what rounds report about store and handler, and logs what changed.
 
 use std::sync::Arc;
 
@@ -17,20 +17,20 @@ impl<R: Runner> Dispatcher<R> {
         let pause = |base, tries, longest| context.pause(base, tries, longest);
         match self.store.note(asked, Instant::now(), pause) {
             store::Change::None => {}
-            store::Change::CameUp => tracing::info!("the store answers again"),
+            store::Change::CameUp => tracing::info!("store available again"),
             store::Change::WentDown(error) => match self.context.config.policies.on_store_down {
                 OnStoreDown::Pause => tracing::warn!(
                     error,
-                    "the store does not answer: no handler starts, nothing is acked, intake pauses"
+                    "store unavailable: no handler starts, nothing is acked, intake paused"
                 ),
                 OnStoreDown::Process => tracing::warn!(
                     error,
-                    "the store does not answer: handlers run without claims, duplicates run again"
+                    "store unavailable: handlers run without claims, duplicates run again"
                 ),
             },
             store::Change::Partial(error) => tracing::warn!(
                 error,
-                "the store answers for some keys and not for others: their messages wait, the others go on"
+                "store partly unavailable: messages of the unanswered keys wait, others proceed"
             ),
         }
     }
@@ -48,10 +48,9 @@ impl<R: Runner> Dispatcher<R> {
                 None => {}
                 Some(Change::Opened) => tracing::warn!(
                     reason = self.breaker.reason(),
-                    "the handler is taken to be unavailable: intake pauses, and one message at a time tries whether it \
-                     works again"
+                    "handler unavailable: intake paused, one message at a time probes it"
                 ),
-                Some(Change::Closed) => tracing::info!(?open_for, "the handler works again"),
+                Some(Change::Closed) => tracing::info!(?open_for, "handler available again"),
             }
         }
         let reason = self.breaker.reason();

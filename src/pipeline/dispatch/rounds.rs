@@ -1,4 +1,4 @@
-//! Which deliveries start together: rounds of distinct keys, as slots, store and handler allow.
+//! Forms rounds of deliveries with distinct keys, as free slots, store and handler allow.
 
 use std::collections::hash_map::Entry;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Whether the store answers, wholly or in part, and when it may be asked: [`StoreWatch`].
+//! Availability of the store, as a whole or in part, and when it may be called again: [`StoreWatch`].
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) enum Change {
     None,
     WentDown(String),
     CameUp,
-    /// A part does not answer; told at most once in ten seconds.
+    /// A part does not answer; reported at most once in ten seconds.
     Partial(String),
 }
 

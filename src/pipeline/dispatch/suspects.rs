@@ -1,4 +1,4 @@
-//! Keys whose claims have lapsed before wait here, outside the concurrency slots, for their turn: [`Suspects`].
+//! Deliveries whose claims lapsed before, queued outside the concurrency slots until their turn: [`Suspects`].
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Looks once a second at what waits, as long as something does: gauges, and log lines that say why nothing moves.
+//! Updates gauges once a second while deliveries wait, and logs why nothing proceeds.
 
 use std::time::Duration;
 
@@ -60,8 +60,8 @@ impl<R: Runner> Dispatcher<R> {
             tracing::warn!(
                 waiting = self.window.waiting(),
                 blocked_lanes,
-                "no more messages are taken in: too many of those taken wait for a retry, for another message of their \
-                 order key, or for a claim of another process; raise max_waiting, or find out why these messages wait"
+                "intake paused: too many messages wait for a retry, for another message of their order key, or for a \
+                 claim of another process; raise max_waiting, or find the cause of the wait"
             );
         }
     }

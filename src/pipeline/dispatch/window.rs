@@ -1,4 +1,4 @@
-//! How many deliveries are held, how many of them wait, and which partitions are paused for it: [`Window`].
+//! Limits on deliveries that are held or waiting, and the partitions paused because of them: [`Window`].
 
 use std::sync::Arc;
 
@@ -113,7 +113,7 @@ impl Window {
             if let Some(flow) = &self.flow {
                 tracing::debug!(
                     waiting = partition.waiting.messages,
-                    "a partition is paused: too much of it waits"
+                    "partition paused: too many of its deliveries wait"
                 );
                 flow.pause(epoch);
             }

@@ -60,7 +60,7 @@ pub(super) fn not_begun<R>(context: &Context<R>, error: &Error) {
     if let Some(left_out) = context.log.transactions.allow(error.operation()) {
         tracing::warn!(
             scope = %context.scope, ?error, left_out,
-            "a transaction could not be opened or was refused; its message waits and no attempt is used"
+            "transaction not begun or refused; message held, no attempt used"
         );
     }
 }
@@ -69,7 +69,7 @@ pub(super) fn in_doubt<R>(context: &Context<R>, error: &Error) {
     context.count(Counter::StoreErrors, 1);
     if let Some(left_out) = context.log.transactions.allow("in doubt") {
         tracing::warn!(
-            scope = %context.scope, ?error, left_out, "the outcome of a commit is unknown; the next claim finds it out"
+            scope = %context.scope, ?error, left_out, "commit outcome unknown; the next claim resolves it"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Runs of a transactional handler that share a transaction: each isolated by a savepoint, all committed at once.
+//! Runs several effects in one transaction: each isolated by a savepoint, all committed at once.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
         }));
     }
     if let Some(error) = lost {
-        tracing::debug!(%error, "a transaction of several effects is lost; each runs alone");
+        tracing::debug!(%error, "shared transaction lost; running each effect alone");
         drop(conn);
         runs.resize_with(group.len(), || Run::Alone);
         return alone(runs);
@@ -112,7 +112,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
         }
         // It is refused for one of them, and nobody knows for which.
         Err(error) => {
-            tracing::debug!(%error, "effects could not be committed together; each runs alone");
+            tracing::debug!(%error, "shared commit refused; running each effect alone");
             alone(runs)
         }
     }

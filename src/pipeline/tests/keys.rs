@@ -71,8 +71,8 @@ async fn each_key_is_counted_under_its_source_and_a_fallback_to_positions_is_war
     drop(guard);
     let texts = warnings.0.lock().unwrap().clone();
     let of = |what: &str| texts.iter().filter(|text| text.contains(what)).count();
-    assert_eq!((of("known by its position alone"), of("in another letter case")), (1, 1), "{texts:?}");
-    let hint = texts.iter().find(|text| text.contains("in another letter case")).unwrap();
+    assert_eq!((of("keyed by position"), of("differs in letter case")), (1, 1), "{texts:?}");
+    let hint = texts.iter().find(|text| text.contains("differs in letter case")).unwrap();
     assert!(hint.contains("found=\"Idempotency-Key\""), "{hint}");
 }
 

@@ -1,4 +1,4 @@
-//! What the suite asks of a broker under test: [`BrokerHarness`], and the one of the memory broker.
+//! The broker under test: [`BrokerHarness`], and its implementation for the memory broker.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
+//! A broker in memory with the behaviour of real ones and seeded faults: [`MemoryBroker`].
 
 mod flow;
 mod habits;

@@ -1,4 +1,4 @@
-//! A broker for relays that keeps what reaches it, and loses confirms.
+//! A broker for relays that records what it receives and loses confirmations.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};

@@ -1,4 +1,4 @@
-//! Checks of what is put in, taken and settled.
+//! Checks of adding, leasing and settling rows.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::publisher::Outgoing;
 
 const MANY: TakeLimits = TakeLimits { rows: 100, per_key: 100, bytes: 1_000_000 };
 
-type InFlight<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::InFlight, Vec<OutboxRow>);
+type Taken<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::Taken, Vec<OutboxRow>);
 
 /// What was let go may be free a moment later.
-async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> InFlight<H> {
+async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> Taken<H> {
     let end = Instant::now() + harness.patience();
     loop {
         if let Some(taken) = outbox.take(limits).await.expect("an answer") {
