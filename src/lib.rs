@@ -48,8 +48,8 @@ pub use extract::{KeyExtractor, KeySource, KeyText};
 #[cfg(feature = "testing")]
 pub use handler::TestRun;
 pub use handler::{
-    FnHandler, Handled, Handler, HandlerError, HandlerFn, IntoReply, ResultExt, TxFn, TxHandler, TxHandlerFn,
-    Verdict, handler, handler_fn, tx_handler,
+    FnHandler, Handled, Handler, HandlerError, HandlerFn, IntoReply, ResultExt, StatementFailure,
+    StatementParameter, TxFn, TxHandler, TxHandlerFn, Verdict, handler, handler_fn, tx_handler,
 };
 #[cfg(feature = "tower")]
 pub use handler::{ServiceHandler, tower_handler};

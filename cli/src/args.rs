@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
-use crate::config::{ADAPTERS, HumanDuration, KeyPart};
+use crate::config::{HumanDuration, KeyPart, adapter_tables};
 
 /// Puts deduplication in front of a handler written in any language: one effect for each message, whatever the broker
 /// delivers again.
@@ -39,9 +39,9 @@ impl CommandLine {
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let of = |compiled_in: bool| {
-        let tables: Vec<_> = ADAPTERS
-            .iter()
-            .filter(|adapter| adapter.compiled_in == compiled_in)
+        let adapters = adapter_tables().into_iter();
+        let tables: Vec<_> = adapters
+            .filter(|adapter| adapter.is_compiled_in == compiled_in)
             .map(|adapter| adapter.table)
             .collect();
         if tables.is_empty() { "none".to_owned() } else { tables.join(", ") }

@@ -7,6 +7,7 @@ pub mod exit;
 pub mod handlers;
 mod logging;
 pub mod output;
+mod plugins;
 mod registry;
 mod signals;
 mod telemetry;

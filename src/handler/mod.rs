@@ -2,6 +2,7 @@
 
 mod error;
 mod function;
+mod statement;
 #[cfg(feature = "testing")]
 mod test_run;
 #[cfg(feature = "tower")]
@@ -16,6 +17,7 @@ use bytes::Bytes;
 pub use self::tower::{ServiceHandler, tower_handler};
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
 pub use function::{FnHandler, HandlerFn, handler, handler_fn};
+pub use statement::{StatementFailure, StatementParameter};
 #[cfg(feature = "testing")]
 pub use test_run::TestRun;
 pub use transactional::{TxFn, TxHandler, TxHandlerFn, tx_handler};

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use onceward::{Acker, Error, Settled, Settlement, Tag};
 use tokio::time::Instant;
 
-use crate::progress::Shared;
+use crate::progress::ProgressHandle;
 
 /// The acker of a [`FileConsumer`](crate::FileConsumer).
 ///
 /// An acked line is noted; before `settle` answers, the offset before which every line is settled is saved, once for the
 /// whole batch. If that fails, the acks of the batch are answered with the error and may be repeated.
 pub(crate) struct FileAcker {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ProgressHandle>,
 }
 
 #[async_trait]
@@ -24,7 +24,7 @@ impl Acker for FileAcker {
             let now = Instant::now();
             let noted: Vec<_> =
                 batch.iter().map(|(tag, settlement)| progress.settle(*tag, *settlement, now)).collect();
-            (noted, progress.unsettled() == 0 || !progress.nothing_waits())
+            (noted, progress.unsettled() == 0 || !progress.has_no_pending_redelivery())
         };
         if wake {
             self.shared.changed.notify_one();

@@ -12,15 +12,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::acker::FileAcker;
-use crate::again::read_again;
-use crate::attach::{self, Attached, Cause, Kind};
 use crate::config::FileConfig;
-use crate::content;
 use crate::error;
-use crate::incarnation;
-use crate::progress::{Kept, Shared};
+use crate::file_source::attach::{self, AttachedFile, Cause, Kind};
+use crate::file_source::content;
+use crate::file_source::incarnation;
+use crate::message::LineDecoder;
+use crate::progress::redelivery::reread;
+use crate::progress::{CheckpointTarget, ProgressHandle};
 use crate::reader::{Batch, Event, Reader};
-use crate::shape::Shape;
 
 /// Batches that are read ahead. Two keep the reader busy while one is being handled.
 const READ_AHEAD: usize = 2;
@@ -32,14 +32,14 @@ const READ_AHEAD: usize = 2;
 pub struct FileConsumer {
     config: FileConfig,
     capabilities: Capabilities,
-    shared: Arc<Shared>,
+    shared: Arc<ProgressHandle>,
     health: Arc<SourceHealth>,
     events: mpsc::Receiver<Event>,
     at_end: Arc<AtomicBool>,
     /// What was read and not yet delivered.
     ready: Option<Batch>,
     /// The file to go over to, once every line of the one before is settled.
-    next: Option<Box<Attached>>,
+    next: Option<Box<AttachedFile>>,
     ended: bool,
 }
 
@@ -119,7 +119,7 @@ impl FileConsumer {
             Ok((attached, checkpoint))
         })
         .await?;
-        let kept = Kept { checkpoints, scope, source };
+        let kept = CheckpointTarget { checkpoints, scope, source };
         Self::start(config, Some(kept), "".into(), |reader| move || reader.read_files(attached, checkpoint))
     }
 
@@ -134,19 +134,19 @@ impl FileConsumer {
 
     fn start<R: FnOnce() + Send + 'static>(
         config: FileConfig,
-        kept: Option<Kept>,
+        kept: Option<CheckpointTarget>,
         incarnation: Arc<str>,
         run: impl FnOnce(Reader) -> R,
     ) -> Result<Self, Error> {
         let origin: Arc<str> = config.path.to_string_lossy().into();
-        let shape = Shape {
+        let decoder = LineDecoder {
             format: config.format,
             limit: config.max_message_bytes,
             origin: Arc::clone(&origin),
             incarnation,
             own_headers: config.own_headers.clone(),
         };
-        let shared = Shared::new(kept, shape);
+        let shared = ProgressHandle::new(kept, decoder);
         let (sender, events) = mpsc::channel(READ_AHEAD);
         let at_end = Arc::new(AtomicBool::new(false));
         let reader = Reader {
@@ -179,17 +179,17 @@ impl FileConsumer {
 
     /// The lines that are due to come again, if there are any.
     async fn deliver_again(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
-        let (due, file, shape) = {
+        let (due, file, decoder) = {
             let progress = self.shared.lock();
             let due = progress.due(Instant::now(), self.config.batch_messages, self.config.batch_bytes);
-            (due, progress.current.file.clone(), progress.current.shape.clone())
+            (due, progress.current.file.clone(), progress.current.decoder.clone())
         };
         if due.is_empty() {
             return Ok(None);
         }
         let path = self.config.path.clone();
         // They go on waiting until they are delivered: a dropped call loses none.
-        let read = blocking(move || read_again(&path, file.as_deref(), &shape, due)).await?;
+        let read = blocking(move || reread(&path, file.as_deref(), &decoder, due)).await?;
         let mut deliveries = Vec::with_capacity(read.len());
         let mut progress = self.shared.lock();
         for (waiting, message) in read {
@@ -228,7 +228,7 @@ impl FileConsumer {
         deliveries
     }
 
-    fn announce(&self, attached: &Attached) {
+    fn announce(&self, attached: &AttachedFile) {
         let path = self.config.path.display();
         match &attached.cause {
             Cause::First => tracing::debug!(%path, "reads the file from its beginning"),
@@ -330,7 +330,7 @@ impl Consumer for FileConsumer {
     async fn is_idle(&mut self) -> Option<bool> {
         let nothing_read =
             self.ready.is_none() && self.events.is_empty() && self.at_end.load(Ordering::Acquire);
-        Some((nothing_read || self.ended) && self.shared.lock().nothing_waits())
+        Some((nothing_read || self.ended) && self.shared.lock().has_no_pending_redelivery())
     }
 
     async fn close(&mut self) -> Result<(), Error> {

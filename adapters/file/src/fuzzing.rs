@@ -2,8 +2,8 @@
 
 use onceward::Outgoing;
 
+use crate::dead_letter;
 use crate::envelope::{self, Envelope};
-use crate::letter;
 
 fn outgoing(envelope: Envelope) -> Outgoing {
     Outgoing {
@@ -30,5 +30,5 @@ pub fn write(message: &Outgoing) -> Option<Vec<u8>> {
 
 /// The letter that a line of a raw source is.
 pub fn recognise(line: &[u8]) -> Option<Result<Outgoing, String>> {
-    letter::recognise(line).map(|letter| letter.map(outgoing))
+    dead_letter::recognise(line).map(|letter| letter.map(outgoing))
 }

@@ -63,31 +63,28 @@
 compile_error!("onceward-file recognises files by device and inode, which only Unix has");
 
 mod acker;
-mod again;
-mod attach;
-mod backlog;
 mod config;
 mod consumer;
-mod content;
+mod dead_letter;
 mod envelope;
 mod error;
+mod file_source;
+mod file_tail;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-mod incarnation;
-mod letter;
-mod lines;
-mod pause;
+mod inspect;
+mod line_mark;
+mod message;
 mod progress;
 mod publisher;
 mod reader;
-mod shape;
-mod sniff;
-mod tail;
-mod watermark;
 
-pub use backlog::{Backlog, backlog};
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use config::{FileConfig, Format};
 pub use consumer::FileConsumer;
-pub use content::check_content;
+pub use file_source::check_content;
+pub use inspect::{Backlog, backlog};
 pub use publisher::FilePublisher;

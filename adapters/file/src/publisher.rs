@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use onceward::{Error, ErrorKind, Outgoing, Publisher, open_private};
 
-use crate::attach::directory_of;
 use crate::envelope;
 use crate::error;
-use crate::tail::{self, Letter, Tail};
+use crate::file_source::attach::directory_of;
+use crate::file_tail::{FileTail, LetterIdentity};
 
 /// How long to wait for another process that appends to the same file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ impl FilePublisher {
         let mut options = OpenOptions::new();
         let file = open_private(path, options.read(true).append(true).create(true)).map_err(failed)?;
         let is_locked = lock(&file, path)?;
-        let tail = Tail::read(&file).map_err(failed)?;
+        let tail = FileTail::read(&file).map_err(failed)?;
         let tail = if is_locked { tail.without_torn_line(&file, path).map_err(failed)? } else { tail };
         let lines = part.new_lines(&tail);
         if let Err(error) = write(&file, &lines) {
@@ -111,7 +111,7 @@ fn write(mut file: &File, lines: &[u8]) -> Result<(), WriteError> {
 }
 
 /// Removes what was written of a batch that failed and will be published again, unless something else was appended to it.
-fn take_back(file: &File, path: &Path, tail: &Tail, written: u64) {
+fn take_back(file: &File, path: &Path, tail: &FileTail, written: u64) {
     let taken_back = file.metadata().and_then(|metadata| {
         if metadata.len() != tail.length + written {
             return Err(io::Error::other("another program has appended to it without the file's lock"));
@@ -156,12 +156,12 @@ struct Part {
     /// The item of the batch, and where its line ends.
     items: Vec<(usize, usize)>,
     /// What the letter is recognised by, item by item.
-    letters: Vec<Option<Letter>>,
+    letters: Vec<Option<LetterIdentity>>,
 }
 
 impl Part {
     /// What is to be appended behind `tail`: the lines that are not there yet, from the beginning of a line on.
-    fn new_lines(&self, tail: &Tail) -> Vec<u8> {
+    fn new_lines(&self, tail: &FileTail) -> Vec<u8> {
         let mut lines = Vec::with_capacity(self.lines.len() + 1);
         if tail.needs_newline {
             lines.push(b'\n');
@@ -197,7 +197,7 @@ fn parts(batch: &[Outgoing], results: &mut [Result<(), Error>]) -> Vec<Part> {
         match envelope::write(message, &mut part.lines) {
             Ok(()) => {
                 part.items.push((at, part.lines.len()));
-                part.letters.push(tail::Letter::of(message));
+                part.letters.push(LetterIdentity::of(message));
             }
             Err(cause) => {
                 part.lines.truncate(before);

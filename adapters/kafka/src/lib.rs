@@ -34,6 +34,8 @@ mod password;
 mod pending;
 mod place;
 mod plaintext;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod poll;
 mod probe;
 mod publisher;

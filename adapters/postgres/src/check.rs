@@ -5,22 +5,26 @@ use onceward::store::{Advice, AdviceLevel};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query_scalar};
 
 use crate::config::PgConfig;
-use crate::effects::Effects;
 use crate::error::store_error;
-use crate::link::Link;
+use crate::handler_pool::HandlerPool;
 use crate::migrate;
-use crate::ownership::Ownership;
-use crate::sql::EQ;
+use crate::operators::EQ;
+use crate::schema_ownership::SchemaOwnership;
+use crate::session::Sessions;
 
 pub(crate) const CHECK: &str = "check the Postgres store";
 
 /// Opens a connection of each pool, looks at the schema and the server's settings, and says what it found.
-pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> Result<Vec<Advice>, Error> {
+pub(crate) async fn check(
+    config: &PgConfig,
+    sessions: &Sessions,
+    effects: &HandlerPool,
+) -> Result<Vec<Advice>, Error> {
     let failed = |error| store_error(CHECK, error);
-    let mut conn = link.pool.acquire().await.map_err(failed)?;
+    let mut conn = sessions.pool.acquire().await.map_err(failed)?;
     let mut of_handlers = effects.acquire().await.map_err(failed)?;
     let version = migrate::check(&mut conn, config.schema_name()).await?;
-    let ownership = Ownership::of(&mut conn, config.schema_name()).await.map_err(failed)?;
+    let ownership = SchemaOwnership::read(&mut conn, config.schema_name()).await.map_err(failed)?;
     let open_places = open_places(of_handlers.connection()).await.map_err(failed)?;
     let row = conn
         .fetch_one(
@@ -65,7 +69,7 @@ pub(crate) async fn check(config: &PgConfig, link: &Link, effects: &Effects) -> 
         found.push(advice(AdviceLevel::Warning, text));
     }
     if is_shared || !flag(8)? {
-        let count = link.pool.limit() + effects.limit() + 1;
+        let count = sessions.pool.limit() + effects.limit() + 1;
         let text = format!(
             "a pooler at {place} shares server sessions between transactions, so that settings and prepared \
              statements get lost; use its session mode, with room for {count} sessions of each process"

@@ -16,8 +16,8 @@ impl CheckpointStore for PgStore {
         let (schema, scope, source) = (self.schema(), scope.as_str().to_owned(), source.to_owned());
         let named = source.clone();
         let found: Option<(String, i64, String)> = self
-            .link()
-            .run_again(LOAD, true, move |conn| {
+            .sessions()
+            .run_with_retry(LOAD, true, move |conn| {
                 let (schema, scope, source) = (schema.clone(), scope.clone(), source.clone());
                 Box::pin(async move {
                     let sql = format!(
@@ -29,7 +29,7 @@ impl CheckpointStore for PgStore {
                 })
             })
             .await
-            .map_err(|attempt| attempt.told(LOAD))?;
+            .map_err(|error| error.into_error(LOAD))?;
         let Some((incarnation, position, evidence)) = found else { return Ok(None) };
         let offset = u64::try_from(position).map_err(|_| {
             let context = format!("{named} is saved at {position}, which is negative");
@@ -48,10 +48,10 @@ impl CheckpointStore for PgStore {
             let context = format!("offset {} is larger than any file", checkpoint.offset);
             Error::new(ErrorKind::Internal, SAVE, context)
         })?;
-        let scope = self.link().scope_id(scope).await.map_err(|attempt| attempt.told(SAVE))?;
+        let scope = self.sessions().scope_id(scope).await.map_err(|error| error.into_error(SAVE))?;
         let (schema, source, checkpoint) = (self.schema(), source.to_owned(), checkpoint.clone());
-        self.link()
-            .run_again(SAVE, true, move |conn| {
+        self.sessions()
+            .run_with_retry(SAVE, true, move |conn| {
                 let (schema, source, checkpoint) = (schema.clone(), source.clone(), checkpoint.clone());
                 Box::pin(async move {
                     let sql = format!(
@@ -73,6 +73,6 @@ impl CheckpointStore for PgStore {
                 })
             })
             .await
-            .map_err(|attempt| attempt.told(SAVE))
+            .map_err(|error| error.into_error(SAVE))
     }
 }

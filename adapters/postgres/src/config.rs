@@ -7,8 +7,8 @@ use onceward::{Error, ErrorKind};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgSslMode, PgTypeInfo};
 
 use crate::error::store_error;
-use crate::pool::{Opener, PasswordSource, Pool, Session};
-use crate::tls::{self, Trust};
+use crate::pool::{PasswordSource, Pool, Session, SessionOpener};
+use crate::tls::{self, TlsPolicy};
 
 const WHAT: &str = "configure the Postgres store";
 
@@ -16,7 +16,7 @@ const WHAT: &str = "configure the Postgres store";
 #[derive(Clone)]
 pub struct PgConfig {
     options: PgConnectOptions,
-    trust: Trust,
+    trust: TlsPolicy,
     password: Option<PasswordSource>,
     schema: String,
     max_connections: u32,
@@ -62,7 +62,7 @@ impl PgConfig {
                  characters of the password percent-encoded";
             Error::new(ErrorKind::Config, WHAT, context)
         })?;
-        Ok(Self { trust: Trust::of_url(url), ..Self::new(options) })
+        Ok(Self { trust: TlsPolicy::of_url(url), ..Self::new(options) })
     }
 
     /// The database that `options` name. As for [`from_url`](Self::from_url) its server is verified on another host; `prefer`,
@@ -71,7 +71,7 @@ impl PgConfig {
     pub fn new(options: PgConnectOptions) -> Self {
         Self {
             options,
-            trust: Trust::Silent,
+            trust: TlsPolicy::Unspecified,
             password: None,
             schema: "onceward".to_owned(),
             max_connections: 8,
@@ -91,7 +91,7 @@ impl PgConfig {
         let mut config = Self::new(pool.connect_options().as_ref().clone());
         config.effects = Some(pool);
         // The application connects like this already.
-        config.trust = Trust::Anything;
+        config.trust = TlsPolicy::AllowPlaintext;
         config
     }
 
@@ -143,7 +143,7 @@ impl PgConfig {
     #[must_use]
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
         if allow {
-            self.trust = Trust::Anything;
+            self.trust = TlsPolicy::AllowPlaintext;
         }
         self
     }
@@ -260,17 +260,17 @@ impl PgConfig {
     }
 
     /// For a single connection that listens, beside the store's own.
-    pub(crate) fn listener(&self) -> Opener {
+    pub(crate) fn listener(&self) -> SessionOpener {
         self.opener("onceward", Vec::new())
     }
 
-    fn opener(&self, name: &str, settings: Vec<(&'static str, String)>) -> Opener {
+    fn opener(&self, name: &str, settings: Vec<(&'static str, String)>) -> SessionOpener {
         let budget = (self.connect_timeout * 6).max(LEAST_BUDGET);
         // `validate` has refused what must not be connected to; without it, TLS is verified.
         let secured = self.trust.secured(&self.options);
         let options = secured.unwrap_or_else(|_| self.options.clone().ssl_mode(PgSslMode::VerifyFull));
         let options = options.application_name(name);
-        Opener::new(options, self.password.clone(), settings, budget)
+        SessionOpener::new(options, self.password.clone(), settings, budget)
     }
 
     /// A connection outside the pools, without their timeouts: for migrations and checks.

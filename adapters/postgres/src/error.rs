@@ -40,21 +40,21 @@ pub(crate) fn store_error(operation: impl Into<Cow<'static, str>>, error: sqlx::
         ),
         _ => (ErrorKind::Unknown, "Postgres answered with an unexpected error"),
     };
-    Error::new(kind, operation, context).with_source(Reported::from(error))
+    Error::new(kind, operation, context).with_source(ServerError::from(error))
 }
 
 /// A server's error as people should see it: its message, detail, hint and code, without the line of the server's own
 /// source that reported it.
 #[derive(Debug)]
-pub(crate) struct Reported(sqlx::Error);
+pub(crate) struct ServerError(sqlx::Error);
 
-impl From<sqlx::Error> for Reported {
+impl From<sqlx::Error> for ServerError {
     fn from(error: sqlx::Error) -> Self {
         Self(error)
     }
 }
 
-impl fmt::Display for Reported {
+impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_database_error() {
             Some(error) => f.write_str(&describe(error)),
@@ -63,7 +63,7 @@ impl fmt::Display for Reported {
     }
 }
 
-impl std::error::Error for Reported {
+impl std::error::Error for ServerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         // A database error is its own cause, in other words.
         if self.0.as_database_error().is_some() { None } else { std::error::Error::source(&self.0) }
@@ -151,7 +151,7 @@ fn meaning(code: &str, message: &str) -> (ErrorKind, &'static str) {
 
 /// What an error of the handler's own statements says about the database: that it met another transaction, or takes no statement for
 /// now. A lost connection says neither, since the statement may be what ends it.
-pub(crate) fn not_the_messages(error: &sqlx::Error) -> Option<ErrorKind> {
+pub(crate) fn transient_kind(error: &sqlx::Error) -> Option<ErrorKind> {
     if is_stale(error) {
         return Some(ErrorKind::Conflict);
     }
@@ -181,7 +181,7 @@ pub(crate) fn not_the_messages(error: &sqlx::Error) -> Option<ErrorKind> {
 /// }
 /// ```
 pub fn handler_error(error: sqlx::Error) -> HandlerError {
-    let kind = not_the_messages(&error);
+    let kind = transient_kind(&error);
     let failed = HandlerError::from(error);
     match kind {
         Some(ErrorKind::Conflict) => HandlerError::conflict(failed.text()),
@@ -201,12 +201,12 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 }
 
 /// What was to be created is there already, or was created at the same moment.
-pub(crate) fn is_taken(error: &sqlx::Error) -> bool {
+pub(crate) fn is_already_created(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| matches!(&*code, "23505" | "42P06" | "42P07" | "42710"))
 }
 
 /// A row was removed by another transaction between two statements of this one, which is to be rolled back and repeated.
-pub(crate) fn vanished() -> sqlx::Error {
+pub(crate) fn row_removed() -> sqlx::Error {
     sqlx::Error::RowNotFound
 }
 
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_row_that_vanished_is_a_conflict_on_a_connection_that_works() {
-        let error = vanished();
+        let error = row_removed();
         assert!(is_conflict(&error) && leaves_usable(&error) && !is_lost(&error));
         assert_eq!(store_error("write", error).kind(), ErrorKind::Conflict);
     }

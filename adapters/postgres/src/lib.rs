@@ -26,40 +26,36 @@
 //! Claims and completions are on disk of the *primary* when a call answers; a failover to an asynchronous standby can
 //! lose the last ones.
 
-mod batch;
 mod check;
 mod checkpoint;
 mod claim;
 mod config;
-mod conn;
-mod doubts;
-mod effects;
+mod connection;
 mod error;
-mod fast;
 mod guard;
-mod held;
-mod link;
-mod mark;
+mod handler_pool;
+mod inspect;
 mod migrate;
-mod offsets;
+mod operators;
 mod outbox;
-mod ownership;
 mod pool;
+mod position;
 mod purge;
-mod read;
 mod row;
-mod shared;
-mod sql;
+mod schema_ownership;
+mod session;
+mod sql_handler;
 mod store;
 mod tls;
-mod together;
 mod transaction;
-mod within;
+
+#[cfg(feature = "plugin")]
+pub mod plugin;
 
 pub use config::PgConfig;
-pub use conn::PgConn;
+pub use connection::PgConn;
 pub use error::handler_error;
 pub use outbox::PgOutbox;
+pub use sql_handler::PgSqlHandler;
 pub use store::PgStore;
-pub use together::Together;
-pub use transaction::PgTx;
+pub use transaction::{EffectOutcome, PgTx};

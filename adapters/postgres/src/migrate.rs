@@ -4,8 +4,8 @@ use onceward::{Error, ErrorKind, KEY_FORMAT};
 use onceward_migrations::{latest, postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
 
-use crate::error::{is_taken, store_error};
-use crate::ownership::Ownership;
+use crate::error::{is_already_created, store_error};
+use crate::schema_ownership::SchemaOwnership;
 
 /// The version of the records themselves, apart from the columns that hold them.
 const FORMAT: i64 = 1;
@@ -13,7 +13,7 @@ pub(crate) const MIGRATE: &str = "migrate the Postgres store";
 pub(crate) const USE: &str = "use the Postgres store";
 
 /// What the schema says of itself.
-struct Found {
+struct SchemaState {
     /// 0: no schema of ours.
     version: u32,
     /// The version that a program must know at least; all, where it does not say.
@@ -21,13 +21,13 @@ struct Found {
     format: i64,
     key_format: i64,
     /// `None`: no schema.
-    ownership: Option<Ownership>,
+    ownership: Option<SchemaOwnership>,
 }
 
 /// The schema's version, after checking that this program may use it. `schema` is a valid identifier.
 pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
-    let found = look(conn, schema, "read the schema's version").await?;
-    refuse_foreign(&found, schema)?;
+    let found = read_state(conn, schema, "read the schema's version").await?;
+    check_compatible(&found, schema)?;
     let wanted = latest(postgres().0);
     if found.version < wanted {
         let context = match found.version {
@@ -43,8 +43,8 @@ pub(crate) async fn check(conn: &mut PgConnection, schema: &str) -> Result<u32, 
 
 /// How many steps [`migrate`] would take.
 pub(crate) async fn missing(conn: &mut PgConnection, schema: &str) -> Result<u32, Error> {
-    let found = look(conn, schema, "read the schema's version").await?;
-    refuse_foreign(&found, schema)?;
+    let found = read_state(conn, schema, "read the schema's version").await?;
+    check_compatible(&found, schema)?;
     Ok(latest(postgres().0).saturating_sub(found.version))
 }
 
@@ -56,9 +56,9 @@ pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32
         left -= 1;
         match migrate_once(conn, schema).await {
             // Another program was about to create the same, and has done so.
-            Err(Failed::Sql(error)) if left > 0 && is_taken(&error) => {}
-            Err(Failed::Sql(error)) => return Err(store_error(MIGRATE, error)),
-            Err(Failed::Refused(error)) => return Err(error),
+            Err(MigrationError::Sql(error)) if left > 0 && is_already_created(&error) => {}
+            Err(MigrationError::Sql(error)) => return Err(store_error(MIGRATE, error)),
+            Err(MigrationError::Refused(error)) => return Err(error),
             Ok(applied) => return Ok(applied),
         }
     }
@@ -67,26 +67,26 @@ pub(crate) async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<u32
 /// How often it is tried while other programs create the schema at the same time.
 const TRIES: u32 = 3;
 
-enum Failed {
+enum MigrationError {
     Sql(sqlx::Error),
     Refused(Error),
 }
 
-impl From<sqlx::Error> for Failed {
+impl From<sqlx::Error> for MigrationError {
     fn from(error: sqlx::Error) -> Self {
         Self::Sql(error)
     }
 }
 
-impl From<Error> for Failed {
+impl From<Error> for MigrationError {
     fn from(error: Error) -> Self {
         Self::Refused(error)
     }
 }
 
-async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Failed> {
-    let found = look(conn, schema, MIGRATE).await?;
-    refuse_foreign(&found, schema)?;
+async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, MigrationError> {
+    let found = read_state(conn, schema, MIGRATE).await?;
+    check_compatible(&found, schema)?;
     if found.version >= latest(postgres().0) {
         return Ok(0);
     }
@@ -100,8 +100,8 @@ async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Fail
         transaction.execute(AssertSqlSafe(lock)).await?;
     }
     // Another program may have been faster while this one waited for the lock.
-    let found = look(&mut transaction, schema, MIGRATE).await?;
-    refuse_foreign(&found, schema)?;
+    let found = read_state(&mut transaction, schema, MIGRATE).await?;
+    check_compatible(&found, schema)?;
     if let Some(ownership) = &found.ownership {
         ownership.refuse_untrusted(MIGRATE, schema)?;
     }
@@ -111,7 +111,7 @@ async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Fail
 }
 
 /// What is not there yet is created, and nothing that is there is taken for it.
-async fn apply(conn: &mut PgConnection, schema: &str, found: &Found) -> Result<u32, sqlx::Error> {
+async fn apply(conn: &mut PgConnection, schema: &str, found: &SchemaState) -> Result<u32, sqlx::Error> {
     if found.ownership.is_none() {
         conn.execute(AssertSqlSafe(format!("CREATE SCHEMA \"{schema}\""))).await?;
     }
@@ -150,9 +150,13 @@ async fn apply(conn: &mut PgConnection, schema: &str, found: &Found) -> Result<u
 }
 
 /// Reads what the schema says of itself, unless that is not to be trusted.
-async fn look(conn: &mut PgConnection, schema: &str, operation: &'static str) -> Result<Found, Error> {
+async fn read_state(
+    conn: &mut PgConnection,
+    schema: &str,
+    operation: &'static str,
+) -> Result<SchemaState, Error> {
     let failed = |error| store_error(operation, error);
-    let ownership = Ownership::of(conn, schema).await.map_err(failed)?;
+    let ownership = SchemaOwnership::read(conn, schema).await.map_err(failed)?;
     if let Some(ownership) = &ownership {
         ownership.refuse_strange(operation, schema)?;
     }
@@ -161,9 +165,14 @@ async fn look(conn: &mut PgConnection, schema: &str, operation: &'static str) ->
     Ok(found)
 }
 
-async fn read(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Error> {
-    let mut found =
-        Found { version: 0, needs: None, format: FORMAT, key_format: i64::from(KEY_FORMAT), ownership: None };
+async fn read(conn: &mut PgConnection, schema: &str) -> Result<SchemaState, sqlx::Error> {
+    let mut found = SchemaState {
+        version: 0,
+        needs: None,
+        format: FORMAT,
+        key_format: i64::from(KEY_FORMAT),
+        ownership: None,
+    };
     // By the catalogue, which needs no right on the schema.
     let book = query(
         "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -191,7 +200,7 @@ async fn read(conn: &mut PgConnection, schema: &str) -> Result<Found, sqlx::Erro
     Ok(found)
 }
 
-fn refuse_foreign(found: &Found, schema: &str) -> Result<(), Error> {
+fn check_compatible(found: &SchemaState, schema: &str) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, USE, context));
     let newest = latest(postgres().0);
     if found.version > newest && found.needs.is_none_or(|needs| needs > i64::from(newest)) {

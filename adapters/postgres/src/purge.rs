@@ -6,8 +6,8 @@ use std::time::Duration;
 use onceward::Error;
 use sqlx::{AssertSqlSafe, Executor, Row, query};
 
-use crate::link::{Call, Link, READ, WRITE};
 use crate::row;
+use crate::session::{CallOptions, READ, Sessions, WRITE};
 
 /// Keeps the rows whose fence a claim that is under way could still fall short of. A claim reads clock and floor at its
 /// beginning, and an insert of a key whose row is removed meanwhile goes on with what it read. A fence is as old as its
@@ -16,13 +16,13 @@ use crate::row;
 const STALE: &str = "AND fence < (SELECT now FROM at) - CASE written_at WHEN 0 THEN 3600000000 ELSE 0 END";
 
 /// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
-pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
-    let schema = link.schema.clone();
+pub(crate) async fn purge(sessions: &Sessions, limit: u32) -> Result<u64, Error> {
+    let schema = sessions.schema.clone();
     // What this worker has removed just now lies at the beginning of the index until that is vacuumed: not to be walked over
     // again with each batch.
-    let from = link.purged_to.load(Ordering::Relaxed);
-    let (removed, last) = link
-        .run_again(Call::from(WRITE).replies(6).transaction(), false, move |conn| {
+    let from = sessions.purged_to.load(Ordering::Relaxed);
+    let (removed, last) = sessions
+        .run_with_retry(CallOptions::from(WRITE).replies(6).transaction(), false, move |conn| {
             let schema = schema.clone();
             Box::pin(async move {
                 conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
@@ -52,18 +52,18 @@ pub(crate) async fn purge(link: &Link, limit: u32) -> Result<u64, Error> {
             })
         })
         .await
-        .map_err(|attempt| attempt.told(WRITE))?;
+        .map_err(|error| error.into_error(WRITE))?;
     let removed = u64::try_from(removed).unwrap_or(0);
     // The pass ends where less than a batch is left; the next one finds what was in use or came late.
     let to = if removed < u64::from(limit) { 0 } else { last.unwrap_or(0) };
-    link.purged_to.store(to, Ordering::Relaxed);
+    sessions.purged_to.store(to, Ordering::Relaxed);
     Ok(removed)
 }
 
 /// How long ago the oldest row expired that may be removed and is not.
-pub(crate) async fn lag(link: &Link) -> Result<Duration, Error> {
-    let schema = link.schema.clone();
-    let asked = link.run_again(READ, true, move |conn| {
+pub(crate) async fn lag(sessions: &Sessions) -> Result<Duration, Error> {
+    let schema = sessions.schema.clone();
+    let asked = sessions.run_with_retry(READ, true, move |conn| {
         let schema = schema.clone();
         Box::pin(async move {
             let sql = format!(
@@ -75,7 +75,7 @@ pub(crate) async fn lag(link: &Link) -> Result<Duration, Error> {
             query(AssertSqlSafe(sql)).fetch_one(conn).await?.try_get::<Option<i64>, _>(0)
         })
     });
-    let lag = asked.await.map_err(|attempt| attempt.told(READ))?;
+    let lag = asked.await.map_err(|error| error.into_error(READ))?;
     // A row that expires in this microsecond is late all the same.
     Ok(lag.map_or(Duration::ZERO, |lag| Duration::from_micros(u64::try_from(lag).unwrap_or(0).max(1))))
 }

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
-use onceward::store::transition::{Detail, Record};
-use onceward::store::{KeyState, OwnerToken, Reason};
+use onceward::store::OwnerToken;
+use onceward::store::transition::{Record, RecordColumns};
 use onceward::{Error, ErrorKind, Fingerprint, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
 
-use crate::sql::{BYTEAS, EQ};
+use crate::operators::{BYTEAS, EQ};
 
 /// The columns that [`key_of`] and [`record_of`] read.
 pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, \
@@ -174,59 +173,41 @@ pub(crate) fn key_of(row: &PgRow) -> Result<Key, sqlx::Error> {
     Ok(Key::from_bytes(bytes))
 }
 
-/// The record of a row.
+/// Decodes the record of a row.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`]: the row is damaged, which concerns its key alone.
 pub(crate) fn record_of(row: &PgRow) -> Result<Record, Error> {
-    decode(row).map_err(|what| {
+    read_columns(row).and_then(RecordColumns::decode).map_err(|what| {
         let context = format!("a row of the table of keys holds {what}; forget the key, or restore a backup");
         Error::new(ErrorKind::Corrupt, "read a record", context)
     })
 }
 
-fn decode(row: &PgRow) -> Result<Record, String> {
+fn read_columns(row: &PgRow) -> Result<RecordColumns<'_>, String> {
     fn column<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
         row: &'r PgRow,
         name: &'static str,
     ) -> Result<T, String> {
         row.try_get(name).map_err(|error| format!("an unreadable {name} ({error})"))
     }
-    let number = |name: &'static str| -> Result<u64, String> {
-        let value: i64 = column(row, name)?;
-        u64::try_from(value).map_err(|_| format!("{name} {value}, which is negative"))
-    };
-    let small =
-        |name: &'static str| -> Result<u32, String> { column::<i32>(row, name).map(i32::cast_unsigned) };
-    let sixteen = |name: &'static str, bytes: &[u8]| -> Result<[u8; 16], String> {
-        bytes.try_into().map_err(|_| format!("{name} of {} bytes instead of 16", bytes.len()))
-    };
-
-    let state: i16 = column(row, "state")?;
-    let reason: Option<i16> = column(row, "reason")?;
-    let error: Option<String> = column(row, "error")?;
-    let result = column::<Option<&[u8]>>(row, "result")?.map(Bytes::copy_from_slice);
-    Ok(Record {
-        state: u8::try_from(state)
-            .ok()
-            .and_then(KeyState::from_code)
-            .ok_or_else(|| format!("state {state}, which this version does not know"))?,
+    // Written by `int`: the upper half of `u32` is stored as negative numbers.
+    let count = |name| column::<i32>(row, name).map(|value| i64::from(value.cast_unsigned()));
+    Ok(RecordColumns {
+        state: column::<i16>(row, "state")?.into(),
         started: column(row, "started")?,
-        reason: reason
-            .map(|code| {
-                let known = u8::try_from(code).ok().and_then(Reason::from_code);
-                known.ok_or_else(|| format!("reason {code}, which this version does not know"))
-            })
-            .transpose()?,
-        owner: OwnerToken::from_bytes(sixteen("owner", column::<&[u8]>(row, "owner")?)?),
-        fingerprint: column::<Option<&[u8]>>(row, "fingerprint")?
-            .map(|bytes| sixteen("fingerprint", bytes).map(Fingerprint::from_bytes))
-            .transpose()?,
-        fence: number("fence")?,
-        attempts: small("attempts")?,
-        lost: small("lost")?,
-        generation: small("generation")?,
-        lease_until: number("lease_until")?,
-        first_at: number("first_at")?,
-        written_at: number("written_at")?,
-        ttl: number("ttl")?,
-        detail: (error.is_some() || result.is_some()).then(|| Box::new(Detail { error, result })),
+        owner: column(row, "owner")?,
+        fence: column(row, "fence")?,
+        attempts: count("attempts")?,
+        lost: count("lost")?,
+        generation: count("generation")?,
+        lease_until: column(row, "lease_until")?,
+        first_at: column(row, "first_at")?,
+        written_at: column(row, "written_at")?,
+        ttl: column(row, "ttl")?,
+        reason: column::<Option<i16>>(row, "reason")?.map(i64::from),
+        fingerprint: column(row, "fingerprint")?,
+        error: column(row, "error")?,
+        result: column(row, "result")?,
     })
 }

@@ -13,15 +13,16 @@ use onceward::store::{
 use onceward::{Error, Key, Scope, Store};
 use sqlx::Connection as _;
 
-use crate::batch::{Batch, First};
+use crate::claim::contended::ContendedKeys;
+use crate::claim::row_locks::{LockPolicy, LockedBatch};
+use crate::claim::single_statement;
+use crate::claim::unanswered::UnansweredClaims;
 use crate::config::{PgConfig, quoted};
-use crate::doubts::Doubts;
-use crate::effects::Effects;
-use crate::guard::{caught, guarded};
-use crate::held::Held;
-use crate::link::Link;
-use crate::pool::{Opener, Session};
-use crate::{check, claim, fast, migrate, purge, read};
+use crate::guard::{catch_panic, catch_panic_in_call};
+use crate::handler_pool::HandlerPool;
+use crate::pool::{Session, SessionOpener};
+use crate::session::Sessions;
+use crate::{check, claim, inspect, migrate, purge};
 
 /// Keeps keys in a Postgres schema. Clones share one pool.
 ///
@@ -38,10 +39,10 @@ pub struct PgStore {
 
 struct Inner {
     config: PgConfig,
-    link: Link,
-    effects: Effects,
-    held: Arc<Held>,
-    doubts: Doubts,
+    sessions: Sessions,
+    effects: HandlerPool,
+    held: Arc<ContendedKeys>,
+    doubts: UnansweredClaims,
 }
 
 impl std::fmt::Debug for PgStore {
@@ -61,22 +62,23 @@ impl PgStore {
         let schema = config.schema_name().to_owned();
         let mut session = config.connect().await?;
         if config.migrate {
-            let applied = guarded(migrate::MIGRATE, migrate::migrate(&mut session.conn, &schema)).await?;
+            let applied =
+                catch_panic_in_call(migrate::MIGRATE, migrate::migrate(&mut session.conn, &schema)).await?;
             if applied > 0 {
                 tracing::info!(place = %config.place(), schema, applied, "the Postgres store's schema is up to date");
             }
         }
-        guarded(migrate::USE, migrate::check(&mut session.conn, &schema)).await?;
+        catch_panic_in_call(migrate::USE, migrate::check(&mut session.conn, &schema)).await?;
         close(session).await;
         let schema = quoted(&schema)?;
-        let pool = config.pool(fast::statements(&schema));
-        let link = Link::new(pool, schema, config.statement_timeout);
+        let pool = config.pool(single_statement::statements(&schema));
+        let sessions = Sessions::new(pool, schema, config.statement_timeout);
         let effects = match config.effects.clone() {
-            Some(pool) => Effects::Theirs(pool),
-            None => Effects::Own(config.effects_pool()),
+            Some(pool) => HandlerPool::Application(pool),
+            None => HandlerPool::Own(config.effects_pool()),
         };
-        let (held, doubts) = (Arc::default(), Doubts::default());
-        Ok(Self { inner: Arc::new(Inner { config, link, effects, held, doubts }) })
+        let (held, doubts) = (Arc::default(), UnansweredClaims::default());
+        Ok(Self { inner: Arc::new(Inner { config, sessions, effects, held, doubts }) })
     }
 
     /// Brings the schema up to date, whatever the configuration says, and answers how many steps that took.
@@ -87,7 +89,8 @@ impl PgStore {
         config.validate()?;
         let mut session = config.connect().await?;
         let applied =
-            guarded(migrate::MIGRATE, migrate::migrate(&mut session.conn, config.schema_name())).await;
+            catch_panic_in_call(migrate::MIGRATE, migrate::migrate(&mut session.conn, config.schema_name()))
+                .await;
         close(session).await;
         applied
     }
@@ -99,7 +102,9 @@ impl PgStore {
     pub async fn missing_migrations(config: &PgConfig) -> Result<u32, Error> {
         config.validate()?;
         let mut session = config.connect().await?;
-        let missing = guarded(migrate::USE, migrate::missing(&mut session.conn, config.schema_name())).await;
+        let missing =
+            catch_panic_in_call(migrate::USE, migrate::missing(&mut session.conn, config.schema_name()))
+                .await;
         close(session).await;
         missing
     }
@@ -140,31 +145,31 @@ impl PgStore {
 
     /// Closes the store's own connections, when they are idle.
     pub async fn close(&self) {
-        self.inner.link.pool.close().await;
-        if let Effects::Own(pool) = &self.inner.effects {
+        self.inner.sessions.pool.close().await;
+        if let HandlerPool::Own(pool) = &self.inner.effects {
             pool.close().await;
         }
     }
 
     /// How many connections the store has opened for claims and completions since it was connected: a diagnostic figure.
     pub fn opened_connections(&self) -> u64 {
-        self.inner.link.pool.opened()
+        self.inner.sessions.pool.opened()
     }
 
-    pub(crate) fn link(&self) -> &Link {
-        &self.inner.link
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
     }
 
     pub(crate) fn schema(&self) -> Arc<str> {
-        self.inner.link.schema.clone()
+        self.inner.sessions.schema.clone()
     }
 
     /// For one connection that listens.
-    pub(crate) fn listener(&self) -> Opener {
+    pub(crate) fn listener(&self) -> SessionOpener {
         self.inner.config.listener()
     }
 
-    pub(crate) fn effects(&self) -> &Effects {
+    pub(crate) fn effects(&self) -> &HandlerPool {
         &self.inner.effects
     }
 
@@ -181,21 +186,21 @@ impl PgStore {
         T: Send + 'static,
     {
         let decide = Arc::new(decide);
-        let batch = Batch {
+        let batch = LockedBatch {
             items: items.to_vec(),
             key,
             decide,
             held: None,
-            first: First::Wait,
+            first: LockPolicy::Wait,
             occupy: false,
             repeatable,
         };
-        self.link().call(scope, batch).await
+        self.sessions().call(scope, batch).await
     }
 }
 
 pub(crate) async fn close(session: Session) {
-    if let Err(error) = caught(session.conn.close()).await {
+    if let Err(error) = catch_panic(session.conn.close()).await {
         tracing::debug!(%error, "closing a connection to the Postgres store failed");
     }
 }
@@ -207,8 +212,8 @@ impl Store for PgStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        let checking = check::check(&self.inner.config, &self.inner.link, &self.inner.effects);
-        guarded(check::CHECK, checking).await
+        let checking = check::check(&self.inner.config, &self.inner.sessions, &self.inner.effects);
+        catch_panic_in_call(check::CHECK, checking).await
     }
 
     async fn claim(
@@ -217,11 +222,11 @@ impl Store for PgStore {
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
-        claim::claim(self.link(), &self.inner.held, &self.inner.doubts, scope, terms, batch).await
+        claim::claim(self.sessions(), &self.inner.held, &self.inner.doubts, scope, terms, batch).await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
-        claim::complete(self.link(), scope, batch).await
+        claim::complete(self.sessions(), scope, batch).await
     }
 
     async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>> {
@@ -256,15 +261,15 @@ impl StoreAdmin for PgStore {
     }
 
     async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
-        read::inspect(self.link(), scope, key).await
+        inspect::inspect(self.sessions(), scope, key).await
     }
 
     async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
-        read::list(self.link(), scope, query).await
+        inspect::list(self.sessions(), scope, query).await
     }
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
-        read::stats(self.link(), scope).await
+        inspect::stats(self.sessions(), scope).await
     }
 }
 
@@ -272,11 +277,11 @@ impl StoreAdmin for PgStore {
 impl Expiring for PgStore {
     /// One cleaner at a time: while another worker purges, this answers 0. Rows that are in use are passed over.
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        purge::purge(self.link(), limit).await
+        purge::purge(self.sessions(), limit).await
     }
 
     async fn expiry_lag(&self) -> Result<Duration, Error> {
-        purge::lag(self.link()).await
+        purge::lag(self.sessions()).await
     }
 
     fn purge_interval(&self) -> Duration {

@@ -49,21 +49,21 @@ pub(crate) fn check_parameters(url: &str) -> Result<(), Error> {
 
 /// What the address says of TLS, and what its owner allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trust {
+pub(crate) enum TlsPolicy {
     /// It says nothing: beyond this machine the server is verified.
-    Silent,
+    Unspecified,
     /// It names a mode, which is kept, or refused.
-    Said,
+    Specified,
     /// Whatever it says is wanted.
-    Anything,
+    AllowPlaintext,
 }
 
-impl Trust {
+impl TlsPolicy {
     /// What a URL that sqlx has read says.
     pub(crate) fn of_url(url: &str) -> Self {
         let is_mode = |name: &str| matches!(name, "sslmode" | "ssl-mode");
         let says = Url::parse(url).is_ok_and(|url| url.query_pairs().any(|(name, _)| is_mode(&name)));
-        if says { Self::Said } else { Self::Silent }
+        if says { Self::Specified } else { Self::Unspecified }
     }
 
     /// `options` with the TLS mode that is in effect.
@@ -73,11 +73,11 @@ impl Trust {
     pub(crate) fn secured(self, options: &PgConnectOptions) -> Result<PgConnectOptions, Error> {
         let mode = options.get_ssl_mode();
         let is_verified = matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
-        if self == Self::Anything || is_verified || is_local(options) {
+        if self == Self::AllowPlaintext || is_verified || is_local(options) {
             return Ok(options.clone());
         }
         // sqlx reads PGSSLMODE, too. Its default cannot be told from a `prefer` of that variable, and is safe to replace.
-        if self == Self::Silent && matches!(mode, PgSslMode::Prefer) {
+        if self == Self::Unspecified && matches!(mode, PgSslMode::Prefer) {
             return Ok(options.clone().ssl_mode(PgSslMode::VerifyFull));
         }
         Err(Error::new(
@@ -101,7 +101,7 @@ mod tests {
 
     fn mode(url: &str) -> Result<PgSslMode, ErrorKind> {
         let options: PgConnectOptions = url.parse().unwrap();
-        let secured = Trust::of_url(url).secured(&options);
+        let secured = TlsPolicy::of_url(url).secured(&options);
         secured.map(|options| options.get_ssl_mode()).map_err(|error| error.kind())
     }
 
@@ -157,7 +157,7 @@ mod tests {
             assert!(matches!(mode(url), Ok(PgSslMode::Prefer)), "{url}: {:?}", mode(url));
         }
         let options: PgConnectOptions = "postgres://u:p@db.example/x?sslmode=disable".parse().unwrap();
-        let allowed = Trust::Anything.secured(&options).unwrap();
+        let allowed = TlsPolicy::AllowPlaintext.secured(&options).unwrap();
         assert!(matches!(allowed.get_ssl_mode(), PgSslMode::Disable));
     }
 }

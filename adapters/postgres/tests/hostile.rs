@@ -18,7 +18,7 @@ use onceward::store::{
 };
 use onceward::testing::MemoryPublisher;
 use onceward::{Checkpoint, CheckpointStore, Expiring, Outgoing, Store, StoreAdmin};
-use onceward_postgres::{PgConfig, PgStore, Together};
+use onceward_postgres::{EffectOutcome, PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::releases::MAJORS;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -154,7 +154,7 @@ async fn use_transactions(store: &PgStore, from: u32) {
         Ok(())
     };
     let done = store.commit_together(&scope(), &held, effect).await.unwrap();
-    assert!(done.iter().all(|one| matches!(one, Together::Committed)), "{done:?}");
+    assert!(done.iter().all(|one| matches!(one, EffectOutcome::Committed)), "{done:?}");
     // Positions: with keys that are new, and known, and with a claim.
     let partition = LogPartition { group: "g".into(), incarnation: "i".into(), partition: from };
     let owner = store.own(&scope(), &partition).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState};
 use onceward::{HandlerError, Key, Scope, Store, StoreAdmin};
-use onceward_postgres::{PgConfig, PgStore, PgTx, Together};
+use onceward_postgres::{EffectOutcome, PgConfig, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection as _};
 
@@ -84,9 +84,9 @@ async fn a_failing_effect_takes_no_other_with_it_and_all_others_are_one_transact
     });
     let outcomes = outcomes.await.unwrap();
     for (n, outcome) in outcomes.iter().enumerate() {
-        let is_fine = matches!(outcome, Together::Committed);
+        let is_fine = matches!(outcome, EffectOutcome::Committed);
         assert_eq!(is_fine, ![2, 4, 5, 6].contains(&n), "{n}: {outcome:?}");
-        assert!(is_fine || matches!(outcome, Together::Failed(_)), "{n}: {outcome:?}");
+        assert!(is_fine || matches!(outcome, EffectOutcome::Failed(_)), "{n}: {outcome:?}");
     }
     assert_eq!(scene.sql("SELECT string_agg(n::text, ',' ORDER BY n) FROM @.effects"), "0,1,3,7");
     assert_eq!(scene.completed().await, 4);
@@ -123,8 +123,8 @@ async fn what_only_the_commit_refuses_is_found_by_running_each_alone() {
     let requests = scene.claims(4).await;
     let effect = async |n, mut tx: PgTx<'_>| scene.write(n, &mut tx).await;
     let outcomes = scene.store.commit_together(&scene.scope, &requests, effect).await.unwrap();
-    assert!(matches!(outcomes[2], Together::Failed(_)), "{outcomes:?}");
-    assert!([0, 1, 3].iter().all(|n| matches!(outcomes[*n], Together::Committed)), "{outcomes:?}");
+    assert!(matches!(outcomes[2], EffectOutcome::Failed(_)), "{outcomes:?}");
+    assert!([0, 1, 3].iter().all(|n| matches!(outcomes[*n], EffectOutcome::Committed)), "{outcomes:?}");
     assert_eq!(scene.sql("SELECT string_agg(n::text, ',' ORDER BY n) FROM @.effects"), "0,1,3");
     assert_eq!(scene.completed().await, 3);
 }

@@ -46,6 +46,8 @@ mod mended;
 mod message;
 mod native;
 mod outgoing;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod probe;
 mod properties;
 mod publisher;

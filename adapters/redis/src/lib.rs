@@ -82,5 +82,8 @@ mod script;
 mod store;
 mod wire;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use config::RedisConfig;
 pub use store::RedisStore;

@@ -179,7 +179,7 @@ impl Link {
         } else {
             attempt.await
         };
-        made.map_err(|error| error.clone())
+        made.map_err(Arc::unwrap_or_clone)
     }
 }
 

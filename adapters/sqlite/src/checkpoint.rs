@@ -5,8 +5,8 @@ use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
 use sqlx::{Row, query};
 
 use crate::error::store_error;
-use crate::store::{SqliteStore, joined};
-use crate::writer::WHAT;
+use crate::store::{SqliteStore, join_task};
+use crate::writer::WRITE;
 
 #[async_trait]
 impl CheckpointStore for SqliteStore {
@@ -70,6 +70,6 @@ impl CheckpointStore for SqliteStore {
             .await
             .map(drop)
         });
-        joined(task.await)?.map_err(|error| store_error(WHAT, error))
+        join_task(task.await)?.map_err(|error| store_error(WRITE, error))
     }
 }

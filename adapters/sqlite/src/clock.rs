@@ -1,7 +1,7 @@
 //! The store's clock: one for all processes that share the file.
 //!
 //! A host's clock may be set back (a resumed machine, a clock in local time, NTP), and processes that read it before and after
-//! would disagree for as long as it was set back by. So the file holds an [`Anchor`]: a time, and what the uptime of the host
+//! would disagree for as long as it was set back by. So the file holds an [`ClockAnchor`]: a time, and what the uptime of the host
 //! was then. From there on the time is the anchor's plus the uptime that has passed, which nobody sets; every process computes
 //! the same, and leases and TTLs go on at their pace. If the host's clock is ahead of that (it was set forward), the anchor
 //! moves there, in the transaction that sees it first.
@@ -29,7 +29,7 @@ pub struct Clock {
 
 /// A time in the file, and the uptime that belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Anchor {
+pub(crate) struct ClockAnchor {
     /// Microseconds since 1970.
     time: u64,
     /// Microseconds since the host was started.
@@ -40,9 +40,9 @@ pub(crate) struct Anchor {
 
 /// The time now, and the anchor that says so to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct ClockReading {
     pub(crate) now: u64,
-    pub(crate) anchor: Anchor,
+    pub(crate) anchor: ClockAnchor,
 }
 
 impl Clock {
@@ -62,7 +62,7 @@ impl Clock {
     }
 
     /// What the time is, given the file's anchor.
-    pub(crate) fn read(&self, anchor: Option<Anchor>) -> Reading {
+    pub(crate) fn read(&self, anchor: Option<ClockAnchor>) -> ClockReading {
         read(anchor, self.wall(), uptime(), boot())
     }
 
@@ -73,8 +73,8 @@ impl Clock {
     }
 }
 
-fn read(anchor: Option<Anchor>, wall: u64, uptime: u64, boot: u64) -> Reading {
-    let anew = |time| Reading { now: time, anchor: Anchor { time, uptime, boot } };
+fn read(anchor: Option<ClockAnchor>, wall: u64, uptime: u64, boot: u64) -> ClockReading {
+    let anew = |time| ClockReading { now: time, anchor: ClockAnchor { time, uptime, boot } };
     let Some(anchor) = anchor else { return anew(wall) };
     let passed = uptime.checked_sub(anchor.uptime).filter(|_| boot == anchor.boot);
     let Some(passed) = passed else {
@@ -82,7 +82,7 @@ fn read(anchor: Option<Anchor>, wall: u64, uptime: u64, boot: u64) -> Reading {
         return anew(wall.max(anchor.time));
     };
     let now = anchor.time.saturating_add(passed);
-    if wall > now.saturating_add(STEP) { anew(wall) } else { Reading { now, anchor } }
+    if wall > now.saturating_add(STEP) { anew(wall) } else { ClockReading { now, anchor } }
 }
 
 /// Microseconds since the host was started, times of sleep included.
@@ -108,14 +108,14 @@ fn boot() -> u64 {
 
 /// What the file's table of facts says.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Facts {
-    pub(crate) anchor: Option<Anchor>,
+pub(crate) struct MetaValues {
+    pub(crate) anchor: Option<ClockAnchor>,
     /// The largest fence of all records that were removed.
     pub(crate) fence_floor: u64,
 }
 
 /// Reads the anchor and the fence floor.
-pub(crate) async fn facts(conn: &mut SqliteConnection) -> Result<Facts, sqlx::Error> {
+pub(crate) async fn facts(conn: &mut SqliteConnection) -> Result<MetaValues, sqlx::Error> {
     let (mut time, mut uptime, mut boot, mut fence_floor) = (None, None, None, 0);
     let rows = query(
         "SELECT name, value FROM onceward_meta \
@@ -132,14 +132,14 @@ pub(crate) async fn facts(conn: &mut SqliteConnection) -> Result<Facts, sqlx::Er
         }
     }
     let anchor = match (time, uptime, boot) {
-        (Some(time), Some(uptime), Some(boot)) => Some(Anchor { time, uptime, boot }),
+        (Some(time), Some(uptime), Some(boot)) => Some(ClockAnchor { time, uptime, boot }),
         _ => None,
     };
-    Ok(Facts { anchor, fence_floor })
+    Ok(MetaValues { anchor, fence_floor })
 }
 
 /// Writes the anchor, inside a transaction.
-pub(crate) async fn set_anchor(conn: &mut SqliteConnection, anchor: Anchor) -> Result<(), sqlx::Error> {
+pub(crate) async fn set_anchor(conn: &mut SqliteConnection, anchor: ClockAnchor) -> Result<(), sqlx::Error> {
     query(
         "INSERT INTO onceward_meta (name, value) VALUES ('clock_time', ?), ('clock_uptime', ?), ('clock_boot', ?) \
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
@@ -159,8 +159,8 @@ mod tests {
     const SECOND: u64 = 1_000_000;
     const HOUR: u64 = 3_600 * SECOND;
 
-    fn anchor(time: u64, uptime: u64, boot: u64) -> Option<Anchor> {
-        Some(Anchor { time, uptime, boot })
+    fn anchor(time: u64, uptime: u64, boot: u64) -> Option<ClockAnchor> {
+        Some(ClockAnchor { time, uptime, boot })
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_difference_below_a_millisecond_is_not_seen_so_that_all_agree() {
         let at = anchor(10 * HOUR, HOUR, 7);
-        assert_eq!(read(at, 10 * HOUR + STEP, HOUR, 7), Reading { now: 10 * HOUR, anchor: at.unwrap() });
+        assert_eq!(read(at, 10 * HOUR + STEP, HOUR, 7), ClockReading { now: 10 * HOUR, anchor: at.unwrap() });
     }
 
     #[test]

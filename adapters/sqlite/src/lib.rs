@@ -21,20 +21,27 @@
 //! What it does not do: run on a network file system, or serve several hosts. Several processes of one host may share
 //! a file; they take turns at writing.
 
+mod check;
 mod checkpoint;
 mod clock;
 mod config;
 mod error;
+mod inspect;
 mod migrate;
 mod outbox;
+mod purge;
 mod row;
-mod slot;
+mod sql_handler;
 mod store;
 mod transaction;
 mod writer;
 
+#[cfg(feature = "plugin")]
+pub mod plugin;
+
 pub use clock::Clock;
 pub use config::SqliteConfig;
-pub use outbox::{HeldRows, SqliteOutbox};
+pub use outbox::{LeasedRows, SqliteOutbox};
+pub use sql_handler::SqliteSqlHandler;
 pub use store::SqliteStore;
 pub use transaction::{SqliteConn, SqliteTx};

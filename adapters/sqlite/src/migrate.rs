@@ -11,7 +11,7 @@ use crate::error::store_error;
 const FORMAT: i64 = 1;
 
 /// What the file says of itself.
-struct Found {
+struct SchemaState {
     /// 0: no schema of ours.
     schema: u32,
     format: i64,
@@ -44,16 +44,16 @@ pub(crate) async fn missing(conn: &mut SqliteConnection) -> Result<u32, Error> {
 
 /// Applies the steps that are missing, in one transaction, and answers how many those were.
 pub(crate) async fn migrate(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
-    const WHAT: &str = "migrate the SQLite store";
-    let found = look(conn).await.map_err(|error| store_error(WHAT, error))?;
+    const WRITE: &str = "migrate the SQLite store";
+    let found = look(conn).await.map_err(|error| store_error(WRITE, error))?;
     refuse_foreign(&found)?;
     if found.schema == latest(SQLITE) {
         return Ok(0);
     }
-    conn.execute("BEGIN IMMEDIATE").await.map_err(|error| store_error(WHAT, error))?;
+    conn.execute("BEGIN IMMEDIATE").await.map_err(|error| store_error(WRITE, error))?;
     let outcome = apply(conn, now).await;
     let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = conn.execute(end).await.map_err(|error| store_error(WHAT, error));
+    let ended = conn.execute(end).await.map_err(|error| store_error(WRITE, error));
     let applied = outcome?;
     ended?;
     Ok(applied)
@@ -97,8 +97,8 @@ async fn apply(conn: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
     Ok(applied)
 }
 
-async fn look(conn: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
-    let mut found = Found { schema: 0, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
+async fn look(conn: &mut SqliteConnection) -> Result<SchemaState, sqlx::Error> {
+    let mut found = SchemaState { schema: 0, format: FORMAT, key_format: i64::from(KEY_FORMAT) };
     let book = query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'onceward_migrations'");
     if book.fetch_optional(&mut *conn).await?.is_none() {
         return Ok(found);
@@ -116,7 +116,7 @@ async fn look(conn: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
     Ok(found)
 }
 
-fn refuse_foreign(found: &Found) -> Result<(), Error> {
+fn refuse_foreign(found: &SchemaState) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, "use the SQLite store", context));
     let newest = latest(SQLITE);
     if found.schema > newest {

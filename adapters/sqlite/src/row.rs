@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use bytes::Bytes;
-use onceward::store::transition::{Detail, Record};
-use onceward::store::{KeyState, OwnerToken, Reason};
-use onceward::{Error, ErrorKind, Fingerprint, Key};
+use onceward::store::transition::{Record, RecordColumns};
+use onceward::{Error, ErrorKind, Key};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row, query};
 
@@ -14,7 +12,8 @@ use sqlx::{Row, query};
 /// rest, padded: few statements to prepare, each of them used again.
 const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
 
-const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, first_at, \
+/// The columns that [`key_of`] and [`record_of`] read.
+pub(crate) const COLUMNS: &str = "key, state, started, owner, fence, attempts, lost, generation, lease_until, first_at, \
      written_at, ttl, reason, fingerprint, error, result";
 
 static READ: LazyLock<[String; 5]> = LazyLock::new(|| {
@@ -134,15 +133,6 @@ pub(crate) fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Above these a row was damaged or written by somebody else: the next claim's number would not be larger.
-const LARGEST_FENCE: u64 = 1 << 62;
-const MOST_RUNS: u32 = i32::MAX as u32;
-
-/// The columns that [`key_of`] and [`record_of`] read.
-pub(crate) const fn columns() -> &'static str {
-    COLUMNS
-}
-
 /// The key of a row.
 pub(crate) fn key_of(row: &SqliteRow) -> Result<Key, sqlx::Error> {
     let bytes: &[u8] = row.try_get("key")?;
@@ -150,69 +140,40 @@ pub(crate) fn key_of(row: &SqliteRow) -> Result<Key, sqlx::Error> {
     Ok(Key::from_bytes(bytes))
 }
 
-/// The record of a row.
+/// Decodes the record of a row.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`]: the row is damaged, which concerns its key alone.
 pub(crate) fn record_of(row: &SqliteRow) -> Result<Record, Error> {
-    decode(row).map_err(|what| {
+    read_columns(row).and_then(RecordColumns::decode).map_err(|what| {
         let context =
             format!("a row of onceward_keys holds {what}; forget the key or restore the file from a backup");
         Error::new(ErrorKind::Corrupt, "read a record", context)
     })
 }
 
-fn decode(row: &SqliteRow) -> Result<Record, String> {
-    let number = |column: &'static str| -> Result<u64, String> {
-        let value: i64 = row.try_get(column).map_err(|error| format!("an unreadable {column} ({error})"))?;
-        u64::try_from(value).map_err(|_| format!("{column} {value}, which is negative"))
-    };
-    let small = |column: &'static str| -> Result<u32, String> {
-        let value = number(column)?;
-        u32::try_from(value).map_err(|_| format!("{column} {value}, which is too large"))
-    };
-    let count = |column: &'static str| -> Result<u32, String> {
-        let value = small(column)?;
-        if value > MOST_RUNS { Err(format!("{column} {value}, which no runs come to")) } else { Ok(value) }
-    };
-    let fence = || -> Result<u64, String> {
-        let value = number("fence")?;
-        if value > LARGEST_FENCE { Err(format!("fence {value}, which no clock comes to")) } else { Ok(value) }
-    };
-    let bytes = |column: &'static str| -> Result<Option<&[u8]>, String> {
-        row.try_get(column).map_err(|error| format!("an unreadable {column} ({error})"))
-    };
-    let sixteen = |column: &'static str, bytes: &[u8]| -> Result<[u8; 16], String> {
-        bytes.try_into().map_err(|_| format!("{column} of {} bytes instead of 16", bytes.len()))
-    };
-
-    let state = small("state")?;
-    let reason: Option<i64> =
-        row.try_get("reason").map_err(|error| format!("an unreadable reason ({error})"))?;
-    let error: Option<String> =
-        row.try_get("error").map_err(|error| format!("an unreadable error ({error})"))?;
-    let result = bytes("result")?.map(Bytes::copy_from_slice);
-    Ok(Record {
-        state: u8::try_from(state)
-            .ok()
-            .and_then(KeyState::from_code)
-            .ok_or_else(|| format!("state {state}, which this version does not know"))?,
-        started: number("started")? != 0,
-        reason: reason
-            .map(|code| {
-                let known = u8::try_from(code).ok().and_then(Reason::from_code);
-                known.ok_or_else(|| format!("reason {code}, which this version does not know"))
-            })
-            .transpose()?,
-        owner: OwnerToken::from_bytes(sixteen("owner", bytes("owner")?.unwrap_or_default())?),
-        fingerprint: bytes("fingerprint")?
-            .map(|bytes| sixteen("fingerprint", bytes).map(Fingerprint::from_bytes))
-            .transpose()?,
-        fence: fence()?,
-        attempts: count("attempts")?,
-        lost: count("lost")?,
-        generation: small("generation")?,
-        lease_until: number("lease_until")?,
-        first_at: number("first_at")?,
-        written_at: number("written_at")?,
-        ttl: number("ttl")?,
-        detail: (error.is_some() || result.is_some()).then(|| Box::new(Detail { error, result })),
+fn read_columns(row: &SqliteRow) -> Result<RecordColumns<'_>, String> {
+    fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
+        row: &'r SqliteRow,
+        name: &'static str,
+    ) -> Result<T, String> {
+        row.try_get(name).map_err(|error| format!("an unreadable {name} ({error})"))
+    }
+    Ok(RecordColumns {
+        state: column(row, "state")?,
+        started: column::<i64>(row, "started")? != 0,
+        owner: column::<Option<&[u8]>>(row, "owner")?.unwrap_or_default(),
+        fence: column(row, "fence")?,
+        attempts: column(row, "attempts")?,
+        lost: column(row, "lost")?,
+        generation: column(row, "generation")?,
+        lease_until: column(row, "lease_until")?,
+        first_at: column(row, "first_at")?,
+        written_at: column(row, "written_at")?,
+        ttl: column(row, "ttl")?,
+        reason: column(row, "reason")?,
+        fingerprint: column(row, "fingerprint")?,
+        error: column(row, "error")?,
+        result: column(row, "result")?,
     })
 }

@@ -5,22 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::store::transition::{Moment, Record};
+use onceward::store::transition::Record;
 use onceward::store::{
-    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
-    Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
-    RenewRequest, Renewal, StoreAdmin, StoreCapabilities,
+    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Expiring,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions as _, Connection as _, Row, query};
+use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::config::SqliteConfig;
 use crate::error::store_error;
-use crate::writer::{Slot, WHAT, Writer, raise_fence_floor};
-use crate::{migrate, row};
+use crate::writer::{WRITE, Writer, WriterConnection};
+use crate::{check, inspect, migrate, purge, row};
 
 pub(crate) const READ: &str = "read from the SQLite store";
 
@@ -134,64 +134,19 @@ impl SqliteStore {
     }
 
     /// The connection that looks, which never waits for the writer.
-    pub(crate) async fn reader(&self) -> Result<Reader<'_>, Error> {
+    pub(crate) async fn reader(&self) -> Result<ReadConnection<'_>, Error> {
         let mut guard = self.inner.reader.lock().await;
         if guard.is_none() {
             let conn = self.inner.config.for_reading().connect().await;
             *guard = Some(conn.map_err(|error| store_error(READ, error))?);
         }
-        Ok(Reader { guard })
-    }
-
-    fn at(&self) -> Moment {
-        Moment { now: self.inner.writer.now(), fence_floor: 0 }
-    }
-
-    /// Whether the writer can write, and how the file is set.
-    async fn look_around(&self) -> Result<Vec<Advice>, Error> {
-        let mut slot = self.inner.writer.turn().await;
-        let version = migrate::check(connect(&mut slot).await?).await?;
-        slot.begin().await.map_err(|error| store_error(WHAT, error))?;
-        slot.rollback().await;
-        let failed = |error| store_error(READ, error);
-        let conn = slot.conn().await.map_err(failed)?;
-        let row = query("SELECT sqlite_version()").fetch_one(&mut *conn).await.map_err(failed)?;
-        let sqlite: String = row.try_get(0).map_err(failed)?;
-        let row = query("PRAGMA journal_mode").fetch_one(&mut *conn).await.map_err(failed)?;
-        let journal: String = row.try_get(0).map_err(failed)?;
-        let row = query("PRAGMA synchronous").fetch_one(&mut *conn).await.map_err(failed)?;
-        let synchronous: i64 = row.try_get(0).map_err(failed)?;
-
-        let path = self.inner.config.path().display();
-        let mut advice = vec![Advice::new(
-            AdviceLevel::Ok,
-            format!("SQLite {sqlite}: {path} is writable, schema version {version}"),
-        )];
-        advice.push(if journal.eq_ignore_ascii_case("wal") {
-            Advice::new(AdviceLevel::Ok, "journal_mode is WAL: readers do not wait for the writer")
-        } else {
-            Advice::new(
-                AdviceLevel::Warning,
-                format!(
-                    "journal_mode is {journal} where WAL was asked for: is {path} on a network file system?"
-                ),
-            )
-        });
-        advice.push(if synchronous >= 2 {
-            Advice::new(AdviceLevel::Ok, "synchronous is FULL: completions survive a power cut")
-        } else {
-            Advice::new(
-                AdviceLevel::Error,
-                format!("synchronous is {synchronous} where FULL was asked for: completions may be lost"),
-            )
-        });
-        Ok(advice)
+        Ok(ReadConnection { guard })
     }
 }
 
 /// Opens the writer's connection. Several processes that open a new file at once get in each other's way while it
 /// turns to WAL, which SQLite does not wait for; so this does, for as long as one write would.
-async fn connect(slot: &mut Slot) -> Result<&mut SqliteConnection, Error> {
+pub(crate) async fn connect(slot: &mut WriterConnection) -> Result<&mut SqliteConnection, Error> {
     const TRIES: u32 = 50;
     let mut tried = 0;
     loop {
@@ -213,11 +168,11 @@ fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
 }
 
 /// The reading connection, held for one query.
-pub(crate) struct Reader<'s> {
+pub(crate) struct ReadConnection<'s> {
     guard: MutexGuard<'s, Option<SqliteConnection>>,
 }
 
-impl Reader<'_> {
+impl ReadConnection<'_> {
     /// All rows of a statement. After an error the connection is opened anew.
     pub(crate) async fn fetch<'q>(
         mut self,
@@ -239,7 +194,7 @@ impl Store for SqliteStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        self.look_around().await
+        check::check(&self.inner.config, &self.inner.writer).await
     }
 
     async fn claim(
@@ -299,74 +254,22 @@ impl StoreAdmin for SqliteStore {
     }
 
     async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {} FROM onceward_keys \
-             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND key = ?",
-            row::columns()
-        ));
-        let statement = query(sql).bind(scope.as_str()).bind(key.as_bytes().as_slice());
-        let rows = self.reader().await?.fetch(statement).await?;
-        let record = rows.first().map(row::record_of).transpose()?;
-        Ok(record.and_then(|record| record.view(*key, self.at())))
+        inspect::inspect(self, scope, key).await
     }
 
     async fn list(&self, scope: &Scope, list: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
-        let at = self.at();
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {} FROM onceward_keys \
-             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?1) AND key > ?2 AND expires_at > ?3 \
-               AND (?4 IS NULL OR state = ?4) \
-             ORDER BY key LIMIT ?5",
-            row::columns()
-        ));
-        let after: &[u8] = list.after.as_ref().map_or(&[], |key| key.as_bytes());
-        let statement = query(sql)
-            .bind(scope.as_str())
-            .bind(after)
-            .bind(row::integer(at.now))
-            .bind(list.state.map(|state| i64::from(state.code())))
-            .bind(i64::from(list.limit));
-        let mut records = Vec::new();
-        for found in self.reader().await?.fetch(statement).await? {
-            let key = row::key_of(&found).map_err(|error| store_error(READ, error))?;
-            records.extend(row::record_of(&found)?.view(key, at));
-        }
-        Ok(records)
+        inspect::list(self, scope, list).await
     }
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
-        let statement = query(
-            "SELECT state, count(*) FROM onceward_keys \
-             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND expires_at > ? \
-             GROUP BY state",
-        )
-        .bind(scope.as_str())
-        .bind(row::integer(self.at().now));
-        let mut stats = KeyStats::default();
-        for found in self.reader().await?.fetch(statement).await? {
-            let failed = |error| store_error(READ, error);
-            let code: i64 = found.try_get(0).map_err(failed)?;
-            let count: i64 = found.try_get(1).map_err(failed)?;
-            if let Some(state) = u8::try_from(code).ok().and_then(KeyState::from_code) {
-                stats.set(state, u64::try_from(count).unwrap_or(0));
-            }
-        }
-        Ok(stats)
+        inspect::stats(self, scope).await
     }
 }
 
 #[async_trait]
 impl Expiring for SqliteStore {
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
-        let writer = self.writer().clone();
-        // A task, so that a dropped call leaves no transaction open.
-        let task = tokio::spawn(async move {
-            let mut slot = writer.turn().await;
-            slot.begin().await?;
-            let outcome = purge(&mut slot, &writer, limit).await;
-            slot.finish(outcome).await
-        });
-        joined(task.await)?.map_err(|error| store_error(WHAT, error))
+        purge::purge(self.writer().clone(), limit).await
     }
 
     fn purge_interval(&self) -> Duration {
@@ -374,32 +277,12 @@ impl Expiring for SqliteStore {
     }
 }
 
-async fn purge(slot: &mut Slot, writer: &Writer, limit: u32) -> Result<u64, sqlx::Error> {
-    let conn = slot.conn().await?;
-    let now = writer.time(conn).await?;
-    let removed = query(
-        "DELETE FROM onceward_keys WHERE id IN \
-         (SELECT id FROM onceward_keys WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) \
-         RETURNING fence",
-    )
-    .bind(row::integer(now))
-    .bind(i64::from(limit))
-    .fetch_all(&mut *conn)
-    .await?;
-    let mut floor = 0;
-    for found in &removed {
-        floor = floor.max(u64::try_from(found.try_get::<i64, _>(0)?).unwrap_or(0));
-    }
-    raise_fence_floor(conn, floor).await?;
-    Ok(removed.len() as u64)
-}
-
 /// The outcome of a task of our own; a panic in it goes on in the caller.
-pub(crate) fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+pub(crate) fn join_task<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
     outcome.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => {
-            Error::new(onceward::ErrorKind::Unavailable, WHAT, "the runtime ended before the write did")
+            Error::new(onceward::ErrorKind::Unavailable, WRITE, "the runtime ended before the write did")
         }
     })
 }

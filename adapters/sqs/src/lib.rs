@@ -23,6 +23,8 @@ pub mod fuzzing;
 mod held;
 mod message;
 mod pack;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod poller;
 mod publisher;
 mod sns;

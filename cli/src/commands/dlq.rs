@@ -50,7 +50,7 @@ async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Output) -> Resul
         counts: Counts::default(),
     };
     let ended = work.run().await;
-    let closed = work.letters.from.close().await;
+    let closed = work.letters.ends.from.close().await;
     store.close().await;
     let Counts { redriven, resolved, left } = work.counts;
     let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(env);
@@ -116,7 +116,7 @@ impl Redriving<'_> {
     async fn run(&mut self) -> Result<(), Failure> {
         let (mut seen, mut left, mut looked_at) = (HashSet::new(), Vec::new(), 0);
         while looked_at < self.args.limit {
-            let received = tokio::time::timeout(QUIET, self.letters.from.receive()).await;
+            let received = tokio::time::timeout(QUIET, self.letters.ends.from.receive()).await;
             let Ok(received) = received else { break };
             let Some(batch) = received.map_err(|error| super::failure(&error))? else { break };
             for delivery in batch {
@@ -171,7 +171,7 @@ impl Redriving<'_> {
                 ));
             }
         } else if let Some(key) = text(HEADER_KEY).and_then(Key::from_hex) {
-            let ttl = self.config.store.limits().ttl.get();
+            let ttl = self.config.limits().ttl.get();
             let request = RedriveRequest { key, generation, ttl };
             let answer = self.store.redrive(&self.scope, &[request]).await.pop();
             let Some(answer) = answer else { return Ok(Fate::Left("the store did not answer for its key")) };
@@ -181,7 +181,7 @@ impl Redriving<'_> {
                 Redrive::Open { .. } | Redrive::NotDead => {}
             }
         }
-        let published = self.letters.to.publish(&[self.message(letter, sends_headers)]).await;
+        let published = self.letters.ends.to.publish(&[self.message(letter, sends_headers)]).await;
         for confirmed in published {
             confirmed.map_err(|error| super::failure(&error))?;
         }
@@ -216,7 +216,7 @@ impl Redriving<'_> {
             headers.push((name.to_owned(), value));
         }
         Outgoing {
-            destination: self.letters.destination(letter),
+            destination: self.letters.ends.destination(letter),
             id,
             own_id,
             order_key: letter.order_key().cloned(),
@@ -229,7 +229,8 @@ impl Redriving<'_> {
     }
 
     async fn delete(&self, delivery: Delivery) -> Result<(), Failure> {
-        for settled in self.letters.from.acker().settle(&[(delivery.tag, Settlement::Ack)]).await {
+        let acker = self.letters.ends.from.acker();
+        for settled in acker.settle(&[(delivery.tag, Settlement::Ack)]).await {
             settled.map_err(|error| super::failure(&error))?;
         }
         Ok(())

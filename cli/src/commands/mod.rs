@@ -18,7 +18,7 @@ use std::path::Path;
 use onceward::{Error, ErrorKind};
 
 use crate::args::{Command, ConfigCommand};
-use crate::config::{Config, ConfigError, Lookup, missing_feature};
+use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -52,7 +52,7 @@ fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
 /// As [`load`], for those who look at the error themselves.
 fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
     let config = Config::load(file, env)?;
-    missing_feature(&config).map_or(Ok(config), Err)
+    missing_telemetry(&config).map_or(Ok(config), Err)
 }
 
 /// How a command ends that `error` ended: what is wrong with the set-up is the configuration's, all else is not.

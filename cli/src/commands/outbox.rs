@@ -55,7 +55,7 @@ async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToke
     let attempt = async || {
         part.set("store");
         let store = registry::open_store(config, Purpose::Operate).await?;
-        let advice = store.check(config).await?;
+        let advice = registry::check_store(config, &store).await?;
         part.set("broker");
         let relay = registry::open_relay(config, &store, shutdown.clone()).await?;
         Ok((store, advice, relay))

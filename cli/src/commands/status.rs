@@ -9,14 +9,14 @@ use crate::args::ReportArgs;
 use crate::config::{Config, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::registry::{self, Backlog, DeadLetterFacts, OpenStore, Purpose};
+use crate::registry::{self, Backlog, DeadLetterStatus, OpenStore, Purpose};
 
 /// What was found.
 struct Status {
     /// `None` where the source cannot tell.
     backlog: Option<Backlog>,
     /// `None` without a place for dead letters.
-    dead_letters: Option<DeadLetterFacts>,
+    dead_letters: Option<DeadLetterStatus>,
     keys: KeyStats,
 }
 
@@ -41,7 +41,7 @@ async fn look(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Statu
     let failed = |error| super::failure(&error);
     let keys = store.store.stats(scope).await.map_err(failed)?;
     let backlog = registry::backlog(config, scope, &*store.checkpoints).await.map_err(failed)?;
-    let dead_letters = registry::dead_letter_facts(config).await.map_err(failed)?;
+    let dead_letters = registry::dead_letter_status(config).await.map_err(failed)?;
     Ok(Status { backlog, dead_letters, keys })
 }
 
@@ -63,8 +63,8 @@ fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failu
     let backlog = known.unwrap_or_else(|| "not known for this source".to_owned());
     let dead_letters = match &status.dead_letters {
         None => "no place for them".to_owned(),
-        Some(DeadLetterFacts { place, letters: Some(letters) }) => format!("{letters} in {place}"),
-        Some(DeadLetterFacts { place, letters: None }) => format!("not counted in {place}"),
+        Some(DeadLetterStatus { place, letters: Some(letters) }) => format!("{letters} in {place}"),
+        Some(DeadLetterStatus { place, letters: None }) => format!("not counted in {place}"),
     };
     let states = KeyState::ALL.into_iter().map(|state| (state.as_str(), status.keys.get(state)));
     let states: Vec<_> =

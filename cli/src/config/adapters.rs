@@ -1,145 +1,199 @@
-//! Which adapters this build has, and how to get the others.
+//! Generates the tables of all adapters from their registration in `plugins.rs`: [`register!`].
 
-use super::{Config, ConfigError, OutboxTarget};
+use onceward_plugin::StoreFacts;
 
-/// One table of the configuration and the code behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One table of the configuration and the cargo feature that brings it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adapter {
     /// The table, such as `store.sqlite`.
-    pub table: &'static str,
+    pub table: String,
     /// The cargo feature that brings it; none where it is always there.
     pub feature: Option<&'static str>,
     /// True where this build has it.
-    pub compiled_in: bool,
+    pub is_compiled_in: bool,
 }
 
-const fn always(table: &'static str) -> Adapter {
-    Adapter { table, feature: None, compiled_in: true }
+/// The role of an adapter, which decides the tables it brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// `[source.NAME]`, `[handler.publish.NAME]` and `[outbox.NAME]`.
+    Broker,
+    /// `[source.NAME]`.
+    Source,
+    /// `[store.NAME]`.
+    Store,
 }
 
-const fn with(table: &'static str, feature: &'static str, compiled_in: bool) -> Adapter {
-    Adapter { table, feature: Some(feature), compiled_in }
+/// An adapter as it is registered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Registered {
+    /// Its name in the configuration.
+    pub name: &'static str,
+    /// Its role.
+    pub role: Role,
+    /// The cargo feature that brings it; none where it is always there.
+    pub feature: Option<&'static str>,
+    /// True where this build has it.
+    pub is_compiled_in: bool,
+    /// What a store of this build can do.
+    pub store: Option<StoreFacts>,
 }
 
-/// Every adapter a configuration can name, in the order in which `--version` lists them.
-pub const ADAPTERS: [Adapter; 19] = [
-    with("source.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
-    with("source.kafka", "kafka", cfg!(feature = "kafka")),
-    with("source.sqs", "sqs", cfg!(feature = "sqs")),
-    always("source.file"),
-    with("store.redis", "redis", cfg!(feature = "redis")),
-    with("store.postgres", "postgres", cfg!(feature = "postgres")),
-    with("store.sqlite", "sqlite", cfg!(feature = "sqlite")),
-    always("store.memory"),
-    with("handler.http", "http", cfg!(feature = "http")),
-    always("handler.exec"),
-    always("handler.worker"),
-    // A statement runs in its store, so it comes with any store that has transactions.
-    with("handler.sql", "sqlite", cfg!(any(feature = "sqlite", feature = "postgres"))),
-    with("handler.publish.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
-    with("handler.publish.kafka", "kafka", cfg!(feature = "kafka")),
-    with("handler.publish.sqs", "sqs", cfg!(feature = "sqs")),
-    always("handler.stdout"),
-    with("outbox.rabbitmq", "rabbitmq", cfg!(feature = "rabbitmq")),
-    with("outbox.kafka", "kafka", cfg!(feature = "kafka")),
-    with("outbox.sqs", "sqs", cfg!(feature = "sqs")),
-];
-
-/// The first part of the configuration that this build lacks, as an error that says how to get it.
-pub fn missing_feature(config: &Config) -> Option<ConfigError> {
-    missing_adapter(config, &ADAPTERS).or_else(|| missing_telemetry(config))
-}
-
-fn missing_telemetry(config: &Config) -> Option<ConfigError> {
-    if config.telemetry.otlp.is_some() {
-        let fix = "remove it, and scrape /metrics (telemetry.listen) meanwhile";
-        return Some(config.refuse("telemetry.otlp", "no build of onceward has an OTLP exporter yet", fix));
+impl Registered {
+    pub(super) fn tables(self) -> impl Iterator<Item = Adapter> {
+        let parents: &[&str] = match self.role {
+            Role::Broker => &["source", "handler.publish", "outbox"],
+            Role::Source => &["source"],
+            Role::Store => &["store"],
+        };
+        parents.iter().map(move |parent| Adapter {
+            table: format!("{parent}.{}", self.name),
+            feature: self.feature,
+            is_compiled_in: self.is_compiled_in,
+        })
     }
-    if config.telemetry.listen.is_some() && !cfg!(feature = "telemetry") {
-        let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";
-        return Some(config.refuse("telemetry.listen", "this build of onceward has no listener", fix));
-    }
-    None
 }
 
-fn missing_adapter(config: &Config, adapters: &[Adapter]) -> Option<ConfigError> {
-    let parts = [
-        format!("source.{}", config.source.name()),
-        format!("store.{}", config.store.name()),
-        config.handler.path(),
-    ];
-    let used = parts.iter().map(String::as_str).chain(config.outbox.target().map(OutboxTarget::path));
-    used.into_iter().find_map(|table| {
-        let adapter = adapters.iter().find(|adapter| adapter.table == table && !adapter.compiled_in)?;
-        let fix = match adapter.feature {
-            Some(feature) => {
-                format!("install one that has it: cargo install onceward-cli --features {feature}")
+/// Declares the tables of all adapters, and lists the adapters.
+macro_rules! register {
+    (
+        brokers { $($broker:ident: $Broker:ident = $broker_crate:ident if $broker_feature:literal,)* }
+        sources { $($source:ident: $Source:ident = $source_type:path,)* }
+        stores { $($store:ident: $Store:ident = $store_crate:ident if $store_feature:literal,)* }
+        internal stores { $($own:ident: $Own:ident = $own_type:path,)* }
+    ) => {
+        /// The adapters, in the order in which `--version` lists them.
+        pub(crate) const REGISTERED: &[$crate::config::adapters::Registered] = &[
+            $($crate::config::adapters::Registered {
+                name: stringify!($broker),
+                role: $crate::config::adapters::Role::Broker,
+                feature: Some($broker_feature),
+                is_compiled_in: cfg!(feature = $broker_feature),
+                store: None,
+            },)*
+            $($crate::config::adapters::Registered {
+                name: stringify!($source),
+                role: $crate::config::adapters::Role::Source,
+                feature: None,
+                is_compiled_in: true,
+                store: None,
+            },)*
+            $($crate::config::adapters::Registered {
+                name: stringify!($store),
+                role: $crate::config::adapters::Role::Store,
+                feature: Some($store_feature),
+                is_compiled_in: cfg!(feature = $store_feature),
+                #[cfg(feature = $store_feature)]
+                store: Some($store_crate::plugin::FACTS),
+                #[cfg(not(feature = $store_feature))]
+                store: None,
+            },)*
+            $($crate::config::adapters::Registered {
+                name: stringify!($own),
+                role: $crate::config::adapters::Role::Store,
+                feature: None,
+                is_compiled_in: true,
+                store: None,
+            },)*
+        ];
+
+        register! { @choice
+            /// Where messages come from: exactly one of these tables.
+            Source: SourcePlugin {
+                $([feature = $broker_feature] $broker $Broker($broker_crate::plugin::Source),)*
+                $([] $source $Source($source_type),)*
             }
-            None => "install a build that has it".to_owned(),
-        };
-        Some(config.refuse(table, "this build of onceward does not have it", fix))
-    })
+        }
+
+        register! { @choice
+            /// A confirmed publish to another broker: exactly one of these tables.
+            PublishTarget: TargetPlugin {
+                $([feature = $broker_feature] $broker $Broker($broker_crate::plugin::Target),)*
+            }
+        }
+
+        register! { @choice
+            /// Where keys are remembered: exactly one of these tables.
+            Store: StorePlugin {
+                $([feature = $store_feature] $store $Store($store_crate::plugin::Store),)*
+                $([] $own $Own($own_type),)*
+            }
+        }
+
+        /// What `onceward outbox relay` does. The outbox itself is the store's, and needs no table.
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct OutboxConfig {
+            /// How long rows that were published are kept, up to 3650d.
+            pub keep: HumanDuration,
+            $(
+                /// The broker to publish to, instead of the source's own. At most one may be named.
+                #[cfg(feature = $broker_feature)]
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $broker: Option<$broker_crate::plugin::Relay>,
+            )*
+        }
+
+        impl Default for OutboxConfig {
+            fn default() -> Self {
+                Self {
+                    keep: HumanDuration::from_secs(3_600),
+                    $(#[cfg(feature = $broker_feature)] $broker: None,)*
+                }
+            }
+        }
+
+        impl OutboxConfig {
+            /// All brokers that are named, each with its table. More than one is refused.
+            pub(crate) fn targets(&self) -> Vec<(&'static str, &dyn RelayPlugin)> {
+                #[allow(unused_mut, reason = "a build may have no broker")]
+                let mut targets: Vec<(&'static str, &dyn RelayPlugin)> = Vec::new();
+                $(
+                    #[cfg(feature = $broker_feature)]
+                    if let Some(relay) = &self.$broker {
+                        targets.push((concat!("outbox.", stringify!($broker)), relay));
+                    }
+                )*
+                targets
+            }
+        }
+    };
+    (@choice $(#[$meta:meta])* $Name:ident: $Plugin:ident {
+        $([$($cfg:meta)?] $name:ident $Variant:ident($table:ty),)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $Name {
+            $(
+                #[allow(missing_docs, reason = "the table describes itself")]
+                $(#[cfg($cfg)])?
+                $Variant($table),
+            )*
+        }
+
+        impl $Name {
+            /// The name of the table, which is the adapter's.
+            pub fn name(&self) -> &'static str {
+                match *self {
+                    $($(#[cfg($cfg)])? Self::$Variant(_) => stringify!($name),)*
+                }
+            }
+
+            /// The table, as the adapter's plugin.
+            pub fn plugin(&self) -> &dyn $Plugin {
+                match *self {
+                    $($(#[cfg($cfg)])? Self::$Variant(ref table) => table,)*
+                }
+            }
+
+            #[allow(dead_code, reason = "not every role has derived defaults")]
+            pub(crate) fn plugin_mut(&mut self) -> &mut dyn $Plugin {
+                match *self {
+                    $($(#[cfg($cfg)])? Self::$Variant(ref mut table) => table,)*
+                }
+            }
+        }
+    };
 }
-
-/// Every handler's path is an adapter's table; a new one without an entry would pass for compiled in.
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Handler, schema};
-
-    #[test]
-    fn every_table_of_the_schema_has_an_adapter_entry() {
-        let schema = schema();
-        let definitions = &schema.as_value()["$defs"];
-        let tables = |name: &str| -> Vec<String> {
-            definitions[name]["oneOf"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .flat_map(|one| one["required"].as_array().unwrap())
-                .map(|table| table.as_str().unwrap().to_owned())
-                .collect()
-        };
-        let prefixed = |prefix: &str, names: Vec<String>| -> Vec<String> {
-            names.into_iter().map(|name| format!("{prefix}.{name}")).collect()
-        };
-        let mut named = [
-            prefixed("source", tables("Source")),
-            prefixed("store", tables("Store")),
-            prefixed("handler", tables("Handler").into_iter().filter(|name| name != "publish").collect()),
-            prefixed("handler.publish", tables("PublishHandler")),
-            // Where the relay publishes to is a set of optional tables.
-            prefixed("outbox", tables("PublishHandler")),
-        ]
-        .concat();
-        named.sort();
-        let mut listed: Vec<_> = ADAPTERS.iter().map(|adapter| adapter.table.to_owned()).collect();
-        listed.sort();
-        assert_eq!(listed, named);
-    }
-
-    #[test]
-    fn traces_are_refused_rather_than_dropped() {
-        let source = "scope = 'a'\n[source.file]\npath = '-'\n[store.memory]\n[key]\nfrom = ['position']\n\
-                      [handler.stdout]\n[dead_letter]\nto = 'd'\n[telemetry]\notlp = 'http://127.0.0.1:4317'\n";
-        assert_eq!(
-            missing_feature(&Config::parse(source, &|_| None).unwrap()).unwrap().to_string(),
-            "line 11: telemetry.otlp: no build of onceward has an OTLP exporter yet; remove it, and scrape /metrics \
-             (telemetry.listen) meanwhile"
-        );
-    }
-
-    #[test]
-    fn a_build_without_an_adapter_says_how_to_get_it() {
-        let source = "scope = 'a'\n[source.sqs]\nqueue_url = 'https://h/q'\n[store.memory]\n\
-                      [handler.stdout]\n[dead_letter]\nto = 'd'\n";
-        let config = Config::parse(source, &|_| None).unwrap();
-        assert!(matches!(config.handler, Handler::Stdout(_)));
-        let adapters = [always("store.memory"), with("source.sqs", "sqs", false), always("handler.stdout")];
-        assert_eq!(
-            missing_adapter(&config, &adapters).unwrap().to_string(),
-            "line 2: source.sqs: this build of onceward does not have it; install one that has it: \
-             cargo install onceward-cli --features sqs"
-        );
-    }
-}
+pub(crate) use register;

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::{Config, Handler, HumanDuration, OrderBy, Ordering, PublishHandler, Source, Store};
+use onceward::pipeline::config as core;
+
+use super::{Config, Handler, HumanDuration, OrderBy, Ordering};
 
 /// Fills in every default that depends on a written value.
 pub(super) fn derive(config: &mut Config) {
@@ -17,19 +19,19 @@ pub(super) fn derive(config: &mut Config) {
 }
 
 fn ordering(config: &mut Config) {
+    let facts = config.source.plugin().facts();
     let pipeline = &mut config.pipeline;
-    let has_record_keys = config.source.has_record_keys();
     if pipeline.ordering.is_none() {
-        pipeline.ordering = Some(match &config.source {
-            // Messages in a retry topic give up their place in the order.
-            Source::Kafka(kafka) if !kafka.retry_topics.is_empty() => Ordering::None,
+        pipeline.ordering = Some(match facts.default_ordering {
+            // Retried messages give up their place in the order.
+            _ if facts.reorders_retries => Ordering::None,
             _ if pipeline.order_by.is_some() => Ordering::Key,
-            Source::Kafka(_) => Ordering::Partition,
-            Source::Sqs(sqs) if sqs.is_fifo() => Ordering::Key,
-            Source::Sqs(_) | Source::Rabbitmq(_) | Source::File(_) => Ordering::None,
+            core::Ordering::Partition => Ordering::Partition,
+            core::Ordering::BrokerKey | core::Ordering::By(_) => Ordering::Key,
+            core::Ordering::None => Ordering::None,
         });
     }
-    if pipeline.ordering == Some(Ordering::Key) && has_record_keys {
+    if pipeline.ordering == Some(Ordering::Key) && facts.has_record_keys {
         pipeline.order_by.get_or_insert(OrderBy::Broker);
     }
 }
@@ -89,8 +91,9 @@ fn leases(config: &mut Config) {
         written(&format!("{table}.timeout")),
         written(&handler_key),
     );
-    let exclusive = matches!((&config.store, &config.handler), (Store::Sqlite(_), Handler::Sql(_)));
-    let mut limits = config.store.limits();
+    let has_single_writer = config.store.plugin().facts().has_single_writer;
+    let exclusive = has_single_writer && matches!(config.handler, Handler::Sql(_));
+    let mut limits = config.limits();
     let mut handler_timeout = config.handler.timeout();
     if !lease {
         let mut wanted = limits.lease.get();
@@ -115,35 +118,22 @@ fn leases(config: &mut Config) {
         handler_timeout = (limits.lease.get() / 2).into();
         config.handler.set_timeout(handler_timeout);
     }
-    config.store.set_limits(limits);
+    config.store.plugin_mut().set_limits(limits);
 }
 
 const MOST_LEASE: Duration = Duration::from_secs(12 * 3_600);
 
 /// The longest message fits into what may be held.
 fn message_bytes(config: &mut Config) {
-    let Source::File(file) = &mut config.source else { return };
-    let (longest, held) = (
-        config.origin.is_written("source.file.max_message_bytes"),
-        config.origin.is_written("pipeline.max_in_flight_bytes"),
-    );
+    let key = format!("source.{}.max_message_bytes", config.source.name());
+    let (longest, held) =
+        (config.origin.is_written(&key), config.origin.is_written("pipeline.max_in_flight_bytes"));
+    let Some(max_message_bytes) = config.source.plugin_mut().max_message_bytes() else { return };
     let in_flight = &mut config.pipeline.max_in_flight_bytes;
     match (longest, held) {
-        (true, false) => *in_flight = (*in_flight).max(file.max_message_bytes),
-        (false, true) => file.max_message_bytes = file.max_message_bytes.min(*in_flight),
+        (true, false) => *in_flight = (*in_flight).max(*max_message_bytes),
+        (false, true) => *max_message_bytes = (*max_message_bytes).min(*in_flight),
         _ => {}
-    }
-}
-
-impl Store {
-    fn set_limits(&mut self, limits: super::StoreLimits) {
-        let (ttl, lease, timeout) = match self {
-            Self::Redis(store) => (&mut store.ttl, &mut store.lease, &mut store.timeout),
-            Self::Postgres(store) => (&mut store.ttl, &mut store.lease, &mut store.timeout),
-            Self::Sqlite(store) => (&mut store.ttl, &mut store.lease, &mut store.timeout),
-            Self::Memory(store) => (&mut store.ttl, &mut store.lease, &mut store.timeout),
-        };
-        (*ttl, *lease, *timeout) = (limits.ttl, limits.lease, limits.timeout);
     }
 }
 
@@ -154,9 +144,7 @@ impl Handler {
             Self::Exec(handler) => &mut handler.timeout,
             Self::Worker(handler) => &mut handler.timeout,
             Self::Sql(handler) => &mut handler.timeout,
-            Self::Publish(PublishHandler::Rabbitmq(target)) => &mut target.timeout,
-            Self::Publish(PublishHandler::Kafka(target)) => &mut target.timeout,
-            Self::Publish(PublishHandler::Sqs(target)) => &mut target.timeout,
+            Self::Publish(target) => return target.plugin_mut().set_timeout(timeout),
             Self::Stdout(handler) => &mut handler.timeout,
         } = timeout;
     }

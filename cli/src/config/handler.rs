@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::address::{Address, HookUrl};
-use super::duration::HumanDuration;
-use super::secret::Secret;
-use super::table::{choice, count, secs, table};
+use onceward_plugin::value::{Address, HookUrl, HumanDuration, Secret};
+use onceward_plugin::{Exposure, check, choice, table};
+
+use crate::plugins::PublishTarget;
 
 /// What is done with each message: exactly one of these tables.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,9 +23,22 @@ pub enum Handler {
     /// A statement in the same transaction as the completion.
     Sql(SqlHandler),
     /// A confirmed publish to another broker.
-    Publish(PublishHandler),
+    Publish(PublishTarget),
     /// A line on standard output.
     Stdout(StdoutHandler),
+}
+
+impl HttpHandler {
+    /// A connection on which requests could be read by others.
+    pub(super) fn exposure(&self) -> Option<Exposure> {
+        check::is_remote(self.url.address(), &["http"]).then_some(Exposure {
+            option: "url",
+            problem: "is http:// on another host, so that the claim's token, which each request holds, and configured headers could \
+                      be read on the way",
+            fix: "write https://",
+            is_allowed: self.allow_plaintext,
+        })
+    }
 }
 
 impl Handler {
@@ -56,9 +69,7 @@ impl Handler {
             Self::Exec(handler) => handler.timeout,
             Self::Worker(handler) => handler.timeout,
             Self::Sql(handler) => handler.timeout,
-            Self::Publish(PublishHandler::Rabbitmq(target)) => target.timeout,
-            Self::Publish(PublishHandler::Kafka(target)) => target.timeout,
-            Self::Publish(PublishHandler::Sqs(target)) => target.timeout,
+            Self::Publish(target) => target.plugin().timeout(),
             Self::Stdout(handler) => handler.timeout,
         }
     }
@@ -79,6 +90,46 @@ choice! {
     }
 }
 
+/// Declares a table with the options of a handler's program, before its own.
+macro_rules! program_table {
+    ($(#[$meta:meta])* $name:ident { $($body:tt)* }) => {
+        table! {
+            $(#[$meta])*
+            $name [handler] {
+                /// The program and its arguments. No shell is involved. It runs in the directory of the configuration file.
+                pub command: Vec<Address>,
+                /// Variables for its environment, such as { REGION = "eu" }. Their values are never printed.
+                #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+                pub env: BTreeMap<String, Secret>,
+                /// Variables that are passed on from this program's own environment, besides PATH, HOME, USER, LOGNAME, LANG,
+                /// LANGUAGE, LC_…, TZ and TMPDIR. "*" stands for all but those that ${…} in this file uses,
+                /// which are passed by their names only.
+                #[serde(default, skip_serializing_if = "Vec::is_empty")]
+                pub inherit_env: Vec<String>,
+                $($body)*
+            }
+        }
+
+        impl $name {
+            /// The program, apart from how it is used.
+            pub fn program(&self) -> HandlerProgram<'_> {
+                HandlerProgram { command: &self.command, env: &self.env, inherit_env: &self.inherit_env }
+            }
+        }
+    };
+}
+
+/// A handler's program, and what it gets of the environment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HandlerProgram<'a> {
+    /// The program and its arguments.
+    pub command: &'a [Address],
+    /// Variables that are set.
+    pub env: &'a BTreeMap<String, Secret>,
+    /// Variables that are passed on, beside the usual ones.
+    pub inherit_env: &'a [String],
+}
+
 table! {
     /// A POST of the payload. 2xx completes; 429, 502, 503, 504 and a server that cannot be reached use no attempt; 408, 425
     /// and other 5xx retry; 409 retries later; other 4xx dead-letter. A `Retry-After` is honoured.
@@ -96,7 +147,7 @@ table! {
         pub allow_plaintext: bool,
         /// How long an idle connection is kept for the next message, up to 1h; shorter than the server's own limit, which
         /// is 5s for many. "0s" opens a connection for each message.
-        #[serde(default = "secs::<4>")]
+        #[serde(default = "::onceward_plugin::default::secs::<4>")]
         pub keep_alive: HumanDuration,
         /// What a status means, where that is not the default: a status or a class, such as 404 = "retry" or
         /// "5xx" = "unavailable". A status goes before its class. "unavailable" uses no attempt, but a server that answers
@@ -106,27 +157,27 @@ table! {
     }
 }
 
-table! {
+program_table! {
     /// One process for each message: payload on standard input, the rest in `ONCEWARD_*` variables. Exit 0 completes,
     /// 75 and signals retry, 65 dead-letters, 126 and 127 (the shell cannot run or find a command) and a program that
     /// cannot be started use no attempt, other codes retry.
-    ExecHandler [program, handler] {
+    ExecHandler {
         /// What an exit code from 1 to 255 means, where that is not the default, such as 3 = "permanent".
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub exit: BTreeMap<String, Meaning>,
     }
 }
 
-table! {
+program_table! {
     /// Long-lived processes: one JSON line in, one JSON line out. The time a process needs to start does not count as
     /// handler time, and a process that ends before it has read a request uses no attempt.
-    WorkerHandler [program, handler] {
+    WorkerHandler {
         /// How many processes run, from 1 to 1024.
-        #[serde(default = "count::<4>")]
+        #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub processes: u32,
         /// How long a process may take from its start until it reads its first request (with `ready = true`: until it says
         /// that it is ready), from 1ms to 12h.
-        #[serde(default = "secs::<30>")]
+        #[serde(default = "::onceward_plugin::default::secs::<30>")]
         pub start_timeout: HumanDuration,
         /// The processes write the line {"ready":true} once they can work, and get no request before.
         #[serde(default)]
@@ -142,7 +193,7 @@ table! {
         pub statement: String,
         /// How many messages may share a transaction, from 1 to 1000 and no more than run at once: those that are ready
         /// together, one after the other, each in a savepoint. Worth it for statements of a few milliseconds.
-        #[serde(default = "count::<1>")]
+        #[serde(default = "::onceward_plugin::default::count::<1>")]
         pub batch: u32,
     }
 }
@@ -150,54 +201,4 @@ table! {
 table! {
     /// One line for each message on standard output.
     StdoutHandler [handler] {}
-}
-
-/// A confirmed publish to another broker: exactly one of these tables.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum PublishHandler {
-    /// To RabbitMQ.
-    Rabbitmq(RabbitmqTarget),
-    /// To a Kafka topic.
-    Kafka(KafkaTarget),
-    /// To an SQS queue.
-    Sqs(SqsTarget),
-}
-
-impl PublishHandler {
-    /// The name of the table: `rabbitmq`, `kafka` or `sqs`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Rabbitmq(_) => "rabbitmq",
-            Self::Kafka(_) => "kafka",
-            Self::Sqs(_) => "sqs",
-        }
-    }
-}
-
-table! {
-    /// A publish to RabbitMQ, confirmed and mandatory.
-    RabbitmqTarget [rabbitmq, handler] {
-        /// The exchange; empty for the default one, whose routing keys are queue names.
-        #[serde(default)]
-        pub exchange: String,
-        /// The routing key.
-        pub routing_key: String,
-    }
-}
-
-table! {
-    /// A publish to a Kafka topic, acknowledged by all replicas.
-    KafkaTarget [kafka, handler] {
-        /// The topic.
-        pub topic: String,
-    }
-}
-
-table! {
-    /// A send to an SQS queue. Credentials come from the standard AWS chain.
-    SqsTarget [sqs, handler] {
-        /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
-        pub queue_url: Address,
-    }
 }

@@ -9,9 +9,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
+use onceward_plugin::SourceFacts;
+use onceward_plugin::value::Secret;
+
 use super::fingerprint::FingerprintConfig;
-use super::secret::Secret;
-use super::source::Source;
 
 /// What makes two deliveries the same message.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, serde::Deserialize, JsonSchema)]
@@ -48,15 +49,10 @@ impl KeyConfig {
         self.secret.is_some() || self.secret_file.is_some()
     }
 
-    /// The sources used when none are written; none for a file, which has no identity of its own to fall back on.
-    pub(super) fn default_for(source: &Source) -> Option<Vec<KeySource>> {
+    /// The sources used when none are written; none for a source without an identity to fall back on.
+    pub(super) fn default_for(source: &SourceFacts) -> Option<Vec<KeySource>> {
         let parts = [KeyPart::Header("idempotency-key".to_owned()), KeyPart::MessageId, KeyPart::Position];
-        match source {
-            Source::Rabbitmq(_) | Source::Kafka(_) | Source::Sqs(_) => {
-                Some(parts.map(KeySource::Part).into())
-            }
-            Source::File(_) => None,
-        }
+        source.has_identity.then(|| parts.map(KeySource::Part).into())
     }
 }
 

@@ -5,33 +5,24 @@
 //! Everything here is pure but [`Config::load`], which reads the one file it is given. The environment is handed in; no
 //! value of the file is ever printed by an error, and secrets are redacted by `Debug` and [`Config::to_toml`].
 
-mod adapters;
-mod address;
+pub(crate) mod adapters;
 mod advice;
-mod broker;
-mod bytes;
+mod build;
 mod check;
+mod context;
+mod core;
 mod derived;
-mod duration;
 mod env;
 mod fault;
 mod fingerprint;
 mod handler;
 mod key;
 mod origin;
-mod outbox;
 mod pipeline;
-mod plaintext;
 mod policy;
-mod properties;
 mod read;
 mod remark;
-mod secret;
-mod secret_files;
-mod source;
-mod store;
 mod syntax;
-mod table;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -39,19 +30,20 @@ use std::path::{Path, PathBuf};
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
-pub use adapters::{ADAPTERS, Adapter, missing_feature};
-pub use address::{Address, HookUrl};
-pub use broker::{KafkaCluster, RabbitmqBroker, SqsPlace};
-pub use bytes::ByteCount;
-pub use duration::{HumanDuration, NotADuration};
+pub use adapters::Adapter;
+pub use build::{adapters as adapter_tables, missing_telemetry};
+pub(crate) use context::Contexts;
+pub(crate) use core::{key_extractor, key_source, pipeline_config, scope};
 pub use env::Lookup;
 pub use fingerprint::FingerprintConfig;
 pub use handler::{
-    ExecHandler, Handler, HttpHandler, KafkaTarget, Meaning, PublishHandler, RabbitmqTarget, SqlHandler,
-    SqsTarget, StdoutHandler, WorkerHandler,
+    ExecHandler, Handler, HandlerProgram, HttpHandler, Meaning, SqlHandler, StdoutHandler, WorkerHandler,
 };
 pub use key::{KeyConfig, KeyPart, KeySource, NotAKeyPart, OrderBy};
-pub use outbox::{OutboxConfig, OutboxKafka, OutboxRabbitmq, OutboxSqs, OutboxTarget};
+pub use onceward_plugin::StoreLimits;
+pub use onceward_plugin::value::{
+    Address, ByteCount, HookUrl, HumanDuration, NotADuration, REDACTED, Secret,
+};
 pub use pipeline::{
     DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
 };
@@ -59,18 +51,15 @@ pub use policy::{
     OnCompleted, OnExhausted, OnInProgress, OnLetterRefused, OnMismatch, OnMissingKey, OnStoreDown,
     OwnHeaders, PolicyConfig,
 };
-pub use properties::Properties;
 pub use remark::{Advice, ConfigError, Remark};
-pub use secret::{REDACTED, Secret};
-pub use source::{FileFormat, FileSource, KafkaSource, RabbitmqSource, Source, SqsSource};
-pub use store::{MemoryStore, PostgresStore, RedisStore, RedisTopology, SqliteStore, Store};
-pub use table::{Credentials, HandlerProgram, StoreLimits};
+
+pub use crate::plugins::{OutboxConfig, PublishTarget, Source, Store};
 
 use crate::handlers::text::io_words;
 
 use fault::Step;
+use onceward_plugin::choice;
 use origin::{Lines, Origin, join};
-use table::choice;
 
 /// A starter file with comments, which parses as it is.
 pub const STARTER: &str = include_str!("starter.toml");
@@ -78,7 +67,7 @@ pub const STARTER: &str = include_str!("starter.toml");
 /// A checked configuration: every value is within its limits and agrees with the others, and defaults that depend on
 /// other values are filled in (`key.from`, `pipeline.ordering`).
 ///
-/// It does not say whether the adapters it names are compiled in ([`missing_feature`]) or reachable.
+/// It does not say whether what it names is reachable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Configuration of the onceward program")]
@@ -181,6 +170,9 @@ impl Config {
         let mut table = syntax::parse(source, &lines).map_err(in_file)?;
         let written = env::substitute(table.get_mut(), env, &lines).map_err(in_file)?;
         let origin = Origin::of(file, table.get_ref(), &lines, written);
+        if let Some(missing) = build::missing(&origin) {
+            return Err(missing);
+        }
         let mut config: Self =
             read::read(table).map_err(|fault| ConfigError(origin.place(&fault, &lines)))?;
         config.origin = origin;
@@ -199,7 +191,7 @@ impl Config {
                     "name at least one source, such as message-id",
                 ));
             }
-            self.key.from = KeyConfig::default_for(&self.source).ok_or_else(|| {
+            self.key.from = KeyConfig::default_for(&self.source.plugin().facts()).ok_or_else(|| {
                 self.refuse(
                     "key.from",
                     "is missing, and a file source has no message identity to fall back on",
@@ -213,10 +205,10 @@ impl Config {
 
     /// Whose `onceward-` headers are believed, whether written or not.
     pub fn own_headers(&self) -> OwnHeaders {
-        let by_default = match self.source {
-            Source::File(_) => OwnHeaders::Trusted,
-            _ if self.key.has_secret() => OwnHeaders::Authenticated,
-            _ => OwnHeaders::Ignore,
+        let by_default = match self.source.plugin().facts().is_private {
+            true => OwnHeaders::Trusted,
+            false if self.key.has_secret() => OwnHeaders::Authenticated,
+            false => OwnHeaders::Ignore,
         };
         self.policy.own_headers.unwrap_or(by_default)
     }
@@ -250,9 +242,14 @@ impl Config {
         ConfigError(self.origin.remark(key, problem, fix))
     }
 
+    /// The limits that every store keeps.
+    pub fn limits(&self) -> StoreLimits {
+        self.store.plugin().limits()
+    }
+
     /// The files with passwords or private keys that are named, each with the key that names it.
     pub fn secret_files(&self) -> Vec<(String, PathBuf)> {
-        secret_files::secret_files(self)
+        Contexts::of(self).secret_files()
     }
 
     /// What will run, but probably not as intended; in the order of the file.

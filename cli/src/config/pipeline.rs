@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::address::Address;
-use super::bytes::ByteCount;
-use super::duration::HumanDuration;
+use onceward_plugin::value::{Address, ByteCount, HumanDuration};
+use onceward_plugin::{choice, table};
+
 use super::key::OrderBy;
-use super::table::{choice, table};
 
 /// How many messages run at a time, and in which order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -7,8 +7,8 @@
 //! | [`HttpHandler`] | one POST (feature `http`) |
 //! | [`StdoutHandler`] | one line on standard output |
 //! | [`PublishHandler`] | one confirmed publish to another broker |
-//! | [`SqlHandler`] | one statement in the completion's transaction (feature `sqlite`) |
-//! | [`PgSqlHandler`] | the same in Postgres (feature `postgres`) |
+//!
+//! A statement in the transaction of its completion is the handler of a store's own: `SqliteSqlHandler`, `PgSqlHandler`.
 //!
 //! Each is built from plain options; mapping the configuration file to them is the registry's work. None of them
 //! settles, retries or deduplicates: that is the pipeline's.
@@ -25,8 +25,6 @@ mod meaning;
 mod payload;
 mod process;
 mod publish;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod sql;
 mod stdout;
 mod stop;
 pub(crate) mod text;
@@ -43,10 +41,6 @@ pub use http::{HttpHandler, HttpOptions, install_tls_provider};
 pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;
-#[cfg(feature = "postgres")]
-pub use sql::PgSqlHandler;
-#[cfg(feature = "sqlite")]
-pub use sql::SqlHandler;
 pub use stdout::StdoutHandler;
 #[cfg(fuzzing)]
 #[doc(hidden)]

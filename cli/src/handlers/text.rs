@@ -26,25 +26,11 @@ pub(crate) fn is_unprintable(character: char) -> bool {
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// An IO error in the system's words, such as "No such file or directory", without its number.
-pub(crate) fn io_words(error: &std::io::Error) -> String {
-    let words = error.to_string();
-    match words.rfind(" (os error ") {
-        Some(end) if error.raw_os_error().is_some() => words[..end].to_owned(),
-        _ => words,
-    }
-}
+pub(crate) use onceward_plugin::files::io_words;
 
 #[cfg(test)]
 mod tests {
-    use super::{io_words, printable};
-
-    #[test]
-    fn an_io_error_is_told_in_the_systems_words() {
-        let missing = std::fs::File::open("/no/such/file").unwrap_err();
-        assert_eq!(io_words(&missing), "No such file or directory");
-        assert_eq!(io_words(&std::io::Error::other("disk (os error 5)")), "disk (os error 5)");
-    }
+    use super::printable;
 
     #[test]
     fn escapes_what_a_terminal_would_act_on() {

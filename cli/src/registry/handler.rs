@@ -1,16 +1,16 @@
 //! Makes the handler.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onceward::{Error, Handler, HandlerError, IntoReply, Message, Scope};
-
+use onceward::{Error, GatheredPublisher, Handler, HandlerError, IntoReply, Message, Scope};
+use onceward_plugin::Target;
 use tokio_util::sync::CancellationToken;
 
-use super::not_in_this_build;
-use super::publisher::{Target, open_publisher};
-use super::store::OpenStore;
-use crate::config::{self, Config, HandlerProgram};
+use super::OpenStore;
+use super::build::without_transactions;
+use crate::config::{self, Config, Contexts, HandlerProgram, PublishTarget};
 use crate::handlers::{
     Environment, ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler,
     WorkerOptions,
@@ -151,13 +151,23 @@ pub(crate) async fn open_handler(
         config::Handler::Stdout(_) => AnyHandler::Stdout(StdoutHandler::new().closes(shutdown.clone())),
         config::Handler::Sql(_) => return Ok(None),
         #[cfg(not(feature = "http"))]
-        config::Handler::Http(_) => return Err(not_in_this_build("handler.http")),
-        config::Handler::Publish(target) => {
-            let Target { publisher, destination } = open_publisher(config, target).await?;
-            AnyHandler::Publish(PublishHandler::new(publisher, &destination))
+        config::Handler::Http(_) => {
+            let what = "this build of onceward does not have it";
+            return Err(Error::new(onceward::ErrorKind::Config, "use [handler.http]", what));
         }
+        config::Handler::Publish(target) => AnyHandler::Publish(open_target(config, target).await?),
     };
     Ok(Some(handler))
+}
+
+/// Messages in a batch, at most: a broker confirms a batch of this size in about the time of a single message.
+const PUBLISH_BATCH: usize = 256;
+
+/// Connects to the broker of `[handler.publish.*]`.
+async fn open_target(config: &Config, target: &PublishTarget) -> Result<PublishHandler, Error> {
+    let Target { publisher, destination } = target.plugin().open(&Contexts::of(config).handler()).await?;
+    let publisher = GatheredPublisher::new(publisher, PUBLISH_BATCH, config.handler.timeout().get());
+    Ok(PublishHandler::new(Arc::new(publisher), &destination))
 }
 
 /// A command runs where its configuration file is, and does not get the variables that the file uses: many are passwords of
@@ -176,18 +186,8 @@ fn program(config: &Config, program: HandlerProgram<'_>) -> Result<Program, Erro
 /// [`Error`] if the statement does not compile there, or the store cannot be asked.
 pub(crate) async fn check_statement(config: &Config, store: &OpenStore) -> Result<(), Error> {
     let config::Handler::Sql(sql) = &config.handler else { return Ok(()) };
-    match &store.inbox {
-        #[cfg(feature = "sqlite")]
-        Some(super::store::Inbox::Sqlite(store)) => {
-            crate::handlers::SqlHandler::new(sql.statement.as_str())?.check(store).await
-        }
-        #[cfg(feature = "postgres")]
-        Some(super::store::Inbox::Postgres(store)) => {
-            crate::handlers::PgSqlHandler::new(sql.statement.as_str())?.check(store).await
-        }
-        _ => {
-            let _ = sql;
-            Err(not_in_this_build("handler.sql"))
-        }
+    match &store.statements {
+        Some(store) => store.check(&sql.statement).await,
+        None => Err(without_transactions()),
     }
 }

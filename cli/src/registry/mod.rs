@@ -1,77 +1,141 @@
-//! Maps a configuration to the parts of a pipeline: one function per adapter, behind that adapter's feature.
+//! Opens the parts of a pipeline that a configuration names: plugins by their traits, handlers by their types.
 //!
 //! ```text
-//! [source.*]  ─▶ source.rs ──┐
-//! [store.*]   ─▶ store.rs ───┤
-//! [handler.*] ─▶ handler.rs ─┼─▶ build.rs ─▶ a pipeline, whatever its types
-//! the rest    ─▶ settings.rs ┘
+//! [source.*], [store.*], publish targets ─▶ plugin ─┐
+//! [handler.*]                            ─▶ handler.rs ─┼─▶ build.rs ─▶ a pipeline of any type
+//! the rest                               ─▶ config/core.rs ┘
 //! ```
-//!
-//! A new store: a table in `config/store.rs`, a feature, and one function in `store.rs`; if it is transactional, a
-//! variant of `Inbox` as well. A new source: one function in `source.rs`, and one in `dead_letter.rs`. What an adapter needs
-//! more than a few lines for has a file of its own.
 
 mod build;
-mod credentials;
-mod dead_letter;
-mod facts;
 mod handler;
-#[cfg(feature = "kafka")]
-mod kafka;
-mod letters;
 mod outbox;
 mod own_headers;
-#[cfg(feature = "postgres")]
-mod postgres;
-mod publisher;
-#[cfg(feature = "rabbitmq")]
-mod rabbitmq;
-#[cfg(feature = "redis")]
-mod redis;
-mod settings;
-mod source;
-#[cfg(feature = "sqs")]
-mod sqs;
-mod store;
+
+use std::sync::Arc;
+
+use onceward::store::Advice;
+use onceward::{CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Scope};
+use onceward_plugin::source::SourceParts;
+
+use crate::config::{Config, Contexts};
 
 pub(crate) use build::build;
-pub(crate) use dead_letter::open_dead_letters;
-pub(crate) use facts::{Backlog, DeadLetterFacts, backlog, broker_advice, broker_backlog, dead_letter_facts};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
-pub(crate) use letters::{Letters, open_letters};
-pub(crate) use outbox::{ReadyRelay, check_outbox_target, describe_outbox_target, open_relay, outbox_status};
-pub(crate) use settings::{key_source, scope};
-pub(crate) use source::{file_config, open_source};
-pub(crate) use store::{OpenStore, Purpose, file_to_come, migrate, missing_migrations, open_store};
+pub(crate) use onceward_plugin::{Backlog, DeadLetterStatus, OpenStore, Purpose, ReadyRelay};
+pub(crate) use outbox::{check_outbox_target, describe_outbox_target, open_relay, outbox_status};
+pub(crate) use own_headers::own_headers;
 
-use onceward::{Error, ErrorKind};
+pub(crate) use crate::config::{key_source, scope};
 
-use crate::config::Config;
-
-/// For a table that this build has no code for. `config::missing_feature` says so first, and better.
-fn not_in_this_build(table: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("use [{table}]"), "this build of onceward does not have it")
+/// Opens the source; `checkpoints` keeps how far it was read, where no broker does.
+///
+/// # Errors
+/// [`Error`] if it cannot be used as it is configured, or `checkpoints` does not answer.
+pub(crate) async fn open_source(
+    config: &Config,
+    scope: &Scope,
+    checkpoints: Arc<dyn CheckpointStore>,
+) -> Result<Box<dyn Consumer>, Error> {
+    let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own_headers(config)? };
+    config.source.plugin().open(&Contexts::of(config).source(), parts).await
 }
 
-/// What the parts are, in a few words without secrets, for logs.
+/// Opens the destination of dead letters, if one is configured.
+///
+/// # Errors
+/// [`Error`] if it cannot be reached or used.
+pub(crate) async fn open_dead_letters(config: &Config) -> Result<Option<DeadLetters>, Error> {
+    let Some(dead_letter) = &config.dead_letter else { return Ok(None) };
+    let (contexts, own) = (Contexts::of(config), own_headers(config)?);
+    let source = config.source.plugin();
+    source.dead_letters(&contexts.source(), dead_letter.to.expose(), own).await.map(Some)
+}
+
+/// Opens the store.
+///
+/// # Errors
+/// [`Error`] if it cannot be reached or must not be used as it is.
+pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<OpenStore, Error> {
+    config.store.plugin().open(&Contexts::of(config).store(), purpose).await
+}
+
+/// What the store finds out about itself, apart from what [`Config::advice`] says.
+///
+/// # Errors
+/// [`Error`] if it cannot be reached or must not be used as it is.
+pub(crate) async fn check_store(config: &Config, store: &OpenStore) -> Result<Vec<Advice>, Error> {
+    let advice = store.store.check().await?;
+    Ok(if config.store.plugin().facts().is_in_memory { Vec::new() } else { advice })
+}
+
+/// Creates the store's schema or brings it up to date, and returns how many steps that took; `None` where there is no schema.
+///
+/// # Errors
+/// As for [`open_store`].
+pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
+    config.store.plugin().migrate(&Contexts::of(config).store()).await
+}
+
+/// What waits in the source; `None` where it cannot say.
+///
+/// # Errors
+/// [`Error`] if it cannot be read.
+pub(crate) async fn backlog(
+    config: &Config,
+    scope: &Scope,
+    checkpoints: &dyn CheckpointStore,
+) -> Result<Option<Backlog>, Error> {
+    config.source.plugin().backlog(&Contexts::of(config).source(), scope, checkpoints).await
+}
+
+/// The dead letters; `None` without a destination for them.
+///
+/// # Errors
+/// [`Error`] if the destination cannot be read.
+pub(crate) async fn dead_letter_status(config: &Config) -> Result<Option<DeadLetterStatus>, Error> {
+    let Some(dead_letter) = &config.dead_letter else { return Ok(None) };
+    let contexts = Contexts::of(config);
+    config.source.plugin().dead_letter_status(&contexts.source(), dead_letter.to.expose()).await.map(Some)
+}
+
+/// The two ends of a redrive, and how letters are authenticated on the way.
+pub(crate) struct Letters {
+    pub(crate) ends: onceward_plugin::Letters,
+    /// What the letters are authenticated with, and whose are trusted.
+    pub(crate) own: OwnHeaders,
+    /// The source recognises a letter by its headers alone, and so has to be sent them.
+    pub(crate) needs_headers: bool,
+}
+
+/// Opens both ends. `queue` replaces `dead_letter.to`, where that is not a queue.
+///
+/// # Errors
+/// [`Error`] if there is no such destination, or one of the two cannot be used.
+pub(crate) async fn open_letters(
+    config: &Config,
+    scope: &Scope,
+    checkpoints: Arc<dyn CheckpointStore>,
+    queue: Option<&str>,
+) -> Result<Letters, Error> {
+    let missing = || {
+        let what = "there is no [dead_letter] in the configuration; add it, with the place that letters were sent to";
+        Error::new(ErrorKind::Config, "take dead letters back", what)
+    };
+    let given = queue.or_else(|| Some(config.dead_letter.as_ref()?.to.expose()));
+    let from = given.ok_or_else(missing)?;
+    let own = own_headers(config)?;
+    let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own.clone() };
+    let source = config.source.plugin();
+    let ends = source.letters(&Contexts::of(config).source(), from, parts).await?;
+    Ok(Letters { ends, own, needs_headers: source.facts().needs_letter_headers })
+}
+
+/// What the source is, in a few words without secrets, for logs.
 pub(crate) fn describe_source(config: &Config) -> String {
-    use crate::config::Source;
-    match &config.source {
-        Source::Rabbitmq(source) => format!("rabbitmq:{}", source.queue),
-        Source::Kafka(source) => format!("kafka:{}", source.topics.join(",")),
-        Source::Sqs(source) => format!("sqs:{}", source.queue_url.redacted()),
-        Source::File(source) if source.is_standard_input() => "file:-".to_owned(),
-        Source::File(source) => format!("file:{}", config.resolve(&source.path).display()),
-    }
+    config.source.plugin().describe(&Contexts::of(config).source())
 }
 
 /// As [`describe_source`], for the store.
 pub(crate) fn describe_store(config: &Config) -> String {
-    use crate::config::Store;
-    match &config.store {
-        Store::Redis(store) => store.url.redacted(),
-        Store::Postgres(store) => store.url.redacted(),
-        Store::Sqlite(store) => format!("sqlite:{}", config.resolve(&store.path).display()),
-        Store::Memory(_) => "memory".to_owned(),
-    }
+    config.store.plugin().describe(&Contexts::of(config).store())
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use onceward::{Error, HeaderTrust, OwnHeaders, OwnSecrets};
+use onceward_plugin::files::secret_in;
 
-use super::credentials::secret_in;
 use crate::config::{self, Config, Secret};
 
 /// What source, pipeline and dead letters are given.

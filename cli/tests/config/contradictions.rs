@@ -62,17 +62,17 @@ fn each_contradiction_gets_its_sentence() {
         ),
         (
             fifo.replace("q.fifo'", "q'\nvisibility = '1500ms'"),
-            "line 4: source.sqs.visibility: is a part of a second, which SQS does not count; write whole seconds",
+            "line 4: source.sqs.visibility: has a fraction of a second, which SQS does not count; write whole seconds",
         ),
         (
             sql.replace("path = 'onceward.db'", "path = 'onceward.db'\nlease = '10s'"),
-            "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and SQLite cannot renew it while the \
+            "line 6: store.sqlite.lease: is not longer than handler.sql.timeout, and the store's single writer cannot renew it while the \
              statement runs; make the lease longer than the handler timeout",
         ),
         (
             sql.replace("[store.sqlite]\npath = 'onceward.db'", "[store.memory]"),
             "line 7: handler.sql: needs a store with transactions, which [store.memory] has not; \
-             use [store.sqlite] or [store.postgres], or another handler",
+             use [store.postgres] or [store.sqlite], or another handler",
         ),
         (
             format!("{}[pipeline]\nconcurrency = 49\n", sql.replace("'select 1'", "'select 1'\nbatch = 50")),
@@ -82,7 +82,7 @@ fn each_contradiction_gets_its_sentence() {
         (
             format!("guarantee = 'effectively-once'\n{BASE}"),
             "line 1: guarantee: promises effectively-once, which [handler.stdout] cannot give: its effect is not in the \
-             completion's transaction; use [handler.sql] with [store.sqlite] or [store.postgres], or write \
+             completion's transaction; use [handler.sql] with [store.postgres] or [store.sqlite], or write \
              guarantee = \"deduplicated\"",
         ),
         (
@@ -119,7 +119,7 @@ fn each_contradiction_gets_its_sentence() {
                 "[handler.stdout]",
                 "[handler.publish.rabbitmq]\nurl = 'amqp://u:p@h/'\nrouting_key = 'q'",
             ),
-            "line 8: handler.publish.rabbitmq.routing_key: leads back to the source, so that messages would go round for \
+            "line 8: handler.publish.rabbitmq.routing_key: leads back to the source, so that messages would circulate for \
              ever; publish to another destination",
         ),
         (

@@ -72,16 +72,16 @@ fn a_single_written_value_never_contradicts_a_default() {
 #[test]
 fn what_is_written_stays_as_it_is_written() {
     let config = parse(&format!("{FILE}[store.memory]\nlease = '4s'\n[handler.stdout]\n"));
-    let limits = config.store.limits();
+    let limits = config.limits();
     assert_eq!(limits.lease.get(), Duration::from_secs(4));
     assert!(limits.timeout < limits.lease);
     let config = parse(&format!("{FILE}[store.memory]\ntimeout = '40s'\n[handler.stdout]\n"));
-    assert_eq!(config.store.limits().timeout.get(), Duration::from_secs(40));
-    assert!(config.store.limits().lease > config.store.limits().timeout);
+    assert_eq!(config.limits().timeout.get(), Duration::from_secs(40));
+    assert!(config.limits().lease > config.limits().timeout);
     let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'select 1'\ntimeout = '5m'\n";
     let config = parse(&format!("{FILE}{sql}"));
     assert_eq!(config.handler.timeout().get(), Duration::from_secs(300));
-    assert!(config.store.limits().lease > config.handler.timeout());
+    assert!(config.limits().lease > config.handler.timeout());
     let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'select 1'\nbatch = 400\n";
     let config = parse(&format!("{FILE}{sql}"));
     assert!(matches!(&config.handler, Handler::Sql(sql) if sql.batch == 400));

@@ -2,7 +2,7 @@
 
 use onceward_cli::config::{
     Guarantee, Handler, Jitter, KeyPart, KeySource, LogFormat, Mode, OnExhausted, OrderBy, Ordering,
-    PublishHandler, Source,
+    PublishTarget, Source,
 };
 
 use crate::examples::{CONTRACT, SOURCES, base_with, combinations, parse};
@@ -17,8 +17,8 @@ fn the_example_of_the_contract_parses_to_what_it_says() {
     let Source::Rabbitmq(source) = &config.source else { panic!("{:?}", config.source) };
     assert_eq!(source.url.expose(), "amqp://guest:guest@127.0.0.1:5672/%2f");
     assert_eq!((source.prefetch, source.prefetch(16), source.prefetch(1)), (None, 64, 16));
-    assert_eq!(config.store.limits().ttl.get().as_secs(), 7 * 86_400);
-    assert_eq!(config.store.limits().timeout.get().as_secs(), 5);
+    assert_eq!(config.limits().ttl.get().as_secs(), 7 * 86_400);
+    assert_eq!(config.limits().timeout.get().as_secs(), 5);
     assert_eq!(
         config.key.from,
         [KeySource::Part(KeyPart::Header("idempotency-key".into())), KeySource::Part(KeyPart::MessageId)]
@@ -74,7 +74,7 @@ fn composites_and_dotted_properties_read_as_they_are_meant() {
     assert_eq!(properties, [("enable.partition.eof", "false"), ("session.timeout.ms", "60000")]);
 
     let config = parse(&combinations().find(|source| source.contains("publish.kafka")).unwrap());
-    assert!(matches!(config.handler, Handler::Publish(PublishHandler::Kafka(_))));
+    assert!(matches!(config.handler, Handler::Publish(PublishTarget::Kafka(_))));
 }
 
 #[test]

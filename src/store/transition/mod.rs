@@ -4,10 +4,12 @@
 //! language answer the same, which the suite in `testing::store` shows. Nothing here reads a clock or does IO: times
 //! are microseconds of the store's clock and come in as a [`Moment`].
 
+mod columns;
 mod kept;
 
 use std::time::Duration;
 
+pub use columns::RecordColumns;
 pub use kept::{Detail, Moment, Record, Step, micros};
 
 use super::{

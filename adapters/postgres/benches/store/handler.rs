@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use onceward::store::{Commit, CompleteRequest, TransactionalStore};
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, tx_handler};
-use onceward_postgres::{PgStore, PgTx, Together};
+use onceward_postgres::{EffectOutcome, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
@@ -111,7 +111,7 @@ async fn inbox_batch(store: &PgStore, scope: &Scope, name: &str) {
         Ok(())
     });
     for effect in effects.await.unwrap() {
-        assert!(matches!(effect, Together::Committed), "{effect:?}");
+        assert!(matches!(effect, EffectOutcome::Committed), "{effect:?}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! The outbox: rows that commit with an effect, and what relays take of them.
 
+mod listener;
 mod rows;
 mod status;
 mod take;
-mod wake;
 mod write;
 
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use onceward::store::transition::micros;
 use onceward::{Error, Outgoing};
 use sqlx::{AssertSqlSafe, PgConnection, query};
 
-use crate::conn::PgConn;
-use crate::link::WRITE;
+use crate::connection::PgConn;
+use crate::guard::join_task;
 use crate::row::{NOW, integer};
+use crate::session::WRITE;
 use crate::store::PgStore;
-use crate::transaction::joined;
 
 pub(crate) use write::write;
 
@@ -45,13 +45,13 @@ pub(crate) use write::write;
 pub struct PgOutbox {
     store: PgStore,
     turns: Arc<KeyTurns>,
-    wake: Arc<wake::Wake>,
+    listener: Arc<listener::OutboxListener>,
 }
 
 impl PgStore {
     /// The outbox in this store's schema.
     pub fn outbox(&self) -> PgOutbox {
-        PgOutbox { store: self.clone(), turns: Arc::default(), wake: Arc::default() }
+        PgOutbox { store: self.clone(), turns: Arc::default(), listener: Arc::default() }
     }
 }
 
@@ -77,23 +77,23 @@ impl OutboxStore for PgOutbox {
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
         // A task: if the caller goes away, what was taken is dropped there, and so given back.
         let (outbox, limits) = (self.clone(), *limits);
-        joined(tokio::spawn(async move { take::take(&outbox, &limits).await }).await)?
+        join_task(tokio::spawn(async move { take::take(&outbox.store, &outbox.turns, &limits).await }).await)?
     }
 
     async fn settle(&self, taken: PgConn, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
         let schema = self.store.schema();
-        let (patience, narrow) = (self.store.link().patience, self.store.link().pool.is_narrow());
-        joined(tokio::spawn(take::settle(schema, taken, outcomes, patience, narrow)).await)?
+        let (patience, narrow) = (self.store.sessions().patience, self.store.sessions().pool.is_narrow());
+        join_task(tokio::spawn(take::settle(schema, taken, outcomes, patience, narrow)).await)?
     }
 
     async fn wait(&self, at_most: Duration) {
-        self.wake.wait(&self.store, at_most).await;
+        self.listener.wait(&self.store, at_most).await;
     }
 
     /// One relay at a time need not be: rows that another one removes are passed over.
     async fn clean(&self, keep: Duration, limit: u32) -> Result<u64, Error> {
         let (schema, keep) = (self.store.schema(), integer(micros(keep)));
-        let removed = self.store.link().run_again(WRITE, true, move |conn| {
+        let removed = self.store.sessions().run_with_retry(WRITE, true, move |conn| {
             let schema = schema.clone();
             Box::pin(async move {
                 let sql = format!(
@@ -105,7 +105,7 @@ impl OutboxStore for PgOutbox {
                 Ok(done.rows_affected())
             })
         });
-        removed.await.map_err(|attempt| attempt.told(WRITE))
+        removed.await.map_err(|error| error.into_error(WRITE))
     }
 
     async fn status(&self) -> Result<OutboxStatus, Error> {

@@ -13,7 +13,7 @@ pub(super) const COLUMNS: &str =
 
 /// A row that cannot be published as it is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(super) struct UnreadableRow {
     pub(super) seq: i64,
     /// Attempts so far.
     pub(super) attempts: u32,
@@ -26,12 +26,12 @@ pub(super) struct Unreadable {
 ///
 /// # Errors
 /// The outer one if not even its number can be read; the inner one if the message cannot.
-pub(super) fn row_of(row: &PgRow) -> Result<Result<OutboxRow, Unreadable>, sqlx::Error> {
+pub(super) fn row_of(row: &PgRow) -> Result<Result<OutboxRow, UnreadableRow>, sqlx::Error> {
     let seq = row.try_get("seq")?;
     let attempts = u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0);
     let order_key: Option<Vec<u8>> = row.try_get("order_key")?;
     let message = message_of(row, order_key.as_deref());
-    Ok(message.map(|message| OutboxRow { seq, attempts, message }).map_err(|what| Unreadable {
+    Ok(message.map(|message| OutboxRow { seq, attempts, message }).map_err(|what| UnreadableRow {
         seq,
         attempts,
         order_key,
@@ -76,7 +76,7 @@ fn list<T>(row: &PgRow, name: &str, element: impl Fn(&[u8]) -> Result<T, String>
         return Err(unreadable("is NULL; write an empty array"));
     }
     let bytes = value.as_bytes().map_err(|error| unreadable(&error.to_string()))?;
-    let mut rest = Reader(bytes);
+    let mut rest = ByteReader(bytes);
     let cut = || unreadable("cannot be read");
     let dimensions = rest.int().ok_or_else(cut)?;
     let (_flags, _type) = (rest.int().ok_or_else(cut)?, Oid(rest.int().ok_or_else(cut)?.cast_unsigned()));
@@ -100,9 +100,9 @@ fn list<T>(row: &PgRow, name: &str, element: impl Fn(&[u8]) -> Result<T, String>
     Ok(found)
 }
 
-struct Reader<'b>(&'b [u8]);
+struct ByteReader<'b>(&'b [u8]);
 
-impl<'b> Reader<'b> {
+impl<'b> ByteReader<'b> {
     fn take(&mut self, size: usize) -> Option<&'b [u8]> {
         let (bytes, rest) = self.0.split_at_checked(size)?;
         self.0 = rest;

@@ -6,8 +6,8 @@ use onceward::Error;
 use onceward::outbox::{FailingRow, OutboxStatus};
 use sqlx::{AssertSqlSafe, Row, query};
 
-use crate::link::READ;
 use crate::row::NOW;
+use crate::session::READ;
 use crate::store::PgStore;
 
 /// Failing rows that are told.
@@ -15,7 +15,7 @@ const WORST: i64 = 10;
 
 pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
     let schema = store.schema();
-    let asked = store.link().run_again(READ, true, move |conn| {
+    let asked = store.sessions().run_with_retry(READ, true, move |conn| {
         let schema = schema.clone();
         Box::pin(async move {
             let sql = format!(
@@ -55,5 +55,5 @@ pub(super) async fn status(store: &PgStore) -> Result<OutboxStatus, Error> {
             Ok(status)
         })
     });
-    asked.await.map_err(|attempt| attempt.told(READ))
+    asked.await.map_err(|error| error.into_error(READ))
 }

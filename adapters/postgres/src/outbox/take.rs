@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Error;
-use onceward::outbox::{Head, OutboxRow, RowOutcome, TakeLimits};
+use onceward::outbox::{Head, KeyTurns, OutboxRow, RowOutcome, TakeLimits};
 use onceward::retry::{Backoff, Jitter};
 use onceward::store::transition::micros;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query};
 
-use super::PgOutbox;
-use super::rows::{COLUMNS, Unreadable, row_of};
-use crate::conn::PgConn;
+use super::rows::{COLUMNS, UnreadableRow, row_of};
+use crate::connection::PgConn;
 use crate::error::store_error;
-use crate::link::{Attempt, Link, READ};
+use crate::guard::within;
 use crate::row::{NOW, integer, storable};
-use crate::transaction::within;
+use crate::session::{READ, SessionError, Sessions};
+use crate::store::PgStore;
 
 const TAKE: &str = "take rows of the outbox";
 const SETTLE: &str = "note what became of rows of the outbox";
@@ -31,20 +31,22 @@ const LONGEST_PUBLISH: &str = "30s";
 
 /// See [`OutboxStore::take`](onceward::outbox::OutboxStore::take).
 pub(super) async fn take(
-    outbox: &PgOutbox,
+    store: &PgStore,
+    turns: &KeyTurns,
     limits: &TakeLimits,
 ) -> Result<Option<(PgConn, Vec<OutboxRow>)>, Error> {
-    let schema = outbox.store.schema();
-    let heads = outbox.turns.due(limits.rows as usize, |after, steps| walk(outbox, after, steps)).await;
-    let heads = heads.map_err(|attempt| attempt.told(READ))?;
-    let link = outbox.store.link();
+    let schema = store.schema();
+    let heads = turns.due(limits.rows as usize, |after, steps| walk(store, after, steps)).await;
+    let heads = heads.map_err(|error| error.into_error(READ))?;
+    let sessions = store.sessions();
     loop {
         let taking = async {
-            let mut open = PgConn::begin_plain(&link.pool).await.map_err(|error| store_error(TAKE, error))?;
+            let mut open =
+                PgConn::begin_plain(&sessions.pool).await.map_err(|error| store_error(TAKE, error))?;
             let rows = locked(open.connection(), &schema, &heads, limits).await;
             Ok((open, rows.map_err(|error| store_error(TAKE, error))?))
         };
-        let (open, rows) = within(link.patience * REPLIES, TAKE, taking).await?;
+        let (open, rows) = within(sessions.patience * REPLIES, TAKE, taking).await?;
         if rows.is_empty() {
             open.end().await;
             return Ok(None);
@@ -54,7 +56,7 @@ pub(super) async fn take(
             return Ok(Some((open, rows)));
         }
         // They are noted as failed and no longer due: the next pass takes the others without them.
-        set_aside(link, schema.clone(), open, unreadable).await?;
+        set_aside(sessions, schema.clone(), open, unreadable).await?;
     }
 }
 
@@ -63,7 +65,7 @@ const REPLIES: u32 = 6;
 
 /// Rows that can be published, and those to be noted as unreadable. Behind an unreadable row none of its order key is
 /// published; it is noted once it is its key's oldest, since only that one's delay is looked at.
-fn sorted_out(found: Vec<Result<OutboxRow, Unreadable>>) -> (Vec<OutboxRow>, Vec<Unreadable>) {
+fn sorted_out(found: Vec<Result<OutboxRow, UnreadableRow>>) -> (Vec<OutboxRow>, Vec<UnreadableRow>) {
     let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
     // The order keys seen so far, and whether they end before the row at hand.
     let mut ended: HashMap<Vec<u8>, bool> = HashMap::new();
@@ -88,12 +90,12 @@ fn sorted_out(found: Vec<Result<OutboxRow, Unreadable>>) -> (Vec<OutboxRow>, Vec
 
 /// Notes unreadable rows as failed. In its order key such a row holds back the rows behind it; others go on.
 async fn set_aside(
-    link: &Link,
+    sessions: &Sessions,
     schema: Arc<str>,
     mut open: PgConn,
-    rows: Vec<Unreadable>,
+    rows: Vec<UnreadableRow>,
 ) -> Result<(), Error> {
-    if let Some(Unreadable { seq, attempts, what, .. }) = rows.first() {
+    if let Some(UnreadableRow { seq, attempts, what, .. }) = rows.first() {
         let (attempts, others) = (attempts.saturating_add(1), rows.len() - 1);
         tracing::warn!(
             seq,
@@ -111,14 +113,14 @@ async fn set_aside(
             (row.seq, RowOutcome::Failed { retry_in, error: format!("unreadable: {}", row.what) })
         })
         .collect();
-    let narrow = link.pool.is_narrow();
+    let narrow = sessions.pool.is_narrow();
     let noting = async {
         note(open.connection(), &schema, &outcomes, narrow)
             .await
             .map_err(|error| store_error(SETTLE, error))?;
-        open.commit_plain(link.patience).await.map_err(|error| store_error(SETTLE, error))
+        open.commit_plain(sessions.patience).await.map_err(|error| store_error(SETTLE, error))
     };
-    within(link.patience * REPLIES, SETTLE, noting).await
+    within(sessions.patience * REPLIES, SETTLE, noting).await
 }
 
 /// When an unreadable row is looked at again: somebody may have corrected it.
@@ -126,9 +128,9 @@ const UNREADABLE: Backoff =
     Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter: Jitter::Equal };
 
 /// The next order keys behind `after`, by a loose scan of the index: one step for each, however many rows it has.
-async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, Attempt> {
-    let (schema, steps) = (outbox.store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
-    let walked = outbox.store.link().run_again(READ, true, move |conn| {
+async fn walk(store: &PgStore, after: Vec<u8>, steps: usize) -> Result<Vec<Head>, SessionError> {
+    let (schema, steps) = (store.schema(), i32::try_from(steps).unwrap_or(i32::MAX));
+    let walked = store.sessions().run_with_retry(READ, true, move |conn| {
         let (schema, after) = (schema.clone(), after.clone());
         Box::pin(async move {
             let next = |behind: &str| {
@@ -158,13 +160,13 @@ async fn walk(outbox: &PgOutbox, after: Vec<u8>, steps: usize) -> Result<Vec<Hea
     walked.await
 }
 
-/// Locks what nobody else has, and reads as much of it and of what follows as the limits allow.
+/// RowLocks what nobody else has, and reads as much of it and of what follows as the limits allow.
 async fn locked(
     conn: &mut PgConnection,
     schema: &str,
     heads: &[i64],
     limits: &TakeLimits,
-) -> Result<Vec<Result<OutboxRow, Unreadable>>, sqlx::Error> {
+) -> Result<Vec<Result<OutboxRow, UnreadableRow>>, sqlx::Error> {
     conn.execute(AssertSqlSafe(format!(
         "SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PUBLISH}'"
     )))

@@ -4,8 +4,8 @@
 //! an opening that has begun goes on without them, and the next caller gets its result: so a server that answers slowly,
 //! for instance because it is overloaded, is not locked out.
 
-mod open;
-mod watch;
+mod abandoned;
+mod opener;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use open::{Opener, PasswordSource, Session};
+pub(crate) use opener::{PasswordSource, Session, SessionOpener};
 
 /// How many connections are opened at the same time at most.
 const OPENING: usize = 2;
@@ -32,26 +32,26 @@ const FLUSH: Duration = Duration::from_secs(10);
 pub(crate) struct Pool(Arc<Inner>);
 
 struct Inner {
-    opener: Opener,
+    opener: SessionOpener,
     limit: usize,
     /// How long a caller waits for a connection.
     wait: Duration,
     /// A permit for each connection that is in use or being opened.
     slots: Arc<Semaphore>,
     opening: Semaphore,
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<IdleSession>>,
     returned: Notify,
     opened: AtomicU64,
 }
 
-struct Idle {
+struct IdleSession {
     session: Session,
     born: Instant,
     since: Instant,
 }
 
 /// A connection of a [`Pool`]. Dropped, it is closed, unless [`give_back`](Self::give_back) returned it before.
-pub(crate) struct Pooled {
+pub(crate) struct PooledSession {
     session: Option<Session>,
     born: Instant,
     slot: Option<OwnedSemaphorePermit>,
@@ -60,7 +60,7 @@ pub(crate) struct Pooled {
 
 impl Pool {
     /// No connection is opened yet.
-    pub(crate) fn new(opener: Opener, limit: u32, wait: Duration) -> Self {
+    pub(crate) fn new(opener: SessionOpener, limit: u32, wait: Duration) -> Self {
         let limit = limit as usize;
         Self(Arc::new(Inner {
             opener,
@@ -81,11 +81,11 @@ impl Pool {
     ///
     /// # Cancel safety
     /// An opening that a dropped call has begun goes on, and its connection becomes idle.
-    pub(crate) async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
+    pub(crate) async fn acquire(&self) -> Result<PooledSession, sqlx::Error> {
         timeout(self.0.wait, self.acquire_patiently()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    async fn acquire_patiently(&self) -> Result<Pooled, sqlx::Error> {
+    async fn acquire_patiently(&self) -> Result<PooledSession, sqlx::Error> {
         let slots = Arc::clone(&self.0.slots);
         let slot = slots.acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
         let slot = match self.take_idle(slot) {
@@ -105,7 +105,7 @@ impl Pool {
     }
 
     /// Opens a connection, or takes one that became idle before its turn came.
-    async fn open(&self, mut slot: OwnedSemaphorePermit) -> Result<Pooled, sqlx::Error> {
+    async fn open(&self, mut slot: OwnedSemaphorePermit) -> Result<PooledSession, sqlx::Error> {
         let turn = loop {
             tokio::select! {
                 biased;
@@ -124,14 +124,19 @@ impl Pool {
         let session = self.0.opener.open().await?;
         drop(turn);
         self.0.opened.fetch_add(1, Ordering::Relaxed);
-        Ok(Pooled { session: Some(session), born: Instant::now(), slot: Some(slot), pool: self.clone() })
+        Ok(PooledSession {
+            session: Some(session),
+            born: Instant::now(),
+            slot: Some(slot),
+            pool: self.clone(),
+        })
     }
 
-    fn take_idle(&self, slot: OwnedSemaphorePermit) -> Result<Pooled, OwnedSemaphorePermit> {
+    fn take_idle(&self, slot: OwnedSemaphorePermit) -> Result<PooledSession, OwnedSemaphorePermit> {
         let mut idle = self.idle();
         idle.retain(|idle| idle.since.elapsed() < LONGEST_IDLE && idle.born.elapsed() < LONGEST_LIFE);
-        let Some(Idle { session, born, .. }) = idle.pop() else { return Err(slot) };
-        Ok(Pooled { session: Some(session), born, slot: Some(slot), pool: self.clone() })
+        let Some(IdleSession { session, born, .. }) = idle.pop() else { return Err(slot) };
+        Ok(PooledSession { session: Some(session), born, slot: Some(slot), pool: self.clone() })
     }
 
     /// Closes all idle connections: one of the same age has failed, and these have probably failed as well.
@@ -166,17 +171,17 @@ impl Pool {
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<IdleSession>> {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pooled {
+impl PooledSession {
     /// Returns the connection to the pool. Nothing is under way on it, and no transaction is open.
     pub(crate) fn give_back(mut self) {
         let Some(session) = self.session.take() else { return };
         if !self.pool.0.slots.is_closed() {
-            self.pool.idle().push(Idle { session, born: self.born, since: Instant::now() });
+            self.pool.idle().push(IdleSession { session, born: self.born, since: Instant::now() });
         }
         // Only now: whoever gets the permit finds the connection.
         drop(self.slot.take());
@@ -196,11 +201,13 @@ impl Pooled {
     /// its place in the pool until its wait has ended, or each new attempt would leave one more waiting process in the server.
     pub(crate) fn abandon(self, patience: Duration) {
         self.pool.distrust_idle();
-        tokio::spawn(watch::to_the_end(self, patience));
+        let Some(pid) = self.session.as_ref().map(|session| session.pid) else { return };
+        let opener = self.pool.0.opener.clone();
+        tokio::spawn(abandoned::hold_until_answered(self, pid, opener, patience));
     }
 }
 
-impl Deref for Pooled {
+impl Deref for PooledSession {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -208,7 +215,7 @@ impl Deref for Pooled {
     }
 }
 
-impl DerefMut for Pooled {
+impl DerefMut for PooledSession {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.session.as_mut().expect("a connection is there until it is returned").conn
     }

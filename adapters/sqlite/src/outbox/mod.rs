@@ -1,6 +1,6 @@
 //! The outbox: rows that commit with an effect, and what relays take of them.
 
-mod held;
+mod leased_rows;
 mod rows;
 mod status;
 mod take;
@@ -20,10 +20,10 @@ use tokio::time::Instant;
 
 use crate::error::store_error;
 use crate::row::integer;
-use crate::store::{READ, SqliteStore, joined};
-use crate::writer::WHAT;
+use crate::store::{READ, SqliteStore, join_task};
+use crate::writer::WRITE;
 
-pub use held::HeldRows;
+pub use leased_rows::LeasedRows;
 pub(crate) use write::write;
 
 /// How often it is looked whether anybody has committed.
@@ -83,19 +83,19 @@ impl SqliteOutbox {
 
 #[async_trait]
 impl OutboxStore for SqliteOutbox {
-    type Taken = HeldRows;
+    type Taken = LeasedRows;
 
-    async fn take(&self, limits: &TakeLimits) -> Result<Option<(HeldRows, Vec<OutboxRow>)>, Error> {
+    async fn take(&self, limits: &TakeLimits) -> Result<Option<(LeasedRows, Vec<OutboxRow>)>, Error> {
         // What is committed from here on is either found below or wakes the next wait.
         self.seen.store(self.version().await?, Ordering::Relaxed);
         let Some(due) = take::due(&self.store, &self.turns, limits).await? else { return Ok(None) };
         // A task: if the caller goes away, what was taken is dropped there, and so given back.
         let (writer, limits) = (self.store.writer().clone(), *limits);
-        joined(tokio::spawn(async move { take::take(writer, &due, &limits).await }).await)?
+        join_task(tokio::spawn(async move { take::take(writer, &due, &limits).await }).await)?
     }
 
-    async fn settle(&self, taken: HeldRows, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
-        joined(tokio::spawn(taken.settle(outcomes)).await)?
+    async fn settle(&self, taken: LeasedRows, outcomes: Vec<(i64, RowOutcome)>) -> Result<(), Error> {
+        join_task(tokio::spawn(taken.settle(outcomes)).await)?
     }
 
     /// SQLite tells nobody of a commit: the version of the file's content is looked at, forty times a second.
@@ -132,7 +132,7 @@ impl OutboxStore for SqliteOutbox {
             };
             slot.finish(removed.map(|removed| removed.rows_affected())).await
         });
-        joined(task.await)?.map_err(|error| store_error(WHAT, error))
+        join_task(task.await)?.map_err(|error| store_error(WRITE, error))
     }
 
     async fn status(&self) -> Result<OutboxStatus, Error> {

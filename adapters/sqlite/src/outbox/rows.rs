@@ -13,7 +13,7 @@ pub(super) const COLUMNS: &str = "seq, attempts, id, destination, order_key, hea
 /// The value of a header in JSON, which has no bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Value<'a> {
+enum HeaderValue<'a> {
     Text(std::borrow::Cow<'a, str>),
     Bytes { hex: String },
 }
@@ -22,42 +22,32 @@ enum Value<'a> {
 pub(super) fn headers_of(message: &Outgoing) -> String {
     let value = |bytes: &'_ Bytes| match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::json!(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            serde_json::json!({ "hex": hex })
-        }
+        Err(_) => serde_json::json!({ "hex": hex::encode(bytes) }),
     };
     let pairs = message.headers.iter().map(|(name, bytes)| serde_json::json!([name, value(bytes)]));
     serde_json::Value::Array(pairs.collect()).to_string()
 }
 
 fn parsed(headers: &str) -> Result<Vec<(String, Bytes)>, sqlx::Error> {
-    let pairs: Vec<(String, Value<'_>)> =
+    let pairs: Vec<(String, HeaderValue<'_>)> =
         serde_json::from_str(headers).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let bytes = |value| match value {
-        Value::Text(text) => Ok(Bytes::from(text.into_owned())),
-        Value::Bytes { hex } => unhex(&hex),
+        HeaderValue::Text(text) => Ok(Bytes::from(text.into_owned())),
+        HeaderValue::Bytes { hex } => {
+            hex::decode(hex).map(Bytes::from).map_err(|error| sqlx::Error::Decode(error.into()))
+        }
     };
     pairs.into_iter().map(|(name, value)| Ok((name, bytes(value)?))).collect()
 }
 
-fn unhex(text: &str) -> Result<Bytes, sqlx::Error> {
-    let wrong = || sqlx::Error::Decode("a header is not hexadecimal".into());
-    let pair = |pair: &[u8]| {
-        let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
-        u8::from_str_radix(pair, 16).map_err(|_| wrong())
-    };
-    text.as_bytes().chunks(2).map(pair).collect()
-}
-
 /// A row as it is found.
-pub(super) enum Found {
+pub(super) enum DecodedRow {
     Row(OutboxRow),
-    Unreadable(Unreadable),
+    DamagedRow(DamagedRow),
 }
 
 /// A row that cannot be read: a program wrote it with SQL before the schema refused such rows, or past it.
-pub(super) struct Unreadable {
+pub(super) struct DamagedRow {
     pub(super) seq: i64,
     pub(super) attempts: u32,
     pub(super) order_key: Option<Vec<u8>>,
@@ -65,18 +55,18 @@ pub(super) struct Unreadable {
     pub(super) what: &'static str,
 }
 
-pub(super) fn found(row: &SqliteRow) -> Result<Found, sqlx::Error> {
+pub(super) fn decode_row(row: &SqliteRow) -> Result<DecodedRow, sqlx::Error> {
     let seq = row.try_get("seq")?;
     let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0);
-    Ok(match message(row) {
-        Ok(message) => Found::Row(OutboxRow { seq, attempts, message }),
+    Ok(match decode_message(row) {
+        Ok(message) => DecodedRow::Row(OutboxRow { seq, attempts, message }),
         Err(what) => {
-            Found::Unreadable(Unreadable { seq, attempts, order_key: row.try_get("order_key")?, what })
+            DecodedRow::DamagedRow(DamagedRow { seq, attempts, order_key: row.try_get("order_key")?, what })
         }
     })
 }
 
-fn message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
+fn decode_message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
     let bytes =
         |column: &str| row.try_get::<Option<&[u8]>, _>(column).map(|found| found.map(Bytes::copy_from_slice));
     let headers: &str = row.try_get("headers").map_err(|_| "headers is not text in UTF-8")?;
@@ -89,4 +79,10 @@ fn message(row: &SqliteRow) -> Result<Outgoing, &'static str> {
         payload: bytes("payload").map_err(|_| "payload is not a blob")?.unwrap_or_default(),
         ..Outgoing::default()
     })
+}
+
+/// Row numbers as one JSON parameter, which a statement expands with `json_each`.
+pub(super) fn seq_list(seqs: &[i64]) -> String {
+    let seqs: Vec<_> = seqs.iter().map(i64::to_string).collect();
+    format!("[{}]", seqs.join(","))
 }

@@ -14,8 +14,8 @@ use onceward::store::transition::micros;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, query};
 
-use super::held::{HOLD, HeldRows};
-use super::rows::{COLUMNS, Found, Unreadable, found as found_in};
+use super::leased_rows::{HOLD, LeasedRows};
+use super::rows::{COLUMNS, DamagedRow, DecodedRow, decode_row, seq_list};
 use crate::error::store_error;
 use crate::row::integer;
 use crate::store::{READ, SqliteStore};
@@ -24,12 +24,6 @@ use crate::writer::Writer;
 const TAKE: &str = "take rows of the outbox";
 /// After how long at most a row that cannot be read is looked at again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Numbers as one value, which a statement takes apart again.
-pub(super) fn list(numbers: &[i64]) -> String {
-    let numbers: Vec<_> = numbers.iter().map(i64::to_string).collect();
-    format!("[{}]", numbers.join(","))
-}
 
 /// The oldest rows of order keys that are due, if anything is, with an order key or without. It only looks, so that a relay
 /// with nothing to do is in nobody's way.
@@ -80,7 +74,7 @@ pub(super) async fn take(
     writer: Writer,
     due: &[i64],
     limits: &TakeLimits,
-) -> Result<Option<(HeldRows, Vec<OutboxRow>)>, Error> {
+) -> Result<Option<(LeasedRows, Vec<OutboxRow>)>, Error> {
     let failed = |error| store_error(TAKE, error);
     let token = Entropy::system().token();
     let mut slot = writer.turn().await;
@@ -91,7 +85,7 @@ pub(super) async fn take(
     };
     let (heads, rows) = slot.finish(taken).await.map_err(failed)?;
     drop(slot);
-    Ok((!rows.is_empty()).then(|| (HeldRows::new(writer, token, heads), rows)))
+    Ok((!rows.is_empty()).then(|| (LeasedRows::new(writer, token, heads), rows)))
 }
 
 /// Puts the token on what nobody else has, and reads as much of it and of what follows as the limits allow.
@@ -110,25 +104,25 @@ async fn marked(
     query("UPDATE onceward_outbox SET taken_by = ?, taken_until = ? WHERE seq IN (SELECT value FROM json_each(?))")
         .bind(token)
         .bind(until)
-        .bind(list(&heads))
+        .bind(seq_list(&heads))
         .execute(&mut *conn)
         .await?;
     let sql = format!(
         "SELECT {COLUMNS} FROM onceward_outbox WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
     );
-    let found = query(AssertSqlSafe(sql)).bind(list(&seqs)).fetch_all(&mut *conn).await?;
+    let found = query(AssertSqlSafe(sql)).bind(seq_list(&seqs)).fetch_all(&mut *conn).await?;
     let (mut rows, mut unreadable) = (Vec::with_capacity(found.len()), Vec::new());
     for row in &found {
-        match found_in(row)? {
-            Found::Row(row) => {
+        match decode_row(row)? {
+            DecodedRow::Row(row) => {
                 let key = row.message.order_key.as_deref();
                 // What stands behind an unreadable one of its order key waits for it.
-                let is_held = |bad: &Unreadable| bad.order_key.is_some() && bad.order_key.as_deref() == key;
+                let is_held = |bad: &DamagedRow| bad.order_key.is_some() && bad.order_key.as_deref() == key;
                 if !unreadable.iter().any(is_held) {
                     rows.push(row);
                 }
             }
-            Found::Unreadable(bad) => unreadable.push(bad),
+            DecodedRow::DamagedRow(bad) => unreadable.push(bad),
         }
     }
     for bad in unreadable.iter().filter(|bad| heads.contains(&bad.seq)) {
@@ -139,7 +133,7 @@ async fn marked(
 }
 
 /// Counts a row that cannot be read as failed, so that it waits like one that cannot be sent.
-async fn note_unreadable(conn: &mut SqliteConnection, bad: &Unreadable, now: u64) -> Result<(), sqlx::Error> {
+async fn note_unreadable(conn: &mut SqliteConnection, bad: &DamagedRow, now: u64) -> Result<(), sqlx::Error> {
     let pause = LONGEST_PAUSE.min(Duration::from_secs(1 << bad.attempts.min(10)));
     tracing::warn!(
         seq = bad.seq,
@@ -187,7 +181,7 @@ async fn keyed(
         "SELECT order_key FROM onceward_outbox WHERE seq IN (SELECT value FROM json_each(?1)) \
          AND published_at IS NULL AND next_at <= ?2 AND taken_until <= ?2 ORDER BY seq",
     );
-    let still = still.bind(list(heads)).bind(now).fetch_all(&mut *conn).await?;
+    let still = still.bind(seq_list(heads)).bind(now).fetch_all(&mut *conn).await?;
     let mut runs = Vec::with_capacity(still.len());
     for head in &still {
         let run = query(

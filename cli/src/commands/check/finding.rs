@@ -94,14 +94,25 @@ impl Finding {
         Self { fix: None, ..Self::error(config, key, crate::commands::sentence(error), "") }
     }
 
+    /// What a plugin has found.
+    pub(super) fn plugin(config: &Config, found: onceward_plugin::Finding) -> Self {
+        let severity = severity(found.level);
+        let fix = found.fix.filter(|_| severity != Severity::Ok);
+        Self { severity, fix, ..Self::error(config, &found.key, found.message, "") }
+    }
+
     /// What a store has found out about itself.
     pub(super) fn advised(config: &Config, key: &str, advice: &StoreAdvice) -> Self {
-        let severity = match advice.level {
-            AdviceLevel::Ok => Severity::Ok,
-            AdviceLevel::Warning => Severity::Warning,
-            AdviceLevel::Error => Severity::Error,
-        };
+        let severity = severity(advice.level);
         Self { severity, fix: None, ..Self::error(config, key, advice.text.as_str(), "") }
+    }
+}
+
+fn severity(level: AdviceLevel) -> Severity {
+    match level {
+        AdviceLevel::Ok => Severity::Ok,
+        AdviceLevel::Warning => Severity::Warning,
+        AdviceLevel::Error => Severity::Error,
     }
 }
 

@@ -1,6 +1,5 @@
 //! `onceward check`: what is wrong with a configuration and with what it names, and what is unwise.
 
-mod files;
 mod finding;
 mod online;
 

@@ -6,26 +6,18 @@ use std::time::Duration;
 use onceward::{Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
-use super::files;
 use super::finding::Finding;
-use crate::config::{Config, Handler, Source};
-use crate::registry::{self, DeadLetterFacts, OpenStore, Purpose};
+use crate::config::{Config, Contexts, Handler};
+use crate::registry::{self, OpenStore, Purpose};
 
 /// How long any one part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Adds a finding for each part, good or bad.
 pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
-    match &config.source {
-        Source::File(file) => findings.push(files::source(config, file)),
-        _ => broker(config, findings).await,
-    }
+    source(config, findings).await;
     let store = store(config, findings).await;
     findings.push(handler(config, store.as_ref()).await);
-    if let (Source::File(_), Some(dead_letter)) = (&config.source, &config.dead_letter) {
-        let path = config.resolve(dead_letter.to.expose().as_ref());
-        findings.push(files::dead_letters(config, &path));
-    }
     findings.extend(outbox_target(config).await);
     if let Some(store) = store {
         store.close().await;
@@ -34,101 +26,60 @@ pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
 
 /// The broker that the relay publishes to, where it is not the source's.
 async fn outbox_target(config: &Config) -> Option<Finding> {
-    let key = config.outbox.target()?.path();
+    let key = config.outbox.targets().first()?.0;
     match in_time(registry::check_outbox_target(config)).await {
         Ok(answer) => Some(Finding::ok(config, Some(key), answer?)),
         Err(error) => Some(Finding::failed(config, key, &error)),
     }
 }
 
-/// The source's broker, and on it the place for dead letters.
-async fn broker(config: &Config, findings: &mut Vec<Finding>) {
-    let key = format!("source.{}", config.source.name());
-    findings.push(match in_time(registry::broker_backlog(config)).await {
-        Ok(backlog) => {
-            let mut message = format!("{} answers", registry::describe_source(config));
-            if let Some(waits) = backlog.map(|backlog| backlog.to_string()).filter(|waits| !waits.is_empty())
-            {
-                message = format!("{message}, {waits}");
-            }
-            Finding::ok(config, Some(&key), message)
-        }
+/// The source, and in the same system the destination of dead letters.
+async fn source(config: &Config, findings: &mut Vec<Finding>) {
+    let (contexts, plugin) = (Contexts::of(config), config.source.plugin());
+    let context = contexts.source();
+    match in_time(plugin.inspect(&context)).await {
+        Ok(found) => findings.extend(found.into_iter().map(|found| Finding::plugin(config, found))),
         Err(error) => {
-            findings.push(Finding::failed(config, &key, &error));
-            // The same broker would give the same answer.
+            findings.push(Finding::failed(config, context.table(), &error));
+            // The same system would give the same answer.
             return;
         }
-    });
-    match in_time(registry::broker_advice(config)).await {
-        Ok(advice) => findings.extend(advice.iter().map(|advice| Finding::advised(config, &key, advice))),
-        Err(error) => findings.push(Finding::failed(config, &key, &error)),
     }
-    findings.push(match in_time(registry::dead_letter_facts(config)).await {
-        Ok(None) => return,
-        Ok(Some(DeadLetterFacts { place, letters })) => {
-            let letters = letters.map(|letters| format!(", {letters} dead letters")).unwrap_or_default();
-            Finding::ok(config, Some("dead_letter.to"), format!("{place} is there{letters}"))
-        }
+    let Some(dead_letter) = &config.dead_letter else { return };
+    findings.push(match in_time(plugin.inspect_dead_letters(&context, dead_letter.to.expose())).await {
+        Ok(found) => Finding::plugin(config, found),
         Err(error) => Finding::failed(config, "dead_letter.to", &error),
     });
 }
 
 async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore> {
-    let key = format!("store.{}", config.store.name());
-    if let Some(path) = registry::file_to_come(config) {
-        let named = path.display();
-        findings.push(match files::writable_directory(&path) {
-            Ok(()) => Finding::warning(
-                config,
-                &key,
-                format!("there is no file {named} yet; the first run creates it"),
-                "check the path if keys should be in it already",
-            ),
-            Err(what) => Finding::error(
-                config,
-                &key,
-                format!("{named} cannot be created, since {what}"),
-                "create the directory and make it writable for this user",
-            ),
-        });
-        return None;
-    }
-    match in_time(registry::missing_migrations(config)).await {
-        Ok(0) => {}
-        Ok(missing) => {
-            findings.push(Finding::warning(
-                config,
-                &key,
-                format!(
-                    "{} answers, and its schema lacks {missing} of this version's steps; the next run takes them",
-                    registry::describe_store(config)
-                ),
-                "if the user of a run may not change the schema, let one that may run `onceward migrate` first",
-            ));
+    let contexts = Contexts::of(config);
+    let context = contexts.store();
+    match in_time(config.store.plugin().inspect(&context)).await {
+        Ok(None) => {}
+        Ok(Some(found)) => {
+            findings.push(Finding::plugin(config, found));
             return None;
         }
         Err(error) => {
-            findings.push(Finding::failed(config, &key, &error));
+            findings.push(Finding::failed(config, context.table(), &error));
             return None;
         }
     }
     let opened = in_time(async {
         let store = registry::open_store(config, Purpose::Check).await?;
-        let advice = store.check(config).await?;
+        let advice = registry::check_store(config, &store).await?;
         Ok((store, advice))
     });
     match opened.await {
         Ok((store, advice)) => {
-            findings.push(Finding::ok(
-                config,
-                Some(&key),
-                format!("{} answers", registry::describe_store(config)),
-            ));
-            findings.extend(advice.iter().map(|advice| Finding::advised(config, &key, advice)));
+            let answers = format!("{} answers", registry::describe_store(config));
+            findings.push(Finding::ok(config, Some(context.table()), answers));
+            findings.extend(advice.iter().map(|advice| Finding::advised(config, context.table(), advice)));
             Some(store)
         }
         Err(error) => {
-            findings.push(Finding::failed(config, &key, &error));
+            findings.push(Finding::failed(config, context.table(), &error));
             None
         }
     }

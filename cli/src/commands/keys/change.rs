@@ -57,7 +57,7 @@ pub(super) async fn complete(
     if before != KeyState::Completed.as_str() {
         consent(args, &format!("Complete {} ({before})? Its message is not handled any more.", named.key))?;
     }
-    let ttl = bench.config.store.limits().ttl.get();
+    let ttl = bench.config.limits().ttl.get();
     let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
     match complete_keys(bench, &[(named.key, ttl)]).await.pop() {
         Some(Outcome::Completed) => {

@@ -33,7 +33,7 @@ pub(super) enum Outcome {
 
 /// Completes `keys`, each to be remembered for its own time. The keys are distinct; at most [`BATCH`] of them.
 pub(super) async fn complete(bench: &Bench<'_>, keys: &[(Key, Duration)]) -> Vec<Outcome> {
-    let limits = bench.config.store.limits();
+    let limits = bench.config.limits();
     // Whatever attempts a key has used up, this is none of its handler's.
     let terms = ClaimTerms { lease: limits.lease.get(), max_attempts: u32::MAX, ttl: limits.ttl.get() };
     let mut entropy = Entropy::system();

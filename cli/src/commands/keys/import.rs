@@ -59,7 +59,7 @@ pub(super) async fn import(bench: &Bench<'_>, args: &ImportArgs, out: &mut Outpu
     };
     let mut figures = Imported::default();
     let entries = read(input, &keys, &mut figures)?;
-    let entries = latest(entries, bench.config.store.limits().ttl.get(), &mut figures);
+    let entries = latest(entries, bench.config.limits().ttl.get(), &mut figures);
     let written = write(bench, &entries, &mut figures).await;
     tracing::info!(
         target: AUDIT,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
-use crate::config::{Config, Handler, HumanDuration, Lookup, Source};
+use crate::config::{Config, Handler, HumanDuration, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::handlers::reap_orphans;
 use crate::output::{Output, complain};
@@ -83,10 +83,10 @@ async fn consume(
     let built =
         registry::build(config, &scope, source, &store, handler, dead_letters, args.until_empty).await;
     let ready = built.map_err(|error| super::failure(&error))?;
-    watched.started(std::sync::Arc::clone(&ready.counters));
+    watched.started(ready.counters());
     tracing::info!(
         scope = %scope,
-        guarantee = ready.guarantee,
+        guarantee = ready.guarantee(),
         source = registry::describe_source(config),
         store = registry::describe_store(config),
         handler = config.handler.name(),
@@ -113,7 +113,7 @@ fn patience(config: &Config, args: &RunArgs) -> Patience {
 
 /// True where the run ends by itself, so that its figures are a result.
 fn is_finite(config: &Config, until_empty: bool) -> bool {
-    until_empty || matches!(&config.source, Source::File(file) if !file.follow)
+    until_empty || config.source.plugin().facts().ends
 }
 
 /// A finite run's figures are its output; an endless one's belong to its log. Where the handler writes messages to

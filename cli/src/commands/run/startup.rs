@@ -61,7 +61,7 @@ pub(super) async fn open(
     let attempt = async || {
         part.set("store");
         let store = registry::open_store(config, Purpose::Run).await?;
-        let advice = store.check(config).await?;
+        let advice = registry::check_store(config, &store).await?;
         part.set("handler");
         registry::check_statement(config, &store).await?;
         let handler = registry::open_handler(config, scope, shutdown).await?;

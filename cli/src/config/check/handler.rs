@@ -1,7 +1,7 @@
 //! Checks `[handler.*]`.
 
-use super::{Checked, HOUR, MILLISECOND, broker, duration, text, texts, url, within};
-use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration, PublishHandler};
+use super::{Checked, HOUR, MILLISECOND, duration, text, texts, url, within};
+use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration};
 use crate::handlers::{EVERYTHING, Statuses};
 
 /// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
@@ -50,8 +50,7 @@ pub(super) fn check(config: &Config) -> Checked {
             }
             Ok(())
         }
-        Handler::Publish(target) => publish(config, target),
-        Handler::Stdout(_) => Ok(()),
+        Handler::Publish(_) | Handler::Stdout(_) => Ok(()),
     }
 }
 
@@ -131,32 +130,4 @@ fn names_the_message(header: &str) -> bool {
     let header = header.to_ascii_lowercase();
     matches!(&*header, "idempotency-key" | "content-length" | "transfer-encoding")
         || header.starts_with("onceward-")
-}
-
-fn publish(config: &Config, target: &PublishHandler) -> Checked {
-    match target {
-        PublishHandler::Rabbitmq(target) => {
-            broker::rabbitmq(config, "handler.publish.rabbitmq", target.broker())?;
-            if target.exchange.contains('/') {
-                return Err(config.refuse(
-                    "handler.publish.rabbitmq.exchange",
-                    "has a slash in it, which separates exchange and routing key",
-                    "use an exchange without one",
-                ));
-            }
-            // Some kinds of exchanges do not look at it.
-            if target.exchange.is_empty() {
-                text(config, "handler.publish.rabbitmq.routing_key", &target.routing_key)?;
-            }
-            Ok(())
-        }
-        PublishHandler::Kafka(target) => {
-            broker::kafka(config, "handler.publish.kafka", target.cluster())?;
-            text(config, "handler.publish.kafka.topic", &target.topic)
-        }
-        PublishHandler::Sqs(target) => {
-            url(config, "handler.publish.sqs.queue_url", &target.queue_url, &["http", "https"])?;
-            broker::sqs(config, "handler.publish.sqs", target.place())
-        }
-    }
 }

@@ -1,41 +1,39 @@
 //! Refuses values outside their limits and values that contradict each other, naming both keys and the fix.
 
 mod agreement;
-mod broker;
 mod handler;
-mod outbox;
 mod own_headers;
-mod plaintext;
-mod source;
-mod store;
+mod plugins;
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
 use onceward::Scope;
 
-use super::{Address, Config, ConfigError, Credentials, HumanDuration};
+use super::{Address, Config, ConfigError, Contexts, HumanDuration};
 
 type Checked = Result<(), ConfigError>;
 
 /// Every check, in the order of the file; the first that fails is the answer.
 pub(super) fn check(config: &Config) -> Checked {
+    let contexts = Contexts::of(config);
     scope(config)?;
-    source::check(config)?;
-    store::check(config)?;
+    plugins::source(config, &contexts)?;
+    plugins::store(config, &contexts)?;
     handler::check(config)?;
+    plugins::handler(config, &contexts)?;
     pipeline(config)?;
     retry(config)?;
     if let Some(dead_letter) = &config.dead_letter {
         address(config, "dead_letter.to", &dead_letter.to)?;
     }
-    outbox::check(config)?;
+    plugins::outbox(config, &contexts)?;
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
     }
     agreement::check(config)?;
     own_headers::check(config)?;
-    plaintext::check(config)
+    plugins::exposures(config, &contexts)
 }
 
 fn scope(config: &Config) -> Checked {
@@ -164,28 +162,4 @@ fn duration(
         return Ok(());
     }
     Err(config.refuse(key, "is out of range", format!("write a duration from {least} to {most}")))
-}
-
-/// `table` has the fields of [`Credentials`]; `url` is its address, where that is one.
-fn credentials(config: &Config, table: &str, given: Credentials<'_>, url: Option<&Address>) -> Checked {
-    let password = if given.password_file.is_some() { "password_file" } else { "password" };
-    if given.password.is_some() && given.password_file.is_some() {
-        return Err(config.refuse(
-            &format!("{table}.password_file"),
-            format!("is given as well as {table}.password"),
-            "keep one of the two",
-        ));
-    }
-    let given_here = given.password.is_some() || given.password_file.is_some();
-    if given_here && url.is_some_and(Address::has_password) {
-        return Err(config.refuse(
-            &format!("{table}.{password}"),
-            format!("is given, and {table}.url holds a password too"),
-            "keep one of the two",
-        ));
-    }
-    if given.password.is_some_and(|password| password.is_empty()) {
-        return Err(config.refuse(&format!("{table}.password"), "is empty", "write it or leave it out"));
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use onceward::own_headers::LEAST_SECRET_BYTES;
 
 use super::Checked;
-use crate::config::{Config, KeyPart, OwnHeaders, REDACTED, Secret, Source};
+use crate::config::{Config, OwnHeaders, REDACTED, Secret};
 
 pub(super) fn check(config: &Config) -> Checked {
     let key = &config.key;
@@ -29,7 +29,7 @@ pub(super) fn check(config: &Config) -> Checked {
             ));
         }
     }
-    retries(config)
+    Ok(())
 }
 
 /// A secret and its file; the file is read later.
@@ -49,40 +49,4 @@ fn one(config: &Config, name: &str, secret: Option<&Secret>, file: Option<&Path>
         ));
     }
     Ok(())
-}
-
-/// What waits in the broker comes back at another position and without an exchange. Where the key is made of these, only a
-/// sealed header tells it.
-fn retries(config: &Config) -> Checked {
-    if config.own_headers() != OwnHeaders::Ignore {
-        return Ok(());
-    }
-    let fix =
-        r#"add secret_file to [key], the same for all workers; or take the key from elsewhere in key.from"#;
-    let uses = |is_lost: fn(&KeyPart) -> bool| {
-        config.key.from.iter().any(|source| source.parts().iter().any(is_lost))
-    };
-    match &config.source {
-        Source::Kafka(source) if !source.retry_topics.is_empty() && uses(|part| *part == KeyPart::Position) => {
-            Err(config.refuse(
-                "source.kafka.retry_topics",
-                "gives messages another position, while key.from has `position` and nothing proves where they first stood",
-                fix,
-            ))
-        }
-        Source::Rabbitmq(source) if source.wait_queues_from.is_some() && uses(is_lost_by_waiting) => {
-            Err(config.refuse(
-                "source.rabbitmq.wait_queues_from",
-                "gives messages another exchange, while key.from is made of what the broker said of the first delivery and \
-                 nothing proves that",
-                fix,
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn is_lost_by_waiting(part: &KeyPart) -> bool {
-    const LOST: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
-    matches!(part, KeyPart::Header(name) if LOST.contains(&name.as_str()))
 }

@@ -1,0 +1,6 @@
+//! Files in the configuration of the `onceward` program: `[source.file]`.
+
+mod inspect;
+mod source;
+
+pub use source::{FileFormat, FileSource as Source};

@@ -1,0 +1,13 @@
+//! Kafka in the configuration of the `onceward` program: `[source.kafka]`, `[handler.publish.kafka]` and `[outbox.kafka]`.
+
+mod cluster;
+mod inspect;
+mod properties;
+mod relay;
+mod source;
+mod target;
+
+pub use properties::Properties;
+pub use relay::KafkaRelay as Relay;
+pub use source::KafkaSource as Source;
+pub use target::KafkaTarget as Target;

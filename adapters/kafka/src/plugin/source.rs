@@ -1,0 +1,260 @@
+//! `[source.kafka]`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onceward::pipeline::config::Ordering;
+use onceward::{
+    CheckpointStore, Consumer, DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope,
+};
+use onceward_plugin::value::HumanDuration;
+use onceward_plugin::{
+    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceParts,
+    SourcePlugin, check,
+};
+
+use super::cluster::{cluster_table, writable};
+use super::properties::Properties;
+use crate::{KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, SourceFacts};
+
+cluster_table! {
+    /// Kafka topics, consumed as a consumer group.
+    KafkaSource [] {
+        /// The topics to consume.
+        pub topics: Vec<String>,
+        /// The consumer group.
+        pub group: String,
+        /// Topics in which messages wait for their next attempt, each with the shortest delay it is for, from 1s to 7d: such as
+        /// `{ "orders.retry.1m" = "1m" }`. They must exist. Shorter delays are waited for in this process. Needs
+        /// `pipeline.ordering = "none"`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        pub retry_topics: BTreeMap<String, HumanDuration>,
+    }
+}
+
+const SHORTEST_RETRY: HumanDuration = HumanDuration::from_secs(1);
+const LONGEST_RETRY: HumanDuration = HumanDuration::from_secs(7 * 86_400);
+
+/// The longest drain of a revoked partition: until it is over, nothing more is fetched from the others.
+const LONGEST_DRAIN: Duration = Duration::from_secs(10);
+
+impl KafkaSource {
+    pub(super) fn options(
+        &self,
+        context: &Context<'_>,
+        own_headers: OwnHeaders,
+    ) -> Result<KafkaConfig, Error> {
+        let topics: Vec<_> = self.topics.iter().map(String::as_str).collect();
+        let mut options = self.cluster().options(context, &topics, &self.group)?;
+        options.topics.drain_timeout = Some(context.pipeline.drain_timeout.min(LONGEST_DRAIN));
+        let retry_topics = self.retry_topics.iter();
+        options.topics.retry_topics =
+            retry_topics.map(|(name, delay)| RetryTopic::new(name, delay.get())).collect();
+        options.topics.own_headers = own_headers;
+        Ok(options)
+    }
+
+    /// As [`options`](Self::options), for a client that reads no message.
+    pub(super) fn admin_options(&self, context: &Context<'_>) -> Result<KafkaConfig, Error> {
+        self.options(context, OwnHeaders::default())
+    }
+
+    async fn source_facts(&self, context: &Context<'_>) -> Result<SourceFacts, Error> {
+        self.admin_options(context)?.source_facts().await
+    }
+
+    fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+        Ok(Arc::new(KafkaPublisher::from_config(&self.admin_options(context)?)?))
+    }
+
+    /// Only values written on both sides can contradict each other: the adapter fits one that is not written to the other. Neither
+    /// bounds a drain, since the member goes on polling while it drains.
+    fn check_poll_interval(&self, context: &Context<'_>) -> Checked {
+        let written = |name| match self.properties.get(name) {
+            None => Ok(None),
+            Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
+                let key = Properties::key(context, name);
+                context.problem(&key, "is not a whole number", "write milliseconds, such as 45000")
+            }),
+        };
+        let (session, poll) = (written("session.timeout.ms")?, written("max.poll.interval.ms")?);
+        match (session, poll) {
+            (Some(session), Some(poll)) if poll < session => Err(context.problem(
+                &Properties::key(context, "max.poll.interval.ms"),
+                "is shorter than session.timeout.ms, which Kafka's client rejects",
+                "raise it to session.timeout.ms at least, or remove one of the two",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_retry_topics(&self, context: &Context<'_>) -> Checked {
+        if self.retry_topics.is_empty() {
+            return Ok(());
+        }
+        if context.pipeline.ordering != Ordering::None {
+            return Err(context.problem(
+                "retry_topics",
+                "gives up the order that pipeline.ordering is there to keep",
+                r#"remove it, or write ordering = "none""#,
+            ));
+        }
+        for (topic, delay) in &self.retry_topics {
+            let option = format!("retry_topics.{topic:?}");
+            check::duration(context, &option, *delay, SHORTEST_RETRY..=LONGEST_RETRY)?;
+            if self.topics.contains(topic) {
+                return Err(context.problem(
+                    "retry_topics",
+                    "names a topic that is in topics as well",
+                    "give it one of its own",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A message in a retry topic has another position. Where the key is that, only an authenticated header can restore it.
+    fn check_key(&self, context: &Context<'_>) -> Checked {
+        let is_lost = !self.retry_topics.is_empty() && context.key_sources.iter().any(uses_position);
+        if is_lost && context.header_trust == HeaderTrust::Ignore {
+            return Err(context.problem(
+                "retry_topics",
+                "gives messages another position, while key.from has `position` and nothing proves where they were first",
+                "add secret_file to [key], the same for all workers; or take the key from elsewhere in key.from",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_dead_letters(&self, context: &Context<'_>) -> Checked {
+        let Some(to) = context.dead_letter.map(|to| to.expose()) else { return Ok(()) };
+        let problem = if self.topics.iter().any(|topic| topic == to) {
+            "is a topic that messages come from"
+        } else if self.retry_topics.contains_key(to) {
+            "is a retry topic of the source"
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new("dead_letter.to", problem, "give dead letters a destination of their own"))
+    }
+}
+
+fn uses_position(source: &KeySource) -> bool {
+    match source {
+        KeySource::Position => true,
+        KeySource::Composite(parts) => parts.iter().any(uses_position),
+        _ => false,
+    }
+}
+
+#[async_trait]
+impl SourcePlugin for KafkaSource {
+    fn describe(&self, _: &Context<'_>) -> String {
+        format!("kafka:{}", self.topics.join(","))
+    }
+
+    fn facts(&self) -> onceward_plugin::SourceFacts {
+        let has_retry_topics = !self.retry_topics.is_empty();
+        onceward_plugin::SourceFacts {
+            has_record_keys: true,
+            default_ordering: if has_retry_topics { Ordering::None } else { Ordering::Partition },
+            reorders_retries: has_retry_topics,
+            ..onceward_plugin::SourceFacts::BROKER
+        }
+    }
+
+    fn check(&self, context: &Context<'_>) -> Checked {
+        self.cluster().check(context)?;
+        check::texts(context, "topics", &self.topics, |topic| topic.trim().is_empty())?;
+        check::text(context, "group", &self.group)?;
+        self.check_retry_topics(context)?;
+        self.check_poll_interval(context)?;
+        self.check_dead_letters(context)?;
+        self.check_key(context)
+    }
+
+    /// Lanes order the messages of one worker; between workers only the partitions can.
+    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+        let by_value = matches!(context.pipeline.ordering, Ordering::By(_));
+        let advice = by_value.then(|| {
+            Problem::new(
+                "pipeline.ordering",
+                "holds within one worker only, unless producers partition by the same value",
+                r#"write order_by = "broker", or partition the topic by that value"#,
+            )
+        });
+        advice.into_iter().collect()
+    }
+
+    fn exposure(&self) -> Option<Exposure> {
+        self.cluster().exposure()
+    }
+
+    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
+        self.cluster().secret_files(context)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let servers = self.cluster().servers();
+        let topics = self.topics.iter().chain(self.retry_topics.keys());
+        topics.map(|topic| Place { system: "kafka", servers: servers.clone(), name: topic.clone() }).collect()
+    }
+
+    async fn open(&self, context: &Context<'_>, parts: SourceParts) -> Result<Box<dyn Consumer>, Error> {
+        Ok(Box::new(KafkaConsumer::open(self.options(context, parts.own_headers)?).await?))
+    }
+
+    async fn dead_letters(
+        &self,
+        context: &Context<'_>,
+        to: &str,
+        _: OwnHeaders,
+    ) -> Result<DeadLetters, Error> {
+        // A missing topic would hold the first letter for ever.
+        writable(&self.admin_options(context)?, to).await?;
+        Ok(DeadLetters::new(self.open_publisher(context)?, to))
+    }
+
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
+        let mut letters = self.options(context, parts.own_headers)?;
+        letters.group.push_str(".redrive");
+        letters.topics.names = vec![from.to_owned()];
+        letters.topics.retry_topics = Vec::new();
+        let from = KafkaConsumer::open(letters).await?;
+        Ok(Letters {
+            from: Box::new(from),
+            to: self.open_publisher(context)?,
+            destinations: self.topics.clone(),
+        })
+    }
+
+    async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+        self.open_publisher(context)
+    }
+
+    async fn backlog(
+        &self,
+        context: &Context<'_>,
+        _: &Scope,
+        _: &dyn CheckpointStore,
+    ) -> Result<Option<Backlog>, Error> {
+        Ok(Some(waiting(&self.source_facts(context).await?)))
+    }
+
+    async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error> {
+        let topic = writable(&self.admin_options(context)?, to).await?;
+        let place = context.dead_letter.map(|to| to.redacted()).unwrap_or_default();
+        Ok(DeadLetterStatus { place, letters: Some(topic.records) })
+    }
+
+    async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
+        self.inspect_topics(context).await
+    }
+}
+
+pub(super) fn waiting(facts: &SourceFacts) -> Backlog {
+    Backlog { messages: Some(facts.lag), bytes: None, consumers: Some(facts.members.into()) }
+}

@@ -1,0 +1,244 @@
+//! `[source.rabbitmq]`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use onceward::{
+    CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders, Publisher,
+    Scope,
+};
+use onceward_plugin::value::HumanDuration;
+use onceward_plugin::{
+    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,
+    SourceParts, SourcePlugin, check, source,
+};
+
+use super::connection::broker_table;
+use crate::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+
+broker_table! {
+    /// A RabbitMQ queue.
+    RabbitmqSource [] {
+        /// The queue to consume. It must exist.
+        pub queue: String,
+        /// How many unacknowledged messages the broker may deliver to this process, from 1 to 65535. By default four times
+        /// `pipeline.concurrency` and at least 16, so that other workers get messages too. Messages that wait in this
+        /// process for their next attempt count as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub prefetch: Option<u32>,
+        /// True for a queue with `x-single-active-consumer`, which keeps its order across workers.
+        #[serde(default)]
+        pub single_active_consumer: bool,
+        /// The broker's `consumer_timeout`: after it, the broker requeues unacknowledged messages and closes the
+        /// channel. `0s` if it is turned off.
+        #[serde(default = "::onceward_plugin::default::secs::<1_800>")]
+        pub ack_timeout: HumanDuration,
+        /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0. Beyond it the broker drops
+        /// a message, unless the queue has a dead-letter exchange.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub delivery_limit: Option<u32>,
+        /// Retries with at least this delay, from 1s to 1d, wait in queues of the broker named `QUEUE.wait.…`, which are declared
+        /// when needed, instead of in this process. They lose their place in the order.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub wait_queues_from: Option<HumanDuration>,
+    }
+}
+
+/// The delays for which a wait queue is worth its cost.
+const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
+const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
+
+/// Headers that a message loses in a wait queue, since the broker sets them anew.
+const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
+
+impl RabbitmqSource {
+    /// The prefetch in effect with handlers for so many messages at a time.
+    pub fn prefetch(&self, concurrency: usize) -> u32 {
+        let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
+        self.prefetch.unwrap_or(by_default)
+    }
+
+    fn endpoint(&self, context: &Context<'_>) -> Result<Endpoint, Error> {
+        self.connection().endpoint(context)
+    }
+
+    fn dead_letter_problem(&self, to: &str) -> Option<&'static str> {
+        // A slash in front says that the rest is the name of a queue.
+        if to.strip_prefix('/').unwrap_or(to) == self.queue {
+            return Some("is the queue that messages come from");
+        }
+        to.starts_with(&format!("{}.wait.", self.queue)).then_some("is a wait queue of the source")
+    }
+
+    /// A message that waited in the broker has another exchange. Where the key is made of that, only an authenticated header can
+    /// restore it.
+    fn loses_its_key(&self, context: &Context<'_>) -> bool {
+        fn is_lost(source: &KeySource) -> bool {
+            match source {
+                KeySource::Header(name) => LOST_BY_WAITING.contains(&name.as_str()),
+                KeySource::Composite(parts) => parts.iter().any(is_lost),
+                _ => false,
+            }
+        }
+        self.wait_queues_from.is_some()
+            && context.header_trust == HeaderTrust::Ignore
+            && context.key_sources.iter().any(is_lost)
+    }
+}
+
+#[async_trait]
+impl SourcePlugin for RabbitmqSource {
+    fn describe(&self, _: &Context<'_>) -> String {
+        format!("rabbitmq:{}", self.queue)
+    }
+
+    fn facts(&self) -> SourceFacts {
+        SourceFacts::BROKER
+    }
+
+    fn check(&self, context: &Context<'_>) -> Checked {
+        self.connection().check(context)?;
+        check::text(context, "queue", &self.queue)?;
+        if let Some(prefetch) = self.prefetch {
+            check::within(context, "prefetch", prefetch, 1..=65_535)?;
+        }
+        if self.delivery_limit == Some(0) {
+            return Err(context.problem(
+                "delivery_limit",
+                "is 0, with which the broker loses each message that is requeued",
+                "raise x-delivery-limit on the queue, and write its value here",
+            ));
+        }
+        if let Some(shortest) = self.wait_queues_from {
+            check::duration(context, "wait_queues_from", shortest, SHORTEST_WAIT..=LONGEST_WAIT)?;
+            if self.single_active_consumer {
+                return Err(context.problem(
+                    "wait_queues_from",
+                    "gives up the order that single_active_consumer is there to keep",
+                    "remove one of the two",
+                ));
+            }
+        }
+        if let Some(problem) = context.dead_letter.and_then(|to| self.dead_letter_problem(to.expose())) {
+            return Err(Problem::new(
+                "dead_letter.to",
+                problem,
+                "give dead letters a destination of their own",
+            ));
+        }
+        if self.loses_its_key(context) {
+            return Err(context.problem(
+                "wait_queues_from",
+                "gives messages another exchange, while key.from is made of broker facts of the first delivery and nothing proves \
+                 those",
+                r#"add secret_file to [key], the same for all workers; or take the key from elsewhere in key.from"#,
+            ));
+        }
+        Ok(())
+    }
+
+    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+        self.all_advice(context)
+    }
+
+    fn exposure(&self) -> Option<Exposure> {
+        self.connection().exposure()
+    }
+
+    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
+        self.connection().secret_files(context)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        vec![Place {
+            system: "rabbitmq",
+            servers: vec![self.connection().server()],
+            name: self.queue.clone(),
+        }]
+    }
+
+    async fn open(&self, context: &Context<'_>, parts: SourceParts) -> Result<Box<dyn Consumer>, Error> {
+        let mut options = RabbitConfig::new(String::new(), self.queue.as_str());
+        options.endpoint = self.endpoint(context)?;
+        // The check has refused what does not fit.
+        options.queue.prefetch =
+            u16::try_from(self.prefetch(context.pipeline.concurrency)).unwrap_or(u16::MAX);
+        options.queue.single_active_consumer = self.single_active_consumer;
+        options.queue.ack_timeout = Some(self.ack_timeout.get()).filter(|timeout| !timeout.is_zero());
+        options.queue.delivery_limit = self.delivery_limit;
+        options.queue.wait_queues_from = self.wait_queues_from.map(|shortest| shortest.get());
+        options.queue.own_headers = parts.own_headers;
+        Ok(Box::new(RabbitConsumer::open(options).await?))
+    }
+
+    async fn dead_letters(
+        &self,
+        context: &Context<'_>,
+        to: &str,
+        own_headers: OwnHeaders,
+    ) -> Result<DeadLetters, Error> {
+        // A message that fails for good would be held until somebody declares it.
+        self.endpoint(context)?.destination_facts(to).await.map_err(|error| {
+            let what = "see dead_letter.to: its queue or exchange must exist before the first message fails";
+            Error::new(error.kind(), "use the destination of dead letters", what).with_source(error)
+        })?;
+        let publisher = RabbitPublisher::open(self.endpoint(context)?).await?.own_headers(own_headers);
+        Ok(DeadLetters::new(Arc::new(publisher), to))
+    }
+
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
+        let queue = from.strip_prefix('/').unwrap_or(from);
+        if !from.starts_with('/') && from.contains('/') {
+            let what = "dead_letter.to names an exchange, from which nothing can be consumed; name the queue that holds its \
+                        letters with --from, with a slash in front if its name has one";
+            return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
+        }
+        let mut options = RabbitConfig::new(String::new(), queue);
+        options.endpoint = self.endpoint(context)?;
+        options.queue.own_headers = parts.own_headers.clone();
+        let from = RabbitConsumer::open(options).await?;
+        let to = RabbitPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
+        // With a slash in front it is a queue, whatever its name.
+        Ok(Letters { from: Box::new(from), to: Arc::new(to), destinations: vec![format!("/{}", self.queue)] })
+    }
+
+    async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+        Ok(Arc::new(RabbitPublisher::open(self.endpoint(context)?).await?))
+    }
+
+    fn describe_publisher(&self, _: &Context<'_>) -> String {
+        self.url.redacted()
+    }
+
+    async fn backlog(
+        &self,
+        context: &Context<'_>,
+        _: &Scope,
+        _: &dyn CheckpointStore,
+    ) -> Result<Option<Backlog>, Error> {
+        self.waiting(context).await.map(Some)
+    }
+
+    async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error> {
+        let found = self.endpoint(context)?.destination_facts(to).await?;
+        let place = context.dead_letter.map(|to| to.redacted()).unwrap_or_default();
+        Ok(DeadLetterStatus { place, letters: found.map(|queue| queue.ready.into()) })
+    }
+
+    async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
+        let waiting = self.waiting(context).await?;
+        Ok(vec![source::answers(context, &self.describe(context), Some(waiting))])
+    }
+}
+
+impl RabbitmqSource {
+    async fn waiting(&self, context: &Context<'_>) -> Result<Backlog, Error> {
+        let queue = self.endpoint(context)?.source_facts(&self.queue).await?;
+        Ok(Backlog {
+            messages: Some(queue.ready.into()),
+            bytes: None,
+            consumers: Some(queue.consumers.into()),
+        })
+    }
+}

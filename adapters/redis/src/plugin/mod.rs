@@ -1,0 +1,203 @@
+//! Redis in the configuration of the `onceward` program: `[store.redis]`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onceward::Error;
+use onceward_plugin::files::{certificates, password_in};
+use onceward_plugin::value::{Address, Login};
+use onceward_plugin::{
+    Checked, Context, Exposure, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin, check, choice,
+    table,
+};
+
+use crate::{RedisConfig, RedisStore};
+
+pub use self::RedisTable as Store;
+
+/// What this store can do, for the checks of other options.
+pub const FACTS: StoreFacts =
+    StoreFacts { is_transactional: false, has_single_writer: false, has_outbox: false, is_in_memory: false };
+
+table! {
+    /// Redis or Valkey, 6.2 or later.
+    RedisTable [credentials, store] {
+        /// The URL of the server: `redis://host:6379`, or `rediss://…` for TLS. With `topology`, one of the Sentinels or of
+        /// the cluster's nodes.
+        pub url: Address,
+        /// How the servers are organised.
+        #[serde(default)]
+        pub topology: RedisTopology,
+        /// Further Sentinels, or nodes of the cluster; a few suffice.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub nodes: Vec<Address>,
+        /// The primary's name in the Sentinels' configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub primary: Option<String>,
+        /// How many replicas must have a write before it counts, from 0 to 100. It narrows the window in which a failover
+        /// loses writes, and costs a round trip to the replicas.
+        #[serde(default)]
+        pub wait_replicas: u32,
+        /// The prefix of all keys in Redis, at most 64 letters, digits and `: - _ .`
+        #[serde(default = "default_prefix")]
+        pub prefix: String,
+        /// The certificates, PEM, of the authorities that may have signed the servers'; the system's by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ca_file: Option<PathBuf>,
+        /// Allows a login to another host without TLS (redis:// with a password). Only for networks where nobody else can read
+        /// or answer.
+        #[serde(default)]
+        pub allow_plaintext: bool,
+    }
+}
+
+fn default_prefix() -> String {
+    "ow".to_owned()
+}
+
+choice! {
+    /// How Redis servers are organised.
+    RedisTopology {
+        /// One server, or one address that always leads to the primary.
+        #[default]
+        Standalone,
+        /// Sentinels know the primary.
+        Sentinel,
+        /// A cluster.
+        Cluster,
+    }
+}
+
+const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
+const PLAINTEXT_SCHEMES: [&str; 2] = ["redis", "valkey"];
+
+/// The time limit of the first attempt to connect. It does not delay calls beyond their own limit.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The time limit of waiting for replicas, where they are configured.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl RedisTable {
+    fn urls(&self) -> impl Iterator<Item = &Address> {
+        [&self.url].into_iter().chain(&self.nodes)
+    }
+
+    fn is_sentinel(&self) -> bool {
+        self.topology == RedisTopology::Sentinel
+    }
+
+    fn check_topology(&self, context: &Context<'_>) -> Checked {
+        if !self.nodes.is_empty() && self.topology == RedisTopology::Standalone {
+            return Err(context.problem(
+                "nodes",
+                "has no meaning for one server",
+                r#"write topology = "cluster" or topology = "sentinel", or remove it"#,
+            ));
+        }
+        match &self.primary {
+            Some(primary) if self.is_sentinel() => check::text(context, "primary", primary),
+            Some(_) => {
+                let fix = r#"write topology = "sentinel", or remove it"#;
+                Err(context.problem("primary", "has no meaning without Sentinels", fix))
+            }
+            None if self.is_sentinel() => Err(context.problem(
+                "topology",
+                "names Sentinels, but not the primary they monitor",
+                r#"write primary = "…", the name in their "sentinel monitor""#,
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn options(&self, context: &Context<'_>) -> Result<RedisConfig, Error> {
+        let addresses = || self.urls().map(Address::expose);
+        let mut options = match (self.topology, &self.primary) {
+            (RedisTopology::Standalone, _) => RedisConfig::from_url(self.url.expose())?,
+            (RedisTopology::Cluster, _) => RedisConfig::cluster(addresses())?,
+            (RedisTopology::Sentinel, primary) => {
+                RedisConfig::sentinel(addresses(), primary.as_deref().unwrap_or_default())?
+            }
+        };
+        let login = Login::read(context, self.credentials())?;
+        if let Some(username) = login.username {
+            options = options.username(username);
+        }
+        if let Some(password) = login.password {
+            options = options.password(password.expose());
+        }
+        if let Some(file) = self.credentials().password_file {
+            // Read for each new connection: it may have been replaced.
+            let (path, table) = (context.resolve(file), context.table().to_owned());
+            options = options.password_from(move || Ok(password_in(&path, &table)?.expose().to_owned()));
+        }
+        if let Some(file) = &self.ca_file {
+            options = options.ca(certificates(context, "ca_file", file)?);
+        }
+        // A little less than the limit of a call, so that the client's own error arrives first.
+        let limit = self.timeout.get().mul_f64(0.9);
+        Ok(options
+            .allow_plaintext(self.allow_plaintext)
+            .prefix(self.prefix.as_str())
+            .connect_timeout(CONNECT_TIMEOUT.min(limit))
+            .response_timeout(limit)
+            .wait_replicas(self.wait_replicas)
+            .wait_timeout(WAIT_TIMEOUT.min(limit / 3)))
+    }
+}
+
+#[async_trait]
+impl StorePlugin for RedisTable {
+    fn describe(&self, _: &Context<'_>) -> String {
+        self.url.redacted()
+    }
+
+    fn facts(&self) -> StoreFacts {
+        FACTS
+    }
+
+    fn limits(&self) -> StoreLimits {
+        self.store_limits()
+    }
+
+    fn set_limits(&mut self, limits: StoreLimits) {
+        self.set_store_limits(limits);
+    }
+
+    fn check(&self, context: &Context<'_>) -> Checked {
+        check::url(context, "url", &self.url, &SCHEMES)?;
+        for (index, node) in self.nodes.iter().enumerate() {
+            check::url(context, &format!("nodes[{index}]"), node, &SCHEMES)?;
+        }
+        self.check_topology(context)?;
+        check::within(context, "wait_replicas", self.wait_replicas, 0..=100)?;
+        // The URLs of Sentinels hold the login for them, the fields the one for the primary.
+        let url = Some(&self.url).filter(|_| !self.is_sentinel());
+        check::credentials(context, self.credentials(), url)
+    }
+
+    fn exposure(&self) -> Option<Exposure> {
+        let is_open = |url: &Address| check::is_remote(url, &PLAINTEXT_SCHEMES);
+        let in_urls = self.urls().any(check::has_login) && self.urls().any(is_open);
+        // Sentinels name the primary; it is reached with TLS where they are, or where its authority is given.
+        let has_tls = self.is_sentinel()
+            && (self.ca_file.is_some() || self.urls().any(|url| !url.has_scheme(&PLAINTEXT_SCHEMES)));
+        let in_fields = self.credentials().is_given() && !has_tls && self.urls().any(is_open);
+        (in_urls || in_fields).then_some(Exposure {
+            option: "url",
+            problem: "is redis:// on another host, so that the password could be read on the way",
+            fix: "write rediss://, with the server's authority in ca_file if the system does not know it",
+            is_allowed: self.allow_plaintext,
+        })
+    }
+
+    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
+        self.credentials().secret_file(context).into_iter().collect()
+    }
+
+    async fn open(&self, context: &Context<'_>, _: Purpose) -> Result<OpenStore, Error> {
+        let store = Arc::new(RedisStore::new(&self.options(context)?)?);
+        Ok(OpenStore { store: store.clone(), checkpoints: store, statements: None, outbox: None })
+    }
+}

@@ -1,0 +1,109 @@
+//! Shows each plugin the rest of the configuration: [`Contexts`].
+
+use std::path::PathBuf;
+
+use onceward::{HeaderTrust, PipelineConfig};
+use onceward_plugin::{Context, Exposure, HandlerFacts, Problem};
+
+use super::core::{key_sources, pipeline_config};
+use super::{Config, Handler, OwnHeaders};
+
+/// The parts of a configuration in the core's types, from which the [`Context`] of each plugin is made.
+pub(crate) struct Contexts<'c> {
+    config: &'c Config,
+    pipeline: PipelineConfig,
+    key_sources: Vec<onceward::KeySource>,
+    handler: String,
+    source: String,
+    store: String,
+    is_written: Box<dyn Fn(&str) -> bool + Sync + 'c>,
+}
+
+impl<'c> Contexts<'c> {
+    /// Those of a configuration whose derived defaults are filled in.
+    pub(crate) fn of(config: &'c Config) -> Self {
+        Self {
+            config,
+            pipeline: pipeline_config(config, false),
+            key_sources: key_sources(config),
+            handler: config.handler.path(),
+            source: format!("source.{}", config.source.name()),
+            store: format!("store.{}", config.store.name()),
+            is_written: Box::new(|key| config.origin.is_written(key)),
+        }
+    }
+
+    /// The context of `[source.NAME]`.
+    pub(crate) fn source(&self) -> Context<'_> {
+        self.table(&self.source)
+    }
+
+    /// The context of `[store.NAME]`.
+    pub(crate) fn store(&self) -> Context<'_> {
+        self.table(&self.store)
+    }
+
+    /// The context of the handler's table.
+    pub(crate) fn handler(&self) -> Context<'_> {
+        self.table(&self.handler)
+    }
+
+    /// The context of any table.
+    pub(crate) fn table<'t>(&'t self, table: &'t str) -> Context<'t> {
+        Context {
+            table,
+            directory: self.config.directory(),
+            is_written: &*self.is_written,
+            pipeline: &self.pipeline,
+            key_sources: &self.key_sources,
+            dead_letter: self.config.dead_letter.as_ref().map(|dead_letter| &dead_letter.to),
+            header_trust: match self.config.own_headers() {
+                OwnHeaders::Ignore => HeaderTrust::Ignore,
+                OwnHeaders::Authenticated => HeaderTrust::Authenticated,
+                OwnHeaders::Trusted => HeaderTrust::Trusted,
+            },
+            handler: HandlerFacts {
+                table: &self.handler,
+                timeout: self.config.handler.timeout().get(),
+                is_transactional: matches!(self.config.handler, Handler::Sql(_)),
+            },
+        }
+    }
+
+    /// The files with passwords or private keys that plugins' tables name, each with its key.
+    pub(super) fn secret_files(&self) -> Vec<(String, PathBuf)> {
+        let config = self.config;
+        let mut files = config.source.plugin().secret_files(&self.source());
+        files.extend(config.store.plugin().secret_files(&self.store()));
+        if let Handler::Publish(target) = &config.handler {
+            files.extend(target.plugin().secret_files(&self.handler()));
+        }
+        for (table, relay) in config.outbox.targets() {
+            files.extend(relay.secret_files(&self.table(table)));
+        }
+        files
+    }
+
+    /// All connections on which a credential could be read by others, each with its table.
+    pub(super) fn exposures(&self) -> Vec<(&str, Exposure)> {
+        let config = self.config;
+        let source = config.source.plugin().exposure().map(|found| (self.source.as_str(), found));
+        let store = config.store.plugin().exposure().map(|found| (self.store.as_str(), found));
+        let handler = match &config.handler {
+            Handler::Publish(target) => target.plugin().exposure(),
+            Handler::Http(http) => http.exposure(),
+            _ => None,
+        };
+        let handler = handler.map(|found| (self.handler.as_str(), found));
+        let relays = config.outbox.targets().into_iter();
+        let relays = relays.filter_map(|(table, relay)| Some((table, relay.exposure()?)));
+        source.into_iter().chain(store).chain(handler).chain(relays).collect()
+    }
+
+    /// What plugins advise.
+    pub(super) fn advice(&self) -> Vec<Problem> {
+        let source = self.config.source.plugin().advice(&self.source());
+        let store = self.config.store.plugin().advice(&self.store());
+        source.into_iter().chain(store).collect()
+    }
+}

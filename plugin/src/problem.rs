@@ -1,0 +1,91 @@
+//! Problems of a configuration, as a plugin reports them: [`Problem`], [`Exposure`] and [`Finding`].
+
+use std::fmt;
+
+use onceward::store::{Advice, AdviceLevel};
+
+/// A problem of a configuration: the key, what is wrong and what to do. It never holds a value, which may be a secret.
+///
+/// The program adds file and line, and prints `FILE:LINE: KEY: PROBLEM; FIX`.
+///
+/// ```
+/// use onceward_plugin::Problem;
+///
+/// let problem = Problem::new("source.pigeon.loft", "is empty", "write its name");
+/// assert_eq!(problem.to_string(), "source.pigeon.loft: is empty; write its name");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The dotted path of the key, such as `source.kafka.topics`.
+    pub key: String,
+    /// What is wrong, as the predicate of a sentence about the key: "is empty".
+    pub problem: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Problem {
+    /// A problem of the key with this dotted path.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into(), fix: fix.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.key, self.problem, self.fix)
+    }
+}
+
+/// The answer of a check.
+pub type Checked = Result<(), Problem>;
+
+/// A connection to another host on which a credential could be read, or another server could answer.
+///
+/// The program refuses it, unless the table says `allow_plaintext = true`; then it warns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exposure {
+    /// The option to correct, within the plugin's table.
+    pub option: &'static str,
+    /// What is exposed, and to whom.
+    pub problem: &'static str,
+    /// How it is avoided.
+    pub fix: &'static str,
+    /// The table says `allow_plaintext = true`.
+    pub is_allowed: bool,
+}
+
+/// One line of the report of `onceward check`, about something outside the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: AdviceLevel,
+    /// The dotted path of the key that it is about.
+    pub key: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it, where the message does not say.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn ok(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Ok, key: key.into(), message: message.into(), fix: None }
+    }
+
+    /// It works, but probably not as intended.
+    pub fn warning(key: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Warning, key: key.into(), message: message.into(), fix: Some(fix.into()) }
+    }
+
+    /// It does not work.
+    pub fn error(key: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Error, key: key.into(), message: message.into(), fix: Some(fix.into()) }
+    }
+
+    /// Advice of an adapter about `key`; its text says what to do.
+    pub fn advised(key: impl Into<String>, advice: Advice) -> Self {
+        Self { level: advice.level, key: key.into(), message: advice.text, fix: None }
+    }
+}

@@ -1,0 +1,249 @@
+//! The contract of a source: [`SourcePlugin`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use onceward::dead_letter::HEADER_ORIGIN;
+use onceward::pipeline::config::Ordering;
+use onceward::{CheckpointStore, Consumer, DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
+
+use crate::value::ByteCount;
+use crate::{Checked, Context, Exposure, Finding, Problem};
+
+/// A table `[source.NAME]`: where messages come from.
+///
+/// The implementing type is the table. Methods that take no `&self` state are facts about it; those that are `async` connect.
+#[async_trait]
+pub trait SourcePlugin: fmt::Debug + Send + Sync {
+    /// A short description without secrets, for logs: `rabbitmq:orders`.
+    fn describe(&self, context: &Context<'_>) -> String;
+
+    /// What the defaults of other options depend on.
+    fn facts(&self) -> SourceFacts;
+
+    /// Refuses options that are out of range, or that contradict each other or the rest of the configuration.
+    ///
+    /// # Errors
+    /// The first problem.
+    fn check(&self, context: &Context<'_>) -> Checked;
+
+    /// What will run, but probably not as intended. Nothing by default.
+    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+        let _ = context;
+        Vec::new()
+    }
+
+    /// A connection on which a credential could be read by others. None by default.
+    fn exposure(&self) -> Option<Exposure> {
+        None
+    }
+
+    /// The files with secrets that the table names, each with its key. None by default.
+    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
+        let _ = context;
+        Vec::new()
+    }
+
+    /// The option `max_message_bytes`, where the source has one: its default follows the pipeline's limits.
+    fn max_message_bytes(&mut self) -> Option<&mut ByteCount> {
+        None
+    }
+
+    /// The places that messages come from, to detect a handler that publishes into its own source.
+    fn places(&self) -> Vec<Place> {
+        Vec::new()
+    }
+
+    /// Opens the source.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be used as it is configured, cannot be reached, or the checkpoint store does not answer.
+    async fn open(&self, context: &Context<'_>, parts: SourceParts) -> Result<Box<dyn Consumer>, Error>;
+
+    /// Opens the destination of dead letters, in the source's own system.
+    ///
+    /// # Errors
+    /// [`Error`] if it does not exist, cannot be reached, or may not be written to.
+    async fn dead_letters(
+        &self,
+        context: &Context<'_>,
+        to: &str,
+        own_headers: OwnHeaders,
+    ) -> Result<DeadLetters, Error>;
+
+    /// Opens the destination of dead letters to take letters from it, and a publisher back to the source.
+    ///
+    /// # Errors
+    /// [`Error`] if one of the two cannot be used.
+    async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error>;
+
+    /// A publisher to the source's own system, for the outbox relay.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be reached, or the source has nothing to publish to.
+    async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error>;
+
+    /// Where [`publisher`](Self::publisher) publishes to, in a few words without secrets.
+    fn describe_publisher(&self, context: &Context<'_>) -> String {
+        format!("the broker of [{}]", context.table())
+    }
+
+    /// What waits in the source; `None` where it cannot say.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be read.
+    async fn backlog(
+        &self,
+        context: &Context<'_>,
+        scope: &Scope,
+        checkpoints: &dyn CheckpointStore,
+    ) -> Result<Option<Backlog>, Error>;
+
+    /// How many dead letters there are.
+    ///
+    /// # Errors
+    /// [`Error`] if their destination cannot be read.
+    async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error>;
+
+    /// Looks at the source, and compares what it finds with the configuration.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be reached.
+    async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error>;
+
+    /// As [`inspect`](Self::inspect), for the destination of dead letters.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be reached.
+    async fn inspect_dead_letters(&self, context: &Context<'_>, to: &str) -> Result<Finding, Error> {
+        let DeadLetterStatus { place, letters } = self.dead_letter_status(context, to).await?;
+        let letters = letters.map(|letters| format!(", {letters} dead letters")).unwrap_or_default();
+        Ok(Finding::ok("dead_letter.to", format!("{place} is there{letters}")))
+    }
+}
+
+/// What the defaults of other options depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// Messages carry a key of the broker by which order can be kept: Kafka's record key, SQS's message group.
+    pub has_record_keys: bool,
+    /// Messages have an identity that the default of `[key] from` can use: an idempotency header, a message id, a position.
+    pub has_identity: bool,
+    /// The order that is kept where the configuration names none.
+    pub default_ordering: Ordering,
+    /// The source delivers retried messages out of order, so that `order_by` alone does not turn ordering on.
+    pub reorders_retries: bool,
+    /// Only the owner of this host can write to the source, so that `onceward-` headers are trusted by default.
+    pub is_private: bool,
+    /// The run ends by itself at the end of the source.
+    pub ends: bool,
+    /// The source recognises a redriven letter by its headers alone.
+    pub needs_letter_headers: bool,
+}
+
+impl SourceFacts {
+    /// The facts of a broker without record keys: RabbitMQ, a standard SQS queue.
+    pub const BROKER: Self = Self {
+        has_record_keys: false,
+        has_identity: true,
+        default_ordering: Ordering::None,
+        reorders_retries: false,
+        is_private: false,
+        ends: false,
+        needs_letter_headers: false,
+    };
+}
+
+/// A queue, topic or file, in a system that one of several servers leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The kind of system, such as `kafka`.
+    pub system: &'static str,
+    /// The servers, each in a form that is equal for equal servers.
+    pub servers: Vec<String>,
+    /// The queue or topic.
+    pub name: String,
+}
+
+impl Place {
+    /// True if both may be the same place: same system and name, and a server in common.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.system == other.system
+            && self.name == other.name
+            && self.servers.iter().any(|server| other.servers.contains(server))
+    }
+}
+
+/// What a source is opened with.
+#[derive(Clone)]
+pub struct SourceParts {
+    /// Whose keys these are.
+    pub scope: Scope,
+    /// Keeps how far a source without a broker has been read.
+    pub checkpoints: Arc<dyn CheckpointStore>,
+    /// Whose `onceward-` headers are trusted, and how ours are authenticated.
+    pub own_headers: OwnHeaders,
+}
+
+/// The two ends of a redrive: where letters are taken from, and how they get back.
+pub struct Letters {
+    /// The destination of dead letters.
+    pub from: Box<dyn Consumer>,
+    /// The source.
+    pub to: Arc<dyn Publisher>,
+    /// The queues or topics of the source; of several, a letter goes to the one it came from.
+    pub destinations: Vec<String>,
+}
+
+impl Letters {
+    /// Where `letter` goes.
+    pub fn destination(&self, letter: &Message) -> String {
+        let origin = letter.header(HEADER_ORIGIN).and_then(|origin| std::str::from_utf8(origin).ok());
+        let own = self.destinations.iter().find(|own| Some(own.as_str()) == origin);
+        own.or(self.destinations.first()).cloned().unwrap_or_default()
+    }
+}
+
+/// What waits in a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Messages that no worker has yet; `None` where counting them would take long.
+    pub messages: Option<u64>,
+    /// Their bytes, where the source says.
+    pub bytes: Option<u64>,
+    /// Consumers at work, where the broker says.
+    pub consumers: Option<u64>,
+}
+
+/// What is known of it, in words; nothing if nothing is.
+impl fmt::Display for Backlog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [(self.messages, "messages"), (self.bytes, "bytes"), (self.consumers, "consumers")];
+        let known = parts.into_iter().filter_map(|(count, what)| Some((count?, what)));
+        for (index, (count, what)) in known.enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where dead letters are, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterStatus {
+    /// A file, queue, exchange or topic, without secrets.
+    pub place: String,
+    /// How many there are; `None` where the place cannot say.
+    pub letters: Option<u64>,
+}
+
+/// The first finding about a broker that answers: what it is, and what waits in it.
+pub fn answers(context: &Context<'_>, what: &str, backlog: Option<Backlog>) -> Finding {
+    let mut message = format!("{what} answers");
+    if let Some(waits) = backlog.map(|backlog| backlog.to_string()).filter(|waits| !waits.is_empty()) {
+        message = format!("{message}, {waits}");
+    }
+    Finding::ok(context.table(), message)
+}
