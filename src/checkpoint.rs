@@ -1,4 +1,4 @@
-//! Keeps how far a source without a broker has been read: [`CheckpointStore`].
+//! Read positions of sources without a broker: [`CheckpointStore`].
 
 use async_trait::async_trait;
 

@@ -1,4 +1,4 @@
-//! What a broker adapter gives the pipeline: [`Consumer`] to receive batches, [`Acker`] to settle them.
+//! The traits of a broker adapter: [`Consumer`] receives batches, [`Acker`] settles them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +74,7 @@ pub trait Consumer: Send + 'static {
     fn acker(&self) -> Arc<dyn Acker>;
 
     /// Waits for the next deliveries; at least one. `None`: the source is at its end and everything was delivered.
-    /// Adapters reconnect by themselves and report only what a person must mend.
+    /// Adapters reconnect by themselves and report only errors that an operator must fix.
     ///
     /// # Errors
     /// A retryable error means: call again, the pipeline backs off. Any other one ends the run.
@@ -153,7 +153,7 @@ impl<C: Consumer + ?Sized> Consumer for Box<C> {
 pub enum Settled {
     /// The broker, or the offset to be committed, has it.
     Done,
-    /// The delivery was no longer ours (channel gone, partition revoked, handle expired): the message comes again.
+    /// The delivery was no longer ours (channel closed, partition revoked, handle expired): the message is redelivered.
     TooLate,
 }
 

@@ -1,48 +1,20 @@
-//! What is published when a message failed for good, and how it is recognised when it comes back.
+//! Dead letters: how they are built, and how they are recognised when they are redelivered.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+pub use crate::headers::{
+    HEADER_ATTEMPTS, HEADER_ERROR, HEADER_FIRST_AT, HEADER_GENERATION, HEADER_ID, HEADER_KEY, HEADER_LAST_AT,
+    HEADER_LOST, HEADER_MAC, HEADER_MESSAGE_ID, HEADER_ORIGIN, HEADER_POSITION, HEADER_PREFIX, HEADER_REASON,
+    HEADER_SCOPE, HEADER_TIMESTAMP,
+};
 use crate::key::{Key, Scope};
 use crate::message::Message;
 use crate::own_headers::{LETTER, OwnHeaders};
 use crate::publisher::{Outgoing, Publisher};
 use crate::store::{MAX_GENERATION, Reason};
-
-/// All headers that Onceward writes start with this.
-pub const HEADER_PREFIX: &str = "onceward-";
-/// The scope the letter belongs to.
-pub const HEADER_SCOPE: &str = "onceward-scope";
-/// The derived key, 32 hexadecimal digits.
-pub const HEADER_KEY: &str = "onceward-key";
-/// The generation of the key.
-pub const HEADER_GENERATION: &str = "onceward-generation";
-/// Why the message failed for good; see [`Reason`]. Its presence makes a message a dead letter.
-pub const HEADER_REASON: &str = "onceward-reason";
-/// The last error, at most 1,024 bytes.
-pub const HEADER_ERROR: &str = "onceward-error";
-/// Attempts used.
-pub const HEADER_ATTEMPTS: &str = "onceward-attempts";
-/// Claims that lapsed.
-pub const HEADER_LOST: &str = "onceward-lost";
-/// The queue, topic or file the message came from.
-pub const HEADER_ORIGIN: &str = "onceward-origin";
-/// Where it stood there: incarnation, partition and offset.
-pub const HEADER_POSITION: &str = "onceward-position";
-/// Our own id of a letter or retry, where the message id is the producer's.
-pub const HEADER_ID: &str = "onceward-id";
-/// The message id it came with.
-pub const HEADER_MESSAGE_ID: &str = "onceward-message-id";
-/// When the key was first claimed, in milliseconds since 1970.
-pub const HEADER_FIRST_AT: &str = "onceward-first-at-ms";
-/// When the letter was made, in milliseconds since 1970.
-pub const HEADER_LAST_AT: &str = "onceward-last-at-ms";
-/// When the message was made, in milliseconds since 1970, where the letter's own time may be another.
-pub const HEADER_TIMESTAMP: &str = "onceward-timestamp-ms";
-/// The message authentication code over the headers above and the payload; see [`own_headers`](crate::own_headers).
-pub const HEADER_MAC: &str = "onceward-mac";
 
 /// Which of our own headers a letter bears: fewer where all of them make it too large for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +46,7 @@ impl std::fmt::Debug for DeadLetters {
 
 /// What is known of a failure for good.
 #[derive(Clone, Debug)]
-pub(crate) struct Obituary {
+pub(crate) struct FailureReport {
     pub(crate) reason: Reason,
     pub(crate) error: String,
     pub(crate) attempts: u32,
@@ -102,7 +74,7 @@ impl DeadLetters {
         scope: &Scope,
         key: Option<Key>,
         message: &Message,
-        why: &Obituary,
+        why: &FailureReport,
         extent: Extent,
         own: &OwnHeaders,
     ) -> Outgoing {
@@ -167,7 +139,7 @@ impl DeadLetters {
 /// `KEY-GENERATION-PAYLOAD`, the latter a hash: messages that share a key may each die (a mismatch, runs without a claim),
 /// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers what tells
 /// this copy from others. For a message without a key where it stood or, failing that, a hash of its id and payload.
-fn letter_id(key: Option<Key>, message: &Message, why: &Obituary) -> String {
+fn letter_id(key: Option<Key>, message: &Message, why: &FailureReport) -> String {
     match (key, message.position()) {
         (Some(key), position) if why.again => {
             let mut hasher = blake3::Hasher::new();
@@ -272,7 +244,7 @@ mod tests {
         let letters = DeadLetters::new(Arc::new(Nowhere), "orders.dlq");
         let message = Message::builder("x").header("a", "b").header("onceward-reason", "forged").build();
         let key = Key::of(&scope, "1").unwrap();
-        let why = Obituary {
+        let why = FailureReport {
             reason: Reason::Permanent,
             error: "ü".repeat(1000),
             attempts: 3,

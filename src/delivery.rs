@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::message::Message;
+pub use crate::tag::Tag;
 
 /// One hand-over of a message by a broker. The same message may be delivered many times.
 ///
@@ -15,16 +16,6 @@ pub struct Delivery {
     pub message: Message,
     /// Names the delivery in settlements.
     pub tag: Tag,
-}
-
-/// The adapter's own name for a delivery. `epoch` tells channels, assignments or handles apart: a tag of an old epoch
-/// settles nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag {
-    /// Channel epoch, assignment generation and the like.
-    pub epoch: u64,
-    /// Delivery tag, offset, slot of a receipt handle.
-    pub number: u64,
 }
 
 /// How a delivery ends.

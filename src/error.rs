@@ -1,4 +1,4 @@
-//! What went wrong in a store, a broker or a configuration: [`Error`].
+//! The error of stores, brokers and configurations: [`Error`].
 //!
 //! What a user thinks of a failed run of their own handler is another question with another type:
 //! [`HandlerError`](crate::HandlerError).
@@ -6,8 +6,9 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
-type Source = Box<dyn StdError + Send + Sync + 'static>;
+type Source = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// The kinds of [`Error`]. Each kind has one answer to "is it worth trying again?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +44,8 @@ pub enum ErrorKind {
 
 /// An error of a store, a broker or a configuration.
 ///
+/// It is cheap to clone: every item of a batch that failed as a whole gets the same error.
+///
 /// `Display` prints one sentence, "while doing X: what was wrong"; the chain of causes is
 /// [`source`](StdError::source)'s.
 ///
@@ -52,6 +55,7 @@ pub enum ErrorKind {
 /// assert_eq!(error.to_string(), "cannot claim 3 keys: connection refused");
 /// assert!(error.is_retryable());
 /// ```
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
     operation: Cow<'static, str>,
@@ -71,8 +75,8 @@ impl Error {
 
     /// Adds the cause.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync + 'static>>) -> Self {
+        self.source = Some(Arc::from(source.into()));
         self
     }
 
@@ -101,14 +105,6 @@ impl Error {
             | ErrorKind::Unsupported
             | ErrorKind::Internal => false,
         }
-    }
-
-    /// A second error saying the same, for the other items of a batch that failed as a whole.
-    /// The cause is kept as text.
-    #[must_use]
-    pub fn replicate(&self) -> Self {
-        let source = self.source.as_ref().map(|cause| Source::from(cause.to_string()));
-        Self { kind: self.kind, operation: self.operation.clone(), context: self.context.clone(), source }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dead_letter::{DeadLetters, Extent, Obituary, Provenance};
+use crate::dead_letter::{DeadLetters, Extent, FailureReport, Provenance};
 use crate::key::{Key, Scope};
 use crate::message::Message;
 use crate::own_headers::OwnHeaders;
@@ -28,7 +28,7 @@ pub fn letter(
     error: &str,
     own: &OwnHeaders,
 ) -> Outgoing {
-    let why = Obituary {
+    let why = FailureReport {
         reason: Reason::Permanent,
         error: error.to_owned(),
         attempts: 1,

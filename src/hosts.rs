@@ -1,4 +1,4 @@
-//! Which hosts a credential may be sent to without TLS: [`is_local_host`], of an address: [`host_of`].
+//! Hosts to which credentials may be sent without TLS: [`is_local_host`], [`host_of`].
 
 use std::net::IpAddr;
 

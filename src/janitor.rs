@@ -78,9 +78,9 @@ async fn purge(store: Arc<dyn Store>, counters: Arc<Counters>) {
                 Some(left_out) => tracing::warn!(
                     ?error,
                     left_out,
-                    "expired records were not removed; they count as absent all the same, but the store grows"
+                    "purge failed; expired records count as absent, but the store grows"
                 ),
-                None => tracing::debug!(?error, "expired records were not removed"),
+                None => tracing::debug!(?error, "purge failed"),
             },
         }
         if let Ok(lag) = expiring.expiry_lag().await {

@@ -1,4 +1,4 @@
-//! What a broker delivered, without the duty to settle it: [`Message`].
+//! A message as a broker delivered it: [`Message`].
 
 use std::any::Any;
 use std::fmt;
@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::handler::Cancellation;
-use crate::handler::claim::ActiveClaim;
+use crate::active_claim::ActiveClaim;
+use crate::cancellation::Cancellation;
 use crate::key::Key;
 use crate::store::OwnerToken;
 
@@ -267,6 +267,13 @@ impl fmt::Debug for Message {
 /// Builds a [`Message`]; adapters and tests use it.
 pub struct MessageBuilder {
     content: Content,
+}
+
+/// Prints nothing of the content, which may be confidential.
+impl fmt::Debug for MessageBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageBuilder").finish_non_exhaustive()
+    }
 }
 
 impl MessageBuilder {

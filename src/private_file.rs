@@ -1,4 +1,4 @@
-//! Files that hold messages, keys or errors: for their owner only, and never made through a link.
+//! Files with confidential content: readable by their owner only, and never opened through a link.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

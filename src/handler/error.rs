@@ -1,4 +1,4 @@
-//! What a user thinks of a failed run: [`HandlerError`] and its [`Verdict`].
+//! Errors of a handler and what follows from them: [`HandlerError`] and its [`Verdict`].
 
 use std::error::Error as StdError;
 use std::fmt;

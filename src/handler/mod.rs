@@ -1,7 +1,5 @@
-//! The user's code and what it may answer: [`Handler`], [`HandlerError`].
+//! Handlers and their results: [`Handler`], [`HandlerError`].
 
-mod cancellation;
-pub(crate) mod claim;
 mod error;
 mod function;
 mod statement;
@@ -17,9 +15,8 @@ use bytes::Bytes;
 
 #[cfg(feature = "tower")]
 pub use self::tower::{ServiceHandler, tower_handler};
-pub use cancellation::Cancellation;
 pub use error::{Handled, HandlerError, ResultExt, Verdict};
-pub use function::{HandlerFn, handler_fn};
+pub use function::{FnHandler, HandlerFn, handler, handler_fn};
 pub use statement::{StatementFailure, StatementParameter};
 #[cfg(feature = "testing")]
 pub use test_run::TestRun;

@@ -1,11 +1,11 @@
-//! Lets the tests of a handler put a message under a claim: [`TestRun`].
+//! Runs a handler under a claim in the handler's own tests: [`TestRun`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::claim::ActiveClaim;
+use crate::active_claim::ActiveClaim;
 use crate::delivery::Tag;
 use crate::message::Message;
 use crate::store::Claimed;

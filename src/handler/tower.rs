@@ -1,4 +1,4 @@
-//! Any `tower::Service` as a handler, with its layers inside the claim: [`tower_handler`].
+//! Adapts a `tower::Service` as a handler, with its layers inside the claim: [`tower_handler`].
 
 use tower::{Service, ServiceExt};
 

@@ -1,4 +1,4 @@
-//! Why a message has no key: [`KeyError`].
+//! Reasons why no key can be derived from a message: [`KeyError`].
 
 use std::fmt;
 

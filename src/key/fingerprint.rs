@@ -1,4 +1,5 @@
-//! What distinguishes a copy of a message from another message under the same key: [`Fingerprint`], [`Fingerprinting`].
+//! Hashes of the payload that tell copies of a message from other messages under the same key: [`Fingerprint`],
+//! [`Fingerprinting`].
 
 use std::fmt;
 
@@ -51,7 +52,7 @@ impl fmt::Debug for Fingerprint {
 
 /// The hash of a payload as the key source `payload-hash` takes it: of what a JSON object or array means, of the bytes of
 /// anything else. See [`Fingerprint::of_json`].
-pub(super) fn payload_hash(payload: &[u8]) -> blake3::Hash {
+pub(crate) fn payload_hash(payload: &[u8]) -> blake3::Hash {
     canonical::with_document(payload, |form| hash(CANONICAL, form)).unwrap_or_else(|| blake3::hash(payload))
 }
 

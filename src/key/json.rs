@@ -1,4 +1,4 @@
-//! Finds the scalar a JSON pointer (RFC 6901) points at, if every parser finds the same one there.
+//! Finds the scalar at a JSON pointer (RFC 6901), if every JSON parser finds the same one there.
 //!
 //! The handler reads the payload with a parser of its own. Where parsers disagree (which of two members of the same name
 //! counts, whether letter case matters, where a name with a NUL character ends, what a lenient parser makes of broken JSON),
@@ -14,13 +14,13 @@ use serde_json::value::RawValue;
 use super::{KeyError, MAX_KEY_BYTES, names};
 
 /// True if every `~` is followed by `0` or `1`.
-pub(super) fn is_pointer(pointer: &str) -> bool {
+pub(crate) fn is_pointer(pointer: &str) -> bool {
     pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']))
 }
 
 /// True for the only notation in which a number is a key: an integer as `-?(0|[1-9][0-9]*)`, of any length. Others
 /// (`7.0`, `7e0`, `-0`) mean the same number in another text, and what a parser makes of them depends on its number type.
-pub(super) fn is_plain_integer(text: &str) -> bool {
+pub(crate) fn is_plain_integer(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain && text != "-0" && (digits.len() == 1 || !digits.starts_with('0'))
@@ -28,7 +28,7 @@ pub(super) fn is_plain_integer(text: &str) -> bool {
 
 /// The scalar at `pointer`: its kind (one byte) followed by its text, so that `"1"` and `1` differ. Integers keep the
 /// digits they came with: parsing them as floating point would make different large ids equal.
-pub(super) fn scalar_at(payload: &[u8], pointer: &str) -> Result<Vec<u8>, KeyError> {
+pub(crate) fn scalar_at(payload: &[u8], pointer: &str) -> Result<Vec<u8>, KeyError> {
     let text = value_at(payload, pointer)?.ok_or(KeyError::Missing)?;
     match text.as_bytes().first() {
         Some(b'"') => string(text, pointer),
@@ -61,7 +61,7 @@ fn string(quoted: &str, pointer: &str) -> Result<Vec<u8>, KeyError> {
 }
 
 /// The text of the value at `pointer`, if there is one.
-pub(super) fn value_at<'a>(payload: &'a [u8], pointer: &str) -> Result<Option<&'a str>, KeyError> {
+pub(crate) fn value_at<'a>(payload: &'a [u8], pointer: &str) -> Result<Option<&'a str>, KeyError> {
     let Ok(text) = std::str::from_utf8(payload) else {
         return Err(unreadable(payload, pointer, "it is not UTF-8".into()));
     };

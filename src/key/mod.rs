@@ -1,23 +1,20 @@
-//! Whose key it is and what makes two deliveries the same: [`Scope`], [`Key`], [`Fingerprint`].
+//! The idempotency key and the scope it belongs to: [`Scope`], [`Key`], [`Fingerprint`].
 
 mod canonical;
 mod error;
-mod extract;
 mod fingerprint;
-mod json;
-mod names;
+pub(crate) mod json;
+pub(crate) mod names;
 #[cfg(test)]
 mod tests;
-mod text;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub(crate) use canonical::memory as canonical_memory;
 pub use error::KeyError;
-pub use extract::{KeyExtractor, KeySource};
+pub(crate) use fingerprint::payload_hash;
 pub use fingerprint::{Fingerprint, Fingerprinting};
-pub use text::KeyText;
 
 /// The version of the encoding below. It is hashed into every key and recorded in every store, and a store
 /// written with another one is refused.
@@ -95,16 +92,6 @@ impl Key {
         &self.0
     }
 
-    /// A key of `scope` given by the program itself, for those who call [`once`](crate::Deduplicator::once)
-    /// with an identifier of their own.
-    ///
-    /// # Errors
-    /// [`KeyError`] if `value` is empty or longer than [`MAX_KEY_BYTES`].
-    pub fn of(scope: &Scope, value: impl AsRef<[u8]>) -> Result<Self, KeyError> {
-        let extractor = KeyExtractor::new(scope, vec![KeySource::Given]);
-        extractor.hash_parts(0, &[value.as_ref()])
-    }
-
     /// The key of a message whose own key belongs to another one: of this key and the payload. Payloads that mean the same
     /// have the same.
     pub(crate) fn of_payload(self, payload: &[u8]) -> Self {
@@ -138,7 +125,7 @@ impl fmt::Debug for Key {
     }
 }
 
-fn first_half(hash: blake3::Hash) -> [u8; 16] {
+pub(crate) fn first_half(hash: blake3::Hash) -> [u8; 16] {
     let mut half = [0; 16];
     half.copy_from_slice(&hash.as_bytes()[..16]);
     half

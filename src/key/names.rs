@@ -1,8 +1,8 @@
-//! Whether two names are the same to every reader of a message: [`likeness`].
+//! Comparison of names as all readers of a message would make it: [`likeness`].
 
 /// How a name compares to a wanted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Likeness {
+pub(crate) enum Likeness {
     /// Byte for byte the same.
     Same,
     /// Another name, which some readers take for the wanted one.
@@ -14,7 +14,7 @@ pub(super) enum Likeness {
 /// Compares a member's name, as bytes, with the name wanted. Some parsers ignore letter case (Go's `encoding/json`, .NET's
 /// for the web), end a name at a NUL character (SQLite before 3.45, those that keep C strings) or pass over half of a
 /// surrogate pair.
-pub(super) fn likeness(name: &[u8], wanted: &str) -> Likeness {
+pub(crate) fn likeness(name: &[u8], wanted: &str) -> Likeness {
     if name == wanted.as_bytes() {
         return Likeness::Same;
     }
@@ -40,7 +40,7 @@ fn folded(name: &[u8]) -> impl Iterator<Item = char> {
 
 /// True if two header names become one where they are passed on: as environment variables, which have capitals and `_`
 /// only, or over HTTP, which ignores letter case.
-pub(super) fn same_header(one: &str, other: &str) -> bool {
+pub(crate) fn same_header(one: &str, other: &str) -> bool {
     let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
     if one.is_ascii() && other.is_ascii() {
         return one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain));

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::json::{is_plain_integer, scalar_at};
-use super::{Fingerprint, Fingerprinting, KeyError, KeyExtractor, KeySource, Scope};
+use super::{Fingerprint, Fingerprinting, KeyError, Scope};
+use crate::extract::{KeyExtractor, KeySource};
 use crate::message::Message;
 
 fn key(payload: impl AsRef<[u8]>, pointer: &str) -> Result<String, KeyError> {

@@ -1,12 +1,12 @@
-//! The calls to the store that calls of [`once`](super::Deduplicator::once) share: what comes together goes together.
+//! Store calls that concurrent calls of [`once`](super::Deduplicator::once) share.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::OnceConfig;
+use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
 use crate::error::Error;
 use crate::key::{Key, Scope};
-use crate::pipeline::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest, Failure, Lease, RenewRequest,
     Renewal, Store,
@@ -20,11 +20,11 @@ const MAX_BATCH: usize = 256;
 const RENEWALS_IN_FLIGHT: usize = 32;
 
 pub(super) struct Calls {
-    pub(super) claims: Gather<ClaimRequest, Claim>,
-    pub(super) completions: Gather<CompleteRequest, Completion>,
-    pub(super) renewals: Gather<RenewRequest, Renewal>,
-    pub(super) failures: Gather<FailRequest, Failure>,
-    pub(super) releases: Gather<Lease, bool>,
+    pub(super) claims: Coalescer<ClaimRequest, Claim>,
+    pub(super) completions: Coalescer<CompleteRequest, Completion>,
+    pub(super) renewals: Coalescer<RenewRequest, Renewal>,
+    pub(super) failures: Coalescer<FailRequest, Failure>,
+    pub(super) releases: Coalescer<Lease, bool>,
 }
 
 /// A request for one key.
@@ -88,11 +88,11 @@ impl Calls {
         let (claims, completions, renewals, failures, releases) =
             (parts(), parts(), parts(), parts(), parts());
         Self {
-            claims: Gather::start(terms("claim keys", limit, CALLS_IN_FLIGHT), move |batch: Vec<_>| {
+            claims: Coalescer::start(terms("claim keys", limit, CALLS_IN_FLIGHT), move |batch: Vec<_>| {
                 let (scope, store, counters) = claims.clone();
                 async move { counted(&counters, store.claim(&scope, &claim_terms, &batch).await) }
             }),
-            completions: Gather::start(
+            completions: Coalescer::start(
                 terms("complete keys", limit, CALLS_IN_FLIGHT),
                 move |batch: Vec<_>| {
                     let (scope, store, counters) = completions.clone();
@@ -100,24 +100,27 @@ impl Calls {
                 },
             ),
             // A call that hangs must leave time for another one within the lease.
-            renewals: Gather::start(
+            renewals: Coalescer::start(
                 terms("renew leases", limit.min(config.lease / 3), RENEWALS_IN_FLIGHT),
                 move |batch: Vec<_>| {
                     let (scope, store, counters) = renewals.clone();
                     async move { counted(&counters, store.renew(&scope, &batch).await) }
                 },
             ),
-            failures: Gather::start(
+            failures: Coalescer::start(
                 terms("write failed runs", limit, CALLS_IN_FLIGHT),
                 move |batch: Vec<_>| {
                     let (scope, store, counters) = failures.clone();
                     async move { counted(&counters, store.fail(&scope, &batch).await) }
                 },
             ),
-            releases: Gather::start(terms("release claims", limit, CALLS_IN_FLIGHT), move |batch: Vec<_>| {
-                let (scope, store, counters) = releases.clone();
-                async move { counted(&counters, store.release(&scope, &batch).await) }
-            }),
+            releases: Coalescer::start(
+                terms("release claims", limit, CALLS_IN_FLIGHT),
+                move |batch: Vec<_>| {
+                    let (scope, store, counters) = releases.clone();
+                    async move { counted(&counters, store.release(&scope, &batch).await) }
+                },
+            ),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The task that claims, renews and ends a claim on behalf of a caller that may be dropped at any point.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +10,10 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Inner;
+use super::inner::Inner;
+use crate::active_claim::ActiveClaim;
 use crate::delivery::Tag;
 use crate::error::{Error, ErrorKind};
-use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
 use crate::store::{
     Claim, ClaimRequest, Claimed, CompleteRequest, Completion, Exhausted, FailRequest, Failure, Reason,
@@ -127,7 +127,7 @@ impl Inner {
         fingerprint: Option<Fingerprint>,
     ) -> Result<Result<(Arc<ActiveClaim>, Claimed), Claim>, Error> {
         self.count(Counter::Received);
-        let owner = self.entropy.lock().unwrap_or_else(PoisonError::into_inner).token();
+        let owner = self.entropy.lock().token();
         let request = ClaimRequest { key, owner, fingerprint, generation: 0 };
         // The deadline counts from the first try: its reply may have been lost.
         let sent = Instant::now();
@@ -223,7 +223,7 @@ impl Inner {
                     }
                     // Not renewed as far as we know: it is tried again soon, and the deadline stands.
                     Err(error) => {
-                        tracing::debug!(?error, "a lease was not renewed");
+                        tracing::debug!(?error, "lease renewal failed");
                         renew_at = Instant::now() + self.config.lease / 24;
                     }
                 },
@@ -263,7 +263,7 @@ impl Inner {
                 Ok(Completion::DoneByAnother) => {
                     self.count(Counter::SuspectedDoubleEffects);
                     tracing::warn!(
-                        scope = %self.scope, key = %claimed.lease.key, "the effect of a key may have happened twice"
+                        scope = %self.scope, key = %claimed.lease.key, "suspected double effect"
                     );
                 }
                 Ok(Completion::Inserted) => self.count(Counter::ClaimLost),
@@ -286,12 +286,12 @@ impl Inner {
 
     fn log_repeated(&self, error: &Error) {
         if error.is_retryable() {
-            tracing::debug!(?error, "a write is repeated with the same owner token");
+            tracing::debug!(?error, "store write failed; retrying with the same owner token");
         } else if let Some(left_out) = self.refused.allow(error.operation()) {
             tracing::error!(
                 scope = %self.scope, ?error, left_out,
-                "the store refuses a write; it is repeated and its claims are kept until it succeeds: give the store \
-                 its rights, login or schema back"
+                "store write refused; retrying and keeping its claims: restore the rights, login or schema of the \
+                 store"
             );
         }
     }

@@ -1,14 +1,16 @@
-//! The same guarantee for those who keep a loop of their own: [`Deduplicator::once`].
+//! Deduplication without a pipeline, for programs with a receive loop of their own: [`Deduplicator::once`].
 
 mod calls;
 mod config;
+mod inner;
 mod keep;
 #[cfg(test)]
 mod tests;
 
+use parking_lot::Mutex;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,33 +19,21 @@ use tokio::time::Instant;
 
 use self::calls::Calls;
 pub use self::config::OnceConfig;
+use self::inner::Inner;
 use self::keep::{Answer, End, Held, Written, ending, keep, one, repeat};
+use crate::active_claim::ActiveClaim;
+use crate::cancellation::Cancellation;
+use crate::coalesce::bounded;
 use crate::error::{Error, ErrorKind};
-use crate::handler::Cancellation;
-use crate::handler::claim::ActiveClaim;
 use crate::janitor::Janitor;
 use crate::key::{Fingerprint, Key, Scope};
-use crate::pipeline::SharedStore;
-use crate::pipeline::gather::bounded;
-use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, Store};
+use crate::store::{Burial, BuryRequest, Claim, Entropy, Exhausted, Lease, SharedStore};
 use crate::telemetry::{Counter, Counters, RateLimited};
 
 /// Runs a closure once for each key of a scope. Clones share everything; calls that come together share round trips. It also
 /// removes expired keys from stores that do not expire by themselves.
 #[derive(Clone)]
 pub struct Deduplicator(Arc<Inner>);
-
-struct Inner {
-    scope: Scope,
-    store: Arc<dyn Store>,
-    config: OnceConfig,
-    calls: Calls,
-    counters: Arc<Counters>,
-    refused: RateLimited,
-    entropy: Mutex<Entropy>,
-    started_at: Instant,
-    _janitor: Janitor,
-}
 
 /// What became of a call to [`Deduplicator::once`].
 #[derive(Debug)]
@@ -191,7 +181,7 @@ impl HeldClaim {
 
     /// Keeps `result` with the completion, for [`Once::Duplicate`]. The last call counts.
     pub fn keep(&self, result: impl Into<Bytes>) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.into());
+        *self.result.lock() = Some(result.into());
     }
 }
 
@@ -351,7 +341,7 @@ impl Deduplicator {
         started.store(true, Ordering::Release);
         let claim = HeldClaim { claim, result: Mutex::new(None), failure: AtomicU8::new(RETRY) };
         let outcome = run(&claim).await;
-        let result = claim.result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let result = claim.result.into_inner();
         let last = match &outcome {
             Ok(_) => End::Completed(result),
             Err(error) => match claim.failure.into_inner() {

@@ -1,7 +1,7 @@
-//! What a relay has done, and what it has seen: [`RelayCounts`].
+//! Counters of a relay: [`RelayCounts`].
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::OutboxStatus;
 
@@ -39,7 +39,7 @@ impl RelayCounts {
     /// What waited when the relay last looked: see [`RelayConfig::look_every`](super::RelayConfig::look_every). Other relays
     /// see the same rows.
     pub fn seen(&self) -> OutboxStatus {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen.lock().clone()
     }
 
     pub(super) fn add_published(&self, rows: usize) {
@@ -59,6 +59,6 @@ impl RelayCounts {
     }
 
     pub(super) fn set_seen(&self, status: OutboxStatus) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        *self.seen.lock() = status;
     }
 }

@@ -1,4 +1,4 @@
-//! Sends what waits in an outbox: [`Relay`].
+//! Publishes the rows of an outbox: [`Relay`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,23 +29,23 @@ const CLEAN_BATCH: u32 = 1_000;
 /// How a [`Relay`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayConfig {
-    /// Rows taken at once, from 1; 200 unless told. See [`TakeLimits::rows`].
+    /// Rows taken at once, from 1; 200 by default. See [`TakeLimits::rows`].
     pub batch: u32,
-    /// Rows of one order key taken at once, from 1; 50 unless told. They are published one after the other.
+    /// Rows of one order key taken at once, from 1; 50 by default. They are published one after the other.
     pub per_key: u32,
-    /// Payload bytes taken at once, at most; 16 MiB unless told.
+    /// Payload bytes taken at once, at most; 16 MiB by default.
     pub bytes: u64,
-    /// How long a publish may take before its outcome is unknown; 10 s unless told, 20 s at most.
+    /// How long a publish may take before its outcome is unknown; 10 s by default, 20 s at most.
     pub publish_timeout: Duration,
-    /// How often the outbox is looked at without having been woken; 1 s unless told.
+    /// How often the outbox is polled without having been woken; 1 s by default.
     pub poll: Duration,
-    /// When a row that failed is sent again. It is never given up. From 500 ms to 1 min unless told.
+    /// When a row that failed is sent again. It is never given up. From 500 ms to 1 min by default.
     pub backoff: Backoff,
-    /// How long published rows are kept; an hour unless told.
+    /// How long published rows are kept; an hour by default.
     pub keep: Duration,
-    /// How often published rows are removed; every 30 s unless told.
+    /// How often published rows are removed; every 30 s by default.
     pub clean_every: Duration,
-    /// How often it is counted what waits, for [`RelayCounts::seen`]; every 5 s unless told.
+    /// How often waiting rows are counted, for [`RelayCounts::seen`]; every 5 s by default.
     pub look_every: Duration,
 }
 
@@ -172,11 +172,7 @@ impl<S: OutboxStore> Relay<S> {
                     failures = failures.saturating_add(1);
                     if told.is_none_or(|told| told.elapsed() >= REMINDER) {
                         told = Some(Instant::now());
-                        tracing::warn!(
-                            ?error,
-                            failures,
-                            "the outbox does not answer; what waits in it waits"
-                        );
+                        tracing::warn!(?error, failures, "outbox unavailable; rows stay queued");
                     }
                     (LEAST_PAUSE, TROUBLE.delay(failures, Duration::ZERO, &mut rng))
                 }
@@ -220,13 +216,7 @@ impl<S: OutboxStore> Relay<S> {
         self.counts.add_failed(turn.failed.len());
         for (seq, attempts, error) in turn.failed.iter().take(1) {
             let others = turn.failed.len() - 1;
-            tracing::warn!(
-                seq,
-                attempts,
-                others,
-                ?error,
-                "a row of the outbox is not published; it is tried again"
-            );
+            tracing::warn!(seq, attempts, others, ?error, "outbox row not published; retrying");
         }
         self.store.settle(taken, outcomes).await?;
         hit(Step::RelayMarked);

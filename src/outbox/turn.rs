@@ -1,4 +1,4 @@
-//! One turn of a relay: what was taken is published in waves, the rows of an order key one after the other.
+//! One turn of a relay: publishes leased rows in waves, the rows of one order key one after the other.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{OutboxRow, RowOutcome};
+use crate::coalesce::bounded;
 use crate::error::Error;
 use crate::failpoints::{Step, hit};
-use crate::pipeline::gather::bounded;
 use crate::publisher::Publisher;
 
 /// How long a turn goes on starting waves: the rows are held meanwhile.

@@ -1,6 +1,6 @@
-//! Whose turn it is among order keys: [`KeyTurns`].
+//! Order among the rows of an order key: [`KeyTurns`].
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Order keys looked at by one step of a walk, at most.
 const MOST_STEPS: usize = 2_000;
@@ -40,7 +40,7 @@ impl KeyTurns {
         mut walk: impl FnMut(Vec<u8>, usize) -> F,
     ) -> Result<Vec<i64>, E> {
         let steps = wanted.saturating_mul(2).min(MOST_STEPS);
-        let start = self.after.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let start = self.after.lock().clone();
         let (mut after, mut from_the_first) = (start.clone(), start.is_empty());
         let mut due = Vec::new();
         loop {
@@ -70,7 +70,7 @@ impl KeyTurns {
     }
 
     fn begin_after(&self, key: Vec<u8>) {
-        *self.after.lock().unwrap_or_else(PoisonError::into_inner) = key;
+        *self.after.lock() = key;
     }
 }
 

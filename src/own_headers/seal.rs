@@ -3,7 +3,7 @@
 use blake3::{Hash, Hasher};
 
 use super::secret::{MacKey, OwnSecrets};
-use crate::dead_letter::{
+use crate::headers::{
     HEADER_ATTEMPTS, HEADER_FIRST_AT, HEADER_GENERATION, HEADER_ID, HEADER_KEY, HEADER_LAST_AT, HEADER_LOST,
     HEADER_MAC, HEADER_MESSAGE_ID, HEADER_ORIGIN, HEADER_POSITION, HEADER_REASON, HEADER_SCOPE,
     HEADER_TIMESTAMP,

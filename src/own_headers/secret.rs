@@ -1,4 +1,4 @@
-//! The secrets that headers are sealed with: [`OwnSecrets`].
+//! The secrets that seal headers: [`OwnSecrets`].
 
 use std::fmt;
 

@@ -1,43 +1,23 @@
-//! Puts a pipeline together and refuses what does not fit: [`PipelineBuilder`].
+//! Builds a pipeline and rejects invalid combinations: [`PipelineBuilder`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
+use super::guarantee::{Deduplicated, EffectivelyOnce};
 use super::run::{Parts, run};
-use super::runner::{Plain, Transactional};
-use super::{Deduplicated, EffectivelyOnce, Pipeline};
+use super::runnable::Pipeline;
+use super::runner::plain::Plain;
+use super::runner::transactional::Transactional;
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
+use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::{Handler, TxHandler};
-use crate::key::{Fingerprinting, KeyExtractor, KeySource, Scope};
-use crate::store::{Store, StoreAdmin, TransactionalStore};
+use crate::key::{Fingerprinting, Scope};
+use crate::store::{SharedStore, TransactionalStore};
 use crate::telemetry::Counters;
-
-/// A store behind an `Arc`: of a known type, or `Arc<dyn Store>` where the type is chosen at run time.
-pub trait SharedStore: Clone + Send + Sync + 'static {
-    /// The store as a trait object.
-    fn as_store(&self) -> Arc<dyn Store>;
-}
-
-impl<S: Store> SharedStore for Arc<S> {
-    fn as_store(&self) -> Arc<dyn Store> {
-        self.clone()
-    }
-}
-
-impl SharedStore for Arc<dyn StoreAdmin> {
-    fn as_store(&self) -> Arc<dyn Store> {
-        Arc::<dyn StoreAdmin>::clone(self)
-    }
-}
-
-impl SharedStore for Arc<dyn Store> {
-    fn as_store(&self) -> Arc<dyn Store> {
-        self.clone()
-    }
-}
 
 /// Collects the parts of a [`Pipeline`].
 pub struct PipelineBuilder<S> {
@@ -93,6 +73,12 @@ impl Pipeline<()> {
             config: PipelineConfig::default(),
             set: Explicit::default(),
         }
+    }
+}
+
+impl<S> fmt::Debug for PipelineBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipelineBuilder").field("scope", &self.scope).finish_non_exhaustive()
     }
 }
 

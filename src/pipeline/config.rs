@@ -1,10 +1,11 @@
-//! What a pipeline can be told: [`PipelineConfig`], [`Policies`], [`Ordering`].
+//! Configuration of a pipeline: [`PipelineConfig`], [`Policies`], [`Ordering`].
 
 use std::time::Duration;
 
 use super::limits;
 use crate::error::{Error, ErrorKind};
-use crate::key::{Fingerprinting, KeySource};
+use crate::extract::KeySource;
+use crate::key::Fingerprinting;
 use crate::own_headers::OwnHeaders;
 use crate::retry::RetryPolicy;
 

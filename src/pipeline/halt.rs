@@ -1,11 +1,11 @@
-//! Which claimed deliveries must not start any more, although their round is under way: [`Halt`].
+//! Claimed deliveries that must not start although their round is under way: [`Halt`].
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use foldhash::{HashSet, HashSetExt};
 
-use super::work::Taken;
+use super::work::InFlight;
 
 /// Set by the dispatcher, read by the rounds before each run.
 #[derive(Debug)]
@@ -45,12 +45,12 @@ impl Halt {
     }
 
     /// True if this delivery must not start.
-    pub(crate) fn stops(&self, work: &Taken) -> bool {
+    pub(crate) fn stops(&self, work: &InFlight) -> bool {
         let opening = self.handler_down.load(Ordering::Acquire);
         (opening != 0 && work.probe != Some(opening)) || self.is_leaving(work.receipt.tag().epoch)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashSet<u64>> {
+        self.leaving.lock()
     }
 }

@@ -1,117 +1,59 @@
-//! Takes deliveries from the source, as long as there is room, and finds out whose they are.
+//! Receives deliveries while there is room, and derives the key and lane of each.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::config::{Mode, OnMissingKey, Ordering};
-use super::dispatch::Event;
+use super::config::Ordering;
+use super::context::Context;
+use super::event::Event;
+use super::gate::Gate;
+use super::identity::{Identity, identify, without_key};
 use super::receipt::{Receipt, SettleQueue};
-use super::shared::Shared;
 use super::start_check::ready;
-use super::work::{Plan, Taken, Work};
+use super::work::{InFlight, Plan, Work};
 use crate::consumer::{Consumer, Notice};
-use crate::dead_letter::Provenance;
 use crate::delivery::Delivery;
 use crate::error::Error;
+use crate::extract::KeyExtractor;
 use crate::failpoints::{self, Step};
-use crate::key::{Fingerprint, Key, KeyError, KeyExtractor, canonical_memory};
+use crate::key::{Key, KeyError};
 use crate::message::{Defect, Message};
 use crate::store::Reason;
 use crate::telemetry::Counter;
 
-/// Open while there is room for more deliveries, the store answers, and the dispatcher has counted what was taken so
-/// far: on several threads, intake must not run ahead of the limits.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    state: Mutex<GateState>,
-    opened: Notify,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct GateState {
-    open: bool,
-    /// Batches that were sent to the dispatcher and not looked at.
-    unseen: usize,
-}
-
-impl GateState {
-    fn lets_pass(self) -> bool {
-        self.open && self.unseen == 0
-    }
-}
-
-impl Gate {
-    pub(crate) fn new() -> Arc<Self> {
-        let state = Mutex::new(GateState { open: true, unseen: 0 });
-        Arc::new(Self { state, opened: Notify::new() })
-    }
-
-    /// The dispatcher has looked at its limits.
-    pub(crate) fn set_open(&self, open: bool) {
-        self.change(|state| state.open = open);
-    }
-
-    /// The dispatcher has counted a batch, and will look at its limits.
-    pub(crate) fn seen(&self) {
-        self.change(|state| {
-            state.open = false;
-            state.unseen = state.unseen.saturating_sub(1);
-        });
-    }
-
-    fn sent(&self) {
-        self.change(|state| state.unseen += 1);
-    }
-
-    fn change(&self, change: impl FnOnce(&mut GateState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = state.lets_pass();
-        change(&mut state);
-        if state.lets_pass() && !before {
-            self.opened.notify_one();
-        }
-    }
-
-    async fn pass(&self) {
-        while !self.state.lock().unwrap_or_else(PoisonError::into_inner).lets_pass() {
-            self.opened.notified().await;
-        }
-    }
-}
-
 /// Checks that messages may be taken at all, then receives until the source ends, a drain begins or an error ends the
 /// run; then gives the consumer back, so that it can be closed after the last settlement.
 pub(crate) async fn take_in<R: Send + Sync + 'static>(
-    shared: Arc<Shared<R>>,
+    context: Arc<Context<R>>,
     gate: Arc<Gate>,
     settlements: Arc<SettleQueue>,
     mut consumer: Box<dyn Consumer>,
 ) -> (Box<dyn Consumer>, Result<(), Error>) {
-    if let Err(error) = ready(&shared).await {
-        shared.draining.cancel();
+    if let Err(error) = ready(&context).await {
+        context.draining.cancel();
         return (consumer, Err(error));
     }
-    let derive = Derive::new(&shared.keys, &shared.config.ordering);
+    let derive = Derive::new(&context.keys, &context.config.ordering);
     let mut notices = consumer.notices();
     let mut failures = 0;
     // A finite source may wait for its last settlements before it ends; parked messages would keep it from ending.
-    let ask_if_idle = shared.config.until_idle || shared.capabilities.finite;
+    let ask_if_idle = context.config.until_idle || context.capabilities.finite;
     loop {
         let received = tokio::select! {
             biased;
-            () = shared.draining.cancelled() => return (consumer, Ok(())),
+            () = context.draining.cancelled() => return (consumer, Ok(())),
             notice = next_notice(&mut notices) => {
-                pass_on(&shared, notice);
+                pass_on(&context, notice);
                 continue;
             }
             received = async { gate.pass().await; consumer.receive().await } => received,
             () = idle(ask_if_idle) => {
-                if beside_notices(&shared, &mut notices, consumer.is_idle()).await == Some(true) {
-                    shared.tell(Event::Idle);
+                if beside_notices(&context, &mut notices, consumer.is_idle()).await == Some(true) {
+                    context.tell(Event::Idle);
                 }
                 continue;
             }
@@ -121,35 +63,35 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                 let batch = with_receipts(batch, &settlements);
                 failpoints::hit(Step::Received);
                 failures = 0;
-                shared.count(Counter::Received, batch.len());
-                if shared.capabilities.heartbeat.is_some() {
+                context.count(Counter::Received, batch.len());
+                if context.capabilities.heartbeat.is_some() {
                     let now = Instant::now();
-                    batch.iter().for_each(|(_, receipt)| shared.heartbeat.hold(receipt.tag(), now));
+                    batch.iter().for_each(|(_, receipt)| context.kept_alive.hold(receipt.tag(), now));
                 }
                 let mut works = Vec::with_capacity(batch.len());
                 for (message, receipt) in batch {
-                    works.push(derive.work(&shared, message, receipt).await);
+                    works.push(derive.work(&context, message, receipt).await);
                 }
                 gate.sent();
-                shared.tell(Event::Arrived(works));
+                context.tell(Event::Arrived(works));
             }
             Ok(None) => {
-                shared.tell(Event::End);
+                context.tell(Event::End);
                 return (consumer, Ok(()));
             }
             Err(error) if error.is_retryable() => {
-                shared.count(Counter::ReceiveErrors, 1);
-                tracing::warn!(?error, "receiving failed and is repeated");
-                let pause = shared.pause(Duration::from_millis(100), failures, Duration::from_secs(5));
+                context.count(Counter::ReceiveErrors, 1);
+                tracing::warn!(?error, "receive failed; retrying");
+                let pause = context.pause(Duration::from_millis(100), failures, Duration::from_secs(5));
                 failures += 1;
                 tokio::select! {
                     biased;
-                    () = shared.draining.cancelled() => return (consumer, Ok(())),
-                    () = beside_notices(&shared, &mut notices, tokio::time::sleep(pause)) => {}
+                    () = context.draining.cancelled() => return (consumer, Ok(())),
+                    () = beside_notices(&context, &mut notices, tokio::time::sleep(pause)) => {}
                 }
             }
             Err(error) => {
-                shared.draining.cancel();
+                context.draining.cancel();
                 return (consumer, Err(error));
             }
         }
@@ -161,15 +103,15 @@ fn with_receipts(batch: Vec<Delivery>, settlements: &Arc<SettleQueue>) -> Vec<(M
     batch.into_iter().map(|Delivery { message, tag }| (message, settlements.receipt(tag))).collect()
 }
 
-fn pass_on<R>(shared: &Shared<R>, notice: Notice) {
+fn pass_on<R>(context: &Context<R>, notice: Notice) {
     match notice {
-        Notice::Leaving { epoch } => shared.tell(Event::Leaving { epoch }),
+        Notice::Leaving { epoch } => context.tell(Event::Leaving { epoch }),
     }
 }
 
 /// Awaits `work`, and passes on what the source reports meanwhile: a partition that leaves must not wait for it.
 async fn beside_notices<R, T>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     notices: &mut Option<mpsc::UnboundedReceiver<Notice>>,
     work: impl Future<Output = T>,
 ) -> T {
@@ -177,7 +119,7 @@ async fn beside_notices<R, T>(
     loop {
         tokio::select! {
             biased;
-            notice = next_notice(notices) => pass_on(shared, notice),
+            notice = next_notice(notices) => pass_on(context, notice),
             done = &mut work => return done,
         }
     }
@@ -204,41 +146,6 @@ async fn idle(wanted: bool) {
 /// From so many bytes on, a payload is read on a thread that may block: it takes milliseconds and more.
 const LARGE: usize = 256 << 10;
 
-/// How many bytes of memory it takes to [identify] a message, besides its own.
-pub(super) fn memory_for<R>(shared: &Shared<R>, message: &Message) -> usize {
-    let by_hash = shared.keys.hashes_payload() || shared.config.policies.on_missing_key == OnMissingKey::Hash;
-    let needed = by_hash || shared.config.fingerprint.reads_json();
-    if needed { canonical_memory(message.payload().len()) } else { 0 }
-}
-
-/// What is to be done with a message, and what its content and headers give for that.
-pub(super) struct Identity {
-    pub(super) plan: Plan,
-    pub(super) fingerprint: Option<Fingerprint>,
-    pub(super) generation: u32,
-    /// It looks like a letter or retry of ours, and nothing proves it.
-    pub(super) unproven: bool,
-}
-
-impl Identity {
-    fn without_key(plan: Plan) -> Self {
-        Self { plan, fingerprint: None, generation: 0, unproven: false }
-    }
-}
-
-/// Finds what is to be done with a message.
-pub(super) fn identify<R>(shared: &Shared<R>, message: &Message) -> Identity {
-    let provenance = Provenance::of(&shared.scope, message, &shared.config.own_headers);
-    let unproven = provenance == Provenance::Unproven;
-    if unproven {
-        shared.note_unproven(message);
-    }
-    let (plan, generation) = plan(shared, message, provenance);
-    let wanted = matches!(plan, Plan::Claim(_));
-    let fingerprint = if wanted { shared.config.fingerprint.of(message.payload()) } else { None };
-    Identity { plan, fingerprint, generation, unproven }
-}
-
 /// Finds key, fingerprint, generation and lane of a delivery; of a large one the lane alone.
 struct Derive {
     order_by: Option<OrderBy>,
@@ -262,22 +169,22 @@ impl Derive {
         Self { order_by, hasher: RandomState::new() }
     }
 
-    async fn work<R>(&self, shared: &Shared<R>, message: Message, receipt: Receipt) -> Work {
-        let oversize = oversize(shared, &message);
+    async fn work<R>(&self, context: &Context<R>, message: Message, receipt: Receipt) -> Work {
+        let oversize = oversize(context, &message);
         let lane = match oversize {
-            None => self.lane(&shared.config.ordering, &message).await,
+            None => self.lane(&context.config.ordering, &message).await,
             Some(_) => Ok(None),
         };
         let Identity { plan, fingerprint, generation, unproven } = match (&lane, oversize) {
             (_, Some(defect)) => Identity::without_key(Plan::Letter(Reason::Defect, defect.to_string())),
-            (Err(error), None) => Identity::without_key(unordered(shared, &message, error)),
+            (Err(error), None) => Identity::without_key(unordered(context, &message, error)),
             // A defect is known already.
             (Ok(_), None) if message.payload().len() >= LARGE && message.defect().is_none() => {
                 Identity::without_key(Plan::Identify)
             }
-            (Ok(_), None) => identify(shared, &message),
+            (Ok(_), None) => identify(context, &message),
         };
-        Box::new(Taken {
+        Box::new(InFlight {
             lane: lane.unwrap_or_default(),
             size: message.size(),
             message,
@@ -331,8 +238,8 @@ impl Derive {
 }
 
 /// What is wrong with a message whose payload is larger than configured.
-fn oversize<R>(shared: &Shared<R>, message: &Message) -> Option<Defect> {
-    let (bytes, limit) = (message.payload().len(), shared.config.max_message_bytes?);
+fn oversize<R>(context: &Context<R>, message: &Message) -> Option<Defect> {
+    let (bytes, limit) = (message.payload().len(), context.config.max_message_bytes?);
     let is_larger = bytes > limit && message.defect().is_none();
     is_larger.then_some(Defect::Oversize { bytes: bytes as u64, limit: limit as u64 })
 }
@@ -355,43 +262,9 @@ impl OrderBy {
     }
 }
 
-fn plan<R>(shared: &Shared<R>, message: &Message, provenance: Provenance) -> (Plan, u32) {
-    if let Some(defect) = message.defect() {
-        return (Plan::Letter(Reason::Defect, defect.to_string()), 0);
-    }
-    let ours = match provenance {
-        Provenance::Ours(ours) => Some(ours),
-        Provenance::Plain | Provenance::Unproven => None,
-    };
-    let generation = ours.map_or(0, |ours| ours.generation);
-    if let Some(key) = ours.and_then(|ours| ours.key) {
-        return (Plan::Claim(key), generation);
-    }
-    let error = match shared.key_of(message) {
-        Ok(key) => return (Plan::Claim(key), generation),
-        Err(error) => error,
-    };
-    (without_key(shared, message, &error), generation)
-}
-
-/// What becomes of a message without a key.
-fn without_key<R>(shared: &Shared<R>, message: &Message, error: &KeyError) -> Plan {
-    shared.count(Counter::MissingKeys, 1);
-    tracing::debug!(delivery = ?message, %error, "a message has no usable key");
-    match shared.config.policies.on_missing_key {
-        // Observing changes nothing for any message.
-        _ if shared.config.mode == Mode::Observe => Plan::Unprotected,
-        OnMissingKey::Hash if !error.is_unusable() => Plan::Claim(shared.keys.fallback(message)),
-        // Around one value there are any number of payloads: by their hashes, its effect would happen as often.
-        OnMissingKey::DeadLetter | OnMissingKey::Hash => Plan::Letter(Reason::MissingKey, error.to_string()),
-        OnMissingKey::Process => Plan::Unprotected,
-        OnMissingKey::Reject => Plan::Reject,
-    }
-}
-
 /// What becomes of a message of which it cannot be said behind which others it belongs: as without a key.
-fn unordered<R>(shared: &Shared<R>, message: &Message, error: &KeyError) -> Plan {
-    match without_key(shared, message, error) {
+fn unordered<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
+    match without_key(context, message, error) {
         Plan::Letter(reason, text) => Plan::Letter(reason, format!("the order key cannot be used: {text}")),
         other => other,
     }

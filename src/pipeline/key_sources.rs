@@ -1,9 +1,9 @@
-//! Counts which source each key was taken from, and warns where a message falls back to a weaker source than configured.
+//! Warnings about messages that are keyed by a weaker source than configured: [`KeyWarnings`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::shared::Shared;
-use crate::key::{Key, KeyError, KeySource};
+use crate::extract::{KeyExtractor, KeySource};
+use crate::key::Scope;
 use crate::message::Message;
 
 /// What has been warned of: each once in a run.
@@ -18,43 +18,34 @@ fn first(warned: &AtomicBool) -> bool {
     !warned.load(Ordering::Relaxed) && !warned.swap(true, Ordering::Relaxed)
 }
 
-impl<R> Shared<R> {
-    /// The key of `message` from the first source that is present.
-    pub(crate) fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
-        let found = self.keys.key_and_source(message);
-        let index = found.as_ref().map_or(usize::MAX, |(_, index)| *index);
-        if index != usize::MAX {
-            self.counters.count_key_source(index);
-        }
-        // The first source is the common case, and there is nothing to warn of.
-        if index > 0 {
-            self.warn_of_fallback(message, index);
-        }
-        found.map(|(key, _)| key)
-    }
-
-    fn warn_of_fallback(&self, message: &Message, index: usize) {
-        let warnings = &self.log.keys;
-        let position = self.keys.sources().nth(index) == Some(&KeySource::Position);
-        if position && first(&warnings.position) {
-            let wanted: Vec<_> = self.keys.sources().take(index).map(ToString::to_string).collect();
+impl KeyWarnings {
+    /// Warns, once per run, that `message` has none of the first `index` sources of `keys`, and was keyed by a weaker one.
+    pub(crate) fn warn_of_fallback(
+        &self,
+        scope: &Scope,
+        keys: &KeyExtractor,
+        message: &Message,
+        index: usize,
+    ) {
+        let position = keys.sources().nth(index) == Some(&KeySource::Position);
+        if position && first(&self.position) {
+            let wanted: Vec<_> = keys.sources().take(index).map(ToString::to_string).collect();
             tracing::warn!(
-                scope = %self.scope, origin = message.origin(), wanted = wanted.join(", "),
-                "a message has none of the wanted keys and is known by its position alone: redeliveries are found, but not \
-                 what its producer sends twice; the metric of key sources counts such messages"
+                %scope, origin = message.origin(), wanted = wanted.join(", "),
+                "message keyed by position: no configured key source is present; redeliveries are recognised, duplicates \
+                 sent by the producer are not; see the metric of key sources"
             );
         }
-        if warnings.letter_case.load(Ordering::Relaxed) {
+        if self.letter_case.load(Ordering::Relaxed) {
             return;
         }
-        for source in self.keys.sources().take(index) {
+        for source in keys.sources().take(index) {
             if let Some((wanted, found)) = in_another_case(source, message)
-                && first(&warnings.letter_case)
+                && first(&self.letter_case)
             {
                 tracing::warn!(
-                    scope = %self.scope, origin = message.origin(), wanted, found,
-                    "a message has the header of its key in another letter case, which does not count: name it as it is \
-                     sent, in `[key] from`"
+                    %scope, origin = message.origin(), wanted, found,
+                    "key header ignored: it differs in letter case; name it in `[key] from` as it is sent"
                 );
             }
         }

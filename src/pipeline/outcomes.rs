@@ -1,10 +1,10 @@
-//! What a round reports to the dispatcher: whether the store answered, and whether the handler works.
+//! Derives from a round what the dispatcher needs: whether the store answered, and whether the handler is available.
 
 use std::sync::atomic::Ordering;
 
 use super::breaker::{RunEnd, RunId};
-use super::dispatch::{Asked, Ended};
-use super::shared::Shared;
+use super::context::Context;
+use super::event::{Asked, Ended};
 use super::work::{Finished, Outcome, Work};
 use crate::error::{Error, ErrorKind};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
@@ -33,21 +33,21 @@ pub(super) fn concerns_the_store(error: &Error) -> bool {
 }
 
 /// Turns runs that found the handler unavailable into claims to be given back, and says what the breaker is to know.
-pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
+pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended {
     let mut ended = Ended { count: finished.len(), ..Ended::default() };
     for Finished { work, outcome, .. } in finished {
         ended.suspects += usize::from(work.turn.is_some());
         let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
         match outcome {
             Outcome::Succeeded(_) | Outcome::Committed => {
-                shared.successes.fetch_add(1, Ordering::Relaxed);
+                context.successes.fetch_add(1, Ordering::Relaxed);
                 ended.succeeded = Some(id());
             }
             Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
                 let reason = error.text().to_owned();
                 ended.failed.push((id(), RunEnd::Unavailable(reason, error.delay()), work.probe));
-                if !is_charged(shared, work, error) {
-                    unavailable(shared, work, error);
+                if !is_charged(context, work, error) {
+                    unavailable(context, work, error);
                     *outcome = Outcome::Unstarted;
                 }
             }
@@ -64,24 +64,24 @@ pub(super) fn ended<R>(shared: &Shared<R>, finished: &mut [Finished]) -> Ended {
 /// Whether a run that found the handler unavailable uses an attempt all the same: its effect may have happened, and so may
 /// that of each further run. The first of a message is free, and so is every run while nothing shows that the handler is
 /// there for others: none has succeeded since, or the breaker is open and this was its probe. See decision 0009.
-fn is_charged<R>(shared: &Shared<R>, work: &mut Work, error: &HandlerError) -> bool {
+fn is_charged<R>(context: &Context<R>, work: &mut Work, error: &HandlerError) -> bool {
     if !error.is_outcome_unknown() {
         return false;
     }
-    let successes = shared.successes.load(Ordering::Relaxed);
+    let successes = context.successes.load(Ordering::Relaxed);
     let since = *work.in_doubt_since.get_or_insert(successes);
     work.probe.is_none() && successes > since
 }
 
 /// No attempt is used; the message waits, at least as long as the other side has asked for.
-fn unavailable<R>(shared: &Shared<R>, work: &mut Work, error: &HandlerError) {
-    shared.count(Counter::Unavailable, 1);
+fn unavailable<R>(context: &Context<R>, work: &mut Work, error: &HandlerError) {
+    context.count(Counter::Unavailable, 1);
     if error.is_outcome_unknown() {
-        shared.count(Counter::SuspectedDoubleEffects, 1);
+        context.count(Counter::SuspectedDoubleEffects, 1);
     }
     work.not_before = error.delay().unwrap_or_default();
     let reason = error.text();
-    tracing::debug!(key = ?work.key(), reason, "a run found the handler unavailable; it uses no attempt");
+    tracing::debug!(key = ?work.key(), reason, "handler unavailable; no attempt used");
 }
 
 /// Why a delivery that finds its key dead in `generation` may be more than a copy of what died. To ack it could lose the only

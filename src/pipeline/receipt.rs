@@ -1,6 +1,7 @@
 //! The duty to settle a delivery exactly once: [`Receipt`], and the queue of settlements to be flushed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -16,7 +17,7 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// Enqueues what the broker shall be told. It never waits; the acker flushes the queue in batches.
+    /// Enqueues the settlement. It never waits; the settler flushes the queue in batches.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         if let Some(queue) = self.queue.take() {
             queue.push(self.tag, settlement);
@@ -57,7 +58,7 @@ impl SettleQueue {
     }
 
     fn push(&self, tag: Tag, settlement: Settlement) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         waiting.push((tag, settlement));
         if waiting.len() == 1 {
             self.arrived.notify_one();
@@ -66,7 +67,7 @@ impl SettleQueue {
 
     /// Takes all settlements that wait; empty if there are none.
     pub(crate) fn take(&self) -> Vec<(Tag, Settlement)> {
-        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.waiting.lock())
     }
 
     /// Waits until there is at least one settlement and takes all of them.

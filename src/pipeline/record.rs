@@ -1,17 +1,18 @@
-//! Makes durable what became of a run, before anything is settled: completions, failures, releases. Dead letters: `letters.rs`.
+//! Writes how runs ended, before anything is settled: completions, failures and releases; dead letters are in
+//! `dead_letters.rs`.
 
+use std::future::ready;
 use std::time::Duration;
 
-use futures_util::future::join3;
+use futures_util::stream::{self, Stream, StreamExt};
 
 use super::config::{OnExhausted, Ordering};
-use super::letters::{Letter, dead_letter, obituary_without_claim, park};
+use super::context::Context;
+use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
-use super::process::settle;
 use super::runner::Runner;
-use super::shared::Shared;
 use super::work::{Finished, Outcome, Recorded, Verdict, Work};
-use crate::dead_letter::Obituary;
+use crate::dead_letter::FailureReport;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::{CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
@@ -39,43 +40,47 @@ struct Sorted {
     decided: Vec<Recorded>,
 }
 
-/// Records what became of `finished` and settles each delivery as soon as its own record is durable: a slow dead-letter
-/// queue does not hold up completions.
-pub(crate) async fn record_and_settle<R: Runner>(shared: &Shared<R>, finished: Vec<Finished>) {
-    let sorted = sort(shared, finished);
-    settle(shared, sorted.decided);
-    let completed = async {
-        if !sorted.succeeded.is_empty() {
-            settle(shared, complete(shared, sorted.succeeded).await);
+/// Writes how each of `finished` ended. The deliveries of each write come out as soon as it is durable: a slow
+/// dead-letter queue does not hold up completions.
+pub(crate) fn record<R: Runner>(
+    context: &Context<R>,
+    finished: Vec<Finished>,
+) -> impl Stream<Item = Vec<Recorded>> {
+    let Sorted { succeeded, failed, letters, unstarted, decided } = sort(context, finished);
+    let completed = write_if_any(succeeded, |succeeded| complete(context, succeeded));
+    let failed = stream::once(async move {
+        match failed.is_empty() {
+            true => (Vec::new(), letters),
+            false => {
+                let (recorded, exhausted) = fail(context, failed).await;
+                (recorded, letters.into_iter().chain(exhausted).collect())
+            }
         }
-    };
-    let failed = async {
-        let mut letters = sorted.letters;
-        if !sorted.failed.is_empty() {
-            let (recorded, exhausted) = fail(shared, sorted.failed).await;
-            settle(shared, recorded);
-            letters.extend(exhausted);
-        }
-        if !letters.is_empty() {
-            settle(shared, dead_letter(shared, letters).await);
-        }
-    };
-    let released = async {
-        if !sorted.unstarted.is_empty() {
-            settle(shared, release(shared, sorted.unstarted).await);
-        }
-    };
-    join3(completed, failed, released).await;
+    })
+    .flat_map(|(recorded, letters)| {
+        let dead_lettered = write_if_any(letters, |letters| dead_letter(context, letters));
+        stream::once(ready(recorded)).chain(dead_lettered)
+    });
+    let released = write_if_any(unstarted, |unstarted| release(context, unstarted));
+    stream::once(ready(decided)).chain(stream::select(completed, stream::select(failed, released)))
 }
 
-fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
+fn write_if_any<T, F: Future<Output = Vec<Recorded>>>(
+    items: Vec<T>,
+    write: impl FnOnce(Vec<T>) -> F,
+) -> impl Stream<Item = Vec<Recorded>> {
+    let written = (!items.is_empty()).then(|| write(items));
+    stream::iter(written).then(|written| written)
+}
+
+fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
     let mut sorted = Sorted::default();
     for mut finished in finished {
         let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
         match std::mem::replace(&mut finished.outcome, Outcome::Fenced) {
             Outcome::Succeeded(result) => match lease {
                 Some(lease) => {
-                    let request = completion(shared, &finished, lease, result);
+                    let request = completion(context, &finished, lease, result);
                     sorted.succeeded.push(Success { finished, request });
                 }
                 None => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
@@ -83,31 +88,31 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
             Outcome::Committed => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
             Outcome::Decided(verdict) => sorted.decided.push(decided(finished, verdict)),
             Outcome::Fenced => {
-                log_fenced(shared, &finished.work);
-                sorted.decided.push(ask_again(shared, finished));
+                log_fenced(context, &finished.work);
+                sorted.decided.push(ask_again(context, finished));
             }
             Outcome::Unknown => {
                 // The same owner token again: if the commit has not happened, the claim recognises itself and needs no lapse.
                 // If it is still under way, only one of the two can find the claim pending.
                 finished.work.owner = lease.map(|lease| lease.owner);
-                sorted.decided.push(ask_again(shared, finished));
+                sorted.decided.push(ask_again(context, finished));
             }
             Outcome::Unstarted => sorted.unstarted.push(finished),
             Outcome::Failed(error) => {
-                shared.count(Counter::RunsFailed, 1);
+                context.count(Counter::RunsFailed, 1);
                 match lease {
                     Some(lease) => {
                         let attempt = finished.claim.as_ref().map_or(1, |claim| claim.attempt());
-                        let terminal = terminal(shared, attempt, &error)
-                            .filter(|_| shared.config.policies.on_exhausted == OnExhausted::DeadLetter);
+                        let terminal = terminal(context, attempt, &error)
+                            .filter(|_| context.config.policies.on_exhausted == OnExhausted::DeadLetter);
                         let request = FailRequest { lease, error: error.text().to_owned(), terminal };
                         sorted.failed.push(FailedRun { finished, request, error });
                     }
-                    None => unprotected_failure(shared, finished, &error, &mut sorted),
+                    None => unprotected_failure(context, finished, &error, &mut sorted),
                 }
             }
             Outcome::Exhausted(exhausted) => {
-                let why = Obituary {
+                let why = FailureReport {
                     reason: exhausted.reason,
                     error: exhausted.error.unwrap_or_default(),
                     attempts: exhausted.attempts,
@@ -119,7 +124,7 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
                 sorted.letters.push(Letter { work: finished.work, lease: Some(exhausted.lease), why });
             }
             Outcome::Letter(reason, error) => {
-                let why = obituary_without_claim(reason, error, &finished.work);
+                let why = report_without_claim(reason, error, &finished.work);
                 sorted.letters.push(Letter { work: finished.work, lease: None, why });
             }
         }
@@ -128,12 +133,12 @@ fn sort<R>(shared: &Shared<R>, finished: Vec<Finished>) -> Sorted {
 }
 
 /// Counts a write that was refused because another claim holds the key.
-fn log_fenced<R>(shared: &Shared<R>, work: &Work) {
-    shared.count(Counter::Fenced, 1);
+fn log_fenced<R>(context: &Context<R>, work: &Work) {
+    context.count(Counter::Fenced, 1);
     tracing::info!(
-        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(),
-        "a run was fenced: another claim holds its key, and the next claim of the message finds out what became of it"
+        "run fenced: another claim holds its key; the next claim of the message resolves it"
     );
 }
 
@@ -145,8 +150,8 @@ fn decided(finished: Finished, verdict: Verdict) -> Recorded {
 }
 
 /// Another claim holds the key, or nobody knows, or there was no run: the next claim tells.
-fn ask_again<R>(shared: &Shared<R>, mut finished: Finished) -> Recorded {
-    let pause = shared.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
+fn ask_again<R>(context: &Context<R>, mut finished: Finished) -> Recorded {
+    let pause = context.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
     finished.work.holds = finished.work.holds.saturating_add(1);
     let asked = std::mem::take(&mut finished.work.not_before);
     let after = pause.max(asked).min(LONGEST);
@@ -154,12 +159,12 @@ fn ask_again<R>(shared: &Shared<R>, mut finished: Finished) -> Recorded {
 }
 
 fn completion<R>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     finished: &Finished,
     lease: Lease,
     result: Option<bytes::Bytes>,
 ) -> CompleteRequest {
-    let config = &shared.config;
+    let config = &context.config;
     CompleteRequest {
         lease,
         result: result.filter(|result| config.keep_results && result.len() <= config.max_result_bytes),
@@ -181,11 +186,11 @@ impl Drop for Unrecorded<'_> {
     }
 }
 
-async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
+async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
     failpoints::hit(Step::CompleteSent);
     let requests = succeeded.iter().map(|success| success.request.clone()).collect();
-    let unrecorded = Unrecorded { counters: &shared.counters, effects: succeeded.len() };
-    let answers = shared.complete(requests).await;
+    let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
+    let answers = context.complete(requests).await;
     std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
     succeeded
@@ -196,33 +201,33 @@ async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorde
                 decided(finished, Verdict::Ack(Counter::Handled))
             }
             Ok(Completion::Inserted) => {
-                shared.count(Counter::ClaimLost, 1);
+                context.count(Counter::ClaimLost, 1);
                 decided(finished, Verdict::Ack(Counter::Handled))
             }
             Ok(Completion::DoneByAnother) => {
-                shared.count(Counter::SuspectedDoubleEffects, 1);
+                context.count(Counter::SuspectedDoubleEffects, 1);
                 decided(finished, Verdict::Ack(Counter::Handled))
             }
             Ok(Completion::HeldByAnother) => {
-                log_fenced(shared, &finished.work);
-                shared.count(Counter::SuspectedDoubleEffects, 1);
-                ask_again(shared, finished)
+                log_fenced(context, &finished.work);
+                context.count(Counter::SuspectedDoubleEffects, 1);
+                ask_again(context, finished)
             }
             // The effect has happened and its record is uncertain: the message may run again.
-            Err(_) if shared.giving_up.is_cancelled() => {
-                shared.count(Counter::SuspectedDoubleEffects, 1);
+            Err(_) if context.giving_up.is_cancelled() => {
+                context.count(Counter::SuspectedDoubleEffects, 1);
                 decided(finished, Verdict::Abandon)
             }
             Err(error) => {
-                shared.count(Counter::SuspectedDoubleEffects, 1);
+                context.count(Counter::SuspectedDoubleEffects, 1);
                 // An answer about the record itself: it cannot be read.
                 let work = &finished.work;
                 tracing::error!(
-                    scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                     position = work.log_position(), message_id = work.log_id(), ?error,
-                    "the record of a completed run cannot be read; its message is held and may run again"
+                    "completion unreadable; message held and may run again"
                 );
-                let after = shared.config.retry.backoff.max;
+                let after = context.config.retry.backoff.max;
                 decided(finished, Verdict::Again { after })
             }
         })
@@ -230,22 +235,22 @@ async fn complete<R>(shared: &Shared<R>, succeeded: Vec<Success>) -> Vec<Recorde
 }
 
 /// Whether a run that failed was the last one.
-fn terminal<R>(shared: &Shared<R>, attempt: u32, error: &HandlerError) -> Option<Reason> {
+fn terminal<R>(context: &Context<R>, attempt: u32, error: &HandlerError) -> Option<Reason> {
     match error.verdict() {
         HandlerVerdict::Permanent => Some(Reason::Permanent),
-        _ if attempt >= shared.config.retry.max_attempts => Some(Reason::AttemptsExhausted),
+        _ if attempt >= context.config.retry.max_attempts => Some(Reason::AttemptsExhausted),
         _ => None,
     }
 }
 
-async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Recorded>, Vec<Letter>) {
+async fn fail<R: Runner>(context: &Context<R>, failed: Vec<FailedRun>) -> (Vec<Recorded>, Vec<Letter>) {
     failpoints::hit(Step::FailSent);
     let requests: Vec<_> = failed.iter().map(|run| run.request.clone()).collect();
-    let answers = shared
+    let answers = context
         .until_known(requests, |batch| {
             Box::pin(async move {
-                let call = shared.store.fail(&shared.scope, &batch);
-                shared.store_call("write failed runs", batch.len(), call).await
+                let call = context.store.fail(&context.scope, &batch);
+                context.store_call("write failed runs", batch.len(), call).await
             })
         })
         .await;
@@ -257,7 +262,7 @@ async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Rec
             Ok(Failure::Recorded { attempts, first_age }) => match request.terminal {
                 Some(reason) => {
                     let claim = finished.claim.as_ref();
-                    let why = Obituary {
+                    let why = FailureReport {
                         reason,
                         error: request.error,
                         attempts,
@@ -271,21 +276,21 @@ async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Rec
                     }
                     letters.push(Letter { work: finished.work, lease: Some(request.lease), why });
                 }
-                None => recorded.push(retry(shared, finished, attempts, &error)),
+                None => recorded.push(retry(context, finished, attempts, &error)),
             },
             Ok(Failure::Lost) => {
-                log_fenced(shared, &finished.work);
-                recorded.push(ask_again(shared, finished));
+                log_fenced(context, &finished.work);
+                recorded.push(ask_again(context, finished));
             }
-            Err(_) if shared.giving_up.is_cancelled() => recorded.push(decided(finished, Verdict::Abandon)),
+            Err(_) if context.giving_up.is_cancelled() => recorded.push(decided(finished, Verdict::Abandon)),
             Err(refused) => {
                 let work = &finished.work;
                 tracing::error!(
-                    scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                     position = work.log_position(), message_id = work.log_id(), error = ?refused,
-                    "the record of a failed run cannot be read; its message is held"
+                    "failure record unreadable; message held"
                 );
-                let after = shared.config.retry.backoff.max;
+                let after = context.config.retry.backoff.max;
                 recorded.push(decided(finished, Verdict::Again { after }));
             }
         }
@@ -294,24 +299,24 @@ async fn fail<R: Runner>(shared: &Shared<R>, failed: Vec<FailedRun>) -> (Vec<Rec
 }
 
 /// The next try of a run that failed, in this process or, where the broker can wait and no order is kept, through it.
-fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &HandlerError) -> Recorded {
-    shared.count(Counter::Retried, 1);
+fn retry<R>(context: &Context<R>, mut finished: Finished, attempts: u32, error: &HandlerError) -> Recorded {
+    context.count(Counter::Retried, 1);
     if error.is_outcome_unknown() {
-        shared.count(Counter::SuspectedDoubleEffects, 1);
+        context.count(Counter::SuspectedDoubleEffects, 1);
     }
     let work = &mut finished.work;
-    let exhausted = terminal(shared, attempts, error).is_some();
+    let exhausted = terminal(context, attempts, error).is_some();
     let backoff = if exhausted {
-        park(shared, work, error.text());
-        shared.config.retry.backoff.max
+        park(context, work, error.text());
+        context.config.retry.backoff.max
     } else {
-        shared.backoff(attempts, work.last_delay)
+        context.backoff(attempts, work.last_delay)
     };
     let after = backoff.max(error.delay().unwrap_or_default()).min(LONGEST);
     work.last_delay = after;
-    log_failed(shared, work, attempts, after, error);
-    let verdict = if shared.capabilities.delayed_retry
-        && shared.config.ordering == Ordering::None
+    log_failed(context, work, attempts, after, error);
+    let verdict = if context.capabilities.delayed_retry
+        && context.config.ordering == Ordering::None
         && after >= GIVE_BACK_FROM
     {
         Verdict::GiveBack { after }
@@ -322,16 +327,16 @@ fn retry<R>(shared: &Shared<R>, mut finished: Finished, attempts: u32, error: &H
 }
 
 /// The first run that fails with a text is visible, and then one in 30 s.
-fn log_failed<R>(shared: &Shared<R>, work: &Work, attempts: u32, after: Duration, error: &HandlerError) {
-    let (scope, key, origin) = (&shared.scope, work.log_key(), work.message.origin());
-    match shared.log.failed.allow(error.text()) {
+fn log_failed<R>(context: &Context<R>, work: &Work, attempts: u32, after: Duration, error: &HandlerError) {
+    let (scope, key, origin) = (&context.scope, work.log_key(), work.message.origin());
+    match context.log.failed.allow(error.text()) {
         Some(left_out) => tracing::info!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
-            retry_in = ?after, error = error.text(), left_out, "a run failed and will be repeated"
+            retry_in = ?after, error = error.text(), left_out, "run failed; retry scheduled"
         ),
         None => tracing::debug!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), attempts,
-            retry_in = ?after, error = error.text(), "a run failed and will be repeated"
+            retry_in = ?after, error = error.text(), "run failed; retry scheduled"
         ),
     }
 }
@@ -340,28 +345,28 @@ fn log_failed<R>(shared: &Shared<R>, work: &Work, attempts: u32, after: Duration
 const GIVE_BACK_FROM: Duration = Duration::from_secs(1);
 
 fn unprotected_failure<R>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     mut finished: Finished,
     error: &HandlerError,
     sorted: &mut Sorted,
 ) {
     finished.work.unprotected_failures += 1;
     let failures = finished.work.unprotected_failures;
-    match terminal(shared, failures, error) {
-        Some(reason) if shared.config.policies.on_exhausted == OnExhausted::DeadLetter => {
-            let why = obituary_without_claim(reason, error.text().to_owned(), &finished.work);
+    match terminal(context, failures, error) {
+        Some(reason) if context.config.policies.on_exhausted == OnExhausted::DeadLetter => {
+            let why = report_without_claim(reason, error.text().to_owned(), &finished.work);
             // The heartbeat watches runs without a claim as well, for their delivery.
             finished.claim.iter().for_each(|claim| claim.end());
             sorted.letters.push(Letter { work: finished.work, lease: None, why });
         }
         _ => {
-            let recorded = retry(shared, finished, failures, error);
+            let recorded = retry(context, finished, failures, error);
             sorted.decided.push(recorded);
         }
     }
 }
 
-async fn release<R: Runner>(shared: &Shared<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
+async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
     failpoints::hit(Step::ReleaseSent);
     let leases: Vec<_> = unstarted
         .iter()
@@ -372,14 +377,14 @@ async fn release<R: Runner>(shared: &Shared<R>, unstarted: Vec<Finished>) -> Vec
     }
     // A suspect may be marked as started by now, and a mark that is left standing would cost it an attempt.
     if !leases.is_empty() {
-        shared
+        context
             .until_known(leases, |batch| {
                 Box::pin(async move {
-                    let call = shared.store.release(&shared.scope, &batch);
-                    shared.store_call("release unstarted claims", batch.len(), call).await
+                    let call = context.store.release(&context.scope, &batch);
+                    context.store_call("release unstarted claims", batch.len(), call).await
                 })
             })
             .await;
     }
-    unstarted.into_iter().map(|finished| ask_again(shared, finished)).collect()
+    unstarted.into_iter().map(|finished| ask_again(context, finished)).collect()
 }

@@ -1,31 +1,38 @@
 //! Starts the tasks of a pipeline and ends them in the order that loses nothing.
 
+use parking_lot::Mutex;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
 
-use super::Summary;
+use super::chance::Chance;
 use super::config::PipelineConfig;
-use super::dispatch::{Dispatcher, Drained, Event};
-use super::gather::{CALLS_IN_FLIGHT, Gather, Terms};
+use super::context::{Context, RepeatedLines};
+use super::dispatch::{Dispatcher, Drained};
+use super::event::Event;
+use super::gate::Gate;
 use super::halt::Halt;
-use super::heartbeat::{self, Heartbeat};
-use super::intake::{Gate, take_in};
+use super::heartbeat;
+use super::intake::take_in;
+use super::kept_alive::KeptAlive;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
-use super::shared::{Chance, RepeatedLines, Shared, Takeovers};
+use super::summary::Summary;
+use super::takeovers::Takeovers;
 use super::work::Work;
+use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
 use crate::consumer::Consumer;
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
+use crate::extract::KeyExtractor;
 use crate::janitor::Janitor;
-use crate::key::{KeyExtractor, Scope};
+use crate::key::Scope;
 use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters};
 
@@ -63,51 +70,51 @@ async fn run_tasks<R: Runner>(
     draining: CancellationToken,
 ) -> Result<Summary, Error> {
     let (events_in, mut events) = mpsc::unbounded_channel();
-    let (shared, consumer) = share(parts, runner, events_in, draining);
+    let (context, consumer) = share(parts, runner, events_in, draining);
     let acker = consumer.acker();
-    shared.counters.set_store_up(true);
-    shared.counters.set_key_sources(shared.keys.sources().map(ToString::to_string));
+    context.counters.set_store_up(true);
+    context.counters.set_key_sources(context.keys.sources().map(ToString::to_string));
     if let Some(health) = consumer.health() {
-        shared.counters.set_source(health);
+        context.counters.set_source(health);
     }
     let flow = consumer.flow();
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
     let helpers = (
-        Janitor::start(Arc::clone(&shared.store), Arc::clone(&shared.counters)),
+        Janitor::start(Arc::clone(&context.store), Arc::clone(&context.counters)),
         Abort(
             tokio::spawn(vital(
-                shared.draining.clone(),
-                heartbeat::beat(Arc::clone(&shared), Arc::clone(&acker)),
+                context.draining.clone(),
+                heartbeat::beat(Arc::clone(&context), Arc::clone(&acker)),
             ))
             .abort_handle(),
         ),
     );
     let settlements = SettleQueue::new();
     let settler = tokio::spawn(vital(
-        shared.draining.clone(),
-        flush_all(Arc::clone(&shared), Arc::clone(&settlements), acker, finish.clone()),
+        context.draining.clone(),
+        flush_all(Arc::clone(&context), Arc::clone(&settlements), acker, finish.clone()),
     ));
     let intake = tokio::spawn(vital(
-        shared.draining.clone(),
-        take_in(Arc::clone(&shared), Arc::clone(&gate), settlements, consumer),
+        context.draining.clone(),
+        take_in(Arc::clone(&context), Arc::clone(&gate), settlements, consumer),
     ));
 
-    let dispatched = Dispatcher::new(Arc::clone(&shared), gate, flow).run(&mut events);
+    let dispatched = Dispatcher::new(Arc::clone(&context), gate, flow).run(&mut events);
     let drained = AssertUnwindSafe(dispatched).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!("the dispatcher panicked: the run ends, nothing of what was under way is acked");
+        tracing::error!("dispatcher panicked; the run ends, nothing in flight is acked");
         // What it held went back to the broker with it.
-        shared.counters.set_in_flight(0, 0);
-        shared.counters.set_waiting(0);
+        context.counters.set_in_flight(0, 0);
+        context.counters.set_waiting(0);
         Drained::Panicked
     });
     // The order from here on loses nothing: no more intake, then the last settlements, then the connection.
-    shared.draining.cancel();
+    context.draining.cancel();
     let received = intake.await.map_err(|error| ended("receive", &error));
     while let Ok(event) = events.try_recv() {
         if let Event::Arrived(works) = event {
-            give_back(&shared, works);
+            give_back(&context, works);
         }
     }
     finish.cancel();
@@ -115,7 +122,7 @@ async fn run_tasks<R: Runner>(
     drop(helpers);
     let (mut consumer, received) = received?;
     if let Err(error) = consumer.close().await {
-        tracing::warn!(?error, "the source was not closed cleanly");
+        tracing::warn!(?error, "closing the source failed");
     }
     received?;
     settled?;
@@ -123,11 +130,11 @@ async fn run_tasks<R: Runner>(
         Drained::Wholly => 0,
         Drained::Abandoned(runs) => runs,
         Drained::Panicked => {
-            let what = "a part of it panicked; what was not settled is delivered again by the broker";
+            let what = "a task panicked; the broker redelivers what was not settled";
             return Err(Error::new(ErrorKind::Internal, "run the pipeline", what));
         }
     };
-    let counters = Arc::clone(&shared.counters);
+    let counters = Arc::clone(&context.counters);
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
 }
 
@@ -137,13 +144,13 @@ pub(super) fn share<R: Runner>(
     runner: R,
     events: mpsc::UnboundedSender<Event>,
     draining: CancellationToken,
-) -> (Arc<Shared<R>>, Box<dyn Consumer>) {
+) -> (Arc<Context<R>>, Box<dyn Consumer>) {
     let Parts { scope, consumer, store, keys, dead_letters, config, counters } = parts;
-    let shared = Shared {
+    let context = Context {
         completions: start_completions(&scope, &store, &config, &counters),
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
-        heartbeat: Heartbeat::default(),
+        kept_alive: KeptAlive::default(),
         events,
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),
@@ -159,7 +166,7 @@ pub(super) fn share<R: Runner>(
         config,
         counters,
     };
-    (Arc::new(shared), consumer)
+    (Arc::new(context), consumer)
 }
 
 /// A task without which the others would wait for ever: if it panics, the run ends.
@@ -181,8 +188,8 @@ fn vital<T>(draining: CancellationToken, task: impl Future<Output = T>) -> impl 
     }
 }
 
-fn give_back<R>(shared: &Shared<R>, works: Vec<Work>) {
-    shared.count(Counter::GivenBack, works.len());
+fn give_back<R>(context: &Context<R>, works: Vec<Work>) {
+    context.count(Counter::GivenBack, works.len());
     drop(works);
 }
 
@@ -191,7 +198,7 @@ fn start_completions(
     store: &Arc<dyn Store>,
     config: &PipelineConfig,
     counters: &Arc<Counters>,
-) -> Gather<CompleteRequest, Completion> {
+) -> Coalescer<CompleteRequest, Completion> {
     let (scope, store, counters) = (scope.clone(), Arc::clone(store), Arc::clone(counters));
     let terms = Terms {
         operation: "complete keys",
@@ -201,7 +208,7 @@ fn start_completions(
         // A key is under way once in a pipeline.
         clashes: |_, _| false,
     };
-    Gather::start(terms, move |batch: Vec<CompleteRequest>| {
+    Coalescer::start(terms, move |batch: Vec<CompleteRequest>| {
         let (scope, store, counters) = (scope.clone(), Arc::clone(&store), Arc::clone(&counters));
         async move {
             let answers = store.complete(&scope, &batch).await;

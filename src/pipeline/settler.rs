@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::Event;
-use super::gather::bounded;
+use super::context::Context;
+use super::event::Event;
 use super::receipt::SettleQueue;
-use super::shared::Shared;
+use crate::coalesce::bounded;
 use crate::consumer::{Acker, Settled};
 use crate::delivery::{Settlement, Tag};
 use crate::failpoints::{self, Step};
@@ -19,7 +19,7 @@ use crate::telemetry::Counter;
 /// beside the others; after `finish` a few times more, and then it is left: the broker delivers the message again, and
 /// its key is known.
 pub(crate) async fn flush_all<R>(
-    shared: Arc<Shared<R>>,
+    context: Arc<Context<R>>,
     queue: Arc<SettleQueue>,
     acker: Arc<dyn Acker>,
     finish: CancellationToken,
@@ -46,25 +46,22 @@ pub(crate) async fn flush_all<R>(
             batch.append(&mut open);
         }
         let count = batch.len();
-        let failed = flush(&shared, &*acker, batch).await;
-        shared.tell(Event::Flushed(count - failed.len()));
+        let failed = flush(&context, &*acker, batch).await;
+        context.tell(Event::Flushed(count - failed.len()));
         if failed.is_empty() && open.is_empty() {
             tries = 0;
             continue;
         }
         if open.is_empty() {
             repeat_at =
-                Instant::now() + shared.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
+                Instant::now() + context.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
             tries = tries.saturating_add(1);
         }
         open.extend(failed);
         if finish.is_cancelled() {
             last_tries += u32::from(repeats);
             if last_tries >= LAST_TRIES {
-                tracing::warn!(
-                    count = open.len(),
-                    "deliveries were not settled; the broker will deliver them again"
-                );
+                tracing::warn!(count = open.len(), "settlements failed; the broker will redeliver");
                 return;
             }
         }
@@ -75,15 +72,15 @@ const LAST_TRIES: u32 = 3;
 
 /// Answers those that are to be repeated.
 async fn flush<R>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     acker: &dyn Acker,
     batch: Vec<(Tag, Settlement)>,
 ) -> Vec<(Tag, Settlement)> {
-    if shared.capabilities.heartbeat.is_some() {
-        shared.heartbeat.let_go(batch.iter().map(|(tag, _)| *tag));
+    if context.capabilities.heartbeat.is_some() {
+        context.kept_alive.let_go(batch.iter().map(|(tag, _)| *tag));
     }
     failpoints::hit(Step::AckSent);
-    let limit = shared.config.store_timeout;
+    let limit = context.config.store_timeout;
     let answers = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch)).await;
     failpoints::hit(Step::AckApplied);
     let mut open = Vec::new();
@@ -91,25 +88,25 @@ async fn flush<R>(
     for (item, answer) in batch.into_iter().zip(answers) {
         match answer {
             Ok(Settled::Done) => {}
-            Ok(Settled::TooLate) => shared.count(Counter::SettledTooLate, 1),
+            Ok(Settled::TooLate) => context.count(Counter::SettledTooLate, 1),
             Err(error) if error.is_retryable() => {
-                shared.count(Counter::SettleErrors, 1);
-                tracing::debug!(?error, tag = ?item.0, "a settlement is repeated");
+                context.count(Counter::SettleErrors, 1);
+                tracing::debug!(?error, tag = ?item.0, "settlement failed; retrying");
                 failed.get_or_insert(error);
                 open.push(item);
             }
             Err(error) => {
-                shared.count(Counter::SettleErrors, 1);
-                tracing::warn!(scope = %shared.scope, ?error, tag = ?item.0, "a delivery was not settled; the broker will deliver it again");
+                context.count(Counter::SettleErrors, 1);
+                tracing::warn!(scope = %context.scope, ?error, tag = ?item.0, "settlement failed; the broker will redeliver");
             }
         }
     }
     if let Some(error) = failed
-        && let Some(left_out) = shared.log.settlements.allow(&error.to_string())
+        && let Some(left_out) = context.log.settlements.allow(&error.to_string())
     {
         tracing::warn!(
-            scope = %shared.scope, ?error, count = open.len(), left_out,
-            "deliveries were not settled (acked or given back); it is repeated, and the broker may deliver them again"
+            scope = %context.scope, ?error, count = open.len(), left_out,
+            "settlements failed; retrying, and the broker may redeliver"
         );
     }
     open

@@ -1,10 +1,10 @@
-//! What must be true before the first message is taken: the store answers and may be used, and the limits of
-//! configuration and broker fit together.
+//! Checks before the first message is received: the store is usable, and the limits of configuration and broker fit
+//! together.
 
 use std::time::Duration;
 
 use super::config::{Mode, OnStoreDown, Ordering, PipelineConfig};
-use super::shared::Shared;
+use super::context::Context;
 use crate::consumer::Capabilities;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Advice, AdviceLevel};
@@ -14,15 +14,15 @@ use crate::telemetry::Counter;
 ///
 /// # Errors
 /// [`Error`] if the store must not be used as it is.
-pub(crate) async fn ready<R>(shared: &Shared<R>) -> Result<(), Error> {
-    advise(&shared.config, &shared.capabilities).iter().for_each(log);
+pub(crate) async fn ready<R>(context: &Context<R>) -> Result<(), Error> {
+    advise(&context.config, &context.capabilities).iter().for_each(log);
     let waits =
-        shared.config.policies.on_store_down == OnStoreDown::Pause && shared.config.mode == Mode::Enforce;
+        context.config.policies.on_store_down == OnStoreDown::Pause && context.config.mode == Mode::Enforce;
     let mut tries = 0;
     loop {
-        let error = match tokio::time::timeout(shared.config.store_timeout, shared.store.check()).await {
+        let error = match tokio::time::timeout(context.config.store_timeout, context.store.check()).await {
             Ok(Ok(found)) => {
-                shared.counters.set_store_up(true);
+                context.counters.set_store_up(true);
                 found.iter().for_each(log);
                 return match found.into_iter().find(|advice| advice.level == AdviceLevel::Error) {
                     Some(advice) => Err(Error::new(ErrorKind::Config, "use this store", advice.text)),
@@ -33,17 +33,17 @@ pub(crate) async fn ready<R>(shared: &Shared<R>) -> Result<(), Error> {
             Ok(Err(error)) => error,
             Err(_) => Error::new(ErrorKind::Timeout, "check the store", "it did not answer in time"),
         };
-        shared.count(Counter::StoreErrors, 1);
-        shared.counters.set_store_up(false);
-        tracing::warn!(%error, "the store does not answer: no message is taken");
+        context.count(Counter::StoreErrors, 1);
+        context.counters.set_store_up(false);
+        tracing::warn!(%error, "store unavailable; no message is received");
         if !waits {
             return Ok(());
         }
-        let pause = shared.pause(Duration::from_millis(100), tries, Duration::from_secs(5));
+        let pause = context.pause(Duration::from_millis(100), tries, Duration::from_secs(5));
         tries = tries.saturating_add(1);
         tokio::select! {
             biased;
-            () = shared.draining.cancelled() => return Ok(()),
+            () = context.draining.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
     }

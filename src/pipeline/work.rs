@@ -1,4 +1,18 @@
-//! A delivery on its way through the pipeline: [`Work`], how its run ended and what follows.
+//! A delivery on its way through the pipeline, in one type for each state.
+//!
+//! ```text
+//! Delivery ──intake──▶ Work ──claim──▶ Start ──handle──▶ Finished ──record──▶ Recorded ──settle──▶ Report
+//!                       │               │                  │                   │                    │
+//!                       │               │ Run: claimed     │ + Outcome: how    │ + Verdict: what    │ key, lane, size,
+//!                       │               │ Wait: a suspect, │ the run ended     │ follows; durable   │ for the dispatcher
+//!                       │               │   not its turn   │                   │                    ▼
+//!                       │               │ Known: no run    │                   │     settled: copies follow, lane goes on
+//!                       ▼                                                            again: the Work comes back
+//!               waits in the dispatcher: lane, leader or copy, timer, suspect, unanswered
+//! ```
+//!
+//! A [`Work`] owns its receipt from intake to settlement: a delivery that is dropped anywhere on this way is abandoned,
+//! and the broker redelivers it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +22,8 @@ use tokio::time::Instant;
 use tracing::field::DisplayValue;
 
 use super::receipt::Receipt;
+use crate::active_claim::ActiveClaim;
 use crate::handler::HandlerError;
-use crate::handler::claim::ActiveClaim;
 use crate::key::{Fingerprint, Key};
 use crate::message::{Message, Position};
 use crate::store::{Exhausted, OwnerToken, Reason};
@@ -17,11 +31,11 @@ use crate::telemetry::Counter;
 
 /// A delivery the pipeline has taken responsibility for. Boxed, since it moves through many queues: moving it by value
 /// was a fifth of the pipeline's time.
-pub(crate) type Work = Box<Taken>;
+pub(crate) type Work = Box<InFlight>;
 
 /// See [`Work`].
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct InFlight {
     pub(crate) message: Message,
     pub(crate) receipt: Receipt,
     pub(crate) plan: Plan,
@@ -88,7 +102,7 @@ pub(crate) enum Plan {
     Reject,
 }
 
-impl Taken {
+impl InFlight {
     pub(crate) fn key(&self) -> Option<Key> {
         match self.plan {
             Plan::Claim(key) => Some(key),
@@ -131,6 +145,9 @@ pub(crate) enum Start {
         outcome: Outcome,
     },
 }
+
+/// A delivery whose key is claimed.
+pub(crate) type ClaimedWork = (Work, Arc<ActiveClaim>);
 
 /// A delivery whose run has ended.
 pub(crate) struct Finished {

@@ -1,4 +1,4 @@
-//! One publisher for many callers with a message each: [`GatheredPublisher`].
+//! A publisher shared by many callers that send one message each: [`GatheredPublisher`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Outgoing, Publisher};
+use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
 use crate::error::Error;
-use crate::pipeline::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 
 /// Gathers what callers publish at the same time into batches of the publisher it wraps: while a batch is under way, the
 /// next one gathers. There is no linger, so a lone message waits for nothing.
@@ -16,7 +16,7 @@ use crate::pipeline::gather::{CALLS_IN_FLIGHT, Gather, Terms};
 /// other, each after the last one's confirm.
 #[derive(Debug)]
 pub struct GatheredPublisher {
-    gather: Gather<Outgoing, ()>,
+    gather: Coalescer<Outgoing, ()>,
 }
 
 impl GatheredPublisher {
@@ -33,7 +33,7 @@ impl GatheredPublisher {
             calls_in_flight: CALLS_IN_FLIGHT,
             clashes: |_, _| false,
         };
-        let gather = Gather::start(terms, move |batch: Vec<Outgoing>| {
+        let gather = Coalescer::start(terms, move |batch: Vec<Outgoing>| {
             let publisher = Arc::clone(&publisher);
             async move { publisher.publish(&batch).await }
         });

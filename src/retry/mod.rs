@@ -1,4 +1,4 @@
-//! When a failed message is tried again: [`RetryPolicy`], [`Backoff`], [`Jitter`].
+//! Retry policy and backoff: [`RetryPolicy`], [`Backoff`], [`Jitter`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The requests and answers of a [`Store`](super::Store): claims, completions, failures and what follows them.
+//! Requests and answers of a [`Store`](super::Store).
 
 use std::fmt;
 use std::time::Duration;

@@ -1,9 +1,10 @@
-//! The durable record of keys and who may run their handler: the trait [`Store`].
+//! The durable record of keys: the traits [`Store`], [`StoreAdmin`] and [`Expiring`].
 
 mod claim;
 pub mod memory;
 mod position;
 mod record;
+mod shared;
 mod token;
 mod transactional;
 pub mod transition;
@@ -19,6 +20,7 @@ pub use claim::{
 pub use memory::MemoryStore;
 pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
+pub use shared::SharedStore;
 pub use token::{Entropy, OwnerToken};
 pub use transactional::{Commit, SharedCommit, TransactionalStore};
 
@@ -74,7 +76,7 @@ pub enum AdviceLevel {
     Ok,
     /// It works, but a promise is weaker than it could be.
     Warning,
-    /// It must be mended before the program may run.
+    /// It must be fixed before the program may run.
     Error,
 }
 

@@ -1,4 +1,4 @@
-//! How far a partition of a log has been processed, kept in the effect's own transaction: [`PositionStore`].
+//! Positions up to which a log partition is processed, kept in the effect's own transaction: [`PositionStore`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What tools see of a key: [`KeyRecord`].
+//! The record of a key as tools see it: [`KeyRecord`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Owner tokens and where their randomness comes from.
+//! Owner tokens and their source of randomness.
 
 use std::fmt;
 

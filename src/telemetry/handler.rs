@@ -1,4 +1,4 @@
-//! Whether a pipeline's handler works: [`HandlerState`].
+//! Availability of a pipeline's handler: [`HandlerState`].
 
 /// Whether a handler works, as far as its runs show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

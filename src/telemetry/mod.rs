@@ -1,11 +1,12 @@
-//! What a pipeline counts, under names that dashboards can rely on: [`Counters`], [`Counter`].
+//! Counters of a pipeline, under names that dashboards can rely on: [`Counters`], [`Counter`].
 
 mod handler;
 mod rate;
 mod source;
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use handler::HandlerState;
@@ -179,7 +180,7 @@ impl Counters {
 
     /// Whether the handler works, as far as its runs show. While it is down intake pauses.
     pub fn handler_state(&self) -> HandlerState {
-        self.handler.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.handler.lock().clone()
     }
 
     /// True while the last claims were answered. Intake pauses otherwise.
@@ -241,7 +242,7 @@ impl Counters {
     }
 
     pub(crate) fn set_handler_state(&self, state: HandlerState) {
-        *self.handler.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.handler.lock() = state;
     }
 
     pub(crate) fn set_expiry_lag(&self, lag: Duration) {

@@ -1,7 +1,7 @@
-//! Keeps repeated log lines rare: [`RateLimited`].
+//! Rate limit for repeated log lines: [`RateLimited`].
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,7 +51,7 @@ impl RateLimited {
     /// last one; `None` if it is to be left out.
     pub fn allow(&self, kind: &str) -> Option<u64> {
         let now = Instant::now();
-        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.kinds.lock();
         if !kinds.contains_key(kind) && kinds.len() >= MOST_KINDS {
             kinds.retain(|_, kind| now < kind.logged_at + self.period);
         }

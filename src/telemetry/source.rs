@@ -1,7 +1,7 @@
-//! How a source fares, kept current by its adapter: [`SourceHealth`].
+//! Health of a source, kept current by its adapter: [`SourceHealth`].
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Whether a source can deliver.
@@ -109,7 +109,7 @@ impl SourceHealth {
         self.resets.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, SourceState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, SourceState> {
+        self.state.lock()
     }
 }

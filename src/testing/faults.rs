@@ -1,8 +1,8 @@
-//! Which calls go wrong, and how: seeded, or one by one as a test asks for them. [`Faults`], [`Fault`], [`FaultPlan`].
+//! Plans of injected faults, seeded or listed one by one: [`Faults`], [`Fault`], [`FaultPlan`].
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -177,7 +177,7 @@ impl FaultPlan {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Draws from these chances from now on.

@@ -1,4 +1,4 @@
-//! A broker's consumer that fails as asked: [`FaultyConsumer`].
+//! A consumer with injected faults: [`FaultyConsumer`].
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ struct FaultyAcker {
 type Answers = Vec<Result<Settled, Error>>;
 
 fn spread(answers: Result<Answers, Error>, count: usize) -> Answers {
-    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.replicate())).collect())
+    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
 }
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! A store that fails as stores do: [`FaultyStore`].
+//! A store with injected faults: [`FaultyStore`].
 
 use std::fmt::Debug;
 use std::ops::Deref;
@@ -104,7 +104,7 @@ impl<S: Store> FaultyStore<S> {
         let answers = self.plan.call(operation, || sound.keys.clone(), printed, apply).await;
         let mut answers = match answers {
             Ok(answers) => answers.into_iter(),
-            Err(error) => sound.keys.iter().map(|_| Err(error.replicate())).collect::<Vec<_>>().into_iter(),
+            Err(error) => sound.keys.iter().map(|_| Err(error.clone())).collect::<Vec<_>>().into_iter(),
         };
         let fails = |kind| Error::new(kind, "reach the record of a key", "a seeded fault");
         sound

@@ -1,7 +1,8 @@
 //! A transactional store in memory: [`MemoryInbox`].
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
@@ -85,13 +86,13 @@ impl MemoryInbox {
     }
 
     pub(super) fn happen(&self, conn: &mut MemoryTransaction) {
-        let mut effects = self.effects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut effects = self.effects.lock();
         effects.append(&mut conn.effects);
     }
 
     /// The effects that are committed, in order.
     pub fn effects(&self) -> Vec<String> {
-        self.effects.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.effects.lock().clone()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Positions of a [`MemoryInbox`], and the keys that its transactions mark.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,7 +57,7 @@ struct Held {
 
 impl Held {
     fn keys(&self) -> MutexGuard<'_, HashSet<(Scope, Key)>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
     /// Takes all of `wanted`, or none.
@@ -93,7 +94,7 @@ impl Drop for Marked {
 #[async_trait]
 impl PositionStore for MemoryInbox {
     async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error> {
-        let mut partitions = self.positions.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut partitions = self.positions.partitions.lock();
         let position = partitions.entry((scope.clone(), partition.clone())).or_default();
         position.epoch += 1;
         let done: Vec<_> = position.done.iter().copied().collect();
@@ -140,7 +141,7 @@ impl PositionStore for MemoryInbox {
         let mut noted = MarkedCommit::Fenced;
         let marked = std::mem::take(&mut conn.marked);
         let committed = self.store.commit_marks(scope, marked.ttl, &marked.fresh, || {
-            let mut partitions = self.positions.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut partitions = self.positions.partitions.lock();
             let position = partitions.get_mut(&(scope.clone(), mark.partition.clone()));
             noted = position.map_or(MarkedCommit::NotOwner, |position| position.note(mark));
             if noted == MarkedCommit::Committed {

@@ -1,8 +1,9 @@
-//! A publisher that keeps what it was given, and fails as asked: [`MemoryPublisher`].
+//! A publisher that keeps its messages, with injected faults: [`MemoryPublisher`].
 
+use parking_lot::Mutex;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
@@ -52,7 +53,7 @@ impl MemoryPublisher {
 
     /// Everything that was published, in order; repeats included.
     pub fn sent(&self) -> Vec<Outgoing> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.sent.lock().clone()
     }
 
     /// From now on a message whose payload and headers have more than `bytes` bytes is too large for the destination.
@@ -97,7 +98,7 @@ impl Publisher for MemoryPublisher {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         let apply = async {
             let fitting = batch.iter().filter(|message| self.fits(message)).cloned();
-            self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend(fitting);
+            self.sent.lock().extend(fitting);
         };
         let published = self.plan.call(Operation::Publish, Vec::new, |()| Vec::new(), apply).await;
         let too_large = || {
@@ -107,7 +108,7 @@ impl Publisher for MemoryPublisher {
             .iter()
             .map(|message| match &published {
                 Ok(()) if !self.fits(message) => Err(too_large()),
-                published => published.as_ref().copied().map_err(Error::replicate),
+                published => published.as_ref().copied().map_err(Error::clone),
             })
             .collect()
     }

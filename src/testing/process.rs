@@ -1,4 +1,4 @@
-//! A process that can be stopped, go on, and die, played within one: [`Process`].
+//! A simulated process that can be paused, resumed and killed: [`Process`].
 
 use std::pin::pin;
 use std::sync::Arc;

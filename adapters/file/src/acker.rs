@@ -34,7 +34,7 @@ impl Acker for FileAcker {
             .into_iter()
             .zip(batch)
             .map(|(noted, (_, settlement))| match (&saved, noted, settlement) {
-                (Err(error), Settled::Done, Settlement::Ack | Settlement::Reject) => Err(error.replicate()),
+                (Err(error), Settled::Done, Settlement::Ack | Settlement::Reject) => Err(error.clone()),
                 _ => Ok(noted),
             })
             .collect()

@@ -224,14 +224,14 @@ impl Publisher for FilePublisher {
             Ok(written) => {
                 for (outcome, items) in written {
                     if let Err(error) = outcome {
-                        items.iter().for_each(|(at, _)| results[*at] = Err(error.replicate()));
+                        items.iter().for_each(|(at, _)| results[*at] = Err(error.clone()));
                     }
                 }
             }
             Err(stopped) => {
                 let what = "the task that appends was stopped; it is unknown how much was written";
                 let error = Error::new(ErrorKind::Unknown, "append to files", what).with_source(stopped);
-                results.iter_mut().for_each(|result| *result = Err(error.replicate()));
+                results.iter_mut().for_each(|result| *result = Err(error.clone()));
             }
         }
         results

@@ -73,7 +73,7 @@ impl PgStore {
         let outcome = |failed: Option<HandlerError>| match (failed, &unknown) {
             (Some(error), _) => EffectOutcome::Failed(error),
             (None, None) => EffectOutcome::Committed,
-            (None, Some(error)) => EffectOutcome::Unknown(error.replicate()),
+            (None, Some(error)) => EffectOutcome::Unknown(error.clone()),
         };
         Ok(outcomes.into_iter().map(outcome).collect())
     }

@@ -138,7 +138,7 @@ impl SqsAcker {
         let operation = if is_delete { &self.0.deletes } else { &self.0.changes };
         // Extensions are never skipped: they are rare, and the messages would be lost to another worker.
         if is_delete && let Some(error) = operation.too_early() {
-            return open.into_iter().map(|(number, _)| (number, Err(error.replicate()))).collect();
+            return open.into_iter().map(|(number, _)| (number, Err(error.clone()))).collect();
         }
         let answers = self.call_now(open).await;
         let failed = answers.iter().find_map(|(_, answer)| answer.as_ref().err());
@@ -178,7 +178,7 @@ impl SqsAcker {
             let mut failed: HashMap<_, _> = match sent {
                 Ok(failed) => failed.into_iter().map(|entry| (entry.id().to_owned(), entry)).collect(),
                 Err(error) => {
-                    answers.extend(requested.into_iter().map(|(number, _)| (number, Err(error.replicate()))));
+                    answers.extend(requested.into_iter().map(|(number, _)| (number, Err(error.clone()))));
                     break;
                 }
             };

@@ -103,7 +103,7 @@ impl SqsPublisher {
                             ErrorKind::Unsupported => self.too_large(url, item.bytes).await,
                             _ => None,
                         };
-                        answers.push((item.index, Err(large.unwrap_or_else(|| error.replicate()))));
+                        answers.push((item.index, Err(large.unwrap_or_else(|| error.clone()))));
                     }
                 }
             }

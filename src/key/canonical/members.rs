@@ -1,4 +1,4 @@
-//! Puts the members of an object in the order of their names.
+//! Canonical order of the members of a JSON object: by name.
 
 /// Where a member stands, counted from the first one's start; its comma is part of it.
 #[derive(Clone, Copy)]

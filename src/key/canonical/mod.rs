@@ -1,4 +1,4 @@
-//! One form for all JSON texts that mean the same, so that a message that was serialised again is recognised as a copy.
+//! Canonical form of JSON: texts with the same meaning get the same bytes, so that a re-serialised message is a copy.
 //!
 //! Whitespace, the order of members, escapes and the notation of numbers do not matter: `{"a": 1.0, "b": "\u00e9"}` and
 //! `{"b":"é","a":1}` are one. As in RFC 8785, but numbers keep all their digits instead of becoming floating point, in which

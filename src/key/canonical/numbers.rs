@@ -1,4 +1,4 @@
-//! Numbers by their value, with all their digits.
+//! Canonical form of JSON numbers: by value, with all digits.
 
 use super::Reader;
 

@@ -1,4 +1,4 @@
-//! Strings with as few escapes as JSON allows.
+//! Canonical form of JSON strings: as few escapes as JSON allows.
 
 use super::Reader;
 

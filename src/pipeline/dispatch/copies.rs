@@ -1,7 +1,10 @@
-//! Copies of a message share its outcome.
+//! Applies the outcome of a delivery to its copies.
 
-use super::{Dispatcher, LONGEST, Mode, Report};
+use super::Dispatcher;
 use crate::delivery::Settlement;
+use crate::pipeline::config::Mode;
+use crate::pipeline::event::Report;
+use crate::pipeline::limits::LONGEST;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::{Verdict, Work};
 use crate::telemetry::Counter;
@@ -19,7 +22,7 @@ impl<R: Runner> Dispatcher<R> {
         let is_copy = follower.fingerprint == leader.fingerprint
             && follower.generation <= leader.generation
             && !(follower.unproven && is_dead);
-        if !is_copy || self.shared.config.mode == Mode::Observe {
+        if !is_copy || self.context.config.mode == Mode::Observe {
             self.ready.push_back(follower);
             return;
         }
@@ -32,18 +35,18 @@ impl<R: Runner> Dispatcher<R> {
             }
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
             Verdict::GiveBack { after } => {
-                self.shared.count(Counter::GivenBack, 1);
+                self.context.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
             }
             Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
-                self.shared.count(Counter::GivenBack, 1);
+                self.context.count(Counter::GivenBack, 1);
                 self.settle_copy(follower, None);
             }
         }
     }
 
     fn ack_copy(&mut self, counter: Counter, follower: Work) {
-        self.shared.count(counter, 1);
+        self.context.count(counter, 1);
         self.settle_copy(follower, Some(Settlement::Ack));
     }
 

@@ -1,9 +1,10 @@
-//! The end of the dispatching: nothing starts any more, and what has not started goes back.
+//! Ends dispatching: starts nothing more, and gives back what has not started.
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Dispatcher, Event};
+use super::Dispatcher;
+use crate::pipeline::event::Event;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
@@ -20,10 +21,10 @@ pub(crate) enum Drained {
 }
 
 impl<R: Runner> Dispatcher<R> {
-    /// Starts nothing more, waits for what runs, and after the drain deadline asks it to stop and lets go of it.
+    /// Starts nothing more, waits for what runs, and after the drain deadline cancels it and abandons it.
     pub(super) async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
         self.gate.set_open(false);
-        let deadline = Instant::now() + self.shared.config.drain_timeout;
+        let deadline = Instant::now() + self.context.config.drain_timeout;
         let mut batch = Vec::with_capacity(64);
         // How many runs the deadline found still going.
         let mut cut = None;
@@ -43,7 +44,7 @@ impl<R: Runner> Dispatcher<R> {
                     _ => Drained::Wholly,
                 };
             }
-            let until = if cut.is_some() { deadline + self.shared.config.cancel_grace } else { deadline };
+            let until = if cut.is_some() { deadline + self.context.config.cancel_grace } else { deadline };
             tokio::select! {
                 biased;
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
@@ -57,15 +58,15 @@ impl<R: Runner> Dispatcher<R> {
                         }
                         self.abandon_unstarted();
                         // What is left was in the rounds that were dropped, their copies included.
-                        self.shared.count(Counter::GivenBack, self.window.held());
-                        self.shared.counters.set_in_flight(0, 0);
-                        self.shared.counters.set_waiting(0);
+                        self.context.count(Counter::GivenBack, self.window.held());
+                        self.context.counters.set_in_flight(0, 0);
+                        self.context.counters.set_waiting(0);
                         return Drained::Abandoned(runs);
                     }
                     cut = Some(self.running);
-                    tracing::warn!(running = self.running, "the drain deadline has passed; running handlers are asked to stop");
-                    self.shared.giving_up.cancel();
-                    self.shared.heartbeat.cancel_all();
+                    tracing::warn!(running = self.running, "drain deadline exceeded; running handlers cancelled");
+                    self.context.giving_up.cancel();
+                    self.context.kept_alive.cancel_all();
                 }
             }
         }
@@ -89,7 +90,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.give_back(work);
             }
         }
-        self.shared.counters.set_in_flight(self.window.held(), self.window.held_bytes());
-        self.shared.counters.set_waiting(self.window.waiting());
+        self.context.counters.set_in_flight(self.window.held(), self.window.held_bytes());
+        self.context.counters.set_waiting(self.window.waiting());
     }
 }

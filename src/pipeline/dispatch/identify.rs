@@ -1,30 +1,16 @@
-//! Large messages: their keys and fingerprints are found on threads that may block, so that neither intake nor the rounds of
+//! Derives keys and fingerprints of large messages on threads that may block, so that neither intake nor the rounds of
 //! other messages wait for it.
 
-use std::collections::VecDeque;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
-use super::{Dispatcher, Event, Work};
-use crate::pipeline::intake::{Identity, identify, memory_for};
+use super::Dispatcher;
+use crate::pipeline::event::{Event, Identified};
+use crate::pipeline::identity::{Identity, identify, memory_for};
 use crate::pipeline::runner::Runner;
 
 /// How many are looked at side by side. Each takes a core.
 const AT_ONCE: usize = 2;
-
-/// Deliveries whose keys are to be found. Each holds its place: in the window, and in its lane.
-#[derive(Default)]
-pub(super) struct Unidentified {
-    /// Those whose turn has not come, in the order of their arrival.
-    pub(super) waiting: VecDeque<Work>,
-    under_way: usize,
-}
-
-/// A delivery whose key was looked for, and the memory that was set aside for it.
-pub(crate) struct Identified {
-    work: Work,
-    memory: usize,
-}
 
 impl<R: Runner> Dispatcher<R> {
     /// Starts looking at those that wait, as long as their memory fits into the limit; one is always looked at.
@@ -32,21 +18,21 @@ impl<R: Runner> Dispatcher<R> {
         while self.unidentified.under_way < AT_ONCE
             && let Some(next) = self.unidentified.waiting.front()
         {
-            let memory = memory_for(&self.shared, &next.message);
+            let memory = memory_for(&self.context, &next.message);
             if self.unidentified.under_way > 0 && !self.window.could_lend(memory) {
                 return;
             }
             let Some(mut work) = self.unidentified.waiting.pop_front() else { return };
             self.unidentified.under_way += 1;
             self.window.lend(memory);
-            let shared = Arc::clone(&self.shared);
+            let context = Arc::clone(&self.context);
             self.rounds.spawn(async move {
-                let (message, on) = (work.message.clone(), Arc::clone(&shared));
+                let (message, on) = (work.message.clone(), Arc::clone(&context));
                 match tokio::task::spawn_blocking(move || identify(&on, &message)).await {
                     Ok(Identity { plan, fingerprint, generation, unproven }) => {
                         (work.plan, work.fingerprint) = (plan, fingerprint);
                         (work.generation, work.unproven) = (generation, unproven);
-                        shared.tell(Event::Identified(Identified { work, memory }));
+                        context.tell(Event::Identified(Identified { work, memory }));
                     }
                     // A fault of this crate, as in a round.
                     Err(error) => {
@@ -62,7 +48,7 @@ impl<R: Runner> Dispatcher<R> {
     pub(super) fn note_identified(&mut self, Identified { work, memory }: Identified) {
         self.unidentified.under_way -= 1;
         self.window.take_back(memory);
-        if self.shared.halt.is_leaving(work.receipt.tag().epoch) {
+        if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back_first(work);
         } else {
             self.enqueue(work);

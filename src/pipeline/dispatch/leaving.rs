@@ -1,8 +1,7 @@
-//! A partition that another consumer takes over: what has not started of it goes back at once.
+//! Gives back the unstarted deliveries of a partition that is being revoked.
 
-use std::collections::VecDeque;
-
-use super::{Dispatcher, extract};
+use super::Dispatcher;
+use super::queue::extract;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
@@ -13,7 +12,7 @@ const REMEMBERED: usize = 1024;
 impl<R: Runner> Dispatcher<R> {
     /// Gives back all deliveries of this epoch that have not started. Those that run finish and are settled.
     pub(super) fn leave(&mut self, epoch: u64) {
-        self.shared.halt.leave(epoch);
+        self.context.halt.leave(epoch);
         self.left.push_back(epoch);
         while self.left.len() > REMEMBERED
             && let Some(oldest) = self.left.pop_front()
@@ -22,7 +21,7 @@ impl<R: Runner> Dispatcher<R> {
                 self.left.push_back(oldest);
                 break;
             }
-            self.shared.halt.forget(oldest);
+            self.context.halt.forget(oldest);
         }
         let leaves = |work: &Work| work.receipt.tag().epoch == epoch;
         // Those behind others first, so that what follows in a lane does not wait for what leaves.
@@ -42,10 +41,7 @@ impl<R: Runner> Dispatcher<R> {
         let count = in_lanes.len() + first.len();
         in_lanes.into_iter().for_each(|work| self.give_back(work));
         first.into_iter().for_each(|work| self.give_back_first(work));
-        tracing::info!(
-            given_back = count,
-            "a partition is leaving: what has not started of it is given back"
-        );
+        tracing::info!(given_back = count, "partition being revoked; unstarted deliveries given back");
     }
 
     /// Gives back a delivery that is the first of its lane and may speak for its key.
@@ -63,12 +59,9 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Gives a delivery back to the broker at once.
     pub(super) fn give_back(&mut self, mut work: Work) {
-        self.shared.count(Counter::GivenBack, 1);
+        self.context.count(Counter::GivenBack, 1);
         self.window.wake(&mut work);
         self.let_go(work.receipt.tag().epoch, work.size);
         drop(work.receipt);
     }
 }
-
-/// Epochs that have left, the oldest first.
-pub(super) type Left = VecDeque<u64>;

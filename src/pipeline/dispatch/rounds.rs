@@ -1,13 +1,16 @@
-//! Which deliveries start together: rounds of distinct keys, as slots, store and handler allow.
+//! Forms rounds of deliveries with distinct keys, as free slots, store and handler allow.
 
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Dispatcher, Mode, OnStoreDown, Work};
-use crate::pipeline::process::{Asks, process};
+use super::Dispatcher;
+use crate::pipeline::claim::Asks;
+use crate::pipeline::config::{Mode, OnStoreDown};
+use crate::pipeline::process::process;
 use crate::pipeline::runner::Runner;
+use crate::pipeline::work::Work;
 
 /// Rounds whose claims are under way. While both are, what becomes ready gathers into the next round.
 const CLAIMING_ROUNDS: usize = 2;
@@ -22,12 +25,12 @@ impl<R: Runner> Dispatcher<R> {
     pub(super) fn has_startable(&self) -> bool {
         !self.ready.is_empty()
             || !self.unanswered.is_empty()
-            || self.suspects.may_start(self.shared.config.concurrency)
+            || self.suspects.may_start(self.context.config.concurrency)
     }
 
     /// Starts one round; false if none can start now.
     fn start_one(&mut self) -> bool {
-        let (max_batch, concurrency) = (self.shared.config.max_batch, self.shared.config.concurrency);
+        let (max_batch, concurrency) = (self.context.config.max_batch, self.context.config.concurrency);
         let free = concurrency.saturating_sub(self.running).min(max_batch);
         if free == 0 || !self.has_startable() {
             return false;
@@ -48,11 +51,11 @@ impl<R: Runner> Dispatcher<R> {
         // Keys that were not answered are asked for on their own and by few, so that a node that does not answer holds up
         // neither the claims of the others nor their slots.
         if !self.unanswered.is_empty() && !self.claiming_again {
-            let few = limit.min((self.shared.config.concurrency / 8).max(1));
+            let few = limit.min((self.context.config.concurrency / 8).max(1));
             let round = self.next_round(few, Self::next_unanswered);
             return self.start(round, Asks::Again);
         }
-        let concurrency = self.shared.config.concurrency;
+        let concurrency = self.context.config.concurrency;
         if self.suspects.may_start(concurrency) {
             let mut round = self.suspects.next(limit, concurrency);
             round.iter_mut().for_each(|work| self.window.wake(work));
@@ -75,8 +78,8 @@ impl<R: Runner> Dispatcher<R> {
         let is_due = self.store.retry_at().is_none_or(|at| at <= now);
         let may_ask = self.claiming == 0 && is_due;
         let without = !R::NEEDS_CLAIM
-            && (self.shared.config.policies.on_store_down == OnStoreDown::Process
-                || self.shared.config.mode == Mode::Observe);
+            && (self.context.config.policies.on_store_down == OnStoreDown::Process
+                || self.context.config.mode == Mode::Observe);
         if without && !may_ask {
             let round = self.next_round(limit, Self::next_of_any);
             return self.start(round, Asks::Nobody);
@@ -102,7 +105,7 @@ impl<R: Runner> Dispatcher<R> {
     /// Those that were never asked for first, then the others in turn.
     fn next_of_any(&mut self) -> Option<Work> {
         let next = self.ready.pop_front().or_else(|| self.unanswered.pop_front());
-        next.or_else(|| self.suspects.next(1, self.shared.config.concurrency).pop())
+        next.or_else(|| self.suspects.next(1, self.context.config.concurrency).pop())
     }
 
     /// Takes deliveries with distinct keys. A copy of a key that is under way follows it instead of starting.
@@ -141,7 +144,7 @@ impl<R: Runner> Dispatcher<R> {
         self.running_suspects += round.iter().filter(|work| work.turn.is_some()).count();
         self.claiming += 1;
         self.claiming_again |= asks == Asks::Again;
-        self.rounds.spawn(process(Arc::clone(&self.shared), round, asks));
+        self.rounds.spawn(process(Arc::clone(&self.context), round, asks));
         true
     }
 }

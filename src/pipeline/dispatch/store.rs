@@ -1,19 +1,10 @@
-//! Whether the store answers, wholly or in part, and when it may be asked: [`StoreWatch`].
+//! Availability of the store, as a whole or in part, and when it may be called again: [`StoreWatch`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What came of one claim call.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    /// Items that were answered, a damaged record included.
-    pub(crate) answered: usize,
-    /// Items that were not, of keys that the store has not failed to answer before.
-    pub(crate) fresh_failures: usize,
-    /// The first error, if an item was not answered.
-    pub(crate) error: Option<String>,
-}
+use crate::pipeline::event::Asked;
 
 /// Distinguishes an outage of the store from that of a part of it (a node of a cluster).
 ///
@@ -48,7 +39,7 @@ pub(super) enum Change {
     None,
     WentDown(String),
     CameUp,
-    /// A part does not answer; told at most once in ten seconds.
+    /// A part does not answer; reported at most once in ten seconds.
     Partial(String),
 }
 

@@ -1,7 +1,8 @@
-//! Keys whose claims have lapsed before wait here, outside the concurrency slots, for their turn: [`Suspects`].
+//! Deliveries whose claims lapsed before, queued outside the concurrency slots until their turn: [`Suspects`].
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::queue::extract;
 use crate::pipeline::work::{Turn, Work};
 
 /// Up to so many suspects run one at a time.
@@ -90,7 +91,7 @@ impl Suspects {
     pub(super) fn take_if(&mut self, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
         let mut taken = Vec::new();
         for works in self.waiting.values_mut() {
-            taken.extend(super::extract(works, &mut wanted));
+            taken.extend(extract(works, &mut wanted));
         }
         self.waiting.retain(|_, works| !works.is_empty());
         self.count -= taken.len();

@@ -1,12 +1,13 @@
 //! What the dispatcher does with events that never cease.
 
 use super::*;
+use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::handler_fn;
-use crate::key::{KeyExtractor, KeySource, Scope};
+use crate::key::Scope;
 use crate::message::Message;
 use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::run::{Parts, share};
-use crate::pipeline::runner::Plain;
+use crate::pipeline::runner::plain::Plain;
 use crate::store::MemoryStore;
 use crate::testing::{Habits, MemoryBroker};
 
@@ -29,9 +30,9 @@ async fn rounds_that_have_ended_are_joined_although_events_never_cease() {
     };
     let runner = Plain(handler_fn((), |(), _: Message| async { Ok::<(), _>(()) }));
     let (events_in, mut events) = mpsc::unbounded_channel();
-    let (shared, _consumer) =
+    let (context, _consumer) =
         share(parts, runner, events_in.clone(), tokio_util::sync::CancellationToken::new());
-    let mut dispatcher = Dispatcher::new(shared, Gate::new(), None);
+    let mut dispatcher = Dispatcher::new(context, Gate::new(), None);
     dispatcher.rounds.spawn(async { panic!("a fault of a round") });
     let flood = tokio::spawn(async move {
         for floods in 0..FLOODS {

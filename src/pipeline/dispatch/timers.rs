@@ -1,4 +1,4 @@
-//! Deliveries that wait for their next try: [`Timers`].
+//! Deliveries that wait for their next attempt: [`Timers`].
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

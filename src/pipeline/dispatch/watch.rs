@@ -1,4 +1,4 @@
-//! Looks once a second at what waits, as long as something does: gauges, and log lines that say why nothing moves.
+//! Updates gauges once a second while deliveries wait, and logs why nothing proceeds.
 
 use std::time::Duration;
 
@@ -14,51 +14,37 @@ const HELD_EVERY: Duration = Duration::from_secs(10);
 /// How often a window that is full of waiting messages is logged.
 const FULL_EVERY: Duration = Duration::from_secs(60);
 
-/// When what was told last.
-#[derive(Default)]
-pub(super) struct Watch {
-    look_at: Option<Instant>,
-    held_told: Option<Instant>,
-    full_told: Option<Instant>,
-}
-
-impl Watch {
-    pub(super) fn next(&self) -> Option<Instant> {
-        self.look_at
-    }
-}
-
 impl<R: Runner> Dispatcher<R> {
     /// Looks, if it is time to.
     pub(super) fn look(&mut self) {
         let waits = self.window.waiting() > 0;
         let now = Instant::now();
-        match self.watch.look_at {
+        match self.waiting_log.look_at {
             None if !waits => return,
             None => {
-                self.watch.look_at = Some(now + LOOK_EVERY);
+                self.waiting_log.look_at = Some(now + LOOK_EVERY);
                 return;
             }
             Some(at) if now < at => return,
-            Some(_) => self.watch.look_at = waits.then(|| now + LOOK_EVERY),
+            Some(_) => self.waiting_log.look_at = waits.then(|| now + LOOK_EVERY),
         }
         let blocked = self.timers.all().filter(|work| self.blocks_its_lane(work)).count();
-        self.shared.counters.set_blocked_lanes(blocked);
-        self.tell_of_held_keys(now);
-        self.tell_of_full_window(now, blocked);
+        self.context.counters.set_blocked_lanes(blocked);
+        self.log_held_keys(now);
+        self.log_full_window(now, blocked);
     }
 
     fn blocks_its_lane(&self, work: &crate::pipeline::work::Work) -> bool {
         work.lane.and_then(|lane| self.lanes.get(&lane)).is_some_and(|behind| !behind.is_empty())
     }
 
-    fn tell_of_held_keys(&mut self, now: Instant) {
+    fn log_held_keys(&mut self, now: Instant) {
         let ends = self.timers.all().filter_map(|work| work.held_until).filter(|end| *end > now);
         let (keys, last) = ends.fold((0_usize, now), |(keys, last), end| (keys + 1, last.max(end)));
         if keys == 0 {
-            self.watch.held_told = None;
-        } else if self.watch.held_told.is_none_or(|told| now - told >= HELD_EVERY) {
-            self.watch.held_told = Some(now);
+            self.waiting_log.held_logged_at = None;
+        } else if self.waiting_log.held_logged_at.is_none_or(|at| now - at >= HELD_EVERY) {
+            self.waiting_log.held_logged_at = Some(now);
             tracing::info!(
                 "{keys} keys are held by claims of other processes; the longest lease ends in at most {:?}",
                 Duration::from_secs((last - now).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX))
@@ -66,16 +52,16 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    fn tell_of_full_window(&mut self, now: Instant, blocked_lanes: usize) {
+    fn log_full_window(&mut self, now: Instant, blocked_lanes: usize) {
         if self.window.is_full_of_waiting()
-            && self.watch.full_told.is_none_or(|told| now - told >= FULL_EVERY)
+            && self.waiting_log.full_logged_at.is_none_or(|at| now - at >= FULL_EVERY)
         {
-            self.watch.full_told = Some(now);
+            self.waiting_log.full_logged_at = Some(now);
             tracing::warn!(
                 waiting = self.window.waiting(),
                 blocked_lanes,
-                "no more messages are taken in: too many of those taken wait for a retry, for another message of their \
-                 order key, or for a claim of another process; raise max_waiting, or find out why these messages wait"
+                "intake paused: too many messages wait for a retry, for another message of their order key, or for a \
+                 claim of another process; raise max_waiting, or find the cause of the wait"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! How many deliveries are held, how many of them wait, and which partitions are paused for it: [`Window`].
+//! Limits on deliveries that are held or waiting, and the partitions paused because of them: [`Window`].
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use crate::consumer::FlowControl;
 use crate::pipeline::config::PipelineConfig;
-use crate::pipeline::work::Taken;
+use crate::pipeline::work::InFlight;
 
 /// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,7 +65,7 @@ impl Window {
         }
     }
 
-    pub(super) fn take(&mut self, work: &Taken) {
+    pub(super) fn take(&mut self, work: &InFlight) {
         self.held.add(work.size);
         self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
     }
@@ -99,7 +99,7 @@ impl Window {
     }
 
     /// The delivery waits from now on.
-    pub(super) fn wait(&mut self, work: &mut Taken) {
+    pub(super) fn wait(&mut self, work: &mut InFlight) {
         if std::mem::replace(&mut work.waits, true) {
             return;
         }
@@ -113,7 +113,7 @@ impl Window {
             if let Some(flow) = &self.flow {
                 tracing::debug!(
                     waiting = partition.waiting.messages,
-                    "a partition is paused: too much of it waits"
+                    "partition paused: too many of its deliveries wait"
                 );
                 flow.pause(epoch);
             }
@@ -121,7 +121,7 @@ impl Window {
     }
 
     /// The delivery does not wait any more.
-    pub(super) fn wake(&mut self, work: &mut Taken) {
+    pub(super) fn wake(&mut self, work: &mut InFlight) {
         if !std::mem::replace(&mut work.waits, false) {
             return;
         }

@@ -1,7 +1,7 @@
 //! The last way out: published, confirmed, marked dead, acked; and the way back.
 
 use super::*;
-use crate::dead_letter::{Extent, Obituary};
+use crate::dead_letter::{Extent, FailureReport};
 use crate::own_headers::OwnHeaders;
 use crate::pipeline::config::{OnMismatch, OnStoreDown};
 use crate::store::Reason;
@@ -176,7 +176,7 @@ async fn letters_of_messages_that_share_a_key_and_ran_without_a_claim_have_two_i
 async fn letters_of_messages_without_a_key_and_position_are_told_apart_by_their_message_ids() {
     let letters = DeadLetters::new(Arc::new(MemoryPublisher::new()), "dead");
     let scope = Scope::parse("billing").unwrap();
-    let why = Obituary {
+    let why = FailureReport {
         reason: Reason::MissingKey,
         error: String::new(),
         attempts: 0,

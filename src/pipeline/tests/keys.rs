@@ -71,8 +71,8 @@ async fn each_key_is_counted_under_its_source_and_a_fallback_to_positions_is_war
     drop(guard);
     let texts = warnings.0.lock().unwrap().clone();
     let of = |what: &str| texts.iter().filter(|text| text.contains(what)).count();
-    assert_eq!((of("known by its position alone"), of("in another letter case")), (1, 1), "{texts:?}");
-    let hint = texts.iter().find(|text| text.contains("in another letter case")).unwrap();
+    assert_eq!((of("keyed by position"), of("differs in letter case")), (1, 1), "{texts:?}");
+    let hint = texts.iter().find(|text| text.contains("differs in letter case")).unwrap();
     assert!(hint.contains("found=\"Idempotency-Key\""), "{hint}");
 }
 
@@ -81,9 +81,9 @@ async fn an_empty_composite_gives_no_key_and_not_the_same_key_to_all() {
     let world = World::new();
     world.publish_all(["a", "b", "c"]);
     let empty = KeySource::Composite(vec![]);
-    let keys = crate::key::KeyExtractor::new(&world.scope, vec![empty.clone()]);
+    let keys = crate::extract::KeyExtractor::new(&world.scope, vec![empty.clone()]);
     assert!(keys.key_of(&message("a").build()).is_err());
-    let nested = crate::key::KeyExtractor::new(&world.scope, vec![KeySource::Composite(vec![empty])]);
+    let nested = crate::extract::KeyExtractor::new(&world.scope, vec![KeySource::Composite(vec![empty])]);
     assert!(nested.key_of(&message("a").build()).is_err());
 }
 
@@ -131,7 +131,7 @@ async fn with_pointers_only_what_they_select_is_compared() {
 #[tokio::test(start_paused = true)]
 async fn payloads_that_mean_the_same_have_one_payload_hash() {
     let scope = Scope::parse("billing").unwrap();
-    let keys = crate::key::KeyExtractor::new(&scope, vec![KeySource::PayloadHash]);
+    let keys = crate::extract::KeyExtractor::new(&scope, vec![KeySource::PayloadHash]);
     let key = |payload: &str| keys.key_of(&Message::builder(payload.to_owned()).build()).unwrap();
     for copy in SERIALISED_ANEW {
         assert_eq!(key(copy), key(ORIGINAL), "{copy}");

@@ -400,7 +400,7 @@ async fn waiting_for_leases_of_others_and_take_overs_are_logged_without_haste() 
     let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
     let held = lines("3 keys are held by claims of other processes; the longest lease ends in at most");
     assert!((5..=7).contains(&held), "{held} lines in 60 s:\n{text}");
-    assert_eq!(lines("is taken over: if its handler had started"), 3, "once per key:\n{text}");
+    assert_eq!(lines("expired claim taken over; if its handler had started"), 3, "once per key:\n{text}");
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.counters().get(Counter::Takeovers)), (4, 3));
 }

@@ -39,8 +39,9 @@ use super::{Pipeline, PipelineBuilder, Summary};
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
 use crate::error::Error;
+use crate::extract::KeySource;
 use crate::handler::{Handled, HandlerError, handler_fn};
-use crate::key::{Fingerprint, Key, KeySource, Scope};
+use crate::key::{Fingerprint, Key, Scope};
 use crate::message::{Message, MessageBuilder};
 use crate::own_headers::OwnHeaders;
 use crate::retry::{Backoff, Jitter, RetryPolicy};
@@ -142,7 +143,7 @@ impl World {
     }
 
     pub(super) fn key(&self, id: &str) -> Key {
-        let keys = crate::key::KeyExtractor::new(&self.scope, vec![KeySource::Header("id".into())]);
+        let keys = crate::extract::KeyExtractor::new(&self.scope, vec![KeySource::Header("id".into())]);
         keys.key_of(&message(id).build()).unwrap()
     }
 

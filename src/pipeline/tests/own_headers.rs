@@ -277,7 +277,7 @@ async fn no_forged_header_repeats_or_suppresses_an_honest_effect() {
     for source in [KeySource::PayloadHash, KeySource::MessageId, KeySource::Position] {
         for own in [OwnHeaders::default(), sealed(b"0123456789abcdef")] {
             let (world, mut rng) = (World::new(), fastrand::Rng::with_seed(7));
-            let keys = crate::key::KeyExtractor::new(&world.scope, vec![source.clone()]);
+            let keys = crate::extract::KeyExtractor::new(&world.scope, vec![source.clone()]);
             let honest = |n: u64| Message::builder(format!("honest {n}")).message_id(format!("honest {n}"));
             // The honest ones stand anywhere; the broker counts positions from 0.
             let mut roles: Vec<_> = (0..10 * HONEST).map(|n| (n < HONEST).then_some(n)).collect();

@@ -1,4 +1,4 @@
-//! Where records lie: in chunks that never move, in the order of their first claims.
+//! Storage of records in chunks that never move, in the order of their first claims.
 
 use super::super::transition::Record;
 use crate::key::Key;

@@ -1,4 +1,4 @@
-//! The records of one scope, and the queue that finds the expired ones.
+//! The records of one scope, and the queue of their expiry.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};

@@ -1,4 +1,4 @@
-//! What is kept of a key, and the small types that transitions are told in.
+//! The fields of a key record, and the small types that transitions are expressed in.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the checks of the broker suite share: an open consumer, and receiving with a limit.
+//! The consumer under test, and helpers that receive with a time limit.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Checks of [`Consumer`]: what is delivered, when it comes again and when it does not.
+//! Checks of [`Consumer`](crate::adapter::Consumer): deliveries and redeliveries.
 
 use std::collections::HashSet;
 use std::future::poll_fn;

@@ -1,4 +1,4 @@
-//! What the suite asks of a broker under test: [`BrokerHarness`], and the one of the memory broker.
+//! The broker under test: [`BrokerHarness`], and its implementation for the memory broker.
 
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ pub trait BrokerHarness: Send + Sync {
 }
 
 /// The harness of [`MemoryBroker`].
+#[derive(Debug)]
 pub struct MemoryBrokerHarness {
     broker: MemoryBroker,
 }

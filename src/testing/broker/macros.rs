@@ -1,4 +1,4 @@
-//! The macro that makes a test of each check, so that results show by name.
+//! Macros that generate one test for each check.
 
 /// Makes one `#[tokio::test]` of each check of the [`Consumer`](crate::Consumer) and [`Acker`](crate::Acker) contracts.
 /// The argument is an expression that makes a fresh [`BrokerHarness`](crate::testing::broker::BrokerHarness); it may

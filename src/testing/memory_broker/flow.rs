@@ -1,4 +1,4 @@
-//! Partitions of the memory broker: which may be delivered, pausing them, and taking them away from a consumer.
+//! Partitions of the memory broker: pause, resume, revoke and assign.
 
 use tokio::sync::mpsc;
 

@@ -1,4 +1,4 @@
-//! How the memory broker behaves: [`Habits`].
+//! Behaviour of the memory broker: [`Habits`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Unsettled deliveries by tag: tags grow, and most are settled in about their order.
+//! Unsettled deliveries of the memory broker, by tag.
 
 use std::collections::VecDeque;
 

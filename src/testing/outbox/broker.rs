@@ -1,8 +1,9 @@
-//! A broker for relays that keeps what reaches it, and loses confirms.
+//! A broker for relays that records what it receives and loses confirmations.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,7 +33,7 @@ impl Broker {
 
     /// All that arrived, copies included.
     pub(super) fn sent(&self) -> Vec<Outgoing> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.sent.lock().clone()
     }
 
     /// The numbers that arrived for each order key, without the copies.
@@ -61,7 +62,7 @@ impl Publisher for Broker {
                 outcomes.push(Err(Error::new(ErrorKind::Unavailable, "publish", "there is no such queue")));
                 continue;
             }
-            self.sent.lock().unwrap_or_else(PoisonError::into_inner).push(message.clone());
+            self.sent.lock().push(message.clone());
             outcomes.push(if fastrand::u32(..100) < self.lost_in_a_hundred {
                 Err(Error::new(ErrorKind::Timeout, "publish", "no confirm"))
             } else {

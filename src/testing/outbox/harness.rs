@@ -1,4 +1,4 @@
-//! What the suite asks of an outbox under test: [`OutboxHarness`].
+//! The outbox under test: [`OutboxHarness`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Checks of what relays make of an outbox.
+//! Checks of relays.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Checks of what is put in, taken and settled.
+//! Checks of adding, leasing and settling rows.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

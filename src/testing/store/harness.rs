@@ -1,4 +1,4 @@
-//! What the suite asks of a store under test: [`StoreHarness`] and its kin, and the one of the memory store.
+//! The store under test: [`StoreHarness`] and its extensions, and the implementation for the memory store.
 
 use std::time::Duration;
 

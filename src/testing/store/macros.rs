@@ -1,4 +1,4 @@
-//! The macros that make a test of each check, so that results show by name.
+//! Macros that generate one test for each check.
 
 /// Makes one `#[tokio::test]` of each check of the [`Store`](crate::Store) contract. The argument is an expression that
 /// makes a fresh [`StoreHarness`](crate::testing::store::StoreHarness); it may await. The calling crate needs `tokio`

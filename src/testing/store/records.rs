@@ -1,4 +1,4 @@
-//! Checks of what tools see and do: inspect, list, stats, purge and forget, and that scopes are apart.
+//! Checks of inspect, list, stats, purge and forget, and of the separation of scopes.
 
 use super::StoreHarness;
 use super::case::{Case, claimed};

@@ -84,7 +84,7 @@ impl ClaimCall<'_> {
                 // The lock timeout has passed already.
                 Ok(None) => (HashMap::new(), LockPolicy::Skip),
                 Err(error) => {
-                    return batch.iter().map(|request| (request.key, Err(error.replicate()))).collect();
+                    return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
                 }
             };
         let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
@@ -137,7 +137,7 @@ pub(crate) async fn complete(
     let (mut done, lock_policy) = match single_statement::complete(sessions, scope, batch).await {
         Ok(Some(done)) => (done, LockPolicy::Wait),
         Ok(None) => (HashMap::new(), LockPolicy::Skip),
-        Err(error) => return batch.iter().map(|_| Err(error.replicate())).collect(),
+        Err(error) => return batch.iter().map(|_| Err(error.clone())).collect(),
     };
     let others: Vec<_> =
         batch.iter().filter(|request| !done.contains_key(&request.lease.key)).cloned().collect();

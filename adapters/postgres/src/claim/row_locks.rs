@@ -65,7 +65,7 @@ impl Sessions {
         if batch.items.is_empty() {
             return Vec::new();
         }
-        let all = |error: Error| (0..batch.items.len()).map(|_| Err(error.replicate())).collect();
+        let all = |error: Error| (0..batch.items.len()).map(|_| Err(error.clone())).collect();
         let scope = match self.scope_id(scope).await {
             Ok(scope) => scope,
             Err(error) => return all(error.into_error(WRITE)),
@@ -154,7 +154,7 @@ impl Sessions {
                             };
                             Ok(step.answer)
                         }
-                        Err(error) => Err(error.replicate()),
+                        Err(error) => Err(error.clone()),
                     }));
                 }
                 changed.dedup();

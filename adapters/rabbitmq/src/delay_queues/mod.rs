@@ -97,7 +97,7 @@ impl DelayQueues {
                 ready.insert(delay_ms, self.declare(context.connection, delay_ms).await);
             }
             let letter = |(message, delay_ms): &(&Message, u64)| match ready.get(delay_ms) {
-                Some(Err(error)) => Err(error.replicate()),
+                Some(Err(error)) => Err(error.clone()),
                 _ => to_publishing(message, &self.name(*delay_ms), &self.own),
             };
             batch.iter().map(letter).collect()

@@ -34,7 +34,7 @@ impl<'a> BatchSender<'a> {
     ) -> Self {
         let known_result = |publishing: &Result<Publishing, Error>| match publishing {
             Ok(publishing) => refusals.too_large(publishing).map(Err),
-            Err(error) => Some(Err(error.replicate())),
+            Err(error) => Some(Err(error.clone())),
         };
         let results = publishings.iter().map(known_result).collect();
         Self { connection, channel, refusals, publishings, results }
@@ -54,7 +54,7 @@ impl<'a> BatchSender<'a> {
             self.channel = None;
             let error = publish_error(error);
             for result in self.results.iter_mut().filter(|result| result.is_none()) {
-                *result = Some(Err(error.replicate()));
+                *result = Some(Err(error.clone()));
             }
         }
     }

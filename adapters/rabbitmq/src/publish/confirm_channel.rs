@@ -59,7 +59,7 @@ impl ConfirmChannel {
         count: usize,
         make: impl AsyncFnOnce(PublishContext<'_>) -> Publishings,
     ) -> Vec<Result<(), Error>> {
-        let all = |error: &Error| (0..count).map(|_| Err(error.replicate())).collect();
+        let all = |error: &Error| (0..count).map(|_| Err(error.clone())).collect();
         let timed_out = |why: &str| {
             let limit = self.limit;
             error::timeout(

@@ -75,7 +75,7 @@ impl RefusalMemory {
     pub(crate) fn refusal(&self, exchange: &ShortString) -> Option<Error> {
         let known = self.lock();
         let (at, error) = known.refused.get(exchange)?;
-        (at.elapsed() < REFUSAL_TTL).then(|| error.replicate())
+        (at.elapsed() < REFUSAL_TTL).then(|| error.clone())
     }
 
     /// The error of a message that exceeds the broker's size limit.

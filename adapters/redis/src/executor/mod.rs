@@ -59,7 +59,7 @@ impl ScriptExecutor {
             return Vec::new();
         }
         if let Err(error) = self.ensure_format().await {
-            return items.iter().map(|_| Err(error.replicate())).collect();
+            return items.iter().map(|_| Err(error.clone())).collect();
         }
         self.execute_in(ScopeTag::of(scope), head, items).await
     }
@@ -221,7 +221,7 @@ impl ScriptExecutor {
         }
         let mut replies = match server.connection.send_all(C::OPERATION, pipeline).await {
             Ok(replies) => replies,
-            Err(error) => return calls.into_iter().map(|call| (call, Err(error.replicate()))).collect(),
+            Err(error) => return calls.into_iter().map(|call| (call, Err(error.clone()))).collect(),
         };
         let confirmed = match (replicas, calls.first()) {
             (Some(replicas), Some(call)) => {
@@ -242,7 +242,7 @@ impl ScriptExecutor {
                 if reply.is_ok()
                     && let Err(error) = &confirmed
                 {
-                    return Err(error.replicate());
+                    return Err(error.clone());
                 }
                 Ok(reply)
             }
@@ -336,7 +336,7 @@ fn decode<C: ScriptCommand>(
 
 fn set_error<T>(call: &ScriptCall, error: &Error, results: &mut Results<T>) {
     for position in &call.positions {
-        results[*position] = Some(Err(error.replicate()));
+        results[*position] = Some(Err(error.clone()));
     }
 }
 

@@ -157,7 +157,7 @@ impl ServerConnection {
             let waits = !shared.is_cluster_node || (state.failure.is_none() && !is_suspected);
             let attempt = shared.attempt(&mut state, operation);
             if !waits {
-                let failed = state.failure.as_ref().map(|failure| failure.error.replicate());
+                let failed = state.failure.as_ref().map(|failure| failure.error.clone());
                 return Err(failed.unwrap_or_else(|| not_responding(operation)));
             }
             attempt?
@@ -167,7 +167,7 @@ impl ServerConnection {
         } else {
             attempt.await
         };
-        made.map_err(|error| error.replicate())
+        made.map_err(std::sync::Arc::unwrap_or_clone)
     }
 }
 
@@ -193,7 +193,7 @@ impl ConnectionShared {
         if let Some(failure) = &state.failure
             && failure.when.elapsed() < failure.pause
         {
-            return Err(failure.error.replicate());
+            return Err(failure.error.clone());
         }
         let attempt = Arc::clone(self).connect(operation).boxed().shared();
         // It runs in a task, with a time limit of its own: if an impatient caller could cancel it, a slow server would never
@@ -236,7 +236,7 @@ impl ConnectionShared {
                 let before = state.failure.as_ref().map_or(Duration::ZERO, |failure| failure.pause);
                 let longest = if self.is_cluster_node { MAX_RECONNECT_PAUSE } else { RECONNECT_PAUSE };
                 let pause = (before * 2).clamp(RECONNECT_PAUSE, longest);
-                let returned = error.replicate();
+                let returned = error.clone();
                 state.failure = Some(ConnectFailure { when: Instant::now(), pause, error, timeouts });
                 return Err(Arc::new(returned));
             }

@@ -136,7 +136,7 @@ impl ReplicaWaiter {
             round.await
         };
         match &*waited {
-            Err(error) => Err(error.replicate()),
+            Err(error) => Err(error.clone()),
             Ok(waited) if waited.history != *history => {
                 shared.connection.disconnect();
                 Ok(ReplicaConfirmation::AnotherPrimary)

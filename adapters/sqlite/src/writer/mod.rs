@@ -83,7 +83,7 @@ where
 
     fn finish(mut self: Box<Self>, error: Option<Error>) {
         if let Some(error) = error {
-            self.answers = self.items.iter().map(|_| Err(error.replicate())).collect();
+            self.answers = self.items.iter().map(|_| Err(error.clone())).collect();
         }
         // A dropped caller needs no reply.
         let _ = self.reply.send(self.answers);
@@ -193,7 +193,7 @@ impl Writer {
         match self.transact(&mut slot, &mut batches).await {
             Ok(()) => batches.into_iter().for_each(|batch| batch.finish(None)),
             Err(error) if error.is_retryable() || batches.len() == 1 => {
-                batches.into_iter().for_each(|batch| batch.finish(Some(error.replicate())));
+                batches.into_iter().for_each(|batch| batch.finish(Some(error.clone())));
             }
             // One of them cannot be written: each is written alone, so that the others are not affected.
             Err(_) => {
@@ -315,7 +315,7 @@ async fn write(
                     }
                 }
                 Err(error) => {
-                    batch.decide(n, Err(error.replicate()), at);
+                    batch.decide(n, Err(error.clone()), at);
                 }
             }
         }

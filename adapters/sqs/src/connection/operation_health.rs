@@ -75,11 +75,11 @@ impl OperationHealth {
             logged: now,
             failures: 0,
             until: now,
-            last: error.replicate(),
+            last: error.clone(),
         });
         series.until = now + backoff(series.failures);
         series.failures = series.failures.saturating_add(1);
-        series.last = error.replicate();
+        series.last = error.clone();
         if is_new || now.duration_since(series.logged) >= REMINDER {
             series.logged = now;
             tracing::warn!(
@@ -97,7 +97,7 @@ impl OperationHealth {
     pub(crate) fn too_early(&self) -> Option<Error> {
         let state = self.lock();
         let series = state.as_ref().filter(|series| Instant::now() < series.until)?;
-        Some(series.last.replicate())
+        Some(series.last.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<FailureSeries>> {

@@ -1,37 +1,37 @@
-//! Runs of a transactional handler that share a transaction: each isolated by a savepoint, all committed at once.
+//! Runs several effects in one transaction: each isolated by a savepoint, all committed at once.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::runner::{
-    Claimed, Transactional, completion, guarded, in_doubt, in_time, is_late, not_begun, refuses_all,
-    roll_back, turn,
+use super::guarded::guarded;
+use super::transaction::{
+    Transactional, completion, in_doubt, in_time, is_late, not_begun, refuses_all, roll_back, turn,
 };
-use super::shared::Shared;
-use super::work::Outcome;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, TxHandler};
+use crate::pipeline::context::Context;
+use crate::pipeline::work::{ClaimedWork, Outcome};
 use crate::store::{CompleteRequest, SharedCommit, TransactionalStore};
 use crate::telemetry::Counter;
 
 /// Runs a group in as few transactions as its time allows. `None`: that one is to run in a transaction of its own.
 pub(super) async fn run<S: TransactionalStore, H: TxHandler<S>>(
-    shared: &Shared<Transactional<S, H>>,
-    group: &[Claimed],
+    context: &Context<Transactional<S, H>>,
+    group: &[ClaimedWork],
 ) -> Vec<Option<Outcome>> {
     let mut outcomes = Vec::with_capacity(group.len());
     while outcomes.len() < group.len() {
-        outcomes.extend(one_transaction(shared, &group[outcomes.len()..]).await);
+        outcomes.extend(one_transaction(context, &group[outcomes.len()..]).await);
     }
     outcomes
 }
 
 /// How long a transaction goes on taking in effects: a handler's wait for its neighbours stays short against their leases,
 /// and so do the locks of their rows; with a store of one writer, whose others wait, against their calls as well.
-fn takes_in_for<R>(shared: &Shared<R>) -> Duration {
-    (shared.config.lease / 4).min(shared.config.store_timeout / 2)
+fn takes_in_for<R>(context: &Context<R>) -> Duration {
+    (context.config.lease / 4).min(context.config.store_timeout / 2)
 }
 
 /// What became of one run of a transaction, before that ended.
@@ -47,22 +47,22 @@ enum Run {
 /// Takes runs from the front of `group`, at least one, until all have had their turn or the time is up; then commits those
 /// that are kept.
 async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
-    shared: &Shared<Transactional<S, H>>,
-    group: &[Claimed],
+    context: &Context<Transactional<S, H>>,
+    group: &[ClaimedWork],
 ) -> Vec<Option<Outcome>> {
-    let (store, limit) = (&*shared.runner.store, shared.config.store_timeout);
-    let Some(_turn) = turn(shared).await else {
+    let (store, limit) = (&*context.runner.store, context.config.store_timeout);
+    let Some(_turn) = turn(context).await else {
         return group.iter().map(|_| Some(Outcome::Unstarted)).collect();
     };
     let mut conn = match in_time(limit, "begin a transaction", store.begin_shared()).await {
         Ok(conn) => conn,
         Err(error) => {
-            not_begun(shared, &error);
+            not_begun(context, &error);
             return group.iter().map(|_| Some(Outcome::Unstarted)).collect();
         }
     };
     failpoints::hit(Step::Begun);
-    let until = Instant::now() + takes_in_for(shared);
+    let until = Instant::now() + takes_in_for(context);
     let mut runs = Vec::with_capacity(group.len());
     let mut lost = None;
     for (n, claimed) in group.iter().enumerate() {
@@ -70,13 +70,13 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
             break;
         }
         let is_last = n + 1 == group.len();
-        runs.push(effect(shared, &mut conn, claimed, is_last).await.unwrap_or_else(|(run, error)| {
+        runs.push(effect(context, &mut conn, claimed, is_last).await.unwrap_or_else(|(run, error)| {
             lost = Some(error);
             run
         }));
     }
     if let Some(error) = lost {
-        tracing::debug!(%error, "a transaction of several effects is lost; each runs alone");
+        tracing::debug!(%error, "shared transaction lost; running each effect alone");
         drop(conn);
         runs.resize_with(group.len(), || Run::Alone);
         return alone(runs);
@@ -91,7 +91,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
         return alone(runs);
     }
     failpoints::hit(Step::CommitSent);
-    let commit = store.commit_shared(conn, &shared.scope, &kept);
+    let commit = store.commit_shared(conn, &context.scope, &kept);
     match in_time(limit, "commit a transaction", commit).await {
         Ok(SharedCommit::Committed) => {
             failpoints::hit(Step::Committed);
@@ -99,20 +99,20 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
         }
         Ok(SharedCommit::RolledBack) => alone(runs),
         Err(error) if error.kind() == ErrorKind::Conflict => {
-            shared.count(Counter::Conflicts, 1);
+            context.count(Counter::Conflicts, 1);
             alone(runs)
         }
         Err(error) if error.is_retryable() => {
-            in_doubt(shared, &error);
+            in_doubt(context, &error);
             all(runs, || Some(Outcome::Unknown))
         }
         Err(error) if refuses_all(&error) => {
-            not_begun(shared, &error);
+            not_begun(context, &error);
             all(runs, || Some(Outcome::Unstarted))
         }
         // It is refused for one of them, and nobody knows for which.
         Err(error) => {
-            tracing::debug!(%error, "effects could not be committed together; each runs alone");
+            tracing::debug!(%error, "shared commit refused; running each effect alone");
             alone(runs)
         }
     }
@@ -135,20 +135,20 @@ fn alone(runs: Vec<Run>) -> Vec<Option<Outcome>> {
 
 /// Runs the handler, and keeps or undoes what it did. An error: the transaction is lost with all effects.
 async fn effect<S: TransactionalStore, H: TxHandler<S>>(
-    shared: &Shared<Transactional<S, H>>,
+    context: &Context<Transactional<S, H>>,
     conn: &mut S::Conn,
-    (work, claim): &Claimed,
+    (work, claim): &ClaimedWork,
     is_last: bool,
 ) -> Result<Run, (Run, Error)> {
-    let (runner, limit) = (&shared.runner, shared.config.store_timeout);
+    let (runner, limit) = (&context.runner, context.config.store_timeout);
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
-    if is_late(shared, work, claim) {
+    if is_late(context, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.
-    if claim.is_past_deadline(now + shared.config.lease / 2) {
+    if claim.is_past_deadline(now + context.config.lease / 2) {
         return Ok(Run::Alone);
     }
     let tx = runner.store.lend(conn);
@@ -156,7 +156,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         let message = work.message.claimed(std::sync::Arc::clone(claim));
         runner.handler.handle(message, tx).await
     };
-    let handled = guarded(shared, claim, now, handled).await;
+    let handled = guarded(context, claim, now, handled).await;
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {
         match in_time(limit, "keep an effect", runner.store.keep(conn)).await {
@@ -166,23 +166,23 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
                     ErrorKind::Conflict => Counter::Conflicts,
                     _ => Counter::StoreErrors,
                 };
-                shared.count(counter, 1);
+                context.count(counter, 1);
                 return Err((Run::Alone, error));
             }
             Err(error) => handled = Err(HandlerError::from(error)),
         }
     }
     match handled {
-        Ok(()) => Ok(Run::Kept(completion(shared, work, claim, lease))),
+        Ok(()) => Ok(Run::Kept(completion(context, work, claim, lease))),
         Err(error) => {
             // It met another transaction: that says nothing about the message, and it runs once more, alone.
             let conflict = error.is_conflict();
             let run = if conflict { Run::Alone } else { Run::Ended(Outcome::Failed(error)) };
-            shared.count(Counter::Conflicts, usize::from(conflict));
+            context.count(Counter::Conflicts, usize::from(conflict));
             match in_time(limit, "undo an effect", runner.store.undo(conn)).await {
                 Ok(()) => Ok(run),
                 Err(lost) => {
-                    shared.count(Counter::StoreErrors, usize::from(!conflict));
+                    context.count(Counter::StoreErrors, usize::from(!conflict));
                     Err((run, lost))
                 }
             }

@@ -1,4 +1,4 @@
-//! Natural batching: while one store call is under way, what comes next gathers into the following one.
+//! Request coalescing: requests that arrive while a call is under way are sent together in the next one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ type Chunk<Q, T> = (Vec<Q>, oneshot::Sender<Answers<T>>);
 /// Hands chunks of requests to the store: a few calls in flight, each of about `max_batch` items, no linger.
 /// One request alone pays one round trip; a flood pays one per batch.
 #[derive(Debug)]
-pub(crate) struct Gather<Q, T> {
+pub(crate) struct Coalescer<Q, T> {
     operation: &'static str,
     chunks: mpsc::UnboundedSender<Chunk<Q, T>>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Terms<Q> {
     pub(crate) clashes: fn(&[Q], &[Q]) -> bool,
 }
 
-impl<Q: Send + 'static, T: Send + 'static> Gather<Q, T> {
+impl<Q: Send + 'static, T: Send + 'static> Coalescer<Q, T> {
     /// Starts the task that calls the store. It ends when the gatherer is dropped.
     pub(crate) fn start<F, Fut>(terms: Terms<Q>, call: F) -> Self
     where
@@ -118,11 +118,11 @@ pub(crate) async fn bounded<T>(
                 operation,
                 format!("the store gave {found} answers to {count} requests; this is a fault of the adapter"),
             );
-            (0..count).map(|_| Err(error.replicate())).collect()
+            (0..count).map(|_| Err(error.clone())).collect()
         }
         Err(_) => {
             let error = Error::new(ErrorKind::Timeout, operation, format!("no answer within {limit:?}"));
-            (0..count).map(|_| Err(error.replicate())).collect()
+            (0..count).map(|_| Err(error.clone())).collect()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sends messages and returns once the broker has confirmed them: [`Publisher`].
+//! Publishing of messages, confirmed by the broker: [`Publisher`].
 
 mod gathered;
 

@@ -1,11 +1,13 @@
-//! An in-memory broker with the habits of real ones, and seeded faults: [`MemoryBroker`].
+//! A broker in memory with the behaviour of real ones and seeded faults: [`MemoryBroker`].
 
 mod flow;
 mod habits;
 mod window;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
@@ -52,6 +54,12 @@ struct State {
     /// How often a partition was assigned to a consumer again.
     assignments: HashMap<(u64, u32), u64>,
     notices: HashMap<u64, mpsc::UnboundedSender<Notice>>,
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBroker").field("depth", &self.depth()).finish_non_exhaustive()
+    }
 }
 
 impl MemoryBroker {
@@ -147,7 +155,7 @@ impl MemoryBroker {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn error(operation: &'static str) -> Error {
@@ -201,6 +209,7 @@ impl State {
 }
 
 /// Receives from a [`MemoryBroker`].
+#[derive(Debug)]
 pub struct MemoryConsumer {
     broker: MemoryBroker,
     number: u64,

@@ -3,8 +3,9 @@
 mod slots;
 mod table;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -102,7 +103,7 @@ impl MemoryStore {
     /// Locks the tables and reads the clock *after* that, so that fences are given out in the clock's order.
     fn open(&self) -> (MutexGuard<'_, Tables>, Moment) {
         // A panic cannot leave a record half written: every transition assigns whole values.
-        let tables = self.shared.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.shared.tables.lock();
         let now = self.shared.base + micros(self.shared.started_at.elapsed());
         let fence_floor = tables.fence_floor;
         (tables, Moment { now, fence_floor })

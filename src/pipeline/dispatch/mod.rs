@@ -5,12 +5,15 @@ mod drain;
 mod identify;
 mod leaving;
 mod notes;
+mod queue;
 mod rounds;
 mod store;
 mod suspects;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod unidentified;
+mod waiting_log;
 mod watch;
 mod window;
 
@@ -25,74 +28,27 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use drain::Drained;
-pub(crate) use identify::Identified;
-use identify::Unidentified;
-pub(crate) use store::Asked;
 use store::StoreWatch;
 use suspects::Suspects;
 use timers::Timers;
+use unidentified::Unidentified;
+use waiting_log::WaitingLog;
 use window::Window;
 
-use super::breaker::{Breaker, RunEnd, RunId};
-use super::config::{Mode, OnStoreDown};
-use super::intake::Gate;
+use super::breaker::Breaker;
+use super::config::OnStoreDown;
+use super::context::Context;
+use super::event::{Event, Report};
+use super::gate::Gate;
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::shared::Shared;
-use super::work::{Plan, Turn, Verdict, Work};
+use super::work::{Plan, Verdict, Work};
 use crate::consumer::FlowControl;
-use crate::key::{Fingerprint, Key};
-
-/// What the dispatcher is told.
-pub(crate) enum Event {
-    /// Deliveries came in.
-    Arrived(Vec<Work>),
-    /// The key of a large message was looked for.
-    Identified(Identified),
-    /// The source is at its end.
-    End,
-    /// The source is idle; only sent if the pipeline shall stop then.
-    Idle,
-    /// The deliveries of this epoch belong to another consumer soon.
-    Leaving { epoch: u64 },
-    /// A round's claims were answered, or not; `None`: the store was not asked.
-    Claimed { asked: Option<Asked>, again: bool },
-    /// Runs have ended: their slots are free.
-    Finished(Ended),
-    /// Deliveries were settled, or are to be tried again.
-    Settled(Vec<Report>),
-    /// So many settlements have reached the broker, or were given up.
-    Flushed(usize),
-}
-
-/// How runs ended, as far as the breaker wants to know.
-#[derive(Default)]
-pub(crate) struct Ended {
-    pub(crate) count: usize,
-    /// Of these, suspects whose turn it was.
-    pub(crate) suspects: usize,
-    /// One of those that succeeded.
-    pub(crate) succeeded: Option<RunId>,
-    /// Those that failed, each with the breaker's opening whose probe it was.
-    pub(crate) failed: Vec<(RunId, RunEnd, Option<u64>)>,
-}
-
-/// What became of a delivery.
-pub(crate) struct Report {
-    pub(crate) key: Option<Key>,
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) generation: u32,
-    pub(crate) lane: Option<u64>,
-    pub(crate) epoch: u64,
-    pub(crate) size: usize,
-    pub(crate) turn: Option<Turn>,
-    pub(crate) verdict: Verdict,
-    pub(crate) again: Option<Work>,
-}
+use crate::key::Key;
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
-    shared: Arc<Shared<R>>,
+    context: Arc<Context<R>>,
     gate: Arc<Gate>,
     ready: VecDeque<Work>,
     /// Deliveries whose keys the store did not answer, due to be asked for again.
@@ -105,7 +61,8 @@ pub(crate) struct Dispatcher<R> {
     lanes: HashMap<u64, VecDeque<Work>>,
     timers: Timers,
     window: Window,
-    left: leaving::Left,
+    /// Epochs that have left, the oldest first.
+    left: VecDeque<u64>,
     rounds: JoinSet<()>,
     claiming: usize,
     /// A round of deliveries that were not answered before is claiming.
@@ -122,17 +79,17 @@ pub(crate) struct Dispatcher<R> {
     handler_is_down: bool,
     /// When the gate was last set.
     gated_at: Instant,
-    watch: watch::Watch,
+    waiting_log: WaitingLog,
     at_end: bool,
     idle: bool,
 }
 
 impl<R: Runner> Dispatcher<R> {
-    pub(crate) fn new(shared: Arc<Shared<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
+    pub(crate) fn new(context: Arc<Context<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
         Self {
-            window: Window::new(&shared.config, flow),
-            breaker: Breaker::new(shared.config.breaker),
-            shared,
+            window: Window::new(&context.config, flow),
+            breaker: Breaker::new(context.config.breaker),
+            context,
             gate,
             ready: VecDeque::new(),
             unanswered: VecDeque::new(),
@@ -152,7 +109,7 @@ impl<R: Runner> Dispatcher<R> {
             store: StoreWatch::new(),
             handler_is_down: false,
             gated_at: Instant::now(),
-            watch: watch::Watch::default(),
+            waiting_log: WaitingLog::default(),
             at_end: false,
             idle: false,
         }
@@ -160,7 +117,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Dispatches until the source is at its end and everything is settled, or until a drain is asked for and done.
     pub(crate) async fn run(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
-        let shared = Arc::clone(&self.shared);
+        let context = Arc::clone(&self.context);
         let mut batch = Vec::with_capacity(64);
         while !self.is_done() {
             let now = Instant::now();
@@ -168,7 +125,7 @@ impl<R: Runner> Dispatcher<R> {
             let wake_at = self.wake_at(now);
             tokio::select! {
                 biased;
-                () = shared.draining.cancelled() => return self.drain(events).await,
+                () = context.draining.cancelled() => return self.drain(events).await,
                 _ = events.recv_many(&mut batch, 64) => batch.drain(..).for_each(|event| self.take(event)),
                 Some(joined) = self.rounds.join_next() => self.note_end(joined),
                 () = sleep_until(wake_at) => {}
@@ -183,7 +140,7 @@ impl<R: Runner> Dispatcher<R> {
         Drained::Wholly
     }
 
-    /// Lets go of the rounds that have ended, also while events never cease.
+    /// Joins the rounds that have ended, also while events never cease.
     fn join_ended(&mut self) {
         while let Some(joined) = self.rounds.try_join_next() {
             self.note_end(joined);
@@ -196,9 +153,9 @@ impl<R: Runner> Dispatcher<R> {
         if let Err(error) = joined
             && error.is_panic()
         {
-            tracing::error!(%error, "a round panicked: the run ends, nothing of the round is acked");
+            tracing::error!(%error, "round panicked; the run ends, nothing of the round is acked");
             self.panicked = true;
-            self.shared.draining.cancel();
+            self.context.draining.cancel();
         }
     }
 
@@ -244,7 +201,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn arrive(&mut self, mut work: Work) {
         self.window.take(&work);
-        if self.shared.halt.is_leaving(work.receipt.tag().epoch) {
+        if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back(work);
             return;
         }
@@ -292,7 +249,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn try_again(&mut self, mut work: Work, report: &Report) {
         work.turn = None;
-        if self.shared.halt.is_leaving(report.epoch) {
+        if self.context.halt.is_leaving(report.epoch) {
             self.give_back_first(work);
             return;
         }
@@ -301,7 +258,7 @@ impl<R: Runner> Dispatcher<R> {
             // The same owner token again: a claim whose reply was lost recognises itself.
             _ => {
                 work.store_tries = work.store_tries.saturating_add(1);
-                self.shared.pause(Duration::from_millis(100), work.store_tries - 1, Duration::from_secs(5))
+                self.context.pause(Duration::from_millis(100), work.store_tries - 1, Duration::from_secs(5))
             }
         };
         if report.turn.is_none() && work.lost > 0 && work.store_tries == 0 {
@@ -354,43 +311,26 @@ impl<R: Runner> Dispatcher<R> {
     /// When something may change by itself. What was due before `now` was looked at and could not start for another reason:
     /// to wake for it again would spin.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let may_start = self.running < self.shared.config.concurrency && self.has_startable();
+        let may_start = self.running < self.context.config.concurrency && self.has_startable();
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
         let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
         let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
-        [self.timers.next(), store, probe, intake, self.watch.next()].into_iter().flatten().min()
+        [self.timers.next(), store, probe, intake, self.waiting_log.next()].into_iter().flatten().min()
     }
 
     fn publish_gauges(&mut self) {
-        let counters = &self.shared.counters;
+        let counters = &self.context.counters;
         counters.set_in_flight(self.window.held(), self.window.held_bytes());
         counters.set_waiting(self.window.waiting());
         counters.set_store_up(!self.store.is_down());
         let now = Instant::now();
         self.gated_at = now;
         let store_lets_in =
-            self.shared.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
+            self.context.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
         // A breaker that is open needs a message to probe with, and no more.
         let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
         self.gate.set_open(store_lets_in && breaker_lets_in && self.window.has_room(self.unflushed));
     }
-}
-
-/// Takes out those that `wanted` says, in their order.
-fn extract(works: &mut VecDeque<Work>, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
-    if !works.iter().any(&mut wanted) {
-        return Vec::new();
-    }
-    let (taken, left): (Vec<_>, VecDeque<_>) = {
-        let mut taken = Vec::new();
-        let mut left = VecDeque::with_capacity(works.len());
-        for work in works.drain(..) {
-            if wanted(&work) { taken.push(work) } else { left.push_back(work) }
-        }
-        (taken, left)
-    };
-    *works = left;
-    taken
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -1,8 +1,8 @@
-//! How a handler learns that it should stop: [`Cancellation`].
+//! Cancellation of a handler run: [`Cancellation`].
 
 use std::sync::Arc;
 
-use super::claim::ActiveClaim;
+use crate::active_claim::ActiveClaim;
 
 /// Fires when the run should stop: its lease is lost or about to end unrenewed, its timeout has come, or the drain
 /// deadline has passed. A run that goes on after that may overlap with another one of the same key; what it writes

@@ -1,4 +1,4 @@
-//! The circuit breaker of the handler: whether runs may start, and when one may probe. A pure state machine.
+//! The circuit breaker of the handler, as a pure state machine: whether runs may start, and when one may probe.
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,13 @@
-//! Takes the idempotency key out of a message: [`KeyExtractor`].
+//! Derives the idempotency key of a message from its headers, position or payload: [`KeyExtractor`].
+
+mod text;
 
 use std::fmt;
 
-use super::fingerprint::payload_hash;
-use super::{KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope, first_half, json, names};
+use crate::key::{KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope, first_half, json, names, payload_hash};
 use crate::message::Message;
+
+pub use text::KeyText;
 
 /// One place an idempotency key can come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -354,6 +357,18 @@ impl fmt::Debug for KeyExtractor {
             .field("sources", &self.sources().collect::<Vec<_>>())
             .field("secret", &self.secret.map(|_| "set"))
             .finish()
+    }
+}
+
+impl Key {
+    /// The key of `scope` for an identifier that the program itself chooses, for use with
+    /// [`once`](crate::Deduplicator::once).
+    ///
+    /// # Errors
+    /// [`KeyError`] if `value` is empty or longer than [`MAX_KEY_BYTES`].
+    pub fn of(scope: &Scope, value: impl AsRef<[u8]>) -> Result<Self, KeyError> {
+        let extractor = KeyExtractor::new(scope, vec![KeySource::Given]);
+        extractor.hash_parts(0, &[value.as_ref()])
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::delivery::Tag;
 use crate::key::Key;
 use crate::store::{Claimed, Lease};
+use crate::tag::Tag;
 
 const RUNNING: u8 = 0;
 const CANCELLED: u8 = 1;
@@ -141,7 +141,7 @@ impl ActiveClaim {
         self.state.fetch_and(!RETURNED, Ordering::AcqRel);
     }
 
-    /// All is recorded: the heartbeat lets go of the claim.
+    /// All is recorded: the heartbeat no longer renews the claim.
     pub(crate) fn end(&self) {
         self.state.fetch_or(ENDED, Ordering::AcqRel);
     }

@@ -1,7 +1,7 @@
-//! Keys as text, for tools: what a person or an earlier table calls a key, turned into the keys it may be here.
+//! Keys as text, for tools: [`KeyText`].
 
-use super::extract::{json_part, part};
-use super::{Key, KeyError, KeyExtractor, KeySource, json};
+use super::{KeyExtractor, KeySource, json_part, part};
+use crate::key::{Key, KeyError, json};
 
 /// One value of a key, as a person or an earlier table has it.
 ///
@@ -153,7 +153,7 @@ mod tests {
             .message_id("a-1")
             .position(Position { incarnation: Arc::from("1:2"), partition: 3, offset: 4 })
             .build();
-        let hash = crate::key::fingerprint::payload_hash(message.payload()).to_hex();
+        let hash = crate::key::payload_hash(message.payload()).to_hex();
         for (source, values) in [
             (KeySource::Header("h".into()), vec!["a-1"]),
             (KeySource::MessageId, vec!["a-1"]),

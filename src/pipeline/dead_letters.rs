@@ -1,13 +1,13 @@
-//! What becomes of messages that failed for good: confirmed dead letters, or parked in their source.
+//! Dead-letters messages that failed for good, or parks them in their source.
 
 use std::time::Duration;
 
 use super::config::OnLetterRefused;
-use super::gather::bounded;
+use super::context::Context;
 use super::runner::Runner;
-use super::shared::Shared;
 use super::work::{Recorded, Verdict, Work};
-use crate::dead_letter::{DeadLetters, Extent, Obituary};
+use crate::coalesce::bounded;
+use crate::dead_letter::{DeadLetters, Extent, FailureReport};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::store::{Burial, BuryRequest, Lease, Reason};
@@ -17,7 +17,7 @@ use crate::telemetry::Counter;
 pub(super) struct Letter {
     pub(super) work: Work,
     pub(super) lease: Option<Lease>,
-    pub(super) why: Obituary,
+    pub(super) why: FailureReport,
 }
 
 /// A letter that its destination has confirmed, or that a policy drops, and how its delivery is counted.
@@ -27,8 +27,8 @@ type Sent = (Letter, Counter);
 const LETTER_TRIES: u32 = 10;
 
 /// What is known of a message that no claim was held for.
-pub(super) fn obituary_without_claim(reason: Reason, error: String, work: &Work) -> Obituary {
-    Obituary {
+pub(super) fn report_without_claim(reason: Reason, error: String, work: &Work) -> FailureReport {
+    FailureReport {
         reason,
         error,
         attempts: work.unprotected_failures,
@@ -40,29 +40,29 @@ pub(super) fn obituary_without_claim(reason: Reason, error: String, work: &Work)
 }
 
 /// Keeps a message in its source that failed for good.
-pub(super) fn park<R>(shared: &Shared<R>, work: &mut Work, error: &str) {
+pub(super) fn park<R>(context: &Context<R>, work: &mut Work, error: &str) {
     if !work.parked {
         work.parked = true;
-        shared.count(Counter::Parked, 1);
+        context.count(Counter::Parked, 1);
         tracing::error!(
-            scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+            scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
             position = work.log_position(), message_id = work.log_id(), error,
-            "a message failed for good and is parked in its source: fix the cause, or configure a dead-letter destination"
+            "message failed for good and is parked in its source: fix the cause, or configure a dead-letter destination"
         );
     }
 }
 
 /// Publishes dead letters, confirmed, then marks their keys dead; only then are they acked. A crash in between repeats
 /// the publish, never the handler.
-pub(super) async fn dead_letter<R: Runner>(shared: &Shared<R>, letters: Vec<Letter>) -> Vec<Recorded> {
-    let Some(target) = &shared.dead_letters else {
-        return letters.into_iter().map(|letter| keep(shared, letter)).collect();
+pub(super) async fn dead_letter<R: Runner>(context: &Context<R>, letters: Vec<Letter>) -> Vec<Recorded> {
+    let Some(target) = &context.dead_letters else {
+        return letters.into_iter().map(|letter| keep(context, letter)).collect();
     };
-    let (sent, mut recorded) = publish(shared, target, letters).await;
-    for ((letter, counter), burial) in bury(shared, sent).await {
+    let (sent, mut recorded) = publish(context, target, letters).await;
+    for ((letter, counter), burial) in bury(context, sent).await {
         recorded.push(match burial {
-            Ok(()) => gone(shared, letter, counter),
-            Err(error) => unburied(shared, letter, counter, &error),
+            Ok(()) => gone(context, letter, counter),
+            Err(error) => unburied(context, letter, counter, &error),
         });
     }
     recorded
@@ -70,7 +70,7 @@ pub(super) async fn dead_letter<R: Runner>(shared: &Shared<R>, letters: Vec<Lett
 
 /// Publishes letters, those that are too large once more with fewer headers of ours.
 async fn publish<R: Runner>(
-    shared: &Shared<R>,
+    context: &Context<R>,
     target: &DeadLetters,
     letters: Vec<Letter>,
 ) -> (Vec<Sent>, Vec<Recorded>) {
@@ -81,31 +81,32 @@ async fn publish<R: Runner>(
             .iter()
             .map(|Letter { work, why, .. }| {
                 target.letter(
-                    &shared.scope,
+                    &context.scope,
                     work.key(),
                     &work.message,
                     why,
                     extent,
-                    &shared.config.own_headers,
+                    &context.config.own_headers,
                 )
             })
             .collect();
         failpoints::hit(Step::LetterSent);
         let call = target.publisher().publish(&batch);
-        let answers = bounded(shared.config.publish_timeout, "publish dead letters", batch.len(), call).await;
+        let answers =
+            bounded(context.config.publish_timeout, "publish dead letters", batch.len(), call).await;
         failpoints::hit(Step::LetterConfirmed);
         let mut too_large = Vec::new();
         for (letter, answer) in open.into_iter().zip(answers) {
             match answer {
                 Ok(()) => sent.push((letter, Counter::DeadLettered)),
                 Err(error) if error.kind() != ErrorKind::TooLarge => {
-                    recorded.push(not_confirmed(shared, letter, &error));
+                    recorded.push(not_confirmed(context, letter, &error));
                 }
                 Err(_) if extent != Extent::Needed => too_large.push(letter),
-                Err(error) => match shared.config.policies.on_letter_refused {
-                    OnLetterRefused::Park => recorded.push(refused(shared, letter, &error)),
+                Err(error) => match context.config.policies.on_letter_refused {
+                    OnLetterRefused::Park => recorded.push(refused(context, letter, &error)),
                     OnLetterRefused::Drop => {
-                        sent.push((dropped(shared, letter, &error), Counter::LettersDropped))
+                        sent.push((dropped(context, letter, &error), Counter::LettersDropped))
                     }
                 },
             }
@@ -119,17 +120,17 @@ async fn publish<R: Runner>(
 }
 
 /// Marks the keys of letters dead. Only an answer about the record ends the repeating; see [`Shared::until_known`].
-async fn bury<R: Runner>(shared: &Shared<R>, sent: Vec<Sent>) -> Vec<(Sent, Result<(), Error>)> {
-    let ttl = shared.config.ttl;
+async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Result<(), Error>)> {
+    let ttl = context.config.ttl;
     let leases = sent.iter().filter_map(|(letter, _)| letter.lease);
     let requests: Vec<_> = leases.map(|lease| BuryRequest { lease, ttl }).collect();
     let mut burials = Vec::new();
     if !requests.is_empty() {
-        burials = shared
+        burials = context
             .until_known(requests, |batch| {
                 Box::pin(async move {
-                    let call = shared.store.bury(&shared.scope, &batch);
-                    shared.store_call("mark keys dead", batch.len(), call).await
+                    let call = context.store.bury(&context.scope, &batch);
+                    context.store_call("mark keys dead", batch.len(), call).await
                 })
             })
             .await;
@@ -143,17 +144,17 @@ async fn bury<R: Runner>(shared: &Shared<R>, sent: Vec<Sent>) -> Vec<(Sent, Resu
     sent.into_iter().map(answer).collect()
 }
 
-fn gone<R>(shared: &Shared<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
+fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
     if counter == Counter::DeadLettered {
-        let (scope, key, reason, error) = (&shared.scope, work.log_key(), why.reason, &why.error);
+        let (scope, key, reason, error) = (&context.scope, work.log_key(), why.reason, &why.error);
         let (origin, position, message_id) = (work.message.origin(), work.log_position(), work.log_id());
-        match shared.log.letters.allow(&format!("{reason} {error}")) {
+        match context.log.letters.allow(&format!("{reason} {error}")) {
             Some(left_out) => tracing::warn!(
                 %scope, key, origin, position, message_id, %reason, attempts = why.attempts, error, left_out,
-                "a message was dead-lettered"
+                "message dead-lettered"
             ),
             None => {
-                tracing::debug!(%scope, key, origin, position, message_id, %reason, "a message was dead-lettered")
+                tracing::debug!(%scope, key, origin, position, message_id, %reason, "message dead-lettered")
             }
         }
     }
@@ -163,23 +164,23 @@ fn gone<R>(shared: &Shared<R>, Letter { work, why, .. }: Letter, counter: Counte
 /// The letter is confirmed and its key is not known to be dead. When the drain deadline has passed, the confirm alone allows
 /// the ack: a redrive of the letter reopens its key, and a copy of the message is dead-lettered again. Otherwise the record
 /// cannot be read, and its message is held until that is repaired.
-fn unburied<R>(shared: &Shared<R>, letter: Letter, counter: Counter, error: &Error) -> Recorded {
-    if shared.giving_up.is_cancelled() {
-        return gone(shared, letter, counter);
+fn unburied<R>(context: &Context<R>, letter: Letter, counter: Counter, error: &Error) -> Recorded {
+    if context.giving_up.is_cancelled() {
+        return gone(context, letter, counter);
     }
     let work = letter.work;
     tracing::error!(
-        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(), ?error,
-        "a message was dead-lettered and its key cannot be marked dead; the message is held"
+        "message dead-lettered, but its key could not be marked dead; message held"
     );
-    Recorded { work, verdict: Verdict::Again { after: shared.config.retry.backoff.max } }
+    Recorded { work, verdict: Verdict::Again { after: context.config.retry.backoff.max } }
 }
 
 /// There is nowhere to send it: it stays in the source.
-fn keep<R>(shared: &Shared<R>, Letter { mut work, why, .. }: Letter) -> Recorded {
-    park(shared, &mut work, &why.error);
-    let after = shared.config.retry.backoff.max;
+fn keep<R>(context: &Context<R>, Letter { mut work, why, .. }: Letter) -> Recorded {
+    park(context, &mut work, &why.error);
+    let after = context.config.retry.backoff.max;
     Recorded { work, verdict: Verdict::Again { after } }
 }
 
@@ -187,58 +188,58 @@ fn keep<R>(shared: &Shared<R>, Letter { mut work, why, .. }: Letter) -> Recorded
 /// longer holds up its lane.
 ///
 /// The next try claims under the same token: while the lease lives, it recognises its terminal failure at once.
-fn not_confirmed<R>(shared: &Shared<R>, mut letter: Letter, error: &Error) -> Recorded {
-    shared.count(Counter::DeadLetterErrors, 1);
+fn not_confirmed<R>(context: &Context<R>, mut letter: Letter, error: &Error) -> Recorded {
+    context.count(Counter::DeadLetterErrors, 1);
     let work = &mut letter.work;
     work.letter_failures = work.letter_failures.saturating_add(1);
     if work.letter_failures >= LETTER_TRIES {
-        return refused(shared, letter, error);
+        return refused(context, letter, error);
     }
-    let (scope, key, origin) = (&shared.scope, work.log_key(), work.message.origin());
-    match shared.log.letters.allow(&error.to_string()) {
+    let (scope, key, origin) = (&context.scope, work.log_key(), work.message.origin());
+    match context.log.letters.allow(&error.to_string()) {
         Some(left_out) => tracing::warn!(
             %scope, key, origin, position = work.log_position(), message_id = work.log_id(), ?error, left_out,
-            "a dead letter was not confirmed; its message is held and the publish repeated"
+            "dead letter not confirmed; message held, retrying the publish"
         ),
-        None => tracing::debug!(%scope, key, ?error, "a dead letter was not confirmed and is repeated"),
+        None => tracing::debug!(%scope, key, ?error, "dead letter not confirmed; retrying"),
     }
     let failures = work.letter_failures - 1;
-    let after = shared.pause(Duration::from_millis(200), failures, shared.config.retry.backoff.max);
+    let after = context.pause(Duration::from_millis(200), failures, context.config.retry.backoff.max);
     work.owner = letter.lease.map(|lease| lease.owner);
     Recorded { work: letter.work, verdict: Verdict::Again { after } }
 }
 
 /// The destination cannot take the letter, or has failed to for long: its message stays in the source, others go on, and the
 /// publish is tried again at the longest delay.
-fn refused<R>(shared: &Shared<R>, letter: Letter, error: &Error) -> Recorded {
+fn refused<R>(context: &Context<R>, letter: Letter, error: &Error) -> Recorded {
     let Letter { mut work, lease, why } = letter;
     let too_large = error.kind() == ErrorKind::TooLarge;
     if !work.parked {
         work.parked = true;
-        shared.count(Counter::Parked, 1);
-        shared.count(Counter::LettersRefused, 1);
-        if let Some(left_out) = shared.log.letters.allow(&format!("refused {error}")) {
+        context.count(Counter::Parked, 1);
+        context.count(Counter::LettersRefused, 1);
+        if let Some(left_out) = context.log.letters.allow(&format!("refused {error}")) {
             tracing::error!(
-                scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+                scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
                 position = work.log_position(), message_id = work.log_id(), reason = %why.reason,
                 payload_bytes = work.message.payload().len(), too_large, ?error, left_out,
-                "a dead letter cannot be sent; its message is parked in its source and others go on: raise the limit of \
-                 the dead-letter destination or repair it"
+                "dead letter refused; message parked in its source, others proceed: raise the limit of the \
+                 dead-letter destination, or repair it"
             );
         }
     }
     work.owner = lease.map(|lease| lease.owner);
-    Recorded { work, verdict: Verdict::Parked { after: shared.config.retry.backoff.max } }
+    Recorded { work, verdict: Verdict::Parked { after: context.config.retry.backoff.max } }
 }
 
-fn dropped<R>(shared: &Shared<R>, letter: Letter, error: &Error) -> Letter {
-    shared.count(Counter::LettersRefused, 1);
+fn dropped<R>(context: &Context<R>, letter: Letter, error: &Error) -> Letter {
+    context.count(Counter::LettersRefused, 1);
     let work = &letter.work;
     tracing::error!(
-        scope = %shared.scope, key = work.log_key(), origin = work.message.origin(),
+        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(), reason = %letter.why.reason,
         payload_bytes = work.message.payload().len(), ?error,
-        "a message is dropped: its dead letter is too large for the destination, and on_letter_refused says to drop it"
+        "message dropped: its dead letter exceeds the limit of the destination, and on_letter_refused says drop"
     );
     letter
 }

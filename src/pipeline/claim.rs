@@ -1,0 +1,225 @@
+//! Claims the keys of a round and decides, by each answer, whether its handler runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
+use super::context::Context;
+use super::event::Event;
+use super::limits::LONGEST;
+use super::outcomes::{asked, concerns_the_store, not_what_died};
+use super::runner::Runner;
+use super::work::{Outcome, Plan, Start, Turn, Verdict, Work};
+use crate::active_claim::ActiveClaim;
+use crate::error::Error;
+use crate::store::{Claim, ClaimRequest, Claimed, Reason};
+use crate::telemetry::Counter;
+
+/// Whom a round asks for its claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// The store.
+    Store,
+    /// The store, for keys that it did not answer before.
+    Again,
+    /// Not the store: it is down, and a policy allows runs without claims.
+    Nobody,
+}
+
+/// Claims the keys of a round in one call, and decides what each answer means.
+pub(super) async fn claim<R: Runner>(context: &Context<R>, mut round: Vec<Work>, asks: Asks) -> Vec<Start> {
+    let again = asks == Asks::Again;
+    if asks == Asks::Nobody {
+        context.tell(Event::Claimed { asked: None, again });
+        let starts: Vec<Start> = round.into_iter().map(|work| unclaimed(context, work)).collect();
+        context.kept_alive.watch(&starts);
+        return starts;
+    }
+    let requests = requests(context, &mut round);
+    let sent = Instant::now();
+    let answers = if requests.is_empty() { Vec::new() } else { context.claim(&requests).await };
+    let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
+    context.tell(Event::Claimed { asked, again });
+
+    let deadline = sent + context.config.lease - context.config.lease_margin();
+    let mut answers = answers.into_iter();
+    let starts: Vec<Start> = round
+        .into_iter()
+        .map(|work| match work.plan {
+            Plan::Claim(_) => match answers.next() {
+                Some(answer) => answered(context, work, answer, sent, deadline),
+                None => known(work, Outcome::Decided(Verdict::StoreDown)),
+            },
+            _ => unclaimed(context, work),
+        })
+        .collect();
+    context.kept_alive.watch(&starts);
+    starts
+}
+
+/// What becomes of a delivery without a claim.
+fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
+    match work.plan.clone() {
+        Plan::Claim(_) | Plan::Unprotected => unprotected(context, work),
+        Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
+        Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+        // It is in no round before its key is known.
+        Plan::Identify => known(work, Outcome::Decided(Verdict::Abandon)),
+    }
+}
+
+fn requests<R>(context: &Context<R>, round: &mut [Work]) -> Vec<ClaimRequest> {
+    context.draw(|token| {
+        round
+            .iter_mut()
+            .filter_map(|work| {
+                let key = work.key()?;
+                let owner = *work.owner.get_or_insert_with(&mut *token);
+                Some(ClaimRequest { key, owner, fingerprint: work.fingerprint, generation: work.generation })
+            })
+            .collect()
+    })
+}
+
+fn answered<R: Runner>(
+    context: &Context<R>,
+    mut work: Work,
+    answer: Result<Claim, Error>,
+    sent: Instant,
+    deadline: Instant,
+) -> Start {
+    let error = match answer {
+        Ok(claim) => {
+            work.store_tries = 0;
+            // The claim is known now; the next one of this delivery is another claim. A key in progress may be held by an
+            // earlier call of this very claim that is still under way: with the same token it recognises itself.
+            if !matches!(claim, Claim::InProgress { .. }) {
+                work.owner = None;
+            }
+            return granted(context, work, claim, sent, deadline);
+        }
+        Err(error) => error,
+    };
+    if concerns_the_store(&error) {
+        // The same owner token again: a claim whose reply was lost recognises itself.
+        tracing::debug!(%error, "claim failed; retrying with the same owner token");
+        // Observing suppresses nothing, so it does not wait for a store either.
+        let unclaimed = context.config.policies.on_store_down == OnStoreDown::Process
+            || context.config.mode == Mode::Observe;
+        if unclaimed && !R::NEEDS_CLAIM {
+            return unprotected(context, work);
+        }
+        return known(work, Outcome::Decided(Verdict::StoreDown));
+    }
+    work.owner = None;
+    work.store_tries = 0;
+    tracing::error!(%error, key = ?work.key(), "claim refused; message held");
+    known(work, Outcome::Decided(Verdict::Again { after: context.config.retry.backoff.max }))
+}
+
+fn granted<R: Runner>(
+    context: &Context<R>,
+    mut work: Work,
+    claim: Claim,
+    sent: Instant,
+    deadline: Instant,
+) -> Start {
+    let observing = context.config.mode == Mode::Observe;
+    let verdict = match claim {
+        Claim::Claimed(claimed) => return start(context, work, &claimed, sent, deadline),
+        Claim::Exhausted(exhausted) => {
+            work.generation = exhausted.generation;
+            return known(work, Outcome::Exhausted(exhausted));
+        }
+        Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
+            if observing =>
+        {
+            context.count(Counter::ObservedDuplicates, 1);
+            return unprotected(context, work);
+        }
+        Claim::Completed { .. } => Verdict::Ack(Counter::Duplicates),
+        Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {
+            None => Verdict::Ack(Counter::DuplicatesOfDead),
+            Some(text) => {
+                (work.generation, work.again) = (generation, true);
+                return known(work, Outcome::Letter(reason, text.to_owned()));
+            }
+        },
+        Claim::InProgress { retry_in } => {
+            context.count(Counter::InProgress, 1);
+            in_progress(context, &mut work, retry_in)
+        }
+        Claim::Mismatch => {
+            context.count(Counter::Mismatches, 1);
+            match context.config.policies.on_mismatch {
+                // It may be a dead letter whose payload was corrected.
+                OnMismatch::Ack if !work.unproven => Verdict::Ack(Counter::MismatchAcked),
+                // The key belongs to another message, so that this one has none.
+                OnMismatch::Process => return unprotected(context, work),
+                OnMismatch::DeadLetter | OnMismatch::Ack => {
+                    let text =
+                        "the key is known with another payload: two different messages share it".to_owned();
+                    return known(work, Outcome::Letter(Reason::Mismatch, text));
+                }
+            }
+        }
+    };
+    known(work, Outcome::Decided(verdict))
+}
+
+/// A key in progress elsewhere is never a reason to ack. The holder may finish long before its lease ends, so a held
+/// delivery asks again after a growing pause; a parked one is not seen again before the lease is over.
+fn in_progress<R>(context: &Context<R>, work: &mut Work, retry_in: Duration) -> Verdict {
+    let can_park = context.capabilities.delayed_retry && context.config.ordering == Ordering::None;
+    if context.config.policies.on_in_progress == OnInProgress::Park && can_park {
+        return Verdict::GiveBack { after: retry_in };
+    }
+    work.held_until = Some(Instant::now() + retry_in.min(LONGEST));
+    let longest = retry_in.max(Duration::from_millis(1));
+    let after = context.pause(Duration::from_millis(50), work.holds, longest.min(Duration::from_secs(5)));
+    work.holds += 1;
+    Verdict::Again { after }
+}
+
+/// A key whose claims have lapsed before waits for its turn, without its claim: it may be one that kills the process.
+fn start<R: Runner>(
+    context: &Context<R>,
+    mut work: Work,
+    claimed: &Claimed,
+    sent: Instant,
+    deadline: Instant,
+) -> Start {
+    let deadline = deadline.min(sent + claimed.lease_left);
+    work.generation = claimed.generation;
+    let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
+    if claimed.lost > work.lost {
+        context.note_takeover(claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
+        work.lost = claimed.lost;
+        // It may have killed one process more than when its turn came.
+        if work.turn != Some(Turn::Alone) {
+            return Start::Wait { work, claim };
+        }
+    }
+    let marked = claimed.lost > 0 && work.turn == Some(Turn::Alone);
+    if claimed.lost > 0 && work.turn.is_none() {
+        return Start::Wait { work, claim };
+    }
+    Start::Run { work, claim, suspect: marked }
+}
+
+fn unprotected<R: Runner>(context: &Context<R>, work: Work) -> Start {
+    if R::NEEDS_CLAIM {
+        let text = "a transactional handler needs a key to claim".to_owned();
+        return known(work, Outcome::Letter(Reason::MissingKey, text));
+    }
+    context.count(Counter::Unprotected, 1);
+    let attempt = work.unprotected_failures + 1;
+    let claim = Arc::new(ActiveClaim::unprotected(attempt, work.receipt.tag(), Instant::now()));
+    Start::Run { work, claim, suspect: false }
+}
+
+fn known(work: Work, outcome: Outcome) -> Start {
+    Start::Known { work, outcome }
+}

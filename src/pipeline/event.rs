@@ -1,0 +1,69 @@
+//! Events sent to the dispatcher by intake, rounds and the settler: [`Event`].
+
+use super::breaker::{RunEnd, RunId};
+use super::work::{Turn, Verdict, Work};
+use crate::key::{Fingerprint, Key};
+
+/// An event that the dispatcher acts on.
+pub(crate) enum Event {
+    /// Deliveries came in.
+    Arrived(Vec<Work>),
+    /// The key of a large message was looked for.
+    Identified(Identified),
+    /// The source is at its end.
+    End,
+    /// The source is idle; only sent if the pipeline shall stop then.
+    Idle,
+    /// The deliveries of this epoch belong to another consumer soon.
+    Leaving { epoch: u64 },
+    /// A round's claims were answered, or not; `None`: the store was not asked.
+    Claimed { asked: Option<Asked>, again: bool },
+    /// Runs have ended: their slots are free.
+    Finished(Ended),
+    /// Deliveries were settled, or are to be tried again.
+    Settled(Vec<Report>),
+    /// So many settlements have reached the broker, or were given up.
+    Flushed(usize),
+}
+
+/// How runs ended, as far as the breaker wants to know.
+#[derive(Default)]
+pub(crate) struct Ended {
+    pub(crate) count: usize,
+    /// Of these, suspects whose turn it was.
+    pub(crate) suspects: usize,
+    /// One of those that succeeded.
+    pub(crate) succeeded: Option<RunId>,
+    /// Those that failed, each with the breaker's opening whose probe it was.
+    pub(crate) failed: Vec<(RunId, RunEnd, Option<u64>)>,
+}
+
+/// What became of a delivery.
+pub(crate) struct Report {
+    pub(crate) key: Option<Key>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) generation: u32,
+    pub(crate) lane: Option<u64>,
+    pub(crate) epoch: u64,
+    pub(crate) size: usize,
+    pub(crate) turn: Option<Turn>,
+    pub(crate) verdict: Verdict,
+    pub(crate) again: Option<Work>,
+}
+
+/// What came of one claim call.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Items that were answered, a damaged record included.
+    pub(crate) answered: usize,
+    /// Items that were not, of keys that the store has not failed to answer before.
+    pub(crate) fresh_failures: usize,
+    /// The first error, if an item was not answered.
+    pub(crate) error: Option<String>,
+}
+
+/// A delivery whose key was looked for, and the memory that was set aside for it.
+pub(crate) struct Identified {
+    pub(crate) work: Work,
+    pub(crate) memory: usize,
+}

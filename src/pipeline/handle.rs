@@ -1,0 +1,139 @@
+//! Runs the handlers of a round, side by side or grouped into shared transactions.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
+use tokio::time::Instant;
+
+use super::context::Context;
+use super::runner::Runner;
+use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
+use crate::active_claim::ActiveClaim;
+use crate::store::{RenewRequest, Renewal};
+
+/// Runs the handlers of a round side by side; each delivery comes out when its run has ended. Those that share a
+/// transaction run one after the other, and come out when that has ended.
+pub(super) fn handle<R: Runner>(
+    context: &Context<R>,
+    mut starts: Vec<Start>,
+) -> impl Stream<Item = Finished> {
+    let now = Instant::now();
+    // A drain that began while the claims were under way starts none of them.
+    let draining = context.draining.is_cancelled();
+    let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
+    let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
+    let single = starts
+        .into_iter()
+        .map(|start| async move {
+            match start {
+                Start::Known { work, outcome } => Finished { work, claim: None, outcome },
+                Start::Wait { work, claim } => unstarted(work, claim),
+                Start::Run { work, claim, .. } if draining => unstarted(work, claim),
+                Start::Run { work, claim, suspect } => {
+                    let outcome = run(context, &work, &claim, suspect, now).await;
+                    Finished { work, claim: Some(claim), outcome }
+                }
+            }
+        })
+        .collect::<FuturesUnordered<_>>();
+    match grouped {
+        None => single.left_stream(),
+        Some(grouped) => stream::select(single, grouped).right_stream(),
+    }
+}
+
+/// Takes out what is to share transactions, up to `size` runs each: what nothing speaks against. One alone gains nothing.
+fn groups(starts: &mut Vec<Start>, size: usize) -> Vec<Vec<ClaimedWork>> {
+    if size < 2 || starts.len() < 2 {
+        return Vec::new();
+    }
+    let mut groups: Vec<Vec<ClaimedWork>> = Vec::new();
+    let mut others = Vec::with_capacity(starts.len());
+    for start in starts.drain(..) {
+        match start {
+            Start::Run { work, claim, suspect: false } => match groups.last_mut() {
+                Some(group) if group.len() < size => group.push((work, claim)),
+                _ => groups.push(vec![(work, claim)]),
+            },
+            start => others.push(start),
+        }
+    }
+    if let Some((work, claim)) = groups.pop_if(|group| group.len() == 1).and_then(|mut group| group.pop()) {
+        others.push(Start::Run { work, claim, suspect: false });
+    }
+    *starts = others;
+    groups
+}
+
+fn handle_groups<R: Runner>(
+    context: &Context<R>,
+    groups: Vec<Vec<ClaimedWork>>,
+) -> impl Stream<Item = Finished> {
+    let running = groups.into_iter().map(|group| async move {
+        let outcomes = R::run_together(context, &group).await;
+        group.into_iter().zip(outcomes)
+    });
+    running.collect::<FuturesUnordered<_>>().flat_map_unordered(None, move |ended| {
+        ended
+            .map(move |((work, claim), outcome)| async move {
+                let outcome = match outcome {
+                    Some(outcome) => outcome,
+                    None if context.draining.is_cancelled() => Outcome::Unstarted,
+                    None => {
+                        claim.runs_again();
+                        run(context, &work, &claim, false, Instant::now()).await
+                    }
+                };
+                Finished { work, claim: Some(claim), outcome }
+            })
+            .collect::<FuturesUnordered<_>>()
+    })
+}
+
+fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
+    // It waits for its turn, which says nothing about how long it should.
+    work.holds = work.holds.saturating_sub(1);
+    Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
+}
+
+async fn run<R: Runner>(
+    context: &Context<R>,
+    work: &Work,
+    claim: &Arc<ActiveClaim>,
+    suspect: bool,
+    now: Instant,
+) -> Outcome {
+    // The handler was found unavailable, or the delivery is leaving, while the claims were under way.
+    if context.halt.stops(work) {
+        return Outcome::Unstarted;
+    }
+    let little_left = claim.is_past_deadline(now + context.config.lease / 2);
+    let lease = claim.lease().filter(|_| suspect || little_left);
+    let Some(lease) = lease else { return run_in_time(context, work, claim, now).await };
+    let request = RenewRequest { lease, lease_for: context.config.lease, started: suspect };
+    let sent = Instant::now();
+    let batch = [request];
+    let answers =
+        context.store_call("mark a run as started", 1, context.store.renew(&context.scope, &batch)).await;
+    match answers.into_iter().next() {
+        Some(Ok(Renewal::Renewed)) => {
+            claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
+            run_in_time(context, work, claim, Instant::now()).await
+        }
+        Some(Ok(Renewal::Lost)) => Outcome::Fenced,
+        _ => Outcome::Unstarted,
+    }
+}
+
+/// A run that was asked to stop before it began does not begin.
+async fn run_in_time<R: Runner>(
+    context: &Context<R>,
+    work: &Work,
+    claim: &Arc<ActiveClaim>,
+    now: Instant,
+) -> Outcome {
+    if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
+        return Outcome::Unstarted;
+    }
+    R::run(context, work, claim, now).await
+}

@@ -1,0 +1,67 @@
+//! Runs user code with a timeout, and turns its panics into failures.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
+use tokio::time::Instant;
+
+use crate::active_claim::ActiveClaim;
+use crate::failpoints::{self, Step};
+use crate::handler::HandlerError;
+use crate::pipeline::context::Context;
+use crate::telemetry::Counter;
+
+/// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
+/// it does not within the grace. Only then is the claim given up: a run that goes on would be an effect without a claim.
+pub(super) async fn guarded<R, T>(
+    context: &Context<R>,
+    claim: &ActiveClaim,
+    now: Instant,
+    run: impl Future<Output = Result<T, HandlerError>>,
+) -> Result<T, HandlerError> {
+    failpoints::hit(Step::HandlerStart);
+    let limit = context.config.handler_timeout;
+    let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
+    let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            claim.cancel();
+            context.count(Counter::Timeouts, 1);
+            match tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await {
+                // What it managed to do in the grace counts: an effect that happened is an effect.
+                Ok(Some(Ok(Err(error)))) => Some(Ok(Err(timed_out(limit, Some(&error))))),
+                Ok(ended) => ended,
+                Err(_) => Some(Ok(Err(timed_out(limit, None)))),
+            }
+        }
+    };
+    // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
+    // ended is known by now.
+    let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
+    let ended = ended.unwrap_or_else(|| Ok(Err(timed_out(limit, None))));
+    claim.returned();
+    failpoints::hit(Step::EffectDone);
+    ended.unwrap_or_else(|panic| {
+        context.count(Counter::Panics, 1);
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "without a text".to_owned());
+        Err(HandlerError::retry(format!("the handler panicked: {text}")))
+    })
+}
+
+fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {
+    match last {
+        None => HandlerError::retry(format!("the handler did not return within {limit:?} and was dropped")),
+        Some(error) => {
+            let text = format!("the handler was stopped after {limit:?}: {error}");
+            let timed_out = HandlerError::new(error.verdict(), text);
+            if error.is_outcome_unknown() { timed_out.outcome_unknown() } else { timed_out }
+        }
+    }
+}
