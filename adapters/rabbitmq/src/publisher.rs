@@ -24,7 +24,7 @@ use crate::publish::publishing::Publishing;
 /// A message that the broker refuses (no such exchange, missing right, too large) fails alone.
 ///
 /// The publisher has a connection of its own, since RabbitMQ blocks whole connections during a memory or disk alarm,
-/// and reconnects by itself. One batch is in flight at a time: returned messages could not be assigned to their batch
+/// and reconnects by itself. Batches are published one by one: returned messages could not be assigned to their batch
 /// otherwise.
 pub struct RabbitmqPublisher {
     channel: ConfirmChannel,

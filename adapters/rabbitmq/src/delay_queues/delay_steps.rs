@@ -19,7 +19,7 @@ pub(super) fn all_delays_ms() -> impl DoubleEndedIterator<Item = u64> + Clone {
     })
 }
 
-/// Rounds `after` up to the next delay, in milliseconds; the longest delay if there is none.
+/// Rounds `after` up to the next delay, in milliseconds; at most to the longest delay.
 pub(super) fn round_up_ms(after: Duration) -> u64 {
     let wanted = u64::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
     all_delays_ms().find(|delay| *delay >= wanted).or(all_delays_ms().next_back()).unwrap_or(SHORTEST_MS)

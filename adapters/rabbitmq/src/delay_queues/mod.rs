@@ -262,7 +262,7 @@ mod tests {
             .with_headers(headers)
             .with_message_id("1".into())
             .with_expiration("5".into())
-            .with_user_id("somebody".into())
+            .with_user_id("producer".into())
             .with_type("order".into());
         let mut delivery =
             lapin::message::Delivery::mock(1, "shop".into(), "orders.new".into(), false, b"pay".to_vec());

@@ -18,7 +18,7 @@ use crate::publish::refusals::RefusalMemory;
 /// The interval at which a blocked connection is checked.
 const BLOCKED_POLL: Duration = Duration::from_millis(50);
 
-/// A connection of its own with a confirming channel, reopened as needed. One batch is published at a time: returned
+/// A connection of its own with a confirming channel, reopened as needed. Batches are published one by one: returned
 /// messages could not be assigned to their batch otherwise.
 pub(crate) struct ConfirmChannel {
     connect: Arc<dyn AmqpConnector>,

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) struct Defects {
     count: AtomicUsize,
     defects: Mutex<HashMap<(u16, u64), &'static str>>,
-    /// The subscribed channel; 0 if there is none.
+    /// The subscribed channel; 0 without a subscription.
     channel: AtomicUsize,
     /// The number of its deliveries that the consumer add_taken, and how many more may be buffered.
     taken: AtomicU64,

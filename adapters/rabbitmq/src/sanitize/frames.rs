@@ -55,7 +55,7 @@ impl Sanitizer {
         }
     }
 
-    /// Copies checked bytes to `out`; returns their number, 0 if there are none.
+    /// Copies checked bytes to `out`; returns their number, 0 if no bytes are ready.
     pub(crate) fn take(&mut self, out: &mut [u8]) -> usize {
         let bytes = out.len().min(self.vetted - self.given);
         out[..bytes].copy_from_slice(&self.buffer[self.given..self.given + bytes]);

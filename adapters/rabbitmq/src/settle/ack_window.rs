@@ -308,7 +308,7 @@ mod tests {
                     WindowStep::Stragglers => window.drain_acked(&mut frames),
                 }
                 frames.into_iter().for_each(|frame| broker.take(frame));
-                prop_assert!(broker.acked.is_subset(&wanted), "something was acknowledged that nobody acked");
+                prop_assert!(broker.acked.is_subset(&wanted), "a delivery was acknowledged without a settlement");
             }
             prop_assert_eq!(&broker.acked, &wanted);
             prop_assert_eq!(broker.open.len() + settled.len(), delivered as usize);

@@ -11,7 +11,7 @@ use url::Url;
 /// Checks each request before it is signed, whatever the origin of its endpoint: the configuration, `AWS_ENDPOINT_URL`,
 /// a profile.
 ///
-/// A signature does not reveal the secret key. But whoever reads a request can replay it for a quarter of an hour,
+/// A signature does not reveal the secret key. But anyone who reads a request can replay it for a quarter of an hour,
 /// reads the session token and the messages, and can answer in place of SQS.
 #[derive(Debug)]
 pub(crate) struct RequireTls;

@@ -65,10 +65,8 @@ pub(crate) fn to_entry(index: usize, outgoing: &Outgoing) -> Result<(Entry, usiz
             continue;
         }
         let is_plain = !name.starts_with(HEADER_PREFIX) && attributes.iter().all(|(own, _)| own != name);
-        match packed_headers::plain_text(name, value)
-            .filter(|_| is_plain)
-            .and_then(|text| attributes::build("String", text.as_bytes()))
-        {
+        let text = packed_headers::plain_text(name, value).filter(|_| is_plain);
+        match text.and_then(|text| attributes::build("String", text.as_bytes())) {
             Some(value) => attributes.push((name, value)),
             None => packed.add(name, value),
         }
@@ -98,9 +96,8 @@ pub(crate) fn to_entry(index: usize, outgoing: &Outgoing) -> Result<(Entry, usiz
         attributes.extend(text_attribute("base64").map(|value| (packed_headers::ENCODING, value)));
     }
     // Binary, since an id may contain characters that SQS rejects in text.
-    attributes.extend(
-        id.and_then(|id| attributes::build("Binary", id.as_bytes())).map(|value| (packed_headers::ID, value)),
-    );
+    let id = id.and_then(|id| attributes::build("Binary", id.as_bytes()));
+    attributes.extend(id.map(|value| (packed_headers::ID, value)));
 
     let mut bytes = body.len();
     let mut entry = Entry::builder().id(index.to_string()).message_body(body);

@@ -152,12 +152,12 @@ mod tests {
         assert!(packed.is_empty());
         headers.iter().for_each(|(name, value)| packed.add(name, value));
         packed.add_typed("number", &attributes::build("Number", b"17").unwrap());
-        packed.replace("name", b"anew");
+        packed.replace("name", b"replaced");
         let text = packed.into_text().unwrap();
         assert!(text.chars().all(|character| matches!(character, ' '..='~')), "{text}");
         let found = unpack(text.as_bytes()).unwrap();
         let found: Vec<_> = found.iter().map(|header| (header.name.as_str(), &header.value[..])).collect();
-        assert_eq!(found, [&headers[1..], &[("number", b"17"), ("name", b"anew")]].concat());
+        assert_eq!(found, [&headers[1..], &[("number", b"17"), ("name", b"replaced")]].concat());
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct HeldDelivery {
     /// When the receive was sent: SQS counts the visibility from a later moment.
     received: Instant,
     extended: Instant,
-    /// Not delivered to the pipeline yet: nobody else extends it.
+    /// Not delivered to the pipeline yet: no other task extends it.
     buffered: bool,
 }
 
