@@ -45,7 +45,7 @@ async fn main() -> Result<(), Error> {
     sqlx::raw_sql("CREATE TABLE charges (order_id text NOT NULL)").execute(&pool).await?;
 
     let scope = Scope::parse("billing")?;
-    let store = Arc::new(PgStore::connect(PgConfig::from_url(&database)?).await?);
+    let store = Arc::new(PgStore::open(PgConfig::new(&database)).await?);
     let mut config = EffectsConfig::new(KafkaConfig::new([brokers], ["orders"], "billing"));
     // Without keys the promise is for each record; with them it holds for each order, too.
     let keys = vec![KeySource::Header("idempotency-key".into())];
