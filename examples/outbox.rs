@@ -23,7 +23,7 @@ use onceward::outbox::{OutboxStore, Relay, RelayConfig};
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Outgoing, Pipeline, ResultExt, Scope, tx_handler};
 use onceward_postgres::{PgConfig, PgStore, PgTx, handler_error};
-use onceward_rabbitmq::{Endpoint, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use tokio_util::sync::CancellationToken;
 
 async fn charge(_app: (), message: Message, mut tx: PgTx<'_>) -> Handled {
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("handled={} duplicates={}", summary.handled(), summary.duplicates());
 
     // In another process, if you like: `onceward outbox relay FILE` does the same.
-    let publisher = Arc::new(RabbitPublisher::open(Endpoint::new(&amqp)).await?);
+    let publisher = Arc::new(RabbitmqPublisher::open(RabbitmqEndpoint::new(&amqp)).await?);
     let relay = Relay::new(store.outbox(), publisher, RelayConfig::default())?;
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();

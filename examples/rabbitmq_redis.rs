@@ -21,7 +21,7 @@ use lapin::{BasicProperties, Connection, ConnectionProperties};
 use onceward::{
     DeadLetters, Handled, HandlerError, KeySource, Message, Pipeline, PipelineConfig, Scope, handler_fn,
 };
-use onceward_rabbitmq::{Endpoint, RabbitConfig, RabbitConsumer, RabbitPublisher};
+use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_redis::{RedisConfig, RedisStore};
 
 type Error = Box<dyn std::error::Error>;
@@ -42,9 +42,9 @@ async fn main() -> Result<(), Error> {
     let redis = arguments.next().unwrap_or("redis://127.0.0.1:6379".into());
     publish_orders(&amqp).await?;
 
-    let orders = RabbitConsumer::open(RabbitConfig::new(&amqp, "orders")).await?;
-    let letters = RabbitPublisher::open(Endpoint::new(&amqp)).await?;
-    let store = RedisStore::new(&RedisConfig::from_url(&redis)?)?;
+    let orders = RabbitmqConsumer::open(RabbitmqConfig::new(&amqp, "orders")).await?;
+    let letters = RabbitmqPublisher::open(RabbitmqEndpoint::new(&amqp)).await?;
+    let store = RedisStore::open(RedisConfig::new(&redis))?;
     let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, Arc::new(store))
         .keys([KeySource::Header("idempotency-key".into()), KeySource::MessageId])
         .dead_letters(DeadLetters::new(Arc::new(letters), "orders.dead"))

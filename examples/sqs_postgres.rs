@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, ResultExt, Scope, tx_handler};
 use onceward_postgres::{PgConfig, PgStore, PgTx, handler_error};
-use onceward_sqs::{Endpoint, SqsConfig, SqsConsumer};
+use onceward_sqs::{SqsConfig, SqsConsumer, SqsEndpoint};
 use sqlx::PgPool;
 
 type Error = Box<dyn std::error::Error>;
@@ -34,7 +34,7 @@ async fn charge(_app: (), message: Message, mut tx: PgTx<'_>) -> Handled {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
-    let mut sqs = Endpoint::default();
+    let mut sqs = SqsEndpoint::default();
     sqs.url = Some(arguments.next().unwrap_or("http://127.0.0.1:9324".into()));
     sqs.region = Some("eu-west-1".into());
     let database = arguments.next().unwrap_or("postgres://onceward:onceward@127.0.0.1/onceward".into());
@@ -62,7 +62,7 @@ async fn main() -> Result<(), Error> {
 }
 
 /// The producer: it sends 4711 twice. The answer is the URL of its queue.
-async fn send_orders(endpoint: &Endpoint) -> Result<String, Error> {
+async fn send_orders(endpoint: &SqsEndpoint) -> Result<String, Error> {
     let client = endpoint.client().await;
     let created = client.create_queue().queue_name("orders").send().await?;
     let queue = created.queue_url().ok_or("the queue has no URL")?;
