@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Handled, KeyExtractor, KeySource, Message, ResultExt, Scope, tx_handler};
-use onceward_kafka::{EffectKeys, EffectsConfig, KafkaConfig, KafkaEffects};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{EffectKeys, EffectsConfig, KafkaEffects};
 use onceward_postgres::{PgConfig, PgStore, PgTx, handler_error};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
