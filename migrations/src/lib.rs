@@ -1,29 +1,29 @@
-//! The schema of onceward's SQL stores, embedded: each step once, in order, never changed after its release.
+//! The migrations of onceward's SQL stores, embedded: each is applied once, in order, and never changed after its release.
 //!
-//! The adapters apply the steps and keep book of them in a table of their own; the application's own migrations and
-//! their bookkeeping are left alone. Names begin with `onceward_` (SQLite) or lie in a schema of
-//! their own (Postgres), so that both may live in one database.
+//! The adapters apply them and record them in their own table; the application's migrations and their records are not
+//! touched. Names begin with `onceward_` (SQLite) or are in a schema of their own (Postgres), so that both can share a
+//! database.
 
-/// One step of a schema.
+/// One migration of a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Migration {
-    /// From 1, without gaps.
+    /// The version it leads to, from 1, without gaps.
     pub version: u32,
-    /// What it brings, as in the file's name.
+    /// The name, as in the file's name.
     pub name: &'static str,
     /// The statements.
     pub sql: &'static str,
 }
 
-/// The steps of the SQLite schema.
+/// The migrations of the SQLite schema.
 pub const SQLITE: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") },
     Migration { version: 2, name: "outbox", sql: include_str!("../sqlite/0002_outbox.sql") },
     Migration { version: 3, name: "outbox_headers", sql: include_str!("../sqlite/0003_outbox_headers.sql") },
 ];
 
-/// The steps of the Postgres schema. `@schema@` in them stands for the schema's name; all tables lie in that schema, so
-/// their names bear no prefix.
+/// The migrations of the Postgres schema. `@schema@` stands for the name of the schema, which contains all tables; their
+/// names have no prefix.
 pub const POSTGRES: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") },
     Migration { version: 2, name: "outbox", sql: include_str!("../postgres/0002_outbox.sql") },
@@ -34,40 +34,40 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 7, name: "names", sql: include_str!("../postgres/0007_names.sql") },
 ];
 
-/// The step of the Postgres schema that a program must know at least to use a schema with all steps: those after it only add
-/// what such a program does not ask for. So workers of two releases run side by side while one is rolled out.
+/// The oldest version of the Postgres schema that a program must support to use the newest one: later migrations only add to
+/// it. So workers of two releases run concurrently during a rollout.
 pub const POSTGRES_NEEDS: u32 = 1;
 
-/// The steps of the Postgres schema that this program knows, and the one of them that another program must know at least to use
-/// the schema after them.
+/// The migrations of the Postgres schema that this program knows, and the oldest version that another program must support to
+/// use the schema after them.
 pub fn postgres() -> (&'static [Migration], u32) {
     #[cfg(feature = "testing")]
-    if let Some(later) = pretend::told() {
-        return later;
+    if let Some(replaced) = pretend::replaced() {
+        return replaced;
     }
     (POSTGRES, POSTGRES_NEEDS)
 }
 
-/// For tests of two versions on one schema: makes this process one that knows other steps.
+/// For tests of two versions on one schema: replaces the migrations that this process knows.
 #[cfg(feature = "testing")]
 pub mod pretend {
     use std::sync::OnceLock;
 
     use super::Migration;
 
-    static TOLD: OnceLock<(Vec<Migration>, u32)> = OnceLock::new();
+    static REPLACED: OnceLock<(Vec<Migration>, u32)> = OnceLock::new();
 
-    /// From here on [`postgres`](super::postgres) answers this; the first call counts.
+    /// Makes [`postgres`](super::postgres) return these from now on. Only the first call has an effect.
     pub fn postgres(steps: Vec<Migration>, needs: u32) {
-        let _ = TOLD.set((steps, needs));
+        let _ = REPLACED.set((steps, needs));
     }
 
-    pub(super) fn told() -> Option<(&'static [Migration], u32)> {
-        TOLD.get().map(|(steps, needs)| (steps.as_slice(), *needs))
+    pub(super) fn replaced() -> Option<(&'static [Migration], u32)> {
+        REPLACED.get().map(|(steps, needs)| (steps.as_slice(), *needs))
     }
 }
 
-/// The version a list of steps leads to; 0 for none.
+/// The version that a list of migrations leads to; 0 for none.
 pub const fn latest(steps: &[Migration]) -> u32 {
     match steps.last() {
         Some(step) => step.version,
@@ -90,7 +90,7 @@ mod tests {
         assert!((1..=latest(POSTGRES)).contains(&POSTGRES_NEEDS));
     }
 
-    /// A database of another encoding refuses what it cannot hold, in comments too.
+    /// A database with another encoding rejects characters that it cannot represent, in comments too.
     #[test]
     fn every_step_is_plain_ascii() {
         for step in SQLITE.iter().chain(POSTGRES) {

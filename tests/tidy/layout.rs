@@ -14,6 +14,9 @@ const ROLES: [(&str, &str, &[&str]); 2] = [
     ("store", "store", &["check", "checkpoint", "config", "error", "plugin", "store"]),
 ];
 
+/// Crates beside the adapters of a role: runners on the source of another adapter.
+const RUNNERS: [&str; 1] = ["kafka-transactions"];
+
 pub(crate) fn check(files: &[String]) -> Vec<Violation> {
     let mut violations = adapters(files);
     violations.extend(self_named(files));
@@ -37,7 +40,7 @@ fn adapters(files: &[String]) -> Vec<Violation> {
             violations.push(Violation::new("layout", &subject, "README.md is missing"));
         }
         let roles: Vec<_> = ROLES.iter().filter(|(_, shows, _)| has(shows)).collect();
-        if roles.is_empty() {
+        if roles.is_empty() && !RUNNERS.contains(&name) {
             let text = "it is neither a broker (src/consumer.rs) nor a store (src/store.rs)";
             violations.push(Violation::new("layout", &subject, text));
         }

@@ -15,3 +15,8 @@ mod transform;
 
 pub use effects::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 pub use transform::{KafkaTransform, Transform, TransformConfig, TransformSummary};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct KafkaTransactionsReadme;

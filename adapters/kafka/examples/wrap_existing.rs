@@ -4,7 +4,7 @@
 //! cargo run -p onceward-kafka --example wrap_existing -- 127.0.0.1:9092
 //! ```
 //!
-//! The loop stays the user's: one record at a time, their consumer, their commits. `with_pipeline` below gives it up for
+//! The loop stays the user's: records one by one, their consumer, their commits. `with_pipeline` below gives it up for
 //! parallel keys, retries with backoff, dead letters, and commits that never go past what is incomplete.
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
 

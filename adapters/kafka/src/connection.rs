@@ -1,4 +1,4 @@
-//! How clients connect to a cluster: [`KafkaConnection`].
+//! The connection of clients to a cluster, and their authentication: [`KafkaConnection`].
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -131,7 +131,7 @@ impl KafkaConsumer {
         self.handle.with(|state| state.partitions.len())
     }
 
-    /// Returns true if the partition is being revoked, or is gone: nothing more of this assignment should be started.
+    /// Returns true if the partition is being revoked, or no longer assigned: nothing more of this assignment should be started.
     #[doc(hidden)]
     #[must_use]
     pub fn is_leaving(&self, epoch: u64) -> bool {

@@ -48,3 +48,8 @@ pub use consumer::KafkaConsumer;
 pub use inspect::{GroupStatus, TopicStatus};
 pub use publisher::KafkaPublisher;
 pub use retry::topic::RetryTopic;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct KafkaReadme;

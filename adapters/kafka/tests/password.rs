@@ -73,7 +73,7 @@ async fn a_password_that_is_replaced_holds_for_the_next_connections() {
     consumer.acker().settle(&[(first[0].tag, Settlement::Ack)]).await;
     topic.wait_committed(&[1]).await;
 
-    // A password that the broker refuses: what is connected stays, and what connects anew is refused.
+    // A password that the broker rejects: open connections stay, and new ones are rejected.
     std::fs::write(&file, "hunter2-wrong").unwrap();
     let mut cut = Instant::now();
     let is_refused = || {

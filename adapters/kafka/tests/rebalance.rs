@@ -185,7 +185,7 @@ async fn a_partition_that_comes_is_read_though_commits_are_answered_late_and_nev
 /// What happened to each record.
 type Effects = Arc<Mutex<BTreeMap<String, u32>>>;
 
-/// A member that handles and acks until it is told to go: in order, or as if killed.
+/// A member that handles and acks until it is stopped: in order, or as if killed.
 async fn member(topic: Arc<Topic>, effects: Effects, go: Arc<AtomicBool>, orderly: bool) {
     let mut consumer = KafkaConsumer::open(topic.config()).await.unwrap();
     while !go.load(Ordering::Relaxed) {

@@ -102,7 +102,7 @@ async fn a_partition_with_nothing_but_aborted_records_is_at_its_end_and_without_
     let topic = Topic::new(1).await;
     transact(&topic, &[false, false]).await;
     let consumer = topic.open().await;
-    // Nobody asks whether it is idle.
+    // No caller asks whether it is idle.
     topic.wait_committed(&[12]).await;
     drop(consumer);
     let mut consumer = topic.open().await;
@@ -202,7 +202,7 @@ async fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
     })
     .await
     .unwrap();
-    // Whether the assignment outlived the restart is the group's affair: what was not committed comes again then.
+    // The group decides whether the assignment survives the restart; if not, uncommitted records are redelivered.
     let batch: Vec<_> = before.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     consumer.acker().settle(&batch).await;
     topic.fill(100).await;

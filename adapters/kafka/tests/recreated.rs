@@ -206,7 +206,7 @@ async fn records_that_retention_removed_before_they_were_read_are_counted() {
     ack(&consumer, &taken[..4]).await;
     topic.wait_committed(&[4]).await;
     consumer.close().await.unwrap();
-    // While nobody consumed: 4, 5 and 6.
+    // While there was no consumer: 4, 5 and 6.
     topic.delete_before(0, 7).await;
     let mut consumer = topic.open().await;
     let rest = take(&mut consumer, 3).await;

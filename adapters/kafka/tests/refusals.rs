@@ -98,7 +98,7 @@ async fn closing_ends_though_the_broker_does_not_answer() {
     assert!(took < Duration::from_secs(15), "{took:?}: {closed:?}");
 }
 
-/// Whether nobody has asked to commit anything since the broker was told to refuse the next one: that one is still refused.
+/// Whether no commit was sent since the mock was set to reject the next one: a commit is still rejected.
 fn nothing_was_committed(topic: &Topic) -> bool {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &topic.bootstrap).set("group.id", "another");

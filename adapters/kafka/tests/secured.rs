@@ -119,7 +119,7 @@ impl BrokerHarness for SecuredHarness {
     }
 }
 
-/// Of the suite: what needs more than one connection, or comes back.
+/// The checks of the suite that need several connections, or a reconnect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_with_scram_over_tls_keeps_the_contract() {
     let [first, second, third, fourth] = [(); 4].map(|()| SecuredHarness::new());
@@ -176,7 +176,7 @@ struct Tokens {
     failed: Arc<AtomicU32>,
 }
 
-/// Of a subject for a hundred years, signed by nobody: `{"alg":"none"}`, `{"sub":"onceward","iat":1,"exp":4102444800}`.
+/// Of a subject for a hundred years, not signed: `{"alg":"none"}`, `{"sub":"onceward","iat":1,"exp":4102444800}`.
 const TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJvbmNld2FyZCIsImlhdCI6MSwiZXhwIjo0MTAyNDQ0ODAwfQ.";
 
 impl ClientContext for Tokens {
@@ -218,7 +218,7 @@ async fn tokens_of_the_users_context_let_a_consumer_in_and_one_that_is_late_ends
     until("the next token is asked for in vain", || tokens.failed.load(Ordering::Relaxed) > 0).await;
     topic.send(0, None, Some("meanwhile")).await;
     assert_eq!(text(&take(&mut consumer, 1).await[0]), "meanwhile");
-    // Its error has been told by then: it comes with the next poll.
+    // Its error was reported by then: it arrives with the next poll.
     assert_eq!(consumer.is_idle().await, Some(true));
     topic.send(0, None, Some("later")).await;
     assert_eq!(text(&take(&mut consumer, 1).await[0]), "later");
@@ -233,7 +233,7 @@ fn assert_tells_no_secret(error: &Error) {
 /// The broker hangs up without a word, and the client has only a guess.
 const UNTOLD: &str = "security.protocol";
 
-/// Those who are not let in: what is wrong, the way they come, of which kind their error is, and what it says.
+/// Rejected clients: the cause, the connection, the kind of the error, and a part of its text.
 fn outsiders(
     secured: &Secured,
     theirs: &str,
@@ -297,7 +297,7 @@ async fn who_is_not_let_in_is_told_why_and_no_secret() {
                 assert_eq!(error.kind(), kind, "{what}: {error:?}");
             }
             let sent = sent.remove(0).unwrap_err();
-            // What is published waits until the password is mended.
+            // A message waits until the password is corrected.
             assert!(sent.is_retryable(), "{what}: {sent:?}");
             for error in [opened, looked] {
                 assert!(format!("{error:?}").contains(hint), "{what}: {error:?}");

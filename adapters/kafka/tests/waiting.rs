@@ -47,7 +47,7 @@ async fn a_copy_waits_until_it_is_due_as_the_same_message_and_its_original_holds
     assert_eq!(consumer.is_idle().await, Some(false), "a copy waits");
     assert_eq!(config.connection.inspect_topic(&retry).await.unwrap().records, 1);
 
-    // Whoever has the partition next waits as well.
+    // The next owner of the partition waits as well.
     consumer.close().await.unwrap();
     let mut consumer = KafkaConsumer::open(config).await.unwrap();
     let again = take(&mut consumer, 1).await;

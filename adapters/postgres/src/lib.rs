@@ -29,6 +29,7 @@
 mod check;
 mod checkpoint;
 mod claim;
+mod commit_together;
 mod config;
 mod connection;
 mod connector;
@@ -54,6 +55,7 @@ mod transaction;
 #[cfg(feature = "plugin")]
 pub mod plugin;
 
+pub use commit_together::EffectOutcome;
 pub use config::{PgConfig, PgOptions};
 pub use connection::PgConn;
 pub use endpoint::{PasswordProvider, PgEndpoint};
@@ -61,4 +63,4 @@ pub use error::handler_error;
 pub use outbox::PgOutbox;
 pub use sql_handler::PgSqlHandler;
 pub use store::PgStore;
-pub use transaction::{EffectOutcome, PgTx};
+pub use transaction::PgTx;

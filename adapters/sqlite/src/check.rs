@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, Row, query};
 use crate::config::SqliteConfig;
 use crate::error::store_error;
 use crate::migrate;
-use crate::store::{READ, connect};
-use crate::writer::{WRITE, Writer};
+use crate::reader::READ;
+use crate::writer::{WRITE, Writer, connect};
 
 /// Opens and rolls back a write transaction, and reports the schema's version and the file's settings.
 pub(crate) async fn check(config: &SqliteConfig, writer: &Writer) -> Result<Vec<Advice>, Error> {

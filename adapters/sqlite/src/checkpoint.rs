@@ -5,8 +5,8 @@ use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
 use sqlx::{Row, query};
 
 use crate::error::store_error;
-use crate::store::{SqliteStore, join_task};
-use crate::writer::WRITE;
+use crate::store::SqliteStore;
+use crate::writer::{WRITE, join_task};
 
 #[async_trait]
 impl CheckpointStore for SqliteStore {
@@ -18,7 +18,7 @@ impl CheckpointStore for SqliteStore {
         )
         .bind(scope.as_str())
         .bind(source);
-        let rows = self.reader().await?.fetch(statement).await?;
+        let rows = self.reader().lock().await?.fetch(statement).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let failed = |error| store_error(LOAD, error);
         let position: i64 = row.try_get(1).map_err(failed)?;

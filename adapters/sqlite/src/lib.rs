@@ -29,6 +29,7 @@ mod inspect;
 mod migrate;
 mod outbox;
 mod purge;
+mod reader;
 mod row;
 mod sql_handler;
 mod store;

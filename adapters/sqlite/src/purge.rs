@@ -5,8 +5,7 @@ use sqlx::{Row, query};
 
 use crate::error::store_error;
 use crate::row;
-use crate::store::join_task;
-use crate::writer::{WRITE, Writer, WriterConnection, raise_fence_floor};
+use crate::writer::{WRITE, Writer, WriterConnection, join_task, raise_fence_floor};
 
 /// Removes at most `limit` expired keys in one transaction, and returns their number.
 ///

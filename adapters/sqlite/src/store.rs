@@ -11,17 +11,14 @@ use onceward::store::{
     Renewal, StoreAdmin, StoreCapabilities,
 };
 use onceward::{Error, Key, Scope, Store};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _};
-use tokio::sync::{Mutex, MutexGuard};
 
 use crate::clock::Clock;
 use crate::config::SqliteConfig;
 use crate::error::store_error;
-use crate::writer::{WRITE, Writer, WriterConnection};
+use crate::reader::{READ, Reader};
+use crate::writer::{Writer, connect};
 use crate::{check, inspect, migrate, purge, row};
-
-pub(crate) const READ: &str = "read from the SQLite store";
 
 /// Keeps keys in a SQLite file. Clones share one writer; so do all tasks of a process.
 ///
@@ -42,7 +39,7 @@ pub struct SqliteStore {
 struct Inner {
     config: SqliteConfig,
     writer: Writer,
-    reader: Mutex<Option<SqliteConnection>>,
+    reader: Reader,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -78,7 +75,8 @@ impl SqliteStore {
         migrate::check(conn).await?;
         writer.read_clock(conn).await.map_err(|error| store_error(READ, error))?;
         drop(slot);
-        Ok(Self { inner: Arc::new(Inner { config, writer, reader: Mutex::new(None) }) })
+        let reader = Reader::new(config.for_reading());
+        Ok(Self { inner: Arc::new(Inner { config, writer, reader }) })
     }
 
     /// Applies pending migrations, whatever [`SqliteConfig::migrate`] says, and returns their number.
@@ -111,11 +109,7 @@ impl SqliteStore {
 
     /// Closes the file. The next use of the store reopens it.
     pub async fn close(&self) {
-        if let Some(conn) = self.inner.reader.lock().await.take()
-            && let Err(error) = conn.close().await
-        {
-            tracing::debug!(%error, "closing a connection to the SQLite store failed");
-        }
+        self.inner.reader.close().await;
         self.inner.writer.turn().await.reset().await;
     }
 
@@ -123,57 +117,9 @@ impl SqliteStore {
         &self.inner.writer
     }
 
-    /// The connection that reads, which never waits for the writer.
-    pub(crate) async fn reader(&self) -> Result<ReadConnection<'_>, Error> {
-        let mut guard = self.inner.reader.lock().await;
-        if guard.is_none() {
-            let conn = self.inner.config.for_reading().connect().await;
-            *guard = Some(conn.map_err(|error| store_error(READ, error))?);
-        }
-        Ok(ReadConnection { guard })
-    }
-}
-
-/// Opens the writer's connection. Processes that open a new file concurrently conflict while it is switched to WAL, for which
-/// SQLite does not wait; so this retries for about a second.
-pub(crate) async fn connect(slot: &mut WriterConnection) -> Result<&mut SqliteConnection, Error> {
-    const TRIES: u32 = 50;
-    let mut tried = 0;
-    loop {
-        match slot.conn().await {
-            Ok(_) => break,
-            Err(sqlx::Error::Database(error)) if tried < TRIES && is_busy(error.as_ref()) => {
-                tried += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(store_error(slot.opening(), error)),
-        }
-    }
-    let opening = slot.opening();
-    slot.conn().await.map_err(|error| store_error(opening, error))
-}
-
-fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
-    error.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == 5)
-}
-
-/// The connection that reads, locked for one query.
-pub(crate) struct ReadConnection<'s> {
-    guard: MutexGuard<'s, Option<SqliteConnection>>,
-}
-
-impl ReadConnection<'_> {
-    /// Fetches all rows of a statement. After an error the connection is reopened.
-    pub(crate) async fn fetch<'q>(
-        mut self,
-        statement: sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
-    ) -> Result<Vec<SqliteRow>, Error> {
-        let Some(conn) = self.guard.as_mut() else { return Ok(Vec::new()) };
-        let rows = statement.fetch_all(conn).await;
-        if rows.is_err() {
-            *self.guard = None;
-        }
-        rows.map_err(|error| store_error(READ, error))
+    /// The connection that reads.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.inner.reader
     }
 }
 
@@ -244,15 +190,15 @@ impl StoreAdmin for SqliteStore {
     }
 
     async fn inspect(&self, scope: &Scope, key: &Key) -> Result<Option<KeyRecord>, Error> {
-        inspect::inspect(self, scope, key).await
+        inspect::inspect(self.reader(), self.writer(), scope, key).await
     }
 
     async fn list(&self, scope: &Scope, list: &ListQuery) -> Result<Vec<KeyRecord>, Error> {
-        inspect::list(self, scope, list).await
+        inspect::list(self.reader(), self.writer(), scope, list).await
     }
 
     async fn stats(&self, scope: &Scope) -> Result<KeyStats, Error> {
-        inspect::stats(self, scope).await
+        inspect::stats(self.reader(), self.writer(), scope).await
     }
 }
 
@@ -265,14 +211,4 @@ impl Expiring for SqliteStore {
     fn purge_interval(&self) -> Duration {
         Duration::from_secs(30)
     }
-}
-
-/// The outcome of a spawned task; a panic is resumed in the caller.
-pub(crate) fn join_task<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
-    outcome.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => {
-            Error::new(onceward::ErrorKind::Unavailable, WRITE, "the runtime ended before the write did")
-        }
-    })
 }

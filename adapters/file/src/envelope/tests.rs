@@ -1,4 +1,4 @@
-//! What is read and written as an envelope, and what is refused.
+//! Tests of envelopes: parsing, writing, refusals.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What `onceward check` finds about the files of `[source.file]`, without changing any.
+//! Checks the files of `[source.file]` for `onceward check`, without changing any.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -9,49 +9,43 @@ use onceward::private_path;
 use onceward_plugin::files::{io_words, writable_directory};
 use onceward_plugin::{Context, Finding};
 
-use super::source::FileSource;
-
-impl FileSource {
-    pub(super) fn inspect_file(&self, context: &Context<'_>) -> Finding {
-        let key = context.key("path");
-        if self.is_standard_input() {
-            return Finding::ok(key, "reads standard input, without an offset");
+/// The file of the source; `None` is standard input.
+pub(super) fn source(context: &Context<'_>, path: Option<&Path>, follow: bool) -> Finding {
+    let key = context.key("path");
+    let Some(path) = path else {
+        return Finding::ok(key, "reads standard input, without an offset");
+    };
+    let named = path.display();
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound && follow => {
+            let message = format!("there is no file {named} yet; a run waits for it");
+            return Finding::warning(key, message, "check its name if it should exist");
         }
-        let path = self.file(context);
-        let named = path.display();
-        let metadata = match fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == ErrorKind::NotFound && self.follow => {
-                let message = format!("there is no file {named} yet; a run waits for it");
-                return Finding::warning(key, message, "check its name if it should exist");
-            }
-            Err(error) => {
-                let fix = match error.kind() {
-                    ErrorKind::NotFound => "correct the path, or write follow = true to wait for the file",
-                    _ => "make it and its directories readable for this user",
-                };
-                return Finding::error(key, format!("{named} cannot be read ({})", io_words(&error)), fix);
-            }
-        };
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            return Finding::error(key, format!("{named} is a directory"), "name a file in it");
+        Err(error) => {
+            let fix = match error.kind() {
+                ErrorKind::NotFound => "correct the path, or write follow = true to wait for the file",
+                _ => "make it and its directories readable for this user",
+            };
+            return Finding::error(key, format!("{named} cannot be read ({})", io_words(&error)), fix);
         }
-        if kind.is_fifo() || kind.is_char_device() {
-            // Opening a pipe would wait for its writer.
-            return Finding::ok(key, format!("{named} is a stream, read once and without an offset"));
-        }
-        match File::open(&path) {
-            Ok(_) => match crate::check_content(&path) {
-                Ok(()) => Finding::ok(key, format!("{named} can be read ({} bytes)", metadata.len())),
-                Err(error) => {
-                    Finding::error(key, error.to_string(), "name a file with lines of text in UTF-8")
-                }
-            },
-            Err(error) => {
-                let message = format!("{named} cannot be read ({})", io_words(&error));
-                Finding::error(key, message, "make it readable for this user")
-            }
+    };
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Finding::error(key, format!("{named} is a directory"), "name a file in it");
+    }
+    if kind.is_fifo() || kind.is_char_device() {
+        // Opening a pipe would wait for its writer.
+        return Finding::ok(key, format!("{named} is a stream, read once and without an offset"));
+    }
+    match File::open(path) {
+        Ok(_) => match crate::check_content(path) {
+            Ok(()) => Finding::ok(key, format!("{named} can be read ({} bytes)", metadata.len())),
+            Err(error) => Finding::error(key, error.to_string(), "name a file with lines of text in UTF-8"),
+        },
+        Err(error) => {
+            let message = format!("{named} cannot be read ({})", io_words(&error));
+            Finding::error(key, message, "make it readable for this user")
         }
     }
 }

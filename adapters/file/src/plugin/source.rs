@@ -60,7 +60,7 @@ impl FileSource {
     }
 
     /// The file as the configuration means it.
-    pub(super) fn file(&self, context: &Context<'_>) -> PathBuf {
+    fn file(&self, context: &Context<'_>) -> PathBuf {
         if self.is_standard_input() { self.path.clone() } else { context.resolve(&self.path) }
     }
 
@@ -200,7 +200,8 @@ impl SourcePlugin for FileSource {
     }
 
     async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
-        Ok(vec![self.inspect_file(context)])
+        let path = (!self.is_standard_input()).then(|| self.file(context));
+        Ok(vec![super::inspect::source(context, path.as_deref(), self.follow)])
     }
 
     async fn inspect_dead_letters(&self, context: &Context<'_>, to: &str) -> Result<Finding, Error> {

@@ -12,7 +12,7 @@ const MAX_PART: usize = 500;
 const PAUSE_AT: usize = 2000;
 const RESUME_AT: usize = 500;
 
-/// Deliveries by partition, in order. One part of each partition is in flight at a time, so that all deliveries before a part
+/// Deliveries by partition, in order. At most one part of each partition is in flight, so that all deliveries before a part
 /// are done.
 #[derive(Debug, Default)]
 pub(super) struct PartitionQueues {

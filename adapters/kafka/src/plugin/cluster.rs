@@ -20,10 +20,10 @@ macro_rules! cluster_table {
                 pub brokers: Vec<onceward_plugin::value::Address>,
                 /// Properties passed to librdkafka as they are, such as `ssl.ca.location`. Those that would break the
                 /// acknowledgement rule are refused.
-                #[serde(default, skip_serializing_if = "crate::plugin::Properties::is_empty")]
-                pub properties: $crate::plugin::Properties,
-                /// Allows a login to another host without TLS, or with TLS that verifies no certificate. Only for networks where
-                /// nobody else can read or answer.
+                #[serde(default, skip_serializing_if = "crate::plugin::properties::Properties::is_empty")]
+                pub properties: $crate::plugin::properties::Properties,
+                /// Allows a login to another host without TLS, or with TLS that verifies no certificate. Only for trusted
+                /// networks.
                 #[serde(default)]
                 pub allow_plaintext: bool,
                 $($body)*

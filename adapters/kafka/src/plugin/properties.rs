@@ -41,7 +41,7 @@ const REFUSED_PROPERTIES: [(&str, &str); 7] = [
     ("transactional.id", "remove it, since it is derived from the scope"),
 ];
 const NO_CODE: &str =
-    "remove it: code for a client is linked or preloaded by whoever starts the program, not named here";
+    "remove it: code for a client is linked or preloaded when the program is started, not named here";
 const AUTOMATIC: &str = "remove it, since offsets are committed only after an effect is complete";
 
 /// Properties that name a file with a private key.

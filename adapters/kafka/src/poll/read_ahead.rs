@@ -5,7 +5,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use crate::config::TopicConfig;
 use crate::message::to_message;
 use crate::state::assignment::ReadPartition;
-use crate::state::delivery::ReadRecord;
+use crate::state::delivery::PolledRecord;
 
 /// The most records and, approximately, bytes of a group: by as much the limits of the buffer may be exceeded.
 const MAX_RECORDS: usize = 64;
@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 256 << 10;
 /// Records that were read and not passed on.
 #[derive(Default)]
 pub(super) struct ReadAhead {
-    records: Vec<ReadRecord>,
+    records: Vec<PolledRecord>,
     bytes: usize,
     /// The partition of the previous record: most records come from the same one.
     last: Option<ReadPartition>,
@@ -37,7 +37,7 @@ impl ReadAhead {
         let (epoch, Ok(offset)) = (*epoch, u64::try_from(record.offset())) else { return true };
         let (message, wait) = to_message(record, topic, incarnation, *max_wait, &topics.own_headers);
         self.bytes += message.size();
-        self.records.push(ReadRecord { epoch, offset, message, wait });
+        self.records.push(PolledRecord { epoch, offset, message, wait });
         wait.is_zero()
     }
 
@@ -68,7 +68,7 @@ impl ReadAhead {
     }
 
     /// Takes the records of the group.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = ReadRecord> {
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = PolledRecord> {
         self.bytes = 0;
         self.records.drain(..)
     }

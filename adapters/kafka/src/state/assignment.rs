@@ -111,7 +111,7 @@ impl ConsumerState {
         own.all(|own| own.in_flight.is_empty())
     }
 
-    /// Returns true if the partition is being revoked, or is gone.
+    /// Returns true if the partition is being revoked, or no longer assigned.
     pub(crate) fn is_leaving(&self, epoch: u64) -> bool {
         self.partitions.get(&epoch).is_none_or(|own| own.leaving)
     }

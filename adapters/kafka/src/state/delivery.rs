@@ -19,7 +19,7 @@ const MAX_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
 const MAX_COPIES: usize = 1000;
 
 /// A record that was read from the client.
-pub(crate) struct ReadRecord {
+pub(crate) struct PolledRecord {
     pub(crate) epoch: u64,
     pub(crate) offset: u64,
     pub(crate) message: Message,
@@ -37,9 +37,9 @@ pub(crate) struct RetryCopy {
 impl ConsumerState {
     /// Takes records that were read, in their order. Records of an assignment that has ended meanwhile are dropped: the next
     /// owner of the partition reads them.
-    pub(crate) fn polled(&mut self, records: impl IntoIterator<Item = ReadRecord>, now: Instant) {
+    pub(crate) fn polled(&mut self, records: impl IntoIterator<Item = PolledRecord>, now: Instant) {
         let was_empty = self.turns.is_empty();
-        for ReadRecord { epoch, offset, message, wait } in records {
+        for PolledRecord { epoch, offset, message, wait } in records {
             let Some(own) = self.partitions.get_mut(&epoch) else { continue };
             // A doubtful partition is read again once the doubt is resolved.
             if own.leaving || own.doubtful {

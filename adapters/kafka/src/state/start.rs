@@ -1,4 +1,4 @@
-//! Where the delivery of an assigned partition starts: [`PartitionStart`].
+//! The start of an assigned partition's delivery: [`PartitionStart`].
 
 use std::sync::Arc;
 

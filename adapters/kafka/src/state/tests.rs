@@ -10,7 +10,7 @@ use crate::config::TopicConfig;
 use crate::log_change::{LogChange, LogObservation};
 use crate::log_id::LogId;
 use crate::state::ConsumerState;
-use crate::state::delivery::ReadRecord;
+use crate::state::delivery::PolledRecord;
 use crate::state::partition::TopicPartition;
 use crate::state::start::PartitionStart;
 
@@ -52,7 +52,7 @@ impl TestMember {
     }
 
     fn read_waiting(&mut self, epoch: u64, offsets: Range<u64>, wait: Duration) {
-        let record = |offset| ReadRecord { epoch, offset, message: Message::builder("").build(), wait };
+        let record = |offset| PolledRecord { epoch, offset, message: Message::builder("").build(), wait };
         self.state.polled(offsets.map(record), self.now);
     }
 

@@ -82,7 +82,7 @@ impl OffsetWatermark {
         holds
     }
 
-    /// Returns one more than the largest offset that was delivered or [skipped](Self::skip); `None` if there is none.
+    /// Returns one more than the largest offset that was delivered or [skipped](Self::skip); `None` before the first.
     pub(crate) fn next(&self) -> Option<u64> {
         self.next
     }

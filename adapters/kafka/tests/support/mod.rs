@@ -155,7 +155,7 @@ impl Topic {
         deleted.elements()[0].error().unwrap();
     }
 
-    /// Commits an offset of the group as another program would, which nobody else may do while it has members.
+    /// Commits an offset of the group as another program would. The broker allows it only while the group has no members.
     pub(crate) async fn commit(&self, partition: i32, offset: i64) {
         let (bootstrap, group, name) = (self.bootstrap.clone(), self.group.clone(), self.name.clone());
         let commit = move || {
@@ -225,7 +225,7 @@ pub(crate) async fn create_with(bootstrap: &str, name: &str, partitions: i32, se
     wait_for_leaders(bootstrap, name, partitions).await;
 }
 
-/// A broker may tell of a topic a moment before it leads its partitions.
+/// A broker may report a topic a moment before it leads its partitions.
 async fn wait_for_leaders(bootstrap: &str, name: &str, partitions: i32) {
     let (bootstrap, name) = (bootstrap.to_owned(), name.to_owned());
     let led = move || {

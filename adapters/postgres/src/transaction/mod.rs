@@ -1,6 +1,5 @@
 //! Transactions of handlers: the effect and its completion commit together.
 
-mod commit_together;
 mod complete_within;
 pub(crate) mod completion;
 mod shared;
@@ -18,8 +17,6 @@ use crate::connection::{PgConn, end};
 use crate::error::transient_kind;
 use crate::guard::{join_task, within};
 use crate::store::PgStore;
-
-pub use commit_together::EffectOutcome;
 
 /// The transaction of a transactional handler: a [`PgConnection`] for any query of `sqlx`.
 ///

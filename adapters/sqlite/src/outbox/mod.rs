@@ -19,9 +19,10 @@ use sqlx::{Row, query};
 use tokio::time::Instant;
 
 use crate::error::store_error;
+use crate::reader::READ;
 use crate::row::integer;
-use crate::store::{READ, SqliteStore, join_task};
-use crate::writer::WRITE;
+use crate::store::SqliteStore;
+use crate::writer::{WRITE, join_task};
 
 pub use leased_rows::LeasedRows;
 pub(crate) use write::write;
@@ -76,7 +77,7 @@ impl SqliteOutbox {
 
     /// The version of the file's content, which changes with every commit of another connection, in any process.
     async fn version(&self) -> Result<i64, Error> {
-        let rows = self.store.reader().await?.fetch(query("PRAGMA data_version")).await?;
+        let rows = self.store.reader().lock().await?.fetch(query("PRAGMA data_version")).await?;
         rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(|error| store_error(READ, error))
     }
 }

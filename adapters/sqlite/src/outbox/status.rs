@@ -7,7 +7,8 @@ use onceward::outbox::{FailingRow, OutboxStatus};
 use sqlx::{Row, query};
 
 use crate::error::store_error;
-use crate::store::{READ, SqliteStore};
+use crate::reader::READ;
+use crate::store::SqliteStore;
 
 /// Failing rows reported at most.
 const MAX_REPORTED: i64 = 10;
@@ -22,7 +23,7 @@ pub(super) async fn status(store: &SqliteStore) -> Result<OutboxStatus, Error> {
          FROM onceward_outbox WHERE published_at IS NULL",
     );
     let now = store.writer().now();
-    let counted = store.reader().await?.fetch(counted).await?;
+    let counted = store.reader().lock().await?.fetch(counted).await?;
     let Some(row) = counted.first() else { return Ok(OutboxStatus::default()) };
     let count = |n| Ok::<_, Error>(u64::try_from(row.try_get::<i64, _>(n).map_err(failed)?).unwrap_or(0));
     let written: Option<i64> = row.try_get(2).map_err(failed)?;
@@ -41,7 +42,7 @@ pub(super) async fn status(store: &SqliteStore) -> Result<OutboxStatus, Error> {
             "SELECT seq, CAST(id AS BLOB), CAST(destination AS BLOB), attempts, coalesce(error, '') FROM onceward_outbox \
              WHERE published_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?",
         );
-        for row in store.reader().await?.fetch(worst.bind(MAX_REPORTED)).await? {
+        for row in store.reader().lock().await?.fetch(worst.bind(MAX_REPORTED)).await? {
             // Unreadable rows are among them.
             let text = |n| {
                 let bytes: &[u8] = row.try_get(n).map_err(failed)?;

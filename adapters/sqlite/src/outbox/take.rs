@@ -16,8 +16,9 @@ use sqlx::{AssertSqlSafe, Row, query};
 use super::leased_rows::{LEASE, LeasedRows};
 use super::rows::{COLUMNS, DamagedRow, DecodedRow, decode_row, seq_list};
 use crate::error::store_error;
+use crate::reader::READ;
 use crate::row::integer;
-use crate::store::{READ, SqliteStore};
+use crate::store::SqliteStore;
 use crate::writer::Writer;
 
 const TAKE: &str = "take rows of the outbox";
@@ -40,7 +41,7 @@ pub(super) async fn due(
         "SELECT 1 FROM onceward_outbox WHERE published_at IS NULL AND order_key IS NULL \
          AND next_at <= ?1 AND taken_until <= ?1 LIMIT 1",
     );
-    let found = store.reader().await?.fetch(lone.bind(now)).await?;
+    let found = store.reader().lock().await?.fetch(lone.bind(now)).await?;
     Ok((!found.is_empty()).then_some(heads))
 }
 
@@ -62,7 +63,7 @@ async fn walk(store: &SqliteStore, now: i64, after: Vec<u8>, steps: usize) -> Re
          FROM heads JOIN onceward_outbox head ON head.seq = heads.seq ORDER BY heads.steps",
     );
     let walked = walked.bind(after).bind(i64::try_from(steps).unwrap_or(i64::MAX)).bind(now);
-    let rows = store.reader().await?.fetch(walked).await?;
+    let rows = store.reader().lock().await?.fetch(walked).await?;
     let head =
         |row: &SqliteRow| Ok(Head { order_key: row.try_get(0)?, seq: row.try_get(1)?, due: row.try_get(2)? });
     rows.iter().map(head).collect::<Result<_, _>>().map_err(|error| store_error(READ, error))

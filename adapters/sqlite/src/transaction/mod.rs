@@ -10,7 +10,8 @@ use onceward::{Error, Outgoing, Scope};
 use sqlx::sqlite::SqliteConnection;
 
 use self::completion::{begin, commit, commit_shared, end, next, undo};
-use crate::store::{SqliteStore, join_task};
+use crate::store::SqliteStore;
+use crate::writer::join_task;
 
 pub use completion::SqliteConn;
 

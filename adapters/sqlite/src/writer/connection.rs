@@ -1,7 +1,12 @@
 //! The connection that writes, and its open transaction: [`WriterConnection`].
 
+use std::time::Duration;
+
+use onceward::Error;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Executor};
+
+use crate::error::store_error;
 
 /// The connection that writes, opened on first use.
 pub(crate) struct WriterConnection {
@@ -104,4 +109,27 @@ impl WriterConnection {
             Err(_) => self.reset().await,
         }
     }
+}
+
+/// Opens the writer's connection. Processes that open a new file concurrently conflict while it is switched to WAL, for which
+/// SQLite does not wait; so this retries for about a second.
+pub(crate) async fn connect(slot: &mut WriterConnection) -> Result<&mut SqliteConnection, Error> {
+    const TRIES: u32 = 50;
+    let mut tried = 0;
+    loop {
+        match slot.conn().await {
+            Ok(_) => break,
+            Err(sqlx::Error::Database(error)) if tried < TRIES && is_busy(error.as_ref()) => {
+                tried += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(store_error(slot.opening(), error)),
+        }
+    }
+    let opening = slot.opening();
+    slot.conn().await.map_err(|error| store_error(opening, error))
+}
+
+fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == 5)
 }

@@ -18,7 +18,7 @@ use crate::clock::{self, Clock, ClockAnchor, ClockReading, MetaValues};
 use crate::error::store_error;
 use crate::row;
 
-pub(crate) use connection::WriterConnection;
+pub(crate) use connection::{WriterConnection, connect};
 
 /// Items written in one transaction at most, unless a single batch has more.
 const MAX_ITEMS: usize = 4_096;
@@ -345,4 +345,12 @@ pub(crate) async fn raise_fence_floor(conn: &mut SqliteConnection, floor: u64) -
         .execute(conn)
         .await?;
     Ok(())
+}
+
+/// The outcome of a spawned task; a panic is resumed in the caller.
+pub(crate) fn join_task<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Error> {
+    outcome.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::new(ErrorKind::Unavailable, WRITE, "the runtime ended before the write did"),
+    })
 }
