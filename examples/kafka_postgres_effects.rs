@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::{Handled, KeyExtractor, KeySource, Message, ResultExt, Scope, tx_handler};
-use onceward_kafka::{EffectKeys, EffectsConfig, KafkaConfig, KafkaEffects};
+use onceward_kafka::KafkaConfig;
+use onceward_kafka_transactions::{EffectKeys, EffectsConfig, KafkaEffects};
 use onceward_postgres::{PgConfig, PgStore, PgTx, handler_error};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -45,7 +46,7 @@ async fn main() -> Result<(), Error> {
     sqlx::raw_sql("CREATE TABLE charges (order_id text NOT NULL)").execute(&pool).await?;
 
     let scope = Scope::parse("billing")?;
-    let store = Arc::new(PgStore::connect(PgConfig::from_url(&database)?).await?);
+    let store = Arc::new(PgStore::open(PgConfig::new(&database)).await?);
     let mut config = EffectsConfig::new(KafkaConfig::new([brokers], ["orders"], "billing"));
     // Without keys the promise is for each record; with them it holds for each order, too.
     let keys = vec![KeySource::Header("idempotency-key".into())];

@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use onceward::{Deduplicator, Key, Once, OnceConfig, Scope};
-use onceward_sqlite::SqliteStore;
+use onceward_sqlite::{SqliteConfig, SqliteStore};
 
 /// The effect. The fence grows with every attempt; a system that keeps it can refuse a late writer.
 async fn charge(order: &str, _fence: u64, attempt: u32) -> Result<(), String> {
@@ -34,7 +34,7 @@ async fn charge(order: &str, _fence: u64, attempt: u32) -> Result<(), String> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
-    let store = Arc::new(SqliteStore::open_in(directory.path().join("onceward.db")).await?);
+    let store = Arc::new(SqliteStore::open(SqliteConfig::new(directory.path().join("onceward.db"))).await?);
     let scope = Scope::parse("billing")?;
     let once = Deduplicator::new(scope.clone(), store, OnceConfig::default())?;
 

@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for order in ["4711", "4712", "4711"] {
         broker.publish(Message::builder(order).message_id(order));
     }
-    let store = Arc::new(PgStore::connect(PgConfig::from_url(&database)?).await?);
+    let store = Arc::new(PgStore::open(PgConfig::new(&database)).await?);
     let pipeline = Pipeline::builder(Scope::parse("billing")?, broker.consumer(), Arc::clone(&store))
         .keys([KeySource::MessageId])
         .park_exhausted()

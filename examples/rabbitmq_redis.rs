@@ -44,7 +44,7 @@ async fn main() -> Result<(), Error> {
 
     let orders = RabbitmqConsumer::open(RabbitmqConfig::new(&amqp, "orders")).await?;
     let letters = RabbitmqPublisher::open(RabbitmqEndpoint::new(&amqp)).await?;
-    let store = RedisStore::new(&RedisConfig::from_url(&redis)?)?;
+    let store = RedisStore::open(RedisConfig::new(&redis))?;
     let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, Arc::new(store))
         .keys([KeySource::Header("idempotency-key".into()), KeySource::MessageId])
         .dead_letters(DeadLetters::new(Arc::new(letters), "orders.dead"))

@@ -42,7 +42,7 @@ async fn main() -> Result<(), Error> {
     let pool = PgPool::connect(&database).await?;
     sqlx::raw_sql("CREATE TABLE charges (order_id text NOT NULL)").execute(&pool).await?;
 
-    let store = Arc::new(PgStore::connect(PgConfig::from_url(&database)?).await?);
+    let store = Arc::new(PgStore::open(PgConfig::new(&database)).await?);
     let mut config = SqsConfig::new(&queue);
     config.endpoint = sqs;
     config.queue.wait = std::time::Duration::from_secs(1);
