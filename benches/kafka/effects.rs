@@ -27,7 +27,7 @@ impl Database {
     async fn start() -> Self {
         let server = Postgres::start();
         server.sql("CREATE TABLE effects (id bytea NOT NULL, payload bytea NOT NULL)");
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.max_connections = 10;
         let store = Arc::new(PgStore::open(config).await.unwrap());
         let pool =

@@ -39,7 +39,7 @@ pub(crate) async fn redis(stage: &Stage, rounds: usize) {
 
 pub(crate) async fn postgres(stage: &Stage, rounds: usize) {
     let server = Postgres::start();
-    let config = PgConfig::new(&server.url("postgres"));
+    let config = PgConfig::new(server.url("postgres"));
     with(stage, rounds, "postgres", Arc::new(PgStore::open(config).await.unwrap())).await;
 }
 

@@ -18,63 +18,29 @@ pub(crate) const CHECK: &str = "check the Postgres store";
 pub(crate) async fn check(
     connector: &Connector,
     sessions: &Sessions,
-    effects: &HandlerPool,
+    handler_pool: &HandlerPool,
 ) -> Result<Vec<Advice>, Error> {
     let failed = |error| store_error(CHECK, error);
+    let (address, schema) = (connector.address(), connector.schema());
     let mut conn = sessions.pool.acquire().await.map_err(failed)?;
-    let mut handler_conn = effects.acquire().await.map_err(failed)?;
-    let version = migrate::check(&mut conn, connector.schema()).await?;
-    let ownership = SchemaOwnership::read(&mut conn, connector.schema()).await.map_err(failed)?;
+    let mut handler_conn = handler_pool.acquire().await.map_err(failed)?;
+    let version = migrate::check(&mut conn, schema).await?;
+    let ownership = SchemaOwnership::read(&mut conn, schema).await.map_err(failed)?;
     let writable_schemas = writable_schemas(handler_conn.connection()).await.map_err(failed)?;
-    let row = conn
-        .fetch_one(
-            "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
-             current_setting('fsync') = 'on', pg_is_in_recovery(), \
-             current_setting('default_transaction_read_only') = 'on', \
-             current_setting('full_page_writes') = 'on', current_setting('synchronous_standby_names'), \
-             current_setting('server_encoding'), current_setting('lock_timeout') <> '0'",
-        )
-        .await
-        .map_err(failed)?;
+    let server = ServerSettings::read(&mut conn).await.map_err(failed)?;
     let is_shared = shares_sessions(&mut conn, handler_conn.connection()).await.map_err(failed)?;
     conn.give_back();
     handler_conn.give_back();
-    let text = |n| row.try_get::<String, _>(n).map_err(failed);
-    let flag = |n| row.try_get::<bool, _>(n).map_err(failed);
-    let number: i32 = row.try_get(1).map_err(failed)?;
-    let (server, place, schema) = (text(0)?, connector.address(), connector.schema());
-    let advice = Advice::new;
-    let mut found = vec![advice(
-        AdviceLevel::Ok,
-        format!("Postgres {server} at {place}: schema {schema}, version {version}"),
-    )];
-    if number < 130_000 {
-        found
-            .push(advice(AdviceLevel::Error, format!("Postgres {server} is too old; 13 or later is needed")));
-    }
-    if flag(3)? || flag(4)? {
-        found.push(advice(AdviceLevel::Error, format!("{place} is read-only; name the primary")));
-    }
-    found.push(if flag(2)? && flag(5)? {
-        advice(
-            AdviceLevel::Ok,
-            "fsync and full_page_writes are on: completions survive a power cut".to_owned(),
-        )
-    } else {
-        let text = "fsync or full_page_writes is off: a power cut loses completions; turn both on".to_owned();
-        advice(AdviceLevel::Error, text)
-    });
-    if text(6)?.is_empty() {
-        let text = "no synchronous standby: a failover may lose the last completions".to_owned();
-        found.push(advice(AdviceLevel::Warning, text));
-    }
-    if is_shared || !flag(8)? {
-        let count = sessions.pool.limit() + effects.limit() + 1;
+    let text = format!("Postgres {} at {address}: schema {schema}, version {version}", server.version);
+    let mut found = vec![Advice::new(AdviceLevel::Ok, text)];
+    found.extend(server.advice(&address));
+    if is_shared || !server.has_lock_timeout {
+        let count = sessions.pool.limit() + handler_pool.limit() + 1;
         let text = format!(
-            "a pooler at {place} shares server sessions between transactions, so that settings and prepared \
+            "a pooler at {address} shares server sessions between transactions, so that settings and prepared \
              statements get lost; use its session mode, with room for {count} sessions of each process"
         );
-        found.push(advice(AdviceLevel::Error, text));
+        found.push(Advice::new(AdviceLevel::Error, text));
     }
     let creators = ownership.map_or_else(Vec::new, |ownership| ownership.creators);
     if !creators.is_empty() {
@@ -82,7 +48,7 @@ pub(crate) async fn check(
             "{} may create objects in schema {schema}, which workers do not need; REVOKE CREATE ON SCHEMA {schema} from it",
             creators.join(", ")
         );
-        found.push(advice(AdviceLevel::Warning, text));
+        found.push(Advice::new(AdviceLevel::Warning, text));
     }
     if !writable_schemas.is_empty() {
         let text = format!(
@@ -91,17 +57,74 @@ pub(crate) async fn check(
              without them for the role and name schemas in statements",
             writable_schemas.join(", ")
         );
-        found.push(advice(AdviceLevel::Warning, text));
-    }
-    let encoding = text(7)?;
-    if !matches!(&*encoding, "UTF8" | "SQL_ASCII") {
-        let text = format!(
-            "the database is in {encoding}: texts of errors are kept in ASCII, and messages with other characters than \
-             that encoding has cannot be passed to it as text"
-        );
-        found.push(advice(AdviceLevel::Warning, text));
+        found.push(Advice::new(AdviceLevel::Warning, text));
     }
     Ok(found)
+}
+
+/// The settings of the server that the guarantees depend on.
+struct ServerSettings {
+    version: String,
+    version_number: i32,
+    /// `fsync` and `full_page_writes` are on.
+    is_durable: bool,
+    is_read_only: bool,
+    has_synchronous_standby: bool,
+    encoding: String,
+    /// The session has the `lock_timeout` that was set after connecting.
+    has_lock_timeout: bool,
+}
+
+impl ServerSettings {
+    async fn read(conn: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let sql = "SELECT current_setting('server_version'), current_setting('server_version_num')::int, \
+             current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', \
+             pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', \
+             current_setting('synchronous_standby_names') <> '', \
+             current_setting('server_encoding'), current_setting('lock_timeout') <> '0'";
+        let row = conn.fetch_one(sql).await?;
+        Ok(Self {
+            version: row.try_get(0)?,
+            version_number: row.try_get(1)?,
+            is_durable: row.try_get(2)?,
+            is_read_only: row.try_get(3)?,
+            has_synchronous_standby: row.try_get(4)?,
+            encoding: row.try_get(5)?,
+            has_lock_timeout: row.try_get(6)?,
+        })
+    }
+
+    fn advice(&self, address: &str) -> Vec<Advice> {
+        let mut found = Vec::new();
+        if self.version_number < 130_000 {
+            let text = format!("Postgres {} is too old; 13 or later is needed", self.version);
+            found.push(Advice::new(AdviceLevel::Error, text));
+        }
+        if self.is_read_only {
+            let text = format!("{address} is read-only; name the primary");
+            found.push(Advice::new(AdviceLevel::Error, text));
+        }
+        found.push(if self.is_durable {
+            let text = "fsync and full_page_writes are on: completions survive a power cut";
+            Advice::new(AdviceLevel::Ok, text)
+        } else {
+            let text = "fsync or full_page_writes is off: a power cut loses completions; turn both on";
+            Advice::new(AdviceLevel::Error, text)
+        });
+        if !self.has_synchronous_standby {
+            let text = "no synchronous standby: a failover may lose the last completions";
+            found.push(Advice::new(AdviceLevel::Warning, text));
+        }
+        if !matches!(&*self.encoding, "UTF8" | "SQL_ASCII") {
+            let text = format!(
+                "the database is in {}: texts of errors are kept in ASCII, and messages with other characters than \
+                 that encoding has cannot be passed to it as text",
+                self.encoding
+            );
+            found.push(Advice::new(AdviceLevel::Warning, text));
+        }
+        found
+    }
 }
 
 /// True if a pooler shares server sessions: if the session of `one` differs, or is that of `other`, while `other` is in a

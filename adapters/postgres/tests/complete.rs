@@ -25,7 +25,7 @@ impl Scene {
     /// A role of the application's that has what the grants list, and a table of its own.
     async fn new(schema: &'static str) -> Self {
         let server = Postgres::shared();
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = schema.into();
         let store = PgStore::open(config.clone()).await.unwrap();
         let role = format!("{schema}_app");

@@ -24,7 +24,7 @@ impl PgHarness {
     async fn new() -> Self {
         let server = Postgres::shared();
         let schema = format!("suite_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = schema.clone();
         PgStore::migrate(&config).await.unwrap();
         let harness = Self { schema };

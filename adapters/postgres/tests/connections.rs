@@ -22,7 +22,7 @@ const LONG: Duration = Duration::from_secs(120);
 async fn a_server_that_answers_slowly_lets_in_again_after_its_connections_were_lost() {
     let server = Postgres::start();
     let proxy = Proxy::start(server.address()).unwrap();
-    let mut config = PgConfig::new(&Postgres::url_at(proxy.address(), "postgres"));
+    let mut config = PgConfig::new(Postgres::url_at(proxy.address(), "postgres"));
     // As the program has it with a timeout of 5 s.
     let limit = Duration::from_millis(4_500);
     config.options.connect_timeout = limit;
@@ -63,7 +63,7 @@ async fn a_server_that_answers_slowly_lets_in_again_after_its_connections_were_l
 async fn half_open_connections_are_replaced_and_not_tried_one_after_the_other() {
     let server = Postgres::start();
     let proxy = Proxy::start(server.address()).unwrap();
-    let mut config = PgConfig::new(&Postgres::url_at(proxy.address(), "postgres"));
+    let mut config = PgConfig::new(Postgres::url_at(proxy.address(), "postgres"));
     config.options.statement_timeout = Duration::from_secs(1);
     let store = PgStore::open(config).await.unwrap();
     let batch: Vec<_> = (0..8).map(|n| requests([n])).collect();
@@ -100,7 +100,7 @@ async fn a_changed_password_is_used_by_every_kind_of_connection_without_a_restar
     with_password(&server);
     let current = Arc::new(Mutex::new(Ok("one".to_owned())));
     let source = Arc::clone(&current);
-    let mut config = PgConfig::new(&server.url("app"));
+    let mut config = PgConfig::new(server.url("app"));
     config.endpoint.password_from = Some(Arc::new(move || {
         let current = source.lock().unwrap().clone();
         current.map_err(|()| Error::new(ErrorKind::Config, "read the password", "the file is not there"))
@@ -137,11 +137,11 @@ async fn a_completion_that_was_refused_for_a_while_is_accepted_afterwards() {
     with_password(&server);
     server.sql("CREATE ROLE worker LOGIN");
     let config = || {
-        let mut config = PgConfig::new(&server.url("worker"));
+        let mut config = PgConfig::new(server.url("worker"));
         config.options.migrate = false;
         config
     };
-    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
+    PgStore::migrate(&PgConfig::new(server.url("postgres"))).await.unwrap();
     server.sql(&PgStore::grants(&config().options, "worker").unwrap());
     let end_sessions =
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'worker'";

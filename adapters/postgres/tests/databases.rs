@@ -17,7 +17,7 @@ use support::{completion, lease, requests, scope, terms};
 
 /// A store in a database of its own.
 async fn store_in(server: &Postgres, database: &str) -> PgStore {
-    let mut config = PgConfig::new(&url(server, database));
+    let mut config = PgConfig::new(url(server, database));
     // As the program has it: else the role's own limit holds for handlers.
     config.options.handler_statement_timeout = Some(Duration::from_secs(20));
     PgStore::open(config).await.unwrap()

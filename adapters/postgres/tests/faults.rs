@@ -265,7 +265,7 @@ async fn an_application_brings_its_own_pool_and_a_completion_is_durable_whatever
 async fn an_absent_and_a_newer_schema_are_refused_and_several_programs_may_migrate_at_once() {
     let server = Postgres::start();
     let config = || {
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = "orders_2".into();
         config
     };

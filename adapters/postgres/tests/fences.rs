@@ -34,7 +34,7 @@ impl Place {
     /// A worker's store. It waits for locks for as long as the test holds them.
     async fn store(&self) -> PgStore {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
-        let mut config = PgConfig::new(&server.url(ROLE));
+        let mut config = PgConfig::new(server.url(ROLE));
         config.options.schema = self.schema.clone();
         config.options.statement_timeout = 2 * PATIENCE;
         config.options.lock_timeout = PATIENCE;

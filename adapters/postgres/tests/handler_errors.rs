@@ -47,7 +47,7 @@ const CHARGED: [&str; 3] = ["42P01", "22012", "XX000"];
 
 /// Runs one message for each SQLSTATE, with `transactional`, and the runs that share a transaction, as said.
 async fn run(schema: &str, transactional: bool, shared: usize) -> Runs {
-    let mut config = PgConfig::new(&Postgres::shared().url("postgres"));
+    let mut config = PgConfig::new(Postgres::shared().url("postgres"));
     config.options.schema = schema.into();
     let store = Arc::new(PgStore::open(config).await.unwrap());
     let (broker, runs) = (MemoryBroker::finite(), Runs::default());

@@ -62,7 +62,7 @@ impl Scene {
 
     fn config(&self, role: &str) -> PgConfig {
         {
-            let mut config = PgConfig::new(&self.server.url(role));
+            let mut config = PgConfig::new(self.server.url(role));
             config.options.migrate = false;
             config
         }

@@ -103,7 +103,7 @@ async fn a_locked_table_is_trouble_of_the_store_and_costs_no_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_own() {
     let server = Postgres::start();
-    let mut config = PgConfig::new(&server.url("postgres"));
+    let mut config = PgConfig::new(server.url("postgres"));
     config.options.statement_timeout = Duration::from_millis(1_500);
     let store = PgStore::open(config).await.unwrap();
     // The scope has its number.
@@ -149,7 +149,7 @@ async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_standby_leaves_no_pile_of_waiting_processes() {
     let server = Postgres::start();
-    let mut config = PgConfig::new(&server.url("postgres"));
+    let mut config = PgConfig::new(server.url("postgres"));
     config.options.max_connections = 3;
     config.options.connect_timeout = Duration::from_millis(300);
     config.options.statement_timeout = Duration::from_millis(300);

@@ -94,7 +94,7 @@ async fn attempt(store: &PgStore, owner: &Ownership, batch: &[u64], entropy: &mu
 async fn owners_of_different_partitions_that_meet_the_same_keys_leave_one_effect_for_each() {
     let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
     server.sql("CREATE TABLE effects (key bigint NOT NULL)");
-    let mut config = PgConfig::new(&server.url("postgres"));
+    let mut config = PgConfig::new(server.url("postgres"));
     config.options.lock_timeout = Duration::from_secs(5);
     let store = Arc::new(PgStore::open(config).await.unwrap());
     let workers = (0..PARTITIONS).map(|partition| {

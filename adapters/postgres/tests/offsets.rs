@@ -29,7 +29,7 @@ impl Place {
     async fn new() -> Self {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
         let schema = format!("offsets_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let mut owner = PgConfig::new(&server.url("postgres"));
+        let mut owner = PgConfig::new(server.url("postgres"));
         owner.options.schema = schema.clone();
         PgStore::migrate(&owner).await.unwrap();
         let grants = PgStore::grants(&owner.options, &schema).unwrap();
@@ -37,7 +37,7 @@ impl Place {
             "CREATE ROLE {schema} LOGIN; {grants} CREATE TABLE {schema}.effects (record bigint NOT NULL); \
              GRANT SELECT, INSERT ON {schema}.effects TO {schema}"
         ));
-        let mut config = PgConfig::new(&server.url(&schema));
+        let mut config = PgConfig::new(server.url(&schema));
         config.options.schema = schema.clone();
         config.options.migrate = false;
         config.options.max_connections = 20;

@@ -29,7 +29,7 @@ impl Place {
     async fn new() -> Self {
         let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
         let schema = format!("outbox_{}", COUNT.fetch_add(1, Ordering::SeqCst));
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = schema.clone();
         PgStore::migrate(&config).await.unwrap();
         let grants = PgStore::grants(&config.options, &schema).unwrap();
@@ -58,7 +58,7 @@ impl OutboxHarness for Place {
     type Outbox = PgOutbox;
 
     async fn outbox(&self) -> PgOutbox {
-        let mut config = PgConfig::new(&self.server.url(&self.schema));
+        let mut config = PgConfig::new(self.server.url(&self.schema));
         config.options.schema = self.schema.clone();
         config.options.migrate = false;
         PgStore::open(config).await.unwrap().outbox()

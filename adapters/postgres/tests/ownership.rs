@@ -39,7 +39,7 @@ impl Place {
 
     fn config(&self, role: &str) -> PgConfig {
         {
-            let mut config = PgConfig::new(&self.server.url(role));
+            let mut config = PgConfig::new(self.server.url(role));
             config.options.schema = self.schema.clone();
             config
         }

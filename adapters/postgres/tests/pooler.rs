@@ -41,7 +41,7 @@ async fn session_mode_works_with_the_poolers_defaults_and_keeps_the_timeouts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transaction_mode_is_recognised_and_refused() {
     let server = Postgres::start();
-    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
+    PgStore::migrate(&PgConfig::new(server.url("postgres"))).await.unwrap();
     let pooler = PgBouncer::start(&server, &["pool_mode = transaction"]);
     let url = Postgres::url_at(pooler.address(), "postgres");
     let found = match PgStore::open(PgConfig::new(&url)).await {

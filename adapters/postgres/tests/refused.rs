@@ -30,9 +30,9 @@ const END_SESSIONS: &str =
 /// Runs 16 handlers, executes `take` and ends the sessions while they run, and executes `give_back` three seconds later.
 async fn no_effect_runs_twice(take: &[&str], give_back: &[&str]) {
     let server = Postgres::start();
-    PgStore::migrate(&PgConfig::new(&server.url("postgres"))).await.unwrap();
+    PgStore::migrate(&PgConfig::new(server.url("postgres"))).await.unwrap();
     server.sql("CREATE ROLE worker LOGIN PASSWORD 'pass'");
-    let mut config = PgConfig::new(&server.url("worker"));
+    let mut config = PgConfig::new(server.url("worker"));
     config.endpoint.password = Some("pass".into());
     config.options.migrate = false;
     server.sql(&PgStore::grants(&config.options, "worker").unwrap());

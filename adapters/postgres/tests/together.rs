@@ -21,7 +21,7 @@ struct Scene {
 impl Scene {
     async fn new(schema: &'static str, constraint: &str) -> Self {
         let server = Postgres::shared();
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = schema.into();
         let store = PgStore::open(config).await.unwrap();
         server.sql(&format!("CREATE TABLE {schema}.effects (n bigint NOT NULL {constraint})"));

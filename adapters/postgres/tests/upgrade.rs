@@ -44,14 +44,14 @@ async fn a_schema_of_the_release_before_is_brought_up_to_date_with_what_is_in_it
     let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
     server.sql(&made_before());
     server.sql(&format!("{WRITE} '1'), ('there', 'k', '2')"));
-    let config = PgConfig::new(&server.url("postgres"));
+    let config = PgConfig::new(server.url("postgres"));
     let missing = PgStore::missing_migrations(&config).await.unwrap();
     assert_eq!(missing, onceward_migrations::latest(POSTGRES) - BEFORE);
     assert_eq!(PgStore::migrate(&config).await.unwrap(), missing);
     // A role with the rights that the release before listed, which are the same.
     let grants = PgStore::grants(&config.options, "worker").unwrap();
     server.sql(&format!("CREATE ROLE worker LOGIN; {grants}"));
-    let mut worker = PgConfig::new(&server.url("worker"));
+    let mut worker = PgConfig::new(server.url("worker"));
     worker.options.migrate = false;
     let store = PgStore::open(worker).await.unwrap();
     server.sql(&format!("SET ROLE worker; {WRITE} '3')"));

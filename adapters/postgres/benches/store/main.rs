@@ -79,7 +79,7 @@ async fn main() {
         parts = USUAL.map(String::from).to_vec();
     }
     let server = Postgres::start();
-    let store = PgStore::open(PgConfig::new(&server.url("postgres"))).await.unwrap();
+    let store = PgStore::open(PgConfig::new(server.url("postgres"))).await.unwrap();
     server.sql("CREATE TABLE effects (n bigint NOT NULL, payload text NOT NULL)");
     for part in parts {
         println!("-- {part}");

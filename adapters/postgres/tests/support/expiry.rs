@@ -20,7 +20,7 @@ fn scope() -> Scope {
 /// The store in `schema`.
 pub(crate) async fn store_in(server: &Postgres, schema: &str) -> PgStore {
     PgStore::open({
-        let mut config = PgConfig::new(&server.url("postgres"));
+        let mut config = PgConfig::new(server.url("postgres"));
         config.options.schema = schema.into();
         config
     })
