@@ -1,6 +1,6 @@
 //! The order of every delivery: claim → handle → record → settle.
 
-use std::future::ready;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::stream::StreamExt;
@@ -26,7 +26,10 @@ pub(crate) async fn process<R: Runner>(context: Arc<Context<R>>, round: Vec<Work
         .ready_chunks(context.config.max_batch)
         .for_each_concurrent(None, |mut finished| async {
             context.tell(Event::Finished(ended(&context, &mut finished)));
-            record(&context, finished).for_each(|recorded| ready(settle(&context, recorded))).await;
+            let mut recorded = pin!(record(&context, finished));
+            while let Some(recorded) = recorded.next().await {
+                settle(&context, recorded);
+            }
         })
         .await;
 }
