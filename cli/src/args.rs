@@ -159,8 +159,7 @@ pub enum OutboxCommand {
     /// Publish the rows of the outbox until SIGTERM or SIGINT
     ///
     /// Publishes each row at least once, with a stable id, and the rows of one order key in commit order. Several relays may
-    /// run concurrently. The target is the broker of [outbox.rabbitmq] (or another [outbox] table), by default that of the
-    /// source. A failed row is retried until it succeeds, and blocks its own order key only.
+    /// run concurrently. The target is the broker of [outbox.NAME], by default that of the source. A failed row is retried until it succeeds, and blocks its own order key only.
     ///
     /// Exit codes: 0 stopped by a signal, 1 failed, 78 invalid configuration, 130 or 143 second signal.
     Relay(FileArgs),

@@ -50,6 +50,7 @@ pub mod check;
 mod context;
 pub mod default;
 pub mod files;
+mod log_rule;
 mod memory;
 mod outbox;
 mod problem;
@@ -64,6 +65,7 @@ pub mod value;
 pub use {schemars, serde};
 
 pub use context::{Context, HandlerFacts};
+pub use log_rule::LogRule;
 pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};
 pub use problem::{Checked, Exposure, Finding, Problem};

@@ -64,6 +64,39 @@ async fn a_line_is_delivered_while_the_next_one_is_still_awaited() {
     end(&mut consumer).await;
 }
 
+/// Reports each read before it blocks.
+struct ReportedPieces(Pieces, std::sync::mpsc::Sender<()>);
+
+impl Read for ReportedPieces {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let _ = self.1.send(());
+        self.0.read(into)
+    }
+}
+
+/// A run asks a source that ends by itself whether it is idle, and ends if it is: lines that follow a pause would be lost.
+#[tokio::test]
+async fn a_stream_that_pauses_has_not_ended() {
+    let (sender, pieces) = std::sync::mpsc::channel();
+    let (reports, reads) = std::sync::mpsc::channel();
+    let reader = ReportedPieces(Pieces(pieces), reports);
+    let mut consumer = FileConsumer::from_reader(FileConfig::new("-"), reader).unwrap();
+    sender.send(&b"one\n"[..]).unwrap();
+    let one = receive(&mut consumer, 1).await;
+    ack(&consumer, one).await;
+    for _ in 0..2 {
+        reads.recv_timeout(support::LIMIT).unwrap();
+    }
+    assert_eq!(consumer.is_idle().await, Some(false), "the second read waits for more");
+    sender.send(&b"two\n"[..]).unwrap();
+    let two = receive(&mut consumer, 1).await;
+    assert_eq!(texts(&two), ["two"]);
+    ack(&consumer, two).await;
+    drop(sender);
+    end(&mut consumer).await;
+    assert_eq!(consumer.is_idle().await, Some(true));
+}
+
 #[tokio::test]
 async fn a_named_pipe_is_read_like_standard_input() {
     let directory = tempfile::tempdir().unwrap();

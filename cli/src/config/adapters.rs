@@ -1,11 +1,11 @@
 //! Generates the tables of all adapters from their registration in `plugins.rs`: [`register!`].
 
-use onceward_plugin::StoreFacts;
+use onceward_plugin::{LogRule, StoreFacts};
 
 /// One table of the configuration and the cargo feature that brings it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adapter {
-    /// The table, such as `store.sqlite`.
+    /// The table, such as `store.memory`.
     pub table: String,
     /// The cargo feature that brings it; none where it is always there.
     pub feature: Option<&'static str>,
@@ -37,6 +37,8 @@ pub(crate) struct Registered {
     pub is_compiled_in: bool,
     /// What a store of this build can do.
     pub store: Option<StoreFacts>,
+    /// How the log lines of its client library are filtered.
+    pub log: &'static [LogRule],
 }
 
 impl Registered {
@@ -70,6 +72,10 @@ macro_rules! register {
                 feature: Some($broker_feature),
                 is_compiled_in: cfg!(feature = $broker_feature),
                 store: None,
+                #[cfg(feature = $broker_feature)]
+                log: $broker_crate::plugin::LOG_RULES,
+                #[cfg(not(feature = $broker_feature))]
+                log: &[],
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($source),
@@ -77,12 +83,17 @@ macro_rules! register {
                 feature: None,
                 is_compiled_in: true,
                 store: None,
+                log: &[],
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($store),
                 role: $crate::config::adapters::Role::Store,
                 feature: Some($store_feature),
                 is_compiled_in: cfg!(feature = $store_feature),
+                #[cfg(feature = $store_feature)]
+                log: $store_crate::plugin::LOG_RULES,
+                #[cfg(not(feature = $store_feature))]
+                log: &[],
                 #[cfg(feature = $store_feature)]
                 store: Some($store_crate::plugin::FACTS),
                 #[cfg(not(feature = $store_feature))]
@@ -94,6 +105,7 @@ macro_rules! register {
                 feature: None,
                 is_compiled_in: true,
                 store: None,
+                log: &[],
             },)*
         ];
 

@@ -35,8 +35,8 @@ pub fn adapters() -> Vec<Adapter> {
         .collect()
 }
 
-/// The stores of this build that have a property, for a sentence: "[store.postgres] or [store.sqlite]".
-pub(super) fn stores_with(property: impl Fn(&StoreFacts) -> bool) -> String {
+/// The stores of this build that have a property, for a sentence: "[store.a] or [store.b]".
+pub(crate) fn stores_with(property: impl Fn(&StoreFacts) -> bool) -> String {
     let stores = REGISTERED.iter().filter(|adapter| adapter.store.as_ref().is_some_and(&property));
     let names: Vec<_> = stores.map(|adapter| format!("[store.{}]", adapter.name)).collect();
     if names.is_empty() { "a build that has such a store".to_owned() } else { names.join(" or ") }

@@ -80,7 +80,7 @@ fn retry(config: &mut Config) {
     }
 }
 
-/// `ttl` ≥ `lease` > `timeout`; for a statement in SQLite `lease` > `handler.sql.timeout` as well.
+/// `ttl` ≥ `lease` > `timeout`; where the store has a single writer, `lease` > `handler.sql.timeout` as well.
 fn leases(config: &mut Config) {
     let table = format!("store.{}", config.store.name());
     let handler_key = format!("{}.timeout", config.handler.path());

@@ -1,9 +1,11 @@
-//! What reading a value may find wrong. It is told in words of its own, because serde's would quote the value found.
+//! Faults found while a value is read. They are worded here, because serde's own messages quote the value.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::de;
+
+use crate::plugins::REGISTERED;
 
 /// How many known names an error lists before it says how many more there are.
 const MAX_NAMES: usize = 12;
@@ -116,13 +118,23 @@ fn list(names: &[&str]) -> String {
 fn how_to_add(name: &str) -> String {
     match name {
         "scope" => r#"add `scope = "…"`, the name of the consumer whose keys these are"#.into(),
-        "source" => "add [source.rabbitmq], [source.kafka], [source.sqs] or [source.file]".into(),
-        "store" => "add [store.redis], [store.postgres], [store.sqlite] or [store.memory]".into(),
+        "source" | "store" => format!("add {}", tables_of(name)),
         "handler" => {
             "add [handler.http], [handler.exec], [handler.worker], [handler.sql], [handler.publish.…] or [handler.stdout]"
                 .into()
         }
         other => format!("add `{other} = …`"),
+    }
+}
+
+/// The tables of adapters under `parent`, for a sentence: "[store.one], [store.two] or [store.three]".
+fn tables_of(parent: &str) -> String {
+    let adapters = REGISTERED.iter().flat_map(|adapter| adapter.tables());
+    let within = adapters.filter(|table| table.table.split('.').next() == Some(parent));
+    let mut tables: Vec<_> = within.map(|table| format!("[{}]", table.table)).collect();
+    match (tables.pop(), tables.is_empty()) {
+        (Some(last), false) => format!("{} or {last}", tables.join(", ")),
+        (last, _) => last.unwrap_or_default(),
     }
 }
 

@@ -54,7 +54,7 @@ impl Handler {
         }
     }
 
-    /// The dotted path of the table that holds `timeout`, such as `handler.publish.kafka`.
+    /// The dotted path of the table that holds `timeout`, such as `handler.exec`.
     pub fn path(&self) -> String {
         match self {
             Self::Publish(target) => format!("handler.publish.{}", target.name()),
@@ -186,10 +186,10 @@ program_table! {
 }
 
 table! {
-    /// A statement in the same transaction as the completion. Needs a SQLite or Postgres store.
+    /// A statement in the same transaction as the completion. Needs a store with transactions.
     SqlHandler [handler] {
-        /// The statement. Its parameters: `$1` the payload, `$2` the key, `$3` the attempt from 1, `$4` the fence. In
-        /// Postgres `$1` is text unless its place says otherwise: write `$1::jsonb` to look into it.
+        /// The statement. Its parameters: `$1` the payload, `$2` the key, `$3` the attempt from 1, `$4` the fence. Where
+        /// the database types its parameters, `$1` is text: write `$1::jsonb` to look into it.
         pub statement: String,
         /// How many messages may share a transaction, from 1 to 1000 and no more than run at once: those that are ready
         /// together, one after the other, each in a savepoint. Worth it for statements of a few milliseconds.

@@ -225,7 +225,7 @@ impl JsonSchema for KeySource {
 /// What keeps messages in one lane: the broker's own key, or values of the message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OrderBy {
-    /// `broker`: Kafka's record key, SQS's group id.
+    /// `broker`: the record key or message group of the broker.
     Broker,
     /// Values of the message, as in `[key] from`.
     Source(KeySource),

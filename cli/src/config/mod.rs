@@ -31,6 +31,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 pub use adapters::Adapter;
+pub(crate) use build::stores_with;
 pub use build::{adapters as adapter_tables, missing_telemetry};
 pub(crate) use context::Contexts;
 pub(crate) use core::{key_extractor, key_source, pipeline_config, scope};

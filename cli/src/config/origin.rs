@@ -117,7 +117,7 @@ impl Origin {
     }
 }
 
-/// One step further: `source.kafka`, `key.from[1]`, `properties."odd key"`.
+/// One step further: `store.ttl`, `key.from[1]`, `properties."odd key"`.
 pub(super) fn join(path: &str, step: &Step) -> String {
     let mut path = path.to_owned();
     // Writing to a `String` cannot fail.

@@ -16,8 +16,8 @@ use super::key::OrderBy;
 pub struct PipelineConfig {
     /// How many handlers run at a time, from 1 to 65536.
     pub concurrency: u32,
-    /// What is kept in order. When left out: `partition` for Kafka, `key` by the broker's group for an SQS FIFO queue,
-    /// else `none`.
+    /// What is kept in order. By default the source's own order: `partition` for a partitioned log, `key` for a queue with
+    /// message groups, `none` for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
     /// What keeps messages in one lane; required with `ordering = "key"`.
@@ -29,7 +29,7 @@ pub struct PipelineConfig {
     /// From 1 to 16777216. When left out: four times `max_in_flight`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting: Option<u32>,
-    /// How many messages of one Kafka partition may wait before the partition is paused, from 1 to 16777216. When left out:
+    /// How many messages of one partition may wait before the partition is paused, from 1 to 16777216. When left out:
     /// half of `max_in_flight`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting_per_partition: Option<u32>,

@@ -82,7 +82,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// A choice is either a text (`ordering = "key"`) or a table that holds one table (`[source.kafka]`).
+    /// A choice is either a text (`ordering = "key"`) or a table that holds one table (`[source.NAME]`).
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,

@@ -67,7 +67,7 @@ macro_rules! remark_type {
                 self.0.line
             }
 
-            /// The dotted path of the key, such as `store.redis.ttl`.
+            /// The dotted path of the key, such as `pipeline.concurrency`.
             pub fn key(&self) -> Option<&str> {
                 self.0.key.as_deref()
             }

@@ -1,11 +1,15 @@
 //! The log filter: from the environment, with defaults and lines that are never logged.
 
+use std::sync::LazyLock;
+
+use onceward_plugin::LogRule;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use super::AUDIT;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
+use crate::plugins::REGISTERED;
 
 /// The variables with the filter, in the syntax of `tracing-subscriber`: `debug`, or `onceward=debug,warn`. The first one
 /// that is set counts.
@@ -17,28 +21,28 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const ALIASES: [(&str, &str); 5] =
     [("warning", "warn"), ("err", "error"), ("information", "info"), ("critical", "error"), ("none", "off")];
 
-/// Libraries whose lines repeat, without context or fix, what Onceward logs itself: a lost connection, a returned message, a
-/// slow statement, a notice of the server. They are logged if the filter names them, or at `debug`.
-const NOISE: [(&str, &str); 7] = [
-    ("amq_protocol", "off"),
-    ("aws", "error"),
-    ("hyper", "error"),
-    ("lapin", "off"),
-    ("rdkafka", "off"),
-    ("redis", "error"),
-    ("sqlx", "error"),
-];
+/// The rule for the HTTP library of the program itself.
+const HTTP: LogRule = LogRule::new("hyper", "error");
 
-/// True if a line may be logged under any filter. The AMQP client logs whole returned messages, and frames with passwords and
-/// payloads at `trace`.
+/// The rules for all libraries, each once.
+static RULES: LazyLock<Vec<LogRule>> = LazyLock::new(|| {
+    let mut rules: Vec<_> = REGISTERED.iter().flat_map(|adapter| adapter.log).copied().collect();
+    rules.push(HTTP);
+    rules.sort_by_key(|rule| rule.target);
+    rules.dedup();
+    rules
+});
+
+/// True if a line may be logged under any filter.
 pub(super) fn is_allowed(target: &str, level: Level) -> bool {
     let is_of = |library: &str| {
         target.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', ':']))
     };
-    if target.starts_with("lapin::returned_messages") {
-        return false;
-    }
-    level <= Level::DEBUG || !(is_of("lapin") || is_of("amq_protocol"))
+    RULES.iter().all(|rule| {
+        let is_never = rule.never.iter().any(|never| target.starts_with(never));
+        let has_secrets = level > Level::DEBUG && rule.has_secrets_at_trace && is_of(rule.target);
+        !is_never && !has_secrets
+    })
 }
 
 /// The filter in the environment, or the default.
@@ -78,10 +82,11 @@ fn directives(text: &str) -> Result<String, String> {
     let mut all = vec![overall.to_owned()];
     if !matches!(overall, "debug" | "trace") {
         let is_quieter = |level: &str| place(level) > place(overall);
-        let noise = NOISE
-            .into_iter()
-            .map(|(library, level)| format!("{library}={}", if is_quieter(level) { overall } else { level }));
-        all.extend(noise);
+        let quiet = RULES.iter().map(|rule| {
+            let level = if is_quieter(rule.level) { overall } else { rule.level };
+            format!("{}={level}", rule.target)
+        });
+        all.extend(quiet);
     }
     all.extend(own);
     all.push(format!("{AUDIT}=info"));

@@ -8,7 +8,7 @@ use onceward_plugin::{AnyOutbox, ReadyRelay};
 use tokio_util::sync::CancellationToken;
 
 use super::OpenStore;
-use crate::config::{Config, Contexts};
+use crate::config::{Config, Contexts, stores_with};
 
 /// A relay from the store's outbox to its broker.
 ///
@@ -34,7 +34,8 @@ pub(crate) async fn outbox_status(config: &Config, store: &OpenStore) -> Result<
 
 fn outbox_of<'s>(config: &Config, store: &'s OpenStore) -> Result<&'s dyn AnyOutbox, Error> {
     store.outbox.as_deref().ok_or_else(|| {
-        let what = format!("[store.{}] has none; use a store with transactions", config.store.name());
+        let others = stores_with(|store| store.has_outbox);
+        let what = format!("[store.{}] has none; use {others}", config.store.name());
         Error::new(ErrorKind::Config, "open the outbox", what)
     })
 }

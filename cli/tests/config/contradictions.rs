@@ -124,8 +124,8 @@ fn each_contradiction_gets_its_sentence() {
         ),
         (
             base_with("path = 'onceward.db'", "path = 'onceward.db'\nlease = '5s'\ntimeout = '5s'"),
-            "line 7: store.sqlite.timeout: is not shorter than store.sqlite.lease, so a claim could run out before its \
-             answer comes; lower timeout or raise lease",
+            "line 7: store.sqlite.timeout: is not shorter than store.sqlite.lease, so a claim could expire before its \
+             answer arrives; lower timeout or raise lease",
         ),
         (
             base_with("path = 'onceward.db'", "path = 'onceward.db'\nttl = '10s'\nlease = '30s'"),

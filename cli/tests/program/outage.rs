@@ -64,5 +64,8 @@ async fn a_file_that_is_no_database_ends_the_run_with_a_sentence() {
     scene.write("onceward.db", &"this is no database\n".repeat(200));
     let ended = scene.tell("run @");
     assert_eq!(ended.code(), Some(78), "{ended:?}");
-    assert!(ended.stderr.lines().last().is_some_and(|line| line.contains("no SQLite database")), "{ended:?}");
+    assert!(
+        ended.stderr.lines().last().is_some_and(|line| line.contains("is not a SQLite database")),
+        "{ended:?}"
+    );
 }

@@ -118,7 +118,8 @@ impl Reader {
             if !lines.holds_line() {
                 // The next read may block: the batch is sent first.
                 self.flush(&mut batch, None)?;
-                self.at_end.store(true, Ordering::Release);
+                // A stream that pauses has not ended, unless it has no end: more lines may follow until it is closed.
+                self.at_end.store(self.config.follow, Ordering::Release);
             }
             match lines.next() {
                 Ok(Some(line)) => {

@@ -7,7 +7,12 @@ mod relay;
 mod source;
 mod target;
 
+use onceward_plugin::LogRule;
+
 pub use properties::Properties;
 pub use relay::KafkaRelay as Relay;
 pub use source::KafkaSource as Source;
 pub use target::KafkaTarget as Target;
+
+/// The log lines of the client library.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("rdkafka", "off")];

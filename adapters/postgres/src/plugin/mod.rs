@@ -3,4 +3,9 @@
 mod statements;
 mod table;
 
+use onceward_plugin::LogRule;
+
 pub use table::{FACTS, PostgresTable as Store};
+
+/// The log lines of the client library.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("sqlx", "error")];

@@ -9,13 +9,16 @@ use onceward::Error;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin, check, choice,
-    table,
+    Checked, Context, Exposure, LogRule, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin, check,
+    choice, table,
 };
 
 use crate::{RedisConfig, RedisStore};
 
 pub use self::RedisTable as Store;
+
+/// The log lines of the client library.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("redis", "error")];
 
 /// What this store can do, for the checks of other options.
 pub const FACTS: StoreFacts =

@@ -7,13 +7,16 @@ use async_trait::async_trait;
 use onceward::{Error, ErrorKind};
 use onceward_plugin::files::writable_directory;
 use onceward_plugin::{
-    Checked, Context, Finding, OpenStore, PipelineParts, Purpose, ReadyPipeline, StatementStore, StoreFacts,
-    StoreLimits, StorePlugin, check, table,
+    Checked, Context, Finding, LogRule, OpenStore, PipelineParts, Purpose, ReadyPipeline, StatementStore,
+    StoreFacts, StoreLimits, StorePlugin, check, table,
 };
 
 use crate::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 
 pub use self::SqliteTable as Store;
+
+/// The log lines of the client library.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("sqlx", "error")];
 
 /// What this store can do, for the checks of other options.
 pub const FACTS: StoreFacts =

@@ -5,6 +5,11 @@ mod relay;
 mod source;
 mod target;
 
+use onceward_plugin::LogRule;
+
 pub use relay::SqsRelay as Relay;
 pub use source::SqsSource as Source;
 pub use target::SqsTarget as Target;
+
+/// The log lines of the client library.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("aws", "error")];

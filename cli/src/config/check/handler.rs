@@ -4,7 +4,7 @@ use super::{Checked, HOUR, MILLISECOND, duration, text, texts, url, within};
 use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration};
 use crate::handlers::{EVERYTHING, Statuses};
 
-/// SQS lets no message be held longer, and a handler that runs for half a day is no message handler.
+/// The longest time for which a broker lets a message be held; a handler that runs for half a day is no message handler.
 const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
 
 pub(super) fn check(config: &Config) -> Checked {

@@ -102,7 +102,7 @@ pub fn install_tls_provider() {
 /// The meaning of a status can be [changed](HttpOptions::statuses).
 ///
 /// Request headers: `Idempotency-Key`, `Onceward-Scope`, `Onceward-Attempt`, `Onceward-Fence`, `Onceward-Message-Id`,
-/// `Onceward-Token` (the claim's: a capability, with which the server may complete it in a Postgres store, so use `https`
+/// `Onceward-Token` (the claim's: a capability, with which the server may complete it in a store with transactions, so use `https`
 /// beyond the own host), trace context, `Content-Type` (that of the message, or else JSON if the payload is JSON), and the
 /// message's own as `Onceward-Header-*`. Only a server that checks the key or the fence can reject a request that
 /// arrives twice. Connections are HTTP/1.1, pooled, and go straight to the server: proxies in the environment are not

@@ -78,7 +78,7 @@ impl WorkerOptions {
 ///  "message_id": "m-1", "origin": "orders", "headers": {"traceparent": "…"}, "payload": "…"}
 /// ```
 ///
-/// The token is the claim's: a capability, with which the handler may complete the claim itself in a Postgres store
+/// The token is the claim's: a capability, with which the handler may complete the claim itself in a store with transactions
 /// (`SELECT onceward.complete(token)`).
 ///
 /// Out, with the same `id`; a result of any JSON type is kept as its JSON text. A failure is retried unless it has
