@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::MAX_KEY_BYTES;
+use super::format::MAX_KEY_BYTES;
 
 /// Why a message has no idempotency key. The policy `on_missing_key` decides what happens to it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use super::{canonical, first_half, json};
+use super::format::first_half;
+use super::{canonical, json};
 
 /// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that bears the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,7 +11,9 @@ use serde_core::Deserialize as _;
 use serde_core::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{KeyError, MAX_KEY_BYTES, names};
+use super::error::KeyError;
+use super::format::MAX_KEY_BYTES;
+use super::names;
 
 /// True if every `~` is followed by `0` or `1`.
 pub(crate) fn is_pointer(pointer: &str) -> bool {

@@ -3,6 +3,7 @@
 mod canonical;
 mod error;
 mod fingerprint;
+mod format;
 pub(crate) mod json;
 pub(crate) mod names;
 #[cfg(test)]
@@ -15,13 +16,8 @@ pub(crate) use canonical::memory as canonical_memory;
 pub use error::KeyError;
 pub(crate) use fingerprint::payload_hash;
 pub use fingerprint::{Fingerprint, Fingerprinting};
-
-/// The version of the encoding below. It is hashed into every key and recorded in every store, and a store
-/// written with another one is refused.
-pub const KEY_FORMAT: u8 = 1;
-
-/// The longest value of one key part, in bytes. A longer one is no key: `on_missing_key` decides.
-pub const MAX_KEY_BYTES: usize = 64 * 1024;
+pub(crate) use format::first_half;
+pub use format::{KEY_FORMAT, MAX_KEY_BYTES};
 
 /// The consumer that keys belong to: a service or handler, with the tenant if there is one.
 /// Two scopes process the same message once *each*.
@@ -123,10 +119,4 @@ impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({self})")
     }
-}
-
-pub(crate) fn first_half(hash: blake3::Hash) -> [u8; 16] {
-    let mut half = [0; 16];
-    half.copy_from_slice(&hash.as_bytes()[..16]);
-    half
 }

@@ -32,10 +32,10 @@ pub(super) async fn dlq(command: &DlqCommand, env: Lookup<'_>, out: &mut Output)
 }
 
 async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
-    let config = super::load(&args.config.file, env)?;
+    let config = super::failure::load(&args.config.file, env)?;
     logging::start(config.telemetry.log, env)?;
     consent(args, &config)?;
-    let failed = |error| super::failure(&error);
+    let failed = |error| super::failure::failure(&error);
     let scope = registry::scope(&config).map_err(failed)?;
     let store = registry::open_store(&config, Purpose::Operate).await.map_err(failed)?;
     let opened =
@@ -119,7 +119,7 @@ impl Redriving<'_> {
         while read < self.args.limit {
             let received = tokio::time::timeout(QUIET, self.letters.ends.from.receive()).await;
             let Ok(received) = received else { break };
-            let Some(batch) = received.map_err(|error| super::failure(&error))? else { break };
+            let Some(batch) = received.map_err(|error| super::failure::failure(&error))? else { break };
             for delivery in batch {
                 read += 1;
                 // A message that has died again in the meantime is left to the next command.
@@ -176,7 +176,7 @@ impl Redriving<'_> {
             let Some(answer) = answer else {
                 return Ok(LetterResult::Left("the store returned no result for its key"));
             };
-            match answer.map_err(|error| super::failure(&error))? {
+            match answer.map_err(|error| super::failure::failure(&error))? {
                 Redrive::Resolved => return Ok(LetterResult::Resolved),
                 // If the key is unknown or not dead, the redelivered message is claimed as usual.
                 Redrive::Open { .. } | Redrive::NotDead => {}
@@ -184,7 +184,7 @@ impl Redriving<'_> {
         }
         let published = self.letters.ends.to.publish(&[self.message(letter, sends_headers)]).await;
         for confirmed in published {
-            confirmed.map_err(|error| super::failure(&error))?;
+            confirmed.map_err(|error| super::failure::failure(&error))?;
         }
         Ok(LetterResult::Redriven)
     }
@@ -232,7 +232,7 @@ impl Redriving<'_> {
     async fn delete(&self, delivery: Delivery) -> Result<(), Failure> {
         let acker = self.letters.ends.from.acker();
         for settled in acker.settle(&[(delivery.tag, Settlement::Ack)]).await {
-            settled.map_err(|error| super::failure(&error))?;
+            settled.map_err(|error| super::failure::failure(&error))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod config;
 mod dlq;
+mod failure;
 mod init;
 mod keys;
 mod migrate;
@@ -13,12 +14,8 @@ mod run;
 mod schema;
 mod status;
 
-use std::path::Path;
-
-use onceward::{Error, ErrorKind};
-
 use crate::args::{Command, ConfigCommand};
-use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
+use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -42,40 +39,4 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
     };
     crate::logging::finish();
     ended
-}
-
-/// Loads a configuration that this build supports.
-fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
-    Ok(load_with(file, env)?)
-}
-
-/// As [`load`], with the error of the configuration.
-fn load_with(file: &Path, env: Lookup<'_>) -> Result<Config, ConfigError> {
-    let config = Config::load(file, env)?;
-    missing_telemetry(&config).map_or(Ok(config), Err)
-}
-
-/// The failure of a command because of `error`.
-fn failure(error: &Error) -> Failure {
-    let exit = match error.kind() {
-        ErrorKind::Config => Exit::Config,
-        _ => Exit::Failed,
-    };
-    Failure::new(exit, sentence(error))
-}
-
-/// The error and its causes, on one line.
-fn sentence(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let next_text = next.to_string();
-        // Some libraries include the cause in their text; it is not repeated.
-        if !text.ends_with(&next_text) {
-            text.push_str(": ");
-            text.push_str(&next_text);
-        }
-        cause = next.source();
-    }
-    text
 }

@@ -32,7 +32,7 @@ pub(super) async fn outbox(
 
 /// Publishes until the first signal, and finishes the batch in flight. The second signal ends the program at once.
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
-    let config = super::load(&args.file, env)?;
+    let config = super::failure::load(&args.file, env)?;
     logging::start(config.telemetry.log, env)?;
     for remark in super::readable::secrets(&config) {
         tracing::warn!("{remark}");
@@ -67,7 +67,7 @@ async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToke
     let opened = until_up(&part, Patience::ENDLESS, shutdown, async || {
         attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))
     });
-    let Some((store, advice, relay)) = opened.await.map_err(|error| super::failure(&error))? else {
+    let Some((store, advice, relay)) = opened.await.map_err(|error| super::failure::failure(&error))? else {
         return Ok(());
     };
     for finding in advice.iter().filter(|finding| finding.level != AdviceLevel::Ok) {
@@ -80,7 +80,7 @@ async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToke
     let ended = running.await;
     log_counts(&counts);
     store.close().await;
-    ended.map_err(|error| super::failure(&error))
+    ended.map_err(|error| super::failure::failure(&error))
 }
 
 fn log_counts(counts: &RelayCounts) {
@@ -90,8 +90,8 @@ fn log_counts(counts: &RelayCounts) {
 
 /// Shows the backlog. It changes nothing, and may run beside relays.
 async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
-    let config = super::load(&args.config.file, env)?;
-    let failed = |error| super::failure(&error);
+    let config = super::failure::load(&args.config.file, env)?;
+    let failed = |error| super::failure::failure(&error);
     let store = registry::open_store(&config, Purpose::Operate).await.map_err(failed)?;
     let found = registry::outbox_status(&config, &store).await;
     store.close().await;

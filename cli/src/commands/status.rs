@@ -22,10 +22,11 @@ struct Status {
 
 /// Shows the state. It changes nothing, and may run beside the pipeline.
 pub(super) async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
-    let config = super::load(&args.config.file, env)?;
-    let scope = registry::scope(&config).map_err(|error| super::failure(&error))?;
-    let store =
-        registry::open_store(&config, Purpose::Operate).await.map_err(|error| super::failure(&error))?;
+    let config = super::failure::load(&args.config.file, env)?;
+    let scope = registry::scope(&config).map_err(|error| super::failure::failure(&error))?;
+    let store = registry::open_store(&config, Purpose::Operate)
+        .await
+        .map_err(|error| super::failure::failure(&error))?;
     let status = read(&config, &scope, &store).await;
     store.close().await;
     let status = status?;
@@ -38,7 +39,7 @@ pub(super) async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output)
 }
 
 async fn read(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Status, Failure> {
-    let failed = |error| super::failure(&error);
+    let failed = |error| super::failure::failure(&error);
     let keys = store.store.stats(scope).await.map_err(failed)?;
     let backlog = registry::backlog(config, scope, &*store.checkpoints).await.map_err(failed)?;
     let dead_letters = registry::dead_letter_status(config).await.map_err(failed)?;

@@ -3,8 +3,15 @@
 use super::remark::{Advice, Remark};
 use super::{Config, Contexts, Mode, OnStoreDown, OrderBy, Ordering, OwnHeaders};
 
+impl Config {
+    /// What will run, but probably not as intended; in the order of the file.
+    pub fn advice(&self) -> Vec<Advice> {
+        advice(self)
+    }
+}
+
 /// Every piece of advice, in the order of the file's lines.
-pub(super) fn advice(config: &Config) -> Vec<Advice> {
+fn advice(config: &Config) -> Vec<Advice> {
     let mut advice: Vec<Advice> = [
         observed(config),
         forgetful_store(config),

@@ -6,7 +6,9 @@ use onceward::{HeaderTrust, PipelineConfig};
 use onceward_plugin::{Context, Exposure, HandlerFacts, Problem};
 
 use super::core::{key_sources, pipeline_config};
-use super::{Config, Handler, OwnHeaders};
+use super::document::Config;
+use super::handler::Handler;
+use super::policy::OwnHeaders;
 
 /// The parts of a configuration in the core's types, from which the [`Context`] of each plugin is made.
 pub(crate) struct Contexts<'c> {
@@ -105,5 +107,12 @@ impl<'c> Contexts<'c> {
         let source = self.config.source.plugin().advice(&self.source());
         let store = self.config.store.plugin().advice(&self.store());
         source.into_iter().chain(store).collect()
+    }
+}
+
+impl Config {
+    /// The files with passwords or private keys that are named, each with the key that names it.
+    pub fn secret_files(&self) -> Vec<(String, PathBuf)> {
+        Contexts::of(self).secret_files()
     }
 }

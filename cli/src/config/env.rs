@@ -1,21 +1,17 @@
 //! `${NAME}` in string values is replaced from the environment, after parsing: what it holds stays a string.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::Step;
-use super::origin::{Lines, join};
+use super::origin::{Lines, Written, join};
 use super::remark::Remark;
 
 /// Looks a variable up. Only the program's edge reads the real environment; tests pass a map.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
-
-/// The texts that were changed, as they are written, by the path of their key.
-pub(super) type Written = BTreeMap<String, String>;
 
 /// Replaces every `${NAME}` in the table's string values, never in its keys. `$${` stands for `${`.
 pub(super) fn substitute(

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::env::Written;
 use super::fault::{Fault, Step, What};
 use super::remark::Remark;
+
+/// The texts that were changed, as they are written, by the path of their key.
+pub(super) type Written = BTreeMap<String, String>;
 
 /// The file's name and the line of every key in it. Of the values it holds those with variables in them, as written.
 #[derive(Clone, Default, PartialEq)]

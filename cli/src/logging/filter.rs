@@ -6,7 +6,7 @@ use onceward_plugin::LogRule;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::AUDIT;
+use super::audit::AUDIT;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 use crate::plugins::REGISTERED;

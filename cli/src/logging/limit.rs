@@ -17,7 +17,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::AUDIT;
+use super::audit::AUDIT;
 
 /// The most lines of a kind in a minute.
 const LINES: usize = 18;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use onceward::telemetry::Counters;
 use onceward::{Consumer, DeadLetters, Error, ErrorKind, PipelineConfig, Scope, Summary};
-use onceward_plugin::{PipelineParts, ReadyPipeline};
+use onceward_plugin::{OpenStore, PipelineParts, ReadyPipeline};
 use tokio_util::sync::CancellationToken;
 
-use super::handler::{AnyHandler, Rest};
-use super::{OpenStore, own_headers};
+use super::handler::{AnyHandler, Rest, without_transactions};
+use super::own_headers::own_headers;
 use crate::config::{Config, Handler, key_extractor, pipeline_config};
 
 /// A pipeline that is ready to run, and what its handler leaves running.
@@ -75,9 +75,4 @@ pub(crate) async fn build(
         },
         (None, _) => Err(Error::new(ErrorKind::Config, "build the pipeline", "there is no handler")),
     }
-}
-
-/// The check of the configuration has refused it before.
-pub(super) fn without_transactions() -> Error {
-    Error::new(ErrorKind::Config, "use [handler.sql]", "the store has no transactions; use another store")
 }

@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onceward::{Error, GatheredPublisher, Handler, HandlerError, IntoReply, Message, Scope};
-use onceward_plugin::Target;
+use onceward::{Error, ErrorKind, GatheredPublisher, Handler, HandlerError, IntoReply, Message, Scope};
+use onceward_plugin::{OpenStore, Target};
 use tokio_util::sync::CancellationToken;
 
-use super::OpenStore;
-use super::build::without_transactions;
 use crate::config::{self, Config, Contexts, HandlerProgram, PublishTarget};
 use crate::handlers::{
     Environment, ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler,
@@ -153,7 +151,7 @@ pub(crate) async fn open_handler(
         #[cfg(not(feature = "http"))]
         config::Handler::Http(_) => {
             let what = "this build of onceward does not have it";
-            return Err(Error::new(onceward::ErrorKind::Config, "use [handler.http]", what));
+            return Err(Error::new(ErrorKind::Config, "use [handler.http]", what));
         }
         config::Handler::Publish(target) => AnyHandler::Publish(open_target(config, target).await?),
     };
@@ -190,4 +188,9 @@ pub(crate) async fn check_statement(config: &Config, store: &OpenStore) -> Resul
         Some(store) => store.check(&sql.statement).await,
         None => Err(without_transactions()),
     }
+}
+
+/// The check of the configuration has refused it before.
+pub(super) fn without_transactions() -> Error {
+    Error::new(ErrorKind::Config, "use [handler.sql]", "the store has no transactions; use another store")
 }

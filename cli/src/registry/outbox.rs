@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use onceward::outbox::{OutboxStatus, RelayConfig};
 use onceward::{Error, ErrorKind, Publisher};
-use onceward_plugin::{AnyOutbox, ReadyRelay};
+use onceward_plugin::{AnyOutbox, OpenStore, ReadyRelay};
 use tokio_util::sync::CancellationToken;
 
-use super::OpenStore;
 use crate::config::{Config, Contexts, stores_with};
 
 /// A relay from the store's outbox to its broker.

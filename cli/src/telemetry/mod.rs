@@ -9,79 +9,14 @@ mod metrics;
 mod readiness;
 #[cfg(feature = "telemetry")]
 mod server;
+mod watched;
 
-use std::sync::{Arc, OnceLock};
-
-use onceward::Error;
-use onceward::outbox::RelayCounts;
-use onceward::telemetry::Counters;
-use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
 
 use crate::config::Config;
 use crate::exit::Failure;
 
-/// The most bytes of an error in a readiness reply.
-const LONGEST_REASON: usize = 300;
-
-/// The state behind the endpoints.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
-pub(crate) struct Watched {
-    scope: String,
-    work: Work,
-    /// The part that the start waits for, and its last error.
-    waits_for: Mutex<Option<(&'static str, String)>>,
-    draining: CancellationToken,
-}
-
-/// The observed process; its counters are set once it has started.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
-pub(crate) enum Work {
-    /// A pipeline.
-    Run(OnceLock<Arc<Counters>>),
-    /// A relay of the outbox.
-    Relay(OnceLock<Arc<RelayCounts>>),
-}
-
-impl Watched {
-    /// The state of a run that is starting, and drains once `draining` fires.
-    pub(crate) fn run(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::new(scope, Work::Run(OnceLock::new()), draining)
-    }
-
-    /// The state of a relay, as [`run`](Self::run).
-    pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::new(scope, Work::Relay(OnceLock::new()), draining)
-    }
-
-    fn new(scope: &str, work: Work, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { scope: scope.to_owned(), work, waits_for: Mutex::default(), draining })
-    }
-
-    /// Records that the start waits for `part`, such as "source", because of `error`.
-    pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
-        let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
-        *self.waits_for.lock() = Some((part, reason));
-    }
-
-    /// Records that the pipeline has started, with its counters.
-    pub(crate) fn started(&self, counters: Arc<Counters>) {
-        if let Work::Run(work) = &self.work {
-            // A run starts once.
-            let _ = work.set(counters);
-        }
-    }
-
-    /// Records that the relay has started, with its counters.
-    pub(crate) fn relay_started(&self, counts: Arc<RelayCounts>) {
-        if let Work::Relay(work) = &self.work {
-            // A relay starts once.
-            let _ = work.set(counts);
-        }
-    }
-}
+pub(crate) use watched::Watched;
 
 /// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
 ///

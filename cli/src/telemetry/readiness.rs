@@ -5,7 +5,7 @@ use std::fmt;
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counters, HandlerState, SourceState};
 
-use super::{LONGEST_REASON, Watched, Work};
+use super::watched::{LONGEST_REASON, Watched, Work};
 use crate::handlers::text::printable;
 
 /// Whether messages are consumed, and if not, why. Its text is the reply of `/health/ready`.

@@ -17,8 +17,9 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::Connections;
+use super::metrics;
 use super::readiness::Readiness;
-use super::{Watched, metrics};
+use super::watched::Watched;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 

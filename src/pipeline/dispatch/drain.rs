@@ -4,21 +4,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Dispatcher;
+use super::drained::Drained;
 use crate::pipeline::event::Event;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
-
-/// How the dispatching ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drained {
-    /// Everything that had started was recorded and settled.
-    Wholly,
-    /// The drain deadline passed with so many runs still going; they were asked to stop, and dropped if they did not.
-    Abandoned(usize),
-    /// A round panicked; its deliveries were given back.
-    Panicked,
-}
 
 impl<R: Runner> Dispatcher<R> {
     /// Starts nothing more, waits for what runs, and after the drain deadline cancels it and abandons it.

@@ -2,6 +2,7 @@
 
 mod copies;
 mod drain;
+mod drained;
 mod identify;
 mod leaving;
 mod notes;
@@ -27,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-pub(crate) use drain::Drained;
+pub(crate) use drained::Drained;
 use store::StoreWatch;
 use suspects::Suspects;
 use timers::Timers;

@@ -91,7 +91,7 @@ impl Finding {
 
     /// The error of an adapter about `key`, which names the fix.
     pub(super) fn failed(config: &Config, key: &str, error: &Error) -> Self {
-        Self { fix: None, ..Self::error(config, key, crate::commands::sentence(error), "") }
+        Self { fix: None, ..Self::error(config, key, crate::commands::failure::sentence(error), "") }
     }
 
     /// The finding of a plugin.

@@ -13,7 +13,7 @@ use finding::{Finding, Severity};
 /// Prints one finding per line, or one JSON object per line with `--json`.
 pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let file = &args.report.config.file;
-    let config = match super::load_with(file, env) {
+    let config = match super::failure::load_with(file, env) {
         Ok(config) => config,
         Err(error) if args.report.json => {
             out.json(&Finding::from(&error))?;

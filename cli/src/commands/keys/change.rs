@@ -4,12 +4,12 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use onceward::store::KeyState;
 
-use super::KeysContext;
 use super::complete::{CompleteOutcome, complete as complete_keys};
+use super::context::KeysContext;
 use super::naming::{Known, Named, candidates, known};
 use super::show::{time, unknown};
 use crate::args::ChangeArgs;
-use crate::commands;
+use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
 use crate::output::Output;
@@ -41,7 +41,7 @@ pub(super) async fn forget(
     )?;
     let forgotten = context.store.store.forget(&context.scope, &[key]).await;
     for answer in forgotten {
-        answer.map_err(|error| commands::failure(&error))?;
+        answer.map_err(|error| failure::failure(&error))?;
     }
     audit(context, "forget", &found.named, before.as_str());
     report(args, &found.named, "forgotten", out)
@@ -82,7 +82,7 @@ pub(super) async fn complete(
                 "is dead-lettered{reason}, so its message is not handled; forget it first to complete it"
             ))
         }
-        Some(CompleteOutcome::Failed(error)) => Err(commands::failure(&error)),
+        Some(CompleteOutcome::Failed(error)) => Err(failure::failure(&error)),
         None => failed("got no result from the store; retry".to_owned()),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, Lease, Reason};
 use onceward::{Error, Key};
 
-use super::KeysContext;
+use super::context::KeysContext;
 
 /// The most keys in one call.
 pub(super) const BATCH: usize = 256;

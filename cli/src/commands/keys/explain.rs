@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use onceward::store::{KeyRecord, KeyState};
 
-use super::KeysContext;
+use super::context::KeysContext;
 use super::naming::{Known, candidates, known};
 use super::show::{time, unknown};
 use crate::args::KeyArgs;

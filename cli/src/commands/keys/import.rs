@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime};
 use onceward::{Key, KeyExtractor};
 use serde::Serialize;
 
-use super::KeysContext;
 use super::complete::{BATCH, CompleteOutcome, complete};
+use super::context::KeysContext;
 use super::lines;
 use super::naming::{extractor, source};
 use crate::args::ImportArgs;
-use crate::commands;
+use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::handlers::text::io_words;
 use crate::logging::AUDIT;
@@ -165,7 +165,7 @@ async fn write(
         if let Some(error) = failure {
             let sentence = format!(
                 "{}; {} keys were imported before the failure; it is safe to repeat the import",
-                commands::sentence(&error),
+                failure::sentence(&error),
                 figures.imported
             );
             return Err(Failure::new(Exit::Failed, sentence));

@@ -3,11 +3,11 @@
 use onceward::store::{KeyState, KeyStats, ListQuery};
 use serde_json::{Map, Value};
 
-use super::KeysContext;
+use super::context::KeysContext;
 use super::naming::key_of_hash;
 use super::show::{RecordJson, time};
 use crate::args::{self, ListArgs, ReportArgs};
-use crate::commands;
+use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -29,7 +29,7 @@ pub(super) async fn list(
         limit: args.limit,
     };
     let listed = context.store.store.list(&context.scope, &query).await;
-    let records = listed.map_err(|error| commands::failure(&error))?;
+    let records = listed.map_err(|error| failure::failure(&error))?;
     if args.report.json {
         records.iter().try_for_each(|record| out.json(&RecordJson::new(record, None)))?;
         return Ok(Exit::Done);
@@ -60,7 +60,7 @@ pub(super) async fn stats(
     args: &ReportArgs,
     out: &mut Output,
 ) -> Result<Exit, Failure> {
-    let stats = context.store.store.stats(&context.scope).await.map_err(|error| commands::failure(&error))?;
+    let stats = context.store.store.stats(&context.scope).await.map_err(|error| failure::failure(&error))?;
     if args.json {
         out.json(&as_json(&stats))?;
     } else {

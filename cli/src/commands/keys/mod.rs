@@ -2,6 +2,7 @@
 
 mod change;
 mod complete;
+mod context;
 mod explain;
 mod import;
 mod lines;
@@ -10,36 +11,15 @@ mod naming;
 mod purge;
 mod show;
 
-use onceward::Scope;
-
 pub(super) use list::as_json as stats_as_json;
 pub(super) use show::time;
 
 use crate::args::KeysCommand;
-use crate::config::{Config, Lookup};
+use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::registry::{self, OpenStore, Purpose};
-use crate::{args, logging};
 
-/// A configuration and its open store.
-struct KeysContext<'e> {
-    config: Config,
-    scope: Scope,
-    store: OpenStore,
-    env: Lookup<'e>,
-}
-
-impl<'e> KeysContext<'e> {
-    async fn open(args: &args::FileArgs, env: Lookup<'e>) -> Result<Self, Failure> {
-        let config = super::load(&args.file, env)?;
-        logging::start(config.telemetry.log, env)?;
-        let scope = registry::scope(&config).map_err(|error| super::failure(&error))?;
-        let opened = registry::open_store(&config, Purpose::Operate).await;
-        let store = opened.map_err(|error| super::failure(&error))?;
-        Ok(Self { config, scope, store, env })
-    }
-}
+use context::KeysContext;
 
 /// Runs one of the commands.
 pub(super) async fn keys(command: &KeysCommand, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {

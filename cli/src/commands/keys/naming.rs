@@ -3,9 +3,9 @@
 use onceward::store::KeyRecord;
 use onceward::{Key, KeyExtractor, KeyText};
 
-use super::KeysContext;
+use super::context::KeysContext;
 use crate::args::KeyArgs;
-use crate::commands;
+use crate::commands::failure;
 use crate::config::{KeyPart, KeySource};
 use crate::exit::{Exit, Failure};
 use crate::registry;
@@ -134,7 +134,7 @@ pub(super) async fn known(context: &KeysContext<'_>, candidates: &[Named]) -> Re
     let mut known = Vec::new();
     for named in candidates {
         let record = context.store.store.inspect(&context.scope, &named.key).await;
-        if let Some(record) = record.map_err(|error| commands::failure(&error))? {
+        if let Some(record) = record.map_err(|error| failure::failure(&error))? {
             known.push(Known { named: named.clone(), record });
         }
     }

@@ -1,8 +1,8 @@
 //! `keys purge`: removes expired keys.
 
-use super::KeysContext;
+use super::context::KeysContext;
 use crate::args::ReportArgs;
-use crate::commands;
+use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -17,7 +17,7 @@ pub(super) async fn purge(
     let expires_by_itself = expiring.is_none();
     let removed = match expiring {
         Some(expiring) => {
-            onceward::purge_expired(expiring).await.map_err(|error| commands::failure(&error))?
+            onceward::purge_expired(expiring).await.map_err(|error| failure::failure(&error))?
         }
         None => 0,
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use onceward::store::{KeyRecord, KeyState};
 use serde::Serialize;
 
-use super::KeysContext;
+use super::context::KeysContext;
 use super::naming::{Known, Named, candidates, known};
 use crate::args::KeyArgs;
 use crate::exit::{Exit, Failure};

@@ -25,7 +25,7 @@ use drain::bounded;
 
 /// Runs the pipeline of a configuration. The first signal drains it; the second ends the program at once.
 pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
-    let config = super::load(&args.config.file, env)?;
+    let config = super::failure::load(&args.config.file, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in config.advice() {
         tracing::warn!("{advice}");
@@ -70,7 +70,7 @@ async fn consume(
     watched: &Watched,
     shutdown: &CancellationToken,
 ) -> Result<Option<Summary>, Failure> {
-    let scope = registry::scope(config).map_err(|error| super::failure(&error))?;
+    let scope = registry::scope(config).map_err(|error| super::failure::failure(&error))?;
     let patience = patience(config, args);
     let opened = startup::open(config, &scope, patience, watched, shutdown);
     let Some(parts) = opened.await? else { return Ok(None) };
@@ -82,7 +82,7 @@ async fn consume(
     }
     let built =
         registry::build(config, &scope, source, &store, handler, dead_letters, args.until_empty).await;
-    let ready = built.map_err(|error| super::failure(&error))?;
+    let ready = built.map_err(|error| super::failure::failure(&error))?;
     watched.started(ready.counters());
     tracing::info!(
         scope = %scope,
@@ -99,7 +99,7 @@ async fn consume(
     if tokio::time::timeout(drain::MOST_END, store.close()).await.is_err() {
         tracing::warn!("closing the store timed out; its connections were dropped");
     }
-    ended.map(Some).map_err(|error| super::failure(&error))
+    ended.map(Some).map_err(|error| super::failure::failure(&error))
 }
 
 /// The default startup timeout of a run that ends by itself.

@@ -78,7 +78,8 @@ pub(super) async fn open(
     let opened = until_up(&part, patience, shutdown, async || {
         attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))
     });
-    let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure(&error))? else {
+    let Some((parts, advice)) = opened.await.map_err(|error| crate::commands::failure::failure(&error))?
+    else {
         return Ok(None);
     };
     for finding in &advice {
@@ -130,7 +131,7 @@ pub(super) async fn start(
         };
         Err(Error::new(kind, "start the handler", error.text().to_owned()))
     });
-    started.await.map_err(|error| crate::commands::failure(&error))
+    started.await.map_err(|error| crate::commands::failure::failure(&error))
 }
 
 /// Repeats `attempt` while its error is retryable and `patience` lasts. `part` names the part that was tried last. `None`:

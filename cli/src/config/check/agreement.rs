@@ -1,6 +1,6 @@
 //! Checks that the parts of a configuration agree: order, policies, and what is promised.
 
-use super::Checked;
+use super::rules::Checked;
 use crate::config::build::stores_with;
 use crate::config::{
     Config, Guarantee, Handler, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey, OnStoreDown,

@@ -1,6 +1,6 @@
 //! Checks `[handler.*]`.
 
-use super::{Checked, HOUR, MILLISECOND, duration, text, texts, url, within};
+use super::rules::{Checked, HOUR, MILLISECOND, duration, text, texts, url, within};
 use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration};
 use crate::handlers::{EVERYTHING, Statuses};
 

@@ -4,15 +4,15 @@ mod agreement;
 mod handler;
 mod own_headers;
 mod plugins;
-
-use std::fmt::Debug;
-use std::ops::RangeInclusive;
+mod rules;
 
 use onceward::Scope;
 
-use super::{Address, Config, ConfigError, Contexts, HumanDuration};
+use onceward_plugin::value::HumanDuration;
 
-type Checked = Result<(), ConfigError>;
+use super::context::Contexts;
+use super::document::Config;
+use rules::{Checked, DAY, HOUR, MILLISECOND, address, duration, text, url, within};
 
 /// Every check, in the order of the file; the first that fails is the answer.
 pub(super) fn check(config: &Config) -> Checked {
@@ -100,66 +100,4 @@ fn retry(config: &Config) -> Checked {
         return Err(config.refuse("retry.initial", "is longer than retry.max", "lower initial or raise max"));
     }
     Ok(())
-}
-
-const MILLISECOND: HumanDuration = HumanDuration::from_millis(1);
-const HOUR: HumanDuration = HumanDuration::from_secs(3_600);
-const DAY: HumanDuration = HumanDuration::from_secs(86_400);
-
-fn text(config: &Config, key: &str, text: &str) -> Checked {
-    if text.trim().is_empty() { Err(config.refuse(key, "is empty", "write its name")) } else { Ok(()) }
-}
-
-fn address(config: &Config, key: &str, address: &Address) -> Checked {
-    if address.is_empty() { Err(config.refuse(key, "is empty", "write where it is")) } else { Ok(()) }
-}
-
-fn texts<T>(config: &Config, key: &str, texts: &[T], is_empty: impl Fn(&T) -> bool) -> Checked {
-    if texts.is_empty() {
-        return Err(config.refuse(key, "is an empty list", "write at least one"));
-    }
-    match texts.iter().position(is_empty) {
-        Some(index) => {
-            Err(config.refuse(&format!("{key}[{index}]"), "is empty", "write its name or leave it out"))
-        }
-        None => Ok(()),
-    }
-}
-
-fn url(config: &Config, key: &str, address: &Address, schemes: &[&str]) -> Checked {
-    if address.has_scheme(schemes) {
-        return Ok(());
-    }
-    let schemes: Vec<_> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
-    let fix = format!(
-        "write one that starts with {}, with `@`, `/`, `:`, `?` and `#` in a password percent-encoded",
-        schemes.join(" or ")
-    );
-    Err(config.refuse(key, "is not a URL of the kind needed here", fix))
-}
-
-fn within<N: PartialOrd + Copy + Debug>(
-    config: &Config,
-    key: &str,
-    number: N,
-    range: RangeInclusive<N>,
-) -> Checked {
-    if range.contains(&number) {
-        return Ok(());
-    }
-    let fix = format!("write a whole number from {:?} to {:?}", range.start(), range.end());
-    Err(config.refuse(key, "is out of range", fix))
-}
-
-fn duration(
-    config: &Config,
-    key: &str,
-    duration: HumanDuration,
-    least: HumanDuration,
-    most: HumanDuration,
-) -> Checked {
-    if (least..=most).contains(&duration) {
-        return Ok(());
-    }
-    Err(config.refuse(key, "is out of range", format!("write a duration from {least} to {most}")))
 }

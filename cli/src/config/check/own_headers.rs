@@ -4,7 +4,7 @@ use std::path::Path;
 
 use onceward::own_headers::LEAST_SECRET_BYTES;
 
-use super::Checked;
+use super::rules::Checked;
 use crate::config::{Config, OwnHeaders, REDACTED, Secret};
 
 pub(super) fn check(config: &Config) -> Checked {

@@ -2,7 +2,7 @@
 
 use onceward_plugin::Problem;
 
-use super::{Checked, DAY, MILLISECOND, duration};
+use super::rules::{Checked, DAY, MILLISECOND, duration};
 use crate::config::build::stores_with;
 use crate::config::{Config, ConfigError, Contexts, Handler, HumanDuration};
 

@@ -3,6 +3,7 @@
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lines;
+mod options;
 mod pool;
 mod process;
 mod protocol;
@@ -13,59 +14,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use onceward::{Error, Handler, HandlerError, Message, Scope};
-use tokio_util::sync::CancellationToken;
+use onceward::{Error, Handler, HandlerError, Message};
 
-use super::process::Program;
+pub use options::WorkerOptions;
 use pool::WorkerPool;
-
-/// The options of a [`WorkerHandler`].
-#[derive(Clone, Debug)]
-pub struct WorkerOptions {
-    /// The scope, passed to the process as `scope`.
-    pub scope: Scope,
-    /// The program, which is run without a shell.
-    pub program: Program,
-    /// The number of processes, each of which handles one message concurrently with the others. 0 means 1.
-    pub processes: u32,
-    /// The limit of a result, in bytes.
-    pub result_limit: usize,
-    /// The pause before a restart of a dead process; it doubles until a process responds.
-    pub restart_delay: Duration,
-    /// The longest pause before a restart.
-    pub max_restart_delay: Duration,
-    /// The time limit of a message, from the moment a process begins to read it.
-    pub timeout: Duration,
-    /// The time limit from the start of a process until it reads its first request or, with `wait_until_ready`, is ready.
-    pub start_timeout: Duration,
-    /// True if the processes write `{"ready":true}` when they are ready; they get no request before.
-    pub wait_until_ready: bool,
-    /// The time between SIGTERM and SIGKILL for a process whose message was cancelled or timed out. It must be shorter than
-    /// the `cancel_grace` of the pipeline, after which the run is dropped.
-    pub grace: Duration,
-    /// Fires when this program shuts down: from then on, a process that a signal ends has not failed.
-    pub shutdown: CancellationToken,
-}
-
-impl WorkerOptions {
-    /// One process, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](super::RESULT_LIMIT), 30 s for the
-    /// start and for each message, 4 s after SIGTERM.
-    pub fn new(scope: Scope, program: Program) -> Self {
-        Self {
-            scope,
-            program,
-            processes: 1,
-            result_limit: super::RESULT_LIMIT,
-            restart_delay: Duration::from_millis(100),
-            max_restart_delay: Duration::from_secs(10),
-            timeout: Duration::from_secs(30),
-            start_timeout: Duration::from_secs(30),
-            wait_until_ready: false,
-            grace: Duration::from_secs(4),
-            shutdown: CancellationToken::new(),
-        }
-    }
-}
 
 /// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process handles its
 /// messages one after the other.

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::WorkerOptions;
+use super::options::WorkerOptions;
 use super::process::{Reply, WorkerProcess};
 
 /// The result of a run.

@@ -10,8 +10,8 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::WorkerOptions;
 use super::lines::{Line, Lines};
+use super::options::WorkerOptions;
 use super::protocol::{Said, request, said};
 use crate::handlers::lines::{LastLine, read_lines};
 use crate::handlers::process::ProcessGroup;

@@ -1,5 +1,6 @@
 //! Logging to standard error, with a filter, a rate limit and a format, and with escaped control characters.
 
+mod audit;
 mod filter;
 mod limit;
 
@@ -17,8 +18,7 @@ use crate::config::{LogFormat, Lookup};
 use crate::exit::Failure;
 use crate::handlers::text::is_unprintable;
 
-/// The target of audit lines, which name the user who changed a key. No filter suppresses them.
-pub(crate) const AUDIT: &str = "onceward::audit";
+pub(crate) use audit::AUDIT;
 
 /// The summaries of suppressed lines.
 static SUMMARIES: OnceLock<limit::Summaries> = OnceLock::new();
