@@ -181,7 +181,7 @@ fn each_contradiction_gets_its_sentence() {
                 "[source.kafka.properties]\nsession.timeout.ms = 45000\nmax.poll.interval.ms = 44999\n[store.memory]",
             ),
             "line 8: source.kafka.properties.max.poll.interval.ms: is shorter than session.timeout.ms, which Kafka's client \
-             does not take; raise it to session.timeout.ms at least, or remove one of the two",
+             rejects; raise it to session.timeout.ms at least, or remove one of the two",
         ),
         (
             kafka.replace(
