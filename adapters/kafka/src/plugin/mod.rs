@@ -6,6 +6,8 @@ mod properties;
 mod relay;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use onceward_plugin::LogRule;
 
