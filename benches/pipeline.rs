@@ -1,4 +1,4 @@
-//! What the pipeline costs per message over the memory broker and the memory store, on one core.
+//! Measures the cost of the pipeline per message over the memory broker and the memory store, on one core.
 //!
 //! `cargo bench --features testing --bench pipeline`. A sample runs 100,000 messages through; the item throughput is
 //! messages per second, so 1 µs a message is 1 Mitem/s.

@@ -95,7 +95,7 @@ where
             let mut answers = bounded(limit, operation, count, call(batch)).await.into_iter();
             drop(slot);
             for (count, answer) in parts {
-                // A receiver that is gone has no use for the answer.
+                // A receiver that was dropped has no use for the answer.
                 let _ = answer.send(answers.by_ref().take(count).collect());
             }
         });

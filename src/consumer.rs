@@ -28,8 +28,8 @@ pub struct Capabilities {
     pub ack_timeout: Option<Duration>,
     /// The broker drops or dead-letters a message after this many deliveries, by its own count.
     pub delivery_limit: Option<u32>,
-    /// What is retried through the source comes back at another position: where it first stood is told by our own headers,
-    /// and those are not believed. The position is no key then.
+    /// A message that is retried through the source is redelivered at another position: only our own headers name its
+    /// original position, and those are not believed. The position is no key then.
     pub retries_lose_position: bool,
     /// How long the broker keeps an undelivered message: part of the time in which duplicates can still arrive.
     pub retention: Option<Duration>,

@@ -16,7 +16,7 @@ use crate::own_headers::{LETTER, OwnHeaders};
 use crate::publisher::{Outgoing, Publisher};
 use crate::store::{MAX_GENERATION, Reason};
 
-/// Which of our own headers a letter bears: fewer where all of them make it too large for its destination.
+/// Which of our own headers a letter carries: fewer where all of them make it too large for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// All.
@@ -186,7 +186,7 @@ fn millis(at: SystemTime) -> u128 {
 pub(crate) struct Republished {
     /// The key derived when the message first came; of a mismatch, the key of this message under that.
     pub(crate) key: Option<Key>,
-    /// The generation it is to run in: one more than that of a dead letter, whoever moved it back.
+    /// The generation it is to run in: one more than that of a dead letter, no matter how it was moved back.
     pub(crate) generation: u32,
 }
 

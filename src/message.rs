@@ -17,7 +17,7 @@ use crate::store::OwnerToken;
 pub struct Position {
     /// What the offsets count in, including its incarnation: Kafka cluster and topic id, the identity of a file.
     pub incarnation: Arc<str>,
-    /// The partition, 0 where there is none.
+    /// The partition, 0 where the source has no partitions.
     pub partition: u32,
     /// The offset within the partition.
     pub offset: u64,

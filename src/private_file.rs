@@ -26,7 +26,8 @@ pub fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
 /// through it would go into a file of their choice.
 ///
 /// # Errors
-/// `PermissionDenied` for a link of somebody else's, `NotFound` for one that leads nowhere, and as [`fs::canonicalize`].
+/// `PermissionDenied` for a link that belongs to another user, `NotFound` for one that leads nowhere, and as
+/// [`fs::canonicalize`].
 pub fn private_path(path: &Path) -> io::Result<PathBuf> {
     let link = match fs::symlink_metadata(path) {
         Ok(found) if found.is_symlink() => found,
@@ -88,7 +89,7 @@ mod tests {
         assert_eq!(private_path(&link).unwrap(), file.canonicalize().unwrap());
     }
 
-    /// Only root can make a link that belongs to somebody else.
+    /// Only root can make a link that belongs to another user.
     #[test]
     fn a_link_of_somebody_elses_is_not_followed() {
         if !geteuid().is_root() {

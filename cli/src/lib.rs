@@ -57,7 +57,7 @@ fn run(command_line: CommandLine) -> Result<Exit, Failure> {
     ended
 }
 
-/// How long a program that was told to end at once lets its tasks be dropped.
+/// How long the tasks have to be dropped when the program must end at once.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// What has to be done once for the whole process, before anything else.

@@ -236,7 +236,7 @@ async fn a_process_that_a_shutdown_has_ended_is_not_to_blame() {
         let failing = ExecHandler::new(ExecOptions { shutdown, ..self::options(sh("exit 1")) });
         assert_eq!(failing.handle(message).await.unwrap_err().verdict(), Verdict::Retry);
     }
-    // Without a shutdown somebody has killed this one.
+    // Without a shutdown, another process has killed this one.
     let error = run_sh("exit 143").await.unwrap_err();
     assert_eq!(error.verdict(), Verdict::Retry, "{error}");
 }

@@ -170,7 +170,7 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// The value of a header, if whoever reads the message finds the same one.
+/// The value of a header, if every reader of the message finds the same one.
 fn header<'m>(message: &'m Message, name: &str) -> Result<&'m [u8], KeyError> {
     let value = message.header(name).ok_or(KeyError::Missing)?;
     let contradicts = |(other, its): (&str, &bytes::Bytes)| its != value && names::same_header(other, name);
@@ -242,8 +242,8 @@ impl KeyExtractor {
         extractor
     }
 
-    /// Mixes a secret into every key, so that nobody without it can compute a key in advance.
-    /// All consumers of a scope must use the same secret; changing it forgets all keys.
+    /// Mixes a secret into every key, so that a key cannot be computed in advance without it. All consumers of a scope
+    /// must use the same secret; changing it forgets all keys.
     #[must_use]
     pub fn with_secret(mut self, secret: &[u8]) -> Self {
         self.secret = Some(blake3::derive_key("onceward 2026 key secret", secret));

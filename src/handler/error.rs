@@ -42,7 +42,7 @@ pub struct HandlerError {
     outcome_unknown: bool,
     conflict: bool,
     not_before: Option<Duration>,
-    /// What came through a bare `?`, while nobody has said what it means.
+    /// The error that came through a bare `?`, until a verdict is chosen for it.
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -96,7 +96,7 @@ impl HandlerError {
         Self { conflict: true, ..Self::new(Verdict::Unavailable, text) }
     }
 
-    /// Says that the effect may have happened all the same (a request without an answer): another run is counted in
+    /// Marks that the effect may have happened nevertheless (a request without an answer): another run is counted in
     /// `suspected_double_effects`.
     ///
     /// A [`Verdict::Unavailable`] whose outcome is unknown uses no attempt the first time, and none during an outage. But if
@@ -137,7 +137,7 @@ impl HandlerError {
         self.verdict
     }
 
-    /// True if the effect may have happened all the same.
+    /// True if the effect may have happened nevertheless.
     pub fn is_outcome_unknown(&self) -> bool {
         self.outcome_unknown
     }

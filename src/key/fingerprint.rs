@@ -6,7 +6,7 @@ use std::fmt;
 use super::format::first_half;
 use super::{canonical, json};
 
-/// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that bears the same key.
+/// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that has the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 

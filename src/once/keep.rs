@@ -87,7 +87,7 @@ pub(super) async fn keep(
     let started = Arc::new(AtomicBool::new(false));
     let held = Held { claim: Arc::clone(&claim), started: Arc::clone(&started), end: end_in, ended };
     if answer.send(Ok(Answer::Claimed(held))).is_err() {
-        // The caller is gone before its closure could start.
+        // The caller was dropped before its closure could start.
         let _ = inner.release(&claimed).await;
         return;
     }

@@ -201,8 +201,8 @@ impl ExhaustedKey {
     /// Marks the key dead. Call it after the dead letter is confirmed, and before the ack.
     ///
     /// # Errors
-    /// [`Error`] if the store does not answer. The letter is confirmed, so the delivery may be acked all the same; a
-    /// copy would be dead-lettered again.
+    /// [`Error`] if the store does not answer. The letter is confirmed, so the delivery may be acked anyway; a copy
+    /// would be dead-lettered again.
     pub async fn dead_lettered(self) -> Result<Burial, Error> {
         let Self { inner, exhausted } = self;
         let batch = [BuryRequest { lease: exhausted.lease, ttl: inner.config.ttl }];

@@ -8,8 +8,8 @@
 //! A handler that published by itself could die between its commit and the publish, and the event would be lost; or
 //! publish before a commit that fails, and the event would be untrue. A row in the effect's own transaction is neither.
 //! The relay publishes *at least once*: if it dies between confirm and mark, the row is sent again. Its
-//! [`id`](crate::Outgoing::id) is stored with the row, so the copy bears the same one, and a consumer downstream that takes
-//! the message id as its key has the effect once.
+//! [`id`](crate::Outgoing::id) is stored with the row, so the copy has the same one, and a consumer downstream that
+//! takes the message id as its key has the effect once.
 
 mod counts;
 mod relay;

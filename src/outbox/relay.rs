@@ -19,7 +19,7 @@ const TROUBLE: Backoff =
     Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(5), jitter: Jitter::Equal };
 /// Rows may come in all the time; the broker is not asked more often than this while it fails.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
-/// How often a trouble that lasts is spoken of.
+/// The interval between log lines about a lasting failure.
 const REMINDER: Duration = Duration::from_secs(30);
 /// A store may take rows from a relay that hangs: publishing must have ended long before that.
 const LONGEST_PUBLISH: Duration = Duration::from_secs(20);

@@ -1,8 +1,8 @@
-//! Whose `onceward-` headers are believed, and how ours are told from those of others: [`OwnHeaders`].
+//! The `onceward-` headers that are believed, and how ours are distinguished from foreign ones: [`OwnHeaders`].
 //!
-//! Dead letters and retries carry headers that name a key, a generation, a position. Whoever may send messages can write
-//! headers of the same names. With a secret, what we publish also carries a message authentication code (MAC) over those
-//! headers and the payload, and only headers with a valid one are believed.
+//! Dead letters and retries carry headers that name a key, a generation, a position. Any sender of messages can write
+//! headers of the same names. With a secret, the messages we publish also carry a message authentication code (MAC)
+//! over those headers and the payload, and only headers with a valid one are believed.
 
 mod seal;
 mod secret;
@@ -25,8 +25,8 @@ pub enum HeaderTrust {
     Ignore,
     /// Those with a valid MAC under one of our secrets.
     Authenticated,
-    /// All. Only where nobody but the operator can write to the source: whoever can chooses the key and the generation of
-    /// its messages.
+    /// All. Only where no one but the operator can write to the source: anyone who can chooses the key and the
+    /// generation of its messages.
     Trusted,
 }
 

@@ -1,3 +1,5 @@
+//! Checks which headers are believed, and that a seal covers each header that is read and the payload.
+
 use super::*;
 use crate::message::MessageBuilder;
 

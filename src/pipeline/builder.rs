@@ -142,8 +142,8 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// Works without dead letters: whatever failed for good, has no key or bears the key of another message stays in
-    /// the source and is tried again at the longest delay.
+    /// Works without dead letters: a message that failed for good, has no key or has the key of another message stays
+    /// in the source and is retried at the longest delay.
     #[must_use]
     pub fn park_exhausted(mut self) -> Self {
         self.set.park_exhausted = true;

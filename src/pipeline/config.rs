@@ -74,7 +74,7 @@ pub enum OnLetterRefused {
     /// Keep it in the source and try again at the longest delay; alarmed. Those behind it in its lane go on.
     #[default]
     Park,
-    /// Ack it: the message is gone. Counted as `letters_dropped`, and logged as an error.
+    /// Ack it: the message is lost. Counted as `letters_dropped`, and logged as an error.
     Drop,
 }
 
@@ -103,9 +103,9 @@ pub enum Ordering {
     None,
     /// Those of one partition.
     Partition,
-    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one wait for nobody.
+    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one do not wait.
     BrokerKey,
-    /// Those with the same value of this source. Those without one wait for nobody.
+    /// Those with the same value of this source. Those without one do not wait.
     By(KeySource),
 }
 
@@ -119,7 +119,7 @@ pub enum Mode {
     Observe,
 }
 
-/// When the handler is taken to be unavailable: no run starts then but one at a time that finds out whether it works
+/// When the handler is taken to be unavailable: only single runs start then, one by one, to probe whether it works
 /// again, and no more messages are taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerConfig {
@@ -193,9 +193,9 @@ pub struct PipelineConfig {
     pub keep_results: bool,
     /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
     pub max_result_bytes: usize,
-    /// Whose `onceward-` headers name key and generation of a message, and what our dead letters are sealed with. The
-    /// source's adapter is to be given the same. Default: nobody's. A message that looks like a dead letter of ours then
-    /// has the key that its content gives, and is dead-lettered again where that is dead.
+    /// Whose `onceward-` headers name key and generation of a message, and the secret that seals our dead letters. The
+    /// source's adapter must be given the same. By default, none are believed. A message that looks like a dead letter
+    /// of ours then has the key that its content gives, and is dead-lettered again where that is dead.
     pub own_headers: OwnHeaders,
     /// Stop when the source is idle and nothing is in flight. Default false.
     pub until_idle: bool,

@@ -61,9 +61,10 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
     ended
 }
 
-/// Whether a run that found the handler unavailable uses an attempt all the same: its effect may have happened, and so may
-/// that of each further run. The first of a message is free, and so is every run while nothing shows that the handler is
-/// there for others: none has succeeded since, or the breaker is open and this was its probe. See decision 0009.
+/// Whether a run that found the handler unavailable uses an attempt nevertheless: its effect may have happened, and so
+/// may that of each further run. The first of a message is free, and so is every run while nothing shows that the
+/// handler is available for others: none has succeeded since, or the breaker is open and this was its probe. See
+/// decision 0009.
 fn is_charged<R>(context: &Context<R>, work: &mut Work, error: &HandlerError) -> bool {
     if !error.is_outcome_unknown() {
         return false;

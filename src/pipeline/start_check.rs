@@ -104,7 +104,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
     found
 }
 
-/// Deliveries beyond the attempts, for redeliveries that are nobody's failure.
+/// Deliveries beyond the attempts, for redeliveries that no failure caused.
 pub const HEADROOM: u32 = 5;
 
 #[cfg(test)]

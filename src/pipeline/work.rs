@@ -7,7 +7,7 @@
 //!                       │               │ Wait: a suspect, │ the run ended     │ follows; durable   │ for the dispatcher
 //!                       │               │   not its turn   │                   │                    ▼
 //!                       │               │ Known: no run    │                   │     settled: copies follow, lane goes on
-//!                       ▼                                                            again: the Work comes back
+//!                       ▼                                                            again: the Work returns
 //!               waits in the dispatcher: lane, leader or copy, timer, suspect, unanswered
 //! ```
 //!
@@ -41,7 +41,7 @@ pub(crate) struct InFlight {
     pub(crate) plan: Plan,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) generation: u32,
-    /// It looks like a letter of ours and nothing proves it: if its key is dead, it may be one all the same.
+    /// It looks like a letter of ours and nothing proves it: if its key is dead, it may be one nevertheless.
     pub(crate) unproven: bool,
     /// Its key is dead and it is no copy of what died: it is dead-lettered again.
     pub(crate) again: bool,
@@ -83,7 +83,7 @@ pub(crate) struct InFlight {
 pub(crate) enum Turn {
     /// No other suspect runs, and a write marks the run as started: a lapse from then on is charged to it.
     Alone,
-    /// Beside other suspects and unmarked: a lapse charges nobody.
+    /// Beside other suspects and unmarked: a lapse is charged to none of them.
     Beside,
 }
 

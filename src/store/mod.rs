@@ -174,7 +174,8 @@ pub trait Store: Send + Sync + 'static {
 
 /// What an operator needs of a store besides what a pipeline needs: redrive, forget and inspect keys.
 ///
-/// The rules of [`Store`] hold for these methods too. A store whose keys nobody inspects or redrives can do without them.
+/// The rules of [`Store`] hold for these methods too. A store whose keys are never inspected or redriven can do without
+/// them.
 #[async_trait]
 pub trait StoreAdmin: Store {
     /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts and fingerprint forgotten. A terminal failure
@@ -218,7 +219,7 @@ pub trait Expiring: Send + Sync {
     /// A dropped call has removed any part of the batch.
     async fn purge(&self, limit: u32) -> Result<u64, Error>;
 
-    /// How long ago the oldest record expired that is not removed yet; zero if there is none. While it grows,
+    /// How long ago the oldest expired record that is not removed yet expired; zero if all are removed. While it grows,
     /// [`purge`](Self::purge) does not keep up.
     ///
     /// # Errors

@@ -140,9 +140,9 @@ pub trait PositionStore: TransactionalStore {
     /// As after a retryable error.
     async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error>;
 
-    /// Completes keys within an open transaction, before their effects: nobody else sees it until the transaction commits, and
-    /// never if it does not. Only effects of keys that are [`Fresh`](MarkedKey::Fresh) may follow in it. One answer for each
-    /// key, in order; the keys are distinct.
+    /// Completes keys within an open transaction, before their effects: no other connection sees it until the
+    /// transaction commits, and never if it does not. Only effects of keys that are [`Fresh`](MarkedKey::Fresh) may
+    /// follow in it. One answer for each key, in order; the keys are distinct.
     ///
     /// A transaction that marks a key which another one has marked waits for that one's end, and then knows the key, or has
     /// it. What a claim could take over is fresh here, too: a failed run, a claim whose lease is over.

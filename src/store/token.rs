@@ -54,7 +54,7 @@ impl Entropy {
     /// A fresh token.
     ///
     /// # Panics
-    /// If the operating system has no randomness, without which no claim can be told from another.
+    /// If the operating system has no randomness, without which claims cannot be distinguished.
     pub fn token(&mut self) -> OwnerToken {
         if self.used == POOL {
             match &mut self.seeded {

@@ -79,7 +79,7 @@ counters! {
     Fenced => "fenced";
     /// Runs without a claim, allowed by a policy.
     Unprotected => "unprotected";
-    /// Duplicates seen, and run all the same, in observe mode.
+    /// Duplicates that were detected and run nevertheless, in observe mode.
     ObservedDuplicates => "observed_duplicates";
     /// Store calls that failed.
     StoreErrors => "store_errors";

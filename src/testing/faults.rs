@@ -98,7 +98,7 @@ pub struct Faults {
     pub refused: f64,
     /// The chance of [`Fault::ReplyLost`].
     pub reply_lost: f64,
-    /// The longest time until a call is applied; drawn anew for each.
+    /// The longest time until a call is applied; drawn separately for each.
     pub latency: Duration,
     /// The longest time from there to the answer.
     pub reply_latency: Duration,

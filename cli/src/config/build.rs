@@ -1,4 +1,4 @@
-//! What this build has: its adapters, and what to do about a table that it lacks.
+//! The adapters of this build, and the remarks on tables that it lacks.
 
 use onceward_plugin::StoreFacts;
 

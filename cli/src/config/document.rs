@@ -43,7 +43,7 @@ pub struct Config {
     pub key: KeyConfig,
     /// What is done with each message.
     pub handler: Handler,
-    /// How many messages run at a time, and in which order.
+    /// How many messages run concurrently, and in which order.
     #[serde(default)]
     pub pipeline: PipelineConfig,
     /// How failed messages are tried again.
@@ -58,7 +58,7 @@ pub struct Config {
     /// What is done with messages that handlers put into the store's outbox.
     #[serde(default)]
     pub outbox: OutboxConfig,
-    /// What is told about a run.
+    /// What is reported about a run.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
     #[serde(skip)]
@@ -118,7 +118,7 @@ impl Config {
         }
     }
 
-    /// The names of the variables that `${…}` in this file stands for.
+    /// The names of the variables that this file refers to with `${…}`.
     pub(crate) fn variables(&self) -> BTreeSet<String> {
         self.origin.with_any_variables().flat_map(env::names).collect()
     }

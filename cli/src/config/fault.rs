@@ -30,7 +30,7 @@ pub(super) enum Step {
 pub(super) enum What {
     /// A table holds a name that it does not know; the name is the last step of the path.
     UnknownField { nearest: Vec<&'static str>, known: &'static [&'static str] },
-    /// A text, or the one table to choose, is none of those known.
+    /// A text, or the one table to choose, is not among the known ones.
     UnknownChoice { nearest: Vec<&'static str>, known: &'static [&'static str] },
     /// A required key is absent from the table at the path.
     Missing(&'static str),

@@ -24,8 +24,8 @@ pub struct KeyConfig {
     /// scope must use the same.
     #[serde(default)]
     pub fingerprint: FingerprintConfig,
-    /// What our own dead letters and retries are sealed with, so that they are told from forgeries when they come back: at least
-    /// 16 bytes, the same for all workers of the scope. It changes no key.
+    /// The secret that seals our own dead letters and retries, so that they are distinguished from forgeries when they
+    /// are redelivered: at least 16 bytes, the same for all workers of the scope. It changes no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
     /// A file that holds it, instead of `secret`.

@@ -21,7 +21,7 @@ fn with_part(part: &str) -> String {
 
 const KAFKA: &str = "topics = ['t']\ngroup = 'g'\nbrokers = ['127.0.0.1:1', 'kafka.example:9092']\n";
 
-/// What each of these would show, to whoever is on the way, and the key that says so.
+/// Configurations that would each expose something to anyone on the network path, and the key that the error names.
 fn exposed() -> Vec<(String, &'static str)> {
     let mut all: Vec<(String, &'static str)> = Vec::new();
     let mut add = |part: &str, key: &'static str| all.push((part.to_owned(), key));

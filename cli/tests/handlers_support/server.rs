@@ -41,7 +41,7 @@ impl Reply {
 pub struct Seen {
     pub requests: Mutex<Vec<Request>>,
     pub connections: AtomicUsize,
-    /// Told when a request has arrived, and when a client has closed its connection.
+    /// Notified when a request has arrived, and when a client has closed its connection.
     pub arrived: Notify,
     pub closed: Notify,
 }

@@ -18,7 +18,7 @@ fn json(ended: &Ended) -> Vec<Value> {
         .collect()
 }
 
-/// Runs the file again, as if the broker had delivered everything anew.
+/// Runs the file again, as if the broker had redelivered everything.
 fn redeliver(scene: &Scene, orders: &str) -> String {
     let _ = std::fs::remove_file(scene.path("orders.ndjson.old"));
     let _ = std::fs::rename(scene.path("orders.ndjson"), scene.path("orders.ndjson.old"));

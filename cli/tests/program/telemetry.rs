@@ -173,7 +173,7 @@ fn a_relay_tells_what_waits_and_what_failed() {
     let source = format!("{ORDERS}[store.sqlite]\npath = 'onceward.db'\n");
     let put = "INSERT INTO onceward_outbox (destination, order_key, payload) VALUES \
                ('events', CAST('customer' AS BLOB), CAST($1 AS BLOB))";
-    // Nobody is there: the client is told to give a message up soon.
+    // No broker runs there: the client is configured to give a message up soon.
     let outbox =
         "[outbox.kafka]\nbrokers = ['127.0.0.1:1']\n[outbox.kafka.properties]\nmessage.timeout.ms = 300\n";
     let scene = Scene::new(&format!(

@@ -42,10 +42,11 @@ pub(crate) enum Change {
 /// Opens when two different messages in a row find the handler unavailable, or when `failing_keys` different messages
 /// fail in a row. "In a row" means that no run succeeded in between, so that one message can never open it.
 ///
-/// While it is open one run at a time probes, after pauses that grow from 100 ms to 5 s. It closes when any run succeeds.
-/// If it was opened by unavailability it closes as well when a probe ends with a verdict about its message: the handler
-/// can judge messages again. If it was opened by failures, a probe that fails uses an attempt as any run does, and the
-/// next probe takes another message: a source that holds nothing but bad messages is still worked off, slowly.
+/// While it is open, single runs probe one by one, after pauses that grow from 100 ms to 5 s. It closes when any run
+/// succeeds. If it was opened by unavailability it closes as well when a probe ends with a verdict about its message:
+/// the handler can judge messages again. If it was opened by failures, a probe that fails uses an attempt as any run
+/// does, and the next probe takes another message: a source that holds nothing but bad messages is still worked off,
+/// slowly.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     config: BreakerConfig,

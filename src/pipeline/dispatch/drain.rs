@@ -23,7 +23,7 @@ impl<R: Runner> Dispatcher<R> {
             self.publish_gauges();
             self.join_ended();
             if self.rounds.is_empty() {
-                // Every round has ended, and what the last ones told is taken below.
+                // Every round has ended; the events of the last ones are taken below.
                 while let Ok(event) = events.try_recv() {
                     self.take(event);
                 }

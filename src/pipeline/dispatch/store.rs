@@ -8,8 +8,8 @@ use crate::pipeline::event::Asked;
 
 /// Distinguishes an outage of the store from that of a part of it (a node of a cluster).
 ///
-/// The store counts as down if a whole call failed and nothing shows that others are answered. While it is down one call
-/// at a time asks, after a growing pause; only keys that were never asked for are asked for at once, up to
+/// The store counts as down if a whole call failed and nothing shows that others are answered. While it is down only a
+/// single call asks, after a growing pause; only keys that were never asked for are asked for at once, up to
 /// [`FRESH_KEYS`] of them, since they may be those of a part that answers. In an outage of a part its keys wait and are
 /// asked for again on their own; all others go on.
 #[derive(Debug)]

@@ -110,7 +110,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
             not_begun(context, &error);
             all(runs, || Some(Outcome::Unstarted))
         }
-        // It is refused for one of them, and nobody knows for which.
+        // The commit is refused because of one of them, and it is unknown which.
         Err(error) => {
             tracing::debug!(%error, "shared commit refused; running each effect alone");
             alone(runs)

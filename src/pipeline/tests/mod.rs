@@ -1,4 +1,4 @@
-//! What the pipeline promises, told by tests over a broker and a store in memory: [`World`] and its workers.
+//! Checks the guarantees of the pipeline over a broker and a store in memory: [`World`] and its workers.
 //!
 //! Each test ends every worker through [`Worker::end`], which asserts that every delivery was accounted for.
 

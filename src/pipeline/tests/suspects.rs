@@ -1,4 +1,5 @@
-//! Keys whose process died: run one at a time, each after a write that says so, until a killer is dead-lettered.
+//! Checks keys whose process died: they run one by one, each after a write that marks it as started, until a killer is
+//! dead-lettered.
 
 use super::*;
 use crate::store::RenewRequest;

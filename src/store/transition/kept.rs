@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::{KeyRecord, KeyState, OwnerToken, Reason};
 use crate::key::{Fingerprint, Key};
 
-/// The owner of a record that nobody has claimed since a redrive opened it.
+/// The owner of a record that has not been claimed since a redrive opened it.
 const NOBODY: OwnerToken = OwnerToken::from_bytes([0; 16]);
 
 /// When a batch happens, and below which fences none may be given out again.

@@ -23,7 +23,7 @@ pub async fn every_delivery_has_a_tag_of_its_own<H: BrokerHarness>(harness: &H) 
     assert_eq!(distinct.len(), 50);
 }
 
-/// A source that says so delivers in order, again after it was reopened.
+/// A source that declares itself ordered delivers in order, also after it was reopened.
 pub async fn an_ordered_source_keeps_the_order<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 50).await;
     if !case.consumer.capabilities().ordered {
@@ -58,7 +58,7 @@ pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &
     assert_eq!(of(&case.take(20).await), before);
 }
 
-/// A finite source ends when everything is settled, and says so as often as it is asked; another one does not end.
+/// A finite source ends when everything is settled, and reports the end at each call; another source does not end.
 pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 3).await;
     case.settle(&tags(&deliveries), Settlement::Ack).await;

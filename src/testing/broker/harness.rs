@@ -18,8 +18,8 @@ pub trait BrokerHarness: Send + Sync {
     /// a short line of text.
     async fn publish(&self, payloads: &[String]);
 
-    /// Opens a consumer of what was published. A second call, after the first consumer is gone, goes on where that one
-    /// stopped. There is at most one consumer at a time.
+    /// Opens a consumer of what was published. A second call, after the first consumer was closed, goes on where that
+    /// one stopped. At most one consumer is open at any moment.
     async fn open(&self) -> Self::Consumer;
 
     /// How long a message may take to come.

@@ -23,8 +23,8 @@ pub async fn an_empty_batch_has_no_results<H: BrokerHarness>(harness: &H) {
     assert!(case.consumer.acker().settle(&[]).await.is_empty());
 }
 
-/// The results of a batch stand in its order: an item that is not ours is told apart from its neighbours, and they are
-/// settled all the same.
+/// The results of a batch stand in its order: an item that is not ours is distinguished from its neighbours, and they
+/// are settled nevertheless.
 pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 3).await;
     let own = tags(&deliveries);

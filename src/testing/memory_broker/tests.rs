@@ -1,4 +1,4 @@
-//! What comes again, and where.
+//! Checks what the memory broker redelivers, and at which place in the order.
 
 use super::*;
 

@@ -50,7 +50,7 @@ async fn until<H: OutboxHarness>(harness: &H, what: &str, mut is_so: impl FnMut(
     }
 }
 
-/// Waits for what the outbox tells of itself.
+/// Waits for a status of the outbox.
 async fn until_status<H: OutboxHarness>(
     harness: &H,
     what: &str,

@@ -14,7 +14,7 @@ const MANY: TakeLimits = TakeLimits { rows: 100, per_key: 100, bytes: 1_000_000 
 
 type Taken<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::Taken, Vec<OutboxRow>);
 
-/// What was let go may be free a moment later.
+/// Retries, since released rows may be free only a moment later.
 async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> Taken<H> {
     let end = Instant::now() + harness.patience();
     loop {
@@ -99,7 +99,7 @@ pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness
         seen,
         [(None, "0".into()), (key("a"), "0".into()), (key("a"), "1".into()), (key("b"), "0".into())]
     );
-    // Not even the third of "a", which nobody has.
+    // Not even the third of "a", which no worker holds.
     assert!(other.take(&two_of_each).await.expect("an answer").is_none());
     drop(taken);
     let (taken, again) = take_soon(harness, &other, &two_of_each).await;
@@ -164,7 +164,7 @@ pub async fn every_key_gets_its_turn_however_many_rows_the_others_have<H: Outbox
     assert!(turns.values().all(|turns| (3..=5).contains(turns)), "{turns:?}");
 }
 
-/// Published rows are removed once they are old enough, so many at a time, and no others are.
+/// A purge removes published rows once they are old enough, up to its limit, and no others.
 pub async fn only_what_was_published_long_ago_is_removed<H: OutboxHarness>(harness: &H) {
     let outbox = harness.outbox().await;
     let rows: Vec<_> = (0..5).map(|number| message("a", number)).collect();

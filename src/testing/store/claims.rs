@@ -77,7 +77,7 @@ pub async fn a_lapse_after_the_start_counts_as_an_attempt<H: StoreHarness>(harne
     assert_eq!((third.attempt, third.lost), (2, 2), "the second claim was not marked");
 }
 
-/// Runs that end with the death of their process use up the attempts in the end, with the reason that says so.
+/// Runs that end with the death of their process use up the attempts in the end, with the reason for it.
 pub async fn lapses_of_started_runs_use_up_the_attempts<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for _ in 0..case.terms.max_attempts {
