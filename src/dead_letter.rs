@@ -44,7 +44,7 @@ impl std::fmt::Debug for DeadLetters {
     }
 }
 
-/// What is known of a failure for good.
+/// The known facts about a permanent failure.
 #[derive(Clone, Debug)]
 pub(crate) struct FailureReport {
     pub(crate) reason: Reason,
@@ -137,8 +137,9 @@ impl DeadLetters {
 }
 
 /// `KEY-GENERATION-PAYLOAD`, the latter a hash: messages that share a key may each die (a mismatch, runs without a claim),
-/// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers what tells
-/// this copy from others. For a message without a key where it stood or, failing that, a hash of its id and payload.
+/// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers
+/// what distinguishes this copy from others. For a message without a key it is its position or, failing that, a hash of
+/// its id and payload.
 fn letter_id(key: Option<Key>, message: &Message, why: &FailureReport) -> String {
     match (key, message.position()) {
         (Some(key), position) if why.again => {
@@ -181,7 +182,7 @@ fn millis(at: SystemTime) -> u128 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
-/// What our own headers say of a delivery.
+/// The content of our own headers on a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Republished {
     /// The key derived when the message first came; of a mismatch, the key of this message under that.

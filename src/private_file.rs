@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-/// Opens the file at `path` with `options`, which say whether it may be created. A new file has mode 0600, whatever the umask
-/// would leave; one that exists keeps its mode. A symbolic link as the last part of `path` is followed as
+/// Opens the file at `path` with `options`, which decide whether it may be created. A new file has mode 0600,
+/// regardless of the umask; one that exists keeps its mode. A symbolic link as the last part of `path` is followed as
 /// [`private_path`] allows, and never to a file that is not there yet.
 ///
 /// # Errors

@@ -101,7 +101,7 @@ impl HandlerError {
     ///
     /// A [`Verdict::Unavailable`] whose outcome is unknown uses no attempt the first time, and none during an outage. But if
     /// runs of other messages have succeeded since, the handler is there: each further one of this message uses an attempt,
-    /// or its effect might be repeated for ever.
+    /// or its effect might be repeated forever.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {
         self.outcome_unknown = true;

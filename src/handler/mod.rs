@@ -42,7 +42,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Handles one message.
     ///
     /// # Errors
-    /// An error means that the effect did not happen; its [`Verdict`] says whether to try again.
+    /// An error means that the effect did not happen; its [`Verdict`] decides whether to retry.
     fn handle(&self, message: Message) -> impl Future<Output = Result<Self::Output, HandlerError>> + Send;
 }
 

@@ -1,4 +1,4 @@
-//! Hashes of the payload that tell copies of a message from other messages under the same key: [`Fingerprint`],
+//! Hashes of the payload that distinguish copies of a message from other messages under the same key: [`Fingerprint`],
 //! [`Fingerprinting`].
 
 use std::fmt;
@@ -66,8 +66,8 @@ fn hash(context: &str, bytes: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// What of a payload is compared with that of earlier messages under the same key. What differs is another message: see
-/// [`OnMismatch`](crate::pipeline::config::OnMismatch).
+/// The part of a payload that is compared with that of earlier messages under the same key. A difference means another
+/// message: see [`OnMismatch`](crate::pipeline::config::OnMismatch).
 ///
 /// All consumers of a scope must use the same: fingerprints of two kinds never match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -221,7 +221,7 @@ impl Inner {
                         self.cancel(claim, "a lease was lost to another claim; its run is asked to stop");
                         return recorded.await;
                     }
-                    // Not renewed as far as we know: it is tried again soon, and the deadline stands.
+                    // Not renewed as far as we know: it is retried soon, and the deadline remains.
                     Err(error) => {
                         tracing::debug!(?error, "lease renewal failed");
                         renew_at = Instant::now() + self.config.lease / 24;
@@ -342,7 +342,7 @@ impl Inner {
         let release = || -> BoxFuture<'_, Result<bool, Error>> {
             Box::pin(async move { one(self.calls.releases.send(vec![lease]).await) })
         };
-        // No longer held: then there is nothing to give back.
+        // No longer held: then there is nothing to release.
         repeat(|error| error.kind() != ErrorKind::Corrupt, release).await.map(|_| ())
     }
 }

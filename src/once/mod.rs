@@ -92,7 +92,7 @@ pub enum OnceError<E> {
     /// The store failed before the closure started: nothing has happened.
     Claim(Error),
     /// The closure ran, but another claim holds the key by now (its lease was lost), or the completion was refused:
-    /// the effect may happen again. Deliver the message again; the next call tells.
+    /// the effect may happen again. Redeliver the message; the next call finds the outcome.
     Completion(Error),
 }
 
@@ -146,8 +146,8 @@ impl HeldClaim {
         Cancellation::new(Some(Arc::clone(&self.claim)))
     }
 
-    /// Says that a failure of this run is permanent, another try being useless, and passes `error` on:
-    /// [`OnceError::Permanent`]. The last word counts.
+    /// Marks a failure of this run as permanent, since another try is useless, and passes `error` on:
+    /// [`OnceError::Permanent`]. The last mark counts.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -172,8 +172,8 @@ impl HeldClaim {
         error
     }
 
-    /// Says that a failure of this run is not the message's and had no effect (a service that refuses connections), and
-    /// passes `error` on: [`OnceError::Unavailable`]. No attempt is used. The last word counts.
+    /// Marks a failure of this run as not caused by the message and without effect (a service that refuses
+    /// connections), and passes `error` on: [`OnceError::Unavailable`]. No attempt is used. The last mark counts.
     pub fn unavailable<E>(&self, error: E) -> E {
         self.failure.store(UNAVAILABLE, Ordering::Relaxed);
         error
@@ -284,7 +284,7 @@ impl Deduplicator {
     /// ```
     ///
     /// # Errors
-    /// [`OnceError`]; each variant says what has happened. Never ack after one.
+    /// [`OnceError`]; each variant describes what has happened. Never ack after one.
     ///
     /// # Cancel safety
     /// A dropped call abandons the claim: a run that had started counts as a failed attempt, and the key is free at once.
@@ -298,8 +298,8 @@ impl Deduplicator {
         self.run(*key, None, run).await
     }
 
-    /// As [`once`](Self::once), and compares the payload with that of the first delivery, as
-    /// [`OnceConfig::fingerprint`] says: [`Once::Mismatch`].
+    /// As [`once`](Self::once), and compares the payload with that of the first delivery, as configured by
+    /// [`OnceConfig::fingerprint`]: [`Once::Mismatch`].
     ///
     /// # Errors
     /// As [`once`](Self::once).

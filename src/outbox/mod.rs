@@ -50,7 +50,7 @@ pub enum RowOutcome {
     Failed {
         /// Not before this delay.
         retry_in: Duration,
-        /// What was wrong, for people.
+        /// The error, for operators.
         error: String,
     },
 }
@@ -106,7 +106,7 @@ pub trait OutboxStore: Send + Sync + 'static {
 
     /// Takes rows that are due, so that no other relay has any of them at the same time. Of an order key it takes a run
     /// that begins with its oldest unpublished row, or nothing: a row that is not due yet holds back those behind it.
-    /// Over several calls every order key gets its turn, whatever the others do. `None`: nothing is due.
+    /// Over several calls every order key gets its turn, regardless of the others. `None`: nothing is due.
     ///
     /// # Errors
     /// [`Error`] if the outbox cannot be read; nothing is taken then.
@@ -115,7 +115,7 @@ pub trait OutboxStore: Send + Sync + 'static {
     /// A dropped call has taken nothing.
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(Self::Taken, Vec<OutboxRow>)>, Error>;
 
-    /// Notes what became of rows, by their numbers, and gives back all that were taken.
+    /// Records the outcomes of rows, by their numbers, and releases all that were taken.
     ///
     /// # Errors
     /// [`Error`]: the rows may be sent again.

@@ -71,9 +71,9 @@ impl Default for RelayConfig {
 
 /// Publishes the rows of an outbox, each at least once, the rows of one order key in their order.
 ///
-/// Several relays may run on one outbox. A row that cannot be published is tried again for ever, with growing delays; it
-/// holds back the later rows of its own order key and no others. When nothing arrives at all, the relay takes it for an
-/// outage of the broker: all is tried again within five seconds.
+/// Several relays may run on one outbox. A row that cannot be published is retried forever, with growing delays; it
+/// holds back the later rows of its own order key and no others. When nothing arrives at all, the relay treats it as an
+/// outage of the broker: all rows are retried within five seconds.
 ///
 /// It does not route: each row names its [destination](crate::Outgoing::destination), as the publisher understands it.
 #[derive(Debug)]

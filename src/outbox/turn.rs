@@ -60,7 +60,7 @@ impl Turn {
         self.published.is_empty() && !self.failed.is_empty()
     }
 
-    /// What is noted of the rows; `retry_in` tells for how many failures how long.
+    /// The outcomes to record for the rows; `retry_in` maps a number of failures to a delay.
     pub(super) fn outcomes(&self, mut retry_in: impl FnMut(u32) -> Duration) -> Vec<(i64, RowOutcome)> {
         let published = self.published.iter().map(|seq| (*seq, RowOutcome::Published));
         let failed = self.failed.iter().map(|(seq, attempts, error)| {

@@ -54,7 +54,7 @@ pub struct OwnHeaders {
 }
 
 impl OwnHeaders {
-    /// Believes as `trust` says; with `secrets`, ours are sealed whatever is believed.
+    /// Believes as configured by `trust`; with `secrets`, ours are sealed in either case.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for [`HeaderTrust::Authenticated`] without secrets.
@@ -127,9 +127,9 @@ impl OwnHeaders {
     }
 }
 
-/// True if `name` begins with `prefix` as handlers see names, for whom letter case and everything that is neither letter nor
-/// digit is the same: what a broker says of a message stands under names with a prefix of its own, and no producer's header
-/// may pass for it.
+/// True if `name` begins with `prefix` as handlers see names: regardless of letter case, and with all characters but
+/// letters and digits equal. The broker's metadata of a message has names with a prefix of its own, and no producer's
+/// header may pass for it.
 ///
 /// ```
 /// use onceward::own_headers::passes_for;

@@ -126,8 +126,8 @@ pub struct BreakerConfig {
     /// Whether there is a breaker at all. Without one, a run that ends as [`Unavailable`](crate::Verdict::Unavailable) still
     /// uses no attempt and is tried again after a pause of up to 5 s. Default true.
     pub enabled: bool,
-    /// So many different messages that fail in a row, whatever their verdict and with no success in between, are taken for
-    /// a fault of the handler. 0: only `Unavailable` is. At most 10,000, default 20.
+    /// This many different messages that fail in a row, with any verdict and no success in between, count as a failure
+    /// of the handler. 0: only `Unavailable` is. At most 10,000, default 20.
     pub failing_keys: u32,
 }
 

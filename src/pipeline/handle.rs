@@ -91,7 +91,7 @@ fn handle_groups<R: Runner>(
 }
 
 fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
-    // It waits for its turn, which says nothing about how long it should.
+    // It waits for its turn, which must not lengthen its pauses.
     work.holds = work.holds.saturating_sub(1);
     Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
 }

@@ -262,7 +262,7 @@ impl OrderBy {
     }
 }
 
-/// What becomes of a message of which it cannot be said behind which others it belongs: as without a key.
+/// The plan for a message whose place in the order is unknown: as without a key.
 fn unordered<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
     match without_key(context, message, error) {
         Plan::Letter(reason, text) => Plan::Letter(reason, format!("the order key cannot be used: {text}")),

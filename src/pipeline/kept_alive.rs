@@ -81,7 +81,7 @@ impl KeptAlive {
     }
 
     /// Deliveries that were last extended `every` ago or earlier; they count as extended from `now` on, unless
-    /// [`not_extended`](Self::not_extended) says otherwise.
+    /// [`not_extended`](Self::not_extended) is called for them.
     pub(crate) fn due_deliveries(&self, now: Instant, every: Duration) -> Vec<(Tag, Instant)> {
         let mut held = lock(&self.held);
         let mut due = Vec::new();

@@ -238,7 +238,7 @@ impl CompleteRequest {
     }
 }
 
-/// What a completion found. Each variant says whether the delivery may be acked.
+/// The result of a completion. Each variant states whether the delivery may be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// Pending and mine (even if the lease had run out): now completed. Ack.
@@ -264,7 +264,7 @@ pub struct RenewRequest {
     pub started: bool,
 }
 
-/// What a renewal found.
+/// The result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// Still mine, prolonged. A lease that has run out but was not taken over is revived.
@@ -295,7 +295,7 @@ impl FailRequest {
     }
 }
 
-/// What a failure found.
+/// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Written.
@@ -318,7 +318,7 @@ pub struct BuryRequest {
     pub ttl: Duration,
 }
 
-/// What a burial found.
+/// The result of a burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Burial {
     /// Dead now, or already by this claim. Ack.
@@ -346,7 +346,7 @@ impl RedriveRequest {
     }
 }
 
-/// What a redrive found.
+/// The result of a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redrive {
     /// Open in this generation: publish the message with it. Also the answer to a repeat that finds the key open and

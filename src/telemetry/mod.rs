@@ -49,7 +49,7 @@ counters! {
     DeadLettered => "dead_lettered";
     /// Deliveries acked because their key is dead already.
     DuplicatesOfDead => "duplicates_of_dead";
-    /// Deliveries given back to the source: delayed retries, parked or abandoned messages.
+    /// Deliveries returned to the source: delayed retries, parked or abandoned messages.
     GivenBack => "given_back";
     /// Deliveries refused by the policy on missing keys.
     Rejected => "rejected";
@@ -105,7 +105,7 @@ counters! {
     LettersDropped => "letters_dropped";
     /// Transactions that were certainly rolled back because they met another one; they are repeated at once.
     Conflicts => "conflicts";
-    /// Deliveries whose headers say that they are dead letters or retries of this scope, and are not believed.
+    /// Deliveries whose headers mark them as dead letters or retries of this scope, and are not believed.
     OwnHeadersIgnored => "own_headers_ignored";
 }
 
@@ -151,8 +151,8 @@ impl Counters {
         self.counts.0[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Deliveries that ended: acked for whatever reason, refused or given back. Once a pipeline has ended it is as many as
-    /// [`Counter::Received`] says.
+    /// Deliveries that ended: acked for any reason, refused or returned to the source. Once a pipeline has ended, it
+    /// equals [`Counter::Received`].
     pub fn ended(&self) -> u64 {
         Self::ENDS.iter().map(|end| self.get(*end)).sum()
     }

@@ -317,7 +317,7 @@ impl FaultPlan {
     /// Makes one call, with what the plan has in store for it.
     ///
     /// # Errors
-    /// As the plan says.
+    /// As the plan decides.
     pub(super) async fn call<T>(
         &self,
         operation: Operation,

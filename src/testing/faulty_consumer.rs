@@ -28,7 +28,7 @@ impl<C: Consumer> FaultyConsumer<C> {
         Self { inner, plan: Arc::new(FaultPlan::new(super::Faults::NONE, process)), change: None }
     }
 
-    /// Says that the broker can do other things than it can.
+    /// Declares other capabilities than the broker's own.
     #[must_use]
     pub fn claiming(mut self, change: fn(&mut Capabilities)) -> Self {
         self.change = Some(change);

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 /// the handler's own steps) goes through it, and stands still while the process is stopped: for a while, as under
 /// `SIGSTOP`, or for good, as after `kill -9`.
 ///
-/// It does not stop the worker's own timers. They cannot be seen from outside: whatever follows from them has to
-/// cross the border.
+/// It does not stop the worker's own timers. They cannot be seen from outside: all their consequences have to cross the
+/// border.
 #[derive(Clone, Debug, Default)]
 pub struct Process(Arc<State>);
 

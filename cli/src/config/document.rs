@@ -21,7 +21,7 @@ use crate::plugins::{OutboxConfig, Source, Store};
 /// A checked configuration: every value is within its limits and agrees with the others, and defaults that depend on
 /// other values are filled in (`key.from`, `pipeline.ordering`).
 ///
-/// It does not say whether what it names is reachable.
+/// It does not show whether the services it names are reachable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Configuration of the onceward program")]
@@ -123,7 +123,7 @@ impl Config {
         self.origin.with_any_variables().flat_map(env::names).collect()
     }
 
-    /// An error about one key of this configuration, with its file and line, for what is only found out later.
+    /// An error about one key of this configuration, with its file and line, for problems that are detected later.
     pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
         ConfigError(self.origin.remark(key, problem, fix))
     }
@@ -135,8 +135,8 @@ impl Config {
 
     /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
     ///
-    /// Commands and statements show their variables as they are written, `${NAME}`: what is in those may be a password,
-    /// and nothing in their texts tells. Arguments of a command without variables are redacted for the same reason.
+    /// Commands and statements show their variables as they are written, `${NAME}`: their values may be passwords, and
+    /// nothing in the texts shows it. Arguments of a command without variables are redacted for the same reason.
     ///
     /// # Errors
     /// A value that TOML cannot hold; no checked configuration has one.

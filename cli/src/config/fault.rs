@@ -7,7 +7,7 @@ use serde::de;
 
 use crate::plugins::REGISTERED;
 
-/// How many known names an error lists before it says how many more there are.
+/// The number of known names that an error lists; further ones are only counted.
 const MAX_NAMES: usize = 12;
 
 /// Something wrong at a place: `path` from the innermost step outwards, `span` in bytes of the file.

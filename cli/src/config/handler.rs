@@ -175,8 +175,8 @@ program_table! {
         /// How many processes run, from 1 to 1024.
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub processes: u32,
-        /// How long a process may take from its start until it reads its first request (with `ready = true`: until it says
-        /// that it is ready), from 1ms to 12h.
+        /// How long a process may take from its start until it reads its first request (with `ready = true`: until it
+        /// reports that it is ready), from 1ms to 12h.
         #[serde(default = "::onceward_plugin::default::secs::<30>")]
         pub start_timeout: HumanDuration,
         /// The processes write the line {"ready":true} once they can work, and get no request before.

@@ -43,8 +43,8 @@ pub struct PipelineConfig {
     pub max_batch: u32,
     /// Whether intake pauses while the handler is unavailable, and single messages probe whether it works again.
     pub breaker: bool,
-    /// So many different messages that fail in a row, with no success in between, count as a fault of the handler, from 0
-    /// to 10000. 0: only a handler that says it is unavailable does.
+    /// This many different messages that fail in a row, with no success in between, count as a failure of the handler,
+    /// from 0 to 10000. 0: only a handler that reports itself unavailable does.
     pub breaker_keys: u32,
     /// How long a shutdown waits for running handlers, up to 1h. A handler that still runs then is cancelled, and its
     /// message is redelivered.

@@ -1,4 +1,4 @@
-//! Reads parsed TOML into the configuration's types, and says by path and position where that fails.
+//! Reads parsed TOML into the configuration's types, and reports failures by path and position.
 //!
 //! The `toml` crate's own deserializer words its errors with the value found, which here may be a password; this one
 //! differs only in the error it makes ([`Fault`] has no room for a value) and in the path that it keeps.

@@ -47,7 +47,7 @@ impl Handler for AnyHandler {
 }
 
 impl AnyHandler {
-    /// Looks whether what it needs is there, without giving it a message.
+    /// Checks whether its dependencies are available, without giving it a message.
     ///
     /// # Errors
     /// [`Error`] saying what to correct.

@@ -59,7 +59,7 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
     config.store.plugin().open(&Contexts::of(config).store(), purpose).await
 }
 
-/// What the store finds out about itself, apart from what [`Config::advice`] says.
+/// The findings of the store about itself, apart from those of [`Config::advice`].
 ///
 /// # Errors
 /// [`Error`] if it cannot be reached or must not be used as it is.
@@ -76,7 +76,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
     config.store.plugin().migrate(&Contexts::of(config).store()).await
 }
 
-/// What waits in the source; `None` where it cannot say.
+/// The backlog of the source; `None` where it is unknown.
 ///
 /// # Errors
 /// [`Error`] if it cannot be read.

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server on loopback that answers what a test tells it to.
+//! A small HTTP/1.1 server on loopback with the answers that a test configures.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -6,11 +6,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::scene::{ORDERS, Scene, until, wait};
 
-/// Each run says that it began, takes a moment, and says that it is done.
+/// Each run records its begin, takes a moment, and records its end.
 const SLOW: &str =
     r#"command = ["sh", "-c", "echo begun >> begun.log; sleep 0.3; echo done >> effects.log"]"#;
 
-/// Each run says which process it is, and stays.
+/// Each run records its process id, and does not end.
 const STUCK: &str = r#"command = ["sh", "-c", "echo $$ >> begun.log; exec sleep 60"]"#;
 
 fn scene(handler: &str, more: &str) -> Scene {

@@ -69,7 +69,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// A large message must not keep its memory for ever, one without a canonical form neither.
+    /// A large message must not keep its memory forever, nor must one without a canonical form.
     fn shrink(&mut self) {
         const KEPT: usize = 64 << 10;
         self.out.clear();

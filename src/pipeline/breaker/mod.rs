@@ -20,7 +20,7 @@ pub(crate) enum RunId {
     Delivery(Tag),
 }
 
-/// How a run ended, as far as it says something about the handler.
+/// The end of a run, as far as it shows something about the handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RunEnd {
     Succeeded,
@@ -74,8 +74,8 @@ struct Open {
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest pause that one answer can ask for: it may speak for its own message or tenant only. That message waits for
-/// as long as it says.
+/// The longest pause that one answer can ask for: it may concern its own message or tenant only. That message waits for
+/// as long as the answer asks.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// Messages that must find the handler unavailable.
@@ -110,11 +110,11 @@ impl Breaker {
         if !self.config.enabled {
             return None;
         }
-        // The probe of an earlier opening says no more than any run that started before this one.
+        // The probe of an earlier opening shows no more than any run that started before this one.
         let is_probe = probe.is_some() && probe == self.opening();
         match end {
             RunEnd::Nothing => {
-                // The probe tells nothing; another message may try at once.
+                // The probe shows nothing; another message may try at once.
                 if let Some(open) = self.open.as_mut().filter(|_| is_probe) {
                     open.probing = false;
                     open.probe_at = now;
@@ -168,7 +168,7 @@ impl Breaker {
                 self.open = None;
                 Some(Change::Closed)
             }
-            // What started before it was opened tells nothing new.
+            // A run that started before it was opened shows nothing new.
             Some(_) => None,
             None => {
                 self.available_again();

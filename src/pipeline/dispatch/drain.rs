@@ -1,4 +1,4 @@
-//! Ends dispatching: starts nothing more, and gives back what has not started.
+//! Ends dispatching: starts nothing more, and releases the deliveries that have not started.
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;

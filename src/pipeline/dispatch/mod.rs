@@ -56,7 +56,7 @@ pub(crate) struct Dispatcher<R> {
     unanswered: VecDeque<Work>,
     suspects: Suspects,
     unidentified: Unidentified,
-    /// The keys that a delivery of this process speaks for, with the copies that wait for its outcome.
+    /// The keys that a delivery of this process leads, with the copies that wait for its outcome.
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
     lanes: HashMap<u64, VecDeque<Work>>,

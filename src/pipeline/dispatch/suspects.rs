@@ -87,7 +87,7 @@ impl Suspects {
         works
     }
 
-    /// Takes out those that `wanted` says, in no order.
+    /// Takes out those that `wanted` selects, in no order.
     pub(super) fn take_if(&mut self, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
         let mut taken = Vec::new();
         for works in self.waiting.values_mut() {

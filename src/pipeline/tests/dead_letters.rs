@@ -147,7 +147,7 @@ async fn letters_of_two_messages_that_share_a_key_have_two_ids() {
     let _ = worker.end().await;
 }
 
-/// Both die in runs without a claim, so that no mismatch tells them apart.
+/// Both die in runs without a claim, so that no mismatch distinguishes them.
 #[tokio::test(start_paused = true)]
 async fn letters_of_messages_that_share_a_key_and_ran_without_a_claim_have_two_ids() {
     for store_down in [false, true] {

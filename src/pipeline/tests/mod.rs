@@ -55,7 +55,7 @@ use crate::testing::{
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
-/// The lease all workers use unless they say otherwise.
+/// The lease that all workers use by default.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 
 /// One run of a handler, as seen from outside the system under test.
@@ -155,7 +155,7 @@ impl World {
         self.record(id).await.map_or(KeyState::Absent, |record| record.state)
     }
 
-    /// Claims the key of `id` for another process, which then says no more.
+    /// Claims the key of `id` for another process, which then falls silent.
     pub(super) async fn claim_elsewhere(&self, id: &str, lease: Duration) -> Lease {
         let terms = ClaimTerms { lease, max_attempts: 3, ttl: 3600 * SECOND };
         let request = ClaimRequest {
@@ -370,7 +370,7 @@ impl Worker {
     }
 }
 
-/// I9: every delivery received was acked for a reason, refused or given back.
+/// I9: every delivery received was acked for a reason, refused or returned to the source.
 #[track_caller]
 pub(super) fn assert_accounted(counters: &Counters) {
     let ended = counters.ended();

@@ -1,4 +1,4 @@
-//! Effects committed with their completion: once, whatever happens.
+//! Effects committed with their completion: once, under every failure.
 
 use super::*;
 use crate::handler::tx_handler;

@@ -166,7 +166,7 @@ impl Hasher for KeyHasher {
         }
     }
 
-    // The length that slices hash first says nothing: all keys have one length.
+    // The length that slices hash first distinguishes nothing: all keys have one length.
     fn write_usize(&mut self, _: usize) {}
 }
 

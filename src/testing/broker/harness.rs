@@ -27,7 +27,7 @@ pub trait BrokerHarness: Send + Sync {
         Duration::from_secs(20)
     }
 
-    /// How long nothing must come to say that nothing does.
+    /// How long nothing must come until the source counts as silent.
     fn quiet(&self) -> Duration {
         Duration::from_millis(300)
     }

@@ -52,7 +52,7 @@ pub async fn a_retried_message_comes_again_with_another_tag<H: BrokerHarness>(ha
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
 }
 
-/// A source that says it can wait delivers a retried message only after the delay.
+/// A source that declares delayed retries delivers a retried message only after the delay.
 pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 1).await;
     if !case.consumer.capabilities().delayed_retry {

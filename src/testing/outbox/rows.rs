@@ -64,7 +64,7 @@ pub async fn what_commits_comes_out_whole_and_what_does_not_never_was<H: OutboxH
     assert!(outbox.take(&MANY).await.expect("an answer").is_none(), "what was published comes again");
 }
 
-/// What no outbox keeps is refused in words that say why, and nothing of its transaction is there.
+/// A message that no outbox keeps is refused with the reason, and nothing of its transaction is stored.
 pub async fn a_message_that_cannot_be_kept_is_refused_with_words<H: OutboxHarness>(harness: &H) {
     let longest = |more: usize| Some(vec![b'x'; LONGEST_ORDER_KEY + more].into());
     for (wrong, word) in [
@@ -115,7 +115,7 @@ pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness
     assert_eq!(alone.iter().map(|row| row.message.payload.clone()).collect::<Vec<_>>(), ["12345"]);
 }
 
-/// A row that failed is not taken before its time, says how often it failed and why, and holds back its key alone.
+/// A row that failed is not taken before its time, records how often it failed and why, and holds back its key alone.
 pub async fn a_failed_row_waits_for_its_time_and_its_key_with_it<H: OutboxHarness>(harness: &H) {
     let outbox = harness.outbox().await;
     let poison = Outgoing { destination: NOWHERE.into(), id: "poison".into(), ..message("a", 0) };

@@ -15,7 +15,7 @@ pub async fn an_unknown_key_is_claimed_as_its_first_attempt<H: StoreHarness>(har
     case.assert_left(claim.lease_left, case.timing.lease);
 }
 
-/// A key in progress is not claimed by another; the answer says how long the lease may last.
+/// A key in progress is not claimed by another; the answer reports how long the lease may last.
 pub async fn a_key_in_progress_is_not_claimed_by_another<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let other = Case::new(harness).await;

@@ -84,7 +84,7 @@ pub async fn the_completion_of_an_expired_record_inserts_it<H: StoreHarness>(har
     assert!(matches!(case.ask_for(case.key(1)).await, Claim::Completed { .. }));
 }
 
-/// The completion of a key that is free again (its claim was given back) inserts it: the effect has happened.
+/// The completion of a key that is free again (its claim was released) inserts it: the effect has happened.
 pub async fn the_completion_of_a_free_key_inserts_it<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let old = case.claim(case.key(1)).await;

@@ -119,7 +119,7 @@ pub async fn a_mark_is_told_what_is_known_of_a_key<H: TransactionalHarness<Store
     assert_eq!(harness.effects().await, [""; 0]);
 }
 
-/// A key that was given back, whose run failed, whose lease is over, or that is past its TTL is fresh; its former owner
+/// A key that was released, whose run failed, whose lease is over, or that is past its TTL is fresh; its former owner
 /// can no longer complete it.
 pub async fn what_a_claim_could_take_over_is_fresh<H: TransactionalHarness<Store: PositionStore>>(
     harness: &H,

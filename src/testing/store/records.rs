@@ -135,7 +135,7 @@ pub async fn fences_grow_across_a_purge<H: StoreHarness>(harness: &H) {
     }
 }
 
-/// A forgotten key runs again from its first attempt, whatever its state was; an unknown one is not there to forget.
+/// A forgotten key runs again from its first attempt, regardless of its state; an unknown one cannot be forgotten.
 pub async fn a_forgotten_key_runs_again<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     assert!(!case.forget(case.key(0)).await);

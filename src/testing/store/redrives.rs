@@ -28,7 +28,7 @@ pub async fn a_redrive_opens_a_dead_key<H: StoreHarness>(harness: &H) {
     assert!(claim.lease.fence > lease.fence);
 }
 
-/// The claim that died has no say in the key that was opened again.
+/// The claim that died can no longer write to the key that was reopened.
 pub async fn the_dead_claim_cannot_write_after_a_redrive<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let lease = case.bring(case.key(1), KeyState::Dead, None).await;
@@ -65,7 +65,7 @@ pub async fn a_letter_is_resolved_once_its_redrive_has_completed<H: StoreHarness
     assert!(matches!(case.ask_for(key).await, Claim::Completed { .. }));
 }
 
-/// A letter whose key has died again is resolved: the later letter speaks for it. That one can be redriven.
+/// A letter whose key has died again is resolved: the later letter replaces it. That one can be redriven.
 pub async fn a_letter_is_resolved_once_its_redrive_has_died<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);
@@ -78,7 +78,7 @@ pub async fn a_letter_is_resolved_once_its_redrive_has_died<H: StoreHarness>(har
     assert_eq!(case.redrive(key, 0).await, Redrive::Resolved, "generation 1 has died, whatever 2 does");
 }
 
-/// What is not dead is not redriven: an unknown key, an unfinished one, a letter from a generation yet to come.
+/// A key that is not dead is not redriven: an unknown key, an unfinished one, a letter from a generation yet to come.
 pub async fn what_is_not_dead_is_not_redriven<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     assert_eq!(case.redrive(case.key(1), 0).await, Redrive::NotDead);
