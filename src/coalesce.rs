@@ -21,7 +21,7 @@ pub(crate) struct Coalescer<Q, T> {
 /// Calls in flight unless there is a reason for more.
 pub(crate) const CALLS_IN_FLIGHT: usize = 2;
 
-/// What is gathered, and how.
+/// The items that are gathered, and how.
 pub(crate) struct Terms<Q> {
     /// For error messages.
     pub(crate) operation: &'static str,

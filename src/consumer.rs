@@ -40,14 +40,14 @@ pub struct Capabilities {
 /// A partition is named by the [`Tag::epoch`] of its deliveries. Both calls return at once, may be repeated, and do nothing
 /// for an epoch that is over.
 pub trait FlowControl: Send + Sync + 'static {
-    /// Delivers nothing more of this epoch until [`resume`](Self::resume). What was delivered already stays.
+    /// Delivers nothing more of this epoch until [`resume`](Self::resume). Earlier deliveries stay.
     fn pause(&self, epoch: u64);
 
     /// Delivers of this epoch again.
     fn resume(&self, epoch: u64);
 }
 
-/// What a consumer reports beside its deliveries: [`Consumer::notices`].
+/// A report of a consumer besides its deliveries: [`Consumer::notices`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
@@ -93,7 +93,7 @@ pub trait Consumer: Send + 'static {
         None
     }
 
-    /// What the consumer reports beside its deliveries. Called once, before the first `receive`.
+    /// The consumer's reports besides its deliveries. Called once, before the first `receive`.
     fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
         None
     }

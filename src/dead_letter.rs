@@ -23,7 +23,7 @@ pub(crate) enum Extent {
     All,
     /// All but the error's text.
     NoError,
-    /// What a redrive needs: scope, key, generation and reason.
+    /// Those that a redrive needs: scope, key, generation and reason.
     Needed,
 }
 
@@ -107,7 +107,7 @@ impl DeadLetters {
             }
         }
         let own_id = letter_id(key, message, why);
-        // What a publisher may add of these later must be there when it is sealed.
+        // Those that a publisher may add later must be present when it is sealed.
         if let Some(id) = message.id().filter(|_| extent != Extent::Needed || own.seals()) {
             headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
         }
@@ -191,7 +191,7 @@ pub(crate) struct Republished {
     pub(crate) generation: u32,
 }
 
-/// What is made of the headers of a delivery.
+/// The interpretation of the headers of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provenance {
     /// None of our headers, or those of another scope: just headers.
@@ -203,7 +203,7 @@ pub(crate) enum Provenance {
 }
 
 impl Provenance {
-    /// Reads our headers, if they are there and name our scope.
+    /// Reads our headers, if they are present and name our scope.
     pub(crate) fn of(scope: &Scope, message: &Message, own: &OwnHeaders) -> Self {
         let text = |name| message.header(name).and_then(|value| std::str::from_utf8(value).ok());
         if text(HEADER_SCOPE) != Some(scope.as_str()) || message.header(HEADER_GENERATION).is_none() {

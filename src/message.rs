@@ -15,7 +15,8 @@ use crate::store::OwnerToken;
 /// The position of a message in its source. Two messages of one source never share a position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// What the offsets count in, including its incarnation: Kafka cluster and topic id, the identity of a file.
+    /// The source in which the offsets count, including its incarnation: Kafka cluster and topic id, the identity of a
+    /// file.
     pub incarnation: Arc<str>,
     /// The partition, 0 where the source has no partitions.
     pub partition: u32,
@@ -43,7 +44,7 @@ pub enum Defect {
     },
     /// Its envelope cannot be parsed; the payload holds the raw bytes.
     Malformed {
-        /// What was wrong, without the content.
+        /// The error, without the content.
         what: String,
     },
 }

@@ -18,7 +18,7 @@ use onceward::store::{Advice, AdviceLevel};
 pub struct Problem {
     /// The dotted path of the key, such as `source.kafka.topics`.
     pub key: String,
-    /// What is wrong, as the predicate of a sentence about the key: "is empty".
+    /// The problem, as the predicate of a sentence about the key: "is empty".
     pub problem: String,
     /// What to do about it.
     pub fix: String,
@@ -62,7 +62,7 @@ pub struct Finding {
     pub level: AdviceLevel,
     /// The dotted path of the key that it is about.
     pub key: String,
-    /// What was found.
+    /// The finding.
     pub message: String,
     /// What to do about it, where the message does not state it.
     pub fix: Option<String>,

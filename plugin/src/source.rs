@@ -176,7 +176,7 @@ impl Place {
     }
 }
 
-/// What a source is opened with.
+/// The arguments with which a source is opened.
 #[derive(Clone)]
 pub struct SourceParts {
     /// Whose keys these are.
@@ -217,7 +217,7 @@ pub struct Backlog {
     pub consumers: Option<u64>,
 }
 
-/// What is known of it, in words; nothing if nothing is.
+/// A description of it; empty if nothing is known.
 impl fmt::Display for Backlog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [(self.messages, "messages"), (self.bytes, "bytes"), (self.consumers, "consumers")];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, chain};
 
-/// What a handler without a result returns.
+/// The return type of a handler without a result.
 pub type Handled = Result<(), HandlerError>;
 
 /// What shall happen after a failed run.
@@ -100,17 +100,17 @@ impl HandlerError {
     /// `suspected_double_effects`.
     ///
     /// A [`Verdict::Unavailable`] whose outcome is unknown uses no attempt the first time, and none during an outage. But if
-    /// runs of other messages have succeeded since, the handler is there: each further one of this message uses an attempt,
-    /// or its effect might be repeated forever.
+    /// runs of other messages have succeeded since, the handler is available: each further one of this message uses an
+    /// attempt, or its effect might be repeated forever.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {
         self.outcome_unknown = true;
         self
     }
 
-    /// Says how long at least to wait before the next run, where the verdict itself does not: what is unavailable may know
-    /// when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all messages,
-    /// at most 60 s.
+    /// Sets the least time to wait before the next run, where the verdict itself does not: an unavailable service may
+    /// know when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all
+    /// messages, at most 60 s.
     ///
     /// ```
     /// use std::time::Duration;
@@ -199,7 +199,7 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError
     }
 }
 
-/// Says what a failure means while it passes through `?`.
+/// Chooses the verdict of a failure while it passes through `?`.
 pub trait ResultExt<T> {
     /// Trying again is useless.
     ///

@@ -17,7 +17,7 @@ pub enum KeyError {
     },
     /// The payload is not JSON.
     NotJson {
-        /// What the parser said, without the payload.
+        /// The parser's error, without the payload.
         what: String,
     },
     /// The pointer meets an object or an array, which is no identity.

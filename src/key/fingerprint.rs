@@ -73,7 +73,7 @@ fn hash(context: &str, bytes: &[u8]) -> blake3::Hash {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fingerprinting {
-    /// What a JSON object or array means, the bytes of anything else: [`Fingerprint::of_json`].
+    /// The value of a JSON object or array, the bytes of anything else: [`Fingerprint::of_json`].
     #[default]
     Json,
     /// The bytes.
@@ -112,7 +112,7 @@ impl Fingerprinting {
         matches!(self, Self::Json | Self::Pointers(_))
     }
 
-    /// What is wrong with its pointers, if anything is.
+    /// The error in its pointers, if there is one.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let Self::Pointers(pointers) = self else { return None };
         if pointers.is_empty() {

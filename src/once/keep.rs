@@ -56,7 +56,7 @@ pub(super) enum End {
     Released,
 }
 
-/// What was written of it.
+/// The outcome that was written for it.
 pub(super) enum Written {
     Completed,
     Failed,

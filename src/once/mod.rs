@@ -43,7 +43,7 @@ pub enum Once<T> {
     Ran(T),
     /// The effect has happened before.
     Duplicate {
-        /// What was kept with [`HeldClaim::keep`].
+        /// The result that was kept with [`HeldClaim::keep`].
         result: Option<Bytes>,
     },
     /// Another claim is live. Not a reason to ack: deliver it again, not before `retry_in`, or earlier to find it done.
@@ -193,7 +193,7 @@ pub struct ExhaustedKey {
 }
 
 impl ExhaustedKey {
-    /// What is known of the failure.
+    /// The known facts about the failure.
     pub fn details(&self) -> &Exhausted {
         &self.exhausted
     }

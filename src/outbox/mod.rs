@@ -37,7 +37,7 @@ pub struct OutboxRow {
     pub seq: i64,
     /// Attempts to publish it that failed.
     pub attempts: u32,
-    /// What is to be published.
+    /// The message to publish.
     pub message: Outgoing,
 }
 
@@ -94,7 +94,7 @@ pub struct FailingRow {
     pub destination: String,
     /// Attempts that failed.
     pub attempts: u32,
-    /// What was wrong.
+    /// The error.
     pub error: String,
 }
 

@@ -92,7 +92,7 @@ impl std::fmt::Debug for Publishes {
     }
 }
 
-/// What a round came to.
+/// The result of a round.
 enum Round {
     Idle,
     Sent,
@@ -138,7 +138,7 @@ impl<S: OutboxStore> Relay<S> {
     /// [`Error`] if the outbox cannot be used as it is. While it cannot be reached the relay waits.
     ///
     /// # Cancel safety
-    /// What a dropped call had under way may be sent again.
+    /// The rows in flight of a dropped call may be sent again.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut rng = fastrand::Rng::new();
         let (mut failures, mut told) = (0_u32, None::<Instant>);

@@ -77,7 +77,7 @@ impl OwnHeaders {
         Self { trust: HeaderTrust::Trusted, secrets: None }
     }
 
-    /// What is believed.
+    /// The trust in headers.
     pub fn trust(&self) -> HeaderTrust {
         self.trust
     }

@@ -30,7 +30,7 @@ pub struct PipelineBuilder<S> {
     set: Explicit,
 }
 
-/// What was set by a method of its own: it holds whether `config` came before or after it.
+/// The options that were set by their own methods: they hold whether `config` was called before or after.
 #[derive(Default)]
 struct Explicit {
     ttl: Option<Duration>,
@@ -135,7 +135,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// What of payloads under one key is compared.
+    /// The part of payloads under one key that is compared.
     #[must_use]
     pub fn fingerprinting(mut self, fingerprinting: Fingerprinting) -> Self {
         self.set.fingerprint = Some(fingerprinting);

@@ -15,7 +15,7 @@ pub enum OnMissingKey {
     /// Dead-letter it.
     #[default]
     DeadLetter,
-    /// Use a hash of its payload as the key. A message whose key is there and [cannot be
+    /// Use a hash of its payload as the key. A message whose key is present and [cannot be
     /// used](crate::KeyError::is_unusable) is dead-lettered: around one value there are any number of payloads.
     Hash,
     /// Run the handler without a claim; counted as unprotected. Duplicates run again.
@@ -186,8 +186,8 @@ pub struct PipelineConfig {
     pub policies: Policies,
     /// Whether duplicates are suppressed.
     pub mode: Mode,
-    /// What of payloads under one key is compared, by a 128-bit fingerprint. Default: what JSON means, the bytes of anything
-    /// else. All consumers of a scope must use the same.
+    /// The part of payloads under one key that is compared, by a 128-bit fingerprint. Default: the value of JSON, the
+    /// bytes of anything else. All consumers of a scope must use the same.
     pub fingerprint: Fingerprinting,
     /// Whether what handlers return is kept with the completion. Default true.
     pub keep_results: bool,

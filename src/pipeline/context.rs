@@ -51,7 +51,7 @@ pub(crate) struct Context<R> {
     pub(crate) log: RepeatedLines,
 }
 
-/// What is logged for many messages alike.
+/// Log lines that many messages share.
 #[derive(Debug, Default)]
 pub(crate) struct RepeatedLines {
     /// Keys from a weaker source than configured.

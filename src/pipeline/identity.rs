@@ -17,7 +17,7 @@ pub(super) fn memory_for<R>(context: &Context<R>, message: &Message) -> usize {
     if needed { canonical_memory(message.payload().len()) } else { 0 }
 }
 
-/// What is to be done with a message, and what its content and headers give for that.
+/// The plan for a message, and the values that its content and headers give for it.
 pub(super) struct Identity {
     pub(super) plan: Plan,
     pub(super) fingerprint: Option<Fingerprint>,

@@ -11,8 +11,8 @@ use super::work::Start;
 use crate::active_claim::ActiveClaim;
 use crate::tag::Tag;
 
-/// What is kept alive. Rounds enter whole, so that a message costs a push; those that end within a third of their lease
-/// are never looked at singly.
+/// The claims and deliveries that are kept alive. Rounds enter whole, so that a message costs a push; those that end
+/// within a third of their lease are never looked at singly.
 #[derive(Debug, Default)]
 pub(crate) struct KeptAlive {
     rounds: Mutex<Vec<Vec<Arc<ActiveClaim>>>>,

@@ -36,7 +36,7 @@ use crate::key::Scope;
 use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters};
 
-/// What a builder has collected.
+/// The parts that a builder has collected.
 pub(crate) struct Parts {
     pub(crate) scope: Scope,
     pub(crate) consumer: Box<dyn Consumer>,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::OwnerToken;
 use crate::key::{Fingerprint, Key};
 
-/// The largest generation: no key is redriven so often. What a delivery carries beyond it counts as none.
+/// The largest generation: no key is redriven so often. A larger one on a delivery is ignored.
 pub const MAX_GENERATION: u32 = 1_000_000;
 
 /// `generation`, unless it is beyond what a key can have.
@@ -90,7 +90,7 @@ pub enum Claim {
     },
     /// The effect has happened.
     Completed {
-        /// What the handler returned, if it was kept.
+        /// The handler's result, if it was kept.
         result: Option<Bytes>,
         /// How long ago.
         age: Duration,
@@ -216,7 +216,7 @@ impl fmt::Display for Reason {
 pub struct CompleteRequest {
     /// The claim.
     pub lease: Lease,
-    /// What the handler returned, to be replayed to duplicates.
+    /// The handler's result, to be replayed to duplicates.
     pub result: Option<Bytes>,
     /// The payload's fingerprint, for the record that is inserted if none is found.
     pub fingerprint: Option<Fingerprint>,

@@ -14,7 +14,8 @@ use crate::key::{Fingerprint, Key, Scope};
 pub struct LogPartition {
     /// The group.
     pub group: Arc<str>,
-    /// What the offsets count in, as in [`Position::incarnation`](crate::Position): Kafka cluster and topic id.
+    /// The source in which the offsets count, as in [`Position::incarnation`](crate::Position): Kafka cluster and topic
+    /// id.
     pub incarnation: Arc<str>,
     /// The partition.
     pub partition: u32,
@@ -85,7 +86,7 @@ pub struct KeyMark {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// What a transaction finds of a key that it is to complete.
+/// The state of a key that a transaction is to complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkedKey {
     /// The effect has not happened: it belongs into this transaction, whose commit completes the key.
@@ -145,7 +146,7 @@ pub trait PositionStore: TransactionalStore {
     /// follow in it. One answer for each key, in order; the keys are distinct.
     ///
     /// A transaction that marks a key which another one has marked waits for that one's end, and then knows the key, or has
-    /// it. What a claim could take over is fresh here, too: a failed run, a claim whose lease is over.
+    /// it. A key that a claim could take over is fresh here, too: a failed run, a claim whose lease is over.
     ///
     /// # Errors
     /// [`Error`] if the store cannot, or would have to wait for too long. The transaction is rolled back.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Names one claim: 128 fresh random bits for every claim, never per worker. It is a capability (who has it can
+/// Names one claim: 128 fresh random bits for every claim, never per worker. It is a capability (its holder can
 /// complete the claim), so `Debug` shows only its beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OwnerToken([u8; 16]);

@@ -22,7 +22,7 @@ pub trait TransactionalStore: Store {
     /// Owns an open transaction.
     type Conn: Send + 'static;
 
-    /// What the handler sees of it; it cannot commit.
+    /// The handler's view of it, which cannot commit.
     type Tx<'c>: Send + 'c;
 
     /// How many transactions may be open at once, where that is limited (by connections, by a single writer). A pipeline opens

@@ -134,7 +134,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// What a delivery may end in; it ends in one of them.
+    /// The possible ends of a delivery; it ends in one of them.
     pub const ENDS: &'static [Counter] = &[
         Counter::Handled,
         Counter::Duplicates,

@@ -28,7 +28,7 @@ impl Process {
         Self::default()
     }
 
-    /// Stops it where it stands. It is dead unless it is resumed; what it has taken from a broker must be taken from
+    /// Stops it at its current step. It is dead unless it is resumed; what it has taken from a broker must be taken from
     /// it there, as a broker does when a connection ends.
     pub fn stop(&self) {
         self.set(true);

@@ -146,8 +146,8 @@ impl Config {
         toml::to_string_pretty(&table)
     }
 
-    /// Makes what stands at `path` fit to be printed and read again. A text that holds `${` has to say so, or it would
-    /// be taken for a variable.
+    /// Makes the value at `path` fit to be printed and read again. A text that holds `${` has to be escaped, or it
+    /// would be taken for a variable.
     fn show(&self, path: &str, value: &mut toml::Value) {
         match value {
             toml::Value::String(text) => {

@@ -25,7 +25,7 @@ pub(super) enum Step {
     Index(usize),
 }
 
-/// What is wrong. No variant has room for the value found.
+/// The problem. No variant has room for the value found.
 #[derive(Debug)]
 pub(super) enum What {
     /// A table holds a name that it does not know; the name is the last step of the path.

@@ -19,9 +19,9 @@ pub struct KeyConfig {
     /// source requires it.
     #[serde(default)]
     pub from: Vec<KeySource>,
-    /// What of payloads under one key is compared, to distinguish a copy from another message: `json` (the value of a
-    /// JSON object or array, the bytes of anything else), `bytes`, `off`, or a list of JSON pointers into the payload.
-    /// All workers of a scope must use the same.
+    /// The part of payloads under one key that is compared, to distinguish a copy from another message: `json` (the
+    /// value of a JSON object or array, the bytes of anything else), `bytes`, `off`, or a list of JSON pointers into
+    /// the payload. All workers of a scope must use the same.
     #[serde(default)]
     pub fingerprint: FingerprintConfig,
     /// The secret that seals our own dead letters and retries, so that they are distinguished from forgeries when they

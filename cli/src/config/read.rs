@@ -171,7 +171,7 @@ where
         let Some((key, value)) = self.entries.next() else { return Ok(None) };
         let span = key.span();
         let name = key.into_inner().into_owned();
-        // A table is where its name stands: the span of an implicit one would be its whole content.
+        // A table's location is that of its name: the span of an implicit one would be its whole content.
         let node = match Node::from(value) {
             Node { value: DeValue::Table(table), .. } => {
                 Node { value: DeValue::Table(table), span: span.clone() }

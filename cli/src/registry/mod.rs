@@ -101,7 +101,7 @@ pub(crate) async fn dead_letter_status(config: &Config) -> Result<Option<DeadLet
 /// The two ends of a redrive, and how letters are authenticated on the way.
 pub(crate) struct Letters {
     pub(crate) ends: onceward_plugin::Letters,
-    /// What the letters are authenticated with, and whose are trusted.
+    /// The secrets that authenticate letters, and whose letters are trusted.
     pub(crate) own: OwnHeaders,
     /// The source recognises a letter by its headers alone, and so has to be sent them.
     pub(crate) needs_headers: bool,
@@ -130,7 +130,7 @@ pub(crate) async fn open_letters(
     Ok(Letters { ends, own, needs_headers: source.facts().needs_letter_headers })
 }
 
-/// What the source is, in a few words without secrets, for logs.
+/// A short description of the source without secrets, for logs.
 pub(crate) fn describe_source(config: &Config) -> String {
     config.source.plugin().describe(&Contexts::of(config).source())
 }

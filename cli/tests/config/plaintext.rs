@@ -127,7 +127,7 @@ fn credentials_without_verified_tls_are_refused_for_other_hosts_unless_allowed()
         let allowed = with_part(&part.replace(&header, &format!("{header}allow_plaintext = true\n")));
         let advice = parse(&allowed).advice();
         assert!(advice.iter().any(|advice| advice.key() == Some(key)), "it is said: {allowed}{advice:?}");
-        // What is allowed for one table is for no other.
+        // A permission for one table holds for no other.
         let elsewhere = part.replace(&header, &format!("{header}allow_plaintext = false\n"));
         refusal(&with_part(&elsewhere));
     }

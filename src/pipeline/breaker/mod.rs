@@ -26,13 +26,13 @@ pub(crate) enum RunEnd {
     Succeeded,
     /// The handler gave a verdict about the message: retry or permanent.
     Failed(String),
-    /// What the handler needs is not available; this is why, and how long to wait at least, if that is known.
+    /// A dependency of the handler is unavailable; the reason, and the least time to wait, if that is known.
     Unavailable(String, Option<Duration>),
     /// There was no run, or its outcome is not known.
     Nothing,
 }
 
-/// What a run's end has changed.
+/// The change after the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Opened,

@@ -47,7 +47,7 @@ impl<R: Runner> Dispatcher<R> {
                             self.take(event);
                         }
                         self.abandon_unstarted();
-                        // What is left was in the rounds that were dropped, their copies included.
+                        // The remaining deliveries were in the rounds that were dropped, their copies included.
                         self.context.count(Counter::GivenBack, self.window.held());
                         self.context.counters.set_in_flight(0, 0);
                         self.context.counters.set_waiting(0);

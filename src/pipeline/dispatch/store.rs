@@ -33,7 +33,7 @@ const PARTIAL_FOR: Duration = Duration::from_secs(30);
 /// While all is down, so often one more batch is taken in: its keys may be those of a part that answers.
 const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_secs(90);
 
-/// What an answer has changed.
+/// The change after an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     None,

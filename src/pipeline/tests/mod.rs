@@ -240,7 +240,7 @@ pub(super) struct WorkerBuilder<'w> {
     process: Process,
     pub(super) store: FaultyStore<MemoryStore>,
     letters_to: MemoryPublisher,
-    /// What the broker claims to be able to do beyond what it can.
+    /// The capabilities that the broker declares beyond its own.
     pub(super) consumer: fn(&mut Capabilities),
     pub(super) config: PipelineConfig,
     pub(super) keys: Vec<KeySource>,

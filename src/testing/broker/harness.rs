@@ -14,7 +14,7 @@ pub trait BrokerHarness: Send + Sync {
     /// The consumer.
     type Consumer: Consumer;
 
-    /// Publishes one message for each payload, in order, and returns once they are there to be delivered. A payload is
+    /// Publishes one message for each payload, in order, and returns once they can be delivered. A payload is
     /// a short line of text.
     async fn publish(&self, payloads: &[String]);
 

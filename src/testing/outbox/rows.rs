@@ -83,7 +83,8 @@ pub async fn a_message_that_cannot_be_kept_is_refused_with_words<H: OutboxHarnes
     assert_eq!(rows.iter().map(|row| &row.message.order_key).collect::<Vec<_>>(), [&largest.order_key]);
 }
 
-/// Who has the oldest row of an order key has the key; dropped, what was taken is free again. The limits hold.
+/// The holder of the oldest row of an order key holds the key; when it is dropped, its rows are free again. The limits
+/// hold.
 pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness>(harness: &H) {
     let (one, other) = (harness.outbox().await, harness.outbox().await);
     for message in [message("a", 0), message("a", 1), message("a", 2), message("b", 0), message("", 0)] {

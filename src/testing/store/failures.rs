@@ -158,7 +158,7 @@ pub async fn a_long_error_is_cut_at_a_character<H: StoreHarness>(harness: &H) {
     assert!(text.starts_with(&kept));
 }
 
-/// Errors are returned as they were stored, whatever characters they hold.
+/// Errors are returned as they were stored, with any characters.
 pub async fn errors_may_hold_any_character<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for (n, text) in (1..).zip(["", "'; DROP TABLE keys; --", "Zürich 日本 🦀\n\t\u{7f}", "%s {} $1 ?"])
