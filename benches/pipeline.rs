@@ -1,4 +1,4 @@
-//! What the pipeline costs per message over the memory broker and the memory store, on one core.
+//! Measures the cost of the pipeline per message over the memory broker and the memory store, on one core.
 //!
 //! `cargo bench --features testing --bench pipeline`. A sample runs 100,000 messages through; the item throughput is
 //! messages per second, so 1 µs a message is 1 Mitem/s.
@@ -83,7 +83,7 @@ fn nine_of_ten_are_duplicates(bencher: Bencher<'_, '_>) {
     run(bencher, MESSAGES / 10, true);
 }
 
-/// What the broker and an empty loop cost without a pipeline: to be subtracted in thought, not in print.
+/// The cost of the broker and an empty loop without a pipeline: to be subtracted by the reader, not in the output.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn broker_alone(bencher: Bencher<'_, '_>) {
     use onceward::{Consumer, Settlement};

@@ -20,7 +20,7 @@ impl Cancellation {
         self.0.as_ref().is_some_and(|claim| claim.is_cancelled())
     }
 
-    /// Waits until the run should stop; for ever if it never should.
+    /// Waits until the run should stop; forever if it never should.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.

@@ -21,7 +21,7 @@ pub(crate) struct Coalescer<Q, T> {
 /// Calls in flight unless there is a reason for more.
 pub(crate) const CALLS_IN_FLIGHT: usize = 2;
 
-/// What is gathered, and how.
+/// The items that are gathered, and how.
 pub(crate) struct Terms<Q> {
     /// For error messages.
     pub(crate) operation: &'static str,
@@ -95,7 +95,7 @@ where
             let mut answers = bounded(limit, operation, count, call(batch)).await.into_iter();
             drop(slot);
             for (count, answer) in parts {
-                // A receiver that is gone has no use for the answer.
+                // A receiver that was dropped has no use for the answer.
                 let _ = answer.send(answers.by_ref().take(count).collect());
             }
         });

@@ -10,7 +10,7 @@ use crate::delivery::{Delivery, Settlement, Tag};
 use crate::error::Error;
 use crate::telemetry::SourceHealth;
 
-/// What a broker can and cannot do. Differences between adapters are values here, not branches on their names.
+/// The capabilities of a broker. Differences between adapters are values here, not branches on their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -24,12 +24,12 @@ pub struct Capabilities {
     /// The broker keeps the order of deliveries across redeliveries and workers (Kafka partitions, FIFO groups,
     /// single active consumer, a file).
     pub ordered: bool,
-    /// After this long the broker takes an unsettled delivery back, whatever the heartbeat.
+    /// After this long the broker redelivers an unsettled delivery, regardless of the heartbeat.
     pub ack_timeout: Option<Duration>,
     /// The broker drops or dead-letters a message after this many deliveries, by its own count.
     pub delivery_limit: Option<u32>,
-    /// What is retried through the source comes back at another position: where it first stood is told by our own headers,
-    /// and those are not believed. The position is no key then.
+    /// A message that is retried through the source is redelivered at another position: only our own headers name its
+    /// original position, and those are not believed. The position is no key then.
     pub retries_lose_position: bool,
     /// How long the broker keeps an undelivered message: part of the time in which duplicates can still arrive.
     pub retention: Option<Duration>,
@@ -40,19 +40,19 @@ pub struct Capabilities {
 /// A partition is named by the [`Tag::epoch`] of its deliveries. Both calls return at once, may be repeated, and do nothing
 /// for an epoch that is over.
 pub trait FlowControl: Send + Sync + 'static {
-    /// Delivers nothing more of this epoch until [`resume`](Self::resume). What was delivered already stays.
+    /// Delivers nothing more of this epoch until [`resume`](Self::resume). Earlier deliveries stay.
     fn pause(&self, epoch: u64);
 
     /// Delivers of this epoch again.
     fn resume(&self, epoch: u64);
 }
 
-/// What a consumer reports beside its deliveries: [`Consumer::notices`].
+/// A report of a consumer besides its deliveries: [`Consumer::notices`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
     /// The deliveries of this epoch belong to another consumer soon (a Kafka partition is being revoked): the pipeline
-    /// starts none of them any more and gives back those that it has not started.
+    /// starts none of them any more and releases those that it has not started.
     Leaving {
         /// The [`Tag::epoch`] of the deliveries.
         epoch: u64,
@@ -83,7 +83,7 @@ pub trait Consumer: Send + 'static {
     /// A dropped call loses no delivery: what was taken from the broker comes with the next call.
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error>;
 
-    /// True if the source holds nothing to deliver at this moment; used by `--until-empty`. `None`: cannot tell.
+    /// True if the source holds nothing to deliver at this moment; used by `--until-empty`. `None`: unknown.
     async fn is_idle(&mut self) -> Option<bool> {
         None
     }
@@ -93,7 +93,7 @@ pub trait Consumer: Send + 'static {
         None
     }
 
-    /// What the consumer reports beside its deliveries. Called once, before the first `receive`.
+    /// The consumer's reports besides its deliveries. Called once, before the first `receive`.
     fn notices(&mut self) -> Option<mpsc::UnboundedReceiver<Notice>> {
         None
     }
@@ -103,7 +103,7 @@ pub trait Consumer: Send + 'static {
         None
     }
 
-    /// Stops taking messages and gives back to the broker what was taken ahead. Called once, after the last
+    /// Stops taking messages and returns prefetched ones to the broker. Called once, after the last
     /// settlement was flushed.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ pub enum Settled {
     TooLate,
 }
 
-/// Tells the broker how deliveries end, in batches.
+/// Settles deliveries at the broker, in batches.
 #[async_trait]
 pub trait Acker: Send + Sync + 'static {
     /// Settles a batch; one result for each item, in order. Items of one batch may be settled in any order.

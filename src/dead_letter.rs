@@ -16,14 +16,14 @@ use crate::own_headers::{LETTER, OwnHeaders};
 use crate::publisher::{Outgoing, Publisher};
 use crate::store::{MAX_GENERATION, Reason};
 
-/// Which of our own headers a letter bears: fewer where all of them make it too large for its destination.
+/// Which of our own headers a letter carries: fewer where all of them make it too large for its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// All.
     All,
     /// All but the error's text.
     NoError,
-    /// What a redrive needs: scope, key, generation and reason.
+    /// Those that a redrive needs: scope, key, generation and reason.
     Needed,
 }
 
@@ -44,7 +44,7 @@ impl std::fmt::Debug for DeadLetters {
     }
 }
 
-/// What is known of a failure for good.
+/// The known facts about a permanent failure.
 #[derive(Clone, Debug)]
 pub(crate) struct FailureReport {
     pub(crate) reason: Reason,
@@ -107,7 +107,7 @@ impl DeadLetters {
             }
         }
         let own_id = letter_id(key, message, why);
-        // What a publisher may add of these later must be there when it is sealed.
+        // Those that a publisher may add later must be present when it is sealed.
         if let Some(id) = message.id().filter(|_| extent != Extent::Needed || own.seals()) {
             headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
         }
@@ -137,8 +137,9 @@ impl DeadLetters {
 }
 
 /// `KEY-GENERATION-PAYLOAD`, the latter a hash: messages that share a key may each die (a mismatch, runs without a claim),
-/// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers what tells
-/// this copy from others. For a message without a key where it stood or, failing that, a hash of its id and payload.
+/// and a destination that deduplicates by id must keep them apart. Where the key was dead before, the hash also covers
+/// what distinguishes this copy from others. For a message without a key it is its position or, failing that, a hash of
+/// its id and payload.
 fn letter_id(key: Option<Key>, message: &Message, why: &FailureReport) -> String {
     match (key, message.position()) {
         (Some(key), position) if why.again => {
@@ -181,16 +182,16 @@ fn millis(at: SystemTime) -> u128 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
-/// What our own headers say of a delivery.
+/// The content of our own headers on a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Republished {
     /// The key derived when the message first came; of a mismatch, the key of this message under that.
     pub(crate) key: Option<Key>,
-    /// The generation it is to run in: one more than that of a dead letter, whoever moved it back.
+    /// The generation it is to run in: one more than that of a dead letter, no matter how it was moved back.
     pub(crate) generation: u32,
 }
 
-/// What is made of the headers of a delivery.
+/// The interpretation of the headers of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provenance {
     /// None of our headers, or those of another scope: just headers.
@@ -202,7 +203,7 @@ pub(crate) enum Provenance {
 }
 
 impl Provenance {
-    /// Reads our headers, if they are there and name our scope.
+    /// Reads our headers, if they are present and name our scope.
     pub(crate) fn of(scope: &Scope, message: &Message, own: &OwnHeaders) -> Self {
         let text = |name| message.header(name).and_then(|value| std::str::from_utf8(value).ok());
         if text(HEADER_SCOPE) != Some(scope.as_str()) || message.header(HEADER_GENERATION).is_none() {

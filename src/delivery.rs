@@ -7,9 +7,8 @@ pub use crate::tag::Tag;
 
 /// One hand-over of a message by a broker. The same message may be delivered many times.
 ///
-/// It is a plain value: whoever received it settles it through [`Acker::settle`](crate::adapter::Acker::settle), by its
-/// tag. A pipeline makes a receipt of each tag, so that a delivery is settled exactly once, and abandoned if it is
-/// dropped.
+/// It is a plain value: its receiver settles it through [`Acker::settle`](crate::adapter::Acker::settle), by its tag. A
+/// pipeline makes a receipt of each tag, so that a delivery is settled exactly once, and abandoned if it is dropped.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// The message.

@@ -21,14 +21,14 @@ pub enum ErrorKind {
     /// Too many requests; the other side asks to slow down.
     Throttled,
     /// The other side certainly did not apply the call because it met another transaction (serialization failure,
-    /// deadlock, lock timeout): everything is rolled back. Repeat it at once; nothing has to be found out first.
+    /// deadlock, lock timeout): everything is rolled back. Retry at once; no outcome has to be determined first.
     ///
     /// Only for failures that are certain: if the reply to a commit was lost, the kind is [`Timeout`](Self::Timeout) or
     /// [`Unavailable`](Self::Unavailable).
     Conflict,
     /// The rights are missing or the credentials are wrong.
     Denied,
-    /// What is stored or received cannot be understood (a foreign format version, a damaged value).
+    /// Stored or received data cannot be read (a foreign format version, a damaged value).
     Corrupt,
     /// A message is larger than the other side accepts. Repeating it unchanged cannot succeed.
     TooLarge,
@@ -64,7 +64,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `kind` that happened while attempting `operation`; `context` says what was wrong and what to do.
+    /// An error of `kind` that happened while attempting `operation`; `context` describes the problem and the fix.
     pub fn new(
         kind: ErrorKind,
         operation: impl Into<Cow<'static, str>>,
@@ -85,7 +85,7 @@ impl Error {
         self.kind
     }
 
-    /// What was attempted.
+    /// The operation that was attempted.
     pub fn operation(&self) -> &str {
         &self.operation
     }

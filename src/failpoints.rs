@@ -139,7 +139,7 @@ mod planned {
     static PLAN: OnceLock<Plan> = OnceLock::new();
 
     /// Takes a plan `STEP:N:ACTION`: at the Nth passing of the step, `abort` the process (no destructor runs),
-    /// `panic`, or `hang` the thread for ever. Only the first plan of a process counts.
+    /// `panic`, or `hang` the thread forever. Only the first plan of a process counts.
     ///
     /// # Errors
     /// A sentence naming the part that is wrong.

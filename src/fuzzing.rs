@@ -10,7 +10,7 @@ use crate::own_headers::OwnHeaders;
 use crate::publisher::{Outgoing, Publisher};
 use crate::store::Reason;
 
-/// What our own headers of `message` say in `scope`, as far as `own` believes them: the key and the generation.
+/// The content of our own headers of `message` in `scope`, as far as `own` believes them: the key and the generation.
 pub fn own_headers(scope: &Scope, message: &Message, own: &OwnHeaders) -> Option<(Option<Key>, u32)> {
     match Provenance::of(scope, message, own) {
         Provenance::Ours(ours) => Some((ours.key, ours.generation)),

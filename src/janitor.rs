@@ -51,7 +51,7 @@ impl Drop for Janitor {
 /// Removes everything that has expired by now, in small calls, and answers how many records that were.
 ///
 /// # Errors
-/// [`Error`] if the store cannot answer. What was removed until then stays removed.
+/// [`Error`] if the store cannot answer. Records removed until then stay removed.
 pub async fn purge_expired(store: &dyn Expiring) -> Result<u64, Error> {
     let mut removed = 0;
     loop {

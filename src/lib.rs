@@ -1,4 +1,4 @@
-//! Idempotent consumer middleware: each message has its effect once, whatever the broker redelivers.
+//! Idempotent consumer middleware: each message has its effect once, even if the broker redelivers it.
 //!
 //! Every broker delivers *at least once*: a producer retries after a lost confirm, a consumer dies after the effect and before
 //! the ack. Onceward claims the idempotency key of each message under a fenced lease, runs your handler, records the
@@ -58,7 +58,7 @@
 //! | term | is |
 //! |---|---|
 //! | delivery | one hand-over of a message by the broker; see [`Delivery`] |
-//! | idempotency key | says which deliveries are the same message: [`Key`], taken by a [`KeySource`] |
+//! | idempotency key | identifies the deliveries of the same message: [`Key`], taken by a [`KeySource`] |
 //! | scope | the consumer that the key belongs to: [`Scope`] |
 //! | claim | the exclusive right to run the handler for a key, held under a *lease* by an *owner token* |
 //! | fence | a number that grows with every claim of a key; give it to systems that can refuse a late writer |

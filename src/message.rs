@@ -12,12 +12,13 @@ use crate::cancellation::Cancellation;
 use crate::key::Key;
 use crate::store::OwnerToken;
 
-/// Where a message stands in its source. Two messages of one source never share a position.
+/// The position of a message in its source. Two messages of one source never share a position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// What the offsets count in, including its incarnation: Kafka cluster and topic id, the identity of a file.
+    /// The source in which the offsets count, including its incarnation: Kafka cluster and topic id, the identity of a
+    /// file.
     pub incarnation: Arc<str>,
-    /// The partition, 0 where there is none.
+    /// The partition, 0 where the source has no partitions.
     pub partition: u32,
     /// The offset within the partition.
     pub offset: u64,
@@ -34,8 +35,7 @@ impl fmt::Display for Position {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Defect {
-    /// It is larger than the source allows; the payload holds its beginning only and the position says where the
-    /// rest is.
+    /// It is larger than the source allows; the payload holds its beginning only, and the position locates the rest.
     Oversize {
         /// Its size in bytes.
         bytes: u64,
@@ -44,7 +44,7 @@ pub enum Defect {
     },
     /// Its envelope cannot be parsed; the payload holds the raw bytes.
     Malformed {
-        /// What was wrong, without the content.
+        /// The error, without the content.
         what: String,
     },
 }
@@ -180,7 +180,7 @@ impl Message {
         self.content.order_key.as_ref()
     }
 
-    /// Where the message stands in its source, if the source has positions.
+    /// The position of the message in its source, if the source has positions.
     pub fn position(&self) -> Option<&Position> {
         self.content.position.as_ref()
     }
@@ -190,7 +190,7 @@ impl Message {
         self.content.origin.as_deref()
     }
 
-    /// When the producer or broker says the message was made.
+    /// The time at which the message was made, according to the producer or broker.
     pub fn timestamp(&self) -> Option<SystemTime> {
         self.content.timestamp
     }
@@ -232,7 +232,7 @@ impl Message {
         self.claim.as_ref().map_or(0, |claim| claim.fence())
     }
 
-    /// The owner token of this run's claim: who has it can complete the claim, so it is handed to the handler only.
+    /// The owner token of this run's claim: its holder can complete the claim, so it is handed to the handler only.
     pub fn owner_token(&self) -> Option<OwnerToken> {
         self.claim.as_ref().and_then(|claim| claim.lease()).map(|lease| lease.owner)
     }
@@ -242,7 +242,7 @@ impl Message {
         self.claim.as_ref().map_or(0, |claim| claim.generation())
     }
 
-    /// Tells the handler that it should stop: the lease is lost, the timeout has come, or the drain deadline passed.
+    /// Signals the handler to stop: the lease is lost, the timeout has come, or the drain deadline passed.
     pub fn cancellation(&self) -> Cancellation {
         Cancellation::new(self.claim.clone())
     }
@@ -284,7 +284,7 @@ impl MessageBuilder {
         self
     }
 
-    /// Says that there is no payload at all, as in a Kafka tombstone.
+    /// Sets no payload at all, as in a Kafka tombstone.
     #[must_use]
     pub fn null_payload(mut self) -> Self {
         self.content.payload = Bytes::new();

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-/// Opens the file at `path` with `options`, which say whether it may be created. A new file has mode 0600, whatever the umask
-/// would leave; one that exists keeps its mode. A symbolic link as the last part of `path` is followed as
+/// Opens the file at `path` with `options`, which decide whether it may be created. A new file has mode 0600,
+/// regardless of the umask; one that exists keeps its mode. A symbolic link as the last part of `path` is followed as
 /// [`private_path`] allows, and never to a file that is not there yet.
 ///
 /// # Errors
@@ -26,7 +26,8 @@ pub fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
 /// through it would go into a file of their choice.
 ///
 /// # Errors
-/// `PermissionDenied` for a link of somebody else's, `NotFound` for one that leads nowhere, and as [`fs::canonicalize`].
+/// `PermissionDenied` for a link that belongs to another user, `NotFound` for one that leads nowhere, and as
+/// [`fs::canonicalize`].
 pub fn private_path(path: &Path) -> io::Result<PathBuf> {
     let link = match fs::symlink_metadata(path) {
         Ok(found) if found.is_symlink() => found,
@@ -88,7 +89,7 @@ mod tests {
         assert_eq!(private_path(&link).unwrap(), file.canonicalize().unwrap());
     }
 
-    /// Only root can make a link that belongs to somebody else.
+    /// Only root can make a link that belongs to another user.
     #[test]
     fn a_link_of_somebody_elses_is_not_followed() {
         if !geteuid().is_root() {

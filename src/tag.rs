@@ -1,6 +1,6 @@
 //! The adapter's name for a delivery: [`Tag`].
 
-/// The adapter's own name for a delivery. `epoch` tells channels, assignments or handles apart: a tag of an old epoch
+/// The adapter's own name for a delivery. `epoch` distinguishes channels, assignments or handles: a tag of an old epoch
 /// settles nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag {

@@ -50,7 +50,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with this exit code; `sentence` says what is wrong and how to fix it.
+    /// A failure with this exit code; `sentence` names the problem and the fix.
     pub fn new(exit: Exit, sentence: impl Into<String>) -> Self {
         Self { exit, sentence: Some(sentence.into()) }
     }

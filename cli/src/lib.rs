@@ -19,7 +19,7 @@ use args::CommandLine;
 use exit::{Exit, Failure};
 use output::{Output, complain};
 
-/// The whole program: reads the command line and the environment, runs the command, and says how it ended.
+/// The whole program: reads the command line and the environment, runs the command, and reports how it ended.
 pub fn main() -> ExitCode {
     let command_line = match CommandLine::parse_from_args(std::env::args_os()) {
         Ok(command_line) => command_line,
@@ -57,10 +57,10 @@ fn run(command_line: CommandLine) -> Result<Exit, Failure> {
     ended
 }
 
-/// How long a program that was told to end at once lets its tasks be dropped.
+/// How long the tasks have to be dropped when the program must end at once.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
-/// What has to be done once for the whole process, before anything else.
+/// The setup for the whole process, before anything else.
 fn prepare(env: config::Lookup<'_>) -> Result<(), Failure> {
     #[cfg(feature = "http")]
     handlers::install_tls_provider();

@@ -79,7 +79,7 @@ async fn a_process_gets_no_more_of_this_programs_environment_than_it_needs() {
     let of_usual = of(Environment::new()).await;
     for (name, _) in of_usual.lines().filter_map(|line| line.split_once('=')) {
         let is_known = usual.contains(&name) || name.starts_with("LC_") || name.starts_with("ONCEWARD_");
-        // What the dynamic linker and a shell set themselves.
+        // Variables that the dynamic linker and a shell set themselves.
         assert!(is_known || ["PWD", "SHLVL", "_"].contains(&name), "{name} is passed on");
     }
     let set = [("REGION".to_owned(), "eu".to_owned()), ("HOME".to_owned(), "/elsewhere".to_owned())];
@@ -236,7 +236,7 @@ async fn a_process_that_a_shutdown_has_ended_is_not_to_blame() {
         let failing = ExecHandler::new(ExecOptions { shutdown, ..self::options(sh("exit 1")) });
         assert_eq!(failing.handle(message).await.unwrap_err().verdict(), Verdict::Retry);
     }
-    // Without a shutdown somebody has killed this one.
+    // Without a shutdown, another process has killed this one.
     let error = run_sh("exit 143").await.unwrap_err();
     assert_eq!(error.verdict(), Verdict::Retry, "{error}");
 }
@@ -348,7 +348,7 @@ async fn a_program_that_cannot_start_says_why_and_uses_no_attempt() {
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false));
     assert!(error.text().contains("interpreter"), "{error}");
 
-    // What the system calls no executable file.
+    // A file that the system cannot execute.
     std::fs::write(&script, b"\x7fELF\x01 and no more").unwrap();
     let error = plain.handle(message.clone()).await.unwrap_err();
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");

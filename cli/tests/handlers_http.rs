@@ -1,4 +1,5 @@
-//! The HTTP handler against a small server: what it sends, what answers mean, and what is known when there is none.
+//! Checks the HTTP handler against a small server: the requests it sends, the meaning of answers, and what is known
+//! when no answer comes.
 #![cfg(feature = "http")]
 #![allow(clippy::unwrap_used)]
 

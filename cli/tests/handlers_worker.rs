@@ -85,7 +85,7 @@ async fn a_mebibyte_with_nul_bytes_goes_through_unchanged() {
     let encoded = echoed["payload_base64"].as_str().map(|text| STANDARD.decode(text));
     assert!(encoded == Some(Ok(payload.clone().into())), "{} bytes came back", result.len());
 
-    // The same, too large to be kept: completed all the same, and the process is still good.
+    // The same, too large to be kept: it is completed nevertheless, and the process is still good.
     let handler = handler();
     assert_eq!(ask(&handler, Message::builder(payload)).await.unwrap(), None);
     assert_eq!(say(&handler, "echo").await.unwrap().map(|_| ()), Some(()));

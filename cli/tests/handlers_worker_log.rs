@@ -1,7 +1,7 @@
-//! What a worker process says on standard error.
+//! Checks the log lines for a worker process's standard error.
 //!
-//! A process of its own: where another thread logs by the same line for the first time just as the subscriber is set, tracing
-//! takes that line for one that nobody listens to, and keeps to it.
+//! A process of its own: where another thread logs by the same line for the first time just as the subscriber is set,
+//! tracing takes that line for one without a subscriber, and keeps to it.
 #![allow(clippy::unwrap_used)]
 
 mod handlers_support;

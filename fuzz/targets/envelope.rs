@@ -1,4 +1,4 @@
-//! What an envelope holds is found again after it is written, on one line; any payload can be written.
+//! Checks that an envelope is read back as it was written, on one line, and that any payload can be written.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Our own headers count in their scope only, and only if they are sealed where that is asked; they say of a letter that comes back
-//! what the letter was of.
+//! Checks that our own headers count in their scope only, and only if they are sealed where that is required; on a
+//! letter that is redelivered they describe the original message.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};

@@ -1,4 +1,4 @@
-//! What is read from Redis is read or refused, without a panic and without more memory than the reply has.
+//! Checks that Redis replies are read or refused, without a panic and without more memory than the reply has.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

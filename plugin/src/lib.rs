@@ -16,7 +16,8 @@
 //! The implementing type *is* the table: [`table!`] declares it, its fields are the options, and their doc comments become the
 //! configuration reference. An option is therefore declared, checked and documented in one place, in the adapter's crate.
 //!
-//! What a plugin says about the configuration is a [`Problem`]: key, problem and fix, never a value. The program adds file and line.
+//! A plugin reports problems of the configuration as a [`Problem`]: key, problem and fix, never a value. The program
+//! adds file and line.
 //!
 //! A connection table with a name and a secret, and its check:
 //!

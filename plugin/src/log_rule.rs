@@ -1,4 +1,4 @@
-//! How the log lines of a client library are filtered: [`LogRule`].
+//! Filter rules for the log lines of a client library: [`LogRule`].
 
 /// A rule for the log lines of a library that an adapter uses. They often repeat, without context or fix, what the adapter logs
 /// itself: a lost connection, a returned message, a slow statement.

@@ -18,7 +18,7 @@ use onceward::store::{Advice, AdviceLevel};
 pub struct Problem {
     /// The dotted path of the key, such as `source.kafka.topics`.
     pub key: String,
-    /// What is wrong, as the predicate of a sentence about the key: "is empty".
+    /// The problem, as the predicate of a sentence about the key: "is empty".
     pub problem: String,
     /// What to do about it.
     pub fix: String,
@@ -42,7 +42,7 @@ pub type Checked = Result<(), Problem>;
 
 /// A connection to another host on which a credential could be read, or another server could answer.
 ///
-/// The program refuses it, unless the table says `allow_plaintext = true`; then it warns.
+/// The program refuses it, unless the table has `allow_plaintext = true`; then it warns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exposure {
     /// The option to correct, within the plugin's table.
@@ -51,7 +51,7 @@ pub struct Exposure {
     pub problem: &'static str,
     /// How it is avoided.
     pub fix: &'static str,
-    /// The table says `allow_plaintext = true`.
+    /// The table has `allow_plaintext = true`.
     pub is_allowed: bool,
 }
 
@@ -62,9 +62,9 @@ pub struct Finding {
     pub level: AdviceLevel,
     /// The dotted path of the key that it is about.
     pub key: String,
-    /// What was found.
+    /// The finding.
     pub message: String,
-    /// What to do about it, where the message does not say.
+    /// What to do about it, where the message does not state it.
     pub fix: Option<String>,
 }
 
@@ -84,7 +84,7 @@ impl Finding {
         Self { level: AdviceLevel::Error, key: key.into(), message: message.into(), fix: Some(fix.into()) }
     }
 
-    /// Advice of an adapter about `key`; its text says what to do.
+    /// Advice of an adapter about `key`; its text names the fix.
     pub fn advised(key: impl Into<String>, advice: Advice) -> Self {
         Self { level: advice.level, key: key.into(), message: advice.text, fix: None }
     }

@@ -90,7 +90,7 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
         format!("the broker of [{}]", context.table())
     }
 
-    /// What waits in the source; `None` where it cannot say.
+    /// The backlog of the source; `None` where it is unknown.
     ///
     /// # Errors
     /// [`Error`] if it cannot be read.
@@ -176,7 +176,7 @@ impl Place {
     }
 }
 
-/// What a source is opened with.
+/// The arguments with which a source is opened.
 #[derive(Clone)]
 pub struct SourceParts {
     /// Whose keys these are.
@@ -211,13 +211,13 @@ impl Letters {
 pub struct Backlog {
     /// Messages that no worker has yet; `None` where counting them would take long.
     pub messages: Option<u64>,
-    /// Their bytes, where the source says.
+    /// Their bytes, where the source reports them.
     pub bytes: Option<u64>,
-    /// Consumers at work, where the broker says.
+    /// Active consumers, where the broker reports them.
     pub consumers: Option<u64>,
 }
 
-/// What is known of it, in words; nothing if nothing is.
+/// A description of it; empty if nothing is known.
 impl fmt::Display for Backlog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [(self.messages, "messages"), (self.bytes, "bytes"), (self.consumers, "consumers")];
@@ -235,7 +235,7 @@ impl fmt::Display for Backlog {
 pub struct DeadLetterStatus {
     /// A file, queue, exchange or topic, without secrets.
     pub place: String,
-    /// How many there are; `None` where the place cannot say.
+    /// Their number; `None` where it is unknown.
     pub letters: Option<u64>,
 }
 

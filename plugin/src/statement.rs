@@ -31,7 +31,7 @@ pub trait StatementStore: Send + Sync {
     async fn close(&self);
 }
 
-/// What a pipeline is built of, apart from its store and its handler.
+/// The parts of a pipeline, apart from its store and its handler.
 pub struct PipelineParts {
     /// Whose keys these are.
     pub scope: Scope,

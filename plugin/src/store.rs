@@ -101,7 +101,7 @@ pub struct StoreLimits {
     pub timeout: HumanDuration,
 }
 
-/// What a command needs the store for.
+/// The purpose for which a command needs the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// To run: what is missing is created.

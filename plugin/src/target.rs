@@ -37,7 +37,8 @@ pub trait TargetPlugin: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Where messages go, with the option that says so: to detect a handler that publishes into its own source.
+    /// The place where messages go, with the option that names it: to detect a handler that publishes into its own
+    /// source.
     fn place(&self) -> (&'static str, Place);
 
     /// Connects, and looks whether the destination exists: one that is missing would cost every message its attempts.
@@ -85,7 +86,7 @@ pub trait RelayPlugin: fmt::Debug + Send + Sync {
     /// [`Error`] if the broker cannot be reached.
     async fn open(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error>;
 
-    /// Looks whether the broker answers, and says so: "its broker answers".
+    /// Checks whether the broker answers, and reports it: "its broker answers".
     ///
     /// # Errors
     /// [`Error`] if it cannot be reached, or rejects the credentials.

@@ -27,7 +27,7 @@ pub enum KeySource {
     /// object repeats, in whatever escapes or letter case; numbers such as `7.0`, `7e0` and `-0`; strings with a NUL
     /// character or half of a surrogate pair; and a payload that begins as a JSON document and is not valid.
     JsonPointer(String),
-    /// Where the message stands in its source: source incarnation, partition, offset. Catches redeliveries only.
+    /// The position of the message in its source: source incarnation, partition, offset. Catches redeliveries only.
     Position,
     /// The payload itself: payloads that are the same are the same message. JSON objects and arrays are the same if they
     /// mean the same, see [`Fingerprint::of_json`](crate::Fingerprint::of_json); anything else if it is byte-equal.
@@ -78,7 +78,7 @@ impl KeySource {
             .into())
     }
 
-    /// True for pointers that differ in letter case only. A list of both says that either spelling may come.
+    /// True for pointers that differ in letter case only. A list of both means that either spelling may come.
     fn is_spelling_of(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::JsonPointer(one), Self::JsonPointer(other)) => {
@@ -170,7 +170,7 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// The value of a header, if whoever reads the message finds the same one.
+/// The value of a header, if every reader of the message finds the same one.
 fn header<'m>(message: &'m Message, name: &str) -> Result<&'m [u8], KeyError> {
     let value = message.header(name).ok_or(KeyError::Missing)?;
     let contradicts = |(other, its): (&str, &bytes::Bytes)| its != value && names::same_header(other, name);
@@ -242,8 +242,8 @@ impl KeyExtractor {
         extractor
     }
 
-    /// Mixes a secret into every key, so that nobody without it can compute a key in advance.
-    /// All consumers of a scope must use the same secret; changing it forgets all keys.
+    /// Mixes a secret into every key, so that a key cannot be computed in advance without it. All consumers of a scope
+    /// must use the same secret; changing it forgets all keys.
     #[must_use]
     pub fn with_secret(mut self, secret: &[u8]) -> Self {
         self.secret = Some(blake3::derive_key("onceward 2026 key secret", secret));

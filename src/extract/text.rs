@@ -5,7 +5,7 @@ use crate::key::{Key, KeyError, json};
 
 /// One value of a key, as a person or an earlier table has it.
 ///
-/// Only a [`KeySource::JsonPointer`] tells the variants apart, since there `"42"` and `42` are different keys.
+/// Only a [`KeySource::JsonPointer`] distinguishes the variants, since there `"42"` and `42` are different keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyText<'a> {
     /// Of a type that is not known: a text, or the integer or boolean that it reads as.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, chain};
 
-/// What a handler without a result returns.
+/// The return type of a handler without a result.
 pub type Handled = Result<(), HandlerError>;
 
 /// What shall happen after a failed run.
@@ -42,7 +42,7 @@ pub struct HandlerError {
     outcome_unknown: bool,
     conflict: bool,
     not_before: Option<Duration>,
-    /// What came through a bare `?`, while nobody has said what it means.
+    /// The error that came through a bare `?`, until a verdict is chosen for it.
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -96,21 +96,21 @@ impl HandlerError {
         Self { conflict: true, ..Self::new(Verdict::Unavailable, text) }
     }
 
-    /// Says that the effect may have happened all the same (a request without an answer): another run is counted in
+    /// Marks that the effect may have happened nevertheless (a request without an answer): another run is counted in
     /// `suspected_double_effects`.
     ///
     /// A [`Verdict::Unavailable`] whose outcome is unknown uses no attempt the first time, and none during an outage. But if
-    /// runs of other messages have succeeded since, the handler is there: each further one of this message uses an attempt,
-    /// or its effect might be repeated for ever.
+    /// runs of other messages have succeeded since, the handler is available: each further one of this message uses an
+    /// attempt, or its effect might be repeated forever.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {
         self.outcome_unknown = true;
         self
     }
 
-    /// Says how long at least to wait before the next run, where the verdict itself does not: what is unavailable may know
-    /// when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all messages,
-    /// at most 60 s.
+    /// Sets the least time to wait before the next run, where the verdict itself does not: an unavailable service may
+    /// know when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all
+    /// messages, at most 60 s.
     ///
     /// ```
     /// use std::time::Duration;
@@ -137,7 +137,7 @@ impl HandlerError {
         self.verdict
     }
 
-    /// True if the effect may have happened all the same.
+    /// True if the effect may have happened nevertheless.
     pub fn is_outcome_unknown(&self) -> bool {
         self.outcome_unknown
     }
@@ -199,7 +199,7 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError
     }
 }
 
-/// Says what a failure means while it passes through `?`.
+/// Chooses the verdict of a failure while it passes through `?`.
 pub trait ResultExt<T> {
     /// Trying again is useless.
     ///

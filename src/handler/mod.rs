@@ -36,17 +36,17 @@ use crate::message::Message;
 /// # Panics
 /// A panic is caught and counts as a failed run.
 pub trait Handler: Send + Sync + 'static {
-    /// What the handler returns: `()`, or bytes or text to be kept with the completion.
+    /// The result of the handler: `()`, or bytes or text to be kept with the completion.
     type Output: IntoReply;
 
     /// Handles one message.
     ///
     /// # Errors
-    /// An error means that the effect did not happen; its [`Verdict`] says whether to try again.
+    /// An error means that the effect did not happen; its [`Verdict`] decides whether to retry.
     fn handle(&self, message: Message) -> impl Future<Output = Result<Self::Output, HandlerError>> + Send;
 }
 
-/// What a handler may return on success.
+/// A result that a handler may return on success.
 pub trait IntoReply: Send + 'static {
     /// The bytes to keep with the completion, if any.
     fn into_reply(self) -> Option<Bytes>;

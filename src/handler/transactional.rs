@@ -25,7 +25,7 @@ pub trait TxHandler<S: TransactionalStore>: Send + Sync + 'static {
 /// The functions [`tx_handler`] takes: `async fn(S, Message, Tx<'_>) -> Handled`. Implemented for all of them; not to
 /// be implemented by hand.
 pub trait TxFn<'c, S, T>: Send + Sync + 'static {
-    /// What the function returns.
+    /// The result of the function.
     type Future: Future<Output = Handled> + Send + 'c;
 
     /// Calls it.
@@ -45,8 +45,8 @@ where
     }
 }
 
-/// A transactional handler made of a state and an `async fn(S, Message, Tx<'_>) -> Handled`. `store` only tells which
-/// transaction type is meant.
+/// A transactional handler made of a state and an `async fn(S, Message, Tx<'_>) -> Handled`. `store` only determines
+/// which transaction type is meant.
 pub fn tx_handler<St, S, F>(_store: &St, state: S, function: F) -> TxHandlerFn<S, F>
 where
     St: TransactionalStore,

@@ -17,7 +17,7 @@ pub enum KeyError {
     },
     /// The payload is not JSON.
     NotJson {
-        /// What the parser said, without the payload.
+        /// The parser's error, without the payload.
         what: String,
     },
     /// The pointer meets an object or an array, which is no identity.
@@ -38,9 +38,9 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// True if a value is there and cannot be a key; false if there is none. No weaker source takes the place of such a
-    /// value, and the policy `hash` does not: the effect would read what the key does not contain, and happen once for each
-    /// payload around the same value.
+    /// True if a value is present and cannot be a key; false if no value is present. No weaker source takes the place
+    /// of such a value, and the policy `hash` does not: the effect would read what the key does not contain, and happen
+    /// once for each payload around the same value.
     pub fn is_unusable(&self) -> bool {
         matches!(self, Self::TooLong { .. } | Self::NotScalar | Self::Ambiguous { .. })
     }

@@ -1,4 +1,4 @@
-//! Hashes of the payload that tell copies of a message from other messages under the same key: [`Fingerprint`],
+//! Hashes of the payload that distinguish copies of a message from other messages under the same key: [`Fingerprint`],
 //! [`Fingerprinting`].
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use super::format::first_half;
 use super::{canonical, json};
 
-/// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that bears the same key.
+/// 128 bits of BLAKE3 over a payload: distinguishes a copy from another message that has the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
@@ -66,14 +66,14 @@ fn hash(context: &str, bytes: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// What of a payload is compared with that of earlier messages under the same key. What differs is another message: see
-/// [`OnMismatch`](crate::pipeline::config::OnMismatch).
+/// The part of a payload that is compared with that of earlier messages under the same key. A difference means another
+/// message: see [`OnMismatch`](crate::pipeline::config::OnMismatch).
 ///
 /// All consumers of a scope must use the same: fingerprints of two kinds never match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fingerprinting {
-    /// What a JSON object or array means, the bytes of anything else: [`Fingerprint::of_json`].
+    /// The value of a JSON object or array, the bytes of anything else: [`Fingerprint::of_json`].
     #[default]
     Json,
     /// The bytes.
@@ -112,7 +112,7 @@ impl Fingerprinting {
         matches!(self, Self::Json | Self::Pointers(_))
     }
 
-    /// What is wrong with its pointers, if anything is.
+    /// The error in its pointers, if there is one.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let Self::Pointers(pointers) = self else { return None };
         if pointers.is_empty() {

@@ -4,8 +4,8 @@
 //! counts, whether letter case matters, where a name with a NUL character ends, what a lenient parser makes of broken JSON),
 //! a key would be of one value and the effect of another. Such a payload is [`KeyError::Ambiguous`].
 //!
-//! One pass over the document, and one more over each value on the pointer's path. Nothing is kept of what stands beside the
-//! path; memory is needed for one name with escapes, and a byte for each level that is open.
+//! One pass over the document, and one more over each value on the pointer's path. Nothing is kept of the values beside
+//! the path; memory is needed for one name with escapes, and a byte for each level that is open.
 
 use serde_core::Deserialize as _;
 use serde_core::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -114,7 +114,7 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("{category} at line {} column {}", error.line(), error.column())
 }
 
-/// What an object or array has for a token of a pointer.
+/// The value of an object or array for a token of a pointer.
 enum Child<'a> {
     Value(&'a str),
     Absent,

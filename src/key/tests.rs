@@ -1,4 +1,4 @@
-//! A key is of the value that every reader of the message finds, or there is none.
+//! Checks that a key is derived from the value that every reader of the message finds, or not at all.
 
 use proptest::prelude::*;
 use serde_json::Value;

@@ -56,7 +56,7 @@ pub(super) enum End {
     Released,
 }
 
-/// What was written of it.
+/// The outcome that was written for it.
 pub(super) enum Written {
     Completed,
     Failed,
@@ -87,7 +87,7 @@ pub(super) async fn keep(
     let started = Arc::new(AtomicBool::new(false));
     let held = Held { claim: Arc::clone(&claim), started: Arc::clone(&started), end: end_in, ended };
     if answer.send(Ok(Answer::Claimed(held))).is_err() {
-        // The caller is gone before its closure could start.
+        // The caller was dropped before its closure could start.
         let _ = inner.release(&claimed).await;
         return;
     }
@@ -221,7 +221,7 @@ impl Inner {
                         self.cancel(claim, "a lease was lost to another claim; its run is asked to stop");
                         return recorded.await;
                     }
-                    // Not renewed as far as we know: it is tried again soon, and the deadline stands.
+                    // Not renewed as far as we know: it is retried soon, and the deadline remains.
                     Err(error) => {
                         tracing::debug!(?error, "lease renewal failed");
                         renew_at = Instant::now() + self.config.lease / 24;
@@ -342,7 +342,7 @@ impl Inner {
         let release = || -> BoxFuture<'_, Result<bool, Error>> {
             Box::pin(async move { one(self.calls.releases.send(vec![lease]).await) })
         };
-        // No longer held: then there is nothing to give back.
+        // No longer held: then there is nothing to release.
         repeat(|error| error.kind() != ErrorKind::Corrupt, release).await.map(|_| ())
     }
 }

@@ -43,7 +43,7 @@ pub enum Once<T> {
     Ran(T),
     /// The effect has happened before.
     Duplicate {
-        /// What was kept with [`HeldClaim::keep`].
+        /// The result that was kept with [`HeldClaim::keep`].
         result: Option<Bytes>,
     },
     /// Another claim is live. Not a reason to ack: deliver it again, not before `retry_in`, or earlier to find it done.
@@ -92,7 +92,7 @@ pub enum OnceError<E> {
     /// The store failed before the closure started: nothing has happened.
     Claim(Error),
     /// The closure ran, but another claim holds the key by now (its lease was lost), or the completion was refused:
-    /// the effect may happen again. Deliver the message again; the next call tells.
+    /// the effect may happen again. Redeliver the message; the next call finds the outcome.
     Completion(Error),
 }
 
@@ -146,8 +146,8 @@ impl HeldClaim {
         Cancellation::new(Some(Arc::clone(&self.claim)))
     }
 
-    /// Says that a failure of this run is permanent, another try being useless, and passes `error` on:
-    /// [`OnceError::Permanent`]. The last word counts.
+    /// Marks a failure of this run as permanent, since another try is useless, and passes `error` on:
+    /// [`OnceError::Permanent`]. The last mark counts.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -172,8 +172,8 @@ impl HeldClaim {
         error
     }
 
-    /// Says that a failure of this run is not the message's and had no effect (a service that refuses connections), and
-    /// passes `error` on: [`OnceError::Unavailable`]. No attempt is used. The last word counts.
+    /// Marks a failure of this run as not caused by the message and without effect (a service that refuses
+    /// connections), and passes `error` on: [`OnceError::Unavailable`]. No attempt is used. The last mark counts.
     pub fn unavailable<E>(&self, error: E) -> E {
         self.failure.store(UNAVAILABLE, Ordering::Relaxed);
         error
@@ -193,7 +193,7 @@ pub struct ExhaustedKey {
 }
 
 impl ExhaustedKey {
-    /// What is known of the failure.
+    /// The known facts about the failure.
     pub fn details(&self) -> &Exhausted {
         &self.exhausted
     }
@@ -201,8 +201,8 @@ impl ExhaustedKey {
     /// Marks the key dead. Call it after the dead letter is confirmed, and before the ack.
     ///
     /// # Errors
-    /// [`Error`] if the store does not answer. The letter is confirmed, so the delivery may be acked all the same; a
-    /// copy would be dead-lettered again.
+    /// [`Error`] if the store does not answer. The letter is confirmed, so the delivery may be acked anyway; a copy
+    /// would be dead-lettered again.
     pub async fn dead_lettered(self) -> Result<Burial, Error> {
         let Self { inner, exhausted } = self;
         let batch = [BuryRequest { lease: exhausted.lease, ttl: inner.config.ttl }];
@@ -284,7 +284,7 @@ impl Deduplicator {
     /// ```
     ///
     /// # Errors
-    /// [`OnceError`]; each variant says what has happened. Never ack after one.
+    /// [`OnceError`]; each variant describes what has happened. Never ack after one.
     ///
     /// # Cancel safety
     /// A dropped call abandons the claim: a run that had started counts as a failed attempt, and the key is free at once.
@@ -298,8 +298,8 @@ impl Deduplicator {
         self.run(*key, None, run).await
     }
 
-    /// As [`once`](Self::once), and compares the payload with that of the first delivery, as
-    /// [`OnceConfig::fingerprint`] says: [`Once::Mismatch`].
+    /// As [`once`](Self::once), and compares the payload with that of the first delivery, as configured by
+    /// [`OnceConfig::fingerprint`]: [`Once::Mismatch`].
     ///
     /// # Errors
     /// As [`once`](Self::once).

@@ -1,4 +1,4 @@
-//! What `once` promises to a loop of one's own.
+//! Checks the guarantees of `once` for a caller's own loop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -135,7 +135,7 @@ async fn a_run_that_lost_its_lease_is_told_and_not_acked() {
     let (this, key) = (key("7"), key("7"));
     let outcome = dedup
         .once(&this, async |claim| {
-            // Somebody forgets the key, and another worker takes it.
+            // An operator forgets the key, and another worker takes it.
             store.forget(&scope(), &[key]).await.remove(0).unwrap();
             let other = super::Deduplicator::new(scope(), Arc::clone(&store), OnceConfig::default()).unwrap();
             let (sender, held) = tokio::sync::oneshot::channel();

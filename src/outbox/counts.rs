@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::OutboxStatus;
 
-/// What a relay has done so far, and what it saw of its outbox when it last looked.
+/// The counts of a relay so far, and the status of its outbox at the last check.
 #[derive(Debug, Default)]
 pub struct RelayCounts {
     published: AtomicU64,

@@ -8,8 +8,8 @@
 //! A handler that published by itself could die between its commit and the publish, and the event would be lost; or
 //! publish before a commit that fails, and the event would be untrue. A row in the effect's own transaction is neither.
 //! The relay publishes *at least once*: if it dies between confirm and mark, the row is sent again. Its
-//! [`id`](crate::Outgoing::id) is stored with the row, so the copy bears the same one, and a consumer downstream that takes
-//! the message id as its key has the effect once.
+//! [`id`](crate::Outgoing::id) is stored with the row, so the copy has the same one, and a consumer downstream that
+//! takes the message id as its key has the effect once.
 
 mod counts;
 mod relay;
@@ -37,7 +37,7 @@ pub struct OutboxRow {
     pub seq: i64,
     /// Attempts to publish it that failed.
     pub attempts: u32,
-    /// What is to be published.
+    /// The message to publish.
     pub message: Outgoing,
 }
 
@@ -50,7 +50,7 @@ pub enum RowOutcome {
     Failed {
         /// Not before this delay.
         retry_in: Duration,
-        /// What was wrong, for people.
+        /// The error, for operators.
         error: String,
     },
 }
@@ -94,7 +94,7 @@ pub struct FailingRow {
     pub destination: String,
     /// Attempts that failed.
     pub attempts: u32,
-    /// What was wrong.
+    /// The error.
     pub error: String,
 }
 
@@ -106,7 +106,7 @@ pub trait OutboxStore: Send + Sync + 'static {
 
     /// Takes rows that are due, so that no other relay has any of them at the same time. Of an order key it takes a run
     /// that begins with its oldest unpublished row, or nothing: a row that is not due yet holds back those behind it.
-    /// Over several calls every order key gets its turn, whatever the others do. `None`: nothing is due.
+    /// Over several calls every order key gets its turn, regardless of the others. `None`: nothing is due.
     ///
     /// # Errors
     /// [`Error`] if the outbox cannot be read; nothing is taken then.
@@ -115,7 +115,7 @@ pub trait OutboxStore: Send + Sync + 'static {
     /// A dropped call has taken nothing.
     async fn take(&self, limits: &TakeLimits) -> Result<Option<(Self::Taken, Vec<OutboxRow>)>, Error>;
 
-    /// Notes what became of rows, by their numbers, and gives back all that were taken.
+    /// Records the outcomes of rows, by their numbers, and releases all that were taken.
     ///
     /// # Errors
     /// [`Error`]: the rows may be sent again.

@@ -19,7 +19,7 @@ const TROUBLE: Backoff =
     Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(5), jitter: Jitter::Equal };
 /// Rows may come in all the time; the broker is not asked more often than this while it fails.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
-/// How often a trouble that lasts is spoken of.
+/// The interval between log lines about a lasting failure.
 const REMINDER: Duration = Duration::from_secs(30);
 /// A store may take rows from a relay that hangs: publishing must have ended long before that.
 const LONGEST_PUBLISH: Duration = Duration::from_secs(20);
@@ -71,9 +71,9 @@ impl Default for RelayConfig {
 
 /// Publishes the rows of an outbox, each at least once, the rows of one order key in their order.
 ///
-/// Several relays may run on one outbox. A row that cannot be published is tried again for ever, with growing delays; it
-/// holds back the later rows of its own order key and no others. When nothing arrives at all, the relay takes it for an
-/// outage of the broker: all is tried again within five seconds.
+/// Several relays may run on one outbox. A row that cannot be published is retried forever, with growing delays; it
+/// holds back the later rows of its own order key and no others. When nothing arrives at all, the relay treats it as an
+/// outage of the broker: all rows are retried within five seconds.
 ///
 /// It does not route: each row names its [destination](crate::Outgoing::destination), as the publisher understands it.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl std::fmt::Debug for Publishes {
     }
 }
 
-/// What a round came to.
+/// The result of a round.
 enum Round {
     Idle,
     Sent,
@@ -138,7 +138,7 @@ impl<S: OutboxStore> Relay<S> {
     /// [`Error`] if the outbox cannot be used as it is. While it cannot be reached the relay waits.
     ///
     /// # Cancel safety
-    /// What a dropped call had under way may be sent again.
+    /// The rows in flight of a dropped call may be sent again.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut rng = fastrand::Rng::new();
         let (mut failures, mut told) = (0_u32, None::<Instant>);

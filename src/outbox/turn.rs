@@ -16,7 +16,7 @@ use crate::publisher::Publisher;
 /// How long a turn goes on starting waves: the rows are held meanwhile.
 const TURN: Duration = Duration::from_secs(2);
 
-/// What a turn did.
+/// The result of a turn.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     pub(super) published: Vec<i64>,
@@ -60,7 +60,7 @@ impl Turn {
         self.published.is_empty() && !self.failed.is_empty()
     }
 
-    /// What is noted of the rows; `retry_in` tells for how many failures how long.
+    /// The outcomes to record for the rows; `retry_in` maps a number of failures to a delay.
     pub(super) fn outcomes(&self, mut retry_in: impl FnMut(u32) -> Duration) -> Vec<(i64, RowOutcome)> {
         let published = self.published.iter().map(|seq| (*seq, RowOutcome::Published));
         let failed = self.failed.iter().map(|(seq, attempts, error)| {
@@ -71,7 +71,7 @@ impl Turn {
     }
 }
 
-/// The rows of each order key, in their order; rows without one stand alone.
+/// The rows of each order key, in their order; rows without one are alone.
 fn lanes(rows: Vec<OutboxRow>) -> Vec<VecDeque<OutboxRow>> {
     let mut lanes: Vec<VecDeque<OutboxRow>> = Vec::new();
     let mut by_key: HashMap<Bytes, usize> = HashMap::new();

@@ -12,7 +12,7 @@ pub struct Head {
     pub order_key: Vec<u8>,
     /// The row's number in the outbox.
     pub seq: i64,
-    /// Whether it may be taken now: it is due, and nobody has it.
+    /// Whether it may be taken now: it is due, and no worker holds it.
     pub due: bool,
 }
 

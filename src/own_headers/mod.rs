@@ -1,8 +1,8 @@
-//! Whose `onceward-` headers are believed, and how ours are told from those of others: [`OwnHeaders`].
+//! The `onceward-` headers that are believed, and how ours are distinguished from foreign ones: [`OwnHeaders`].
 //!
-//! Dead letters and retries carry headers that name a key, a generation, a position. Whoever may send messages can write
-//! headers of the same names. With a secret, what we publish also carries a message authentication code (MAC) over those
-//! headers and the payload, and only headers with a valid one are believed.
+//! Dead letters and retries carry headers that name a key, a generation, a position. Any sender of messages can write
+//! headers of the same names. With a secret, the messages we publish also carry a message authentication code (MAC)
+//! over those headers and the payload, and only headers with a valid one are believed.
 
 mod seal;
 mod secret;
@@ -25,8 +25,8 @@ pub enum HeaderTrust {
     Ignore,
     /// Those with a valid MAC under one of our secrets.
     Authenticated,
-    /// All. Only where nobody but the operator can write to the source: whoever can chooses the key and the generation of
-    /// its messages.
+    /// All. Only where no one but the operator can write to the source: anyone who can chooses the key and the
+    /// generation of its messages.
     Trusted,
 }
 
@@ -54,7 +54,7 @@ pub struct OwnHeaders {
 }
 
 impl OwnHeaders {
-    /// Believes as `trust` says; with `secrets`, ours are sealed whatever is believed.
+    /// Believes as configured by `trust`; with `secrets`, ours are sealed in either case.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for [`HeaderTrust::Authenticated`] without secrets.
@@ -77,7 +77,7 @@ impl OwnHeaders {
         Self { trust: HeaderTrust::Trusted, secrets: None }
     }
 
-    /// What is believed.
+    /// The trust in headers.
     pub fn trust(&self) -> HeaderTrust {
         self.trust
     }
@@ -127,9 +127,9 @@ impl OwnHeaders {
     }
 }
 
-/// True if `name` begins with `prefix` as handlers see names, for whom letter case and everything that is neither letter nor
-/// digit is the same: what a broker says of a message stands under names with a prefix of its own, and no producer's header
-/// may pass for it.
+/// True if `name` begins with `prefix` as handlers see names: regardless of letter case, and with all characters but
+/// letters and digits equal. The broker's metadata of a message has names with a prefix of its own, and no producer's
+/// header may pass for it.
 ///
 /// ```
 /// use onceward::own_headers::passes_for;

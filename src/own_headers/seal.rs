@@ -12,8 +12,8 @@ use crate::headers::{
 /// The version of the encoding below; another one is not believed.
 const FORMAT: &str = "1";
 
-/// Which headers a MAC covers, beside the payload, and the header that it stands in. Seals with different headers never
-/// stand for each other.
+/// The headers that a MAC covers, besides the payload, and the header that holds it. A seal is never valid in place of
+/// one with another header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// The header with the MAC: `FORMAT.KEYID.MAC`, the last two in hexadecimal digits.

@@ -17,7 +17,7 @@ pub struct OwnSecrets {
 /// A secret in the form that MACs are made with.
 #[derive(Clone)]
 pub(super) struct MacKey {
-    /// Which secret it is, without telling anything of it: eight hexadecimal digits.
+    /// Identifies the secret without revealing any of it: eight hexadecimal digits.
     pub(super) id: String,
     pub(super) key: [u8; 32],
 }

@@ -1,3 +1,5 @@
+//! Checks which headers are believed, and that a seal covers each header that is read and the payload.
+
 use super::*;
 use crate::message::MessageBuilder;
 
@@ -109,7 +111,7 @@ fn a_secret_is_replaced_by_keeping_the_one_before_it() {
     let rotating = OwnHeaders::authenticated(new().with_previous(SECRET).unwrap());
     assert!(rotating.believes(&LETTER, &sealed));
     assert!(!OwnHeaders::authenticated(new()).believes(&LETTER, &sealed), "rotated out");
-    // What is sealed now is sealed with the new one.
+    // New messages are sealed with the new one.
     let resealed = letter(None, |_| "1").header(LETTER.header, sealed_by(&rotating, &original)).build();
     assert!(OwnHeaders::authenticated(new()).believes(&LETTER, &resealed));
     assert!(!before.believes(&LETTER, &resealed));

@@ -30,7 +30,7 @@ pub struct PipelineBuilder<S> {
     set: Explicit,
 }
 
-/// What was set by a method of its own: it holds whether `config` came before or after it.
+/// The options that were set by their own methods: they hold whether `config` was called before or after.
 #[derive(Default)]
 struct Explicit {
     ttl: Option<Duration>,
@@ -135,15 +135,15 @@ impl<S: SharedStore> PipelineBuilder<S> {
         self
     }
 
-    /// What of payloads under one key is compared.
+    /// The part of payloads under one key that is compared.
     #[must_use]
     pub fn fingerprinting(mut self, fingerprinting: Fingerprinting) -> Self {
         self.set.fingerprint = Some(fingerprinting);
         self
     }
 
-    /// Works without dead letters: whatever failed for good, has no key or bears the key of another message stays in
-    /// the source and is tried again at the longest delay.
+    /// Works without dead letters: a message that failed for good, has no key or has the key of another message stays
+    /// in the source and is retried at the longest delay.
     #[must_use]
     pub fn park_exhausted(mut self) -> Self {
         self.set.park_exhausted = true;

@@ -59,7 +59,7 @@ pub(super) async fn claim<R: Runner>(context: &Context<R>, mut round: Vec<Work>,
     starts
 }
 
-/// What becomes of a delivery without a claim.
+/// The outcome of a delivery without a claim.
 fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
     match work.plan.clone() {
         Plan::Claim(_) | Plan::Unprotected => unprotected(context, work),

@@ -15,7 +15,7 @@ pub enum OnMissingKey {
     /// Dead-letter it.
     #[default]
     DeadLetter,
-    /// Use a hash of its payload as the key. A message whose key is there and [cannot be
+    /// Use a hash of its payload as the key. A message whose key is present and [cannot be
     /// used](crate::KeyError::is_unusable) is dead-lettered: around one value there are any number of payloads.
     Hash,
     /// Run the handler without a claim; counted as unprotected. Duplicates run again.
@@ -74,7 +74,7 @@ pub enum OnLetterRefused {
     /// Keep it in the source and try again at the longest delay; alarmed. Those behind it in its lane go on.
     #[default]
     Park,
-    /// Ack it: the message is gone. Counted as `letters_dropped`, and logged as an error.
+    /// Ack it: the message is lost. Counted as `letters_dropped`, and logged as an error.
     Drop,
 }
 
@@ -103,9 +103,9 @@ pub enum Ordering {
     None,
     /// Those of one partition.
     Partition,
-    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one wait for nobody.
+    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one do not wait.
     BrokerKey,
-    /// Those with the same value of this source. Those without one wait for nobody.
+    /// Those with the same value of this source. Those without one do not wait.
     By(KeySource),
 }
 
@@ -119,15 +119,15 @@ pub enum Mode {
     Observe,
 }
 
-/// When the handler is taken to be unavailable: no run starts then but one at a time that finds out whether it works
+/// When the handler is taken to be unavailable: only single runs start then, one by one, to probe whether it works
 /// again, and no more messages are taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerConfig {
     /// Whether there is a breaker at all. Without one, a run that ends as [`Unavailable`](crate::Verdict::Unavailable) still
     /// uses no attempt and is tried again after a pause of up to 5 s. Default true.
     pub enabled: bool,
-    /// So many different messages that fail in a row, whatever their verdict and with no success in between, are taken for
-    /// a fault of the handler. 0: only `Unavailable` is. At most 10,000, default 20.
+    /// This many different messages that fail in a row, with any verdict and no success in between, count as a failure
+    /// of the handler. 0: only `Unavailable` is. At most 10,000, default 20.
     pub failing_keys: u32,
 }
 
@@ -186,16 +186,16 @@ pub struct PipelineConfig {
     pub policies: Policies,
     /// Whether duplicates are suppressed.
     pub mode: Mode,
-    /// What of payloads under one key is compared, by a 128-bit fingerprint. Default: what JSON means, the bytes of anything
-    /// else. All consumers of a scope must use the same.
+    /// The part of payloads under one key that is compared, by a 128-bit fingerprint. Default: the value of JSON, the
+    /// bytes of anything else. All consumers of a scope must use the same.
     pub fingerprint: Fingerprinting,
     /// Whether what handlers return is kept with the completion. Default true.
     pub keep_results: bool,
     /// The longest result that is kept, in bytes; a longer one is not kept. Default 64 KiB.
     pub max_result_bytes: usize,
-    /// Whose `onceward-` headers name key and generation of a message, and what our dead letters are sealed with. The
-    /// source's adapter is to be given the same. Default: nobody's. A message that looks like a dead letter of ours then
-    /// has the key that its content gives, and is dead-lettered again where that is dead.
+    /// Whose `onceward-` headers name key and generation of a message, and the secret that seals our dead letters. The
+    /// source's adapter must be given the same. By default, none are believed. A message that looks like a dead letter
+    /// of ours then has the key that its content gives, and is dead-lettered again where that is dead.
     pub own_headers: OwnHeaders,
     /// Stop when the source is idle and nothing is in flight. Default false.
     pub until_idle: bool,

@@ -51,7 +51,7 @@ pub(crate) struct Context<R> {
     pub(crate) log: RepeatedLines,
 }
 
-/// What is logged for many messages alike.
+/// Log lines that many messages share.
 #[derive(Debug, Default)]
 pub(crate) struct RepeatedLines {
     /// Keys from a weaker source than configured.
@@ -75,8 +75,8 @@ impl<R> Context<R> {
         self.counters.add(counter, count as u64);
     }
 
-    /// Counts that the expired claim of another run was taken over, and tells it once. In a transaction its effect cannot have
-    /// happened: `is_transactional`.
+    /// Counts that the expired claim of another run was taken over, and logs it once. In a transaction its effect
+    /// cannot have happened: `is_transactional`.
     pub(crate) fn note_takeover(&self, key: Key, lost: u32, is_transactional: bool) {
         let mut takeovers = self.takeovers.lock();
         if !takeovers.is_new(key, lost) {
@@ -94,7 +94,7 @@ impl<R> Context<R> {
         }
     }
 
-    /// Counts a delivery whose headers say that it is a letter or retry of this scope, which nothing proves.
+    /// Counts a delivery whose headers mark it as a letter or retry of this scope, which nothing proves.
     pub(crate) fn note_unproven(&self, message: &Message) {
         self.count(Counter::OwnHeadersIgnored, 1);
         let has_mac = message.header(HEADER_MAC).is_some();
@@ -123,7 +123,7 @@ impl<R> Context<R> {
         self.chance.lock().pause(base, tries, longest)
     }
 
-    /// Tells the dispatcher. It outlives all rounds, unless the runtime is being torn down.
+    /// Notifies the dispatcher. It outlives all rounds, unless the runtime is being torn down.
     pub(crate) fn tell(&self, event: Event) {
         let _ = self.events.send(event);
     }

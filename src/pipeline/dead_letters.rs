@@ -26,7 +26,7 @@ type Sent = (Letter, Counter);
 /// After so many publishes that failed, the message no longer holds up its lane, and is tried again at the longest delay.
 const LETTER_TRIES: u32 = 10;
 
-/// What is known of a message that no claim was held for.
+/// The known facts about a message for which no claim was held.
 pub(super) fn report_without_claim(reason: Reason, error: String, work: &Work) -> FailureReport {
     FailureReport {
         reason,

@@ -51,7 +51,7 @@ pub(crate) struct Report {
     pub(crate) again: Option<Work>,
 }
 
-/// What came of one claim call.
+/// The result of one claim call.
 #[derive(Debug)]
 pub(crate) struct Asked {
     /// Items that were answered, a damaged record included.

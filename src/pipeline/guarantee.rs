@@ -5,8 +5,8 @@
 #[derive(Debug)]
 pub enum Deduplicated {}
 
-/// Exactly one committed effect per (scope, key) in the TTL, whatever is killed: the completion is committed in the
-/// effect's own transaction.
+/// Exactly one committed effect per (scope, key) in the TTL, even if any process is killed: the completion is committed
+/// in the effect's own transaction.
 #[derive(Debug)]
 pub enum EffectivelyOnce {}
 

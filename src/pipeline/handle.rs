@@ -42,7 +42,7 @@ pub(super) fn handle<R: Runner>(
     }
 }
 
-/// Takes out what is to share transactions, up to `size` runs each: what nothing speaks against. One alone gains nothing.
+/// Takes out the runs that may share transactions, up to `size` runs each. A single run gains nothing.
 fn groups(starts: &mut Vec<Start>, size: usize) -> Vec<Vec<ClaimedWork>> {
     if size < 2 || starts.len() < 2 {
         return Vec::new();
@@ -91,7 +91,7 @@ fn handle_groups<R: Runner>(
 }
 
 fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
-    // It waits for its turn, which says nothing about how long it should.
+    // It waits for its turn, which must not lengthen its pauses.
     work.holds = work.holds.saturating_sub(1);
     Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
 }

@@ -107,7 +107,7 @@ async fn renew<R: Send + Sync + 'static>(context: Arc<Context<R>>, chunk: Vec<Ar
                     );
                 }
             }
-            // Not renewed as far as we know: the next tick tries again, and the deadline stands.
+            // Not renewed as far as we know: the next tick retries, and the deadline remains.
             Err(_) => {}
         }
         claim.set_being_renewed(false);

@@ -17,7 +17,7 @@ pub(super) fn memory_for<R>(context: &Context<R>, message: &Message) -> usize {
     if needed { canonical_memory(message.payload().len()) } else { 0 }
 }
 
-/// What is to be done with a message, and what its content and headers give for that.
+/// The plan for a message, and the values that its content and headers give for it.
 pub(super) struct Identity {
     pub(super) plan: Plan,
     pub(super) fingerprint: Option<Fingerprint>,
@@ -32,7 +32,7 @@ impl Identity {
     }
 }
 
-/// Finds what is to be done with a message.
+/// Decides what to do with a message.
 pub(super) fn identify<R>(context: &Context<R>, message: &Message) -> Identity {
     let provenance = Provenance::of(&context.scope, message, &context.config.own_headers);
     let unproven = provenance == Provenance::Unproven;
@@ -64,7 +64,7 @@ fn plan<R>(context: &Context<R>, message: &Message, provenance: Provenance) -> (
     (without_key(context, message, &error), generation)
 }
 
-/// What becomes of a message without a key.
+/// The plan for a message without a key.
 pub(super) fn without_key<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
     context.count(Counter::MissingKeys, 1);
     tracing::debug!(delivery = ?message, %error, "message without a usable key");

@@ -237,7 +237,7 @@ impl Derive {
     }
 }
 
-/// What is wrong with a message whose payload is larger than configured.
+/// The error for a message whose payload is larger than configured.
 fn oversize<R>(context: &Context<R>, message: &Message) -> Option<Defect> {
     let (bytes, limit) = (message.payload().len(), context.config.max_message_bytes?);
     let is_larger = bytes > limit && message.defect().is_none();
@@ -245,7 +245,7 @@ fn oversize<R>(context: &Context<R>, message: &Message) -> Option<Defect> {
 }
 
 impl OrderBy {
-    /// What comes behind waits, since it may be of the same lane; what is in the pipeline goes on.
+    /// Later messages wait, since they may be of the same lane; those in the pipeline go on.
     async fn key_of(&self, message: &Message) -> Result<Key, KeyError> {
         if !self.reads_payload || message.payload().len() < LARGE {
             return self.source.key_of(message);
@@ -262,7 +262,7 @@ impl OrderBy {
     }
 }
 
-/// What becomes of a message of which it cannot be said behind which others it belongs: as without a key.
+/// The plan for a message whose place in the order is unknown: as without a key.
 fn unordered<R>(context: &Context<R>, message: &Message, error: &KeyError) -> Plan {
     match without_key(context, message, error) {
         Plan::Letter(reason, text) => Plan::Letter(reason, format!("the order key cannot be used: {text}")),

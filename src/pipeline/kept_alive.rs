@@ -11,8 +11,8 @@ use super::work::Start;
 use crate::active_claim::ActiveClaim;
 use crate::tag::Tag;
 
-/// What is kept alive. Rounds enter whole, so that a message costs a push; those that end within a third of their lease
-/// are never looked at singly.
+/// The claims and deliveries that are kept alive. Rounds enter whole, so that a message costs a push; those that end
+/// within a third of their lease are never looked at singly.
 #[derive(Debug, Default)]
 pub(crate) struct KeptAlive {
     rounds: Mutex<Vec<Vec<Arc<ActiveClaim>>>>,
@@ -81,7 +81,7 @@ impl KeptAlive {
     }
 
     /// Deliveries that were last extended `every` ago or earlier; they count as extended from `now` on, unless
-    /// [`not_extended`](Self::not_extended) says otherwise.
+    /// [`not_extended`](Self::not_extended) is called for them.
     pub(crate) fn due_deliveries(&self, now: Instant, every: Duration) -> Vec<(Tag, Instant)> {
         let mut held = lock(&self.held);
         let mut due = Vec::new();

@@ -6,7 +6,7 @@ use crate::extract::{KeyExtractor, KeySource};
 use crate::key::Scope;
 use crate::message::Message;
 
-/// What has been warned of: each once in a run.
+/// The warnings that were logged: each once in a run.
 #[derive(Debug, Default)]
 pub(crate) struct KeyWarnings {
     position: AtomicBool,

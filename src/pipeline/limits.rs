@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Every wait is at most this long, so that a clock can hold its end.
 pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What is wrong with a lease and a TTL, if anything is.
+/// The error in a lease and a TTL, if there is one.
 pub(crate) fn lease_and_ttl(lease: Duration, ttl: Duration) -> Result<(), String> {
     if lease < Duration::from_millis(100) || lease > Duration::from_secs(12 * 3600) {
         return Err(format!("lease is {lease:?}; it must be from 100 ms to 12 h"));
@@ -18,7 +18,7 @@ pub(crate) fn lease_and_ttl(lease: Duration, ttl: Duration) -> Result<(), String
     Ok(())
 }
 
-/// What is wrong with a wait, if anything is.
+/// The error in a wait, if there is one.
 pub(crate) fn wait(name: &str, value: Duration, may_be_zero: bool) -> Result<(), String> {
     if value.is_zero() && !may_be_zero {
         return Err(format!("{name} is zero; give it a duration"));
@@ -29,7 +29,7 @@ pub(crate) fn wait(name: &str, value: Duration, may_be_zero: bool) -> Result<(),
     Ok(())
 }
 
-/// What is wrong with a count, if anything is.
+/// The error in a count, if there is one.
 pub(crate) fn range(name: &str, value: usize, low: usize, high: usize) -> Result<(), String> {
     if (low..=high).contains(&value) {
         Ok(())

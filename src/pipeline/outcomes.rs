@@ -11,7 +11,7 @@ use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::Claim;
 use crate::telemetry::Counter;
 
-/// What a call for these claims says about the store.
+/// What a call for these claims shows about the store.
 pub(super) fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
     let mut asked = Asked { answered: 0, fresh_failures: 0, error: None };
     let claimed = round.iter().filter(|work| work.key().is_some());
@@ -27,12 +27,12 @@ pub(super) fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
     asked
 }
 
-/// A damaged record concerns its key alone; whatever else goes wrong concerns all keys.
+/// A damaged record concerns its key alone; any other error concerns all keys.
 pub(super) fn concerns_the_store(error: &Error) -> bool {
     error.kind() != ErrorKind::Corrupt
 }
 
-/// Turns runs that found the handler unavailable into claims to be given back, and says what the breaker is to know.
+/// Turns runs that found the handler unavailable into claims to be released, and returns the outcomes for the breaker.
 pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended {
     let mut ended = Ended { count: finished.len(), ..Ended::default() };
     for Finished { work, outcome, .. } in finished {
@@ -61,9 +61,10 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
     ended
 }
 
-/// Whether a run that found the handler unavailable uses an attempt all the same: its effect may have happened, and so may
-/// that of each further run. The first of a message is free, and so is every run while nothing shows that the handler is
-/// there for others: none has succeeded since, or the breaker is open and this was its probe. See decision 0009.
+/// Whether a run that found the handler unavailable uses an attempt nevertheless: its effect may have happened, and so
+/// may that of each further run. The first of a message is free, and so is every run while nothing shows that the
+/// handler is available for others: none has succeeded since, or the breaker is open and this was its probe. See
+/// decision 0009.
 fn is_charged<R>(context: &Context<R>, work: &mut Work, error: &HandlerError) -> bool {
     if !error.is_outcome_unknown() {
         return false;

@@ -65,7 +65,7 @@ impl SettleQueue {
         }
     }
 
-    /// Takes all settlements that wait; empty if there are none.
+    /// Takes all settlements that wait; empty if no settlement does.
     pub(crate) fn take(&self) -> Vec<(Tag, Settlement)> {
         std::mem::take(&mut self.waiting.lock())
     }

@@ -149,7 +149,7 @@ fn decided(finished: Finished, verdict: Verdict) -> Recorded {
     Recorded { work: finished.work, verdict }
 }
 
-/// Another claim holds the key, or nobody knows, or there was no run: the next claim tells.
+/// Another claim holds the key, or the outcome is unknown, or there was no run: the next claim decides.
 fn ask_again<R>(context: &Context<R>, mut finished: Finished) -> Recorded {
     let pause = context.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
     finished.work.holds = finished.work.holds.saturating_add(1);

@@ -36,7 +36,7 @@ use crate::key::Scope;
 use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters};
 
-/// What a builder has collected.
+/// The parts that a builder has collected.
 pub(crate) struct Parts {
     pub(crate) scope: Scope,
     pub(crate) consumer: Box<dyn Consumer>,
@@ -104,7 +104,7 @@ async fn run_tasks<R: Runner>(
     let dispatched = Dispatcher::new(Arc::clone(&context), gate, flow).run(&mut events);
     let drained = AssertUnwindSafe(dispatched).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!("dispatcher panicked; the run ends, nothing in flight is acked");
-        // What it held went back to the broker with it.
+        // Its deliveries were returned to the broker with it.
         context.counters.set_in_flight(0, 0);
         context.counters.set_waiting(0);
         Drained::Panicked
@@ -169,7 +169,7 @@ pub(super) fn share<R: Runner>(
     (Arc::new(context), consumer)
 }
 
-/// A task without which the others would wait for ever: if it panics, the run ends.
+/// A task without which the others would wait forever: if it panics, the run ends.
 fn vital<T>(draining: CancellationToken, task: impl Future<Output = T>) -> impl Future<Output = T> {
     struct OnPanic(CancellationToken);
 

@@ -49,7 +49,7 @@ pub struct Pipeline<G> {
 }
 
 impl<G: Guarantee> Pipeline<G> {
-    /// What the pipeline counts; may be read while it runs.
+    /// The counters of the pipeline; may be read while it runs.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }

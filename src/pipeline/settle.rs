@@ -7,7 +7,7 @@ use super::work::{Recorded, Verdict};
 use crate::delivery::Settlement;
 use crate::telemetry::Counter;
 
-/// Tells the broker how each delivery ends, and the dispatcher what follows for its key and lane.
+/// Settles each delivery at the broker, and reports to the dispatcher what follows for its key and lane.
 pub(crate) fn settle<R>(context: &Context<R>, recorded: Vec<Recorded>) {
     if recorded.is_empty() {
         return;

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::store::{Advice, AdviceLevel};
 use crate::telemetry::Counter;
 
-/// Waits until the store has been checked and answered for, or a drain begins. What was found is logged.
+/// Waits until the store has passed its check, or a drain begins. The findings are logged.
 ///
 /// # Errors
 /// [`Error`] if the store must not be used as it is.
@@ -104,7 +104,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
     found
 }
 
-/// Deliveries beyond the attempts, for redeliveries that are nobody's failure.
+/// Deliveries beyond the attempts, for redeliveries that no failure caused.
 pub const HEADROOM: u32 = 5;
 
 #[cfg(test)]

@@ -41,9 +41,9 @@ impl<R> Context<R> {
 
     /// Repeats a write, with the same owner tokens, until each item is answered: *unknown is not failed*, and only an
     /// answer about the record ends a claim. A store that refuses the call (a right or password was taken away, a table
-    /// is missing) says nothing about the record: such writes are repeated as well, since giving the claim up would run
-    /// an effect again that has happened. The error for a record that cannot be read is such an answer. Gives up only
-    /// when the drain deadline has passed.
+    /// is missing) shows nothing about the record: such writes are retried as well, since a released claim would run an
+    /// effect again that has happened. The error for a record that cannot be read is such an answer. Gives up only when
+    /// the drain deadline has passed.
     pub(crate) async fn until_known<'s, Q: Clone, T>(
         &'s self,
         batch: Vec<Q>,

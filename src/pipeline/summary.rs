@@ -43,7 +43,7 @@ impl Summary {
         self.counters.get(Counter::DeadLettered)
     }
 
-    /// Deliveries that went back to the source.
+    /// Deliveries that were returned to the source.
     pub fn given_back(&self) -> u64 {
         self.counters.get(Counter::GivenBack)
     }

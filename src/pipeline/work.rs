@@ -7,7 +7,7 @@
 //!                       │               │ Wait: a suspect, │ the run ended     │ follows; durable   │ for the dispatcher
 //!                       │               │   not its turn   │                   │                    ▼
 //!                       │               │ Known: no run    │                   │     settled: copies follow, lane goes on
-//!                       ▼                                                            again: the Work comes back
+//!                       ▼                                                            again: the Work returns
 //!               waits in the dispatcher: lane, leader or copy, timer, suspect, unanswered
 //! ```
 //!
@@ -41,7 +41,7 @@ pub(crate) struct InFlight {
     pub(crate) plan: Plan,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) generation: u32,
-    /// It looks like a letter of ours and nothing proves it: if its key is dead, it may be one all the same.
+    /// It looks like a letter of ours and nothing proves it: if its key is dead, it may be one nevertheless.
     pub(crate) unproven: bool,
     /// Its key is dead and it is no copy of what died: it is dead-lettered again.
     pub(crate) again: bool,
@@ -49,7 +49,7 @@ pub(crate) struct InFlight {
     pub(crate) size: usize,
     /// Kept while the outcome of a claim is unknown, so that its repeat recognises itself.
     pub(crate) owner: Option<OwnerToken>,
-    /// Set while this delivery speaks for its key: copies that arrive meanwhile follow it.
+    /// Set while this delivery leads its key: copies that arrive meanwhile follow it.
     pub(crate) leads: bool,
     /// Set once its attempts are used up and a policy keeps it in the source.
     pub(crate) parked: bool,
@@ -65,7 +65,7 @@ pub(crate) struct InFlight {
     pub(crate) lost: u32,
     /// Set while it is a suspect's turn.
     pub(crate) turn: Option<Turn>,
-    /// Set while it runs to find out whether the handler works again: the number of the breaker's opening.
+    /// Set while it probes whether the handler works again: the number of the breaker's opening.
     pub(crate) probe: Option<u64>,
     /// How many runs of this pipeline had succeeded when a run of it first found the handler unavailable and left its
     /// outcome unknown.
@@ -83,7 +83,7 @@ pub(crate) struct InFlight {
 pub(crate) enum Turn {
     /// No other suspect runs, and a write marks the run as started: a lapse from then on is charged to it.
     Alone,
-    /// Beside other suspects and unmarked: a lapse charges nobody.
+    /// Beside other suspects and unmarked: a lapse is charged to none of them.
     Beside,
 }
 
@@ -115,7 +115,7 @@ impl InFlight {
         self.key().map(tracing::field::display)
     }
 
-    /// Where the message stands in its source, for log lines.
+    /// The position of the message in its source, for log lines.
     pub(crate) fn log_position(&self) -> Option<DisplayValue<&Position>> {
         self.message.position().map(tracing::field::display)
     }
@@ -135,7 +135,7 @@ pub(crate) enum Start {
         claim: Arc<ActiveClaim>,
         suspect: bool,
     },
-    /// A suspect that has to wait for its turn: its claim is given back.
+    /// A suspect that has to wait for its turn: its claim is released.
     Wait {
         work: Work,
         claim: Arc<ActiveClaim>,
@@ -164,7 +164,7 @@ pub(crate) enum Outcome {
     Committed,
     /// A newer claim holds the key: the transaction was rolled back, or the run never started.
     Fenced,
-    /// The transaction's commit was sent and its reply lost: the next claim tells.
+    /// The transaction's commit was sent and its reply lost: the next claim finds the outcome.
     Unknown,
     /// The handler failed.
     Failed(HandlerError),
@@ -174,7 +174,7 @@ pub(crate) enum Outcome {
     Letter(Reason, String),
     /// No run: what follows is known.
     Decided(Verdict),
-    /// No run: the claim is to be given back unstarted.
+    /// No run: the claim is to be released unstarted.
     Unstarted,
 }
 

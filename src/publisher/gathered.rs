@@ -44,7 +44,7 @@ impl GatheredPublisher {
 #[async_trait]
 impl Publisher for GatheredPublisher {
     /// # Cancel safety
-    /// What a dropped call asked for is published all the same.
+    /// The messages of a dropped call are published nevertheless.
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), Error>> {
         self.gather.send(batch.to_vec()).await
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How the delays are spread, so that many failed messages do not come back at the same moment. The forms are those of
-/// the AWS architecture blog, "Exponential Backoff And Jitter" (2015).
+/// How the delays are spread, so that many failed messages are not redelivered at the same moment. The forms are those
+/// of the AWS architecture blog, "Exponential Backoff And Jitter" (2015).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Jitter {
     /// Exactly the exponential delay.

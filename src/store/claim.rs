@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::OwnerToken;
 use crate::key::{Fingerprint, Key};
 
-/// The largest generation: no key is redriven so often. What a delivery carries beyond it counts as none.
+/// The largest generation: no key is redriven so often. A larger one on a delivery is ignored.
 pub const MAX_GENERATION: u32 = 1_000_000;
 
 /// `generation`, unless it is beyond what a key can have.
@@ -90,7 +90,7 @@ pub enum Claim {
     },
     /// The effect has happened.
     Completed {
-        /// What the handler returned, if it was kept.
+        /// The handler's result, if it was kept.
         result: Option<Bytes>,
         /// How long ago.
         age: Duration,
@@ -216,7 +216,7 @@ impl fmt::Display for Reason {
 pub struct CompleteRequest {
     /// The claim.
     pub lease: Lease,
-    /// What the handler returned, to be replayed to duplicates.
+    /// The handler's result, to be replayed to duplicates.
     pub result: Option<Bytes>,
     /// The payload's fingerprint, for the record that is inserted if none is found.
     pub fingerprint: Option<Fingerprint>,
@@ -238,7 +238,7 @@ impl CompleteRequest {
     }
 }
 
-/// What a completion found. Each variant says whether the delivery may be acked.
+/// The result of a completion. Each variant states whether the delivery may be acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// Pending and mine (even if the lease had run out): now completed. Ack.
@@ -264,7 +264,7 @@ pub struct RenewRequest {
     pub started: bool,
 }
 
-/// What a renewal found.
+/// The result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// Still mine, prolonged. A lease that has run out but was not taken over is revived.
@@ -295,7 +295,7 @@ impl FailRequest {
     }
 }
 
-/// What a failure found.
+/// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Written.
@@ -318,7 +318,7 @@ pub struct BuryRequest {
     pub ttl: Duration,
 }
 
-/// What a burial found.
+/// The result of a burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Burial {
     /// Dead now, or already by this claim. Ack.
@@ -346,7 +346,7 @@ impl RedriveRequest {
     }
 }
 
-/// What a redrive found.
+/// The result of a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redrive {
     /// Open in this generation: publish the message with it. Also the answer to a repeat that finds the key open and

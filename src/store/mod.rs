@@ -27,7 +27,7 @@ pub use transactional::{Commit, SharedCommit, TransactionalStore};
 use crate::error::Error;
 use crate::key::{Key, Scope};
 
-/// What a store can promise.
+/// The guarantees that a store can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreCapabilities {
@@ -45,14 +45,14 @@ impl StoreCapabilities {
         Self { name, durable: false, shared: false }
     }
 
-    /// Says that completions survive the death of the store's process.
+    /// Declares that completions survive the death of the store's process.
     #[must_use]
     pub const fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// Says that several processes can share the store.
+    /// Declares that several processes can share the store.
     #[must_use]
     pub const fn shared(mut self) -> Self {
         self.shared = true;
@@ -107,10 +107,10 @@ impl Advice {
 /// Every method may be dropped at any point; each item was then applied wholly or not at all.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// What the store promises.
+    /// The guarantees of the store.
     fn capabilities(&self) -> StoreCapabilities;
 
-    /// Connects, checks the schema and the settings that the promises rest on, and says what it found.
+    /// Connects, checks the schema and the settings on which the guarantees depend, and reports its findings.
     ///
     /// # Errors
     /// [`Error`] if the store cannot be reached or must not be used as it is.
@@ -172,16 +172,17 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// What an operator needs of a store besides what a pipeline needs: redrive, forget and inspect keys.
+/// The operations of a store for an operator, besides those of a pipeline: redrive, forget and inspect keys.
 ///
-/// The rules of [`Store`] hold for these methods too. A store whose keys nobody inspects or redrives can do without them.
+/// The rules of [`Store`] hold for these methods too. A store whose keys are never inspected or redriven can do without
+/// them.
 #[async_trait]
 pub trait StoreAdmin: Store {
     /// Opens dead keys for another generation: dead(g) → absent(g + 1), attempts and fingerprint forgotten. A terminal failure
     /// in generation g whose lease is over counts as dead: its letter was published and only the burial is missing.
     async fn redrive(&self, scope: &Scope, batch: &[RedriveRequest]) -> Vec<Result<Redrive, Error>>;
 
-    /// Forgets keys whatever their state, so that the next delivery runs. Only the fence goes on growing.
+    /// Forgets keys in any state, so that the next delivery runs. Only the fence goes on growing.
     /// `Ok(false)`: the key was not known.
     async fn forget(&self, scope: &Scope, keys: &[Key]) -> Vec<Result<bool, Error>>;
 
@@ -218,7 +219,7 @@ pub trait Expiring: Send + Sync {
     /// A dropped call has removed any part of the batch.
     async fn purge(&self, limit: u32) -> Result<u64, Error>;
 
-    /// How long ago the oldest record expired that is not removed yet; zero if there is none. While it grows,
+    /// How long ago the oldest expired record that is not removed yet expired; zero if all are removed. While it grows,
     /// [`purge`](Self::purge) does not keep up.
     ///
     /// # Errors

@@ -14,7 +14,8 @@ use crate::key::{Fingerprint, Key, Scope};
 pub struct LogPartition {
     /// The group.
     pub group: Arc<str>,
-    /// What the offsets count in, as in [`Position::incarnation`](crate::Position): Kafka cluster and topic id.
+    /// The source in which the offsets count, as in [`Position::incarnation`](crate::Position): Kafka cluster and topic
+    /// id.
     pub incarnation: Arc<str>,
     /// The partition.
     pub partition: u32,
@@ -85,7 +86,7 @@ pub struct KeyMark {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// What a transaction finds of a key that it is to complete.
+/// The state of a key that a transaction is to complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkedKey {
     /// The effect has not happened: it belongs into this transaction, whose commit completes the key.
@@ -140,12 +141,12 @@ pub trait PositionStore: TransactionalStore {
     /// As after a retryable error.
     async fn own(&self, scope: &Scope, partition: &LogPartition) -> Result<Ownership, Error>;
 
-    /// Completes keys within an open transaction, before their effects: nobody else sees it until the transaction commits, and
-    /// never if it does not. Only effects of keys that are [`Fresh`](MarkedKey::Fresh) may follow in it. One answer for each
-    /// key, in order; the keys are distinct.
+    /// Completes keys within an open transaction, before their effects: no other connection sees it until the
+    /// transaction commits, and never if it does not. Only effects of keys that are [`Fresh`](MarkedKey::Fresh) may
+    /// follow in it. One answer for each key, in order; the keys are distinct.
     ///
     /// A transaction that marks a key which another one has marked waits for that one's end, and then knows the key, or has
-    /// it. What a claim could take over is fresh here, too: a failed run, a claim whose lease is over.
+    /// it. A key that a claim could take over is fresh here, too: a failed run, a claim whose lease is over.
     ///
     /// # Errors
     /// [`Error`] if the store cannot, or would have to wait for too long. The transaction is rolled back.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Names one claim: 128 fresh random bits for every claim, never per worker. It is a capability (who has it can
+/// Names one claim: 128 fresh random bits for every claim, never per worker. It is a capability (its holder can
 /// complete the claim), so `Debug` shows only its beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OwnerToken([u8; 16]);
@@ -54,7 +54,7 @@ impl Entropy {
     /// A fresh token.
     ///
     /// # Panics
-    /// If the operating system has no randomness, without which no claim can be told from another.
+    /// If the operating system has no randomness, without which claims cannot be distinguished.
     pub fn token(&mut self) -> OwnerToken {
         if self.used == POOL {
             match &mut self.seeded {

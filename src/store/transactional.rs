@@ -22,7 +22,7 @@ pub trait TransactionalStore: Store {
     /// Owns an open transaction.
     type Conn: Send + 'static;
 
-    /// What the handler sees of it; it cannot commit.
+    /// The handler's view of it, which cannot commit.
     type Tx<'c>: Send + 'c;
 
     /// How many transactions may be open at once, where that is limited (by connections, by a single writer). A pipeline opens
@@ -47,7 +47,7 @@ pub trait TransactionalStore: Store {
     /// If the claim is no longer held, everything is rolled back.
     ///
     /// # Errors
-    /// [`Error`]: after a retryable one the outcome is unknown, and the next claim of the key tells; unless it is a
+    /// [`Error`]: after a retryable one the outcome is unknown, and the next claim of the key finds it; unless it is a
     /// [`Conflict`](crate::ErrorKind::Conflict), after which everything is certainly rolled back and may be repeated at
     /// once.
     async fn commit(
@@ -60,10 +60,10 @@ pub trait TransactionalStore: Store {
     /// Rolls the transaction back.
     async fn rollback(&self, conn: Self::Conn);
 
-    /// What an error that a handler has returned from inside its transaction says about the database, if it is one of the
-    /// database's client: [`Conflict`](ErrorKind::Conflict) if the transaction met another one,
-    /// [`Unavailable`](ErrorKind::Unavailable) if the database takes no statement at all for now. Neither uses an attempt. It is
-    /// asked about each error of the chain that came through a bare `?`. The default: `None`.
+    /// What an error that a handler has returned from inside its transaction shows about the database, if it is one of
+    /// the database's client: [`Conflict`](ErrorKind::Conflict) if the transaction met another one,
+    /// [`Unavailable`](ErrorKind::Unavailable) if the database takes no statement at all for now. Neither uses an
+    /// attempt. It is asked about each error of the chain that came through a bare `?`. The default: `None`.
     fn handler_error(&self, _error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
         None
     }
@@ -84,7 +84,7 @@ pub trait TransactionalStore: Store {
         Err(unsupported())
     }
 
-    /// Keeps the effect that was just written, whatever becomes of those after it, and makes ready for the next one. Not
+    /// Keeps the effect that was just written, regardless of those after it, and makes ready for the next one. Not
     /// needed after the last: the commit keeps it.
     ///
     /// # Errors

@@ -6,6 +6,6 @@ pub enum HandlerState {
     /// It does, or has not run yet.
     #[default]
     Up,
-    /// It does not, for this reason. The pipeline lets one message at a time find out whether it works again.
+    /// It does not, for this reason. The pipeline lets single messages probe, one by one, whether it works again.
     Down(String),
 }

@@ -49,7 +49,7 @@ counters! {
     DeadLettered => "dead_lettered";
     /// Deliveries acked because their key is dead already.
     DuplicatesOfDead => "duplicates_of_dead";
-    /// Deliveries given back to the source: delayed retries, parked or abandoned messages.
+    /// Deliveries returned to the source: delayed retries, parked or abandoned messages.
     GivenBack => "given_back";
     /// Deliveries refused by the policy on missing keys.
     Rejected => "rejected";
@@ -79,7 +79,7 @@ counters! {
     Fenced => "fenced";
     /// Runs without a claim, allowed by a policy.
     Unprotected => "unprotected";
-    /// Duplicates seen, and run all the same, in observe mode.
+    /// Duplicates that were detected and run nevertheless, in observe mode.
     ObservedDuplicates => "observed_duplicates";
     /// Store calls that failed.
     StoreErrors => "store_errors";
@@ -105,7 +105,7 @@ counters! {
     LettersDropped => "letters_dropped";
     /// Transactions that were certainly rolled back because they met another one; they are repeated at once.
     Conflicts => "conflicts";
-    /// Deliveries whose headers say that they are dead letters or retries of this scope, and are not believed.
+    /// Deliveries whose headers mark them as dead letters or retries of this scope, and are not believed.
     OwnHeadersIgnored => "own_headers_ignored";
 }
 
@@ -134,7 +134,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// What a delivery may end in; it ends in one of them.
+    /// The possible ends of a delivery; it ends in one of them.
     pub const ENDS: &'static [Counter] = &[
         Counter::Handled,
         Counter::Duplicates,
@@ -151,8 +151,8 @@ impl Counters {
         self.counts.0[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Deliveries that ended: acked for whatever reason, refused or given back. Once a pipeline has ended it is as many as
-    /// [`Counter::Received`] says.
+    /// Deliveries that ended: acked for any reason, refused or returned to the source. Once a pipeline has ended, it
+    /// equals [`Counter::Received`].
     pub fn ended(&self) -> u64 {
         Self::ENDS.iter().map(|end| self.get(*end)).sum()
     }

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 /// Lets the first of each kind of log line through and then one per period, with the number of lines left out.
 ///
-/// A line belongs to the kind that its text gives, for example the text of an error. At most eight kinds are told apart at
-/// a time; the rest share one, so that texts with a message's own numbers in them cannot flood the log either.
+/// A line belongs to the kind that its text gives, for example the text of an error. At most eight kinds are
+/// distinguished at any moment; the rest share one, so that texts with a message's own numbers in them cannot flood the
+/// log either.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {

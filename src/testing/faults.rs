@@ -98,7 +98,7 @@ pub struct Faults {
     pub refused: f64,
     /// The chance of [`Fault::ReplyLost`].
     pub reply_lost: f64,
-    /// The longest time until a call is applied; drawn anew for each.
+    /// The longest time until a call is applied; drawn separately for each.
     pub latency: Duration,
     /// The longest time from there to the answer.
     pub reply_latency: Duration,
@@ -122,11 +122,11 @@ impl Faults {
 pub struct Call {
     /// When it was applied or refused, since the plan was made.
     pub at: Duration,
-    /// What was called.
+    /// The operation that was called.
     pub operation: Operation,
     /// The keys, in the order of the batch.
     pub keys: Vec<Key>,
-    /// What went wrong.
+    /// The fault.
     pub fault: Option<Fault>,
     /// The answers as `Debug` prints them, whether or not they reached the caller; empty if nothing was applied.
     pub answers: Vec<String>,
@@ -286,7 +286,7 @@ impl FaultPlan {
         (!state.corrupt.is_empty() && state.corrupt.contains(key)).then_some(ErrorKind::Corrupt)
     }
 
-    /// What is to go wrong with this call: the fault, and how late application and answer are.
+    /// The plan for this call: the fault, and how late application and answer are.
     fn draw(&self, operation: Operation) -> (Option<Fault>, Duration, Duration) {
         let mut state = self.state();
         *state.calls.entry(operation).or_default() += 1;
@@ -317,7 +317,7 @@ impl FaultPlan {
     /// Makes one call, with what the plan has in store for it.
     ///
     /// # Errors
-    /// As the plan says.
+    /// As the plan decides.
     pub(super) async fn call<T>(
         &self,
         operation: Operation,

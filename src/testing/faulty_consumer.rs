@@ -28,7 +28,7 @@ impl<C: Consumer> FaultyConsumer<C> {
         Self { inner, plan: Arc::new(FaultPlan::new(super::Faults::NONE, process)), change: None }
     }
 
-    /// Says that the broker can do other things than it can.
+    /// Declares other capabilities than the broker's own.
     #[must_use]
     pub fn claiming(mut self, change: fn(&mut Capabilities)) -> Self {
         self.change = Some(change);
@@ -64,7 +64,7 @@ impl<C: Consumer + Sync> Consumer for FaultyConsumer<C> {
     }
 
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error> {
-        // What was received reaches the caller in the same step: a stop in between would lose it from sight.
+        // A received delivery reaches the caller in the same step: a stop in between would lose it.
         let process = self.plan.process().clone();
         let planned = self.plan.call(Operation::Receive, Vec::new, |()| Vec::new(), async {}).await;
         planned?;

@@ -62,7 +62,7 @@ impl MemoryInbox {
         Self { store, ..Self::default() }
     }
 
-    /// A store that says it can have so many transactions open at once.
+    /// A store that declares this many transactions that can be open at once.
     #[must_use]
     pub fn with_transactions(mut self, most: usize) -> Self {
         self.transactions = Some(most);

@@ -1,5 +1,5 @@
-//! What those who write adapters, or test their own pipelines, need: conformance suites, an in-memory broker and
-//! publisher, seeded faults.
+//! Tools for authors of adapters and for tests of pipelines: conformance suites, an in-memory broker and publisher,
+//! seeded faults.
 
 pub mod broker;
 mod faults;

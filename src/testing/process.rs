@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 /// the handler's own steps) goes through it, and stands still while the process is stopped: for a while, as under
 /// `SIGSTOP`, or for good, as after `kill -9`.
 ///
-/// It does not stop the worker's own timers. They cannot be seen from outside: whatever follows from them has to
-/// cross the border.
+/// It does not stop the worker's own timers. They cannot be seen from outside: all their consequences have to cross the
+/// border.
 #[derive(Clone, Debug, Default)]
 pub struct Process(Arc<State>);
 
@@ -28,7 +28,7 @@ impl Process {
         Self::default()
     }
 
-    /// Stops it where it stands. It is dead unless it is resumed; what it has taken from a broker must be taken from
+    /// Stops it at its current step. It is dead unless it is resumed; what it has taken from a broker must be taken from
     /// it there, as a broker does when a connection ends.
     pub fn stop(&self) {
         self.set(true);

@@ -113,7 +113,7 @@ enum LetterResult {
 }
 
 impl Redriving<'_> {
-    /// Processes letters until there are none left, or the limit is reached.
+    /// Processes letters until no letter is left, or the limit is reached.
     async fn run(&mut self) -> Result<(), Failure> {
         let (mut seen, mut left, mut read) = (HashSet::new(), Vec::new(), 0);
         while read < self.args.limit {

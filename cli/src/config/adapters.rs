@@ -35,7 +35,7 @@ pub(crate) struct Registered {
     pub feature: Option<&'static str>,
     /// True where this build has it.
     pub is_compiled_in: bool,
-    /// What a store of this build can do.
+    /// The capabilities of a store of this build.
     pub store: Option<StoreFacts>,
     /// How the log lines of its client library are filtered.
     pub log: &'static [LogRule],

@@ -1,4 +1,4 @@
-//! What will run, but probably not as intended.
+//! Advice on configurations that run, but probably not as intended.
 
 use super::remark::{Advice, Remark};
 use super::{Config, Contexts, Mode, OnStoreDown, OrderBy, Ordering, OwnHeaders};
@@ -69,7 +69,7 @@ fn short_ttl(config: &Config) -> Option<Remark> {
     })
 }
 
-/// Only where somebody chose one of the two: the defaults are for handlers that rarely come near their timeout.
+/// Applies only if one of the two was configured: the defaults are for handlers that rarely come near their timeout.
 fn short_drain(config: &Config) -> Option<Remark> {
     let timeout = format!("{}.timeout", config.handler.path());
     let is_chosen = config.origin.is_written("pipeline.drain_timeout") || config.origin.is_written(&timeout);

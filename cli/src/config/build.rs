@@ -1,4 +1,4 @@
-//! What this build has: its adapters, and what to do about a table that it lacks.
+//! The adapters of this build, and the remarks on tables that it lacks.
 
 use onceward_plugin::StoreFacts;
 
@@ -42,7 +42,7 @@ pub(crate) fn stores_with(property: impl Fn(&StoreFacts) -> bool) -> String {
     if names.is_empty() { "a build that has such a store".to_owned() } else { names.join(" or ") }
 }
 
-/// The first table in the file that this build lacks, as an error that says how to get it.
+/// The first table in the file that this build lacks, as an error that names the fix.
 pub(super) fn missing(origin: &Origin) -> Option<ConfigError> {
     missing_of(origin, &adapters()).map(ConfigError)
 }
@@ -57,7 +57,7 @@ fn missing_of(origin: &Origin, adapters: &[Adapter]) -> Option<Remark> {
     Some(origin.remark(&adapter.table, "this build of onceward does not have it", fix))
 }
 
-/// The first part of `[telemetry]` that this build lacks, as an error that says what to do instead.
+/// The first part of `[telemetry]` that this build lacks, as an error that names the alternative.
 pub fn missing_telemetry(config: &Config) -> Option<ConfigError> {
     telemetry_of(&config.origin).map(ConfigError)
 }

@@ -79,14 +79,14 @@ pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
             config::Mode::Enforce => core::Mode::Enforce,
             config::Mode::Observe => core::Mode::Observe,
         },
-        // Nobody waits for a result: the only way to ask for one again is refused by the configuration.
+        // No caller waits for a result: the configuration refuses the only way to ask for one again.
         keep_results: false,
         until_idle: until_empty,
         ..PipelineConfig::default()
     }
 }
 
-/// How many handlers run at a time.
+/// The number of handlers that run concurrently.
 fn concurrency(config: &Config) -> u32 {
     match &config.handler {
         // A message that waits for a process would hold a claim meanwhile, and use up its time.

@@ -21,7 +21,7 @@ use crate::plugins::{OutboxConfig, Source, Store};
 /// A checked configuration: every value is within its limits and agrees with the others, and defaults that depend on
 /// other values are filled in (`key.from`, `pipeline.ordering`).
 ///
-/// It does not say whether what it names is reachable.
+/// It does not show whether the services it names are reachable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Configuration of the onceward program")]
@@ -43,7 +43,7 @@ pub struct Config {
     pub key: KeyConfig,
     /// What is done with each message.
     pub handler: Handler,
-    /// How many messages run at a time, and in which order.
+    /// How many messages run concurrently, and in which order.
     #[serde(default)]
     pub pipeline: PipelineConfig,
     /// How failed messages are tried again.
@@ -58,7 +58,7 @@ pub struct Config {
     /// What is done with messages that handlers put into the store's outbox.
     #[serde(default)]
     pub outbox: OutboxConfig,
-    /// What is told about a run.
+    /// What is reported about a run.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
     #[serde(skip)]
@@ -118,12 +118,12 @@ impl Config {
         }
     }
 
-    /// The names of the variables that `${…}` in this file stands for.
+    /// The names of the variables that this file refers to with `${…}`.
     pub(crate) fn variables(&self) -> BTreeSet<String> {
         self.origin.with_any_variables().flat_map(env::names).collect()
     }
 
-    /// An error about one key of this configuration, with its file and line, for what is only found out later.
+    /// An error about one key of this configuration, with its file and line, for problems that are detected later.
     pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
         ConfigError(self.origin.remark(key, problem, fix))
     }
@@ -135,8 +135,8 @@ impl Config {
 
     /// The effective configuration, defaults included and secrets redacted, as TOML that parses again.
     ///
-    /// Commands and statements show their variables as they are written, `${NAME}`: what is in those may be a password,
-    /// and nothing in their texts tells. Arguments of a command without variables are redacted for the same reason.
+    /// Commands and statements show their variables as they are written, `${NAME}`: their values may be passwords, and
+    /// nothing in the texts shows it. Arguments of a command without variables are redacted for the same reason.
     ///
     /// # Errors
     /// A value that TOML cannot hold; no checked configuration has one.
@@ -146,8 +146,8 @@ impl Config {
         toml::to_string_pretty(&table)
     }
 
-    /// Makes what stands at `path` fit to be printed and read again. A text that holds `${` has to say so, or it would
-    /// be taken for a variable.
+    /// Makes the value at `path` fit to be printed and read again. A text that holds `${` has to be escaped, or it
+    /// would be taken for a variable.
     fn show(&self, path: &str, value: &mut toml::Value) {
         match value {
             toml::Value::String(text) => {

@@ -13,7 +13,7 @@ use super::remark::Remark;
 /// Looks a variable up. Only the program's edge reads the real environment; tests pass a map.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Replaces every `${NAME}` in the table's string values, never in its keys. `$${` stands for `${`.
+/// Replaces every `${NAME}` in the table's string values, never in its keys. `$${` is replaced by `${`.
 pub(super) fn substitute(
     table: &mut DeTable<'_>,
     env: Lookup<'_>,

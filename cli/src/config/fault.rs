@@ -7,7 +7,7 @@ use serde::de;
 
 use crate::plugins::REGISTERED;
 
-/// How many known names an error lists before it says how many more there are.
+/// The number of known names that an error lists; further ones are only counted.
 const MAX_NAMES: usize = 12;
 
 /// Something wrong at a place: `path` from the innermost step outwards, `span` in bytes of the file.
@@ -25,12 +25,12 @@ pub(super) enum Step {
     Index(usize),
 }
 
-/// What is wrong. No variant has room for the value found.
+/// The problem. No variant has room for the value found.
 #[derive(Debug)]
 pub(super) enum What {
     /// A table holds a name that it does not know; the name is the last step of the path.
     UnknownField { nearest: Vec<&'static str>, known: &'static [&'static str] },
-    /// A text, or the one table to choose, is none of those known.
+    /// A text, or the one table to choose, is not among the known ones.
     UnknownChoice { nearest: Vec<&'static str>, known: &'static [&'static str] },
     /// A required key is absent from the table at the path.
     Missing(&'static str),

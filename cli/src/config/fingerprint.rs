@@ -9,10 +9,11 @@ use serde::{Serialize, Serializer};
 
 use super::key::KeyPart;
 
-/// What of payloads under one key is compared, to distinguish a copy from another message.
+/// The part of payloads under one key that is compared, to distinguish a copy from another message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum FingerprintConfig {
-    /// `json`: what a JSON object or array means, whatever its spacing, member order and escapes; the bytes of anything else.
+    /// `json`: the value of a JSON object or array, regardless of spacing, member order and escapes; the bytes of
+    /// anything else.
     #[default]
     Json,
     /// `bytes`: the bytes.

@@ -101,9 +101,9 @@ macro_rules! program_table {
                 /// Variables for its environment, such as { REGION = "eu" }. Their values are never printed.
                 #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
                 pub env: BTreeMap<String, Secret>,
-                /// Variables that are passed on from this program's own environment, besides PATH, HOME, USER, LOGNAME, LANG,
-                /// LANGUAGE, LC_…, TZ and TMPDIR. "*" stands for all but those that ${…} in this file uses,
-                /// which are passed by their names only.
+                /// Variables that are passed on from this program's own environment, besides PATH, HOME, USER, LOGNAME,
+                /// LANG, LANGUAGE, LC_…, TZ and TMPDIR. "*" represents all but those that ${…} in this file uses, which
+                /// are passed by their names only.
                 #[serde(default, skip_serializing_if = "Vec::is_empty")]
                 pub inherit_env: Vec<String>,
                 $($body)*
@@ -141,17 +141,17 @@ table! {
         /// never printed.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub headers: BTreeMap<String, Secret>,
-        /// True lets requests, which hold the claim's token and the headers above, go readably to another host than this:
-        /// http://. Only for networks where nobody else can be.
+        /// True lets requests, which hold the claim's token and the headers above, go readably to another host than
+        /// this: http://. Only for networks that no untrusted host can reach.
         #[serde(default)]
         pub allow_plaintext: bool,
         /// How long an idle connection is kept for the next message, up to 1h; shorter than the server's own limit, which
         /// is 5s for many. "0s" opens a connection for each message.
         #[serde(default = "::onceward_plugin::default::secs::<4>")]
         pub keep_alive: HumanDuration,
-        /// What a status means, where that is not the default: a status or a class, such as 404 = "retry" or
-        /// "5xx" = "unavailable". A status goes before its class. "unavailable" uses no attempt, but a server that answers
-        /// 503 may have had the effect all the same.
+        /// What a status means, where that is not the default: a status or a class, such as 404 = "retry" or "5xx" =
+        /// "unavailable". A status goes before its class. "unavailable" uses no attempt, but a server that answers 503
+        /// may have had the effect nevertheless.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         pub status: BTreeMap<String, Meaning>,
     }
@@ -175,8 +175,8 @@ program_table! {
         /// How many processes run, from 1 to 1024.
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub processes: u32,
-        /// How long a process may take from its start until it reads its first request (with `ready = true`: until it says
-        /// that it is ready), from 1ms to 12h.
+        /// How long a process may take from its start until it reads its first request (with `ready = true`: until it
+        /// reports that it is ready), from 1ms to 12h.
         #[serde(default = "::onceward_plugin::default::secs::<30>")]
         pub start_timeout: HumanDuration,
         /// The processes write the line {"ready":true} once they can work, and get no request before.

@@ -17,7 +17,7 @@ pub enum KeyPart {
     MessageId,
     /// `json:/a/b`: a JSON pointer (RFC 6901) into the payload, to a text, an integer or a boolean.
     Json(String),
-    /// `position`: where the message stands in its source, incarnation included. Catches redeliveries only.
+    /// `position`: the position of the message in its source, incarnation included. Catches redeliveries only.
     Position,
     /// `payload-hash`: a hash of the payload. Two messages that mean different things must differ in it.
     PayloadHash,

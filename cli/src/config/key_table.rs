@@ -19,13 +19,13 @@ pub struct KeyConfig {
     /// source requires it.
     #[serde(default)]
     pub from: Vec<KeySource>,
-    /// What of payloads under one key is compared, to tell a copy from another message: `json` (what a JSON object or array
-    /// means, the bytes of anything else), `bytes`, `off`, or a list of JSON pointers into the payload. All workers of a
-    /// scope must use the same.
+    /// The part of payloads under one key that is compared, to distinguish a copy from another message: `json` (the
+    /// value of a JSON object or array, the bytes of anything else), `bytes`, `off`, or a list of JSON pointers into
+    /// the payload. All workers of a scope must use the same.
     #[serde(default)]
     pub fingerprint: FingerprintConfig,
-    /// What our own dead letters and retries are sealed with, so that they are told from forgeries when they come back: at least
-    /// 16 bytes, the same for all workers of the scope. It changes no key.
+    /// The secret that seals our own dead letters and retries, so that they are distinguished from forgeries when they
+    /// are redelivered: at least 16 bytes, the same for all workers of the scope. It changes no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
     /// A file that holds it, instead of `secret`.

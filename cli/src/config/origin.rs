@@ -1,4 +1,4 @@
-//! Where each key stands in its file, so that what is found out later can still name the line.
+//! The line of each key in its file, for findings that arise after parsing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

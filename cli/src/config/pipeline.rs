@@ -1,4 +1,4 @@
-//! `[pipeline]`, `[retry]`, `[dead_letter]` and `[telemetry]`: how messages flow and what is told about it.
+//! `[pipeline]`, `[retry]`, `[dead_letter]` and `[telemetry]`: how messages flow and what is reported about it.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use onceward_plugin::{choice, table};
 
 use super::key::OrderBy;
 
-/// How many messages run at a time, and in which order.
+/// How many messages run concurrently, and in which order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PipelineConfig {
-    /// How many handlers run at a time, from 1 to 65536.
+    /// How many handlers run concurrently, from 1 to 65536.
     pub concurrency: u32,
     /// What is kept in order. By default the source's own order: `partition` for a partitioned log, `key` for a queue with
     /// message groups, `none` for others.
@@ -23,7 +23,7 @@ pub struct PipelineConfig {
     /// What keeps messages in one lane; required with `ordering = "key"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order_by: Option<OrderBy>,
-    /// How many messages that can run may be held at a time, from 1 to 1048576; at least `concurrency`.
+    /// How many messages that can run may be held in memory, from 1 to 1048576; at least `concurrency`.
     pub max_in_flight: u32,
     /// How many more may be held that wait: for a retry, behind another of their order key, for a claim of another process.
     /// From 1 to 16777216. When left out: four times `max_in_flight`.
@@ -33,7 +33,7 @@ pub struct PipelineConfig {
     /// half of `max_in_flight`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting_per_partition: Option<u32>,
-    /// How many bytes of messages may be held at a time.
+    /// How many bytes of messages may be held in memory.
     pub max_in_flight_bytes: ByteCount,
     /// The largest payload that is handled; a message with a larger one is dead-lettered unread. When left out: no limit but
     /// the broker's, and `max_message_bytes` of a file source.
@@ -41,12 +41,13 @@ pub struct PipelineConfig {
     pub max_message_bytes: Option<ByteCount>,
     /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
-    /// Whether intake pauses while the handler is unavailable, and one message at a time tries whether it works again.
+    /// Whether intake pauses while the handler is unavailable, and single messages probe whether it works again.
     pub breaker: bool,
-    /// So many different messages that fail in a row, with no success in between, count as a fault of the handler, from 0
-    /// to 10000. 0: only a handler that says it is unavailable does.
+    /// This many different messages that fail in a row, with no success in between, count as a failure of the handler,
+    /// from 0 to 10000. 0: only a handler that reports itself unavailable does.
     pub breaker_keys: u32,
-    /// How long a shutdown waits for running handlers, up to 1h. What still runs then is cut and comes again.
+    /// How long a shutdown waits for running handlers, up to 1h. A handler that still runs then is cancelled, and its
+    /// message is redelivered.
     pub drain_timeout: HumanDuration,
     /// How long a handler that is cancelled (its `timeout` or the drain deadline has passed) may take to end, up to 1h. A
     /// process gets SIGTERM at first, and SIGKILL shortly before this time has passed.
@@ -135,7 +136,7 @@ table! {
     }
 }
 
-/// What is told about a run.
+/// What is reported about a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {

@@ -23,8 +23,9 @@ pub struct PolicyConfig {
     pub on_exhausted: OnExhausted,
     /// A message that failed for good and whose dead letter is too large for its destination.
     pub on_letter_refused: OnLetterRefused,
-    /// Whose `onceward-` headers name the key and the generation of a message: those of our own dead letters and retries that
-    /// come back. When left out: `trusted` for a file source, `authenticated` for a broker with `[key] secret`, else `ignore`.
+    /// Whose `onceward-` headers name the key and the generation of a message: those of our own dead letters and
+    /// retries that are redelivered. When left out: `trusted` for a file source, `authenticated` for a broker with
+    /// `[key] secret`, else `ignore`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own_headers: Option<OwnHeaders>,
 }
@@ -32,13 +33,13 @@ pub struct PolicyConfig {
 choice! {
     /// Whose `onceward-` headers are believed.
     OwnHeaders {
-        /// Nobody's: a message has the key that its content gives. A dead letter that is moved back by hand is dead-lettered
-        /// again if its key is dead; `onceward dlq redrive` moves it back.
+        /// None: a message has the key that its content gives. A dead letter that is moved back by hand is
+        /// dead-lettered again if its key is dead; `onceward dlq redrive` moves it back.
         #[default]
         Ignore,
         /// Those that are sealed with `[key] secret`.
         Authenticated,
-        /// Everybody's: whoever can write to the source chooses the keys of its messages.
+        /// All: anyone who can write to the source chooses the keys of its messages.
         Trusted,
     }
 }

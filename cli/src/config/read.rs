@@ -1,4 +1,4 @@
-//! Reads parsed TOML into the configuration's types, and says by path and position where that fails.
+//! Reads parsed TOML into the configuration's types, and reports failures by path and position.
 //!
 //! The `toml` crate's own deserializer words its errors with the value found, which here may be a password; this one
 //! differs only in the error it makes ([`Fault`] has no room for a value) and in the path that it keeps.
@@ -171,7 +171,7 @@ where
         let Some((key, value)) = self.entries.next() else { return Ok(None) };
         let span = key.span();
         let name = key.into_inner().into_owned();
-        // A table is where its name stands: the span of an implicit one would be its whole content.
+        // A table's location is that of its name: the span of an implicit one would be its whole content.
         let node = match Node::from(value) {
             Node { value: DeValue::Table(table), .. } => {
                 Node { value: DeValue::Table(table), span: span.clone() }

@@ -72,7 +72,7 @@ macro_rules! remark_type {
                 self.0.key.as_deref()
             }
 
-            /// What is wrong.
+            /// The problem.
             pub fn problem(&self) -> &str {
                 &self.0.problem
             }

@@ -19,7 +19,7 @@ pub(super) struct HeaderBudget {
 }
 
 impl HeaderBudget {
-    /// Reserves room for a header; false if there is none.
+    /// Reserves room for a header; false if no room is left.
     pub(super) fn take(&mut self, name: &str, value: usize) -> bool {
         let size = name.len() + value;
         if self.count == 0 || name.len() > self.name || value > self.value || size > self.total {

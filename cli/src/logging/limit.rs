@@ -245,7 +245,7 @@ mod tests {
             for number in 0..6_000 {
                 tracing::warn!(key = number, "a dead letter was not confirmed");
                 tracing::error!(key = number, "a completion is refused");
-                // A place that logs what a library says.
+                // A place that logs the messages of a library.
                 tracing::warn!("{}", format!("connection {number} refused"));
             }
         });

@@ -16,7 +16,7 @@ use crate::config::{Config, Handler, key_extractor, pipeline_config};
 #[must_use = "a pipeline does nothing until it runs"]
 pub(crate) struct Ready {
     pipeline: ReadyPipeline,
-    /// What the handler leaves running after the run.
+    /// The part of the handler that still runs after the run.
     rest: Rest,
 }
 

@@ -47,7 +47,7 @@ impl Handler for AnyHandler {
 }
 
 impl AnyHandler {
-    /// Looks whether what it needs is there, without giving it a message.
+    /// Checks whether its dependencies are available, without giving it a message.
     ///
     /// # Errors
     /// [`Error`] saying what to correct.
@@ -73,7 +73,7 @@ impl AnyHandler {
         }
     }
 
-    /// What has to end after the run.
+    /// The part that has to end after the run.
     pub(super) fn rest(&self) -> Rest {
         match self {
             Self::Worker(handler) => Rest(Some(handler.clone())),
@@ -82,7 +82,7 @@ impl AnyHandler {
     }
 }
 
-/// What a handler leaves running between messages; nothing by default.
+/// The part of a handler that runs between messages; nothing by default.
 #[derive(Default)]
 pub(crate) struct Rest(Option<WorkerHandler>);
 

@@ -59,7 +59,7 @@ pub(crate) async fn open_store(config: &Config, purpose: Purpose) -> Result<Open
     config.store.plugin().open(&Contexts::of(config).store(), purpose).await
 }
 
-/// What the store finds out about itself, apart from what [`Config::advice`] says.
+/// The findings of the store about itself, apart from those of [`Config::advice`].
 ///
 /// # Errors
 /// [`Error`] if it cannot be reached or must not be used as it is.
@@ -76,7 +76,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<Option<u32>, Error> {
     config.store.plugin().migrate(&Contexts::of(config).store()).await
 }
 
-/// What waits in the source; `None` where it cannot say.
+/// The backlog of the source; `None` where it is unknown.
 ///
 /// # Errors
 /// [`Error`] if it cannot be read.
@@ -101,7 +101,7 @@ pub(crate) async fn dead_letter_status(config: &Config) -> Result<Option<DeadLet
 /// The two ends of a redrive, and how letters are authenticated on the way.
 pub(crate) struct Letters {
     pub(crate) ends: onceward_plugin::Letters,
-    /// What the letters are authenticated with, and whose are trusted.
+    /// The secrets that authenticate letters, and whose letters are trusted.
     pub(crate) own: OwnHeaders,
     /// The source recognises a letter by its headers alone, and so has to be sent them.
     pub(crate) needs_headers: bool,
@@ -130,7 +130,7 @@ pub(crate) async fn open_letters(
     Ok(Letters { ends, own, needs_headers: source.facts().needs_letter_headers })
 }
 
-/// What the source is, in a few words without secrets, for logs.
+/// A short description of the source without secrets, for logs.
 pub(crate) fn describe_source(config: &Config) -> String {
     config.source.plugin().describe(&Contexts::of(config).source())
 }

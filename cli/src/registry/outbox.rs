@@ -47,8 +47,8 @@ pub(crate) fn describe_outbox_target(config: &Config) -> String {
     }
 }
 
-/// Looks whether the broker that `[outbox.*]` names answers, and says what it is, with its table. `None`: none is named, so the
-/// source's own broker is used. The rows name queues and topics, so these are not looked at.
+/// Checks whether the broker that `[outbox.*]` names answers, and describes it, with its table. `None`: none is named,
+/// so the source's own broker is used. The rows name queues and topics, so these are not checked.
 ///
 /// # Errors
 /// [`Error`] if it cannot be reached, or rejects the credentials.

@@ -22,8 +22,8 @@ struct Open {
 }
 
 impl Connections {
-    /// Closes a connection if the limit is reached: of the host with most connections, the oldest without a request or, if
-    /// there is none, the oldest.
+    /// Closes a connection if the limit is reached: of the host with most connections, the oldest without a request or,
+    /// if all have one, the oldest.
     pub(super) fn make_room(&mut self) {
         self.0.retain(|open| !open.task.is_finished());
         if self.0.len() < CONNECTIONS {

@@ -10,7 +10,7 @@ use crate::secrets::everything_printed;
 
 const CANARY: &str = "hunter2canary";
 
-/// Texts that name something or say what is to be done, and are shown. A new text is either one of them, or gets a type that is
+/// Texts that name something or choose an action, and are shown. A new text is either one of them, or gets a type that is
 /// redacted.
 const NAMES: [&str; 38] = [
     "handler.exec.inherit_env.[]",

@@ -291,7 +291,7 @@ fn dead_letters_do_not_lead_back_into_the_queue_of_rabbitmq() {
     parse(&text.replace("dead.ndjson", "orders.dead"));
 }
 
-/// What the adapter refuses, whichever table it stands in.
+/// Options that the adapter refuses, in any table.
 #[test]
 fn properties_that_kafkas_adapter_refuses_are_named_with_their_fix_in_every_table() {
     let source = "[source.kafka]\nbrokers = ['h:1']\ntopics = ['t']\ngroup = 'g'\n";

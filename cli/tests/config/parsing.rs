@@ -1,4 +1,4 @@
-//! What parses, to what, and how it is shown.
+//! Checks what configurations parse, to which values, and how these are shown.
 
 use onceward_cli::config::{
     Guarantee, Handler, Jitter, KeyPart, KeySource, LogFormat, Mode, OnExhausted, OrderBy, Ordering,

@@ -21,7 +21,7 @@ fn with_part(part: &str) -> String {
 
 const KAFKA: &str = "topics = ['t']\ngroup = 'g'\nbrokers = ['127.0.0.1:1', 'kafka.example:9092']\n";
 
-/// What each of these would show, to whoever is on the way, and the key that says so.
+/// Configurations that would each expose something to anyone on the network path, and the key that the error names.
 fn exposed() -> Vec<(String, &'static str)> {
     let mut all: Vec<(String, &'static str)> = Vec::new();
     let mut add = |part: &str, key: &'static str| all.push((part.to_owned(), key));
@@ -127,7 +127,7 @@ fn credentials_without_verified_tls_are_refused_for_other_hosts_unless_allowed()
         let allowed = with_part(&part.replace(&header, &format!("{header}allow_plaintext = true\n")));
         let advice = parse(&allowed).advice();
         assert!(advice.iter().any(|advice| advice.key() == Some(key)), "it is said: {allowed}{advice:?}");
-        // What is allowed for one table is for no other.
+        // A permission for one table holds for no other.
         let elsewhere = part.replace(&header, &format!("{header}allow_plaintext = false\n"));
         refusal(&with_part(&elsewhere));
     }

@@ -4,7 +4,7 @@ use onceward_cli::config::{Config, Handler, STARTER, Source, Store, schema};
 
 use crate::examples::{CONTRACT, base_with, combinations, no_env, parse};
 
-/// What the schema says of a configuration: its complaints.
+/// The errors that the schema reports for a configuration.
 fn complaints(source: &str) -> Vec<String> {
     let value: serde_json::Value = toml::from_str(source).expect("the source is TOML");
     let validator = jsonschema::validator_for(schema().as_value()).expect("the schema is a schema");

@@ -4,7 +4,7 @@ use onceward_cli::config::{Config, ConfigError};
 
 use crate::examples::{CONTRACT, no_env};
 
-/// A password that nothing may print, whatever goes wrong around it.
+/// A password that must not be printed, even in errors.
 const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
@@ -81,7 +81,7 @@ fn a_planted_password_is_never_printed() {
     }
 }
 
-/// Nothing in the text of a command or a statement tells what is a password. What comes from a variable may be one.
+/// Nothing in the text of a command or a statement marks a password. The value of a variable may be one.
 #[test]
 fn commands_and_statements_are_shown_with_their_variables() {
     let env = |name: &str| (name == "PASSWORD").then(|| CANARY.to_owned());
@@ -147,7 +147,7 @@ mod whatever_surrounds_it {
             prop_assert!(!printed.contains(CANARY), "{source}\n{printed}");
         }
 
-        /// Text that is hardly TOML never panics the parser, and what it says is one line.
+        /// Text that is hardly TOML never panics the parser, and its error is one line.
         #[test]
         fn any_text_gets_one_sentence(at in 0..CONTRACT.len(), noise in "[\\[\\]='\"${}a-z0-9\n.# ]{0,8}") {
             let at = (0..=at).rev().find(|at| CONTRACT.is_char_boundary(*at)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the handlers' tests share: a claimed message, and processes watched by number.
+//! Shared by the handlers' tests: a claimed message, and processes watched by number.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server on loopback that answers what a test tells it to.
+//! A small HTTP/1.1 server on loopback with the answers that a test configures.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ impl Reply {
 pub struct Seen {
     pub requests: Mutex<Vec<Request>>,
     pub connections: AtomicUsize,
-    /// Told when a request has arrived, and when a client has closed its connection.
+    /// Notified when a request has arrived, and when a client has closed its connection.
     pub arrived: Notify,
     pub closed: Notify,
 }

@@ -95,7 +95,7 @@ fn a_right_that_is_missing_is_found() {
     }
     let mut command = scene.command("check @");
     if rustix::process::geteuid().is_root() {
-        // Root has every right: this is for nobody.
+        // Root has every right: this runs as an unprivileged user.
         command.uid(65_534);
     } else {
         set_permissions(scene.path("orders.ndjson"), Permissions::from_mode(0o000)).unwrap();

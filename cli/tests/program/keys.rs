@@ -18,7 +18,7 @@ fn json(ended: &Ended) -> Vec<Value> {
         .collect()
 }
 
-/// Runs the file again, as if the broker had delivered everything anew.
+/// Runs the file again, as if the broker had redelivered everything.
 fn redeliver(scene: &Scene, orders: &str) -> String {
     let _ = std::fs::remove_file(scene.path("orders.ndjson.old"));
     let _ = std::fs::rename(scene.path("orders.ndjson"), scene.path("orders.ndjson.old"));
@@ -73,7 +73,7 @@ fn a_forgotten_key_is_handled_again_and_a_completed_one_is_not() {
         redeliver(&scene, "{\"id\":\"a\"}\n"),
         "received=1 handled=0 duplicates=1 retried=0 dead-lettered=0\n"
     );
-    // Whatever the filter: who changed a key is logged.
+    // Under every filter, the user who changed a key is logged.
     let mut forget = scene.command("keys forget --yes @ a");
     forget.env("ONCEWARD_LOG", "off").env("USER", "mira");
     let forgotten = scene.start(forget).end();

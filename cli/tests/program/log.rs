@@ -1,4 +1,4 @@
-//! What is logged: levels in every spelling, filters that are none, and few lines of each kind however much fails.
+//! Checks the log: levels in every spelling, invalid filters, and few lines of each kind however much fails.
 
 use super::scene::{CHARGE, Ended, ORDERS, Scene};
 

@@ -34,7 +34,7 @@ async fn a_store_that_is_down_at_the_start_is_waited_for() {
     assert_eq!((status, body.starts_with("starting")), (503, true), "{body}");
     assert!(request(&address, "GET /metrics").1.contains("onceward_store_up{scope=\"billing\"} 0\n"));
     assert_eq!(request(&address, "GET /health/live").0, 200);
-    // A few more tries, which are not told one by one.
+    // A few more tries, which are not logged one by one.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(running.stderr().matches("waiting for the store").count(), 1, "{}", running.stderr());
     assert_eq!(scene.effects().len(), 0);

@@ -1,4 +1,4 @@
-//! `[store.redis]`: passwords that change, URLs, and what is said of the server.
+//! `[store.redis]`: passwords that change, URLs, and what is logged about the server.
 
 use std::io::Write as _;
 

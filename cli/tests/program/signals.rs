@@ -6,11 +6,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::scene::{ORDERS, Scene, until, wait};
 
-/// Each run says that it began, takes a moment, and says that it is done.
+/// Each run records its begin, takes a moment, and records its end.
 const SLOW: &str =
     r#"command = ["sh", "-c", "echo begun >> begun.log; sleep 0.3; echo done >> effects.log"]"#;
 
-/// Each run says which process it is, and stays.
+/// Each run records its process id, and does not end.
 const STUCK: &str = r#"command = ["sh", "-c", "echo $$ >> begun.log; exec sleep 60"]"#;
 
 fn scene(handler: &str, more: &str) -> Scene {
@@ -86,7 +86,7 @@ fn a_shutdown_keeps_to_its_time_whatever_its_processes_do() {
         running.signal(Signal::TERM);
         let sent = Instant::now();
         let ended = running.end();
-        // The drain, the grace and what it takes to let go of all, with much room for a machine that is busy.
+        // The drain, the grace and the time to close everything, with much room for a machine that is busy.
         assert!(sent.elapsed() < Duration::from_secs(10), "{handler}: {:?}: {ended:?}", sent.elapsed());
         assert!(scene.lines("dead.ndjson").is_empty(), "{handler}: {ended:?}");
         all_gone(&scene);
@@ -140,7 +140,7 @@ fn all_gone(scene: &Scene) {
         let stat = format!("/proc/{process}/stat");
         until("the process is gone", || match std::fs::read_to_string(&stat) {
             Err(_) => Some(()),
-            // Ended, and not yet reaped by whoever inherited it.
+            // Ended, and not yet reaped by the process that inherited it.
             Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')).then_some(()),
         });
     }

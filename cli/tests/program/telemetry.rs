@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::scene::{ORDERS, Running, Scene, until, wait};
 
-/// The address, as the log tells it: the port is the system's choice.
+/// The address from the log: the port is the system's choice.
 pub(crate) fn address(running: &Running) -> String {
     until("the address", || {
         let log = running.stderr();
@@ -92,7 +92,7 @@ fn idle_run() -> (Scene, Running, String) {
     (scene, running, address)
 }
 
-/// Says nothing.
+/// Sends nothing.
 fn idle(_: &mut TcpStream) {}
 
 /// Stops within a head.
@@ -111,7 +111,7 @@ fn half_body(stream: &mut TcpStream) {
     let _ = stream.write_all(b"POST /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\nx");
 }
 
-/// Says that it says no more.
+/// Closes its sending side within a head.
 fn half_closed(stream: &mut TcpStream) {
     let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n");
     let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -173,7 +173,7 @@ fn a_relay_tells_what_waits_and_what_failed() {
     let source = format!("{ORDERS}[store.sqlite]\npath = 'onceward.db'\n");
     let put = "INSERT INTO onceward_outbox (destination, order_key, payload) VALUES \
                ('events', CAST('customer' AS BLOB), CAST($1 AS BLOB))";
-    // Nobody is there: the client is told to give a message up soon.
+    // No broker runs there: the client is configured to give a message up soon.
     let outbox =
         "[outbox.kafka]\nbrokers = ['127.0.0.1:1']\n[outbox.kafka.properties]\nmessage.timeout.ms = 300\n";
     let scene = Scene::new(&format!(

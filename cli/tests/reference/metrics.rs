@@ -55,7 +55,7 @@ fn metrics(text: &str) -> Metrics {
     found
 }
 
-/// Starts `words`, scrapes until `last` is there, and stops it.
+/// Starts `words`, scrapes until `last` is present, and stops it.
 fn metrics_of(scene: &Scene, words: &str, last: &str) -> Metrics {
     let running = scene.start(scene.command(words));
     let text = until(last, || Some(scrape(&running)).filter(|text| text.contains(last)));

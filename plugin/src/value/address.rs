@@ -1,4 +1,4 @@
-//! Where something is reached: a URL, `host:port`, or a name. Printed without its password and query secrets.
+//! The address of a service: a URL, `host:port`, or a name. Printed without its password and query secrets.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -33,7 +33,8 @@ const PLAIN_PARAMETERS: [&str; 17] = [
 /// A URL or another address, redacted by `Debug` and `Serialize`; it has no `Display`.
 ///
 /// Redacted are the password, the user name where it may be a token (it stands alone, or the URL is one of HTTP), query
-/// parameters not known to be harmless, and fragments. A secret in the path cannot be told from a path and is printed.
+/// parameters not known to be harmless, and fragments. A secret in the path cannot be distinguished from a path and is
+/// printed.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Address(String);

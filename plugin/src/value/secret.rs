@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What stands in the place of a secret wherever one would be printed.
+/// The text that replaces a secret wherever one would be printed.
 pub const REDACTED: &str = "***";
 
 /// A text that `Debug` and `Serialize` print as `***`; it has no `Display`.

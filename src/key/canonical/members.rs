@@ -1,6 +1,6 @@
 //! Canonical order of the members of a JSON object: by name.
 
-/// Where a member stands, counted from the first one's start; its comma is part of it.
+/// The range of a member, counted from the first one's start; its comma is part of it.
 #[derive(Clone, Copy)]
 pub(super) struct Member {
     start: u32,

@@ -69,7 +69,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// A large message must not keep its memory for ever, one without a canonical form neither.
+    /// A large message must not keep its memory forever, nor must one without a canonical form.
     fn shrink(&mut self) {
         const KEPT: usize = 64 << 10;
         self.out.clear();
@@ -163,7 +163,7 @@ impl Reader<'_> {
         self.at += 1;
         self.push(b"{");
         let first = self.buffers.out.len();
-        // Where the name before stands; how many there are.
+        // The position of the previous name; the number of names.
         let (mut last, mut count, mut in_order) = (first..first, 0, true);
         if !self.takes(b'}') {
             loop {

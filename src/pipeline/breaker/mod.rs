@@ -20,19 +20,19 @@ pub(crate) enum RunId {
     Delivery(Tag),
 }
 
-/// How a run ended, as far as it says something about the handler.
+/// The end of a run, as far as it shows something about the handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RunEnd {
     Succeeded,
     /// The handler gave a verdict about the message: retry or permanent.
     Failed(String),
-    /// What the handler needs is not available; this is why, and how long to wait at least, if that is known.
+    /// A dependency of the handler is unavailable; the reason, and the least time to wait, if that is known.
     Unavailable(String, Option<Duration>),
     /// There was no run, or its outcome is not known.
     Nothing,
 }
 
-/// What a run's end has changed.
+/// The change after the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Opened,
@@ -42,10 +42,11 @@ pub(crate) enum Change {
 /// Opens when two different messages in a row find the handler unavailable, or when `failing_keys` different messages
 /// fail in a row. "In a row" means that no run succeeded in between, so that one message can never open it.
 ///
-/// While it is open one run at a time probes, after pauses that grow from 100 ms to 5 s. It closes when any run succeeds.
-/// If it was opened by unavailability it closes as well when a probe ends with a verdict about its message: the handler
-/// can judge messages again. If it was opened by failures, a probe that fails uses an attempt as any run does, and the
-/// next probe takes another message: a source that holds nothing but bad messages is still worked off, slowly.
+/// While it is open, single runs probe one by one, after pauses that grow from 100 ms to 5 s. It closes when any run
+/// succeeds. If it was opened by unavailability it closes as well when a probe ends with a verdict about its message:
+/// the handler can judge messages again. If it was opened by failures, a probe that fails uses an attempt as any run
+/// does, and the next probe takes another message: a source that holds nothing but bad messages is still worked off,
+/// slowly.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     config: BreakerConfig,
@@ -73,8 +74,8 @@ struct Open {
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest pause that one answer can ask for: it may speak for its own message or tenant only. That message waits for
-/// as long as it says.
+/// The longest pause that one answer can ask for: it may concern its own message or tenant only. That message waits for
+/// as long as the answer asks.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// Messages that must find the handler unavailable.
@@ -109,11 +110,11 @@ impl Breaker {
         if !self.config.enabled {
             return None;
         }
-        // The probe of an earlier opening says no more than any run that started before this one.
+        // The probe of an earlier opening shows no more than any run that started before this one.
         let is_probe = probe.is_some() && probe == self.opening();
         match end {
             RunEnd::Nothing => {
-                // The probe tells nothing; another message may try at once.
+                // The probe shows nothing; another message may try at once.
                 if let Some(open) = self.open.as_mut().filter(|_| is_probe) {
                     open.probing = false;
                     open.probe_at = now;
@@ -167,7 +168,7 @@ impl Breaker {
                 self.open = None;
                 Some(Change::Closed)
             }
-            // What started before it was opened tells nothing new.
+            // A run that started before it was opened shows nothing new.
             Some(_) => None,
             None => {
                 self.available_again();

@@ -10,9 +10,9 @@ use crate::pipeline::work::{Verdict, Work};
 use crate::telemetry::Counter;
 
 impl<R: Runner> Dispatcher<R> {
-    /// What the outcome of a message means for its copy: a copy of what is done is acked, a copy of what goes back to
-    /// the broker goes back as well and uses up no attempt. What differs (another payload, a later generation) is no
-    /// copy and speaks for itself.
+    /// Applies the outcome of a message to its copy: the copy of a completed message is acked, the copy of one that
+    /// returns to the broker is returned as well and uses up no attempt. A message that differs (another payload, a
+    /// later generation) is no copy and leads for itself.
     pub(super) fn follow(&mut self, leader: &Report, follower: Work) {
         // What may be a letter that was moved back asks the store itself whether its key is dead.
         let is_dead = matches!(

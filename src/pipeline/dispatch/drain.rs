@@ -1,4 +1,4 @@
-//! Ends dispatching: starts nothing more, and gives back what has not started.
+//! Ends dispatching: starts nothing more, and releases the deliveries that have not started.
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ impl<R: Runner> Dispatcher<R> {
             self.publish_gauges();
             self.join_ended();
             if self.rounds.is_empty() {
-                // Every round has ended, and what the last ones told is taken below.
+                // Every round has ended; the events of the last ones are taken below.
                 while let Ok(event) = events.try_recv() {
                     self.take(event);
                 }
@@ -47,7 +47,7 @@ impl<R: Runner> Dispatcher<R> {
                             self.take(event);
                         }
                         self.abandon_unstarted();
-                        // What is left was in the rounds that were dropped, their copies included.
+                        // The remaining deliveries were in the rounds that were dropped, their copies included.
                         self.context.count(Counter::GivenBack, self.window.held());
                         self.context.counters.set_in_flight(0, 0);
                         self.context.counters.set_waiting(0);

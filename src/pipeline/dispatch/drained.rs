@@ -7,6 +7,6 @@ pub(crate) enum Drained {
     Wholly,
     /// The drain deadline passed with so many runs still going; they were asked to stop, and dropped if they did not.
     Abandoned(usize),
-    /// A round panicked; its deliveries were given back.
+    /// A round panicked; its deliveries were released.
     Panicked,
 }

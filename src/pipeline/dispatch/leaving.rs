@@ -44,13 +44,13 @@ impl<R: Runner> Dispatcher<R> {
         tracing::info!(given_back = count, "partition being revoked; unstarted deliveries given back");
     }
 
-    /// Gives back a delivery that is the first of its lane and may speak for its key.
+    /// Releases a delivery that is the first of its lane and may lead its key.
     pub(super) fn give_back_first(&mut self, work: Work) {
         let lane = work.lane;
         if work.leads
             && let Some(followers) = work.key().and_then(|key| self.leaders.remove(&key))
         {
-            // The first of them speaks for the key from now on.
+            // The first of them leads the key from now on.
             followers.into_iter().for_each(|follower| self.enqueue(follower));
         }
         self.give_back(work);

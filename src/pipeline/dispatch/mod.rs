@@ -56,7 +56,7 @@ pub(crate) struct Dispatcher<R> {
     unanswered: VecDeque<Work>,
     suspects: Suspects,
     unidentified: Unidentified,
-    /// The keys that a delivery of this process speaks for, with the copies that wait for its outcome.
+    /// The keys that a delivery of this process leads, with the copies that wait for its outcome.
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
     lanes: HashMap<u64, VecDeque<Work>>,
@@ -309,8 +309,8 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    /// When something may change by itself. What was due before `now` was looked at and could not start for another reason:
-    /// to wake for it again would spin.
+    /// The time at which something may change by itself. Anything due before `now` was considered and could not start
+    /// for another reason: to wake for it again would spin.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
         let may_start = self.running < self.context.config.concurrency && self.has_startable();
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);

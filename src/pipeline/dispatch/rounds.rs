@@ -72,8 +72,8 @@ impl<R: Runner> Dispatcher<R> {
         self.start(round, Asks::Store)
     }
 
-    /// Fail closed: while the store does not answer, one round at a time asks it, after a growing pause. Where handlers may
-    /// run without a claim, all others go without asking.
+    /// Fail closed: while the store does not answer, only a single round asks it, after a growing pause. Where handlers
+    /// may run without a claim, all others go without asking.
     fn start_while_down(&mut self, limit: usize, now: Instant) -> bool {
         let is_due = self.store.retry_at().is_none_or(|at| at <= now);
         let may_ask = self.claiming == 0 && is_due;

@@ -8,8 +8,8 @@ use crate::pipeline::event::Asked;
 
 /// Distinguishes an outage of the store from that of a part of it (a node of a cluster).
 ///
-/// The store counts as down if a whole call failed and nothing shows that others are answered. While it is down one call
-/// at a time asks, after a growing pause; only keys that were never asked for are asked for at once, up to
+/// The store counts as down if a whole call failed and nothing shows that others are answered. While it is down only a
+/// single call asks, after a growing pause; only keys that were never asked for are asked for at once, up to
 /// [`FRESH_KEYS`] of them, since they may be those of a part that answers. In an outage of a part its keys wait and are
 /// asked for again on their own; all others go on.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ const PARTIAL_FOR: Duration = Duration::from_secs(30);
 /// While all is down, so often one more batch is taken in: its keys may be those of a part that answers.
 const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_secs(90);
 
-/// What an answer has changed.
+/// The change after an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     None,

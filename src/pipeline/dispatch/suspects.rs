@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, VecDeque};
 use super::queue::extract;
 use crate::pipeline::work::{Turn, Work};
 
-/// Up to so many suspects run one at a time.
+/// Up to this many suspects run one by one.
 const FEW: usize = 16;
 
 /// The suspects of this process, by how many of their claims have lapsed. See decision 0002.
 ///
-/// Few suspects run one at a time, each after a write that marks its run as started: if the process dies, that one is
-/// charged. Many suspects, as after a crash with hundreds of claims, run side by side and unmarked, so that a death charges
-/// nobody; but the more claims of a key have lapsed, the fewer of its kind run at once: all after the first crash, half
-/// as many after each further one, until they run alone and marked.
+/// Few suspects run one by one, each after a write that marks its run as started: if the process dies, that one is
+/// charged. Many suspects, as after a crash with hundreds of claims, run side by side and unmarked, so that a death
+/// charges none of them; but the more claims of a key have lapsed, the fewer of its kind run at once: all after the
+/// first crash, half as many after each further one, until they run alone and marked.
 #[derive(Default)]
 pub(super) struct Suspects {
     waiting: BTreeMap<u32, VecDeque<Work>>,
@@ -87,7 +87,7 @@ impl Suspects {
         works
     }
 
-    /// Takes out those that `wanted` says, in no order.
+    /// Takes out those that `wanted` selects, in no order.
     pub(super) fn take_if(&mut self, mut wanted: impl FnMut(&Work) -> bool) -> Vec<Work> {
         let mut taken = Vec::new();
         for works in self.waiting.values_mut() {

@@ -1,4 +1,4 @@
-//! What the dispatcher does with events that never cease.
+//! Checks the dispatcher under events that never cease.
 
 use super::*;
 use crate::extract::{KeyExtractor, KeySource};

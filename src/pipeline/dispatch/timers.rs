@@ -37,7 +37,7 @@ impl Timers {
         self.waiting.peek().map(|Reverse(timer)| timer.at)
     }
 
-    /// Takes out those that `wanted` says, in no order.
+    /// Takes out those that `wanted` selects, in no order.
     pub(super) fn take_if(&mut self, wanted: impl Fn(&Work) -> bool) -> Vec<Work> {
         if !self.all().any(&wanted) {
             return Vec::new();

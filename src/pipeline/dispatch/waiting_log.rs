@@ -1,4 +1,4 @@
-//! When the log lines about waiting deliveries were last written: [`WaitingLog`].
+//! The times of the last log lines about waiting deliveries: [`WaitingLog`].
 
 use tokio::time::Instant;
 

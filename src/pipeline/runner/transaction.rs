@@ -48,7 +48,7 @@ pub(super) fn is_late<R>(context: &Context<R>, work: &Work, claim: &ActiveClaim)
     !may_start || claim.is_cancelled() || claim.is_past_deadline(Instant::now())
 }
 
-/// True if the store refuses whatever is asked (a right or a table is missing), which is not the message's fault. Nothing was
+/// True if the store refuses every call (a right or a table is missing), which the message did not cause. Nothing was
 /// committed.
 pub(super) fn refuses_all(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Denied | ErrorKind::Config | ErrorKind::Unsupported)

@@ -38,7 +38,7 @@ fn takes_in_for<R>(context: &Context<R>) -> Duration {
 enum Run {
     /// Its effect is kept, and commits with the others.
     Kept(CompleteRequest),
-    /// Nothing of it will be committed, whatever becomes of the others.
+    /// Nothing of it will be committed, regardless of the others.
     Ended(Outcome),
     /// It is to run alone.
     Alone,
@@ -110,7 +110,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
             not_begun(context, &error);
             all(runs, || Some(Outcome::Unstarted))
         }
-        // It is refused for one of them, and nobody knows for which.
+        // The commit is refused because of one of them, and it is unknown which.
         Err(error) => {
             tracing::debug!(%error, "shared commit refused; running each effect alone");
             alone(runs)
@@ -175,7 +175,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     match handled {
         Ok(()) => Ok(Run::Kept(completion(context, work, claim, lease))),
         Err(error) => {
-            // It met another transaction: that says nothing about the message, and it runs once more, alone.
+            // It conflicted with another transaction: that shows nothing about the message, and it runs once more, alone.
             let conflict = error.is_conflict();
             let run = if conflict { Run::Alone } else { Run::Ended(Outcome::Failed(error)) };
             context.count(Counter::Conflicts, usize::from(conflict));

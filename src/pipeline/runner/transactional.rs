@@ -52,7 +52,8 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
 const CONFLICTING_TRIES: u32 = 6;
 
 impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
-    /// One transaction. `None`: it met another one and was rolled back, which says nothing about the message.
+    /// One transaction. `None`: it conflicted with another one and was rolled back, which shows nothing about the
+    /// message.
     async fn try_once(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>) -> Option<Outcome> {
         let Some(lease) = claim.lease() else { return Some(Outcome::Fenced) };
         let runner = &context.runner;

@@ -1,4 +1,4 @@
-//! What differs between brokers: waiting, heartbeats, settlements that fail or come too late.
+//! Checks the differences between brokers: waiting, heartbeats, settlements that fail or come too late.
 
 use super::*;
 use crate::pipeline::config::Ordering;

@@ -147,7 +147,7 @@ async fn letters_of_two_messages_that_share_a_key_have_two_ids() {
     let _ = worker.end().await;
 }
 
-/// Both die in runs without a claim, so that no mismatch tells them apart.
+/// Both die in runs without a claim, so that no mismatch distinguishes them.
 #[tokio::test(start_paused = true)]
 async fn letters_of_messages_that_share_a_key_and_ran_without_a_claim_have_two_ids() {
     for store_down in [false, true] {
@@ -263,7 +263,7 @@ async fn a_letter_that_can_never_fit_is_parked_and_its_lane_and_all_others_go_on
     assert_eq!((worker.count(Counter::LettersRefused), worker.count(Counter::Parked)), (1, 1));
     let tries = worker.letters.calls(Operation::Publish);
     assert!((30..=60).contains(&tries), "{tries} publishes in 60 s, three for each try at the longest delay");
-    // Somebody raises the limit.
+    // An operator raises the limit.
     world.letters.set_limit(usize::MAX);
     world.empty().await;
     let summary = worker.end().await;

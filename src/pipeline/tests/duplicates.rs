@@ -49,7 +49,7 @@ async fn c02_a_copy_at_another_worker_waits_for_the_first_and_is_then_acked() {
     let first = world.worker().start(slow);
     tokio::time::sleep(200 * MS).await;
     let second = world.worker().start(slow);
-    // The first worker is busy receiving as well: whoever gets the copy, it must wait.
+    // The first worker is busy receiving as well: the copy must wait at either worker.
     world.publish("a");
     tokio::time::sleep(700 * MS).await;
     assert_eq!(world.broker.acked(), 0);

@@ -1,4 +1,4 @@
-//! Which source gives a key, and which payloads count as the same.
+//! Checks which source gives a key, and which payloads count as the same.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Who may run a key: leases kept, lost, and fenced; owners that die, stand still, and come back too late.
+//! Checks the ownership of keys: leases kept, lost, and fenced; owners that die, stand still, and return too late.
 
 use super::*;
 use crate::store::{CompleteRequest, Completion, RenewRequest, Renewal};
@@ -308,7 +308,7 @@ async fn a_lapsed_lease_that_nobody_took_over_still_completes() {
 
 #[tokio::test(start_paused = true)]
 async fn the_helper_claims_as_another_process_would() {
-    // A check of the tests' own instrument: what it claims can be renewed and completed by nobody else.
+    // Checks the tests' own helper: only the helper's lease renews and completes its claim.
     let world = World::new();
     let lease = world.claim_elsewhere("a", LEASE).await;
     let renew = RenewRequest { lease, lease_for: LEASE, started: false };

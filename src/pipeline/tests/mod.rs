@@ -1,4 +1,4 @@
-//! What the pipeline promises, told by tests over a broker and a store in memory: [`World`] and its workers.
+//! Checks the guarantees of the pipeline over a broker and a store in memory: [`World`] and its workers.
 //!
 //! Each test ends every worker through [`Worker::end`], which asserts that every delivery was accounted for.
 
@@ -55,7 +55,7 @@ use crate::testing::{
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
-/// The lease all workers use unless they say otherwise.
+/// The lease that all workers use by default.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 
 /// One run of a handler, as seen from outside the system under test.
@@ -155,7 +155,7 @@ impl World {
         self.record(id).await.map_or(KeyState::Absent, |record| record.state)
     }
 
-    /// Claims the key of `id` for another process, which then says no more.
+    /// Claims the key of `id` for another process, which then falls silent.
     pub(super) async fn claim_elsewhere(&self, id: &str, lease: Duration) -> Lease {
         let terms = ClaimTerms { lease, max_attempts: 3, ttl: 3600 * SECOND };
         let request = ClaimRequest {
@@ -240,7 +240,7 @@ pub(super) struct WorkerBuilder<'w> {
     process: Process,
     pub(super) store: FaultyStore<MemoryStore>,
     letters_to: MemoryPublisher,
-    /// What the broker claims to be able to do beyond what it can.
+    /// The capabilities that the broker declares beyond its own.
     pub(super) consumer: fn(&mut Capabilities),
     pub(super) config: PipelineConfig,
     pub(super) keys: Vec<KeySource>,
@@ -370,7 +370,7 @@ impl Worker {
     }
 }
 
-/// I9: every delivery received was acked for a reason, refused or given back.
+/// I9: every delivery received was acked for a reason, refused or returned to the source.
 #[track_caller]
 pub(super) fn assert_accounted(counters: &Counters) {
     let ended = counters.ended();

@@ -1,4 +1,4 @@
-//! Which messages wait for which.
+//! Checks which messages wait for which.
 
 use super::*;
 use crate::message::Position;

@@ -40,7 +40,7 @@ async fn rule_5_an_outage_of_60_s_starts_nothing_acks_nothing_pauses_intake_and_
     assert_eq!((world.runs().len(), world.broker.acked()), (runs, 1));
     let asked = worker.store.calls(Operation::Claim) - claims;
     assert!((12..=40).contains(&asked), "{asked} claim calls in 60 s");
-    // What was taken before the outage was taken for one of the whole store is held, not given back and taken again.
+    // Deliveries received before the outage counted as one of the whole store are held, not released and received again.
     assert!(world.broker.deliveries() - deliveries <= 30, "{} taken", world.broker.deliveries());
     assert!(!worker.counters.is_store_up());
     worker.store.come_up();

@@ -110,7 +110,7 @@ async fn a_letter_that_follows_a_copy_that_dies_is_not_acked_with_it() {
     let world = World::new();
     let letter = world.letter_of("a", OwnHeaders::default()).await;
     let worker = world.worker_that(OwnHeaders::default());
-    // Both are in hand while the store is away.
+    // Both are in hand while the store is unavailable.
     for _ in 0..20 {
         worker.store.next(crate::testing::Operation::Claim, crate::testing::Fault::Refused);
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::testing::Operation;
 
-/// Every kind of error that says nothing about the record.
+/// Every kind of error that shows nothing about the record.
 const KINDS: [ErrorKind; 9] = [
     ErrorKind::Unavailable,
     ErrorKind::Timeout,

@@ -1,4 +1,4 @@
-//! Effects that share a transaction: each once, whatever becomes of its neighbours.
+//! Effects that share a transaction: each once, regardless of its neighbours.
 
 use super::transactions::{Inbox, Runs, TxWorker, attempts};
 use super::*;

@@ -112,7 +112,7 @@ async fn rule_12_dropping_the_run_future_drains_in_the_background() {
     tokio::time::sleep(500 * MS).await;
     worker.task.abort();
     tokio::time::sleep(5 * SECOND).await;
-    // What ran is completed and acked; what waited went back.
+    // The messages that ran are completed and acked; those that waited were returned.
     assert_eq!((world.broker.acked(), world.broker.depth(), world.runs().len()), (1, 1, 1));
     assert_eq!((world.state("a").await, world.state("b").await), (KeyState::Completed, KeyState::Absent));
     assert_accounted(&worker.counters);

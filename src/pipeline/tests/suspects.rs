@@ -1,4 +1,5 @@
-//! Keys whose process died: run one at a time, each after a write that says so, until a killer is dead-lettered.
+//! Checks keys whose process died: they run one by one, each after a write that marks it as started, until a killer is
+//! dead-lettered.
 
 use super::*;
 use crate::store::RenewRequest;
@@ -56,7 +57,7 @@ async fn a_process_killer_is_found_and_its_neighbours_keep_all_their_attempts() 
     world.publish("killer");
     world.publish_all(ids[5..].iter().map(String::as_str));
     let mut deaths = 0;
-    // A handler that says it is about to kill its process; the test then does.
+    // A handler that signals that it is about to kill its process; the test then does.
     let about_to_die = Arc::new(tokio::sync::Notify::new());
     while world.broker.depth() > 0 {
         let dying = Arc::clone(&about_to_die);

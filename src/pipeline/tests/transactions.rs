@@ -1,10 +1,10 @@
-//! Effects committed with their completion: once, whatever happens.
+//! Effects committed with their completion: once, under every failure.
 
 use super::*;
 use crate::handler::tx_handler;
 use crate::testing::{Fault, MemoryInbox, MemoryTransaction, Operation};
 
-/// A worker over an inbox; its handler is told what to do by the message.
+/// A worker over an inbox; the message decides what its handler does.
 pub(super) struct Inbox {
     pub(super) world: World,
     pub(super) inbox: MemoryInbox,

@@ -11,7 +11,7 @@ fn away() -> HandlerError {
     HandlerError::unavailable("connection refused")
 }
 
-/// What the handlers of a test need, and how often it was asked.
+/// The dependency of a test's handlers, and how often it was called.
 #[derive(Clone, Default)]
 pub(super) struct Service {
     down: Arc<AtomicBool>,

@@ -1,4 +1,5 @@
-//! What waits does not stop what can run: lanes, hot keys, long retries, parked messages, partitions that leave.
+//! Checks that waiting messages do not stop runnable ones: lanes, hot keys, long retries, parked messages, partitions
+//! that leave.
 
 use super::*;
 use crate::pipeline::config::{OnExhausted, Ordering};

@@ -15,7 +15,7 @@ pub(super) struct Place(u32);
 pub(super) struct Slot {
     pub(super) key: Key,
     pub(super) record: Record,
-    /// The bucket of the expiry queue that the record stands in; the largest number for none.
+    /// The bucket of the expiry queue that holds the record; the largest number for no bucket.
     pub(super) bucket: u64,
 }
 

@@ -16,7 +16,7 @@ const BUCKET_BITS: u32 = 20;
 /// Records lie in the order of their first claims, so that those of a batch are neighbours, and a small index finds them:
 /// of the memory that a claim touches only the index entry is far from everything else, and growing moves no record.
 ///
-/// Every record stands once in the expiry queue, in a bucket that is due no later than the record expires. Prolonging a
+/// The expiry queue holds every record once, in a bucket that is due no later than the record expires. Prolonging a
 /// record does not move it: [`purge`](Self::purge) does, when it comes across it too early.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -43,7 +43,7 @@ impl Table {
         answer
     }
 
-    /// Applies a step to a record that is there; `None` if it is not.
+    /// Applies a step to a record that exists; `None` if it does not.
     pub(super) fn update<T>(&mut self, key: &Key, step: impl FnOnce(&mut Record) -> Step<T>) -> Option<T> {
         let place = *self.index.get(key)?;
         let slot = self.slots.get_mut(place);
@@ -82,7 +82,7 @@ impl Table {
             {
                 let slot = self.slots.get_mut(place);
                 if slot.bucket != bucket {
-                    // A leftover: the record was removed, or stands in another bucket.
+                    // A leftover: the record was removed, or is in another bucket.
                 } else if slot.record.is_expired(at.now) {
                     self.index.remove(&slot.key);
                     let record = self.slots.give_back(place);
@@ -166,7 +166,7 @@ impl Hasher for KeyHasher {
         }
     }
 
-    // The length that slices hash first says nothing: all keys have one length.
+    // The length that slices hash first distinguishes nothing: all keys have one length.
     fn write_usize(&mut self, _: usize) {}
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::{KeyRecord, KeyState, OwnerToken, Reason};
 use crate::key::{Fingerprint, Key};
 
-/// The owner of a record that nobody has claimed since a redrive opened it.
+/// The owner of a record that has not been claimed since a redrive opened it.
 const NOBODY: OwnerToken = OwnerToken::from_bytes([0; 16]);
 
 /// When a batch happens, and below which fences none may be given out again.
@@ -40,7 +40,7 @@ pub fn micros(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros())).min(MOST)
 }
 
-/// What a request did to a record.
+/// The effect of a request on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Step<T> {
@@ -98,12 +98,12 @@ pub struct Record {
 pub struct Detail {
     /// The last error's text.
     pub error: Option<String>,
-    /// What the handler returned.
+    /// The handler's result.
     pub result: Option<Bytes>,
 }
 
 impl Record {
-    /// What is found where nothing is known: a record that has always been expired.
+    /// The state of an unknown key: a record that has always been expired.
     pub const fn nothing() -> Self {
         Self {
             state: KeyState::Absent,

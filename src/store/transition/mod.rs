@@ -23,9 +23,9 @@ impl Record {
     /// See [`Store::claim`](super::Store::claim).
     ///
     /// A claim of the next generation raises that of a free, failed or lapsed record, so that the copies of a redriven
-    /// message that dies are told from a further redrive. Over a dead record, or a terminal failure whose lease is over, it
-    /// is a redrive: it reopens the key and brings its own fingerprint. A generation beyond the next one belongs to no
-    /// letter of this record: it counts as a copy of the generation that is kept.
+    /// message that dies are distinguished from a further redrive. Over a dead record, or a terminal failure whose
+    /// lease is over, it is a redrive: it reopens the key and brings its own fingerprint. A generation beyond the next
+    /// one belongs to no letter of this record: it counts as a copy of the generation that is kept.
     pub fn claim(&mut self, at: Moment, terms: &ClaimTerms, request: &ClaimRequest) -> Step<Claim> {
         if self.is_expired(at.now) {
             *self = Self {
@@ -111,8 +111,8 @@ impl Record {
         Step::changed(Commit::Committed)
     }
 
-    /// See [`PositionStore::mark_keys`](super::PositionStore::mark_keys): a claim and its completion in one step. Attempts do
-    /// not count: whoever runs the effect counts his own.
+    /// See [`PositionStore::mark_keys`](super::PositionStore::mark_keys): a claim and its completion in one step.
+    /// Attempts do not count: the caller that runs the effect counts its own.
     pub fn mark(&mut self, at: Moment, ttl: Duration, mark: &KeyMark) -> Step<MarkedKey> {
         let terms = ClaimTerms { lease: Duration::ZERO, max_attempts: u32::MAX, ttl };
         let KeyMark { key, owner, fingerprint } = *mark;

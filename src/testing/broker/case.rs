@@ -15,7 +15,7 @@ pub(super) struct Case<C> {
     quiet: Duration,
 }
 
-/// `count` payloads that tell where they are from.
+/// `count` payloads that name their origin.
 pub(super) fn payloads(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("message {number}")).collect()
 }

@@ -23,7 +23,7 @@ pub async fn every_delivery_has_a_tag_of_its_own<H: BrokerHarness>(harness: &H) 
     assert_eq!(distinct.len(), 50);
 }
 
-/// A source that says so delivers in order, again after it was reopened.
+/// A source that declares itself ordered delivers in order, also after it was reopened.
 pub async fn an_ordered_source_keeps_the_order<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 50).await;
     if !case.consumer.capabilities().ordered {
@@ -58,7 +58,7 @@ pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &
     assert_eq!(of(&case.take(20).await), before);
 }
 
-/// A finite source ends when everything is settled, and says so as often as it is asked; another one does not end.
+/// A finite source ends when everything is settled, and reports the end at each call; another source does not end.
 pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 3).await;
     case.settle(&tags(&deliveries), Settlement::Ack).await;
@@ -73,7 +73,7 @@ pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
     }
 }
 
-/// A dropped `receive` loses no delivery, wherever it stood.
+/// A dropped `receive` loses no delivery, at whatever point it is dropped.
 pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) {
     let count = 600;
     harness.publish(&payloads(count)).await;
@@ -103,7 +103,7 @@ pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) 
     assert_eq!(sorted(texts(&deliveries)), sorted(payloads(count)));
 }
 
-/// What was not acked is delivered again after the consumer was closed and reopened.
+/// Deliveries that were not acked are redelivered after the consumer was closed and reopened.
 pub async fn what_was_not_acked_comes_again_after_closing<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 10).await;
     let all = texts(&deliveries);
@@ -114,7 +114,7 @@ pub async fn what_was_not_acked_comes_again_after_closing<H: BrokerHarness>(harn
     case.take_each(all.iter().filter(|text| *text != acked).cloned().collect()).await;
 }
 
-/// What was not acked is delivered again after the consumer was merely dropped, as when its process dies.
+/// Deliveries that were not acked are redelivered after the consumer was merely dropped, as when its process dies.
 pub async fn what_was_not_acked_comes_again_after_a_drop<H: BrokerHarness>(harness: &H) {
     let (case, _deliveries) = Case::with(harness, 10).await;
     drop(case);
@@ -122,7 +122,7 @@ pub async fn what_was_not_acked_comes_again_after_a_drop<H: BrokerHarness>(harne
     case.take_each(payloads(10).into_iter().collect()).await;
 }
 
-/// What was acked is not delivered again, by the same consumer or, after a clean close, by the next.
+/// Deliveries that were acked are not redelivered, by the same consumer or, after a clean close, by the next.
 pub async fn what_was_acked_does_not_come_again<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 10).await;
     case.settle(&tags(&deliveries), Settlement::Ack).await;

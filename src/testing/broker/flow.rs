@@ -17,7 +17,7 @@ pub async fn a_paused_partition_delivers_again_once_it_is_resumed<H: BrokerHarne
     // Twice is once, and an epoch that is over is no error.
     flow.pause(paused);
     flow.pause(u64::MAX);
-    // What was under way when it was paused may still come.
+    // Deliveries in flight when it was paused may still come.
     let early = case.rest().await;
     assert!(early.is_empty(), "everything was delivered before: {:?}", texts(&early));
     let more: Vec<String> = payloads(60).split_off(20);

@@ -14,12 +14,12 @@ pub trait BrokerHarness: Send + Sync {
     /// The consumer.
     type Consumer: Consumer;
 
-    /// Publishes one message for each payload, in order, and returns once they are there to be delivered. A payload is
+    /// Publishes one message for each payload, in order, and returns once they can be delivered. A payload is
     /// a short line of text.
     async fn publish(&self, payloads: &[String]);
 
-    /// Opens a consumer of what was published. A second call, after the first consumer is gone, goes on where that one
-    /// stopped. There is at most one consumer at a time.
+    /// Opens a consumer of what was published. A second call, after the first consumer was closed, goes on where that
+    /// one stopped. At most one consumer is open at any moment.
     async fn open(&self) -> Self::Consumer;
 
     /// How long a message may take to come.
@@ -27,7 +27,7 @@ pub trait BrokerHarness: Send + Sync {
         Duration::from_secs(20)
     }
 
-    /// How long nothing must come to say that nothing does.
+    /// How long nothing must come until the source counts as silent.
     fn quiet(&self) -> Duration {
         Duration::from_millis(300)
     }

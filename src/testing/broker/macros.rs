@@ -33,7 +33,7 @@ macro_rules! broker_conformance {
     };
 }
 
-/// What the macro above is made of.
+/// The parts of the macro above.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! broker_conformance_tests {

@@ -2,7 +2,7 @@
 //!
 //! An adapter passes when [`broker_conformance!`](crate::broker_conformance) is green with a [`BrokerHarness`] of its
 //! own. The checks are functions, each of which panics if its sentence does not hold; the macro makes one test of each.
-//! What the suite does not show: what a lost connection or a killed process does, and speed.
+//! The suite does not cover the effects of a lost connection or a killed process, nor speed.
 //!
 //! ```
 //! # #[cfg(any())]

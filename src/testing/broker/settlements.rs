@@ -23,8 +23,8 @@ pub async fn an_empty_batch_has_no_results<H: BrokerHarness>(harness: &H) {
     assert!(case.consumer.acker().settle(&[]).await.is_empty());
 }
 
-/// The results of a batch stand in its order: an item that is not ours is told apart from its neighbours, and they are
-/// settled all the same.
+/// The results of a batch stand in its order: an item that is not ours is distinguished from its neighbours, and they
+/// are settled nevertheless.
 pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 3).await;
     let own = tags(&deliveries);
@@ -52,7 +52,7 @@ pub async fn a_retried_message_comes_again_with_another_tag<H: BrokerHarness>(ha
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
 }
 
-/// A source that says it can wait delivers a retried message only after the delay.
+/// A source that declares delayed retries delivers a retried message only after the delay.
 pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
     let (mut case, deliveries) = Case::with(harness, 1).await;
     if !case.consumer.capabilities().delayed_retry {

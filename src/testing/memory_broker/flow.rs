@@ -47,15 +47,16 @@ impl MemoryBroker {
         let epoch = state.epoch(consumer, partition, self.0.habits.partitions);
         state.left.insert(epoch);
         if let Some(notices) = state.notices.get(&consumer) {
-            // A consumer that is gone needs no notice.
+            // A consumer that was closed needs no notice.
             let _ = notices.send(Notice::Leaving { epoch });
         }
         drop(state);
         self.0.changed.notify_waiters();
     }
 
-    /// Assigns a partition that has left a consumer to it once more, under a new epoch. What it has not settled of the old one
-    /// comes again, and its tags settle nothing, as after a drain that took too long. Nothing happens if it had not left.
+    /// Assigns a partition that was taken from a consumer to it once more, under a new epoch. The deliveries of the old
+    /// epoch that it has not settled are redelivered, and their tags settle nothing, as after a drain that took too
+    /// long. Nothing happens if the partition was not taken.
     pub fn assign(&self, consumer: u64, own: u32) {
         let mut guard = self.0.lock();
         let state = &mut *guard;

@@ -12,7 +12,7 @@ pub struct Habits {
     /// Partitions, at least 1. With more than one, each consumer's deliveries of a partition have an epoch of their own,
     /// partitions can be paused, and they can leave: see [`MemoryBroker::leave`](super::MemoryBroker::leave).
     pub partitions: u32,
-    /// Unsettled deliveries come back after this long, unless they are extended.
+    /// Unsettled deliveries are redelivered after this long, unless they are extended.
     pub visibility: Option<Duration>,
     /// Deliveries in one batch.
     pub batch: usize,
@@ -22,8 +22,8 @@ pub struct Habits {
     pub settle_reply_lost: f64,
     /// The chance that a settlement fails and is not applied.
     pub settle_fails: f64,
-    /// The chance, at each receive, that the consumer's connection breaks: what it has not settled comes again, and old
-    /// tags are void.
+    /// The chance, at each receive, that the consumer's connection breaks: its unsettled deliveries are redelivered,
+    /// and old tags are void.
     pub disconnect: f64,
     /// Decides all chances.
     pub seed: u64,

@@ -26,8 +26,8 @@ const COPIES_PER_MESSAGE: u64 = 50;
 
 /// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
 ///
-/// It delivers in order of publication. What is not acked comes again, where it stood: when it is given back, when the
-/// consumer is closed or dropped, or when its connection breaks.
+/// It delivers in order of publication. A message that is not acked is redelivered, at its old place in the order: when
+/// it is given back, when the consumer is closed or dropped, or when its connection breaks.
 #[derive(Clone)]
 pub struct MemoryBroker(Arc<Inner>);
 
@@ -114,13 +114,13 @@ impl MemoryBroker {
         MemoryConsumer { broker: self.clone(), number: state.consumers }
     }
 
-    /// Breaks all connections: everything unsettled comes again, and old tags settle nothing.
+    /// Breaks all connections: everything unsettled is redelivered, and old tags settle nothing.
     pub fn disconnect(&self) {
         self.0.lock().give_back(|_| true);
         self.0.changed.notify_waiters();
     }
 
-    /// Breaks the connection of one consumer: what it has not settled comes again, and its tags settle nothing.
+    /// Breaks the connection of one consumer: its unsettled deliveries are redelivered, and its tags settle nothing.
     pub fn disconnect_consumer(&self, number: u64) {
         self.0.lock().give_back(|unsettled| unsettled.consumer == number);
         self.0.changed.notify_waiters();
@@ -164,7 +164,7 @@ impl Inner {
 }
 
 impl State {
-    /// These unsettled deliveries come again.
+    /// These unsettled deliveries are redelivered.
     fn give_back(&mut self, which: impl Fn(&Unsettled) -> bool) {
         for unsettled in self.unsettled.take(which).into_iter().rev() {
             self.requeue(unsettled.message);
@@ -233,7 +233,7 @@ impl MemoryConsumer {
             return Err(Inner::error("receive"));
         }
         let now = Instant::now();
-        // Without visibility and delays nothing comes back by itself: the scan would cost a benchmark its figure.
+        // Without visibility and delays nothing is redelivered by itself: the scan would cost a benchmark its figure.
         if habits.visibility.is_some() || habits.delayed_retry {
             state.wake(now);
         }
@@ -320,8 +320,8 @@ impl Consumer for MemoryConsumer {
 }
 
 impl MemoryConsumer {
-    /// What this consumer has not settled comes again at once, as when a channel closes. Where visibility is set, that
-    /// alone brings it back.
+    /// The unsettled deliveries of this consumer are redelivered at once, as when a channel closes. Where visibility is
+    /// set, only its end redelivers them.
     fn give_back(&self) {
         if self.broker.0.habits.visibility.is_none() {
             self.broker.0.lock().give_back(|unsettled| unsettled.consumer == self.number);

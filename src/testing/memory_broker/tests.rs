@@ -1,4 +1,4 @@
-//! What comes again, and where.
+//! Checks what the memory broker redelivers, and at which place in the order.
 
 use super::*;
 
@@ -59,7 +59,7 @@ async fn a_partition_that_left_comes_back_under_another_epoch_with_what_was_not_
     let acks = [&taken[2], &taken[1]].map(|delivery| (delivery.tag, Settlement::Ack));
     let answers: Vec<_> = broker.settle(&acks).await.into_iter().map(Result::ok).collect();
     assert_eq!(answers, [Some(Settled::TooLate), Some(Settled::Done)]);
-    // What has not left is not assigned again.
+    // A partition that was not taken is not assigned again.
     broker.assign(1, 1);
     assert_eq!(broker.unsettled(), 2);
 }

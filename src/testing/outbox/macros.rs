@@ -22,7 +22,7 @@ macro_rules! outbox_conformance {
     };
 }
 
-/// What the macro above is made of.
+/// The parts of the macro above.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! outbox_conformance_tests {

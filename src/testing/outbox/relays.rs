@@ -50,7 +50,7 @@ async fn until<H: OutboxHarness>(harness: &H, what: &str, mut is_so: impl FnMut(
     }
 }
 
-/// Waits for what the outbox tells of itself.
+/// Waits for a status of the outbox.
 async fn until_status<H: OutboxHarness>(
     harness: &H,
     what: &str,
@@ -120,7 +120,7 @@ pub async fn a_poison_row_holds_back_its_own_key_and_no_other<H: OutboxHarness>(
     // One that comes while nothing but the poison waits is not kept waiting by it.
     harness.commit(&[message("late", 0)]).await.expect("a commit");
     until(harness, "the late one", || broker.sent().len() == 32).await;
-    // What was sent is noted a moment later.
+    // Sent rows are recorded a moment later.
     let status = until_status(harness, "its mark", |status| status.waiting == 3).await;
     let arrivals = broker.first_arrivals();
     assert_eq!(arrivals["sound"], (0..30).collect::<Vec<_>>());

@@ -14,7 +14,7 @@ const MANY: TakeLimits = TakeLimits { rows: 100, per_key: 100, bytes: 1_000_000 
 
 type Taken<H> = (<<H as OutboxHarness>::Outbox as OutboxStore>::Taken, Vec<OutboxRow>);
 
-/// What was let go may be free a moment later.
+/// Retries, since released rows may be free only a moment later.
 async fn take_soon<H: OutboxHarness>(harness: &H, outbox: &H::Outbox, limits: &TakeLimits) -> Taken<H> {
     let end = Instant::now() + harness.patience();
     loop {
@@ -64,7 +64,7 @@ pub async fn what_commits_comes_out_whole_and_what_does_not_never_was<H: OutboxH
     assert!(outbox.take(&MANY).await.expect("an answer").is_none(), "what was published comes again");
 }
 
-/// What no outbox keeps is refused in words that say why, and nothing of its transaction is there.
+/// A message that no outbox keeps is refused with the reason, and nothing of its transaction is stored.
 pub async fn a_message_that_cannot_be_kept_is_refused_with_words<H: OutboxHarness>(harness: &H) {
     let longest = |more: usize| Some(vec![b'x'; LONGEST_ORDER_KEY + more].into());
     for (wrong, word) in [
@@ -83,7 +83,8 @@ pub async fn a_message_that_cannot_be_kept_is_refused_with_words<H: OutboxHarnes
     assert_eq!(rows.iter().map(|row| &row.message.order_key).collect::<Vec<_>>(), [&largest.order_key]);
 }
 
-/// Who has the oldest row of an order key has the key; dropped, what was taken is free again. The limits hold.
+/// The holder of the oldest row of an order key holds the key; when it is dropped, its rows are free again. The limits
+/// hold.
 pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness>(harness: &H) {
     let (one, other) = (harness.outbox().await, harness.outbox().await);
     for message in [message("a", 0), message("a", 1), message("a", 2), message("b", 0), message("", 0)] {
@@ -99,7 +100,7 @@ pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness
         seen,
         [(None, "0".into()), (key("a"), "0".into()), (key("a"), "1".into()), (key("b"), "0".into())]
     );
-    // Not even the third of "a", which nobody has.
+    // Not even the third of "a", which no worker holds.
     assert!(other.take(&two_of_each).await.expect("an answer").is_none());
     drop(taken);
     let (taken, again) = take_soon(harness, &other, &two_of_each).await;
@@ -115,7 +116,7 @@ pub async fn what_was_taken_nobody_else_gets_until_it_is_let_go<H: OutboxHarness
     assert_eq!(alone.iter().map(|row| row.message.payload.clone()).collect::<Vec<_>>(), ["12345"]);
 }
 
-/// A row that failed is not taken before its time, says how often it failed and why, and holds back its key alone.
+/// A row that failed is not taken before its time, records how often it failed and why, and holds back its key alone.
 pub async fn a_failed_row_waits_for_its_time_and_its_key_with_it<H: OutboxHarness>(harness: &H) {
     let outbox = harness.outbox().await;
     let poison = Outgoing { destination: NOWHERE.into(), id: "poison".into(), ..message("a", 0) };
@@ -164,7 +165,7 @@ pub async fn every_key_gets_its_turn_however_many_rows_the_others_have<H: Outbox
     assert!(turns.values().all(|turns| (3..=5).contains(turns)), "{turns:?}");
 }
 
-/// Published rows are removed once they are old enough, so many at a time, and no others are.
+/// A purge removes published rows once they are old enough, up to its limit, and no others.
 pub async fn only_what_was_published_long_ago_is_removed<H: OutboxHarness>(harness: &H) {
     let outbox = harness.outbox().await;
     let rows: Vec<_> = (0..5).map(|number| message("a", number)).collect();

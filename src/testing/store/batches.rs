@@ -1,4 +1,4 @@
-//! Checks of batches: one answer per item, in order, whatever becomes of its neighbours.
+//! Checks of batches: one answer per item, in order, regardless of its neighbours.
 
 use super::StoreHarness;
 use super::case::{Case, all};

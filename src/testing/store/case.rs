@@ -12,7 +12,7 @@ use crate::store::{
     RenewRequest, Renewal, Store, StoreAdmin,
 };
 
-/// Some stores tell time in milliseconds, and round.
+/// Some stores measure time in milliseconds, and round.
 const GRAIN: Duration = Duration::from_millis(1);
 
 /// One worker's view of the store under test.

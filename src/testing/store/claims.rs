@@ -15,7 +15,7 @@ pub async fn an_unknown_key_is_claimed_as_its_first_attempt<H: StoreHarness>(har
     case.assert_left(claim.lease_left, case.timing.lease);
 }
 
-/// A key in progress is not claimed by another; the answer says how long the lease may last.
+/// A key in progress is not claimed by another; the answer reports how long the lease may last.
 pub async fn a_key_in_progress_is_not_claimed_by_another<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let other = Case::new(harness).await;
@@ -77,7 +77,7 @@ pub async fn a_lapse_after_the_start_counts_as_an_attempt<H: StoreHarness>(harne
     assert_eq!((third.attempt, third.lost), (2, 2), "the second claim was not marked");
 }
 
-/// Runs that end with the death of their process use up the attempts in the end, with the reason that says so.
+/// Runs that end with the death of their process use up the attempts in the end, with the reason for it.
 pub async fn lapses_of_started_runs_use_up_the_attempts<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for _ in 0..case.terms.max_attempts {

@@ -74,7 +74,7 @@ pub async fn the_completion_of_a_forgotten_key_inserts_it<H: StoreHarness>(harne
     assert_eq!(case.complete_with(request).await, Completion::Repeated);
 }
 
-/// The completion of a record past its TTL inserts it anew.
+/// The completion of a record past its TTL inserts it again.
 pub async fn the_completion_of_an_expired_record_inserts_it<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let claim = case.claim(case.key(1)).await;
@@ -84,7 +84,7 @@ pub async fn the_completion_of_an_expired_record_inserts_it<H: StoreHarness>(har
     assert!(matches!(case.ask_for(case.key(1)).await, Claim::Completed { .. }));
 }
 
-/// The completion of a key that is free again (its claim was given back) inserts it: the effect has happened.
+/// The completion of a key that is free again (its claim was released) inserts it: the effect has happened.
 pub async fn the_completion_of_a_free_key_inserts_it<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let old = case.claim(case.key(1)).await;
@@ -97,7 +97,7 @@ pub async fn the_completion_of_a_free_key_inserts_it<H: StoreHarness>(harness: &
     assert!(case.claim(case.key(1)).await.lease.fence > new.lease.fence, "the larger fence is not forgotten");
 }
 
-/// A completion that finds the key completed by another says so and changes nothing.
+/// A completion that finds the key completed by another owner reports it and changes nothing.
 pub async fn a_key_completed_by_another_stays_the_others<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);
@@ -113,7 +113,7 @@ pub async fn a_key_completed_by_another_stays_the_others<H: StoreHarness>(harnes
     assert_eq!(case.complete(new.lease).await, Completion::Repeated);
 }
 
-/// A completion that finds the key dead in another's hands says so and leaves it dead.
+/// A completion that finds the key dead by another owner reports it and leaves it dead.
 pub async fn a_key_dead_by_another_stays_dead<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);

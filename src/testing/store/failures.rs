@@ -21,7 +21,8 @@ pub async fn a_failure_counts_an_attempt_and_frees_the_key<H: StoreHarness>(harn
     assert!(second.lease.fence > first.lease.fence);
 }
 
-/// A failure is recorded even if the lease has run out, as long as nobody took over; the lapse is not counted too.
+/// A failure is recorded even if the lease has run out, as long as no other owner took over; the lapse is not counted
+/// too.
 pub async fn a_failure_after_the_lease_counts_once<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let claim = case.claim(case.key(1)).await;
@@ -41,7 +42,7 @@ pub async fn a_failed_record_expires_after_its_ttl<H: StoreHarness>(harness: &H)
     assert_eq!(case.claim(case.key(1)).await.attempt, 1);
 }
 
-/// A key whose attempts are used up is claimed for dead-lettering only, by one at a time.
+/// A key whose attempts are used up is claimed for dead-lettering only, and by a single owner.
 pub async fn used_up_attempts_exhaust_the_key<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);
@@ -138,7 +139,7 @@ pub async fn a_dead_record_lives_for_the_burials_ttl<H: StoreHarness>(harness: &
     assert_eq!(case.claim(case.key(1)).await.attempt, 1);
 }
 
-/// A burial after the lease has run out still buries, as long as nobody took over.
+/// A burial after the lease has run out still buries, as long as no other owner took over.
 pub async fn a_late_burial_nobody_forestalled_buries<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let lease = case.bring(case.key(1), KeyState::Terminal, None).await;
@@ -157,7 +158,7 @@ pub async fn a_long_error_is_cut_at_a_character<H: StoreHarness>(harness: &H) {
     assert!(text.starts_with(&kept));
 }
 
-/// Errors come back as they went in, whatever characters they hold.
+/// Errors are returned as they were stored, with any characters.
 pub async fn errors_may_hold_any_character<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for (n, text) in (1..).zip(["", "'; DROP TABLE keys; --", "Zürich 日本 🦀\n\t\u{7f}", "%s {} $1 ?"])

@@ -15,8 +15,8 @@ pub struct Timing {
     pub lease: Duration,
     /// The TTL of records, several times the lease.
     pub ttl: Duration,
-    /// How exactly time can be told: how late an answer may come, and how close to a boundary a check goes.
-    /// Less than a fifth of the lease.
+    /// The precision of time: how late an answer may come, and how close to a boundary a check goes. Less than a fifth
+    /// of the lease.
     pub tick: Duration,
 }
 
@@ -35,7 +35,7 @@ impl Timing {
         tick: Duration::from_secs(10),
     };
 
-    /// For stores whose clock nobody moves: the checks wait.
+    /// For stores whose clock cannot be moved: the checks wait.
     pub const REAL: Self = Self {
         lease: Duration::from_millis(1_500),
         ttl: Duration::from_millis(4_000),

@@ -195,7 +195,7 @@ macro_rules! shared_transaction_conformance {
     };
 }
 
-/// What the macros above are made of.
+/// The parts of the macros above.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! conformance_tests {

@@ -91,7 +91,7 @@ pub async fn marks_go_with_their_transaction<H: TransactionalHarness<Store: Posi
     assert_eq!(harness.effects().await, [""; 0]);
 }
 
-/// What a claim would be refused, a mark is told, and leaves as it is.
+/// A mark gets the reason for which a claim would be refused, and leaves the key as it is.
 pub async fn a_mark_is_told_what_is_known_of_a_key<H: TransactionalHarness<Store: PositionStore>>(
     harness: &H,
 ) {
@@ -119,7 +119,7 @@ pub async fn a_mark_is_told_what_is_known_of_a_key<H: TransactionalHarness<Store
     assert_eq!(harness.effects().await, [""; 0]);
 }
 
-/// A key that was given back, whose run failed, whose lease is over, or that is past its TTL is fresh; whoever had it before
+/// A key that was released, whose run failed, whose lease is over, or that is past its TTL is fresh; its former owner
 /// can no longer complete it.
 pub async fn what_a_claim_could_take_over_is_fresh<H: TransactionalHarness<Store: PositionStore>>(
     harness: &H,

@@ -2,7 +2,7 @@
 //!
 //! A store passes when [`store_conformance!`](crate::store_conformance) is green with a [`StoreHarness`] of its own.
 //! The checks are functions, each of which panics if its sentence does not hold; the macro makes one test of each, so
-//! that the results show by name. What the suite does not show: durability across a killed process, and speed.
+//! that the results show by name. The suite does not cover durability across a killed process, nor speed.
 //!
 //! ```
 //! # #[cfg(any())]

@@ -88,7 +88,7 @@ pub async fn expired_records_are_neither_listed_nor_counted<H: StoreHarness>(har
     assert_eq!(case.store.stats(&case.scope).await.expect("the store answers").total(), 0);
 }
 
-/// A purge removes expired records and no others, at most as many as it is told.
+/// A purge removes expired records and no others, at most up to its limit.
 pub async fn a_purge_removes_expired_records_only<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for n in 0..10 {
@@ -135,7 +135,7 @@ pub async fn fences_grow_across_a_purge<H: StoreHarness>(harness: &H) {
     }
 }
 
-/// A forgotten key runs again from its first attempt, whatever its state was; an unknown one is not there to forget.
+/// A forgotten key runs again from its first attempt, regardless of its state; an unknown one cannot be forgotten.
 pub async fn a_forgotten_key_runs_again<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     assert!(!case.forget(case.key(0)).await);

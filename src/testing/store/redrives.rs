@@ -28,7 +28,7 @@ pub async fn a_redrive_opens_a_dead_key<H: StoreHarness>(harness: &H) {
     assert!(claim.lease.fence > lease.fence);
 }
 
-/// The claim that died has no say in the key that was opened again.
+/// The claim that died can no longer write to the key that was reopened.
 pub async fn the_dead_claim_cannot_write_after_a_redrive<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let lease = case.bring(case.key(1), KeyState::Dead, None).await;
@@ -65,7 +65,7 @@ pub async fn a_letter_is_resolved_once_its_redrive_has_completed<H: StoreHarness
     assert!(matches!(case.ask_for(key).await, Claim::Completed { .. }));
 }
 
-/// A letter whose key has died again is resolved: the later letter speaks for it. That one can be redriven.
+/// A letter whose key has died again is resolved: the later letter replaces it. That one can be redriven.
 pub async fn a_letter_is_resolved_once_its_redrive_has_died<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);
@@ -78,7 +78,7 @@ pub async fn a_letter_is_resolved_once_its_redrive_has_died<H: StoreHarness>(har
     assert_eq!(case.redrive(key, 0).await, Redrive::Resolved, "generation 1 has died, whatever 2 does");
 }
 
-/// What is not dead is not redriven: an unknown key, an unfinished one, a letter from a generation yet to come.
+/// A key that is not dead is not redriven: an unknown key, an unfinished one, a letter from a generation yet to come.
 pub async fn what_is_not_dead_is_not_redriven<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     assert_eq!(case.redrive(case.key(1), 0).await, Redrive::NotDead);
@@ -104,7 +104,7 @@ pub async fn an_expired_dead_record_is_not_redriven<H: StoreHarness>(harness: &H
     assert_eq!(case.redrive(case.key(1), 0).await, Redrive::NotDead);
 }
 
-/// An opened key that nobody claims expires after the redrive's TTL.
+/// An opened key that is not claimed expires after the redrive's TTL.
 pub async fn an_opened_key_nobody_claims_expires<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let _ = case.bring(case.key(1), KeyState::Dead, None).await;
@@ -115,7 +115,7 @@ pub async fn an_opened_key_nobody_claims_expires<H: StoreHarness>(harness: &H) {
     assert_eq!(case.inspect(case.key(1)).await, None);
 }
 
-/// A claim of the next generation is a redrive, whoever moved the message: attempts from 1 in that generation.
+/// A claim of the next generation is a redrive, however the message was moved: attempts from 1 in that generation.
 pub async fn a_claim_of_a_newer_generation_opens_a_dead_key<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);
@@ -165,8 +165,8 @@ pub async fn a_redrive_opens_a_terminal_key_whose_lease_is_over<H: StoreHarness>
     assert_eq!(claimed(case.ask(ClaimRequest { generation: 1, ..case.request(key) }).await).attempt, 1);
 }
 
-/// A dead key opens for the next generation alone: one further on, however far, is none of its letters and finds it dead, and
-/// leaves it as it is for the letter that is.
+/// A dead key opens for the next generation alone: a message of a later generation, however late, is not one of its
+/// letters and finds it dead, and leaves it as it is for the letter that is.
 pub async fn a_claim_beyond_the_next_generation_finds_the_key_dead<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let key = case.key(1);

@@ -44,7 +44,7 @@ pub async fn a_repeated_claim_of_an_exhausted_key_recognises_itself<H: StoreHarn
     assert!(matches!(case.ask_for(key).await, Claim::InProgress { .. }), "it holds the key against others");
 }
 
-/// A repeated completion says so, and neither replaces the result nor restarts the TTL.
+/// A repeated completion reports that it is one, and neither replaces the result nor restarts the TTL.
 pub async fn a_repeated_completion_changes_nothing<H: StoreHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let claim = case.claim(case.key(1)).await;

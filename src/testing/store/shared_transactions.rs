@@ -71,7 +71,7 @@ pub async fn effects_that_share_a_transaction_are_committed_together<H: Transact
     }
 }
 
-/// An effect that is undone takes none with it, wherever it stands, and its failure can be written.
+/// An effect that is undone takes no other with it, at any place in the transaction, and its failure can be written.
 pub async fn an_undone_effect_takes_no_other_with_it<H: TransactionalHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let (first, second) = (case.claim(case.key(1)).await, case.claim(case.key(2)).await);

@@ -103,7 +103,7 @@ pub async fn a_repeated_run_after_its_commit_is_fenced<H: TransactionalHarness>(
     assert_eq!(harness.effects().await, ["charged"]);
 }
 
-/// A commit of a claim that is no longer held is fenced in every state but pending, and if the record is gone.
+/// A commit of a claim that is no longer held is fenced in every state but pending, and if the record no longer exists.
 pub async fn a_commit_needs_its_claim_to_be_pending<H: TransactionalHarness>(harness: &H) {
     let case = Case::new(harness).await;
     for (n, state) in (1..).zip(KeyState::ALL) {

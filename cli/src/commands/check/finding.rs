@@ -57,7 +57,7 @@ from_remark!(Advice, Warning);
 from_remark!(ConfigError, Error);
 
 impl Finding {
-    /// A remark about what will run all the same.
+    /// A remark about a configuration that runs anyway.
     pub(super) fn warned(remark: &ConfigError) -> Self {
         Self { severity: Severity::Warning, ..Self::from(remark) }
     }

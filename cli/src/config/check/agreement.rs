@@ -100,7 +100,7 @@ fn ordering(config: &Config) -> Checked {
     Ok(())
 }
 
-/// Without a place for them, dead letters would be lost, or block their queue for ever.
+/// Without a place for them, dead letters would be lost, or block their queue forever.
 fn dead_letters(config: &Config) -> Checked {
     if config.dead_letter.is_some() {
         return Ok(());

@@ -125,7 +125,7 @@ fn http(config: &Config, handler: &HttpHandler) -> Checked {
     Ok(())
 }
 
-/// Headers that say which message a request is about, or how long it is.
+/// Headers that identify the message of a request, or its length.
 fn names_the_message(header: &str) -> bool {
     let header = header.to_ascii_lowercase();
     matches!(&*header, "idempotency-key" | "content-length" | "transfer-encoding")

@@ -75,8 +75,8 @@ pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
     headers
 }
 
-/// Takes out of `headers` what the operator has fixed: the header itself, the same in or without Base64, and what says more
-/// of it.
+/// Removes from `headers` those that the operator has fixed: the header itself, the same in or without Base64, and
+/// those that describe it.
 pub(super) fn give_way(headers: &mut HeaderMap, fixed: &HeaderMap) {
     for name in fixed.keys() {
         headers.remove(name);

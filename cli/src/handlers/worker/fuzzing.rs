@@ -9,7 +9,7 @@ pub fn request(id: u64, scope: &Scope, message: &Message) -> Option<Vec<u8>> {
     protocol::request(id, scope, message).ok()
 }
 
-/// What a line is while request `id` is open.
+/// The kind of a line while request `id` is open.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
     /// No answer.

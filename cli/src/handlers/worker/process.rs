@@ -321,7 +321,7 @@ impl WorkerProcess {
         Reply::Broken(if read_whole { error.outcome_unknown() } else { error })
     }
 
-    /// Waits for the end of a process, which has otherwise done what `otherwise` says; kills it if it does not end.
+    /// Waits for the end of a process; kills it if it does not end, a failure that `otherwise` describes.
     async fn end(&mut self, otherwise: &str) -> (String, Option<ExitStatus>) {
         let (what, status) = match tokio::time::timeout(LAST_LINES, self.process.wait()).await {
             Ok(Ok(status)) => (format!("ended ({status})"), Some(status)),

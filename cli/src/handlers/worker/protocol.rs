@@ -309,7 +309,7 @@ mod tests {
                     payload,
                     "{text:?}"
                 );
-                // What is short comes as it always did.
+                // Short ones are sent as before.
                 assert!(bytes >= LONG - 10 || request["payload"].is_string(), "{text:?}");
                 assert!(text.starts_with('\u{1}') || request["payload"].is_string(), "{text:?} is text");
                 if bytes > LONG {
