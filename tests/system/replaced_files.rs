@@ -31,7 +31,7 @@ fn another_file_of_the_same_name_is_read_from_its_beginning() {
         let mut ids = owned(&["a", "b", "x"]);
         ids.extend(owned(replacement));
         assert_eq!(scene.count(Kind::Effect), each(&ids, 1));
-        assert!(ended.stderr.contains("is not the one that was read before"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("file was replaced or rewritten"), "{}", ended.stderr);
     }
 }
 

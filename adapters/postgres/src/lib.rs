@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use onceward::{Key, Scope, Store};
+//! use onceward::{Key, Scope, StoreAdmin};
 //! use onceward_postgres::{PgConfig, PgStore};
 //!
 //! let store = PgStore::open(PgConfig::new("postgres://worker@127.0.0.1/shop")).await?;

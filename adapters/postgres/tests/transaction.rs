@@ -105,7 +105,7 @@ async fn what_the_commit_refuses_is_an_error_of_its_own_and_no_lost_claim() {
     let scene = Scene::new("refuses").await;
     let request = scene.claim("unknown").await;
     let error = scene.run(&request, 2, async |_| {}).await.unwrap_err();
-    assert!(!error.is_retryable() && error.to_string().contains("refused"), "{error:?}");
+    assert!(!error.is_retryable() && error.to_string().contains("rejected"), "{error:?}");
     assert_eq!(scene.sql("SELECT count(*) FROM @.effects"), "0");
     assert_eq!(scene.completed().await, 0);
     assert_eq!(scene.run(&request, 1, async |_| {}).await.unwrap(), Commit::Committed, "it is held still");
@@ -136,7 +136,7 @@ async fn a_transaction_left_open_or_failed_is_not_committed() {
     assert!(nested.unwrap_err().to_string().contains("nested transaction"));
     let failed =
         scene.run(&request, 1, async |tx| drop((&mut **tx).execute("SELECT 1 / 0").await.unwrap_err()));
-    assert!(failed.await.unwrap_err().to_string().contains("failed before"));
+    assert!(failed.await.unwrap_err().to_string().contains("an earlier statement in the transaction failed"));
     assert_eq!(scene.sql("SELECT count(*) FROM @.effects"), "0");
     assert_eq!(scene.run(&request, 1, async |_| {}).await.unwrap(), Commit::Committed);
 }

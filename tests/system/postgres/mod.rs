@@ -98,7 +98,7 @@ fn keys_of_an_earlier_table_are_imported_and_have_no_effect_again() {
     table.assert_exact(open, "after the import");
     let checked = scene.tell(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
-    assert!(checked.stdout.contains("the store takes its statement"), "{checked:#?}");
+    assert!(checked.stdout.contains("the store accepts its statement"), "{checked:#?}");
     let status = scene.tell(&["status", "onceward.toml"]);
     assert!(status.stdout.contains(&format!("completed {}", orders.ids.len())), "{status:#?}");
 }

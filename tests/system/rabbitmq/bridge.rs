@@ -89,7 +89,7 @@ fn a_bridge_to_a_queue_that_is_not_there_is_refused_before_a_message_is_taken() 
     assert_eq!(from.depth(), (1, 0));
     scene.configure(&setup);
     let checked = scene.tell(&["check", "onceward.toml"]);
-    assert!(checked.stdout.contains("its broker answers and has the destination"), "{checked:#?}");
+    assert!(checked.stdout.contains("its broker responds and has the destination"), "{checked:#?}");
 }
 
 #[test]
