@@ -119,7 +119,7 @@ pub(crate) enum Action {
     RenewalDelayed {
         lane: usize,
     },
-    /// The request that was on the way is applied; nobody hears the answer.
+    /// The request in flight is applied; its reply is lost.
     LateRequestArrives,
     HandlerStarts {
         lane: usize,

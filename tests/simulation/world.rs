@@ -379,7 +379,7 @@ impl World {
     }
 
     async fn judge(self) -> Outcome {
-        // Tasks that were let go of take a moment to notice.
+        // Tasks that were released take a moment to notice.
         tokio::time::sleep(Duration::from_secs(60)).await;
         let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         if alive > 0 {

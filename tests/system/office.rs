@@ -1,4 +1,4 @@
-//! Effects with events in one database, relays that send the events, and what must be true of all that whoever is killed.
+//! Effects with events in one database, relays that send the events, and what must hold whichever process is killed.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -78,7 +78,7 @@ impl Office {
         office
     }
 
-    /// `@` stands for the schema in Postgres.
+    /// `@` is replaced by the schema in Postgres.
     pub(crate) fn sql(&self, sql: &str) -> String {
         let Books::Postgres(schema) = self.books else { panic!("these books are a file") };
         Postgres::shared().sql(&sql.replace('@', schema))
@@ -158,8 +158,8 @@ impl Office {
         }
     }
 
-    /// Two workers and two relays, killed in turn, until all of `orders` has left the source and the outbox; each order
-    /// has exactly one effect and one event then. `arrived` tells how many events have.
+    /// Two workers and two relays, killed in turn, until all of `orders` has left the source and the outbox; each order has
+    /// exactly one effect and one event then. `arrived` returns how many events have arrived.
     pub(crate) fn work_under_kills(
         &self,
         from: &impl Waiting,

@@ -17,7 +17,7 @@ use crate::{kafka, rabbitmq, sqs};
 
 const SECRET: &str = "a secret that nobody else knows";
 
-/// An order whose cause of death is mended once it has died.
+/// An order whose cause of death is fixed after it has died.
 fn dies_once() -> String {
     orders::order("dies-once", &json!({"do": "fail", "times": 3}))
 }

@@ -1,4 +1,4 @@
-//! How connections are opened on a real server: one that answers slowly, passwords that change, what is refused for a while.
+//! Tests of opening connections on a real server: slow answers, passwords that change, temporary refusals.
 
 #![allow(clippy::unwrap_used)]
 

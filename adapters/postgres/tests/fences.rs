@@ -46,7 +46,7 @@ impl Place {
         PgConnection::connect(&Postgres::shared().url(ROLE)).await.unwrap()
     }
 
-    /// `@` stands for the schema.
+    /// `@` is replaced by the schema.
     async fn run(&self, conn: &mut PgConnection, sql: &str) {
         conn.execute(AssertSqlSafe(sql.replace('@', &self.schema))).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Schemas that somebody else prepared, objects that somebody else put there, and locks that strangers hold.
+//! Tests of schemas prepared by another role, objects put there by another role, and locks held by other sessions.
 
 #![allow(clippy::unwrap_used)]
 
@@ -90,7 +90,7 @@ fn refused<T>(outcome: Result<T, Error>, about: &str) {
     assert!(error.to_string().contains(about), "{error}");
 }
 
-/// What has whoever calls it make the hostile role a superuser.
+/// A trigger function that uses the rights of its caller to make the hostile role a superuser.
 const BOOM: &str = "CREATE FUNCTION @.boom() RETURNS trigger LANGUAGE plpgsql AS \
     $$ BEGIN EXECUTE 'ALTER ROLE ? SUPERUSER'; RETURN NEW; END $$;";
 const BOOK: &str = "CREATE TABLE @.migrations (version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
@@ -106,7 +106,7 @@ async fn a_schema_that_somebody_else_made_is_not_migrated() {
     place.sql("DROP SCHEMA @ CASCADE");
     place.evil("CREATE SCHEMA @").await.unwrap();
     refused(place.migrate("postgres").await, &format!("owned by {}", place.evil));
-    // Somebody who is no superuser is as careful, and has the right to create in it even.
+    // A role that is no superuser refuses as well, even if it may create objects in the schema.
     let dba = format!("{}_dba", place.schema);
     place.sql(&format!("CREATE ROLE {dba} LOGIN; GRANT ALL ON SCHEMA @ TO {dba}"));
     refused(place.migrate(&dba).await, &format!("owned by {}", place.evil));

@@ -129,7 +129,7 @@ async fn what_is_published_is_received_with_all_headers_and_a_repeat_to_a_fifo_q
         let mut consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
         let received = consumer.receive().await.unwrap().unwrap();
         let message = &received[0].message;
-        // Whoever writes to the queue chooses it.
+        // Any sender can choose it.
         assert!(message.header("onceward-id").unwrap().starts_with(b"id-"));
         assert!(!message.id().unwrap().starts_with(b"id-"));
         assert_eq!(&message.payload()[..], b"\xff\x00");

@@ -26,7 +26,7 @@ pub(crate) fn serve(ledger: &Path) -> ExitCode {
         let Ok(request) = serde_json::from_str::<Request>(&line) else { return ExitCode::from(2) };
         let Some(answer) = answer(ledger, request) else { return ExitCode::from(9) };
         let mut out = std::io::stdout().lock();
-        // Once nobody reads, nobody asks either: the loop ends with the closed input.
+        // A parent that does not read any more sends no requests either: the loop ends with the closed input.
         let _ = out.write_all(format!("{answer}\n").as_bytes()).and_then(|()| out.flush());
     }
     ExitCode::SUCCESS

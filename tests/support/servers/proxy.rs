@@ -146,7 +146,7 @@ impl Proxy {
         self.with(|state| state.each(|flows| flows.cut = true));
     }
 
-    /// Makes the open connections half-open: all packets vanish in both directions and neither side is told. New
+    /// Makes the open connections half-open: all packets vanish in both directions and neither side is notified. New
     /// connections pass, as after a NAT entry was lost.
     pub fn half_open(&self) {
         self.with(|state| {
@@ -157,7 +157,7 @@ impl Proxy {
         });
     }
 
-    /// Drops the replies of the open connections: the server gets and does what it is asked, the client never hears of it.
+    /// Drops the replies of the open connections: the server executes the requests, the client never gets the replies.
     pub fn drop_replies(&self) {
         self.with(|state| state.each(|flows| flows.to_client = Flow::Drop));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-/// Lines that are added, replaced or taken away when somebody wraps the loop that runs already.
+/// Lines that may be added, replaced or removed to wrap an existing loop.
 const MOST: usize = 10;
 
 /// Asserts that of the lines of an example's module `before` at most ten are added, replaced or taken away in its module

@@ -1,4 +1,4 @@
-//! Members that the broker does not hear: cut off while they work, and told to end while nobody answers.
+//! Tests of members that the broker cannot hear: cut off while they work, and stopped while no broker answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -76,7 +76,7 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     topic.publish(&lines);
     let setup = setup(&topic).set("source.kafka.properties.max.poll.interval.ms", 5_000);
     let scene = scene(&setup);
-    // Whoever was evicted would give its partitions to the other.
+    // A member that was evicted would give its partitions to the other.
     let running = vec![scene.run(), scene.run()];
     until("the long effect", LONG, || scene.count(Kind::Effect).contains_key("long"));
     until("no lag", LONG, || topic.is_empty());

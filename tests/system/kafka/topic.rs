@@ -130,7 +130,7 @@ impl<'a> Topic<'a> {
         (0..self.partitions).map(end).collect()
     }
 
-    /// True if no transaction is open: what follows one of somebody who died is not read until that has timed out.
+    /// True if no transaction is open: records after one of a dead producer are not read until that has timed out.
     pub(super) fn is_stable(&self) -> bool {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().expect("a client");

@@ -53,7 +53,7 @@ impl<'s> Table<'s> {
         self.sql("SELECT count(*) FROM @.effects").parse().expect("a count")
     }
 
-    /// `@` stands for the schema.
+    /// `@` is replaced by the schema.
     pub(crate) fn sql(&self, sql: &str) -> String {
         self.server.sql(&sql.replace('@', &self.name))
     }

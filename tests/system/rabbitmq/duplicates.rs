@@ -64,7 +64,7 @@ fn die_at(step: Step) -> (Scene, u64) {
 
 #[test]
 fn the_process_dies_after_the_effect() {
-    // The completion was written: the message comes again and is known.
+    // The completion was written: the message is redelivered and its key is known.
     let (scene, duplicates) = die_at(Step::CompleteApplied);
     assert_eq!((scene.count(Kind::Effect), duplicates), (each(&["only".to_owned()], 1), 1));
     // It was not: this is what `deduplicated` does not promise, and `effectively-once` does (`transactions.rs`).

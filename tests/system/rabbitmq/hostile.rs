@@ -84,7 +84,7 @@ impl Producer<'_> {
         }
     }
 
-    /// The key of an honest message, of nobody's, or none at all.
+    /// The key of an honest message, one of no message, or no key at all.
     fn key(&mut self, number: usize) -> String {
         let victim = Message::builder(honest(self.chance.number(0..HONEST))).build();
         match self.chance.number(0..4) {

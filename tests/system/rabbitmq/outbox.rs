@@ -1,5 +1,5 @@
-//! The outbox in Postgres and in SQLite, emptied by `onceward outbox relay` into a queue: what commits arrives, under an id that
-//! stays the same, in the order of its key, whoever is killed; and has one effect behind that queue.
+//! The outbox in Postgres and in SQLite, emptied by `onceward outbox relay` into a queue: what commits arrives, under an id
+//! that stays the same, in the order of its key, whichever process is killed; and has one effect behind that queue.
 
 use onceward::failpoints::Step;
 use onceward_test_servers::proxy::Proxy;
@@ -124,7 +124,7 @@ fn rows_of_a_relay_that_hangs_are_sent_by_another() {
                   AND query LIKE '%relay_hangs%'";
     until("the rows are taken", PATIENCE, || office.sql(locked) == "1");
     let relay = office.relay();
-    // One whose order key nobody holds does not wait.
+    // A row whose order key is not locked does not wait.
     office.sql(
         "INSERT INTO @.outbox (destination, order_key, payload) VALUES ('relay_hangs.out', 'free', '{}')",
     );

@@ -94,7 +94,7 @@ impl<'a> Queue<'a> {
         })
     }
 
-    /// Moves all messages to another queue, as they are: as somebody at a console does.
+    /// Moves all messages to another queue, unchanged, as an operator at a console does.
     pub(crate) fn move_all_to(&self, to: &Queue<'_>) {
         runtime().block_on(async {
             let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;

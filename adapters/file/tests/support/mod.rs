@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a checkpoint store in memory, and receiving with a limit.
+//! Helpers of this crate's tests: a checkpoint store in memory, and receiving with a limit.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashMap;

@@ -123,7 +123,7 @@ impl FakeSqs {
         self.lock().attributes = attributes;
     }
 
-    /// Somebody else receives everything, for so long: the handles given out before are worth nothing.
+    /// Another receiver gets all messages, for so long: the handles given out before are invalid.
     pub fn receive_elsewhere(&self, visibility: Duration) {
         for message in &mut self.lock().messages {
             message.receives += 1;

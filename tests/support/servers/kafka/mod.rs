@@ -246,7 +246,7 @@ impl Kafka {
             "replication-offset-checkpoint",
             "log-start-offset-checkpoint",
         ] {
-            // Written anew from what is there.
+            // The broker recreates it from the logs that exist.
             let _ = fs::remove_file(data.join(checkpoint));
         }
     }

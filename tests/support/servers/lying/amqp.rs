@@ -26,7 +26,7 @@ pub enum Lie {
     TooManyMessages,
     /// The same for a subscription that there is not.
     UnknownSubscription,
-    /// Returned messages that nobody published, without an end.
+    /// Returned messages that were never published, without an end.
     Returns,
 }
 

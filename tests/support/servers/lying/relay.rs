@@ -1,4 +1,4 @@
-//! Somebody between a client and a real server, who tells the truth until asked to lie: [`Relay`].
+//! A relay between a client and a real server that forwards faithfully until it is asked to lie: [`Relay`].
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -47,7 +47,7 @@ impl Relay {
         *self.lie.lock().unwrap_or_else(PoisonError::into_inner) = lie.map(<[u8]>::to_vec);
     }
 
-    /// How many lies were told.
+    /// The number of lies so far.
     #[must_use]
     pub fn told(&self) -> u64 {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner)

@@ -114,7 +114,7 @@ impl RedisCluster {
         said.trim().trim_start_matches("(integer) ").parse().unwrap_or_else(|_| panic!("MIGRATE said {said}"))
     }
 
-    /// Moves all of `slot` to the next node, one key at a time, so that those who use it meet it half moved.
+    /// Moves all of `slot` to the next node, key by key, so that its users meet it half moved.
     ///
     /// # Panics
     /// It does not move.
