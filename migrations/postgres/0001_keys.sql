@@ -1,4 +1,4 @@
--- `"@schema@"` stands for the schema's name, validated and quoted before the statements run.
+-- `"@schema@"` is replaced by the schema's name, validated and quoted before the statements run.
 
 -- What the schema was written as. `format` is the version of the records below, `key_format` of the encoding that is
 -- hashed into keys, `fence_floor` the largest fence of all records that were removed.

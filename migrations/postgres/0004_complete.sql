@@ -3,10 +3,10 @@
 --     BEGIN; ...effects...; SELECT "@schema@".complete(token); COMMIT
 --
 -- The token says which claim the handler runs under: key, owner (16 bytes each) and fence, in hexadecimal. A claim that is
--- no longer held, or was completed with this token before, is an error, so that the transaction cannot commit. It is to be
+-- no longer held, or was completed with this token before, is an error, so that the transaction cannot commit. It must be
 -- the last statement before the commit: the row it writes stays locked until then, and the claim cannot be renewed.
 --
--- It runs with its owner's rights: whoever may execute it, and has a token, needs no right on the tables.
+-- It runs with its owner's rights: a role that may execute it, and has a token, needs no right on the tables.
 CREATE FUNCTION "@schema@".complete(token text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $function$
@@ -35,5 +35,5 @@ BEGIN
 END
 $function$;
 
--- Functions are everybody's unless told otherwise.
+-- By default every role may execute a function.
 REVOKE ALL ON FUNCTION "@schema@".complete(text) FROM PUBLIC;

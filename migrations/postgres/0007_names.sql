@@ -5,12 +5,12 @@ ALTER FUNCTION "@schema@".occupy_free(bigint, bytea[]) SET search_path = pg_cata
 ALTER FUNCTION "@schema@".complete_inbox(bigint, bytea, bytea, bigint, bigint, bytea)
     SET search_path = pg_catalog, pg_temp;
 
--- The row that the one worker locks that removes expired keys. Advisory locks are everybody's: any role may hold one for ever.
+-- The row that the one worker locks that removes expired keys. Advisory locks are open to all: any role may hold one for ever.
 INSERT INTO "@schema@".meta (name, value) VALUES ('purge', 0);
 
 -- Whose turn it is to write an order key, by its hash: a row is locked from the first message under that key to the end of the
--- transaction. Rows come as they are needed, at most 2^20, and stay; so none is ever updated or vanishes under a snapshot. Nobody
--- but the owner has a right on them.
+-- transaction. Rows are added as needed, at most 2^20, and stay; so none is ever updated or vanishes under a snapshot. Only
+-- the owner has a right on them.
 CREATE TABLE "@schema@".outbox_turns (
     turn bigint NOT NULL PRIMARY KEY
 );
@@ -18,7 +18,7 @@ CREATE TABLE "@schema@".outbox_turns (
 -- The number is drawn in the turn of the order key, so that numbers of one order key are in the order of commits, and nothing
 -- appears before what has been sent already.
 --
--- It runs with its owner's rights, so that whoever may insert into the outbox needs none on the turns.
+-- It runs with its owner's rights, so that a role that may insert into the outbox needs none on the turns.
 CREATE OR REPLACE FUNCTION "@schema@".outbox_number() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $function$
@@ -46,5 +46,5 @@ BEGIN
 END
 $function$;
 
--- Whoever may execute it could make it the trigger of a table of their own.
+-- A role that may execute it could make it the trigger of a table of its own.
 REVOKE ALL ON FUNCTION "@schema@".outbox_number() FROM PUBLIC;

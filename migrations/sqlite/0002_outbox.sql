@@ -1,5 +1,5 @@
 -- Messages that commit together with an effect, and are sent by a relay afterwards. Times are microseconds since the
--- epoch, in the clock of the host. Who writes with SQL names destination and payload, and whatever else is wanted of id,
+-- epoch, in the clock of the host. An INSERT sets destination and payload, and optionally id,
 -- order_key and headers; all other columns are the outbox's own.
 CREATE TABLE onceward_outbox (
     -- In the order of commits: there is one writer at a time, from its first write to its end.

@@ -143,7 +143,7 @@ pub(crate) enum Action {
     RunAgain {
         lane: usize,
     },
-    /// A commit in doubt: the claim is repeated with the same token, and tells.
+    /// A commit in doubt: the claim is repeated with the same token, and its answer resolves the doubt.
     AskAgain {
         lane: usize,
     },

@@ -45,7 +45,7 @@ pub(crate) struct Planned {
 pub(crate) enum Trouble {
     /// A worker dies, and another one takes its place after this long.
     Death { worker: usize, replaced_after: Duration },
-    /// A worker stands still.
+    /// A worker is paused.
     Pause { worker: usize, lasts: Duration },
     /// A worker is asked to end, and another one takes its place when it has.
     Restart { worker: usize },

@@ -61,8 +61,8 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// All whole lines, in the order they were written; none if there is no file yet. What stands behind the last line end is
-/// being written at this moment.
+/// All whole lines, in the order they were written; none if there is no file yet. Text after the last line end is being
+/// written at this moment.
 ///
 /// # Errors
 /// What the file system answers, or a line that is no note: then the ledger itself is broken.

@@ -1,4 +1,4 @@
-//! A program under test while it runs: watched with bounded patience, signalled, and gone when dropped.
+//! A program under test while it runs: watched with bounded patience, signalled, and killed when dropped.
 
 use std::fs::{self, File};
 use std::io;

@@ -55,7 +55,7 @@ fn outlives(setup: &Setup, liar: &Liar, what: &str) {
     assert!(matches!(ended.code(), Some(0 | 1)), "{what}: {ended:#?}");
 }
 
-/// A run with much to do, whose store stands behind `relay`, is lied to in the middle and then no longer.
+/// A run with many messages, whose store is behind `relay`, gets lies in the middle and then no longer.
 fn goes_on(setup: &Setup, relay: &Relay, lies: &[&[u8]]) {
     let orders = Orders::with_copies(300, 50, &json!({"ms": 20}), &mut Default::default());
     let scene = scene(setup, &orders.lines);

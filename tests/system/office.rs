@@ -216,7 +216,7 @@ impl Office {
         messages.len() - seen.len()
     }
 
-    /// What a consumer behind the relays is to do, in the order of each lane.
+    /// The messages that a consumer behind the relays has to process, in the order of each lane.
     pub(crate) fn produced(&self) -> Vec<Produced> {
         let produced = self.events().into_iter().map(|[_, lane, payload]| {
             let order: Value = serde_json::from_str(&payload).expect("an order is JSON");

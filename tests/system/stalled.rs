@@ -51,7 +51,7 @@ fn in_time(case: &str, took: Duration, ended: &Ended) {
     assert!(matches!(ended.code(), Some(0 | 124)), "{case}: {ended:#?}");
 }
 
-/// Ends a program whose `proxy` passes nothing any more, and says how long that took.
+/// Ends a program whose `proxy` passes nothing any more, and reports how long that took.
 fn end(name: &str, waiting: &impl Waiting, proxy: &Proxy, setup: &Setup, is_busy: bool) {
     let scene = scene(setup);
     let running = scene.run();

@@ -157,7 +157,7 @@ async fn a_dropped_receive_loses_nothing_and_keeps_the_order() {
     let mut deliveries = Vec::new();
     let mut dropped = 0;
     while deliveries.len() < 5000 {
-        // Each call is polled a few times at most and then dropped, wherever it stands.
+        // Each call is polled a few times at most and then dropped, wherever it has got to.
         let polls = fastrand_like(dropped);
         let call = consumer.receive();
         tokio::select! {

@@ -20,7 +20,7 @@ async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> 
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// Acks what comes until all of `expected` came; those that came, with their positions.
+/// Acks deliveries until all of `expected` were delivered; returns those that were, with their positions.
 async fn ack_all(consumer: &mut KafkaConsumer, expected: &BTreeSet<String>) -> BTreeSet<(String, String)> {
     let (end, mut seen, mut places) = (Instant::now() + LIMIT, BTreeSet::new(), BTreeSet::new());
     while !expected.is_subset(&seen) {

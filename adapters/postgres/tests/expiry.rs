@@ -1,4 +1,5 @@
-//! Expired rows are removed beside claims that go on, by one cleaner among many workers. Figures: the bench's part `expiry`.
+//! Tests of the removal of expired rows during concurrent claims, by one cleaner among many workers. Figures: the bench's
+//! part `expiry`.
 
 #![allow(clippy::unwrap_used)]
 

@@ -178,7 +178,7 @@ async fn a_batch_that_is_given_up_does_not_confuse_the_next() {
     assert_eq!(taken.iter().filter(|message| message.data.starts_with(b"kept")).count(), 10);
 }
 
-/// Q10: consuming goes on, publishing waits for a bounded time and says why.
+/// Q10: consuming continues, publishing waits for a bounded time and reports the cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() {
     let broker = tokio::task::spawn_blocking(RabbitMq::start).await.unwrap();

@@ -187,7 +187,7 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     let letter = receive.send().await.unwrap().messages.unwrap().remove(0);
     let attributes = letter.message_attributes.unwrap();
     assert_eq!(attributes.len(), 10, "{attributes:?}");
-    // Nine are as they were; the tenth had to make room for ours, and is in it with its type.
+    // Nine are unchanged; the tenth was replaced by ours, which contains it with its type.
     let kept = sent.iter().filter(|(name, value)| attributes.get(*name) == Some(value)).count();
     assert_eq!(kept, 9, "{attributes:?}");
     let packed = attributes["onceward-headers"].string_value().unwrap();

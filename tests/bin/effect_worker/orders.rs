@@ -1,4 +1,4 @@
-//! One run: what the payload tells it to do, and the notes it leaves in the ledger.
+//! One run: executes the orders in the payload, and writes its notes to the ledger.
 
 use std::path::Path;
 use std::time::Duration;

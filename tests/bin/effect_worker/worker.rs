@@ -35,7 +35,7 @@ pub(crate) fn serve(ledger: &Path) -> ExitCode {
 fn answer(ledger: &Path, request: Request) -> Option<Value> {
     let Request { id, key, attempt, fence, payload } = request;
     let told = Told { key: key.unwrap_or_default(), fence, attempt };
-    // What is no text comes in base64: then there is no order in it.
+    // A payload that is no text arrives in base64: then it contains no order.
     let payload = payload.unwrap_or_default();
     match orders::run(ledger, payload.as_bytes(), told) {
         Ended::Well => Some(json!({"id": id, "ok": true})),

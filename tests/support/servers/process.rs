@@ -97,7 +97,7 @@ impl Leashed {
     /// How it ended, if it did.
     ///
     /// # Errors
-    /// The operating system cannot tell.
+    /// The operating system cannot report it.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }

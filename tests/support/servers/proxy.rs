@@ -176,7 +176,7 @@ impl Proxy {
         self.set(Direction::ToClient, Flow::Drop);
     }
 
-    /// Lets everything pass again. Connections that lost bytes cannot go on and are reset.
+    /// Lets everything pass again. Connections that lost bytes cannot continue and are reset.
     pub fn heal(&self) {
         self.with(|state| {
             state.fresh = Flows::PASS;

@@ -41,7 +41,7 @@ pub(super) fn orders(messages: usize, chance: &mut Chance) -> (Vec<String>, Vec<
     (lines, produced)
 }
 
-/// How often each of them stands there.
+/// Counts the occurrences of each item.
 pub(super) fn counted<T: Ord>(of: impl IntoIterator<Item = T>) -> BTreeMap<T, u32> {
     let mut counts = BTreeMap::new();
     for one in of {

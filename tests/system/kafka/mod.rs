@@ -88,7 +88,7 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     assert_eq!(scene.count(Kind::Start), starts);
 }
 
-/// Neither the session nor the poll interval bounds a drain: the member goes on polling.
+/// Neither the session nor the poll interval bounds a drain: the member continues to poll.
 #[test]
 fn a_drain_longer_than_session_and_poll_interval_keeps_its_partitions() {
     let topic = Topic::create("drains", 1);
@@ -147,7 +147,7 @@ fn ten_thousand_duplicates_in_a_row_bring_the_lag_to_zero() {
     stop(vec![running]);
     assert_eq!(scene.count(Kind::Start), each(&ids, 1));
 
-    // Everything once more, after the broker has forgotten where the group stands.
+    // Everything once more, after the broker has lost the group's offsets.
     topic.forget_offsets();
     let running = scene.run();
     until("no lag", LONG, || topic.is_empty());

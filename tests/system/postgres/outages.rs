@@ -1,5 +1,5 @@
-//! A server that is stopped, refuses or is held up, while two programs run a statement for each message: others go on,
-//! nothing is lost, nothing is there twice.
+//! A server that is stopped, refuses or is held up, while two programs run a statement for each message: others
+//! continue, no effect is lost, none happens twice.
 
 use std::time::{Duration, Instant};
 

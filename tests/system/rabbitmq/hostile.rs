@@ -54,7 +54,7 @@ fn honest(number: usize) -> String {
     format!(r#"{{"id":{},"amount":7}}"#, id(number))
 }
 
-/// Someone who knows scope and key sources, sees other people's messages and computes their keys.
+/// An attacker that knows scope and key sources, sees other producers' messages and computes their keys.
 struct Producer<'c> {
     chance: &'c mut Chance,
     keys: KeyExtractor,

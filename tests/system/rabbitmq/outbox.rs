@@ -75,7 +75,7 @@ fn a_relay_dies_at_any_step(name: &'static str, books: Books) {
         assert_eq!(died.signal(), Some(SIGABRT), "{}: {died:#?}", step.name());
         let relay = office.relay();
         until("an empty outbox", PATIENCE, || office.waiting() == 0);
-        // Where the dead one had done all, this one may hardly have begun.
+        // If the dead relay had done all, this one may hardly have begun.
         until("it catches signals", PATIENCE, || relay.stderr().contains("relay started"));
         stop(vec![relay]);
         let copies = office.assert_all_arrived(&to.look());

@@ -1,4 +1,4 @@
-//! A queue of the broker that the tests of this process share, and who publishes into it.
+//! A queue of the broker that the tests of this process share, and its producers.
 
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,

@@ -17,7 +17,7 @@ pub enum Security {
     PasswordOverTls,
 }
 
-/// Who a broker is, and whom it lets in where a [`Listener`] asks for it.
+/// How a broker identifies itself, and which clients it authenticates if a [`Listener`] requires it.
 #[derive(Clone, Copy, Debug)]
 pub struct Secrets<'a> {
     /// The broker's key, followed by its certificate, PEM.

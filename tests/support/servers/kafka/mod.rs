@@ -152,7 +152,7 @@ impl Kafka {
         Ok(())
     }
 
-    /// A broker with ACLs: who is named by none may use only what has none.
+    /// A broker with ACLs: a user without an ACL may use only resources without one.
     ///
     /// # Panics
     /// As [`start`](Self::start).

@@ -7,7 +7,7 @@ use std::thread;
 
 use super::Liar;
 
-/// Passes bytes on; while it lies, these bytes come in place of each answer, and the connection ends behind them.
+/// Forwards bytes; while it lies, it sends these bytes instead of each answer, and closes the connection after them.
 #[derive(Debug)]
 pub struct Relay {
     liar: Liar,
@@ -16,7 +16,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Listens on a free port of 127.0.0.1 for clients of `server`, and tells the truth.
+    /// Listens on a free port of 127.0.0.1 for clients of `server`, and forwards faithfully.
     ///
     /// # Panics
     /// If no port can be bound.
