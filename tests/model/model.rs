@@ -1,4 +1,4 @@
-//! The model: its bounds, its faults and its actions. `enabled.rs` says when an action can happen, `steps.rs` what it does.
+//! The model: its bounds, its faults and its actions. `enabled.rs` decides when an action can happen, `steps.rs` applies it.
 //!
 //! A *fault* costs one of `Bounds::faults`; everything else is free and, between faults, always moves forward. So every path
 //! ends, and a state in which nothing can happen must be a settled one.

@@ -203,10 +203,10 @@ async fn the_usual_ways_to_own_a_schema_work() {
     place.open(&place.worker()).await.unwrap();
     // A worker that would migrate, with nothing left to do.
     PgStore::open(place.config(&format!("{}_worker", place.schema))).await.unwrap();
-    // A superuser does not work in the schema of another role, who would have it run code.
+    // A superuser does not work in the schema of another role, which could have it run code.
     refused(place.open("postgres").await, &format!("owned by {}_dba", place.schema));
 
-    // The schema is made by a superuser for another role, or by a superuser who lets another role create in it.
+    // The schema is created by a superuser for another role, or by a superuser that lets another role create in it.
     for made in
         ["CREATE SCHEMA @ AUTHORIZATION @_dba", "CREATE SCHEMA @; GRANT USAGE, CREATE ON SCHEMA @ TO @_dba"]
     {
@@ -318,7 +318,7 @@ async fn no_lock_that_a_stranger_can_hold_stops_anything() {
         let error = place.evil(&format!("SELECT * FROM @.{table} FOR UPDATE")).await.unwrap_err();
         assert!(error.to_string().contains("permission denied for table"), "{table}: {error}");
     }
-    // Nor may those who write to the outbox take a turn otherwise.
+    // Nor may roles that write to the outbox take a turn otherwise.
     let error = place.run_as(&worker, "SELECT * FROM @.outbox_turns FOR UPDATE").await.unwrap_err();
     assert!(error.to_string().contains("permission denied for table"), "{error}");
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::parent;
 
-/// What a payload says. Fields that are left out are zero or absent.
+/// The content of a payload. Fields that are left out are zero or absent.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Order {
     /// Who the effect is for.

@@ -122,7 +122,7 @@ impl Drop for Leashed {
     }
 }
 
-/// Waits up to `limit` for `ready` to say yes, asking every 20 ms.
+/// Waits up to `limit` until `ready` returns true, asking every 20 ms.
 pub fn wait_until(limit: std::time::Duration, mut ready: impl FnMut() -> bool) -> bool {
     let end = std::time::Instant::now() + limit;
     loop {

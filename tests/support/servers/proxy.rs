@@ -234,7 +234,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
 async fn carry(mut client: TcpStream, mut server: TcpStream, mut flows: watch::Receiver<Flows>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let orderly = {
-        // Borrowed halves: owned ones say an orderly farewell when they are dropped.
+        // Borrowed halves: owned ones close the connection in an orderly way when they are dropped.
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let up = pump(from_client, to_server, flows.clone(), Direction::ToServer);

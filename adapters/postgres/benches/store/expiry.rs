@@ -1,4 +1,4 @@
-//! Claims at a steady pace beside the removal of many expired rows, until all of them are gone.
+//! Claims at a steady pace beside the removal of many expired rows, until all of them are removed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

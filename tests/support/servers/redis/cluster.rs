@@ -102,7 +102,7 @@ impl RedisCluster {
         self.nodes[from].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
     }
 
-    /// Moves up to `count` keys of `slot` and says how many there were.
+    /// Moves up to `count` keys of `slot` and returns how many there were.
     #[must_use]
     pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: usize) -> usize {
         // Binary keys cannot pass through a shell's hands; a script on the node sees them as they are.
