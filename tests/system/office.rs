@@ -24,7 +24,7 @@ pub(crate) enum Books {
     Sqlite,
 }
 
-/// A consumer's books, and the scene of those who work on them.
+/// A consumer's books, and the scene of the workers and relays.
 pub(crate) struct Office {
     books: Books,
     destination: String,

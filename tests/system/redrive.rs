@@ -1,4 +1,4 @@
-//! `onceward dlq redrive`: dead letters go back to their source and are handled once more, once.
+//! `onceward dlq redrive`: dead letters return to their source and are handled once more, once.
 
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::effects::Kind;

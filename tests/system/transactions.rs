@@ -1,4 +1,4 @@
-//! The effect in the completion's transaction: exactly one row for each key, whatever is killed.
+//! The effect in the completion's transaction: exactly one row for each key, whichever process is killed.
 
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::database::Database;

@@ -11,10 +11,10 @@ use crate::parent;
 /// The content of a payload. Fields that are left out are zero or absent.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Order {
-    /// Who the effect is for.
+    /// The recipient of the effect.
     #[serde(default)]
     pub id: String,
-    /// What shall happen; an effect if nothing is said.
+    /// The action; by default an effect.
     #[serde(default, rename = "do")]
     pub deed: Deed,
     /// How long a run takes before its effect.

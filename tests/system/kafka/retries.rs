@@ -1,4 +1,4 @@
-//! Retry topics while the programs are killed: what fails waits there, is lost nowhere, and comes when it is due.
+//! Retry topics while the programs are killed: failed messages wait there, none is lost, each is redelivered when it is due.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
