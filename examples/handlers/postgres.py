@@ -8,7 +8,7 @@
     command = ["python3", "postgres.py", "host=127.0.0.1 dbname=shop user=app"]
     processes = 4
 
-Effect and completion commit together or not at all, whoever is killed; a claim that was lost in the meantime makes
+Effect and completion commit together or not at all, whichever process is killed; a claim that was lost in the meantime makes
 complete() fail, and with it the transaction. It works in any language and with any driver; in an HTTP handler the token is
 the header Onceward-Token, in an exec handler the variable ONCEWARD_TOKEN. The application's role needs
 `GRANT USAGE ON SCHEMA onceward TO app; GRANT EXECUTE ON FUNCTION onceward.complete(text) TO app`.
@@ -54,7 +54,7 @@ def main(database):
         except Refused as refused:
             answer.update(ok=False, error=str(refused), retry=False)
         except psycopg2.Error as error:
-            # Also where nobody knows whether it was committed: the next claim tells.
+            # Also if the outcome of the commit is unknown: the next claim finds out.
             lost = "the claim is lost: " if error.pgcode == LOST_CLAIM else ""
             answer.update(ok=False, error=lost + str(error).strip())
         print(json.dumps(answer), flush=True)

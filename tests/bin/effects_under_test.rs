@@ -1,4 +1,4 @@
-//! Writes a row for each record, together with its position, until it is told to stop:
+//! Writes a row for each record, together with its position, until it is stopped:
 //! `effects-under-test BROKERS TOPIC GROUP POSTGRES-URL [keys]`.
 //!
 //! A row in `effects` is where its record stood, `PARTITION:OFFSET`, with the `id` in its payload, which is the key with `keys`. The

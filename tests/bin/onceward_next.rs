@@ -1,7 +1,7 @@
 //! The `onceward` program as its next version would be: it knows one more step of the Postgres schema, which adds what this
 //! version does not ask for.
 //!
-//! `ONCEWARD_NEXT_NEEDS` says which step a program must know at least to use the schema after it; the first unless told.
+//! `ONCEWARD_NEXT_NEEDS` sets which step a program must know at least to use the schema after it; by default the first.
 
 use std::process::ExitCode;
 

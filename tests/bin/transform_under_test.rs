@@ -1,4 +1,4 @@
-//! A transform that copies records, until it is told to stop: `transform-under-test BROKERS FROM TO GROUP TRANSACTIONAL-ID`.
+//! A transform that copies records until it is stopped: `transform-under-test BROKERS FROM TO GROUP TRANSACTIONAL-ID`.
 //!
 //! A result is where its record stood, `PARTITION:OFFSET`: a reader sees whether each has one.
 

@@ -28,7 +28,7 @@ pub(crate) enum Bug {
     MarkBeforeHandler,
     /// The message is acked before its completion is written.
     AckBeforeComplete,
-    /// A completion that finds the key absent is turned away.
+    /// A completion that finds the key absent is refused.
     CompleteOnAbsentRefused,
     /// A claim whose reply was lost is sent again with another token.
     ClaimRetriedWithNewToken,

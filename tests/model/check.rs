@@ -1,4 +1,4 @@
-//! How the models are explored: exhaustively, for a counterexample, for reachability, for cycles.
+//! Explores the models: exhaustively, for a counterexample, for reachability, for cycles.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -22,7 +22,7 @@ where
 
 /// Looks for a counterexample to each of these properties, and prints a shortest one.
 ///
-/// Panics if there is none.
+/// Panics if a property has no counterexample.
 pub(crate) fn must_find<M>(model: M, properties: &[&'static str])
 where
     M: Model + Clone + Send + Sync + 'static,
@@ -47,7 +47,7 @@ const MAX_DEPTH: usize = 30;
 
 /// Walks all paths and returns the length of the longest, in steps.
 ///
-/// Panics if some path comes back to a state it has been in: it would not have to end.
+/// Panics if some path returns to a state it has been in: it would not have to end.
 pub(crate) fn longest_path<M>(model: &M, representative: fn(&M::State) -> M::State) -> usize
 where
     M: Model,

@@ -1,4 +1,4 @@
-//! When each action can happen.
+//! Decides which actions can happen in a state.
 
 use crate::bugs::Bug;
 use crate::model::{Action, Bounds, Fault};
@@ -124,7 +124,7 @@ impl Bounds {
             if record.stage != Stage::Absent && self.may(state, Fault::Forget) {
                 actions.push(Action::Forget { key });
             }
-            // The TTL is longer than any lease: whoever wrote the record knows by now that its lease is over.
+            // The TTL is longer than any lease: the worker that wrote the record knows by now that its lease is over.
             let ttl_can_end =
                 matches!(record.stage, Stage::Completed | Stage::Dead) && !state.is_kept_alive(record.by);
             if ttl_can_end && self.may(state, Fault::Expire) {
@@ -133,8 +133,8 @@ impl Bounds {
         }
     }
 
-    /// A lease runs out by itself when nobody renews it. While its owner holds it, the owner's deadline passes first; while its
-    /// owner does not know of it (the claim's reply was lost), it can run out as a fault.
+    /// A lease expires by itself when its owner does not renew it. While its owner holds it, the owner's deadline passes first;
+    /// while its owner does not know of it (the claim's reply was lost), it can expire as a fault.
     fn can_lapse(&self, state: &State, key: usize) -> bool {
         let record = &state.records[key];
         let runs = record.is_claimed() && !record.lapsed || record.short_lived;

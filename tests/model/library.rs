@@ -129,7 +129,7 @@ fn agrees(record: &Record, request: Request, fence: u8, rules: Rules) -> bool {
     same
 }
 
-/// The library's record that the model's stands for. The clock stands at 0: a lease that ends there is over.
+/// The library's record for the model's. The clock is at 0: a lease that ends there is over.
 fn concrete(record: &Record) -> library::Record {
     if *record == Record::default() {
         return library::Record::nothing();

@@ -20,7 +20,7 @@
 //! | model | guarantees |
 //! |---|---|
 //! | `Stage::{Absent, Pending, Failed, Completed, Dead}` | the states of a key; a released claim leaves `Absent` with its attempts and losses |
-//! | `Stage::Terminal` | failed(terminal, reason), held under a lease by who publishes its dead letter |
+//! | `Stage::Terminal` | failed(terminal, reason), held under a lease by the worker that publishes its dead letter |
 //! | `ClaimId { token, fence }` | owner token and fence; both are compared in every write |
 //! | `Record::lapsed` | the lease is over, in the store's time |
 //! | `Record::lost`, `Record::started` | `lost ≥ 1`; the fenced `started` write |
@@ -33,13 +33,13 @@
 //! | `Phase::Claiming` while the key is in progress | `on_in_progress = hold`; `Action::Park` is `park` |
 //! | `Action::Asked` | a request is applied and its reply arrives |
 //! | `Action::ReplyLost`, `RequestDelayed` | rule 4: unknown is not failed; the lane sends the same request again |
-//! | `Phase::InDoubt`, `RunAgain`, `AskAgain`, `Abandon` | a commit of unknown outcome: the attempt runs again, or the claim is repeated and tells |
+//! | `Phase::InDoubt`, `RunAgain`, `AskAgain`, `Abandon` | a commit of unknown outcome: the attempt runs again, or the claim is repeated and returns the outcome |
 //! | `Late`, `LateRequestArrives` | a request of a zombie, a dead worker, or a connection that was given up |
 //! | `Action::DeadlinePasses` | rule 3: the worker's own deadline, always before the store's lease ends |
-//! | `Action::LeaseLapses` | the lease ends. No fault once nobody keeps it alive |
+//! | `Action::LeaseLapses` | the lease ends. No fault once no worker keeps it alive |
 //! | a lane whose steps are not taken for a while | a paused worker; a zombie after `DeadlinePasses` and `LeaseLapses` |
 //! | `Action::HandlerCancelled`, `HandlerSucceeds` when overdue | the cancellation token was heeded; or the handler was past every check |
-//! | `Action::HandlerUnavailable` | the verdict `Unavailable`: the claim is released, the run counts as no attempt, the message stays. When it is tried again is time, and so is the circuit breaker |
+//! | `Action::HandlerUnavailable` | the verdict `Unavailable`: the claim is released, the run counts as no attempt, the message stays. The time of the retry is not modelled, nor is the circuit breaker |
 //! | `Action::ReleaseUnstarted` | releasing an unstarted claim; then the message goes back |
 //! | `Action::Publish`, `ConfirmLost`, `Request::MarkDead` | publish, confirmed → mark dead → ack |
 //! | `Action::TakeBack` | visibility or ack timeout, rebalance: the broker delivers again what a live worker holds |
@@ -47,7 +47,7 @@
 //! | `Action::Forget` | forgotten, failed over |
 //! | `Action::Expire` | the TTL ends; it is longer than any lease |
 //! | `redrive::Record::redrive` | compare-and-set dead(g) → absent(g + 1) |
-//! | `redrive::Action::Move`, `Copy` | a delivery that bears our dead-letter headers, whoever moved it |
+//! | `redrive::Action::Move`, `Copy` | a delivery that has our dead-letter headers, moved by any party |
 //!
 //! # What `deduplicated` promises, as the model reads it
 //!
@@ -63,7 +63,7 @@
 //! - Up to five faults of any kinds in one path (`Bounds::faults`); the cases in `sound.rs` say how many. Between faults every
 //!   path ends, which `every_path_ends` shows; so a state without a next step must be a settled one, and that is how "every
 //!   message settles" is checked.
-//! - One request at a time may be late.
+//! - No two requests are late simultaneously.
 //! - A worker that dies is restarted at once: being down is the same as taking no steps.
 //! - States that differ only in the names of lanes, of copies, of tokens and of fences are explored once. A few are met under
 //!   two names, depending on the way there, so the number of states may differ a little from run to run.

@@ -1,4 +1,4 @@
-//! The model: its bounds, its faults and its actions. `enabled.rs` says when an action can happen, `steps.rs` what it does.
+//! The model: its bounds, its faults and its actions. `enabled.rs` decides when an action can happen, `steps.rs` applies it.
 //!
 //! A *fault* costs one of `Bounds::faults`; everything else is free and, between faults, always moves forward. So every path
 //! ends, and a state in which nothing can happen must be a settled one.
@@ -119,7 +119,7 @@ pub(crate) enum Action {
     RenewalDelayed {
         lane: usize,
     },
-    /// The request that was on the way is applied; nobody hears the answer.
+    /// The request in flight is applied; its reply is lost.
     LateRequestArrives,
     HandlerStarts {
         lane: usize,
@@ -143,7 +143,7 @@ pub(crate) enum Action {
     RunAgain {
         lane: usize,
     },
-    /// A commit in doubt: the claim is repeated with the same token, and tells.
+    /// A commit in doubt: the claim is repeated with the same token, and its answer resolves the doubt.
     AskAgain {
         lane: usize,
     },

@@ -1,4 +1,4 @@
-//! What must hold in every state, and what must be reachable for that to mean anything.
+//! Properties: invariants of every state, and what must be reachable for them to mean anything.
 
 use stateright::{Model, Property};
 

@@ -5,7 +5,7 @@
 
 use crate::bugs::Bug;
 
-/// Who holds a claim: the owner's token, fresh for every claim, and the fence the store answered.
+/// The identity of a claim's holder: the owner's token, fresh for every claim, and the fence the store answered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(crate) struct ClaimId {
     pub(crate) token: u8,

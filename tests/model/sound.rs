@@ -49,7 +49,7 @@ fn two_keys_do_not_disturb_each_other() {
     }
 }
 
-/// Without this, "settled where nothing more can happen" would say nothing about a path that never comes there.
+/// Without this, "settled where nothing more can happen" would prove nothing about a path that never reaches such a state.
 #[test]
 fn every_path_ends() {
     for level in [Deduplicated, EffectivelyOnce] {

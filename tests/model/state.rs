@@ -201,7 +201,7 @@ impl State {
     }
 }
 
-/// New names in the order of appearance; 0 is nobody and stays.
+/// New names in the order of appearance; 0 is no name and stays.
 #[derive(Default)]
 struct Names {
     seen: [u8; 5],

@@ -1,4 +1,4 @@
-//! What each action does.
+//! Applies actions to a state.
 
 use crate::bugs::Bug;
 use crate::model::{Action, Bounds};

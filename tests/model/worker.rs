@@ -138,7 +138,8 @@ impl Lane {
         }
     }
 
-    /// After a commit in doubt: the claim, repeated with the same token, tells whether it is completed or still pending.
+    /// After a commit in doubt: the claim, repeated with the same token, returns whether it is completed or still
+    /// pending.
     pub(crate) fn ask_again(&mut self) {
         self.phase = Phase::Claiming;
         self.overdue = false;

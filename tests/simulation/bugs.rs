@@ -21,15 +21,15 @@ pub(crate) enum Bug {
     ForgetsTheFence,
     /// The store answers that a pending key is completed.
     SaysCompletedForPending,
-    /// The store says that it has completed a key, and has not.
+    /// The store reports that it has completed a key, and has not.
     LosesCompletions,
-    /// The store says that it has renewed a lease, and has not.
+    /// The store reports that it has renewed a lease, and has not.
     LosesRenewals,
     /// The store keeps the effects of failed runs in transactions that others share.
     UndoesNothing,
-    /// A handler that finds what it needs unavailable says that the message is to blame.
+    /// A handler that finds a dependency unavailable blames the message.
     BlamesMessages,
-    /// The broker's client says nothing of partitions that leave.
+    /// The broker's client does not report partitions that leave.
     HidesLeaving,
     /// The dead-letter destination confirms what it does not keep.
     ConfirmsWithoutKeeping,

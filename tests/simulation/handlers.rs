@@ -1,4 +1,4 @@
-//! The user's code of the simulation: it does what the plan says, and tells the witness.
+//! The user's code of the simulation: it follows the plan, and reports to the witness.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

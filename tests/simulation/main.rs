@@ -6,7 +6,7 @@
 //! [`onceward::testing::Process`].
 //!
 //! `SIM_SEEDS=100000 cargo test -p onceward-tests --test simulation` tries more seeds than the default;
-//! `SIM_SEED=123 cargo test -p onceward-tests --test simulation` plays one seed and tells its story.
+//! `SIM_SEED=123 cargo test -p onceward-tests --test simulation` plays one seed and prints its story.
 
 mod bugs;
 mod handlers;

@@ -1,4 +1,4 @@
-//! What a seed stands for: configuration, workload, behaviours and troubles, all drawn from it.
+//! Draws a plan from a seed: configuration, workload, behaviours and troubles.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,13 +16,13 @@ const MS: Duration = Duration::from_millis(1);
 pub(crate) enum Behaviour {
     /// Succeeds at once.
     Prompt,
-    /// Succeeds after this long, whatever it is told.
+    /// Succeeds after this long, even if it is cancelled.
     Slow(Duration),
-    /// Succeeds after this long, unless it is told to stop.
+    /// Succeeds after this long, unless it is cancelled.
     Obedient(Duration),
     /// Fails so many times.
     Fails(u32),
-    /// Never succeeds, and says so.
+    /// Fails in every run, with a permanent error.
     Permanent,
     /// Panics so many times.
     Panics(u32),
@@ -45,7 +45,7 @@ pub(crate) struct Planned {
 pub(crate) enum Trouble {
     /// A worker dies, and another one takes its place after this long.
     Death { worker: usize, replaced_after: Duration },
-    /// A worker stands still.
+    /// A worker is paused.
     Pause { worker: usize, lasts: Duration },
     /// A worker is asked to end, and another one takes its place when it has.
     Restart { worker: usize },

@@ -287,8 +287,8 @@ impl Witness {
 }
 
 impl Notes {
-    /// True if a run that starts now had no right to: its partition was leaving. A worker that stood still in between learns of
-    /// it later, and what had begun before under the same claim may be repeated after a rollback.
+    /// True if a run that starts now had no right to: its partition was leaving. A worker that was paused in between is
+    /// notified of it later, and what had begun before under the same claim may be repeated after a rollback.
     fn starts_while_leaving(&self, id: &str, worker: u64, partition: u32, fence: u64, now: Duration) -> bool {
         let Some(since) = self.leaving.get(&(worker, partition)).copied() else { return false };
         let stood_still = self

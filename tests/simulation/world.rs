@@ -58,7 +58,7 @@ struct Worker {
     task: Task,
 }
 
-/// Runs a seed on a clock of its own. `tells`: keep the story for people to read.
+/// Runs a seed on a clock of its own. `tells`: record a readable story.
 pub(crate) fn simulate(seed: u64, bug: Option<Bug>, tells: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -306,7 +306,7 @@ impl World {
         self.broker.publish_to(partition, Self::message(&planned.id, planned.order_key.as_deref()));
     }
 
-    /// No further step of the worker is seen outside. What is left of it inside comes to its own end, which is checked.
+    /// No further step of the worker is visible outside. Its remaining tasks end by themselves, which is checked.
     fn die(&mut self, place: usize) {
         let Some(worker) = self.workers[place].take() else { return };
         self.deaths += 1;
@@ -379,7 +379,7 @@ impl World {
     }
 
     async fn judge(self) -> Outcome {
-        // Tasks that were let go of take a moment to notice.
+        // Tasks that were released take a moment to notice.
         tokio::time::sleep(Duration::from_secs(60)).await;
         let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         if alive > 0 {

@@ -62,7 +62,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // Failing to close leaves it to the next one who opens the file.
+            // If closing fails, the next process that opens the file does it.
             let _ = self.runtime.block_on(connection.close());
         }
     }

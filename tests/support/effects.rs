@@ -1,4 +1,4 @@
-//! What handlers did, as they wrote it down themselves: an append-only file outside the system under test.
+//! Notes of what handlers did, written by the handlers themselves: an append-only file outside the system under test.
 //!
 //! One JSON line a [`Note`], each written in one call with `O_APPEND`, so that processes that die do not cut the lines
 //! of others. There is no unique constraint anywhere: a doubled effect is seen as one.
@@ -27,13 +27,13 @@ pub struct Note {
     pub kind: Kind,
     /// The `id` in the payload.
     pub id: String,
-    /// The derived key, as the handler was told it; empty without one.
+    /// The derived key that was passed to the handler; empty without one.
     pub key: String,
     /// The process that ran the handler.
     pub worker: u32,
-    /// The fence, as the handler was told it.
+    /// The fence that was passed to the handler.
     pub fence: u64,
-    /// The attempt, as the handler was told it.
+    /// The attempt that was passed to the handler.
     pub attempt: u32,
     /// When the run began, in microseconds of the host's monotonic clock.
     pub start_us: u64,
@@ -61,8 +61,8 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// All whole lines, in the order they were written; none if there is no file yet. What stands behind the last line end is
-/// being written at this moment.
+/// All whole lines, in the order they were written; none if there is no file yet. Text after the last line end is being
+/// written at this moment.
 ///
 /// # Errors
 /// What the file system answers, or a line that is no note: then the ledger itself is broken.

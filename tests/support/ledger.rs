@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What the producer was told about a message.
+/// A message as its producer knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Produced {
     /// What makes messages the same; copies share it.
@@ -82,7 +82,7 @@ impl Ledger {
         doubled.map(|(key, count)| Violation::Doubled(key.clone(), count)).collect()
     }
 
-    /// Effects of keys that nobody produced.
+    /// Effects of keys that were never produced.
     pub fn unasked(&self) -> Vec<Violation> {
         let produced: BTreeSet<_> = self.produced.iter().map(|produced| &produced.key).collect();
         let effects = self.effects.iter().map(|effect| &effect.key);

@@ -1,4 +1,4 @@
-//! Input: what is told to the program, and so what may be expected of it.
+//! Orders as the program's input, and what may be expected of the program for them.
 
 use serde_json::{Value, json};
 

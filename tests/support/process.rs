@@ -1,4 +1,4 @@
-//! A program under test while it runs: watched with bounded patience, signalled, and gone when dropped.
+//! A program under test while it runs: watched with bounded patience, signalled, and killed when dropped.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// How often something is looked at that has no other way of telling.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A running program. Dropping it kills it and waits until it is gone; what it started ends by its closed pipes.
+/// A running program. Dropping it kills it and waits for its exit; the processes it started end because their pipes
+/// close.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -105,7 +106,7 @@ impl Running {
         }
     }
 
-    /// Kills it with SIGKILL, unless it has ended, and waits until it is gone.
+    /// Kills it with SIGKILL, unless it has ended, and waits for its exit.
     pub fn kill(mut self) -> Ended {
         self.child.kill().expect("a child can be killed");
         let status = self.child.wait().expect("a child can be waited for");

@@ -63,7 +63,7 @@ impl Setup {
     /// Sets the value at a dotted path.
     ///
     /// # Panics
-    /// If something else than a table stands on the way.
+    /// If the path leads through a value that is no table.
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         let (tables, name) = path.rsplit_once('.').unwrap_or(("", path));
         let mut table = &mut self.0;

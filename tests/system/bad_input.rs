@@ -1,4 +1,4 @@
-//! Lines that are no messages, or hardly: each has a clear outcome, its neighbours notice nothing, and nothing is lost.
+//! Lines that are no messages, or hardly: each has a clear outcome, its neighbours are unaffected, and nothing is lost.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What is wrong in a configuration: one sentence that names line, key and fix, and the exit code for it.
+//! Tests of mistakes in a configuration: one sentence that names line, key and fix, and the exit code for it.
 
 use onceward_test_support::scene::Scene;
 
@@ -17,7 +17,7 @@ command = ["true"]
 to = "dead.ndjson"
 "#;
 
-/// A part of the configuration, what is in its place, and what is told: line, key, and words of the fix.
+/// A part of the configuration, its replacement, and the parts of the report: line, key, and words of the fix.
 const MISTAKES: [(&str, &str, &str, &str, &str); 14] = [
     ("path = \"onceward.db\"", "pth = \"onceward.db\"", "5", "store.sqlite.pth", "path"),
     ("[dead_letter]\nto = \"dead.ndjson\"", "", "", "policy.on_missing_key", "[dead_letter]"),

@@ -15,7 +15,7 @@ use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, exec, ids_of, in_flight, ledger, letter_id, scene, worker};
 use crate::transactions::{EFFECTS, sql};
 
-/// Scenes at a time: most of their time they wait for a lease to end.
+/// Concurrent scenes: most of their time they wait for a lease to end.
 const AT_A_TIME: usize = 8;
 
 /// Long enough for a busy machine to renew it in time: a lapse in the middle of a run is another story.

@@ -82,7 +82,7 @@ fn a_process_paused_beyond_its_lease_is_fenced_and_acks_only_what_the_other_has_
     until("its run", PATIENCE, || of_kind(&scene, Kind::Start).len() == 1);
     paused.stop();
     let other = scene.run_file("other.toml");
-    // The paused one's worker goes on, and the other takes over once the lease is over.
+    // The paused one's worker continues, and the other takes over once the lease is over.
     until("both runs", PATIENCE, || {
         of_kind(&scene, Kind::Start).len() == 2 && of_kind(&scene, Kind::Effect).len() == 1
     });

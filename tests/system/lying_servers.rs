@@ -1,5 +1,6 @@
-//! Servers and handlers that lie, by fault, by malice, or because somebody stands in between: the program lives, keeps its
-//! memory, comes back to them, and goes on once they tell the truth. The adapters' own tests (`lying.rs`) have more lies.
+//! Tests with servers and handlers that lie, by fault, by malice, or because a relay in between does: the program
+//! survives, keeps its memory bounded, reconnects to them, and continues once they tell the truth. The adapters' own tests
+//! (`lying.rs`) have more lies.
 
 use onceward_test_servers::lying::amqp::{self, Lie as AmqpLie};
 use onceward_test_servers::lying::postgres::{self as lying_postgres, Lie as PostgresLie};
@@ -42,7 +43,7 @@ fn ends_in_bounds(mut running: Running, what: &str) {
     assert!(matches!(ended.code(), Some(0 | 3)), "{what}: {ended:#?}");
 }
 
-/// The program comes back to a liar again and again, lives, and ends when it is asked to.
+/// The program reconnects to a liar again and again, survives, and ends when it is asked to.
 fn outlives(setup: &Setup, liar: &Liar, what: &str) {
     let scene = empty(setup);
     let mut running = scene.run();
@@ -54,7 +55,7 @@ fn outlives(setup: &Setup, liar: &Liar, what: &str) {
     assert!(matches!(ended.code(), Some(0 | 1)), "{what}: {ended:#?}");
 }
 
-/// A run with much to do, whose store stands behind `relay`, is lied to in the middle and then no longer.
+/// A run with many messages, whose store is behind `relay`, gets lies in the middle and then no longer.
 fn goes_on(setup: &Setup, relay: &Relay, lies: &[&[u8]]) {
     let orders = Orders::with_copies(300, 50, &json!({"ms": 20}), &mut Default::default());
     let scene = scene(setup, &orders.lines);

@@ -11,11 +11,11 @@
 //! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
-//! | `configuration.rs` `secrets.rs` | what is wrong in a configuration, and what is never printed of it |
+//! | `configuration.rs` `secrets.rs` | mistakes in a configuration, and secrets of it that are never printed |
 //! | `shutdown.rs` | signals |
 //! | `stalled.rs` | SIGTERM while a source or a store is silent |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
-//! | `lying_servers.rs` | servers and handlers that say what none says: the program lives, in little memory |
+//! | `lying_servers.rs` | servers and handlers that give answers no real one gives: the program survives, in little memory |
 //! | `pair.rs` | what two programs on one source do, killed in turn |
 //! | `office.rs` | effects and events in one database, and relays that send the events |
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |

@@ -1,4 +1,4 @@
-//! Effects with events in one database, relays that send the events, and what must be true of all that whoever is killed.
+//! Effects with events in one database, relays that send the events, and what must hold whichever process is killed.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,7 +24,7 @@ pub(crate) enum Books {
     Sqlite,
 }
 
-/// A consumer's books, and the scene of those who work on them.
+/// A consumer's books, and the scene of the workers and relays.
 pub(crate) struct Office {
     books: Books,
     destination: String,
@@ -78,7 +78,7 @@ impl Office {
         office
     }
 
-    /// `@` stands for the schema in Postgres.
+    /// `@` is replaced by the schema in Postgres.
     pub(crate) fn sql(&self, sql: &str) -> String {
         let Books::Postgres(schema) = self.books else { panic!("these books are a file") };
         Postgres::shared().sql(&sql.replace('@', schema))
@@ -158,8 +158,8 @@ impl Office {
         }
     }
 
-    /// Two workers and two relays, killed in turn, until all of `orders` has left the source and the outbox; each order
-    /// has exactly one effect and one event then. `arrived` tells how many events have.
+    /// Two workers and two relays, killed in turn, until all of `orders` has left the source and the outbox; each order has
+    /// exactly one effect and one event then. `arrived` returns how many events have arrived.
     pub(crate) fn work_under_kills(
         &self,
         from: &impl Waiting,
@@ -216,7 +216,7 @@ impl Office {
         messages.len() - seen.len()
     }
 
-    /// What a consumer behind the relays is to do, in the order of each lane.
+    /// The messages that a consumer behind the relays has to process, in the order of each lane.
     pub(crate) fn produced(&self) -> Vec<Produced> {
         let produced = self.events().into_iter().map(|[_, lane, payload]| {
             let order: Value = serde_json::from_str(&payload).expect("an order is JSON");

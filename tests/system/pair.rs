@@ -67,7 +67,7 @@ pub(crate) fn scene(setup: &Setup) -> Scene {
     scene
 }
 
-/// The keys that are claimed and not completed: for them nobody knows whether the effect was had.
+/// The keys that are claimed and not completed: for them it is unknown whether the effect happened.
 pub(crate) fn pending(scene: &Scene) -> BTreeSet<String> {
     let told =
         scene.tell(&["keys", "list", "onceward.toml", "--state", "pending", "--limit", "1000", "--json"]);
@@ -95,7 +95,7 @@ pub(crate) fn under_kills(
     let mut excused = BTreeSet::new();
     let done = || scene.count(Kind::Effect).len();
     let running = killed_in_turn(scene, distinct, kills, done, || excused.extend(pending(scene)));
-    // What a kill left behind comes again when its lease is over.
+    // What a kill left behind is redelivered when its lease is over.
     until("an empty queue", LONG, || queue.is_empty());
     // A process that was started just before a kill writes its notes just after it.
     let excused = ids_of(scene, &excused);
@@ -169,7 +169,7 @@ pub(crate) fn nothing_is_lost_and_only_what_was_in_flight_is_doubled(
     assert!(excused.len() <= kills * 16, "{} keys were in flight at {kills} kills", excused.len());
     ledger.verify(&excused);
     let undisturbed = undisturbed(queue, setup, messages);
-    // Figures for whoever asks with --nocapture; nothing is asserted on a machine with other work.
+    // Figures for runs with --nocapture; nothing is asserted on a machine with other work.
     println!(
         "{}: {took:?} with {kills} kills, {undisturbed:?} undisturbed; a lease is {LEASE}",
         queue.name()

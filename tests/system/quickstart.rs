@@ -26,7 +26,7 @@ fn a_thousand_lines_with_three_hundred_copies_have_seven_hundred_effects_and_non
     let again = scene.run_to_end();
     assert_eq!((again.code(), again.summary("received")), (Some(0), 0), "the kept offset is at the end");
 
-    // Another file, so that only the keys can tell.
+    // Another file, so that only the keys identify duplicates.
     scene.write("copy.ndjson", &joined(&orders.lines));
     scene.configure(&worker().set("source.file.path", "copy.ndjson"));
     let copied = scene.run_to_end();

@@ -1,4 +1,4 @@
-//! `onceward dlq redrive`: dead letters go back to their source and are handled once more, once.
+//! `onceward dlq redrive`: dead letters return to their source and are handled once more, once.
 
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::effects::Kind;
@@ -17,7 +17,7 @@ use crate::{kafka, rabbitmq, sqs};
 
 const SECRET: &str = "a secret that nobody else knows";
 
-/// An order whose cause of death is mended once it has died.
+/// An order whose cause of death is fixed after it has died.
 fn dies_once() -> String {
     orders::order("dies-once", &json!({"do": "fail", "times": 3}))
 }

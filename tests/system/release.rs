@@ -18,7 +18,7 @@ fn the_sign_by_which_crash_points_are_told_is_in_a_build_that_has_them() {
 }
 
 /// A release build, or the one that `ONCEWARD_PLAIN_BINARY` names, is looked at; `scripts/test` looks at the build of
-/// README's first command. Without either there is nothing to look at, and this test says so.
+/// README's first command. Without either there is nothing to look at, and this test reports that.
 #[test]
 #[allow(clippy::print_stderr)]
 fn a_build_for_people_has_no_crash_points() {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::stage::{PATIENCE, each, exec, scene, worker};
 
-/// Nobody waits so long in a test: a claim that is left behind shows.
+/// Longer than any test waits: a claim that is left behind shows.
 const LONG_LEASE: &str = "5m";
 
 #[test]

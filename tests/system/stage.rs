@@ -1,4 +1,4 @@
-//! What several stories share: the programs, their usual setups, and the ledger of a scene.
+//! Shared parts of several stories: the programs, their usual setups, and the ledger of a scene.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -61,12 +61,12 @@ pub(crate) fn header<'a>(letter: &'a Value, name: &str) -> &'a str {
     letter["headers"][name].as_str().unwrap_or_else(|| panic!("no header {name} in {letter:#}"))
 }
 
-/// The keys whose claim is pending: whoever dies now may have had their effect, and nobody knows.
+/// The keys whose claim is pending: if their process dies now, it is unknown whether they had their effect.
 pub(crate) fn in_flight(scene: &Scene) -> BTreeSet<String> {
     scene.database().texts("SELECT lower(hex(key)) FROM onceward_keys WHERE state = 1").into_iter().collect()
 }
 
-/// The ids of keys, from what handlers were told. Asked at the end: a process that was started just before a kill writes
+/// The ids of keys, from the notes of handlers. Read at the end: a process that was started just before a kill writes
 /// its first note just after it.
 pub(crate) fn ids_of(scene: &Scene, keys: &BTreeSet<String>) -> BTreeSet<String> {
     let notes = scene.notes().into_iter();

@@ -1,5 +1,5 @@
-//! A source or a store that goes silent without closing its connections, and a SIGTERM: the program ends in time all the
-//! same, whether a handler is running or not, and what it could not settle is handled by the next run.
+//! A source or a store that goes silent without closing its connections, and a SIGTERM: the program nevertheless ends in
+//! time, whether a handler is running or not, and what it could not settle is handled by the next run.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const ENDING: Duration = Duration::from_secs(3);
 const SLACK: Duration = Duration::from_millis(1_500);
 
-/// One message at a time, so that the store and the source have something to say at the end.
+/// Messages one by one, so that the store and the source have something to say at the end.
 const ORDER: &str = "held";
 
 fn limits(setup: Setup, name: &str) -> Setup {
@@ -43,7 +43,7 @@ fn proxy(address: SocketAddr) -> Proxy {
     Proxy::start(address).expect("a proxy")
 }
 
-/// Figures for whoever asks with --nocapture.
+/// Figures for runs with --nocapture.
 #[allow(clippy::print_stdout)]
 fn in_time(case: &str, took: Duration, ended: &Ended) {
     println!("{case}: {took:?}, exit code {:?}", ended.code());
@@ -51,7 +51,7 @@ fn in_time(case: &str, took: Duration, ended: &Ended) {
     assert!(matches!(ended.code(), Some(0 | 124)), "{case}: {ended:#?}");
 }
 
-/// Ends a program whose `proxy` passes nothing any more, and says how long that took.
+/// Ends a program whose `proxy` passes nothing any more, and reports how long that took.
 fn end(name: &str, waiting: &impl Waiting, proxy: &Proxy, setup: &Setup, is_busy: bool) {
     let scene = scene(setup);
     let running = scene.run();

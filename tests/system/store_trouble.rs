@@ -82,7 +82,7 @@ fn a_database_that_is_locked_at_the_start_is_waited_for() {
     assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));
 }
 
-/// A user without rights, since the tests may run as one who has all.
+/// A user without rights, since the tests may run as one that has all.
 const NOBODY: u32 = 65534;
 
 #[test]

@@ -1,4 +1,4 @@
-//! The effect in the completion's transaction: exactly one row for each key, whatever is killed.
+//! The effect in the completion's transaction: exactly one row for each key, whichever process is killed.
 
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::database::Database;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, scene};
 
-/// No unique constraint: what happened twice is there twice. The count takes a while, so that kills hit it.
+/// No unique constraint: an effect that happened twice has two rows. The count takes a while, so that kills hit it.
 pub(crate) const EFFECTS: &str = "CREATE TABLE effects (id TEXT NOT NULL, worked INTEGER NOT NULL)";
 
 const CHARGE: &str = "INSERT INTO effects (id, worked) VALUES (json_extract($1, '$.id'), \

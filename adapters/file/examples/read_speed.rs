@@ -1,4 +1,4 @@
-//! How fast lines are read, delivered and settled: the adapter alone, without a pipeline.
+//! Measures how fast lines are read, delivered and settled: the adapter alone, without a pipeline.
 //!
 //! ```sh
 //! cargo run --release -p onceward-file --example read_speed -- 2000000

@@ -27,8 +27,8 @@ const READ_AHEAD: usize = 2;
 
 /// Consumes a file line by line with a saved offset, or a stream without one.
 ///
-/// Each line that is not empty is a message; see the [crate documentation](crate) for details. Only one consumer at a time may
-/// read a file in a scope: two would overwrite each other's offset.
+/// Each line that is not empty is a message; see the [crate documentation](crate) for details. A file may have only one
+/// consumer in each scope: two would overwrite each other's offset.
 pub struct FileConsumer {
     config: FileConfig,
     capabilities: Capabilities,

@@ -1,4 +1,4 @@
-//! How much is left, as tools see it: by the kept offset, and without disturbing whoever reads.
+//! Tests of the backlog as tools see it: computed from the saved offset, without disturbing the reader.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -193,7 +193,8 @@ async fn a_line_that_was_truncated_away_is_given_up_loudly_and_holds_nothing_up(
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
     settle(&consumer, one, Settlement::Retry { after: Duration::ZERO }).await;
     append(&path, "new\n");
-    // What stands at the offset now is as long, but another line: it comes as itself, not as the one that is gone.
+    // The line at the offset now has the same length, but is another line: it is delivered as a new one, not as the
+    // truncated one.
     let new = receive(&mut consumer, 1).await;
     assert_eq!(texts(&new), ["new"]);
     assert!(!new[0].message.is_redelivered());

@@ -1,4 +1,4 @@
-//! What a line becomes: content, limits, positions, envelopes, and paths that cannot be read.
+//! Tests of the messages that lines become: content, limits, positions, envelopes, and paths that cannot be read.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -129,7 +129,7 @@ async fn a_file_without_the_right_to_read_it_is_denied() {
     }
     let (_directory, path) = file("one\n");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    // The superuser may read everything: the same test runs as nobody then.
+    // The superuser may read everything: the same test then runs as an unprivileged user.
     let mut test = std::process::Command::new(std::env::current_exe().unwrap());
     test.args(["--exact", "a_file_without_the_right_to_read_it_is_denied"]).env(FORBIDDEN, &path);
     if std::fs::File::open(&path).is_ok() {
@@ -157,7 +157,7 @@ async fn a_dropped_receive_loses_nothing_and_keeps_the_order() {
     let mut deliveries = Vec::new();
     let mut dropped = 0;
     while deliveries.len() < 5000 {
-        // Each call is polled a few times at most and then dropped, wherever it stands.
+        // Each call is polled a few times at most and then dropped, wherever it has got to.
         let polls = fastrand_like(dropped);
         let call = consumer.receive();
         tokio::select! {

@@ -1,4 +1,4 @@
-//! Kept offsets: what comes again after a restart, and what does not.
+//! Tests of saved offsets: which lines are redelivered after a restart, and which are not.
 #![allow(clippy::unwrap_used)]
 
 mod support;

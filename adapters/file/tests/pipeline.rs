@@ -83,7 +83,7 @@ async fn a_file_runs_to_its_end_with_every_effect_once() {
     assert_eq!((summary.received(), summary.handled(), summary.duplicates()), (2, 1, 1));
 }
 
-/// As a store for claims that refuses for a while: nothing starts, nothing is lost, the run goes on.
+/// As a store for claims that refuses for a while: nothing starts, nothing is lost, the run continues.
 #[tokio::test]
 async fn a_store_that_refuses_to_keep_the_offset_for_a_while_is_waited_for() {
     for kind in [ErrorKind::Denied, ErrorKind::Config, ErrorKind::Unsupported, ErrorKind::Internal] {

@@ -135,7 +135,7 @@ async fn a_letter_whose_publish_is_repeated_after_a_crash_stands_in_the_file_onc
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().count(), 3, "{text}");
 
-    // The key was forgotten, and its message failed anew: that is another letter.
+    // The key was forgotten, and its message failed once more: that is another dead letter.
     publish(&FilePublisher::new(), &[dead(&path, "k1-0", 9_000_000)]).await;
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
 }

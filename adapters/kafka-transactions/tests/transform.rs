@@ -244,7 +244,7 @@ async fn on_mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerCo
     (cluster, Stage { input, output, runs: Arc::default() }, config)
 }
 
-/// The mock keeps no offsets of transactions: what tells is how often each record ran, and the summary.
+/// The mock keeps no offsets of transactions: the evidence is how often each record ran, and the summary.
 async fn until_all_ran(stage: &Stage, runs: u32) {
     let all = || stage.runs.lock().unwrap().values().filter(|own| **own >= runs).count() == 10;
     until(&format!("all ran {runs} times"), all).await;
@@ -331,7 +331,7 @@ async fn a_letter_that_the_brokers_topic_does_not_take_goes_without_its_payload(
     letter_without_payload(5_000, &[("max.message.bytes", "2000")]).await;
 }
 
-/// Topics that refuse one record of a batch when it comes to them: the client cannot know it before.
+/// Topics that reject one record of a batch when they get it: the client cannot know it before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_the_broker_refuses_for_good_becomes_a_letter_and_the_rest_of_its_batch_goes_on() {
     let cases: [(&[(&str, &str)], &str); 2] = [

@@ -45,7 +45,7 @@ impl BrokerHarness for KafkaHarness {
         }
     }
 
-    /// Waits for the partition: silence of a consumer without one would say nothing.
+    /// Waits for the partition: silence of a consumer without one would prove nothing.
     async fn open(&self) -> KafkaConsumer {
         let By::Client(strategy) = self.by else { return self.topic.open().await };
         let mut client = ClientConfig::new();

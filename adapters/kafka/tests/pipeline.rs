@@ -16,7 +16,7 @@ use support::{LIMIT, Topic, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The effects: by payload, who had them, and when.
+/// The effects: by payload, the member and the time.
 type Effects = Arc<Mutex<BTreeMap<String, Vec<(&'static str, Instant)>>>>;
 
 #[derive(Clone)]

@@ -20,7 +20,7 @@ async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> 
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// Acks what comes until all of `expected` came; those that came, with their positions.
+/// Acks deliveries until all of `expected` were delivered; returns those that were, with their positions.
 async fn ack_all(consumer: &mut KafkaConsumer, expected: &BTreeSet<String>) -> BTreeSet<(String, String)> {
     let (end, mut seen, mut places) = (Instant::now() + LIMIT, BTreeSet::new(), BTreeSet::new());
     while !expected.is_subset(&seen) {
@@ -124,7 +124,7 @@ async fn a_topic_that_is_recreated_with_fewer_or_more_partitions_loses_nothing()
     consumer.close().await.unwrap();
 }
 
-/// What a group may have committed that says nothing of the log.
+/// A committed offset that does not identify the log is not used.
 async fn an_offset_that_says_nothing_is_not_used(offset: i64, metadata: &str) {
     let topic = Topic::new(1).await;
     topic.fill(10).await;

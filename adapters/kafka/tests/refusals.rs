@@ -27,7 +27,7 @@ async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> 
     consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// Acks what comes until the group has committed `offset`.
+/// Acks deliveries until the group has committed `offset`.
 async fn ack_until_committed(consumer: &mut KafkaConsumer, topic: &Topic, offset: i64) {
     let end = Instant::now() + LIMIT;
     while topic.committed().await != [offset] {

@@ -303,7 +303,7 @@ async fn who_is_not_let_in_is_told_why_and_no_secret() {
                 assert!(format!("{error:?}").contains(hint), "{what}: {error:?}");
                 assert_tells_no_secret(&error);
             }
-            // Who hangs up tells a publisher nothing: its messages only run out of time.
+            // A broker that hangs up gives a publisher no reason: its messages only time out.
             assert!(hint == UNTOLD || format!("{sent:?}").contains(hint), "{what}: {sent:?}");
             assert_tells_no_secret(&sent);
             assert!(!format!("{config:?}").contains("hunter2"));

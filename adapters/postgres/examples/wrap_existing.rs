@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Loop, pool and transaction stay the user's. The completion is the transaction's last statement, so both are committed or
-//! neither: whoever is killed, whenever.
+//! neither, whichever process is killed, at whatever moment.
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
 
 use tokio::sync::mpsc::Receiver;

@@ -35,7 +35,7 @@ pub struct PgEndpoint {
     /// `verify-full`, unless the URL gives `sslmode=verify-ca`.
     pub ca: Option<Vec<u8>>,
     /// Connects as the URL says even where the password could be intercepted: to another host without TLS, or without
-    /// verifying the server. For networks that nobody else can access. Default false.
+    /// verifying the server. For networks that no third party can access. Default false.
     pub allow_plaintext: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Verifies who owns the schema, before anything in it is used.
+//! Verifies the owner of the schema, before anything in it is used.
 //!
 //! The owner of a table may give it triggers, rules and defaults, which run with the rights of the role that writes to it;
 //! a view runs its owner's code with the rights of the role that reads it. So the schema and everything in it must belong to

@@ -54,7 +54,7 @@ impl std::fmt::Debug for PgStore {
 }
 
 impl PgStore {
-    /// Connects, and applies pending migrations if [`PgOptions::migrate`] says so.
+    /// Connects, and applies pending migrations if [`PgOptions::migrate`] is true.
     ///
     /// # Errors
     /// [`Error`] if the configuration is invalid, the server cannot be reached, or the schema was written by a newer version
@@ -287,7 +287,7 @@ impl StoreAdmin for PgStore {
 
 #[async_trait]
 impl Expiring for PgStore {
-    /// One worker purges at a time: for the others this returns 0. Locked rows are skipped.
+    /// Only one worker purges; for the others this returns 0 meanwhile. Locked rows are skipped.
     async fn purge(&self, limit: u32) -> Result<u64, Error> {
         purge::purge(self.sessions(), limit).await
     }

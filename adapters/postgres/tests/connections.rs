@@ -1,4 +1,4 @@
-//! How connections are opened on a real server: one that answers slowly, passwords that change, what is refused for a while.
+//! Tests of opening connections on a real server: slow answers, passwords that change, temporary refusals.
 
 #![allow(clippy::unwrap_used)]
 
@@ -130,7 +130,7 @@ async fn a_changed_password_is_used_by_every_kind_of_connection_without_a_restar
     }
 }
 
-/// The five ways in which a right or a password is taken away for a while: each answer leaves the claim to be completed.
+/// The five ways in which a right or a password is revoked for a while: each answer leaves the claim to be completed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_that_was_refused_for_a_while_is_accepted_afterwards() {
     let server = Postgres::start();

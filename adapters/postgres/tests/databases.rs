@@ -1,4 +1,4 @@
-//! Databases and roles with settings of their own: the store works, or says what it cannot do.
+//! Databases and roles with settings of their own: the store works, or reports what it cannot do.
 
 #![allow(clippy::unwrap_used)]
 

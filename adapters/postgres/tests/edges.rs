@@ -28,7 +28,7 @@ async fn a_completion_over_a_newer_fence_is_recognised_when_it_is_repeated() {
     assert_eq!(answer, Completion::Inserted);
     let again = store.complete(&scope(), std::slice::from_ref(&done)).await.remove(0).unwrap();
     assert_eq!(again, Completion::Repeated);
-    // Fences go on growing all the same.
+    // Fences keep growing nevertheless.
     assert!(store.forget(&scope(), &[first.key]).await.remove(0).unwrap());
     let third = lease(&store.claim(&scope(), &terms(), &requests([1])).await.remove(0).unwrap());
     assert!(third.fence > second.fence, "{third:?} after {second:?}");

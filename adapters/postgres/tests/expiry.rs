@@ -1,4 +1,5 @@
-//! Expired rows are removed beside claims that go on, by one cleaner among many workers. Figures: the bench's part `expiry`.
+//! Tests of the removal of expired rows during concurrent claims, by one cleaner among many workers. Figures: the bench's
+//! part `expiry`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +27,7 @@ async fn of_many_workers_one_removes_what_has_expired_and_nothing_else() {
     let lag = store.expiry_lag().await.unwrap();
     assert!(lag >= Duration::from_secs(60), "{lag:?}");
 
-    // A cleaner whose transaction is open: nobody else removes anything meanwhile.
+    // A cleaner whose transaction is open: no other cleaner removes anything meanwhile.
     server.sql("CREATE TABLE expiry_many.held (n int)");
     let mut cleaner =
         <sqlx::PgConnection as sqlx::Connection>::connect(&server.url("postgres")).await.unwrap();

@@ -53,8 +53,8 @@ async fn store_at(url: &str) -> PgStore {
     PgStore::open(config).await.unwrap()
 }
 
-/// Claims and completes every key once, repeating what failed with the same token, as the pipeline does. Answers how
-/// often a key was claimed anew.
+/// Claims and completes every key once, and retries failed requests with the same token, as the pipeline does.
+/// Returns how many leases each key was given.
 async fn work_through(store: PgStore, numbers: std::ops::Range<u32>) -> HashMap<Key, u32> {
     let mut runs = HashMap::new();
     for n in numbers {
@@ -127,7 +127,7 @@ async fn a_read_only_primary_refuses_for_a_while_and_is_found_by_the_check() {
     let request = requests([1]);
     server.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     server.sql("SELECT pg_reload_conf()");
-    // The setting reaches a session when that hears of it: from then on every claim fails.
+    // The reload reaches each session with a delay: once it has, every claim fails.
     let end = Instant::now() + Duration::from_secs(20);
     let error = loop {
         assert!(Instant::now() < end, "the server never became read-only");
@@ -158,7 +158,7 @@ async fn a_rival_that_holds_a_row_for_long_is_in_progress_and_the_others_go_on()
     }
     let mut rival = PgConnection::connect(&server.url("postgres")).await.unwrap();
     let mut open = rival.begin().await.unwrap();
-    // One row that is committed, and one that nobody sees yet.
+    // One row that is committed, and one that no other transaction sees yet.
     let held = [key(3), key(25)];
     sqlx::query("SELECT 1 FROM onceward.keys WHERE key = $1 FOR UPDATE")
         .bind(held[0].as_bytes().as_slice())

@@ -46,7 +46,7 @@ impl Place {
         PgConnection::connect(&Postgres::shared().url(ROLE)).await.unwrap()
     }
 
-    /// `@` stands for the schema.
+    /// `@` is replaced by the schema.
     async fn run(&self, conn: &mut PgConnection, sql: &str) {
         conn.execute(AssertSqlSafe(sql.replace('@', &self.schema))).await.unwrap();
     }
@@ -133,7 +133,7 @@ async fn a_claim_that_waits_for_a_purge_has_a_larger_fence_than_what_was_purged(
 }
 
 /// A claim has read the clock, and waits for a rival's row of another key. Meanwhile its own key is claimed by another worker,
-/// forgotten, and purged: the claim must not go on with the older time.
+/// forgotten, and purged: the claim must not continue with the older time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_began_before_its_key_was_claimed_forgotten_and_purged_has_a_larger_fence() {
     let place = Place::new();

@@ -1,4 +1,4 @@
-//! What a bare error of `sqlx` means that a handler returns: what is not the message's fault uses no attempt.
+//! Tests of bare `sqlx` errors that a handler returns: one that is not the message's fault uses no attempt.
 
 #![allow(clippy::unwrap_used)]
 

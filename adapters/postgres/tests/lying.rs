@@ -1,4 +1,4 @@
-//! Servers that lie: what they say is an error, at the start and later, and the process goes on.
+//! Servers that lie: an invalid answer is an error, at the start and later, and the process continues.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

@@ -172,7 +172,7 @@ async fn a_paused_owner_that_wakes_up_commits_nothing_and_keeps_nobody_waiting()
     assert_eq!(place.process(&new, 1).await, MarkedCommit::Committed);
     let late = place.store.commit_at(paused, &scope, &mark(&old, &[1]), None).await.unwrap();
     assert_eq!(late, MarkedCommit::NotOwner);
-    // Not even what nobody has processed yet.
+    // Not even a record that no owner has processed yet.
     assert_eq!(place.process(&old, 2).await, MarkedCommit::NotOwner);
     assert_eq!(place.effects(), once_each([0, 1]));
     assert_eq!(place.process(&new, 2).await, MarkedCommit::Committed);
@@ -209,8 +209,8 @@ async fn key_and_position_commit_together_or_not_at_all() {
     assert_eq!(place.effects(), once_each([0]));
 }
 
-/// Owners take the partition from each other in the middle of their work, each with eight transactions at a time, some of
-/// which die with their connections; every record comes at least twice.
+/// Owners take the partition from each other in the middle of their work, each with eight concurrent transactions, some
+/// of which fail with their connections; every record is delivered at least twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn owners_that_take_over_from_each_other_leave_one_effect_for_each_record() {
     const RECORDS: u64 = 400;

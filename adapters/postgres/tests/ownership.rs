@@ -1,4 +1,4 @@
-//! Schemas that somebody else prepared, objects that somebody else put there, and locks that strangers hold.
+//! Tests of schemas prepared by another role, objects put there by another role, and locks held by other sessions.
 
 #![allow(clippy::unwrap_used)]
 
@@ -90,7 +90,7 @@ fn refused<T>(outcome: Result<T, Error>, about: &str) {
     assert!(error.to_string().contains(about), "{error}");
 }
 
-/// What has whoever calls it make the hostile role a superuser.
+/// A trigger function that uses the rights of its caller to make the hostile role a superuser.
 const BOOM: &str = "CREATE FUNCTION @.boom() RETURNS trigger LANGUAGE plpgsql AS \
     $$ BEGIN EXECUTE 'ALTER ROLE ? SUPERUSER'; RETURN NEW; END $$;";
 const BOOK: &str = "CREATE TABLE @.migrations (version integer NOT NULL PRIMARY KEY, name text NOT NULL, \
@@ -106,7 +106,7 @@ async fn a_schema_that_somebody_else_made_is_not_migrated() {
     place.sql("DROP SCHEMA @ CASCADE");
     place.evil("CREATE SCHEMA @").await.unwrap();
     refused(place.migrate("postgres").await, &format!("owned by {}", place.evil));
-    // Somebody who is no superuser is as careful, and has the right to create in it even.
+    // A role that is no superuser refuses as well, even if it may create objects in the schema.
     let dba = format!("{}_dba", place.schema);
     place.sql(&format!("CREATE ROLE {dba} LOGIN; GRANT ALL ON SCHEMA @ TO {dba}"));
     refused(place.migrate(&dba).await, &format!("owned by {}", place.evil));
@@ -203,10 +203,10 @@ async fn the_usual_ways_to_own_a_schema_work() {
     place.open(&place.worker()).await.unwrap();
     // A worker that would migrate, with nothing left to do.
     PgStore::open(place.config(&format!("{}_worker", place.schema))).await.unwrap();
-    // A superuser does not work in the schema of another role, who would have it run code.
+    // A superuser does not work in the schema of another role, which could have it run code.
     refused(place.open("postgres").await, &format!("owned by {}_dba", place.schema));
 
-    // The schema is made by a superuser for another role, or by a superuser who lets another role create in it.
+    // The schema is created by a superuser for another role, or by a superuser that lets another role create in it.
     for made in
         ["CREATE SCHEMA @ AUTHORIZATION @_dba", "CREATE SCHEMA @; GRANT USAGE, CREATE ON SCHEMA @ TO @_dba"]
     {
@@ -318,7 +318,7 @@ async fn no_lock_that_a_stranger_can_hold_stops_anything() {
         let error = place.evil(&format!("SELECT * FROM @.{table} FOR UPDATE")).await.unwrap_err();
         assert!(error.to_string().contains("permission denied for table"), "{table}: {error}");
     }
-    // Nor may those who write to the outbox take a turn otherwise.
+    // Nor may roles that write to the outbox take a turn otherwise.
     let error = place.run_as(&worker, "SELECT * FROM @.outbox_turns FOR UPDATE").await.unwrap_err();
     assert!(error.to_string().contains("permission denied for table"), "{error}");
 }

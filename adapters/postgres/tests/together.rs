@@ -91,7 +91,7 @@ async fn a_failing_effect_takes_no_other_with_it_and_all_others_are_one_transact
     }
     assert_eq!(scene.sql("SELECT string_agg(n::text, ',' ORDER BY n) FROM @.effects"), "0,1,3,7");
     assert_eq!(scene.completed().await, 4);
-    // Completions bear the number of the one transaction; rows in savepoints have numbers of their own.
+    // Completions have the number of the one transaction; rows in savepoints have numbers of their own.
     assert_eq!(scene.sql("SELECT count(DISTINCT xmin::text) FROM @.keys WHERE state = 4"), "1");
 }
 

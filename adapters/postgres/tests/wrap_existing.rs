@@ -1,4 +1,4 @@
-//! The example: what it changes is counted, and what it says is so on a real server.
+//! The example: the number of changed lines, and its behaviour on a real server.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../examples/wrap_existing.rs"]

@@ -4,7 +4,7 @@
 //! cargo run -p onceward-rabbitmq --example wrap_existing_rabbitmq -- amqp://guest:guest@127.0.0.1:5672/%2f
 //! ```
 //!
-//! The loop stays the user's: one message at a time, their channel, their acknowledgements. `with_pipeline` below gives
+//! The loop stays the user's: messages one by one, their channel, their acknowledgements. `with_pipeline` below gives
 //! it up for concurrency, retries with backoff, dead letters and reconnection.
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
 

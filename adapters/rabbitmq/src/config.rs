@@ -67,7 +67,7 @@ pub struct RabbitmqQueueConfig {
     /// delayed message loses its place in the queue.
     pub wait_queues_from: Option<Duration>,
     /// Whose `onceward-` headers are trusted, and the secret that seals copies in delay queues: the same as the
-    /// pipeline's. Default: nobody's; exchange, routing key, user id and expiration are then those of the last
+    /// pipeline's. By default no sender's; exchange, routing key, user id and expiration are then those of the last
     /// delivery, which has none of them after a delay or a redrive.
     pub own_headers: OwnHeaders,
     /// How long an acknowledgement waits behind an unsettled message, so that one frame can acknowledge many. It delays

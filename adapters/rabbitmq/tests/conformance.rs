@@ -11,7 +11,7 @@ use onceward_rabbitmq::{RabbitmqClient, RabbitmqConfig, RabbitmqConsumer, Rabbit
 use onceward_test_servers::rabbitmq::RabbitMq;
 use support::{Admin, Kind, unique};
 
-/// How the consumer comes by its channel.
+/// The way in which the consumer gets its channel.
 #[derive(Clone, Copy)]
 enum By {
     Url,

@@ -153,7 +153,7 @@ async fn a_message_with_every_type_is_the_same_after_a_dead_letter_a_redrive_and
     let ours = letter.properties.headers().as_ref().unwrap().inner();
     assert!(ours.contains_key("onceward-reason") && ours.contains_key("onceward-id"), "{ours:?}");
 
-    // Somebody moves it back, as it is.
+    // An operator moves it back, unchanged.
     publish(&admin, &queue, letter.properties).await;
     let mut consumer = RabbitmqConsumer::open(config).await.unwrap();
     let delivery = take(&mut consumer, 1).await.pop().unwrap();

@@ -96,7 +96,7 @@ async fn the_rights_that_are_documented_are_enough_and_missing_ones_are_named() 
 
     let wait = format!("{queue}\\.wait\\..*");
     allow(&format!("^{wait}$"), "^amq\\.default$", &format!("^{queue}$|^{wait}$"));
-    // A new channel asks for the rights anew; an old one may remember them.
+    // A new channel checks the permissions again; an old one may have cached them.
     let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(&url)).await.unwrap();
     assert!(publisher.publish(&[message]).await[0].is_ok());
     assert_eq!(admin.drain(&dead).await.len(), 1);

@@ -81,7 +81,7 @@ async fn lies_behind_the_login_end_the_connection() {
             }
         };
         let connections = liar.accepted();
-        // Nothing is taken for a while: what comes must not collect.
+        // Nothing is received for a while: what arrives must not pile up.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let end = Instant::now() + Duration::from_secs(60);
         while liar.accepted() == connections && lie != Lie::Returns {

@@ -70,8 +70,8 @@ async fn a_broker_that_is_restarted_under_load_loses_and_doubles_nothing() {
     };
     let mut last = vec![0; runs.len()];
     for round in 0..3 {
-        // Both make progress again, and the broker is no more in the middle of its recovery: RabbitMQ 3.10 may lose the log
-        // of a quorum queue without replicas if it is killed then.
+        // Both make progress again, and the broker has finished its recovery: RabbitMQ 3.10 may lose the log of a quorum
+        // queue without replicas if it is killed during that.
         for ((_, effects, _, _), last) in runs.iter().zip(&mut last) {
             let goal = (*last + 300).min(COUNT);
             until(Duration::from_secs(60), "progress", async || effects.lock().unwrap().len() >= goal).await;

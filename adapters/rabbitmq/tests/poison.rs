@@ -21,7 +21,7 @@ async fn shared() -> &'static RabbitMq {
     tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
 }
 
-/// Everything hostile that we know of, with what is to be said of it.
+/// All known hostile messages, with the expected defect of each.
 fn hostile_messages() -> Vec<(hostile::Properties, &'static str)> {
     let bomb: Vec<u8> =
         (0..10_000_u32).flat_map(|number| hostile::field(number.to_string().as_bytes(), b"")).collect();
@@ -111,7 +111,7 @@ async fn hostile_messages_end_as_dead_letters_and_the_others_are_handled() {
         let headers = letter.properties.headers().as_ref().unwrap().inner();
         assert!(matches!(headers.get(HEADER_REASON), Some(AMQPValue::LongString(_))), "{:?}", headers.keys());
     }
-    // The header bomb fits into a frame no more with our own headers: what had to go is counted.
+    // With our own headers the header bomb no longer fits into a frame: the headers that were dropped are counted.
     let bomb = letters.iter().find(|letter| letter.data == b"hostile 6").unwrap();
     assert!(bomb.properties.headers().as_ref().unwrap().inner().len() > 9_000);
     until(Duration::from_secs(60), "the queue is empty", async || broker.depth(&queue) == (0, 0)).await;

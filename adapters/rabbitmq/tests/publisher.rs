@@ -165,7 +165,7 @@ async fn a_batch_that_is_given_up_does_not_confuse_the_next() {
     let proxy = Proxy::start(broker.address()).unwrap();
     let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(url(proxy.port()))).await.unwrap();
     for round in 0..10 {
-        // Its confirms and returns come when nobody waits for them any more.
+        // Its confirms and returns arrive when no caller waits for them any more.
         proxy.set(Direction::ToClient, Flow::Stall);
         let lost: Vec<_> = (0..20).map(|number| outgoing(&queue, &format!("lost {number}"))).collect();
         assert!(tokio::time::timeout(Duration::from_millis(20), publisher.publish(&lost)).await.is_err());
@@ -178,7 +178,7 @@ async fn a_batch_that_is_given_up_does_not_confuse_the_next() {
     assert_eq!(taken.iter().filter(|message| message.data.starts_with(b"kept")).count(), 10);
 }
 
-/// Q10: consuming goes on, publishing waits for a bounded time and says why.
+/// Q10: consuming continues, publishing waits for a bounded time and reports the cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() {
     let broker = tokio::task::spawn_blocking(RabbitMq::start).await.unwrap();

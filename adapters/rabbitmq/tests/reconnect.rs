@@ -104,7 +104,7 @@ async fn acks_that_a_partition_swallowed_are_given_again_after_it_heals() {
     let acker = consumer.acker();
     let (old, before) = taken(&mut consumer, 20).await;
     proxy.partition();
-    // Nobody can know yet that these will not arrive.
+    // The client cannot know yet that these will not arrive.
     settle(&*acker, &acks(old), Settled::Done).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     proxy.heal();
@@ -166,7 +166,7 @@ async fn an_ack_on_a_channel_that_just_died_is_too_late() {
     let acker = consumer.acker();
     let (old, _) = taken(&mut consumer, 1).await;
     proxy.cut();
-    // Nobody receives, so that the consumer does not know; the library notices the reset.
+    // No `receive` is pending, so the consumer does not know; the library notices the reset.
     tokio::time::sleep(Duration::from_millis(300)).await;
     settle(&*acker, &acks(old), Settled::TooLate).await;
     let (new, _) = taken(&mut consumer, 1).await;

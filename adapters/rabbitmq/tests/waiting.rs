@@ -157,7 +157,7 @@ async fn a_wait_queue_that_was_deleted_makes_messages_wait_here_and_is_declared_
     depth_becomes(broker, &queue, (0, 0)).await;
 }
 
-/// Somebody else declared a queue of that name.
+/// Another application declared a queue of that name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_queue_with_other_arguments_concerns_its_own_delay_only() {
     const COUNT: usize = 50;
@@ -252,7 +252,7 @@ async fn a_broker_killed_between_publish_and_ack_loses_nothing_that_waits() {
         deliveries += tags.len();
         let acks: Vec<_> = tags.iter().map(|tag| (*tag, Settlement::Ack)).collect();
         let results = consumer.acker().settle(&acks).await;
-        // What waited here comes again under its old tag until the loss of the channel is noticed.
+        // A message that waited here is returned again under its old tag until the loss of the channel is noticed.
         for (result, text) in results.into_iter().zip(texts) {
             if result.unwrap() == Settled::Done {
                 seen.insert(text);

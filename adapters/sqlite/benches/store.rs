@@ -1,4 +1,4 @@
-//! How many keys a second are claimed and completed: the memory store beside the SQLite one, in batches.
+//! Measures how many keys a second are claimed and completed: the memory store beside the SQLite one, in batches.
 //!
 //! Divide 1 s by what it says per item. The SQLite figures are ruled by how fast the disk flushes: two a batch.
 

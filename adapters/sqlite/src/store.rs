@@ -49,7 +49,7 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, and applies pending migrations if [`SqliteConfig::migrate`] says so.
+    /// Opens the file, and applies pending migrations if [`SqliteConfig::migrate`] is true.
     ///
     /// # Errors
     /// [`Error`] if the file cannot be opened, was written by a newer version, or holds keys of another encoding.

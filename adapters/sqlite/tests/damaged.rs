@@ -37,7 +37,7 @@ fn completion(lease: Lease) -> CompleteRequest {
     CompleteRequest::new(lease, TERMS.ttl)
 }
 
-/// The claims go on being held, and completions are repeated: with another answer their effects would happen again.
+/// The claims stay held, and completions are retried: with another answer their effects would happen again.
 #[tokio::test]
 async fn a_file_that_is_damaged_meanwhile_is_not_taken_for_records_that_cannot_be_read() {
     for first_page in [0_u64, 1] {

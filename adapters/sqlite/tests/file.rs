@@ -1,4 +1,4 @@
-//! What is special about a file: it is opened, shared, refused, locked by others, and damaged.
+//! Tests of the database as a file: opened, shared, refused, locked by others, and damaged.
 
 #![allow(clippy::unwrap_used)]
 

@@ -232,7 +232,7 @@ async fn a_statement_that_does_not_compile_is_found_at_start() {
 const ENDLESS: &str = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 10000000000) \
                        INSERT INTO charges SELECT n FROM c WHERE n % 7 = 8";
 
-/// The writer is free, and its connection does what it is told.
+/// Asserts that the writer is free and that its connection executes statements.
 async fn assert_usable(database: &mut Database) {
     let usable = database.run_committed("INSERT INTO charges VALUES ($1)");
     tokio::time::timeout(Duration::from_secs(10), usable).await.expect("the store's writer is free");

@@ -1,5 +1,5 @@
-//! A raw loop of the SDK (so many receives of ten at a time, each followed by one batch of deletes) against the pipeline with
-//! the memory store and as many pollers, on the same SQS-compatible server, in turns. What counts is the ratio.
+//! Compares, in turns on the same SQS-compatible server, a raw loop of the SDK (so many pollers that receive ten messages,
+//! then delete them in one batch) with the pipeline with the memory store and as many pollers. What counts is the ratio.
 //!
 //! ```sh
 //! cargo bench -p onceward-sqs --bench throughput -- [messages [rounds]]

@@ -4,7 +4,7 @@
 //! cargo run -p onceward-sqs --example wrap_existing_sqs -- https://sqs.eu-west-1.amazonaws.com/123456789012/orders
 //! ```
 //!
-//! The loop stays the user's: their client, one message at a time, their deletes. `with_pipeline` below gives it up for
+//! The loop stays the user's: their client, messages one by one, their deletes. `with_pipeline` below gives it up for
 //! concurrency, visibility that is kept, retries with backoff, dead letters and batched deletes.
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
 
@@ -44,7 +44,7 @@ pub mod before {
                         let handle = message.receipt_handle().unwrap_or_default();
                         sqs.delete_message().queue_url(url).receipt_handle(handle).send().await?;
                     }
-                    // It comes again after its visibility.
+                    // It is redelivered after its visibility timeout.
                     Err(error) => eprintln!("not charged: {error}"),
                 }
             }
@@ -73,7 +73,7 @@ pub mod after {
                         let handle = message.receipt_handle().unwrap_or_default();
                         sqs.delete_message().queue_url(url).receipt_handle(handle).send().await?;
                     }
-                    // It comes again after its visibility.
+                    // It is redelivered after its visibility timeout.
                     error => eprintln!("not charged: {error:?}"),
                 }
             }

@@ -58,8 +58,8 @@ pub struct SqsQueueConfig {
     pub pollers: usize,
     /// Removes the envelope that SNS puts around a message; a message without one is malformed then. Default false.
     pub unwrap_sns: bool,
-    /// Whose `onceward-` headers are trusted: the same as the pipeline's. Default: nobody's; the id of a dead letter or
-    /// an outbox message is then the one that SQS assigned.
+    /// Whose `onceward-` headers are trusted: the same as the pipeline's. By default no sender's; the id of a dead
+    /// letter or an outbox message is then the one that SQS assigned.
     pub own_headers: OwnHeaders,
     /// The timeout of a delete or a visibility change, repeats included; 100 ms to 1 min, default 4 s. It should be
     /// shorter than the pipeline's store timeout, so that entries of a batch fail individually.

@@ -30,9 +30,9 @@ impl SqsHarness {
         Self { client, url, visibility, pollers: 4 }
     }
 
-    /// For checks that hold hundreds of groups unsettled. On this server a receive from a FIFO queue takes time in proportion to
-    /// what is in flight, and several at a time only slow each other down: 600 groups take a raw client 11 s on an idle machine,
-    /// whether it has one poller or four.
+    /// For checks that hold hundreds of groups unsettled. On this server a receive from a FIFO queue takes time in proportion
+    /// to what is in flight, and concurrent receives only slow each other down: 600 groups take a raw client 11 s on an idle
+    /// machine, whether it has one poller or four.
     async fn with_many_groups(name: &str) -> Self {
         Self { visibility: Duration::from_secs(300), pollers: 1, ..Self::new(name).await }
     }

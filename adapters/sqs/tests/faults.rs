@@ -127,7 +127,7 @@ async fn an_expired_handle_settles_nothing_and_the_message_is_known_when_it_come
     let (store, runs) = (Arc::new(MemoryStore::new()), Runs::default());
     let worker = Worker::start(fake.client(), patient(&fake), &store, &runs, 1500).await;
     until(PATIENCE, "all run", async || runs.lock().unwrap().len() == 5).await;
-    // Another receiver has them before the runs end, dies, and they come again.
+    // Another receiver has them before the runs end, dies, and they are redelivered.
     fake.receive_elsewhere(Duration::from_secs(3));
     until(PATIENCE, "all are deleted", async || fake.left() == 0).await;
     let summary = worker.stop().await;
@@ -208,7 +208,7 @@ async fn a_fifo_receive_whose_answer_is_lost_is_repeated_and_brings_the_same_mes
     .await;
     fake.fill(bodies(10));
     let (store, runs) = (Arc::new(MemoryStore::new()), Runs::default());
-    // Without the repeat they would come again after their visibility, which is longer than we wait.
+    // Without the retry they would be redelivered after their visibility timeout, which is longer than we wait.
     let mut queue = patient(&fake);
     queue.url += ".fifo";
     queue.pollers = 1;
@@ -306,7 +306,7 @@ async fn what_waits_to_be_delivered_stays_invisible() {
     let mut queue = support::quick(&fake.url());
     queue.visibility = Duration::from_secs(1);
     let mut consumer = SqsConsumer::from_client(fake.client(), queue).await.unwrap();
-    // Three times the visibility, in which nobody asks for what was received.
+    // Three times the visibility timeout, in which nothing calls `receive`.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(fake.calls("ChangeMessageVisibilityBatch") > 0);
     let acker = consumer.acker();

@@ -129,7 +129,7 @@ async fn what_is_published_is_received_with_all_headers_and_a_repeat_to_a_fifo_q
         let mut consumer = SqsConsumer::from_client(client.clone(), support::quick(&url)).await.unwrap();
         let received = consumer.receive().await.unwrap().unwrap();
         let message = &received[0].message;
-        // Whoever writes to the queue chooses it.
+        // Any sender can choose it.
         assert!(message.header("onceward-id").unwrap().starts_with(b"id-"));
         assert!(!message.id().unwrap().starts_with(b"id-"));
         assert_eq!(&message.payload()[..], b"\xff\x00");
@@ -187,7 +187,7 @@ async fn a_letter_keeps_ten_attributes_and_is_a_redrive_when_a_hand_moves_it_bac
     let letter = receive.send().await.unwrap().messages.unwrap().remove(0);
     let attributes = letter.message_attributes.unwrap();
     assert_eq!(attributes.len(), 10, "{attributes:?}");
-    // Nine are as they were; the tenth had to make room for ours, and is in it with its type.
+    // Nine are unchanged; the tenth was replaced by ours, which contains it with its type.
     let kept = sent.iter().filter(|(name, value)| attributes.get(*name) == Some(value)).count();
     assert_eq!(kept, 9, "{attributes:?}");
     let packed = attributes["onceward-headers"].string_value().unwrap();

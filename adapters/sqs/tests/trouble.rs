@@ -115,7 +115,8 @@ async fn closing_is_bounded_however_much_is_held_while_sqs_does_not_answer() {
         held.extend(consumer.receive().await.unwrap().unwrap());
     }
     fake.plan(|_, _| Some(Fault::Hang));
-    // 2,000 handles are 200 calls, 16 at a time: without a limit of its own that is 12 times the limit of one call.
+    // 2,000 handles are 200 calls, 16 of them concurrent: without a limit of its own that is 12 times the limit of one
+    // call.
     let started = Instant::now();
     consumer.close().await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(6), "it took {:?}", started.elapsed());

@@ -1,4 +1,4 @@
-//! One run: what the payload tells it to do, and the notes it leaves in the ledger.
+//! One run: executes the orders in the payload, and writes its notes to the ledger.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use serde::Deserialize;
 
 use crate::parent;
 
-/// What a payload says. Fields that are left out are zero or absent.
+/// The content of a payload. Fields that are left out are zero or absent.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Order {
-    /// Who the effect is for.
+    /// The recipient of the effect.
     #[serde(default)]
     pub id: String,
-    /// What shall happen; an effect if nothing is said.
+    /// The action; by default an effect.
     #[serde(default, rename = "do")]
     pub deed: Deed,
     /// How long a run takes before its effect.

@@ -14,7 +14,7 @@ pub(crate) fn kill() {
     }
 }
 
-/// Returns once the parent is gone.
+/// Returns once the parent has exited.
 pub(crate) fn outlive() {
     while under_test().is_some() {
         std::thread::sleep(Duration::from_millis(20));

@@ -26,7 +26,7 @@ pub(crate) fn serve(ledger: &Path) -> ExitCode {
         let Ok(request) = serde_json::from_str::<Request>(&line) else { return ExitCode::from(2) };
         let Some(answer) = answer(ledger, request) else { return ExitCode::from(9) };
         let mut out = std::io::stdout().lock();
-        // Once nobody reads, nobody asks either: the loop ends with the closed input.
+        // A parent that does not read any more sends no requests either: the loop ends with the closed input.
         let _ = out.write_all(format!("{answer}\n").as_bytes()).and_then(|()| out.flush());
     }
     ExitCode::SUCCESS
@@ -35,7 +35,7 @@ pub(crate) fn serve(ledger: &Path) -> ExitCode {
 fn answer(ledger: &Path, request: Request) -> Option<Value> {
     let Request { id, key, attempt, fence, payload } = request;
     let told = Told { key: key.unwrap_or_default(), fence, attempt };
-    // What is no text comes in base64: then there is no order in it.
+    // A payload that is no text arrives in base64: then it contains no order.
     let payload = payload.unwrap_or_default();
     match orders::run(ledger, payload.as_bytes(), told) {
         Ended::Well => Some(json!({"id": id, "ok": true})),

@@ -1,4 +1,4 @@
-//! What redrives must keep, and the planted bugs that break it.
+//! Invariants of redrives, and the planted bugs that break them.
 
 use stateright::{Model, Property};
 

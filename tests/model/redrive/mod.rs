@@ -2,7 +2,7 @@
 //!
 //! The claim protocol itself is `model.rs`'s subject; here a claim is held by the one worker and is free again when it dies,
 //! an attempt is one run, and the effect commits with its completion. Free steps end because failures and faults do: the
-//! operator comes back until no letter is left, so in the end the effect must have happened.
+//! operator retries until no letter is left, so in the end the effect must have happened.
 
 use stateright::{Model, Property};
 
@@ -22,7 +22,7 @@ pub(crate) enum Bug {
     LetterDeletedFirst,
     /// A redrive that finds the key open and unfinished takes it for done.
     UnfinishedTakenForDone,
-    /// A delivery that bears dead-letter headers is taken for a late copy of the dead message.
+    /// A delivery that has dead-letter headers is taken for a late copy of the dead message.
     HeadersIgnored,
     /// A late copy of a dead message opens it again.
     LateCopyReopens,
@@ -41,7 +41,7 @@ pub(crate) struct Redrives {
     pub(crate) properties: fn() -> Vec<Property<Redrives>>,
 }
 
-/// The record, as far as redrives go. `Absent` in generation 0 is a key nobody knows.
+/// The record, as far as redrives go. `Absent` in generation 0 is an unknown key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Record {
     pub(crate) stage: Stage,
@@ -174,7 +174,7 @@ pub(crate) enum Action {
     /// The burial is given up, and the confirm alone allows the ack. A fault.
     LeaveUnburied,
     Ack,
-    /// The worker dies; its message comes back and its claim lapses. A fault.
+    /// The worker dies; its message is redelivered and its claim lapses. A fault.
     WorkerCrash,
     /// The operator asks the store to open the letter's key.
     Redrive {
@@ -234,7 +234,7 @@ impl Model for Redrives {
         let letters = (0..GENERATIONS).filter(|letter| state.letters[*letter] > 0);
         match state.operator {
             Operator::Idle => {
-                // Too early is no step: the operator comes again.
+                // Too early is no step: the operator retries.
                 let ready = |letter: &usize| state.redrive(*letter as u8, self.bug).1 != Found::NotDead;
                 actions.extend(letters.clone().filter(ready).map(|letter| Action::Redrive { letter }));
                 actions.extend(letters.clone().map(|letter| Action::Move { letter }));
@@ -265,7 +265,7 @@ impl Model for Redrives {
 }
 
 impl State {
-    /// The record afterwards, and what the operator does. A key that nobody knows any more is opened by its message.
+    /// The record afterwards, and what the operator does. A key that is no longer known is opened by its message.
     fn redrive(&self, letter: u8, bug: Option<Bug>) -> (Record, Found) {
         let mut record = self.record;
         let held = matches!(self.worker, Worker::Publishing(_) | Worker::MarkingDead(_));
@@ -332,7 +332,7 @@ impl State {
             }
             Action::DeleteLetter => {
                 if let Operator::Deleting { letter, then_publish } = self.operator {
-                    // Somebody may have moved it meanwhile.
+                    // It may have been moved meanwhile.
                     self.letters[letter as usize] = self.letters[letter as usize].saturating_sub(1);
                     let publish = then_publish.map(|generation| Operator::Publishing { letter, generation });
                     self.operator = publish.unwrap_or(Operator::Idle);
@@ -377,7 +377,7 @@ impl State {
 }
 
 impl Worker {
-    /// The generation of the delivery in hand; 0 if there is none.
+    /// The generation of the delivery in hand; 0 without a delivery.
     fn carries(self) -> u8 {
         match self {
             Worker::Idle => 0,

@@ -2,7 +2,7 @@
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-/// Signs certificates. Nobody trusts it who is not told to.
+/// Signs certificates. Only programs that are configured to trust it do.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl std::fmt::Debug for Authority {
@@ -15,7 +15,7 @@ impl Authority {
     /// A new one of this name.
     ///
     /// # Panics
-    /// The name cannot stand in a certificate.
+    /// The name is not valid in a certificate.
     #[must_use]
     pub fn new(name: &str) -> Self {
         let mut params = named(name);
@@ -33,7 +33,7 @@ impl Authority {
     /// A key, followed by its certificate for `host`, PEM.
     ///
     /// # Panics
-    /// The host's name cannot stand in a certificate.
+    /// The host's name is not valid in a certificate.
     #[must_use]
     pub fn identity(&self, host: &str) -> String {
         let key = KeyPair::generate().expect("a key");

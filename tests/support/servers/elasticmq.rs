@@ -112,7 +112,7 @@ impl ElasticMq {
         format!("http://{}", self.address())
     }
 
-    /// Kills it (SIGKILL): queues and messages are gone.
+    /// Kills it (SIGKILL): queues and messages are lost.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill();

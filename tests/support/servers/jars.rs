@@ -14,14 +14,14 @@ pub(crate) fn jars(name: &str, dependencies: &[(&str, &str, &str)]) -> io::Resul
     fetched(&cache, name, "copy-dependencies", dependencies, |_| Ok(()))
 }
 
-/// The folder with what is in the jar of one dependency, made ready by `unpack`, which is told the folder. As [`jars`]
-/// otherwise; other users can read it.
+/// The folder with the contents of one dependency's jar, prepared by `unpack`, which gets the folder as its argument. As
+/// [`jars`] otherwise; other users can read it.
 pub(crate) fn unpacked(
     name: &str,
     dependency: (&str, &str, &str),
     unpack: impl Fn(&Path) -> io::Result<()>,
 ) -> io::Result<PathBuf> {
-    // Nobody else can look into root's home.
+    // Other users cannot read root's home.
     let cache = rustix::process::geteuid().is_root().then(|| PathBuf::from("/var/cache"));
     let cache = cache.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from));
     let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));

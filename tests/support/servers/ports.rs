@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 
-/// A port of 127.0.0.1 that nobody listened on a moment ago. Another process may take it before the caller does; starting
-/// a server then fails loudly.
+/// A port of 127.0.0.1 that was free a moment ago. Another process may take it before the caller does; starting a server
+/// then fails loudly.
 ///
 /// # Errors
 /// No port could be bound.

@@ -18,8 +18,8 @@ use crate::process::Leashed;
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A Postgres server of its own, on a free loopback port, with its data in a temporary folder. The superuser is
-/// `postgres`, and nobody needs a password. A root user runs it as the user `postgres`, since it refuses root.
-/// The environment's `ONCEWARD_TEST_POSTGRES` names a major version to use instead of the installed one.
+/// `postgres`, and no role needs a password. A root user runs it as the user `postgres`, since it refuses root. The
+/// environment's `ONCEWARD_TEST_POSTGRES` names a major version to use instead of the installed one.
 #[derive(Debug)]
 pub struct Postgres {
     // Dropped first: the server goes before its folder.

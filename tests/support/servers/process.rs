@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// A child process in a process group of its own. Dropping it kills the group; if the test process dies first (a panic
-/// in a static, SIGKILL), a small shell that waits for that does it, and removes the child's folder, if it was told one.
+/// A child process in a process group of its own. Dropping it kills the group; if the test process dies first (a panic in a
+/// static, SIGKILL), a small shell that waits for that does it, and removes the child's folder, if it has one.
 #[derive(Debug)]
 pub struct Leashed {
     child: Child,
@@ -28,8 +28,8 @@ impl Leashed {
         Self::guarded(command, None)
     }
 
-    /// As [`spawn`](Self::spawn), for a child that has a folder of its own. It stays as long as the test process lives:
-    /// that removes it when it is no longer needed, unless the child is in a static, which nobody drops.
+    /// As [`spawn`](Self::spawn), for a child that has a folder of its own. It stays as long as the test process lives, which
+    /// removes it when it is no longer needed, unless the child is in a static, which is never dropped.
     ///
     /// # Errors
     /// As for [`spawn`](Self::spawn).
@@ -70,7 +70,7 @@ impl Leashed {
     /// Sends a signal to the process (not to its group): SIGSTOP and SIGCONT pause it, SIGTERM asks it to end.
     ///
     /// # Errors
-    /// The process is gone.
+    /// The process no longer exists.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         Ok(kill_process(self.pid(), signal)?)
     }
@@ -78,7 +78,7 @@ impl Leashed {
     /// Pauses (SIGSTOP) or continues (SIGCONT) the process.
     ///
     /// # Panics
-    /// The process is gone.
+    /// The process no longer exists.
     pub fn pause(&self, paused: bool) {
         let signal = if paused { Signal::STOP } else { Signal::CONT };
         self.signal(signal).expect("a process that runs can be paused");
@@ -87,7 +87,7 @@ impl Leashed {
     /// Asks the process to end by `signal`, and waits for that up to `limit`. False if it did not end by itself: it is killed.
     ///
     /// # Panics
-    /// The process is gone already.
+    /// The process no longer exists.
     #[must_use]
     pub fn stop(mut self, signal: Signal, limit: std::time::Duration) -> bool {
         self.signal(signal).expect("a process that runs can be asked to end");
@@ -97,7 +97,7 @@ impl Leashed {
     /// How it ended, if it did.
     ///
     /// # Errors
-    /// The operating system cannot tell.
+    /// The operating system cannot report it.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
@@ -108,7 +108,7 @@ impl Leashed {
     }
 
     fn end(&mut self) {
-        // The warden first: afterwards the group's number may belong to somebody else.
+        // The warden first: afterwards the group's number may belong to another group.
         let _ = self.warden.kill();
         let _ = self.warden.wait();
         let _ = kill_process_group(self.pid(), Signal::KILL);
@@ -122,7 +122,7 @@ impl Drop for Leashed {
     }
 }
 
-/// Waits up to `limit` for `ready` to say yes, asking every 20 ms.
+/// Waits up to `limit` until `ready` returns true, asking every 20 ms.
 pub fn wait_until(limit: std::time::Duration, mut ready: impl FnMut() -> bool) -> bool {
     let end = std::time::Instant::now() + limit;
     loop {

@@ -146,7 +146,7 @@ impl Proxy {
         self.with(|state| state.each(|flows| flows.cut = true));
     }
 
-    /// Makes the open connections half-open: all packets vanish in both directions and neither side is told. New
+    /// Makes the open connections half-open: all packets vanish in both directions and neither side is notified. New
     /// connections pass, as after a NAT entry was lost.
     pub fn half_open(&self) {
         self.with(|state| {
@@ -157,7 +157,7 @@ impl Proxy {
         });
     }
 
-    /// Drops the replies of the open connections: the server gets and does what it is asked, the client never hears of it.
+    /// Drops the replies of the open connections: the server executes the requests, the client never gets the replies.
     pub fn drop_replies(&self) {
         self.with(|state| state.each(|flows| flows.to_client = Flow::Drop));
     }
@@ -176,7 +176,7 @@ impl Proxy {
         self.set(Direction::ToClient, Flow::Drop);
     }
 
-    /// Lets everything pass again. Connections that lost bytes cannot go on and are reset.
+    /// Lets everything pass again. Connections that lost bytes cannot continue and are reset.
     pub fn heal(&self) {
         self.with(|state| {
             state.fresh = Flows::PASS;
@@ -234,7 +234,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
 async fn carry(mut client: TcpStream, mut server: TcpStream, mut flows: watch::Receiver<Flows>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let orderly = {
-        // Borrowed halves: owned ones say an orderly farewell when they are dropped.
+        // Borrowed halves: owned ones close the connection in an orderly way when they are dropped.
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let up = pump(from_client, to_server, flows.clone(), Direction::ToServer);

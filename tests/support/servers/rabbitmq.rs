@@ -150,7 +150,7 @@ impl RabbitMq {
             .env("RABBITMQ_DIST_PORT", self.distribution_port.to_string())
             .env("ERL_EPMD_PORT", self.names_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            // Quorum queues tell their depth every 5 s otherwise.
+            // Quorum queues report their depth every 5 s otherwise.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                 "-kernel inet_dist_use_interface {127,0,0,1} -rabbit quorum_tick_interval 100",

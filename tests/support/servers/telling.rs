@@ -1,4 +1,4 @@
-//! All that an error may tell, for tests of what it must not: [`all_told`].
+//! All that an error may reveal, for tests of what it must not: [`all_told`].
 
 use std::error::Error;
 use std::fmt::Write as _;

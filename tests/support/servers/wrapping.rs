@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-/// Lines that are added, replaced or taken away when somebody wraps the loop that runs already.
+/// Lines that may be added, replaced or removed to wrap an existing loop.
 const MOST: usize = 10;
 
-/// Asserts that of the lines of an example's module `before` at most ten are added, replaced or taken away in its module
+/// Asserts that of the lines of an example's module `before` at most ten are added, replaced or removed in its module
 /// `after`, uses included, indentation and empty lines not.
 ///
 /// # Panics
@@ -23,10 +23,10 @@ fn lines_of<'a>(example: &'a str, module: &str) -> Vec<&'a str> {
     lines.map(str::trim).filter(|line| !line.is_empty()).collect()
 }
 
-/// The fewest changes for the rest of both, known by their lengths, with so many lines gone and come in the place at hand.
+/// The fewest changes for the rest of both, by their lengths and the lines removed and added so far at this place.
 type Seen = HashMap<(usize, usize, usize, usize), usize>;
 
-/// In each place where they differ the larger of what goes and what comes, in all as few as can be.
+/// For each place where they differ, the larger number of removed and added lines; returns the smallest possible sum.
 fn changed(before: &[&str], after: &[&str]) -> usize {
     fn walk(before: &[&str], after: &[&str], gone: usize, came: usize, seen: &mut Seen) -> usize {
         if before.is_empty() && after.is_empty() {

@@ -74,7 +74,7 @@ fn all_at_once(scene: &Scene) -> bool {
     true
 }
 
-/// One kind of handler, while it is away.
+/// One kind of handler, while it is unavailable.
 trait Away {
     /// Puts the handler into the setup, and what it needs into the scene.
     fn prepare(&mut self, setup: Setup) -> (Scene, Running);
@@ -162,7 +162,7 @@ impl Away for Worker {
     }
 }
 
-/// Nobody listens at its address.
+/// No process listens at its address.
 #[derive(Default)]
 struct Http {
     port: u16,
@@ -216,7 +216,7 @@ impl Drop for Http {
     }
 }
 
-/// The table of its statement is away.
+/// The table of its statement does not exist.
 struct Sql(Table<'static>);
 
 impl Away for Sql {
@@ -293,7 +293,7 @@ fn survive<W: Waiting>(broker: &str, mut source: impl FnMut(&str) -> (W, Setup))
     let began = Instant::now();
     for (kind, away, scene, running) in &cases {
         until(&format!("the backlog of {kind}"), LONG, || away.is_done(scene));
-        // A figure for whoever asks with --nocapture; nothing is asserted on a machine with other work.
+        // A figure for runs with --nocapture; nothing is asserted on a machine with other work.
         println!("{broker}, {kind}: the backlog is handled at most {:?} after the outage", began.elapsed());
         let log = running.stderr();
         assert!(!log.contains("dead-lettered"), "{kind}: {log}");

@@ -1,4 +1,4 @@
-//! Members that the broker does not hear: cut off while they work, and told to end while nobody answers.
+//! Tests of members that the broker cannot hear: cut off while they work, and stopped while no broker answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -57,7 +57,7 @@ fn a_member_that_is_cut_off_writes_its_completions_and_commits_nothing_of_what_i
         [&held, &other].iter().for_each(|own| own.terminate());
         let [held, other] = [held, other].map(|own| own.wait_within(END));
         assert!(held.summary("handled") >= 4, "its own completions: {held:#?}");
-        // Who has the partitions now heard of those from the store.
+        // The new owner of the partitions found those in the store.
         assert!(other.summary("duplicates") >= 4, "{other:#?}");
         done.store(true, Ordering::Relaxed);
         assert!(watching.join().expect("offsets that never go back") > 20, "it hardly looked");

@@ -41,7 +41,7 @@ pub(super) fn orders(messages: usize, chance: &mut Chance) -> (Vec<String>, Vec<
     (lines, produced)
 }
 
-/// How often each of them stands there.
+/// Counts the occurrences of each item.
 pub(super) fn counted<T: Ord>(of: impl IntoIterator<Item = T>) -> BTreeMap<T, u32> {
     let mut counts = BTreeMap::new();
     for one in of {
@@ -53,7 +53,7 @@ pub(super) fn counted<T: Ord>(of: impl IntoIterator<Item = T>) -> BTreeMap<T, u3
 /// The members that run, each under the smallest number that was free when it joined.
 pub(super) struct Members<'a> {
     start: &'a dyn Fn(usize) -> Running,
-    /// Called when one has died or is paused: what is in flight now may have had its effect, and nobody knows.
+    /// Called when one has died or is paused: it is unknown then whether what is in flight had its effect.
     interrupted: Box<dyn FnMut() + 'a>,
     running: Vec<(usize, Running)>,
 }
@@ -123,7 +123,7 @@ impl<'a> Members<'a> {
         (self.interrupted)();
     }
 
-    /// Its handlers may go on meanwhile, and nobody hears of it: as if killed. Others take its partitions over.
+    /// Its handlers may go on meanwhile, unnoticed by the group: as if killed. Others take its partitions over.
     fn pause(&mut self) {
         self.running[0].1.stop();
         (self.interrupted)();

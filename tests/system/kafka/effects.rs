@@ -70,7 +70,7 @@ fn each_record_has_one_effect_in_postgres_whatever_is_killed_or_paused_and_whate
     let (lines, produced) = orders(messages, &mut Chance::new());
     processed(&scene, &topic, &server, &[], (&lines, disturbances, lines.len()));
 
-    // The broker forgets where the group stands: the database knows.
+    // The broker loses the group's offsets: the database has the positions.
     topic.forget_offsets();
     let again = start(&scene, &topic, &server, &[]);
     until("no lag", LONG, || topic.is_empty());
@@ -99,7 +99,7 @@ fn each_key_has_one_effect_in_postgres_though_one_in_ten_is_sent_twice_to_whiche
     let (messages, disturbances) = size((6_000, 6));
     let mut chance = Chance::new();
     let (_, produced) = orders(messages, &mut chance);
-    // What a record is partitioned by is its lane: a copy may stand on any partition, close behind or far.
+    // The partition of a record follows from its lane: a copy may be in any partition, close behind or far.
     let mut line = |id: &str| order(id, &json!({"lane": chance.number(0..64)}));
     let lines: Vec<_> = produced.iter().map(|own| line(&own.key)).collect();
     let expected: BTreeMap<_, _> = produced.into_iter().map(|own| (own.key, 1)).collect();

@@ -47,7 +47,7 @@ fn a_second_member_gets_its_partitions_while_the_first_is_busy_and_commits_go_on
     until("no lag", LONG, || topic.is_empty());
     stop(vec![first, second]);
     assert!(scene.count(Kind::Effect).values().all(|effects| *effects == 1), "an effect is doubled");
-    // Figures for whoever asks with --nocapture.
+    // Figures for runs with --nocapture.
     println!("the second member worked after {joined:?}; the longest time without a commit: {gap:?}");
 }
 

@@ -44,7 +44,7 @@ fn members_that_join_leave_pause_and_die_under_load_lose_nothing_and_keep_the_or
     ledger.verify(&excused);
     assert_eq!(ledger.out_of_order(), []);
     let (in_flight, twice) = (excused.len(), ledger.doubled().len());
-    // Figures for whoever asks with --nocapture.
+    // Figures for runs with --nocapture.
     println!(
         "{messages} messages, {disturbances} disturbances, {took:?}: {in_flight} in flight, {twice} with two effects"
     );

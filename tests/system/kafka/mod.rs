@@ -76,7 +76,7 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     topic.publish(&lines);
     let setup = setup(&topic).set("source.kafka.properties.max.poll.interval.ms", 5_000);
     let scene = scene(&setup);
-    // Whoever was evicted would give its partitions to the other.
+    // A member that was evicted would give its partitions to the other.
     let running = vec![scene.run(), scene.run()];
     until("the long effect", LONG, || scene.count(Kind::Effect).contains_key("long"));
     until("no lag", LONG, || topic.is_empty());
@@ -88,7 +88,7 @@ fn a_handler_of_three_poll_intervals_keeps_its_partitions() {
     assert_eq!(scene.count(Kind::Start), starts);
 }
 
-/// Neither the session nor the poll interval bounds a drain: the member goes on polling.
+/// Neither the session nor the poll interval bounds a drain: the member continues to poll.
 #[test]
 fn a_drain_longer_than_session_and_poll_interval_keeps_its_partitions() {
     let topic = Topic::create("drains", 1);
@@ -147,7 +147,7 @@ fn ten_thousand_duplicates_in_a_row_bring_the_lag_to_zero() {
     stop(vec![running]);
     assert_eq!(scene.count(Kind::Start), each(&ids, 1));
 
-    // Everything once more, after the broker has forgotten where the group stands.
+    // Everything once more, after the broker has lost the group's offsets.
     topic.forget_offsets();
     let running = scene.run();
     until("no lag", LONG, || topic.is_empty());

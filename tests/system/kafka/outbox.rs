@@ -1,5 +1,5 @@
-//! The outbox, emptied by `onceward outbox relay` into a topic: the order key is the record key, and what has been sent
-//! twice is told by its id.
+//! The outbox, emptied by `onceward outbox relay` into a topic: the order key is the record key, and messages sent
+//! twice have the same id.
 
 use onceward_test_support::chance::{Chance, kills, size};
 use onceward_test_support::effects::Kind;

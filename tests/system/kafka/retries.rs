@@ -1,4 +1,4 @@
-//! Retry topics while the programs are killed: what fails waits there, is lost nowhere, and comes when it is due.
+//! Retry topics while the programs are killed: failed messages wait there, none is lost, each is redelivered when it is due.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +110,7 @@ fn what_waits_in_retry_topics_survives_kills_comes_when_it_is_due_and_ends_as_a_
     let [short, long] = ["retries.1s", "retries.2s"].map(|name| Topic::create(name, 2).read_by("retries"));
     let dead = Topic::create("retries.dead", 1);
     let (kills, mut chance) = (kills(3), Chance::new());
-    // A copy of what waits is due at once; so there are none where it is looked at.
+    // A copy of a waiting message is due at once; so the part whose delays are checked has no copies.
     let (first, second) = (lines("killed", 1_000, 100, &mut chance), lines("calm", 300, 0, &mut chance));
     let ids = |lines: &[String], dead: bool| -> BTreeSet<String> {
         lines.iter().filter(|line| fails_always(line) == dead).map(|line| id_of(line.as_bytes())).collect()
@@ -125,7 +125,7 @@ fn what_waits_in_retry_topics_survives_kills_comes_when_it_is_due_and_ends_as_a_
     let waits_nowhere = || [&topic, &short, &long].iter().all(|topic| topic.is_empty());
     until("no lag, nor in retry topics", LONG, waits_nowhere);
 
-    // Now that nobody is killed any more nothing comes before it is due, either.
+    // Without kills, nothing is delivered before it is due, either.
     topic.publish(&second);
     until("all effects", LONG, || effects() == all + ids(&second, false).len());
     until("no lag, nor in retry topics", LONG, waits_nowhere);

@@ -1,4 +1,5 @@
-//! A broker with TLS and a password: the program by its configuration, and what it says if it is not let in.
+//! A broker with TLS and a password: the program by its configuration, and what it reports if it is not
+//! authenticated.
 
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};

@@ -1,4 +1,4 @@
-//! A topic of the broker that the tests of this process share, the group that reads it, and who publishes into it.
+//! A topic of the broker that the tests of this process share, the group that reads it, and its producers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ pub(crate) struct Topic<'a> {
     record_limit: Option<u32>,
 }
 
-/// What stands in a topic.
+/// A record of a topic.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) payload: Vec<u8>,
@@ -93,7 +93,7 @@ impl<'a> Topic<'a> {
         self.create_again();
     }
 
-    /// One that is there.
+    /// A topic that exists.
     pub(crate) fn named(broker: &'a Kafka, name: &str, partitions: i32) -> Self {
         Self { broker, name: name.to_owned(), group: name.to_owned(), partitions, record_limit: None }
     }
@@ -130,7 +130,7 @@ impl<'a> Topic<'a> {
         (0..self.partitions).map(end).collect()
     }
 
-    /// True if no transaction is open: what follows one of somebody who died is not read until that has timed out.
+    /// True if no transaction is open: records after one of a dead producer are not read until that has timed out.
     pub(super) fn is_stable(&self) -> bool {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().expect("a client");
@@ -138,7 +138,7 @@ impl<'a> Topic<'a> {
         ends.is_some() && ends == self.ends()
     }
 
-    /// What the group has committed for each partition, -1 for nothing; `None` if the broker does not tell.
+    /// The offset that the group has committed for each partition, -1 for none; `None` if the broker does not answer.
     pub(super) fn committed(&self) -> Option<Vec<i64>> {
         committed(&self.asked(), &self.name, self.partitions)
     }

@@ -21,8 +21,8 @@ fn start(scene: &Scene, from: &Topic<'_>, to: &Topic<'_>, id: usize) -> Running 
     scene.start(&mut scene.command(&[&bootstrap, &from.name, &to.name, &from.name, &id]))
 }
 
-/// Who is paused finds its transaction refused. Who dies leaves one open, which ends when another takes up its id, or by its
-/// own timeout.
+/// A member that was paused finds its transaction refused. A member that dies leaves one open, which ends when another takes
+/// over its id, or by its own timeout.
 #[test]
 #[allow(clippy::print_stdout)]
 fn each_record_has_one_committed_result_whatever_is_killed_or_paused() {

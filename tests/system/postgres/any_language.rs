@@ -1,5 +1,5 @@
 //! Handlers in another language that write to the store's database themselves, and end their transaction with
-//! `SELECT onceward.complete(token)`: exactly one row for each key, whoever is killed.
+//! `SELECT onceward.complete(token)`: exactly one row for each key, whichever process is killed.
 
 use std::process::Command;
 

@@ -24,7 +24,7 @@ use table::Table;
 
 /// A statement for each message of `queue`, in the completion's transaction.
 fn statement(queue: &Queue<'_>, table: &Table<'_>) -> Setup {
-    // A server that goes away in the middle of a statement costs that attempt.
+    // A server that closes the connection in the middle of a statement costs that attempt.
     on(queue, table.handler(without_source())).set("retry.max_attempts", 20)
 }
 

@@ -1,5 +1,5 @@
-//! A server that is stopped, refuses or is held up, while two programs run a statement for each message: others go on,
-//! nothing is lost, nothing is there twice.
+//! A server that is stopped, refuses or is held up, while two programs run a statement for each message: others
+//! continue, no effect is lost, none happens twice.
 
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ fn while_the_primary_is_read_only_nothing_starts_and_nothing_is_acked() {
     until("rows", LONG, || table.count() >= orders.ids.len() / 5);
     server.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     server.sql("SELECT pg_reload_conf()");
-    // Each connection hears of it in its own time, and what had begun ends.
+    // Each connection applies it with a delay of its own, and transactions that had begun end.
     let mut quiet = (table.count(), Instant::now());
     until("quiet", PATIENCE, || {
         let count = table.count();
@@ -111,7 +111,7 @@ fn a_rival_that_holds_three_keys_for_ten_seconds_holds_up_nobody_else() {
     let mut ids: Vec<_> = (0..600).map(|n| format!("order-{n:04}")).collect();
     let lines: Vec<_> = ids.iter().map(|id| orders::order(id, &json!({"steps": 5_000}))).collect();
     assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
-    // Rows of keys that nobody sees yet, as a worker has them that is paused in its claim.
+    // Rows of keys that are not committed yet, as a worker has them that is paused in its claim.
     let hashes = [7, 8, 300].map(|n: usize| hash(&scene, &ids[n]));
     let rows = hashes.iter().map(|hash| {
         format!(
@@ -119,7 +119,7 @@ fn a_rival_that_holds_three_keys_for_ten_seconds_holds_up_nobody_else() {
                  '\\x00000000000000000000000000000000', NULL, NULL, NULL;"
         )
     });
-    // It holds them for as long as nobody has written that it may go.
+    // It holds them until this table has a row.
     table.sql("CREATE TABLE @.go (n int)");
     let waits = "DO $$ BEGIN FOR n IN 1..2400 LOOP PERFORM pg_sleep(0.05); EXIT WHEN EXISTS (SELECT FROM @.go); END LOOP; END $$";
     let rival = format!("BEGIN; {} {waits}; ROLLBACK", rows.collect::<String>());

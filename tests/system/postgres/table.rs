@@ -3,7 +3,7 @@
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::setup::Setup;
 
-/// A schema of its own. The table of effects has no unique constraint: what happened twice is there twice.
+/// A schema of its own. The table of effects has no unique constraint: an effect that happened twice has two rows.
 pub(crate) struct Table<'s> {
     pub(crate) server: &'s Postgres,
     name: String,
@@ -18,7 +18,7 @@ impl<'s> Table<'s> {
         Self { server, name: name.to_owned() }
     }
 
-    /// One that is there already, on a server that may have been stopped since.
+    /// A table that exists already, on a server that may have been stopped since.
     pub(crate) fn of(server: &'s Postgres, name: &str) -> Self {
         Self { server, name: name.to_owned() }
     }
@@ -53,7 +53,7 @@ impl<'s> Table<'s> {
         self.sql("SELECT count(*) FROM @.effects").parse().expect("a count")
     }
 
-    /// `@` stands for the schema.
+    /// `@` is replaced by the schema.
     pub(crate) fn sql(&self, sql: &str) -> String {
         self.server.sql(&sql.replace('@', &self.name))
     }

@@ -1,7 +1,7 @@
 //! Two versions of the program on one schema, on RabbitMQ: the next one migrates while this one works.
 //!
-//! With `ONCEWARD_OLD_PROGRAM` another program than this version's is the old one, such as that of an earlier release. That may
-//! refuse the schema when it is started anew; those of it that run go on.
+//! With `ONCEWARD_OLD_PROGRAM` another program than this version's is the old one, such as that of an earlier release. It may
+//! refuse the schema when it is restarted; its processes that run continue.
 
 use onceward_migrations::{POSTGRES, latest};
 use onceward_test_servers::postgres::Postgres;
@@ -99,7 +99,7 @@ fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
     assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
     assert!(Pair::version(&table) > before, "{migrated:#?}");
 
-    // From here on one of each, both killed and started anew.
+    // From here on one of each, both killed and restarted.
     assert_eq!(running.remove(0).1.kill().signal(), Some(9));
     running.push((&pair.next, pair.next.run()));
     for second in second.chunks(second.len().div_ceil(kills.max(1))) {

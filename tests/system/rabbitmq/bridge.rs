@@ -1,5 +1,5 @@
 //! From one queue to another with `[handler.publish.rabbitmq]`, under kills: everything arrives, and what arrives twice
-//! bears the same id, so that it has one effect behind the second queue.
+//! has the same id, so that it has one effect behind the second queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -46,7 +46,7 @@ fn a_confirm_is_lost_and_the_producer_sends_again() {
     assert!(queue.is_empty());
 }
 
-/// One message, a process that dies at `step`, and one that comes after it.
+/// One message, a process that dies at `step`, and one that is started after it.
 fn die_at(step: Step) -> (Scene, u64) {
     let queue = Queue::declare(&format!("dies-at-{}", step.name()), &[]);
     queue.publish(&[order("only", &json!({}))]);
@@ -64,7 +64,7 @@ fn die_at(step: Step) -> (Scene, u64) {
 
 #[test]
 fn the_process_dies_after_the_effect() {
-    // The completion was written: the message comes again and is known.
+    // The completion was written: the message is redelivered and its key is known.
     let (scene, duplicates) = die_at(Step::CompleteApplied);
     assert_eq!((scene.count(Kind::Effect), duplicates), (each(&["only".to_owned()], 1), 1));
     // It was not: this is what `deduplicated` does not promise, and `effectively-once` does (`transactions.rs`).
@@ -119,7 +119,7 @@ fn the_broker_is_killed_and_restarted_under_load() {
     until("all effects", LONG, || scene.count(Kind::Effect).len() == orders.ids.len());
     until("an empty queue", LONG, || broker.depth("restarts") == (0, 0));
     stop(running);
-    // Who had a message when the broker died ran on, and knows its copies.
+    // A program that had a message when the broker died continued to run, and recognises its copies.
     assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));
 }
 
@@ -136,7 +136,7 @@ fn a_partition_between_worker_and_broker_heals() {
     let running = scene.run();
     until("effects", LONG, || scene.count(Kind::Effect).len() >= orders.ids.len() / 4);
     proxy.partition();
-    // Both sides give the other up, and the broker has all it had sent again.
+    // Both sides close the connection, and the broker requeues all it had delivered.
     until("the broker to give up", LONG, || queue.depth().1 == 0);
     proxy.heal();
     until("all effects", LONG, || scene.count(Kind::Effect).len() == orders.ids.len());

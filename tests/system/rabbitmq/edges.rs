@@ -1,5 +1,5 @@
-//! What must be noticed before the first message is taken or the run ends: streams, missing places for dead letters, wait
-//! queues of an earlier run; and that a second program gets its share.
+//! Tests of problems that must be noticed before the first message is taken or the run ends: streams, missing places for
+//! dead letters, wait queues of an earlier run; and of a second program that gets its share.
 
 use std::collections::BTreeSet;
 

@@ -54,7 +54,7 @@ fn honest(number: usize) -> String {
     format!(r#"{{"id":{},"amount":7}}"#, id(number))
 }
 
-/// Someone who knows scope and key sources, sees other people's messages and computes their keys.
+/// An attacker that knows scope and key sources, sees other producers' messages and computes their keys.
 struct Producer<'c> {
     chance: &'c mut Chance,
     keys: KeyExtractor,
@@ -84,7 +84,7 @@ impl Producer<'_> {
         }
     }
 
-    /// The key of an honest message, of nobody's, or none at all.
+    /// The key of an honest message, one of no message, or no key at all.
     fn key(&mut self, number: usize) -> String {
         let victim = Message::builder(honest(self.chance.number(0..HONEST))).build();
         match self.chance.number(0..4) {

@@ -1,5 +1,5 @@
-//! The outbox in Postgres and in SQLite, emptied by `onceward outbox relay` into a queue: what commits arrives, under an id that
-//! stays the same, in the order of its key, whoever is killed; and has one effect behind that queue.
+//! The outbox in Postgres and in SQLite, emptied by `onceward outbox relay` into a queue: what commits arrives, under an id
+//! that stays the same, in the order of its key, whichever process is killed; and has one effect behind that queue.
 
 use onceward::failpoints::Step;
 use onceward_test_servers::proxy::Proxy;
@@ -75,7 +75,7 @@ fn a_relay_dies_at_any_step(name: &'static str, books: Books) {
         assert_eq!(died.signal(), Some(SIGABRT), "{}: {died:#?}", step.name());
         let relay = office.relay();
         until("an empty outbox", PATIENCE, || office.waiting() == 0);
-        // Where the dead one had done all, this one may hardly have begun.
+        // If the dead relay had done all, this one may hardly have begun.
         until("it catches signals", PATIENCE, || relay.stderr().contains("relay started"));
         stop(vec![relay]);
         let copies = office.assert_all_arrived(&to.look());
@@ -124,7 +124,7 @@ fn rows_of_a_relay_that_hangs_are_sent_by_another() {
                   AND query LIKE '%relay_hangs%'";
     until("the rows are taken", PATIENCE, || office.sql(locked) == "1");
     let relay = office.relay();
-    // One whose order key nobody holds does not wait.
+    // A row whose order key is not locked does not wait.
     office.sql(
         "INSERT INTO @.outbox (destination, order_key, payload) VALUES ('relay_hangs.out', 'free', '{}')",
     );

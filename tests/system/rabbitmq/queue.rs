@@ -1,4 +1,4 @@
-//! A queue of the broker that the tests of this process share, and who publishes into it.
+//! A queue of the broker that the tests of this process share, and its producers.
 
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
@@ -94,7 +94,7 @@ impl<'a> Queue<'a> {
         })
     }
 
-    /// Moves all messages to another queue, as they are: as somebody at a console does.
+    /// Moves all messages to another queue, unchanged, as an operator at a console does.
     pub(crate) fn move_all_to(&self, to: &Queue<'_>) {
         runtime().block_on(async {
             let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;

@@ -1,4 +1,4 @@
-//! What Redis does to those who use it: forgotten scripts, killed connections, no memory, a failover, slots that move.
+//! Tests of Redis in trouble: forgotten scripts, killed connections, no memory, a failover, slots that move.
 
 use onceward_test_servers::redis::{Redis, RedisCluster, RedisReplicated, RedisSentinel};
 use onceward_test_support::chance::Chance;
@@ -98,7 +98,7 @@ fn a_failover_that_replicas_were_waited_for_loses_nothing() {
     work.until_done(40);
     servers.primary.kill();
     until("the replica's promotion", PATIENCE, || sentinel.primary_port("orders") == servers.replica.port());
-    // The program waits for a replica, and there is none until the old primary is one.
+    // The program waits for a replica, and has none until the old primary has become one.
     servers.primary.start_again();
     let (scene, orders) = work.end();
     assert_eq!(scene.count(Kind::Effect), each(&orders.ids, 1));

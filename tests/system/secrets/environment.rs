@@ -1,4 +1,4 @@
-//! What handlers see of the environment: not what the configuration uses of it.
+//! The environment that handlers get: without the variables that the configuration uses.
 
 use onceward_test_support::orders::order;
 use onceward_test_support::scene::Scene;

@@ -21,7 +21,7 @@ fn forms(secret: &str) -> Vec<(&'static str, String)> {
     ];
     for before in 0..3_usize {
         let encoded = STANDARD.encode([&vec![b'x'; before], secret.as_bytes()].concat());
-        // What stands at the edges depends on the neighbours.
+        // The characters at the edges depend on the neighbours.
         let (start, end) = ([0, 2, 3][before], encoded.trim_end_matches('=').len() - 2);
         forms.push(("Base64", encoded[start..end].to_owned()));
     }

@@ -176,7 +176,7 @@ fn a_panic_prints_no_password() {
     }
 }
 
-/// A wrong value in each place where a password may stand, found at the start.
+/// A wrong value in each place that may contain a password, found at the start.
 #[test]
 fn a_password_in_a_wrong_place_is_not_quoted() {
     let places = [
@@ -196,7 +196,7 @@ fn a_password_in_a_wrong_place_is_not_quoted() {
         for args in COMMANDS {
             let ended = tell(&scene, args, None);
             assert_eq!(ended.code(), Some(78), "{args:?} with {wrong}: {ended:#?}");
-            // A key's own name is no secret, wherever it stands.
+            // A key's own name is no secret, wherever it is.
             if !wrong.contains(&format!("{CANARY} = 1")) && !wrong.contains(&format!("\"{CANARY}\" = 1")) {
                 assert_silent(&scene, args, &ended);
             }

@@ -23,7 +23,7 @@ use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, each, ledger_of};
 use queue::{Queue, REGION};
 
-/// A short visibility: what a killed program held comes again after it.
+/// A short visibility timeout: what a killed program held is redelivered after it.
 pub(crate) fn setup(queue: &Queue) -> Setup {
     without_source()
         .set("source.sqs.queue_url", queue.url.as_str())

@@ -1,5 +1,5 @@
-//! The outbox, emptied by `onceward outbox relay` into a FIFO queue: the order key is the group, and the id is what SQS tells
-//! copies by.
+//! The outbox, emptied by `onceward outbox relay` into a FIFO queue: the order key is the group, and the id is the one by
+//! which SQS recognises copies.
 
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::redis::Redis;

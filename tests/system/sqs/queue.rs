@@ -1,4 +1,4 @@
-//! A queue of the SQS-compatible server that the tests of this process share, and who publishes into it.
+//! A queue of the SQS-compatible server that the tests of this process share, and its producers.
 
 use aws_credential_types::Credentials;
 use aws_sdk_sqs::Client;

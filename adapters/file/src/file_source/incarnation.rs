@@ -237,7 +237,7 @@ impl<F: Borrow<File>> Read for ReadAt<F> {
     }
 }
 
-/// The identity of the file at `path`; `None` if there is none.
+/// The identity of the file at `path`; `None` if no file exists there.
 pub(crate) fn identity_at(path: &Path) -> io::Result<Option<FileIdentity>> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(Some(FileIdentity::of(&metadata))),

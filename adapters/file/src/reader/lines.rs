@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(&reader.next().unwrap().unwrap().content[..], b"next");
     }
 
-    /// Gives out what the test pushes, then says "end" until more is pushed.
+    /// Returns the data that the test pushes, then reports the end until more is pushed.
     #[derive(Clone, Default)]
     struct Growing(Arc<Mutex<VecDeque<u8>>>);
 

@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a checkpoint store in memory, and receiving with a limit.
+//! Helpers of this crate's tests: a checkpoint store in memory, and receiving with a limit.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -121,7 +121,7 @@ pub async fn end(consumer: &mut FileConsumer) {
     assert!(last.is_none(), "{:?}", last.map(|last| texts(&last)));
 }
 
-/// Receives until the reader stands at the end of what is there; nothing may come meanwhile.
+/// Receives until the reader has reached the end of the file; nothing may arrive meanwhile.
 pub async fn until_idle(consumer: &mut FileConsumer) {
     let wait = async {
         while consumer.is_idle().await != Some(true) {

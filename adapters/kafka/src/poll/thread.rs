@@ -35,7 +35,7 @@ const FULL_BUFFER_WAIT: Duration = Duration::from_millis(200);
 enum LoopEnd {
     /// The consumer stops, or the client has a fatal error.
     Stopped,
-    /// The client has stalled and is to be recreated.
+    /// The client has stalled and must be recreated.
     Stalled,
 }
 

@@ -106,7 +106,7 @@ mod tests {
     }
 
     proptest! {
-        /// At each step: nothing unsettled lies below, and it is as far as it can be; it never goes back.
+        /// At each step: nothing unsettled lies below, it is as high as possible, and it never decreases.
         #[test]
         fn the_watermark_is_the_first_unsettled_offset((offsets, settled) in runs()) {
             let mut watermark = OffsetWatermark::default();

@@ -145,7 +145,7 @@ impl Topic {
         tokio::task::spawn_blocking(ask).await.unwrap()
     }
 
-    /// Has the broker delete what stands before an offset, as retention does.
+    /// Has the broker delete the records before an offset, as retention does.
     pub(crate) async fn delete_before(&self, partition: i32, offset: i64) {
         let admin: AdminClient<_> =
             ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();

@@ -1,4 +1,4 @@
-//! Claims at a steady pace beside the removal of many expired rows, until all of them are gone.
+//! Claims at a steady pace beside the removal of many expired rows, until all of them are removed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::number;
 use crate::rows::{expire, store_in, workers_for};
 
-/// Removes until told to stop, or until nothing is left; how many rows that were, and in what time.
+/// Removes expired rows until it is stopped or none remain; returns how many it removed, and in what time.
 async fn clean(store: PgStore, stop: CancellationToken) -> (u64, Duration) {
     const BATCH: u32 = 500;
     let (mut removed, began) = (0, Instant::now());

@@ -1,8 +1,8 @@
 //! Takes rows for a relay and settles them: rows are locked in a transaction that stays open while they are published.
 //!
-//! Only the oldest unpublished row of an order key is locked, and its lock stands for the whole key: no other relay takes the
-//! rows after it, since they are not the oldest. The order is correct because a trigger numbers the rows of one order key in
-//! commit order.
+//! Only the oldest unpublished row of an order key is locked, and its lock covers the whole key: no other relay takes the rows
+//! after it, since they are not the oldest. The order is correct because a trigger numbers the rows of one order key in commit
+//! order.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -38,8 +38,8 @@ table! {
         /// server is verified, and by its name as well unless the URL says `sslmode=verify-ca`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,
-        /// Allows a login to another host with an sslmode that does not verify the server. Only for networks where nobody else
-        /// can read or answer.
+        /// Allows a login to another host with an sslmode that does not verify the server. Only for networks where no third
+        /// party can read or answer.
         #[serde(default)]
         pub allow_plaintext: bool,
     }

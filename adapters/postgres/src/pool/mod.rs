@@ -34,7 +34,7 @@ pub(crate) struct Pool(Arc<Inner>);
 struct Inner {
     opener: SessionOpener,
     limit: usize,
-    /// The time limit of a caller who waits for a connection.
+    /// The time limit of a caller that waits for a connection.
     wait: Duration,
     /// A permit for each connection that is in use or being opened.
     slots: Arc<Semaphore>,

@@ -40,9 +40,9 @@ use crate::store::PgStore;
 /// 40001, 40P01, 55P03) and while the database accepts no statements.
 ///
 /// Nested transactions of `sqlx` are savepoints. The handler cannot commit: the pipeline does, with the completion as the last
-/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect, and for those that share
-/// the transaction; the commit then fails with an error that says so. The isolation level is READ COMMITTED, whatever the pool is
-/// set to.
+/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect, and for those that
+/// share the transaction; the commit then fails with an error that reports it. The isolation level is READ COMMITTED, whatever
+/// the pool is set to.
 pub struct PgTx<'c> {
     conn: &'c mut PgConnection,
     schema: Arc<str>,

@@ -1,4 +1,4 @@
--- A schema with look-alikes of what a statement may name: whoever calls one of them springs the trap, which is told and then
+-- A schema with look-alikes of what a statement may name: a call of one of them springs the trap, which records it and then
 -- fails. Belongs to the role evil.
 CREATE ROLE evil LOGIN;
 CREATE SCHEMA trap AUTHORIZATION evil;

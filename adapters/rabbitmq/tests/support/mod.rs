@@ -71,7 +71,7 @@ impl Admin {
         }
     }
 
-    /// Takes what lies in a queue.
+    /// Takes all messages of a queue.
     pub async fn drain(&self, queue: &str) -> Vec<lapin::message::Delivery> {
         let mut taken = Vec::new();
         let options = BasicGetOptions { no_ack: true };

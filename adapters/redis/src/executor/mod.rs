@@ -104,7 +104,7 @@ impl ScriptExecutor {
         finish::<C>(results, still_moving)
     }
 
-    /// Checks once that the keys in the server have this version's format; writes its version if there is none.
+    /// Checks once that the keys in the server have this version's format; writes its version if the server has no version.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if they have another format.

@@ -29,7 +29,7 @@ use crate::network::slots::slot_of;
 /// The servers of a store.
 #[derive(Debug)]
 pub(crate) enum Network {
-    /// One server at a time; `has_sentinels` says that Sentinels may replace it.
+    /// A single server; `has_sentinels` is true if Sentinels may replace it.
     Single {
         server: Arc<RedisServer>,
         has_sentinels: bool,

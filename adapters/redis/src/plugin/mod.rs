@@ -49,8 +49,8 @@ table! {
         /// The certificates, PEM, of the authorities that may have signed the servers'; the system's by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,
-        /// Allows a login to another host without TLS (redis:// with a password). Only for networks where nobody else can read
-        /// or answer.
+        /// Allows a login to another host without TLS (redis:// with a password). Only for networks where no third party can
+        /// read or answer.
         #[serde(default)]
         pub allow_plaintext: bool,
     }

@@ -26,7 +26,8 @@ const MAX_HOLD: Duration = Duration::from_secs(30);
 
 const SETTLE: &str = "record the outcome of outbox rows";
 
-/// Rows leased to one relay: the first of each order key, which stands for those after it. Dropping it returns the rows.
+/// Rows leased to one relay: the first of each order key, whose lease covers those after it. Dropping it returns the
+/// rows.
 pub struct LeasedRows {
     writer: Writer,
     token: OwnerToken,

@@ -1,7 +1,7 @@
 //! Takes rows for a relay: rows leased to it by a token, with a deadline that it extends while it works.
 //!
-//! Only the oldest unpublished row of an order key is leased, and its lease stands for the whole key: no other relay takes the rows
-//! after it, since they are not the oldest. SQLite numbers rows in commit order, since it has one writer at a time.
+//! Only the oldest unpublished row of an order key is leased, and its lease covers the whole key: no other relay takes the rows
+//! after it, since they are not the oldest. SQLite numbers rows in commit order, since only one connection can write.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -34,13 +34,13 @@ pub use completion::SqliteConn;
 /// ```
 ///
 /// Nested transactions of `sqlx` are savepoints. The handler cannot commit: the pipeline does, with the completion as the last
-/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect; the commit then fails with
-/// an error that says so.
+/// statement. A handler that executes `COMMIT` or `ROLLBACK` as SQL voids the guarantee for its effect; the commit then fails
+/// with an error that reports it.
 ///
 /// SQLite has one writer. While a handler runs, every other write of the store waits, claims and renewals included. So
-/// transactional handlers run one at a time (or share a transaction, which accepts more of them for a quarter of the lease), the
-/// lease must be longer than the handler's timeout, and a handler must not call a writing method of the store: it would wait for
-/// the handler to return.
+/// transactional handlers run one by one (or share a transaction, which accepts more of them for a quarter of the lease), the
+/// lease must be longer than the handler's timeout, and a handler must not call a writing method of the store: it would wait
+/// for the handler to return.
 pub struct SqliteTx<'c> {
     conn: &'c mut SqliteConnection,
 }

@@ -1,4 +1,4 @@
-//! The single writer: one connection and one transaction at a time, which queued batches share: [`Writer`].
+//! The single writer: one connection that runs one transaction after the other, each shared by queued batches: [`Writer`].
 //!
 //! A batch is queued; then a task waits for the connection and runs *all* batches queued by then in one transaction. So batches
 //! that arrive during a write share the next disk sync, and a dropped call leaves no transaction open: the task completes it.

@@ -18,7 +18,7 @@ macro_rules! sqs_table {
                 #[serde(default, skip_serializing_if = "Option::is_none")]
                 pub endpoint: Option<onceward_plugin::value::Address>,
                 /// Allows signed requests and messages to another host without TLS (an endpoint of http://). Only for networks
-                /// where nobody else can read or answer.
+                /// where no third party can read or answer.
                 #[serde(default)]
                 pub allow_plaintext: bool,
                 $($body)*
@@ -57,8 +57,8 @@ impl SqsConnection<'_> {
         }
     }
 
-    /// Each request is signed, and could be sent again by whoever reads it. Without an endpoint every request goes to AWS, whatever the
-    /// queue's URL says; one of http:// is a mistake then, and reported as one.
+    /// Each request is signed, and could be replayed by any party that reads it. Without an endpoint every request goes to AWS,
+    /// whatever the queue's URL says; an http:// URL is then a mistake, and reported as one.
     pub(super) fn exposure(&self, queue_url: Option<&Address>) -> Option<Exposure> {
         let (option, address) = match (self.endpoint, queue_url) {
             (Some(endpoint), _) => ("endpoint", endpoint),

@@ -44,7 +44,7 @@ struct State {
     plan: Plan,
     messages: Vec<Held>,
     calls: BTreeMap<String, usize>,
-    /// What was answered to a receive that had a name of its own.
+    /// Responses to receives that had an attempt id.
     attempts: BTreeMap<String, Value>,
     /// Beyond so many messages in flight a receive is answered `OverLimit`.
     most_in_flight: usize,
@@ -81,7 +81,7 @@ impl FakeSqs {
                         let fake = fake.clone();
                         async move { Ok::<_, Infallible>(fake.answer(request).await) }
                     });
-                    // A client that goes away is no matter.
+                    // A client may disconnect.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), answer)
                         .await;
@@ -123,7 +123,7 @@ impl FakeSqs {
         self.lock().attributes = attributes;
     }
 
-    /// Somebody else receives everything, for so long: the handles given out before are worth nothing.
+    /// Another receiver gets all messages, for so long: the handles given out before are invalid.
     pub fn receive_elsewhere(&self, visibility: Duration) {
         for message in &mut self.lock().messages {
             message.receives += 1;

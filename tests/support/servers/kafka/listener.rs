@@ -11,13 +11,13 @@ pub enum Security {
     Plain,
     /// Over TLS.
     Tls,
-    /// With a password (PLAIN or SCRAM-SHA-512), or any token that nobody has signed (OAUTHBEARER), unencrypted.
+    /// With a password (PLAIN or SCRAM-SHA-512), or any unsigned token (OAUTHBEARER), unencrypted.
     Password,
     /// The same over TLS.
     PasswordOverTls,
 }
 
-/// Who a broker is, and whom it lets in where a [`Listener`] asks for it.
+/// How a broker identifies itself, and which clients it authenticates if a [`Listener`] requires it.
 #[derive(Clone, Copy, Debug)]
 pub struct Secrets<'a> {
     /// The broker's key, followed by its certificate, PEM.
@@ -40,14 +40,14 @@ impl Listener {
     /// On a free port.
     ///
     /// # Panics
-    /// There is none.
+    /// No port is free.
     #[must_use]
     pub fn new(security: Security) -> Self {
         let port = free_port().expect("a free port");
         Self { security, port, advertised: port }
     }
 
-    /// Has clients told to connect to another port of the loopback: that of a proxy in front of it.
+    /// Makes the broker advertise another port of the loopback to clients: that of a proxy in front of it.
     #[must_use]
     pub fn advertised(self, port: u16) -> Self {
         Self { advertised: port, ..self }

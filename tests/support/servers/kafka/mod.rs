@@ -152,7 +152,7 @@ impl Kafka {
         Ok(())
     }
 
-    /// A broker with ACLs: who is named by none may use only what has none.
+    /// A broker with ACLs: a user without an ACL may use only resources without one.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -246,7 +246,7 @@ impl Kafka {
             "replication-offset-checkpoint",
             "log-start-offset-checkpoint",
         ] {
-            // Written anew from what is there.
+            // The broker recreates it from the logs that exist.
             let _ = fs::remove_file(data.join(checkpoint));
         }
     }

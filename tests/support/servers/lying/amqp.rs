@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::{Liar, listen_only, without_end};
 
-/// What it says that no broker says.
+/// An answer that no real broker gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
     /// Server properties nested so deep.
@@ -26,7 +26,7 @@ pub enum Lie {
     TooManyMessages,
     /// The same for a subscription that there is not.
     UnknownSubscription,
-    /// Returned messages that nobody published, without an end.
+    /// Returned messages that were never published, without an end.
     Returns,
 }
 
@@ -39,7 +39,7 @@ pub fn start(lie: Lie) -> Liar {
     Liar::start(move |stream| serve(stream, lie))
 }
 
-/// What an honest broker says: channels, bytes of a frame, seconds.
+/// An honest broker's limits: channels, bytes of a frame, seconds.
 const TUNE: (u16, u32, u16) = (2047, 131_072, 60);
 
 fn serve(mut stream: TcpStream, lie: Lie) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! An HTTP server that lies: [`start`]. It stands for SQS and for HTTP handlers.
+//! An HTTP server that lies, in place of SQS and of HTTP handlers: [`start`].
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

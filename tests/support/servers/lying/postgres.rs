@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::{Liar, listen_only, without_end};
 
-/// What it says that no server says.
+/// An answer that no real server gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
     /// A message of this type and length, the length counting itself, and then bytes without an end, if it is so.

@@ -1,4 +1,4 @@
-//! Somebody between a client and a real server, who tells the truth until asked to lie: [`Relay`].
+//! A relay between a client and a real server that forwards faithfully until it is asked to lie: [`Relay`].
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,7 +7,7 @@ use std::thread;
 
 use super::Liar;
 
-/// Passes bytes on; while it lies, these bytes come in place of each answer, and the connection ends behind them.
+/// Forwards bytes; while it lies, it sends these bytes instead of each answer, and closes the connection after them.
 #[derive(Debug)]
 pub struct Relay {
     liar: Liar,
@@ -16,7 +16,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Listens on a free port of 127.0.0.1 for clients of `server`, and tells the truth.
+    /// Listens on a free port of 127.0.0.1 for clients of `server`, and forwards faithfully.
     ///
     /// # Panics
     /// If no port can be bound.
@@ -47,7 +47,7 @@ impl Relay {
         *self.lie.lock().unwrap_or_else(PoisonError::into_inner) = lie.map(<[u8]>::to_vec);
     }
 
-    /// How many lies were told.
+    /// The number of lies so far.
     #[must_use]
     pub fn told(&self) -> u64 {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner)

@@ -102,7 +102,7 @@ impl RedisCluster {
         self.nodes[from].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
     }
 
-    /// Moves up to `count` keys of `slot` and says how many there were.
+    /// Moves up to `count` keys of `slot` and returns how many there were.
     #[must_use]
     pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: usize) -> usize {
         // Binary keys cannot pass through a shell's hands; a script on the node sees them as they are.
@@ -114,7 +114,7 @@ impl RedisCluster {
         said.trim().trim_start_matches("(integer) ").parse().unwrap_or_else(|_| panic!("MIGRATE said {said}"))
     }
 
-    /// Moves all of `slot` to the next node, one key at a time, so that those who use it meet it half moved.
+    /// Moves all of `slot` to the next node, key by key, so that its users meet it half moved.
     ///
     /// # Panics
     /// It does not move.
