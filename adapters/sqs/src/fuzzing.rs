@@ -9,6 +9,9 @@ use crate::format::packed_headers::{self, PackedHeaders};
 use crate::format::{attributes, native};
 use crate::message;
 
+/// An attribute: name, data type, value.
+pub type TypedAttribute = (String, String, Vec<u8>);
+
 /// Packs headers into the text of one attribute; `None` without headers.
 pub fn pack(headers: &[(String, Vec<u8>)]) -> Option<String> {
     let mut packed = PackedHeaders::default();
@@ -47,7 +50,7 @@ pub fn deliver(body: &str, attributes: &[(String, String, Vec<u8>)], unwrap_sns:
 }
 
 /// Builds the message to send: its body, and its attributes as name, type, value.
-pub fn send(outgoing: &Outgoing) -> Option<(String, Vec<(String, String, Vec<u8>)>)> {
+pub fn send(outgoing: &Outgoing) -> Option<(String, Vec<TypedAttribute>)> {
     let (entry, _) = native::to_entry(0, outgoing).ok()?;
     let attributes = entry.message_attributes.unwrap_or_default().into_iter();
     let attributes = attributes
