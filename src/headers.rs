@@ -8,7 +8,7 @@ pub const HEADER_SCOPE: &str = "onceward-scope";
 pub const HEADER_KEY: &str = "onceward-key";
 /// The generation of the key.
 pub const HEADER_GENERATION: &str = "onceward-generation";
-/// Why the message failed for good; see [`Reason`]. Its presence makes a message a dead letter.
+/// Why the message failed for good; see [`Reason`](crate::store::Reason). Its presence makes a message a dead letter.
 pub const HEADER_REASON: &str = "onceward-reason";
 /// The last error, at most 1,024 bytes.
 pub const HEADER_ERROR: &str = "onceward-error";

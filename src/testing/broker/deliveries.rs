@@ -1,4 +1,4 @@
-//! Checks of [`Consumer`](crate::adapter::Consumer): deliveries and redeliveries.
+//! Checks of [`Consumer`]: deliveries and redeliveries.
 
 use std::collections::HashSet;
 use std::future::poll_fn;
