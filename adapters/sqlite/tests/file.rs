@@ -154,9 +154,12 @@ async fn no_file_is_created_through_a_link() {
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("symbolic link") && !elsewhere.exists(), "{error}");
     // To a file that is there it is followed: it belongs to the user of this test.
-    SqliteStore::open(SqliteConfig::new(&elsewhere)).await.unwrap();
-    let _ = claim(&SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap(), 1).await;
+    SqliteStore::open(SqliteConfig::new(&elsewhere)).await.unwrap().close().await;
+    let store = SqliteStore::open(SqliteConfig::new(file.path())).await.unwrap();
+    let _ = claim(&store, 1).await;
     assert!(file.directory.path().join("elsewhere.db-wal").exists());
+    // SQLite deletes the log with the last connection.
+    drop(store);
 }
 
 #[tokio::test]
