@@ -9,8 +9,10 @@ use crate::sanitize::properties;
 
 /// RabbitMQ cannot be configured to accept larger messages.
 const MAX_MESSAGE_BYTES: u64 = 512 << 20;
-/// The most header bytes of returned messages between two confirms.
+/// The most bytes of returned messages between two confirms: their headers, and the overhead of each.
 const MAX_RETURNED_BYTES: usize = 256 << 20;
+/// The overhead of a returned message, about as much as the AMQP library allocates for an empty one.
+const RETURNED_OVERHEAD: usize = 1024;
 /// The smallest `frame_max` that AMQP allows.
 pub(crate) const MIN_FRAME_MAX: u32 = 4096;
 
@@ -75,7 +77,7 @@ impl FrameOrder {
             }
             TUNE => self.tune(arguments)?,
             RETURN => {
-                self.add_returned(bytes)?;
+                self.add_returned(bytes + RETURNED_OVERHEAD)?;
                 self.contents.insert(channel, ExpectedFrame::Header);
             }
             DELIVER | GET_OK => drop(self.contents.insert(channel, ExpectedFrame::Header)),
