@@ -64,7 +64,7 @@
 //! | fence | a number that grows with every claim of a key; give it to systems that can refuse a late writer |
 //! | completed | the durable record that the effect has happened; it lives for the TTL |
 //! | dead letter | the message as it was, published when it has failed for good: [`DeadLetters`] |
-//! | settle | tell the broker: ack, retry or reject |
+//! | settle | acknowledge a delivery to the broker, return it for a retry, or reject it |
 //!
 //! # Guarantees
 //!

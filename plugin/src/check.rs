@@ -1,4 +1,4 @@
-//! Checks that many options share.
+//! Checks that many options share, for plugins and for the program: each names the option to a [`Reporter`].
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
@@ -7,27 +7,49 @@ use onceward::is_local_host;
 use url::Url;
 
 use crate::value::{Address, Credentials, HumanDuration};
-use crate::{Checked, Context, Finding};
+use crate::{Checked, Context, Finding, Problem};
+
+/// Makes the error of a check: for a plugin its [`Context`], in whose table the option is.
+pub trait Reporter {
+    /// The error.
+    type Problem;
+
+    /// A problem of the option.
+    fn report(&self, option: &str, problem: &str, fix: &str) -> Self::Problem;
+}
+
+impl Reporter for Context<'_> {
+    type Problem = Problem;
+
+    fn report(&self, option: &str, problem: &str, fix: &str) -> Problem {
+        self.problem(option, problem, fix)
+    }
+}
 
 /// Refuses an empty name.
 ///
 /// # Errors
 /// The problem.
-pub fn text(context: &Context<'_>, option: &str, text: &str) -> Checked {
-    if text.trim().is_empty() { Err(context.problem(option, "is empty", "write its name")) } else { Ok(()) }
+pub fn text<R: Reporter>(reporter: &R, option: &str, text: &str) -> Result<(), R::Problem> {
+    if text.trim().is_empty() { Err(reporter.report(option, "is empty", "write its name")) } else { Ok(()) }
 }
 
 /// Refuses an empty list, and empty items in it.
 ///
 /// # Errors
 /// The problem.
-pub fn texts<T>(context: &Context<'_>, option: &str, texts: &[T], is_empty: impl Fn(&T) -> bool) -> Checked {
+pub fn texts<R: Reporter, T>(
+    reporter: &R,
+    option: &str,
+    texts: &[T],
+    is_empty: impl Fn(&T) -> bool,
+) -> Result<(), R::Problem> {
     if texts.is_empty() {
-        return Err(context.problem(option, "is an empty list", "write at least one"));
+        return Err(reporter.report(option, "is an empty list", "write at least one"));
     }
     match texts.iter().position(is_empty) {
         Some(index) => {
-            Err(context.problem(&format!("{option}[{index}]"), "is empty", "write its name or leave it out"))
+            Err(reporter.report(&format!("{option}[{index}]"), "is empty", "write its name or leave it out"))
         }
         None => Ok(()),
     }
@@ -37,15 +59,20 @@ pub fn texts<T>(context: &Context<'_>, option: &str, texts: &[T], is_empty: impl
 ///
 /// # Errors
 /// The problem.
-pub fn address(context: &Context<'_>, option: &str, address: &Address) -> Checked {
-    if address.is_empty() { Err(context.problem(option, "is empty", "write where it is")) } else { Ok(()) }
+pub fn address<R: Reporter>(reporter: &R, option: &str, address: &Address) -> Result<(), R::Problem> {
+    if address.is_empty() { Err(reporter.report(option, "is empty", "write where it is")) } else { Ok(()) }
 }
 
 /// Refuses an address that is not a URL with one of these schemes.
 ///
 /// # Errors
 /// The problem.
-pub fn url(context: &Context<'_>, option: &str, address: &Address, schemes: &[&str]) -> Checked {
+pub fn url<R: Reporter>(
+    reporter: &R,
+    option: &str,
+    address: &Address,
+    schemes: &[&str],
+) -> Result<(), R::Problem> {
     if address.has_scheme(schemes) {
         return Ok(());
     }
@@ -54,41 +81,41 @@ pub fn url(context: &Context<'_>, option: &str, address: &Address, schemes: &[&s
         "write one that starts with {}, with `@`, `/`, `:`, `?` and `#` in a password percent-encoded",
         schemes.join(" or ")
     );
-    Err(context.problem(option, "is not a URL of the kind needed here", fix))
+    Err(reporter.report(option, "is not a URL of the kind needed here", &fix))
 }
 
 /// Refuses a number outside its range.
 ///
 /// # Errors
 /// The problem.
-pub fn within<N: PartialOrd + Copy + Debug>(
-    context: &Context<'_>,
+pub fn within<R: Reporter, N: PartialOrd + Copy + Debug>(
+    reporter: &R,
     option: &str,
     number: N,
     range: RangeInclusive<N>,
-) -> Checked {
+) -> Result<(), R::Problem> {
     if range.contains(&number) {
         return Ok(());
     }
     let fix = format!("write a whole number from {:?} to {:?}", range.start(), range.end());
-    Err(context.problem(option, "is out of range", fix))
+    Err(reporter.report(option, "is out of range", &fix))
 }
 
 /// Refuses a duration outside its range.
 ///
 /// # Errors
 /// The problem.
-pub fn duration(
-    context: &Context<'_>,
+pub fn duration<R: Reporter>(
+    reporter: &R,
     option: &str,
     duration: HumanDuration,
     range: RangeInclusive<HumanDuration>,
-) -> Checked {
+) -> Result<(), R::Problem> {
     if range.contains(&duration) {
         return Ok(());
     }
     let fix = format!("write a duration from {} to {}", range.start(), range.end());
-    Err(context.problem(option, "is out of range", fix))
+    Err(reporter.report(option, "is out of range", &fix))
 }
 
 /// Refuses credentials that are given twice, or an empty password. `url` is the address, where that can hold a login too.

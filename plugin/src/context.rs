@@ -66,11 +66,6 @@ impl<'a> Context<'a> {
         Problem::new(self.key(option), problem, fix)
     }
 
-    /// A problem of the whole table.
-    pub fn table_problem(&self, problem: impl Into<String>, fix: impl Into<String>) -> Problem {
-        Problem::new(self.table, problem, fix)
-    }
-
     /// The time limit of one call for a client in the pipeline's way: a little less than the limit that the pipeline sets, so that
     /// the client's own error arrives first.
     pub fn store_call_limit(&self) -> Duration {

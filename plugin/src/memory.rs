@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use onceward::{Error, ErrorKind, MemoryStore};
 
-use crate::{Checked, Context, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin, table};
+use crate::{Checked, Context, OpenStore, Purpose, StoreFacts, StorePlugin, table};
 
 table! {
     /// The memory of this process. Nothing outlives it: for trials only.
@@ -20,14 +20,6 @@ impl StorePlugin for MemoryTable {
 
     fn facts(&self) -> StoreFacts {
         StoreFacts { is_in_memory: true, ..StoreFacts::default() }
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.store_limits()
-    }
-
-    fn set_limits(&mut self, limits: StoreLimits) {
-        self.set_store_limits(limits);
     }
 
     fn check(&self, _: &Context<'_>) -> Checked {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
 
 /// A problem of a configuration: the key, what is wrong and what to do. It never holds a value, which may be a secret.
@@ -84,8 +85,29 @@ impl Finding {
         Self { level: AdviceLevel::Error, key: key.into(), message: message.into(), fix: Some(fix.into()) }
     }
 
+    /// An error of an adapter about `key`; its text says what to do.
+    pub fn failed(key: impl Into<String>, error: &Error) -> Self {
+        Self { level: AdviceLevel::Error, key: key.into(), message: sentence(error), fix: None }
+    }
+
     /// Advice of an adapter about `key`; its text names the fix.
     pub fn advised(key: impl Into<String>, advice: Advice) -> Self {
         Self { level: advice.level, key: key.into(), message: advice.text, fix: None }
     }
+}
+
+/// The error and its causes, on one line.
+pub fn sentence(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        let next_text = next.to_string();
+        // Some libraries include the cause in their text; it is not repeated.
+        if !text.ends_with(&next_text) {
+            text.push_str(": ");
+            text.push_str(&next_text);
+        }
+        cause = next.source();
+    }
+    text
 }

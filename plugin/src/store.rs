@@ -14,18 +14,12 @@ use crate::{Checked, Context, Exposure, Finding, Problem};
 
 /// A table `[store.NAME]`: where keys are remembered.
 #[async_trait]
-pub trait StorePlugin: fmt::Debug + Send + Sync {
+pub trait StorePlugin: HasStoreLimits + fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs.
     fn describe(&self, context: &Context<'_>) -> String;
 
     /// What the defaults and checks of other options depend on.
     fn facts(&self) -> StoreFacts;
-
-    /// The limits that every store keeps. The program checks them.
-    fn limits(&self) -> StoreLimits;
-
-    /// Sets the limits, where they follow from other options.
-    fn set_limits(&mut self, limits: StoreLimits);
 
     /// Refuses options that are out of range or contradict each other.
     ///
@@ -88,6 +82,15 @@ pub struct StoreFacts {
     pub has_outbox: bool,
     /// The store is the memory of this process: nothing outlives it.
     pub is_in_memory: bool,
+}
+
+/// A table with the options that every store has: [`table!`](crate::table!) with `store` in brackets implements it.
+pub trait HasStoreLimits {
+    /// The limits. The program checks them.
+    fn limits(&self) -> StoreLimits;
+
+    /// Sets the limits, where they follow from other options.
+    fn set_limits(&mut self, limits: StoreLimits);
 }
 
 /// The limits that every store keeps.

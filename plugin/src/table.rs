@@ -8,7 +8,7 @@
 /// | name | fields | method |
 /// |---|---|---|
 /// | `credentials` | `username`, `password`, `password_file` | `credentials()` |
-/// | `store` | `ttl`, `lease`, `timeout` | `store_limits()`, `set_store_limits()` (private) |
+/// | `store` | `ttl`, `lease`, `timeout` | `limits()`, `set_limits()` of `HasStoreLimits` |
 /// | `handler` | `timeout` | |
 ///
 /// ```
@@ -69,12 +69,12 @@ macro_rules! table {
             #[serde(default = "::onceward_plugin::default::secs::<5>")]
             pub timeout: $crate::value::HumanDuration,
         } }
-        impl $name {
-            fn store_limits(&self) -> $crate::StoreLimits {
+        impl $crate::HasStoreLimits for $name {
+            fn limits(&self) -> $crate::StoreLimits {
                 $crate::StoreLimits { ttl: self.ttl, lease: self.lease, timeout: self.timeout }
             }
 
-            fn set_store_limits(&mut self, limits: $crate::StoreLimits) {
+            fn set_limits(&mut self, limits: $crate::StoreLimits) {
                 (self.ttl, self.lease, self.timeout) = (limits.ttl, limits.lease, limits.timeout);
             }
         }

@@ -17,22 +17,26 @@ use crate::error::Error;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason};
 use crate::telemetry::Counter;
 
-/// Whom a round asks for its claims.
+/// Where the claims of a round come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asks {
+pub(crate) enum ClaimTarget {
     /// The store.
     Store,
-    /// The store, for keys that it did not answer before.
-    Again,
-    /// Not the store: it is down, and a policy allows runs without claims.
-    Nobody,
+    /// The store, for keys whose earlier claims it did not answer.
+    StoreAgain,
+    /// Nowhere: the store is down, and a policy allows runs without claims.
+    Bypass,
 }
 
 /// Claims the keys of a round in one call, and decides what each answer means.
-pub(super) async fn claim<R: Runner>(context: &Context<R>, mut round: Vec<Work>, asks: Asks) -> Vec<Start> {
-    let again = asks == Asks::Again;
-    if asks == Asks::Nobody {
-        context.tell(Event::Claimed { asked: None, again });
+pub(super) async fn claim<R: Runner>(
+    context: &Context<R>,
+    mut round: Vec<Work>,
+    target: ClaimTarget,
+) -> Vec<Start> {
+    let again = target == ClaimTarget::StoreAgain;
+    if target == ClaimTarget::Bypass {
+        context.send(Event::Claimed { asked: None, again });
         let starts: Vec<Start> = round.into_iter().map(|work| unclaimed(context, work)).collect();
         context.kept_alive.watch(&starts);
         return starts;
@@ -41,7 +45,7 @@ pub(super) async fn claim<R: Runner>(context: &Context<R>, mut round: Vec<Work>,
     let sent = Instant::now();
     let answers = if requests.is_empty() { Vec::new() } else { context.claim(&requests).await };
     let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
-    context.tell(Event::Claimed { asked, again });
+    context.send(Event::Claimed { asked, again });
 
     let deadline = sent + context.config.lease - context.config.lease_margin();
     let mut answers = answers.into_iter();

@@ -124,7 +124,7 @@ impl<R> Context<R> {
     }
 
     /// Notifies the dispatcher. It outlives all rounds, unless the runtime is being torn down.
-    pub(crate) fn tell(&self, event: Event) {
+    pub(crate) fn send(&self, event: Event) {
         let _ = self.events.send(event);
     }
 }

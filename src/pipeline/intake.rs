@@ -53,7 +53,7 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
             received = async { gate.pass().await; consumer.receive().await } => received,
             () = idle(ask_if_idle) => {
                 if beside_notices(&context, &mut notices, consumer.is_idle()).await == Some(true) {
-                    context.tell(Event::Idle);
+                    context.send(Event::Idle);
                 }
                 continue;
             }
@@ -73,10 +73,10 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                     works.push(derive.work(&context, message, receipt).await);
                 }
                 gate.sent();
-                context.tell(Event::Arrived(works));
+                context.send(Event::Arrived(works));
             }
             Ok(None) => {
-                context.tell(Event::End);
+                context.send(Event::End);
                 return (consumer, Ok(()));
             }
             Err(error) if error.is_retryable() => {
@@ -105,7 +105,7 @@ fn with_receipts(batch: Vec<Delivery>, settlements: &Arc<SettleQueue>) -> Vec<(M
 
 fn pass_on<R>(context: &Context<R>, notice: Notice) {
     match notice {
-        Notice::Leaving { epoch } => context.tell(Event::Leaving { epoch }),
+        Notice::Leaving { epoch } => context.send(Event::Leaving { epoch }),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::stream::StreamExt;
 
-use super::claim::{Asks, claim};
+use super::claim::{ClaimTarget, claim};
 use super::context::Context;
 use super::event::Event;
 use super::handle::handle;
@@ -20,12 +20,12 @@ use super::work::Work;
 /// Each step starts only after the one before it is durable: nothing is handled without a claim, nothing is settled
 /// before its completion, failure or dead letter is written. The handlers of a round run side by side, and those that
 /// have ended are recorded and settled while the others still run.
-pub(crate) async fn process<R: Runner>(context: Arc<Context<R>>, round: Vec<Work>, asks: Asks) {
-    let starts = claim(&context, round, asks).await;
+pub(crate) async fn process<R: Runner>(context: Arc<Context<R>>, round: Vec<Work>, target: ClaimTarget) {
+    let starts = claim(&context, round, target).await;
     handle(&context, starts)
         .ready_chunks(context.config.max_batch)
         .for_each_concurrent(None, |mut finished| async {
-            context.tell(Event::Finished(ended(&context, &mut finished)));
+            context.send(Event::Finished(ended(&context, &mut finished)));
             let mut recorded = pin!(record(&context, finished));
             while let Some(recorded) = recorded.next().await {
                 settle(&context, recorded);

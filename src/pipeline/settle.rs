@@ -45,5 +45,5 @@ pub(crate) fn settle<R>(context: &Context<R>, recorded: Vec<Recorded>) {
             Report { key, fingerprint, generation, lane, epoch, size, turn, verdict, again }
         })
         .collect();
-    context.tell(Event::Settled(reports));
+    context.send(Event::Settled(reports));
 }

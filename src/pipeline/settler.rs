@@ -47,7 +47,7 @@ pub(crate) async fn flush_all<R>(
         }
         let count = batch.len();
         let failed = flush(&context, &*acker, batch).await;
-        context.tell(Event::Flushed(count - failed.len()));
+        context.send(Event::Flushed(count - failed.len()));
         if failed.is_empty() && open.is_empty() {
             tries = 0;
             continue;

@@ -98,7 +98,7 @@ impl Scene {
     }
 
     /// Any other command line, to its end.
-    pub fn tell(&self, args: &[&str]) -> Ended {
+    pub fn execute(&self, args: &[&str]) -> Ended {
         self.start(&mut self.command(args)).wait_within(PATIENCE)
     }
 

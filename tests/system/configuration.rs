@@ -68,7 +68,7 @@ fn a_mistake_is_one_sentence_with_line_key_and_fix_from_every_command() {
             &["status", "onceward.toml"],
             &["keys", "stats", "onceward.toml"],
         ] {
-            let ended = scene.tell(args);
+            let ended = scene.execute(args);
             assert_eq!(ended.code(), Some(78), "{args:?} with {mistake:?}: {ended:#?}");
             assert_eq!(ended.stdout, "", "{args:?} with {mistake:?}");
             assert_eq!(ended.stderr.lines().count(), 1, "{args:?} with {mistake:?}: {ended:#?}");
@@ -98,7 +98,7 @@ fn what_the_configuration_names_and_is_not_there_is_told_before_anything_starts(
         scene.write("onceward.toml", SOUND.replace(part, other).as_bytes());
         scene.write("orders.ndjson", b"{\"id\":\"1\"}\n");
         for command in ["run", "check"] {
-            let ended = scene.tell(&[command, "onceward.toml"]);
+            let ended = scene.execute(&[command, "onceward.toml"]);
             assert!(matches!(ended.code(), Some(1 | 78)), "{command} with {other}: {ended:#?}");
             let said = format!("{}{}", ended.stdout, ended.stderr);
             assert!(said.contains(words), "{command} with {other}: {ended:#?}");
@@ -115,11 +115,11 @@ fn a_database_that_is_there_without_our_schema_is_no_error_of_a_check_which_leav
     scene.write("orders.ndjson", b"{\"id\":\"1\"}\n");
     // Nothing at all is a database to SQLite.
     scene.write("onceward.db", b"");
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     assert!(checked.stdout.contains("the next run takes them"), "{checked:#?}");
     assert_eq!(std::fs::metadata(scene.path("onceward.db")).expect("the file").len(), 0);
-    assert_eq!(scene.tell(&["run", "onceward.toml"]).code(), Some(0));
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    assert_eq!(scene.execute(&["run", "onceward.toml"]).code(), Some(0));
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert!(checked.stdout.contains("answers") && !checked.stdout.contains("the next run"), "{checked:#?}");
 }

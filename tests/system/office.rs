@@ -63,7 +63,7 @@ impl Office {
                 .set("handler.sql.statement", "INSERT INTO effects (id, payload) VALUES ($1 ->> 'id', $1)"),
         };
         let office = Self { books, destination: destination.to_owned(), scene: scene(&setup) };
-        let migrated = office.scene.tell(&["migrate", "onceward.toml"]);
+        let migrated = office.scene.execute(&["migrate", "onceward.toml"]);
         assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
         match books {
             Books::Postgres(_) => drop(office.sql("CREATE TABLE @.effects (id text NOT NULL)")),

@@ -70,7 +70,7 @@ pub(crate) fn scene(setup: &Setup) -> Scene {
 /// The keys that are claimed and not completed: for them it is unknown whether the effect happened.
 pub(crate) fn pending(scene: &Scene) -> BTreeSet<String> {
     let told =
-        scene.tell(&["keys", "list", "onceward.toml", "--state", "pending", "--limit", "1000", "--json"]);
+        scene.execute(&["keys", "list", "onceward.toml", "--state", "pending", "--limit", "1000", "--json"]);
     assert_eq!(told.code(), Some(0), "{told:#?}");
     let keys = told.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON lines"));
     keys.map(|key| key["hash"].as_str().expect("the hash of a key").to_owned()).collect()

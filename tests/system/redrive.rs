@@ -28,7 +28,7 @@ fn letters_to(setup: Setup, to: &str) -> Setup {
 }
 
 fn redrive(scene: &Scene, more: &[&str]) -> Ended {
-    scene.tell(&[&["dlq", "redrive", "onceward.toml", "--yes"], more].concat())
+    scene.execute(&[&["dlq", "redrive", "onceward.toml", "--yes"], more].concat())
 }
 
 fn told(ended: &Ended) -> &str {
@@ -55,7 +55,7 @@ fn dies_and_comes_back(setup: &Setup, source: &impl Waiting) {
     run(&scene, source);
     assert_eq!((scene.count(Kind::Start)["dies-once"], scene.count(Kind::Effect)["dies-once"]), (4, 1));
     assert_eq!(told(&redrive(&scene, &[])), "redriven=0 resolved=0 left=0");
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
     assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
 }
@@ -142,7 +142,7 @@ fn a_letter_in_a_file_is_redriven() {
 #[test]
 fn nothing_is_moved_without_consent() {
     let scene = crate::stage::scene(&worker(), &[]);
-    let ended = scene.tell(&["dlq", "redrive", "onceward.toml"]);
+    let ended = scene.execute(&["dlq", "redrive", "onceward.toml"]);
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("--yes"), "{ended:#?}");
 }

@@ -70,7 +70,7 @@ fn a_locked_database_costs_no_statement_its_attempt() {
 fn a_database_that_is_locked_at_the_start_is_waited_for() {
     let orders = Orders::of([("a", json!({})), ("b", json!({}))]);
     let scene = scene(&worker(), &orders.lines);
-    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    assert_eq!(scene.execute(&["migrate", "onceward.toml"]).code(), Some(0));
     let mut lock = scene.database();
     lock.execute("BEGIN EXCLUSIVE");
     let running = scene.run();
@@ -89,7 +89,7 @@ const NOBODY: u32 = 65534;
 fn a_database_that_cannot_be_written_is_one_clear_sentence() {
     let orders = Orders::of([("a", json!({}))]);
     let scene = scene(&worker(), &orders.lines);
-    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    assert_eq!(scene.execute(&["migrate", "onceward.toml"]).code(), Some(0));
     let mut command = scene.command(&["run", "onceward.toml"]);
     let mode = |name: &str, mode| {
         fs::set_permissions(scene.path(name), fs::Permissions::from_mode(mode))

@@ -85,7 +85,7 @@ impl TlsPolicy {
             "connect to Postgres",
             "the server is on another host and is not verified with this sslmode (from the URL or PGSSLMODE), so that an attacker in \
              the network could read the password or impersonate the server; write sslmode=verify-full with the CA of the server, or \
-             set allow_plaintext on a network that nobody else can access",
+             set allow_plaintext on a private network",
         ))
     }
 }

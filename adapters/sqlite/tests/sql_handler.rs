@@ -1,7 +1,7 @@
 //! The SQL handler inside transactions of a real SQLite store.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/claimed.rs"]
+#[path = "../../postgres/tests/support/claimed.rs"]
 mod claimed;
 
 use std::time::Duration;

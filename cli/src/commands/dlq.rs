@@ -16,7 +16,7 @@ use onceward::store::{Reason, Redrive, RedriveRequest};
 use onceward::{Consumer, Delivery, HeaderTrust, Key, Message, Outgoing, Scope, Settlement, StoreAdmin};
 
 use crate::args::{DlqCommand, RedriveArgs};
-use crate::config::{Config, Lookup};
+use crate::config::{self, Config, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::logging::{self, AUDIT};
 use crate::output::Output;
@@ -36,7 +36,7 @@ async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Output) -> Resul
     logging::start(config.telemetry.log, env)?;
     consent(args, &config)?;
     let failed = |error| super::failure::failure(&error);
-    let scope = registry::scope(&config).map_err(failed)?;
+    let scope = config::scope(&config).map_err(failed)?;
     let store = registry::open_store(&config, Purpose::Operate).await.map_err(failed)?;
     let opened =
         registry::open_letters(&config, &scope, store.checkpoints.clone(), args.from.as_deref()).await;

@@ -7,6 +7,8 @@ use onceward::{Error, ErrorKind};
 use crate::config::{Config, ConfigError, Lookup, missing_telemetry};
 use crate::exit::{Exit, Failure};
 
+pub(super) use onceward_plugin::sentence;
+
 /// Loads a configuration that this build supports.
 pub(super) fn load(file: &Path, env: Lookup<'_>) -> Result<Config, Failure> {
     Ok(load_with(file, env)?)
@@ -25,20 +27,4 @@ pub(super) fn failure(error: &Error) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, sentence(error))
-}
-
-/// The error and its causes, on one line.
-pub(super) fn sentence(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let next_text = next.to_string();
-        // Some libraries include the cause in their text; it is not repeated.
-        if !text.ends_with(&next_text) {
-            text.push_str(": ");
-            text.push_str(&next_text);
-        }
-        cause = next.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::keys::stats_as_json;
 use crate::args::ReportArgs;
-use crate::config::{Config, Lookup};
+use crate::config::{self, Config, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::registry::{self, Backlog, DeadLetterStatus, OpenStore, Purpose};
@@ -23,7 +23,7 @@ struct Status {
 /// Shows the state. It changes nothing, and may run beside the pipeline.
 pub(super) async fn status(args: &ReportArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::failure::load(&args.config.file, env)?;
-    let scope = registry::scope(&config).map_err(|error| super::failure::failure(&error))?;
+    let scope = config::scope(&config).map_err(|error| super::failure::failure(&error))?;
     let store = registry::open_store(&config, Purpose::Operate)
         .await
         .map_err(|error| super::failure::failure(&error))?;

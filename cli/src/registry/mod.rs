@@ -23,9 +23,7 @@ pub(crate) use build::build;
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
 pub(crate) use onceward_plugin::{Backlog, DeadLetterStatus, OpenStore, Purpose, ReadyRelay};
 pub(crate) use outbox::{check_outbox_target, describe_outbox_target, open_relay, outbox_status};
-pub(crate) use own_headers::own_headers;
-
-pub(crate) use crate::config::{key_source, scope};
+use own_headers::own_headers;
 
 /// Opens the source; `checkpoints` keeps how far it was read, where no broker does.
 ///

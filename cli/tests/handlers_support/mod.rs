@@ -1,29 +1,18 @@
 //! Shared by the handlers' tests: a claimed message, and processes watched by number.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, unused_imports)]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use onceward::store::{Claimed, Lease, OwnerToken};
-use onceward::{Key, MessageBuilder, Scope, TestRun};
 use onceward_cli::handlers::Program;
 
-pub const KEY: &str = "000102030405060708090a0b0c0d0e0f";
-pub const FENCE: u64 = 1_763_718_843_000_001;
+#[path = "../../../adapters/postgres/tests/support/claimed.rs"]
+mod claimed;
+
+pub use claimed::{FENCE, KEY, claimed, scope};
+
 /// Key, owner and fence.
 pub const TOKEN: &str = "000102030405060708090a0b0c0d0e0f0707070707070707070707070707070700064417cb1ee4c1";
-
-pub fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
-}
-
-/// The message as a handler sees it in the second attempt of generation 3.
-pub fn claimed(message: MessageBuilder) -> (TestRun, onceward::Message) {
-    let owner = OwnerToken::from_bytes([7; 16]);
-    let lease = Lease { key: Key::from_hex(KEY).unwrap(), owner, fence: FENCE };
-    let lease_left = Duration::from_secs(30);
-    TestRun::start(&message.build(), &Claimed { lease, attempt: 2, lost: 0, generation: 3, lease_left })
-}
 
 pub fn program<const N: usize>(command: [&str; N]) -> Program {
     Program::new(command.map(str::to_owned).to_vec()).unwrap()

@@ -11,7 +11,7 @@ fn severities(text: &str) -> Vec<&str> {
 #[test]
 fn all_is_well() {
     let scene = Scene::charging("memory]", "{\"id\":1}\n");
-    let ended = scene.tell("check @");
+    let ended = scene.execute("check @");
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     let severities = severities(&ended.stdout);
     assert!(severities.iter().all(|severity| ["ok", "warning"].contains(severity)), "{ended:?}");
@@ -27,7 +27,7 @@ fn each_part_that_is_not_there_is_an_error_of_its_own() {
     let scene = Scene::new(&format!("{source}[store.memory]\n[handler.exec]\ncommand = ['./absent.sh']\n"));
     let config = std::fs::read_to_string(scene.path("onceward.toml")).unwrap();
     scene.write("onceward.toml", &config.replace("'dead.ndjson'", "'absent/dead.ndjson'"));
-    let ended = scene.tell("check @");
+    let ended = scene.execute("check @");
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     let errors: Vec<_> = ended.stdout.lines().filter(|line| line.starts_with("error: ")).collect();
     let file = scene.path("onceward.toml");
@@ -37,7 +37,7 @@ fn each_part_that_is_not_there_is_an_error_of_its_own() {
     }
     assert_eq!(errors.len(), 3, "{ended:?}");
 
-    let json = scene.tell("check --json @");
+    let json = scene.execute("check --json @");
     assert_eq!(json.code(), Some(1));
     let findings: Vec<serde_json::Value> =
         json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -50,14 +50,14 @@ fn each_part_that_is_not_there_is_an_error_of_its_own() {
 #[cfg(feature = "sqlite")]
 fn nothing_is_created_by_looking() {
     let scene = Scene::charging("sqlite]\npath = 'onceward.db'", "");
-    let before = scene.tell("check @");
+    let before = scene.execute("check @");
     assert_eq!(before.code(), Some(0), "{before:?}");
     assert!(before.stdout.contains("the first run creates it"), "{before:?}");
     assert!(!scene.path("onceward.db").exists() && !scene.path("dead.ndjson").exists());
 
-    assert_eq!(scene.tell("migrate @").code(), Some(0));
-    assert!(scene.tell("migrate @").stdout.ends_with("the schema is up to date\n"));
-    let after = scene.tell("check @");
+    assert_eq!(scene.execute("migrate @").code(), Some(0));
+    assert!(scene.execute("migrate @").stdout.ends_with("the schema is up to date\n"));
+    let after = scene.execute("check @");
     assert!(!severities(&after.stdout).contains(&"error") && after.stdout.contains("WAL"), "{after:?}");
 }
 
@@ -68,8 +68,8 @@ fn a_statement_that_does_not_compile_is_found() {
     let store = "[store.sqlite]\npath = 'onceward.db'\n";
     let scene = Scene::new(&format!("{ORDERS}{store}[handler.sql]\n{statement}"));
     scene.write("orders.ndjson", "");
-    assert_eq!(scene.tell("migrate @").code(), Some(0));
-    let ended = scene.tell("check @");
+    assert_eq!(scene.execute("migrate @").code(), Some(0));
+    let ended = scene.execute("check @");
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.stdout.contains("handler.sql: ") && ended.stdout.contains("nowhere"), "{ended:?}");
 }
@@ -79,7 +79,7 @@ fn a_statement_that_does_not_compile_is_found() {
 fn a_server_that_is_not_up_is_found() {
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.http]\nurl = 'http://127.0.0.1:1/'\n"));
     scene.write("orders.ndjson", "");
-    let ended = scene.tell("check @");
+    let ended = scene.execute("check @");
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.stdout.contains("handler.http: ") && ended.stdout.contains("127.0.0.1:1"), "{ended:?}");
 }

@@ -183,11 +183,11 @@ fn a_run_that_ends_by_itself_fails_where_its_parts_cannot_be_opened() {
         scene.write("orders.ndjson", &orders());
         scene.write("charge.sh", script);
         std::fs::set_permissions(scene.path("charge.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let ended = scene.tell("run @");
+        let ended = scene.execute("run @");
         assert_eq!(ended.code(), Some(78), "{ended:?}");
         assert!(ended.stderr.contains(why), "{ended:?}");
         assert_eq!(scene.lines("dead.ndjson").len(), 0);
-        let checked = scene.tell("check @");
+        let checked = scene.execute("check @");
         assert!(checked.code() == Some(1) && checked.stdout.contains(why), "{checked:?}");
     }
 }

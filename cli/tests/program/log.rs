@@ -25,7 +25,7 @@ fn count(ended: &Ended, part: &str) -> usize {
 #[test]
 fn a_flood_of_failures_has_few_lines_of_each_kind_and_loses_no_letter() {
     let scene = failing(300);
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!((ended.code(), scene.lines("dead.ndjson").len()), (Some(3), 243), "{ended:?}");
     let lines = count(&ended, "message dead-lettered");
     assert!((1..=20).contains(&lines), "{lines} lines: {}", ended.stderr);

@@ -62,7 +62,7 @@ async fn a_signal_ends_the_wait_for_the_store() {
 async fn a_file_that_is_no_database_ends_the_run_with_a_sentence() {
     let scene = scene("");
     scene.write("onceward.db", &"this is no database\n".repeat(200));
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!(ended.code(), Some(78), "{ended:?}");
     assert!(
         ended.stderr.lines().last().is_some_and(|line| line.contains("is not a SQLite database")),

@@ -23,7 +23,7 @@ fn copy() -> Scene {
 fn a_thousand_deliveries_of_seven_hundred_orders_have_seven_hundred_effects_and_then_none() {
     let scene = copy();
     let began = Instant::now();
-    let first = scene.tell("run @");
+    let first = scene.execute("run @");
     let figures = "received=1000 handled=700 duplicates=300 retried=0 dead-lettered=0\n";
     assert_eq!((first.code(), first.stdout.as_str()), (Some(0), figures), "{first:?}");
     assert!(began.elapsed().as_secs() < 20, "nobody waits so long for a first run: {:?}", began.elapsed());
@@ -33,13 +33,13 @@ fn a_thousand_deliveries_of_seven_hundred_orders_have_seven_hundred_effects_and_
         effects.iter().filter_map(|line| line.split_once(' ')).map(|(_, order)| order.to_owned()).collect();
     assert_eq!((effects.len(), charged), (700, orders));
 
-    let second = scene.tell("run @");
+    let second = scene.execute("run @");
     assert_eq!((second.code(), scene.lines("state/effects.log").len()), (Some(0), 700), "{second:?}");
 }
 
 #[test]
 fn the_first_run_passes_the_check() {
-    let ended = copy().tell("check @");
+    let ended = copy().execute("check @");
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     assert!(!ended.stdout.contains("error: "), "{ended:?}");
 }

@@ -61,7 +61,7 @@ fn a_url_may_say_valkey_and_a_database_and_nothing_that_has_no_effect() {
         for command in ["run @", "check @"] {
             let scene = Scene::new(&store(&at(rest), ""));
             scene.write("orders.ndjson", "");
-            let ended = scene.tell(command);
+            let ended = scene.execute(command);
             assert!(matches!(ended.code(), Some(78 | 1)), "{rest}: {ended:?}");
             assert!(format!("{}{}", ended.stdout, ended.stderr).contains(word), "{rest}: {ended:?}");
         }
@@ -85,6 +85,6 @@ fn a_node_of_a_cluster_is_told_by_the_key_of_the_configuration() {
     let server = Redis::start_with(&["--cluster-enabled", "yes"]);
     let scene = Scene::new(&store(&server.url(), ""));
     scene.write("orders.ndjson", "");
-    let ended = scene.tell("check @");
+    let ended = scene.execute("check @");
     assert!(ended.stdout.contains("topology = \"cluster\""), "{ended:?}");
 }

@@ -7,7 +7,7 @@ const THREE: &str = "{\"id\":1}\n{\"id\":2}\n{\"id\":1}\n";
 #[test]
 fn a_file_is_handled_once_each_and_the_figures_are_one_line() {
     let scene = Scene::charging("memory]", THREE);
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!(ended.stdout, "received=3 handled=2 duplicates=1 retried=0 dead-lettered=0\n", "{ended:?}");
     assert_eq!((ended.code(), scene.effects()), (Some(0), vec!["{\"id\":1}".into(), "{\"id\":2}".into()]));
     let starts: Vec<_> = ended.stderr.lines().filter(|line| line.contains("pipeline started")).collect();
@@ -22,12 +22,12 @@ fn a_file_is_handled_once_each_and_the_figures_are_one_line() {
 #[cfg(feature = "sqlite")]
 fn a_second_run_has_no_effect_and_neither_has_another_file_with_the_same_keys() {
     let scene = Scene::charging("sqlite]\npath = 'onceward.db'", THREE);
-    assert_eq!(scene.tell("run @").code(), Some(0));
-    let again = scene.tell("run @");
+    assert_eq!(scene.execute("run @").code(), Some(0));
+    let again = scene.execute("run @");
     assert_eq!(again.stdout, "received=0 handled=0 duplicates=0 retried=0 dead-lettered=0\n");
     std::fs::rename(scene.path("orders.ndjson"), scene.path("old")).unwrap();
     scene.write("orders.ndjson", THREE);
-    let other = scene.tell("run @");
+    let other = scene.execute("run @");
     assert_eq!(other.stdout, "received=3 handled=0 duplicates=3 retried=0 dead-lettered=0\n", "{other:?}");
     assert_eq!(scene.effects().len(), 2);
 }
@@ -37,7 +37,7 @@ fn dead_letters_end_a_file_run_with_3() {
     let refuse = r#"command = ["sh", "-c", "grep -q bad && exit 65; exit 0"]"#;
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.exec]\n{refuse}\n"));
     scene.write("orders.ndjson", "{\"id\":1}\n{\"id\":\"bad\"}\n{}\n");
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!(ended.stdout, "received=3 handled=1 duplicates=0 retried=0 dead-lettered=2\n", "{ended:?}");
     assert_eq!((ended.code(), scene.lines("dead.ndjson").len()), (Some(3), 2));
 }
@@ -48,7 +48,7 @@ fn failures_are_retried_and_counted() {
     let retry = "[retry]\ninitial = '1ms'\nmax = '2ms'\n";
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.exec]\n{once}\n{retry}"));
     scene.write("orders.ndjson", "{\"id\":1}\n");
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!(ended.stdout, "received=1 handled=1 duplicates=0 retried=1 dead-lettered=0\n", "{ended:?}");
 }
 
@@ -59,11 +59,11 @@ fn a_followed_file_ends_when_it_is_idle_and_goes_on_from_there() {
     let store = "[store.sqlite]\npath = 'onceward.db'\n";
     let scene = Scene::new(&format!("{source}{store}[handler.exec]\n{CHARGE}\n"));
     scene.write("orders.ndjson", THREE);
-    let first = scene.tell("run --until-empty @");
+    let first = scene.execute("run --until-empty @");
     let figures = "received=3 handled=2 duplicates=1 retried=0 dead-lettered=0\n";
     assert_eq!((first.code(), first.stdout.as_str()), (Some(0), figures));
     scene.append("orders.ndjson", "{\"id\":2}\n{\"id\":3}\n");
-    let second = scene.tell("run --until-empty @");
+    let second = scene.execute("run --until-empty @");
     assert_eq!(second.stdout, "received=2 handled=1 duplicates=1 retried=0 dead-lettered=0\n", "{second:?}");
 }
 
@@ -74,7 +74,7 @@ fn a_statement_and_its_completion_are_one() {
     let store = "[store.sqlite]\npath = 'onceward.db'\n";
     let scene = Scene::new(&format!("{ORDERS}{store}[handler.sql]\n{statement}\ntimeout = '5s'\n"));
     scene.write("orders.ndjson", THREE);
-    let refused = scene.tell("run @");
+    let refused = scene.execute("run @");
     assert_eq!(refused.code(), Some(78), "{refused:?}");
     assert!(refused.stderr.contains("no such table: charges"), "{refused:?}");
     assert!(scene.lines("dead.ndjson").is_empty(), "a message paid for a missing table");
@@ -89,7 +89,7 @@ fn a_statement_and_its_completion_are_one() {
         })
     };
     query("create table charges (id integer)");
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!(ended.stdout, "received=3 handled=2 duplicates=1 retried=0 dead-lettered=0\n", "{ended:?}");
     assert!(ended.stderr.contains("guarantee=\"effectively-once\""), "{ended:?}");
     assert_eq!(query("select count(*) from charges"), Some(2));
@@ -99,7 +99,7 @@ fn a_statement_and_its_completion_are_one() {
 fn messages_on_standard_output_are_not_mixed_with_figures() {
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.stdout]\n"));
     scene.write("orders.ndjson", THREE);
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     let mut lines: Vec<_> = ended.stdout.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, ["{\"id\":1}", "{\"id\":2}"]);
@@ -136,7 +136,7 @@ fn what_is_not_there_is_told_before_any_message_is_taken() {
         let config = std::fs::read_to_string(scene.path("onceward.toml")).unwrap();
         assert!(config.contains(from), "{from}");
         scene.write("onceward.toml", &config.replace(from, to));
-        let ended = scene.tell("run @");
+        let ended = scene.execute("run @");
         assert!(scene.lines("dead.ndjson").is_empty(), "{to}: a message paid for the configuration");
         assert_eq!((ended.stdout.as_str(), scene.effects().len()), ("", 0), "{to}");
         (ended.code(), ended.stderr)

@@ -95,7 +95,7 @@ impl Scene {
     }
 
     /// Runs `words` to their end.
-    pub(crate) fn tell(&self, words: &str) -> Ended {
+    pub(crate) fn execute(&self, words: &str) -> Ended {
         self.start(self.command(words)).end()
     }
 

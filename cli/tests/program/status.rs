@@ -20,7 +20,7 @@ fn status_tells_what_waits_what_runs_and_what_is_done() {
     let scene = Scene::new(&format!("{ORDERS}follow = true\n{store}[handler.exec]\n{handler}\n"));
     scene.write("orders.ndjson", "{\"id\":1}\n{\"id\":2}\n{\"id\":\"bad\"}\n");
     scene.write("hold", "");
-    assert_eq!(scene.tell("migrate @").code(), Some(0));
+    assert_eq!(scene.execute("migrate @").code(), Some(0));
     let before = status(&scene);
     assert_eq!(before["backlog"], json!({"bytes": 31, "messages": 3}));
     assert_eq!((&before["in_flight"], &before["dead_letters"]), (&json!(0), &json!(0)));
@@ -39,7 +39,7 @@ fn status_tells_what_waits_what_runs_and_what_is_done() {
     let after = status(&scene);
     assert_eq!(after["backlog"], json!({"bytes": 0, "messages": 0}));
     assert_eq!(after["keys"]["total"], 3);
-    let text = scene.tell("status @").stdout;
+    let text = scene.execute("status @").stdout;
     for line in
         ["scope        billing", "in flight    0", "dead letters 1 in ", "keys         completed 2, dead 1"]
     {

@@ -17,7 +17,7 @@ fn the_python_worker_handles_each_order_once_and_refuses_what_is_no_order() {
     scene.write("onceward.toml", &configuration.replace("../handlers/worker.py", "worker.py"));
     fs::create_dir(scene.path("state")).unwrap();
 
-    let ended = scene.tell("run @");
+    let ended = scene.execute("run @");
     assert_eq!((ended.code(), ended.stdout.trim_end()), (Some(3), figures), "{ended:?}");
     let letters = scene.lines("state/orders.dead.ndjson");
     assert!(letters.len() == 1 && letters[0].contains("ord-4"), "{letters:?}");

@@ -163,7 +163,7 @@ fn the_configuration_is_current() {
          `onceward config show\nFILE` prints the values in force, and `onceward schema` prints the JSON Schema that this page is made from.\n\n\
          A **duration** is text such as `\"500ms\"`, `\"30s\"`, `\"5m\"`, `\"8d\"`; a **size** is text such as `\"64KiB\"` or `\"256MiB\"`. \
          `${{NAME}}` inside a\ntext is replaced by an environment variable, and `$${{` for `${{`. Relative paths start from the file's folder. Unknown \
-         options are errors.\nA value that is not written may follow one that is: `config show` tells.\n\n"
+         options are errors.\nThe default of an option may depend on other options; `onceward config show` prints the values in effect.\n\n"
     );
     schema.describe("At the top", &schema.0, 2, &mut page);
     compare("reference/configuration.md", &format!("{}\n", page.trim_end()));

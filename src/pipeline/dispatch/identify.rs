@@ -32,7 +32,7 @@ impl<R: Runner> Dispatcher<R> {
                     Ok(Identity { plan, fingerprint, generation, unproven }) => {
                         (work.plan, work.fingerprint) = (plan, fingerprint);
                         (work.generation, work.unproven) = (generation, unproven);
-                        context.tell(Event::Identified(Identified { work, memory }));
+                        context.send(Event::Identified(Identified { work, memory }));
                     }
                     // A fault of this crate, as in a round.
                     Err(error) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Dispatcher;
-use crate::pipeline::claim::Asks;
+use crate::pipeline::claim::ClaimTarget;
 use crate::pipeline::config::{Mode, OnStoreDown};
 use crate::pipeline::process::process;
 use crate::pipeline::runner::Runner;
@@ -53,13 +53,13 @@ impl<R: Runner> Dispatcher<R> {
         if !self.unanswered.is_empty() && !self.claiming_again {
             let few = limit.min((self.context.config.concurrency / 8).max(1));
             let round = self.next_round(few, Self::next_unanswered);
-            return self.start(round, Asks::Again);
+            return self.start(round, ClaimTarget::StoreAgain);
         }
         let concurrency = self.context.config.concurrency;
         if self.suspects.may_start(concurrency) {
             let mut round = self.suspects.next(limit, concurrency);
             round.iter_mut().for_each(|work| self.window.wake(work));
-            return self.start(round, Asks::Store);
+            return self.start(round, ClaimTarget::Store);
         }
         // Others leave a slot to the suspects that wait for their turn.
         let others = self.running - self.running_suspects;
@@ -69,7 +69,7 @@ impl<R: Runner> Dispatcher<R> {
             return false;
         }
         let round = self.next_round(limit, Self::next_ready);
-        self.start(round, Asks::Store)
+        self.start(round, ClaimTarget::Store)
     }
 
     /// Fail closed: while the store does not answer, only a single round asks it, after a growing pause. Where handlers
@@ -82,7 +82,7 @@ impl<R: Runner> Dispatcher<R> {
                 || self.context.config.mode == Mode::Observe);
         if without && !may_ask {
             let round = self.next_round(limit, Self::next_of_any);
-            return self.start(round, Asks::Nobody);
+            return self.start(round, ClaimTarget::Bypass);
         }
         let fresh = self.claiming == 0 && self.store.asks_for_fresh() && !self.ready.is_empty();
         if !may_ask && !fresh {
@@ -91,7 +91,7 @@ impl<R: Runner> Dispatcher<R> {
         let next = if may_ask { Self::next_of_any } else { Self::next_ready };
         let limit = if without { 1 } else { limit };
         let round = self.next_round(limit, next);
-        self.start(round, Asks::Store)
+        self.start(round, ClaimTarget::Store)
     }
 
     fn next_ready(&mut self) -> Option<Work> {
@@ -134,7 +134,7 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     /// True: something has changed, another round may follow.
-    fn start(&mut self, mut round: Vec<Work>, asks: Asks) -> bool {
+    fn start(&mut self, mut round: Vec<Work>, target: ClaimTarget) -> bool {
         if round.is_empty() {
             return true;
         }
@@ -143,8 +143,8 @@ impl<R: Runner> Dispatcher<R> {
         self.running += round.len();
         self.running_suspects += round.iter().filter(|work| work.turn.is_some()).count();
         self.claiming += 1;
-        self.claiming_again |= asks == Asks::Again;
-        self.rounds.spawn(process(Arc::clone(&self.context), round, asks));
+        self.claiming_again |= target == ClaimTarget::StoreAgain;
+        self.rounds.spawn(process(Arc::clone(&self.context), round, target));
         true
     }
 }

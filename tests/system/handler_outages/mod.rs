@@ -252,7 +252,7 @@ impl Away for Sql {
 
 /// The records of the keys that are completed; none has a failed run.
 fn completed(scene: &Scene) -> Vec<Value> {
-    let listed = scene.tell(&["keys", "list", "onceward.toml", "--limit", "1000", "--json"]);
+    let listed = scene.execute(&["keys", "list", "onceward.toml", "--limit", "1000", "--json"]);
     assert_eq!(listed.code(), Some(0), "{listed:#?}");
     let records = listed.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON lines"));
     let completed: Vec<Value> = records.filter(|record: &Value| record["state"] == "completed").collect();

@@ -164,7 +164,7 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
         .set("store.redis.ttl", "6d")
         .set("dead_letter.to", dead.name.as_str());
     let scene = scene(&setup);
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     for line in [
         "kafka:parts answers, 2 messages, 0 consumers",
@@ -175,7 +175,7 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
         assert!(checked.stdout.contains(line), "{line}: {checked:#?}");
     }
 
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 1), "{ended:#?}");
     assert_eq!(ended.summary("dead-lettered"), 1, "{ended:#?}");
     assert!(topic.is_empty(), "{:?}", topic.committed());
@@ -187,12 +187,20 @@ fn dead_letters_go_to_a_topic_with_where_they_came_from_and_check_and_status_see
         ("parts", "permanent")
     );
     assert!(headers["onceward-position"].ends_with(":0:1"), "{headers:?}");
-    let status = scene.tell(&["status", "onceward.toml"]);
+    let status = scene.execute(&["status", "onceward.toml"]);
     assert!(status.stdout.contains("1 in parts.dead"), "{status:#?}");
     assert!(status.stdout.contains("0 messages, 0 consumers"), "{status:#?}");
 
+    // What is wrong with the dead letters is no reason to leave out the source.
+    scene.configure(&setup.clone().set("dead_letter.to", "parts.nowhere"));
+    let checked = scene.execute(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(1), "{checked:#?}");
+    for line in ["kafka:parts answers, ", "dead_letter.to: cannot inspect topic parts.nowhere"] {
+        assert!(checked.stdout.contains(line), "{line}: {checked:#?}");
+    }
+
     scene.configure(&setup.set("source.kafka.topics", vec!["nowhere"]));
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("inspect topic nowhere"), "{checked:#?}");
 }
@@ -211,7 +219,7 @@ fn retries_wait_in_a_topic_and_run_then_and_the_publish_handler_sends_to_another
         .set("retry.max", "1600ms")
         .set("retry.jitter", "none");
     let failing = scene(&setup);
-    let ended = failing.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = failing.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 40), "{ended:#?}");
     assert_eq!(failing.count(Kind::Start), each(&orders.ids, 2));
     assert_eq!(failing.count(Kind::Effect), each(&orders.ids, 1));
@@ -225,7 +233,7 @@ fn retries_wait_in_a_topic_and_run_then_and_the_publish_handler_sends_to_another
         .set("handler.publish.kafka.brokers", vec![topic.broker.bootstrap()])
         .set("handler.publish.kafka.topic", results.name.as_str());
     let bridging = scene(&bridge);
-    let ended = bridging.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = bridging.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 40), "{ended:#?}");
     let records = results.records();
     let sent: std::collections::BTreeSet<_> =

@@ -51,7 +51,7 @@ fn a_file_of_orders_may_have_its_events_in_another_cluster_which_check_looks_at(
     let bootstrap = to.broker.bootstrap();
     let office = Office::open(Books::Sqlite, named(&bootstrap), &to.name);
     office.scene.write("orders.ndjson", b"");
-    let checked = office.scene.tell(&["check", "onceward.toml"]);
+    let checked = office.scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     assert!(checked.stdout.contains("outbox.kafka: a cluster of one broker answers"), "{checked:#?}");
 
@@ -60,13 +60,13 @@ fn a_file_of_orders_may_have_its_events_in_another_cluster_which_check_looks_at(
     until("an empty outbox", PATIENCE, || office.waiting() == 0);
     stop(vec![relay]);
     assert_eq!(office.assert_all_arrived(&ids_and_payloads(&to)), 0);
-    let status = office.scene.tell(&["outbox", "status", "onceward.toml"]);
+    let status = office.scene.execute(&["outbox", "status", "onceward.toml"]);
     assert!(status.stdout.contains(&format!("to           kafka:{bootstrap}")), "{status:#?}");
     assert!(status.stdout.contains("kept         80 published"), "{status:#?}");
 
     let nobody = Office::open(Books::Sqlite, named("127.0.0.1:1"), &to.name);
     nobody.scene.write("orders.ndjson", b"");
-    let checked = nobody.scene.tell(&["check", "onceward.toml"]);
+    let checked = nobody.scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(
         checked.stdout.contains("outbox.kafka: cannot inspect the cluster: no broker is reachable"),

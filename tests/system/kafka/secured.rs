@@ -32,7 +32,7 @@ fn secured(topic: &Topic<'_>, listener: &Listener) -> Setup {
 }
 
 /// Runs a command line with a password in the environment; what it prints holds none.
-fn tell(scene: &Scene, password: &str, args: &[&str]) -> Ended {
+fn execute(scene: &Scene, password: &str, args: &[&str]) -> Ended {
     let mut command = scene.command(args);
     command.env("SECRET", password).env("RUST_LOG", "trace").env("ONCEWARD_LOG", "trace");
     let ended = scene.start(&mut command).wait_within(PATIENCE);
@@ -59,18 +59,18 @@ fn a_password_over_tls_lets_the_program_in_and_is_told_nobody() {
     scene.write("ours.pem", ours.pem().as_bytes());
 
     for command in [&["check", "onceward.toml"][..], &["config", "show", "onceward.toml"]] {
-        let ended = tell(&scene, CANARY, command);
+        let ended = execute(&scene, CANARY, command);
         assert_eq!(ended.code(), Some(0), "{ended:#?}");
     }
-    let ended = tell(&scene, CANARY, &["run", "onceward.toml", "--until-empty"]);
+    let ended = execute(&scene, CANARY, &["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 20), "{ended:#?}");
     assert!(ended.stderr.contains("SSL"), "the client told nothing of itself: {ended:#?}");
     assert!(topic.is_empty(), "{:?}", topic.committed());
     assert_eq!(dead.records().len(), 1);
 
-    let wrong_password = tell(&scene, "hunter2-wrong", &["run", "onceward.toml"]);
+    let wrong_password = execute(&scene, "hunter2-wrong", &["run", "onceward.toml"]);
     scene.write("ours.pem", theirs.pem().as_bytes());
-    let wrong_authority = tell(&scene, CANARY, &["check", "onceward.toml"]);
+    let wrong_authority = execute(&scene, CANARY, &["check", "onceward.toml"]);
     for (ended, hint) in [
         (wrong_password, "authentication failed; check mechanism, user and password"),
         (wrong_authority, "ssl.ca.location contains the authority of the broker's certificate"),

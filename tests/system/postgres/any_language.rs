@@ -38,7 +38,7 @@ fn a_handler_in_python_under_kills_leaves_exactly_one_row_for_each_key() {
     queue.publish(&orders.lines);
     let store = Table::create(&server, "onceward").store(on(&queue, without_source()));
     let scene = scene(&store);
-    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    assert_eq!(scene.execute(&["migrate", "onceward.toml"]).code(), Some(0));
     let database = application(&server);
     let command = vec![PYTHON.to_owned(), EXAMPLE.to_owned(), database.clone()];
     scene.configure(&store.set("handler.worker.command", command).set("retry.max_attempts", 20));

@@ -58,7 +58,7 @@ fn exactly_one_row_under(kills: usize, name: &str, lines: usize, with: impl FnOn
 
     // Once more from the beginning: all are known.
     queue.publish(&orders.lines);
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 0), "{ended:#?}");
     table.assert_exact(&orders.ids, "after the copies");
 }
@@ -78,27 +78,27 @@ fn keys_of_an_earlier_table_are_imported_and_have_no_effect_again() {
     let table = Table::create(Postgres::shared(), "imported");
     let orders = orders(40);
     let scene = scene(&statement(&queue, &table));
-    let before = scene.tell(&["check", "onceward.toml"]);
+    let before = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(before.code(), Some(0), "{before:#?}");
     assert!(before.stdout.contains("the next run takes them"), "{before:#?}");
-    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    assert_eq!(scene.execute(&["migrate", "onceward.toml"]).code(), Some(0));
     // What many have: a table of processed ids, with a primary key.
     table.sql("CREATE TABLE @.processed (id text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())");
     let (done, open) = orders.ids.split_at(10);
     table.sql(&format!("INSERT INTO @.processed (id) VALUES ('{}')", done.join("'), ('")));
     let lines = "SELECT json_build_object('key', id, 'completed_at', floor(extract(epoch FROM at))::bigint) FROM @.processed";
     scene.write("processed.ndjson", table.sql(lines).as_bytes());
-    let told = scene.tell(&["keys", "import", "onceward.toml", "processed.ndjson"]);
+    let told = scene.execute(&["keys", "import", "onceward.toml", "processed.ndjson"]);
     assert_eq!(told.code(), Some(0), "{told:#?}");
     assert!(told.stdout.contains("imported=10"), "{told:#?}");
 
     queue.publish(&orders.lines);
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), open.len() as u64), "{ended:#?}");
     table.assert_exact(open, "after the import");
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     assert!(checked.stdout.contains("the store accepts its statement"), "{checked:#?}");
-    let status = scene.tell(&["status", "onceward.toml"]);
+    let status = scene.execute(&["status", "onceward.toml"]);
     assert!(status.stdout.contains(&format!("completed {}", orders.ids.len())), "{status:#?}");
 }

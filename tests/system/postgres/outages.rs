@@ -110,7 +110,7 @@ fn a_rival_that_holds_three_keys_for_ten_seconds_holds_up_nobody_else() {
     let scene = scene(&statement(&queue, &table));
     let mut ids: Vec<_> = (0..600).map(|n| format!("order-{n:04}")).collect();
     let lines: Vec<_> = ids.iter().map(|id| orders::order(id, &json!({"steps": 5_000}))).collect();
-    assert_eq!(scene.tell(&["migrate", "onceward.toml"]).code(), Some(0));
+    assert_eq!(scene.execute(&["migrate", "onceward.toml"]).code(), Some(0));
     // Rows of keys that are not committed yet, as a worker has them that is paused in its claim.
     let hashes = [7, 8, 300].map(|n: usize| hash(&scene, &ids[n]));
     let rows = hashes.iter().map(|hash| {
@@ -144,7 +144,7 @@ fn a_rival_that_holds_three_keys_for_ten_seconds_holds_up_nobody_else() {
 
 /// The key of a message, as the store has it.
 fn hash(scene: &Scene, id: &str) -> String {
-    let told = scene.tell(&["keys", "get", "onceward.toml", id, "--json"]);
+    let told = scene.execute(&["keys", "get", "onceward.toml", id, "--json"]);
     let lines = told.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let hashes: Vec<_> = lines.filter_map(|line| Some(line["hash"].as_str()?.to_owned())).collect();
     assert_eq!(hashes.len(), 1, "{told:#?}");

@@ -82,7 +82,7 @@ fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
     let table = Table::create(Postgres::shared(), "versions");
     let queue = Queue::declare("versions", &[]);
     let pair = Pair::of(&setup(&table, &queue));
-    let migrated = pair.old.tell(&["migrate", "onceward.toml"]);
+    let migrated = pair.old.execute(&["migrate", "onceward.toml"]);
     assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
     let before = Pair::version(&table);
 
@@ -95,7 +95,7 @@ fn the_next_version_migrates_under_load_and_both_go_on_under_kills() {
     queue.publish(first);
     let mut running = vec![(&pair.old, pair.old.run()), (&pair.old, pair.old.run())];
     until("effects", LONG, || table.count() > 0);
-    let migrated = pair.next.tell(&["migrate", "onceward.toml"]);
+    let migrated = pair.next.execute(&["migrate", "onceward.toml"]);
     assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
     assert!(Pair::version(&table) > before, "{migrated:#?}");
 
@@ -133,7 +133,7 @@ fn an_old_program_refuses_a_schema_that_it_cannot_use_and_loses_nothing() {
     let orders = Orders::with_copies(50, 10, &json!({"steps": 1}), &mut Chance::new());
     queue.publish(&orders.lines);
     for command in ["run", "migrate", "check"] {
-        let told = pair.old.tell(&[command, "onceward.toml"]);
+        let told = pair.old.execute(&[command, "onceward.toml"]);
         assert_eq!(told.code(), Some(if command == "check" { 1 } else { 78 }), "{told:#?}");
         let text = format!("{}{}", told.stdout, told.stderr);
         assert!(text.contains(&format!("schema too_new has version {next}")), "{told:#?}");

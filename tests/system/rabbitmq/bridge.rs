@@ -83,12 +83,12 @@ fn a_bridge_to_a_queue_that_is_not_there_is_refused_before_a_message_is_taken() 
     let ended = scene.run().wait_within(PATIENCE);
     assert_eq!(ended.code(), Some(78), "{ended:#?}");
     assert!(ended.stderr.contains("inspect queue bridge.nowhere"), "{ended:#?}");
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("handler.publish.rabbitmq: "), "{checked:#?}");
     assert_eq!(from.depth(), (1, 0));
     scene.configure(&setup);
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert!(checked.stdout.contains("its broker responds and has the destination"), "{checked:#?}");
 }
 

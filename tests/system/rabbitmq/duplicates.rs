@@ -40,7 +40,7 @@ fn a_confirm_is_lost_and_the_producer_sends_again() {
     until("one and two copies", PATIENCE, || queue.depth() == (3, 0));
 
     let scene = scene(&with_redis(setup(&queue), Redis::shared()).set("scope", "confirm-lost"));
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.summary("handled"), ended.summary("duplicates")), (2, 1), "{ended:#?}");
     assert_eq!(scene.count(Kind::Effect), each(&["once", "twice"].map(str::to_owned), 1));
     assert!(queue.is_empty());

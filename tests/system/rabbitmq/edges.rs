@@ -24,7 +24,7 @@ fn a_stream_is_refused_by_run_and_check_and_keeps_its_messages() {
     let ended = scene.run().wait_within(PATIENCE);
     assert_eq!(ended.code(), Some(78), "{ended:#?}");
     assert!(ended.stderr.contains("streams are not supported"), "{ended:#?}");
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("streams are not supported"), "{checked:#?}");
     assert!(scene.count(Kind::Start).is_empty());
@@ -42,7 +42,7 @@ fn a_place_for_dead_letters_that_is_not_there_is_refused_before_a_message_is_tak
         let ended = scene.run().wait_within(PATIENCE);
         assert_eq!(ended.code(), Some(78), "{ended:#?}");
         assert!(ended.stderr.contains("dead_letter.to"), "{ended:#?}");
-        let checked = scene.tell(&["check", "onceward.toml"]);
+        let checked = scene.execute(&["check", "onceward.toml"]);
         assert_eq!(checked.code(), Some(1), "{checked:#?}");
         assert_eq!(queue.depth(), (1, 0));
     }
@@ -65,7 +65,7 @@ fn a_run_until_empty_waits_for_messages_that_an_earlier_run_left_in_a_wait_queue
     until("it was tried once", PATIENCE, || scene.count(Kind::Start).len() == 1);
     until("it waits", PATIENCE, || queue.is_empty());
     first.kill();
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 1), "{ended:#?}");
 }
 

@@ -158,20 +158,20 @@ fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
         .set("policy.on_exhausted", "dead-letter")
         .set("dead_letter.to", dead.name.as_str());
     let scene = scene(&setup);
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     assert!(checked.stdout.contains("rabbitmq:parts answers, 2 messages, 0 consumers"), "{checked:#?}");
     assert!(checked.stdout.contains("parts.dead is there, 0 dead letters"), "{checked:#?}");
 
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 1), "{ended:#?}");
     assert_eq!(ended.summary("dead-lettered"), 1, "{ended:#?}");
     assert_eq!((queue.depth(), dead.depth()), ((0, 0), (1, 0)));
-    let status = scene.tell(&["status", "onceward.toml"]);
+    let status = scene.execute(&["status", "onceward.toml"]);
     assert!(status.stdout.contains("1 in parts.dead"), "{status:#?}");
 
     scene.configure(&setup.set("source.rabbitmq.queue", "nowhere"));
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("inspect queue nowhere"), "{checked:#?}");
 }

@@ -158,13 +158,13 @@ fn a_row_that_cannot_be_routed_holds_back_its_own_key_and_status_says_why() {
     office.put(3);
     let relay = office.relay();
     until("the others", PATIENCE, || office.waiting() == 4);
-    let told = || office.scene.tell(&["outbox", "status", "onceward.toml", "--json"]);
+    let told = || office.scene.execute(&["outbox", "status", "onceward.toml", "--json"]);
     until("it failed", PATIENCE, || told().stdout.contains("there is no queue unroutable.late"));
     let status: Value = serde_json::from_str(&told().stdout).expect("JSON");
     assert_eq!((&status["waiting"], &status["failing"]), (&json!(4), &json!(1)), "{status:#}");
     assert_eq!(status["worst"][0]["id"], "event-1");
     assert_eq!(status["kept"], 3 * LANES - 3);
-    let text = office.scene.tell(&["outbox", "status", "onceward.toml"]);
+    let text = office.scene.execute(&["outbox", "status", "onceward.toml"]);
     assert!(text.stdout.contains("(event-1) to unroutable.late: "), "{text:#?}");
 
     let late = Queue::declare("unroutable.late", &[]);
@@ -179,7 +179,7 @@ fn a_store_without_an_outbox_is_refused_in_one_sentence() {
     let queue = Queue::declare("no-outbox", &[]);
     let scene = scene(&with_redis(setup(&queue), Redis::shared()));
     for command in ["relay", "status"] {
-        let told = scene.tell(&["outbox", command, "onceward.toml"]);
+        let told = scene.execute(&["outbox", command, "onceward.toml"]);
         assert_eq!(told.code(), Some(78), "{told:#?}");
         assert!(told.stderr.contains("use [store.postgres]"), "{told:#?}");
     }

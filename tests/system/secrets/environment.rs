@@ -5,7 +5,7 @@ use onceward_test_support::scene::Scene;
 use serde_json::json;
 
 use super::leaks::leak;
-use super::{CANARY, EXEC, tell};
+use super::{CANARY, EXEC, execute};
 use crate::stage::{EFFECT_WORKER, ONCEWARD};
 
 /// What a handler wrote of its environment, with `more` in its table.
@@ -17,7 +17,7 @@ fn environment(handler: &str, more: &str) -> String {
     let used = "[outbox.rabbitmq]\nurl = \"amqp://app:${SECRET}@127.0.0.1:1/\"\n";
     scene.write("onceward.toml", format!("{start}{handler}{more}\n{used}[retry]{rest}").as_bytes());
     scene.write("orders.ndjson", format!("{}\n", order("one", &json!({}))).as_bytes());
-    let ended = tell(&scene, &["run", "onceward.toml"], None);
+    let ended = execute(&scene, &["run", "onceward.toml"], None);
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
     std::fs::read_to_string(scene.path("environment")).expect("the handler has run")
 }

@@ -90,7 +90,7 @@ const COMMANDS: [&[&str]; 11] = [
 ];
 
 /// Runs a command line with the secret in the environment, at the most talkative level there is.
-fn tell(scene: &Scene, args: &[&str], plan: Option<&str>) -> Ended {
+fn execute(scene: &Scene, args: &[&str], plan: Option<&str>) -> Ended {
     let mut command = scene.command(args);
     command
         .env("SECRET", CANARY)
@@ -131,7 +131,7 @@ fn no_command_prints_a_password_whatever_goes_wrong() {
     for config in [HTTP.replace("PORT", &port), HTTP.replace("PORT", &closed), EXEC.into(), SQL.into()] {
         let scene = scene(&config);
         for args in COMMANDS {
-            let ended = tell(&scene, args, None);
+            let ended = execute(&scene, args, None);
             assert!(matches!(ended.code(), Some(0 | 1 | 3)), "{args:?}: {ended:#?}");
             assert_silent(&scene, args, &ended);
             if args[0] == "run" {
@@ -194,7 +194,7 @@ fn a_password_in_a_wrong_place_is_not_quoted() {
         assert!(config.contains(part), "{part}");
         let scene = scene(&config.replace(part, &wrong));
         for args in COMMANDS {
-            let ended = tell(&scene, args, None);
+            let ended = execute(&scene, args, None);
             assert_eq!(ended.code(), Some(78), "{args:?} with {wrong}: {ended:#?}");
             // A key's own name is no secret, wherever it is.
             if !wrong.contains(&format!("{CANARY} = 1")) && !wrong.contains(&format!("\"{CANARY}\" = 1")) {

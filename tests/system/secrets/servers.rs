@@ -31,7 +31,7 @@ const COMMANDS: [&[&str]; 6] = [
 ];
 
 /// Runs each command with the secret, and with another one that is refused; answers how they ended.
-fn tell_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(bool, Ended)> {
+fn execute_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(bool, Ended)> {
     let mut all = Vec::new();
     for (secret, log) in [(CANARY.to_owned(), "text"), (format!("{CANARY}-wrong"), "json")] {
         let scene = scene(&setup.clone().set("telemetry.log", log));
@@ -75,7 +75,7 @@ fn the_password_of_a_rabbitmq_user_is_told_nobody() {
             .set("source.rabbitmq.password_file", "password"),
     ] {
         queue.publish(&[order("one", &json!({}))]);
-        taken_and_refused(&tell_all(&setup, &["SECRET"], |_| ()));
+        taken_and_refused(&execute_all(&setup, &["SECRET"], |_| ()));
     }
 }
 
@@ -91,7 +91,7 @@ fn the_password_of_redis_is_told_nobody() {
         setup().set("store.redis.url", format!("redis://:${{SECRET}}@127.0.0.1:{}", redis.port())),
         setup().set("store.redis.password_file", "password"),
     ] {
-        taken_and_refused(&tell_all(&setup, &["SECRET"], lines));
+        taken_and_refused(&execute_all(&setup, &["SECRET"], lines));
     }
 }
 
@@ -113,7 +113,7 @@ fn the_password_of_a_postgres_user_is_told_nobody() {
         setup().set("store.postgres.password", "${SECRET}"),
         setup().set("store.postgres.password_file", "password"),
     ] {
-        taken_and_refused(&tell_all(&setup, &["SECRET"], lines));
+        taken_and_refused(&execute_all(&setup, &["SECRET"], lines));
     }
 }
 
@@ -122,7 +122,8 @@ fn the_password_of_a_postgres_user_is_told_nobody() {
 fn aws_keys_are_told_nobody() {
     let queue = SqsQueue::create("secret", &[]);
     queue.publish(&[order("one", &json!({}))]);
-    let told = tell_all(&crate::sqs::setup(&queue), &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], |_| ());
+    let told =
+        execute_all(&crate::sqs::setup(&queue), &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], |_| ());
     assert!(told.iter().all(|(_, ended)| ended.code() == Some(0)), "{told:#?}");
     assert!(told.iter().any(|(_, ended)| ended.stderr.contains("TRACE")));
 }

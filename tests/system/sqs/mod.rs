@@ -149,7 +149,7 @@ fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
         .set("policy.on_exhausted", "dead-letter")
         .set("dead_letter.to", dead.url.as_str());
     let scene = scene(&setup);
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     for said in [
         "/parts answers, 2 messages",
@@ -161,11 +161,11 @@ fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
         assert!(checked.stdout.contains(said), "{said}: {checked:#?}");
     }
 
-    let ended = scene.tell(&["run", "onceward.toml", "--until-empty"]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(3), 1), "{ended:#?}");
     assert_eq!(ended.summary("dead-lettered"), 1, "{ended:#?}");
     assert_eq!((queue.depth(), dead.depth(), spare.depth()), ((0, 0), (1, 0), (0, 0)));
-    let status = scene.tell(&["status", "onceward.toml"]);
+    let status = scene.execute(&["status", "onceward.toml"]);
     assert!(status.stdout.contains("backlog      0 messages"), "{status:#?}");
     assert!(
         status.stdout.contains("dead letters 1 in") && status.stdout.contains("parts-dead"),
@@ -173,13 +173,13 @@ fn dead_letters_go_to_a_queue_and_check_and_status_see_both() {
     );
 
     scene.configure(&setup.clone().set("dead_letter.to", "orders.dead"));
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("it is the URL of a queue"), "{checked:#?}");
 
     let nowhere = format!("{}-nowhere", queue.url);
     scene.configure(&setup.clone().set("source.sqs.queue_url", nowhere.as_str()));
-    let checked = scene.tell(&["check", "onceward.toml"]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("no such queue"), "{checked:#?}");
 }

@@ -47,7 +47,7 @@ fn a_file_of_orders_may_have_its_events_in_sqs_which_check_looks_at() {
     };
     let office = Office::open(Books::Sqlite, named(&ElasticMq::shared().endpoint()), &to.url);
     office.scene.write("orders.ndjson", b"");
-    let checked = office.scene.tell(&["check", "onceward.toml"]);
+    let checked = office.scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(0), "{checked:#?}");
     assert!(checked.stdout.contains("outbox.sqs: SQS answers"), "{checked:#?}");
     office.put(5);
@@ -58,7 +58,7 @@ fn a_file_of_orders_may_have_its_events_in_sqs_which_check_looks_at() {
 
     let nobody = Office::open(Books::Sqlite, named("http://127.0.0.1:1"), &to.url);
     nobody.scene.write("orders.ndjson", b"");
-    let checked = nobody.scene.tell(&["check", "onceward.toml"]);
+    let checked = nobody.scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("outbox.sqs: cannot list SQS queues"), "{checked:#?}");
 }

@@ -16,13 +16,28 @@ impl KafkaSource {
         let options = self.admin_options(context)?;
         let status = options.inspect_group().await?;
         let mut findings = vec![source::answers(context, &self.describe(context), Some(backlog_of(&status)))];
-        let mut advice = self.group_advice(&options, &status)?;
-        advice.extend(self.size_advice(context, &options, status.max_message_bytes).await?);
+        match self.advice_on_topics(context, &options, &status).await {
+            Ok(advice) => {
+                findings.extend(advice.into_iter().map(|advice| Finding::advised(context.table(), advice)));
+            }
+            // The cluster answers, and dead letters are inspected by themselves.
+            Err(error) => findings.push(Finding::failed(context.table(), &error)),
+        }
+        Ok(findings)
+    }
+
+    async fn advice_on_topics(
+        &self,
+        context: &Context<'_>,
+        options: &KafkaConfig,
+        status: &GroupStatus,
+    ) -> Result<Vec<Advice>, Error> {
+        let mut advice = self.group_advice(options, status)?;
+        advice.extend(self.size_advice(context, options, status.max_message_bytes).await?);
         let mut capabilities = Capabilities::default();
         (capabilities.ordered, capabilities.retention) = (true, status.retention);
         advice.extend(onceward::pipeline::start_check::advise(context.pipeline, &capabilities));
-        findings.extend(advice.into_iter().map(|advice| Finding::advised(context.table(), advice)));
-        Ok(findings)
+        Ok(advice)
     }
 
     fn group_advice(&self, options: &KafkaConfig, status: &GroupStatus) -> Result<Vec<Advice>, Error> {

@@ -82,7 +82,7 @@ pub(super) fn give_up<C: ConsumerContext>(
     handle.with(|state| state.forget(partitions));
 }
 
-/// Tells the client that partitions are given up.
+/// Unassigns revoked partitions in the client.
 pub(super) fn unassign<C: ConsumerContext>(consumer: &BaseConsumer<C>, list: &TopicPartitionList) {
     let unassigned = match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),

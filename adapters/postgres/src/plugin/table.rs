@@ -9,8 +9,7 @@ use onceward::{Error, is_local_host};
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, Finding, OpenStore, Problem, Purpose, StoreFacts, StoreLimits, StorePlugin,
-    check, table,
+    Checked, Context, Exposure, Finding, OpenStore, Problem, Purpose, StoreFacts, StorePlugin, check, table,
 };
 use url::Url;
 
@@ -133,14 +132,6 @@ impl StorePlugin for PostgresTable {
 
     fn facts(&self) -> StoreFacts {
         FACTS
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.store_limits()
-    }
-
-    fn set_limits(&mut self, limits: StoreLimits) {
-        self.set_store_limits(limits);
     }
 
     fn check(&self, context: &Context<'_>) -> Checked {

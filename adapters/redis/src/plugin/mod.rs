@@ -9,8 +9,7 @@ use onceward::Error;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, LogRule, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin, check,
-    choice, table,
+    Checked, Context, Exposure, LogRule, OpenStore, Purpose, StoreFacts, StorePlugin, check, choice, table,
 };
 
 use crate::{RedisConfig, RedisStore};
@@ -155,14 +154,6 @@ impl StorePlugin for RedisTable {
 
     fn facts(&self) -> StoreFacts {
         FACTS
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.store_limits()
-    }
-
-    fn set_limits(&mut self, limits: StoreLimits) {
-        self.set_store_limits(limits);
     }
 
     fn check(&self, context: &Context<'_>) -> Checked {

@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 use onceward_plugin::files::writable_directory;
 use onceward_plugin::{
     Checked, Context, Finding, LogRule, OpenStore, PipelineParts, Purpose, ReadyPipeline, StatementStore,
-    StoreFacts, StoreLimits, StorePlugin, check, table,
+    StoreFacts, StorePlugin, check, table,
 };
 
 use crate::{SqliteConfig, SqliteSqlHandler, SqliteStore};
@@ -49,14 +49,6 @@ impl StorePlugin for SqliteTable {
 
     fn facts(&self) -> StoreFacts {
         FACTS
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.store_limits()
-    }
-
-    fn set_limits(&mut self, limits: StoreLimits) {
-        self.set_store_limits(limits);
     }
 
     fn check(&self, context: &Context<'_>) -> Checked {

@@ -6,7 +6,7 @@ use onceward::{Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use super::finding::Finding;
-use crate::config::{Config, Contexts, Handler};
+use crate::config::{self, Config, Contexts, Handler};
 use crate::registry::{self, OpenStore, Purpose};
 
 /// The time limit of each part.
@@ -87,7 +87,7 @@ async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore
 async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
     let key = config.handler.path();
     let checked = async {
-        let scope = registry::scope(config)?;
+        let scope = config::scope(config)?;
         match in_time(registry::open_handler(config, &scope, &CancellationToken::new())).await? {
             Some(handler) => in_time(handler.check()).await.map(|()| true),
             None => match store {

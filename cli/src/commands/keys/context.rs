@@ -4,7 +4,7 @@ use onceward::Scope;
 
 use crate::args::FileArgs;
 use crate::commands::failure;
-use crate::config::{Config, Lookup};
+use crate::config::{self, Config, Lookup};
 use crate::exit::Failure;
 use crate::logging;
 use crate::registry::{self, OpenStore, Purpose};
@@ -21,7 +21,7 @@ impl<'e> KeysContext<'e> {
     pub(super) async fn open(args: &FileArgs, env: Lookup<'e>) -> Result<Self, Failure> {
         let config = failure::load(&args.file, env)?;
         logging::start(config.telemetry.log, env)?;
-        let scope = registry::scope(&config).map_err(|error| failure::failure(&error))?;
+        let scope = config::scope(&config).map_err(|error| failure::failure(&error))?;
         let opened = registry::open_store(&config, Purpose::Operate).await;
         let store = opened.map_err(|error| failure::failure(&error))?;
         Ok(Self { config, scope, store, env })

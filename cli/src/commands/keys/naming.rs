@@ -6,9 +6,8 @@ use onceward::{Key, KeyExtractor, KeyText};
 use super::context::KeysContext;
 use crate::args::KeyArgs;
 use crate::commands::failure;
-use crate::config::{KeyPart, KeySource};
+use crate::config::{self, KeyPart, KeySource};
 use crate::exit::{Exit, Failure};
-use crate::registry;
 
 /// A key that the values may mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +72,7 @@ pub(super) fn source(context: &KeysContext<'_>, from: &[KeyPart]) -> Vec<KeyPart
 
 /// Extracts keys from one source.
 pub(super) fn extractor(context: &KeysContext<'_>, parts: &[KeyPart]) -> KeyExtractor {
-    KeyExtractor::new(&context.scope, vec![registry::key_source(parts)])
+    KeyExtractor::new(&context.scope, vec![config::key_source(parts)])
 }
 
 /// The text of a source.

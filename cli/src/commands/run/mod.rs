@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
-use crate::config::{Config, Handler, HumanDuration, Lookup};
+use crate::config::{self, Config, Handler, HumanDuration, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::handlers::reap_orphans;
 use crate::output::{Output, complain};
@@ -70,7 +70,7 @@ async fn consume(
     watched: &Watched,
     shutdown: &CancellationToken,
 ) -> Result<Option<Summary>, Failure> {
-    let scope = registry::scope(config).map_err(|error| super::failure::failure(&error))?;
+    let scope = config::scope(config).map_err(|error| super::failure::failure(&error))?;
     let patience = patience(config, args);
     let opened = startup::open(config, &scope, patience, watched, shutdown);
     let Some(parts) = opened.await? else { return Ok(None) };

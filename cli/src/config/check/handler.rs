@@ -9,7 +9,7 @@ const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
 
 pub(super) fn check(config: &Config) -> Checked {
     let timeout = format!("{}.timeout", config.handler.path());
-    duration(config, &timeout, config.handler.timeout(), MILLISECOND, MOST_TIMEOUT)?;
+    duration(config, &timeout, config.handler.timeout(), MILLISECOND..=MOST_TIMEOUT)?;
     match &config.handler {
         Handler::Http(handler) => http(config, handler),
         Handler::Exec(handler) => {
@@ -29,8 +29,7 @@ pub(super) fn check(config: &Config) -> Checked {
                 config,
                 "handler.worker.start_timeout",
                 handler.start_timeout,
-                MILLISECOND,
-                MOST_TIMEOUT,
+                MILLISECOND..=MOST_TIMEOUT,
             )?;
             within(config, "handler.worker.processes", handler.processes, 1..=1024)
         }
@@ -90,7 +89,7 @@ fn program(config: &Config, table: &str, program: HandlerProgram<'_>) -> Checked
 
 fn http(config: &Config, handler: &HttpHandler) -> Checked {
     url(config, "handler.http.url", handler.url.address(), &["http", "https"])?;
-    duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0), HOUR)?;
+    duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0)..=HOUR)?;
     if let Some(name) = handler.status.keys().find(|name| !Statuses::is_name(name)) {
         return Err(config.refuse(
             &format!("handler.http.status.{name}"),

@@ -58,8 +58,8 @@ fn pipeline(config: &Config) -> Checked {
     }
     within(config, "pipeline.breaker_keys", pipeline.breaker_keys, 0..=10_000)?;
     within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
-    duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0), HOUR)?;
-    duration(config, "pipeline.cancel_grace", pipeline.cancel_grace, HumanDuration::from_secs(0), HOUR)?;
+    duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0)..=HOUR)?;
+    duration(config, "pipeline.cancel_grace", pipeline.cancel_grace, HumanDuration::from_secs(0)..=HOUR)?;
     if pipeline.max_in_flight_bytes.get() == 0 {
         return Err(config.refuse(
             "pipeline.max_in_flight_bytes",
@@ -94,8 +94,8 @@ fn pipeline(config: &Config) -> Checked {
 fn retry(config: &Config) -> Checked {
     let retry = &config.retry;
     within(config, "retry.max_attempts", retry.max_attempts, 1..=10_000)?;
-    duration(config, "retry.initial", retry.initial, MILLISECOND, DAY)?;
-    duration(config, "retry.max", retry.max, MILLISECOND, DAY)?;
+    duration(config, "retry.initial", retry.initial, MILLISECOND..=DAY)?;
+    duration(config, "retry.max", retry.max, MILLISECOND..=DAY)?;
     if retry.initial > retry.max {
         return Err(config.refuse("retry.initial", "is longer than retry.max", "lower initial or raise max"));
     }

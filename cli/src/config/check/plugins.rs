@@ -1,6 +1,6 @@
 //! Checks the tables of plugins, each by itself and in its context.
 
-use onceward_plugin::Problem;
+use onceward_plugin::{Problem, TargetPlugin};
 
 use super::rules::{Checked, DAY, MILLISECOND, duration};
 use crate::config::build::stores_with;
@@ -30,16 +30,15 @@ pub(super) fn handler(config: &Config, contexts: &Contexts<'_>) -> Checked {
     match &config.handler {
         Handler::Publish(target) => {
             target.plugin().check(&contexts.handler()).map_err(placed(config))?;
-            publishes_to_source(config)
+            publishes_to_source(config, target.plugin())
         }
         _ => Ok(()),
     }
 }
 
 /// A handler that publishes into its own source would handle what it has published, without end.
-fn publishes_to_source(config: &Config) -> Checked {
-    let Handler::Publish(target) = &config.handler else { return Ok(()) };
-    let (option, place) = target.plugin().place();
+fn publishes_to_source(config: &Config, target: &dyn TargetPlugin) -> Checked {
+    let (option, place) = target.place();
     if !config.source.plugin().places().iter().any(|source| source.is_same(&place)) {
         return Ok(());
     }
@@ -55,9 +54,9 @@ fn limits(config: &Config) -> Checked {
     let (ttl, lease, timeout) =
         (format!("{table}.ttl"), format!("{table}.lease"), format!("{table}.timeout"));
     let limits = config.limits();
-    duration(config, &ttl, limits.ttl, SECOND, TEN_YEARS)?;
-    duration(config, &lease, limits.lease, SHORTEST_LEASE, LONGEST_LEASE)?;
-    duration(config, &timeout, limits.timeout, MILLISECOND, LONGEST_TIMEOUT)?;
+    duration(config, &ttl, limits.ttl, SECOND..=TEN_YEARS)?;
+    duration(config, &lease, limits.lease, SHORTEST_LEASE..=LONGEST_LEASE)?;
+    duration(config, &timeout, limits.timeout, MILLISECOND..=LONGEST_TIMEOUT)?;
     if limits.timeout >= limits.lease {
         return Err(config.refuse(
             &timeout,
@@ -77,7 +76,7 @@ fn limits(config: &Config) -> Checked {
 
 pub(super) fn outbox(config: &Config, contexts: &Contexts<'_>) -> Checked {
     let most = HumanDuration::from_secs(3_650 * DAY.get().as_secs());
-    duration(config, "outbox.keep", config.outbox.keep, HumanDuration::from_secs(0), most)?;
+    duration(config, "outbox.keep", config.outbox.keep, HumanDuration::from_secs(0)..=most)?;
     let targets = config.outbox.targets();
     let Some((table, relay)) = targets.first().copied() else { return Ok(()) };
     if let Some((second, _)) = targets.get(1) {
@@ -101,10 +100,8 @@ pub(super) fn outbox(config: &Config, contexts: &Contexts<'_>) -> Checked {
 pub(super) fn exposures(config: &Config, contexts: &Contexts<'_>) -> Checked {
     match contexts.exposures().into_iter().find(|(_, exposure)| !exposure.is_allowed) {
         Some((table, exposure)) => {
-            let fix = format!(
-                "{}, or allow_plaintext = true in [{table}] on a network where nobody else can be",
-                exposure.fix
-            );
+            let fix =
+                format!("{}, or allow_plaintext = true in [{table}] on a private network", exposure.fix);
             Err(config.refuse(&format!("{table}.{}", exposure.option), exposure.problem, fix))
         }
         None => Ok(()),
