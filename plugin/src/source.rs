@@ -20,6 +20,11 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs: `rabbitmq:orders`.
     fn describe(&self, context: &Context<'_>) -> String;
 
+    /// The broker's name in OpenTelemetry's conventions for messaging; that of the table by default.
+    fn messaging_system(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What the defaults of other options depend on.
     fn facts(&self) -> SourceFacts;
 

@@ -14,6 +14,7 @@ use super::event::Event;
 use super::halt::Halt;
 use super::kept_alive::KeptAlive;
 use super::key_sources::KeyWarnings;
+use super::measure::Measurer;
 use super::takeovers::Takeovers;
 use crate::coalesce::Coalescer;
 use crate::consumer::Capabilities;
@@ -34,6 +35,7 @@ pub(crate) struct Context<R> {
     pub(crate) config: PipelineConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) measurer: Measurer,
     pub(crate) completions: Coalescer<CompleteRequest, Completion>,
     pub(crate) kept_alive: KeptAlive,
     pub(crate) events: mpsc::UnboundedSender<Event>,

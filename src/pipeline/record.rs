@@ -11,6 +11,7 @@ use super::context::Context;
 use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
 use super::runner::Runner;
+use super::spans;
 use super::work::{Finished, Outcome, Recorded, Verdict, Work};
 use crate::dead_letter::FailureReport;
 use crate::failpoints::{self, Step};
@@ -190,7 +191,9 @@ async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recor
     failpoints::hit(Step::CompleteSent);
     let requests = succeeded.iter().map(|success| success.request.clone()).collect();
     let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
+    let spans = spans::completions(succeeded.iter().map(|success| &*success.finished.work));
     let answers = context.complete(requests).await;
+    drop(spans);
     std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
     succeeded

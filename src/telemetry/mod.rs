@@ -1,17 +1,27 @@
-//! Counters of a pipeline, under names that dashboards can rely on: [`Counters`], [`Counter`].
+//! Counters and measurements of a pipeline, under names that dashboards can rely on: [`Counters`], [`Observer`].
 
+mod gauges;
 mod handler;
+#[cfg(feature = "metrics")]
+mod metrics_bridge;
+mod observer;
 mod rate;
 mod source;
+mod span;
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use gauges::{IntakePause, IntakePauses, Limits};
 pub use handler::HandlerState;
+#[cfg(feature = "metrics")]
+pub use metrics_bridge::MetricsObserver;
+pub use observer::{Measure, Observer};
 pub use rate::RateLimited;
 pub use source::{SourceHealth, SourceState};
+pub use span::{TRACE_TARGET, delivery_span};
 
 macro_rules! counters {
     ($(#[doc = $doc:literal] $variant:ident => $name:literal;)*) => {
@@ -129,6 +139,7 @@ pub struct Counters {
     handler: Mutex<HandlerState>,
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
+    gauges: gauges::Gauges,
     source: OnceLock<Arc<SourceHealth>>,
     key_sources: OnceLock<Box<[(String, AtomicU64)]>>,
 }

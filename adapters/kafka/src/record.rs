@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX, HEADER_TIMESTAMP as TIMESTAMP};
+use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX, HEADER_REASON, HEADER_TIMESTAMP as TIMESTAMP};
 use onceward::{Error, ErrorKind, Outgoing};
 use rdkafka::message::{Header, OwnedHeaders};
 
@@ -41,17 +41,25 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     }
     let native = outgoing.native.as_ref().and_then(|native| native.get::<KafkaHeaders>());
     let is_ours = |name: &str| name.starts_with(HEADER_PREFIX);
+    // A handler may have changed them since the message was received; a dead letter has them as they were.
+    let is_changed = |name: &str| {
+        ["traceparent", "tracestate"].contains(&name)
+            && outgoing.headers.iter().any(|(own, _)| own == name)
+            && !outgoing.headers.iter().any(|(own, _)| own == HEADER_REASON)
+    };
     let mut headers = match native {
         Some(KafkaHeaders::Raw(raw)) => raw.clone(),
         _ => OwnedHeaders::new_with_capacity(outgoing.headers.len() + 3),
     };
     if let Some(KafkaHeaders::Parsed(native)) = native {
-        for (name, value) in native.iter().filter(|(name, _)| !is_ours(name)) {
+        for (name, value) in native.iter().filter(|(name, _)| !is_ours(name) && !is_changed(name)) {
             headers = headers.insert(Header { key: name, value: value.as_deref() });
         }
     }
     let is_new = |name: &str| match native {
-        Some(KafkaHeaders::Parsed(native)) => is_ours(name) || !native.iter().any(|(own, _)| **own == *name),
+        Some(KafkaHeaders::Parsed(native)) => {
+            is_ours(name) || is_changed(name) || !native.iter().any(|(own, _)| **own == *name)
+        }
         _ => true,
     };
     let mut add = |name: &str, value: &[u8]| {

@@ -20,6 +20,7 @@ mod commands;
 mod configuration;
 mod exit_codes;
 mod metrics;
+mod rules;
 #[path = "../program/scene.rs"]
 #[allow(dead_code)]
 mod scene;

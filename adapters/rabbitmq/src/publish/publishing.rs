@@ -67,6 +67,9 @@ impl Publishing {
                         headers.add_missing(name, long_string(value));
                     }
                 }
+                None if is_trace_context(name) && !is_dead_letter => {
+                    headers.replace(safe_header_name(name), long_string(value));
+                }
                 None if is_ours || native.is_none_or(|form| !form.has_header(name)) => {
                     headers.add(safe_header_name(name), long_string(value));
                 }
@@ -94,6 +97,11 @@ impl Publishing {
         }
         Ok(Self { exchange, routing_key, properties, payload: outgoing.payload.clone() })
     }
+}
+
+/// True for headers that a handler may have changed since the message was received. A dead letter has them as they were.
+fn is_trace_context(name: &str) -> bool {
+    ["traceparent", "tracestate"].contains(&name)
 }
 
 /// Copies the native properties, and the native headers into `headers`. A dead letter must not expire.

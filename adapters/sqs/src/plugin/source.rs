@@ -119,6 +119,10 @@ impl SourcePlugin for SqsSource {
         format!("sqs:{}", self.queue_url.redacted())
     }
 
+    fn messaging_system(&self) -> Option<&'static str> {
+        Some("aws_sqs")
+    }
+
     fn facts(&self) -> SourceFacts {
         let default_ordering = if self.is_fifo() { Ordering::BrokerKey } else { Ordering::None };
         SourceFacts { has_record_keys: true, default_ordering, ..SourceFacts::BROKER }
