@@ -169,7 +169,7 @@ impl Pubsub {
     /// Deletes a topic or a subscription, by its full name.
     ///
     /// # Panics
-    /// There is none.
+    /// It does not exist.
     pub fn delete(&self, name: &str) {
         self.call("DELETE", &format!("/v1/{name}"), "");
     }
