@@ -226,6 +226,15 @@ impl Provenance {
     }
 }
 
+impl Outgoing {
+    /// True if the header `name` of [`headers`](Self::headers) is sent instead of that of the native form: trace context,
+    /// which names the run that publishes the message. A dead letter has it as it was.
+    pub fn replaces_native(&self, name: &str) -> bool {
+        let has = |name: &str| self.headers.iter().any(|(own, _)| own == name);
+        ["traceparent", "tracestate"].contains(&name) && has(name) && !has(HEADER_REASON)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

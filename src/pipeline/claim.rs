@@ -132,7 +132,10 @@ fn answered<R: Runner>(
     }
     work.owner = None;
     work.store_tries = 0;
-    tracing::error!(%error, key = ?work.key(), "claim refused; message held");
+    tracing::error!(
+        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
+        position = work.log_position(), message_id = work.log_id(), %error, "claim refused; message held"
+    );
     known(work, Outcome::Decided(Verdict::Again { after: context.config.retry.backoff.max }))
 }
 
@@ -218,7 +221,7 @@ fn start<R: Runner>(
     work.generation = claimed.generation;
     let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
     if claimed.lost > work.lost {
-        context.note_takeover(claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
+        context.note_takeover(&work, claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
         work.lost = claimed.lost;
         // It may have killed one process more than when its turn came.
         if work.turn != Some(Turn::Alone) {

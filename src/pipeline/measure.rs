@@ -25,7 +25,7 @@ impl Measurer {
         self.0.is_some()
     }
 
-    /// The time, if anybody measures.
+    /// The time, if there is an observer.
     pub(crate) fn start(&self) -> Option<Instant> {
         self.0.as_ref().map(|_| Instant::now())
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tracing::Span;
 
-use super::spans::settlement as settlement_span;
 use crate::delivery::{Settlement, Tag};
+use crate::telemetry::TRACE_TARGET;
 
 /// The duty to settle one delivery, exactly once: settling takes the receipt, so that doing it twice does not compile.
 /// Dropping it enqueues [`Settlement::Abandon`]: the broker delivers the message again.
@@ -78,10 +78,11 @@ impl SettleQueue {
     }
 
     fn push(&self, tag: Tag, settlement: Settlement, delivery: &Span) {
-        let span = settlement_span(delivery);
         let mut waiting = self.waiting.lock();
         waiting.items.push((tag, settlement));
-        waiting.spans.extend(Some(span).filter(|span| !span.is_none()));
+        if !delivery.is_none() {
+            waiting.spans.push(tracing::info_span!(target: TRACE_TARGET, parent: delivery, "settle"));
+        }
         if waiting.items.len() == 1 {
             self.arrived.notify_one();
         }

@@ -28,7 +28,7 @@ use super::summary::Summary;
 use super::takeovers::Takeovers;
 use super::work::Work;
 use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
-use crate::consumer::Consumer;
+use crate::consumer::{Acker, Consumer};
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::extract::KeyExtractor;
@@ -84,20 +84,7 @@ async fn run_tasks<R: Runner>(
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
-    let helpers = (
-        Janitor::start(Arc::clone(&context.store), Arc::clone(&context.counters)),
-        Abort(
-            tokio::spawn(context.measurer.clone().report_each_second(Arc::clone(&context.counters)))
-                .abort_handle(),
-        ),
-        Abort(
-            tokio::spawn(vital(
-                context.draining.clone(),
-                heartbeat::beat(Arc::clone(&context), Arc::clone(&acker)),
-            ))
-            .abort_handle(),
-        ),
-    );
+    let helpers = start_helpers(&context, &acker);
     let settlements = SettleQueue::new();
     let settler = tokio::spawn(vital(
         context.draining.clone(),
@@ -144,6 +131,17 @@ async fn run_tasks<R: Runner>(
     };
     let counters = Arc::clone(&context.counters);
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
+}
+
+/// The tasks beside the deliveries; they end when the answer is dropped.
+fn start_helpers<R: Runner>(context: &Arc<Context<R>>, acker: &Arc<dyn Acker>) -> (Janitor, Abort, Abort) {
+    let report = context.measurer.clone().report_each_second(Arc::clone(&context.counters));
+    let heartbeat = heartbeat::beat(Arc::clone(context), Arc::clone(acker));
+    (
+        Janitor::start(Arc::clone(&context.store), Arc::clone(&context.counters)),
+        Abort(tokio::spawn(report).abort_handle()),
+        Abort(tokio::spawn(vital(context.draining.clone(), heartbeat)).abort_handle()),
+    )
 }
 
 /// What all tasks share, and the consumer, whose one owner is the intake.

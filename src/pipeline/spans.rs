@@ -32,11 +32,6 @@ pub(super) fn run(work: &InFlight, claim: &ActiveClaim) -> Span {
     step!(work.receipt.span(), "handle", onceward.attempt = claim.attempt())
 }
 
-/// The span of a settlement, until the broker has it.
-pub(super) fn settlement(parent: &Span) -> Span {
-    step!(parent, "settle")
-}
-
 /// Notes the key, which is a hash, once it is known.
 pub(super) fn note_key(work: &InFlight) {
     let span = work.receipt.span();

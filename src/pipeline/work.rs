@@ -76,7 +76,7 @@ pub(crate) struct InFlight {
     pub(crate) not_before: Duration,
     /// Set while another process holds its key: when that lease ends.
     pub(crate) held_until: Option<Instant>,
-    /// When it was received, until its key is claimed for the first time; kept only if somebody measures that.
+    /// When it was received, until its key is claimed for the first time; kept only if there is an observer.
     pub(crate) unclaimed_since: Option<Instant>,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,

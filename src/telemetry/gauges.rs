@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Counters;
-
 /// A reason for which no more messages are taken from the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -89,7 +87,7 @@ pub(super) struct Gauges {
     running: AtomicU64,
     breaker_open: AtomicBool,
     paused: AtomicU64,
-    /// When the oldest delivery in flight was received, in microseconds since `epoch`, plus one; 0: there is none.
+    /// When the oldest delivery in flight was received, in microseconds since `epoch`, plus one; 0: nothing is in flight.
     oldest_us: AtomicU64,
     limits: OnceLock<Limits>,
 }
@@ -107,54 +105,48 @@ impl Default for Gauges {
     }
 }
 
-impl Counters {
-    /// Deliveries that are being claimed or handled.
-    pub fn running(&self) -> u64 {
-        self.gauges.running.load(Ordering::Relaxed)
+impl Gauges {
+    pub(super) fn running(&self) -> u64 {
+        self.running.load(Ordering::Relaxed)
     }
 
-    /// True while the circuit breaker of the handler is open: single messages probe the handler.
-    pub fn is_breaker_open(&self) -> bool {
-        self.gauges.breaker_open.load(Ordering::Relaxed)
+    pub(super) fn is_breaker_open(&self) -> bool {
+        self.breaker_open.load(Ordering::Relaxed)
     }
 
-    /// Why no more messages are taken from the source. Limits of what is in flight are reached whenever messages come
-    /// faster than they are handled.
-    pub fn paused(&self) -> IntakePauses {
-        IntakePauses(self.gauges.paused.load(Ordering::Relaxed))
+    pub(super) fn paused(&self) -> IntakePauses {
+        IntakePauses(self.paused.load(Ordering::Relaxed))
     }
 
-    /// How long ago the oldest delivery was received that is not settled; `None` if nothing is in flight.
-    pub fn oldest_unsettled(&self) -> Option<Duration> {
-        let received = self.gauges.oldest_us.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.gauges.epoch.elapsed().saturating_sub(Duration::from_micros(received)))
+    pub(super) fn oldest_unsettled(&self) -> Option<Duration> {
+        let received = self.oldest_us.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.epoch.elapsed().saturating_sub(Duration::from_micros(received)))
     }
 
-    /// The limits of the pipeline, once it has started.
-    pub fn limits(&self) -> Option<Limits> {
-        self.gauges.limits.get().copied()
+    pub(super) fn limits(&self) -> Option<Limits> {
+        self.limits.get().copied()
     }
 
-    pub(crate) fn set_running(&self, runs: usize) {
-        self.gauges.running.store(runs as u64, Ordering::Relaxed);
+    pub(super) fn set_running(&self, runs: usize) {
+        self.running.store(runs as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_breaker_open(&self, open: bool) {
-        self.gauges.breaker_open.store(open, Ordering::Relaxed);
+    pub(super) fn set_breaker_open(&self, open: bool) {
+        self.breaker_open.store(open, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_paused(&self, pauses: IntakePauses) {
-        self.gauges.paused.store(pauses.0, Ordering::Relaxed);
+    pub(super) fn set_paused(&self, pauses: IntakePauses) {
+        self.paused.store(pauses.0, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_oldest_unsettled(&self, received: Option<Instant>) {
-        let since = received.map(|at| at.saturating_duration_since(self.gauges.epoch).as_micros());
+    pub(super) fn set_oldest_unsettled(&self, received: Option<Instant>) {
+        let since = received.map(|at| at.saturating_duration_since(self.epoch).as_micros());
         let us = since.map_or(0, |us| u64::try_from(us).unwrap_or(u64::MAX).saturating_add(1));
-        self.gauges.oldest_us.store(us, Ordering::Relaxed);
+        self.oldest_us.store(us, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_limits(&self, limits: Limits) {
+    pub(super) fn set_limits(&self, limits: Limits) {
         // A pipeline starts once.
-        let _ = self.gauges.limits.set(limits);
+        let _ = self.limits.set(limits);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX, HEADER_REASON, HEADER_TIMESTAMP as TIMESTAMP};
+use onceward::dead_letter::{HEADER_ID, HEADER_PREFIX, HEADER_TIMESTAMP as TIMESTAMP};
 use onceward::{Error, ErrorKind, Outgoing};
 use rdkafka::message::{Header, OwnedHeaders};
 
@@ -41,24 +41,20 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     }
     let native = outgoing.native.as_ref().and_then(|native| native.get::<KafkaHeaders>());
     let is_ours = |name: &str| name.starts_with(HEADER_PREFIX);
-    // A handler may have changed them since the message was received; a dead letter has them as they were.
-    let is_changed = |name: &str| {
-        ["traceparent", "tracestate"].contains(&name)
-            && outgoing.headers.iter().any(|(own, _)| own == name)
-            && !outgoing.headers.iter().any(|(own, _)| own == HEADER_REASON)
-    };
     let mut headers = match native {
         Some(KafkaHeaders::Raw(raw)) => raw.clone(),
         _ => OwnedHeaders::new_with_capacity(outgoing.headers.len() + 3),
     };
     if let Some(KafkaHeaders::Parsed(native)) = native {
-        for (name, value) in native.iter().filter(|(name, _)| !is_ours(name) && !is_changed(name)) {
+        for (name, value) in
+            native.iter().filter(|(name, _)| !is_ours(name) && !outgoing.replaces_native(name))
+        {
             headers = headers.insert(Header { key: name, value: value.as_deref() });
         }
     }
     let is_new = |name: &str| match native {
         Some(KafkaHeaders::Parsed(native)) => {
-            is_ours(name) || is_changed(name) || !native.iter().any(|(own, _)| **own == *name)
+            is_ours(name) || outgoing.replaces_native(name) || !native.iter().any(|(own, _)| **own == *name)
         }
         _ => true,
     };
@@ -93,4 +89,29 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
 pub fn to_payload(outgoing: &Outgoing) -> Option<&[u8]> {
     let payload: &Bytes = &outgoing.payload;
     (!outgoing.null_payload).then_some(&payload[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::adapter::Native;
+    use onceward::dead_letter::HEADER_REASON;
+    use rdkafka::message::Headers;
+
+    use super::*;
+
+    #[test]
+    fn a_trace_context_replaces_the_native_one_but_not_in_a_dead_letter() {
+        let sent = |reason: Option<&'static str>| {
+            let native =
+                KafkaHeaders::Parsed(vec![("traceparent".into(), Some("old".into())), ("a".into(), None)]);
+            let mut outgoing = Outgoing { native: Some(Native::new(native)), ..Outgoing::default() };
+            outgoing.headers.push(("traceparent".to_owned(), "new".into()));
+            outgoing.headers.extend(reason.map(|reason| (HEADER_REASON.to_owned(), reason.into())));
+            let headers = to_headers(&outgoing).unwrap();
+            let found = headers.iter().filter(|header| header.key == "traceparent");
+            found.map(|header| header.value.unwrap().to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(sent(None), [b"new"]);
+        assert_eq!(sent(Some("permanent")), [b"old"]);
+    }
 }

@@ -250,9 +250,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::telemetry::Origin;
+    use crate::telemetry::MessageSource;
 
-    const FILE: Origin = Origin { adapter: "file", system: "file" };
+    const FILE: MessageSource = MessageSource { adapter: "file", system: "file" };
 
     #[test]
     fn every_counter_is_there_under_its_name_once_the_pipeline_is() {

@@ -28,7 +28,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
-pub(crate) use watched::{Origin, Watched};
+pub(crate) use watched::{MessageSource, Watched};
 
 /// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
 ///

@@ -7,7 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads the metrics of this process at each scrape. Elsewhere than on Linux there are none.
+/// Reads the metrics of this process at each scrape. They exist on Linux only.
 #[derive(Debug)]
 pub(super) struct ProcessMetrics;
 

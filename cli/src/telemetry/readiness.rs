@@ -90,9 +90,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::telemetry::Origin;
+    use crate::telemetry::MessageSource;
 
-    const FILE: Origin = Origin { adapter: "file", system: "file" };
+    const FILE: MessageSource = MessageSource { adapter: "file", system: "file" };
 
     #[test]
     fn a_start_says_what_it_waits_for_and_why() {

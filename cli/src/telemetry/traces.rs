@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response};
 use onceward::Message;
+use onceward::adapter::is_local_host;
 use onceward::telemetry::{TRACE_TARGET, delivery_span};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TracerProvider as _;
@@ -46,21 +47,23 @@ pub(crate) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
     let set = |name: &str| env(name).filter(|value| !value.trim().is_empty());
     let is_off = set("OTEL_SDK_DISABLED").is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
         || set("OTEL_TRACES_EXPORTER").is_some_and(|value| value.trim() == "none");
-    let named = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
-        .into_iter()
-        .any(|name| set(name).is_some());
-    let configured = config.telemetry.otlp.as_ref();
-    if is_off || !(named || configured.is_some()) {
-        return Ok(());
+    let named = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let configured = config.telemetry.otlp.as_ref().map(|url| url.expose().to_owned());
+    let Some(url) = named.clone().or_else(|| configured.clone()).filter(|_| !is_off) else { return Ok(()) };
+    let has_headers = HEADERS.into_iter().any(|name| set(name).is_some());
+    if exposes_login(&url, has_headers) {
+        let fix = "use https, or a collector on this host";
+        let what = "the collector is on another host and would get a login without TLS";
+        return Err(Failure::new(Exit::Config, format!("cannot export traces: {what}; {fix}")));
     }
     let cannot = |cause: &dyn StdError| {
         let fix = "check telemetry.otlp and the variables OTEL_EXPORTER_OTLP_*";
         Failure::new(Exit::Config, format!("cannot export traces ({cause}); {fix}"))
     };
-    let mut exporter =
-        SpanExporter::builder().with_http().with_http_client(Client::new().map_err(|error| cannot(&error))?);
-    if let Some(url) = configured.filter(|_| !named) {
-        exporter = exporter.with_endpoint(format!("{}/v1/traces", url.expose().trim_end_matches('/')));
+    let client = Client::new(url.starts_with("https")).map_err(|error| cannot(&error))?;
+    let mut exporter = SpanExporter::builder().with_http().with_http_client(client);
+    if named.is_none() {
+        exporter = exporter.with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')));
     }
     let exporter = exporter.build().map_err(|error| cannot(&error))?;
     let mut resource = Resource::builder();
@@ -72,6 +75,16 @@ pub(crate) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
     // A second start in one process, as in tests, keeps the first.
     let _ = PROVIDER.set(provider);
     Ok(())
+}
+
+/// The variables with headers of every request, which hold logins.
+const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+
+/// True if a login would leave this host without TLS.
+fn exposes_login(url: &str, has_headers: bool) -> bool {
+    let Ok(url) = url::Url::parse(url) else { return false };
+    let has_login = has_headers || !url.username().is_empty() || url.password().is_some();
+    has_login && url.scheme() == "http" && !url.host_str().is_some_and(is_local_host)
 }
 
 /// True if deliveries have spans.
@@ -157,14 +170,17 @@ struct Client {
 }
 
 impl Client {
-    fn new() -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
+    fn new(has_tls: bool) -> Result<Self, reqwest::Error> {
+        let mut builder = reqwest::Client::builder()
             .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(REQUEST_TIME)
-            .build()?;
-        Ok(Self { client, runtime: Handle::current() })
+            .timeout(REQUEST_TIME);
+        if !has_tls {
+            // Certificates are not used: a system without any must not stop the export.
+            builder = builder.tls_certs_only([]);
+        }
+        Ok(Self { client: builder.build()?, runtime: Handle::current() })
     }
 }
 
@@ -182,5 +198,23 @@ impl HttpClient for Client {
         let mut response = Response::builder().status(status).body(Bytes::new())?;
         *response.headers_mut() = headers;
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_leaves_this_host_over_tls_only() {
+        for (url, has_headers, exposes) in [
+            ("http://collector:4318", false, false),
+            ("http://collector:4318", true, true),
+            ("http://u:p@collector:4318", false, true),
+            ("https://u:p@collector:4318", true, false),
+            ("http://u:p@127.0.0.1:4318", true, false),
+        ] {
+            assert_eq!(exposes_login(url, has_headers), exposes, "{url} {has_headers}");
+        }
     }
 }

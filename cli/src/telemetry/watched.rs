@@ -14,7 +14,7 @@ pub(super) const LONGEST_REASON: usize = 300;
 /// Where messages come from.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
-pub(crate) struct Origin {
+pub(crate) struct MessageSource {
     /// The name of the adapter.
     pub(crate) adapter: &'static str,
     /// The name of the broker in OpenTelemetry's conventions for messaging.
@@ -47,7 +47,7 @@ pub(crate) enum Work {
 
 impl Watched {
     /// The state of a run that is starting, reads from `source`, and drains once `draining` fires.
-    pub(crate) fn run(scope: &str, source: Origin, draining: CancellationToken) -> Arc<Self> {
+    pub(crate) fn run(scope: &str, source: MessageSource, draining: CancellationToken) -> Arc<Self> {
         Self::new(scope, source, Work::Run(OnceLock::new()), draining)
     }
 
@@ -55,13 +55,13 @@ impl Watched {
     pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
         Self::new(
             scope,
-            Origin { adapter: "outbox", system: "outbox" },
+            MessageSource { adapter: "outbox", system: "outbox" },
             Work::Relay(OnceLock::new()),
             draining,
         )
     }
 
-    fn new(scope: &str, source: Origin, work: Work, draining: CancellationToken) -> Arc<Self> {
+    fn new(scope: &str, source: MessageSource, work: Work, draining: CancellationToken) -> Arc<Self> {
         #[cfg(not(feature = "telemetry"))]
         let _ = source;
         Arc::new(Self {

@@ -1,4 +1,4 @@
-//! What a pipeline measures, and its gauges: each changes by the event that it is about.
+//! Measurements and gauges of a pipeline: each changes by the event that it is about.
 
 use std::collections::HashMap;
 

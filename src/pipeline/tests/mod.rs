@@ -284,18 +284,15 @@ impl WorkerBuilder<'_> {
         let number = consumer.number();
         let consumer = FaultyConsumer::new(consumer, &self.process).claiming(self.consumer);
         let broker = consumer.plan();
-        let builder = Pipeline::builder(self.scope, consumer, Arc::new(self.store.clone()))
+        let mut builder = Pipeline::builder(self.scope, consumer, Arc::new(self.store.clone()))
             .keys(self.keys)
             .config(self.config);
-        let builder = match self.observer {
-            Some(observer) => builder.observer(observer),
-            None => builder,
-        };
-        let builder = if self.letters {
-            builder.dead_letters(DeadLetters::new(Arc::new(self.letters_to.clone()), "dead"))
-        } else {
-            builder
-        };
+        if let Some(observer) = self.observer {
+            builder = builder.observer(observer);
+        }
+        if self.letters {
+            builder = builder.dead_letters(DeadLetters::new(Arc::new(self.letters_to.clone()), "dead"));
+        }
         let connection = (self.world.broker.clone(), number);
         (
             builder,

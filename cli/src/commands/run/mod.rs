@@ -18,7 +18,7 @@ use crate::exit::{Exit, Failure};
 use crate::handlers::reap_orphans;
 use crate::output::{Output, complain};
 use crate::signals::Signals;
-use crate::telemetry::{self, Origin, Watched};
+use crate::telemetry::{self, MessageSource, Watched};
 use crate::{logging, registry};
 
 use drain::bounded;
@@ -40,7 +40,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     let _until_the_end = reaping.clone().drop_guard();
     let adapter = config.source.name();
     let system = config.source.plugin().messaging_system().unwrap_or(adapter);
-    let watched = Watched::run(&config.scope, Origin { adapter, system }, shutdown.clone());
+    let watched = Watched::run(&config.scope, MessageSource { adapter, system }, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
 
     tokio::spawn(reap_orphans(reaping.clone()));
