@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use google_cloud_pubsub::subscriber::handler::Handler;
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::Error;
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use google_cloud_pubsub::model::Message as Published;
+use onceward::adapter::Consumer;
 use onceward::pipeline::config::Ordering;
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
-    Pipeline, PipelineConfig, Publisher, Scope, handler_fn,
+    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders, Pipeline,
+    PipelineConfig, Publisher, Scope, handler_fn,
 };
 use onceward_pubsub::{PubsubConsumer, PubsubPublisher};
 use serde_json::json;

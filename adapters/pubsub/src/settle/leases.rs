@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use google_cloud_pubsub::subscriber::handler::Handler;
-use onceward::{Error, Settled};
+use onceward::Error;
+use onceward::adapter::Settled;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
