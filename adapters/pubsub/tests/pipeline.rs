@@ -53,8 +53,7 @@ async fn a_handler_that_outlasts_the_ack_deadline_runs_once() {
     for place in &places {
         place.publish(["a", "b"].map(|data| Published::new().set_data(data))).await;
         let consumer = PubsubConsumer::open(place.config()).await.unwrap();
-        let mut config = PipelineConfig::default();
-        config.handler_timeout = LONG;
+        let config = PipelineConfig { handler_timeout: LONG, ..PipelineConfig::default() };
         let pipeline = Pipeline::builder(scope(), consumer, Arc::new(MemoryStore::new()))
             .keys([KeySource::MessageId])
             .config(config)
