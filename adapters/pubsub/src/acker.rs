@@ -24,7 +24,7 @@ pub(crate) struct PubsubAcker {
     pub(crate) leases: Arc<Leases>,
     /// How long a confirmation may take. It goes on afterwards, and a repeated settlement has its outcome.
     pub(crate) call_timeout: Duration,
-    /// How long a rejected message is held before it is returned, so that it does not come back at once.
+    /// How long a rejected message is held before it is returned, so that it is not redelivered at once.
     pub(crate) reject_delay: Duration,
     pub(crate) stopping: CancellationToken,
 }
