@@ -145,6 +145,10 @@ impl SourcePlugin for PubsubSource {
         format!("pubsub:{name}")
     }
 
+    fn messaging_system(&self) -> Option<&'static str> {
+        Some("gcp_pubsub")
+    }
+
     fn facts(&self) -> SourceFacts {
         let default_ordering = if self.ordered { Ordering::BrokerKey } else { Ordering::None };
         SourceFacts { has_record_keys: true, default_ordering, ..SourceFacts::BROKER }
