@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use onceward::store::AuditLog;
 use onceward::{CheckpointStore, Error, StoreAdmin};
 
 use crate::outbox::AnyOutbox;
@@ -121,6 +122,8 @@ pub struct OpenStore {
     pub store: Arc<dyn StoreAdmin>,
     /// Keeps how far a source without a broker has been read.
     pub checkpoints: Arc<dyn CheckpointStore>,
+    /// Keeps what operators changed, where anything outlives this process.
+    pub audit: Option<Arc<dyn AuditLog>>,
     /// Runs `[handler.sql]` in the completion's transaction, where it can.
     pub statements: Option<Arc<dyn StatementStore>>,
     /// Keeps what handlers want published, where it can.

@@ -39,6 +39,9 @@ sqs_table! {
 const SHORTEST_VISIBILITY: HumanDuration = HumanDuration::from_secs(1);
 const LONGEST_VISIBILITY: HumanDuration = HumanDuration::from_secs(43_200);
 
+/// How long a receive of dead letters waits: a command that has ended leaves none in flight for longer.
+const LETTERS_WAIT: Duration = Duration::from_secs(2);
+
 impl SqsSource {
     fn is_fifo(&self) -> bool {
         self.queue_url.expose().ends_with(".fifo")
@@ -195,6 +198,7 @@ impl SourcePlugin for SqsSource {
         require_url(from)?;
         let mut options = self.options(self.queue(context, from));
         (options.queue.unwrap_sns, options.queue.own_headers) = (false, parts.own_headers);
+        options.queue.wait = LETTERS_WAIT;
         let from = SqsConsumer::open(options).await?;
         Ok(Letters {
             from: Box::new(from),
