@@ -73,9 +73,8 @@ impl LetterReader {
         let explain = |error| diagnosis.explain(format!("read topic {topic}"), error, ErrorKind::Denied);
         let client: Client = client.create_with_context(context).map_err(explain)?;
         wait_for_cluster(&client, topic, REQUEST_TIMEOUT).map_err(explain)?;
-        let (log, cluster, edges) = inspect(&client, topic).map_err(explain)?;
-        let incarnation = log.incarnation(&cluster, topic).into();
-        Ok(Self { client, topic: topic.into(), incarnation, edges, own_headers })
+        let (incarnation, edges) = inspect(&client, topic).map_err(explain)?;
+        Ok(Self { client, topic: topic.into(), incarnation: incarnation.into(), edges, own_headers })
     }
 
     pub(super) fn edges(&self) -> Vec<(i32, LogEdges)> {
@@ -138,8 +137,8 @@ fn is_passing(error: &KafkaError) -> bool {
     crate::error::classify("read a topic", error.clone()).is_retryable()
 }
 
-/// The topic's id, the cluster's, and the edges of each partition.
-fn inspect(client: &Client, topic: &str) -> KafkaResult<(LogId, String, Vec<(i32, LogEdges)>)> {
+/// The topic's incarnation, and the edges of each partition.
+fn inspect(client: &Client, topic: &str) -> KafkaResult<(String, Vec<(i32, LogEdges)>)> {
     let described = native::describe_topics(client.client(), &[topic], REQUEST_TIMEOUT)?;
     let topic_id = described.into_iter().next().and_then(|topic| topic.id);
     let cluster = client.client().fetch_cluster_id(REQUEST_TIMEOUT).unwrap_or_default();
@@ -150,5 +149,5 @@ fn inspect(client: &Client, topic: &str) -> KafkaResult<(LogId, String, Vec<(i32
         let offset = |edge| u64::try_from(edge).unwrap_or_default();
         edges.push((partition.id(), LogEdges { start: offset(start), end: offset(end) }));
     }
-    Ok((LogId { topic_id, truncations: 0 }, cluster, edges))
+    Ok((LogId { topic_id, truncations: 0 }.incarnation(&cluster, topic), edges))
 }

@@ -296,7 +296,8 @@ fn steps(candidates: Vec<Candidate<'_>>, most: usize) -> Vec<Vec<Candidate<'_>>>
         match steps.last_mut().filter(|step| is_new && step.len() < most) {
             Some(step) => step.push(candidate),
             None => {
-                (keys.clear(), order_keys.clear());
+                keys.clear();
+                order_keys.clear();
                 steps.push(vec![candidate]);
             }
         }
