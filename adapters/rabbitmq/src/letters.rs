@@ -9,9 +9,8 @@ use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Connection};
-use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Message, OwnHeaders, Settled, Settlement, Tag,
-};
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery, Settled, Settlement, Tag};
+use onceward::{Error, ErrorKind, Message, OwnHeaders};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 

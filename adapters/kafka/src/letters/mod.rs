@@ -8,10 +8,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use onceward::{
-    Acker, Capabilities, Checkpoint, CheckpointStore, Consumer, Delivery, Error, OwnHeaders, Scope, Settled,
-    Settlement, Tag,
+use onceward::adapter::{
+    Acker, Capabilities, Checkpoint, CheckpointStore, Consumer, Delivery, Settled, Settlement, Tag,
 };
+use onceward::{Error, OwnHeaders, Scope};
 use tokio::task::JoinHandle;
 
 use crate::client::blocking::run_blocking;

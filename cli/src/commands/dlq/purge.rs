@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use onceward::Delivery;
+use onceward::adapter::{Delivery, Tag};
 
 use super::audit::{Auditor, LetterAction};
 use super::context::{LettersContext, consent, load};
@@ -81,11 +81,7 @@ impl Purging<'_> {
         Ok(())
     }
 
-    fn select<'m>(
-        &self,
-        context: &LettersContext,
-        delivery: &'m Delivery,
-    ) -> Option<(onceward::Tag, Letter<'m>)> {
+    fn select<'m>(&self, context: &LettersContext, delivery: &'m Delivery) -> Option<(Tag, Letter<'m>)> {
         let letter = Letter::of(&delivery.message, &context.scope)?;
         self.filter.matches(&letter).then_some((delivery.tag, letter))
     }
@@ -94,7 +90,7 @@ impl Purging<'_> {
     async fn delete(
         &mut self,
         context: &mut LettersContext,
-        letters: &[(onceward::Tag, Letter<'_>)],
+        letters: &[(Tag, Letter<'_>)],
         out: &mut Output,
     ) -> Result<(), Failure> {
         let failed = |error| failure::failure(&error);

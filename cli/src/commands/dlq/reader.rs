@@ -5,9 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::adapter::{Acker, Consumer, Delivery, Settlement, Tag};
 use onceward::dead_letter::HEADER_ID;
 use onceward::store::AuditLog;
-use onceward::{Acker, Consumer, Delivery, Error, Message, Scope, Settlement, Tag};
+use onceward::{Error, Message, Scope};
 use tokio::time::Instant;
 
 use super::letter::subject_of;

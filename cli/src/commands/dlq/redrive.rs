@@ -5,9 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use onceward::adapter::{Delivery, Tag};
 use onceward::own_headers::LETTER;
 use onceward::store::{Reason, Redrive, RedriveRequest};
-use onceward::{Delivery, Error, HeaderTrust, Key, Tag};
+use onceward::{Error, HeaderTrust, Key};
 use serde_json::json;
 
 use super::audit::{Auditor, LetterAction};

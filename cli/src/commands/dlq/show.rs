@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use onceward::{Delivery, OwnHeaders};
+use onceward::OwnHeaders;
+use onceward::adapter::Delivery;
 use serde_json::{Value, json};
 
 use super::context::{LettersContext, load};
