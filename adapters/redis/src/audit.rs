@@ -1,4 +1,4 @@
-//! What operators changed: a list of entries, and a set of the letters that are done with.
+//! Stores what operators changed: a list of entries, and a set of the letters that are done with.
 
 use async_trait::async_trait;
 use onceward::store::{AuditEntry, AuditLog, AuditRecord};

@@ -6,7 +6,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueHint};
 use onceward::store::Reason;
 
-use super::FileArgs;
+use super::file::FileArgs;
 use crate::config::HumanDuration;
 
 /// `onceward dlq`.

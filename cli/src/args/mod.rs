@@ -1,6 +1,7 @@
 //! Command-line arguments: [`CommandLine`].
 
 mod dlq;
+mod file;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -14,6 +15,7 @@ pub use dlq::{
     DlqCommand, LetterFilter, LetterListArgs, LetterLogArgs, LetterPurgeArgs, LetterShowArgs, LettersArgs,
     RedriveArgs,
 };
+pub use file::FileArgs;
 
 /// Deduplicates messages in front of a handler written in any language: one effect per message, however often the broker
 /// delivers it.
@@ -106,14 +108,6 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
-}
-
-/// A configuration file.
-#[derive(Debug, Args)]
-pub struct FileArgs {
-    /// The configuration file
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
 }
 
 /// A configuration file, and how to report on it.

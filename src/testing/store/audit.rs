@@ -13,7 +13,7 @@ fn entry(subject: &str, settles: bool, number: usize) -> AuditEntry {
 }
 
 /// Entries are read by another worker, the newest first, in the order in which they were appended, page by page; a subject counts
-/// as settled once an entry says so, in its own scope only.
+/// as settled once an entry settles it, in its own scope only.
 ///
 /// # Panics
 /// If one of these does not hold.

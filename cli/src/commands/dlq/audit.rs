@@ -8,7 +8,7 @@ use onceward::store::{AuditEntry, AuditLog};
 use onceward::{Error, Scope};
 use serde::{Deserialize, Serialize};
 
-use super::letter::Letter;
+use super::letter::ReadLetter;
 use crate::config::Lookup;
 
 /// What happened to a letter.
@@ -94,7 +94,11 @@ impl Auditor {
     }
 
     /// Records what happens to letters; durable on return.
-    pub(super) async fn record(&self, action: LetterAction, letters: &[&Letter<'_>]) -> Result<(), Error> {
+    pub(super) async fn record(
+        &self,
+        action: LetterAction,
+        letters: &[&ReadLetter<'_>],
+    ) -> Result<(), Error> {
         if letters.is_empty() {
             return Ok(());
         }
@@ -103,7 +107,7 @@ impl Auditor {
         self.log.append(&self.scope, &entries).await
     }
 
-    fn entry(&self, action: LetterAction, letter: &Letter<'_>, at: &str) -> AuditEntry {
+    fn entry(&self, action: LetterAction, letter: &ReadLetter<'_>, at: &str) -> AuditEntry {
         let short = |text: String| text.chars().take(256).collect::<String>();
         let record = LetterRecord {
             at: at.to_owned(),

@@ -7,7 +7,7 @@ use onceward::store::AuditLog;
 use onceward::{OwnHeaders, Scope};
 use onceward_plugin::LetterTarget;
 
-use super::reader::LetterReader;
+use super::reader::OpenLetters;
 use crate::args::{FileArgs, LettersArgs};
 use crate::commands::failure;
 use crate::config::{self, Config, Lookup};
@@ -21,7 +21,7 @@ pub(super) struct LettersContext {
     pub(super) scope: Scope,
     pub(super) store: OpenStore,
     pub(super) audit: Arc<dyn AuditLog>,
-    pub(super) reader: LetterReader,
+    pub(super) reader: OpenLetters,
     pub(super) to: LetterTarget,
     pub(super) own: OwnHeaders,
     /// The source recognises a letter by its headers alone.
@@ -58,7 +58,7 @@ impl LettersContext {
         let registry::Letters { ends, own, needs_headers } =
             opened.map_err(|error| failure::failure(&error))?;
         let (from, to) = ends.split();
-        let reader = LetterReader::new(from, Arc::clone(&audit), scope.clone());
+        let reader = OpenLetters::new(from, Arc::clone(&audit), scope.clone());
         Ok(Self { config, scope, store, audit, reader, to, own, needs_headers })
     }
 

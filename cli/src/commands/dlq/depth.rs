@@ -1,12 +1,12 @@
-//! How many dead letters are open, and how old the oldest is, where looking costs nothing: [`LetterDepth`].
+//! Counts the open dead letters and finds the age of the oldest, where looking costs nothing: [`LetterDepth`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use onceward::Scope;
 
-use super::letter::Letter;
-use super::reader::LetterReader;
+use super::letter::ReadLetter;
+use super::reader::OpenLetters;
 use crate::config::Config;
 use crate::registry::{self, OpenStore};
 
@@ -36,7 +36,7 @@ pub(in crate::commands) async fn depth(
     let opened = registry::open_letters(config, scope, store.checkpoints.clone(), None).await;
     let failed = |error: onceward::Error| tracing::debug!(%error, "dead letters not read");
     let (from, _) = opened.map_err(failed).ok()?.ends.split();
-    let mut reader = LetterReader::new(from, audit, scope.clone());
+    let mut reader = OpenLetters::new(from, audit, scope.clone());
     let (mut depth, now) = (LetterDepth::default(), SystemTime::now());
     let complete = loop {
         match reader.next().await {
@@ -45,7 +45,7 @@ pub(in crate::commands) async fn depth(
             Err(error) => break Err(error),
             Ok(Some(batch)) => {
                 depth.letters += batch.len() as u64;
-                let letters = batch.iter().filter_map(|delivery| Letter::of(&delivery.message, scope));
+                let letters = batch.iter().filter_map(|delivery| ReadLetter::of(&delivery.message, scope));
                 depth.oldest = depth.oldest.max(letters.filter_map(|letter| letter.age(now)).max());
             }
         }

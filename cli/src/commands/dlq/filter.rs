@@ -1,10 +1,10 @@
-//! Which letters a command is about: [`Filter`].
+//! The letters that a command is about: [`Filter`].
 
 use std::time::{Duration, SystemTime};
 
 use onceward::Key;
 
-use super::letter::Letter;
+use super::letter::ReadLetter;
 use crate::args::LetterFilter;
 use crate::exit::{Exit, Failure};
 
@@ -38,7 +38,7 @@ impl<'a> Filter<'a> {
     }
 
     /// A letter without a time matches no condition on its age.
-    pub(super) fn matches(&self, letter: &Letter<'_>) -> bool {
+    pub(super) fn matches(&self, letter: &ReadLetter<'_>) -> bool {
         let args = self.args;
         let age = letter.age(self.now);
         let has_age = |holds: &dyn Fn(Duration) -> bool| age.is_some_and(holds);
@@ -96,7 +96,7 @@ mod tests {
             ("onceward-last-at-ms", &hour_ago),
         ]);
         let scope = Scope::parse("a").unwrap();
-        let letter = Letter::of(&message, &scope).unwrap();
+        let letter = ReadLetter::of(&message, &scope).unwrap();
         assert_eq!(letter.generation, 2);
         let duration = |seconds| Some(Duration::from_secs(seconds).into());
         for (filter, expected) in [
@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn messages_of_others_are_no_letters() {
-        assert!(Letter::of(&letter(&[]), &Scope::parse("b").unwrap()).is_none());
+        assert!(ReadLetter::of(&letter(&[]), &Scope::parse("b").unwrap()).is_none());
         let foreign = Message::builder("x").header("onceward-scope", "a").build();
-        assert!(Letter::of(&foreign, &Scope::parse("a").unwrap()).is_none());
+        assert!(ReadLetter::of(&foreign, &Scope::parse("a").unwrap()).is_none());
     }
 }

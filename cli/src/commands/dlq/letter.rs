@@ -1,4 +1,4 @@
-//! One dead letter, as its headers describe it: [`Letter`].
+//! One dead letter, as its headers describe it: [`ReadLetter`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,13 +12,13 @@ use onceward::{Key, Message, OwnHeaders, Scope};
 use serde::Serialize;
 
 /// A dead letter.
-pub(super) struct Letter<'m> {
+pub(super) struct ReadLetter<'m> {
     pub(super) message: &'m Message,
     pub(super) reason: Reason,
     pub(super) generation: u32,
 }
 
-impl<'m> Letter<'m> {
+impl<'m> ReadLetter<'m> {
     /// The letter in `message`; `None` if it is not one of `scope`.
     pub(super) fn of(message: &'m Message, scope: &Scope) -> Option<Self> {
         let letter = Self { message, reason: Reason::Defect, generation: 0 };

@@ -4,7 +4,7 @@ use onceward::OwnHeaders;
 
 use super::context::{LettersContext, load};
 use super::filter::Filter;
-use super::letter::{Letter, LetterFacts};
+use super::letter::{LetterFacts, ReadLetter};
 use crate::args::LetterListArgs;
 use crate::commands::failure;
 use crate::commands::keys::time;
@@ -43,7 +43,7 @@ async fn each(
             break;
         };
         for delivery in &batch {
-            match Letter::of(&delivery.message, &context.scope).filter(|letter| filter.matches(letter)) {
+            match ReadLetter::of(&delivery.message, &context.scope).filter(|letter| filter.matches(letter)) {
                 Some(letter) if listed < filter.limit() => {
                     listed += 1;
                     print(&letter, &context.own, filter, args.letters.json, out)?;
@@ -57,7 +57,7 @@ async fn each(
 }
 
 fn print(
-    letter: &Letter<'_>,
+    letter: &ReadLetter<'_>,
     own: &OwnHeaders,
     filter: &Filter<'_>,
     json: bool,

@@ -1,4 +1,4 @@
-//! Progress of a command on many letters: [`Progress`].
+//! PacedProgress of a command on many letters: [`PacedProgress`].
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::output::complain;
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Prints a line to standard error now and then, if that is a terminal, and keeps a rate.
-pub(super) struct Progress {
+pub(super) struct PacedProgress {
     is_shown: bool,
     printed: Instant,
     began: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Progress {
     letters: u64,
 }
 
-impl Progress {
+impl PacedProgress {
     pub(super) fn new(rate: Option<u32>) -> Self {
         let now = Instant::now();
         Self { is_shown: io::stderr().is_terminal(), printed: now, began: now, rate, letters: 0 }

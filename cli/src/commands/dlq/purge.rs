@@ -7,9 +7,9 @@ use onceward::adapter::{Delivery, Tag};
 use super::audit::{Auditor, LetterAction};
 use super::context::{LettersContext, consent, load};
 use super::filter::Filter;
-use super::letter::Letter;
+use super::letter::ReadLetter;
 use super::list::line;
-use super::progress::Progress;
+use super::progress::PacedProgress;
 use crate::args::LetterPurgeArgs;
 use crate::commands::failure;
 use crate::config::Lookup;
@@ -37,7 +37,7 @@ pub(super) async fn purge(
     let audit = Arc::clone(&context.audit);
     let auditor = Auditor::new(audit, context.scope.clone(), args.why.as_deref(), false, env);
     let mut work =
-        Purging { args, filter, progress: Progress::new(args.rate), auditor, purged: 0, skipped: 0 };
+        Purging { args, filter, progress: PacedProgress::new(args.rate), auditor, purged: 0, skipped: 0 };
     let ended = work.run(&mut context, out).await;
     let Purging { purged, skipped, auditor, .. } = work;
     if !args.dry_run {
@@ -57,7 +57,7 @@ pub(super) async fn purge(
 struct Purging<'a> {
     args: &'a LetterPurgeArgs,
     filter: Filter<'a>,
-    progress: Progress,
+    progress: PacedProgress,
     auditor: Auditor,
     purged: usize,
     skipped: usize,
@@ -81,8 +81,8 @@ impl Purging<'_> {
         Ok(())
     }
 
-    fn select<'m>(&self, context: &LettersContext, delivery: &'m Delivery) -> Option<(Tag, Letter<'m>)> {
-        let letter = Letter::of(&delivery.message, &context.scope)?;
+    fn select<'m>(&self, context: &LettersContext, delivery: &'m Delivery) -> Option<(Tag, ReadLetter<'m>)> {
+        let letter = ReadLetter::of(&delivery.message, &context.scope)?;
         self.filter.matches(&letter).then_some((delivery.tag, letter))
     }
 
@@ -90,7 +90,7 @@ impl Purging<'_> {
     async fn delete(
         &mut self,
         context: &mut LettersContext,
-        letters: &[(Tag, Letter<'_>)],
+        letters: &[(Tag, ReadLetter<'_>)],
         out: &mut Output,
     ) -> Result<(), Failure> {
         let failed = |error| failure::failure(&error);

@@ -1,4 +1,4 @@
-//! Reads the destination of dead letters, holding what is not deleted: [`LetterReader`].
+//! Reads the destination of dead letters, holding what is not deleted: [`OpenLetters`].
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,7 +22,7 @@ const SHORT_QUIET: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Letters as they are received. Those that are not deleted stay received, so that no letter is read twice.
-pub(super) struct LetterReader {
+pub(super) struct OpenLetters {
     from: Box<dyn Consumer>,
     acker: Arc<dyn Acker>,
     audit: Arc<dyn AuditLog>,
@@ -37,7 +37,7 @@ pub(super) struct LetterReader {
     patience: Duration,
 }
 
-impl LetterReader {
+impl OpenLetters {
     pub(super) fn new(from: Box<dyn Consumer>, audit: Arc<dyn AuditLog>, scope: Scope) -> Self {
         let capabilities = from.capabilities();
         if let Some(limit) = capabilities.delivery_limit {

@@ -14,8 +14,8 @@ use serde_json::json;
 use super::audit::{Auditor, LetterAction};
 use super::context::{LettersContext, consent, load};
 use super::filter::Filter;
-use super::letter::Letter;
-use super::progress::Progress;
+use super::letter::ReadLetter;
+use super::progress::PacedProgress;
 use super::republish::Republisher;
 use crate::args::RedriveArgs;
 use crate::commands::failure;
@@ -50,7 +50,7 @@ pub(super) async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Outpu
         },
         args,
         filter,
-        progress: Progress::new(args.rate),
+        progress: PacedProgress::new(args.rate),
         seen: HashSet::new(),
         selected: 0,
         counts: RedriveCounts::default(),
@@ -96,7 +96,7 @@ struct RedriveCounts {
 struct Redriving<'r> {
     args: &'r RedriveArgs,
     filter: Filter<'r>,
-    progress: Progress,
+    progress: PacedProgress,
     auditor: Auditor,
     republisher: Republisher,
     /// Hashes of the letters so far: one that has died again in the meantime is left to the next command.
@@ -108,7 +108,7 @@ struct Redriving<'r> {
 /// A letter that is to be redriven.
 struct Candidate<'m> {
     tag: Tag,
-    letter: Letter<'m>,
+    letter: ReadLetter<'m>,
 }
 
 impl Redriving<'_> {
@@ -141,7 +141,7 @@ impl Redriving<'_> {
         delivery: &'m Delivery,
         out: &mut Output,
     ) -> Result<Option<Candidate<'m>>, Failure> {
-        let Some(letter) = Letter::of(&delivery.message, &context.scope) else {
+        let Some(letter) = ReadLetter::of(&delivery.message, &context.scope) else {
             self.counts.left += 1;
             tracing::debug!("message left that is not a dead letter of this scope");
             return Ok(None);
@@ -164,7 +164,7 @@ impl Redriving<'_> {
     }
 
     /// Why `letter` cannot be redriven.
-    fn obstacle(&mut self, context: &LettersContext, letter: &Letter<'_>) -> Option<&'static str> {
+    fn obstacle(&mut self, context: &LettersContext, letter: &ReadLetter<'_>) -> Option<&'static str> {
         let own = &context.own;
         // What dies again while the command runs would be redriven for ever.
         let has_died_since = letter.died_at().is_some_and(|at| at > self.filter.now());
@@ -244,7 +244,7 @@ impl Redriving<'_> {
     /// One line of JSON; for people the numbers suffice, but for a dry run.
     fn report(
         &self,
-        letter: &Letter<'_>,
+        letter: &ReadLetter<'_>,
         result: &str,
         why: Option<&str>,
         out: &mut Output,
@@ -309,7 +309,7 @@ fn steps(candidates: Vec<Candidate<'_>>, most: usize) -> Vec<Vec<Candidate<'_>>>
 }
 
 /// Identifies a message by its key and payload, in whatever generation it died.
-fn identity(letter: &Letter<'_>) -> u64 {
+fn identity(letter: &ReadLetter<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
     letter.key().map_or_else(|| letter.id(), |key| key.to_string()).hash(&mut hasher);
     letter.message.payload().hash(&mut hasher);
@@ -335,7 +335,7 @@ mod tests {
         let scope = Scope::parse("a").unwrap();
         let candidates = letters.iter().enumerate().map(|(number, message)| Candidate {
             tag: Tag { epoch: 0, number: number as u64 },
-            letter: Letter::of(message, &scope).unwrap(),
+            letter: ReadLetter::of(message, &scope).unwrap(),
         });
         let steps = steps(candidates.collect(), most);
         let numbers: Vec<_> = steps.iter().flatten().map(|own| own.tag.number).collect();

@@ -6,7 +6,7 @@ use onceward::own_headers::LETTER;
 use onceward::{Outgoing, OwnHeaders};
 use onceward_plugin::LetterTarget;
 
-use super::letter::Letter;
+use super::letter::ReadLetter;
 
 /// How letters become messages again.
 pub(super) struct Republisher {
@@ -20,7 +20,7 @@ pub(super) struct Republisher {
 
 impl Republisher {
     /// The message of `letter`, without our headers, or with them and a new seal.
-    pub(super) fn message(&self, letter: &Letter<'_>) -> Outgoing {
+    pub(super) fn message(&self, letter: &ReadLetter<'_>) -> Outgoing {
         let message = letter.message;
         let is_kept = |name: &str| match name.starts_with(HEADER_PREFIX) {
             true => self.sends_headers && ![HEADER_ID, HEADER_MAC].contains(&name) && !name.ends_with("-mac"),

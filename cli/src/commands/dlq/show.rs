@@ -9,7 +9,7 @@ use onceward::adapter::Delivery;
 use serde_json::{Value, json};
 
 use super::context::{LettersContext, load};
-use super::letter::Letter;
+use super::letter::ReadLetter;
 use crate::args::LetterShowArgs;
 use crate::commands::failure;
 use crate::config::Lookup;
@@ -27,7 +27,7 @@ pub(super) async fn show(args: &LetterShowArgs, env: Lookup<'_>, out: &mut Outpu
     let found = find(&mut context, &args.id).await;
     let (scope, own) = (context.scope.clone(), context.own.clone());
     let found = context.close(found).await?;
-    let letter = found.as_ref().and_then(|delivery| Letter::of(&delivery.message, &scope));
+    let letter = found.as_ref().and_then(|delivery| ReadLetter::of(&delivery.message, &scope));
     let Some(letter) = letter else {
         let sentence =
             "there is no such dead letter; `onceward dlq list` shows the ids of those that there are";
@@ -47,7 +47,7 @@ pub(super) async fn show(args: &LetterShowArgs, env: Lookup<'_>, out: &mut Outpu
 async fn find(context: &mut LettersContext, id: &str) -> Result<Option<Delivery>, Failure> {
     while let Some(batch) = context.reader.next().await.map_err(|error| failure::failure(&error))? {
         let has_id = |delivery: &Delivery| {
-            Letter::of(&delivery.message, &context.scope).is_some_and(|letter| letter.id() == id)
+            ReadLetter::of(&delivery.message, &context.scope).is_some_and(|letter| letter.id() == id)
         };
         if let Some(found) = batch.into_iter().find(has_id) {
             return Ok(Some(found));
@@ -56,7 +56,7 @@ async fn find(context: &mut LettersContext, id: &str) -> Result<Option<Delivery>
     Ok(None)
 }
 
-fn as_json(letter: &Letter<'_>, own: &OwnHeaders) -> Result<Value, Failure> {
+fn as_json(letter: &ReadLetter<'_>, own: &OwnHeaders) -> Result<Value, Failure> {
     let facts = serde_json::to_value(letter.facts(own, SystemTime::now()));
     let mut shown =
         facts.map_err(|error| Failure::new(Exit::Failed, format!("writing JSON failed: {error}")))?;
@@ -69,7 +69,7 @@ fn as_json(letter: &Letter<'_>, own: &OwnHeaders) -> Result<Value, Failure> {
     Ok(shown)
 }
 
-fn print(letter: &Letter<'_>, own: &OwnHeaders, out: &mut Output) -> Result<(), Failure> {
+fn print(letter: &ReadLetter<'_>, own: &OwnHeaders, out: &mut Output) -> Result<(), Failure> {
     let facts = letter.facts(own, SystemTime::now());
     out.line(format_args!("id: {}", printable(facts.id.as_bytes(), VALUE_LIMIT)))?;
     for (name, value) in letter.message.headers() {
