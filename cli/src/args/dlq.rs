@@ -14,8 +14,8 @@ use crate::config::HumanDuration;
 pub enum DlqCommand {
     /// List dead letters of this scope, in the order of their destination; nothing is changed
     ///
-    /// Letters stay where they are. RabbitMQ returns them to their places, marked as redelivered, and a quorum queue counts a
-    /// delivery; SQS hides them until the command ends and counts a receive.
+    /// Letters stay where they are. A queue returns them to their places, marked as redelivered, and may count a delivery; a queue with
+    /// a visibility timeout hides them until the command ends.
     ///
     /// With --json, each letter is one line: id, reason, generation, key, error, attempts, lost, died_at, age_ms, origin, position,
     /// message_id, bytes, sealed. Absent values are left out. The last line without --json is listed=N skipped=N; skipped are letters
@@ -29,7 +29,7 @@ pub enum DlqCommand {
     /// Move dead letters of this scope from `[dead_letter]` back to the source, to be handled again
     ///
     /// For each letter: opens its key in the store for the next generation, publishes the message to the source and waits for the
-    /// confirmation (sealed with `[key] secret` if set), then deletes the letter (in a Kafka topic or a file: skips it from then on). A
+    /// confirmation (sealed with `[key] secret` if set), then deletes the letter (in a topic or a file: skips it from then on). A
     /// letter whose key has completed in the meantime is only deleted. Letters that arrive while the command runs, letters of other
     /// scopes and letters that cannot be redriven are left. The command may be interrupted and repeated: no effect of a completed key
     /// is repeated, and messages with the same order key arrive in the order of their letters.
@@ -41,7 +41,7 @@ pub enum DlqCommand {
     Redrive(RedriveArgs),
     /// Delete dead letters of this scope for ever
     ///
-    /// In a Kafka topic or a file, they are skipped from then on. Their keys stay dead for the TTL: copies of the messages are still
+    /// In a topic or a file, they are skipped from then on. Their keys stay dead for the TTL: copies of the messages are still
     /// acked. Prints purged=N, and skipped=N if a filter excluded letters.
     Purge(LetterPurgeArgs),
     /// Show the audit trail: which letters were redriven and purged, by whom and why

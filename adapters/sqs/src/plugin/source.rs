@@ -1,6 +1,7 @@
 //! `[source.sqs]`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::adapter::{CheckpointStore, Consumer};
