@@ -46,11 +46,14 @@ fn run(scene: &Scene, source: &impl Waiting) {
 
 /// A letter dies at one, is moved back by the command, and its effect happens once.
 fn dies_and_comes_back(setup: &Setup, source: &impl Waiting) {
-    dies_and_comes_back_from(setup, source, &[]);
+    let scene = dies_and_comes_back_from(setup, source, &[]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
+    assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
 }
 
-/// As [`dies_and_comes_back`], with further arguments of the command.
-fn dies_and_comes_back_from(setup: &Setup, source: &impl Waiting, from: &[&str]) {
+/// As [`dies_and_comes_back`], with further arguments of the command, and without the run that ends by itself.
+fn dies_and_comes_back_from(setup: &Setup, source: &impl Waiting, from: &[&str]) -> Scene {
     let scene = scene(&setup.clone().set("retry.max_attempts", 3));
     source.publish(&[dies_once(), orders::order("well", &json!({}))]);
     run(&scene, source);
@@ -61,9 +64,8 @@ fn dies_and_comes_back_from(setup: &Setup, source: &impl Waiting, from: &[&str])
     run(&scene, source);
     assert_eq!((scene.count(Kind::Start)["dies-once"], scene.count(Kind::Effect)["dies-once"]), (4, 1));
     assert_eq!(told(&redrive(&scene, from)), "redriven=0 resolved=0 left=0");
-    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
-    assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
-    assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
+    assert!(source.is_empty());
+    scene
 }
 
 #[test]

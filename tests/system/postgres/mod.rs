@@ -10,6 +10,7 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::until;
+use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::json;
 
@@ -47,7 +48,14 @@ fn kills_leave_exactly_one_row_for_each_key_when_statements_share_transactions()
 fn on_a_queue(kills: usize, name: &str, lines: usize, with: impl FnOnce(Setup) -> Setup) {
     let queue = Queue::declare(&name.replace('_', "-"), &[]);
     let table = Table::create(Postgres::shared(), name);
-    exactly_one_row_under(kills, &queue, &table, lines, &with(statement(&queue, &table)));
+    let (orders, scene) =
+        exactly_one_row_under(kills, &queue, &table, lines, &with(statement(&queue, &table)));
+
+    // Once more from the beginning: all are known.
+    queue.publish(&orders.lines);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 0), "{ended:#?}");
+    table.assert_exact(&orders.ids, "after the copies");
 }
 
 /// Two programs on one source, killed in turn; so many lines for each kill. `setup` has the table's handler.
@@ -57,7 +65,7 @@ pub(crate) fn exactly_one_row_under(
     table: &Table<'_>,
     lines: usize,
     setup: &Setup,
-) {
+) -> (Orders, Scene) {
     let orders = orders(lines * kills);
     source.publish(&orders.lines);
     let scene = scene(setup);
@@ -65,12 +73,7 @@ pub(crate) fn exactly_one_row_under(
     until("an empty source", PATIENCE, || source.is_empty());
     stop(running);
     table.assert_exact(&orders.ids, "after the kills");
-
-    // Once more from the beginning: all are known.
-    source.publish(&orders.lines);
-    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
-    assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 0), "{ended:#?}");
-    table.assert_exact(&orders.ids, "after the copies");
+    (orders, scene)
 }
 
 #[test]
