@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use onceward::adapter::{
+    Acker, Capabilities, Consumer, Delivery, FlowControl, Notice, Settled, Settlement, Tag,
+};
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
     Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
     RenewRequest, Renewal, SharedCommit, StoreAdmin, StoreCapabilities,
 };
 use onceward::testing::{MemoryBroker, MemoryConsumer, MemoryInbox, MemoryPublisher, MemoryTransaction};
-use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, FlowControl, Key, Notice, Scope, Settled, Settlement,
-    Store, Tag, TransactionalStore,
-};
+use onceward::{Error, Key, Scope, Store, TransactionalStore};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::bugs::{Bug, Planted};

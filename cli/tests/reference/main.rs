@@ -6,6 +6,7 @@
 // Some features are needed for every option and adapter to be there.
 #![cfg(all(
     feature = "kafka",
+    feature = "pubsub",
     feature = "rabbitmq",
     feature = "sqs",
     feature = "redis",
