@@ -304,7 +304,8 @@ fn the_installation_page_agrees_with_the_manifests() {
             ("0", Some(minor)) => format!("0.{minor}"),
             (major, _) => major.to_owned(),
         };
-        let named = format!("`{client}` {shown}");
+        // As the adapter re-exports it.
+        let named = format!("::{}` {shown}", client.replace('-', "_"));
         assert!(page.contains(&named), "the page does not say {named}");
     }
 
