@@ -73,6 +73,8 @@ fn end(name: &str, waiting: &impl Waiting, proxy: &Proxy, setup: &Setup, is_busy
     in_time(&format!("{name}, busy: {is_busy}"), took, &ended);
     if is_busy {
         let next = scene.run();
+        // What the proxy had held back has arrived with its healing: the source may be empty already.
+        until("it runs again", PATIENCE, || next.stderr().contains("pipeline started"));
         until("an empty source", PATIENCE, || waiting.is_empty());
         next.terminate();
         let next: Ended = next.wait_within(PATIENCE);

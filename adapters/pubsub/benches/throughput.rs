@@ -37,7 +37,8 @@ async fn main() {
             let name = fill(&server, &format!("raw-{outstanding}-{round}"), messages);
             let raw = per_second(messages, raw(&server, &client, &name, messages, outstanding).await);
             let name = fill(&server, &format!("pipeline-{outstanding}-{round}"), messages);
-            let pipeline = per_second(messages, pipeline(&server, &client, &name, messages, outstanding).await);
+            let pipeline =
+                per_second(messages, pipeline(&server, &client, &name, messages, outstanding).await);
             if round > 0 {
                 raws.push(raw);
                 pipelines.push(pipeline);
@@ -71,7 +72,13 @@ fn fill(server: &Pubsub, name: &str, messages: usize) -> String {
     subscription
 }
 
-async fn raw(server: &Pubsub, client: &Subscriber, name: &str, messages: usize, outstanding: u32) -> Duration {
+async fn raw(
+    server: &Pubsub,
+    client: &Subscriber,
+    name: &str,
+    messages: usize,
+    outstanding: u32,
+) -> Duration {
     let started = Instant::now();
     let handled = AtomicUsize::new(0);
     let mut stream = client.subscribe(name).set_max_outstanding_messages(outstanding).build();
@@ -85,7 +92,13 @@ async fn raw(server: &Pubsub, client: &Subscriber, name: &str, messages: usize, 
     started.elapsed()
 }
 
-async fn pipeline(server: &Pubsub, client: &Subscriber, name: &str, messages: usize, outstanding: u32) -> Duration {
+async fn pipeline(
+    server: &Pubsub,
+    client: &Subscriber,
+    name: &str,
+    messages: usize,
+    outstanding: u32,
+) -> Duration {
     async fn handle(_: (), message: Message) -> Handled {
         assert!(std::hint::black_box(message.payload()).len() >= PAYLOAD_BYTES);
         Ok(())
