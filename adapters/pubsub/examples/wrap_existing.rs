@@ -34,8 +34,8 @@ pub mod before {
 
     use super::{App, Error, charge};
 
-    pub async fn consume(app: App, pubsub: Subscriber, subscription: &str) -> Result<(), Error> {
-        let mut stream = pubsub.subscribe(subscription).build();
+    pub async fn consume(app: App, pubsub: Subscriber, name: &str) -> Result<(), Error> {
+        let mut stream = pubsub.subscribe(name).build();
         while let Some((message, handle)) = stream.next().await.transpose()? {
             match charge(&app, &message).await {
                 Ok(_) => handle.ack(),
@@ -57,14 +57,9 @@ pub mod after {
 
     use super::{App, Error, charge};
 
-    pub async fn consume(
-        app: App,
-        pubsub: Subscriber,
-        subscription: &str,
-        once: Deduplicator,
-    ) -> Result<(), Error> {
+    pub async fn consume(app: App, pubsub: Subscriber, name: &str, once: Deduplicator) -> Result<(), Error> {
         let scope = Scope::parse("billing")?;
-        let mut stream = pubsub.subscribe(subscription).build();
+        let mut stream = pubsub.subscribe(name).build();
         while let Some((message, handle)) = stream.next().await.transpose()? {
             let id = message.attributes.get("idempotency-key").unwrap_or(&message.message_id);
             let key = Key::of(&scope, id)?;
@@ -99,11 +94,11 @@ pub mod with_pipeline {
     pub async fn consume(
         app: App,
         pubsub: Subscriber,
-        subscription: &str,
+        name: &str,
         store: impl SharedStore,
         shutdown: tokio_util::sync::CancellationToken,
     ) -> Result<(), Error> {
-        let orders = PubsubConsumer::from_client(pubsub, PubsubSubscriptionConfig::new(subscription)).await?;
+        let orders = PubsubConsumer::from_client(pubsub, PubsubSubscriptionConfig::new(name)).await?;
         let pipeline = Pipeline::builder(Scope::parse("billing")?, orders, store)
             .keys([KeySource::Header("idempotency-key".into()), KeySource::MessageId])
             .park_exhausted()

@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use google_cloud_pubsub::subscriber::handler::Handler;
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::Error;
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ pub(crate) struct PubsubAcker {
     pub(crate) leases: Arc<Leases>,
     /// How long a confirmation may take. It goes on afterwards, and a repeated settlement has its outcome.
     pub(crate) call_timeout: Duration,
-    /// How long a rejected message is held before it is returned, so that it does not come back at once.
+    /// How long a rejected message is held before it is returned, so that it is not redelivered at once.
     pub(crate) reject_delay: Duration,
     pub(crate) stopping: CancellationToken,
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use google_cloud_pubsub::client::Subscriber;
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery, Tag};
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, Tag};
+use onceward::{Error, ErrorKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

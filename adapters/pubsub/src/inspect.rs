@@ -7,7 +7,8 @@ use google_cloud_gax::options::RequestOptionsBuilder;
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_pubsub::model::Subscription;
 use google_cloud_pubsub::model::subscription::State;
-use onceward::{Capabilities, Error, ErrorKind};
+use onceward::adapter::Capabilities;
+use onceward::{Error, ErrorKind};
 
 use crate::config::PubsubSubscriptionConfig;
 use crate::connection::endpoint::PubsubEndpoint;

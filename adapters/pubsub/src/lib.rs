@@ -58,6 +58,9 @@ mod publisher;
 mod receive;
 mod settle;
 
+/// The client crate, in the version whose `Subscriber` and `BasePublisher` `from_client` takes.
+pub use google_cloud_pubsub;
+
 pub use config::{PubsubConfig, PubsubSubscriptionConfig};
 pub use connection::endpoint::{PubsubCredentials, PubsubEndpoint};
 pub use consumer::PubsubConsumer;

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use google_cloud_pubsub::model::Message as Received;
+use onceward::adapter::Defect;
 use onceward::dead_letter::{HEADER_GENERATION, HEADER_ID, HEADER_MESSAGE_ID};
 use onceward::own_headers::LETTER;
-use onceward::{Defect, Message, OwnHeaders};
+use onceward::{Message, OwnHeaders};
 
 use crate::format::facts::{self, is_fact};
 use crate::format::outgoing::EMPTY;

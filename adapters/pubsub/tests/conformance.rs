@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use google_cloud_pubsub::model::Message;
+use onceward::Error;
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery};
 use onceward::testing::broker::BrokerHarness;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error};
 use onceward_pubsub::PubsubConsumer;
 use serde_json::json;
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use google_cloud_pubsub::model::Message;
+use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
 use onceward::telemetry::SourceState;
-use onceward::{Acker, Consumer, Delivery, ErrorKind, Outgoing, Publisher, Settled, Settlement};
+use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_pubsub::{PubsubConfig, PubsubConsumer, PubsubPublisher};
 use onceward_test_servers::pubsub::Pubsub;
 use serde_json::json;

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use google_cloud_pubsub::model::Message as Published;
+use onceward::adapter::Consumer;
 use onceward::pipeline::config::Ordering;
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
-    Pipeline, PipelineConfig, Publisher, Scope, handler_fn,
+    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders, Pipeline,
+    PipelineConfig, Publisher, Scope, handler_fn,
 };
 use onceward_pubsub::{PubsubConsumer, PubsubPublisher};
 use serde_json::json;
@@ -52,8 +53,7 @@ async fn a_handler_that_outlasts_the_ack_deadline_runs_once() {
     for place in &places {
         place.publish(["a", "b"].map(|data| Published::new().set_data(data))).await;
         let consumer = PubsubConsumer::open(place.config()).await.unwrap();
-        let mut config = PipelineConfig::default();
-        config.handler_timeout = LONG;
+        let config = PipelineConfig { handler_timeout: LONG, ..PipelineConfig::default() };
         let pipeline = Pipeline::builder(scope(), consumer, Arc::new(MemoryStore::new()))
             .keys([KeySource::MessageId])
             .config(config)

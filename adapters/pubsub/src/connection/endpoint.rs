@@ -11,7 +11,8 @@ use google_cloud_iam_v1::client::IAMPolicy;
 use google_cloud_pubsub::client::TopicAdmin;
 use google_cloud_pubsub::client::{BasePublisher, Subscriber, SubscriptionAdmin};
 use google_cloud_pubsub::retry_policy::RetryableErrors;
-use onceward::{Error, is_local_host};
+use onceward::Error;
+use onceward::adapter::is_local_host;
 use url::Url;
 
 use crate::error;

@@ -1,4 +1,4 @@
-//! Whether the server accepts connections: [`Reachability`].
+//! Checks that the server accepts connections: [`Reachability`].
 //!
 //! The client library reconnects by itself, and reports nothing while it does.
 

@@ -6,7 +6,7 @@ use onceward::{Error, ErrorKind, Outgoing};
 
 use super::attributes::{MAX_ATTRIBUTES, plain_text};
 use super::facts::is_fact;
-use super::packed_headers::{PackedHeaders, is_packed};
+use super::packed_headers::{PackedAttributes, is_packed};
 
 /// The attribute of a message without a payload and without other attributes, which Pub/Sub rejects.
 pub(crate) const EMPTY: &str = "onceward-empty";
@@ -24,7 +24,7 @@ pub(crate) fn to_message(outgoing: &Outgoing) -> Result<Message, Error> {
     let mut packed_attributes = packed.into_attributes();
     // Plain headers move into the packed ones if there are more than fit.
     if attributes.len() + packed_attributes.len() > MAX_ATTRIBUTES {
-        let mut packed = PackedHeaders::default();
+        let mut packed = PackedAttributes::default();
         for (name, value) in all_headers(outgoing) {
             packed.add(name, value);
         }
@@ -72,8 +72,8 @@ fn all_headers(outgoing: &Outgoing) -> Vec<(&str, &[u8])> {
 }
 
 /// Divides the headers into attributes and packed ones. Of headers with the same name, the first is an attribute.
-fn divide(outgoing: &Outgoing) -> (Vec<(String, String)>, PackedHeaders) {
-    let mut packed = PackedHeaders::default();
+fn divide(outgoing: &Outgoing) -> (Vec<(String, String)>, PackedAttributes) {
+    let mut packed = PackedAttributes::default();
     let mut attributes: Vec<(String, String)> = Vec::new();
     for (name, value) in all_headers(outgoing) {
         let is_free = !is_packed(name) && name != EMPTY && attributes.iter().all(|(own, _)| own != name);

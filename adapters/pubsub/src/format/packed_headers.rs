@@ -1,4 +1,4 @@
-//! Packs headers that Pub/Sub would reject as attributes into attributes that it accepts: [`PackedHeaders`].
+//! Packs headers that Pub/Sub would reject as attributes into attributes that it accepts: [`PackedAttributes`].
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,9 +12,9 @@ const PACKED: &str = "onceward-headers";
 
 /// Headers as a JSON array of arrays: name, value, and for a base64 value the word `base64`.
 #[derive(Default)]
-pub(crate) struct PackedHeaders(Vec<Value>);
+pub(crate) struct PackedAttributes(Vec<Value>);
 
-impl PackedHeaders {
+impl PackedAttributes {
     pub(crate) fn add(&mut self, name: &str, value: &[u8]) {
         self.0.push(match std::str::from_utf8(value) {
             Ok(text) => json!([name, text]),
@@ -97,7 +97,7 @@ mod tests {
         let long = "é".repeat(3 * MAX_VALUE);
         let headers =
             [("a", &b"1"[..]), ("a", b"2"), ("", b""), ("goog-x", b"\xff\x00"), ("long", long.as_bytes())];
-        let mut packed = PackedHeaders::default();
+        let mut packed = PackedAttributes::default();
         for (name, value) in headers {
             packed.add(name, value);
         }

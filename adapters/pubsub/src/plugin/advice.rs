@@ -1,4 +1,4 @@
-//! What `onceward check` says about a subscription.
+//! Advice of `onceward check` about a subscription.
 
 use onceward::pipeline::config::{OnMissingKey, Ordering};
 use onceward::pipeline::start_check;

@@ -97,7 +97,7 @@ impl PubsubConnection<'_> {
         }
     }
 
-    /// An access token is valid for an hour for whoever reads it.
+    /// An access token is valid for an hour for anyone who reads it.
     pub(super) fn exposure(&self) -> Option<Exposure> {
         check::is_remote(self.endpoint?, &["http"]).then_some(Exposure {
             option: "endpoint",

@@ -40,7 +40,7 @@ impl RelayPlugin for PubsubRelay {
 
     async fn inspect(&self, context: &Context<'_>) -> Result<String, Error> {
         let endpoint = self.connection().endpoint(context);
-        // Rows name their topics, so that there is none to ask about.
+        // Rows name their topics, so that no topic is known here.
         endpoint.publisher().await?;
         Reachability::of(&endpoint)?.check().await.map(|()| "Pub/Sub is reachable".to_owned())
     }

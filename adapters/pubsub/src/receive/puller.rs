@@ -61,7 +61,7 @@ pub(crate) struct Puller {
 enum StreamEnd {
     /// To be replaced by one on a new connection.
     Replace,
-    /// The consumer is gone.
+    /// The consumer is closed.
     Closed,
 }
 
@@ -120,7 +120,7 @@ impl Puller {
             while batch.len() < BATCH && self.leases.has_room() {
                 match stream.next().now_or_never() {
                     Some(Some(Ok(next))) => batch.extend(self.hold(next)),
-                    // An error comes again with the next call.
+                    // The next call returns the error again.
                     _ => break,
                 }
             }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use google_cloud_pubsub::subscriber::handler::Handler;
-use onceward::{Error, Settled};
+use onceward::Error;
+use onceward::adapter::Settled;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -18,26 +19,26 @@ pub(crate) type PendingAck = Shared<BoxFuture<'static, Result<Settled, Error>>>;
 /// The deliveries held by this consumer. The client library extends the lease of each until its handle is used or
 /// dropped; dropping it returns the message.
 pub(crate) struct Leases {
-    table: Mutex<LeaseTable>,
+    table: Mutex<DeliveryTable>,
     settled: Notify,
     max_messages: usize,
     max_bytes: u64,
 }
 
 #[derive(Default)]
-struct LeaseTable {
-    held: HashMap<u64, Lease>,
+struct DeliveryTable {
+    held: HashMap<u64, HeldDelivery>,
     last_number: u64,
     bytes: u64,
     is_closed: bool,
 }
 
-struct Lease {
-    state: LeaseState,
+struct HeldDelivery {
+    state: HeldState,
     bytes: u64,
 }
 
-enum LeaseState {
+enum HeldState {
     Held(Handler),
     Acking(PendingAck),
 }
@@ -65,7 +66,7 @@ impl Leases {
         table.last_number += 1;
         table.bytes += bytes;
         let number = table.last_number;
-        table.held.insert(number, Lease { state: LeaseState::Held(handler), bytes });
+        table.held.insert(number, HeldDelivery { state: HeldState::Held(handler), bytes });
         Some(number)
     }
 
@@ -75,7 +76,7 @@ impl Leases {
         table.held.len() < self.max_messages && table.bytes < self.max_bytes
     }
 
-    /// Waits until another message may be received. For one caller at a time.
+    /// Waits until another message may be received. For a single caller.
     pub(crate) async fn room(&self) {
         while !self.has_room() {
             self.settled.notified().await;
@@ -87,7 +88,7 @@ impl Leases {
         let mut table = self.table.lock();
         let Some(lease) = table.take(number) else { return BegunAck::Answered(Settled::TooLate) };
         let pending = match lease.state {
-            LeaseState::Held(Handler::ExactlyOnce(handler)) => {
+            HeldState::Held(Handler::ExactlyOnce(handler)) => {
                 let subscription = Arc::clone(subscription);
                 let confirmed = async move {
                     match handler.confirmed_ack().await {
@@ -99,16 +100,18 @@ impl Leases {
                 };
                 confirmed.boxed().shared()
             }
-            LeaseState::Held(handler) => {
+            HeldState::Held(handler) => {
                 handler.ack();
                 drop(table);
                 self.settled.notify_one();
                 return BegunAck::Answered(Settled::Done);
             }
-            LeaseState::Acking(pending) => pending,
+            HeldState::Acking(pending) => pending,
         };
         table.bytes += lease.bytes;
-        table.held.insert(number, Lease { state: LeaseState::Acking(pending.clone()), bytes: lease.bytes });
+        table
+            .held
+            .insert(number, HeldDelivery { state: HeldState::Acking(pending.clone()), bytes: lease.bytes });
         BegunAck::Pending(pending)
     }
 
@@ -121,15 +124,15 @@ impl Leases {
     /// Takes the handle of a delivery that is not to be acked. `None`: it was settled before, or its ack is on its way.
     pub(crate) fn take(&self, number: u64) -> Option<Handler> {
         let mut table = self.table.lock();
-        if !matches!(table.held.get(&number)?.state, LeaseState::Held(_)) {
+        if !matches!(table.held.get(&number)?.state, HeldState::Held(_)) {
             return None;
         }
         let lease = table.take(number)?;
         drop(table);
         self.settled.notify_one();
         match lease.state {
-            LeaseState::Held(handler) => Some(handler),
-            LeaseState::Acking(_) => None,
+            HeldState::Held(handler) => Some(handler),
+            HeldState::Acking(_) => None,
         }
     }
 
@@ -149,8 +152,8 @@ impl Leases {
     }
 }
 
-impl LeaseTable {
-    fn take(&mut self, number: u64) -> Option<Lease> {
+impl DeliveryTable {
+    fn take(&mut self, number: u64) -> Option<HeldDelivery> {
         let lease = self.held.remove(&number)?;
         self.bytes = self.bytes.saturating_sub(lease.bytes);
         Some(lease)
