@@ -143,7 +143,7 @@ fn a_letter_of_pubsub_is_redriven() {
     let setup = with_redis(pubsub::setup(&subscription), Redis::shared()).set("scope", "redrive-pubsub");
     let setup = letters_to(setup, &dead.topic);
     // Letters are received from a subscription of their topic.
-    dies_and_comes_back_from(&setup, &subscription, &["--from", &dead.name]);
+    dies_and_comes_back_from(&setup, &subscription, &["--from", &dead.full_name]);
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn dead_letters_go_to_a_topic_and_check_and_status_see_both() {
     let status = scene.execute(&["status", "onceward.toml"]);
     assert_eq!(status.code(), Some(0), "{status:#?}");
 
-    let nowhere = format!("{}-nowhere", subscription.name);
+    let nowhere = format!("{}-nowhere", subscription.full_name);
     scene.configure(&setup.clone().set("source.pubsub.subscription", nowhere.as_str()));
     let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");

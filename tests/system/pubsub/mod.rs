@@ -35,7 +35,7 @@ pub(crate) fn setup(subscription: &Subscription<'_>) -> Setup {
 /// With `subscription` as the source.
 fn on(subscription: &Subscription<'_>, setup: Setup) -> Setup {
     let setup = setup
-        .set("source.pubsub.subscription", subscription.name.as_str())
+        .set("source.pubsub.subscription", subscription.full_name.as_str())
         .set("source.pubsub.endpoint", subscription.server.endpoint())
         .set("source.pubsub.credentials", "anonymous")
         .set("source.pubsub.ack_deadline", "10s")

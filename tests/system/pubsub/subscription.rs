@@ -10,10 +10,10 @@ use crate::pair::Waiting;
 /// A topic and a subscription of it, for one test.
 pub(crate) struct Subscription<'s> {
     pub(crate) server: &'s Pubsub,
-    short: String,
-    /// Full names.
+    name: String,
+    /// Its full name.
     pub(crate) topic: String,
-    pub(crate) name: String,
+    pub(crate) full_name: String,
     is_ordered: bool,
 }
 
@@ -33,9 +33,9 @@ impl<'s> Subscription<'s> {
     /// On a server of a test's own.
     pub(crate) fn create_on(server: &'s Pubsub, name: &str, properties: &Value) -> Self {
         let topic = server.topic(name);
-        let full = server.subscription_with(name, &topic, properties);
+        let full_name = server.subscription_with(name, &topic, properties);
         let is_ordered = properties["enableMessageOrdering"] == true;
-        Self { server, short: name.to_owned(), topic, name: full, is_ordered }
+        Self { server, name: name.to_owned(), topic, full_name, is_ordered }
     }
 
     pub(super) fn is_ordered(&self) -> bool {
@@ -44,12 +44,12 @@ impl<'s> Subscription<'s> {
 
     /// Messages that wait, and those of them that a client has.
     pub(super) fn depth(&self) -> (u64, u64) {
-        self.server.depth(&self.name)
+        self.server.depth(&self.full_name)
     }
 
     /// What the server knows of the messages that it has delivered, each with its `id`.
     pub(super) fn delivered(&self) -> Vec<(String, Delivered)> {
-        let delivered = self.server.delivered(&self.name).into_iter();
+        let delivered = self.server.delivered(&self.full_name).into_iter();
         delivered
             .map(|message| {
                 let data = BASE64.decode(&message.data).expect("base64");
@@ -62,7 +62,7 @@ impl<'s> Subscription<'s> {
 
 impl Waiting for Subscription<'_> {
     fn name(&self) -> &str {
-        &self.short
+        &self.name
     }
 
     /// The `lane` of a line, if it has one, is its ordering key.
