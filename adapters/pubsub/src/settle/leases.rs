@@ -19,26 +19,26 @@ pub(crate) type PendingAck = Shared<BoxFuture<'static, Result<Settled, Error>>>;
 /// The deliveries held by this consumer. The client library extends the lease of each until its handle is used or
 /// dropped; dropping it returns the message.
 pub(crate) struct Leases {
-    table: Mutex<DeliveryTable>,
+    table: Mutex<LeasedTable>,
     settled: Notify,
     max_messages: usize,
     max_bytes: u64,
 }
 
 #[derive(Default)]
-struct DeliveryTable {
-    held: HashMap<u64, HeldDelivery>,
+struct LeasedTable {
+    held: HashMap<u64, LeasedMessage>,
     last_number: u64,
     bytes: u64,
     is_closed: bool,
 }
 
-struct HeldDelivery {
-    state: HeldState,
+struct LeasedMessage {
+    state: LeasedState,
     bytes: u64,
 }
 
-enum HeldState {
+enum LeasedState {
     Held(Handler),
     Acking(PendingAck),
 }
@@ -66,7 +66,7 @@ impl Leases {
         table.last_number += 1;
         table.bytes += bytes;
         let number = table.last_number;
-        table.held.insert(number, HeldDelivery { state: HeldState::Held(handler), bytes });
+        table.held.insert(number, LeasedMessage { state: LeasedState::Held(handler), bytes });
         Some(number)
     }
 
@@ -88,7 +88,7 @@ impl Leases {
         let mut table = self.table.lock();
         let Some(lease) = table.take(number) else { return BegunAck::Answered(Settled::TooLate) };
         let pending = match lease.state {
-            HeldState::Held(Handler::ExactlyOnce(handler)) => {
+            LeasedState::Held(Handler::ExactlyOnce(handler)) => {
                 let subscription = Arc::clone(subscription);
                 let confirmed = async move {
                     match handler.confirmed_ack().await {
@@ -100,18 +100,19 @@ impl Leases {
                 };
                 confirmed.boxed().shared()
             }
-            HeldState::Held(handler) => {
+            LeasedState::Held(handler) => {
                 handler.ack();
                 drop(table);
                 self.settled.notify_one();
                 return BegunAck::Answered(Settled::Done);
             }
-            HeldState::Acking(pending) => pending,
+            LeasedState::Acking(pending) => pending,
         };
         table.bytes += lease.bytes;
-        table
-            .held
-            .insert(number, HeldDelivery { state: HeldState::Acking(pending.clone()), bytes: lease.bytes });
+        table.held.insert(
+            number,
+            LeasedMessage { state: LeasedState::Acking(pending.clone()), bytes: lease.bytes },
+        );
         BegunAck::Pending(pending)
     }
 
@@ -124,15 +125,15 @@ impl Leases {
     /// Takes the handle of a delivery that is not to be acked. `None`: it was settled before, or its ack is on its way.
     pub(crate) fn take(&self, number: u64) -> Option<Handler> {
         let mut table = self.table.lock();
-        if !matches!(table.held.get(&number)?.state, HeldState::Held(_)) {
+        if !matches!(table.held.get(&number)?.state, LeasedState::Held(_)) {
             return None;
         }
         let lease = table.take(number)?;
         drop(table);
         self.settled.notify_one();
         match lease.state {
-            HeldState::Held(handler) => Some(handler),
-            HeldState::Acking(_) => None,
+            LeasedState::Held(handler) => Some(handler),
+            LeasedState::Acking(_) => None,
         }
     }
 
@@ -152,8 +153,8 @@ impl Leases {
     }
 }
 
-impl DeliveryTable {
-    fn take(&mut self, number: u64) -> Option<HeldDelivery> {
+impl LeasedTable {
+    fn take(&mut self, number: u64) -> Option<LeasedMessage> {
         let lease = self.held.remove(&number)?;
         self.bytes = self.bytes.saturating_sub(lease.bytes);
         Some(lease)
