@@ -22,7 +22,7 @@ pub const SQLITE: &[Migration] = &[
     Migration { version: 3, name: "outbox_headers", sql: include_str!("../sqlite/0003_outbox_headers.sql") },
 ];
 
-/// The migrations of the Postgres schema. `@schema@` stands for the name of the schema, which contains all tables; their
+/// The migrations of the Postgres schema. `@schema@` is replaced by the name of the schema, which contains all tables; their
 /// names have no prefix.
 pub const POSTGRES: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") },

@@ -201,7 +201,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             return Err(Error::new(
                 ErrorKind::Config,
                 "build this pipeline",
-                "the position is a key source, and retries come back at another position that nothing proves: give the \
+                "the position is a key source, and retries are redelivered at another position that nothing proves: give the \
                  source and the pipeline own headers with a secret, or name other key sources",
             ));
         }

@@ -68,3 +68,7 @@ pub use outbox::PgOutbox;
 pub use sql_handler::PgSqlHandler;
 pub use store::PgStore;
 pub use transaction::PgTx;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct PostgresReadme;

@@ -49,3 +49,7 @@ pub use outbox::{LeasedRows, SqliteOutbox};
 pub use sql_handler::SqliteSqlHandler;
 pub use store::SqliteStore;
 pub use transaction::{SqliteConn, SqliteTx};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct SqliteReadme;

@@ -52,11 +52,11 @@ fn each_mistake_gets_its_sentence() {
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),
-            "line 13: retry.jitter: is none of the known values; did you mean full?",
+            "line 13: retry.jitter: is not one of the known values; did you mean full?",
         ),
         (
             base_and("[policy]\non_mismatch = 'zzz'\n"),
-            "line 13: policy.on_mismatch: is none of the known values; write one of dead-letter, ack, process",
+            "line 13: policy.on_mismatch: is not one of the known values; write one of dead-letter, ack, process",
         ),
         // Missing and too many.
         (

@@ -160,3 +160,31 @@ mod whatever_surrounds_it {
         }
     }
 }
+
+/// The program warns of those that everybody may read.
+#[test]
+fn every_file_with_a_secret_is_known_under_the_option_that_names_it() {
+    let with = |table: &str, options: &str| {
+        let tables = match table.split('.').next() {
+            Some("source") => "[store.memory]\n[handler.stdout]\n",
+            Some("store") => "[source.file]\npath = '-'\n[handler.stdout]\n",
+            Some("handler") => "[source.file]\npath = '-'\n[store.memory]\n",
+            _ => "[source.file]\npath = '-'\n[store.sqlite]\npath = 'x'\n[handler.stdout]\n",
+        };
+        let key = "[key]\nfrom = ['message-id']\n[dead_letter]\nto = 'd'\n";
+        format!("scope = 'a'\n{tables}{key}[{table}]\n{options}")
+    };
+    for (table, options, key) in [
+        ("source.rabbitmq", "url = 'amqps://h'\nqueue = 'q'\npassword_file = '/k'\n", "password_file"),
+        ("store.redis", "url = 'rediss://h'\npassword_file = '/k'\n", "password_file"),
+        ("store.postgres", "url = 'postgres://h/x'\npassword_file = '/k'\n", "password_file"),
+        ("store.postgres", "url = 'postgres://h/x?sslkey=/k'\n", "url"),
+        ("handler.publish.kafka", "brokers = ['h:1']\ntopic = 't'\npassword_file = '/k'\n", "password_file"),
+        ("outbox.kafka", "brokers = ['h:1']\nproperties.ssl.key.location = '/k'\n", "properties"),
+        ("outbox.rabbitmq", "url = 'amqps://h'\npassword_file = '/k'\n", "password_file"),
+    ] {
+        let text = with(table, options);
+        let config = Config::parse(&text, &no_env).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(config.secret_files(), [(format!("{table}.{key}"), "/k".into())], "{text}");
+    }
+}

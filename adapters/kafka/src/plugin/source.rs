@@ -34,9 +34,6 @@ cluster_table! {
     }
 }
 
-const SHORTEST_RETRY: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_RETRY: HumanDuration = HumanDuration::from_secs(7 * 86_400);
-
 /// The longest drain of a revoked partition: until it is over, nothing more is fetched from the others.
 const LONGEST_DRAIN: Duration = Duration::from_secs(10);
 
@@ -100,7 +97,7 @@ impl KafkaSource {
         }
         for (topic, delay) in &self.retry_topics {
             let option = format!("retry_topics.{topic:?}");
-            check::duration(context, &option, *delay, SHORTEST_RETRY..=LONGEST_RETRY)?;
+            check::duration(context, &option, *delay, RetryTopic::DELAY)?;
             if self.topics.contains(topic) {
                 return Err(context.problem(
                     "retry_topics",

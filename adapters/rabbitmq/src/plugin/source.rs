@@ -13,7 +13,7 @@ use onceward_plugin::{
 };
 
 use super::connection::broker_table;
-use crate::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
+use crate::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher, RabbitmqQueueConfig};
 
 broker_table! {
     /// A RabbitMQ queue.
@@ -30,22 +30,24 @@ broker_table! {
         pub single_active_consumer: bool,
         /// The broker's `consumer_timeout`: after it, the broker requeues unacknowledged messages and closes the
         /// channel. `0s` if it is turned off.
-        #[serde(default = "::onceward_plugin::default::secs::<1_800>")]
+        #[serde(default = "default_ack_timeout")]
         pub ack_timeout: HumanDuration,
         /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0. Beyond it the broker drops
         /// a message, unless the queue has a dead-letter exchange.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub delivery_limit: Option<u32>,
-        /// Retries with at least this delay, from 1s to 1d, wait in queues of the broker named `QUEUE.wait.…`, which are declared
+        /// Retries with at least this delay, from 100ms to 1d, wait in queues of the broker named `QUEUE.wait.…`, which are declared
         /// when needed, instead of in this process. They lose their place in the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub wait_queues_from: Option<HumanDuration>,
     }
 }
 
-/// The range of delays for delay queues.
-const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
+const fn default_ack_timeout() -> HumanDuration {
+    HumanDuration::new(RabbitmqQueueConfig::DEFAULT_ACK_TIMEOUT)
+}
+
+const LARGEST_PREFETCH: u32 = *RabbitmqQueueConfig::PREFETCH.end() as u32;
 
 /// Headers that a message loses in a delay queue, since the broker replaces them.
 const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
@@ -53,7 +55,8 @@ const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-u
 impl RabbitmqSource {
     /// The effective prefetch with `concurrency` concurrent handlers.
     pub fn prefetch(&self, concurrency: usize) -> u32 {
-        let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
+        let by_default =
+            u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, LARGEST_PREFETCH);
         self.prefetch.unwrap_or(by_default)
     }
 
@@ -98,7 +101,7 @@ impl SourcePlugin for RabbitmqSource {
         self.connection().check(context)?;
         check::text(context, "queue", &self.queue)?;
         if let Some(prefetch) = self.prefetch {
-            check::within(context, "prefetch", prefetch, 1..=65_535)?;
+            check::within(context, "prefetch", prefetch, 1..=LARGEST_PREFETCH)?;
         }
         if self.delivery_limit == Some(0) {
             return Err(context.problem(
@@ -108,7 +111,7 @@ impl SourcePlugin for RabbitmqSource {
             ));
         }
         if let Some(shortest) = self.wait_queues_from {
-            check::duration(context, "wait_queues_from", shortest, SHORTEST_WAIT..=LONGEST_WAIT)?;
+            check::duration(context, "wait_queues_from", shortest, RabbitmqQueueConfig::WAIT_QUEUES_FROM)?;
             if self.single_active_consumer {
                 return Err(context.problem(
                     "wait_queues_from",
@@ -237,5 +240,41 @@ impl RabbitmqSource {
             bytes: None,
             consumers: Some(queue.consumers.into()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let waits = RabbitmqQueueConfig::WAIT_QUEUES_FROM;
+        let [shortest, longest] = [waits.start(), waits.end()].map(|wait| HumanDuration::new(*wait));
+        assert_documented::<RabbitmqSource>(
+            include_str!("../config.rs"),
+            &[
+                SharedOption {
+                    option: "prefetch",
+                    field: "prefetch",
+                    range: Some(format!("from 1 to {LARGEST_PREFETCH}")),
+                    default: Some(RabbitmqQueueConfig::new("q").prefetch.to_string()),
+                },
+                SharedOption {
+                    option: "ack_timeout",
+                    field: "ack_timeout",
+                    range: None,
+                    default: Some(default_ack_timeout().to_string()),
+                },
+                SharedOption {
+                    option: "wait_queues_from",
+                    field: "wait_queues_from",
+                    range: Some(format!("from {shortest} to {longest}")),
+                    default: None,
+                },
+            ],
+        );
     }
 }
