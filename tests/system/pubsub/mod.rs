@@ -1,6 +1,6 @@
 //! Pub/Sub subscriptions, unordered, ordered and exactly-once, on Google's `pstest`: two programs at once, under kills.
 //!
-//! A message that a killed program held comes back after the shortest ack deadline there is: 10 s.
+//! A message that a killed program held is redelivered after the shortest ack deadline there is: 10 s.
 
 mod disturbed;
 mod letters;
