@@ -22,6 +22,7 @@
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `sqs/` | SQS queues, standard and FIFO, with Redis and with Postgres: kills, groups that fail, handlers of ten times the visibility |
+//! | `pubsub/` | Pub/Sub subscriptions, ordered and not, with Redis and with Postgres: kills, cut and half-open connections, restarts, long handlers, dead letters |
 //! | `postgres/` | the same with the keys, and the effects, in Postgres: kills, restarts, killed backends, read-only, rivals |
 //! | `release.rs` | the program that people run has no crash points |
 //!
@@ -40,6 +41,7 @@ mod office;
 mod order;
 mod pair;
 mod postgres;
+mod pubsub;
 mod quickstart;
 mod rabbitmq;
 mod redrive;
