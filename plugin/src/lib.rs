@@ -73,7 +73,9 @@ pub use log_rule::LogRule;
 pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};
 pub use problem::{Checked, Exposure, Finding, Problem, sentence};
-pub use source::{Backlog, DeadLetterStatus, Letters, Place, SourceFacts, SourceParts, SourcePlugin};
+pub use source::{
+    Backlog, DeadLetterStatus, LetterTarget, Letters, Place, SourceFacts, SourceParts, SourcePlugin,
+};
 pub use statement::{PipelineParts, ReadyPipeline, StatementStore};
 pub use store::{HasStoreLimits, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin};
 pub use target::{RelayPlugin, Target, TargetPlugin};

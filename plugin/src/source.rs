@@ -80,6 +80,11 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     /// [`Error`] if one of the two cannot be used.
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error>;
 
+    /// Reading letters changes nothing about them and uses up nothing: a file, a Kafka topic. False by default.
+    fn reads_letters_freely(&self) -> bool {
+        false
+    }
+
     /// A publisher to the source's own system, for the outbox relay.
     ///
     /// # Errors
@@ -199,6 +204,22 @@ pub struct Letters {
 }
 
 impl Letters {
+    /// The two ends, apart.
+    pub fn split(self) -> (Box<dyn Consumer>, LetterTarget) {
+        (self.from, LetterTarget { to: self.to, destinations: self.destinations })
+    }
+}
+
+/// The end of a redrive that letters go to.
+#[derive(Clone)]
+pub struct LetterTarget {
+    /// The source.
+    pub to: Arc<dyn Publisher>,
+    /// As [`Letters::destinations`].
+    pub destinations: Vec<String>,
+}
+
+impl LetterTarget {
     /// Where `letter` goes.
     pub fn destination(&self, letter: &Message) -> String {
         let origin = letter.header(HEADER_ORIGIN).and_then(|origin| std::str::from_utf8(origin).ok());

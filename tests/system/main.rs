@@ -7,6 +7,7 @@
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
 //! | `handler_outages.rs` | handlers that are not available for a while, behind each broker |
 //! | `redrive.rs` | dead letters that go back to their source, by the program's own command and by hand |
+//! | `letters/` | dead letters that operators list, show, redrive, correct and purge, on each broker and in files |
 //! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
 //! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
@@ -34,6 +35,7 @@ mod failures;
 mod handler_outages;
 mod kafka;
 mod leases;
+mod letters;
 mod lying_servers;
 mod office;
 mod order;

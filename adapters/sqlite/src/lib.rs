@@ -21,6 +21,7 @@
 //! It does not support network file systems or several hosts. Several processes of one host may share a file; their writes are
 //! serialized. The README lists what is promised and what is not.
 
+mod audit;
 mod check;
 mod checkpoint;
 mod clock;

@@ -157,6 +157,10 @@ impl SourcePlugin for FileSource {
         Ok(Letters { from: Box::new(from), to: Arc::new(FilePublisher::new()), destinations: vec![to] })
     }
 
+    fn reads_letters_freely(&self) -> bool {
+        true
+    }
+
     async fn publisher(&self, _: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         let what = "a file source has no broker to publish to; name one as [outbox.NAME]";
         Err(Error::new(ErrorKind::Config, "open the relay's broker", what))

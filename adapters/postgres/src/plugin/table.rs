@@ -178,6 +178,7 @@ impl StorePlugin for PostgresTable {
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
+            audit: Some(store.clone()),
             outbox: Some(Box::new(store.outbox())),
             statements: Some(Arc::new(Statements(store))),
         })

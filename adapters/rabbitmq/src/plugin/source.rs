@@ -13,7 +13,10 @@ use onceward_plugin::{
 };
 
 use super::connection::broker_table;
-use crate::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher, RabbitmqQueueConfig};
+use crate::{
+    RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqLetters, RabbitmqPublisher,
+    RabbitmqQueueConfig,
+};
 
 broker_table! {
     /// A RabbitMQ queue.
@@ -40,6 +43,10 @@ broker_table! {
         /// when needed, instead of in this process. They lose their place in the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub wait_queues_from: Option<HumanDuration>,
+        /// The `x-delivery-limit` of the queue of dead letters, where that is a quorum queue; 0 for none. Each `onceward dlq`
+        /// command that reads letters and leaves them counts as a delivery; it fails before the limit is reached.
+        #[serde(default = "::onceward_plugin::default::count::<20>")]
+        pub dead_letter_delivery_limit: u32,
     }
 }
 
@@ -194,10 +201,8 @@ impl SourcePlugin for RabbitmqSource {
                         letters with --from, with a slash in front if its name has one";
             return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
         }
-        let mut options = RabbitmqConfig::new(String::new(), queue);
-        options.endpoint = self.endpoint(context)?;
-        options.queue.own_headers = parts.own_headers.clone();
-        let from = RabbitmqConsumer::open(options).await?;
+        let (endpoint, own) = (self.endpoint(context)?, parts.own_headers.clone());
+        let from = RabbitmqLetters::open(endpoint, queue, own, self.dead_letter_delivery_limit).await?;
         let to = RabbitmqPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
         // With a slash in front it is a queue, whatever its name.
         Ok(Letters { from: Box::new(from), to: Arc::new(to), destinations: vec![format!("/{}", self.queue)] })

@@ -187,7 +187,13 @@ impl StorePlugin for RedisTable {
 
     async fn open(&self, context: &Context<'_>, _: Purpose) -> Result<OpenStore, Error> {
         let store = Arc::new(RedisStore::open(self.config(context)?)?);
-        Ok(OpenStore { store: store.clone(), checkpoints: store, statements: None, outbox: None })
+        Ok(OpenStore {
+            store: store.clone(),
+            checkpoints: store.clone(),
+            audit: Some(store),
+            statements: None,
+            outbox: None,
+        })
     }
 }
 

@@ -85,6 +85,7 @@ impl StorePlugin for SqliteTable {
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
+            audit: Some(store.clone()),
             outbox: Some(Box::new(store.outbox())),
             statements: Some(Arc::new(SqliteStatements(store))),
         })

@@ -1,6 +1,7 @@
 //! `[source.sqs]`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::adapter::{CheckpointStore, Consumer};
@@ -42,6 +43,9 @@ const fn default_pollers() -> usize {
 const fn default_visibility() -> HumanDuration {
     HumanDuration::new(SqsQueueConfig::DEFAULT_VISIBILITY)
 }
+
+/// How long a receive of dead letters waits: a command that has ended leaves none in flight for longer.
+const LETTERS_WAIT: Duration = Duration::from_secs(2);
 
 impl SqsSource {
     fn is_fifo(&self) -> bool {
@@ -199,6 +203,7 @@ impl SourcePlugin for SqsSource {
         require_url(from)?;
         let mut options = self.options(self.queue(context, from));
         (options.queue.unwrap_sns, options.queue.own_headers) = (false, parts.own_headers);
+        options.queue.wait = LETTERS_WAIT;
         let from = SqsConsumer::open(options).await?;
         Ok(Letters {
             from: Box::new(from),
