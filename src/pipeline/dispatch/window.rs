@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
 use tokio::time::Instant;
@@ -10,6 +11,9 @@ use crate::consumer::FlowControl;
 use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::work::{Footprint, InFlight};
 use crate::telemetry::{IntakePause, IntakePauses};
+
+/// Batches received within this time count as one.
+const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,10 +78,13 @@ impl Window {
         }
     }
 
-    /// What is taken from now on was received at `now`.
+    /// What is taken from now on was received at `now`. It joins a batch received shortly before: a delivery that is held
+    /// for hours keeps the entries of all later batches, which must not grow with the throughput.
     pub(super) fn begin_batch(&mut self, now: Instant) {
         self.drop_settled_batches();
-        self.batches.push_back((now, 0));
+        if self.batches.back().is_none_or(|(received, _)| now - *received >= BATCH_INTERVAL) {
+            self.batches.push_back((now, 0));
+        }
     }
 
     pub(super) fn take(&mut self, work: &mut InFlight) {
