@@ -103,7 +103,7 @@ impl<'c> Contexts<'c> {
     }
 
     /// What plugins advise.
-    pub(super) fn advice(&self) -> Vec<Problem> {
+    pub(super) fn advice(&self) -> Vec<Finding> {
         let source = self.config.source.plugin().advice(&self.source());
         let store = self.config.store.plugin().advice(&self.store());
         source.into_iter().chain(store).collect()

@@ -128,6 +128,17 @@ impl Config {
         ConfigError(self.origin.remark(key, problem, fix))
     }
 
+    /// Advice about the key.
+    pub(crate) fn warn(
+        &self,
+        code: &'static str,
+        key: &str,
+        problem: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Advice {
+        Advice(self.origin.remark(key, problem, fix).code(code))
+    }
+
     /// The limits that every store keeps.
     pub fn limits(&self) -> StoreLimits {
         self.store.plugin().limits()
