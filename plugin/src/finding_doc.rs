@@ -1,4 +1,4 @@
-//! What the codes of findings mean: [`FindingDoc`].
+//! Meanings of the codes of findings: [`FindingDoc`].
 
 use onceward::ErrorKind;
 

@@ -1,4 +1,4 @@
-//! What the codes of findings about files mean.
+//! Meanings of the codes of findings about files.
 
 use onceward_plugin::FindingDoc;
 

@@ -1,4 +1,4 @@
-//! What the codes of findings about Kafka mean.
+//! Meanings of the codes of findings about Kafka.
 
 use onceward_plugin::FindingDoc;
 

@@ -1,4 +1,4 @@
-//! What the codes of findings about Postgres mean.
+//! Meanings of the codes of findings about Postgres.
 
 use onceward_plugin::FindingDoc;
 

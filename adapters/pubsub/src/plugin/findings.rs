@@ -1,4 +1,4 @@
-//! What the codes of findings about Pub/Sub mean.
+//! Meanings of the codes of findings about Pub/Sub.
 
 use onceward_plugin::FindingDoc;
 

@@ -1,4 +1,4 @@
-//! What the codes of findings about RabbitMQ mean.
+//! Meanings of the codes of findings about RabbitMQ.
 
 use onceward_plugin::FindingDoc;
 

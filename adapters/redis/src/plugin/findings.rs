@@ -1,4 +1,4 @@
-//! What the codes of findings about Redis mean.
+//! Meanings of the codes of findings about Redis.
 
 use onceward_plugin::FindingDoc;
 

@@ -1,4 +1,4 @@
-//! What the codes of findings about SQLite mean.
+//! Meanings of the codes of findings about SQLite.
 
 use onceward_plugin::FindingDoc;
 

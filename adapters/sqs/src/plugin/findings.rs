@@ -1,4 +1,4 @@
-//! What the codes of findings about SQS mean.
+//! Meanings of the codes of findings about SQS.
 
 use onceward_plugin::FindingDoc;
 
