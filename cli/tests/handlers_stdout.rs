@@ -145,3 +145,69 @@ async fn a_run_cancelled_beforehand_writes_nothing() {
     reader.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"");
 }
+
+/// Counts writes and flushes, and keeps the first write waiting until it is told.
+struct Counting {
+    calls: Arc<Mutex<Vec<String>>>,
+    go: std::sync::mpsc::Receiver<()>,
+}
+
+impl std::io::Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.calls.lock().unwrap().push(String::from_utf8_lossy(bytes).into_owned());
+        let _ = self.go.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.calls.lock().unwrap().push("flush".to_owned());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_is_ready_together_takes_one_write_and_one_flush() {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let (go, wait) = std::sync::mpsc::channel();
+    let handler = StdoutHandler::to(Counting { calls: Arc::clone(&calls), go: wait });
+    let mut tasks = Vec::new();
+    for payload in ["one", "two", "cancelled", "three"] {
+        let (run, message) = claimed(Message::builder(payload));
+        let handler = handler.clone();
+        if tasks.len() == 1 {
+            // The first line is being written, so that the others wait for it.
+            while calls.lock().unwrap().is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        }
+        tasks.push(tokio::spawn(async move {
+            if payload == "cancelled" {
+                run.cancel();
+            }
+            let result = handler.handle(message).await;
+            drop(run);
+            result.is_ok()
+        }));
+        tokio::task::yield_now().await;
+    }
+    drop(go);
+    let mut ended = Vec::new();
+    for task in tasks {
+        ended.push(task.await.unwrap());
+    }
+    assert_eq!(ended, [true, true, false, true]);
+    assert_eq!(*calls.lock().unwrap(), ["one\n", "flush", "two\nthree\n", "flush"]);
+}
+
+#[tokio::test]
+async fn an_error_is_that_of_its_line_and_those_before_it_are_done() {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let full = std::io::ErrorKind::StorageFull;
+    let handler = StdoutHandler::to(Failing { room: 6, kind: full, times: 1, taken: Arc::clone(&taken) });
+    let runs: Vec<_> = ["one", "two", "three"].map(|payload| claimed(Message::builder(payload))).into();
+    let results = futures_util::future::join_all(
+        runs.iter().map(|(_, message)| async { handler.handle(message.clone()).await.is_ok() }),
+    );
+    assert_eq!(results.await, [true, false, true]);
+    assert_eq!(String::from_utf8_lossy(&taken.lock().unwrap()), "one\ntw\nthree\n");
+}

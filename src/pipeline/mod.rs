@@ -26,6 +26,7 @@ mod record;
 mod run;
 mod runnable;
 mod runner;
+mod sequence;
 mod settle;
 mod settler;
 pub mod start_check;

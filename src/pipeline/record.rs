@@ -2,6 +2,8 @@
 //! `dead_letters.rs`.
 
 use std::future::ready;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
@@ -11,8 +13,10 @@ use super::context::Context;
 use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::work::{Finished, Outcome, Recorded, Verdict, Work};
+use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict, Work};
+use crate::coalesce::Sent;
 use crate::dead_letter::FailureReport;
+use crate::error::Error;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::{CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
@@ -193,45 +197,128 @@ async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recor
     let answers = context.complete(requests).await;
     std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
-    succeeded
-        .into_iter()
-        .zip(answers)
-        .map(|(Success { finished, .. }, answer)| match answer {
-            Ok(Completion::Completed | Completion::Repeated) => {
-                decided(finished, Verdict::Ack(Counter::Handled))
+    let answered = succeeded.into_iter().zip(answers);
+    answered.map(|(Success { finished, .. }, answer)| completed(context, finished, answer)).collect()
+}
+
+/// What the answer to a completion means for its delivery.
+fn completed<R>(context: &Context<R>, finished: Finished, answer: Result<Completion, Error>) -> Recorded {
+    match answer {
+        Ok(Completion::Completed | Completion::Repeated) => decided(finished, Verdict::Ack(Counter::Handled)),
+        Ok(Completion::Inserted) => {
+            context.count(Counter::ClaimLost, 1);
+            decided(finished, Verdict::Ack(Counter::Handled))
+        }
+        Ok(Completion::DoneByAnother) => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            decided(finished, Verdict::Ack(Counter::Handled))
+        }
+        Ok(Completion::HeldByAnother) => {
+            log_fenced(context, &finished.work);
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            ask_again(context, finished)
+        }
+        // The effect has happened and its record is uncertain: the message may run again.
+        Err(_) if context.giving_up.is_cancelled() => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            decided(finished, Verdict::Abandon)
+        }
+        Err(error) => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            // An answer about the record itself: it cannot be read.
+            let work = &finished.work;
+            tracing::error!(
+                scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
+                position = work.log_position(), message_id = work.log_id(), ?error,
+                "completion unreadable; message held and may run again"
+            );
+            let after = context.config.retry.backoff.max;
+            decided(finished, Verdict::Again { after })
+        }
+    }
+}
+
+/// A success whose completion is sent.
+pub(super) struct Completing<'c> {
+    success: Success,
+    sent: Sent<Completion>,
+    unrecorded: Unrecorded<'c>,
+}
+
+/// Sends the completion of a run that has succeeded under a claim; anything else comes back as it is.
+pub(super) fn start_completing<R>(
+    context: &Context<R>,
+    mut finished: Finished,
+) -> Result<Completing<'_>, Finished> {
+    let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
+    let (Some(lease), Outcome::Succeeded(result)) = (lease, &mut finished.outcome) else {
+        return Err(finished);
+    };
+    let result = result.take();
+    let request = completion(context, &finished, lease, result);
+    failpoints::hit(Step::CompleteSent);
+    let sent = context.completions.start_send(vec![request.clone()]);
+    let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
+    Ok(Completing { success: Success { finished, request }, sent, unrecorded })
+}
+
+impl Completing<'_> {
+    /// Waits until the completion is known to be written or refused. Sets `stop` if the first answer is not that it is durable.
+    pub(super) async fn known<R>(self, context: &Context<R>, stop: &AtomicBool) -> Recorded {
+        let Self { success: Success { finished, request }, sent, unrecorded } = self;
+        let mut answers = sent.answers().await;
+        let durable = |answer: &Result<Completion, Error>| {
+            answer.as_ref().is_ok_and(|answer| *answer != Completion::HeldByAnother)
+        };
+        if !answers.iter().all(durable) {
+            stop.store(true, Relaxed);
+            answers = context.complete_again(vec![request], answers).await;
+        }
+        std::mem::forget(unrecorded);
+        failpoints::hit(Step::CompleteApplied);
+        match answers.pop() {
+            Some(answer) => completed(context, finished, answer),
+            // There is an answer to each request.
+            None => decided(finished, Verdict::Abandon),
+        }
+    }
+}
+
+/// Releases the claims of deliveries behind one at which their sequence has stopped. They use no attempt, and wait for nothing
+/// but their place in the order.
+pub(super) async fn release_behind<R: Runner>(context: &Context<R>, rest: Vec<Start>) -> Vec<Behind> {
+    let mut leases = Vec::new();
+    let mut claims = Vec::new();
+    let mut behind = Vec::with_capacity(rest.len());
+    for start in rest {
+        behind.push(match start {
+            Start::Run { work, claim, .. } | Start::Wait { work, claim } => {
+                claim.returned();
+                leases.extend(claim.lease());
+                claims.push(claim);
+                Behind { work, plan: None }
             }
-            Ok(Completion::Inserted) => {
-                context.count(Counter::ClaimLost, 1);
-                decided(finished, Verdict::Ack(Counter::Handled))
-            }
-            Ok(Completion::DoneByAnother) => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                decided(finished, Verdict::Ack(Counter::Handled))
-            }
-            Ok(Completion::HeldByAnother) => {
-                log_fenced(context, &finished.work);
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                ask_again(context, finished)
-            }
-            // The effect has happened and its record is uncertain: the message may run again.
-            Err(_) if context.giving_up.is_cancelled() => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                decided(finished, Verdict::Abandon)
-            }
-            Err(error) => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                // An answer about the record itself: it cannot be read.
-                let work = &finished.work;
-                tracing::error!(
-                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
-                    position = work.log_position(), message_id = work.log_id(), ?error,
-                    "completion unreadable; message held and may run again"
-                );
-                let after = context.config.retry.backoff.max;
-                decided(finished, Verdict::Again { after })
-            }
-        })
-        .collect()
+            Start::Known { work, outcome } => known_behind(work, outcome),
+        });
+    }
+    release_claims(context, leases).await;
+    claims.iter().for_each(|claim| claim.end());
+    behind
+}
+
+/// What is left to do with a delivery whose handler does not run, when it is its turn.
+fn known_behind(mut work: Work, outcome: Outcome) -> Behind {
+    let plan = match outcome {
+        Outcome::Decided(Verdict::Ack(counter)) => Some(Plan::Ack(counter)),
+        Outcome::Letter(reason, text) => Some(Plan::Letter(reason, text)),
+        Outcome::Exhausted(exhausted) => {
+            // Claimed for its letter: with the same token the claim recognises itself.
+            work.owner = Some(exhausted.lease.owner);
+            None
+        }
+        _ => None,
+    };
+    Behind { work, plan }
 }
 
 /// Whether a run that failed was the last one.
@@ -366,8 +453,24 @@ fn unprotected_failure<R>(
     }
 }
 
-async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
+/// Releases claims of which nothing has started. A suspect may be marked as started by now, and a mark that is left standing
+/// would cost it an attempt.
+async fn release_claims<R: Runner>(context: &Context<R>, leases: Vec<Lease>) {
+    if leases.is_empty() {
+        return;
+    }
     failpoints::hit(Step::ReleaseSent);
+    context
+        .until_known(leases, |batch| {
+            Box::pin(async move {
+                let call = context.store.release(&context.scope, &batch);
+                context.store_call("release unstarted claims", batch.len(), call).await
+            })
+        })
+        .await;
+}
+
+async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
     let leases: Vec<_> = unstarted
         .iter()
         .filter_map(|finished| finished.claim.as_ref().and_then(|claim| claim.lease()))
@@ -375,16 +478,6 @@ async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> V
     for finished in &unstarted {
         finished.claim.iter().for_each(|claim| claim.returned());
     }
-    // A suspect may be marked as started by now, and a mark that is left standing would cost it an attempt.
-    if !leases.is_empty() {
-        context
-            .until_known(leases, |batch| {
-                Box::pin(async move {
-                    let call = context.store.release(&context.scope, &batch);
-                    context.store_call("release unstarted claims", batch.len(), call).await
-                })
-            })
-            .await;
-    }
+    release_claims(context, leases).await;
     unstarted.into_iter().map(|finished| ask_again(context, finished)).collect()
 }
