@@ -143,10 +143,9 @@ impl Plan {
 
     /// True if first effects must come in the order of publication within an order key.
     pub(crate) fn keeps_order(&self) -> bool {
-        let one_life = |(_, trouble): &(Duration, Trouble)| {
-            !matches!(trouble, Trouble::Death { .. } | Trouble::Restart { .. })
-        };
-        self.config.ordering != Ordering::None && self.workers == 1 && self.troubles.iter().all(one_life)
+        // One that drains works beside its successor, and this broker gives both what comes next.
+        let one_by_one = |(_, trouble): &(Duration, Trouble)| !matches!(trouble, Trouble::Restart { .. });
+        self.config.ordering != Ordering::None && self.workers == 1 && self.troubles.iter().all(one_by_one)
     }
 }
 
