@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use futures_util::stream::{self, Stream, StreamExt};
 
 use super::config::{OnExhausted, Ordering};
@@ -249,17 +250,17 @@ pub(super) struct Completing<'c> {
 pub(super) fn start_completing<R>(
     context: &Context<R>,
     mut finished: Finished,
-) -> Result<Completing<'_>, Finished> {
+) -> Either<Completing<'_>, Finished> {
     let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
     let (Some(lease), Outcome::Succeeded(result)) = (lease, &mut finished.outcome) else {
-        return Err(finished);
+        return Either::Right(finished);
     };
     let result = result.take();
     let request = completion(context, &finished, lease, result);
     failpoints::hit(Step::CompleteSent);
     let sent = context.completions.start_send(vec![request.clone()]);
     let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
-    Ok(Completing { success: Success { finished, request }, sent, unrecorded })
+    Either::Left(Completing { success: Success { finished, request }, sent, unrecorded })
 }
 
 impl Completing<'_> {

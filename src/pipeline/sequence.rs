@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::time::Instant;
 
@@ -146,8 +146,8 @@ async fn turn<R: Runner>(context: &Context<R>, start: Start, is_last: bool) -> (
     }
     context.send(Event::Finished(ended));
     match start_completing(context, finished) {
-        Ok(completing) => (TurnEnd::Completing(completing), goes_on),
-        Err(finished) => (TurnEnd::Other(finished), goes_on),
+        Either::Left(completing) => (TurnEnd::Completing(completing), goes_on),
+        Either::Right(finished) => (TurnEnd::Other(finished), goes_on),
     }
 }
 

@@ -40,7 +40,9 @@ fn members_that_join_leave_pause_and_die_under_load_lose_nothing_and_keep_the_or
     });
     let took = began.elapsed();
     let ledger = ledger_of(&scene, produced);
-    assert!(excused.len() <= disturbances * 16, "{} keys were in flight", excused.len());
+    // A sequence of each partition may have been claimed.
+    let claimed = 16 + 64 * usize::try_from(PARTITIONS).expect("few partitions");
+    assert!(excused.len() <= disturbances * claimed, "{} keys were in flight", excused.len());
     ledger.verify(&excused);
     assert_eq!(ledger.out_of_order(), []);
     let (in_flight, twice) = (excused.len(), ledger.doubled().len());
