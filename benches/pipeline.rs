@@ -86,7 +86,7 @@ fn nine_of_ten_are_duplicates(bencher: Bencher<'_, '_>) {
 /// The cost of the broker and an empty loop without a pipeline: to be subtracted by the reader, not in the output.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn broker_alone(bencher: Bencher<'_, '_>) {
-    use onceward::{Consumer, Settlement};
+    use onceward::adapter::{Consumer, Settlement};
     bencher.counter(ItemsCount::new(MESSAGES)).with_inputs(|| broker(MESSAGES)).bench_local_values(
         |broker| {
             runtime().block_on(async {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 /// All that connects with a login decides by it whether the login may go without TLS.
 ///
 /// ```
-/// use onceward::is_local_host;
+/// use onceward::adapter::is_local_host;
 /// assert!(is_local_host("localhost") && is_local_host("127.8.0.1") && is_local_host("[::1]"));
 /// assert!(is_local_host("/var/run/postgresql"));
 /// assert!(!is_local_host("localhost.example.com") && !is_local_host("10.0.0.1"));
@@ -32,7 +32,7 @@ pub fn is_local_host(host: &str) -> bool {
 /// The host of `[PROTOCOL://]host[:port][/…]`, where an IPv6 address stands in brackets.
 ///
 /// ```
-/// use onceward::host_of;
+/// use onceward::adapter::host_of;
 /// assert_eq!(host_of("SASL_SSL://kafka.example:9093"), "kafka.example");
 /// assert_eq!(host_of("[::1]:9092"), "[::1]");
 /// ```

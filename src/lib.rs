@@ -57,7 +57,7 @@
 //!
 //! | term | is |
 //! |---|---|
-//! | delivery | one hand-over of a message by the broker; see [`Delivery`] |
+//! | delivery | one hand-over of a message by the broker; see [`Delivery`](adapter::Delivery) |
 //! | idempotency key | identifies the deliveries of the same message: [`Key`], taken by a [`KeySource`] |
 //! | scope | the consumer that the key belongs to: [`Scope`] |
 //! | claim | the exclusive right to run the handler for a key, held under a *lease* by an *owner token* |
@@ -94,7 +94,8 @@
     doc = "The guide is in `docs/guide`, and in this documentation where it is built with the feature `testing`."
 )]
 //!
-//! The traits that brokers and stores implement are in [`adapter`]; everything else is for users of a pipeline.
+//! The root has what a program with a pipeline names. What brokers and stores implement is in [`adapter`], and the records of a
+//! store are in [`store`].
 //!
 //! Crates: `onceward-rabbitmq`, `onceward-kafka`, `onceward-sqs` and `onceward-file` are sources and publishers;
 //! `onceward-redis`, `onceward-postgres` and `onceward-sqlite` are stores; `onceward-cli` is the program. Runnable examples are
@@ -105,7 +106,7 @@
 mod active_claim;
 pub mod adapter;
 mod cancellation;
-pub mod checkpoint;
+mod checkpoint;
 mod coalesce;
 mod consumer;
 pub mod dead_letter;
@@ -142,32 +143,26 @@ pub mod testing;
 pub mod telemetry;
 
 pub use cancellation::Cancellation;
-pub use checkpoint::{Checkpoint, CheckpointStore};
-pub use consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 pub use dead_letter::DeadLetters;
-pub use delivery::{Delivery, Settlement, Tag};
 pub use error::{Error, ErrorKind};
 pub use extract::{KeyExtractor, KeySource, KeyText};
 #[cfg(feature = "testing")]
 pub use handler::TestRun;
 pub use handler::{
-    FnHandler, Handled, Handler, HandlerError, HandlerFn, IntoReply, ResultExt, StatementFailure,
-    StatementParameter, TxFn, TxHandler, TxHandlerFn, Verdict, handler, handler_fn, tx_handler,
+    FnHandler, Handled, Handler, HandlerError, HandlerFn, IntoReply, ResultExt, TxFn, TxHandler, TxHandlerFn,
+    Verdict, handler, handler_fn, tx_handler,
 };
 #[cfg(feature = "tower")]
 pub use handler::{ServiceHandler, tower_handler};
-pub use hosts::{host_of, is_local_host};
 pub use janitor::{Janitor, purge_expired};
-pub use key::{Fingerprint, Fingerprinting, KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope};
-pub use message::{Defect, Message, MessageBuilder, Native, Position};
+pub use key::{Fingerprint, Fingerprinting, Key, KeyError, MAX_KEY_BYTES, Scope};
+pub use message::{Message, MessageBuilder, Position};
 pub use once::{Deduplicator, ExhaustedKey, HeldClaim, Once, OnceConfig, OnceError};
 pub use own_headers::{HeaderTrust, OwnHeaders, OwnSecrets};
 pub use pipeline::config::PipelineConfig;
 pub use pipeline::{Deduplicated, EffectivelyOnce, Pipeline, PipelineBuilder, Summary};
-#[cfg(unix)]
-pub use private_file::{open_private, private_path};
 pub use publisher::{GatheredPublisher, Outgoing, Publisher};
-pub use store::{Expiring, MemoryStore, SharedStore, Store, StoreAdmin, TransactionalStore};
+pub use store::{MemoryStore, SharedStore, Store, TransactionalStore};
 
 /// The name of this version, as recorded in stores and printed by the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -65,7 +65,7 @@ impl fmt::Display for Defect {
 /// a message is the same after a redrive.
 ///
 /// ```
-/// use onceward::Native;
+/// use onceward::adapter::Native;
 /// struct Properties { priority: u8 }
 /// let native = Native::new(Properties { priority: 3 });
 /// assert_eq!(native.get::<Properties>().map(|properties| properties.priority), Some(3));

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
-use onceward::is_local_host;
+use onceward::adapter::is_local_host;
 use url::Url;
 
 use crate::value::{Address, Credentials, HumanDuration};

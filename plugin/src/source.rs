@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::dead_letter::HEADER_ORIGIN;
 use onceward::pipeline::config::Ordering;
-use onceward::{CheckpointStore, Consumer, DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
+use onceward::{DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
 
 use crate::value::ByteCount;
 use crate::{Checked, Context, Exposure, Finding, Problem};

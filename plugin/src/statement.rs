@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use onceward::adapter::Consumer;
 use onceward::pipeline::Guarantee;
 use onceward::telemetry::Counters;
 use onceward::{
-    Consumer, DeadLetters, Error, KeyExtractor, Pipeline, PipelineBuilder, PipelineConfig, Scope,
-    SharedStore, Summary,
+    DeadLetters, Error, KeyExtractor, Pipeline, PipelineBuilder, PipelineConfig, Scope, SharedStore, Summary,
 };
 use tokio_util::sync::CancellationToken;
 

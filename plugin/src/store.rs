@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use onceward::{CheckpointStore, Error, StoreAdmin};
+use onceward::Error;
+use onceward::adapter::{CheckpointStore, StoreAdmin};
 
 use crate::outbox::AnyOutbox;
 use crate::statement::StatementStore;

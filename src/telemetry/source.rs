@@ -16,7 +16,7 @@ pub enum SourceState {
     Down(String),
 }
 
-/// How a source fares. An adapter shares one with the pipeline through [`Consumer::health`](crate::Consumer::health).
+/// How a source fares. An adapter shares one with the pipeline through [`Consumer::health`](crate::adapter::Consumer::health).
 ///
 /// ```
 /// use onceward::telemetry::{SourceHealth, SourceState};

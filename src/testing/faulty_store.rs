@@ -26,7 +26,8 @@ use crate::store::{
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use onceward::testing::{Fault, FaultyStore, Operation};
-/// use onceward::{MemoryStore, Scope, StoreAdmin};
+/// use onceward::adapter::StoreAdmin;
+/// use onceward::{MemoryStore, Scope};
 /// let store = FaultyStore::new(MemoryStore::new());
 /// store.next(Operation::Stats, Fault::Refused);
 /// let scope = Scope::parse("billing").unwrap();

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, FailRequest, Failure, Lease, RenewRequest,
     Renewal,
 };
 use onceward::testing::{MemoryInbox, MemoryPublisher, MemoryTransaction};
-use onceward::{Error, Key, Outgoing, Publisher, Scope, Store, StoreAdmin, TransactionalStore};
+use onceward::{Error, Key, Outgoing, Publisher, Scope, Store, TransactionalStore};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use onceward::adapter::{
+    Acker, Capabilities, Consumer, Delivery, FlowControl, Notice, Settled, Settlement, Tag,
+};
 use onceward::pipeline::config::Ordering;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
@@ -11,10 +14,7 @@ use onceward::store::{
     RenewRequest, Renewal, SharedCommit, StoreAdmin, StoreCapabilities,
 };
 use onceward::testing::{MemoryBroker, MemoryConsumer, MemoryInbox, MemoryPublisher, MemoryTransaction};
-use onceward::{
-    Acker, Capabilities, Consumer, Delivery, Error, FlowControl, Key, Notice, Scope, Settled, Settlement,
-    Store, Tag, TransactionalStore,
-};
+use onceward::{Error, Key, Scope, Store, TransactionalStore};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::bugs::{Bug, Planted};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{KeyState, ListQuery};
 use onceward::telemetry::{Counter, Counters};
 use onceward::testing::{
@@ -11,7 +12,7 @@ use onceward::testing::{
 };
 use onceward::{
     DeadLetters, Error, Key, KeyExtractor, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
-    StoreAdmin, Summary, handler_fn, tx_handler,
+    Summary, handler_fn, tx_handler,
 };
 use onceward_test_support::ledger::Produced;
 use tokio::task::JoinHandle;

@@ -8,6 +8,7 @@
 //! | `types` | a struct, enum or trait whose name another one has, outside tests |
 //! | `lengths` | a file of more than 400 lines, a function of more than 70 |
 //! | `layout` | an adapter without a file that the others of its role have; `name.rs` beside `name/` |
+//! | `root_exports` | a name that the root of `onceward` exports and `root_exports.txt` does not list, or the reverse |
 //!
 //! Known violations are counted in `exceptions.txt`, by check and subject. The count must be exact: a new violation fails, and
 //! so does an entry that is larger than needed, so that the list can only shrink. `TIDY_UPDATE=1 cargo test -p onceward-tidy`
@@ -21,6 +22,7 @@ mod layout;
 mod lengths;
 mod modules;
 mod paths;
+mod root_exports;
 mod sources;
 mod types;
 mod words;
@@ -52,6 +54,7 @@ fn violations(sources: &[Source], files: &[String]) -> Vec<Violation> {
     violations.extend(types::check(sources));
     violations.extend(lengths::check(sources));
     violations.extend(layout::check(files));
+    violations.extend(root_exports::check(sources, &root_exports::listed()));
     violations.sort();
     violations
 }

@@ -9,7 +9,8 @@ use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use onceward::{Consumer, MemoryStore, Scope};
+use onceward::adapter::Consumer;
+use onceward::{MemoryStore, Scope};
 use onceward_file::{FileConfig, FileConsumer, Format};
 
 #[tokio::main]
@@ -44,7 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         });
         while let Some(batch) = consumer.receive().await? {
-            let acks = batch.iter().map(|delivery| (delivery.tag, onceward::Settlement::Ack));
+            let acks = batch.iter().map(|delivery| (delivery.tag, onceward::adapter::Settlement::Ack));
             sender.send(acks.collect())?;
         }
         settler.await?;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::Error;
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
 use tokio::time::Instant;
 
 use crate::progress::ProgressHandle;

@@ -36,7 +36,7 @@ pub struct FileConfig {
     /// Whether to wait for more lines at the end of the file, and for the file itself; default false. Not for standard input.
     pub follow: bool,
     /// The maximum size of a line in bytes, without its ending, from 1; default 64 MiB. A longer line is delivered with
-    /// [`Defect::Oversize`](onceward::Defect::Oversize) and its first 1,024 bytes. The reader holds at most this much of one line
+    /// [`Defect::Oversize`](onceward::adapter::Defect::Oversize) and its first 1,024 bytes. The reader holds at most this much of one line
     /// in memory.
     pub max_message_bytes: u64,
     /// Whose `onceward-` headers are believed in raw lines: the same as the pipeline's. Default: all, since the file is under the

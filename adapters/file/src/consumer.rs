@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use async_trait::async_trait;
+use onceward::adapter::{Acker, Capabilities, CheckpointStore, Consumer, Delivery};
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Scope};
+use onceward::{Error, ErrorKind, Scope};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 

@@ -8,7 +8,7 @@ use onceward::{Error, ErrorKind};
 /// The error of `operation` ("read", "append to") on `path`.
 pub(crate) fn io(operation: &str, path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
-    // The reason why [`onceward::private_path`] rejected a link; it is not an error of the operating system.
+    // The reason why [`onceward::adapter::private_path`] rejected a link; it is not an error of the operating system.
     let own = error.get_ref().map(ToString::to_string);
     let (kind, what) = match error.kind() {
         Io::NotFound => (ErrorKind::Config, "there is no such file or directory; check the path"),

@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use onceward::{CheckpointStore, Error, Scope};
+use onceward::adapter::CheckpointStore;
+use onceward::{Error, Scope};
 
 use crate::config::FileConfig;
 use crate::error;

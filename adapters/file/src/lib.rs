@@ -1,7 +1,7 @@
 //! Files and standard input as a source for [`onceward`], and files as the destination of dead letters.
 //!
 //! [`FileConsumer`] delivers each line of a file as a message and saves, in a
-//! [`CheckpointStore`](onceward::CheckpointStore), the offset before which every line is settled. [`FilePublisher`]
+//! [`CheckpointStore`](onceward::adapter::CheckpointStore), the offset before which every line is settled. [`FilePublisher`]
 //! appends messages to files durably.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //! # Lines
 //! A line ends with `\n` or `\r\n`; its content may be any bytes. **An empty line is not a message** and is skipped.
 //! A line that exceeds the size limit, or is not a valid envelope in envelope format, is delivered with its
-//! [`Defect`](onceward::Defect). [`Position`](onceward::Position) is the byte offset of the line in this incarnation of the file.
+//! [`Defect`](onceward::adapter::Defect). [`Position`](onceward::Position) is the byte offset of the line in this incarnation of the file.
 //!
 //! A UTF-8 byte order mark at the beginning is dropped. Compressed files, text in UTF-16 or UTF-32 and other binary formats are
 //! recognised by their first bytes and refused, with a fix; none of their content is delivered.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use onceward::adapter::Defect;
 use onceward::own_headers::LETTER;
-use onceward::{Defect, Message, MessageBuilder, OwnHeaders, Position};
+use onceward::{Message, MessageBuilder, OwnHeaders, Position};
 
 use crate::config::Format;
 use crate::dead_letter;

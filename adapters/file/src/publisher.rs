@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use onceward::{Error, ErrorKind, Outgoing, Publisher, open_private};
+use onceward::adapter::open_private;
+use onceward::{Error, ErrorKind, Outgoing, Publisher};
 
 use crate::envelope;
 use crate::error;
@@ -30,7 +31,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// not written again if it is within the last 256 KiB of the file. On a file system without locks nothing is removed.
 ///
 /// A new file has mode 0600: dead letters contain payloads, headers and errors. An existing file keeps its mode. A symbolic link
-/// is followed as [`onceward::private_path`] says, and never to create a file.
+/// is followed as [`onceward::adapter::private_path`] says, and never to create a file.
 ///
 /// It removes nothing else, rotates no file, and creates no directories.
 #[derive(Clone, Debug, Default)]

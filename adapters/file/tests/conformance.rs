@@ -5,8 +5,9 @@ use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use onceward::adapter::CheckpointStore;
 use onceward::testing::broker::BrokerHarness;
-use onceward::{CheckpointStore, MemoryStore, Scope};
+use onceward::{MemoryStore, Scope};
 use onceward_file::{FileConfig, FileConsumer};
 
 /// A file in a directory of its own.

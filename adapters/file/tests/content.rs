@@ -6,7 +6,8 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use onceward::{CheckpointStore, Consumer, Error, ErrorKind, Settlement};
+use onceward::adapter::{CheckpointStore, Consumer, Settlement};
+use onceward::{Error, ErrorKind};
 use onceward_file::{FileConfig, FileConsumer, Format, backlog, check_content};
 use support::{Checkpoints, LIMIT, ack, append, end, file, follow, open_with, receive, scope, settle, texts};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Settlement};
+use onceward::adapter::{Consumer, Settlement};
 use support::{
     Checkpoints, ack, append, end, file, follow, open, receive, run_to_end, settle, texts, until_idle,
 };

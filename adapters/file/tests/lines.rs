@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 
-use onceward::{Consumer, Defect, ErrorKind, Message};
+use onceward::adapter::{Consumer, Defect};
+use onceward::{ErrorKind, Message};
 use onceward_file::{FileConfig, FileConsumer, Format};
 use support::{Checkpoints, ack, end, file, open, open_with, receive, scope, texts};
 
@@ -191,12 +192,12 @@ async fn a_call_dropped_while_the_store_saves_loses_nothing() {
     struct Hanging(std::sync::atomic::AtomicBool);
 
     #[async_trait::async_trait]
-    impl onceward::CheckpointStore for Hanging {
+    impl onceward::adapter::CheckpointStore for Hanging {
         async fn load_checkpoint(
             &self,
             _: &onceward::Scope,
             _: &str,
-        ) -> Result<Option<onceward::Checkpoint>, onceward::Error> {
+        ) -> Result<Option<onceward::adapter::Checkpoint>, onceward::Error> {
             Ok(None)
         }
 
@@ -204,7 +205,7 @@ async fn a_call_dropped_while_the_store_saves_loses_nothing() {
             &self,
             _: &onceward::Scope,
             _: &str,
-            _: &onceward::Checkpoint,
+            _: &onceward::adapter::Checkpoint,
         ) -> Result<(), onceward::Error> {
             if !self.0.swap(true, std::sync::atomic::Ordering::SeqCst) {
                 std::future::pending::<()>().await;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use onceward::{Consumer, Settled, Settlement};
+use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward_file::FileConfig;
 use support::{
     Checkpoints, LIMIT, ack, append, end, file, open, open_with, receive, run_to_end, settle, texts,

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use onceward::adapter::Consumer;
 use onceward::telemetry::SourceState;
 use onceward::{
-    Consumer, DeadLetters, ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline,
-    Summary, handler_fn,
+    DeadLetters, ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Summary,
+    handler_fn,
 };
 use onceward_file::{FileConfig, FilePublisher, Format};
 use support::{Checkpoints, append, file, open_with, scope};

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
+use onceward::adapter::Consumer;
+use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_file::{FileConfig, FilePublisher, Format};
 use support::{Checkpoints, LIMIT, ack, end, open_with, receive};
 

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::{Consumer, Settlement};
+use onceward::adapter::{Consumer, Settlement};
 use onceward_file::{FileConfig, FileConsumer};
 use support::{Checkpoints, ack, end, open, receive, settle, texts};
 

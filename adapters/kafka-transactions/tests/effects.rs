@@ -8,12 +8,13 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::adapter::{Consumer, StoreAdmin};
 use onceward::pipeline::config::{OnMismatch, OnMissingKey};
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState};
 use onceward::testing::{MemoryInbox, MemoryTransaction};
 use onceward::{
-    Consumer, ErrorKind, Handled, HandlerError, Key, KeyExtractor, KeySource, MemoryStore, Message, Scope,
-    Store, StoreAdmin, tx_handler,
+    ErrorKind, Handled, HandlerError, Key, KeyExtractor, KeySource, MemoryStore, Message, Scope, Store,
+    tx_handler,
 };
 use onceward_kafka_transactions::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};
 use rdkafka::message::{Header, OwnedHeaders};

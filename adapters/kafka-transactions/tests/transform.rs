@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onceward::{Consumer, ErrorKind, HandlerError, Message, Outgoing};
+use onceward::adapter::Consumer;
+use onceward::{ErrorKind, HandlerError, Message, Outgoing};
 use onceward_kafka::KafkaConfig;
 use onceward_kafka_transactions::{KafkaTransform, TransformConfig, TransformSummary};
 use rdkafka::mocking::MockCluster;

@@ -7,7 +7,7 @@ mod example;
 #[path = "../../kafka/tests/support/mod.rs"]
 mod support;
 
-use onceward::Consumer;
+use onceward::adapter::Consumer;
 use support::{LIMIT, Topic, take, text};
 use tokio_util::sync::CancellationToken;
 

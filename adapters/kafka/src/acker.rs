@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::Error;
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
 
 use crate::handle::Handle;
 use crate::retry::forwarder::RetryForwarder;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery, FlowControl, Notice};
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, ErrorKind, FlowControl, HeaderTrust, Notice};
+use onceward::{Error, ErrorKind, HeaderTrust};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -341,7 +342,7 @@ mod tests {
         let mut consumer = KafkaConsumer::open(config).await.unwrap();
         let received = tokio::time::timeout(LIMIT, consumer.receive()).await.expect("a record in time");
         let tag = received.unwrap().unwrap().remove(0).tag;
-        consumer.acker().settle(&[(tag, onceward::Settlement::Ack)]).await;
+        consumer.acker().settle(&[(tag, onceward::adapter::Settlement::Ack)]).await;
         let confirmed =
             || consumer.handle.with(|state| state.partitions.values().any(|own| own.confirmed == Some(1)));
         let waited = async {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use onceward::FlowControl;
+use onceward::adapter::FlowControl;
 
 use crate::handle::Handle;
 

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use onceward::Error;
+use onceward::adapter::Notice;
 use onceward::telemetry::SourceHealth;
-use onceward::{Error, Notice};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::config::TopicConfig;

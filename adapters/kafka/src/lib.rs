@@ -42,6 +42,9 @@ mod retry;
 mod start_offsets;
 mod state;
 
+/// The client crate, in the version whose `ClientConfig` `from_client` takes.
+pub use rdkafka;
+
 pub use config::{KafkaConfig, TopicConfig};
 pub use connection::KafkaConnection;
 pub use consumer::KafkaConsumer;

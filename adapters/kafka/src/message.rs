@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use onceward::adapter::{Defect, Native};
 use onceward::dead_letter::HEADER_TIMESTAMP;
 use onceward::own_headers::LETTER;
-use onceward::{Defect, Message, Native, OwnHeaders, Position};
+use onceward::{Message, OwnHeaders, Position};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _, OwnedHeaders, Timestamp};
 
 use crate::retry::copy::CopyHeaders;

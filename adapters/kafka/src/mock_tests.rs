@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Delivery, Settlement};
+use onceward::adapter::{Consumer, Delivery, Settlement};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};

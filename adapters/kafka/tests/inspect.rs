@@ -5,7 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use onceward::{Consumer, ErrorKind, Settlement};
+use onceward::ErrorKind;
+use onceward::adapter::{Consumer, Settlement};
 use onceward_test_servers::kafka::Kafka;
 use support::{Topic, take, until};
 

@@ -6,8 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Consumer, Settlement};
 use onceward::telemetry::SourceState;
-use onceward::{Consumer, ErrorKind, Outgoing, Publisher, Settlement};
+use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};

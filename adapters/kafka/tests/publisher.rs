@@ -4,7 +4,8 @@
 mod support;
 
 use bytes::Bytes;
-use onceward::{Consumer, ErrorKind, Outgoing, Publisher};
+use onceward::adapter::Consumer;
+use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_kafka::{KafkaConnection, KafkaPublisher};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Consumer, Settled, Settlement, Tag};
 use onceward::telemetry::SourceState;
-use onceward::{Consumer, Settled, Settlement, Tag};
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::{Kafka, Listener, Security};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
@@ -95,7 +95,7 @@ async fn a_partition_that_leaves_is_announced_and_commits_of_the_others_do_not_w
     let mut held = take(&mut first, 20).await;
     let second = KafkaConsumer::open(second).await.unwrap();
     let notice = tokio::time::timeout(LIMIT, notices.recv()).await.unwrap().unwrap();
-    let onceward::Notice::Leaving { epoch } = notice else { panic!("{notice:?}") };
+    let onceward::adapter::Notice::Leaving { epoch } = notice else { panic!("{notice:?}") };
     let leaving: Vec<_> = held.extract_if(.., |own| own.tag.epoch == epoch).collect();
     assert_eq!((leaving.len(), held.len()), (10, 10));
     let stays = usize::try_from(held[0].message.position().unwrap().partition).unwrap();

@@ -5,13 +5,13 @@ mod support;
 
 use std::time::Duration;
 
-use onceward::{Consumer, Settled, Settlement};
+use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::message::{Header, OwnedHeaders};
 use support::{Topic, take, text, transact, until};
 
-async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::Delivery]) {
+async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::adapter::Delivery]) {
     let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
     let results = consumer.acker().settle(&batch).await;
     assert!(results.iter().all(|result| matches!(result, Ok(Settled::Done))), "{results:?}");

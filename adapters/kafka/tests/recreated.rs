@@ -7,8 +7,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
 use onceward::telemetry::SourceState;
-use onceward::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Delivery, Settled, Settlement};
+use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::mocking::{MockCluster, MockCoordinator};

@@ -9,8 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use onceward::adapter::{Consumer, Settlement};
 use onceward::testing::broker::{BrokerHarness, deliveries, settlements};
-use onceward::{Consumer, Error, ErrorKind, Outgoing, Publisher, Settlement};
+use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use onceward_kafka::{KafkaConfig, KafkaConnection, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};

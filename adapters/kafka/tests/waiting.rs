@@ -6,7 +6,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Delivery, OwnHeaders, OwnSecrets, Settled, Settlement};
+use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
+use onceward::{OwnHeaders, OwnSecrets};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
 use rdkafka::message::{Header, OwnedHeaders};
 use support::{Topic, create, create_with, take, text, until};

@@ -1,7 +1,8 @@
 //! Stores the checkpoints of sources without a broker.
 
 use async_trait::async_trait;
-use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
+use onceward::adapter::{Checkpoint, CheckpointStore};
+use onceward::{Error, ErrorKind, Scope};
 use sqlx::{AssertSqlSafe, Row, query};
 
 use crate::row;

@@ -7,7 +7,8 @@
 //!
 //! ```no_run
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use onceward::{Key, Scope, StoreAdmin};
+//! use onceward::adapter::StoreAdmin;
+//! use onceward::{Key, Scope};
 //! use onceward_postgres::{PgConfig, PgStore};
 //!
 //! let store = PgStore::open(PgConfig::new("postgres://worker@127.0.0.1/shop")).await?;
@@ -54,6 +55,9 @@ mod transaction;
 
 #[cfg(feature = "plugin")]
 pub mod plugin;
+
+/// The client crate, in the version whose pool `from_client` takes and whose queries run in a handler's transaction.
+pub use sqlx;
 
 pub use commit_together::EffectOutcome;
 pub use config::{PgConfig, PgOptions};

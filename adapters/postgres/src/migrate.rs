@@ -1,6 +1,7 @@
 //! Applies migrations of the schema, and checks its version before use.
 
-use onceward::{Error, ErrorKind, KEY_FORMAT};
+use onceward::adapter::KEY_FORMAT;
+use onceward::{Error, ErrorKind};
 use onceward_migrations::{latest, postgres};
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row, query};
 

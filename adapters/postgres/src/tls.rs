@@ -1,6 +1,7 @@
 //! TLS policy: a login is sent to another host over verified TLS only.
 
-use onceward::{Error, ErrorKind, is_local_host};
+use onceward::adapter::is_local_host;
+use onceward::{Error, ErrorKind};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Entropy, KeyState,
 };
-use onceward::{Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

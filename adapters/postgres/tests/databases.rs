@@ -5,10 +5,11 @@
 #[path = "support/store.rs"]
 mod support;
 
+use onceward::adapter::{Expiring, StoreAdmin};
 use onceward::outbox::{Relay, RelayConfig};
 use onceward::store::{Claim, Commit, Completion, FailRequest, Failure, TransactionalStore};
 use onceward::testing::MemoryPublisher;
-use onceward::{Expiring, Outgoing, Store, StoreAdmin};
+use onceward::{Outgoing, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use std::sync::Arc;

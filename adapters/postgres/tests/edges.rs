@@ -5,10 +5,11 @@
 #[path = "support/store.rs"]
 mod support;
 
+use onceward::Store;
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Burial, BuryRequest, Claim, ClaimRequest, Completion, FailRequest, MAX_GENERATION, OwnerToken, Reason,
 };
-use onceward::{Store, StoreAdmin};
 use onceward_test_servers::postgres::Postgres;
 use support::{TTL, completion, lease, requests, scope, store_at, terms};
 

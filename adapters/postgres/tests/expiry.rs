@@ -9,7 +9,7 @@ mod rows;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::Expiring;
+use onceward::adapter::Expiring;
 use onceward_test_servers::postgres::Postgres;
 
 use rows::{expire, store_in, workers_for};

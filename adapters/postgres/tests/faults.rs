@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion, Entropy, KeyState, Lease,
     TransactionalStore,
 };
-use onceward::{Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::proxy::Proxy;

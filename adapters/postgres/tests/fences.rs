@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Expiring, StoreAdmin};
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, Entropy};
-use onceward::{Expiring, Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};

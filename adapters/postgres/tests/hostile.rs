@@ -10,6 +10,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::adapter::{Checkpoint, CheckpointStore, Expiring, StoreAdmin};
 use onceward::outbox::{OutboxStore, Relay, RelayConfig};
 use onceward::store::{
     BuryRequest, Claim, Commit, Entropy, FailRequest, KeyMark, ListQuery, LogPartition, MarkRequest,
@@ -17,7 +18,7 @@ use onceward::store::{
     TransactionalStore,
 };
 use onceward::testing::MemoryPublisher;
-use onceward::{Checkpoint, CheckpointStore, Expiring, Outgoing, Store, StoreAdmin};
+use onceward::{Outgoing, Store};
 use onceward_postgres::{EffectOutcome, PgConfig, PgOptions, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::releases::MAJORS;

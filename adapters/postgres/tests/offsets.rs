@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState, LogPartition, MarkRequest,
     MarkedCommit, Ownership, PositionStore, TransactionalStore,
 };
-use onceward::{Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgConn, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::AssertSqlSafe;

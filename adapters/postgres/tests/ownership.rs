@@ -9,8 +9,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use onceward::adapter::Expiring;
 use onceward::store::AdviceLevel;
-use onceward::{Error, ErrorKind, Expiring, Outgoing, Store};
+use onceward::{Error, ErrorKind, Outgoing, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};

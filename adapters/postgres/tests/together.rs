@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState};
-use onceward::{HandlerError, Key, Scope, Store, StoreAdmin};
+use onceward::{HandlerError, Key, Scope, Store};
 use onceward_postgres::{EffectOutcome, PgConfig, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection as _};

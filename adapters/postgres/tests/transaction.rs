@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Entropy, KeyState, TransactionalStore,
 };
-use onceward::{Error, ErrorKind, Key, Scope, Store, StoreAdmin};
+use onceward::{Error, ErrorKind, Key, Scope, Store};
 use onceward_postgres::{PgOptions, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};

@@ -9,9 +9,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::Store;
+use onceward::adapter::Expiring;
+use onceward::adapter::KEY_FORMAT;
 use onceward::outbox::{Relay, RelayConfig};
 use onceward::testing::MemoryPublisher;
-use onceward::{Expiring, KEY_FORMAT, Store};
 use onceward_migrations::POSTGRES;
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::Channel;
-use onceward::{Acker, Error, Message, Settled, Settlement, Tag};
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
+use onceward::{Error, Message};
 use tokio::time::Instant;
 
 use crate::delay_queues::DelayQueues;

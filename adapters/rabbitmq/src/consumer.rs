@@ -8,8 +8,9 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
 #[cfg(doc)]
 use onceward::ErrorKind;
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery, Tag};
 use onceward::telemetry::SourceHealth;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error, Message, Tag};
+use onceward::{Error, Message};
 use tokio::sync::mpsc;
 
 use crate::acker::RabbitmqAcker;

@@ -56,6 +56,9 @@ mod sanitize;
 mod settle;
 mod subscription;
 
+/// The client crate, in the version whose connections and channels `from_client` and `from_channel` take.
+pub use lapin;
+
 pub use config::{RabbitmqConfig, RabbitmqQueueConfig};
 pub use connection::RabbitmqClient;
 pub use connection::endpoint::RabbitmqEndpoint;

@@ -7,7 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use lapin::message::Delivery;
 use lapin::types::{FieldTable, ShortString};
-use onceward::{Defect, Message, Native, OwnHeaders};
+use onceward::adapter::{Defect, Native};
+use onceward::{Message, OwnHeaders};
 
 use crate::format::header_values;
 use crate::format::native::{self, EXCHANGE, EXPIRATION, ROUTING_KEY, RabbitmqForm, USER_ID};

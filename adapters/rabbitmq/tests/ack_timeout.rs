@@ -9,11 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use onceward::adapter::{Consumer, Settled, Settlement, Tag};
 use onceward::telemetry::Counter;
-use onceward::{
-    Consumer, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Scope, Settled, Settlement,
-    Tag, handler_fn,
-};
+use onceward::{Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Scope, handler_fn};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};

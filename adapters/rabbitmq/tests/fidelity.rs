@@ -10,9 +10,10 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, ShortString};
+use onceward::adapter::{Consumer, Settlement};
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
-    OwnSecrets, Pipeline, Publisher, Scope, Settlement, handler_fn,
+    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders, OwnSecrets,
+    Pipeline, Publisher, Scope, handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;

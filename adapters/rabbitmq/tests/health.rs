@@ -5,8 +5,9 @@ mod support;
 
 use std::time::Duration;
 
+use onceward::adapter::Consumer;
 use onceward::telemetry::SourceState;
-use onceward::{Consumer, Outgoing, Publisher};
+use onceward::{Outgoing, Publisher};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqPublisher};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
+use onceward::adapter::{Consumer, Settlement};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
 use onceward::{
-    Consumer, ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline,
-    PipelineConfig, Publisher, Scope, Settlement, handler_fn,
+    ErrorKind, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, Pipeline, PipelineConfig,
+    Publisher, Scope, handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;

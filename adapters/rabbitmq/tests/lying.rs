@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use onceward::{Consumer, Defect, Error, ErrorKind};
+use onceward::adapter::{Consumer, Defect};
+use onceward::{Error, ErrorKind};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::lying::Liar;
 use onceward_test_servers::lying::amqp::{self, Lie};

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
+use onceward::adapter::{Consumer, Defect, Settlement};
 use onceward::dead_letter::HEADER_REASON;
 use onceward::telemetry::Counter;
 use onceward::{
-    Consumer, DeadLetters, Defect, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline,
-    PipelineConfig, Scope, Settlement, handler_fn,
+    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
+    handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;

@@ -200,8 +200,9 @@ async fn during_a_memory_alarm_consuming_goes_on_and_publishing_waits_bounded() 
         }
     }
     let deliveries = support::take(&mut consumer, 11).await;
-    let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, onceward::Settlement::Ack)).collect();
-    let acker = onceward::Consumer::acker(&consumer);
+    let batch: Vec<_> =
+        deliveries.iter().map(|delivery| (delivery.tag, onceward::adapter::Settlement::Ack)).collect();
+    let acker = onceward::adapter::Consumer::acker(&consumer);
     assert!(acker.settle(&batch).await.iter().all(Result::is_ok));
 
     broker.memory_alarm(false);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use lapin::ConnectionProperties;
 use lapin::types::AMQPValue;
-use onceward::{Acker, Consumer, ErrorKind, Settled, Settlement, Tag};
+use onceward::ErrorKind;
+use onceward::adapter::{Acker, Consumer, Settled, Settlement, Tag};
 use onceward_rabbitmq::{
     RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher, RabbitmqQueueConfig,
 };

@@ -3,7 +3,8 @@
 
 mod support;
 
-use onceward::{Consumer, ErrorKind, Publisher};
+use onceward::adapter::Consumer;
+use onceward::{ErrorKind, Publisher};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::{RabbitMq, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

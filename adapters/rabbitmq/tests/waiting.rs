@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Settled, Settlement, Tag};
+use onceward::adapter::{Consumer, Settled, Settlement, Tag};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};

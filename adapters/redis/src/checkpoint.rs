@@ -1,7 +1,8 @@
 //! Checkpoints: how far a source without a broker has been read.
 
 use async_trait::async_trait;
-use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Scope};
+use onceward::adapter::{Checkpoint, CheckpointStore};
+use onceward::{Error, ErrorKind, Scope};
 use redis::Value;
 
 use crate::command::codec::{ArgumentWriter, ReplyReader};

@@ -62,8 +62,8 @@ pub struct RedisOptions {
     pub wait_replicas: u32,
     /// The time limit for [`wait_replicas`](Self::wait_replicas); more than 0 and at most 10 min, default 1 s.
     pub wait_timeout: Duration,
-    /// The number of Redis keys, of any owner, that [`list`](onceward::StoreAdmin::list) and
-    /// [`stats`](onceward::StoreAdmin::stats) may scan before they fail; default 10 million.
+    /// The number of Redis keys, of any owner, that [`list`](onceward::adapter::StoreAdmin::list) and
+    /// [`stats`](onceward::adapter::StoreAdmin::stats) may scan before they fail; default 10 million.
     pub scan_limit: u64,
 }
 

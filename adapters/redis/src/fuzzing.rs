@@ -1,7 +1,8 @@
 //! Entry points of the fuzz targets; built for them and for tests only.
 
+use onceward::Key;
+use onceward::adapter::Checkpoint;
 use onceward::store::{Claim, ClaimRequest, KeyRecord, OwnerToken};
-use onceward::{Checkpoint, Key};
 
 use crate::checkpoint;
 use crate::command::ScriptCommand;

@@ -44,11 +44,11 @@
 //! would take 113 and 145 bytes.) The short forms keep no owner token: the fence, which is never issued twice, identifies the
 //! claim. Without a fingerprint, the age of a completion is rounded up by at most a tenth of its handler's run time.
 //!
-//! After [`forget`](onceward::StoreAdmin::forget) the fence stays for as long as the record would have lived, so that it grows
+//! After [`forget`](onceward::adapter::StoreAdmin::forget) the fence stays for as long as the record would have lived, so that it grows
 //! even if the server's clock is set back; after the TTL it grows with the clock.
 //!
 //! # Lists and statistics
-//! Redis has no index of keys. [`list`](onceward::StoreAdmin::list) and [`stats`](onceward::StoreAdmin::stats) scan **all** Redis keys
+//! Redis has no index of keys. [`list`](onceward::adapter::StoreAdmin::list) and [`stats`](onceward::adapter::StoreAdmin::stats) scan **all** Redis keys
 //! of all primaries with `SCAN`, 1,000 per step, and fail beyond [`scan_limit`](RedisOptions::scan_limit). Keys that are
 //! created or deleted in the meantime may be missed; while Redis resizes its table a key may be counted twice. They are for
 //! operators, not for each message.
@@ -74,6 +74,9 @@ mod store;
 
 #[cfg(feature = "plugin")]
 pub mod plugin;
+
+/// The client crate, in the version whose `Client` `from_client` takes.
+pub use redis;
 
 pub use config::{RedisConfig, RedisOptions};
 pub use endpoint::{ClientCertificate, PasswordProvider, RedisEndpoint, RedisServers};

@@ -6,8 +6,9 @@ mod support;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, KeyState, ListQuery};
-use onceward::{ErrorKind, Store, StoreAdmin};
+use onceward::{ErrorKind, Store};
 use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::RedisCluster;
 use support::{ConfigExt, assert_completed, claim, key, open, request, scope, slot, terms, work_through};

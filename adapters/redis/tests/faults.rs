@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, Completion};
-use onceward::{ErrorKind, Store, StoreAdmin};
+use onceward::{ErrorKind, Store};
 use onceward_redis::RedisStore;
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::redis::Redis;

@@ -3,8 +3,9 @@
 
 mod support;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{AdviceLevel, Completion};
-use onceward::{Error, ErrorKind, Store, StoreAdmin};
+use onceward::{Error, ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisOptions, RedisStore};
 use onceward_test_servers::redis::Redis;
 use onceward_test_servers::telling::all_told;

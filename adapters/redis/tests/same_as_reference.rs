@@ -8,11 +8,12 @@ mod support;
 use std::time::Duration;
 
 use bytes::Bytes;
+use onceward::adapter::StoreAdmin;
 use onceward::store::{
     BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, FailRequest, Failure, KeyRecord,
     Lease, OwnerToken, Reason, RedriveRequest, RenewRequest,
 };
-use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store, StoreAdmin};
+use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use onceward::{Error, ErrorKind, open_private, private_path};
+use onceward::adapter::{open_private, private_path};
+use onceward::{Error, ErrorKind};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
@@ -30,7 +31,7 @@ const MAX_BUSY_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SqliteConfig {
-    /// The file, a plain path in UTF-8. A symbolic link is followed as [`onceward::private_path`] says, and never to create a
+    /// The file, a plain path in UTF-8. A symbolic link is followed as [`onceward::adapter::private_path`] says, and never to create a
     /// file.
     pub path: PathBuf,
     /// Whether a missing file is created, with mode 0600; default true. Its directory must exist.

@@ -7,7 +7,8 @@
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let directory = tempfile::tempdir()?;
 //! # let path = directory.path().join("onceward.db");
-//! use onceward::{Key, Scope, StoreAdmin};
+//! use onceward::adapter::StoreAdmin;
+//! use onceward::{Key, Scope};
 //! use onceward_sqlite::{SqliteConfig, SqliteStore};
 //!
 //! let store = SqliteStore::open(SqliteConfig::new(path)).await?;
@@ -38,6 +39,9 @@ mod writer;
 
 #[cfg(feature = "plugin")]
 pub mod plugin;
+
+/// The client crate, in the version whose queries run in a handler's transaction.
+pub use sqlx;
 
 pub use clock::Clock;
 pub use config::SqliteConfig;

@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, RenewRequest, Renewal};
-use onceward::{Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_sqlite::{Clock, SqliteConfig, SqliteStore};
 
 const HOUR: Duration = Duration::from_secs(3_600);

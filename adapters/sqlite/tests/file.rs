@@ -5,11 +5,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use onceward::adapter::{Expiring, StoreAdmin};
 use onceward::store::{
     AdviceLevel, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion, Entropy, Lease,
     TransactionalStore,
 };
-use onceward::{ErrorKind, Expiring, Key, Scope, Store, StoreAdmin};
+use onceward::{ErrorKind, Key, Scope, Store};
 use onceward_sqlite::{SqliteConfig, SqliteStore};
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 

@@ -7,10 +7,11 @@ mod claimed;
 use std::time::Duration;
 
 use claimed::{FENCE, KEY, claimed, scope};
+use onceward::adapter::StoreAdmin as _;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, Claimed, Commit, CompleteRequest, OwnerToken};
 use onceward::{
-    Handled, Key, Message, MessageBuilder, Store as _, StoreAdmin as _, TestRun, TransactionalStore as _,
-    TxHandler as _, Verdict,
+    Handled, Key, Message, MessageBuilder, Store as _, TestRun, TransactionalStore as _, TxHandler as _,
+    Verdict,
 };
 use onceward_sqlite::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};

@@ -12,7 +12,8 @@ use aws_sdk_sqs::types::{
     DeleteMessageBatchRequestEntry as Delete,
 };
 use futures_util::stream::{self, StreamExt};
-use onceward::{Acker, Error, Settled, Settlement, Tag};
+use onceward::Error;
+use onceward::adapter::{Acker, Settled, Settlement, Tag};
 use tokio::time::Instant;
 
 use crate::config::{LONGEST_VISIBILITY, SqsQueueConfig};

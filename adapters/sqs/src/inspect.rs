@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName as Name;
-use onceward::{Capabilities, Error};
+use onceward::Error;
+use onceward::adapter::Capabilities;
 
 use crate::config::{LONGEST_VISIBILITY, SqsQueueConfig};
 use crate::error;

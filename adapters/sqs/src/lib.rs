@@ -61,6 +61,9 @@ mod publisher;
 mod receive;
 mod settle;
 
+/// The client crate, in the version whose `Client` `from_client` takes.
+pub use aws_sdk_sqs;
+
 pub use config::{SqsConfig, SqsQueueConfig};
 pub use connection::endpoint::SqsEndpoint;
 pub use consumer::SqsConsumer;

@@ -5,9 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use aws_sdk_sqs::types::{Message as Received, MessageSystemAttributeName as System};
 use bytes::Bytes;
+use onceward::adapter::{Defect, Native};
 use onceward::dead_letter::{HEADER_GENERATION, HEADER_ID, HEADER_MESSAGE_ID};
 use onceward::own_headers::LETTER;
-use onceward::{Defect, Message, MessageBuilder, Native, Position};
+use onceward::{Message, MessageBuilder, Position};
 
 use crate::config::SqsQueueConfig;
 use crate::format::native::{self, FACTS, SqsForm};

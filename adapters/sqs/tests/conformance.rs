@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
+use onceward::Error;
+use onceward::adapter::{Acker, Capabilities, Consumer, Delivery};
 use onceward::testing::broker::BrokerHarness;
-use onceward::{Acker, Capabilities, Consumer, Delivery, Error};
 use onceward_sqs::SqsConsumer;
 use onceward_test_servers::elasticmq::ElasticMq;
 

@@ -10,11 +10,9 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward::telemetry::{Counter, Counters};
-use onceward::{
-    Consumer, Error, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, Settled, Settlement, Summary,
-    handler_fn,
-};
+use onceward::{Error, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, Summary, handler_fn};
 use onceward_sqs::{SqsConsumer, SqsQueueConfig, SqsQueueStatus};
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::proxy::Proxy;

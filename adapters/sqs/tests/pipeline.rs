@@ -10,10 +10,11 @@ use std::time::Duration;
 use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::MessageAttributeValue;
 use bytes::Bytes;
+use onceward::adapter::Consumer;
 use onceward::pipeline::config::Ordering;
 use onceward::{
-    Consumer, DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders,
-    OwnSecrets, Pipeline, PipelineConfig, Publisher, Scope, handler_fn,
+    DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Outgoing, OwnHeaders, OwnSecrets,
+    Pipeline, PipelineConfig, Publisher, Scope, handler_fn,
 };
 use onceward_sqs::{SqsConsumer, SqsPublisher};
 use onceward_test_servers::elasticmq::ElasticMq;

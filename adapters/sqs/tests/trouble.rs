@@ -5,8 +5,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward::telemetry::SourceState;
-use onceward::{Consumer, Error, Outgoing, Publisher, Settled, Settlement};
+use onceward::{Error, Outgoing, Publisher};
 use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 use serde_json::json;
 use support::fake::{FakeSqs, Fault};

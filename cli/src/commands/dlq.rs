@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use onceward::adapter::{Consumer, Delivery, Settlement, StoreAdmin};
 use onceward::dead_letter::{
     HEADER_GENERATION, HEADER_ID, HEADER_KEY, HEADER_MAC, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON,
     HEADER_SCOPE,
 };
 use onceward::own_headers::LETTER;
 use onceward::store::{Reason, Redrive, RedriveRequest};
-use onceward::{Consumer, Delivery, HeaderTrust, Key, Message, Outgoing, Scope, Settlement, StoreAdmin};
+use onceward::{HeaderTrust, Key, Message, Outgoing, Scope};
 
 use crate::args::{DlqCommand, RedriveArgs};
 use crate::config::{self, Config, Lookup};

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use onceward::adapter::Consumer;
 use onceward::telemetry::Counters;
-use onceward::{Consumer, DeadLetters, Error, ErrorKind, PipelineConfig, Scope, Summary};
+use onceward::{DeadLetters, Error, ErrorKind, PipelineConfig, Scope, Summary};
 use onceward_plugin::{OpenStore, PipelineParts, ReadyPipeline};
 use tokio_util::sync::CancellationToken;
 

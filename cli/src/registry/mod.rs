@@ -13,8 +13,9 @@ mod own_headers;
 
 use std::sync::Arc;
 
+use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::store::Advice;
-use onceward::{CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Scope};
+use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Scope};
 use onceward_plugin::source::SourceParts;
 
 use crate::config::{Config, Contexts};

@@ -39,8 +39,8 @@ pub async fn an_ordered_source_keeps_the_order<H: BrokerHarness>(harness: &H) {
 /// Two messages never share a position, and a message keeps its position.
 pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &H) {
     let (case, deliveries) = Case::with(harness, 20).await;
-    let of = |deliveries: &[crate::Delivery]| -> HashSet<_> {
-        let pair = |delivery: &crate::Delivery| {
+    let of = |deliveries: &[crate::adapter::Delivery]| -> HashSet<_> {
+        let pair = |delivery: &crate::adapter::Delivery| {
             delivery
                 .message
                 .position()

@@ -1,4 +1,4 @@
-//! Checks of [`FlowControl`](crate::FlowControl), for consumers that offer it.
+//! Checks of [`FlowControl`](crate::adapter::FlowControl), for consumers that offer it.
 
 use super::BrokerHarness;
 use super::case::{Case, payloads, sorted, texts};

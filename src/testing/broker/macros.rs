@@ -1,6 +1,6 @@
 //! Macros that generate one test for each check.
 
-/// Makes one `#[tokio::test]` of each check of the [`Consumer`](crate::Consumer) and [`Acker`](crate::Acker) contracts.
+/// Makes one `#[tokio::test]` of each check of the [`Consumer`](crate::adapter::Consumer) and [`Acker`](crate::adapter::Acker) contracts.
 /// The argument is an expression that makes a fresh [`BrokerHarness`](crate::testing::broker::BrokerHarness); it may
 /// await. The calling crate needs `tokio` with the features `macros` and `rt-multi-thread`.
 #[macro_export]

@@ -13,8 +13,8 @@
 //! }
 //! ```
 //!
-//! [`Consumer`]: crate::Consumer
-//! [`Acker`]: crate::Acker
+//! [`Consumer`]: crate::adapter::Consumer
+//! [`Acker`]: crate::adapter::Acker
 
 mod case;
 pub mod deliveries;

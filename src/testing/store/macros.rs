@@ -130,7 +130,7 @@ macro_rules! store_conformance {
     };
 }
 
-/// Makes one `#[tokio::test]` of each check of the [`CheckpointStore`](crate::CheckpointStore) contract; see
+/// Makes one `#[tokio::test]` of each check of the [`CheckpointStore`](crate::adapter::CheckpointStore) contract; see
 /// [`store_conformance!`](crate::store_conformance).
 #[macro_export]
 macro_rules! checkpoint_store_conformance {

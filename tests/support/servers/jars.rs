@@ -3,15 +3,14 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, io};
+use std::{fs, io};
+
+use crate::cache::{FOLDER, cache_of_user};
 
 /// The folder with the jars of `dependencies` (group, artifact, version) and of all they need; fetched if this machine has
 /// none yet. `name` is the folder's, and says the version.
 pub(crate) fn jars(name: &str, dependencies: &[(&str, &str, &str)]) -> io::Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
-    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
-    fetched(&cache, name, "copy-dependencies", dependencies, |_| Ok(()))
+    fetched(&cache_of_user()?, name, "copy-dependencies", dependencies, |_| Ok(()))
 }
 
 /// The folder with the contents of one dependency's jar, prepared by `unpack`, which gets the folder as its argument. As
@@ -22,10 +21,7 @@ pub(crate) fn unpacked(
     unpack: impl Fn(&Path) -> io::Result<()>,
 ) -> io::Result<PathBuf> {
     // Other users cannot read root's home.
-    let cache = rustix::process::geteuid().is_root().then(|| PathBuf::from("/var/cache"));
-    let cache = cache.or_else(|| env::var_os("XDG_CACHE_HOME").map(PathBuf::from));
-    let cache = cache.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")));
-    let cache = cache.ok_or_else(|| io::Error::other("neither XDG_CACHE_HOME nor HOME is set"))?;
+    let cache = if rustix::process::geteuid().is_root() { "/var/cache".into() } else { cache_of_user()? };
     fetched(&cache, name, "unpack-dependencies", &[dependency], unpack)
 }
 
@@ -36,7 +32,7 @@ fn fetched(
     dependencies: &[(&str, &str, &str)],
     finish: impl Fn(&Path) -> io::Result<()>,
 ) -> io::Result<PathBuf> {
-    let cache = cache.join("onceward-tests");
+    let cache = cache.join(FOLDER);
     let place = cache.join(name);
     if place.exists() {
         return Ok(place);

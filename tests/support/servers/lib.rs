@@ -4,6 +4,7 @@
 //! A server belongs to the test that started it: it may be stopped, killed and restarted, and it ends with the test
 //! process, however that ends. A server that is not installed is a failure that says how to install it, never a pass.
 
+mod cache;
 pub mod certificates;
 pub mod elasticmq;
 mod jars;
@@ -14,6 +15,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod pubsub;
 pub mod rabbitmq;
 pub mod redis;
 pub mod releases;

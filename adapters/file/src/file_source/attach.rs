@@ -6,7 +6,8 @@ use std::os::unix::fs::{DirEntryExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use onceward::{Checkpoint, Error};
+use onceward::Error;
+use onceward::adapter::Checkpoint;
 
 use crate::error;
 use crate::file_source::incarnation::{self, FileChange, FileEvidence, FileHead, FileIdentity};

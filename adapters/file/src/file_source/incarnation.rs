@@ -7,7 +7,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use onceward::{Checkpoint, Error, ErrorKind};
+use onceward::adapter::Checkpoint;
+use onceward::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::line_mark::{Digest, KEPT_BYTES, LineMark};

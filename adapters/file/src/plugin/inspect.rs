@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use onceward::private_path;
+use onceward::adapter::private_path;
 use onceward_plugin::files::{io_words, writable_directory};
 use onceward_plugin::{Context, Finding};
 

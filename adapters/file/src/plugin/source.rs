@@ -6,10 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::pipeline::config::Ordering;
-use onceward::{
-    CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, Scope,
-};
+use onceward::{DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::ByteCount;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, SourceFacts, SourceParts,

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use onceward::{Checkpoint, CheckpointStore, Error, ErrorKind, Message, Scope, Settled, Settlement, Tag};
+use onceward::adapter::{Checkpoint, CheckpointStore, Settled, Settlement, Tag};
+use onceward::{Error, ErrorKind, Message, Scope};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 

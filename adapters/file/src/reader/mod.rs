@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use onceward::{Checkpoint, Error, Message};
+use onceward::adapter::Checkpoint;
+use onceward::{Error, Message};
 use tokio::sync::mpsc;
 
 use crate::config::FileConfig;

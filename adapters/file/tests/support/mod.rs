@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::{
-    Checkpoint, CheckpointStore, Consumer, Delivery, Error, ErrorKind, Scope, Settled, Settlement, Tag,
-};
+use onceward::adapter::{Checkpoint, CheckpointStore, Consumer, Delivery, Settled, Settlement, Tag};
+use onceward::{Error, ErrorKind, Scope};
 use onceward_file::{FileConfig, FileConsumer};
 
 /// Longer than anything here takes; a test that would hang fails instead.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use onceward::Delivery;
+use onceward::adapter::Delivery;
 
 /// The most records of one transaction.
 const MAX_PART: usize = 500;
@@ -112,7 +112,8 @@ fn total_bytes(deliveries: &[Delivery]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use onceward::{Message, Tag};
+    use onceward::Message;
+    use onceward::adapter::Tag;
 
     use super::*;
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use onceward::adapter::Delivery;
 use onceward::store::{MarkRequest, MarkedCommit, Ownership, PositionStore, Reason};
-use onceward::{Delivery, Error, ErrorKind, HandlerError, Message, Outgoing, Publisher, TxHandler, Verdict};
+use onceward::{Error, ErrorKind, HandlerError, Message, Outgoing, Publisher, TxHandler, Verdict};
 use onceward_kafka::KafkaPublisher;
 use tokio_util::sync::CancellationToken;
 

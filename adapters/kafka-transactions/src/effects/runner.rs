@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::adapter::{Consumer, Delivery, FlowControl};
 use onceward::store::PositionStore;
-use onceward::{Consumer, Delivery, Error, ErrorKind, FlowControl, Scope, TxHandler};
+use onceward::{Error, ErrorKind, Scope, TxHandler};
 use onceward_kafka::{KafkaConsumer, KafkaPublisher};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::{Acker, Delivery, Settlement, Tag};
+use onceward::adapter::{Acker, Delivery, Settlement, Tag};
 
 use crate::effects::partition_queues::PartitionQueues;
 use crate::effects::partition_worker::RecordOutcome;

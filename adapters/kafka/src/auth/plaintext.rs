@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use onceward::{Error, host_of, is_local_host};
+use onceward::Error;
+use onceward::adapter::{host_of, is_local_host};
 
 use crate::error;
 

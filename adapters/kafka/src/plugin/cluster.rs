@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use onceward::{Error, ErrorKind, host_of, is_local_host};
+use onceward::adapter::{host_of, is_local_host};
+use onceward::{Error, ErrorKind};
 use onceward_plugin::value::{Address, Credentials, Login};
 use onceward_plugin::{Checked, Context, Exposure, check};
 

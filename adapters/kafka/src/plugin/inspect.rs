@@ -1,7 +1,8 @@
 //! Inspects the topics and the group of `[source.kafka]` for `onceward check`.
 
+use onceward::Error;
+use onceward::adapter::Capabilities;
 use onceward::store::{Advice, AdviceLevel};
-use onceward::{Capabilities, Error};
 use onceward_plugin::{Context, Finding, SourcePlugin, source};
 
 use super::cluster::inspect_writable;

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::pipeline::config::Ordering;
-use onceward::{
-    CheckpointStore, Consumer, DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope,
-};
+use onceward::{DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceParts,

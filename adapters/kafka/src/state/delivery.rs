@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::{Delivery, Message, Outgoing, Settled, Settlement, Tag};
+use onceward::adapter::{Delivery, Settled, Settlement, Tag};
+use onceward::{Message, Outgoing};
 
 use crate::retention::OffsetGap;
 use crate::state::ConsumerState;

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::{Message, Outgoing, Settled, Settlement, Tag};
+use onceward::adapter::{Settled, Settlement, Tag};
+use onceward::{Message, Outgoing};
 
 use crate::config::TopicConfig;
 use crate::log_change::{LogChange, LogObservation};

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use onceward::{Consumer, Delivery};
+use onceward::adapter::{Consumer, Delivery};
 use onceward_kafka::{KafkaConfig, KafkaConsumer};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::Expiring;
+use onceward::adapter::Expiring;
 use onceward_postgres::PgStore;
 use onceward_test_servers::postgres::Postgres;
 use tokio_util::sync::CancellationToken;

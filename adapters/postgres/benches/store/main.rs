@@ -11,8 +11,9 @@ mod rows;
 
 use std::time::{Duration, Instant};
 
+use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, KeyState};
-use onceward::{Key, Scope, Store, StoreAdmin};
+use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 

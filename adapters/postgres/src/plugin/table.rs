@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onceward::{Error, is_local_host};
+use onceward::Error;
+use onceward::adapter::is_local_host;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use onceward::{HandlerError, Key, StatementFailure};
+use onceward::adapter::StatementFailure;
+use onceward::{HandlerError, Key};
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 
 /// The parameters, as error messages list them.

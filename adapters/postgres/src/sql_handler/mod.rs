@@ -4,10 +4,8 @@ use std::fmt;
 
 use crate::store::PgStore;
 use crate::transaction::PgTx;
-use onceward::{
-    Error, ErrorKind, Handled, HandlerError, Message, StatementFailure, StatementParameter,
-    TransactionalStore, TxHandler,
-};
+use onceward::adapter::{StatementFailure, StatementParameter};
+use onceward::{Error, ErrorKind, Handled, HandlerError, Message, TransactionalStore, TxHandler};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgConnection, PgTypeInfo, Postgres};

@@ -20,7 +20,7 @@ use sqlx::{
     TypeInfo as _, query,
 };
 
-use onceward::StatementParameter;
+use onceward::adapter::StatementParameter;
 
 /// The text before the statement is padded to this length, so that error positions can be corrected.
 pub(super) const BEFORE: usize = 128;

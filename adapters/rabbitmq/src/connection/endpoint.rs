@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
-use onceward::{Error, is_local_host};
+use onceward::Error;
+use onceward::adapter::is_local_host;
 use url::{Host, Url};
 
 use crate::error;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use lapin::Connection;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use onceward::{Error, ErrorKind, Message, Native, OwnHeaders};
+use onceward::adapter::Native;
+use onceward::{Error, ErrorKind, Message, OwnHeaders};
 use tokio::time::Instant;
 
 use self::delay_steps::{all_delays_ms, round_up_ms};

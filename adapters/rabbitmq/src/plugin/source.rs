@@ -4,10 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use onceward::{
-    CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders, Publisher,
-    Scope,
-};
+use onceward::adapter::{CheckpointStore, Consumer};
+use onceward::{DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,

@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
+use onceward::adapter::Native;
 use onceward::dead_letter::{HEADER_ID, HEADER_MESSAGE_ID, HEADER_PREFIX, HEADER_REASON};
-use onceward::{Error, Native, Outgoing, OwnHeaders};
+use onceward::{Error, Outgoing, OwnHeaders};
 
 use super::header_table::HeaderTable;
 use crate::error;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use onceward::Settlement;
+use onceward::adapter::Settlement;
 
 /// A settlement frame. Frames must be sent in the order in which they were created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortString};
-use onceward::{Message, Native, Settlement, Tag};
+use onceward::Message;
+use onceward::adapter::{Native, Settlement, Tag};
 use tokio::time::Instant;
 
 use crate::format::native::{RabbitmqForm, is_broker_header};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use onceward::{Message, Tag};
+use onceward::Message;
+use onceward::adapter::Tag;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use onceward::{Consumer, Delivery};
+use onceward::adapter::{Consumer, Delivery};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::rabbitmq::RabbitMq;
 

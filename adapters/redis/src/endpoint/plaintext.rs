@@ -1,6 +1,7 @@
 //! Refuses to send a login without TLS to another host.
 
-use onceward::{Error, ErrorKind, is_local_host};
+use onceward::adapter::is_local_host;
+use onceward::{Error, ErrorKind};
 use redis::ConnectionAddr;
 use url::Url;
 

@@ -6,7 +6,8 @@ pub(crate) mod batch;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use onceward::{Error, ErrorKind, KEY_FORMAT, Scope};
+use onceward::adapter::KEY_FORMAT;
+use onceward::{Error, ErrorKind, Scope};
 use redis::{Cmd, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
 

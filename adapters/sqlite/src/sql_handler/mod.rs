@@ -7,7 +7,8 @@ use std::fmt;
 
 use crate::store::SqliteStore;
 use crate::transaction::SqliteTx;
-use onceward::{Error, Handled, HandlerError, Message, StatementFailure, TransactionalStore, TxHandler};
+use onceward::adapter::StatementFailure;
+use onceward::{Error, Handled, HandlerError, Message, TransactionalStore, TxHandler};
 use sqlx::{AssertSqlSafe, query};
 
 use interrupt::Interrupt;

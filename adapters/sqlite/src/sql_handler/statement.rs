@@ -1,6 +1,6 @@
 //! Validates a SQL statement before SQLite compiles it: their number, the first keyword, the parameters.
 
-use onceward::StatementParameter;
+use onceward::adapter::StatementParameter;
 
 /// Keywords of statements that have an effect and do not end the transaction.
 const EFFECTS: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];

@@ -5,7 +5,7 @@ use std::fmt;
 use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_sqs::error::BoxError;
-use onceward::is_local_host;
+use onceward::adapter::is_local_host;
 use url::Url;
 
 /// Checks each request before it is signed, whatever the origin of its endpoint: the configuration, `AWS_ENDPOINT_URL`,

@@ -127,7 +127,7 @@ fn is_replaced(name: &str, outgoing: &Outgoing) -> bool {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use onceward::Native;
+    use onceward::adapter::Native;
 
     use super::*;
 

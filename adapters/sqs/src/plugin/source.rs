@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::pipeline::config::{OnMissingKey, Ordering};
 use onceward::pipeline::start_check;
 use onceward::store::{Advice, AdviceLevel};
-use onceward::{CheckpointStore, Consumer, DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
+use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{Address, HumanDuration};
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,

@@ -5,9 +5,10 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
+use onceward::adapter::Consumer;
 use onceward::retry::{Backoff, Jitter};
 use onceward::store::AdviceLevel;
-use onceward::{Consumer, DeadLetters, Error, ErrorKind, Scope, Verdict};
+use onceward::{DeadLetters, Error, ErrorKind, Scope, Verdict};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
