@@ -162,10 +162,11 @@ impl<W: Write + ?Sized> LineWriter<W> {
     /// Writes lines until one cannot be written; how many are, and why the next one is not. Without a reason: one of those left
     /// is cancelled, and none of them has begun.
     fn write_lines(&mut self, lines: &VecDeque<Line>) -> (usize, Option<io::Error>) {
-        if self.torn && !lines.is_empty() {
-            if let Err(cause) = self.end_torn_line(lines) {
-                return (0, Some(cause));
-            }
+        if self.torn
+            && !lines.is_empty()
+            && let Err(cause) = self.end_torn_line(lines)
+        {
+            return (0, Some(cause));
         }
         let mut ends = Vec::with_capacity(lines.len());
         let mut bytes = Vec::new();
