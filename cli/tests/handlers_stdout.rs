@@ -146,7 +146,7 @@ async fn a_run_cancelled_beforehand_writes_nothing() {
     assert_eq!(bytes, b"");
 }
 
-/// Counts writes and flushes, and keeps the first write waiting until it is told.
+/// Counts writes and flushes, and keeps each write waiting until the test drops the sender.
 struct Counting {
     calls: Arc<Mutex<Vec<String>>>,
     go: std::sync::mpsc::Receiver<()>,

@@ -246,7 +246,7 @@ pub(super) struct Completing<'c> {
     unrecorded: Unrecorded<'c>,
 }
 
-/// Sends the completion of a run that has succeeded under a claim; anything else comes back as it is.
+/// Sends the completion of a run that has succeeded under a claim; anything else is returned as it is.
 pub(super) fn start_completing<R>(
     context: &Context<R>,
     mut finished: Finished,

@@ -1,7 +1,7 @@
 //! Runs a sequence: consecutive deliveries of a lane, claimed together, whose handlers run one after the other.
 //!
 //! ```text
-//!  claims of one call ──▶ turn 1 ──▶ turn 2 ──▶ turn 3 ──▶ …      handlers, one at a time
+//!  claims of one call ──▶ turn 1 ──▶ turn 2 ──▶ turn 3 ──▶ …      handlers, one by one
 //!                           │ sent     │ sent     │ sent           completions, gathered and not waited for
 //!                           ▼          ▼          ▼
 //!                        durable?   durable?   durable? ──▶ settled in the order of the lane

@@ -41,7 +41,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// How many deliveries of a lane may be claimed together, if this is the first.
     fn longest_sequence(&self, first: &Work) -> usize {
-        // A handler in its completion's transaction shares transactions instead, and whoever observes changes nothing.
+        // A handler in its completion's transaction shares transactions instead; in observe mode nothing changes.
         let by_one = R::NEEDS_CLAIM || self.context.config.mode == Mode::Observe || self.breaker.is_open();
         if by_one || first.turn == Some(Turn::Alone) || !goes_on(&first.plan) {
             return 1;

@@ -1,6 +1,6 @@
 //! Writes payloads as lines to standard output: [`StdoutHandler`].
 
-mod lines;
+mod groups;
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use onceward::{Handled, Handler, HandlerError, Message};
 use tokio_util::sync::CancellationToken;
 
-use lines::Lines;
+use groups::LineGroups;
 
 /// Writes each payload and a line feed to standard output, and flushes before it completes the message. Messages that are ready
 /// together are written and flushed together.
@@ -24,7 +24,7 @@ use lines::Lines;
 /// fires, since nothing can be written any more.
 #[derive(Clone)]
 pub struct StdoutHandler {
-    out: Arc<Lines<dyn Write + Send>>,
+    out: Arc<LineGroups<dyn Write + Send>>,
     closed: CancellationToken,
 }
 
@@ -39,7 +39,7 @@ impl StdoutHandler {
 
     /// A handler that writes to `out`.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        Self { out: Arc::new(Lines::to(out)), closed: CancellationToken::new() }
+        Self { out: Arc::new(LineGroups::to(out)), closed: CancellationToken::new() }
     }
 
     /// Fires `token` when the reader has closed the pipe.

@@ -1,4 +1,4 @@
-//! Writes the lines that wait in groups, one write and one flush for each: [`Lines`].
+//! Writes the lines that wait in groups, one write and one flush for each: [`LineGroups`].
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -16,27 +16,27 @@ const FULL_PIPE_PAUSE: Duration = Duration::from_millis(10);
 const GROUP_BYTES: usize = 256 << 10;
 
 /// The lines that wait, and where they are written to. What comes in while a group is being written forms the next one.
-pub(super) struct Lines<W: ?Sized> {
+pub(super) struct LineGroups<W: ?Sized> {
     waiting: Mutex<Waiting>,
     out: Mutex<LineWriter<W>>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    lines: VecDeque<Line>,
+    lines: VecDeque<PendingLine>,
     /// A task writes, and looks for more before it ends.
     is_written: bool,
 }
 
 /// A payload on its way to the output.
-struct Line {
+struct PendingLine {
     message: Message,
     cancellation: Cancellation,
     written: oneshot::Sender<io::Result<()>>,
 }
 
-impl Line {
-    /// Its run was told to stop or has been dropped.
+impl PendingLine {
+    /// Its run was asked to stop or has been dropped.
     fn is_cancelled(&self) -> bool {
         self.cancellation.is_cancelled() || self.written.is_closed()
     }
@@ -47,35 +47,35 @@ impl Line {
     }
 }
 
-impl<W: Write + Send> Lines<W> {
+impl<W: Write + Send> LineGroups<W> {
     pub(super) fn to(out: W) -> Self {
         Self { waiting: Mutex::default(), out: Mutex::new(LineWriter { torn: false, to: out }) }
     }
 }
 
-impl<W: Write + Send + ?Sized + 'static> Lines<W> {
+impl<W: Write + Send + ?Sized + 'static> LineGroups<W> {
     /// Writes the payload and a line feed, and flushes. A line that has begun is completed, whatever happens to the future.
     pub(super) async fn write(self: &Arc<Self>, message: Message) -> io::Result<()> {
         let (written, answer) = oneshot::channel();
         let cancellation = message.cancellation();
         let is_first = {
             let mut waiting = self.waiting.lock();
-            waiting.lines.push_back(Line { message, cancellation, written });
+            waiting.lines.push_back(PendingLine { message, cancellation, written });
             !std::mem::replace(&mut waiting.is_written, true)
         };
         if is_first {
-            let turn = Turn { lines: Arc::clone(self), is_over: false };
+            let task = GroupTask { lines: Arc::clone(self), is_over: false };
             // A slow reader blocks this thread, not one of the runtime.
-            tokio::task::spawn_blocking(move || turn.write_all());
+            tokio::task::spawn_blocking(move || task.write_all());
         }
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the task that writes has ended")))
     }
 
     /// The next lines, about [`GROUP_BYTES`] of them.
-    fn next_group(&self) -> VecDeque<Line> {
+    fn next_group(&self) -> VecDeque<PendingLine> {
         let mut waiting = self.waiting.lock();
         let mut bytes = 0;
-        let longer = |line: &Line| {
+        let longer = |line: &PendingLine| {
             bytes += line.message.payload().len() + 1;
             bytes > GROUP_BYTES
         };
@@ -87,13 +87,13 @@ impl<W: Write + Send + ?Sized + 'static> Lines<W> {
 }
 
 /// The right to write. Given up with the task that has it: lines that wait then are not written.
-struct Turn<W: ?Sized> {
-    lines: Arc<Lines<W>>,
-    /// Nothing waits, and the next line begins another turn.
+struct GroupTask<W: ?Sized> {
+    lines: Arc<LineGroups<W>>,
+    /// Nothing waits, and the next line starts another task.
     is_over: bool,
 }
 
-impl<W: Write + Send + ?Sized + 'static> Turn<W> {
+impl<W: Write + Send + ?Sized + 'static> GroupTask<W> {
     fn write_all(mut self) {
         let mut out = self.lines.out.lock();
         loop {
@@ -107,7 +107,7 @@ impl<W: Write + Send + ?Sized + 'static> Turn<W> {
     }
 }
 
-impl<W: ?Sized> Drop for Turn<W> {
+impl<W: ?Sized> Drop for GroupTask<W> {
     fn drop(&mut self) {
         if !self.is_over {
             *self.lines.waiting.lock() = Waiting::default();
@@ -124,7 +124,7 @@ struct LineWriter<W: ?Sized> {
 impl<W: Write + ?Sized> LineWriter<W> {
     /// Writes and answers all lines of a group. An error is that of the line which it has truncated or kept from beginning;
     /// those behind it are tried by themselves.
-    fn write_group(&mut self, mut group: VecDeque<Line>) {
+    fn write_group(&mut self, mut group: VecDeque<PendingLine>) {
         while !group.is_empty() {
             let mut left = VecDeque::with_capacity(group.len());
             for line in group.drain(..) {
@@ -145,8 +145,8 @@ impl<W: Write + ?Sized> LineWriter<W> {
         }
     }
 
-    /// Lines are done when they are flushed.
-    fn flush(&mut self, lines: VecDeque<Line>) {
+    /// LineGroups are done when they are flushed.
+    fn flush(&mut self, lines: VecDeque<PendingLine>) {
         if lines.is_empty() {
             return;
         }
@@ -161,7 +161,7 @@ impl<W: Write + ?Sized> LineWriter<W> {
 
     /// Writes lines until one cannot be written; how many are, and why the next one is not. Without a reason: one of those left
     /// is cancelled, and none of them has begun.
-    fn write_lines(&mut self, lines: &VecDeque<Line>) -> (usize, Option<io::Error>) {
+    fn write_lines(&mut self, lines: &VecDeque<PendingLine>) -> (usize, Option<io::Error>) {
         if self.torn
             && !lines.is_empty()
             && let Err(cause) = self.end_torn_line(lines)
@@ -188,7 +188,7 @@ impl<W: Write + ?Sized> LineWriter<W> {
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 // A line that has begun is completed.
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
-                    if !self.torn && lines.iter().skip(count).any(Line::is_cancelled) {
+                    if !self.torn && lines.iter().skip(count).any(PendingLine::is_cancelled) {
                         return (count, None);
                     }
                     std::thread::sleep(FULL_PIPE_PAUSE);
@@ -200,7 +200,7 @@ impl<W: Write + ?Sized> LineWriter<W> {
     }
 
     /// The next line begins on a new one.
-    fn end_torn_line(&mut self, lines: &VecDeque<Line>) -> io::Result<()> {
+    fn end_torn_line(&mut self, lines: &VecDeque<PendingLine>) -> io::Result<()> {
         loop {
             match self.to.write(b"\n") {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -210,7 +210,7 @@ impl<W: Write + ?Sized> LineWriter<W> {
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
-                    if lines.iter().all(Line::is_cancelled) {
+                    if lines.iter().all(PendingLine::is_cancelled) {
                         return Err(cause);
                     }
                     std::thread::sleep(FULL_PIPE_PAUSE);
