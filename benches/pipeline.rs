@@ -12,7 +12,9 @@ use onceward::{
     Fingerprint, Fingerprinting, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline,
     PipelineConfig, Scope, handler_fn,
     pipeline::config::{OnExhausted, Policies},
+    telemetry::{Measure, Observer},
 };
+use prometheus_client::metrics::histogram::Histogram;
 
 const MESSAGES: usize = 100_000;
 
@@ -47,7 +49,32 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
+/// Telemetry as the program has it.
+struct Histograms(Vec<Histogram>);
+
+impl Histograms {
+    fn new() -> Self {
+        let histogram = |measure: &Measure| Histogram::new(measure.buckets().iter().copied());
+        Self(Measure::ALL.iter().map(histogram).collect())
+    }
+}
+
+impl Observer for Histograms {
+    fn observe(&self, measure: Measure, values: &[f64]) {
+        values.iter().for_each(|value| self.0[measure as usize].observe(*value));
+    }
+}
+
 fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
+    run_observed(bencher, distinct, fingerprint, None);
+}
+
+fn run_observed(
+    bencher: Bencher<'_, '_>,
+    distinct: usize,
+    fingerprint: bool,
+    observer: Option<Arc<dyn Observer>>,
+) {
     bencher
         .counter(ItemsCount::new(MESSAGES))
         .with_inputs(|| (broker(distinct), Arc::new(MemoryStore::new())))
@@ -57,11 +84,13 @@ fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
                 policies: Policies { on_exhausted: OnExhausted::Park, ..Policies::default() },
                 ..PipelineConfig::default()
             };
-            let pipeline = Pipeline::builder(scope(), broker.consumer(), store)
+            let mut pipeline = Pipeline::builder(scope(), broker.consumer(), store)
                 .keys([KeySource::MessageId])
-                .config(config)
-                .handler(handler_fn((), effect))
-                .expect("a valid configuration");
+                .config(config);
+            if let Some(observer) = &observer {
+                pipeline = pipeline.observer(Arc::clone(observer));
+            }
+            let pipeline = pipeline.handler(handler_fn((), effect)).expect("a valid configuration");
             let summary = runtime().block_on(pipeline.run(Default::default())).expect("a run");
             assert_eq!(summary.handled() as usize, distinct);
             assert_eq!((summary.handled() + summary.duplicates()) as usize, MESSAGES);
@@ -71,6 +100,12 @@ fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn distinct_keys(bencher: Bencher<'_, '_>) {
     run(bencher, MESSAGES, true);
+}
+
+/// To be compared with [`distinct_keys`]: the cost of histograms.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn distinct_keys_with_histograms(bencher: Bencher<'_, '_>) {
+    run_observed(bencher, MESSAGES, true, Some(Arc::new(Histograms::new())));
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1)]

@@ -26,6 +26,8 @@ pub(crate) struct ActiveClaim {
     epoch: Instant,
     deadline_us: AtomicU64,
     renewed_us: AtomicU64,
+    /// How long the run took, if that is measured.
+    ran_ns: AtomicU64,
     being_renewed: AtomicBool,
     state: AtomicU8,
     cancelled: Notify,
@@ -52,6 +54,7 @@ impl ActiveClaim {
             epoch,
             deadline_us: AtomicU64::new(u64::MAX),
             renewed_us: AtomicU64::new(0),
+            ran_ns: AtomicU64::new(0),
             being_renewed: AtomicBool::new(false),
             state: AtomicU8::new(RUNNING),
             cancelled: Notify::new(),
@@ -134,6 +137,23 @@ impl ActiveClaim {
     /// The handler has returned: it cannot be asked to stop any more. The lease is kept until the record is durable.
     pub(crate) fn returned(&self) {
         self.state.fetch_or(RETURNED, Ordering::AcqRel);
+    }
+
+    /// Notes how long the run took since `started`; nothing if that is not measured.
+    pub(crate) fn ran(&self, started: Option<Instant>) {
+        if let Some(started) = started {
+            let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+            self.ran_ns.store(nanos, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes how long the run took; `None` if there was no run, or it is not measured.
+    pub(crate) fn take_run_time(&self) -> Option<Duration> {
+        let nanos = self.ran_ns.load(Ordering::Relaxed);
+        (nanos > 0).then(|| {
+            self.ran_ns.store(0, Ordering::Relaxed);
+            Duration::from_nanos(nanos)
+        })
     }
 
     /// What it did was undone with the transaction that it shared, and it runs once more: it can be asked to stop again.

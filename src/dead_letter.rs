@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-
 pub use crate::headers::{
     HEADER_ATTEMPTS, HEADER_ERROR, HEADER_FIRST_AT, HEADER_GENERATION, HEADER_ID, HEADER_KEY, HEADER_LAST_AT,
     HEADER_LOST, HEADER_MAC, HEADER_MESSAGE_ID, HEADER_ORIGIN, HEADER_POSITION, HEADER_PREFIX, HEADER_REASON,
     HEADER_SCOPE, HEADER_TIMESTAMP,
 };
 use crate::key::{Key, Scope};
+pub use crate::letter_builder::LetterBuilder;
+use crate::letter_builder::millis;
 use crate::message::Message;
 use crate::own_headers::{LETTER, OwnHeaders};
 use crate::publisher::{Outgoing, Publisher};
@@ -78,61 +78,41 @@ impl DeadLetters {
         extent: Extent,
         own: &OwnHeaders,
     ) -> Outgoing {
-        let mut headers: Vec<(String, Bytes)> = message
-            .headers()
-            .filter(|(name, _)| !name.starts_with(HEADER_PREFIX))
-            .map(|(name, value)| (name.to_owned(), value.clone()))
-            .collect();
         let now = SystemTime::now();
-        let mut add = |name: &str, value: String| headers.push((name.to_owned(), value.into()));
-        add(HEADER_SCOPE, scope.to_string());
+        let mut letter = LetterBuilder::new(message).header(HEADER_SCOPE, scope.to_string());
         if let Some(key) = key {
-            add(HEADER_KEY, key.to_string());
+            letter = letter.header(HEADER_KEY, key.to_string());
         }
-        add(HEADER_GENERATION, why.generation.to_string());
-        add(HEADER_REASON, why.reason.to_string());
+        letter = letter.header(HEADER_GENERATION, why.generation.to_string()).reason(why.reason);
         if extent == Extent::All {
-            add(HEADER_ERROR, cut(&why.error, 1024).to_owned());
+            letter = letter.error(&why.error);
         }
         if extent != Extent::Needed {
-            add(HEADER_ATTEMPTS, why.attempts.to_string());
-            add(HEADER_LOST, why.lost.to_string());
-            add(HEADER_FIRST_AT, millis(now.checked_sub(why.first_age).unwrap_or(UNIX_EPOCH)).to_string());
-            add(HEADER_LAST_AT, millis(now).to_string());
-            if let Some(origin) = message.origin() {
-                add(HEADER_ORIGIN, origin.to_owned());
-            }
-            if let Some(position) = message.position() {
-                add(HEADER_POSITION, position.to_string());
-            }
+            let first = now.checked_sub(why.first_age).unwrap_or(UNIX_EPOCH);
+            letter = letter
+                .attempts(why.attempts)
+                .header(HEADER_LOST, why.lost.to_string())
+                .header(HEADER_FIRST_AT, millis(first).to_string())
+                .failed_at(now)
+                .origin();
         }
-        let own_id = letter_id(key, message, why);
         // Those that a publisher may add later must be present when it is sealed.
-        if let Some(id) = message.id().filter(|_| extent != Extent::Needed || own.seals()) {
-            headers.push((HEADER_MESSAGE_ID.to_owned(), Bytes::copy_from_slice(id)));
+        if extent != Extent::Needed || own.seals() {
+            letter = letter.message_id();
         }
         if let Some(at) = message.timestamp().filter(|_| own.seals()) {
-            headers.push((HEADER_TIMESTAMP.to_owned(), millis(at).to_string().into()));
+            letter = letter.header(HEADER_TIMESTAMP, millis(at).to_string());
         }
+        let own_id = letter_id(key, message, why);
+        let payload = (!message.has_null_payload()).then_some(&message.payload()[..]);
         let to_seal = || {
             let own_id = std::iter::once((HEADER_ID, own_id.as_bytes()));
-            headers.iter().map(|(name, value)| (name.as_str(), &value[..])).chain(own_id)
+            letter.headers().iter().map(|(name, value)| (name.as_str(), &value[..])).chain(own_id)
         };
-        let payload = (!message.has_null_payload()).then_some(&message.payload()[..]);
         if let Some((name, value)) = own.seal_parts(&LETTER, to_seal, payload) {
-            headers.push((name.to_owned(), value));
+            letter = letter.header(name, value);
         }
-        Outgoing {
-            destination: self.destination.clone(),
-            id: message.id().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default().to_owned(),
-            own_id,
-            order_key: message.order_key().cloned(),
-            headers,
-            payload: message.payload().clone(),
-            null_payload: message.has_null_payload(),
-            timestamp: message.timestamp(),
-            native: message.native().cloned(),
-        }
+        Outgoing { own_id, ..letter.to(self.destination.as_str()) }
     }
 }
 
@@ -168,18 +148,6 @@ fn payload_hash(message: &Message) -> String {
         hasher.update(b"null");
     }
     hasher.finalize().to_hex().to_string()
-}
-
-fn cut(text: &str, bytes: usize) -> &str {
-    let mut end = text.len().min(bytes);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-fn millis(at: SystemTime) -> u128 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 /// The content of our own headers on a delivery.
@@ -223,6 +191,15 @@ impl Provenance {
             return Self::Ours(Republished { key, generation: 0 });
         }
         Self::Ours(Republished { key, generation })
+    }
+}
+
+impl Outgoing {
+    /// True if the header `name` of [`headers`](Self::headers) is sent instead of that of the native form: trace context,
+    /// which names the run that publishes the message. A dead letter has it as it was.
+    pub fn replaces_native(&self, name: &str) -> bool {
+        let has = |name: &str| self.headers.iter().any(|(own, _)| own == name);
+        ["traceparent", "tracestate"].contains(&name) && has(name) && !has(HEADER_REASON)
     }
 }
 

@@ -124,7 +124,7 @@ mod planned {
 
     use super::Step;
 
-    struct Plan {
+    struct FailpointPlan {
         step: Step,
         action: Action,
         left: AtomicU32,
@@ -136,7 +136,7 @@ mod planned {
         Hang,
     }
 
-    static PLAN: OnceLock<Plan> = OnceLock::new();
+    static PLAN: OnceLock<FailpointPlan> = OnceLock::new();
 
     /// Takes a plan `STEP:N:ACTION`: at the Nth passing of the step, `abort` the process (no destructor runs),
     /// `panic`, or `hang` the thread forever. Only the first plan of a process counts.
@@ -162,7 +162,7 @@ mod planned {
             Some("hang") => Action::Hang,
             _ => return Err("a crash point's action is abort, panic or hang".into()),
         };
-        let _ = PLAN.set(Plan { step, action, left: AtomicU32::new(left) });
+        let _ = PLAN.set(FailpointPlan { step, action, left: AtomicU32::new(left) });
         Ok(())
     }
 

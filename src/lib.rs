@@ -126,6 +126,7 @@ mod headers;
 mod hosts;
 mod janitor;
 mod key;
+mod letter_builder;
 mod message;
 mod once;
 pub mod outbox;

@@ -113,7 +113,7 @@ pub struct Message {
     claim: Option<Arc<ActiveClaim>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Content {
     payload: Bytes,
     null_payload: bool,
@@ -190,6 +190,11 @@ impl Message {
         self.content.origin.as_deref()
     }
 
+    /// The same, for those that keep it beyond the message.
+    pub(crate) fn shared_origin(&self) -> Option<&Arc<str>> {
+        self.content.origin.as_ref()
+    }
+
     /// The time at which the message was made, according to the producer or broker.
     pub fn timestamp(&self) -> Option<SystemTime> {
         self.content.timestamp
@@ -219,6 +224,23 @@ impl Message {
     /// key.
     pub fn key(&self) -> Option<Key> {
         self.claim.as_ref().and_then(|claim| claim.key())
+    }
+
+    /// The same message for the same run, with `value` instead of all headers of this name, or without them. Names are
+    /// compared without regard to case, as for trace context.
+    ///
+    /// ```
+    /// use onceward::Message;
+    /// let message = Message::builder("pay 7").header("Traceparent", "old").build();
+    /// let message = message.with_header("traceparent", Some("new".into()));
+    /// assert_eq!(message.headers().map(|(_, value)| &value[..]).collect::<Vec<_>>(), [b"new"]);
+    /// ```
+    #[must_use]
+    pub fn with_header(&self, name: &str, value: Option<Bytes>) -> Self {
+        let mut content = (*self.content).clone();
+        content.headers.retain(|(own, _)| !own.eq_ignore_ascii_case(name));
+        content.headers.extend(value.map(|value| (name.into(), value)));
+        Self { content: Arc::new(content), claim: self.claim.clone() }
     }
 
     /// Which attempt this is, from 1. Attempts are counted in the store, not by the broker.

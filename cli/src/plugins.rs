@@ -13,6 +13,7 @@ register! {
         rabbitmq: Rabbitmq = onceward_rabbitmq if "rabbitmq",
         kafka: Kafka = onceward_kafka if "kafka",
         sqs: Sqs = onceward_sqs if "sqs",
+        pubsub: Pubsub = onceward_pubsub if "pubsub",
     }
     sources {
         file: File = onceward_file::plugin::Source,

@@ -20,9 +20,10 @@ pub const SQLITE: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../sqlite/0001_keys.sql") },
     Migration { version: 2, name: "outbox", sql: include_str!("../sqlite/0002_outbox.sql") },
     Migration { version: 3, name: "outbox_headers", sql: include_str!("../sqlite/0003_outbox_headers.sql") },
+    Migration { version: 4, name: "audit", sql: include_str!("../sqlite/0004_audit.sql") },
 ];
 
-/// The migrations of the Postgres schema. `@schema@` stands for the name of the schema, which contains all tables; their
+/// The migrations of the Postgres schema. `@schema@` is replaced by the name of the schema, which contains all tables; their
 /// names have no prefix.
 pub const POSTGRES: &[Migration] = &[
     Migration { version: 1, name: "keys", sql: include_str!("../postgres/0001_keys.sql") },
@@ -32,6 +33,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 5, name: "commit", sql: include_str!("../postgres/0005_commit.sql") },
     Migration { version: 6, name: "edges", sql: include_str!("../postgres/0006_edges.sql") },
     Migration { version: 7, name: "names", sql: include_str!("../postgres/0007_names.sql") },
+    Migration { version: 8, name: "audit", sql: include_str!("../postgres/0008_audit.sql") },
 ];
 
 /// The oldest version of the Postgres schema that a program must support to use the newest one: later migrations only add to

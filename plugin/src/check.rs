@@ -101,20 +101,22 @@ pub fn within<R: Reporter, N: PartialOrd + Copy + Debug>(
     Err(reporter.report(option, "is out of range", &fix))
 }
 
-/// Refuses a duration outside its range.
+/// Refuses a duration outside its range, which an adapter's configuration struct may give in the standard library's type.
 ///
 /// # Errors
 /// The problem.
-pub fn duration<R: Reporter>(
+pub fn duration<R: Reporter, D: Into<HumanDuration> + Copy>(
     reporter: &R,
     option: &str,
     duration: HumanDuration,
-    range: RangeInclusive<HumanDuration>,
+    range: RangeInclusive<D>,
 ) -> Result<(), R::Problem> {
-    if range.contains(&duration) {
+    let (shortest, longest): (HumanDuration, HumanDuration) =
+        ((*range.start()).into(), (*range.end()).into());
+    if (shortest..=longest).contains(&duration) {
         return Ok(());
     }
-    let fix = format!("write a duration from {} to {}", range.start(), range.end());
+    let fix = format!("write a duration from {shortest} to {longest}");
     Err(reporter.report(option, "is out of range", &fix))
 }
 

@@ -14,7 +14,8 @@
 //! | broker of the outbox relay | `[outbox.NAME]` | [`RelayPlugin`] |
 //!
 //! The implementing type *is* the table: [`table!`] declares it, its fields are the options, and their doc comments become the
-//! configuration reference. An option is therefore declared, checked and documented in one place, in the adapter's crate.
+//! configuration reference. Where the library's configuration struct has an option as well, the struct has its range and default as
+//! constants, which the table uses; `documentation::assert_documented` compares what both say with them.
 //!
 //! A plugin reports problems of the configuration as a [`Problem`]: key, problem and fix, never a value. The program
 //! adds file and line.
@@ -50,6 +51,8 @@ extern crate self as onceward_plugin;
 pub mod check;
 mod context;
 pub mod default;
+#[doc(hidden)]
+pub mod documentation;
 pub mod files;
 mod log_rule;
 mod memory;
@@ -70,7 +73,9 @@ pub use log_rule::LogRule;
 pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};
 pub use problem::{Checked, Exposure, Finding, Problem, sentence};
-pub use source::{Backlog, DeadLetterStatus, Letters, Place, SourceFacts, SourceParts, SourcePlugin};
+pub use source::{
+    Backlog, DeadLetterStatus, LetterTarget, Letters, Place, SourceFacts, SourceParts, SourcePlugin,
+};
 pub use statement::{PipelineParts, ReadyPipeline, StatementStore};
 pub use store::{HasStoreLimits, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin};
 pub use target::{RelayPlugin, Target, TargetPlugin};

@@ -32,6 +32,6 @@ impl StorePlugin for MemoryTable {
             return Err(Error::new(ErrorKind::Config, "inspect [store.memory]", what));
         }
         let store = Arc::new(MemoryStore::new());
-        Ok(OpenStore { checkpoints: store.clone(), store, statements: None, outbox: None })
+        Ok(OpenStore { checkpoints: store.clone(), store, audit: None, statements: None, outbox: None })
     }
 }

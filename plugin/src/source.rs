@@ -21,6 +21,11 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs: `rabbitmq:orders`.
     fn describe(&self, context: &Context<'_>) -> String;
 
+    /// The broker's name in OpenTelemetry's conventions for messaging; that of the table by default.
+    fn messaging_system(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What the defaults of other options depend on.
     fn facts(&self) -> SourceFacts;
 
@@ -79,6 +84,11 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`Error`] if one of the two cannot be used.
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error>;
+
+    /// Reading letters changes nothing about them and uses up nothing: a file, a Kafka topic. False by default.
+    fn reads_letters_freely(&self) -> bool {
+        false
+    }
 
     /// A publisher to the source's own system, for the outbox relay.
     ///
@@ -199,6 +209,22 @@ pub struct Letters {
 }
 
 impl Letters {
+    /// The two ends, apart.
+    pub fn split(self) -> (Box<dyn Consumer>, LetterTarget) {
+        (self.from, LetterTarget { to: self.to, destinations: self.destinations })
+    }
+}
+
+/// The end of a redrive that letters go to.
+#[derive(Clone)]
+pub struct LetterTarget {
+    /// The source.
+    pub to: Arc<dyn Publisher>,
+    /// As [`Letters::destinations`].
+    pub destinations: Vec<String>,
+}
+
+impl LetterTarget {
     /// Where `letter` goes.
     pub fn destination(&self, letter: &Message) -> String {
         let origin = letter.header(HEADER_ORIGIN).and_then(|origin| std::str::from_utf8(origin).ok());

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use onceward::adapter::Consumer;
 use onceward::pipeline::Guarantee;
-use onceward::telemetry::Counters;
+use onceward::telemetry::{Counters, Observer};
 use onceward::{
     DeadLetters, Error, KeyExtractor, Pipeline, PipelineBuilder, PipelineConfig, Scope, SharedStore, Summary,
 };
@@ -43,6 +43,8 @@ pub struct PipelineParts {
     pub config: PipelineConfig,
     /// Where dead letters go.
     pub dead_letters: Option<DeadLetters>,
+    /// Receives the measurements.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl PipelineParts {
@@ -50,8 +52,12 @@ impl PipelineParts {
     pub fn builder<S: SharedStore>(self, store: S) -> PipelineBuilder<S> {
         let builder =
             Pipeline::builder(self.scope, self.source, store).key_extractor(self.keys).config(self.config);
-        match self.dead_letters {
+        let builder = match self.dead_letters {
             Some(dead_letters) => builder.dead_letters(dead_letters),
+            None => builder,
+        };
+        match self.observer {
+            Some(observer) => builder.observer(observer),
             None => builder,
         }
     }

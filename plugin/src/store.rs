@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::Error;
-use onceward::adapter::{CheckpointStore, StoreAdmin};
+use onceward::adapter::{AuditLog, CheckpointStore, StoreAdmin};
 
 use crate::outbox::AnyOutbox;
 use crate::statement::StatementStore;
@@ -122,6 +122,8 @@ pub struct OpenStore {
     pub store: Arc<dyn StoreAdmin>,
     /// Keeps how far a source without a broker has been read.
     pub checkpoints: Arc<dyn CheckpointStore>,
+    /// Keeps what operators changed, where anything outlives this process.
+    pub audit: Option<Arc<dyn AuditLog>>,
     /// Runs `[handler.sql]` in the completion's transaction, where it can.
     pub statements: Option<Arc<dyn StatementStore>>,
     /// Keeps what handlers want published, where it can.

@@ -129,7 +129,7 @@ fn child<'a>(parent: &'a str, token: &str) -> serde_json::Result<Child<'a>> {
     let child = match opening {
         Some(b'{') => {
             let name = token.replace("~1", "/").replace("~0", "~");
-            json.deserialize_map(Member { name: &name })?
+            json.deserialize_map(MemberVisitor { name: &name })?
         }
         Some(b'[') => json.deserialize_seq(Item { index: index(token) })?,
         _ => {
@@ -146,11 +146,11 @@ fn index(token: &str) -> Option<usize> {
     token.parse().ok().filter(|_| is_index)
 }
 
-struct Member<'n> {
+struct MemberVisitor<'n> {
     name: &'n str,
 }
 
-impl<'de> Visitor<'de> for Member<'_> {
+impl<'de> Visitor<'de> for MemberVisitor<'_> {
     type Value = Child<'de>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -187,7 +187,7 @@ impl<'de> Visitor<'de> for Member<'_> {
 fn likeness(quoted: &str, wanted: &str) -> names::Likeness {
     if quoted.contains('\\') {
         // As bytes: a name may have half of a surrogate pair, and is no text then.
-        let name = serde_json::Deserializer::from_str(quoted).deserialize_bytes(Name(wanted));
+        let name = serde_json::Deserializer::from_str(quoted).deserialize_bytes(NameVisitor(wanted));
         // What cannot be decoded may be anything.
         return name.unwrap_or(names::Likeness::Alike);
     }
@@ -195,9 +195,9 @@ fn likeness(quoted: &str, wanted: &str) -> names::Likeness {
     names::likeness(name.as_bytes(), wanted)
 }
 
-struct Name<'n>(&'n str);
+struct NameVisitor<'n>(&'n str);
 
-impl Visitor<'_> for Name<'_> {
+impl Visitor<'_> for NameVisitor<'_> {
     type Value = names::Likeness;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::RelayCounts;
-use super::turn::Turn;
+use super::turn::RelayTurn;
 use super::{OutboxStore, TakeLimits};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Step, hit};
@@ -207,7 +207,7 @@ impl<S: OutboxStore> Relay<S> {
         let config = &self.config;
         let limits = TakeLimits { rows: config.batch, per_key: config.per_key, bytes: config.bytes };
         let Some((taken, rows)) = self.store.take(&limits).await? else { return Ok(Round::Idle) };
-        let turn = Turn::publish(rows, &*self.publisher.0, config.publish_timeout).await;
+        let turn = RelayTurn::publish(rows, &*self.publisher.0, config.publish_timeout).await;
         let whole = turn.failed_whole();
         let outcomes = turn.outcomes(|attempts| {
             let backoff = if whole { (TROUBLE, failures + 1) } else { (config.backoff, attempts) };

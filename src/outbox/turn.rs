@@ -18,13 +18,13 @@ const TURN: Duration = Duration::from_secs(2);
 
 /// The result of a turn.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct RelayTurn {
     pub(super) published: Vec<i64>,
     /// With the attempts that failed, this one included.
     pub(super) failed: Vec<(i64, u32, Error)>,
 }
 
-impl Turn {
+impl RelayTurn {
     /// Publishes rows, each once. A row that fails ends its order key's part in the turn, so that nothing overtakes it.
     pub(super) async fn publish(rows: Vec<OutboxRow>, publisher: &dyn Publisher, limit: Duration) -> Self {
         let mut turn = Self::default();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
 use super::guarantee::{Deduplicated, EffectivelyOnce};
+use super::measure::Measurer;
 use super::run::{Parts, run};
 use super::runnable::Pipeline;
 use super::runner::plain::Plain;
@@ -17,7 +18,7 @@ use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::{Handler, TxHandler};
 use crate::key::{Fingerprinting, Scope};
 use crate::store::{SharedStore, TransactionalStore};
-use crate::telemetry::Counters;
+use crate::telemetry::{Counters, Observer};
 
 /// Collects the parts of a [`Pipeline`].
 pub struct PipelineBuilder<S> {
@@ -26,6 +27,7 @@ pub struct PipelineBuilder<S> {
     store: S,
     keys: Option<KeyExtractor>,
     dead_letters: Option<DeadLetters>,
+    observer: Option<Arc<dyn Observer>>,
     config: PipelineConfig,
     set: Explicit,
 }
@@ -70,6 +72,7 @@ impl Pipeline<()> {
             store,
             keys: None,
             dead_letters: None,
+            observer: None,
             config: PipelineConfig::default(),
             set: Explicit::default(),
         }
@@ -102,6 +105,13 @@ impl<S: SharedStore> PipelineBuilder<S> {
     #[must_use]
     pub fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
         self.dead_letters = Some(dead_letters);
+        self
+    }
+
+    /// Receives the pipeline's measurements: times, attempts, ages of duplicates, outcomes by origin.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
         self
     }
 
@@ -201,7 +211,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             return Err(Error::new(
                 ErrorKind::Config,
                 "build this pipeline",
-                "the position is a key source, and retries come back at another position that nothing proves: give the \
+                "the position is a key source, and retries are redelivered at another position that nothing proves: give the \
                  source and the pipeline own headers with a secret, or name other key sources",
             ));
         }
@@ -220,6 +230,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             dead_letters: self.dead_letters,
             config: self.config,
             counters: Arc::new(Counters::default()),
+            measurer: Measurer::new(self.observer),
         })
     }
 }

@@ -11,11 +11,12 @@ use super::event::Event;
 use super::limits::LONGEST;
 use super::outcomes::{asked, concerns_the_store, not_what_died};
 use super::runner::Runner;
+use super::spans;
 use super::work::{Outcome, Plan, Start, Turn, Verdict, Work};
 use crate::active_claim::ActiveClaim;
 use crate::error::Error;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 /// Where the claims of a round come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,10 @@ pub(super) async fn claim<R: Runner>(
     }
     let requests = requests(context, &mut round);
     let sent = Instant::now();
+    measure_waits(context, &mut round, sent);
+    let spans = spans::claims(round.iter().filter(|work| work.key().is_some()).map(|work| &**work));
     let answers = if requests.is_empty() { Vec::new() } else { context.claim(&requests).await };
+    drop(spans);
     let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
     context.send(Event::Claimed { asked, again });
 
@@ -61,6 +65,15 @@ pub(super) async fn claim<R: Runner>(
         .collect();
     context.kept_alive.watch(&starts);
     starts
+}
+
+/// Notes how long deliveries have waited since their receipt, once for each.
+fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
+    if context.measurer.is_on() {
+        let arrivals = round.iter_mut().filter_map(|work| work.unclaimed_since.take());
+        let waits: Vec<_> = arrivals.map(|at| (now - at).as_secs_f64()).collect();
+        context.measurer.observe(Measure::QueueWait, &waits);
+    }
 }
 
 /// The outcome of a delivery without a claim.
@@ -120,7 +133,10 @@ fn answered<R: Runner>(
     }
     work.owner = None;
     work.store_tries = 0;
-    tracing::error!(%error, key = ?work.key(), "claim refused; message held");
+    tracing::error!(
+        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
+        position = work.log_position(), message_id = work.log_id(), %error, "claim refused; message held"
+    );
     known(work, Outcome::Decided(Verdict::Again { after: context.config.retry.backoff.max }))
 }
 
@@ -141,10 +157,16 @@ fn granted<R: Runner>(
         Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
             if observing =>
         {
+            if let Claim::Completed { age, .. } = claim {
+                context.measurer.duplicate(age);
+            }
             context.count(Counter::ObservedDuplicates, 1);
             return unprotected(context, work);
         }
-        Claim::Completed { .. } => Verdict::Ack(Counter::Duplicates),
+        Claim::Completed { age, .. } => {
+            context.measurer.duplicate(age);
+            Verdict::Ack(Counter::Duplicates)
+        }
         Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {
             None => Verdict::Ack(Counter::DuplicatesOfDead),
             Some(text) => {
@@ -200,7 +222,7 @@ fn start<R: Runner>(
     work.generation = claimed.generation;
     let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
     if claimed.lost > work.lost {
-        context.note_takeover(claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
+        context.note_takeover(&work, claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
         work.lost = claimed.lost;
         // It may have killed one process more than when its turn came.
         if work.turn != Some(Turn::Alone) {

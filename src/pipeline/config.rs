@@ -8,6 +8,7 @@ use crate::extract::KeySource;
 use crate::key::Fingerprinting;
 use crate::own_headers::OwnHeaders;
 use crate::retry::RetryPolicy;
+use crate::telemetry::Limits;
 
 /// What to do with a message that has no usable idempotency key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -299,6 +300,17 @@ impl PipelineConfig {
     /// How many deliveries of one partition may wait before it is paused.
     pub(crate) fn max_waiting_per_partition(&self) -> usize {
         self.max_waiting_per_partition.unwrap_or((self.max_in_flight / 2).max(1))
+    }
+
+    /// The limits that gauges are compared with.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            concurrency: self.concurrency,
+            in_flight: self.max_in_flight,
+            in_flight_bytes: self.max_in_flight_bytes,
+            waiting: self.max_waiting(),
+            ttl: self.ttl,
+        }
     }
 
     /// How often leases are renewed.

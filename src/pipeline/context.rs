@@ -14,7 +14,9 @@ use super::event::Event;
 use super::halt::Halt;
 use super::kept_alive::KeptAlive;
 use super::key_sources::KeyWarnings;
+use super::measure::Measurer;
 use super::takeovers::Takeovers;
+use super::work::InFlight;
 use crate::coalesce::Coalescer;
 use crate::consumer::Capabilities;
 use crate::dead_letter::{DeadLetters, HEADER_MAC};
@@ -34,6 +36,7 @@ pub(crate) struct Context<R> {
     pub(crate) config: PipelineConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) measurer: Measurer,
     pub(crate) completions: Coalescer<CompleteRequest, Completion>,
     pub(crate) kept_alive: KeptAlive,
     pub(crate) events: mpsc::UnboundedSender<Event>,
@@ -77,18 +80,20 @@ impl<R> Context<R> {
 
     /// Counts that the expired claim of another run was taken over, and logs it once. In a transaction its effect
     /// cannot have happened: `is_transactional`.
-    pub(crate) fn note_takeover(&self, key: Key, lost: u32, is_transactional: bool) {
+    pub(crate) fn note_takeover(&self, work: &InFlight, key: Key, lost: u32, is_transactional: bool) {
         let mut takeovers = self.takeovers.lock();
         if !takeovers.is_new(key, lost) {
             return;
         }
         drop(takeovers);
         self.count(Counter::Takeovers, 1);
+        let (scope, origin) = (&self.scope, work.message.origin());
+        let (position, message_id) = (work.log_position(), work.log_id());
         if is_transactional {
-            tracing::info!(%key, lost, "expired claim taken over");
+            tracing::info!(%scope, %key, origin, position, message_id, lost, "expired claim taken over");
         } else {
             tracing::warn!(
-                %key, lost,
+                %scope, %key, origin, position, message_id, lost,
                 "expired claim taken over; if its handler had started, the effect may happen twice"
             );
         }

@@ -146,6 +146,7 @@ async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Re
 
 fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
     if counter == Counter::DeadLettered {
+        context.measurer.dead_lettered(why.reason, why.attempts);
         let (scope, key, reason, error) = (&context.scope, work.log_key(), why.reason, &why.error);
         let (origin, position, message_id) = (work.message.origin(), work.log_position(), work.log_id());
         match context.log.letters.allow(&format!("{reason} {error}")) {

@@ -1,7 +1,7 @@
 //! Events sent to the dispatcher by intake, rounds and the settler: [`Event`].
 
 use super::breaker::{RunEnd, RunId};
-use super::work::{Behind, Turn, Verdict, Work};
+use super::work::{Behind, Footprint, Turn, Verdict, Work};
 use crate::key::{Fingerprint, Key};
 
 /// An event that the dispatcher acts on.
@@ -46,8 +46,7 @@ pub(crate) struct Report {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) generation: u32,
     pub(crate) lane: Option<u64>,
-    pub(crate) epoch: u64,
-    pub(crate) size: usize,
+    pub(crate) footprint: Footprint,
     pub(crate) turn: Option<Turn>,
     pub(crate) verdict: Verdict,
     pub(crate) again: Option<Work>,

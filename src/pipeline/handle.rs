@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::context::Context;
 use super::runner::Runner;
+use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::ActiveClaim;
 use crate::store::{RenewRequest, Renewal};
@@ -143,5 +145,5 @@ async fn run_in_time<R: Runner>(
     if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    R::run(context, work, claim, now).await
+    R::run(context, work, claim, now).instrument(spans::run(work, claim)).await
 }

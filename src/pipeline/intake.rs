@@ -13,6 +13,7 @@ use super::event::Event;
 use super::gate::Gate;
 use super::identity::{Identity, identify, without_key};
 use super::receipt::{Receipt, SettleQueue};
+use super::spans;
 use super::start_check::ready;
 use super::work::{InFlight, Plan, Work};
 use crate::consumer::{Consumer, Notice};
@@ -68,9 +69,14 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                     let now = Instant::now();
                     batch.iter().for_each(|(_, receipt)| context.kept_alive.hold(receipt.tag(), now));
                 }
+                let received = context.measurer.start();
                 let mut works = Vec::with_capacity(batch.len());
                 for (message, receipt) in batch {
-                    works.push(derive.work(&context, message, receipt).await);
+                    let mut work = derive.work(&context, message, receipt).await;
+                    work.unclaimed_since = received;
+                    work.receipt.set_span(context.measurer.span(&work.message));
+                    spans::note_key(&work);
+                    works.push(work);
                 }
                 gate.sent();
                 context.send(Event::Arrived(works));
@@ -187,6 +193,7 @@ impl Derive {
         Box::new(InFlight {
             lane: lane.unwrap_or_default(),
             size: message.size(),
+            batch: 0,
             message,
             receipt,
             plan,
@@ -208,6 +215,7 @@ impl Derive {
             in_doubt_since: None,
             not_before: Duration::ZERO,
             held_until: None,
+            unclaimed_since: None,
             waits: false,
         })
     }

@@ -9,7 +9,7 @@ use super::work::{Finished, Outcome, Work};
 use crate::error::{Error, ErrorKind};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
 use crate::store::Claim;
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 /// What a call for these claims shows about the store.
 pub(super) fn asked(round: &[Work], answers: &[Result<Claim, Error>]) -> Asked {
@@ -34,6 +34,7 @@ pub(super) fn concerns_the_store(error: &Error) -> bool {
 
 /// Turns runs that found the handler unavailable into claims to be released, and returns the outcomes for the breaker.
 pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended {
+    measure_runs(context, finished);
     let mut ended = Ended { count: finished.len(), ..Ended::default() };
     for Finished { work, outcome, .. } in finished {
         ended.suspects += usize::from(work.turn.is_some());
@@ -59,6 +60,28 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
         }
     }
     ended
+}
+
+/// Notes how long the handler ran, and at which attempt it succeeded.
+fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
+    if !context.measurer.is_on() {
+        return;
+    }
+    let (mut succeeded, mut failed, mut attempts) = (Vec::new(), Vec::new(), Vec::new());
+    for Finished { claim, outcome, .. } in finished {
+        let Some(claim) = claim else { continue };
+        let Some(took) = claim.take_run_time() else { continue };
+        match outcome {
+            Outcome::Failed(_) => failed.push(took.as_secs_f64()),
+            _ => succeeded.push(took.as_secs_f64()),
+        }
+        if matches!(outcome, Outcome::Succeeded(_) | Outcome::Committed) {
+            attempts.push(f64::from(claim.attempt()));
+        }
+    }
+    context.measurer.observe(Measure::HandlerSucceeded, &succeeded);
+    context.measurer.observe(Measure::HandlerFailed, &failed);
+    context.measurer.observe(Measure::Attempts, &attempts);
 }
 
 /// Whether a run that found the handler unavailable uses an attempt nevertheless: its effect may have happened, and so

@@ -4,8 +4,10 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use tracing::Span;
 
 use crate::delivery::{Settlement, Tag};
+use crate::telemetry::TRACE_TARGET;
 
 /// The duty to settle one delivery, exactly once: settling takes the receipt, so that doing it twice does not compile.
 /// Dropping it enqueues [`Settlement::Abandon`]: the broker delivers the message again.
@@ -14,14 +16,25 @@ use crate::delivery::{Settlement, Tag};
 pub(crate) struct Receipt {
     tag: Tag,
     queue: Option<Arc<SettleQueue>>,
+    /// The span of the delivery, until it is settled.
+    span: Span,
 }
 
 impl Receipt {
     /// Enqueues the settlement. It never waits; the settler flushes the queue in batches.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         if let Some(queue) = self.queue.take() {
-            queue.push(self.tag, settlement);
+            queue.push(self.tag, settlement, &self.span);
         }
+    }
+
+    pub(crate) fn set_span(&mut self, span: Span) {
+        self.span = span;
+    }
+
+    /// The span of the delivery; none by default.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// The adapter's name for the delivery.
@@ -33,16 +46,23 @@ impl Receipt {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
-            queue.push(self.tag, Settlement::Abandon);
+            queue.push(self.tag, Settlement::Abandon, &self.span);
         }
     }
+}
+
+/// Settlements, with the spans that end when the broker has them.
+#[derive(Debug, Default)]
+pub(crate) struct Settlements {
+    pub(crate) items: Vec<(Tag, Settlement)>,
+    pub(crate) spans: Vec<Span>,
 }
 
 /// Where receipts leave their settlements and the pipeline's settle task takes them from, in batches.
 /// It is bounded by the deliveries in flight: each leaves one entry.
 #[derive(Debug, Default)]
 pub(crate) struct SettleQueue {
-    waiting: Mutex<Vec<(Tag, Settlement)>>,
+    waiting: Mutex<Settlements>,
     arrived: Notify,
 }
 
@@ -54,19 +74,22 @@ impl SettleQueue {
 
     /// A receipt for the delivery `tag`. Called once for each delivery.
     pub(crate) fn receipt(self: &Arc<Self>, tag: Tag) -> Receipt {
-        Receipt { tag, queue: Some(Arc::clone(self)) }
+        Receipt { tag, queue: Some(Arc::clone(self)), span: Span::none() }
     }
 
-    fn push(&self, tag: Tag, settlement: Settlement) {
+    fn push(&self, tag: Tag, settlement: Settlement, delivery: &Span) {
         let mut waiting = self.waiting.lock();
-        waiting.push((tag, settlement));
-        if waiting.len() == 1 {
+        waiting.items.push((tag, settlement));
+        if !delivery.is_none() {
+            waiting.spans.push(tracing::info_span!(target: TRACE_TARGET, parent: delivery, "settle"));
+        }
+        if waiting.items.len() == 1 {
             self.arrived.notify_one();
         }
     }
 
     /// Takes all settlements that wait; empty if no settlement does.
-    pub(crate) fn take(&self) -> Vec<(Tag, Settlement)> {
+    pub(crate) fn take(&self) -> Settlements {
         std::mem::take(&mut self.waiting.lock())
     }
 
@@ -74,10 +97,10 @@ impl SettleQueue {
     ///
     /// # Cancel safety
     /// A dropped call takes nothing.
-    pub(crate) async fn next(&self) -> Vec<(Tag, Settlement)> {
+    pub(crate) async fn next(&self) -> Settlements {
         loop {
             let taken = self.take();
-            if !taken.is_empty() {
+            if !taken.items.is_empty() {
                 return taken;
             }
             self.arrived.notified().await;
@@ -96,7 +119,7 @@ mod tests {
         let (settled, dropped) = (queue.receipt(first), queue.receipt(second));
         drop(dropped);
         settled.settle(Settlement::Ack);
-        assert_eq!(queue.take(), [(second, Settlement::Abandon), (first, Settlement::Ack)]);
-        assert_eq!(queue.take(), []);
+        assert_eq!(queue.take().items, [(second, Settlement::Abandon), (first, Settlement::Ack)]);
+        assert_eq!(queue.take().items, []);
     }
 }

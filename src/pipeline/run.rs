@@ -20,6 +20,7 @@ use super::halt::Halt;
 use super::heartbeat;
 use super::intake::take_in;
 use super::kept_alive::KeptAlive;
+use super::measure::Measurer;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
@@ -27,14 +28,14 @@ use super::summary::Summary;
 use super::takeovers::Takeovers;
 use super::work::Work;
 use crate::coalesce::{CALLS_IN_FLIGHT, Coalescer, Terms};
-use crate::consumer::Consumer;
+use crate::consumer::{Acker, Consumer};
 use crate::dead_letter::DeadLetters;
 use crate::error::{Error, ErrorKind};
 use crate::extract::KeyExtractor;
 use crate::janitor::Janitor;
 use crate::key::Scope;
 use crate::store::{CompleteRequest, Completion, Store};
-use crate::telemetry::{Counter, Counters};
+use crate::telemetry::{Counter, Counters, Measure};
 
 /// The parts that a builder has collected.
 pub(crate) struct Parts {
@@ -45,6 +46,7 @@ pub(crate) struct Parts {
     pub(crate) dead_letters: Option<DeadLetters>,
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) measurer: Measurer,
 }
 
 /// Runs a pipeline in tasks of its own, so that no step of the protocol lives only in a future that the caller may drop.
@@ -73,6 +75,7 @@ async fn run_tasks<R: Runner>(
     let (context, consumer) = share(parts, runner, events_in, draining);
     let acker = consumer.acker();
     context.counters.set_store_up(true);
+    context.counters.set_limits(context.config.limits());
     context.counters.set_key_sources(context.keys.sources().map(ToString::to_string));
     if let Some(health) = consumer.health() {
         context.counters.set_source(health);
@@ -81,16 +84,7 @@ async fn run_tasks<R: Runner>(
     let gate = Gate::new();
     let finish = CancellationToken::new();
 
-    let helpers = (
-        Janitor::start(Arc::clone(&context.store), Arc::clone(&context.counters)),
-        Abort(
-            tokio::spawn(vital(
-                context.draining.clone(),
-                heartbeat::beat(Arc::clone(&context), Arc::clone(&acker)),
-            ))
-            .abort_handle(),
-        ),
-    );
+    let helpers = start_helpers(&context, &acker);
     let settlements = SettleQueue::new();
     let settler = tokio::spawn(vital(
         context.draining.clone(),
@@ -120,6 +114,7 @@ async fn run_tasks<R: Runner>(
     finish.cancel();
     let settled = settler.await.map_err(|error| ended("settle", &error));
     drop(helpers);
+    context.measurer.report(&context.counters);
     let (mut consumer, received) = received?;
     if let Err(error) = consumer.close().await {
         tracing::warn!(?error, "closing the source failed");
@@ -138,6 +133,17 @@ async fn run_tasks<R: Runner>(
     Ok(Summary { parked: counters.get(Counter::Parked), counters, abandoned_runs })
 }
 
+/// The tasks beside the deliveries; they end when the answer is dropped.
+fn start_helpers<R: Runner>(context: &Arc<Context<R>>, acker: &Arc<dyn Acker>) -> (Janitor, Abort, Abort) {
+    let report = context.measurer.clone().report_each_second(Arc::clone(&context.counters));
+    let heartbeat = heartbeat::beat(Arc::clone(context), Arc::clone(acker));
+    (
+        Janitor::start(Arc::clone(&context.store), Arc::clone(&context.counters)),
+        Abort(tokio::spawn(report).abort_handle()),
+        Abort(tokio::spawn(vital(context.draining.clone(), heartbeat)).abort_handle()),
+    )
+}
+
 /// What all tasks share, and the consumer, whose one owner is the intake.
 pub(super) fn share<R: Runner>(
     parts: Parts,
@@ -145,9 +151,9 @@ pub(super) fn share<R: Runner>(
     events: mpsc::UnboundedSender<Event>,
     draining: CancellationToken,
 ) -> (Arc<Context<R>>, Box<dyn Consumer>) {
-    let Parts { scope, consumer, store, keys, dead_letters, config, counters } = parts;
+    let Parts { scope, consumer, store, keys, dead_letters, config, counters, measurer } = parts;
     let context = Context {
-        completions: start_completions(&scope, &store, &config, &counters),
+        completions: start_completions(&scope, &store, &config, &counters, &measurer),
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
         kept_alive: KeptAlive::default(),
@@ -165,6 +171,7 @@ pub(super) fn share<R: Runner>(
         dead_letters,
         config,
         counters,
+        measurer,
     };
     (Arc::new(context), consumer)
 }
@@ -190,6 +197,9 @@ fn vital<T>(draining: CancellationToken, task: impl Future<Output = T>) -> impl 
 
 fn give_back<R>(context: &Context<R>, works: Vec<Work>) {
     context.count(Counter::GivenBack, works.len());
+    let mut ends = context.measurer.ends();
+    works.iter().for_each(|work| ends.add(&work.message, Counter::GivenBack));
+    drop(ends);
     drop(works);
 }
 
@@ -198,8 +208,10 @@ fn start_completions(
     store: &Arc<dyn Store>,
     config: &PipelineConfig,
     counters: &Arc<Counters>,
+    measurer: &Measurer,
 ) -> Coalescer<CompleteRequest, Completion> {
     let (scope, store, counters) = (scope.clone(), Arc::clone(store), Arc::clone(counters));
+    let measurer = measurer.clone();
     let terms = Terms {
         operation: "complete keys",
         max_batch: config.max_batch,
@@ -210,8 +222,9 @@ fn start_completions(
     };
     Coalescer::start(terms, move |batch: Vec<CompleteRequest>| {
         let (scope, store, counters) = (scope.clone(), Arc::clone(&store), Arc::clone(&counters));
+        let measurer = measurer.clone();
         async move {
-            let answers = store.complete(&scope, &batch).await;
+            let answers = measurer.timed(Measure::Complete, store.complete(&scope, &batch)).await;
             counters
                 .add(Counter::StoreErrors, answers.iter().filter(|answer| answer.is_err()).count() as u64);
             answers

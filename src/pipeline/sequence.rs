@@ -72,7 +72,7 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
                 Turned::Recorded(mut recorded) => match recorded.verdict {
                     Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => {
                         stopped = true;
-                        left.first = Some(settle_one(context, recorded));
+                        left.first = Some(settle_one(context, recorded, &mut context.measurer.ends()));
                     }
                     _ => {
                         stopped = matches!(recorded.verdict, Verdict::GiveBack { .. } | Verdict::Abandon);

@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::event::Event;
-use super::receipt::SettleQueue;
+use super::receipt::{SettleQueue, Settlements};
 use crate::coalesce::bounded;
 use crate::consumer::{Acker, Settled};
 use crate::delivery::{Settlement, Tag};
 use crate::failpoints::{self, Step};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 /// Flushes until `finish` fires and the queue is empty. A settlement that fails is repeated, after a growing pause and
 /// beside the others; after `finish` a few times more, and then it is left: the broker delivers the message again, and
@@ -29,13 +29,13 @@ pub(crate) async fn flush_all<R>(
     let mut tries = 0;
     let mut last_tries = 0;
     loop {
-        let mut batch = tokio::select! {
+        let Settlements { items: mut batch, spans } = tokio::select! {
             biased;
             batch = queue.next() => batch,
-            () = tokio::time::sleep_until(repeat_at), if !open.is_empty() => Vec::new(),
+            () = tokio::time::sleep_until(repeat_at), if !open.is_empty() => Settlements::default(),
             () = finish.cancelled(), if open.is_empty() => {
                 let rest = queue.take();
-                if rest.is_empty() {
+                if rest.items.is_empty() {
                     return;
                 }
                 rest
@@ -47,6 +47,7 @@ pub(crate) async fn flush_all<R>(
         }
         let count = batch.len();
         let failed = flush(&context, &*acker, batch).await;
+        drop(spans);
         context.send(Event::Flushed(count - failed.len()));
         if failed.is_empty() && open.is_empty() {
             tries = 0;
@@ -81,7 +82,8 @@ async fn flush<R>(
     }
     failpoints::hit(Step::AckSent);
     let limit = context.config.store_timeout;
-    let answers = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch)).await;
+    let call = bounded(limit, "settle deliveries", batch.len(), acker.settle(&batch));
+    let answers = context.measurer.timed(Measure::Settle, call).await;
     failpoints::hit(Step::AckApplied);
     let mut open = Vec::new();
     let mut failed = None;

@@ -11,7 +11,7 @@ use crate::coalesce::bounded;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 impl<R> Context<R> {
     /// The terms of every claim of this pipeline.
@@ -28,7 +28,8 @@ impl<R> Context<R> {
         failpoints::hit(Step::ClaimSent);
         let terms = self.terms();
         let call = self.store.claim(&self.scope, &terms, batch);
-        let answers = bounded(self.config.store_timeout, "claim keys", batch.len(), call).await;
+        let call = bounded(self.config.store_timeout, "claim keys", batch.len(), call);
+        let answers = self.measurer.timed(Measure::Claim, call).await;
         failpoints::hit(Step::ClaimApplied);
         self.count_errors(&answers);
         answers

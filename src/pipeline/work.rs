@@ -47,6 +47,8 @@ pub(crate) struct InFlight {
     pub(crate) again: bool,
     pub(crate) lane: Option<u64>,
     pub(crate) size: usize,
+    /// The number of the batch that it was received in; given by the dispatcher.
+    pub(crate) batch: u64,
     /// Kept while the outcome of a claim is unknown, so that its repeat recognises itself.
     pub(crate) owner: Option<OwnerToken>,
     /// Set while this delivery leads its key: copies that arrive meanwhile follow it.
@@ -74,8 +76,18 @@ pub(crate) struct InFlight {
     pub(crate) not_before: Duration,
     /// Set while another process holds its key: when that lease ends.
     pub(crate) held_until: Option<Instant>,
+    /// When it was received, until its key is claimed for the first time; kept only if there is an observer.
+    pub(crate) unclaimed_since: Option<Instant>,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,
+}
+
+/// The room that a delivery takes in the window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Footprint {
+    pub(crate) epoch: u64,
+    pub(crate) batch: u64,
+    pub(crate) size: usize,
 }
 
 /// How a suspect runs: a key of which claims have lapsed before.
@@ -105,6 +117,10 @@ pub(crate) enum Plan {
 }
 
 impl InFlight {
+    pub(crate) fn footprint(&self) -> Footprint {
+        Footprint { epoch: self.receipt.tag().epoch, batch: self.batch, size: self.size }
+    }
+
     pub(crate) fn key(&self) -> Option<Key> {
         match self.plan {
             Plan::Claim(key) => Some(key),

@@ -34,7 +34,8 @@ pub struct Outgoing {
     /// When the message was made, if that is to stay; otherwise the broker's time.
     pub timestamp: Option<SystemTime>,
     /// The message in the form of the broker it came from. A publisher of the same broker sends its headers and properties
-    /// unchanged; of `headers` it then adds those that start with `onceward-` and those that the native form lacks.
+    /// unchanged; of `headers` it then adds those that start with `onceward-` and those that the native form lacks, and
+    /// those of which [`replaces_native`](Self::replaces_native) is true instead of the native ones.
     pub native: Option<Native>,
 }
 

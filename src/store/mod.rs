@@ -1,5 +1,6 @@
 //! The durable record of keys: the traits [`Store`], [`StoreAdmin`] and [`Expiring`].
 
+mod audit;
 mod claim;
 pub mod memory;
 mod position;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use audit::{AuditEntry, AuditLog, AuditRecord};
 pub use claim::{
     Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Claimed, CompleteRequest, Completion, Exhausted,
     FailRequest, Failure, Lease, MAX_GENERATION, Reason, Redrive, RedriveRequest, RenewRequest, Renewal,

@@ -1,17 +1,29 @@
-//! Counters of a pipeline, under names that dashboards can rely on: [`Counters`], [`Counter`].
+//! Counters and measurements of a pipeline, under names that dashboards can rely on: [`Counters`], [`Observer`].
 
+mod gauges;
 mod handler;
+#[cfg(feature = "metrics")]
+mod metrics_bridge;
+mod observer;
 mod rate;
 mod source;
+mod span;
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+pub use gauges::{IntakePause, IntakePauses, Limits};
 pub use handler::HandlerState;
+#[cfg(feature = "metrics")]
+pub use metrics_bridge::MetricsObserver;
+pub use observer::{Measure, Observer};
 pub use rate::RateLimited;
 pub use source::{SourceHealth, SourceState};
+pub use span::{TRACE_TARGET, delivery_span};
 
 macro_rules! counters {
     ($(#[doc = $doc:literal] $variant:ident => $name:literal;)*) => {
@@ -129,6 +141,7 @@ pub struct Counters {
     handler: Mutex<HandlerState>,
     store_up: AtomicU64,
     expiry_lag_ms: AtomicU64,
+    gauges: gauges::Gauges,
     source: OnceLock<Arc<SourceHealth>>,
     key_sources: OnceLock<Box<[(String, AtomicU64)]>>,
 }
@@ -251,6 +264,52 @@ impl Counters {
 
     pub(crate) fn set_store_up(&self, up: bool) {
         self.store_up.store(u64::from(up), Ordering::Relaxed);
+    }
+
+    /// Deliveries that are being claimed or handled.
+    pub fn running(&self) -> u64 {
+        self.gauges.running()
+    }
+
+    /// True while the circuit breaker of the handler is open: single messages probe the handler.
+    pub fn is_breaker_open(&self) -> bool {
+        self.gauges.is_breaker_open()
+    }
+
+    /// Why no more messages are taken from the source. Limits of what is in flight are reached whenever messages come
+    /// faster than they are handled.
+    pub fn paused(&self) -> IntakePauses {
+        self.gauges.paused()
+    }
+
+    /// How long ago the oldest delivery was received that is not settled; `None` if nothing is in flight.
+    pub fn oldest_unsettled(&self) -> Option<Duration> {
+        self.gauges.oldest_unsettled()
+    }
+
+    /// The limits of the pipeline, once it has started.
+    pub fn limits(&self) -> Option<Limits> {
+        self.gauges.limits()
+    }
+
+    pub(crate) fn set_running(&self, runs: usize) {
+        self.gauges.set_running(runs);
+    }
+
+    pub(crate) fn set_breaker_open(&self, open: bool) {
+        self.gauges.set_breaker_open(open);
+    }
+
+    pub(crate) fn set_paused(&self, pauses: IntakePauses) {
+        self.gauges.set_paused(pauses);
+    }
+
+    pub(crate) fn set_oldest_unsettled(&self, received: Option<Instant>) {
+        self.gauges.set_oldest_unsettled(received);
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.gauges.set_limits(limits);
     }
 }
 

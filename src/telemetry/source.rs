@@ -35,6 +35,8 @@ pub struct SourceHealth {
     last_receive_ms: AtomicU64,
     /// One more than the lag; 0: unknown.
     lag: AtomicU64,
+    /// One more than the partitions; 0: unknown.
+    assigned: AtomicU64,
     lost_to_retention: AtomicU64,
     resets: AtomicU64,
 }
@@ -87,6 +89,16 @@ impl SourceHealth {
     /// How many messages waited in the broker when that was last looked at: consumer lag or queue depth.
     pub fn lag(&self) -> Option<u64> {
         self.lag.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// Notes how many partitions are assigned to this consumer.
+    pub fn set_assigned(&self, partitions: usize) {
+        self.assigned.store((partitions as u64).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How many partitions are assigned to this consumer; `None` where a broker assigns none.
+    pub fn assigned(&self) -> Option<u64> {
+        self.assigned.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Notes messages that the broker's retention removed before they were read.

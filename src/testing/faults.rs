@@ -136,13 +136,13 @@ pub struct Call {
 #[derive(Debug)]
 pub struct FaultPlan {
     started: Instant,
-    state: Mutex<State>,
+    state: Mutex<FaultState>,
     down: AtomicBool,
     process: Process,
 }
 
 #[derive(Debug)]
-struct State {
+struct FaultState {
     faults: Faults,
     rng: fastrand::Rng,
     next: HashMap<Operation, VecDeque<Fault>>,
@@ -159,7 +159,7 @@ impl FaultPlan {
     pub(super) fn new(faults: Faults, process: &Process) -> Self {
         Self {
             started: Instant::now(),
-            state: Mutex::new(State {
+            state: Mutex::new(FaultState {
                 faults,
                 rng: fastrand::Rng::with_seed(faults.seed),
                 next: HashMap::new(),
@@ -176,7 +176,7 @@ impl FaultPlan {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FaultState> {
         self.state.lock()
     }
 

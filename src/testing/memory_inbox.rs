@@ -24,11 +24,11 @@ pub struct MemoryInbox {
     effects: Arc<Mutex<Vec<String>>>,
     pub(super) positions: Positions,
     transactions: Option<usize>,
-    open: Arc<Open>,
+    open: Arc<OpenTransaction>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenTransaction {
     now: AtomicUsize,
     most: AtomicUsize,
 }
@@ -40,7 +40,7 @@ pub struct MemoryTransaction {
     pub(super) marked: Marked,
     /// So many of them are kept.
     kept: usize,
-    open: Arc<Open>,
+    open: Arc<OpenTransaction>,
 }
 
 impl Drop for MemoryTransaction {

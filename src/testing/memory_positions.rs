@@ -19,18 +19,18 @@ use crate::store::{
 /// How far partitions have been processed, and which keys are marked in open transactions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Positions {
-    partitions: Arc<Mutex<HashMap<(Scope, LogPartition), Position>>>,
-    held: Arc<Held>,
+    partitions: Arc<Mutex<HashMap<(Scope, LogPartition), OwnedPosition>>>,
+    held: Arc<HeldPartitions>,
 }
 
 #[derive(Debug, Default)]
-struct Position {
+struct OwnedPosition {
     epoch: u64,
     watermark: u64,
     done: BTreeSet<u64>,
 }
 
-impl Position {
+impl OwnedPosition {
     /// Notes offsets, unless another owner has the partition or one of them was noted before.
     fn note(&mut self, mark: &MarkRequest) -> MarkedCommit {
         if self.epoch != mark.epoch {
@@ -50,12 +50,12 @@ impl Position {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldPartitions {
     keys: Mutex<HashSet<(Scope, Key)>>,
     freed: Notify,
 }
 
-impl Held {
+impl HeldPartitions {
     fn keys(&self) -> MutexGuard<'_, HashSet<(Scope, Key)>> {
         self.keys.lock()
     }
@@ -74,7 +74,7 @@ impl Held {
 /// The keys that a transaction has marked; they are others' again when it ends.
 #[derive(Debug, Default)]
 pub(super) struct Marked {
-    held: Arc<Held>,
+    held: Arc<HeldPartitions>,
     keys: Vec<(Scope, Key)>,
     fresh: Vec<KeyMark>,
     ttl: Duration,

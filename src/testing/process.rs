@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 /// It does not stop the worker's own timers. They cannot be seen from outside: all their consequences have to cross the
 /// border.
 #[derive(Clone, Debug, Default)]
-pub struct Process(Arc<State>);
+pub struct Process(Arc<ProcessState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ProcessState {
     stopped: AtomicBool,
     /// Wakes its waiters in their order, so that simulations are repeatable; a `watch` channel does not.
     changed: Notify,

@@ -7,6 +7,7 @@
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
 //! | `handler_outages.rs` | handlers that are not available for a while, behind each broker |
 //! | `redrive.rs` | dead letters that go back to their source, by the program's own command and by hand |
+//! | `letters/` | dead letters that operators list, show, redrive, correct and purge, on each broker and in files |
 //! | `leases.rs` | handlers that outlast their lease, processes that are paused beyond it |
 //! | `order.rs` | order within a key, through failures and kills |
 //! | `crash_points.rs` | death at every step of the protocol |
@@ -21,6 +22,7 @@
 //! | `kafka/` | Kafka topics, with Redis: members that join, leave, are paused and killed, a killed broker |
 //! | `rabbitmq/` | RabbitMQ queues, with Redis and with SQLite: kills, outages, the five classic duplicates, trouble in Redis |
 //! | `sqs/` | SQS queues, standard and FIFO, with Redis and with Postgres: kills, groups that fail, handlers of ten times the visibility |
+//! | `pubsub/` | Pub/Sub subscriptions, ordered and not, with Redis and with Postgres: kills, cut and half-open connections, restarts, long handlers, dead letters |
 //! | `postgres/` | the same with the keys, and the effects, in Postgres: kills, restarts, killed backends, read-only, rivals |
 //! | `release.rs` | the program that people run has no crash points |
 //!
@@ -33,11 +35,13 @@ mod failures;
 mod handler_outages;
 mod kafka;
 mod leases;
+mod letters;
 mod lying_servers;
 mod office;
 mod order;
 mod pair;
 mod postgres;
+mod pubsub;
 mod quickstart;
 mod rabbitmq;
 mod redrive;

@@ -10,10 +10,11 @@ use serde_json::json;
 
 use crate::kafka::topic::Topic;
 use crate::pair::{LONG, Waiting, scene, stop, with_redis, without_source};
+use crate::pubsub::subscription::Subscription;
 use crate::rabbitmq::queue::Queue;
 use crate::sqs::queue::Queue as SqsQueue;
 use crate::stage::worker;
-use crate::{kafka, rabbitmq, sqs};
+use crate::{kafka, pubsub, rabbitmq, sqs};
 
 const SECRET: &str = "a secret that nobody else knows";
 
@@ -45,19 +46,26 @@ fn run(scene: &Scene, source: &impl Waiting) {
 
 /// A letter dies at one, is moved back by the command, and its effect happens once.
 fn dies_and_comes_back(setup: &Setup, source: &impl Waiting) {
+    let scene = dies_and_comes_back_from(setup, source, &[]);
+    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
+    assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
+    assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
+}
+
+/// As [`dies_and_comes_back`], with further arguments of the command, and without the run that ends by itself.
+fn dies_and_comes_back_from(setup: &Setup, source: &impl Waiting, from: &[&str]) -> Scene {
     let scene = scene(&setup.clone().set("retry.max_attempts", 3));
     source.publish(&[dies_once(), orders::order("well", &json!({}))]);
     run(&scene, source);
     assert_eq!(scene.count(Kind::Start)["dies-once"], 3);
     assert!(!scene.count(Kind::Effect).contains_key("dies-once"));
 
-    assert_eq!(told(&redrive(&scene, &[])), "redriven=1 resolved=0 left=0");
+    assert_eq!(told(&redrive(&scene, from)), "redriven=1 resolved=0 left=0");
     run(&scene, source);
     assert_eq!((scene.count(Kind::Start)["dies-once"], scene.count(Kind::Effect)["dies-once"]), (4, 1));
-    assert_eq!(told(&redrive(&scene, &[])), "redriven=0 resolved=0 left=0");
-    let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
-    assert_eq!((ended.code(), ended.summary("received")), (Some(0), 0), "{ended:#?}");
-    assert_eq!(scene.count(Kind::Start)["dies-once"], 4);
+    assert_eq!(told(&redrive(&scene, from)), "redriven=0 resolved=0 left=0");
+    assert!(source.is_empty());
+    scene
 }
 
 #[test]
@@ -126,6 +134,16 @@ fn a_letter_of_sqs_is_redriven() {
     let setup = with_redis(sqs::setup(&queue), Redis::shared()).set("scope", "redrive-sqs");
     let setup = letters_to(setup, &dead.url);
     dies_and_comes_back(&setup, &queue);
+}
+
+#[test]
+fn a_letter_of_pubsub_is_redriven() {
+    let subscription = Subscription::create("redrive", &json!({}));
+    let dead = Subscription::create("redrive-dead", &json!({}));
+    let setup = with_redis(pubsub::setup(&subscription), Redis::shared()).set("scope", "redrive-pubsub");
+    let setup = letters_to(setup, &dead.topic);
+    // Letters are received from a subscription of their topic.
+    dies_and_comes_back_from(&setup, &subscription, &["--from", &dead.full_name]);
 }
 
 #[test]

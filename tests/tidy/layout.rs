@@ -1,8 +1,10 @@
-//! Checks that adapters of one role have the same files, and that a module with submodules is a folder with `mod.rs`.
+//! Checks that adapters of one role have the same files, that a module with submodules is a folder with `mod.rs`, and that the
+//! program names adapters in its registration only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Violation;
+use crate::sources::Source;
 
 /// A role, the module that shows that a crate has it, and the modules that each crate of the role has.
 const ROLES: [(&str, &str, &[&str]); 2] = [
@@ -17,10 +19,35 @@ const ROLES: [(&str, &str, &[&str]); 2] = [
 /// Crates beside the adapters of a role: runners on the source of another adapter.
 const RUNNERS: [&str; 1] = ["kafka-transactions"];
 
+/// The one file of the program that names adapters.
+const REGISTRATION: &str = "cli/src/plugins.rs";
+
 pub(crate) fn check(files: &[String]) -> Vec<Violation> {
     let mut violations = adapters(files);
     violations.extend(self_named(files));
     violations
+}
+
+/// Adapters that a file of the program names, tests within it included.
+pub(crate) fn named_adapters(files: &[String], sources: &[Source]) -> Vec<Violation> {
+    let adapters =
+        files.iter().filter_map(|file| file.strip_prefix("adapters/")?.split_once('/')).map(|(name, _)| name);
+    // A file is also a word of the program.
+    let adapters: BTreeSet<&str> = adapters.filter(|name| *name != "file").collect();
+    let program =
+        sources.iter().filter(|source| source.path.starts_with("cli/src/") && source.path != REGISTRATION);
+    let named = program.flat_map(|source| {
+        let text = source.text.to_lowercase();
+        let named = adapters.iter().filter(move |name| text.contains(**name));
+        named.map(|name| {
+            Violation::new(
+                "layout",
+                &*source.path,
+                format!("names the adapter {name}; only {REGISTRATION} may"),
+            )
+        })
+    });
+    named.collect()
 }
 
 fn adapters(files: &[String]) -> Vec<Violation> {
@@ -103,5 +130,14 @@ mod tests {
         let found =
             found(&["src/a.rs", "src/a/b.rs", "src/c/mod.rs", "src/c/d.rs", "docs/e.rs", "docs/e/f.md"]);
         assert_eq!(found.iter().map(|(subject, _)| &**subject).collect::<Vec<_>>(), ["src/a.rs"]);
+    }
+
+    #[test]
+    fn an_adapter_that_the_program_names_is_found() {
+        let files = ["adapters/new/src/lib.rs".to_owned(), "adapters/file/src/lib.rs".to_owned()];
+        let text = "/// Reads a file.\nfn f() { open(\"source.New\") }\n";
+        let sources = ["cli/src/a.rs", REGISTRATION, "cli/tests/b.rs"].map(|path| Source::new(path, text));
+        let found = named_adapters(&files, &sources);
+        assert_eq!(found.iter().map(|one| &*one.subject).collect::<Vec<_>>(), ["cli/src/a.rs"]);
     }
 }

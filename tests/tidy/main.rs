@@ -7,7 +7,7 @@
 //! | `words` | a phrase of `words.txt` in a comment, a log line or an error |
 //! | `types` | a struct, enum or trait whose name another one has, outside tests |
 //! | `lengths` | a file of more than 400 lines, a function of more than 70 |
-//! | `layout` | an adapter without a file that the others of its role have; `name.rs` beside `name/` |
+//! | `layout` | an adapter without a file that the others of its role have; `name.rs` beside `name/`; a file of the program, but its registration, that names an adapter |
 //! | `root_exports` | a name that the root of `onceward` exports and `root_exports.txt` does not list, or the reverse |
 //!
 //! Known violations are counted in `exceptions.txt`, by check and subject. The count must be exact: a new violation fails, and
@@ -54,6 +54,7 @@ fn violations(sources: &[Source], files: &[String]) -> Vec<Violation> {
     violations.extend(types::check(sources));
     violations.extend(lengths::check(sources));
     violations.extend(layout::check(files));
+    violations.extend(layout::named_adapters(files, sources));
     violations.extend(root_exports::check(sources, &root_exports::listed()));
     violations.sort();
     violations

@@ -1,5 +1,6 @@
 //! Configuration of a file source: [`FileConfig`].
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use onceward::{Error, OwnHeaders};
@@ -8,13 +9,22 @@ use crate::error;
 
 /// The format of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "plugin",
+    derive(
+        onceward_plugin::serde::Serialize,
+        onceward_plugin::serde::Deserialize,
+        onceward_plugin::schemars::JsonSchema
+    ),
+    serde(crate = "::onceward_plugin::serde", rename_all = "kebab-case"),
+    schemars(crate = "::onceward_plugin::schemars")
+)]
 #[non_exhaustive]
 pub enum Format {
-    /// The line is the payload, byte for byte; there are no headers and no message id.
+    /// The payload itself, byte for byte; there are no headers and no message id.
     #[default]
     Raw,
-    /// The line is a JSON object with `id`, `headers`, `order_key` and a payload, as
-    /// [`FilePublisher`](crate::FilePublisher) writes it; see the [crate documentation](crate#the-envelope).
+    /// A JSON object `{"id", "headers", "order_key", "payload"}`, as dead letters are written.
     Envelope,
 }
 
@@ -35,7 +45,7 @@ pub struct FileConfig {
     pub format: Format,
     /// Whether to wait for more lines at the end of the file, and for the file itself; default false. Not for standard input.
     pub follow: bool,
-    /// The maximum size of a line in bytes, without its ending, from 1; default 64 MiB. A longer line is delivered with
+    /// The maximum size of a line in bytes, without its ending, ffrom 1 byte to 1GiB; default 64MiB. A longer line is delivered with
     /// [`Defect::Oversize`](onceward::adapter::Defect::Oversize) and its first 1,024 bytes. The reader holds at most this much of one line
     /// in memory.
     pub max_message_bytes: u64,
@@ -50,7 +60,9 @@ pub struct FileConfig {
 
 impl FileConfig {
     /// 64 MiB: the default of [`max_message_bytes`](Self::max_message_bytes).
-    pub const MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
+    pub const DEFAULT_MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
+    /// The range of [`max_message_bytes`](Self::max_message_bytes).
+    pub const MAX_MESSAGE_BYTES: RangeInclusive<u64> = 1..=1024 * 1024 * 1024;
 
     /// Reads the lines of `path` once, as raw payloads of up to 64 MiB, in batches of up to 256 messages or about 1 MiB.
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -58,7 +70,7 @@ impl FileConfig {
             path: path.into(),
             format: Format::Raw,
             follow: false,
-            max_message_bytes: Self::MAX_MESSAGE_BYTES,
+            max_message_bytes: Self::DEFAULT_MAX_MESSAGE_BYTES,
             own_headers: OwnHeaders::trusted(),
             batch_messages: 256,
             batch_bytes: 1024 * 1024,
@@ -77,8 +89,11 @@ impl FileConfig {
         if self.follow && self.is_standard_input() {
             return wrong("follow = true needs a file, standard input ends by itself; leave follow out");
         }
-        if self.max_message_bytes == 0 || self.batch_messages == 0 || self.batch_bytes == 0 {
-            return wrong("max_message_bytes, batch_messages and batch_bytes must be 1 or more");
+        if !Self::MAX_MESSAGE_BYTES.contains(&self.max_message_bytes) {
+            return wrong("max_message_bytes must be ffrom 1 byte to 1 GiB");
+        }
+        if self.batch_messages == 0 || self.batch_bytes == 0 {
+            return wrong("batch_messages and batch_bytes must be 1 or more");
         }
         Ok(())
     }

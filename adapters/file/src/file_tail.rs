@@ -142,9 +142,14 @@ mod tests {
         for end in 1..whole.len() {
             assert!(is_incomplete_envelope(&whole.as_bytes()[..end]), "{end}");
         }
-        for line in
-            [whole, "", "half a line of somebody's", r#"{"note":"by hand"#, r#"{"id":x"#, r#"{"id":"1"}}"#]
-        {
+        for line in [
+            whole,
+            "",
+            "half a line of another writer",
+            r#"{"note":"by hand"#,
+            r#"{"id":x"#,
+            r#"{"id":"1"}}"#,
+        ] {
             assert!(!is_incomplete_envelope(line.as_bytes()), "{line}");
         }
     }

@@ -87,3 +87,7 @@ pub use consumer::FileConsumer;
 pub use file_source::check_content;
 pub use inspect::{Backlog, backlog};
 pub use publisher::FilePublisher;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct FileReadme;

@@ -26,6 +26,7 @@ mod handle;
 mod inspect;
 #[doc(hidden)]
 pub mod internal;
+mod letters;
 mod log_change;
 mod log_id;
 mod message;
@@ -49,6 +50,7 @@ pub use config::{KafkaConfig, TopicConfig};
 pub use connection::KafkaConnection;
 pub use consumer::KafkaConsumer;
 pub use inspect::{GroupStatus, TopicStatus};
+pub use letters::KafkaLetters;
 pub use publisher::KafkaPublisher;
 pub use retry::topic::RetryTopic;
 

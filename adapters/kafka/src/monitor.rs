@@ -127,6 +127,7 @@ fn check_logs<C: ClientContext>(
         ids.retain(|_, id: &mut Option<String>| id.as_ref().is_none_or(|id| !state.is_deleted(id, now)));
         state.checked_partitions()
     });
+    handle.health.set_assigned(partitions.len());
     suspects.retain(|epoch| partitions.contains_key(epoch));
     let is_replaced = |own: &CheckedPartition| {
         let is_recreated = match (ids.get(&*own.topic), &own.topic_id) {

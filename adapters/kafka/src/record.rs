@@ -46,12 +46,16 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
         _ => OwnedHeaders::new_with_capacity(outgoing.headers.len() + 3),
     };
     if let Some(KafkaHeaders::Parsed(native)) = native {
-        for (name, value) in native.iter().filter(|(name, _)| !is_ours(name)) {
+        for (name, value) in
+            native.iter().filter(|(name, _)| !is_ours(name) && !outgoing.replaces_native(name))
+        {
             headers = headers.insert(Header { key: name, value: value.as_deref() });
         }
     }
     let is_new = |name: &str| match native {
-        Some(KafkaHeaders::Parsed(native)) => is_ours(name) || !native.iter().any(|(own, _)| **own == *name),
+        Some(KafkaHeaders::Parsed(native)) => {
+            is_ours(name) || outgoing.replaces_native(name) || !native.iter().any(|(own, _)| **own == *name)
+        }
         _ => true,
     };
     let mut add = |name: &str, value: &[u8]| {
@@ -85,4 +89,29 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
 pub fn to_payload(outgoing: &Outgoing) -> Option<&[u8]> {
     let payload: &Bytes = &outgoing.payload;
     (!outgoing.null_payload).then_some(&payload[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::adapter::Native;
+    use onceward::dead_letter::HEADER_REASON;
+    use rdkafka::message::Headers;
+
+    use super::*;
+
+    #[test]
+    fn a_trace_context_replaces_the_native_one_but_not_in_a_dead_letter() {
+        let sent = |reason: Option<&'static str>| {
+            let native =
+                KafkaHeaders::Parsed(vec![("traceparent".into(), Some("old".into())), ("a".into(), None)]);
+            let mut outgoing = Outgoing { native: Some(Native::new(native)), ..Outgoing::default() };
+            outgoing.headers.push(("traceparent".to_owned(), "new".into()));
+            outgoing.headers.extend(reason.map(|reason| (HEADER_REASON.to_owned(), reason.into())));
+            let headers = to_headers(&outgoing).unwrap();
+            let found = headers.iter().filter(|header| header.key == "traceparent");
+            found.map(|header| header.value.unwrap().to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(sent(None), [b"new"]);
+        assert_eq!(sent(Some("permanent")), [b"old"]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Configuration of a Postgres store: [`PgConfig`].
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use onceward::{Error, ErrorKind};
@@ -39,9 +40,9 @@ pub struct PgOptions {
     /// Whether opening the store applies pending migrations; default true. With false, as for a role that may not change
     /// tables, a missing or older schema is an error.
     pub migrate: bool,
-    /// Connections for claims and completions at most, from 1; default 8.
+    /// Connections for claims and completions at most, from 1 to 1000; default 8.
     pub max_connections: u32,
-    /// Connections for the transactions of handlers at most, from 1; default as many as
+    /// Connections for the transactions of handlers at most, from 1 to 1000; default as many as
     /// [`max_connections`](Self::max_connections). A pool of the application's own has its own limit.
     pub handler_connections: Option<u32>,
     /// Time limit of one statement in a handler's transaction, and of the time such a transaction may be idle; default
@@ -77,12 +78,12 @@ impl PgConfig {
 impl Default for PgOptions {
     fn default() -> Self {
         Self {
-            schema: "onceward".to_owned(),
+            schema: Self::DEFAULT_SCHEMA.to_owned(),
             migrate: true,
             max_connections: 8,
             handler_connections: None,
             handler_statement_timeout: None,
-            lock_timeout: Duration::from_millis(250),
+            lock_timeout: Self::DEFAULT_LOCK_TIMEOUT,
             statement_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
         }
@@ -90,6 +91,13 @@ impl Default for PgOptions {
 }
 
 impl PgOptions {
+    /// The default of [`schema`](Self::schema).
+    pub const DEFAULT_SCHEMA: &str = "onceward";
+    /// The default of [`lock_timeout`](Self::lock_timeout).
+    pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
+    /// The range of [`max_connections`](Self::max_connections) and [`handler_connections`](Self::handler_connections).
+    pub const CONNECTIONS: RangeInclusive<u32> = 1..=1_000;
+
     /// Checks that the values are valid and agree.
     ///
     /// # Errors
@@ -102,8 +110,11 @@ impl PgOptions {
                 self.schema
             ));
         }
-        if self.max_connections == 0 || self.handler_connections == Some(0) {
-            return invalid("max_connections or handler_connections is 0; at least 1".to_owned());
+        let connections = [Some(self.max_connections), self.handler_connections];
+        if connections.iter().flatten().any(|connections| !Self::CONNECTIONS.contains(connections)) {
+            return invalid(
+                "max_connections or handler_connections is out of range; from 1 to 1000".to_owned(),
+            );
         }
         if self.lock_timeout < Duration::from_millis(1) || self.lock_timeout >= self.statement_timeout {
             return invalid(format!(
@@ -119,7 +130,7 @@ impl PgOptions {
     }
 }
 
-fn is_identifier(name: &str) -> bool {
+pub(crate) fn is_identifier(name: &str) -> bool {
     let bytes = name.as_bytes();
     (1..=63).contains(&bytes.len())
         && !bytes[0].is_ascii_digit()

@@ -27,6 +27,7 @@
 //! When a call returns, claims and completions are on disk of the *primary*; a failover to an asynchronous standby can lose
 //! the last ones. The README lists what is promised, what is not, and what to set on the server.
 
+mod audit;
 mod check;
 mod checkpoint;
 mod claim;
@@ -68,3 +69,7 @@ pub use outbox::PgOutbox;
 pub use sql_handler::PgSqlHandler;
 pub use store::PgStore;
 pub use transaction::PgTx;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct PostgresReadme;

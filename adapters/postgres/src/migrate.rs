@@ -14,7 +14,7 @@ pub(crate) const MIGRATE: &str = "migrate the Postgres store";
 pub(crate) const USE: &str = "use the Postgres store";
 
 /// The versions that the schema records about itself.
-struct SchemaState {
+struct PgSchemaState {
     /// 0: no migrations were applied.
     version: u32,
     /// The oldest version that a program must support; without one, `version` itself.
@@ -111,7 +111,7 @@ async fn migrate_once(conn: &mut PgConnection, schema: &str) -> Result<u32, Migr
 }
 
 /// Creates what is missing. It fails if an object of such a name exists already.
-async fn apply(conn: &mut PgConnection, schema: &str, found: &SchemaState) -> Result<u32, sqlx::Error> {
+async fn apply(conn: &mut PgConnection, schema: &str, found: &PgSchemaState) -> Result<u32, sqlx::Error> {
     if found.ownership.is_none() {
         conn.execute(AssertSqlSafe(format!("CREATE SCHEMA \"{schema}\""))).await?;
     }
@@ -154,7 +154,7 @@ async fn read_state(
     conn: &mut PgConnection,
     schema: &str,
     operation: &'static str,
-) -> Result<SchemaState, Error> {
+) -> Result<PgSchemaState, Error> {
     let failed = |error| store_error(operation, error);
     let ownership = SchemaOwnership::read(conn, schema).await.map_err(failed)?;
     if let Some(ownership) = &ownership {
@@ -165,8 +165,8 @@ async fn read_state(
     Ok(found)
 }
 
-async fn read(conn: &mut PgConnection, schema: &str) -> Result<SchemaState, sqlx::Error> {
-    let mut found = SchemaState {
+async fn read(conn: &mut PgConnection, schema: &str) -> Result<PgSchemaState, sqlx::Error> {
+    let mut found = PgSchemaState {
         version: 0,
         needs: None,
         format: FORMAT,
@@ -200,7 +200,7 @@ async fn read(conn: &mut PgConnection, schema: &str) -> Result<SchemaState, sqlx
     Ok(found)
 }
 
-fn check_compatible(found: &SchemaState, schema: &str) -> Result<(), Error> {
+fn check_compatible(found: &PgSchemaState, schema: &str) -> Result<(), Error> {
     let refuse = |context: String| Err(Error::new(ErrorKind::Config, USE, context));
     let newest = latest(postgres().0);
     if found.version > newest && found.needs.is_none_or(|needs| needs > i64::from(newest)) {

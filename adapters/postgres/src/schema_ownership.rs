@@ -26,8 +26,8 @@ const INSPECT: &str = "\
                  OR (pg_has_role(a.id, a.owner, 'MEMBER') \
                      AND NOT (SELECT o.rolsuper FROM pg_catalog.pg_roles o WHERE o.oid = a.id)))) ), \
     tables AS (SELECT c.oid, c.relname, c.relkind <> 'r' OR c.relrowsecurity AS is_odd, \
-            c.relname IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', 'outbox', 'outbox_turns', 'processed_offsets') \
-                AS is_ours FROM pg_catalog.pg_class c, place \
+            c.relname IN ('migrations', 'meta', 'scopes', 'keys', 'checkpoints', 'audit', 'outbox', 'outbox_turns', \
+                'processed_offsets') AS is_ours FROM pg_catalog.pg_class c, place \
         WHERE c.relnamespace = place.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')), \
     objects AS (SELECT 'the schema' AS what, place.nspowner AS owner FROM place \
         UNION ALL SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' WHEN 'v' THEN 'view ' ELSE 'table ' END || c.relname, c.relowner \

@@ -36,10 +36,10 @@ use crate::{check, claim, inspect, migrate, purge};
 /// - Completions set `synchronous_commit = on`, whatever the role or the database is set to.
 #[derive(Clone)]
 pub struct PgStore {
-    inner: Arc<Inner>,
+    inner: Arc<PgStoreParts>,
 }
 
-struct Inner {
+struct PgStoreParts {
     connector: Connector,
     sessions: Sessions,
     handler_pool: HandlerPool,
@@ -93,7 +93,9 @@ impl PgStore {
             None => HandlerPool::Own(connector.handler_pool()),
         };
         let (contended, unanswered) = (Arc::default(), UnansweredClaims::default());
-        Ok(Self { inner: Arc::new(Inner { connector, sessions, handler_pool, contended, unanswered }) })
+        Ok(Self {
+            inner: Arc::new(PgStoreParts { connector, sessions, handler_pool, contended, unanswered }),
+        })
     }
 
     /// Applies pending migrations, whatever [`PgOptions::migrate`] says, and returns their number.
@@ -133,6 +135,7 @@ impl PgStore {
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.keys TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON {schema}.checkpoints TO {role};\n\
              GRANT SELECT, INSERT ON {schema}.scopes TO {role};\n\
+             GRANT SELECT, INSERT ON {schema}.audit TO {role};\n\
              GRANT SELECT, UPDATE ON {schema}.meta TO {role};\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.outbox TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON {schema}.processed_offsets TO {role};\n\

@@ -95,6 +95,7 @@ mod store {
 mod checkpoints {
     use super::PgHarness;
     onceward::checkpoint_store_conformance!(PgHarness::new().await);
+    onceward::audit_log_conformance!(PgHarness::new().await);
 }
 
 mod transactions {

@@ -1,5 +1,6 @@
 //! Configuration of a RabbitMQ source: [`RabbitmqConfig`].
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use onceward::{Error, OwnHeaders};
@@ -47,19 +48,19 @@ impl RabbitmqConfig {
 pub struct RabbitmqQueueConfig {
     /// The name of the queue, 1 to 255 bytes. It must exist.
     pub name: String,
-    /// The most unacknowledged messages, 1 to 65,535; default 500. They are held in memory: this many of the largest
+    /// The most unacknowledged messages, from 1 to 65535; default 500. They are held in memory: this many of the largest
     /// messages must fit. Very small values are slow on quorum queues.
     pub prefetch: u16,
     /// True for a queue with `x-single-active-consumer`: only then does the broker keep the order across workers.
     /// Default false.
     pub single_active_consumer: bool,
-    /// The broker's `consumer_timeout`, after which it closes a channel with an unacknowledged delivery; default 30
-    /// min, which is RabbitMQ's default. `None`: the timeout is disabled.
+    /// The broker's `consumer_timeout`, after which it closes a channel with an unacknowledged delivery; default 30m,
+    /// which is RabbitMQ's default. `None`: the timeout is disabled.
     pub ack_timeout: Option<Duration>,
     /// The queue's `delivery-limit`: after this many returns the broker drops or dead-letters a message. Default
     /// `None`: unknown. Quorum queues have 20 by default since RabbitMQ 4.0.
     pub delivery_limit: Option<u32>,
-    /// The shortest retry delay that is spent in a delay queue on the broker; 100 ms to 1 d. `None` (default): all
+    /// The shortest retry delay that is spent in a delay queue on the broker; from 100ms to 1d. `None` (default): all
     /// delays are spent in this process with the message unacknowledged, which the ack timeout must allow.
     ///
     /// The queues are declared as `NAME.wait.DELAYms`, quorum, one for each delay in use (rounded up by at most half,
@@ -76,13 +77,21 @@ pub struct RabbitmqQueueConfig {
 }
 
 impl RabbitmqQueueConfig {
+    /// The range of [`prefetch`](Self::prefetch).
+    pub const PREFETCH: RangeInclusive<u16> = 1..=65_535;
+    /// The range of [`wait_queues_from`](Self::wait_queues_from).
+    pub const WAIT_QUEUES_FROM: RangeInclusive<Duration> =
+        Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+    /// The default of [`ack_timeout`](Self::ack_timeout).
+    pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
     /// The queue `name`, with default options.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             prefetch: 500,
             single_active_consumer: false,
-            ack_timeout: Some(Duration::from_secs(30 * 60)),
+            ack_timeout: Some(Self::DEFAULT_ACK_TIMEOUT),
             delivery_limit: None,
             wait_queues_from: None,
             own_headers: OwnHeaders::default(),
@@ -99,7 +108,7 @@ impl RabbitmqQueueConfig {
         if self.name.is_empty() || self.name.len() > 255 {
             return invalid("the queue name must have 1 to 255 bytes");
         }
-        if self.prefetch == 0 {
+        if !Self::PREFETCH.contains(&self.prefetch) {
             return invalid("prefetch = 0 disables the limit, and memory would be unbounded; set 1 to 65535");
         }
         if self.ack_timeout.is_some_and(|timeout| timeout.is_zero()) {
@@ -121,7 +130,7 @@ impl RabbitmqQueueConfig {
                     "the names of its delay queues would exceed 255 bytes; shorten the queue name",
                 );
             }
-            if !(Duration::from_millis(100)..=Duration::from_secs(24 * 3600)).contains(&shortest) {
+            if !Self::WAIT_QUEUES_FROM.contains(&shortest) {
                 return invalid("wait_queues_from must be 100 ms to 1 d");
             }
         }

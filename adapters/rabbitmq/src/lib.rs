@@ -3,6 +3,7 @@
 //! | type | purpose |
 //! |---|---|
 //! | [`RabbitmqConsumer`] | delivers the messages of a queue to a pipeline; reconnects and resubscribes |
+//! | [`RabbitmqLetters`] | reads a queue of dead letters once, for tools |
 //! | [`RabbitmqPublisher`] | publishes dead letters and outgoing messages, confirmed by the broker |
 //! | [`RabbitmqConfig`] | connection ([`RabbitmqEndpoint`]) and queue options ([`RabbitmqQueueConfig`]) |
 //! | [`RabbitmqClient`] | the caller's own connections or channel, for `from_client` |
@@ -47,6 +48,7 @@ mod delay_queues;
 mod error;
 mod format;
 mod inspect;
+mod letters;
 mod message;
 #[cfg(feature = "plugin")]
 pub mod plugin;
@@ -64,6 +66,7 @@ pub use connection::RabbitmqClient;
 pub use connection::endpoint::RabbitmqEndpoint;
 pub use consumer::RabbitmqConsumer;
 pub use inspect::RabbitmqQueueStatus;
+pub use letters::RabbitmqLetters;
 pub use publisher::RabbitmqPublisher;
 
 #[cfg(doctest)]

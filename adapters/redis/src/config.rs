@@ -1,5 +1,6 @@
 //! Configuration of a Redis store: [`RedisConfig`].
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use onceward::Error;
@@ -54,7 +55,7 @@ pub struct RedisOptions {
     /// 1 s, or a third of this time, is replaced as soon as another one can be opened.
     pub response_timeout: Duration,
     /// The number of replicas that must acknowledge each claim, completion, failure and burial; a write that fewer
-    /// acknowledge is reported as unknown. Default 0: replicas are not waited for.
+    /// acknowledge is reported as unknown. From 0 to 100; default 0: replicas are not waited for.
     ///
     /// It narrows what a failover can lose, and does not close the gap: Redis may promote a replica that has not
     /// acknowledged. A second connection waits, so that renewals and claims are not blocked. With
@@ -106,17 +107,26 @@ impl RedisConfig {
 impl Default for RedisOptions {
     fn default() -> Self {
         Self {
-            prefix: "ow".to_owned(),
-            connect_timeout: Duration::from_secs(2),
+            prefix: Self::DEFAULT_PREFIX.to_owned(),
+            connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
             response_timeout: Duration::from_secs(5),
             wait_replicas: 0,
-            wait_timeout: Duration::from_secs(1),
+            wait_timeout: Self::DEFAULT_WAIT_TIMEOUT,
             scan_limit: 10_000_000,
         }
     }
 }
 
 impl RedisOptions {
+    /// The default of [`prefix`](Self::prefix).
+    pub const DEFAULT_PREFIX: &str = "ow";
+    /// The default of [`connect_timeout`](Self::connect_timeout).
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+    /// The default of [`wait_timeout`](Self::wait_timeout).
+    pub const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_secs(1);
+    /// The range of [`wait_replicas`](Self::wait_replicas).
+    pub const WAIT_REPLICAS: RangeInclusive<u32> = 0..=100;
+
     /// Checks that the values are valid and agree.
     ///
     /// # Errors
@@ -132,6 +142,9 @@ impl RedisOptions {
                     "{name} is {timeout:?}; it must be more than 0 and at most 10 min"
                 )));
             }
+        }
+        if !Self::WAIT_REPLICAS.contains(&self.wait_replicas) {
+            return Err(invalid_config(format!("wait_replicas is {}; at most 100", self.wait_replicas)));
         }
         if self.wait_replicas > 0 && self.wait_timeout >= self.response_timeout {
             return Err(invalid_config(format!(

@@ -29,6 +29,7 @@
 //! | `ow:{b}` + 6 bytes of the scope's hash + the 16 bytes of the key; `b` one of 64 bytes, the slot of the key | the record |
 //! | `ow:!format` | the version of this format; another version is refused |
 //! | `ow:!checkpoint:…` | checkpoints of sources without a broker; they never expire |
+//! | `ow:!audit:…`, `ow:!settled:…` | what operators changed, and which dead letters are done with; they never expire |
 //! | `ow:{b}!` | the write that `WAIT` waits for; expires after a minute |
 //!
 //! The record's TTL is that of the Redis key; the lease is a field of the value, so that fence and attempts outlive it. The
@@ -57,6 +58,7 @@
 //! Leases and TTLs beyond 100 years are shortened to 100 years. Databases other than 0 are for single servers only. TLS is
 //! always verified.
 
+mod audit;
 mod check;
 mod checkpoint;
 mod command;

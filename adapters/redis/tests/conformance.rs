@@ -12,3 +12,4 @@ fn standalone() -> Part {
 
 onceward::store_conformance!(standalone());
 onceward::checkpoint_store_conformance!(standalone());
+onceward::audit_log_conformance!(standalone());

@@ -47,3 +47,4 @@ impl StoreHarness for Limited {
 
 onceward::store_conformance!(limited());
 onceward::checkpoint_store_conformance!(limited());
+onceward::audit_log_conformance!(limited());

@@ -57,6 +57,11 @@ fn create_file(path: &Path, create: bool) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// False for the names that SQLite takes for a database in memory or for a URL.
+pub(crate) fn is_plain_file(path: &str) -> bool {
+    path != ":memory:" && !path.starts_with("file:")
+}
+
 impl SqliteConfig {
     /// The file at `path`, created if it is missing.
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -74,7 +79,7 @@ impl SqliteConfig {
         }
         match self.path.to_str() {
             None => return invalid("its path is not valid UTF-8; SQLite needs one that is".to_owned()),
-            Some(text) if text == ":memory:" || text.starts_with("file:") => {
+            Some(text) if !is_plain_file(text) => {
                 return invalid(format!(
                     "its path is {text:?}, but it must be a plain file; for keys in memory use the memory store"
                 ));

@@ -6,7 +6,7 @@ use onceward::{Error, Key, Scope};
 use sqlx::{AssertSqlSafe, Row, query};
 
 use crate::error::store_error;
-use crate::reader::{READ, Reader};
+use crate::reader::{READ, SqliteReader};
 use crate::row;
 use crate::writer::Writer;
 
@@ -17,7 +17,7 @@ fn now(writer: &Writer) -> Moment {
 
 /// The record of a key, if there is an unexpired one.
 pub(crate) async fn inspect(
-    reader: &Reader,
+    reader: &SqliteReader,
     writer: &Writer,
     scope: &Scope,
     key: &Key,
@@ -35,7 +35,7 @@ pub(crate) async fn inspect(
 
 /// Unexpired records in key order.
 pub(crate) async fn list(
-    reader: &Reader,
+    reader: &SqliteReader,
     writer: &Writer,
     scope: &Scope,
     list: &ListQuery,
@@ -64,7 +64,7 @@ pub(crate) async fn list(
 }
 
 /// Counts unexpired keys by state.
-pub(crate) async fn stats(reader: &Reader, writer: &Writer, scope: &Scope) -> Result<KeyStats, Error> {
+pub(crate) async fn stats(reader: &SqliteReader, writer: &Writer, scope: &Scope) -> Result<KeyStats, Error> {
     let failed = |error| store_error(READ, error);
     let statement = query(
         "SELECT state, count(*) FROM onceward_keys \

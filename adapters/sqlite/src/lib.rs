@@ -21,6 +21,7 @@
 //! It does not support network file systems or several hosts. Several processes of one host may share a file; their writes are
 //! serialized. The README lists what is promised and what is not.
 
+mod audit;
 mod check;
 mod checkpoint;
 mod clock;
@@ -49,3 +50,7 @@ pub use outbox::{LeasedRows, SqliteOutbox};
 pub use sql_handler::SqliteSqlHandler;
 pub use store::SqliteStore;
 pub use transaction::{SqliteConn, SqliteTx};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct SqliteReadme;

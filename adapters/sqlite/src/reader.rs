@@ -1,4 +1,4 @@
-//! The connection that reads, which never waits for the writer: [`Reader`].
+//! The connection that reads, which never waits for the writer: [`SqliteReader`].
 
 use onceward::Error;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
@@ -11,12 +11,12 @@ use crate::error::store_error;
 pub(crate) const READ: &str = "read from the SQLite store";
 
 /// The connection that reads, opened on first use.
-pub(crate) struct Reader {
+pub(crate) struct SqliteReader {
     options: SqliteConnectOptions,
     conn: Mutex<Option<SqliteConnection>>,
 }
 
-impl Reader {
+impl SqliteReader {
     pub(crate) fn new(options: SqliteConnectOptions) -> Self {
         Self { options, conn: Mutex::new(None) }
     }

@@ -16,7 +16,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::clock::Clock;
 use crate::config::SqliteConfig;
 use crate::error::store_error;
-use crate::reader::{READ, Reader};
+use crate::reader::{READ, SqliteReader};
 use crate::writer::{Writer, connect};
 use crate::{check, inspect, migrate, purge, row};
 
@@ -33,13 +33,13 @@ use crate::{check, inspect, migrate, purge, row};
 /// inbox, they must be: see [`SqliteTx`](crate::SqliteTx).
 #[derive(Clone)]
 pub struct SqliteStore {
-    inner: Arc<Inner>,
+    inner: Arc<SqliteStoreParts>,
 }
 
-struct Inner {
+struct SqliteStoreParts {
     config: SqliteConfig,
     writer: Writer,
-    reader: Reader,
+    reader: SqliteReader,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -75,8 +75,8 @@ impl SqliteStore {
         migrate::check(conn).await?;
         writer.read_clock(conn).await.map_err(|error| store_error(READ, error))?;
         drop(slot);
-        let reader = Reader::new(config.for_reading());
-        Ok(Self { inner: Arc::new(Inner { config, writer, reader }) })
+        let reader = SqliteReader::new(config.for_reading());
+        Ok(Self { inner: Arc::new(SqliteStoreParts { config, writer, reader }) })
     }
 
     /// Applies pending migrations, whatever [`SqliteConfig::migrate`] says, and returns their number.
@@ -118,7 +118,7 @@ impl SqliteStore {
     }
 
     /// The connection that reads.
-    pub(crate) fn reader(&self) -> &Reader {
+    pub(crate) fn reader(&self) -> &SqliteReader {
         &self.inner.reader
     }
 }

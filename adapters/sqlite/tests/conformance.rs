@@ -112,6 +112,7 @@ mod store {
 mod checkpoints {
     use super::SqliteHarness;
     onceward::checkpoint_store_conformance!(SqliteHarness::new());
+    onceward::audit_log_conformance!(SqliteHarness::new());
 }
 
 mod transactions {

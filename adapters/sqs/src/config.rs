@@ -1,5 +1,6 @@
 //! Configuration of an SQS source: [`SqsConfig`].
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use onceward::{Error, OwnHeaders};
@@ -49,12 +50,12 @@ impl SqsConfig {
 pub struct SqsQueueConfig {
     /// The URL of the queue. It must exist. A name that ends in `.fifo` is that of a FIFO queue.
     pub url: String,
-    /// The visibility timeout of received messages; 1 s to 12 h in whole seconds, default 30 s. It is extended while a
+    /// The visibility timeout of received messages; from 1s to 12h in whole seconds, default 30s. It is extended while a
     /// message is held, so it only bounds how long messages of a crashed worker stay invisible.
     pub visibility: Duration,
     /// How long a receive waits for messages (long polling); 0 to 20 s in whole seconds, default 20 s.
     pub wait: Duration,
-    /// The most concurrent receives, 1 to 64; default 4. Only as many are used as return full batches.
+    /// The most concurrent receives, from 1 to 64; default 4. Only as many are used as return full batches.
     pub pollers: usize,
     /// Removes the envelope that SNS puts around a message; a message without one is malformed then. Default false.
     pub unwrap_sns: bool,
@@ -67,13 +68,24 @@ pub struct SqsQueueConfig {
 }
 
 impl SqsQueueConfig {
+    /// The range of [`visibility`](Self::visibility).
+    pub const VISIBILITY: RangeInclusive<Duration> = Duration::from_secs(1)..=LONGEST_VISIBILITY;
+    /// The default of [`visibility`](Self::visibility).
+    pub const DEFAULT_VISIBILITY: Duration = Duration::from_secs(30);
+    /// The range of [`pollers`](Self::pollers).
+    pub const POLLERS: RangeInclusive<usize> = 1..=64;
+    /// The default of [`pollers`](Self::pollers).
+    pub const DEFAULT_POLLERS: usize = 4;
+    /// The range of [`call_timeout`](Self::call_timeout).
+    pub const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
     /// The queue at `url`, with default options.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
-            visibility: Duration::from_secs(30),
+            visibility: Self::DEFAULT_VISIBILITY,
             wait: Duration::from_secs(20),
-            pollers: 4,
+            pollers: Self::DEFAULT_POLLERS,
             unwrap_sns: false,
             own_headers: OwnHeaders::default(),
             call_timeout: Duration::from_secs(4),
@@ -95,16 +107,16 @@ impl SqsQueueConfig {
             return invalid("the queue must be a URL, as shown by the console and GetQueueUrl");
         }
         let is_whole = |duration: Duration| duration.subsec_nanos() == 0;
-        if self.visibility.is_zero() || self.visibility > LONGEST_VISIBILITY || !is_whole(self.visibility) {
+        if !Self::VISIBILITY.contains(&self.visibility) || !is_whole(self.visibility) {
             return invalid("visibility must be 1 s to 12 h, in whole seconds");
         }
         if self.wait > Duration::from_secs(20) || !is_whole(self.wait) {
             return invalid("wait must be 0 to 20 s, in whole seconds");
         }
-        if !(1..=64).contains(&self.pollers) {
+        if !Self::POLLERS.contains(&self.pollers) {
             return invalid("pollers must be 1 to 64");
         }
-        if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&self.call_timeout) {
+        if !Self::CALL_TIMEOUT.contains(&self.call_timeout) {
             return invalid("call_timeout must be 100 ms to 1 min");
         }
         Ok(())

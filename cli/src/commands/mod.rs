@@ -37,6 +37,7 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
     };
+    crate::telemetry::finish().await;
     crate::logging::finish();
     ended
 }

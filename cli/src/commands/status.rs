@@ -1,10 +1,13 @@
 //! `onceward status`: shows backlog, messages in flight, dead letters, and keys by state.
 
+use std::time::Duration;
+
 use onceward::Scope;
 use onceward::store::{KeyState, KeyStats};
 use serde_json::{Value, json};
 
-use super::keys::stats_as_json;
+use super::dlq::{LetterDepth, depth};
+use super::keys::{stats_as_json, time};
 use crate::args::ReportArgs;
 use crate::config::{self, Config, Lookup};
 use crate::exit::{Exit, Failure};
@@ -17,6 +20,8 @@ struct Status {
     backlog: Option<Backlog>,
     /// `None` without a dead-letter destination.
     dead_letters: Option<DeadLetterStatus>,
+    /// Of the dead letters; `None` if it is unknown.
+    oldest: Option<Duration>,
     keys: KeyStats,
 }
 
@@ -42,8 +47,15 @@ async fn read(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Statu
     let failed = |error| super::failure::failure(&error);
     let keys = store.store.stats(scope).await.map_err(failed)?;
     let backlog = registry::backlog(config, scope, &*store.checkpoints).await.map_err(failed)?;
-    let dead_letters = registry::dead_letter_status(config).await.map_err(failed)?;
-    Ok(Status { backlog, dead_letters, keys })
+    let mut dead_letters = registry::dead_letter_status(config).await.map_err(failed)?;
+    let mut oldest = None;
+    // Where letters are not deleted, their destination's own number includes those that are done with.
+    if let Some(found) = dead_letters.as_mut().filter(|found| found.letters != Some(0))
+        && let Some(LetterDepth { letters, oldest: age }) = depth(config, scope, store).await
+    {
+        (found.letters, oldest) = (Some(letters), age);
+    }
+    Ok(Status { backlog, dead_letters, oldest, keys })
 }
 
 fn as_json(config: &Config, status: &Status) -> Value {
@@ -55,6 +67,7 @@ fn as_json(config: &Config, status: &Status) -> Value {
         "consumers": status.backlog.and_then(|backlog| backlog.consumers),
         "in_flight": status.keys.get(KeyState::Pending),
         "dead_letters": status.dead_letters.as_ref().map(|found| found.letters),
+        "oldest_dead_letter_ms": status.oldest.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         "keys": stats_as_json(&status.keys),
     })
 }
@@ -64,7 +77,11 @@ fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failu
     let backlog = known.unwrap_or_else(|| "unknown for this source".to_owned());
     let dead_letters = match &status.dead_letters {
         None => "no destination".to_owned(),
-        Some(DeadLetterStatus { place, letters: Some(letters) }) => format!("{letters} in {place}"),
+        Some(DeadLetterStatus { place, letters: Some(letters) }) => {
+            let oldest =
+                status.oldest.map(|age| format!(", the oldest {} ago", time(age))).unwrap_or_default();
+            format!("{letters} in {place}{oldest}")
+        }
         Some(DeadLetterStatus { place, letters: None }) => format!("not counted in {place}"),
     };
     let states = KeyState::ALL.into_iter().map(|state| (state.as_str(), status.keys.get(state)));

@@ -78,7 +78,7 @@ fn short_drain(config: &Config) -> Option<Remark> {
             "pipeline.drain_timeout",
             format!(
                 "is shorter than {timeout}, so a handler still running at the end of a drain is cut and its message \
-                 comes again"
+                 is redelivered"
             ),
             "raise drain_timeout, and the platform's own grace period with it, or lower the handler's timeout",
         )

@@ -63,9 +63,9 @@ pub fn missing_telemetry(config: &Config) -> Option<ConfigError> {
 }
 
 fn telemetry_of(origin: &Origin) -> Option<Remark> {
-    if origin.is_written("telemetry.otlp") {
-        let fix = "remove it, and scrape /metrics (telemetry.listen) meanwhile";
-        return Some(origin.remark("telemetry.otlp", "no build of onceward has an OTLP exporter yet", fix));
+    if origin.is_written("telemetry.otlp") && !cfg!(feature = "otlp") {
+        let fix = "remove it, or install one that has it: cargo install onceward-cli --features otlp";
+        return Some(origin.remark("telemetry.otlp", "this build of onceward exports no traces", fix));
     }
     if origin.is_written("telemetry.listen") && !cfg!(feature = "telemetry") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";
@@ -77,17 +77,6 @@ fn telemetry_of(origin: &Origin) -> Option<Remark> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn traces_are_refused_rather_than_dropped() {
-        let source = "scope = 'a'\n[source.file]\npath = '-'\n[store.memory]\n[key]\nfrom = ['position']\n\
-                      [handler.stdout]\n[dead_letter]\nto = 'd'\n[telemetry]\notlp = 'http://127.0.0.1:4317'\n";
-        assert_eq!(
-            missing_telemetry(&Config::parse(source, &|_| None).unwrap()).unwrap().to_string(),
-            "line 11: telemetry.otlp: no build of onceward has an OTLP exporter yet; remove it, and scrape /metrics \
-             (telemetry.listen) meanwhile"
-        );
-    }
 
     #[test]
     fn a_build_without_an_adapter_says_how_to_get_it() {

@@ -238,9 +238,14 @@ mod tests {
 
     #[test]
     fn as_many_statements_share_a_transaction_as_the_handler_says() {
-        let sql = "[store.sqlite]\npath = 's'\n[handler.sql]\nstatement = 'SELECT 1'\ntimeout = '1s'\n";
-        assert_eq!(pipeline_config(&parse(sql), false).transaction_batch, 1);
-        assert_eq!(pipeline_config(&parse(&format!("{sql}batch = 12\n")), false).transaction_batch, 12);
+        let mut config = parse("[store.memory]\n[handler.stdout]\n");
+        for (handler, together) in
+            [(r#"{"statement": "SELECT 1"}"#, 1), (r#"{"statement": "SELECT 1", "batch": 12}"#, 12)]
+        {
+            // No store that every build has can run statements, so the handler is not read with the rest.
+            config.handler = Handler::Sql(serde_json::from_str(handler).unwrap());
+            assert_eq!(pipeline_config(&config, false).transaction_batch, together);
+        }
     }
 
     #[test]

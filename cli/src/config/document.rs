@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::env;
-use super::fault::Step;
+use super::fault::PathStep;
 use super::handler::Handler;
 use super::key_table::KeyConfig;
 use super::origin::{Origin, join};
@@ -160,11 +160,11 @@ impl Config {
                 };
             }
             toml::Value::Array(items) => items.iter_mut().enumerate().for_each(|(index, item)| {
-                self.show(&join(path, &Step::Index(index)), item);
+                self.show(&join(path, &PathStep::Index(index)), item);
             }),
             toml::Value::Table(table) => {
                 for (key, value) in table.iter_mut() {
-                    self.show(&join(path, &Step::Key(key.clone())), value);
+                    self.show(&join(path, &PathStep::Key(key.clone())), value);
                 }
             }
             _ => {}

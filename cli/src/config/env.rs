@@ -6,8 +6,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::Step;
-use super::origin::{Lines, Written, join};
+use super::fault::PathStep;
+use super::origin::{LineIndex, Written, join};
 use super::remark::Remark;
 
 /// Looks a variable up. Only the program's edge reads the real environment; tests pass a map.
@@ -17,7 +17,7 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 pub(super) fn substitute(
     table: &mut DeTable<'_>,
     env: Lookup<'_>,
-    lines: &Lines<'_>,
+    lines: &LineIndex<'_>,
 ) -> Result<Written, Remark> {
     let mut written = Written::new();
     substitute_table("", table, env, lines, &mut written)?;
@@ -28,11 +28,11 @@ fn substitute_table(
     path: &str,
     table: &mut DeTable<'_>,
     env: Lookup<'_>,
-    lines: &Lines<'_>,
+    lines: &LineIndex<'_>,
     written: &mut Written,
 ) -> Result<(), Remark> {
     for (key, value) in table.iter_mut() {
-        substitute_value(&join(path, &Step::Key(key.get_ref().to_string())), value, env, lines, written)?;
+        substitute_value(&join(path, &PathStep::Key(key.get_ref().to_string())), value, env, lines, written)?;
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ fn substitute_value(
     path: &str,
     value: &mut Spanned<DeValue<'_>>,
     env: Lookup<'_>,
-    lines: &Lines<'_>,
+    lines: &LineIndex<'_>,
     written: &mut Written,
 ) -> Result<(), Remark> {
     let span = value.span();
@@ -56,7 +56,7 @@ fn substitute_value(
             Ok(())
         }
         DeValue::Array(items) => items.iter_mut().enumerate().try_for_each(|(index, item)| {
-            substitute_value(&join(path, &Step::Index(index)), item, env, lines, written)
+            substitute_value(&join(path, &PathStep::Index(index)), item, env, lines, written)
         }),
         DeValue::Table(table) => substitute_table(path, table, env, lines, written),
         _ => Ok(()),
@@ -64,7 +64,7 @@ fn substitute_value(
 }
 
 /// Within a text of several lines, the line of the variable itself.
-fn line_of(failed: &Failed, value: Range<usize>, lines: &Lines<'_>) -> usize {
+fn line_of(failed: &Failed, value: Range<usize>, lines: &LineIndex<'_>) -> usize {
     let offset = match failed {
         Failed::Unset(name) => lines.text(value.clone()).find(&format!("${{{name}}}")),
         Failed::NotAName => None,
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn an_unset_or_malformed_name_is_refused() {
-        assert_eq!(expand("${NOBODY}", &env), Err(Failed::Unset("NOBODY".to_owned())));
+        assert_eq!(expand("${UNSET}", &env), Err(Failed::Unset("UNSET".to_owned())));
         for text in ["${}", "${USER", "${1X}", "${a b}", "${hunter-2}"] {
             assert_eq!(expand(text, &env), Err(Failed::NotAName), "{text}");
         }

@@ -12,15 +12,15 @@ const MAX_NAMES: usize = 12;
 
 /// Something wrong at a place: `path` from the innermost step outwards, `span` in bytes of the file.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct ReadFault {
     pub(super) what: What,
-    pub(super) path: Vec<Step>,
+    pub(super) path: Vec<PathStep>,
     pub(super) span: Option<Range<usize>>,
 }
 
 /// One step from a table or array to what it holds.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     Key(String),
     Index(usize),
 }
@@ -42,7 +42,7 @@ pub(super) enum What {
     Custom(String),
 }
 
-impl Fault {
+impl ReadFault {
     pub(super) fn new(what: What) -> Self {
         Self { what, path: Vec::new(), span: None }
     }
@@ -53,7 +53,7 @@ impl Fault {
         self
     }
 
-    pub(super) fn within(mut self, step: Step) -> Self {
+    pub(super) fn within(mut self, step: PathStep) -> Self {
         self.path.push(step);
         self
     }
@@ -82,7 +82,7 @@ impl What {
         match self {
             Self::UnknownField { nearest, known } => ("is not a known name".into(), choose(nearest, known)),
             Self::UnknownChoice { nearest, known } => {
-                ("is none of the known values".into(), choose(nearest, known))
+                ("is not one of the known values".into(), choose(nearest, known))
             }
             Self::Missing(name) => ("is missing".into(), how_to_add(name)),
             Self::NotOne { found, known } if found.is_empty() => {
@@ -155,16 +155,16 @@ fn in_words(expected: &str) -> String {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ReadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (problem, fix) = self.what.sentence();
         write!(f, "{problem}; {fix}")
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for ReadFault {}
 
-impl de::Error for Fault {
+impl de::Error for ReadFault {
     fn custom<T: fmt::Display>(sentence: T) -> Self {
         Self::new(What::Custom(sentence.to_string()))
     }

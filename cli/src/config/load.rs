@@ -5,7 +5,7 @@ use std::path::Path;
 use super::document::Config;
 use super::env::Lookup;
 use super::key_table::KeyConfig;
-use super::origin::{Lines, Origin};
+use super::origin::{LineIndex, Origin};
 use super::remark::{ConfigError, Remark};
 use super::{build, check, derived, env, read, syntax};
 use crate::handlers::text::io_words;
@@ -38,7 +38,7 @@ impl Config {
     }
 
     fn parse_file(file: Option<&Path>, source: &str, env: Lookup<'_>) -> Result<Self, ConfigError> {
-        let lines = Lines::of(source);
+        let lines = LineIndex::of(source);
         let in_file = |remark: Remark| match file {
             Some(file) => ConfigError(remark.file(file)),
             None => ConfigError(remark),

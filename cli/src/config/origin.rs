@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::fault::{Fault, Step, What};
+use super::fault::{PathStep, ReadFault, What};
 use super::remark::Remark;
 
 /// The texts that were changed, as they are written, by the path of their key.
@@ -29,26 +29,31 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Origin {
-    pub(super) fn of(file: Option<&Path>, table: &DeTable<'_>, lines: &Lines<'_>, written: Written) -> Self {
+    pub(super) fn of(
+        file: Option<&Path>,
+        table: &DeTable<'_>,
+        lines: &LineIndex<'_>,
+        written: Written,
+    ) -> Self {
         let mut origin = Self { file: file.map(Path::to_owned), lines: BTreeMap::new(), written };
         origin.note_table("", table, lines);
         origin
     }
 
-    fn note_table(&mut self, path: &str, table: &DeTable<'_>, lines: &Lines<'_>) {
+    fn note_table(&mut self, path: &str, table: &DeTable<'_>, lines: &LineIndex<'_>) {
         for (key, value) in table {
-            let path = join(path, &Step::Key(key.get_ref().to_string()));
+            let path = join(path, &PathStep::Key(key.get_ref().to_string()));
             self.lines.insert(path.clone(), lines.at(key.span().start));
             self.note_value(&path, value.get_ref(), lines);
         }
     }
 
-    fn note_value(&mut self, path: &str, value: &DeValue<'_>, lines: &Lines<'_>) {
+    fn note_value(&mut self, path: &str, value: &DeValue<'_>, lines: &LineIndex<'_>) {
         match value {
             DeValue::Table(table) => self.note_table(path, table, lines),
             DeValue::Array(items) => {
                 for (index, item) in items.iter().enumerate() {
-                    let path = join(path, &Step::Index(index));
+                    let path = join(path, &PathStep::Index(index));
                     self.lines.insert(path.clone(), lines.at(item.span().start));
                     self.note_value(&path, item.get_ref(), lines);
                 }
@@ -105,10 +110,10 @@ impl Origin {
     }
 
     /// Places a fault by its path and position.
-    pub(super) fn place(&self, fault: &Fault, lines: &Lines<'_>) -> Remark {
+    pub(super) fn place(&self, fault: &ReadFault, lines: &LineIndex<'_>) -> Remark {
         let mut path = fault.path.iter().rev().fold(String::new(), |path, step| join(&path, step));
         if let What::Missing(name) = fault.what {
-            path = join(&path, &Step::Key(name.to_owned()));
+            path = join(&path, &PathStep::Key(name.to_owned()));
         }
         let (problem, fix) = fault.what.sentence();
         let remark = self.remark(&path, problem, fix);
@@ -120,12 +125,12 @@ impl Origin {
 }
 
 /// One step further: `store.ttl`, `key.from[1]`, `properties."odd key"`.
-pub(super) fn join(path: &str, step: &Step) -> String {
+pub(super) fn join(path: &str, step: &PathStep) -> String {
     let mut path = path.to_owned();
     // Writing to a `String` cannot fail.
     let _ = match step {
-        Step::Index(index) => write!(path, "[{index}]"),
-        Step::Key(key) => {
+        PathStep::Index(index) => write!(path, "[{index}]"),
+        PathStep::Key(key) => {
             if !path.is_empty() {
                 path.push('.');
             }
@@ -137,9 +142,9 @@ pub(super) fn join(path: &str, step: &Step) -> String {
 }
 
 /// Turns positions in a text into line numbers.
-pub(super) struct Lines<'a>(&'a str);
+pub(super) struct LineIndex<'a>(&'a str);
 
-impl<'a> Lines<'a> {
+impl<'a> LineIndex<'a> {
     pub(super) fn of(text: &'a str) -> Self {
         Self(text)
     }

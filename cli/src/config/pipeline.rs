@@ -148,7 +148,8 @@ pub struct TelemetryConfig {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "listen_address")]
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
-    /// Where traces go by OTLP; nowhere when left out.
+    /// The OpenTelemetry collector that traces go to, by OTLP over HTTP: `http://collector:4318`. The standard variables
+    /// `OTEL_*` take precedence; without either no traces are exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp: Option<Address>,
     /// How log lines are written.

@@ -1,7 +1,7 @@
 //! Reads parsed TOML into the configuration's types, and reports failures by path and position.
 //!
 //! The `toml` crate's own deserializer words its errors with the value found, which here may be a password; this one
-//! differs only in the error it makes ([`Fault`] has no room for a value) and in the path that it keeps.
+//! differs only in the error it makes ([`ReadFault`] has no room for a value) and in the path that it keeps.
 
 use std::ops::Range;
 
@@ -15,10 +15,10 @@ use serde::{de, forward_to_deserialize_any};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::{Fault, Step, What};
+use super::fault::{PathStep, ReadFault, What};
 
 /// Reads a whole file's table.
-pub(super) fn read<'de, T: Deserialize<'de>>(table: Spanned<DeTable<'de>>) -> Result<T, Fault> {
+pub(super) fn read<'de, T: Deserialize<'de>>(table: Spanned<DeTable<'de>>) -> Result<T, ReadFault> {
     let span = table.span();
     T::deserialize(Node { value: DeValue::Table(table.into_inner()), span })
 }
@@ -37,7 +37,7 @@ impl<'de> From<Spanned<DeValue<'de>>> for Node<'de> {
 }
 
 impl<'de> Node<'de> {
-    fn visit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn visit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadFault> {
         match self.value {
             DeValue::String(text) => visitor.visit_string(text.into_owned()),
             DeValue::Integer(number) => {
@@ -63,14 +63,14 @@ impl<'de> Node<'de> {
 }
 
 impl<'de> Deserializer<'de> for Node<'de> {
-    type Error = Fault;
+    type Error = ReadFault;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadFault> {
         let span = self.span.clone();
         self.visit(visitor).map_err(|fault| fault.at(span))
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadFault> {
         visitor.visit_some(self)
     }
 
@@ -78,7 +78,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ReadFault> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -88,14 +88,14 @@ impl<'de> Deserializer<'de> for Node<'de> {
         _: &'static str,
         known: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ReadFault> {
         let span = self.span.clone();
         match self.value {
             DeValue::String(text) => visitor.visit_enum(Name(text.into_owned())),
             DeValue::Table(table) => {
                 the_one_table(table, known).and_then(|chosen| visitor.visit_enum(chosen))
             }
-            _ => Err(Fault::new(What::Expected(format!("one of {}", known.join(", "))))),
+            _ => Err(ReadFault::new(What::Expected(format!("one of {}", known.join(", "))))),
         }
         .map_err(|fault| fault.at(span))
     }
@@ -107,14 +107,14 @@ impl<'de> Deserializer<'de> for Node<'de> {
 }
 
 /// The single entry of a table that must hold exactly one of `known`.
-fn the_one_table<'de>(table: DeTable<'de>, known: &'static [&'static str]) -> Result<Chosen<'de>, Fault> {
+fn the_one_table<'de>(table: DeTable<'de>, known: &'static [&'static str]) -> Result<Chosen<'de>, ReadFault> {
     let mut found = Vec::new();
     for name in table.keys() {
         match known.iter().find(|known| **known == name.get_ref()) {
             Some(known) => found.push((*known, name.span())),
             None => {
-                let fault: Fault = de::Error::unknown_field(name.get_ref(), known);
-                return Err(fault.within(Step::Key(name.get_ref().to_string())).at(name.span()));
+                let fault: ReadFault = de::Error::unknown_field(name.get_ref(), known);
+                return Err(fault.within(PathStep::Key(name.get_ref().to_string())).at(name.span()));
             }
         }
     }
@@ -127,7 +127,7 @@ fn the_one_table<'de>(table: DeTable<'de>, known: &'static [&'static str]) -> Re
         }),
         _ => {
             let fault =
-                Fault::new(What::NotOne { found: found.iter().map(|(name, _)| *name).collect(), known });
+                ReadFault::new(What::NotOne { found: found.iter().map(|(name, _)| *name).collect(), known });
             Err(match found.pop() {
                 Some((_, last)) => fault.at(last),
                 None => fault,
@@ -145,14 +145,14 @@ struct Items<'de> {
 }
 
 impl<'de> SeqAccess<'de> for Items<'de> {
-    type Error = Fault;
+    type Error = ReadFault;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ReadFault> {
         let Some((index, item)) = self.items.next() else { return Ok(None) };
         let span = item.span();
         seed.deserialize(Node::from(item))
             .map(Some)
-            .map_err(|fault| fault.within(Step::Index(index)).at(span))
+            .map_err(|fault| fault.within(PathStep::Index(index)).at(span))
     }
 }
 
@@ -165,9 +165,9 @@ impl<'de, I> MapAccess<'de> for Entries<'de, I>
 where
     I: Iterator<Item = (Spanned<toml::de::DeString<'de>>, Spanned<DeValue<'de>>)>,
 {
-    type Error = Fault;
+    type Error = ReadFault;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ReadFault> {
         let Some((key, value)) = self.entries.next() else { return Ok(None) };
         let span = key.span();
         let name = key.into_inner().into_owned();
@@ -179,16 +179,16 @@ where
             other => other,
         };
         self.pending = Some((name.clone(), node));
-        let deserializer: StringDeserializer<Fault> = name.clone().into_deserializer();
-        seed.deserialize(deserializer).map(Some).map_err(|fault| fault.within(Step::Key(name)).at(span))
+        let deserializer: StringDeserializer<ReadFault> = name.clone().into_deserializer();
+        seed.deserialize(deserializer).map(Some).map_err(|fault| fault.within(PathStep::Key(name)).at(span))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ReadFault> {
         let Some((name, node)) = self.pending.take() else {
             return Err(de::Error::custom("a value was asked for before its key; report this as a defect"));
         };
         let span = node.span.clone();
-        seed.deserialize(node).map_err(|fault| fault.within(Step::Key(name)).at(span))
+        seed.deserialize(node).map_err(|fault| fault.within(PathStep::Key(name)).at(span))
     }
 }
 
@@ -196,11 +196,11 @@ where
 struct Name(String);
 
 impl<'de> EnumAccess<'de> for Name {
-    type Error = Fault;
+    type Error = ReadFault;
     type Variant = NameOnly;
 
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, NameOnly), Fault> {
-        let name: StringDeserializer<Fault> = self.0.into_deserializer();
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, NameOnly), ReadFault> {
+        let name: StringDeserializer<ReadFault> = self.0.into_deserializer();
         seed.deserialize(name).map(|variant| (variant, NameOnly))
     }
 }
@@ -208,22 +208,26 @@ impl<'de> EnumAccess<'de> for Name {
 struct NameOnly;
 
 impl<'de> VariantAccess<'de> for NameOnly {
-    type Error = Fault;
+    type Error = ReadFault;
 
-    fn unit_variant(self) -> Result<(), Fault> {
+    fn unit_variant(self) -> Result<(), ReadFault> {
         Ok(())
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, Fault> {
-        Err(Fault::new(What::Expected("a table".into())))
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, ReadFault> {
+        Err(ReadFault::new(What::Expected("a table".into())))
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Fault> {
-        Err(Fault::new(What::Expected("a table".into())))
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, ReadFault> {
+        Err(ReadFault::new(What::Expected("a table".into())))
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Fault> {
-        Err(Fault::new(What::Expected("a table".into())))
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, ReadFault> {
+        Err(ReadFault::new(What::Expected("a table".into())))
     }
 }
 
@@ -234,27 +238,27 @@ struct Chosen<'de> {
 }
 
 impl<'de> EnumAccess<'de> for Chosen<'de> {
-    type Error = Fault;
+    type Error = ReadFault;
     type Variant = Self;
 
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Fault> {
-        let name: StringDeserializer<Fault> = self.name.clone().into_deserializer();
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), ReadFault> {
+        let name: StringDeserializer<ReadFault> = self.name.clone().into_deserializer();
         seed.deserialize(name).map(|variant| (variant, self))
     }
 }
 
 impl<'de> VariantAccess<'de> for Chosen<'de> {
-    type Error = Fault;
+    type Error = ReadFault;
 
-    fn unit_variant(self) -> Result<(), Fault> {
-        Err(Fault::new(What::Expected("text in quotes".into())))
+    fn unit_variant(self) -> Result<(), ReadFault> {
+        Err(ReadFault::new(What::Expected("text in quotes".into())))
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Fault> {
-        seed.deserialize(self.node).map_err(|fault| fault.within(Step::Key(self.name)))
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, ReadFault> {
+        seed.deserialize(self.node).map_err(|fault| fault.within(PathStep::Key(self.name)))
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Fault> {
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadFault> {
         self.node.deserialize_any(visitor)
     }
 
@@ -262,7 +266,7 @@ impl<'de> VariantAccess<'de> for Chosen<'de> {
         self,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ReadFault> {
         self.node.deserialize_any(visitor)
     }
 }

@@ -6,11 +6,11 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::origin::{Lines, Origin};
+use super::origin::{LineIndex, Origin};
 use super::remark::Remark;
 
 /// Parses the text, keeping the position of every key and value.
-pub(super) fn parse<'a>(source: &'a str, lines: &Lines<'_>) -> Result<Spanned<DeTable<'a>>, Remark> {
+pub(super) fn parse<'a>(source: &'a str, lines: &LineIndex<'_>) -> Result<Spanned<DeTable<'a>>, Remark> {
     DeTable::parse(source).map_err(|error| {
         // The crate's messages are fixed sentences; its `Display` would add the source line, which may hold a password.
         let (problem, _) = error.message().split_once(", expected").unwrap_or((error.message(), ""));
@@ -36,7 +36,7 @@ fn fix(problem: &str) -> &'static str {
 
 /// The key that is wrong, as far as the text can be read: the longest on the line, or, for one written twice, its
 /// first. Only names that a configuration knows, since in a text that is no TOML anything may look like a key.
-fn key_at(source: &str, span: Range<usize>, lines: &Lines<'_>) -> Option<String> {
+fn key_at(source: &str, span: Range<usize>, lines: &LineIndex<'_>) -> Option<String> {
     let (table, _) = DeTable::parse_recoverable(source);
     let origin = Origin::of(None, table.get_ref(), lines, Default::default());
     let line = lines.at(span.start);

@@ -26,8 +26,8 @@ impl Statuses {
         let mut statuses = Self::default();
         for (name, meaning) in meanings {
             match read(name)? {
-                Named::Status(status) => statuses.exact.insert(status, meaning),
-                Named::Class(class) => statuses.classes.insert(class, meaning),
+                StatusName::Status(status) => statuses.exact.insert(status, meaning),
+                StatusName::Class(class) => statuses.classes.insert(class, meaning),
             };
         }
         Some(statuses)
@@ -44,17 +44,17 @@ impl Statuses {
     }
 }
 
-enum Named {
+enum StatusName {
     Status(u16),
     Class(u16),
 }
 
-fn read(name: &str) -> Option<Named> {
+fn read(name: &str) -> Option<StatusName> {
     let &[first @ b'2'..=b'5', ..] = name.as_bytes() else { return None };
     match name.get(1..)? {
-        "xx" | "XX" => Some(Named::Class(u16::from(first - b'0'))),
+        "xx" | "XX" => Some(StatusName::Class(u16::from(first - b'0'))),
         rest if rest.len() == 2 && rest.bytes().all(|byte| byte.is_ascii_digit()) => {
-            name.parse().ok().map(Named::Status)
+            name.parse().ok().map(StatusName::Status)
         }
         _ => None,
     }

@@ -166,7 +166,7 @@ mod tests {
             ("trace", "trace"),
             ("off", "off"),
             ("onceward=debug", "info"),
-            ("onceward_kafka=trace,warning", "warn"),
+            ("onceward_adapter=trace,warning", "warn"),
             (",,info,", "info"),
         ] {
             assert_eq!(overall(&with(text).unwrap()), [level], "{text}");
@@ -189,7 +189,7 @@ mod tests {
             "info;debug",
             "warn info",
             "onceward:debug",
-            "onceward.kafka=debug",
+            "onceward.adapter=debug",
             "debug=",
             "{",
             "\u{1b}[2J",
@@ -224,7 +224,7 @@ mod tests {
             assert!(!is_allowed(target, Level::TRACE), "{target}");
             assert!(is_allowed(target, Level::DEBUG), "{target}");
         }
-        for target in ["onceward::pipeline", "onceward_rabbitmq", "lapinary"] {
+        for target in ["onceward::pipeline", "onceward_adapter", "lapinary"] {
             assert!(is_allowed(target, Level::TRACE), "{target}");
         }
     }

@@ -6,10 +6,11 @@ mod limit;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
+use onceward::telemetry::TRACE_TARGET;
 use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{Directive, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,8 +18,15 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{LogFormat, Lookup};
 use crate::exit::Failure;
 use crate::handlers::text::is_unprintable;
+use crate::telemetry;
 
 pub(crate) use audit::AUDIT;
+
+/// Lets the spans of deliveries through, which are no lines.
+static SPANS: LazyLock<Directive> = LazyLock::new(|| {
+    let directive = format!("{TRACE_TARGET}=info").parse();
+    directive.unwrap_or_else(|_| Directive::from(LevelFilter::INFO))
+});
 
 /// The summaries of suppressed lines.
 static SUMMARIES: OnceLock<limit::Summaries> = OnceLock::new();
@@ -28,18 +36,25 @@ static SUMMARIES: OnceLock<limit::Summaries> = OnceLock::new();
 /// # Errors
 /// The filter in the environment is invalid.
 pub(crate) fn start(format: LogFormat, env: Lookup<'_>) -> Result<(), Failure> {
-    let filter = filter::parse(env)?;
+    let mut filter = filter::parse(env)?;
+    if telemetry::traces_are_on() {
+        // The level of the log is not that of traces.
+        filter = filter.add_directive(SPANS.clone());
+    }
     let (limit, summaries) = limit::limit();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Escaping(format));
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    // A line names its message itself.
+    let lines = lines.with_filter(filter_fn(|metadata| metadata.target() != TRACE_TARGET));
     let logger = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(|metadata| filter::is_allowed(metadata.target(), *metadata.level())))
         .with(limit)
-        .with(lines);
+        .with(lines)
+        .with(telemetry::trace_layer());
     // A second start in one process, as in tests, keeps the first.
     if logger.try_init().is_ok() {
         summaries.start();

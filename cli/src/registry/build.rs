@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use onceward::adapter::Consumer;
-use onceward::telemetry::Counters;
+use onceward::telemetry::{Counters, Observer};
 use onceward::{DeadLetters, Error, ErrorKind, PipelineConfig, Scope, Summary};
 use onceward_plugin::{OpenStore, PipelineParts, ReadyPipeline};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,16 @@ impl Ready {
     }
 }
 
+/// The parts of a pipeline that were opened or made before.
+pub(crate) struct BuildParts<'s> {
+    pub(crate) source: Box<dyn Consumer>,
+    pub(crate) store: &'s OpenStore,
+    /// `None` for a handler that is made together with its store.
+    pub(crate) handler: Option<AnyHandler>,
+    pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
 /// Builds the pipeline of `config`.
 ///
 /// # Errors
@@ -48,12 +58,10 @@ impl Ready {
 pub(crate) async fn build(
     config: &Config,
     scope: &Scope,
-    source: Box<dyn Consumer>,
-    store: &OpenStore,
-    handler: Option<AnyHandler>,
-    dead_letters: Option<DeadLetters>,
+    parts: BuildParts<'_>,
     until_empty: bool,
 ) -> Result<Ready, Error> {
+    let BuildParts { source, store, handler, dead_letters, observer } = parts;
     let own_headers = own_headers(config)?;
     let parts = PipelineParts {
         scope: scope.clone(),
@@ -61,6 +69,7 @@ pub(crate) async fn build(
         keys: key_extractor(config, scope),
         config: PipelineConfig { own_headers, ..pipeline_config(config, until_empty) },
         dead_letters,
+        observer,
     };
     match (handler, &config.handler) {
         (Some(handler), _) => {

@@ -35,6 +35,7 @@ impl Handler for AnyHandler {
     type Output = Option<Bytes>;
 
     async fn handle(&self, message: Message) -> Result<Option<Bytes>, HandlerError> {
+        let message = crate::telemetry::within_current_span(message);
         match self {
             Self::Exec(handler) => handler.handle(message).await,
             Self::Worker(handler) => handler.handle(message).await,

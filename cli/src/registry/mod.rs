@@ -20,7 +20,7 @@ use onceward_plugin::source::SourceParts;
 
 use crate::config::{Config, Contexts};
 
-pub(crate) use build::build;
+pub(crate) use build::{BuildParts, build};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
 pub(crate) use onceward_plugin::{Backlog, DeadLetterStatus, OpenStore, Purpose, ReadyRelay};
 pub(crate) use outbox::{check_outbox_target, describe_outbox_target, open_relay, outbox_status};

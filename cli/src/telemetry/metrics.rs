@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use onceward::outbox::RelayCounts;
-use onceward::telemetry::{Counter, Counters, HandlerState, SourceHealth, SourceState};
+use onceward::telemetry::{Counter, Counters, HandlerState, IntakePause, Limits, SourceHealth, SourceState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
 use prometheus_client::metrics::MetricType;
@@ -14,24 +14,41 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::process::ProcessMetrics;
 use super::watched::{Watched, Work};
 
 /// The content type of [`text`].
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A registry of the metrics of `watched`: every name begins with `onceward_` and has the label `scope`.
-pub(super) fn registry(watched: Arc<Watched>) -> Registry {
-    let labels = [(Cow::Borrowed("scope"), Cow::Owned(watched.scope.clone()))];
-    let mut registry = Registry::with_prefix_and_labels("onceward", labels.into_iter());
-    registry.register("build", "The version that runs", Info::new([("version", onceward::VERSION)]));
-    registry.register_collector(Box::new(Collected(watched)));
-    registry
+/// The metrics of `watched`, whose names begin with `onceward_` and which have the label `scope`; and those of the process,
+/// whose names begin with `process_`.
+#[derive(Debug)]
+pub(super) struct Registries {
+    own: Registry,
+    process: Registry,
+}
+
+impl Registries {
+    pub(super) fn new(watched: Arc<Watched>) -> Self {
+        let labels = [(Cow::Borrowed("scope"), Cow::Owned(watched.scope.clone()))];
+        let mut own = Registry::with_prefix_and_labels("onceward", labels.into_iter());
+        own.register("build", "The version that runs", Info::new([("version", onceward::VERSION)]));
+        if matches!(watched.work, Work::Run(_)) {
+            watched.instruments.register(&mut own);
+        }
+        own.register_collector(Box::new(Collected(watched)));
+        let mut process = Registry::with_prefix("process");
+        process.register_collector(Box::new(ProcessMetrics));
+        Self { own, process }
+    }
 }
 
 /// The current metrics in the text format of OpenMetrics, which Prometheus reads.
-pub(super) fn text(registry: &Registry) -> Result<String, fmt::Error> {
+pub(super) fn text(registries: &Registries) -> Result<String, fmt::Error> {
     let mut text = String::new();
-    encoding::encode(&mut text, registry)?;
+    encoding::encode_registry(&mut text, &registries.own)?;
+    encoding::encode_registry(&mut text, &registries.process)?;
+    encoding::encode_eof(&mut text)?;
     Ok(text)
 }
 
@@ -77,6 +94,17 @@ fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -
             "1 while the store responds; 0 before the first response and while intake is paused because of it.",
             value(|counters| u64::from(counters.is_store_up())),
         ),
+        ("running", "Deliveries that are being claimed or handled.", value(Counters::running)),
+        (
+            "oldest_unsettled_seconds",
+            "Age in seconds of the oldest delivery in flight; 0 without one.",
+            value(|counters| counters.oldest_unsettled().unwrap_or_default().as_secs()),
+        ),
+        (
+            "breaker_open",
+            "1 while the circuit breaker of the handler is open: intake pauses, and single messages probe the handler.",
+            value(|counters| u64::from(counters.is_breaker_open())),
+        ),
         (
             "expiry_lag_seconds",
             "Seconds since the expiry of the oldest record that the store has not removed yet.",
@@ -86,6 +114,10 @@ fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -
         encode(&mut encoder, name, help, &value)?;
     }
     let Some(counters) = counters else { return Ok(()) };
+    encode_pauses(&mut encoder, counters)?;
+    if let Some(limits) = counters.limits() {
+        encode_limits(&mut encoder, &limits)?;
+    }
     if let Some(source) = counters.source() {
         encode_source(&mut encoder, source)?;
     }
@@ -93,6 +125,30 @@ fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -
     Counter::ALL.iter().try_for_each(|counter| {
         encode(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
     })
+}
+
+fn encode_pauses(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> fmt::Result {
+    let help = "1 while no more messages are taken from the source for this reason. The limits of what is in flight are reached whenever messages arrive faster than they are handled.";
+    let mut family = encoder.encode_descriptor("intake_paused", help, None, MetricType::Gauge)?;
+    let paused = counters.paused();
+    IntakePause::ALL.iter().try_for_each(|reason| {
+        let value = u64::from(paused.contains(*reason));
+        gauge(value).encode(family.encode_family(&[("reason", reason.name())])?)
+    })
+}
+
+fn encode_limits(encoder: &mut DescriptorEncoder<'_>, limits: &Limits) -> fmt::Result {
+    let Limits { concurrency, in_flight, in_flight_bytes, waiting, ttl, .. } = *limits;
+    for (name, help, value) in [
+        ("concurrency", "Handlers that may run at once.", concurrency as u64),
+        ("in_flight_limit", "Deliveries in flight that may be ready to run at once.", in_flight as u64),
+        ("in_flight_limit_bytes", "Bytes of deliveries that may be in flight.", in_flight_bytes as u64),
+        ("waiting_limit", "Deliveries that may wait at once.", waiting as u64),
+        ("ttl_seconds", "Seconds for which a completed key is remembered.", ttl.as_secs()),
+    ] {
+        encode(encoder, name, help, &gauge(value))?;
+    }
+    Ok(())
 }
 
 /// The part of the messages that keys were taken from, which reveals an unintended one such as `position`.
@@ -120,6 +176,10 @@ fn encode_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> 
     if let Some(lag) = source.lag() {
         let help = "Messages waiting in the broker at the last observation: consumer lag or queue depth.";
         encode(encoder, "source_lag", help, &gauge(lag))?;
+    }
+    if let Some(assigned) = source.assigned() {
+        let help = "Partitions that are assigned to this process.";
+        encode(encoder, "source_assigned_partitions", help, &gauge(assigned))?;
     }
     for (name, help, value) in [
         ("source_reconnects", "Reconnections of the source after it was down.", source.reconnects()),
@@ -190,11 +250,14 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::telemetry::MessageSource;
+
+    const FILE: MessageSource = MessageSource { adapter: "file", system: "file" };
 
     #[test]
     fn every_counter_is_there_under_its_name_once_the_pipeline_is() {
-        let watched = Watched::run("billing", CancellationToken::new());
-        let registry = registry(Arc::clone(&watched));
+        let watched = Watched::run("billing", FILE, CancellationToken::new());
+        let registry = Registries::new(Arc::clone(&watched));
         let before = text(&registry).unwrap();
         assert!(before.contains("onceward_store_up{scope=\"billing\"} 0\n"), "{before}");
         assert!(!before.contains("onceward_received"), "{before}");
@@ -228,7 +291,12 @@ mod tests {
         let source = Arc::new(SourceHealth::default());
         let mut registry = Registry::with_prefix("onceward");
         registry.register_collector(Box::new(Alone(Arc::clone(&source))));
-        let before = text(&registry).unwrap();
+        let read = || {
+            let mut text = String::new();
+            encoding::encode(&mut text, &registry).unwrap();
+            text
+        };
+        let before = read();
         assert!(before.contains("onceward_source_up 0\n"), "{before}");
         assert!(!before.contains("lag") && !before.contains("last_receive"), "{before}");
         source.set_up();
@@ -238,10 +306,12 @@ mod tests {
         source.set_lag(Some(7));
         source.lost_to_retention(3);
         source.reset();
-        let after = text(&registry).unwrap();
+        source.set_assigned(2);
+        let after = read();
         for line in [
             "source_up 1",
             "source_lag 7",
+            "source_assigned_partitions 2",
             "source_last_receive_seconds 0",
             "source_reconnects_total 1",
             "source_lost_to_retention_total 3",
@@ -254,7 +324,7 @@ mod tests {
     #[test]
     fn a_relay_tells_of_its_outbox_and_nothing_of_deliveries() {
         let watched = Watched::relay("billing", CancellationToken::new());
-        let registry = registry(Arc::clone(&watched));
+        let registry = Registries::new(Arc::clone(&watched));
         assert!(text(&registry).unwrap().contains("onceward_store_up{scope=\"billing\"} 0\n"));
         watched.relay_started(Arc::default());
         let after = text(&registry).unwrap();

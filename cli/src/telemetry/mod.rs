@@ -4,19 +4,31 @@
 #[cfg(feature = "telemetry")]
 mod connections;
 #[cfg(feature = "telemetry")]
+mod instruments;
+#[cfg(feature = "telemetry")]
 mod metrics;
+#[cfg(feature = "telemetry")]
+mod process;
 #[cfg(feature = "telemetry")]
 mod readiness;
 #[cfg(feature = "telemetry")]
 mod server;
+#[cfg(feature = "otlp")]
+mod traces;
 mod watched;
 
 use std::sync::Arc;
 
-use crate::config::Config;
+use onceward::Message;
+use onceward::telemetry::Observer;
+use tracing::Subscriber;
+use tracing_subscriber::Layer;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
-pub(crate) use watched::Watched;
+pub(crate) use watched::{MessageSource, Watched};
 
 /// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
 ///
@@ -29,4 +41,58 @@ pub(crate) async fn listen(config: &Config, watched: &Arc<Watched>) -> Result<()
     }
     let _ = (config, watched);
     Ok(())
+}
+
+/// The observer of the pipeline, if anything shows what it measures.
+pub(crate) fn observer(config: &Config, watched: &Watched) -> Option<Arc<dyn Observer>> {
+    #[cfg(feature = "telemetry")]
+    if config.telemetry.listen.is_some() || traces_are_on() {
+        return Some(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
+    }
+    let _ = (config, watched);
+    None
+}
+
+/// Turns traces on if the configuration or the environment names a collector; before logging starts.
+///
+/// # Errors
+/// The exporter cannot be made of these values.
+pub(crate) fn start_traces(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
+    #[cfg(feature = "otlp")]
+    traces::start(config, env)?;
+    let _ = (config, env);
+    Ok(())
+}
+
+/// True if deliveries have spans.
+pub(crate) fn traces_are_on() -> bool {
+    #[cfg(feature = "otlp")]
+    return traces::is_on();
+    #[cfg(not(feature = "otlp"))]
+    false
+}
+
+/// The layer of a logger that exports the spans of deliveries; `None` if traces are off.
+pub(crate) fn trace_layer<S>() -> Option<Box<dyn Layer<S> + Send + Sync>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    #[cfg(feature = "otlp")]
+    return traces::layer();
+    #[cfg(not(feature = "otlp"))]
+    None
+}
+
+/// The message with the trace context of the handler's span in its headers, if it has one.
+pub(crate) fn within_current_span(message: Message) -> Message {
+    #[cfg(feature = "otlp")]
+    return traces::within_current_span(message);
+    #[cfg(not(feature = "otlp"))]
+    message
+}
+
+/// Exports what has not been exported yet, at the end of the program.
+pub(crate) async fn finish() {
+    #[cfg(feature = "otlp")]
+    traces::finish().await;
 }

@@ -90,11 +90,14 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::telemetry::MessageSource;
+
+    const FILE: MessageSource = MessageSource { adapter: "file", system: "file" };
 
     #[test]
     fn a_start_says_what_it_waits_for_and_why() {
         let draining = CancellationToken::new();
-        let watched = Watched::run("billing", draining.clone());
+        let watched = Watched::run("billing", FILE, draining.clone());
         let said = || Readiness::current(&watched).to_string();
         assert_eq!(said(), "starting: waiting for the store");
         let error = Error::new(ErrorKind::Unavailable, "open the queue \"q\"", "connection\nrefused");

@@ -13,11 +13,10 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::Connections;
-use super::metrics;
+use super::metrics::{self, Registries};
 use super::readiness::Readiness;
 use super::watched::Watched;
 use crate::config::Config;
@@ -37,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Endpoints {
     watched: Arc<Watched>,
-    registry: Registry,
+    registries: Registries,
 }
 
 /// Listens on `address` and serves in the background until the runtime ends.
@@ -61,8 +60,8 @@ pub(super) async fn start(
     // With port 0 the system has chosen the port.
     let address = listener.local_addr().map_err(cannot)?;
     tracing::info!(%address, "telemetry endpoints started: /metrics, /health/live, /health/ready");
-    let registry = metrics::registry(Arc::clone(&watched));
-    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registry })));
+    let registries = Registries::new(Arc::clone(&watched));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registries })));
     Ok(())
 }
 
@@ -108,7 +107,7 @@ impl Endpoints {
             return response;
         }
         match request.uri().path() {
-            "/metrics" => match metrics::text(&self.registry) {
+            "/metrics" => match metrics::text(&self.registries) {
                 Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
                 Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "encoding the metrics failed\n"),
             },

@@ -11,12 +11,25 @@ use tokio_util::sync::CancellationToken;
 /// The most bytes of an error in a readiness reply.
 pub(super) const LONGEST_REASON: usize = 300;
 
+/// Where messages come from.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
+pub(crate) struct MessageSource {
+    /// The name of the adapter.
+    pub(crate) adapter: &'static str,
+    /// The name of the broker in OpenTelemetry's conventions for messaging.
+    pub(crate) system: &'static str,
+}
+
 /// The state behind the endpoints.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
 pub(crate) struct Watched {
     pub(super) scope: String,
     pub(super) work: Work,
+    /// What the pipeline measures.
+    #[cfg(feature = "telemetry")]
+    pub(super) instruments: Arc<super::instruments::Instruments>,
     /// The part that the start waits for, and its last error.
     pub(super) waits_for: Mutex<Option<(&'static str, String)>>,
     pub(super) draining: CancellationToken,
@@ -33,18 +46,32 @@ pub(crate) enum Work {
 }
 
 impl Watched {
-    /// The state of a run that is starting, and drains once `draining` fires.
-    pub(crate) fn run(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::new(scope, Work::Run(OnceLock::new()), draining)
+    /// The state of a run that is starting, reads from `source`, and drains once `draining` fires.
+    pub(crate) fn run(scope: &str, source: MessageSource, draining: CancellationToken) -> Arc<Self> {
+        Self::new(scope, source, Work::Run(OnceLock::new()), draining)
     }
 
     /// The state of a relay, as [`run`](Self::run).
     pub(crate) fn relay(scope: &str, draining: CancellationToken) -> Arc<Self> {
-        Self::new(scope, Work::Relay(OnceLock::new()), draining)
+        Self::new(
+            scope,
+            MessageSource { adapter: "outbox", system: "outbox" },
+            Work::Relay(OnceLock::new()),
+            draining,
+        )
     }
 
-    fn new(scope: &str, work: Work, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { scope: scope.to_owned(), work, waits_for: Mutex::default(), draining })
+    fn new(scope: &str, source: MessageSource, work: Work, draining: CancellationToken) -> Arc<Self> {
+        #[cfg(not(feature = "telemetry"))]
+        let _ = source;
+        Arc::new(Self {
+            scope: scope.to_owned(),
+            work,
+            #[cfg(feature = "telemetry")]
+            instruments: Arc::new(super::instruments::Instruments::new(source.adapter, source.system)),
+            waits_for: Mutex::default(),
+            draining,
+        })
     }
 
     /// Records that the start waits for `part`, such as "source", because of `error`.

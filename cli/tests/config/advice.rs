@@ -41,7 +41,7 @@ fn advice_names_what_will_not_run_as_intended() {
             "line 26: pipeline.order_by: names the broker's key, which [source.rabbitmq] does not give; \
              name a header or JSON field, such as \"header:customer\"",
             "line 27: pipeline.drain_timeout: is shorter than handler.http.timeout, so a handler still running at the \
-             end of a drain is cut and its message comes again; raise drain_timeout, and the platform's own grace \
+             end of a drain is cut and its message is redelivered; raise drain_timeout, and the platform's own grace \
              period with it, or lower the handler's timeout",
             "line 36: dead_letter.to: takes letters that nothing proves to be ours when they are moved back: where their \
              key is dead they are dead-lettered again; add secret_file to [key], so that letters are sealed; or move them \

@@ -12,11 +12,14 @@ const CANARY: &str = "hunter2canary";
 
 /// Texts that name something or choose an action, and are shown. A new text is either one of them, or gets a type that is
 /// redacted.
-const NAMES: [&str; 38] = [
+const NAMES: [&str; 47] = [
     "handler.exec.inherit_env.[]",
     "handler.publish.kafka.password_file",
     "handler.publish.kafka.topic",
     "handler.publish.kafka.username",
+    "handler.publish.pubsub.credentials_file",
+    "handler.publish.pubsub.project",
+    "handler.publish.pubsub.topic",
     "handler.publish.rabbitmq.ca_file",
     "handler.publish.rabbitmq.exchange",
     "handler.publish.rabbitmq.password_file",
@@ -27,6 +30,8 @@ const NAMES: [&str; 38] = [
     "handler.worker.inherit_env.[]",
     "outbox.kafka.password_file",
     "outbox.kafka.username",
+    "outbox.pubsub.credentials_file",
+    "outbox.pubsub.project",
     "outbox.rabbitmq.ca_file",
     "outbox.rabbitmq.password_file",
     "outbox.rabbitmq.username",
@@ -37,6 +42,10 @@ const NAMES: [&str; 38] = [
     "source.kafka.password_file",
     "source.kafka.topics.[]",
     "source.kafka.username",
+    "source.pubsub.credentials_file",
+    "source.pubsub.project",
+    "source.pubsub.subscription",
+    "source.pubsub.topic",
     "source.rabbitmq.ca_file",
     "source.rabbitmq.password_file",
     "source.rabbitmq.queue",
@@ -61,10 +70,11 @@ const PATHS: [&str; 4] =
 const NAMING_TYPES: [&str; 3] = ["KeySource", "OrderBy", "FingerprintConfig"];
 
 /// What each table needs besides the place that is looked at.
-const NEEDED: [(&str, &str); 20] = [
+const NEEDED: [(&str, &str); 23] = [
     ("source.rabbitmq", "url = 'amqps://127.0.0.1/'\nqueue = 'q'"),
     ("source.kafka", "brokers = ['127.0.0.1:1']\ntopics = ['t']\ngroup = 'g'"),
     ("source.sqs", "queue_url = 'https://127.0.0.1/q'"),
+    ("source.pubsub", "subscription = 'projects/p/subscriptions/s'"),
     ("source.file", "path = '-'"),
     ("store.redis", "url = 'rediss://127.0.0.1'\ntopology = 'cluster'"),
     ("store.postgres", "url = 'postgres://127.0.0.1/x'"),
@@ -76,9 +86,11 @@ const NEEDED: [(&str, &str); 20] = [
     ("handler.publish.rabbitmq", "url = 'amqps://127.0.0.1/'\nrouting_key = 'k'"),
     ("handler.publish.kafka", "brokers = ['127.0.0.1:1']\ntopic = 't'"),
     ("handler.publish.sqs", "queue_url = 'https://127.0.0.1/q'"),
+    ("handler.publish.pubsub", "topic = 'projects/p/topics/t'"),
     ("outbox.rabbitmq", "url = 'amqps://127.0.0.1/'"),
     ("outbox.kafka", "brokers = ['127.0.0.1:1']"),
     ("outbox.sqs", ""),
+    ("outbox.pubsub", ""),
     ("dead_letter", "to = 'd'"),
     ("telemetry", ""),
     ("key", "from = ['json:/id']"),

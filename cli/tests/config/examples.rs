@@ -93,12 +93,14 @@ otlp = "http://127.0.0.1:4317"
 log = "text"                           # or "json"
 "#;
 
-pub(crate) const SOURCES: [&str; 6] = [
+pub(crate) const SOURCES: [&str; 8] = [
     "[source.rabbitmq]\nurl = 'amqps://h/%2f'\nqueue = 'q'\nprefetch = 200\nusername = 'u'\npassword_file = '/p'\n",
     "[source.kafka]\nbrokers = ['127.0.0.1:9092']\ntopics = ['orders']\ngroup = 'billing'\n\
      [source.kafka.properties]\nsession.timeout.ms = 60000\n'enable.partition.eof' = false\n",
     "[source.sqs]\nqueue_url = 'https://h/orders'\nregion = 'eu-west-1'\nendpoint = 'http://127.0.0.1:9324'\npollers = 4\nvisibility = '60s'\nunwrap_sns = true\n",
     "[source.sqs]\nqueue_url = 'https://h/orders.fifo'\n",
+    "[source.pubsub]\nsubscription = 'projects/p/subscriptions/s'\nordered = true\nack_deadline = '60s'\ntopic = 'projects/p/topics/t'\n",
+    "[source.pubsub]\nproject = 'p'\nsubscription = 's'\nendpoint = 'http://127.0.0.1:8085'\ncredentials = 'anonymous'\nmax_outstanding_bytes = '10MiB'\n",
     "[source.file]\npath = '-'\nformat = 'envelope'\n",
     "[source.file]\npath = 'orders.ndjson'\nformat = 'raw'\nfollow = true\nmax_message_bytes = 1048576\n",
 ];
@@ -110,7 +112,7 @@ const STORES: [&str; 4] = [
     "[store.memory]\n",
 ];
 
-const HANDLERS: [&str; 9] = [
+const HANDLERS: [&str; 10] = [
     "[handler.http]\nurl = 'https://h/orders'\nheaders = { Authorization = 'Bearer x' }\n",
     "[handler.exec]\ncommand = ['./charge.sh']\n",
     "[handler.worker]\ncommand = ['python3', 'w.py']\nprocesses = 4\n",
@@ -118,6 +120,7 @@ const HANDLERS: [&str; 9] = [
     "[handler.publish.kafka]\nbrokers = ['h:9092']\ntopic = 'out'\nproperties = { 'linger.ms' = 5 }\n",
     "[handler.publish.rabbitmq]\nurl = 'amqp://h'\nrouting_key = 'out'\n",
     "[handler.publish.sqs]\nqueue_url = 'https://h/out'\nregion = 'eu-west-1'\n",
+    "[handler.publish.pubsub]\nproject = 'p'\ntopic = 'out'\ncredentials_file = '/k.json'\n",
     "[handler.stdout]\n",
     "[handler.stdout]\ntimeout = '1s'\n",
 ];

@@ -52,11 +52,11 @@ fn each_mistake_gets_its_sentence() {
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),
-            "line 13: retry.jitter: is none of the known values; did you mean full?",
+            "line 13: retry.jitter: is not one of the known values; did you mean full?",
         ),
         (
             base_and("[policy]\non_mismatch = 'zzz'\n"),
-            "line 13: policy.on_mismatch: is none of the known values; write one of dead-letter, ack, process",
+            "line 13: policy.on_mismatch: is not one of the known values; write one of dead-letter, ack, process",
         ),
         // Missing and too many.
         (
@@ -65,7 +65,7 @@ fn each_mistake_gets_its_sentence() {
         ),
         (
             base_with("[source.file]\npath = 'orders.ndjson'\n", ""),
-            "line 1: source: is missing; add [source.rabbitmq], [source.kafka], [source.sqs] or [source.file]",
+            "line 1: source: is missing; add [source.rabbitmq], [source.kafka], [source.sqs], [source.pubsub] or [source.file]",
         ),
         (base_with("path = 'onceward.db'\n", ""), "line 4: store.sqlite.path: is missing; add `path = …`"),
         (base_and("[store.memory]\n"), "line 12: store: names sqlite and memory; keep exactly one of them"),

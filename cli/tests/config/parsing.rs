@@ -44,7 +44,7 @@ fn every_source_store_and_handler_parses_and_shows_as_toml_that_parses() {
         assert_eq!((again.source.name(), again.store.name()), (config.source.name(), config.store.name()));
         seen += 1;
     }
-    assert_eq!(seen, 6 * (4 * 9 - 2));
+    assert_eq!(seen, 8 * (4 * 10 - 2));
 }
 
 #[test]

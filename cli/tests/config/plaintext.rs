@@ -82,6 +82,15 @@ fn exposed() -> Vec<(String, &'static str)> {
         "handler.publish.sqs.endpoint",
     );
     add("[outbox.sqs]\nendpoint = 'http://10.1.1.1:9324'\n", "outbox.sqs.endpoint");
+    add(
+        "[source.pubsub]\nsubscription = 's'\nproject = 'p'\nendpoint = 'http://pubsub.example'\n",
+        "source.pubsub.endpoint",
+    );
+    add(
+        "[handler.publish.pubsub]\ntopic = 't'\nproject = 'p'\nendpoint = 'http://10.1.1.1:8085'\n",
+        "handler.publish.pubsub.endpoint",
+    );
+    add("[outbox.pubsub]\nendpoint = 'http://10.1.1.1:8085'\n", "outbox.pubsub.endpoint");
     for properties in [
         "security.protocol = 'sasl_plaintext'",
         "security.protocol = 'SASL_PLAINTEXT'\nsasl.mechanism = 'SCRAM-SHA-512'",
@@ -146,6 +155,8 @@ fn what_stays_on_this_machine_or_is_verified_is_accepted() {
         "[source.kafka]\nbrokers = ['kafka.example:9092']\ntopics = ['t']\ngroup = 'g'\n",
         "[source.sqs]\nqueue_url = 'http://127.0.0.1:9324/1/q'\nendpoint = 'http://127.0.0.1:9324'\n",
         "[source.sqs]\nqueue_url = 'http://sqs.example/1/q'\nendpoint = 'https://sqs.example'\n",
+        "[source.pubsub]\nsubscription = 's'\nproject = 'p'\nendpoint = 'http://127.0.0.1:8085'\n",
+        "[source.pubsub]\nsubscription = 's'\nproject = 'p'\n",
         "[store.redis]\nurl = 'redis://redis.example'\n",
         "[store.redis]\nurl = 'redis://:p@127.0.0.1'\n",
         "[store.redis]\nurl = 'rediss://:p@redis.example'\n",

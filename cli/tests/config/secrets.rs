@@ -8,7 +8,7 @@ use crate::examples::{CONTRACT, no_env};
 const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
-const SECRET_PLACES: [&str; 25] = [
+const SECRET_PLACES: [&str; 26] = [
     "[source.rabbitmq]\nurl = 'amqps://u:SECRET@h/%2f'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h'\nqueue = 'q'\npassword = 'SECRET'\n",
@@ -19,6 +19,7 @@ const SECRET_PLACES: [&str; 25] = [
     "[source.sqs]\nqueue_url = 'https://u:SECRET@h/q'\n",
     "[source.sqs]\nqueue_url = 'https://h/q?X-Amz-Signature=SECRET'\n",
     "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'https://SECRET@h'\n",
+    "[source.pubsub]\nsubscription = 's'\nproject = 'p'\nendpoint = 'https://SECRET@h'\n",
     "[store.redis]\nurl = 'rediss://:SECRET@h:6379/0'\n",
     "[store.redis]\nurl = 'redis://h:6379/0?pass=SECRET'\n",
     "[store.redis]\nurl = 'redis://h:6379'\ntopology = 'cluster'\nnodes = ['redis://u:SECRET@h2:6379']\nallow_plaintext = true\n",
@@ -157,5 +158,33 @@ mod whatever_surrounds_it {
                 prop_assert!(error.line().is_some());
             }
         }
+    }
+}
+
+/// The program warns of those that everybody may read.
+#[test]
+fn every_file_with_a_secret_is_known_under_the_option_that_names_it() {
+    let with = |table: &str, options: &str| {
+        let tables = match table.split('.').next() {
+            Some("source") => "[store.memory]\n[handler.stdout]\n",
+            Some("store") => "[source.file]\npath = '-'\n[handler.stdout]\n",
+            Some("handler") => "[source.file]\npath = '-'\n[store.memory]\n",
+            _ => "[source.file]\npath = '-'\n[store.sqlite]\npath = 'x'\n[handler.stdout]\n",
+        };
+        let key = "[key]\nfrom = ['message-id']\n[dead_letter]\nto = 'd'\n";
+        format!("scope = 'a'\n{tables}{key}[{table}]\n{options}")
+    };
+    for (table, options, key) in [
+        ("source.rabbitmq", "url = 'amqps://h'\nqueue = 'q'\npassword_file = '/k'\n", "password_file"),
+        ("store.redis", "url = 'rediss://h'\npassword_file = '/k'\n", "password_file"),
+        ("store.postgres", "url = 'postgres://h/x'\npassword_file = '/k'\n", "password_file"),
+        ("store.postgres", "url = 'postgres://h/x?sslkey=/k'\n", "url"),
+        ("handler.publish.kafka", "brokers = ['h:1']\ntopic = 't'\npassword_file = '/k'\n", "password_file"),
+        ("outbox.kafka", "brokers = ['h:1']\nproperties.ssl.key.location = '/k'\n", "properties"),
+        ("outbox.rabbitmq", "url = 'amqps://h'\npassword_file = '/k'\n", "password_file"),
+    ] {
+        let text = with(table, options);
+        let config = Config::parse(&text, &no_env).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(config.secret_files(), [(format!("{table}.{key}"), "/k".into())], "{text}");
     }
 }

@@ -18,6 +18,8 @@ mod signals;
 mod status;
 #[cfg(feature = "telemetry")]
 mod telemetry;
+#[cfg(feature = "otlp")]
+mod traces;
 mod worker_python;
 
 use std::path::Path;

@@ -144,7 +144,7 @@ fn what_is_not_there_is_told_before_any_message_is_taken() {
     for (from, to, code, word) in [
         ("\"sh\"", "\"no-such-program\"", 78, "no-such-program"),
         ("orders.ndjson", "absent.ndjson", 78, "absent.ndjson"),
-        ("[store.memory]", "[telemetry]\notlp = 'http://127.0.0.1:1'\n[store.memory]", 78, "telemetry.otlp"),
+        ("[store.memory]", "[telemetry]\notlp = 'grpc://127.0.0.1:1'\n[store.memory]", 78, "telemetry.otlp"),
         #[cfg(feature = "sqlite")]
         ("memory]", "sqlite]\npath = 'no/folder/onceward.db'", 78, "no/folder"),
         #[cfg(feature = "telemetry")]

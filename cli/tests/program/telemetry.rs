@@ -34,6 +34,44 @@ fn ask(stream: &mut TcpStream, line: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
+/// Checks what is measured of two messages and a duplicate, and of the process.
+fn has_measurements(address: &str) {
+    wait("a settlement", || {
+        let text = request(address, "GET /metrics").1;
+        !text.contains("onceward_settle_seconds_count{scope=\"billing\"} 0\n")
+    });
+    let text = request(address, "GET /metrics").1;
+    let delivered = |outcome: &str, count: u32| {
+        let start = "onceward_deliveries_total{scope=\"billing\",source=\"file\",origin=\"";
+        let end = format!("orders.ndjson\",outcome=\"{outcome}\"}} {count}");
+        let mut lines = text.lines();
+        assert!(lines.any(|line| line.starts_with(start) && line.ends_with(&end)), "{end}: {text}");
+    };
+    delivered("handled", 2);
+    delivered("duplicates", 1);
+    for line in [
+        "onceward_handler_seconds_count{scope=\"billing\",outcome=\"succeeded\"} 2",
+        "onceward_handler_seconds_count{scope=\"billing\",outcome=\"failed\"} 0",
+        "onceward_attempts_sum{scope=\"billing\"} 2.0",
+        "onceward_duplicate_age_seconds_count{scope=\"billing\"} 1",
+        "onceward_ttl_seconds{scope=\"billing\"} 691200",
+        "onceward_intake_paused{scope=\"billing\",reason=\"store\"} 0",
+        "onceward_dead_letters_total{scope=\"billing\",reason=\"permanent\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+    for measure in ["queue_wait", "claim", "complete", "settle"] {
+        let start = format!("onceward_{measure}_seconds_count{{scope=\"billing\"}} ");
+        let count = text.lines().find_map(|line| line.strip_prefix(&start)?.parse::<u32>().ok());
+        assert!(count.is_some_and(|count| count > 0), "{start} is not in {text}");
+    }
+    for name in ["cpu_seconds_total", "resident_memory_bytes", "open_fds", "start_time_seconds"] {
+        let start = format!("process_{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&start)?.parse::<f64>().ok());
+        assert!(value.is_some_and(|value| value >= 0.0), "{start} is not in {text}");
+    }
+}
+
 #[test]
 fn a_run_can_be_scraped_and_asked_how_it_is() {
     let handler = r#"command = ["sh", "-c", "while test -e hold; do sleep 0.02; done"]"#;
@@ -64,6 +102,7 @@ fn a_run_can_be_scraped_and_asked_how_it_is() {
     let keys = "onceward_keys_total{scope=\"billing\",from=\"json:/id\"} 3\n";
     assert!(request(&address, "GET /metrics").1.contains(keys), "{}", request(&address, "GET /metrics").1);
     assert!(request(&address, "GET /metrics").1.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"))));
+    has_measurements(&address);
     assert_eq!(request(&address, "GET /health/live").0, 200);
     assert_eq!(request(&address, "GET /nothing").0, 404);
     assert_eq!(request(&address, "POST /metrics").0, 405);

@@ -6,6 +6,7 @@
 // Some features are needed for every option and adapter to be there.
 #![cfg(all(
     feature = "kafka",
+    feature = "pubsub",
     feature = "rabbitmq",
     feature = "sqs",
     feature = "redis",
@@ -20,6 +21,7 @@ mod commands;
 mod configuration;
 mod exit_codes;
 mod metrics;
+mod rules;
 #[path = "../program/scene.rs"]
 #[allow(dead_code)]
 mod scene;

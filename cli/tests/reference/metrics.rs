@@ -14,14 +14,17 @@ use super::scene::{Running, Scene, until};
 use super::{GENERATED, cell, compare};
 
 /// Type and help of each metric.
-type Metrics = BTreeMap<String, (String, String)>;
+pub(super) type Metrics = BTreeMap<String, (String, String)>;
 
 /// Metrics that a file source does not have.
-const OF_BROKERS: [(&str, &str, &str); 1] = [(
-    "onceward_source_lag",
-    "gauge",
-    "Messages that wait in the broker, when that was last looked at: consumer lag or queue depth.",
-)];
+const OF_BROKERS: [(&str, &str, &str); 2] = [
+    (
+        "onceward_source_lag",
+        "gauge",
+        "Messages that wait in the broker, when that was last looked at: consumer lag or queue depth.",
+    ),
+    ("onceward_source_assigned_partitions", "gauge", "Partitions that are assigned to this process (Kafka)."),
+];
 
 fn scrape(running: &Running) -> String {
     let address = until("the address", || {
@@ -84,7 +87,7 @@ fn metrics_are_current() {
 ";
     let scene = Scene::new(&format!("{tables}[outbox.rabbitmq]\nurl = '{}'\n", broker.url()));
     scene.write("orders.ndjson", "{\"id\":1}\n");
-    let mut run = metrics_of(&scene, "run @", "onceward_keys_total{scope=\"billing\",from=\"json:/id\"} 1");
+    let mut run = metrics_of(&scene, "run @", "outcome=\"handled\"} 1");
     for (name, kind, help) in OF_BROKERS {
         run.insert(name.to_owned(), (kind.to_owned(), help.to_owned()));
     }
@@ -93,9 +96,18 @@ fn metrics_are_current() {
     }
     let relay = metrics_of(&scene, "outbox relay @", "onceward_outbox_waiting");
 
+    super::rules::check_names([&run, &relay]);
+
     let mut page = format!(
-        "{GENERATED}# Metrics\n\n`telemetry.listen` serves them as `/metrics`, in the OpenMetrics text format. Every metric has the label \
-         `scope`;\n`onceward_keys_total` has `from` as well, the entry of `[key] from`. What to do when one of them grows is in\n\
+        "{GENERATED}# Metrics\n\n`telemetry.listen` serves them as `/metrics`, in the OpenMetrics text format. Metrics whose names begin with\n\
+         `onceward_` have the label `scope`, and some have further ones:\n\n\
+         | metric | labels |\n|---|---|\n\
+         | `onceward_keys_total` | `from`: the entry of `[key] from` |\n\
+         | `onceward_deliveries_total` | `source`: the adapter; `origin`: the queue, topic or file; `outcome`: how the delivery ended |\n\
+         | `onceward_dead_letters_total` | `reason` |\n\
+         | `onceward_handler_seconds` | `outcome`: `succeeded` or `failed` |\n\
+         | `onceward_intake_paused` | `reason`: `store`, `handler`, `in_flight`, `bytes` or `waiting` |\n\n\
+         No label has a value that a message brings, apart from its queue, topic or file. What to do when one of them grows is in\n\
          [Operations](../operations.md#alarms-worth-having).\n\n## A run\n\n"
     );
     table(&run, &mut page);

@@ -48,13 +48,13 @@ impl Serialize for ByteCount {
 
 impl<'de> Deserialize<'de> for ByteCount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(ByteCountVisitor)
     }
 }
 
-struct Reader;
+struct ByteCountVisitor;
 
-impl de::Visitor<'_> for Reader {
+impl de::Visitor<'_> for ByteCountVisitor {
     type Value = ByteCount;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -25,6 +25,11 @@ impl HumanDuration {
         Self(Duration::from_millis(millis))
     }
 
+    /// The same length of time, of the standard library's type.
+    pub const fn new(duration: Duration) -> Self {
+        Self(duration)
+    }
+
     /// The same length of time as the standard library's type.
     pub const fn get(self) -> Duration {
         self.0

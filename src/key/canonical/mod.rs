@@ -53,7 +53,7 @@ fn write(text: &[u8], buffers: &mut Buffers) -> Option<()> {
     buffers.out.clear();
     // Growing by doubling would take up to twice as much.
     buffers.out.reserve_exact(text.len());
-    let mut reader = Reader { text, at: 0, buffers };
+    let mut reader = JsonReader { text, at: 0, buffers };
     reader.value(0)?;
     reader.spaces();
     (reader.at == text.len()).then_some(())
@@ -81,7 +81,7 @@ impl Buffers {
     }
 }
 
-struct Reader<'t> {
+struct JsonReader<'t> {
     text: &'t [u8],
     at: usize,
     buffers: &'t mut Buffers,
@@ -92,7 +92,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// Every step is `None` where the text is not JSON or has no canonical form.
-impl Reader<'_> {
+impl JsonReader<'_> {
     fn peek(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }

@@ -1,9 +1,9 @@
 //! Canonical form of JSON numbers: by value, with all digits.
 
-use super::Reader;
+use super::JsonReader;
 
 /// Every step is `None` where the text is not JSON or has no canonical form.
-impl Reader<'_> {
+impl JsonReader<'_> {
     /// A number as its digits without zeros at either end, and the power of ten they are multiplied by.
     pub(super) fn number(&mut self) -> Option<()> {
         let negative = self.peek() == Some(b'-');

@@ -1,9 +1,9 @@
 //! Canonical form of JSON strings: as few escapes as JSON allows.
 
-use super::Reader;
+use super::JsonReader;
 
 /// Every step is `None` where the text is not JSON.
-impl Reader<'_> {
+impl JsonReader<'_> {
     /// A string with as few escapes as JSON allows. Half of a surrogate pair has no character and stays an escape.
     pub(super) fn string(&mut self) -> Option<()> {
         self.at += 1;

@@ -1,11 +1,14 @@
 //! Applies the outcome of a delivery to its copies.
 
+use std::time::Duration;
+
 use super::Dispatcher;
 use crate::delivery::Settlement;
 use crate::pipeline::config::Mode;
 use crate::pipeline::event::Report;
 use crate::pipeline::limits::LONGEST;
 use crate::pipeline::runner::Runner;
+use crate::pipeline::spans;
 use crate::pipeline::work::{Verdict, Work};
 use crate::telemetry::Counter;
 
@@ -35,23 +38,32 @@ impl<R: Runner> Dispatcher<R> {
             }
             Verdict::Ack(_) | Verdict::Reject => self.ready.push_back(follower),
             Verdict::GiveBack { after } => {
-                self.context.count(Counter::GivenBack, 1);
+                self.count_end(Counter::GivenBack, &follower);
                 self.settle_copy(follower, Some(Settlement::Retry { after: after.min(LONGEST) }));
             }
             Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown | Verdict::Abandon => {
-                self.context.count(Counter::GivenBack, 1);
+                self.count_end(Counter::GivenBack, &follower);
                 self.settle_copy(follower, None);
             }
         }
     }
 
     fn ack_copy(&mut self, counter: Counter, follower: Work) {
-        self.context.count(counter, 1);
+        self.count_end(counter, &follower);
+        if counter == Counter::Duplicates {
+            self.context.measurer.duplicate(Duration::ZERO);
+        }
         self.settle_copy(follower, Some(Settlement::Ack));
     }
 
+    fn count_end(&self, counter: Counter, follower: &Work) {
+        self.context.count(counter, 1);
+        spans::note_end(follower, Verdict::Ack(counter));
+        self.context.measurer.ends().add(&follower.message, counter);
+    }
+
     fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {
-        self.let_go(follower.receipt.tag().epoch, follower.size);
+        self.let_go(follower.footprint());
         let lane = follower.lane;
         match settlement {
             Some(settlement) => follower.receipt.settle(settlement),

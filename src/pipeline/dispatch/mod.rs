@@ -44,9 +44,10 @@ use super::event::{Event, Report};
 use super::gate::Gate;
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::work::{Plan, Verdict, Work};
+use super::work::{Footprint, Plan, Verdict, Work};
 use crate::consumer::FlowControl;
 use crate::key::Key;
+use crate::telemetry::IntakePause;
 
 /// Owns every delivery that is not in a round. It runs in one task and takes no locks.
 pub(crate) struct Dispatcher<R> {
@@ -181,7 +182,9 @@ impl<R: Runner> Dispatcher<R> {
         match event {
             Event::Arrived(works) => {
                 self.idle = false;
-                self.store.arrived(Instant::now());
+                let now = Instant::now();
+                self.store.arrived(now);
+                self.window.begin_batch(now);
                 self.gate.seen();
                 works.into_iter().for_each(|work| self.arrive(work));
             }
@@ -203,7 +206,7 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn arrive(&mut self, mut work: Work) {
-        self.window.take(&work);
+        self.window.take(&mut work);
         if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back(work);
             return;
@@ -253,7 +256,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn try_again(&mut self, mut work: Work, report: &Report) {
         work.turn = None;
-        if self.context.halt.is_leaving(report.epoch) {
+        if self.context.halt.is_leaving(report.footprint.epoch) {
             self.give_back_first(work);
             return;
         }
@@ -279,7 +282,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
     fn conclude(&mut self, report: Report) {
-        self.let_go(report.epoch, report.size);
+        self.let_go(report.footprint);
         if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
             for mut follower in followers {
                 self.window.wake(&mut follower);
@@ -299,8 +302,8 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    fn let_go(&mut self, epoch: u64, size: usize) {
-        self.window.let_go(epoch, size);
+    fn let_go(&mut self, footprint: Footprint) {
+        self.window.let_go(footprint);
         self.unflushed += 1;
     }
 
@@ -326,6 +329,9 @@ impl<R: Runner> Dispatcher<R> {
         let counters = &self.context.counters;
         counters.set_in_flight(self.window.held(), self.window.held_bytes());
         counters.set_waiting(self.window.waiting());
+        counters.set_oldest_unsettled(self.window.oldest());
+        counters.set_running(self.running);
+        counters.set_breaker_open(self.breaker.is_open());
         counters.set_store_up(!self.store.is_down());
         let now = Instant::now();
         self.gated_at = now;
@@ -333,7 +339,11 @@ impl<R: Runner> Dispatcher<R> {
             self.context.config.policies.on_store_down == OnStoreDown::Process || self.store.lets_in(now);
         // A breaker that is open needs a message to probe with, and no more.
         let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
-        self.gate.set_open(store_lets_in && breaker_lets_in && self.window.has_room(self.unflushed));
+        let mut paused = self.window.full(self.unflushed);
+        paused.set(IntakePause::Store, !store_lets_in);
+        paused.set(IntakePause::Handler, !breaker_lets_in);
+        counters.set_paused(paused);
+        self.gate.set_open(paused.is_empty());
     }
 }
 

@@ -27,6 +27,7 @@ async fn rounds_that_have_ended_are_joined_although_events_never_cease() {
         dead_letters: None,
         config: PipelineConfig::default(),
         counters: Arc::default(),
+        measurer: crate::pipeline::measure::Measurer::default(),
     };
     let runner = Plain(handler_fn((), |(), _: Message| async { Ok::<(), _>(()) }));
     let (events_in, mut events) = mpsc::unbounded_channel();

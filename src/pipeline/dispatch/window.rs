@@ -1,12 +1,19 @@
 //! Limits on deliveries that are held or waiting, and the partitions paused because of them: [`Window`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
+use tokio::time::Instant;
 
 use crate::consumer::FlowControl;
 use crate::pipeline::config::PipelineConfig;
-use crate::pipeline::work::InFlight;
+use crate::pipeline::work::{Footprint, InFlight};
+use crate::telemetry::{IntakePause, IntakePauses};
+
+/// Batches received within this time count as one.
+const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +55,10 @@ pub(super) struct Window {
     lent: usize,
     waiting: Load,
     partitions: HashMap<u64, Partition>,
+    /// When each batch was received and how much of it is held, from the oldest of which something is.
+    batches: VecDeque<(Instant, usize)>,
+    /// The number of the first of `batches`.
+    first_batch: u64,
 }
 
 impl Window {
@@ -62,10 +73,25 @@ impl Window {
             lent: 0,
             waiting: Load::default(),
             partitions: HashMap::new(),
+            batches: VecDeque::new(),
+            first_batch: 0,
         }
     }
 
-    pub(super) fn take(&mut self, work: &InFlight) {
+    /// What is taken from now on was received at `now`. It joins a batch received shortly before: a delivery that is held
+    /// for hours keeps the entries of all later batches, which must not grow with the throughput.
+    pub(super) fn begin_batch(&mut self, now: Instant) {
+        self.drop_settled_batches();
+        if self.batches.back().is_none_or(|(received, _)| now - *received >= BATCH_INTERVAL) {
+            self.batches.push_back((now, 0));
+        }
+    }
+
+    pub(super) fn take(&mut self, work: &mut InFlight) {
+        if let Some((_, held)) = self.batches.back_mut() {
+            *held += 1;
+        }
+        work.batch = self.first_batch + (self.batches.len() as u64).saturating_sub(1);
         self.held.add(work.size);
         self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
     }
@@ -85,8 +111,13 @@ impl Window {
     }
 
     /// A delivery that does not wait is settled.
-    pub(super) fn let_go(&mut self, epoch: u64, size: usize) {
+    pub(super) fn let_go(&mut self, Footprint { epoch, batch, size }: Footprint) {
         self.held.remove(size);
+        let place = usize::try_from(batch - self.first_batch).ok();
+        if let Some((_, held)) = place.and_then(|place| self.batches.get_mut(place)) {
+            *held -= 1;
+        }
+        self.drop_settled_batches();
         if let Some(partition) = self.partitions.get_mut(&epoch) {
             partition.held -= 1;
             if partition.held == 0 {
@@ -96,6 +127,17 @@ impl Window {
                 self.partitions.remove(&epoch);
             }
         }
+    }
+
+    fn drop_settled_batches(&mut self) {
+        while self.batches.pop_front_if(|(_, held)| *held == 0).is_some() {
+            self.first_batch += 1;
+        }
+    }
+
+    /// When the oldest delivery that is held was received.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.batches.front().map(|(received, _)| *received)
     }
 
     /// The delivery waits from now on.
@@ -144,12 +186,14 @@ impl Window {
         (messages, (self.max_bytes / 2 / partitions).max(1))
     }
 
-    /// True if more may be taken in. `unflushed`: settlements on their way to the broker.
-    pub(super) fn has_room(&self, unflushed: isize) -> bool {
+    /// The limits that are reached; without any, more may be taken in. `unflushed`: settlements on their way to the broker.
+    pub(super) fn full(&self, unflushed: isize) -> IntakePauses {
         let runnable = (self.held.messages - self.waiting.messages).saturating_add_signed(unflushed);
-        runnable < self.max_runnable
-            && !self.is_full_of_waiting()
-            && (self.held_bytes() < self.max_bytes || self.held.messages == 0)
+        let mut full = IntakePauses::default();
+        full.set(IntakePause::InFlight, runnable >= self.max_runnable);
+        full.set(IntakePause::Waiting, self.is_full_of_waiting());
+        full.set(IntakePause::Bytes, self.held_bytes() >= self.max_bytes && self.held.messages > 0);
+        full
     }
 
     /// True if what waits keeps others from being taken in.

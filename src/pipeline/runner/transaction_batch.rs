@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::guarded::guarded;
 use super::transaction::{
@@ -12,9 +13,10 @@ use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, TxHandler};
 use crate::pipeline::context::Context;
+use crate::pipeline::spans;
 use crate::pipeline::work::{ClaimedWork, Outcome};
 use crate::store::{CompleteRequest, SharedCommit, TransactionalStore};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 /// Runs a group in as few transactions as its time allows. `None`: that one is to run in a transaction of its own.
 pub(super) async fn run<S: TransactionalStore, H: TxHandler<S>>(
@@ -92,6 +94,7 @@ async fn one_transaction<S: TransactionalStore, H: TxHandler<S>>(
     }
     failpoints::hit(Step::CommitSent);
     let commit = store.commit_shared(conn, &context.scope, &kept);
+    let commit = context.measurer.timed(Measure::Complete, commit);
     match in_time(limit, "commit a transaction", commit).await {
         Ok(SharedCommit::Committed) => {
             failpoints::hit(Step::Committed);
@@ -156,7 +159,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         let message = work.message.claimed(std::sync::Arc::clone(claim));
         runner.handler.handle(message, tx).await
     };
-    let handled = guarded(context, claim, now, handled).await;
+    let handled = guarded(context, claim, now, handled).instrument(spans::run(work, claim)).await;
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {
         match in_time(limit, "keep an effect", runner.store.keep(conn)).await {

@@ -16,7 +16,7 @@ use crate::handler::TxHandler;
 use crate::pipeline::context::Context;
 use crate::pipeline::work::{ClaimedWork, Outcome, Work};
 use crate::store::{Commit, TransactionalStore};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Measure};
 
 impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
     const NEEDS_CLAIM: bool = true;
@@ -82,6 +82,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
         let request = completion(context, work, claim, lease);
         failpoints::hit(Step::CommitSent);
         let commit = runner.store.commit(conn, &context.scope, &request);
+        let commit = context.measurer.timed(Measure::Complete, commit);
         let outcome = match in_time(limit, "commit a transaction", commit).await {
             Ok(Commit::Committed) => {
                 failpoints::hit(Step::Committed);

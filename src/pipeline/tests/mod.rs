@@ -11,6 +11,7 @@ mod in_doubt;
 mod keys;
 mod leases;
 mod limits;
+mod measures;
 mod order;
 mod outages;
 mod own_headers;
@@ -49,7 +50,7 @@ use crate::retry::{Backoff, Jitter, RetryPolicy};
 use crate::store::{
     Claim, ClaimRequest, ClaimTerms, Entropy, KeyRecord, KeyState, Lease, MemoryStore, Store, StoreAdmin,
 };
-use crate::telemetry::{Counter, Counters};
+use crate::telemetry::{Counter, Counters, Observer};
 use crate::testing::{
     FaultPlan, Faults, FaultyConsumer, FaultyStore, Habits, MemoryBroker, MemoryPublisher, Process,
 };
@@ -203,6 +204,7 @@ impl World {
             config: PipelineConfig { seed: Some(*workers), ..config() },
             keys: vec![KeySource::Header("id".into())],
             letters: true,
+            observer: None,
             scope: self.scope.clone(),
         }
     }
@@ -246,6 +248,7 @@ pub(super) struct WorkerBuilder<'w> {
     pub(super) config: PipelineConfig,
     pub(super) keys: Vec<KeySource>,
     pub(super) letters: bool,
+    pub(super) observer: Option<Arc<dyn Observer>>,
     pub(super) scope: Scope,
 }
 
@@ -282,14 +285,15 @@ impl WorkerBuilder<'_> {
         let number = consumer.number();
         let consumer = FaultyConsumer::new(consumer, &self.process).claiming(self.consumer);
         let broker = consumer.plan();
-        let builder = Pipeline::builder(self.scope, consumer, Arc::new(self.store.clone()))
+        let mut builder = Pipeline::builder(self.scope, consumer, Arc::new(self.store.clone()))
             .keys(self.keys)
             .config(self.config);
-        let builder = if self.letters {
-            builder.dead_letters(DeadLetters::new(Arc::new(self.letters_to.clone()), "dead"))
-        } else {
-            builder
-        };
+        if let Some(observer) = self.observer {
+            builder = builder.observer(observer);
+        }
+        if self.letters {
+            builder = builder.dead_letters(DeadLetters::new(Arc::new(self.letters_to.clone()), "dead"));
+        }
         let connection = (self.world.broker.clone(), number);
         (
             builder,

@@ -8,7 +8,7 @@ const CHUNK: usize = 1_024;
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place(u32);
+pub(super) struct SlotNumber(u32);
 
 /// A record, or the room for one.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Slot {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     chunks: Vec<Vec<Slot>>,
-    free: Vec<Place>,
+    free: Vec<SlotNumber>,
 }
 
 impl Slots {
@@ -31,7 +31,7 @@ impl Slots {
     ///
     /// # Panics
     /// With more than 2^32 records, which no memory holds.
-    pub(super) fn take(&mut self, key: Key) -> Place {
+    pub(super) fn take(&mut self, key: Key) -> SlotNumber {
         let slot = Slot { key, record: Record::nothing(), bucket: u64::MAX };
         if let Some(place) = self.free.pop() {
             *self.get_mut(place) = slot;
@@ -43,11 +43,11 @@ impl Slots {
         let number = self.chunks.len() - 1;
         let chunk = &mut self.chunks[number];
         chunk.push(slot);
-        Place(u32::try_from(number * CHUNK + chunk.len() - 1).expect("fewer than 2^32 records"))
+        SlotNumber(u32::try_from(number * CHUNK + chunk.len() - 1).expect("fewer than 2^32 records"))
     }
 
     /// Takes the record out. The place may be given to another.
-    pub(super) fn give_back(&mut self, place: Place) -> Record {
+    pub(super) fn give_back(&mut self, place: SlotNumber) -> Record {
         let slot = self.get_mut(place);
         slot.bucket = u64::MAX;
         let record = std::mem::replace(&mut slot.record, Record::nothing());
@@ -55,12 +55,12 @@ impl Slots {
         record
     }
 
-    pub(super) fn get(&self, place: Place) -> &Slot {
+    pub(super) fn get(&self, place: SlotNumber) -> &Slot {
         let n = place.0 as usize;
         &self.chunks[n / CHUNK][n % CHUNK]
     }
 
-    pub(super) fn get_mut(&mut self, place: Place) -> &mut Slot {
+    pub(super) fn get_mut(&mut self, place: SlotNumber) -> &mut Slot {
         let n = place.0 as usize;
         &mut self.chunks[n / CHUNK][n % CHUNK]
     }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::super::transition::{Moment, Record, Step};
 use super::super::{KeyRecord, KeyStats, ListQuery};
-use super::slots::{Place, Slot, Slots};
+use super::slots::{Slot, SlotNumber, Slots};
 use crate::key::Key;
 
 /// The width of an expiry bucket: 2^20 µs, about a second.
@@ -20,9 +20,9 @@ const BUCKET_BITS: u32 = 20;
 /// record does not move it: [`purge`](Self::purge) does, when it comes across it too early.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    index: HashMap<Key, Place, BuildHasherDefault<KeyHasher>>,
+    index: HashMap<Key, SlotNumber, BuildHasherDefault<KeyHasher>>,
     slots: Slots,
-    expiry: BTreeMap<u64, Vec<Place>>,
+    expiry: BTreeMap<u64, Vec<SlotNumber>>,
     fence_floor: u64,
 }
 
@@ -139,7 +139,7 @@ impl Table {
 
 /// Sees to it that the record is looked at no later than it may expire. Its lease is left out: a completion ends it, and
 /// would otherwise have to queue again.
-fn enqueue(expiry: &mut BTreeMap<u64, Vec<Place>>, place: Place, slot: &mut Slot) {
+fn enqueue(expiry: &mut BTreeMap<u64, Vec<SlotNumber>>, place: SlotNumber, slot: &mut Slot) {
     let bucket = slot.record.written_at.saturating_add(slot.record.ttl) >> BUCKET_BITS;
     if bucket < slot.bucket {
         slot.bucket = bucket;

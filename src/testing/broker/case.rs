@@ -9,7 +9,7 @@ use crate::delivery::{Delivery, Settlement, Tag};
 use crate::error::Error;
 
 /// An open consumer.
-pub(super) struct Case<C> {
+pub(super) struct BrokerCase<C> {
     pub(super) consumer: C,
     patience: Duration,
     quiet: Duration,
@@ -34,7 +34,7 @@ pub(super) fn tags(deliveries: &[Delivery]) -> Vec<Tag> {
     deliveries.iter().map(|delivery| delivery.tag).collect()
 }
 
-impl<C: Consumer> Case<C> {
+impl<C: Consumer> BrokerCase<C> {
     /// Opens, or reopens, the consumer.
     pub(super) async fn open<H: BrokerHarness<Consumer = C>>(harness: &H) -> Self {
         Self { consumer: harness.open().await, patience: harness.patience(), quiet: harness.quiet() }

@@ -6,39 +6,39 @@ use std::pin::pin;
 use std::task::Poll;
 
 use super::BrokerHarness;
-use super::case::{Case, payloads, sorted, tags, texts};
+use super::case::{BrokerCase, payloads, sorted, tags, texts};
 use crate::consumer::Consumer;
 use crate::delivery::Settlement;
 
 /// Every published message is delivered.
 pub async fn every_published_message_is_delivered<H: BrokerHarness>(harness: &H) {
-    let (_case, deliveries) = Case::with(harness, 600).await;
+    let (_case, deliveries) = BrokerCase::with(harness, 600).await;
     assert_eq!(sorted(texts(&deliveries)), sorted(payloads(600)));
 }
 
 /// Every delivery has a tag of its own.
 pub async fn every_delivery_has_a_tag_of_its_own<H: BrokerHarness>(harness: &H) {
-    let (_case, deliveries) = Case::with(harness, 50).await;
+    let (_case, deliveries) = BrokerCase::with(harness, 50).await;
     let distinct: HashSet<_> = tags(&deliveries).into_iter().collect();
     assert_eq!(distinct.len(), 50);
 }
 
 /// A source that declares itself ordered delivers in order, also after it was reopened.
 pub async fn an_ordered_source_keeps_the_order<H: BrokerHarness>(harness: &H) {
-    let (case, deliveries) = Case::with(harness, 50).await;
+    let (case, deliveries) = BrokerCase::with(harness, 50).await;
     if !case.consumer.capabilities().ordered {
         return;
     }
     assert_eq!(texts(&deliveries), payloads(50));
     case.settle(&tags(&deliveries)[..20], Settlement::Ack).await;
     case.close().await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     assert_eq!(texts(&case.take(30).await), payloads(50)[20..]);
 }
 
 /// Two messages never share a position, and a message keeps its position.
 pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &H) {
-    let (case, deliveries) = Case::with(harness, 20).await;
+    let (case, deliveries) = BrokerCase::with(harness, 20).await;
     let of = |deliveries: &[crate::adapter::Delivery]| -> HashSet<_> {
         let pair = |delivery: &crate::adapter::Delivery| {
             delivery
@@ -54,13 +54,13 @@ pub async fn a_position_is_a_messages_own_and_stays<H: BrokerHarness>(harness: &
     assert_eq!(positions.len(), before.len(), "two messages share a position");
     assert!(before.is_empty() || before.len() == 20, "either each message has a position or none");
     case.close().await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     assert_eq!(of(&case.take(20).await), before);
 }
 
 /// A finite source ends when everything is settled, and reports the end at each call; another source does not end.
 pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 3).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 3).await;
     case.settle(&tags(&deliveries), Settlement::Ack).await;
     let finite = case.consumer.capabilities().finite;
     for _ in 0..2 {
@@ -77,7 +77,7 @@ pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
 pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) {
     let count = 600;
     harness.publish(&payloads(count)).await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     let mut deliveries = Vec::new();
     let started = tokio::time::Instant::now();
     let mut polls = 0_u64;
@@ -105,29 +105,29 @@ pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) 
 
 /// Deliveries that were not acked are redelivered after the consumer was closed and reopened.
 pub async fn what_was_not_acked_comes_again_after_closing<H: BrokerHarness>(harness: &H) {
-    let (case, deliveries) = Case::with(harness, 10).await;
+    let (case, deliveries) = BrokerCase::with(harness, 10).await;
     let all = texts(&deliveries);
     case.settle(&[tags(&deliveries)[3]], Settlement::Ack).await;
     case.close().await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     let acked = &all[3];
     case.take_each(all.iter().filter(|text| *text != acked).cloned().collect()).await;
 }
 
 /// Deliveries that were not acked are redelivered after the consumer was merely dropped, as when its process dies.
 pub async fn what_was_not_acked_comes_again_after_a_drop<H: BrokerHarness>(harness: &H) {
-    let (case, _deliveries) = Case::with(harness, 10).await;
+    let (case, _deliveries) = BrokerCase::with(harness, 10).await;
     drop(case);
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     case.take_each(payloads(10).into_iter().collect()).await;
 }
 
 /// Deliveries that were acked are not redelivered, by the same consumer or, after a clean close, by the next.
 pub async fn what_was_acked_does_not_come_again<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 10).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 10).await;
     case.settle(&tags(&deliveries), Settlement::Ack).await;
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
     case.close().await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     assert_eq!(texts(&case.rest().await), Vec::<String>::new());
 }

@@ -1,13 +1,13 @@
 //! Checks of [`FlowControl`](crate::adapter::FlowControl), for consumers that offer it.
 
 use super::BrokerHarness;
-use super::case::{Case, payloads, sorted, texts};
+use super::case::{BrokerCase, payloads, sorted, texts};
 use crate::consumer::Consumer;
 use crate::delivery::Settlement;
 
 /// Of a paused partition nothing is delivered until it is resumed, and then everything.
 pub async fn a_paused_partition_delivers_again_once_it_is_resumed<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 20).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 20).await;
     let Some(flow) = case.consumer.flow() else { return };
     let paused = deliveries[0].tag.epoch;
     for delivery in &deliveries {

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::BrokerHarness;
-use super::case::{Case, is_done, payloads, sorted, tags, texts};
+use super::case::{BrokerCase, is_done, payloads, sorted, tags, texts};
 use crate::consumer::Consumer;
 use crate::delivery::{Settlement, Tag};
 
 /// Items of one batch may be settled in any order, and each has its result.
 pub async fn a_batch_is_settled_in_any_order<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 30).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 30).await;
     let mut tags = tags(&deliveries);
     tags.reverse();
     tags.rotate_left(7);
@@ -19,14 +19,14 @@ pub async fn a_batch_is_settled_in_any_order<H: BrokerHarness>(harness: &H) {
 
 /// An empty batch has no results.
 pub async fn an_empty_batch_has_no_results<H: BrokerHarness>(harness: &H) {
-    let case = Case::open(harness).await;
+    let case = BrokerCase::open(harness).await;
     assert!(case.consumer.acker().settle(&[]).await.is_empty());
 }
 
 /// The results of a batch stand in its order: an item that is not ours is distinguished from its neighbours, and they
 /// are settled nevertheless.
 pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 3).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 3).await;
     let own = tags(&deliveries);
     let foreign = Tag { epoch: u64::MAX, number: u64::MAX };
     let batch = [own[0], foreign, own[2]].map(|tag| (tag, Settlement::Ack));
@@ -39,7 +39,7 @@ pub async fn one_foreign_item_fails_alone_and_settles_nothing<H: BrokerHarness>(
 
 /// A retried message is delivered again by the same consumer, with another tag.
 pub async fn a_retried_message_comes_again_with_another_tag<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 5).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 5).await;
     let tags = tags(&deliveries);
     let retried = texts(&deliveries)[2].clone();
     let mut batch: Vec<_> = tags.iter().map(|tag| (*tag, Settlement::Ack)).collect();
@@ -54,7 +54,7 @@ pub async fn a_retried_message_comes_again_with_another_tag<H: BrokerHarness>(ha
 
 /// A source that declares delayed retries delivers a retried message only after the delay.
 pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 1).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 1).await;
     if !case.consumer.capabilities().delayed_retry {
         return;
     }
@@ -68,16 +68,16 @@ pub async fn a_delayed_retry_keeps_its_delay<H: BrokerHarness>(harness: &H) {
 
 /// An abandoned message is delivered again, at the latest after the consumer was reopened.
 pub async fn an_abandoned_message_is_given_back<H: BrokerHarness>(harness: &H) {
-    let (case, deliveries) = Case::with(harness, 4).await;
+    let (case, deliveries) = BrokerCase::with(harness, 4).await;
     case.settle(&tags(&deliveries), Settlement::Abandon).await;
     case.close().await;
-    let mut case = Case::open(harness).await;
+    let mut case = BrokerCase::open(harness).await;
     assert_eq!(sorted(texts(&case.take(4).await)), sorted(payloads(4)));
 }
 
 /// The acker outlives the consumer: late settlements are answered, item by item, and never crash.
 pub async fn a_late_settlement_is_answered<H: BrokerHarness>(harness: &H) {
-    let (case, deliveries) = Case::with(harness, 3).await;
+    let (case, deliveries) = BrokerCase::with(harness, 3).await;
     let acker = case.consumer.acker();
     let batch: Vec<_> = tags(&deliveries).into_iter().map(|tag| (tag, Settlement::Ack)).collect();
     drop(case);
@@ -87,7 +87,7 @@ pub async fn a_late_settlement_is_answered<H: BrokerHarness>(harness: &H) {
 
 /// A source with a heartbeat keeps deliveries alive beyond it, with one result for each item.
 pub async fn an_extended_delivery_stays_ours<H: BrokerHarness>(harness: &H) {
-    let (mut case, deliveries) = Case::with(harness, 3).await;
+    let (mut case, deliveries) = BrokerCase::with(harness, 3).await;
     let Some(heartbeat) = case.consumer.capabilities().heartbeat else { return };
     let tags = tags(&deliveries);
     let until = tokio::time::Instant::now() + heartbeat * 2;

@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use super::{MemoryBroker, State};
+use super::{MemoryBroker, MemoryBrokerState};
 use crate::consumer::{FlowControl, Notice};
 use crate::message::Message;
 
@@ -13,7 +13,7 @@ fn partition(message: &Message) -> u32 {
     message.position().map_or(0, |position| position.partition)
 }
 
-impl State {
+impl MemoryBrokerState {
     /// The epoch of a consumer's deliveries of a partition, as it is assigned now.
     fn epoch(&self, consumer: u64, partition: u32, partitions: u32) -> u64 {
         if partitions <= 1 {

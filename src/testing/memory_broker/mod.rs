@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 pub use self::habits::Habits;
-use self::window::{Unsettled, Window};
+use self::window::{Unsettled, UnsettledWindow};
 
 use crate::consumer::{Acker, Capabilities, Consumer, FlowControl, Notice, Settled};
 use crate::delivery::{Delivery, Settlement, Tag};
@@ -29,15 +29,15 @@ const COPIES_PER_MESSAGE: u64 = 50;
 /// It delivers in order of publication. A message that is not acked is redelivered, at its old place in the order: when
 /// it is given back, when the consumer is closed or dropped, or when its connection breaks.
 #[derive(Clone)]
-pub struct MemoryBroker(Arc<Inner>);
+pub struct MemoryBroker(Arc<MemoryBrokerParts>);
 
-struct Inner {
+struct MemoryBrokerParts {
     habits: Habits,
-    state: Mutex<State>,
+    state: Mutex<MemoryBrokerState>,
     changed: Notify,
 }
 
-struct State {
+struct MemoryBrokerState {
     rng: fastrand::Rng,
     consumers: u64,
     published: u64,
@@ -47,7 +47,7 @@ struct State {
     copies: u64,
     waiting: VecDeque<Message>,
     delayed: BTreeMap<(Instant, u64), Message>,
-    unsettled: Window,
+    unsettled: UnsettledWindow,
     /// Epochs of which nothing is delivered: paused, or leaving.
     paused: BTreeSet<u64>,
     left: BTreeSet<u64>,
@@ -65,7 +65,7 @@ impl fmt::Debug for MemoryBroker {
 impl MemoryBroker {
     /// A broker with these habits.
     pub fn new(habits: Habits) -> Self {
-        let state = State {
+        let state = MemoryBrokerState {
             rng: fastrand::Rng::with_seed(habits.seed),
             consumers: 0,
             published: 0,
@@ -75,13 +75,13 @@ impl MemoryBroker {
             copies: 0,
             waiting: VecDeque::new(),
             delayed: BTreeMap::new(),
-            unsettled: Window::default(),
+            unsettled: UnsettledWindow::default(),
             paused: BTreeSet::new(),
             left: BTreeSet::new(),
             assignments: HashMap::new(),
             notices: HashMap::new(),
         };
-        Self(Arc::new(Inner { habits, state: Mutex::new(state), changed: Notify::new() }))
+        Self(Arc::new(MemoryBrokerParts { habits, state: Mutex::new(state), changed: Notify::new() }))
     }
 
     /// A broker whose consumers end when everything is delivered.
@@ -153,8 +153,8 @@ impl MemoryBroker {
     }
 }
 
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl MemoryBrokerParts {
+    fn lock(&self) -> MutexGuard<'_, MemoryBrokerState> {
         self.state.lock()
     }
 
@@ -163,7 +163,7 @@ impl Inner {
     }
 }
 
-impl State {
+impl MemoryBrokerState {
     /// These unsettled deliveries are redelivered.
     fn give_back(&mut self, which: impl Fn(&Unsettled) -> bool) {
         for unsettled in self.unsettled.take(which).into_iter().rev() {
@@ -230,7 +230,7 @@ impl MemoryConsumer {
             state.give_back(|unsettled| unsettled.consumer == self.number);
             drop(state);
             inner.changed.notify_waiters();
-            return Err(Inner::error("receive"));
+            return Err(MemoryBrokerParts::error("receive"));
         }
         let now = Instant::now();
         // Without visibility and delays nothing is redelivered by itself: the scan would cost a benchmark its figure.
@@ -346,7 +346,7 @@ impl Acker for MemoryBroker {
             .iter()
             .map(|(tag, settlement)| {
                 if state.chance(habits.settle_fails) {
-                    return Err(Inner::error("settle"));
+                    return Err(MemoryBrokerParts::error("settle"));
                 }
                 let Some(unsettled) = state.unsettled.remove(tag.number) else {
                     return Ok(Settled::TooLate);
@@ -362,7 +362,7 @@ impl Acker for MemoryBroker {
                     }
                 }
                 if state.chance(habits.settle_reply_lost) {
-                    return Err(Inner::error("settle"));
+                    return Err(MemoryBrokerParts::error("settle"));
                 }
                 Ok(Settled::Done)
             })

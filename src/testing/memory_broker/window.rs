@@ -13,13 +13,13 @@ pub(super) struct Unsettled {
 }
 
 #[derive(Default)]
-pub(super) struct Window {
+pub(super) struct UnsettledWindow {
     first: u64,
     slots: VecDeque<Option<Unsettled>>,
     pub(super) count: usize,
 }
 
-impl Window {
+impl UnsettledWindow {
     pub(super) fn next_tag(&self) -> u64 {
         self.first + self.slots.len() as u64
     }

@@ -61,7 +61,7 @@ pub async fn what_commits_comes_out_whole_and_what_does_not_never_was<H: OutboxH
     outbox.settle(taken, published(&rows)).await.expect("noted");
     let status = outbox.status().await.expect("an answer");
     assert_eq!((status.waiting, status.kept, status.oldest), (0, 3, None));
-    assert!(outbox.take(&MANY).await.expect("an answer").is_none(), "what was published comes again");
+    assert!(outbox.take(&MANY).await.expect("an answer").is_none(), "what was published is taken again");
 }
 
 /// A message that no outbox keeps is refused with the reason, and nothing of its transaction is stored.

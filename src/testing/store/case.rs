@@ -146,9 +146,9 @@ impl<'h, H: StoreHarness> Case<'h, H> {
     }
 
     /// All of a record but its ages: what a write that is refused must leave as it is.
-    pub(super) async fn content(&self, key: Key) -> Content {
+    pub(super) async fn content(&self, key: Key) -> RecordContent {
         let record = self.record(key).await;
-        Content {
+        RecordContent {
             state: record.state,
             fence: record.fence,
             attempts: record.attempts,
@@ -198,7 +198,7 @@ impl<'h, H: StoreHarness> Case<'h, H> {
 
 /// See [`Case::content`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Content {
+pub(super) struct RecordContent {
     pub(super) state: KeyState,
     pub(super) fence: u64,
     pub(super) attempts: u32,

@@ -144,6 +144,17 @@ macro_rules! checkpoint_store_conformance {
     };
 }
 
+/// Makes one `#[tokio::test]` of each check of the [`AuditLog`](crate::store::AuditLog) contract, on harnesses whose store
+/// keeps one; see [`store_conformance!`](crate::store_conformance).
+#[macro_export]
+macro_rules! audit_log_conformance {
+    ($harness:expr) => {
+        $crate::conformance_tests! { $harness; audit:
+            audit_entries_are_kept_in_order,
+        }
+    };
+}
+
 /// Makes one `#[tokio::test]` of each check of the [`TransactionalStore`](crate::TransactionalStore) contract; the
 /// argument makes a fresh [`TransactionalHarness`](crate::testing::store::TransactionalHarness). See
 /// [`store_conformance!`](crate::store_conformance).
@@ -230,6 +241,7 @@ mod tests {
     fn no_check_is_missing_from_the_macros() {
         let macros = include_str!("macros.rs");
         let modules = [
+            include_str!("audit.rs"),
             include_str!("batches.rs"),
             include_str!("checkpoints.rs"),
             include_str!("claims.rs"),

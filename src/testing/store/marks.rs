@@ -58,7 +58,7 @@ pub async fn marked_keys_are_completed_with_their_effects<H: TransactionalHarnes
     let keys: Vec<_> = (0..40).map(|n| (case.key(n), None)).collect();
     let (open, found) = run(&case, &keys[..20]).await;
     assert_eq!(found, [MarkedKey::Fresh; 20]);
-    assert_eq!(other.inspect(case.key(1)).await, None, "nobody else sees it before the commit");
+    assert_eq!(other.inspect(case.key(1)).await, None, "another store sees it before the commit");
     commit(&case, &owner, open, 0).await;
     let record = other.record(case.key(1)).await;
     assert_eq!((record.state, record.attempts, record.lost), (KeyState::Completed, 0, 0));

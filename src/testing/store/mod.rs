@@ -13,6 +13,7 @@
 //! }
 //! ```
 
+pub mod audit;
 pub mod batches;
 mod case;
 pub mod checkpoints;

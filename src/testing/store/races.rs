@@ -104,7 +104,7 @@ pub async fn claims_of_one_key_never_overlap<H: StoreHarness>(harness: &H) {
         });
     }
     let claims: u64 = workers.join_all().await.into_iter().sum();
-    assert!(claims >= keys.len() as u64, "nobody claimed anything");
+    assert!(claims >= keys.len() as u64, "no worker claimed a key");
 }
 
 /// Of many workers that complete a key as fast as they can claim it, exactly one does; all others find it done.

@@ -120,7 +120,7 @@ pub async fn a_commit_needs_its_claim_to_be_pending<H: TransactionalHarness>(har
     let lost = case.claim(case.key(50)).await;
     assert!(case.forget(case.key(50)).await);
     let conn = run(&case, "charged").await;
-    assert_eq!(commit(&case, conn, &lost).await, Commit::Fenced, "the record is gone");
+    assert_eq!(commit(&case, conn, &lost).await, Commit::Fenced, "the record no longer exists");
     assert_eq!(case.inspect(case.key(50)).await, None);
     assert_eq!(harness.effects().await, [""; 0]);
 }

@@ -331,3 +331,12 @@ fn behind_sqs_an_outage_of_the_handler_uses_no_attempt() {
         (queue, setup)
     });
 }
+
+#[test]
+fn behind_pubsub_an_outage_of_the_handler_uses_no_attempt() {
+    survive("pubsub", |name| {
+        let subscription = crate::pubsub::subscription::Subscription::create(name, &json!({}));
+        let setup = crate::pubsub::setup(&subscription);
+        (subscription, setup)
+    });
+}

@@ -10,6 +10,7 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::orders::Orders;
 use onceward_test_support::process::until;
+use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use serde_json::json;
 
@@ -34,33 +35,45 @@ fn orders(lines: usize) -> Orders {
 
 #[test]
 fn twenty_kills_at_random_moments_leave_exactly_one_row_for_each_key() {
-    exactly_one_row_under(kills(20), "kills_statement", 130, |setup| setup);
+    on_a_queue(kills(20), "kills_statement", 130, |setup| setup);
 }
 
 #[test]
 fn kills_leave_exactly_one_row_for_each_key_when_statements_share_transactions() {
-    exactly_one_row_under(kills(4), "kills_shared", 200, |setup| {
+    on_a_queue(kills(4), "kills_shared", 200, |setup| {
         setup.set("handler.sql.batch", 16).set("pipeline.concurrency", 32)
     });
 }
 
-/// Two programs on a queue, killed in turn; so many lines for each kill.
-fn exactly_one_row_under(kills: usize, name: &str, lines: usize, with: impl FnOnce(Setup) -> Setup) {
+fn on_a_queue(kills: usize, name: &str, lines: usize, with: impl FnOnce(Setup) -> Setup) {
     let queue = Queue::declare(&name.replace('_', "-"), &[]);
     let table = Table::create(Postgres::shared(), name);
-    let orders = orders(lines * kills);
-    queue.publish(&orders.lines);
-    let scene = scene(&with(statement(&queue, &table)));
-    let running = killed_in_turn(&scene, orders.ids.len(), kills, || table.count(), || ());
-    until("an empty queue", PATIENCE, || queue.is_empty());
-    stop(running);
-    table.assert_exact(&orders.ids, "after the kills");
+    let (orders, scene) =
+        exactly_one_row_under(kills, &queue, &table, lines, &with(statement(&queue, &table)));
 
     // Once more from the beginning: all are known.
     queue.publish(&orders.lines);
     let ended = scene.execute(&["run", "onceward.toml", "--until-empty"]);
     assert_eq!((ended.code(), ended.summary("handled")), (Some(0), 0), "{ended:#?}");
     table.assert_exact(&orders.ids, "after the copies");
+}
+
+/// Two programs on one source, killed in turn; so many lines for each kill. `setup` has the table's handler.
+pub(crate) fn exactly_one_row_under(
+    kills: usize,
+    source: &impl Waiting,
+    table: &Table<'_>,
+    lines: usize,
+    setup: &Setup,
+) -> (Orders, Scene) {
+    let orders = orders(lines * kills);
+    source.publish(&orders.lines);
+    let scene = scene(setup);
+    let running = killed_in_turn(&scene, orders.ids.len(), kills, || table.count(), || ());
+    until("an empty source", PATIENCE, || source.is_empty());
+    stop(running);
+    table.assert_exact(&orders.ids, "after the kills");
+    (orders, scene)
 }
 
 #[test]

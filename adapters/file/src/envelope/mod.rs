@@ -181,10 +181,10 @@ impl<'de> Visitor<'de> for ValuesVisitor {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneOrMore, A::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Base64 {
+        struct PayloadInBase64 {
             base64: String,
         }
-        let wrapped = Base64::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+        let wrapped = PayloadInBase64::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
         let bytes = BASE64.decode(wrapped.base64).map_err(|_| serde::de::Error::custom(NOT_BASE64))?;
         Ok(OneOrMore::One(EncodedBytes(Bytes::from(bytes))))
     }

@@ -3,4 +3,4 @@
 mod inspect;
 mod source;
 
-pub use source::{FileFormat, FileSource as Source};
+pub use source::FileSource as Source;

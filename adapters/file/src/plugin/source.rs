@@ -12,7 +12,7 @@ use onceward::{DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, 
 use onceward_plugin::value::ByteCount;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, choice, table,
+    SourcePlugin, check, table,
 };
 
 use crate::{FileConfig, FileConsumer, FilePublisher, Format};
@@ -25,7 +25,7 @@ table! {
         pub path: PathBuf,
         /// The format of a line.
         #[serde(default)]
-        pub format: FileFormat,
+        pub format: Format,
         /// Waits for more lines at the end of the file instead of finishing.
         #[serde(default)]
         pub follow: bool,
@@ -36,20 +36,7 @@ table! {
 }
 
 const fn default_max_message_bytes() -> ByteCount {
-    ByteCount::mib(64)
-}
-
-const LARGEST_MAX_MESSAGE_BYTES: u64 = 1 << 30;
-
-choice! {
-    /// The format of a line.
-    FileFormat {
-        /// The payload itself; there are no headers and no message id.
-        #[default]
-        Raw,
-        /// A JSON object `{"id", "headers", "payload"}`.
-        Envelope,
-    }
+    ByteCount::mib(FileConfig::DEFAULT_MAX_MESSAGE_BYTES / (1024 * 1024))
 }
 
 impl FileSource {
@@ -65,10 +52,7 @@ impl FileSource {
 
     fn options(&self, context: &Context<'_>) -> FileConfig {
         let mut file = FileConfig::new(self.file(context));
-        file.format = match self.format {
-            FileFormat::Raw => Format::Raw,
-            FileFormat::Envelope => Format::Envelope,
-        };
+        file.format = self.format;
         file.follow = self.follow;
         file.max_message_bytes = self.max_message_bytes.get();
         file
@@ -98,7 +82,7 @@ impl SourcePlugin for FileSource {
             return Err(context.problem("path", "is empty", "write where it is"));
         }
         let bytes = self.max_message_bytes.get();
-        check::within(context, "max_message_bytes", bytes, 1..=LARGEST_MAX_MESSAGE_BYTES)?;
+        check::within(context, "max_message_bytes", bytes, FileConfig::MAX_MESSAGE_BYTES)?;
         if bytes > context.pipeline.max_in_flight_bytes as u64 {
             return Err(context.problem(
                 "max_message_bytes",
@@ -126,7 +110,7 @@ impl SourcePlugin for FileSource {
                 _ => false,
             }
         }
-        if self.format != FileFormat::Raw {
+        if self.format != Format::Raw {
             return Vec::new();
         }
         let absent = context.key_sources.iter().position(is_absent).map(|index| {
@@ -171,6 +155,10 @@ impl SourcePlugin for FileSource {
         }
         let to = self.file(context).to_string_lossy().into_owned();
         Ok(Letters { from: Box::new(from), to: Arc::new(FilePublisher::new()), destinations: vec![to] })
+    }
+
+    fn reads_letters_freely(&self) -> bool {
+        true
     }
 
     async fn publisher(&self, _: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
@@ -252,7 +240,23 @@ fn lines(path: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
     use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_range_and_default_of_the_code() {
+        let largest = FileConfig::MAX_MESSAGE_BYTES.end() / (1024 * 1024 * 1024);
+        assert_documented::<FileSource>(
+            include_str!("../config.rs"),
+            &[SharedOption {
+                option: "max_message_bytes",
+                field: "max_message_bytes",
+                range: Some(format!("from 1 byte to {largest}GiB")),
+                default: Some(default_max_message_bytes().to_string()),
+            }],
+        );
+    }
 
     #[test]
     fn a_link_to_the_source_is_no_destination_of_dead_letters() {

@@ -17,7 +17,7 @@ use onceward_plugin::{
 
 use super::cluster::{cluster_table, inspect_writable};
 use super::properties::Properties;
-use crate::{GroupStatus, KafkaConfig, KafkaConsumer, KafkaPublisher, RetryTopic, TopicConfig};
+use crate::{GroupStatus, KafkaConfig, KafkaConsumer, KafkaLetters, KafkaPublisher, RetryTopic, TopicConfig};
 
 cluster_table! {
     /// Kafka topics, consumed as a consumer group.
@@ -33,9 +33,6 @@ cluster_table! {
         pub retry_topics: BTreeMap<String, HumanDuration>,
     }
 }
-
-const SHORTEST_RETRY: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_RETRY: HumanDuration = HumanDuration::from_secs(7 * 86_400);
 
 /// The longest drain of a revoked partition: until it is over, nothing more is fetched from the others.
 const LONGEST_DRAIN: Duration = Duration::from_secs(10);
@@ -100,7 +97,7 @@ impl KafkaSource {
         }
         for (topic, delay) in &self.retry_topics {
             let option = format!("retry_topics.{topic:?}");
-            check::duration(context, &option, *delay, SHORTEST_RETRY..=LONGEST_RETRY)?;
+            check::duration(context, &option, *delay, RetryTopic::DELAY)?;
             if self.topics.contains(topic) {
                 return Err(context.problem(
                     "retry_topics",
@@ -215,16 +212,18 @@ impl SourcePlugin for KafkaSource {
     }
 
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
-        let mut letters = self.options(context, parts.own_headers)?;
-        letters.group.push_str(".redrive");
-        letters.topics.names = vec![from.to_owned()];
-        letters.topics.retry_topics = Vec::new();
-        let from = KafkaConsumer::open(letters).await?;
+        let (connection, group) = (self.cluster().connection(context)?, format!("{}.redrive", self.group));
+        let SourceParts { scope, checkpoints, own_headers } = parts;
+        let from = KafkaLetters::open(&connection, from, &group, own_headers, scope, checkpoints).await?;
         Ok(Letters {
             from: Box::new(from),
             to: self.open_publisher(context)?,
             destinations: self.topics.clone(),
         })
+    }
+
+    fn reads_letters_freely(&self) -> bool {
+        true
     }
 
     async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {

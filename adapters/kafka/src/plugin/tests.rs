@@ -1,4 +1,4 @@
-//! What a table says reaches the client.
+//! Tests: the options of a table reach the client.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,4 +66,19 @@ fn a_password_goes_over_tls_unless_the_properties_say_otherwise() {
     }));
     assert_eq!(get(&plain, "security.protocol"), "sasl_plaintext");
     assert_eq!(get(&plain, "sasl.mechanisms"), "");
+}
+
+#[test]
+fn table_and_struct_document_the_delays_of_retry_topics() {
+    let [shortest, longest] = [crate::RetryTopic::DELAY.start(), crate::RetryTopic::DELAY.end()]
+        .map(|delay| onceward_plugin::value::HumanDuration::new(*delay));
+    onceward_plugin::documentation::assert_documented::<super::Source>(
+        include_str!("../retry/topic.rs"),
+        &[onceward_plugin::documentation::SharedOption {
+            option: "retry_topics",
+            field: "delay",
+            range: Some(format!("from {shortest} to {longest}")),
+            default: None,
+        }],
+    );
 }

@@ -1,5 +1,6 @@
 //! Topics in which records wait for their next attempt: [`RetryTopic`].
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use onceward::Error;
@@ -20,11 +21,14 @@ use crate::error;
 pub struct RetryTopic {
     /// The name. The topic must exist, and its retention must exceed the longest delay.
     pub name: String,
-    /// The shortest delay for which the topic is used, 1 s to 7 d.
+    /// The shortest delay for which the topic is used, from 1s to 7d.
     pub delay: Duration,
 }
 
 impl RetryTopic {
+    /// The range of [`delay`](Self::delay).
+    pub const DELAY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
     /// Creates the retry topic `name` for delays of at least `delay`.
     pub fn new(name: impl Into<String>, delay: Duration) -> Self {
         Self { name: name.into(), delay }
@@ -58,7 +62,7 @@ pub(crate) fn check_retry_topics(retry_topics: &[RetryTopic], topics: &[String])
         {
             return invalid("a retry topic is named twice, or is also consumed; use distinct names");
         }
-        if !(Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600)).contains(&topic.delay) {
+        if !RetryTopic::DELAY.contains(&topic.delay) {
             return invalid("the delay of a retry topic must be 1 s to 7 d");
         }
     }

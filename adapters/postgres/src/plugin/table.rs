@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::Error;
@@ -15,7 +14,8 @@ use onceward_plugin::{
 use url::Url;
 
 use super::statements::Statements;
-use crate::{PgConfig, PgStore};
+use crate::config::is_identifier;
+use crate::{PgConfig, PgOptions, PgStore};
 
 /// What this store can do, for the checks of other options.
 pub const FACTS: StoreFacts =
@@ -46,14 +46,8 @@ table! {
 }
 
 fn default_schema() -> String {
-    "onceward".to_owned()
+    PgOptions::DEFAULT_SCHEMA.to_owned()
 }
-
-/// Postgres silently truncates longer names.
-const MAX_IDENTIFIER_BYTES: usize = 63;
-
-/// How long a claim waits for a rival's uncommitted write at most.
-const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl PostgresTable {
     fn config(&self, context: &Context<'_>) -> Result<PgConfig, Error> {
@@ -75,7 +69,7 @@ impl PostgresTable {
         let limit = self.timeout.get().mul_f64(0.9);
         config.options.schema.clone_from(&self.schema);
         config.options.statement_timeout = limit;
-        config.options.lock_timeout = LOCK_TIMEOUT.min(limit / 4);
+        config.options.lock_timeout = PgOptions::DEFAULT_LOCK_TIMEOUT.min(limit / 4);
         config.options.connect_timeout = limit;
         config.options.handler_connections = Some(self.connections);
         if context.handler.is_transactional {
@@ -85,18 +79,14 @@ impl PostgresTable {
     }
 
     fn check_schema(&self, context: &Context<'_>) -> Checked {
-        let name = &self.schema;
-        let first_fits = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-        let rest_fits = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        if first_fits && rest_fits && name.len() <= MAX_IDENTIFIER_BYTES && !name.starts_with("pg_") {
+        // Postgres keeps names that begin with pg_ for itself.
+        if is_identifier(&self.schema) && !self.schema.starts_with("pg_") {
             return Ok(());
         }
         Err(context.problem(
             "schema",
             "is not a plain schema name",
-            format!(
-                "write at most {MAX_IDENTIFIER_BYTES} of a-z, 0-9 and _, not starting with a digit or pg_"
-            ),
+            "write at most 63 of a-z, 0-9 and _, not starting with a digit or pg_",
         ))
     }
 
@@ -139,7 +129,7 @@ impl StorePlugin for PostgresTable {
         check::url(context, "url", &self.url, &["postgres", "postgresql"])?;
         check::credentials(context, self.credentials(), Some(&self.url))?;
         self.check_schema(context)?;
-        check::within(context, "connections", self.connections, 1..=1_000)
+        check::within(context, "connections", self.connections, PgOptions::CONNECTIONS)
     }
 
     fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
@@ -188,6 +178,7 @@ impl StorePlugin for PostgresTable {
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
+            audit: Some(store.clone()),
             outbox: Some(Box::new(store.outbox())),
             statements: Some(Arc::new(Statements(store))),
         })
@@ -200,5 +191,34 @@ impl StorePlugin for PostgresTable {
 
     async fn migrate(&self, context: &Context<'_>) -> Result<Option<u32>, Error> {
         PgStore::migrate(&self.config(context)?).await.map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let connections = PgOptions::CONNECTIONS;
+        assert_documented::<PostgresTable>(
+            include_str!("../config.rs"),
+            &[
+                SharedOption {
+                    option: "connections",
+                    field: "handler_connections",
+                    range: Some(format!("from {} to {}", connections.start(), connections.end())),
+                    default: None,
+                },
+                SharedOption {
+                    option: "schema",
+                    field: "schema",
+                    range: None,
+                    default: Some(format!("`{}`", default_schema())),
+                },
+            ],
+        );
     }
 }

@@ -29,9 +29,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A bounded number of connections. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Pool(Arc<Inner>);
+pub(crate) struct Pool(Arc<PoolParts>);
 
-struct Inner {
+struct PoolParts {
     opener: SessionOpener,
     limit: usize,
     /// The time limit of a caller that waits for a connection.
@@ -62,7 +62,7 @@ impl Pool {
     /// A pool of at most `limit` connections; it opens none yet. Callers wait for a connection for at most `wait`.
     pub(crate) fn new(opener: SessionOpener, limit: u32, wait: Duration) -> Self {
         let limit = limit as usize;
-        Self(Arc::new(Inner {
+        Self(Arc::new(PoolParts {
             opener,
             limit,
             wait,

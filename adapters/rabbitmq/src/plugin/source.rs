@@ -13,7 +13,10 @@ use onceward_plugin::{
 };
 
 use super::connection::broker_table;
-use crate::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
+use crate::{
+    RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqLetters, RabbitmqPublisher,
+    RabbitmqQueueConfig,
+};
 
 broker_table! {
     /// A RabbitMQ queue.
@@ -30,22 +33,28 @@ broker_table! {
         pub single_active_consumer: bool,
         /// The broker's `consumer_timeout`: after it, the broker requeues unacknowledged messages and closes the
         /// channel. `0s` if it is turned off.
-        #[serde(default = "::onceward_plugin::default::secs::<1_800>")]
+        #[serde(default = "default_ack_timeout")]
         pub ack_timeout: HumanDuration,
         /// The queue's `x-delivery-limit`, where it has one; quorum queues have 20 since RabbitMQ 4.0. Beyond it the broker drops
         /// a message, unless the queue has a dead-letter exchange.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub delivery_limit: Option<u32>,
-        /// Retries with at least this delay, from 1s to 1d, wait in queues of the broker named `QUEUE.wait.…`, which are declared
+        /// Retries with at least this delay, from 100ms to 1d, wait in queues of the broker named `QUEUE.wait.…`, which are declared
         /// when needed, instead of in this process. They lose their place in the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub wait_queues_from: Option<HumanDuration>,
+        /// The `x-delivery-limit` of the queue of dead letters, where that is a quorum queue; 0 for none. Each `onceward dlq`
+        /// command that reads letters and leaves them counts as a delivery; it fails before the limit is reached.
+        #[serde(default = "::onceward_plugin::default::count::<20>")]
+        pub dead_letter_delivery_limit: u32,
     }
 }
 
-/// The range of delays for delay queues.
-const SHORTEST_WAIT: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_WAIT: HumanDuration = HumanDuration::from_secs(86_400);
+const fn default_ack_timeout() -> HumanDuration {
+    HumanDuration::new(RabbitmqQueueConfig::DEFAULT_ACK_TIMEOUT)
+}
+
+const LARGEST_PREFETCH: u32 = *RabbitmqQueueConfig::PREFETCH.end() as u32;
 
 /// Headers that a message loses in a delay queue, since the broker replaces them.
 const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
@@ -53,7 +62,8 @@ const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-u
 impl RabbitmqSource {
     /// The effective prefetch with `concurrency` concurrent handlers.
     pub fn prefetch(&self, concurrency: usize) -> u32 {
-        let by_default = u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, 65_535);
+        let by_default =
+            u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, LARGEST_PREFETCH);
         self.prefetch.unwrap_or(by_default)
     }
 
@@ -98,7 +108,7 @@ impl SourcePlugin for RabbitmqSource {
         self.connection().check(context)?;
         check::text(context, "queue", &self.queue)?;
         if let Some(prefetch) = self.prefetch {
-            check::within(context, "prefetch", prefetch, 1..=65_535)?;
+            check::within(context, "prefetch", prefetch, 1..=LARGEST_PREFETCH)?;
         }
         if self.delivery_limit == Some(0) {
             return Err(context.problem(
@@ -108,7 +118,7 @@ impl SourcePlugin for RabbitmqSource {
             ));
         }
         if let Some(shortest) = self.wait_queues_from {
-            check::duration(context, "wait_queues_from", shortest, SHORTEST_WAIT..=LONGEST_WAIT)?;
+            check::duration(context, "wait_queues_from", shortest, RabbitmqQueueConfig::WAIT_QUEUES_FROM)?;
             if self.single_active_consumer {
                 return Err(context.problem(
                     "wait_queues_from",
@@ -191,10 +201,8 @@ impl SourcePlugin for RabbitmqSource {
                         letters with --from, with a slash in front if its name has one";
             return Err(Error::new(ErrorKind::Config, "take dead letters back", what));
         }
-        let mut options = RabbitmqConfig::new(String::new(), queue);
-        options.endpoint = self.endpoint(context)?;
-        options.queue.own_headers = parts.own_headers.clone();
-        let from = RabbitmqConsumer::open(options).await?;
+        let (endpoint, own) = (self.endpoint(context)?, parts.own_headers.clone());
+        let from = RabbitmqLetters::open(endpoint, queue, own, self.dead_letter_delivery_limit).await?;
         let to = RabbitmqPublisher::open(self.endpoint(context)?).await?.own_headers(parts.own_headers);
         // With a slash in front it is a queue, whatever its name.
         Ok(Letters { from: Box::new(from), to: Arc::new(to), destinations: vec![format!("/{}", self.queue)] })
@@ -237,5 +245,41 @@ impl RabbitmqSource {
             bytes: None,
             consumers: Some(queue.consumers.into()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let waits = RabbitmqQueueConfig::WAIT_QUEUES_FROM;
+        let [shortest, longest] = [waits.start(), waits.end()].map(|wait| HumanDuration::new(*wait));
+        assert_documented::<RabbitmqSource>(
+            include_str!("../config.rs"),
+            &[
+                SharedOption {
+                    option: "prefetch",
+                    field: "prefetch",
+                    range: Some(format!("from 1 to {LARGEST_PREFETCH}")),
+                    default: Some(RabbitmqQueueConfig::new("q").prefetch.to_string()),
+                },
+                SharedOption {
+                    option: "ack_timeout",
+                    field: "ack_timeout",
+                    range: None,
+                    default: Some(default_ack_timeout().to_string()),
+                },
+                SharedOption {
+                    option: "wait_queues_from",
+                    field: "wait_queues_from",
+                    range: Some(format!("from {shortest} to {longest}")),
+                    default: None,
+                },
+            ],
+        );
     }
 }

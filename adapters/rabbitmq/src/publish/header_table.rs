@@ -32,6 +32,11 @@ impl HeaderTable {
         }
     }
 
+    /// Sets a header, whatever was there.
+    pub(super) fn replace(&mut self, name: ShortString, value: AMQPValue) {
+        self.0.insert(name, value);
+    }
+
     /// Adds a header unless there is one of that name.
     pub(super) fn add_missing(&mut self, name: &str, value: AMQPValue) {
         self.0.entry(name.into()).or_insert(value);

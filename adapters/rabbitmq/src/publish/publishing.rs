@@ -68,6 +68,9 @@ impl Publishing {
                         headers.add_missing(name, long_string(value));
                     }
                 }
+                None if outgoing.replaces_native(name) => {
+                    headers.replace(safe_header_name(name), long_string(value));
+                }
                 None if is_ours || native.is_none_or(|form| !form.has_header(name)) => {
                     headers.add(safe_header_name(name), long_string(value));
                 }
@@ -354,5 +357,22 @@ mod tests {
         let kept = headers(&publishing);
         assert_eq!(kept.len(), 2, "{kept:?}");
         assert_eq!(kept[1], (HEADER_ERROR.into(), long_string([b'e'; SHORT_ERROR_BYTES])));
+    }
+
+    #[test]
+    fn a_trace_context_replaces_the_native_one_but_not_in_a_dead_letter() {
+        let sent = |reason: Option<&'static str>| {
+            let (mut message, mut table) = native(BasicProperties::default());
+            table.insert("traceparent".into(), long_string("old"));
+            let properties = BasicProperties::default().with_headers(table);
+            let (exchange, routing_key) = (ShortString::default(), "orders".into());
+            message.native = Some(Native::new(RabbitmqForm { exchange, routing_key, properties }));
+            message.headers.push(("traceparent".into(), "new".into()));
+            message.headers.extend(reason.map(|reason| (HEADER_REASON.to_owned(), reason.into())));
+            let publishing = Publishing::new(&message, 131_072, &OwnHeaders::default()).unwrap();
+            headers(&publishing).into_iter().find(|(name, _)| name == "traceparent").unwrap().1
+        };
+        assert_eq!(sent(None), long_string("new"));
+        assert_eq!(sent(Some("permanent")), long_string("old"));
     }
 }

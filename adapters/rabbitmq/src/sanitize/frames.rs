@@ -164,6 +164,7 @@ impl Sanitizer {
                     Ok(())
                 }
                 frame_order::DELIVER => self.sanitize_delivery(channel, range.start + 4..range.end),
+                frame_order::GET_OK => self.sanitize_got(channel, range.start + 4..range.end),
                 (20, 11) => {
                     self.delivering.remove(&channel);
                     Ok(())
@@ -192,6 +193,17 @@ impl Sanitizer {
         if !self.defects.within_limit(channel, *deliveries) {
             return Err(protocol_error("many more deliveries than the prefetch allows"));
         }
+        if let Some(defect) = defect {
+            self.defects.note(channel, tag, defect);
+        }
+        Ok(())
+    }
+
+    /// As [`sanitize_delivery`](Self::sanitize_delivery), for a message that was asked for.
+    fn sanitize_got(&mut self, channel: u16, range: std::ops::Range<usize>) -> io::Result<()> {
+        let (tag, defect) = properties::sanitize_get_ok(&mut self.buffer[range])
+            .ok_or_else(|| protocol_error("an unreadable message"))?;
+        self.delivering.entry(channel).or_default().0 = tag;
         if let Some(defect) = defect {
             self.defects.note(channel, tag, defect);
         }

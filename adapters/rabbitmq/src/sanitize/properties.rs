@@ -70,11 +70,12 @@ pub(crate) fn sanitize_header(payload: &mut [u8]) -> Result<Option<&'static str>
 pub(crate) fn sanitize_deliver(arguments: &mut [u8]) -> Option<(u64, Option<&'static str>)> {
     let mut at = Cursor { bytes: arguments, at: 0 };
     at.sanitize_short_string()?;
-    let tag = at.u64()?;
-    at.skip(1)?;
-    let exchange = at.sanitize_short_string()?.then_some("the exchange is not UTF-8");
-    let routing_key = at.sanitize_short_string()?.then_some("the routing key is not UTF-8");
-    Some((tag, exchange.or(routing_key)))
+    at.sanitize_delivery_facts()
+}
+
+/// As [`sanitize_deliver`], for `basic.get-ok`, which has no consumer tag.
+pub(crate) fn sanitize_get_ok(arguments: &mut [u8]) -> Option<(u64, Option<&'static str>)> {
+    Cursor { bytes: arguments, at: 0 }.sanitize_delivery_facts()
 }
 
 /// True if the AMQP library can parse the arguments of `connection.start`.
@@ -209,6 +210,15 @@ impl Cursor<'_> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
+    }
+
+    /// Delivery tag, flag, exchange and routing key; returns the tag and the defect.
+    fn sanitize_delivery_facts(&mut self) -> Option<(u64, Option<&'static str>)> {
+        let tag = self.u64()?;
+        self.skip(1)?;
+        let exchange = self.sanitize_short_string()?.then_some("the exchange is not UTF-8");
+        let routing_key = self.sanitize_short_string()?.then_some("the routing key is not UTF-8");
+        Some((tag, exchange.or(routing_key)))
     }
 
     fn slice(&mut self, length: usize) -> Option<&mut [u8]> {

@@ -191,7 +191,7 @@ impl UnsettledDeliveries {
 }
 
 /// The number of previous deliveries, where the broker counts them (quorum queues).
-fn delivery_count(message: &Message) -> u32 {
+pub(crate) fn delivery_count(message: &Message) -> u32 {
     let count = message.header("x-delivery-count").and_then(|count| std::str::from_utf8(count).ok());
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }

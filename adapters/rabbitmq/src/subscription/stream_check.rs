@@ -108,7 +108,7 @@ pub(crate) async fn is_stream(connect: Arc<dyn AmqpConnector>, queue: &str) -> R
     tokio::time::timeout(LIMIT, ask).await.map_err(late)?
 }
 
-fn is_not_implemented(error: &lapin::Error) -> bool {
+pub(crate) fn is_not_implemented(error: &lapin::Error) -> bool {
     matches!(error.kind(), Lapin::ProtocolError(error)
         if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED))
 }

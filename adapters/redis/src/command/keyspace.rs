@@ -13,6 +13,8 @@ const TAG: usize = 6;
 ///                                keeps it in 32
 /// ow:!format                     the version of the format
 /// ow:!checkpoint:tttttt…         a checkpoint: scope tag, hash of the source's name
+/// ow:!audit:tttttt               what operators changed
+/// ow:!settled:tttttt             the hashes of the letters that are done with
 /// ow:{b}!                        the write that `WAIT` waits for
 /// ```
 #[derive(Clone, Debug)]
@@ -85,6 +87,14 @@ impl Keyspace {
         name.extend_from_slice(&tag.0);
         name.extend_from_slice(&blake3::hash(source.as_bytes()).as_bytes()[..16]);
         name
+    }
+
+    pub(crate) fn audit(&self, tag: ScopeTag) -> Vec<u8> {
+        [&self.named(b"!audit:")[..], &tag.0].concat()
+    }
+
+    pub(crate) fn settled(&self, tag: ScopeTag) -> Vec<u8> {
+        [&self.named(b"!settled:")[..], &tag.0].concat()
     }
 
     /// The `SCAN` pattern that matches the records of `tag`, and possibly others, which [`parse`](Self::parse) rejects.

@@ -19,7 +19,7 @@ use url::Url;
 use crate::config::RedisOptions;
 use crate::endpoint::target::RedisTarget;
 use crate::error::{classify, invalid_reply};
-use crate::network::connect::Connector;
+use crate::network::connect::RedisConnector;
 use crate::network::node::ClusterNode;
 use crate::network::server::RedisServer;
 use crate::network::slots::{SlotMap, parse_slots};
@@ -76,7 +76,7 @@ impl Cluster {
         if let Some(server) = servers.get(node) {
             return Ok(Arc::clone(server));
         }
-        let connector = Connector::to_node(&self.target, node)?;
+        let connector = RedisConnector::to_node(&self.target, node)?;
         let server = Arc::new(RedisServer::new(connector, &self.options, true));
         servers.insert(node.clone(), Arc::clone(&server));
         Ok(server)

@@ -1,4 +1,4 @@
-//! Opens connections to servers: [`Connector`].
+//! Opens connections to servers: [`RedisConnector`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ impl RawConnection {
 
 /// The way to one server.
 #[derive(Clone)]
-pub(crate) enum Connector {
+pub(crate) enum RedisConnector {
     /// One address. The password is read for each connection.
     Address(Arc<RedisTarget>, ConnectionAddr),
     /// The primary that Sentinels name.
@@ -52,7 +52,7 @@ pub(crate) enum Connector {
     Managed(ConnectionManager),
 }
 
-impl Connector {
+impl RedisConnector {
     /// The server at `url`. Does not connect.
     ///
     /// # Errors

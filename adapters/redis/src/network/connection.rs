@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::RedisOptions;
 use crate::error::{classify, ends_connection};
-use crate::network::connect::{Connector, RawConnection};
+use crate::network::connect::{RawConnection, RedisConnector};
 use crate::network::detached::DetachOnDrop;
 
 /// The pause after a failed attempt to connect; calls in the meantime fail with the error of that attempt.
@@ -48,7 +48,7 @@ pub(crate) struct ServerConnection {
 }
 
 struct ConnectionShared {
-    connector: Connector,
+    connector: RedisConnector,
     settings: AsyncConnectionConfig,
     connect_timeout: Duration,
     response_timeout: Duration,
@@ -96,7 +96,7 @@ impl ServerConnection {
     /// Does not connect. The connection may be silent for `silence` before it is suspected; `is_cluster_node` says that
     /// other servers hold other keys.
     pub(crate) fn new(
-        connector: Connector,
+        connector: RedisConnector,
         options: &RedisOptions,
         silence: Duration,
         is_cluster_node: bool,
@@ -290,7 +290,7 @@ impl ConnectionShared {
     /// Opens a second connection if connection `number` has had no response since `before`.
     fn suspect(self: &Arc<Self>, operation: &'static str, number: u64, before: u64) {
         // A managed connection replaces itself.
-        if matches!(self.connector, Connector::Managed(_)) {
+        if matches!(self.connector, RedisConnector::Managed(_)) {
             return;
         }
         let mut state = self.state.lock();
@@ -303,7 +303,7 @@ impl ConnectionShared {
 
     /// Drops connection `number` if `error` means that it is no longer usable.
     fn drop_if_broken(&self, operation: &'static str, number: u64, error: &RedisError) {
-        if !ends_connection(error) || matches!(self.connector, Connector::Managed(_)) {
+        if !ends_connection(error) || matches!(self.connector, RedisConnector::Managed(_)) {
             return;
         }
         let mut state = self.state.lock();

@@ -21,7 +21,7 @@ use redis::aio::ConnectionManager;
 use crate::config::{RedisConfig, RedisOptions};
 use crate::endpoint::target::{RedisTarget, TargetServers};
 use crate::network::cluster::Cluster;
-use crate::network::connect::Connector;
+use crate::network::connect::RedisConnector;
 use crate::network::node::ClusterNode;
 use crate::network::server::RedisServer;
 use crate::network::slots::slot_of;
@@ -49,9 +49,9 @@ impl Network {
                 let cluster = Cluster::new(urls, &target, &config.options)?;
                 return Ok(Self::Cluster(Box::new(cluster)));
             }
-            TargetServers::Standalone(url) => Connector::to_url(&target, url)?,
+            TargetServers::Standalone(url) => RedisConnector::to_url(&target, url)?,
             TargetServers::Sentinel { sentinels, primary } => {
-                Connector::to_primary(&target, sentinels, primary)?
+                RedisConnector::to_primary(&target, sentinels, primary)?
             }
         };
         let has_sentinels = matches!(target.servers, TargetServers::Sentinel { .. });
@@ -61,15 +61,15 @@ impl Network {
 
     /// The server of a client that the caller has built.
     pub(crate) fn from_client(client: redis::Client, options: &RedisOptions) -> Self {
-        Self::single(Connector::Client(Box::new(client)), options)
+        Self::single(RedisConnector::Client(Box::new(client)), options)
     }
 
     /// The server of a connection that the caller has opened.
     pub(crate) fn from_connection(connection: ConnectionManager, options: &RedisOptions) -> Self {
-        Self::single(Connector::Managed(connection), options)
+        Self::single(RedisConnector::Managed(connection), options)
     }
 
-    fn single(connector: Connector, options: &RedisOptions) -> Self {
+    fn single(connector: RedisConnector, options: &RedisOptions) -> Self {
         let server = RedisServer::new(connector, options, false);
         Self::Single { server: Arc::new(server), has_sentinels: false }
     }

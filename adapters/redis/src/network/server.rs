@@ -1,7 +1,7 @@
 //! Connections to one server: [`RedisServer`].
 
 use crate::config::RedisOptions;
-use crate::network::connect::Connector;
+use crate::network::connect::RedisConnector;
 use crate::network::connection::{SILENCE, ServerConnection};
 use crate::network::replication::ReplicaWaiter;
 
@@ -15,7 +15,7 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     /// Does not connect. `is_cluster_node` says that other servers hold other keys.
-    pub(crate) fn new(connector: Connector, options: &RedisOptions, is_cluster_node: bool) -> Self {
+    pub(crate) fn new(connector: RedisConnector, options: &RedisOptions, is_cluster_node: bool) -> Self {
         let replicas = (options.wait_replicas > 0).then(|| {
             // `WAIT` keeps its connection silent for as long as it waits.
             let silence = options.wait_timeout + SILENCE;

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::Error;
@@ -12,7 +11,8 @@ use onceward_plugin::{
     Checked, Context, Exposure, LogRule, OpenStore, Purpose, StoreFacts, StorePlugin, check, choice, table,
 };
 
-use crate::{RedisConfig, RedisStore};
+use crate::command::keyspace::Keyspace;
+use crate::{RedisConfig, RedisOptions, RedisStore};
 
 pub use self::RedisTable as Store;
 
@@ -56,7 +56,7 @@ table! {
 }
 
 fn default_prefix() -> String {
-    "ow".to_owned()
+    RedisOptions::DEFAULT_PREFIX.to_owned()
 }
 
 choice! {
@@ -74,12 +74,6 @@ choice! {
 
 const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
 const PLAINTEXT_SCHEMES: [&str; 2] = ["redis", "valkey"];
-
-/// The time limit of the first attempt to connect. It does not delay calls beyond their own limit.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The time limit of waiting for replicas, where they are configured.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl RedisTable {
     fn urls(&self) -> impl Iterator<Item = &Address> {
@@ -138,10 +132,10 @@ impl RedisTable {
         // A little less than the limit of a call, so that the client's own error arrives first.
         let limit = self.timeout.get().mul_f64(0.9);
         config.options.prefix.clone_from(&self.prefix);
-        config.options.connect_timeout = CONNECT_TIMEOUT.min(limit);
+        config.options.connect_timeout = RedisOptions::DEFAULT_CONNECT_TIMEOUT.min(limit);
         config.options.response_timeout = limit;
         config.options.wait_replicas = self.wait_replicas;
-        config.options.wait_timeout = WAIT_TIMEOUT.min(limit / 3);
+        config.options.wait_timeout = RedisOptions::DEFAULT_WAIT_TIMEOUT.min(limit / 3);
         Ok(config)
     }
 }
@@ -162,7 +156,11 @@ impl StorePlugin for RedisTable {
             check::url(context, &format!("nodes[{index}]"), node, &SCHEMES)?;
         }
         self.check_topology(context)?;
-        check::within(context, "wait_replicas", self.wait_replicas, 0..=100)?;
+        check::within(context, "wait_replicas", self.wait_replicas, RedisOptions::WAIT_REPLICAS)?;
+        if Keyspace::new(&self.prefix).is_err() {
+            let fix = "write 1 to 64 letters, digits and `: - _ .`";
+            return Err(context.problem("prefix", "is not a prefix for keys of Redis", fix));
+        }
         // The URLs of Sentinels hold the login for them, the fields the one for the primary.
         let url = Some(&self.url).filter(|_| !self.is_sentinel());
         check::credentials(context, self.credentials(), url)
@@ -189,6 +187,41 @@ impl StorePlugin for RedisTable {
 
     async fn open(&self, context: &Context<'_>, _: Purpose) -> Result<OpenStore, Error> {
         let store = Arc::new(RedisStore::open(self.config(context)?)?);
-        Ok(OpenStore { store: store.clone(), checkpoints: store, statements: None, outbox: None })
+        Ok(OpenStore {
+            store: store.clone(),
+            checkpoints: store.clone(),
+            audit: Some(store),
+            statements: None,
+            outbox: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let replicas = RedisOptions::WAIT_REPLICAS;
+        assert_documented::<RedisTable>(
+            include_str!("../config.rs"),
+            &[
+                SharedOption {
+                    option: "wait_replicas",
+                    field: "wait_replicas",
+                    range: Some(format!("from {} to {}", replicas.start(), replicas.end())),
+                    default: Some(RedisOptions::default().wait_replicas.to_string()),
+                },
+                SharedOption {
+                    option: "prefix",
+                    field: "prefix",
+                    range: Some("64 letters, digits and `: - _ .`".to_owned()),
+                    default: Some(format!("{:?}", default_prefix())),
+                },
+            ],
+        );
     }
 }

@@ -53,8 +53,8 @@ impl StoreHarness for Part {
 /// The permissions of a worker, as in the README.
 pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
 
-/// The further permissions for lists and statistics.
-pub(crate) const ACL_FOR_TOOLS: &str = "+scan";
+/// The further permissions for lists and statistics, and for dead letters.
+pub(crate) const ACL_FOR_TOOLS: &str = "+scan +rpush +lrange +llen +sadd +smismember";
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 

@@ -11,6 +11,7 @@ use onceward_plugin::{
     StoreFacts, StorePlugin, check, table,
 };
 
+use crate::config::is_plain_file;
 use crate::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 
 pub use self::SqliteTable as Store;
@@ -54,10 +55,10 @@ impl StorePlugin for SqliteTable {
     fn check(&self, context: &Context<'_>) -> Checked {
         let path = self.path.to_string_lossy();
         check::text(context, "path", &path)?;
-        if path == ":memory:" {
+        if !is_plain_file(&path) {
             return Err(context.problem(
                 "path",
-                "is a database in memory, of which each connection would have its own",
+                "is not a plain file, but a database in memory or a URL of SQLite",
                 "write a file's path, or use [store.memory] for a trial",
             ));
         }
@@ -84,8 +85,9 @@ impl StorePlugin for SqliteTable {
         Ok(OpenStore {
             store: store.clone(),
             checkpoints: store.clone(),
+            audit: Some(store.clone()),
             outbox: Some(Box::new(store.outbox())),
-            statements: Some(Arc::new(Statements(store))),
+            statements: Some(Arc::new(SqliteStatements(store))),
         })
     }
 
@@ -134,10 +136,10 @@ fn require_directory(context: &Context<'_>, config: &SqliteConfig) -> Result<(),
 }
 
 /// `[handler.sql]` in SQLite.
-struct Statements(Arc<SqliteStore>);
+struct SqliteStatements(Arc<SqliteStore>);
 
 #[async_trait]
-impl StatementStore for Statements {
+impl StatementStore for SqliteStatements {
     async fn check(&self, statement: &str) -> Result<(), Error> {
         SqliteSqlHandler::new(statement)?.check(&self.0).await
     }

@@ -54,7 +54,7 @@ pub(crate) fn to_entry(index: usize, outgoing: &Outgoing) -> Result<(Entry, usiz
     let mut packed = PackedHeaders::default();
     let mut attributes: Vec<(&str, Value)> = Vec::new();
     for (name, value) in form.into_iter().flat_map(|form| &form.attributes) {
-        if !name.starts_with(HEADER_PREFIX) {
+        if !name.starts_with(HEADER_PREFIX) && !outgoing.replaces_native(name) {
             attributes.push((name, value.clone()));
         }
     }
@@ -169,6 +169,20 @@ mod tests {
         assert_eq!(names, ["onceward-key", "onceward-generation", "onceward-id", "onceward-message-id"]);
         let trace = &entry.message_system_attributes.unwrap()[&SystemName::AwsTraceHeader];
         assert_eq!(trace.string_value(), Some("Root=1"));
+    }
+
+    #[test]
+    fn a_trace_context_replaces_the_native_one_but_not_in_a_dead_letter() {
+        let sent = |reason: Option<&'static str>| {
+            let mut outgoing = letter(vec![("traceparent".to_owned(), attribute("String", b"old"))]);
+            outgoing.headers.retain(|(name, _)| name != "traceparent");
+            outgoing.headers.push(("traceparent".to_owned(), "new".into()));
+            outgoing.headers.extend(reason.map(|reason| ("onceward-reason".to_owned(), reason.into())));
+            let attributes = to_entry(0, &outgoing).unwrap().0.message_attributes.unwrap();
+            attributes::to_bytes(&attributes["traceparent"])
+        };
+        assert_eq!(sent(None), "new");
+        assert_eq!(sent(Some("permanent")), "old");
     }
 
     #[test]

@@ -23,12 +23,12 @@ sqs_table! {
     SqsSource [] {
         /// The queue's URL. One that ends in `.fifo` is a FIFO queue.
         pub queue_url: Address,
-        /// The most concurrent long polls, 1 to 64.
-        #[serde(default = "::onceward_plugin::default::count::<4>")]
-        pub pollers: u32,
+        /// The most concurrent long polls, from 1 to 64.
+        #[serde(default = "default_pollers")]
+        pub pollers: usize,
         /// The visibility timeout of a received message, from 1s to 12h in whole seconds. It is extended as long as the
         /// message is held, so it bounds only how long a dead worker's messages wait.
-        #[serde(default = "::onceward_plugin::default::secs::<30>")]
+        #[serde(default = "default_visibility")]
         pub visibility: HumanDuration,
         /// Takes the message out of the envelope that SNS puts around it; a message without an envelope is malformed then.
         #[serde(default)]
@@ -36,9 +36,16 @@ sqs_table! {
     }
 }
 
-/// SQS's own limits.
-const SHORTEST_VISIBILITY: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_VISIBILITY: HumanDuration = HumanDuration::from_secs(43_200);
+const fn default_pollers() -> usize {
+    SqsQueueConfig::DEFAULT_POLLERS
+}
+
+const fn default_visibility() -> HumanDuration {
+    HumanDuration::new(SqsQueueConfig::DEFAULT_VISIBILITY)
+}
+
+/// How long a receive of dead letters waits: a command that has ended leaves none in flight for longer.
+const LETTERS_WAIT: Duration = Duration::from_secs(2);
 
 impl SqsSource {
     fn is_fifo(&self) -> bool {
@@ -67,10 +74,10 @@ impl SqsSource {
     fn queue(&self, context: &Context<'_>, url: &str) -> SqsQueueConfig {
         let mut queue = SqsQueueConfig::new(url);
         queue.visibility = self.visibility.get();
-        queue.pollers = self.pollers as usize;
+        queue.pollers = self.pollers;
         queue.unwrap_sns = self.unwrap_sns;
-        queue.call_timeout =
-            context.store_call_limit().clamp(Duration::from_millis(100), Duration::from_secs(60));
+        let limits = SqsQueueConfig::CALL_TIMEOUT;
+        queue.call_timeout = context.store_call_limit().clamp(*limits.start(), *limits.end());
         queue
     }
 
@@ -120,6 +127,10 @@ impl SourcePlugin for SqsSource {
         format!("sqs:{}", self.queue_url.redacted())
     }
 
+    fn messaging_system(&self) -> Option<&'static str> {
+        Some("aws_sqs")
+    }
+
     fn facts(&self) -> SourceFacts {
         let default_ordering = if self.is_fifo() { Ordering::BrokerKey } else { Ordering::None };
         SourceFacts { has_record_keys: true, default_ordering, ..SourceFacts::BROKER }
@@ -128,8 +139,8 @@ impl SourcePlugin for SqsSource {
     fn check(&self, context: &Context<'_>) -> Checked {
         check::url(context, "queue_url", &self.queue_url, &["http", "https"])?;
         self.connection().check(context)?;
-        check::within(context, "pollers", self.pollers, 1..=64)?;
-        check::duration(context, "visibility", self.visibility, SHORTEST_VISIBILITY..=LONGEST_VISIBILITY)?;
+        check::within(context, "pollers", self.pollers, SqsQueueConfig::POLLERS)?;
+        check::duration(context, "visibility", self.visibility, SqsQueueConfig::VISIBILITY)?;
         if self.visibility.get().subsec_nanos() > 0 {
             return Err(context.problem(
                 "visibility",
@@ -196,6 +207,7 @@ impl SourcePlugin for SqsSource {
         require_url(from)?;
         let mut options = self.options(self.queue(context, from));
         (options.queue.unwrap_sns, options.queue.own_headers) = (false, parts.own_headers);
+        options.queue.wait = LETTERS_WAIT;
         let from = SqsConsumer::open(options).await?;
         Ok(Letters {
             from: Box::new(from),
@@ -251,4 +263,34 @@ fn require_url(to: &str) -> Result<(), Error> {
     let what =
         "with [source.sqs] it is the URL of a queue; write that, as the console and GetQueueUrl show it";
     Err(Error::new(ErrorKind::Config, "use dead_letter.to", what))
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let (visibility, pollers) = (SqsQueueConfig::VISIBILITY, SqsQueueConfig::POLLERS);
+        let [shortest, longest] = [visibility.start(), visibility.end()].map(|one| HumanDuration::new(*one));
+        assert_documented::<SqsSource>(
+            include_str!("../config.rs"),
+            &[
+                SharedOption {
+                    option: "visibility",
+                    field: "visibility",
+                    range: Some(format!("from {shortest} to {longest}")),
+                    default: Some(default_visibility().to_string()),
+                },
+                SharedOption {
+                    option: "pollers",
+                    field: "pollers",
+                    range: Some(format!("from {} to {}", pollers.start(), pollers.end())),
+                    default: Some(default_pollers().to_string()),
+                },
+            ],
+        );
+    }
 }

@@ -10,7 +10,7 @@ use super::naming::Value;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line<'a> {
+struct ImportLine<'a> {
     #[serde(borrow, default)]
     key: Option<&'a RawValue>,
     #[serde(default)]
@@ -26,7 +26,7 @@ struct Line<'a> {
 /// # Errors
 /// A description of the mistake, which does not quote the line.
 pub(super) fn read(line: &str, keys: &KeyExtractor, now: SystemTime) -> Result<(Key, Duration), String> {
-    let line: Line<'_> = serde_json::from_str(line).map_err(|error| {
+    let line: ImportLine<'_> = serde_json::from_str(line).map_err(|error| {
         use serde_json::error::Category;
         let what = match error.classify() {
             Category::Data => r#"is not an object of "key" or "hash", and "age" or "completed_at""#,

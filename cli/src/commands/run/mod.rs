@@ -18,7 +18,7 @@ use crate::exit::{Exit, Failure};
 use crate::handlers::reap_orphans;
 use crate::output::{Output, complain};
 use crate::signals::Signals;
-use crate::telemetry::{self, Watched};
+use crate::telemetry::{self, MessageSource, Watched};
 use crate::{logging, registry};
 
 use drain::bounded;
@@ -26,6 +26,7 @@ use drain::bounded;
 /// Runs the pipeline of a configuration. The first signal drains it; the second ends the program at once.
 pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::failure::load(&args.config.file, env)?;
+    telemetry::start_traces(&config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in config.advice() {
         tracing::warn!("{advice}");
@@ -37,7 +38,9 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     let shutdown = CancellationToken::new();
     let reaping = CancellationToken::new();
     let _until_the_end = reaping.clone().drop_guard();
-    let watched = Watched::run(&config.scope, shutdown.clone());
+    let adapter = config.source.name();
+    let system = config.source.plugin().messaging_system().unwrap_or(adapter);
+    let watched = Watched::run(&config.scope, MessageSource { adapter, system }, shutdown.clone());
     telemetry::listen(&config, &watched).await?;
 
     tokio::spawn(reap_orphans(reaping.clone()));
@@ -80,8 +83,14 @@ async fn consume(
     {
         return Ok(None);
     }
-    let built =
-        registry::build(config, &scope, source, &store, handler, dead_letters, args.until_empty).await;
+    let parts = registry::BuildParts {
+        source,
+        store: &store,
+        handler,
+        dead_letters,
+        observer: telemetry::observer(config, watched),
+    };
+    let built = registry::build(config, &scope, parts, args.until_empty).await;
     let ready = built.map_err(|error| super::failure::failure(&error))?;
     watched.started(ready.counters());
     tracing::info!(

@@ -15,7 +15,7 @@ pub(super) fn check(config: &Config) -> Checked {
     if config.policy.on_completed == OnCompleted::ReplayResult {
         return Err(config.refuse(
             "policy.on_completed",
-            "asks for the recorded result to be given again, but a broker has nobody waiting for it",
+            "asks for the recorded result to be given again, but a broker does not wait for it",
             r#"write "ack""#,
         ));
     }

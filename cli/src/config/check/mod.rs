@@ -30,6 +30,15 @@ pub(super) fn check(config: &Config) -> Checked {
     plugins::outbox(config, &contexts)?;
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
+        let has_login = url::Url::parse(otlp.expose())
+            .is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
+        if has_login && onceward_plugin::check::is_remote(otlp, &["http"]) {
+            return Err(config.refuse(
+                "telemetry.otlp",
+                "sends a login to another host without TLS",
+                "write https://",
+            ));
+        }
     }
     agreement::check(config)?;
     own_headers::check(config)?;

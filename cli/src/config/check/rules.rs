@@ -1,4 +1,4 @@
-//! What the checks of the program share with those of plugins, with the configuration as the reporter.
+//! The checks that the program shares with plugins, with the configuration as the reporter.
 
 use onceward_plugin::check::Reporter;
 pub(super) use onceward_plugin::check::{address, duration, text, texts, url, within};

@@ -11,7 +11,7 @@ pub fn request(id: u64, scope: &Scope, message: &Message) -> Option<Vec<u8>> {
 
 /// The kind of a line while request `id` is open.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum ProtocolLine {
     /// No answer.
     Ignored,
     /// The worker is ready.
@@ -25,12 +25,12 @@ pub enum Line {
 }
 
 /// Reads a line of a worker.
-pub fn line(id: u64, line: &[u8]) -> Line {
+pub fn line(id: u64, line: &[u8]) -> ProtocolLine {
     match protocol::said(id, line) {
-        Said::Nothing | Said::Stray => Line::Ignored,
-        Said::Ready => Line::Ready,
-        Said::Answer(Ok(result)) => Line::Done(result.map(|result| result.to_vec())),
-        Said::Answer(Err(error)) => Line::Failed(error.text().to_owned()),
-        Said::Wrong(why) => Line::Wrong(why),
+        Said::Nothing | Said::Stray => ProtocolLine::Ignored,
+        Said::Ready => ProtocolLine::Ready,
+        Said::Answer(Ok(result)) => ProtocolLine::Done(result.map(|result| result.to_vec())),
+        Said::Answer(Err(error)) => ProtocolLine::Failed(error.text().to_owned()),
+        Said::Wrong(why) => ProtocolLine::Wrong(why),
     }
 }

@@ -1,4 +1,4 @@
-//! Reads the standard output of a worker line by line: [`Lines`].
+//! Reads the standard output of a worker line by line: [`OutputLines`].
 
 use std::io;
 
@@ -6,28 +6,28 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
 /// The result of a read.
 #[derive(Debug)]
-pub(super) enum Line {
+pub(super) enum OutputLine {
     /// A line, its end included.
     Whole(Vec<u8>),
-    /// A line is longer than [`Line::LIMIT`].
+    /// A line is longer than [`OutputLine::LIMIT`].
     TooLong,
     /// The end. An incomplete line is discarded.
     End,
 }
 
-impl Line {
+impl OutputLine {
     /// The longest line that is read, in bytes.
     pub(super) const LIMIT: usize = 4 * 1024 * 1024;
 }
 
 /// Reads lines of bounded length.
 #[derive(Debug)]
-pub(super) struct Lines<R> {
+pub(super) struct OutputLines<R> {
     from: BufReader<R>,
     line: Vec<u8>,
 }
 
-impl<R: AsyncRead + Unpin> Lines<R> {
+impl<R: AsyncRead + Unpin> OutputLines<R> {
     pub(super) fn new(from: R) -> Self {
         Self { from: BufReader::new(from), line: Vec::new() }
     }
@@ -36,11 +36,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     ///
     /// # Cancel safety
     /// Safe: it may be dropped and called again, and keeps an incomplete line.
-    pub(super) async fn next(&mut self) -> io::Result<Line> {
+    pub(super) async fn next(&mut self) -> io::Result<OutputLine> {
         loop {
             let chunk = self.from.fill_buf().await?;
             if chunk.is_empty() {
-                return Ok(Line::End);
+                return Ok(OutputLine::End);
             }
             let (used, whole) = match chunk.iter().position(|byte| *byte == b'\n') {
                 Some(end) => (end + 1, true),
@@ -49,10 +49,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             self.line.extend_from_slice(&chunk[..used]);
             self.from.consume(used);
             if whole {
-                return Ok(Line::Whole(std::mem::take(&mut self.line)));
+                return Ok(OutputLine::Whole(std::mem::take(&mut self.line)));
             }
-            if self.line.len() > Line::LIMIT {
-                return Ok(Line::TooLong);
+            if self.line.len() > OutputLine::LIMIT {
+                return Ok(OutputLine::TooLong);
             }
         }
     }

@@ -19,13 +19,13 @@ pub(super) type Asked = Result<Option<Bytes>, HandlerError>;
 #[derive(Debug)]
 pub(super) struct WorkerPool {
     free: Arc<Semaphore>,
-    places: Mutex<Vec<Place>>,
+    places: Mutex<Vec<PoolPlace>>,
     size: u32,
 }
 
 /// A slot that no message holds.
 #[derive(Debug)]
-struct Place {
+struct PoolPlace {
     index: usize,
     process: Option<WorkerProcess>,
     /// Consecutive unexpected ends of the process, without a response in between.
@@ -35,7 +35,7 @@ struct Place {
 
 impl WorkerPool {
     pub(super) fn new(size: u32) -> Self {
-        let place = |index| Place { index, process: None, failures: 0, not_before: None };
+        let place = |index| PoolPlace { index, process: None, failures: 0, not_before: None };
         Self {
             free: Arc::new(Semaphore::new(size as usize)),
             places: Mutex::new((0..size as usize).map(place).collect()),
@@ -75,7 +75,7 @@ impl WorkerPool {
         ending.join_all().await.into_iter().filter(|ended| !ended).count()
     }
 
-    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+    fn places(&self) -> MutexGuard<'_, Vec<PoolPlace>> {
         self.places.lock()
     }
 }
@@ -85,7 +85,7 @@ impl WorkerPool {
 pub(super) struct WorkerSeat {
     pool: Arc<WorkerPool>,
     /// Taken only when dropped.
-    place: Option<Place>,
+    place: Option<PoolPlace>,
     asking: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -164,7 +164,7 @@ fn gone() -> HandlerError {
     HandlerError::unavailable("the worker processes are shutting down")
 }
 
-impl Place {
+impl PoolPlace {
     fn put_off(&mut self, options: &WorkerOptions) {
         let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         let delay = options.restart_delay.saturating_mul(factor).min(options.max_restart_delay);

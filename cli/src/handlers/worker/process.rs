@@ -10,7 +10,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::lines::{Line, Lines};
+use super::lines::{OutputLine, OutputLines};
 use super::options::WorkerOptions;
 use super::protocol::{Said, request, said};
 use crate::handlers::lines::{LastLine, read_lines};
@@ -32,7 +32,7 @@ const QUOTE_LIMIT: usize = 120;
 pub(super) struct WorkerProcess {
     process: ProcessGroup,
     stdin: Option<ChildStdin>,
-    stdout: Lines<ChildStdout>,
+    stdout: OutputLines<ChildStdout>,
     stderr: JoinHandle<()>,
     last: LastLine,
     index: usize,
@@ -63,8 +63,8 @@ enum Stop {
     Late,
 }
 
-enum Event {
-    Read(io::Result<Line>),
+enum WorkerEvent {
+    Read(io::Result<OutputLine>),
     Sent(io::Result<usize>),
     Cancelled,
     Tick,
@@ -79,7 +79,7 @@ impl WorkerProcess {
         let missing = || io::Error::other("the process came without pipes");
         let child = process.child();
         let stdin = child.stdin.take();
-        let stdout = Lines::new(child.stdout.take().ok_or_else(missing)?);
+        let stdout = OutputLines::new(child.stdout.take().ok_or_else(missing)?);
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
         let (keep, name) = (last.clone(), program.name().to_owned());
@@ -123,14 +123,14 @@ impl WorkerProcess {
         while !self.is_ready {
             let until = self.started + options.start_timeout;
             let line = match tokio::time::timeout_at(until, self.stdout.next()).await {
-                Ok(Ok(Line::Whole(line))) => line,
-                Ok(Ok(Line::TooLong)) => {
+                Ok(Ok(OutputLine::Whole(line))) => line,
+                Ok(Ok(OutputLine::TooLong)) => {
                     self.kill().await;
                     let text =
                         "a worker process wrote a line without an end before it was ready; it was killed";
                     return Err(HandlerError::unavailable(text));
                 }
-                Ok(Ok(Line::End) | Err(_)) => {
+                Ok(Ok(OutputLine::End) | Err(_)) => {
                     let (what, _) = self.end("closed its standard output").await;
                     let text = format!("a worker process {what} before it was ready{}", self.last.suffix());
                     return Err(HandlerError::unavailable(text));
@@ -183,23 +183,23 @@ impl WorkerProcess {
             // Concurrently: a worker that writes before it has read everything would otherwise deadlock.
             let event = tokio::select! {
                 biased;
-                line = self.stdout.next() => Event::Read(line),
+                line = self.stdout.next() => WorkerEvent::Read(line),
                 sent = send(self.stdin.as_mut(), request.get(written..).unwrap_or_default()), if written < length => {
-                    Event::Sent(sent)
+                    WorkerEvent::Sent(sent)
                 }
-                () = cancellation.cancelled(), if stopping.is_none() => Event::Cancelled,
-                () = tokio::time::sleep_until(until) => Event::Tick,
+                () = cancellation.cancelled(), if stopping.is_none() => WorkerEvent::Cancelled,
+                () = tokio::time::sleep_until(until) => WorkerEvent::Tick,
             };
             match event {
-                Event::Sent(Ok(more @ 1..)) => {
+                WorkerEvent::Sent(Ok(more @ 1..)) => {
                     written += more;
                     if written == length {
                         // The request is not needed while the worker works.
                         request = Vec::new();
                     }
                 }
-                Event::Sent(_) => return self.died(options, written, length, "broke its pipe").await,
-                Event::Read(Ok(Line::Whole(line))) => match said(id, &line) {
+                WorkerEvent::Sent(_) => return self.died(options, written, length, "broke its pipe").await,
+                WorkerEvent::Read(Ok(OutputLine::Whole(line))) => match said(id, &line) {
                     Said::Nothing => {}
                     Said::Ready => self.is_ready = true,
                     Said::Stray => self.stray(&line),
@@ -216,20 +216,26 @@ impl WorkerProcess {
                     }
                     Said::Wrong(why) => return self.broken(&why).await,
                 },
-                Event::Read(Ok(Line::TooLong)) => {
-                    return self.broken(&format!("wrote a line of more than {} bytes", Line::LIMIT)).await;
+                WorkerEvent::Read(Ok(OutputLine::TooLong)) => {
+                    return self
+                        .broken(&format!("wrote a line of more than {} bytes", OutputLine::LIMIT))
+                        .await;
                 }
-                Event::Read(Ok(Line::End)) => {
+                WorkerEvent::Read(Ok(OutputLine::End)) => {
                     return match stopping {
                         Some((stop, _)) => self.stopped(options, stop).await,
                         None => self.died(options, written, length, "closed its standard output").await,
                     };
                 }
-                Event::Read(Err(_)) => return self.died(options, written, length, "broke its pipe").await,
-                Event::Cancelled | Event::Tick if stopping.is_none() && self.unread(written) == written => {
+                WorkerEvent::Read(Err(_)) => {
+                    return self.died(options, written, length, "broke its pipe").await;
+                }
+                WorkerEvent::Cancelled | WorkerEvent::Tick
+                    if stopping.is_none() && self.unread(written) == written =>
+                {
                     // The request was not read, so there was no effect.
                     let why = match (&event, begun) {
-                        (Event::Cancelled, _) => {
+                        (WorkerEvent::Cancelled, _) => {
                             "had not begun to read the request when the run was cancelled"
                         }
                         (_, Some(begun)) if begun.elapsed() >= options.timeout => {
@@ -242,14 +248,15 @@ impl WorkerProcess {
                     };
                     return self.unused(written, why).await;
                 }
-                Event::Tick if begun.is_none() => {
+                WorkerEvent::Tick if begun.is_none() => {
                     self.reads = true;
                     begun = Some(Instant::now());
                 }
-                Event::Cancelled | Event::Tick => match stopping {
+                WorkerEvent::Cancelled | WorkerEvent::Tick => match stopping {
                     Some((stop, _)) => return self.stopped(options, stop).await,
                     None => {
-                        let stop = if matches!(event, Event::Tick) { Stop::Late } else { Stop::Cancelled };
+                        let stop =
+                            if matches!(event, WorkerEvent::Tick) { Stop::Late } else { Stop::Cancelled };
                         self.process.terminate();
                         stopping = Some((stop, Instant::now() + options.grace));
                     }

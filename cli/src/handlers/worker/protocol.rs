@@ -173,7 +173,7 @@ struct Fields<'a> {
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct WorkerAnswer<'a> {
     ok: bool,
     #[serde(borrow)]
     result: Option<&'a RawValue>,
@@ -235,7 +235,7 @@ fn wrong(line: &[u8], why: &str) -> String {
 }
 
 /// The result in the answer of a worker.
-fn outcome(answer: Answer<'_>) -> Result<Option<Bytes>, HandlerError> {
+fn outcome(answer: WorkerAnswer<'_>) -> Result<Option<Bytes>, HandlerError> {
     if answer.ok {
         return Ok(answer.result.map(|result| Bytes::copy_from_slice(result.get().as_bytes())));
     }

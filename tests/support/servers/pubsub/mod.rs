@@ -18,6 +18,9 @@ use crate::process::Leashed;
 /// The project of all topics and subscriptions.
 pub const PROJECT: &str = "onceward-tests";
 
+/// The service's limit is 1000.
+const PUBLISHED_AT_ONCE: usize = 500;
+
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A Pub/Sub server of its own, on a free loopback port: `pstest` of Google's Go client, with what it lacks added around it.
@@ -172,6 +175,17 @@ impl Pubsub {
     /// It does not exist.
     pub fn delete(&self, name: &str) {
         self.call("DELETE", &format!("/v1/{name}"), "");
+    }
+
+    /// Publishes messages to a topic, which is given by its full name: objects with `data` (base64), `attributes` and
+    /// `orderingKey`, as in the REST call.
+    ///
+    /// # Panics
+    /// There is no such topic, or a message is invalid.
+    pub fn publish(&self, topic: &str, messages: &[Value]) {
+        for batch in messages.chunks(PUBLISHED_AT_ONCE) {
+            self.call("POST", &format!("/v1/{topic}:publish"), &json!({ "messages": batch }).to_string());
+        }
     }
 
     /// Messages of a subscription that are neither acked nor dead, and those of them that a client has.

@@ -13,6 +13,8 @@ type book struct {
 	leases map[leaseID]*lease
 	facts  map[messageID]*facts
 	order  []messageID
+	// Messages of each subscription that were acked or died.
+	settled map[string]int
 }
 
 type leaseID struct{ subscription, ack string }
@@ -45,7 +47,7 @@ type facts struct {
 }
 
 func newBook() *book {
-	return &book{leases: map[leaseID]*lease{}, facts: map[messageID]*facts{}}
+	return &book{leases: map[leaseID]*lease{}, facts: map[messageID]*facts{}, settled: map[string]int{}}
 }
 
 // Must be called with the lock held.
@@ -81,6 +83,7 @@ func (b *book) lease(subscription string, message *pb.ReceivedMessage, to *outle
 func (b *book) acked(subscription string, acks []string, lenient bool) (late []string) {
 	return b.each(subscription, acks, lenient, func(id leaseID, held *lease, known *facts) {
 		known.Acks++
+		b.settled[subscription]++
 		b.end(id, held)
 	})
 }
@@ -180,17 +183,12 @@ func (b *book) state(subscription string) (settled, leased int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.expire()
-	for id, known := range b.facts {
-		if id.subscription == subscription && (known.Acks > 0 || known.Dead) {
-			settled++
-		}
-	}
 	for id := range b.leases {
 		if id.subscription == subscription {
 			leased++
 		}
 	}
-	return settled, leased
+	return b.settled[subscription], leased
 }
 
 // attempts is how often a message was delivered.
@@ -205,6 +203,7 @@ func (b *book) died(subscription string, message *pb.PubsubMessage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.of(subscription, message).Dead = true
+	b.settled[subscription]++
 }
 
 func size(message *pb.ReceivedMessage) int64 {

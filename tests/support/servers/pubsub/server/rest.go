@@ -16,7 +16,7 @@ import (
 )
 
 // rest answers the calls for administration: /v1/projects/P/topics/T and /v1/projects/P/subscriptions/S, by GET, PUT and
-// DELETE, and their :testIamPermissions.
+// DELETE, and their :testIamPermissions; and a topic's :publish.
 func (s *service) rest() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, verb, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v1/"), ":")
@@ -29,7 +29,11 @@ func (s *service) rest() http.Handler {
 			s.permissions(w, r, name, body)
 			return
 		}
-		answer, err := s.administer(r.Context(), r.Method, name, body)
+		method := r.Method
+		if verb != "" {
+			method = verb
+		}
+		answer, err := s.administer(r.Context(), method, name, body)
 		if err != nil {
 			refuse(w, err)
 			return
@@ -63,6 +67,13 @@ func (s *service) administer(ctx context.Context, method, name string, body []by
 		}
 		topic.Name = name
 		return s.CreateTopic(ctx, topic)
+	case "publish topics":
+		request := &pb.PublishRequest{}
+		if err := parse(body, request); err != nil {
+			return nil, err
+		}
+		request.Topic = name
+		return s.Publish(ctx, request)
 	case "DELETE topics":
 		return s.DeleteTopic(ctx, &pb.DeleteTopicRequest{Topic: name})
 	case "GET subscriptions":

@@ -1,33 +1,31 @@
 //! Writes how runs ended, before anything is settled: completions, failures and releases; dead letters are in
 //! `dead_letters.rs`.
 
+mod completing;
+mod decided;
+mod releasing;
+
 use std::future::ready;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use futures_util::stream::{self, Stream, StreamExt};
 
+pub(super) use self::completing::{Completing, start_completing};
+use self::completing::{Success, complete, completion};
+use self::decided::{ask_again, decided, log_fenced};
+use self::releasing::release;
+pub(super) use self::releasing::release_behind;
 use super::config::{OnExhausted, Ordering};
 use super::context::Context;
 use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict, Work};
-use crate::coalesce::Sent;
+use super::work::{Finished, Outcome, Recorded, Verdict, Work};
 use crate::dead_letter::FailureReport;
-use crate::error::Error;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
-use crate::store::{CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
-use crate::telemetry::{Counter, Counters};
-
-/// A success whose completion is to be written.
-struct Success {
-    finished: Finished,
-    request: CompleteRequest,
-}
+use crate::store::{FailRequest, Failure, Reason};
+use crate::telemetry::Counter;
 
 /// A failure that is to be written under its claim.
 struct FailedRun {
@@ -135,191 +133,6 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
         }
     }
     sorted
-}
-
-/// Counts a write that was refused because another claim holds the key.
-fn log_fenced<R>(context: &Context<R>, work: &Work) {
-    context.count(Counter::Fenced, 1);
-    tracing::info!(
-        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
-        position = work.log_position(), message_id = work.log_id(),
-        "run fenced: another claim holds its key; the next claim of the message resolves it"
-    );
-}
-
-fn decided(finished: Finished, verdict: Verdict) -> Recorded {
-    if let Some(claim) = &finished.claim {
-        claim.end();
-    }
-    Recorded { work: finished.work, verdict }
-}
-
-/// Another claim holds the key, or the outcome is unknown, or there was no run: the next claim decides.
-fn ask_again<R>(context: &Context<R>, mut finished: Finished) -> Recorded {
-    let pause = context.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
-    finished.work.holds = finished.work.holds.saturating_add(1);
-    let asked = std::mem::take(&mut finished.work.not_before);
-    let after = pause.max(asked).min(LONGEST);
-    decided(finished, Verdict::Again { after })
-}
-
-fn completion<R>(
-    context: &Context<R>,
-    finished: &Finished,
-    lease: Lease,
-    result: Option<bytes::Bytes>,
-) -> CompleteRequest {
-    let config = &context.config;
-    CompleteRequest {
-        lease,
-        result: result.filter(|result| config.keep_results && result.len() <= config.max_result_bytes),
-        fingerprint: finished.work.fingerprint,
-        generation: finished.claim.as_ref().map_or(0, |claim| claim.generation()),
-        ttl: config.ttl,
-    }
-}
-
-/// Effects that have happened and whose completion is under way. Dropped with their round, they may happen again.
-struct Unrecorded<'s> {
-    counters: &'s Counters,
-    effects: usize,
-}
-
-impl Drop for Unrecorded<'_> {
-    fn drop(&mut self) {
-        self.counters.add(Counter::SuspectedDoubleEffects, self.effects as u64);
-    }
-}
-
-async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
-    failpoints::hit(Step::CompleteSent);
-    let requests = succeeded.iter().map(|success| success.request.clone()).collect();
-    let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
-    let answers = context.complete(requests).await;
-    std::mem::forget(unrecorded);
-    failpoints::hit(Step::CompleteApplied);
-    let answered = succeeded.into_iter().zip(answers);
-    answered.map(|(Success { finished, .. }, answer)| completed(context, finished, answer)).collect()
-}
-
-/// What the answer to a completion means for its delivery.
-fn completed<R>(context: &Context<R>, finished: Finished, answer: Result<Completion, Error>) -> Recorded {
-    match answer {
-        Ok(Completion::Completed | Completion::Repeated) => decided(finished, Verdict::Ack(Counter::Handled)),
-        Ok(Completion::Inserted) => {
-            context.count(Counter::ClaimLost, 1);
-            decided(finished, Verdict::Ack(Counter::Handled))
-        }
-        Ok(Completion::DoneByAnother) => {
-            context.count(Counter::SuspectedDoubleEffects, 1);
-            decided(finished, Verdict::Ack(Counter::Handled))
-        }
-        Ok(Completion::HeldByAnother) => {
-            log_fenced(context, &finished.work);
-            context.count(Counter::SuspectedDoubleEffects, 1);
-            ask_again(context, finished)
-        }
-        // The effect has happened and its record is uncertain: the message may run again.
-        Err(_) if context.giving_up.is_cancelled() => {
-            context.count(Counter::SuspectedDoubleEffects, 1);
-            decided(finished, Verdict::Abandon)
-        }
-        Err(error) => {
-            context.count(Counter::SuspectedDoubleEffects, 1);
-            // An answer about the record itself: it cannot be read.
-            let work = &finished.work;
-            tracing::error!(
-                scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
-                position = work.log_position(), message_id = work.log_id(), ?error,
-                "completion unreadable; message held and may run again"
-            );
-            let after = context.config.retry.backoff.max;
-            decided(finished, Verdict::Again { after })
-        }
-    }
-}
-
-/// A success whose completion is sent.
-pub(super) struct Completing<'c> {
-    success: Success,
-    sent: Sent<Completion>,
-    unrecorded: Unrecorded<'c>,
-}
-
-/// Sends the completion of a run that has succeeded under a claim; anything else is returned as it is.
-pub(super) fn start_completing<R>(
-    context: &Context<R>,
-    mut finished: Finished,
-) -> Either<Completing<'_>, Finished> {
-    let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
-    let (Some(lease), Outcome::Succeeded(result)) = (lease, &mut finished.outcome) else {
-        return Either::Right(finished);
-    };
-    let result = result.take();
-    let request = completion(context, &finished, lease, result);
-    failpoints::hit(Step::CompleteSent);
-    let sent = context.completions.start_send(vec![request.clone()]);
-    let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
-    Either::Left(Completing { success: Success { finished, request }, sent, unrecorded })
-}
-
-impl Completing<'_> {
-    /// Waits until the completion is known to be written or refused. Sets `stop` if the first answer is not that it is durable.
-    pub(super) async fn known<R>(self, context: &Context<R>, stop: &AtomicBool) -> Recorded {
-        let Self { success: Success { finished, request }, sent, unrecorded } = self;
-        let mut answers = sent.answers().await;
-        let durable = |answer: &Result<Completion, Error>| {
-            answer.as_ref().is_ok_and(|answer| *answer != Completion::HeldByAnother)
-        };
-        if !answers.iter().all(durable) {
-            stop.store(true, Relaxed);
-            answers = context.complete_again(vec![request], answers).await;
-        }
-        std::mem::forget(unrecorded);
-        failpoints::hit(Step::CompleteApplied);
-        match answers.pop() {
-            Some(answer) => completed(context, finished, answer),
-            // There is an answer to each request.
-            None => decided(finished, Verdict::Abandon),
-        }
-    }
-}
-
-/// Releases the claims of deliveries behind one at which their sequence has stopped. They use no attempt, and wait for nothing
-/// but their place in the order.
-pub(super) async fn release_behind<R: Runner>(context: &Context<R>, rest: Vec<Start>) -> Vec<Behind> {
-    let mut leases = Vec::new();
-    let mut claims = Vec::new();
-    let mut behind = Vec::with_capacity(rest.len());
-    for start in rest {
-        behind.push(match start {
-            Start::Run { work, claim, .. } | Start::Wait { work, claim } => {
-                claim.returned();
-                leases.extend(claim.lease());
-                claims.push(claim);
-                Behind { work, plan: None }
-            }
-            Start::Known { work, outcome } => known_behind(work, outcome),
-        });
-    }
-    release_claims(context, leases).await;
-    claims.iter().for_each(|claim| claim.end());
-    behind
-}
-
-/// What is left to do with a delivery whose handler does not run, when it is its turn.
-fn known_behind(mut work: Work, outcome: Outcome) -> Behind {
-    let plan = match outcome {
-        Outcome::Decided(Verdict::Ack(counter)) => Some(Plan::Ack(counter)),
-        Outcome::Letter(reason, text) => Some(Plan::Letter(reason, text)),
-        Outcome::Exhausted(exhausted) => {
-            // Claimed for its letter: with the same token the claim recognises itself.
-            work.owner = Some(exhausted.lease.owner);
-            None
-        }
-        _ => None,
-    };
-    Behind { work, plan }
 }
 
 /// Whether a run that failed was the last one.
@@ -452,33 +265,4 @@ fn unprotected_failure<R>(
             sorted.decided.push(recorded);
         }
     }
-}
-
-/// Releases claims of which nothing has started. A suspect may be marked as started by now, and a mark that is left standing
-/// would cost it an attempt.
-async fn release_claims<R: Runner>(context: &Context<R>, leases: Vec<Lease>) {
-    if leases.is_empty() {
-        return;
-    }
-    failpoints::hit(Step::ReleaseSent);
-    context
-        .until_known(leases, |batch| {
-            Box::pin(async move {
-                let call = context.store.release(&context.scope, &batch);
-                context.store_call("release unstarted claims", batch.len(), call).await
-            })
-        })
-        .await;
-}
-
-async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
-    let leases: Vec<_> = unstarted
-        .iter()
-        .filter_map(|finished| finished.claim.as_ref().and_then(|claim| claim.lease()))
-        .collect();
-    for finished in &unstarted {
-        finished.claim.iter().for_each(|claim| claim.returned());
-    }
-    release_claims(context, leases).await;
-    unstarted.into_iter().map(|finished| ask_again(context, finished)).collect()
 }

@@ -1,5 +1,8 @@
 //! Command-line arguments: [`CommandLine`].
 
+mod dlq;
+mod file;
+
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -7,6 +10,12 @@ use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, V
 use clap_complete::Shell;
 
 use crate::config::{HumanDuration, KeyPart, adapter_tables};
+
+pub use dlq::{
+    DlqCommand, LetterFilter, LetterListArgs, LetterLogArgs, LetterPurgeArgs, LetterShowArgs, LettersArgs,
+    RedriveArgs,
+};
+pub use file::FileArgs;
 
 /// Deduplicates messages in front of a handler written in any language: one effect per message, however often the broker
 /// delivers it.
@@ -89,7 +98,7 @@ pub enum Command {
     /// Publish the rows of the outbox, and show its backlog
     #[command(subcommand)]
     Outbox(OutboxCommand),
-    /// Move dead letters back to their source
+    /// Show dead letters, move them back to their source, or delete them
     #[command(subcommand)]
     Dlq(DlqCommand),
     /// Show backlog, messages in flight, dead letters, and keys by state
@@ -99,14 +108,6 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
-}
-
-/// A configuration file.
-#[derive(Debug, Args)]
-pub struct FileArgs {
-    /// The configuration file
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
 }
 
 /// A configuration file, and how to report on it.
@@ -165,42 +166,6 @@ pub enum OutboxCommand {
     Relay(FileArgs),
     /// Show the number and age of unpublished rows, and the rows that fail with their errors
     Status(ReportArgs),
-}
-
-/// `onceward dlq`.
-#[derive(Debug, Subcommand)]
-pub enum DlqCommand {
-    /// Move dead letters of this scope from `[dead_letter]` back to the source, to be handled again
-    ///
-    /// For each letter: opens its key in the store, publishes the message to the source and waits for the confirmation
-    /// (sealed with `[key] secret` if set), then deletes the letter (in a file: skips it from then on). A letter whose key has
-    /// completed in the meantime is only deleted. Letters that arrive while the command runs, letters of other scopes and
-    /// letters that cannot be redriven are left. The command may be interrupted and repeated: no effect of a completed key is
-    /// repeated.
-    ///
-    /// Prints redriven=N resolved=N left=N.
-    Redrive(RedriveArgs),
-}
-
-/// `onceward dlq redrive`.
-#[derive(Debug, Args)]
-pub struct RedriveArgs {
-    /// The configuration.
-    #[command(flatten)]
-    pub config: FileArgs,
-    /// Also redrive letters that are not sealed with `[key] secret`: letters of earlier versions, or with a corrected payload.
-    /// Anyone who can write to the dead-letter destination can then choose their keys
-    #[arg(long)]
-    pub unsealed: bool,
-    /// The queue to read letters from, if `dead_letter.to` names an exchange
-    #[arg(long, value_name = "QUEUE")]
-    pub from: Option<String>,
-    /// The most letters to read, up to 1000000
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub limit: u32,
-    /// Do not ask for confirmation; required without a terminal
-    #[arg(long)]
-    pub yes: bool,
 }
 
 /// `onceward init`.
@@ -383,7 +348,6 @@ mod tests {
         let text = error.to_string();
         let (has, has_not) = text.split_once("not in this build: ").unwrap();
         assert!(has.contains("source.file") && has.contains("store.memory"), "{text}");
-        assert_eq!(has.contains("store.sqlite"), cfg!(feature = "sqlite"), "{text}");
         assert_eq!(has_not.contains("handler.http"), !cfg!(feature = "http"), "{text}");
     }
 }

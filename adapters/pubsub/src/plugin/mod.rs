@@ -1,0 +1,18 @@
+//! Pub/Sub in the configuration of the `onceward` program: `[source.pubsub]`, `[handler.publish.pubsub]` and
+//! `[outbox.pubsub]`.
+
+mod advice;
+mod connection;
+mod relay;
+mod source;
+mod target;
+
+use onceward_plugin::LogRule;
+
+pub use connection::PubsubLogin as Login;
+pub use relay::PubsubRelay as Relay;
+pub use source::PubsubSource as Source;
+pub use target::PubsubTarget as Target;
+
+/// The log lines of the client library, which repeat ours, and of the transport below it.
+pub const LOG_RULES: &[LogRule] = &[LogRule::new("google_cloud", "error"), LogRule::new("tonic", "error")];

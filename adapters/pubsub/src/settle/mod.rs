@@ -1,0 +1,3 @@
+//! The deliveries that are not settled yet.
+
+pub(crate) mod leases;

@@ -1,0 +1,93 @@
+//! The open parts of a command on letters: [`LettersContext`].
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::Arc;
+
+use onceward::store::AuditLog;
+use onceward::{OwnHeaders, Scope};
+use onceward_plugin::LetterTarget;
+
+use super::reader::OpenLetters;
+use crate::args::{FileArgs, LettersArgs};
+use crate::commands::failure;
+use crate::config::{self, Config, Lookup};
+use crate::exit::{Exit, Failure};
+use crate::logging;
+use crate::registry::{self, OpenStore, Purpose};
+
+/// A configuration, its store and its dead letters.
+pub(super) struct LettersContext {
+    pub(super) config: Config,
+    pub(super) scope: Scope,
+    pub(super) store: OpenStore,
+    pub(super) audit: Arc<dyn AuditLog>,
+    pub(super) reader: OpenLetters,
+    pub(super) to: LetterTarget,
+    pub(super) own: OwnHeaders,
+    /// The source recognises a letter by its headers alone.
+    pub(super) needs_headers: bool,
+}
+
+/// Loads the configuration and starts logging.
+pub(super) fn load(args: &FileArgs, env: Lookup<'_>) -> Result<(Config, Scope), Failure> {
+    let config = failure::load(&args.file, env)?;
+    logging::start(config.telemetry.log, env)?;
+    let scope = config::scope(&config).map_err(|error| failure::failure(&error))?;
+    Ok((config, scope))
+}
+
+/// Opens the store, and its audit trail.
+pub(super) async fn open_store(config: &Config) -> Result<(OpenStore, Arc<dyn AuditLog>), Failure> {
+    let opened = registry::open_store(config, Purpose::Operate).await;
+    let store = opened.map_err(|error| failure::failure(&error))?;
+    let audit = store.audit.clone().ok_or_else(|| {
+        let sentence = format!(
+            "[store.{}] keeps no audit trail, without which letters are not touched; use another store",
+            config.store.name()
+        );
+        Failure::new(Exit::Config, sentence)
+    })?;
+    Ok((store, audit))
+}
+
+impl LettersContext {
+    pub(super) async fn open(args: &LettersArgs, config: Config, scope: Scope) -> Result<Self, Failure> {
+        let (store, audit) = open_store(&config).await?;
+        let opened =
+            registry::open_letters(&config, &scope, store.checkpoints.clone(), args.from.as_deref()).await;
+        let registry::Letters { ends, own, needs_headers } =
+            opened.map_err(|error| failure::failure(&error))?;
+        let (from, to) = ends.split();
+        let reader = OpenLetters::new(from, Arc::clone(&audit), scope.clone());
+        Ok(Self { config, scope, store, audit, reader, to, own, needs_headers })
+    }
+
+    /// Gives back what was read, whatever `outcome` is.
+    pub(super) async fn close<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        let closed = self.reader.close().await;
+        self.store.close().await;
+        let outcome = outcome?;
+        closed.map_err(|error| failure::failure(&error))?;
+        Ok(outcome)
+    }
+}
+
+/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
+pub(super) fn consent(yes: bool, question: &str) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        let sentence =
+            "there is no terminal for the confirmation; give --yes to change dead letters without it";
+        return Err(Failure::new(Exit::Usage, sentence));
+    }
+    // A terminal that cannot be written to gives no answer.
+    let _ = write!(io::stderr(), "{question} [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    match answer.trim() {
+        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
+        _ => Err(Failure::new(Exit::Failed, "nothing was changed")),
+    }
+}

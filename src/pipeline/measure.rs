@@ -1,0 +1,129 @@
+//! Passes measurements to the observer, if there is one: [`Measurer`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::message::Message;
+use crate::store::Reason;
+use crate::telemetry::{Counter, Counters, Measure, Observer};
+
+/// The observer of a pipeline. Without one nothing is measured: reading the clock twice for each run would cost more than
+/// all the rest.
+#[derive(Clone, Default)]
+pub(crate) struct Measurer(Option<Arc<dyn Observer>>);
+
+impl Measurer {
+    pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
+        Self(observer)
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The time, if there is an observer.
+    pub(crate) fn start(&self) -> Option<Instant> {
+        self.0.as_ref().map(|_| Instant::now())
+    }
+
+    /// Notes the time since [`start`](Self::start).
+    pub(crate) fn stop(&self, measure: Measure, started: Option<Instant>) {
+        if let (Some(observer), Some(started)) = (&self.0, started) {
+            observer.observe(measure, &[started.elapsed().as_secs_f64()]);
+        }
+    }
+
+    pub(crate) fn observe(&self, measure: Measure, values: &[f64]) {
+        if let Some(observer) = self.0.as_ref().filter(|_| !values.is_empty()) {
+            observer.observe(measure, values);
+        }
+    }
+
+    /// Measures a call of the store or the broker.
+    pub(crate) async fn timed<T>(&self, measure: Measure, call: impl Future<Output = T>) -> T {
+        let started = self.start();
+        let answer = call.await;
+        self.stop(measure, started);
+        answer
+    }
+
+    /// Notes the age of a duplicate.
+    pub(crate) fn duplicate(&self, age: Duration) {
+        self.observe(Measure::DuplicateAge, &[age.as_secs_f64()]);
+    }
+
+    pub(crate) fn dead_lettered(&self, reason: Reason, attempts: u32) {
+        if let Some(observer) = &self.0 {
+            observer.dead_lettered(reason);
+            observer.observe(Measure::Attempts, &[f64::from(attempts)]);
+        }
+    }
+
+    /// The span of a delivery that was received.
+    pub(crate) fn span(&self, message: &Message) -> Span {
+        self.0.as_ref().map_or_else(Span::none, |observer| observer.span(message))
+    }
+
+    /// Starts to gather the ends of deliveries.
+    pub(crate) fn ends(&self) -> Ends<'_> {
+        Ends { observer: self.0.as_deref(), ends: Vec::new() }
+    }
+
+    pub(crate) fn report(&self, counters: &Counters) {
+        if let Some(observer) = &self.0 {
+            observer.report(counters);
+        }
+    }
+
+    /// Reports the counters once a second; ends at once without an observer.
+    pub(crate) async fn report_each_second(self, counters: Arc<Counters>) {
+        while self.is_on() {
+            self.report(&counters);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+impl fmt::Debug for Measurer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Measurer").field(&self.is_on()).finish()
+    }
+}
+
+/// The ends of a batch of deliveries, counted by origin and outcome; reported when it is dropped.
+pub(crate) struct Ends<'o> {
+    observer: Option<&'o dyn Observer>,
+    /// Few: a batch is mostly of one origin and ends in one way.
+    ends: Vec<(Option<Arc<str>>, Counter, u64)>,
+}
+
+impl Ends<'_> {
+    pub(crate) fn add(&mut self, message: &Message, outcome: Counter) {
+        if self.observer.is_none() {
+            return;
+        }
+        let origin = message.shared_origin();
+        let same = |known: &Option<Arc<str>>| match (known, origin) {
+            (None, None) => true,
+            (Some(known), Some(origin)) => Arc::ptr_eq(known, origin) || known == origin,
+            _ => false,
+        };
+        match self.ends.iter_mut().find(|(known, counter, _)| *counter == outcome && same(known)) {
+            Some((.., count)) => *count += 1,
+            None => self.ends.push((origin.cloned(), outcome, 1)),
+        }
+    }
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let Some(observer) = self.observer else { return };
+        for (origin, outcome, count) in self.ends.drain(..) {
+            observer.ended(origin.as_deref(), outcome, count);
+        }
+    }
+}
