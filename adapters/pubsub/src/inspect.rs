@@ -16,10 +16,13 @@ use crate::error;
 
 /// How long a read may take.
 const READ_LIMIT: Duration = Duration::from_secs(4);
+/// What is wrong with `ordered` on a subscription without message ordering.
+pub(crate) const NOT_ORDERED: &str = "ordered is set, but the subscription has no message ordering, and that cannot be changed; \
+                                      create it with message ordering, or remove ordered";
 /// The topic name of a subscription whose topic was deleted.
 const DELETED_TOPIC: &str = "_deleted-topic_";
 
-/// The attributes of a subscription. Pub/Sub does not tell how many messages wait.
+/// The attributes of a subscription. The number of waiting messages is not among them: Pub/Sub does not report it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PubsubSubscriptionStatus {
@@ -58,15 +61,9 @@ impl PubsubSubscriptionStatus {
     /// `Config` if the subscription does not exist, `Denied` without the permission `pubsub.subscriptions.get`, `Unavailable`,
     /// `Throttled` or `Timeout` if Pub/Sub does not respond.
     pub async fn read(endpoint: &PubsubEndpoint, name: &str) -> Result<Self, Error> {
-        let operation = || format!("read the attributes of {name}");
         let client = endpoint.subscription_admin().await?;
-        let call = client.get_subscription().set_subscription(name);
-        let call = if endpoint.is_google() { call } else { call.with_retry_policy(NeverRetry) };
-        let answer = tokio::time::timeout(READ_LIMIT, call.send())
-            .await
-            .map_err(|_| error::timeout(operation()))?
-            .map_err(|error| error::classify(operation(), &error))?;
-        Ok(Self::of(answer))
+        let call = retrying(endpoint, client.get_subscription().set_subscription(name));
+        read(format!("read the attributes of {name}"), call.send()).await.map(Self::of)
     }
 
     /// As [`read`](Self::read), but unknown without the permission, or if an endpoint other than Google's does not offer
@@ -80,7 +77,7 @@ impl PubsubSubscriptionStatus {
             Err(error) if !endpoint.is_google() && error.kind() != ErrorKind::Config => {
                 tracing::info!(
                     ?error,
-                    "the endpoint does not tell the attributes of the subscription; they are not checked"
+                    "the endpoint does not report the attributes of the subscription; they are not checked"
                 );
                 Ok(Self::default())
             }
@@ -126,9 +123,7 @@ impl PubsubSubscriptionStatus {
     /// Refuses a configuration that promises an order which the subscription does not keep.
     pub(crate) fn check_order(&self, ordered: bool) -> Result<(), Error> {
         if ordered && self.is_known && !self.ordered {
-            let what = "ordered is set, but the subscription has no message ordering, and that cannot be changed; create it \
-                        with message ordering, or remove ordered";
-            return Err(error::config("consume a Pub/Sub subscription", what));
+            return Err(error::config("consume a Pub/Sub subscription", NOT_ORDERED));
         }
         Ok(())
     }
@@ -153,28 +148,38 @@ impl PubsubSubscriptionStatus {
     }
 }
 
-/// Checks that a topic exists, where the endpoint tells: publishing needs no permission to read the topic.
+/// The client library's retries are for Google's endpoint: another one may not offer the interface at all.
+fn retrying<C: RequestOptionsBuilder>(endpoint: &PubsubEndpoint, call: C) -> C {
+    if endpoint.is_google() { call } else { call.with_retry_policy(NeverRetry) }
+}
+
+/// Waits for the answer to a read, at most [`READ_LIMIT`].
+async fn read<T>(
+    operation: String,
+    answer: impl Future<Output = google_cloud_gax::Result<T>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(READ_LIMIT, answer).await {
+        Ok(answer) => answer.map_err(|error| error::classify(operation, &error)),
+        Err(_) => Err(error::timeout(operation)),
+    }
+}
+
+/// Checks that a topic exists. Accepts it if that cannot be read, since publishing needs no permission to read the topic.
 ///
 /// # Errors
 /// `Config` if it does not exist, `Unavailable`, `Throttled` or `Timeout` if Google does not respond.
 #[cfg(feature = "plugin")]
 pub(crate) async fn check_topic(endpoint: &PubsubEndpoint, name: &str) -> Result<(), Error> {
-    let operation = || format!("read the attributes of {name}");
     let client = endpoint.topic_admin().await?;
-    let call = client.get_topic().set_topic(name);
-    let call = if endpoint.is_google() { call } else { call.with_retry_policy(NeverRetry) };
-    let answer = tokio::time::timeout(READ_LIMIT, call.send())
-        .await
-        .map_err(|_| error::timeout(operation()))
-        .and_then(|answer| answer.map(drop).map_err(|error| error::classify(operation(), &error)));
-    match answer {
+    let call = retrying(endpoint, client.get_topic().set_topic(name));
+    match read(format!("read the attributes of {name}"), call.send()).await.map(drop) {
         Err(error) if error.kind() == ErrorKind::Denied => Ok(()),
         Err(error) if !endpoint.is_google() && error.kind() != ErrorKind::Config => Ok(()),
         answer => answer,
     }
 }
 
-/// The permissions on a subscription that are missing, each with a role that has it; none where the endpoint does not tell.
+/// The missing permissions on a subscription, each with a role that has it; empty if an emulator does not report them.
 ///
 /// # Errors
 /// `Unavailable`, `Throttled` or `Timeout` if Google does not respond.
@@ -184,16 +189,10 @@ pub(crate) async fn missing_permissions(
     name: &str,
 ) -> Result<Vec<(&'static str, &'static str)>, Error> {
     const NEEDED: [(&str, &str); 1] = [("pubsub.subscriptions.consume", "roles/pubsub.subscriber")];
-    let operation = || format!("read the permissions on {name}");
     let client = endpoint.permissions().await?;
     let call = client.test_iam_permissions().set_resource(name);
-    let call = call.set_permissions(NEEDED.map(|(permission, _)| permission));
-    let call = if endpoint.is_google() { call } else { call.with_retry_policy(NeverRetry) };
-    let answer = tokio::time::timeout(READ_LIMIT, call.send())
-        .await
-        .map_err(|_| error::timeout(operation()))
-        .and_then(|answer| answer.map_err(|error| error::classify(operation(), &error)));
-    match answer {
+    let call = retrying(endpoint, call.set_permissions(NEEDED.map(|(permission, _)| permission)));
+    match read(format!("read the permissions on {name}"), call.send()).await {
         Ok(answer) => Ok(NEEDED
             .into_iter()
             .filter(|(needed, _)| !answer.permissions.iter().any(|own| own == needed))

@@ -51,7 +51,7 @@ fn a_key_is_found_by_what_the_message_bears() {
     assert!(by_hash.stdout.contains("state        completed\n"), "{by_hash:?}");
     assert!(scene.execute("keys explain @ a-1").stdout.contains("acked as duplicates"));
 
-    let absent = scene.execute("keys get @ nobody");
+    let absent = scene.execute("keys get @ unknown");
     assert_eq!(absent.code(), Some(1));
     assert!(absent.stdout.ends_with(" (from json:/id) is not known\n"), "{absent:?}");
     for wrong in

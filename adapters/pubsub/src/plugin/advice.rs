@@ -5,6 +5,7 @@ use onceward::pipeline::start_check;
 use onceward::store::{Advice, AdviceLevel};
 use onceward_plugin::Context;
 
+use crate::inspect::NOT_ORDERED;
 use crate::{PubsubSubscriptionConfig, PubsubSubscriptionStatus};
 
 /// Compares a subscription with the configuration.
@@ -63,11 +64,7 @@ fn delivery(config: &PubsubSubscriptionConfig, status: &PubsubSubscriptionStatus
         ));
     }
     if status.check_order(config.ordered).is_err() {
-        found.push(Advice::new(
-            AdviceLevel::Error,
-            "ordered is set, but the subscription has no message ordering, and that cannot be changed; create it with message \
-             ordering, or remove ordered",
-        ));
+        found.push(Advice::new(AdviceLevel::Error, NOT_ORDERED));
     }
     found
 }

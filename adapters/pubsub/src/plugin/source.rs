@@ -233,7 +233,7 @@ impl SourcePlugin for PubsubSource {
         self.open_publisher(context).await
     }
 
-    /// Pub/Sub itself does not tell how many messages wait; Cloud Monitoring does, minutes later.
+    /// Pub/Sub itself does not report the number of waiting messages; Cloud Monitoring does, minutes later.
     async fn backlog(
         &self,
         context: &Context<'_>,

@@ -194,15 +194,15 @@ impl Pubsub {
     /// There is no such subscription.
     #[must_use]
     pub fn depth(&self, subscription: &str) -> (u64, u64) {
-        let told = self.ask(&format!("/depth?subscription={subscription}"));
-        (told[0].as_u64().unwrap_or_default(), told[1].as_u64().unwrap_or_default())
+        let answer = self.ask(&format!("/depth?subscription={subscription}"));
+        (answer[0].as_u64().unwrap_or_default(), answer[1].as_u64().unwrap_or_default())
     }
 
     /// The messages that were delivered from a subscription, in the order of their first delivery.
     #[must_use]
     pub fn delivered(&self, subscription: &str) -> Vec<Delivered> {
-        let told = self.ask(&format!("/messages?subscription={subscription}"));
-        told.as_array().into_iter().flatten().map(Delivered::parse).collect()
+        let answer = self.ask(&format!("/messages?subscription={subscription}"));
+        answer.as_array().into_iter().flatten().map(Delivered::parse).collect()
     }
 
     /// Streams that clients have open.
@@ -261,9 +261,9 @@ impl Pubsub {
 }
 
 impl Delivered {
-    fn parse(told: &Value) -> Self {
-        let text = |name: &str| told[name].as_str().unwrap_or_default().to_owned();
-        let count = |name: &str| told[name].as_u64().unwrap_or_default();
+    fn parse(answer: &Value) -> Self {
+        let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+        let count = |name: &str| answer[name].as_u64().unwrap_or_default();
         Self {
             id: text("id"),
             data: text("data"),
@@ -273,7 +273,7 @@ impl Delivered {
             late: count("late"),
             nacks: count("nacks"),
             extensions: count("extensions"),
-            dead: told["dead"].as_bool().unwrap_or_default(),
+            dead: answer["dead"].as_bool().unwrap_or_default(),
         }
     }
 }
@@ -292,9 +292,9 @@ mod tests {
         assert!(TcpStream::connect(server.address()).is_err());
         server.start_again();
         assert!(TcpStream::connect(server.address()).is_ok());
-        let told = server.ask(&format!("/v1/{subscription}"));
-        assert_eq!(told["enableMessageOrdering"], true);
-        assert_eq!(told["ackDeadlineSeconds"], 10);
+        let answer = server.ask(&format!("/v1/{subscription}"));
+        assert_eq!(answer["enableMessageOrdering"], true);
+        assert_eq!(answer["ackDeadlineSeconds"], 10);
         assert_eq!(server.depth(&subscription), (0, 0));
         let address = server.address();
         drop(server);
