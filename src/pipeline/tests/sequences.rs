@@ -220,6 +220,31 @@ async fn rule_12_a_drain_in_the_middle_of_a_sequence_releases_what_has_not_start
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_a_leaving_partition_what_is_claimed_and_has_not_started_goes_to_its_new_owner_in_order() {
+    let world = World::with(Habits { batch: 64, partitions: 2, ..Habits::default() });
+    (1..=10).for_each(|number| world.broker.publish_to(0, message(&format!("A#{number}"))));
+    let of_partitions = |config: &mut PipelineConfig| {
+        (config.ordering, config.lane_batch) = (Ordering::Partition, BATCH);
+    };
+    let worker = world.worker().config(of_partitions).start(|_| async {
+        tokio::time::sleep(SECOND).await;
+        Ok(())
+    });
+    tokio::time::sleep(2500 * MS).await;
+    assert_eq!(worker.store.calls(Operation::Claim), 1, "all are claimed");
+    world.broker.leave(1, 0);
+    let second = world.worker().config(of_partitions).start_ok();
+    let left = Instant::now();
+    world.empty().await;
+    assert!(left.elapsed() < LEASE / 2, "no wait for a lease: {:?}", left.elapsed());
+    assert_eq!(world.ids(), numbered("A", 1..=10));
+    assert_one_by_one(&world);
+    let (first, second) = (worker.end().await, second.end().await);
+    assert_eq!((first.handled(), second.handled()), (3, 7));
+    assert_eq!(second.counters().get(Counter::Takeovers), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rule_11_claims_that_wait_for_their_turn_are_renewed() {
     let world = world_of("A", 1..=10);
     let worker = world.worker().config(in_order).start(|_| async {
