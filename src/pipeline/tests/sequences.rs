@@ -200,6 +200,25 @@ async fn copies_in_two_lanes_wait_for_no_message_that_waits_in_its_lane() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_in_another_lane_does_not_wait_for_what_stops_the_lane_of_the_first() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    let publish = |lane: &str, id: &str| world.broker.publish(message(id).order_key(lane.to_owned()));
+    publish("A", "x");
+    publish("A", "k");
+    publish("B", "k");
+    let worker = world.worker().config(in_order).start(|message| async move {
+        tokio::time::sleep(10 * MS).await;
+        let fails = id_of(&message) == "x" && message.attempt() == 1;
+        if fails { Err(HandlerError::retry_after(600 * SECOND, "not yet")) } else { Ok(()) }
+    });
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(world.ids(), ["x", "k"]);
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn rule_12_a_drain_in_the_middle_of_a_sequence_releases_what_has_not_started() {
     let world = world_of("A", 1..=10);
     let worker = world.worker().config(in_order).start(|_| async {
@@ -251,6 +270,9 @@ async fn rule_11_claims_that_wait_for_their_turn_are_renewed() {
         tokio::time::sleep(LEASE / 2).await;
         Ok(())
     });
+    tokio::time::sleep(2 * LEASE).await;
+    let left = world.record("A#10").await.and_then(|record| record.lease_left);
+    assert!(left.is_some_and(|left| left > LEASE / 4), "{left:?} is left of its lease");
     world.empty().await;
     assert_eq!(world.ids(), numbered("A", 1..=10));
     assert_eq!(worker.store.calls(Operation::Claim), 1, "none was claimed again");

@@ -14,7 +14,7 @@ use crate::stage::ledger_of;
 
 const MESSAGES: usize = 5_000;
 const PARTITIONS: i32 = 8;
-/// Handlers of a program that run at a time, each for another partition.
+/// Handlers that a program runs side by side, each for another partition.
 const WORKERS: usize = 4;
 
 /// With what differs between brokers only; no order is asked for.
