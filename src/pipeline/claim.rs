@@ -82,6 +82,7 @@ fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
         Plan::Claim(_) | Plan::Unprotected => unprotected(context, work),
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
         Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+        Plan::Ack(counter) => known(work, Outcome::Decided(Verdict::Ack(counter))),
         // It is in no round before its key is known.
         Plan::Identify => known(work, Outcome::Decided(Verdict::Abandon)),
     }

@@ -26,21 +26,29 @@ pub(super) fn handle<R: Runner>(
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let single = starts
         .into_iter()
-        .map(|start| async move {
-            match start {
-                Start::Known { work, outcome } => Finished { work, claim: None, outcome },
-                Start::Wait { work, claim } => unstarted(work, claim),
-                Start::Run { work, claim, .. } if draining => unstarted(work, claim),
-                Start::Run { work, claim, suspect } => {
-                    let outcome = run(context, &work, &claim, suspect, now).await;
-                    Finished { work, claim: Some(claim), outcome }
-                }
-            }
-        })
+        .map(|start| handle_one(context, start, draining, now))
         .collect::<FuturesUnordered<_>>();
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
+    }
+}
+
+/// Runs the handler of one delivery, if it is to run and no drain has begun.
+pub(super) async fn handle_one<R: Runner>(
+    context: &Context<R>,
+    start: Start,
+    draining: bool,
+    now: Instant,
+) -> Finished {
+    match start {
+        Start::Known { work, outcome } => Finished { work, claim: None, outcome },
+        Start::Wait { work, claim } => unstarted(work, claim),
+        Start::Run { work, claim, .. } if draining => unstarted(work, claim),
+        Start::Run { work, claim, suspect } => {
+            let outcome = run(context, &work, &claim, suspect, now).await;
+            Finished { work, claim: Some(claim), outcome }
+        }
     }
 }
 
