@@ -24,7 +24,7 @@ pub(super) async fn guarded<R, T>(
     run: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
-    let started = context.measurer.start();
+    let started = context.measurer.run_started();
     let limit = context.config.handler_timeout;
     let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
     let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
@@ -50,7 +50,7 @@ pub(super) async fn guarded<R, T>(
     let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
     let ended = ended.unwrap_or_else(|| Ok(Err(timed_out(limit, None))));
     claim.returned();
-    claim.ran(started);
+    context.measurer.run_ended(started, claim);
     failpoints::hit(Step::EffectDone);
     let ended = ended.unwrap_or_else(|panic| {
         context.count(Counter::Panics, 1);

@@ -60,7 +60,7 @@ impl Collector {
     /// On a free port.
     ///
     /// # Panics
-    /// If there is none.
+    /// If no port can be bound.
     #[must_use]
     pub fn start() -> Self {
         Self::with_status("200 OK")
@@ -69,7 +69,7 @@ impl Collector {
     /// One that answers with `status`, whatever it receives.
     ///
     /// # Panics
-    /// If there is no free port.
+    /// If no port can be bound.
     #[must_use]
     pub fn with_status(status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
