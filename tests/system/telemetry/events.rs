@@ -29,8 +29,8 @@ const REFERENCE: &str = include_str!("../../../docs/reference/metrics.md");
 /// Metrics that no event here changes, and where they are shown.
 const ELSEWHERE: [(&str, &str); 9] = [
     // The next purge is after 30 s.
-    ("expiry_lag_seconds", "adapters/postgres/tests/expiry.rs"),
-    ("purged_total", "adapters/postgres/tests/expiry.rs"),
+    ("expiry_lag_seconds", "adapters/postgres/tests/integration/expiry.rs"),
+    ("purged_total", "adapters/postgres/tests/integration/expiry.rs"),
     // It takes a completion that is on its way when its process is paused.
     ("fenced_total", "tests/system/leases.rs"),
     ("conflicts_total", "src/pipeline/tests/transactions.rs"),
@@ -39,7 +39,7 @@ const ELSEWHERE: [(&str, &str); 9] = [
     ("receive_errors_total", "src/pipeline/tests/waiting.rs"),
     // By chance, as a connection is lost while messages are settled.
     ("settle_errors_total", "src/pipeline/tests/brokers.rs"),
-    ("source_lost_to_retention_total", "adapters/kafka/tests/recreated.rs"),
+    ("source_lost_to_retention_total", "adapters/kafka/tests/integration/recreated.rs"),
     ("build_info", "cli/tests/program/telemetry.rs"),
 ];
 
