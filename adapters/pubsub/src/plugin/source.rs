@@ -175,7 +175,7 @@ impl SourcePlugin for PubsubSource {
         self.check_order(context)
     }
 
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let by_key = matches!(context.pipeline.ordering, Ordering::By(_) | Ordering::BrokerKey);
         let across_workers = (by_key && !self.ordered).then(|| {
             Problem::new(
@@ -183,6 +183,7 @@ impl SourcePlugin for PubsubSource {
                 "holds within one worker only, since the subscription keeps no order itself",
                 "run one worker, or use a subscription with message ordering and set ordered",
             )
+            .into_warning("order-within-worker")
         });
         across_workers.into_iter().collect()
     }
@@ -261,6 +262,7 @@ impl SourcePlugin for PubsubSource {
         for (permission, role) in missing_permissions(&endpoint, &name).await? {
             let message = format!("the permission {permission} on {name} is missing");
             findings.push(Finding::error(
+                "pubsub-permission-missing",
                 context.table(),
                 message,
                 format!("grant {role} on the subscription"),
