@@ -70,8 +70,15 @@ pub(super) async fn claim<R: Runner>(
 /// Notes how long deliveries have waited since their receipt, once for each.
 fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
     if context.measurer.is_on() {
-        let arrivals = round.iter_mut().filter_map(|work| work.unclaimed_since.take());
-        let waits: Vec<_> = arrivals.map(|at| (now - at).as_secs_f64()).collect();
+        let mut waits = Vec::with_capacity(round.len());
+        // Most were received together.
+        let mut last = (now, 0.0);
+        for at in round.iter_mut().filter_map(|work| work.unclaimed_since.take()) {
+            if at != last.0 {
+                last = (at, (now - at).as_secs_f64());
+            }
+            waits.push(last.1);
+        }
         context.measurer.observe(Measure::QueueWait, &waits);
     }
 }

@@ -20,6 +20,7 @@ pub(super) fn handle<R: Runner>(
     mut starts: Vec<Start>,
 ) -> impl Stream<Item = Finished> {
     let now = Instant::now();
+    context.measurer.runs_start(now);
     // A drain that began while the claims were under way starts none of them.
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
@@ -91,7 +92,9 @@ fn handle_groups<R: Runner>(
                     None if context.draining.is_cancelled() => Outcome::Unstarted,
                     None => {
                         claim.runs_again();
-                        run(context, &work, &claim, false, Instant::now()).await
+                        let now = Instant::now();
+                        context.measurer.runs_start(now);
+                        run(context, &work, &claim, false, now).await
                     }
                 };
                 Finished { work, claim: Some(claim), outcome }
@@ -128,7 +131,9 @@ async fn run<R: Runner>(
     match answers.into_iter().next() {
         Some(Ok(Renewal::Renewed)) => {
             claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
-            run_in_time(context, work, claim, Instant::now()).await
+            let now = Instant::now();
+            context.measurer.runs_start(now);
+            run_in_time(context, work, claim, now).await
         }
         Some(Ok(Renewal::Lost)) => Outcome::Fenced,
         _ => Outcome::Unstarted,
@@ -145,5 +150,8 @@ async fn run_in_time<R: Runner>(
     if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    R::run(context, work, claim, now).instrument(spans::run(work, claim)).await
+    match spans::run(work, claim) {
+        Some(span) => R::run(context, work, claim, now).instrument(span).await,
+        None => R::run(context, work, claim, now).await,
+    }
 }
