@@ -141,6 +141,8 @@ impl PubsubSubscriptionStatus {
         capabilities.delayed_retry = false;
         // The client library extends.
         capabilities.heartbeat = None;
+        // Pub/Sub does not report how many messages wait.
+        capabilities.reports_idle = false;
         capabilities.ordered = subscription.ordered;
         capabilities.delivery_limit = self.max_delivery_attempts;
         capabilities.retention = self.retention;

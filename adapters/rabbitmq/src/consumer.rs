@@ -242,6 +242,7 @@ impl Consumer for RabbitmqConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.delayed_retry = self.queue.wait_queues_from.is_some();
+        capabilities.reports_idle = true;
         capabilities.ordered = self.queue.single_active_consumer;
         capabilities.ack_timeout = self.ack_timeout.timeout();
         capabilities.delivery_limit = self.queue.delivery_limit;

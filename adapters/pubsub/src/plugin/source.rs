@@ -151,7 +151,7 @@ impl SourcePlugin for PubsubSource {
 
     fn facts(&self) -> SourceFacts {
         let default_ordering = if self.ordered { Ordering::BrokerKey } else { Ordering::None };
-        SourceFacts { has_record_keys: true, default_ordering, ..SourceFacts::BROKER }
+        SourceFacts { has_record_keys: true, default_ordering, reports_idle: false, ..SourceFacts::BROKER }
     }
 
     fn check(&self, context: &Context<'_>) -> Checked {
