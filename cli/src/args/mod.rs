@@ -65,8 +65,8 @@ pub enum Command {
     ///
     /// The first signal drains the pipeline, and the program exits with 0. A signal more than a second later exits at once.
     ///
-    /// A file source without `follow` ends at the end of the file; with --until-empty every source ends when it is idle. A
-    /// source that cannot report that, such as Pub/Sub, is refused with --until-empty.
+    /// A file source without `follow` ends at the end of the file; with --until-empty every source ends when it is idle, and
+    /// one that cannot report that is refused.
     /// Then one line of counters is printed to standard output (to standard error with [handler.stdout]):
     ///
     ///   received=N handled=N duplicates=N retried=N dead-lettered=N
