@@ -79,6 +79,8 @@ async fn main() -> Result<(), Error> {
 
 /// The producer: it publishes the first event twice, because it did not see the first confirmation.
 async fn publish_orders(endpoint: &PubsubEndpoint) -> Result<(), Error> {
+    // First: it installs the TLS provider that Google's clients need.
+    let publisher = endpoint.publisher().await?.publisher(TOPIC).build();
     let url = endpoint.url.as_deref().ok_or("no endpoint")?;
     let anonymous = anonymous::Builder::new().build();
     let topics = TopicAdmin::builder().with_endpoint(url).with_credentials(anonymous.clone());
@@ -87,7 +89,6 @@ async fn publish_orders(endpoint: &PubsubEndpoint) -> Result<(), Error> {
     let create = subscriptions.build().await?.create_subscription();
     create.set_name(SUBSCRIPTION).set_topic(TOPIC).set_enable_message_ordering(true).send().await?;
 
-    let publisher = endpoint.publisher().await?.publisher(TOPIC).build();
     for event in ["4711 created", "4711 created", "4711 paid"] {
         let message = model::Message::new().set_data(event).set_ordering_key("4711");
         publisher.publish(message.set_attributes([("idempotency-key", event)])).await?;
