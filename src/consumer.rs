@@ -21,6 +21,9 @@ pub struct Capabilities {
     pub heartbeat: Option<Duration>,
     /// The source ends by itself ([`Consumer::receive`] answers `None`).
     pub finite: bool,
+    /// [`Consumer::is_idle`] is implemented. Without it a run cannot end when the source is idle: a pipeline with
+    /// [`until_idle`](crate::PipelineConfig::until_idle) is refused, unless the source is finite.
+    pub reports_idle: bool,
     /// The broker keeps the order of deliveries across redeliveries and workers (Kafka partitions, FIFO groups,
     /// single active consumer, a file).
     pub ordered: bool,
@@ -83,7 +86,8 @@ pub trait Consumer: Send + 'static {
     /// A dropped call loses no delivery: what was taken from the broker comes with the next call.
     async fn receive(&mut self) -> Result<Option<Vec<Delivery>>, Error>;
 
-    /// True if the source holds nothing to deliver at this moment; used by `--until-empty`. `None`: unknown.
+    /// True if the source holds nothing to deliver at this moment; used by `--until-empty`. `None`: unknown at this moment
+    /// or, without [`Capabilities::reports_idle`], always.
     async fn is_idle(&mut self) -> Option<bool> {
         None
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::kafka::Kafka;
 use onceward_test_servers::postgres::Postgres;
+use onceward_test_servers::pubsub::Pubsub;
 use onceward_test_servers::rabbitmq::RabbitMq;
 use onceward_test_servers::redis::Redis;
 
@@ -92,6 +93,13 @@ fn sqs_postgres() {
     let source = include_str!("../sqs_postgres.rs");
     let arguments = [&*ElasticMq::shared().endpoint(), &*database("sqs_postgres")];
     runs(env!("CARGO_BIN_EXE_sqs_postgres"), source, &arguments);
+}
+
+#[test]
+fn pubsub_redis() {
+    let source = include_str!("../pubsub_redis.rs");
+    let arguments = [&*Pubsub::shared().endpoint(), &*Redis::shared().url()];
+    runs(env!("CARGO_BIN_EXE_pubsub_redis"), source, &arguments);
 }
 
 #[test]

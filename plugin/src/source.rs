@@ -150,6 +150,8 @@ pub struct SourceFacts {
     pub is_private: bool,
     /// The run ends by itself at the end of the source.
     pub ends: bool,
+    /// The source reports whether it is idle, so that `--until-empty` can be used: `Capabilities::reports_idle`.
+    pub reports_idle: bool,
     /// The source recognises a redriven letter by its headers alone.
     pub needs_letter_headers: bool,
 }
@@ -163,6 +165,7 @@ impl SourceFacts {
         reorders_retries: false,
         is_private: false,
         ends: false,
+        reports_idle: true,
         needs_letter_headers: false,
     };
 }

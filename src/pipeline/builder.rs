@@ -207,7 +207,16 @@ impl<S: SharedStore> PipelineBuilder<S> {
         if let Some(wrong) = no_source(&keys) {
             return Err(Error::new(ErrorKind::Config, "build this pipeline", wrong));
         }
-        if self.consumer.capabilities().retries_lose_position && takes_position(&keys) {
+        let source = self.consumer.capabilities();
+        if self.config.until_idle && !source.reports_idle && !source.finite {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                "until_idle is set, but the source cannot report whether it is idle, so that the run would never end; turn \
+                 until_idle off, and stop the run with its shutdown token",
+            ));
+        }
+        if source.retries_lose_position && takes_position(&keys) {
             return Err(Error::new(
                 ErrorKind::Config,
                 "build this pipeline",

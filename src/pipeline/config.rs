@@ -202,7 +202,8 @@ pub struct PipelineConfig {
     /// source's adapter must be given the same. By default, none are believed. A message that looks like a dead letter
     /// of ours then has the key that its content gives, and is dead-lettered again where that is dead.
     pub own_headers: OwnHeaders,
-    /// Stop when the source is idle and nothing is in flight. Default false.
+    /// Stop when the source is idle and nothing is in flight. Default false. A source that cannot report whether it is idle
+    /// (`Capabilities::reports_idle`) is refused.
     pub until_idle: bool,
     /// Makes owner tokens and jitter repeatable. For simulations only.
     pub seed: Option<u64>,

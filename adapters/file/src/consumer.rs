@@ -163,6 +163,7 @@ impl FileConsumer {
         })?;
         let mut capabilities = Capabilities::default();
         capabilities.finite = !config.follow;
+        capabilities.reports_idle = true;
         capabilities.ordered = true;
         Ok(Self {
             config,

@@ -203,6 +203,7 @@ impl Consumer for KafkaConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.ordered = true;
+        capabilities.reports_idle = true;
         capabilities.delayed_retry = self.forwarder.is_some();
         let own = &self.handle.topics.own_headers;
         let are_trusted = match own.trust() {

@@ -141,6 +141,8 @@ impl PubsubSubscriptionStatus {
         capabilities.delayed_retry = false;
         // The client library extends.
         capabilities.heartbeat = None;
+        // Pub/Sub does not report how many messages wait.
+        capabilities.reports_idle = false;
         capabilities.ordered = subscription.ordered;
         capabilities.delivery_limit = self.max_delivery_attempts;
         capabilities.retention = self.retention;
@@ -179,26 +181,34 @@ pub(crate) async fn check_topic(endpoint: &PubsubEndpoint, name: &str) -> Result
     }
 }
 
-/// The missing permissions on a subscription, each with a role that has it; empty if an emulator does not report them.
-///
-/// # Errors
-/// `Unavailable`, `Throttled` or `Timeout` if Google does not respond.
+/// A permission on a subscription or a topic, and a role that has it.
 #[cfg(feature = "plugin")]
-pub(crate) async fn missing_permissions(
-    endpoint: &PubsubEndpoint,
-    name: &str,
-) -> Result<Vec<(&'static str, &'static str)>, Error> {
-    const NEEDED: [(&str, &str); 1] = [("pubsub.subscriptions.consume", "roles/pubsub.subscriber")];
-    let client = endpoint.permissions().await?;
-    let call = client.test_iam_permissions().set_resource(name);
-    let call = retrying(endpoint, call.set_permissions(NEEDED.map(|(permission, _)| permission)));
-    match read(format!("read the permissions on {name}"), call.send()).await {
-        Ok(answer) => Ok(NEEDED
-            .into_iter()
-            .filter(|(needed, _)| !answer.permissions.iter().any(|own| own == needed))
-            .collect()),
-        Err(_) if !endpoint.is_google() => Ok(Vec::new()),
-        Err(error) => Err(error),
+#[derive(Clone, Copy)]
+pub(crate) struct Permission {
+    pub(crate) name: &'static str,
+    pub(crate) role: &'static str,
+}
+
+#[cfg(feature = "plugin")]
+impl Permission {
+    /// To receive from a subscription, and to ack.
+    pub(crate) const CONSUME: Self =
+        Self { name: "pubsub.subscriptions.consume", role: "roles/pubsub.subscriber" };
+    /// To publish to a topic.
+    pub(crate) const PUBLISH: Self = Self { name: "pubsub.topics.publish", role: "roles/pubsub.publisher" };
+
+    /// True if it is missing on a resource, which is given by its full name; false if an emulator does not report that.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Throttled` or `Timeout` if Google does not respond.
+    pub(crate) async fn is_missing(self, endpoint: &PubsubEndpoint, resource: &str) -> Result<bool, Error> {
+        let client = endpoint.permissions().await?;
+        let call = client.test_iam_permissions().set_resource(resource).set_permissions([self.name]);
+        match read(format!("read the permissions on {resource}"), retrying(endpoint, call).send()).await {
+            Ok(answer) => Ok(!answer.permissions.iter().any(|own| own == self.name)),
+            Err(_) if !endpoint.is_google() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -50,6 +50,9 @@ mod connection;
 mod consumer;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inspect;
 mod message;
 #[cfg(feature = "plugin")]

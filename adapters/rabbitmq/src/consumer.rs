@@ -81,7 +81,8 @@ impl RabbitmqConsumer {
 
     /// Subscribes on a channel of the caller, which others may use too. Its prefetch is not changed, and every
     /// acknowledgement is a frame of its own. When the channel is closed, [`receive`](Consumer::receive) fails with
-    /// [`ErrorKind::Unsupported`]: this consumer cannot open another one.
+    /// [`ErrorKind::Unsupported`]: this consumer cannot open another one. For the same reason it cannot report whether the
+    /// queue is idle, and a pipeline with `until_idle` is refused.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -242,6 +243,8 @@ impl Consumer for RabbitmqConsumer {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.delayed_retry = self.queue.wait_queues_from.is_some();
+        // A channel of the caller's is busy with the subscription; queues are queried on others.
+        capabilities.reports_idle = self.subscription.connector().is_some();
         capabilities.ordered = self.queue.single_active_consumer;
         capabilities.ack_timeout = self.ack_timeout.timeout();
         capabilities.delivery_limit = self.queue.delivery_limit;

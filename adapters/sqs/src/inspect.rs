@@ -95,6 +95,8 @@ impl SqsQueueStatus {
         capabilities.delayed_retry = !self.fifo;
         capabilities.heartbeat = Some(queue.visibility);
         capabilities.ordered = self.fifo;
+        // From the counts among the attributes.
+        capabilities.reports_idle = self.is_known;
         capabilities.ack_timeout = Some(LONGEST_VISIBILITY);
         capabilities.delivery_limit = self.max_receive_count;
         capabilities.retention = self.retention;

@@ -65,7 +65,8 @@ pub enum Command {
     ///
     /// The first signal drains the pipeline, and the program exits with 0. A signal more than a second later exits at once.
     ///
-    /// A file source without `follow` ends at the end of the file; with --until-empty every source ends when it is idle.
+    /// A file source without `follow` ends at the end of the file; with --until-empty every source ends when it is idle, and
+    /// one that cannot report that is refused.
     /// Then one line of counters is printed to standard output (to standard error with [handler.stdout]):
     ///
     ///   received=N handled=N duplicates=N retried=N dead-lettered=N
@@ -73,8 +74,8 @@ pub enum Command {
     /// followed by the counters that are not 0 among given-back, parked, rejected, mismatch-acked, unprotected,
     /// observed-duplicates, suspected-double-effects, letters-dropped and abandoned.
     ///
-    /// Exit codes: 0 done or drained, 1 failed, 3 done with dead letters, 78 invalid configuration, 124 drain deadline
-    /// passed, 129, 130 or 143 second signal.
+    /// Exit codes: 0 done or drained, 1 failed, 2 invalid command line, 3 done with dead letters, 78 invalid configuration,
+    /// 124 drain deadline passed, 129, 130 or 143 second signal.
     ///
     /// ONCEWARD_LOG sets the log filter, for example debug or onceward=debug,warn.
     #[command(verbatim_doc_comment)]
@@ -127,7 +128,7 @@ pub struct RunArgs {
     /// The configuration file.
     #[command(flatten)]
     pub config: FileArgs,
-    /// Stop when the source is idle
+    /// Stop when the source is idle; refused for a source that cannot report it
     #[arg(long)]
     pub until_empty: bool,
     /// The time limit for source, store and handler to become ready; then the run fails. Default: none, or 1m for a run

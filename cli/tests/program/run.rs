@@ -96,6 +96,25 @@ fn a_statement_and_its_completion_are_one() {
 }
 
 #[test]
+#[cfg(feature = "pubsub")]
+fn a_run_until_empty_of_a_source_that_cannot_report_it_is_refused_before_anything_is_opened() {
+    let source = "[source.pubsub]\nsubscription = 'orders'\nproject = 'shop'\n\
+                  endpoint = 'http://127.0.0.1:1'\ncredentials = 'anonymous'\n";
+    let store = "[store.sqlite]\npath = 'onceward.db'\n";
+    let scene = Scene::new(&format!("{source}{store}[handler.exec]\n{CHARGE}\n"));
+    let refused = scene.execute("run --until-empty @");
+    assert_eq!(refused.code(), Some(2), "{refused:?}");
+    for said in ["--until-empty", "[source.pubsub]", "stop the run with a signal"] {
+        assert!(refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    assert!(!scene.path("onceward.db").exists(), "the store was opened");
+    // Without the flag it waits for the server.
+    let waited = scene.execute("run --startup-timeout 1s @");
+    assert_eq!(waited.code(), Some(1), "{waited:?}");
+    assert!(scene.path("onceward.db").exists(), "{waited:?}");
+}
+
+#[test]
 fn messages_on_standard_output_are_not_mixed_with_figures() {
     let scene = Scene::new(&format!("{ORDERS}[store.memory]\n[handler.stdout]\n"));
     scene.write("orders.ndjson", THREE);

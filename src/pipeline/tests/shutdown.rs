@@ -245,6 +245,25 @@ async fn until_idle_waits_for_running_handlers_and_ends_beside_parked_messages()
 }
 
 #[tokio::test(start_paused = true)]
+async fn until_idle_is_refused_where_it_would_never_end() {
+    let built = |habits: Habits, change: fn(&mut Capabilities), until_idle| {
+        let world = World::with(habits);
+        let worker = world.worker().with(|worker| worker.consumer = change);
+        let worker = worker.config(|config| config.until_idle = until_idle);
+        worker.pipeline().0.handler(handler_fn((), |(), _| async { Ok(()) })).map(drop)
+    };
+    let silent: fn(&mut Capabilities) = |capabilities| capabilities.reports_idle = false;
+    let refused = built(Habits::default(), silent, true).expect_err("it is refused");
+    assert!(refused.to_string().contains("cannot report whether it is idle"), "{refused}");
+    let finite = Habits { finite: true, ..Habits::default() };
+    for (habits, change, until_idle) in
+        [(Habits::default(), silent, false), (finite, silent, true), (Habits::default(), |_| (), true)]
+    {
+        built(habits, change, until_idle).expect("a pipeline");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_memory_of_a_run_ends_with_it() {
     let world = World::new();
     let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();

@@ -73,6 +73,23 @@ pub async fn a_source_ends_if_it_says_so<H: BrokerHarness>(harness: &H) {
     }
 }
 
+/// A source that declares that it reports whether it is idle is idle once everything is settled; another one never answers.
+pub async fn an_idle_source_says_so_if_it_can<H: BrokerHarness>(harness: &H) {
+    let (mut case, deliveries) = BrokerCase::with(harness, 3).await;
+    case.settle(&tags(&deliveries), Settlement::Ack).await;
+    let reports = case.consumer.capabilities().reports_idle;
+    let started = tokio::time::Instant::now();
+    loop {
+        // As the pipeline: a source that is quiet is asked.
+        assert_eq!(texts(&case.rest().await), Vec::<String>::new());
+        match case.consumer.is_idle().await {
+            answer if !reports => return assert_eq!(answer, None, "it does not declare that it reports it"),
+            Some(true) => return,
+            answer => assert!(started.elapsed() < harness.patience(), "it is empty and answers {answer:?}"),
+        }
+    }
+}
+
 /// A dropped `receive` loses no delivery, at whatever point it is dropped.
 pub async fn a_dropped_receive_loses_no_delivery<H: BrokerHarness>(harness: &H) {
     let count = 600;

@@ -12,6 +12,7 @@ macro_rules! broker_conformance {
             an_ordered_source_keeps_the_order,
             a_position_is_a_messages_own_and_stays,
             a_source_ends_if_it_says_so,
+            an_idle_source_says_so_if_it_can,
             a_dropped_receive_loses_no_delivery,
             what_was_not_acked_comes_again_after_closing,
             what_was_not_acked_comes_again_after_a_drop,

@@ -272,6 +272,7 @@ impl Consumer for MemoryConsumer {
             delayed_retry: habits.delayed_retry,
             heartbeat: habits.visibility,
             finite: habits.finite,
+            reports_idle: true,
             ..Capabilities::default()
         }
     }

@@ -1,5 +1,6 @@
 //! Dead letters: ours in a topic, and the subscription's own dead-letter policy beside them; what `check` and `status` say.
 
+use onceward_test_servers::pubsub::Pubsub;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::effects::Kind;
 use onceward_test_support::orders;
@@ -48,6 +49,35 @@ fn dead_letters_go_to_a_topic_and_check_and_status_see_both() {
     let checked = scene.execute(&["check", "onceward.toml"]);
     assert_eq!(checked.code(), Some(1), "{checked:#?}");
     assert!(checked.stdout.contains("parts-dead-nowhere"), "{checked:#?}");
+}
+
+#[test]
+fn check_names_each_permission_that_is_missing_and_a_role_that_has_it() {
+    let server = Pubsub::start();
+    let subscription = Subscription::create_on(&server, "rights", &json!({}));
+    let dead = Subscription::create_on(&server, "rights-dead", &json!({}));
+    let setup = with_redis(setup(&subscription), Redis::shared())
+        .set("scope", "pubsub-rights")
+        .set("policy.on_exhausted", "dead-letter")
+        .set("dead_letter.to", dead.topic.as_str());
+    let scene = scene(&setup);
+    let checked = scene.execute(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(0), "{checked:#?}");
+    assert!(!checked.stdout.contains("roles/"), "{checked:#?}");
+
+    let publish = ["pubsub.topics.publish", dead.topic.as_str(), "roles/pubsub.publisher"];
+    let consume =
+        ["pubsub.subscriptions.consume", subscription.full_name.as_str(), "roles/pubsub.subscriber"];
+    server.deny(publish[0]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(1), "{checked:#?}");
+    assert!(publish.iter().all(|said| checked.stdout.contains(said)), "{checked:#?}");
+    assert!(!checked.stdout.contains(consume[0]), "{checked:#?}");
+
+    server.deny(consume[0]);
+    let checked = scene.execute(&["check", "onceward.toml"]);
+    assert_eq!(checked.code(), Some(1), "{checked:#?}");
+    assert!(publish.iter().chain(&consume).all(|said| checked.stdout.contains(said)), "{checked:#?}");
 }
 
 #[test]

@@ -73,6 +73,7 @@ impl SourcePlugin for FileSource {
             reorders_retries: false,
             is_private: true,
             ends: !self.follow,
+            reports_idle: true,
             needs_letter_headers: true,
         }
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::adapter::{CheckpointStore, Consumer};
@@ -19,7 +18,7 @@ use super::connection::{check_name, pubsub_table};
 use super::target::place;
 use crate::connection::names::Collection;
 use crate::connection::reachability::Reachability;
-use crate::inspect::{check_topic, missing_permissions};
+use crate::inspect::{Permission, check_topic};
 use crate::{
     PubsubConfig, PubsubConsumer, PubsubPublisher, PubsubSubscriptionConfig, PubsubSubscriptionStatus, error,
 };
@@ -35,17 +34,17 @@ pubsub_table! {
         pub ordered: bool,
         /// The ack deadline of a received message, from 10s to 10m in whole seconds. It is extended as long as the message is
         /// held, so it bounds only how long a dead worker's messages wait.
-        #[serde(default = "::onceward_plugin::default::secs::<30>")]
+        #[serde(default = "default_ack_deadline")]
         pub ack_deadline: HumanDuration,
-        /// The most messages held at once, from receipt until they are settled, 1 to 100000.
-        #[serde(default = "::onceward_plugin::default::count::<1_000>")]
+        /// The most messages held at once, between their receipt and their settlement; from 1 to 100000.
+        #[serde(default = "default_messages")]
         pub max_outstanding_messages: u32,
         /// The most bytes held at once, at least 1B. A larger message is received alone.
         #[serde(default = "default_bytes")]
         pub max_outstanding_bytes: ByteCount,
         /// After this long without a message the connection is replaced, from 1s to 1h: the client library does not notice
         /// one that died silently.
-        #[serde(default = "::onceward_plugin::default::secs::<120>")]
+        #[serde(default = "default_reconnect_after")]
         pub reconnect_after: HumanDuration,
         /// The subscription's topic, to which `onceward dlq redrive` sends letters back; by default it is read from the
         /// subscription. All subscriptions of the topic receive them.
@@ -54,13 +53,20 @@ pubsub_table! {
     }
 }
 
-const SHORTEST_DEADLINE: HumanDuration = HumanDuration::from_secs(10);
-const LONGEST_DEADLINE: HumanDuration = HumanDuration::from_secs(600);
-const SHORTEST_RECONNECT: HumanDuration = HumanDuration::from_secs(1);
-const LONGEST_RECONNECT: HumanDuration = HumanDuration::from_secs(3_600);
+const fn default_ack_deadline() -> HumanDuration {
+    HumanDuration::new(PubsubSubscriptionConfig::DEFAULT_ACK_DEADLINE)
+}
 
-fn default_bytes() -> ByteCount {
-    ByteCount::mib(100)
+const fn default_messages() -> u32 {
+    PubsubSubscriptionConfig::DEFAULT_MAX_OUTSTANDING_MESSAGES
+}
+
+const fn default_bytes() -> ByteCount {
+    ByteCount::mib(PubsubSubscriptionConfig::DEFAULT_MAX_OUTSTANDING_BYTES / (1024 * 1024))
+}
+
+const fn default_reconnect_after() -> HumanDuration {
+    HumanDuration::new(PubsubSubscriptionConfig::DEFAULT_RECONNECT_AFTER)
 }
 
 impl PubsubSource {
@@ -71,8 +77,8 @@ impl PubsubSource {
         subscription.max_outstanding_messages = self.max_outstanding_messages;
         subscription.max_outstanding_bytes = self.max_outstanding_bytes.get();
         subscription.reconnect_after = self.reconnect_after.get();
-        subscription.call_timeout =
-            context.store_call_limit().clamp(Duration::from_millis(100), Duration::from_secs(60));
+        let limits = PubsubSubscriptionConfig::CALL_TIMEOUT;
+        subscription.call_timeout = context.store_call_limit().clamp(*limits.start(), *limits.end());
         subscription
     }
 
@@ -127,13 +133,18 @@ impl PubsubSource {
         }
     }
 
-    fn check_times(&self, context: &Context<'_>) -> Checked {
-        check::duration(context, "ack_deadline", self.ack_deadline, SHORTEST_DEADLINE..=LONGEST_DEADLINE)?;
+    fn check_limits(&self, context: &Context<'_>) -> Checked {
+        let messages = PubsubSubscriptionConfig::MAX_OUTSTANDING_MESSAGES;
+        check::within(context, "max_outstanding_messages", self.max_outstanding_messages, messages)?;
+        let bytes = PubsubSubscriptionConfig::MAX_OUTSTANDING_BYTES;
+        check::within(context, "max_outstanding_bytes", self.max_outstanding_bytes.get(), bytes)?;
+        let deadline = PubsubSubscriptionConfig::ACK_DEADLINE;
+        check::duration(context, "ack_deadline", self.ack_deadline, deadline)?;
         if self.ack_deadline.get().subsec_nanos() > 0 {
             let problem = "has a fraction of a second, which Pub/Sub does not count";
             return Err(context.problem("ack_deadline", problem, "write whole seconds"));
         }
-        let reconnect = SHORTEST_RECONNECT..=LONGEST_RECONNECT;
+        let reconnect = PubsubSubscriptionConfig::RECONNECT_AFTER;
         check::duration(context, "reconnect_after", self.reconnect_after, reconnect)
     }
 }
@@ -151,16 +162,14 @@ impl SourcePlugin for PubsubSource {
 
     fn facts(&self) -> SourceFacts {
         let default_ordering = if self.ordered { Ordering::BrokerKey } else { Ordering::None };
-        SourceFacts { has_record_keys: true, default_ordering, ..SourceFacts::BROKER }
+        SourceFacts { has_record_keys: true, default_ordering, reports_idle: false, ..SourceFacts::BROKER }
     }
 
     fn check(&self, context: &Context<'_>) -> Checked {
         self.connection().check(context)?;
         let project = self.project.as_deref();
         check_name(context, "subscription", Collection::Subscriptions, &self.subscription, project)?;
-        check::within(context, "max_outstanding_messages", self.max_outstanding_messages, 1..=100_000)?;
-        check::within(context, "max_outstanding_bytes", self.max_outstanding_bytes.get(), 1..=u64::MAX)?;
-        self.check_times(context)?;
+        self.check_limits(context)?;
         if let Some(topic) = &self.topic {
             check_name(context, "topic", Collection::Topics, topic, project)?;
             let is_same = |to: &str| self.full_topic(to).ok() == self.full_topic(topic).ok();
@@ -259,15 +268,66 @@ impl SourcePlugin for PubsubSource {
         let config = self.subscription_config(context, &name);
         let advice = advice::of(context, &config, &status).into_iter();
         findings.extend(advice.map(|advice| Finding::advised(context.table(), advice)));
-        for (permission, role) in missing_permissions(&endpoint, &name).await? {
-            let message = format!("the permission {permission} on {name} is missing");
-            findings.push(Finding::error(
-                "pubsub-permission-missing",
-                context.table(),
-                message,
-                format!("grant {role} on the subscription"),
-            ));
+        let consume = Permission::CONSUME;
+        if consume.is_missing(&endpoint, &name).await? {
+            findings.push(missing(context.table(), consume, &name));
         }
         Ok(findings)
+    }
+
+    async fn inspect_dead_letters(&self, context: &Context<'_>, to: &str) -> Result<Finding, Error> {
+        let DeadLetterStatus { place, .. } = self.dead_letter_status(context, to).await?;
+        let publish = Permission::PUBLISH;
+        if publish.is_missing(&self.connection().endpoint(context), &place).await? {
+            return Ok(missing("dead_letter.to", publish, &place));
+        }
+        Ok(Finding::ok("dead_letter.to", format!("{place} exists and can be published to")))
+    }
+}
+
+fn missing(key: &str, permission: Permission, resource: &str) -> Finding {
+    let message = format!("the permission {} on {resource} is missing", permission.name);
+    Finding::error("pubsub-permission-missing", key, message, format!("grant {} on it", permission.role))
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_plugin::documentation::{SharedOption, assert_documented};
+
+    use super::*;
+
+    #[test]
+    fn table_and_struct_document_the_ranges_and_defaults_of_the_code() {
+        let [deadline, reconnect] =
+            [PubsubSubscriptionConfig::ACK_DEADLINE, PubsubSubscriptionConfig::RECONNECT_AFTER].map(
+                |range| {
+                    format!(
+                        "from {} to {}",
+                        HumanDuration::new(*range.start()),
+                        HumanDuration::new(*range.end())
+                    )
+                },
+            );
+        let messages = PubsubSubscriptionConfig::MAX_OUTSTANDING_MESSAGES;
+        let least = PubsubSubscriptionConfig::MAX_OUTSTANDING_BYTES.start();
+        let shared = |option, range, default| SharedOption {
+            option,
+            field: option,
+            range: Some(range),
+            default: Some(default),
+        };
+        assert_documented::<PubsubSource>(
+            include_str!("../config.rs"),
+            &[
+                shared("ack_deadline", deadline, default_ack_deadline().to_string()),
+                shared(
+                    "max_outstanding_messages",
+                    format!("from {} to {}", messages.start(), messages.end()),
+                    default_messages().to_string(),
+                ),
+                shared("max_outstanding_bytes", format!("at least {least}B"), default_bytes().to_string()),
+                shared("reconnect_after", reconnect, default_reconnect_after().to_string()),
+            ],
+        );
     }
 }

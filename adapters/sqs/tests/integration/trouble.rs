@@ -147,6 +147,19 @@ async fn an_endpoint_that_is_missing_and_credentials_that_are_missing_are_named(
     assert!(error.to_string().contains("no AWS credentials"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_a_queue_is_idle_is_reported_only_with_the_right_to_read_its_attributes() {
+    let fake = FakeSqs::start(|action, _| {
+        (action == "GetQueueAttributes").then_some(Fault::Refuse(403, "AccessDenied"))
+    })
+    .await;
+    let mut denied = SqsConsumer::from_client(fake.client(), patient(&fake)).await.unwrap();
+    assert_eq!((denied.capabilities().reports_idle, denied.is_idle().await), (false, None));
+    fake.plan(|_, _| None);
+    let mut allowed = SqsConsumer::from_client(fake.client(), patient(&fake)).await.unwrap();
+    assert_eq!((allowed.capabilities().reports_idle, allowed.is_idle().await), (true, Some(true)));
+}
+
 fn outgoing(url: &str, id: &str, payload: String) -> Outgoing {
     Outgoing { destination: url.into(), id: id.into(), payload: payload.into(), ..Outgoing::default() }
 }

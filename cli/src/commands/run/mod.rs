@@ -26,6 +26,9 @@ use drain::bounded;
 /// Runs the pipeline of a configuration. The first signal drains it; the second ends the program at once.
 pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let config = super::failure::load(&args.config.file, env)?;
+    if args.until_empty {
+        require_idle_reports(&config)?;
+    }
     telemetry::start_traces(&config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in config.advice() {
@@ -109,6 +112,20 @@ async fn consume(
         tracing::warn!("closing the store timed out; its connections were dropped");
     }
     ended.map(Some).map_err(|error| super::failure::failure(&error))
+}
+
+/// Refuses `--until-empty` for a source that cannot report whether it is idle: the run would never end.
+fn require_idle_reports(config: &Config) -> Result<(), Failure> {
+    let facts = config.source.plugin().facts();
+    if facts.reports_idle || facts.ends {
+        return Ok(());
+    }
+    let sentence = format!(
+        "--until-empty: [source.{}] cannot report whether it is idle, so that the run would never end; leave the flag out, and \
+         stop the run with a signal",
+        config.source.name()
+    );
+    Err(Failure::new(Exit::Usage, sentence))
 }
 
 /// The default startup timeout of a run that ends by itself.
