@@ -112,7 +112,7 @@ fn a_wrong_url_of_a_collector_is_refused_without_being_quoted() {
         format!("http://user:{CANARY}@192.0.2.1:4318"),
         CANARY.to_owned(),
     ] {
-        let scene = scene(&EXEC);
+        let scene = scene(EXEC);
         let ended = run(&scene, &wrong);
         assert_eq!(ended.code(), Some(78), "{wrong}: {ended:#?}");
         assert!(ended.stderr.contains("cannot export traces"), "{ended:#?}");
