@@ -12,9 +12,8 @@ use onceward::{
     Fingerprint, Fingerprinting, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline,
     PipelineConfig, Scope, handler_fn,
     pipeline::config::{OnExhausted, Policies},
-    telemetry::{Measure, Observer},
+    telemetry::{Distribution, Measure, Observer},
 };
-use prometheus_client::metrics::histogram::Histogram;
 
 const MESSAGES: usize = 100_000;
 
@@ -50,18 +49,17 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Telemetry as the program has it.
-struct Histograms(Vec<Histogram>);
+struct Histograms(Vec<Distribution>);
 
 impl Histograms {
     fn new() -> Self {
-        let histogram = |measure: &Measure| Histogram::new(measure.buckets().iter().copied());
-        Self(Measure::ALL.iter().map(histogram).collect())
+        Self(Measure::ALL.iter().map(|measure| Distribution::new(*measure)).collect())
     }
 }
 
 impl Observer for Histograms {
     fn observe(&self, measure: Measure, values: &[f64]) {
-        values.iter().for_each(|value| self.0[measure as usize].observe(*value));
+        self.0[measure as usize].add(values);
     }
 }
 

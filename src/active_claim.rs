@@ -139,12 +139,9 @@ impl ActiveClaim {
         self.state.fetch_or(RETURNED, Ordering::AcqRel);
     }
 
-    /// Notes how long the run took since `started`; nothing if that is not measured.
-    pub(crate) fn ran(&self, started: Option<Instant>) {
-        if let Some(started) = started {
-            let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
-            self.ran_ns.store(nanos, Ordering::Relaxed);
-        }
+    /// Notes how many nanoseconds the run took.
+    pub(crate) fn ran(&self, nanos: u64) {
+        self.ran_ns.store(nanos.max(1), Ordering::Relaxed);
     }
 
     /// Takes how long the run took; `None` if there was no run, or it is not measured.

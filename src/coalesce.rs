@@ -51,12 +51,32 @@ impl<Q: Send + 'static, T: Send + 'static> Coalescer<Q, T> {
     /// Sends a chunk, together with what others send at the same time; one answer per item. Waiting for a turn is
     /// not bounded, the call is.
     pub(crate) async fn send(&self, chunk: Vec<Q>) -> Answers<T> {
-        let count = chunk.len();
+        self.start_send(chunk).answers().await
+    }
+
+    /// Sends a chunk without waiting for its answers.
+    pub(crate) fn start_send(&self, chunk: Vec<Q>) -> Sent<T> {
+        let (operation, count) = (self.operation, chunk.len());
         let (answer, answered) = oneshot::channel();
         // An error means that the runtime is being torn down under us: the outcome is unknown.
         let _ = self.chunks.send((chunk, answer));
+        Sent { operation, count, answered }
+    }
+}
+
+/// A chunk that is sent. Dropping it does not take the chunk back.
+#[derive(Debug)]
+pub(crate) struct Sent<T> {
+    operation: &'static str,
+    count: usize,
+    answered: oneshot::Receiver<Answers<T>>,
+}
+
+impl<T> Sent<T> {
+    pub(crate) async fn answers(self) -> Answers<T> {
+        let Self { operation, count, answered } = self;
         answered.await.unwrap_or_else(|_| {
-            let ending = || Error::new(ErrorKind::Timeout, self.operation, "the program is ending");
+            let ending = || Error::new(ErrorKind::Timeout, operation, "the program is ending");
             (0..count).map(|_| Err(ending())).collect()
         })
     }

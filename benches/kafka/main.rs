@@ -9,6 +9,7 @@
 //! | `memory` | the pipeline, store in memory, order by key | single polls, an asynchronous commit per 1,000 |
 //! | `redis` | the pipeline with Redis | the same claims and completions on Redis alone, two batches in flight |
 //! | `postgres` | the pipeline with Postgres, `deduplicated` | the same on Postgres alone |
+//! | `order` | the pipeline in the order of partitions, by `lane_batch`, with Redis and with Postgres | the same in the order of keys |
 //! | `position` | `KafkaEffects` into Postgres with effects that cost nothing: what positions cost | polls handed over in batches of 500 |
 //! | `effects` | `KafkaEffects` into Postgres, a row for each record | the same rows without Kafka and positions, as many in a transaction |
 //! | `both` | the same with keys | `KafkaEffects` without keys |
@@ -25,7 +26,7 @@ mod transform;
 
 use stage::Stage;
 
-const PARTS: [&str; 7] = ["memory", "redis", "postgres", "position", "effects", "both", "transform"];
+const PARTS: [&str; 8] = ["memory", "redis", "postgres", "order", "position", "effects", "both", "transform"];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -44,6 +45,7 @@ async fn main() {
             "memory" => pipeline::memory(&stage, rounds).await,
             "redis" => pipeline::redis(&stage, rounds).await,
             "postgres" => pipeline::postgres(&stage, rounds).await,
+            "order" => pipeline::order(&stage, rounds).await,
             "position" => effects::position(&stage, rounds).await,
             "effects" => effects::effects(&stage, rounds).await,
             "both" => effects::both(&stage, rounds).await,

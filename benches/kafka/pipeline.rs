@@ -20,27 +20,51 @@ use crate::stores::{Batches, alone};
 
 /// As many as the pipeline has in a batch at most.
 const BATCH: usize = 512;
+/// One message in each lane.
+const BY_KEY: (Ordering, usize) = (Ordering::BrokerKey, 1);
+/// How much of a partition is claimed together.
+const LANE_BATCHES: [usize; 4] = [1, 16, 64, 256];
 
 pub(crate) async fn memory(stage: &Stage, rounds: usize) {
     let (mut plain, mut ours) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         plain.push(stage.raw(&format!("memory-raw-{round}"), None));
-        ours.push(run(stage, &format!("memory-{round}"), Arc::new(MemoryStore::new())).await);
+        let store = Arc::new(MemoryStore::new());
+        ours.push(run(stage, &format!("memory-{round}"), store, BY_KEY).await);
     }
     tell("pipeline, store in memory, against single polls", &plain, &ours);
 }
 
 pub(crate) async fn redis(stage: &Stage, rounds: usize) {
-    // Rewriting its file would be measured as well.
-    let server = Redis::start_with(&["--auto-aof-rewrite-percentage", "0"]);
-    let store = Arc::new(RedisStore::open(RedisConfig::new(server.url())).unwrap());
+    let (_server, store) = redis_store();
     with(stage, rounds, "redis", store).await;
 }
 
 pub(crate) async fn postgres(stage: &Stage, rounds: usize) {
+    let (_server, store) = postgres_store().await;
+    with(stage, rounds, "postgres", store).await;
+}
+
+/// The order of partitions against that of keys, which all differ.
+pub(crate) async fn order(stage: &Stage, rounds: usize) {
+    let (server, store) = redis_store();
+    in_order(stage, rounds, "redis", store).await;
+    drop(server);
+    let (_server, store) = postgres_store().await;
+    in_order(stage, rounds, "postgres", store).await;
+}
+
+fn redis_store() -> (Redis, Arc<RedisStore>) {
+    // Rewriting its file would be measured as well.
+    let server = Redis::start_with(&["--auto-aof-rewrite-percentage", "0"]);
+    let store = Arc::new(RedisStore::open(RedisConfig::new(server.url())).unwrap());
+    (server, store)
+}
+
+async fn postgres_store() -> (Postgres, Arc<PgStore>) {
     let server = Postgres::start();
-    let config = PgConfig::new(server.url("postgres"));
-    with(stage, rounds, "postgres", Arc::new(PgStore::open(config).await.unwrap())).await;
+    let store = PgStore::open(PgConfig::new(server.url("postgres"))).await.unwrap();
+    (server, Arc::new(store))
 }
 
 async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {
@@ -49,13 +73,33 @@ async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>)
         raws.push(stage.raw_batches(&format!("{name}-raw-{round}")).await);
         let batches = Batches { count: stage.messages, size: BATCH, scope: format!("{name}-alone-{round}") };
         plain.push(alone(&store, batches).await);
-        ours.push(run(stage, &format!("{name}-{round}"), Arc::clone(&store)).await);
+        ours.push(run(stage, &format!("{name}-{round}"), Arc::clone(&store), BY_KEY).await);
     }
     tell(&format!("pipeline with {name}, against {name} alone"), &plain, &ours);
     tell(&format!("pipeline with {name}, against polls in batches"), &raws, &ours);
 }
 
-async fn run<S: Store>(stage: &Stage, group: &str, store: Arc<S>) -> u64 {
+async fn in_order<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {
+    let mut by_key = Vec::new();
+    let mut by_partition = LANE_BATCHES.map(|_| Vec::new());
+    for round in 0..rounds {
+        by_key.push(run(stage, &format!("{name}-by-key-{round}"), Arc::clone(&store), BY_KEY).await);
+        for (lane_batch, rates) in LANE_BATCHES.into_iter().zip(&mut by_partition) {
+            let group = format!("{name}-by-{lane_batch}-{round}");
+            rates.push(run(stage, &group, Arc::clone(&store), (Ordering::Partition, lane_batch)).await);
+        }
+    }
+    for (lane_batch, rates) in LANE_BATCHES.iter().zip(&by_partition) {
+        tell(&format!("{name}: partitions by {lane_batch} against keys"), &by_key, rates);
+    }
+}
+
+async fn run<S: Store>(
+    stage: &Stage,
+    group: &str,
+    store: Arc<S>,
+    (ordering, lane_batch): (Ordering, usize),
+) -> u64 {
     async fn handle(first: First, message: Message) -> Handled {
         first.get_or_init(Instant::now);
         assert_eq!(std::hint::black_box(message.payload()).len(), PAYLOAD_BYTES);
@@ -63,7 +107,7 @@ async fn run<S: Store>(stage: &Stage, group: &str, store: Arc<S>) -> u64 {
     }
     let consumer = KafkaConsumer::open(stage.source(group)).await.unwrap();
     let first = First::default();
-    let mut config = PipelineConfig { ordering: Ordering::BrokerKey, ..PipelineConfig::default() };
+    let mut config = PipelineConfig { ordering, lane_batch, ..PipelineConfig::default() };
     (config.concurrency, config.max_batch) = (2 * BATCH, BATCH);
     let pipeline = Pipeline::builder(Scope::parse(group).unwrap(), consumer, store)
         .keys([KeySource::MessageId])

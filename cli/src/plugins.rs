@@ -16,7 +16,7 @@ register! {
         pubsub: Pubsub = onceward_pubsub if "pubsub",
     }
     sources {
-        file: File = onceward_file::plugin::Source,
+        file: File = onceward_file,
     }
     stores {
         redis: Redis = onceward_redis if "redis",

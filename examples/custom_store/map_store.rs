@@ -76,7 +76,7 @@ impl Store for MapStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        Ok(vec![Advice::new(AdviceLevel::Warning, "the keys are forgotten when the process ends")])
+        Ok(vec![Advice::warning("store-in-memory", "the keys are forgotten when the process ends")])
     }
 
     async fn claim(

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::fuzz_target;
 use onceward::{Message, Scope};
-use onceward_cli::handlers::worker_lines::{Line, line, request};
+use onceward_cli::handlers::worker_lines::{ProtocolLine, line, request};
 use serde_json::Value;
 
 fuzz_target!(|data: &[u8]| {
@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
 
     for id in [0, 1, 7] {
         match line(id, data) {
-            Line::Done(result) => {
+            ProtocolLine::Done(result) => {
                 assert!(id > 0);
                 // Half of a surrogate pair or a large exponent is no `Value`, and may be a result.
                 if let Ok(answer) = serde_json::from_slice::<Value>(of_line(data)) {
@@ -34,9 +34,9 @@ fuzz_target!(|data: &[u8]| {
                     assert!(answer["ok"] == true && read.unwrap_or_default() == answer["result"]);
                 }
             }
-            Line::Failed(text) => assert!(id > 0 && is_plain(&text)),
-            Line::Wrong(why) => assert!(is_plain(&why)),
-            Line::Ignored | Line::Ready => {}
+            ProtocolLine::Failed(text) => assert!(id > 0 && is_plain(&text)),
+            ProtocolLine::Wrong(why) => assert!(is_plain(&why)),
+            ProtocolLine::Ignored | ProtocolLine::Ready => {}
         }
     }
 });

@@ -181,6 +181,7 @@ pub fn plain_url(text: &str) -> String {
 pub fn missing_migrations(context: &Context<'_>, store: &str, missing: u32) -> Option<Finding> {
     (missing > 0).then(|| {
         Finding::warning(
+            "schema-steps-missing",
             context.table(),
             format!("{store} answers, and its schema lacks {missing} of this version's steps; the next run takes them"),
             "if the user of a run may not change the schema, let one that may run `onceward migrate` first",

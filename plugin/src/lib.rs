@@ -54,6 +54,7 @@ pub mod default;
 #[doc(hidden)]
 pub mod documentation;
 pub mod files;
+mod finding_doc;
 mod log_rule;
 mod memory;
 mod outbox;
@@ -69,6 +70,7 @@ pub mod value;
 pub use {schemars, serde};
 
 pub use context::{Context, HandlerFacts};
+pub use finding_doc::{FINDINGS, FindingDoc};
 pub use log_rule::LogRule;
 pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};

@@ -5,6 +5,9 @@ use std::fmt;
 use onceward::Error;
 use onceward::store::{Advice, AdviceLevel};
 
+#[cfg(doc)]
+use crate::FindingDoc;
+
 /// A problem of a configuration: the key, what is wrong and what to do. It never holds a value, which may be a secret.
 ///
 /// The program adds file and line, and prints `FILE:LINE: KEY: PROBLEM; FIX`.
@@ -32,6 +35,13 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// The configuration runs in spite of it, but probably not as intended: a warning with this code.
+    pub fn into_warning(self, code: &'static str) -> Finding {
+        Finding::warning(code, self.key, self.problem, self.fix)
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}; {}", self.key, self.problem, self.fix)
@@ -56,11 +66,15 @@ pub struct Exposure {
     pub is_allowed: bool,
 }
 
-/// One line of the report of `onceward check`, about something outside the configuration file.
+/// One line of the report of `onceward check`.
+///
+/// A warning or an error has a code, which [`FindingDoc`] explains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// How bad it is.
     pub level: AdviceLevel,
+    /// The kind of warning or error; empty where all is well.
+    pub code: &'static str,
     /// The dotted path of the key that it is about.
     pub key: String,
     /// The finding.
@@ -72,27 +86,38 @@ pub struct Finding {
 impl Finding {
     /// As it should be.
     pub fn ok(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { level: AdviceLevel::Ok, key: key.into(), message: message.into(), fix: None }
+        Self { level: AdviceLevel::Ok, code: "", key: key.into(), message: message.into(), fix: None }
     }
 
     /// It works, but probably not as intended.
-    pub fn warning(key: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { level: AdviceLevel::Warning, key: key.into(), message: message.into(), fix: Some(fix.into()) }
+    pub fn warning(
+        code: &'static str,
+        key: impl Into<String>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { fix: Some(fix.into()), code, level: AdviceLevel::Warning, ..Self::ok(key, message) }
     }
 
     /// It does not work.
-    pub fn error(key: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { level: AdviceLevel::Error, key: key.into(), message: message.into(), fix: Some(fix.into()) }
+    pub fn error(
+        code: &'static str,
+        key: impl Into<String>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { level: AdviceLevel::Error, ..Self::warning(code, key, message, fix) }
     }
 
-    /// An error of an adapter about `key`; its text says what to do.
+    /// An error of an adapter about `key`; its text says what to do, and its kind is the code.
     pub fn failed(key: impl Into<String>, error: &Error) -> Self {
-        Self { level: AdviceLevel::Error, key: key.into(), message: sentence(error), fix: None }
+        let code = crate::finding_doc::code_of(error.kind());
+        Self { level: AdviceLevel::Error, code, ..Self::ok(key, sentence(error)) }
     }
 
     /// Advice of an adapter about `key`; its text names the fix.
     pub fn advised(key: impl Into<String>, advice: Advice) -> Self {
-        Self { level: advice.level, key: key.into(), message: advice.text, fix: None }
+        Self { level: advice.level, code: advice.code, ..Self::ok(key, advice.text) }
     }
 }
 

@@ -11,7 +11,7 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
 
 use crate::value::ByteCount;
-use crate::{Checked, Context, Exposure, Finding, Problem};
+use crate::{Checked, Context, Exposure, Finding};
 
 /// A table `[source.NAME]`: where messages come from.
 ///
@@ -36,7 +36,7 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
     fn check(&self, context: &Context<'_>) -> Checked;
 
     /// What will run, but probably not as intended. Nothing by default.
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let _ = context;
         Vec::new()
     }

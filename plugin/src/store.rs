@@ -11,7 +11,7 @@ use onceward::adapter::{AuditLog, CheckpointStore, StoreAdmin};
 use crate::outbox::AnyOutbox;
 use crate::statement::StatementStore;
 use crate::value::HumanDuration;
-use crate::{Checked, Context, Exposure, Finding, Problem};
+use crate::{Checked, Context, Exposure, Finding};
 
 /// A table `[store.NAME]`: where keys are remembered.
 #[async_trait]
@@ -29,7 +29,7 @@ pub trait StorePlugin: HasStoreLimits + fmt::Debug + Send + Sync {
     fn check(&self, context: &Context<'_>) -> Checked;
 
     /// What will run, but probably not as intended. Nothing by default.
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let _ = context;
         Vec::new()
     }

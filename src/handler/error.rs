@@ -40,6 +40,7 @@ pub struct HandlerError {
     verdict: Verdict,
     text: String,
     outcome_unknown: bool,
+    timed_out: bool,
     conflict: bool,
     not_before: Option<Duration>,
     /// The error that came through a bare `?`, until a verdict is chosen for it.
@@ -53,6 +54,7 @@ impl HandlerError {
             verdict,
             text: text.into(),
             outcome_unknown: false,
+            timed_out: false,
             conflict: false,
             not_before: None,
             cause: None,
@@ -108,6 +110,14 @@ impl HandlerError {
         self
     }
 
+    /// Marks that a time limit of the handler's own ended the run, which is counted in `timeouts` as is one that the
+    /// pipeline's limit ends.
+    #[must_use]
+    pub fn timed_out(mut self) -> Self {
+        self.timed_out = true;
+        self
+    }
+
     /// Sets the least time to wait before the next run, where the verdict itself does not: an unavailable service may
     /// know when it will be back. The message waits for as long, at most 365 d; the breaker's probes, which are for all
     /// messages, at most 60 s.
@@ -140,6 +150,11 @@ impl HandlerError {
     /// True if the effect may have happened nevertheless.
     pub fn is_outcome_unknown(&self) -> bool {
         self.outcome_unknown
+    }
+
+    /// True if a time limit of the handler's own ended the run; see [`timed_out`](Self::timed_out).
+    pub fn is_timed_out(&self) -> bool {
+        self.timed_out
     }
 
     /// True if the run's transaction was rolled back because it met another one; see [`conflict`](Self::conflict).

@@ -70,8 +70,15 @@ pub(super) async fn claim<R: Runner>(
 /// Notes how long deliveries have waited since their receipt, once for each.
 fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
     if context.measurer.is_on() {
-        let arrivals = round.iter_mut().filter_map(|work| work.unclaimed_since.take());
-        let waits: Vec<_> = arrivals.map(|at| (now - at).as_secs_f64()).collect();
+        let mut waits = Vec::with_capacity(round.len());
+        // Most were received together.
+        let mut last = (now, 0.0);
+        for at in round.iter_mut().filter_map(|work| work.unclaimed_since.take()) {
+            if at != last.0 {
+                last = (at, (now - at).as_secs_f64());
+            }
+            waits.push(last.1);
+        }
         context.measurer.observe(Measure::QueueWait, &waits);
     }
 }
@@ -82,6 +89,7 @@ fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
         Plan::Claim(_) | Plan::Unprotected => unprotected(context, work),
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
         Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
+        Plan::Ack(counter) => known(work, Outcome::Decided(Verdict::Ack(counter))),
         // It is in no round before its key is known.
         Plan::Identify => known(work, Outcome::Decided(Verdict::Abandon)),
     }

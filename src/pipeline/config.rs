@@ -150,6 +150,10 @@ pub struct PipelineConfig {
     pub concurrency: usize,
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
+    /// How many consecutive deliveries of a lane (a partition or an order key, see [`ordering`](Self::ordering)) are claimed
+    /// together. Their handlers run one after the other, and completions are written in batches beside them. Not for
+    /// transactional handlers. 1 to 4,096, default 64; 1: the next one is claimed when the one before it is settled.
+    pub lane_batch: usize,
     /// How many runs of a transactional handler may share a transaction, one after the other, and so a wait for the disk:
     /// what is ready together goes together, nothing waits for more. 1 to 4,096, default 1.
     pub transaction_batch: usize,
@@ -212,6 +216,7 @@ impl Default for PipelineConfig {
             ttl: Duration::from_secs(8 * 24 * 3600),
             concurrency: 256,
             max_batch: 256,
+            lane_batch: 64,
             transaction_batch: 1,
             max_in_flight: 4096,
             max_waiting: None,
@@ -251,6 +256,7 @@ impl PipelineConfig {
         };
         range("concurrency", self.concurrency, 1, 65_536)?;
         range("max_batch", self.max_batch, 1, 4_096)?;
+        range("lane_batch", self.lane_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
         range("max_message_bytes", self.max_message_bytes.unwrap_or(usize::MAX), 1, usize::MAX)?;

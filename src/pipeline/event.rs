@@ -1,7 +1,7 @@
 //! Events sent to the dispatcher by intake, rounds and the settler: [`Event`].
 
 use super::breaker::{RunEnd, RunId};
-use super::work::{Footprint, Turn, Verdict, Work};
+use super::work::{Behind, Footprint, Turn, Verdict, Work};
 use crate::key::{Fingerprint, Key};
 
 /// An event that the dispatcher acts on.
@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Finished(Ended),
     /// Deliveries were settled, or are to be tried again.
     Settled(Vec<Report>),
+    /// A sequence has ended.
+    SequenceEnded(SequenceEnded),
     /// So many settlements have reached the broker, or were given up.
     Flushed(usize),
 }
@@ -48,6 +50,17 @@ pub(crate) struct Report {
     pub(crate) turn: Option<Turn>,
     pub(crate) verdict: Verdict,
     pub(crate) again: Option<Work>,
+}
+
+/// What is left of a sequence when all of it that could be settled is.
+pub(crate) struct SequenceEnded {
+    pub(crate) lane: u64,
+    /// True if it was a turn of suspects.
+    pub(crate) is_turn: bool,
+    /// The delivery at which it stopped, unless that is settled as well.
+    pub(crate) first: Option<Report>,
+    /// Those behind, in their order.
+    pub(crate) behind: Vec<Behind>,
 }
 
 /// The result of one claim call.

@@ -20,27 +20,36 @@ pub(super) fn handle<R: Runner>(
     mut starts: Vec<Start>,
 ) -> impl Stream<Item = Finished> {
     let now = Instant::now();
+    context.measurer.runs_start(now);
     // A drain that began while the claims were under way starts none of them.
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let single = starts
         .into_iter()
-        .map(|start| async move {
-            match start {
-                Start::Known { work, outcome } => Finished { work, claim: None, outcome },
-                Start::Wait { work, claim } => unstarted(work, claim),
-                Start::Run { work, claim, .. } if draining => unstarted(work, claim),
-                Start::Run { work, claim, suspect } => {
-                    let outcome = run(context, &work, &claim, suspect, now).await;
-                    Finished { work, claim: Some(claim), outcome }
-                }
-            }
-        })
+        .map(|start| handle_one(context, start, draining, now))
         .collect::<FuturesUnordered<_>>();
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
+    }
+}
+
+/// Runs the handler of one delivery, if it is to run and no drain has begun.
+pub(super) async fn handle_one<R: Runner>(
+    context: &Context<R>,
+    start: Start,
+    draining: bool,
+    now: Instant,
+) -> Finished {
+    match start {
+        Start::Known { work, outcome } => Finished { work, claim: None, outcome },
+        Start::Wait { work, claim } => unstarted(work, claim),
+        Start::Run { work, claim, .. } if draining => unstarted(work, claim),
+        Start::Run { work, claim, suspect } => {
+            let outcome = run(context, &work, &claim, suspect, now).await;
+            Finished { work, claim: Some(claim), outcome }
+        }
     }
 }
 
@@ -83,7 +92,9 @@ fn handle_groups<R: Runner>(
                     None if context.draining.is_cancelled() => Outcome::Unstarted,
                     None => {
                         claim.runs_again();
-                        run(context, &work, &claim, false, Instant::now()).await
+                        let now = Instant::now();
+                        context.measurer.runs_start(now);
+                        run(context, &work, &claim, false, now).await
                     }
                 };
                 Finished { work, claim: Some(claim), outcome }
@@ -120,7 +131,9 @@ async fn run<R: Runner>(
     match answers.into_iter().next() {
         Some(Ok(Renewal::Renewed)) => {
             claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
-            run_in_time(context, work, claim, Instant::now()).await
+            let now = Instant::now();
+            context.measurer.runs_start(now);
+            run_in_time(context, work, claim, now).await
         }
         Some(Ok(Renewal::Lost)) => Outcome::Fenced,
         _ => Outcome::Unstarted,
@@ -137,5 +150,8 @@ async fn run_in_time<R: Runner>(
     if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    R::run(context, work, claim, now).instrument(spans::run(work, claim)).await
+    match spans::run(work, claim) {
+        Some(span) => R::run(context, work, claim, now).instrument(span).await,
+        None => R::run(context, work, claim, now).await,
+    }
 }

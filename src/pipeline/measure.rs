@@ -2,23 +2,45 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::Span;
 
+use crate::active_claim::ActiveClaim;
 use crate::message::Message;
 use crate::store::Reason;
 use crate::telemetry::{Counter, Counters, Measure, Observer};
 
-/// The observer of a pipeline. Without one nothing is measured: reading the clock twice for each run would cost more than
-/// all the rest.
+/// The observer of a pipeline. Without one nothing is measured: reading the clock for each run would cost more than all the
+/// rest.
 #[derive(Clone, Default)]
-pub(crate) struct Measurer(Option<Arc<dyn Observer>>);
+pub(crate) struct Measurer(Option<Arc<Measuring>>);
+
+struct Measuring {
+    observer: Arc<dyn Observer>,
+    epoch: Instant,
+    /// The latest reading of the clock, in nanoseconds since `epoch`. A run starts then, not later than it really does: the
+    /// round before it, or the run before it in the round, has just read the clock. So each run reads it once.
+    latest_ns: AtomicU64,
+}
+
+impl Measuring {
+    fn ns(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
 
 impl Measurer {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
-        Self(observer)
+        let measuring =
+            |observer| Measuring { observer, epoch: Instant::now(), latest_ns: AtomicU64::new(0) };
+        Self(observer.map(measuring).map(Arc::new))
+    }
+
+    fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.0.as_ref().map(|measuring| &measuring.observer)
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -32,13 +54,34 @@ impl Measurer {
 
     /// Notes the time since [`start`](Self::start).
     pub(crate) fn stop(&self, measure: Measure, started: Option<Instant>) {
-        if let (Some(observer), Some(started)) = (&self.0, started) {
+        if let (Some(observer), Some(started)) = (self.observer(), started) {
             observer.observe(measure, &[started.elapsed().as_secs_f64()]);
         }
     }
 
+    /// Notes that the clock was read: runs start at `now`.
+    pub(crate) fn runs_start(&self, now: Instant) {
+        if let Some(measuring) = &self.0 {
+            measuring.latest_ns.store(measuring.ns(now), Ordering::Relaxed);
+        }
+    }
+
+    /// When the run that begins here has started, if there is an observer.
+    pub(crate) fn run_started(&self) -> Option<u64> {
+        self.0.as_ref().map(|measuring| measuring.latest_ns.load(Ordering::Relaxed))
+    }
+
+    /// Notes in `claim` the time since [`run_started`](Self::run_started).
+    pub(crate) fn run_ended(&self, started: Option<u64>, claim: &ActiveClaim) {
+        if let (Some(measuring), Some(started)) = (&self.0, started) {
+            let now = measuring.ns(Instant::now());
+            measuring.latest_ns.store(now, Ordering::Relaxed);
+            claim.ran(now.saturating_sub(started));
+        }
+    }
+
     pub(crate) fn observe(&self, measure: Measure, values: &[f64]) {
-        if let Some(observer) = self.0.as_ref().filter(|_| !values.is_empty()) {
+        if let Some(observer) = self.observer().filter(|_| !values.is_empty()) {
             observer.observe(measure, values);
         }
     }
@@ -57,24 +100,24 @@ impl Measurer {
     }
 
     pub(crate) fn dead_lettered(&self, reason: Reason, attempts: u32) {
-        if let Some(observer) = &self.0 {
+        if let Some(observer) = self.observer() {
             observer.dead_lettered(reason);
             observer.observe(Measure::Attempts, &[f64::from(attempts)]);
         }
     }
 
-    /// The span of a delivery that was received.
-    pub(crate) fn span(&self, message: &Message) -> Span {
-        self.0.as_ref().map_or_else(Span::none, |observer| observer.span(message))
+    /// The span of a delivery that was received, if it has one.
+    pub(crate) fn span(&self, message: &Message) -> Option<Span> {
+        self.observer().map(|observer| observer.span(message)).filter(|span| !span.is_none())
     }
 
     /// Starts to gather the ends of deliveries.
     pub(crate) fn ends(&self) -> Ends<'_> {
-        Ends { observer: self.0.as_deref(), ends: Vec::new() }
+        Ends { observer: self.observer().map(AsRef::as_ref), ends: Vec::new() }
     }
 
     pub(crate) fn report(&self, counters: &Counters) {
-        if let Some(observer) = &self.0 {
+        if let Some(observer) = self.observer() {
             observer.report(counters);
         }
     }

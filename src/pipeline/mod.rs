@@ -27,6 +27,7 @@ mod record;
 mod run;
 mod runnable;
 mod runner;
+mod sequence;
 mod settle;
 mod settler;
 mod spans;

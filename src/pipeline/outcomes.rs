@@ -67,7 +67,8 @@ fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
     if !context.measurer.is_on() {
         return;
     }
-    let (mut succeeded, mut failed, mut attempts) = (Vec::new(), Vec::new(), Vec::new());
+    let room = || Vec::with_capacity(finished.len());
+    let (mut succeeded, mut failed, mut attempts) = (room(), Vec::new(), room());
     for Finished { claim, outcome, .. } in finished {
         let Some(claim) = claim else { continue };
         let Some(took) = claim.take_run_time() else { continue };

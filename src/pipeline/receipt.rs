@@ -16,25 +16,25 @@ use crate::telemetry::TRACE_TARGET;
 pub(crate) struct Receipt {
     tag: Tag,
     queue: Option<Arc<SettleQueue>>,
-    /// The span of the delivery, until it is settled.
-    span: Span,
+    /// The span of the delivery, until it is settled; `None` costs less than [`Span::none`].
+    span: Option<Span>,
 }
 
 impl Receipt {
     /// Enqueues the settlement. It never waits; the settler flushes the queue in batches.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         if let Some(queue) = self.queue.take() {
-            queue.push(self.tag, settlement, &self.span);
+            queue.push(self.tag, settlement, self.span());
         }
     }
 
-    pub(crate) fn set_span(&mut self, span: Span) {
+    pub(crate) fn set_span(&mut self, span: Option<Span>) {
         self.span = span;
     }
 
-    /// The span of the delivery; none by default.
-    pub(crate) fn span(&self) -> &Span {
-        &self.span
+    /// The span of the delivery, if it has one.
+    pub(crate) fn span(&self) -> Option<&Span> {
+        self.span.as_ref()
     }
 
     /// The adapter's name for the delivery.
@@ -46,7 +46,7 @@ impl Receipt {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
-            queue.push(self.tag, Settlement::Abandon, &self.span);
+            queue.push(self.tag, Settlement::Abandon, self.span());
         }
     }
 }
@@ -74,13 +74,13 @@ impl SettleQueue {
 
     /// A receipt for the delivery `tag`. Called once for each delivery.
     pub(crate) fn receipt(self: &Arc<Self>, tag: Tag) -> Receipt {
-        Receipt { tag, queue: Some(Arc::clone(self)), span: Span::none() }
+        Receipt { tag, queue: Some(Arc::clone(self)), span: None }
     }
 
-    fn push(&self, tag: Tag, settlement: Settlement, delivery: &Span) {
+    fn push(&self, tag: Tag, settlement: Settlement, delivery: Option<&Span>) {
         let mut waiting = self.waiting.lock();
         waiting.items.push((tag, settlement));
-        if !delivery.is_none() {
+        if let Some(delivery) = delivery {
             waiting.spans.push(tracing::info_span!(target: TRACE_TARGET, parent: delivery, "settle"));
         }
         if waiting.items.len() == 1 {

@@ -52,8 +52,8 @@ pub(crate) async fn ready<R>(context: &Context<R>) -> Result<(), Error> {
 fn log(advice: &Advice) {
     match advice.level {
         AdviceLevel::Ok => tracing::debug!("{}", advice.text),
-        AdviceLevel::Warning => tracing::warn!("{}", advice.text),
-        AdviceLevel::Error => tracing::error!("{}", advice.text),
+        AdviceLevel::Warning => tracing::warn!(code = advice.code, "{}", advice.text),
+        AdviceLevel::Error => tracing::error!(code = advice.code, "{}", advice.text),
     }
 }
 
@@ -61,45 +61,57 @@ fn log(advice: &Advice) {
 /// reads; none keeps a pipeline from running.
 pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
     let mut found = Vec::new();
-    let mut warn = |text: String| found.push(Advice::new(AdviceLevel::Warning, text));
+    let mut warn = |code, text: String| found.push(Advice::warning(code, text));
     let attempts = config.retry.max_attempts;
     if let Some(limit) = broker.delivery_limit
         && limit < attempts.saturating_add(HEADROOM)
     {
-        warn(format!(
-            "the broker gives a message up after {limit} deliveries, but {attempts} attempts and redeliveries after \
+        warn(
+            "delivery-limit-low",
+            format!(
+                "the broker gives a message up after {limit} deliveries, but {attempts} attempts and redeliveries after \
              crashes may need more; raise its limit to at least {}, or lower max_attempts",
-            attempts.saturating_add(HEADROOM)
-        ));
+                attempts.saturating_add(HEADROOM)
+            ),
+        );
     }
     let longest_run = config.handler_timeout.saturating_add(config.cancel_grace);
     if let Some(timeout) = broker.ack_timeout
         && timeout < longest_run
     {
-        warn(format!(
-            "the broker takes a delivery back after {timeout:?}, but a handler may run for {longest_run:?}; raise the \
+        warn(
+            "ack-timeout-short",
+            format!(
+                "the broker takes a delivery back after {timeout:?}, but a handler may run for {longest_run:?}; raise the \
              broker's timeout, or lower handler_timeout"
-        ));
+            ),
+        );
     }
     let horizon = config.retry.span().saturating_add(broker.retention.unwrap_or_default());
     if config.ttl < horizon {
-        warn(format!(
-            "ttl is {:?}, but retries and the broker's retention let duplicates arrive for {horizon:?}; raise ttl, or \
+        warn(
+            "ttl-below-redelivery-horizon",
+            format!(
+                "ttl is {:?}, but retries and the broker's retention let duplicates arrive for {horizon:?}; raise ttl, or \
              they run again",
-            config.ttl
-        ));
+                config.ttl
+            ),
+        );
     }
     if config.ordering != Ordering::None && !broker.ordered {
-        warn(
+        warn("order-within-worker", 
             "the broker does not keep the order of messages across redeliveries and workers: order holds within this \
              worker only; use partitions, FIFO groups or a single active consumer"
                 .to_owned(),
         );
-        warn(format!(
-            "the broker cannot pause single order keys: when {} messages wait in this worker, behind others of their key or \
+        warn(
+            "order-key-blocks-source",
+            format!(
+                "the broker cannot pause single order keys: when {} messages wait in this worker, behind others of their key or \
              for a retry, it takes no more of any key; raise max_waiting if one blocked key may hold more",
-            config.max_waiting()
-        ));
+                config.max_waiting()
+            ),
+        );
     }
     found
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::config::OnExhausted;
 use super::context::Context;
@@ -38,6 +39,20 @@ impl<R> Context<R> {
     pub(crate) async fn complete(&self, batch: Vec<CompleteRequest>) -> Vec<Result<Completion, Error>> {
         // The calls are bounded where they are made: waiting for their turn is no failure.
         self.until_known(batch, |batch| Box::pin(self.completions.send(batch))).await
+    }
+
+    /// As [`complete`](Self::complete), of a completion that was sent before; `answers` are those of that first call.
+    pub(crate) async fn complete_again(
+        &self,
+        batch: Vec<CompleteRequest>,
+        answers: Vec<Result<Completion, Error>>,
+    ) -> Vec<Result<Completion, Error>> {
+        let first = Mutex::new(Some(answers));
+        self.until_known(batch, |batch| match first.lock().take() {
+            Some(answers) => Box::pin(std::future::ready(answers)),
+            None => Box::pin(self.completions.send(batch)),
+        })
+        .await
     }
 
     /// Repeats a write, with the same owner tokens, until each item is answered: *unknown is not failed*, and only an

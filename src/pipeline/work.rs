@@ -112,6 +112,8 @@ pub(crate) enum Plan {
     Letter(Reason, String),
     /// Refuse it.
     Reject,
+    /// Ack it: its record is durable, and only its place in the order kept it from being settled.
+    Ack(Counter),
 }
 
 impl InFlight {
@@ -160,6 +162,14 @@ pub(crate) enum Start {
         work: Work,
         outcome: Outcome,
     },
+}
+
+impl Start {
+    pub(crate) fn work(&self) -> &Work {
+        match self {
+            Self::Run { work, .. } | Self::Wait { work, .. } | Self::Known { work, .. } => work,
+        }
+    }
 }
 
 /// A delivery whose key is claimed.
@@ -211,6 +221,13 @@ pub(crate) enum Verdict {
     GiveBack { after: Duration },
     /// Give it back at once: the program is ending.
     Abandon,
+}
+
+/// A delivery that returns to its lane, behind one that has to be settled before it.
+pub(crate) struct Behind {
+    pub(crate) work: Work,
+    /// What is left to do with it, if that has changed meanwhile.
+    pub(crate) plan: Option<Plan>,
 }
 
 /// A delivery and what follows for it; the record of it is durable.

@@ -67,6 +67,8 @@ impl StoreCapabilities {
 pub struct Advice {
     /// How bad it is.
     pub level: AdviceLevel,
+    /// The kind of warning or error, a stable name such as `redis-no-append-only-file`; empty where all is well.
+    pub code: &'static str,
     /// One sentence.
     pub text: String,
 }
@@ -83,9 +85,27 @@ pub enum AdviceLevel {
 }
 
 impl Advice {
-    /// A finding.
-    pub fn new(level: AdviceLevel, text: impl Into<String>) -> Self {
-        Self { level, text: text.into() }
+    /// All is well.
+    pub fn ok(text: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Ok, code: "", text: text.into() }
+    }
+
+    /// It works, but a promise is weaker than it could be. `code` names the kind of finding: lowercase words with hyphens, which
+    /// stay the same from version to version.
+    ///
+    /// ```
+    /// use onceward::store::{Advice, AdviceLevel};
+    ///
+    /// let advice = Advice::warning("shelf-unsorted", "the shelf is unsorted; sort it");
+    /// assert_eq!((advice.level, advice.code), (AdviceLevel::Warning, "shelf-unsorted"));
+    /// ```
+    pub fn warning(code: &'static str, text: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Warning, code, text: text.into() }
+    }
+
+    /// It must be fixed before the program may run.
+    pub fn error(code: &'static str, text: impl Into<String>) -> Self {
+        Self { level: AdviceLevel::Error, code, text: text.into() }
     }
 }
 

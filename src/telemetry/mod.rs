@@ -1,5 +1,6 @@
 //! Counters and measurements of a pipeline, under names that dashboards can rely on: [`Counters`], [`Observer`].
 
+mod distribution;
 mod gauges;
 mod handler;
 #[cfg(feature = "metrics")]
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use distribution::{Distribution, DistributionCounts};
 pub use gauges::{IntakePause, IntakePauses, Limits};
 pub use handler::HandlerState;
 #[cfg(feature = "metrics")]

@@ -12,6 +12,7 @@
 //! | `bugs.rs` | each planted bug breaks it |
 //! | `witnesses.rs` | the cases it is about do occur |
 //! | `redrive.rs` `redrive/checks.rs` | a second, smaller model: dead letters and their redrive |
+//! | `order/mod.rs` `order/checks.rs` | a third, smaller model: sequences of messages of one lane |
 //! | `library.rs` | the library's own transitions do the same in every state reached |
 //! | `check.rs` | how models are explored |
 //!
@@ -68,13 +69,14 @@
 //! - States that differ only in the names of lanes, of copies, of tokens and of fences are explored once. A few are met under
 //!   two names, depending on the way there, so the number of states may differ a little from run to run.
 //!
-//! Not modelled: fingerprints, positions, order, batches, caches, and time other than the order of deadlines.
+//! Not modelled: fingerprints, positions, batches, caches, and time other than the order of deadlines.
 
 mod bugs;
 mod check;
 mod enabled;
 mod library;
 mod model;
+mod order;
 mod properties;
 mod record;
 mod redrive;

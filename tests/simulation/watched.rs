@@ -1,12 +1,13 @@
 //! Store and broker as the workers see them, with the witness looking on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use onceward::adapter::{
     Acker, Capabilities, Consumer, Delivery, FlowControl, Notice, Settled, Settlement, Tag,
 };
+use onceward::pipeline::config::Ordering;
 use onceward::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
     Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
@@ -203,6 +204,41 @@ pub(crate) struct Books {
     pub(crate) letters: MemoryPublisher,
     pub(crate) key_of: Box<dyn Fn(&str) -> Key + Send + Sync>,
     pub(crate) ids: Mutex<HashMap<Tag, String>>,
+    pub(crate) lanes: Lanes,
+}
+
+/// The deliveries of a worker that are not settled, by their lane.
+#[derive(Default)]
+pub(crate) struct Lanes {
+    pub(crate) ordering: Ordering,
+    open: Mutex<BTreeMap<String, BTreeSet<Tag>>>,
+}
+
+impl Lanes {
+    pub(crate) fn new(ordering: Ordering) -> Self {
+        Self { ordering, open: Mutex::default() }
+    }
+
+    fn received(&self, delivery: &Delivery) {
+        let message = &delivery.message;
+        let lane = match self.ordering {
+            Ordering::Partition => message.position().map(|position| position.partition.to_string()),
+            Ordering::BrokerKey => message.order_key().map(|key| format!("{key:?}")),
+            _ => None,
+        };
+        if let Some(lane) = lane {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.entry(lane).or_default().insert(delivery.tag);
+        }
+    }
+
+    /// Those before it in its lane that are not settled.
+    fn settle(&self, tag: Tag) -> Vec<Tag> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lane) = open.values_mut().find(|lane| lane.contains(&tag)) else { return Vec::new() };
+        lane.remove(&tag);
+        lane.range(..tag).filter(|before| before.epoch == tag.epoch).copied().collect()
+    }
 }
 
 /// A worker's view of the broker. Its acker checks I6: what is acked is completed or dead-lettered.
@@ -230,6 +266,7 @@ impl Consumer for WatchedConsumer {
             let id = String::from_utf8_lossy(delivery.message.payload()).into_owned();
             self.books.witness.trace(self.books.worker, "received", (&id, delivery.tag));
             self.books.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(delivery.tag, id);
+            self.books.lanes.received(delivery);
             tags.push((delivery.tag, Settlement::Ack));
         }
         if self.bug == Some(Bug::AcksOnReceive) {
@@ -270,6 +307,10 @@ impl Acker for WatchedAcker {
                 continue;
             };
             self.books.witness.trace(self.books.worker, "settles", (&id, settlement));
+            let before = self.books.lanes.settle(*tag);
+            if *settlement == Settlement::Ack && self.books.passes_any(&before).await {
+                self.books.witness.violated(format!("I4: {id} was acked before one ahead of it in its lane"));
+            }
             if *settlement == Settlement::Ack && !self.books.may_ack(&id).await {
                 self.books.witness.violated(format!("I6: {id} was acked and is neither completed nor dead"));
             }
@@ -283,6 +324,19 @@ impl Acker for WatchedAcker {
 }
 
 impl Books {
+    /// True if one of these must be settled first. A message whose dead letter is not confirmed may be passed.
+    async fn passes_any(&self, before: &[Tag]) -> bool {
+        for tag in before {
+            let id = self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(tag).cloned();
+            let Some(id) = id else { continue };
+            let record = self.inbox.inspect(&self.scope, &(self.key_of)(&id)).await.ok().flatten();
+            if record.is_none_or(|record| record.state != KeyState::Terminal) {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn may_ack(&self, id: &str) -> bool {
         let record = self.inbox.inspect(&self.scope, &(self.key_of)(id)).await.ok().flatten();
         match record.map(|record| record.state) {

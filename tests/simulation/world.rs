@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bugs::{Bug, Planted, PlantedPublisher};
 use crate::handlers::{Script, plain, transactional};
 use crate::plan::{Behaviour, Plan, Trouble};
-use crate::watched::{Books, WatchedConsumer, WatchedStore};
+use crate::watched::{Books, Lanes, WatchedConsumer, WatchedStore};
 use crate::witness::{Outcome, Witness};
 
 /// After the last trouble, everything is settled within this.
@@ -162,6 +162,7 @@ impl World {
             letters: self.letters.clone(),
             key_of: Box::new(move |id| Self::key_of(&keys, id)),
             ids: Mutex::default(),
+            lanes: Lanes::new(self.plan.config.ordering.clone()),
         };
         let shutdown = CancellationToken::new();
         let consumer = self.consumer(consumer, books, &process);

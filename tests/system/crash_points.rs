@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use onceward::failpoints::Step;
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_support::effects::Kind;
+use onceward_test_support::ledger::Produced;
 use onceward_test_support::orders::order;
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::postgres::table::Table;
-use crate::stage::{PATIENCE, exec, ids_of, in_flight, ledger, letter_id, scene, worker};
+use crate::stage::{PATIENCE, exec, ids_of, in_flight, ledger_of, letter_id, scene, worker};
 use crate::transactions::{EFFECTS, sql};
 
 /// Concurrent scenes: most of their time they wait for a lease to end.
@@ -42,6 +43,9 @@ enum Effects {
     Postgres,
 }
 
+/// The same in lanes. What is behind a failure is released.
+const IN_ORDER: &[Step] = &[Step::Begun, Step::CommitSent, Step::Committed];
+
 /// Unstarted claims are released in a drain only.
 const DEDUPLICATED: &[Step] = &[Step::ReleaseSent, Step::Begun, Step::CommitSent, Step::Committed];
 
@@ -63,8 +67,13 @@ fn shared_sql() -> Setup {
     sql().set("handler.sql.batch", 4)
 }
 
-const KINDS: [Kinds; 4] = [
+fn in_order() -> Setup {
+    worker().set("pipeline.ordering", "key").set("pipeline.order_by", "json:/lane")
+}
+
+const KINDS: [Kinds; 5] = [
     Kinds { name: "worker", setup: worker, never: DEDUPLICATED, effects: Effects::Ledger },
+    Kinds { name: "in-order", setup: in_order, never: IN_ORDER, effects: Effects::Ledger },
     Kinds { name: "exec", setup: exec, never: DEDUPLICATED, effects: Effects::Ledger },
     Kinds { name: "sqlite", setup: sql, never: TRANSACTIONAL, effects: Effects::Sqlite },
     Kinds { name: "postgres", setup: sql, never: TRANSACTIONAL, effects: Effects::Postgres },
@@ -110,16 +119,30 @@ fn next<T>(cases: &Mutex<Vec<T>>) -> Option<T> {
     cases.lock().ok()?.pop()
 }
 
-/// Some that go well, copies of them, one that fails once, two that fail for good, one longer than a third of the lease.
+/// Two lanes: some that go well, copies of them, one that fails once, two that fail for good, one longer than a third of the
+/// lease.
 fn lines() -> Vec<String> {
-    let mut lines: Vec<_> =
-        (0..12).map(|number| order(&format!("well-{number}"), &json!({"steps": 10}))).collect();
+    let mut lines: Vec<_> = (0..12)
+        .map(|number| order(&format!("well-{number}"), &json!({"steps": 10, "lane": number % 2})))
+        .collect();
     lines.extend_from_slice(&lines.clone()[..4]);
-    lines.insert(3, order("once", &json!({"do": "fail", "times": 1, "steps": 10})));
-    lines.insert(5, order("dead-1", &json!({"do": "permanent", "steps": -1})));
-    lines.insert(9, order("dead-2", &json!({"do": "permanent", "steps": -1})));
-    lines.insert(10, order("slow", &json!({"ms": 1000, "steps": 10})));
+    lines.insert(3, order("once", &json!({"do": "fail", "times": 1, "steps": 10, "lane": 0})));
+    lines.insert(5, order("dead-1", &json!({"do": "permanent", "steps": -1, "lane": 1})));
+    lines.insert(9, order("dead-2", &json!({"do": "permanent", "steps": -1, "lane": 0})));
+    lines.insert(10, order("slow", &json!({"ms": 1000, "steps": 10, "lane": 1})));
     lines
+}
+
+/// What the lines are for, in their order.
+fn produced() -> Vec<Produced> {
+    let lines = lines().into_iter();
+    lines
+        .map(|line| {
+            let order: Value = serde_json::from_str(&line).expect("an order is JSON");
+            let key = order["id"].as_str().expect("an id").to_owned();
+            Produced { key, order_key: Some(order["lane"].to_string()), confirmed: true }
+        })
+        .collect()
 }
 
 fn ids() -> Vec<String> {
@@ -162,7 +185,11 @@ fn die_at(kind: &Kinds, step: Step, nth: u32) {
         exactly_one_row_each(&scene, &case);
     } else {
         let pending = ids_of(&scene, &pending);
-        ledger(&scene, &ids()).verify(&pending);
+        let ledger = ledger_of(&scene, produced());
+        ledger.verify(&pending);
+        if kind.name == "in-order" {
+            assert_eq!(ledger.out_of_order(), [], "{case}");
+        }
         // What is recorded, a failure for good among it, is not run again, whatever is left to do about it.
         for (id, runs) in scene.count(Kind::Start) {
             let most = 1 + usize::from(id == "once") + usize::from(pending.contains(&id));
@@ -209,6 +236,6 @@ fn a_run_without_a_plan_crashes_nowhere() {
     let scene = scene(&worker(), &lines());
     let ended = scene.run_to_end();
     assert_eq!(ended.code(), Some(3), "{ended:#?}");
-    ledger(&scene, &ids()).verify(&BTreeSet::new());
+    ledger_of(&scene, produced()).verify(&BTreeSet::new());
     assert_eq!(scene.letters().len(), 2);
 }

@@ -13,6 +13,7 @@
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | mistakes in a configuration, and secrets of it that are never printed |
+//! | `telemetry/` | traces that cross all brokers and reach all handlers; the events that change each metric |
 //! | `shutdown.rs` | signals |
 //! | `stalled.rs` | SIGTERM while a source or a store is silent |
 //! | `store_trouble.rs` | a database that is locked or cannot be written |
@@ -53,4 +54,5 @@ mod sqs;
 mod stage;
 mod stalled;
 mod store_trouble;
+mod telemetry;
 mod transactions;

@@ -9,6 +9,7 @@
 //! | `lengths` | a file of more than 400 lines, a function of more than 70 |
 //! | `layout` | an adapter without a file that the others of its role have; `name.rs` beside `name/`; a file of the program, but its registration, that names an adapter |
 //! | `root_exports` | a name that the root of `onceward` exports and `root_exports.txt` does not list, or the reverse |
+//! | `fuzz_imports` | an import of a fuzz target that nothing defines: the targets are built on demand only |
 //!
 //! Known violations are counted in `exceptions.txt`, by check and subject. The count must be exact: a new violation fails, and
 //! so does an entry that is larger than needed, so that the list can only shrink. `TIDY_UPDATE=1 cargo test -p onceward-tidy`
@@ -17,6 +18,7 @@
 mod comments;
 mod cycles;
 mod exceptions;
+mod fuzz_imports;
 mod headings;
 mod layout;
 mod lengths;
@@ -56,6 +58,7 @@ fn violations(sources: &[Source], files: &[String]) -> Vec<Violation> {
     violations.extend(layout::check(files));
     violations.extend(layout::named_adapters(files, sources));
     violations.extend(root_exports::check(sources, &root_exports::listed()));
+    violations.extend(fuzz_imports::check(sources));
     violations.sort();
     violations
 }

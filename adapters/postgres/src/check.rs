@@ -1,7 +1,7 @@
 //! Checks at startup the server settings that the guarantees depend on, on the connections that a run opens.
 
 use onceward::Error;
-use onceward::store::{Advice, AdviceLevel};
+use onceward::store::Advice;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row, query_scalar};
 
 use crate::connector::Connector;
@@ -32,7 +32,7 @@ pub(crate) async fn check(
     conn.give_back();
     handler_conn.give_back();
     let text = format!("Postgres {} at {address}: schema {schema}, version {version}", server.version);
-    let mut found = vec![Advice::new(AdviceLevel::Ok, text)];
+    let mut found = vec![Advice::ok(text)];
     found.extend(server.advice(&address));
     if is_shared || !server.has_lock_timeout {
         let count = sessions.pool.limit() + handler_pool.limit() + 1;
@@ -40,7 +40,7 @@ pub(crate) async fn check(
             "a pooler at {address} shares server sessions between transactions, so that settings and prepared \
              statements get lost; use its session mode, with room for {count} sessions of each process"
         );
-        found.push(Advice::new(AdviceLevel::Error, text));
+        found.push(Advice::error("postgres-pooler-shares-sessions", text));
     }
     let creators = ownership.map_or_else(Vec::new, |ownership| ownership.creators);
     if !creators.is_empty() {
@@ -48,7 +48,7 @@ pub(crate) async fn check(
             "{} may create objects in schema {schema}, which workers do not need; REVOKE CREATE ON SCHEMA {schema} from it",
             creators.join(", ")
         );
-        found.push(Advice::new(AdviceLevel::Warning, text));
+        found.push(Advice::warning("postgres-schema-creators", text));
     }
     if !writable_schemas.is_empty() {
         let text = format!(
@@ -57,7 +57,7 @@ pub(crate) async fn check(
              without them for the role and name schemas in statements",
             writable_schemas.join(", ")
         );
-        found.push(Advice::new(AdviceLevel::Warning, text));
+        found.push(Advice::warning("postgres-search-path-writable", text));
     }
     Ok(found)
 }
@@ -70,6 +70,7 @@ struct ServerSettings {
     is_durable: bool,
     is_read_only: bool,
     has_synchronous_standby: bool,
+    has_standby: bool,
     encoding: String,
     /// The session has the `lock_timeout` that was set after connecting.
     has_lock_timeout: bool,
@@ -81,6 +82,7 @@ impl ServerSettings {
              current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', \
              pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', \
              current_setting('synchronous_standby_names') <> '', \
+             EXISTS (SELECT 1 FROM pg_catalog.pg_stat_replication), \
              current_setting('server_encoding'), current_setting('lock_timeout') <> '0'";
         let row = conn.fetch_one(sql).await?;
         Ok(Self {
@@ -89,8 +91,9 @@ impl ServerSettings {
             is_durable: row.try_get(2)?,
             is_read_only: row.try_get(3)?,
             has_synchronous_standby: row.try_get(4)?,
-            encoding: row.try_get(5)?,
-            has_lock_timeout: row.try_get(6)?,
+            has_standby: row.try_get(5)?,
+            encoding: row.try_get(6)?,
+            has_lock_timeout: row.try_get(7)?,
         })
     }
 
@@ -98,22 +101,24 @@ impl ServerSettings {
         let mut found = Vec::new();
         if self.version_number < 130_000 {
             let text = format!("Postgres {} is too old; 13 or later is needed", self.version);
-            found.push(Advice::new(AdviceLevel::Error, text));
+            found.push(Advice::error("postgres-too-old", text));
         }
         if self.is_read_only {
             let text = format!("{address} is read-only; name the primary");
-            found.push(Advice::new(AdviceLevel::Error, text));
+            found.push(Advice::error("postgres-read-only", text));
         }
         found.push(if self.is_durable {
             let text = "fsync and full_page_writes are on: completions survive a power cut";
-            Advice::new(AdviceLevel::Ok, text)
+            Advice::ok(text)
         } else {
             let text = "fsync or full_page_writes is off: a power cut loses completions; turn both on";
-            Advice::new(AdviceLevel::Error, text)
+            Advice::error("postgres-fsync-off", text)
         });
-        if !self.has_synchronous_standby {
-            let text = "no synchronous standby: a failover may lose the last completions";
-            found.push(Advice::new(AdviceLevel::Warning, text));
+        // Without a standby there is no failover.
+        if self.has_standby && !self.has_synchronous_standby {
+            let text = "the standbys replicate asynchronously: a failover may lose the last completions, and their handlers run again; \
+                        set synchronous_standby_names";
+            found.push(Advice::warning("postgres-asynchronous-standbys", text));
         }
         if !matches!(&*self.encoding, "UTF8" | "SQL_ASCII") {
             let text = format!(
@@ -121,7 +126,7 @@ impl ServerSettings {
                  that encoding has cannot be passed to it as text",
                 self.encoding
             );
-            found.push(Advice::new(AdviceLevel::Warning, text));
+            found.push(Advice::warning("postgres-encoding", text));
         }
         found
     }

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use onceward::store::{
-    Advice, AdviceLevel, Claim, ClaimRequest, CompleteRequest, Completion, Entropy, OwnerToken,
-};
+use onceward::store::{Advice, Claim, ClaimRequest, CompleteRequest, Completion, Entropy, OwnerToken};
 use onceward::{Error, ErrorKind, Key, Scope};
 
 use crate::command::ScriptCommand;
@@ -83,12 +81,10 @@ impl ScriptExecutor {
         }
         let name = if value("valkey_version").is_empty() { "Redis" } else { "Valkey" };
         let own_version = if name == "Redis" { version } else { value("valkey_version") };
-        advice.push(Advice::new(AdviceLevel::Ok, format!("{prefix}{name} {own_version}, noeviction")));
+        advice.push(Advice::ok(format!("{prefix}{name} {own_version}, noeviction")));
 
         if number("evicted_keys") > 0 {
-            advice.push(Advice::new(
-                AdviceLevel::Warning,
-                format!(
+            advice.push(Advice::warning("redis-evicted-keys", format!(
                     "{prefix}the server has evicted {} keys since its start, under another policy; they may include claims",
                     value("evicted_keys")
                 ),
@@ -101,28 +97,22 @@ impl ScriptExecutor {
     fn check_replicas(&self, replicas: u64, in_cluster: bool, prefix: &str, advice: &mut Vec<Advice>) {
         let wanted = u64::from(self.options.wait_replicas);
         if wanted > replicas {
-            advice.push(Advice::new(
-                AdviceLevel::Warning,
-                format!(
+            advice.push(Advice::warning("redis-too-few-replicas", format!(
                     "{prefix}{replicas} replicas are connected, wait_replicas is {wanted}: nothing is claimed until enough are connected"
                 ),
             ));
         } else if wanted > 0 {
-            advice.push(Advice::new(
-                AdviceLevel::Ok,
-                format!(
+            advice.push(Advice::ok(format!(
                     "{prefix}{replicas} replicas; claims and completions wait for {wanted}. A failover to a lagging replica can still lose some"
                 ),
             ));
         } else if replicas > 0 || in_cluster || self.network.has_sentinels() {
-            advice.push(Advice::new(
-                AdviceLevel::Warning,
-                format!(
+            advice.push(Advice::warning("redis-asynchronous-replicas", format!(
                     "{prefix}{replicas} replicas, asynchronous: a failover loses the last claims and completions, and their handlers may run again; wait_replicas narrows that"
                 ),
             ));
         } else {
-            advice.push(Advice::new(AdviceLevel::Ok, format!("{prefix}no replicas: no failover")));
+            advice.push(Advice::ok(format!("{prefix}no replicas: no failover")));
         }
     }
 
@@ -175,31 +165,33 @@ async fn check_persistence(
         let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
         pairs.get(name).cloned()
     };
-    let (level, text) = if info.get("aof_enabled").is_some_and(|value| value == "1") {
+    let found = if info.get("aof_enabled").is_some_and(|value| value == "1") {
         match setting("appendfsync").await.as_deref() {
-                Some("always") => (AdviceLevel::Ok, "append-only file, synced at every write".to_owned()),
-                Some("no") => (
-                    AdviceLevel::Warning,
-                    "append-only file, synced by the operating system: a power failure loses up to half a minute; set appendfsync everysec".to_owned(),
+            Some("always") => Advice::ok(format!("{prefix}append-only file, synced at every write")),
+            Some("no") => Advice::warning(
+                "redis-fsync-by-system",
+                format!(
+                    "{prefix}append-only file, synced by the operating system: a power failure loses up to half a minute; set \
+                     appendfsync everysec"
                 ),
-                _ => (
-                    AdviceLevel::Ok,
-                    "append-only file: a crash of the server loses nothing, a power failure up to a second".to_owned(),
-                ),
-            }
+            ),
+            _ => Advice::ok(format!(
+                "{prefix}append-only file: a crash of the server loses nothing, a power failure up to a second"
+            )),
+        }
     } else {
         let lost = match setting("save").await.as_deref() {
             Some("") => "all keys",
             _ => "all keys since the last snapshot",
         };
-        (
-            AdviceLevel::Warning,
+        Advice::warning(
+            "redis-no-append-only-file",
             format!(
-                "no append-only file: a crash or restart loses {lost}, and duplicates run again; set appendonly yes"
+                "{prefix}no append-only file: a crash or restart loses {lost}, and duplicates run again; set appendonly yes"
             ),
         )
     };
-    advice.push(Advice::new(level, format!("{prefix}{text}")));
+    advice.push(found);
 }
 
 /// Describes missing permissions that only tools need.
@@ -209,9 +201,7 @@ async fn check_permissions(prefix: &str, server: &RedisServer, advice: &mut Vec<
     if let Err(error) = send_to(OPERATION, server, scan).await
         && error.kind() == ErrorKind::Denied
     {
-        advice.push(Advice::new(
-            AdviceLevel::Warning,
-            format!(
+        advice.push(Advice::warning("redis-no-scan", format!(
                 "{prefix}the user may not use SCAN: lists and statistics of keys are refused; everything else works"
             ),
         ));

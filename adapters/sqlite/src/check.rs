@@ -1,7 +1,7 @@
 //! Checks at startup that the file is writable and its settings keep the promises.
 
 use onceward::Error;
-use onceward::store::{Advice, AdviceLevel};
+use onceward::store::Advice;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row, query};
 
@@ -25,19 +25,19 @@ pub(crate) async fn check(config: &SqliteConfig, writer: &Writer) -> Result<Vec<
     let path = config.path.display();
     let writable = format!("SQLite {sqlite}: {path} is writable, schema version {version}");
     let journal = if journal.eq_ignore_ascii_case("wal") {
-        Advice::new(AdviceLevel::Ok, "journal_mode is WAL: readers do not wait for the writer")
+        Advice::ok("journal_mode is WAL: readers do not wait for the writer")
     } else {
         let text =
             format!("journal_mode is {journal} where WAL was asked for: is {path} on a network file system?");
-        Advice::new(AdviceLevel::Warning, text)
+        Advice::warning("sqlite-journal-not-wal", text)
     };
     let synchronous = if synchronous >= 2 {
-        Advice::new(AdviceLevel::Ok, "synchronous is FULL: completions survive a power cut")
+        Advice::ok("synchronous is FULL: completions survive a power cut")
     } else {
         let text = format!("synchronous is {synchronous} where FULL was asked for: completions may be lost");
-        Advice::new(AdviceLevel::Error, text)
+        Advice::error("sqlite-not-synchronous", text)
     };
-    Ok(vec![Advice::new(AdviceLevel::Ok, writable), journal, synchronous])
+    Ok(vec![Advice::ok(writable), journal, synchronous])
 }
 
 /// The first column of the only row of `sql`.

@@ -34,8 +34,8 @@ pub(super) async fn outbox(
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let config = super::failure::load(&args.file, env)?;
     logging::start(config.telemetry.log, env)?;
-    for remark in super::readable::secrets(&config) {
-        tracing::warn!("{remark}");
+    for advice in super::readable::secrets(&config) {
+        tracing::warn!(code = advice.code(), "{advice}");
     }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();

@@ -4,17 +4,17 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Advice, Config};
 
 /// Readable by everybody. Readable by the group is accepted: Kubernetes mounts secrets like that.
 const BY_OTHERS: u32 = 0o004;
 
 /// A warning for each file that everybody may read. A missing file is reported when it is opened.
-pub(super) fn secrets(config: &Config) -> Vec<ConfigError> {
+pub(super) fn secrets(config: &Config) -> Vec<Advice> {
     let readable = config.secret_files().into_iter().filter(|(_, file)| is_readable_by_others(file));
     let remark = |(key, file): (String, std::path::PathBuf)| {
         let problem = format!("{} can be read by every user of this machine", file.display());
-        config.refuse(&key, problem, "remove the permission: chmod o-rwx")
+        config.warn("secret-file-readable", &key, problem, "remove the permission: chmod o-rwx")
     };
     readable.map(remark).collect()
 }

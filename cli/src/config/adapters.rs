@@ -1,6 +1,6 @@
 //! Generates the tables of all adapters from their registration in `plugins.rs`: [`register!`].
 
-use onceward_plugin::{LogRule, StoreFacts};
+use onceward_plugin::{FindingDoc, LogRule, StoreFacts};
 
 /// One table of the configuration and the cargo feature that brings it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) struct Registered {
     pub store: Option<StoreFacts>,
     /// How the log lines of its client library are filtered.
     pub log: &'static [LogRule],
+    /// What the codes of its findings mean.
+    pub findings: &'static [FindingDoc],
 }
 
 impl Registered {
@@ -60,7 +62,7 @@ impl Registered {
 macro_rules! register {
     (
         brokers { $($broker:ident: $Broker:ident = $broker_crate:ident if $broker_feature:literal,)* }
-        sources { $($source:ident: $Source:ident = $source_type:path,)* }
+        sources { $($source:ident: $Source:ident = $source_crate:ident,)* }
         stores { $($store:ident: $Store:ident = $store_crate:ident if $store_feature:literal,)* }
         internal stores { $($own:ident: $Own:ident = $own_type:path,)* }
     ) => {
@@ -76,6 +78,10 @@ macro_rules! register {
                 log: $broker_crate::plugin::LOG_RULES,
                 #[cfg(not(feature = $broker_feature))]
                 log: &[],
+                #[cfg(feature = $broker_feature)]
+                findings: $broker_crate::plugin::FINDINGS,
+                #[cfg(not(feature = $broker_feature))]
+                findings: &[],
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($source),
@@ -84,6 +90,7 @@ macro_rules! register {
                 is_compiled_in: true,
                 store: None,
                 log: &[],
+                findings: $source_crate::plugin::FINDINGS,
             },)*
             $($crate::config::adapters::Registered {
                 name: stringify!($store),
@@ -94,6 +101,10 @@ macro_rules! register {
                 log: $store_crate::plugin::LOG_RULES,
                 #[cfg(not(feature = $store_feature))]
                 log: &[],
+                #[cfg(feature = $store_feature)]
+                findings: $store_crate::plugin::FINDINGS,
+                #[cfg(not(feature = $store_feature))]
+                findings: &[],
                 #[cfg(feature = $store_feature)]
                 store: Some($store_crate::plugin::FACTS),
                 #[cfg(not(feature = $store_feature))]
@@ -106,6 +117,7 @@ macro_rules! register {
                 is_compiled_in: true,
                 store: None,
                 log: &[],
+                findings: &[],
             },)*
         ];
 
@@ -113,7 +125,7 @@ macro_rules! register {
             /// Where messages come from: exactly one of these tables.
             Source: SourcePlugin {
                 $([feature = $broker_feature] $broker $Broker($broker_crate::plugin::Source),)*
-                $([] $source $Source($source_type),)*
+                $([] $source $Source($source_crate::plugin::Source),)*
             }
         }
 

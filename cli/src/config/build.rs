@@ -1,6 +1,6 @@
 //! The adapters of this build, and the remarks on tables that it lacks.
 
-use onceward_plugin::StoreFacts;
+use onceward_plugin::{FindingDoc, StoreFacts};
 
 use super::Config;
 use super::adapters::Adapter;
@@ -33,6 +33,15 @@ pub fn adapters() -> Vec<Adapter> {
         .chain(registered("handler."))
         .chain(registered("outbox."))
         .collect()
+}
+
+/// What the codes of findings mean, in alphabetical order.
+pub fn findings() -> Vec<FindingDoc> {
+    let adapters = REGISTERED.iter().flat_map(|adapter| adapter.findings);
+    let mut all: Vec<_> =
+        adapters.chain(super::advice::FINDINGS).chain(onceward_plugin::FINDINGS).copied().collect();
+    all.sort_unstable_by_key(|finding| finding.code);
+    all
 }
 
 /// The stores of this build that have a property, for a sentence: "[store.a] or [store.b]".

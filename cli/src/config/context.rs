@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use onceward::{HeaderTrust, PipelineConfig};
-use onceward_plugin::{Context, Exposure, HandlerFacts, Problem};
+use onceward_plugin::{Context, Exposure, Finding, HandlerFacts};
 
 use super::core::{key_sources, pipeline_config};
 use super::document::Config;
@@ -103,7 +103,7 @@ impl<'c> Contexts<'c> {
     }
 
     /// What plugins advise.
-    pub(super) fn advice(&self) -> Vec<Problem> {
+    pub(super) fn advice(&self) -> Vec<Finding> {
         let source = self.config.source.plugin().advice(&self.source());
         let store = self.config.store.plugin().advice(&self.store());
         source.into_iter().chain(store).collect()

@@ -15,7 +15,7 @@ use super::key_table::KeyConfig;
 use super::origin::{Origin, join};
 use super::pipeline::{DeadLetterConfig, Ordering, PipelineConfig, RetryConfig, TelemetryConfig};
 use super::policy::{OwnHeaders, PolicyConfig};
-use super::remark::ConfigError;
+use super::remark::{Advice, ConfigError};
 use crate::plugins::{OutboxConfig, Source, Store};
 
 /// A checked configuration: every value is within its limits and agrees with the others, and defaults that depend on
@@ -126,6 +126,17 @@ impl Config {
     /// An error about one key of this configuration, with its file and line, for problems that are detected later.
     pub fn refuse(&self, key: &str, problem: impl Into<String>, fix: impl Into<String>) -> ConfigError {
         ConfigError(self.origin.remark(key, problem, fix))
+    }
+
+    /// Advice about the key.
+    pub(crate) fn warn(
+        &self,
+        code: &'static str,
+        key: &str,
+        problem: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Advice {
+        Advice(self.origin.remark(key, problem, fix).code(code))
     }
 
     /// The limits that every store keeps.

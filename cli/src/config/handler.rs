@@ -102,8 +102,8 @@ macro_rules! program_table {
                 #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
                 pub env: BTreeMap<String, Secret>,
                 /// Variables that are passed on from this program's own environment, besides PATH, HOME, USER, LOGNAME,
-                /// LANG, LANGUAGE, LC_…, TZ and TMPDIR. "*" represents all but those that ${…} in this file uses, which
-                /// are passed by their names only.
+                /// LANG, LANGUAGE, LC_…, TZ and TMPDIR. "*" represents all but those that ${…} in this file uses and the
+                /// logins in OTEL_EXPORTER_OTLP_…, which are passed by their names only.
                 #[serde(default, skip_serializing_if = "Vec::is_empty")]
                 pub inherit_env: Vec<String>,
                 $($body)*

@@ -31,7 +31,7 @@ use schemars::Schema;
 
 pub use adapters::Adapter;
 pub(crate) use build::stores_with;
-pub use build::{adapters as adapter_tables, missing_telemetry};
+pub use build::{adapters as adapter_tables, findings, missing_telemetry};
 pub(crate) use context::Contexts;
 pub(crate) use core::{key_extractor, key_source, pipeline_config, scope};
 pub use document::{Config, Guarantee, Mode};
@@ -42,10 +42,10 @@ pub use handler::{
 };
 pub use key::{KeyPart, KeySource, NotAKeyPart, OrderBy};
 pub use key_table::KeyConfig;
-pub use onceward_plugin::StoreLimits;
 pub use onceward_plugin::value::{
     Address, ByteCount, HookUrl, HumanDuration, NotADuration, REDACTED, Secret,
 };
+pub use onceward_plugin::{FindingDoc, StoreLimits};
 pub use pipeline::{
     DeadLetterConfig, Jitter, LogFormat, Ordering, PipelineConfig, RetryConfig, TelemetryConfig,
 };

@@ -3,19 +3,31 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// The code of everything for which a configuration is refused.
+const INVALID: &str = "invalid-configuration";
+
 /// One remark about a configuration file. It never holds a value or a line of the file, which may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
     pub(super) file: Option<PathBuf>,
     pub(super) line: Option<usize>,
     pub(super) key: Option<String>,
-    pub(super) problem: String,
-    pub(super) fix: String,
+    pub(super) code: &'static str,
+    // Boxed, since an error is returned by value.
+    pub(super) problem: Box<str>,
+    pub(super) fix: Box<str>,
 }
 
 impl Remark {
     pub(super) fn new(problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { file: None, line: None, key: None, problem: problem.into(), fix: fix.into() }
+        Self {
+            file: None,
+            line: None,
+            key: None,
+            code: INVALID,
+            problem: problem.into().into_boxed_str(),
+            fix: fix.into().into_boxed_str(),
+        }
     }
 
     pub(super) fn line(mut self, line: usize) -> Self {
@@ -25,6 +37,11 @@ impl Remark {
 
     pub(super) fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
+        self
+    }
+
+    pub(super) fn code(mut self, code: &'static str) -> Self {
+        self.code = code;
         self
     }
 
@@ -70,6 +87,11 @@ macro_rules! remark_type {
             /// The dotted path of the key, such as `pipeline.concurrency`.
             pub fn key(&self) -> Option<&str> {
                 self.0.key.as_deref()
+            }
+
+            /// The code, which the reference page `findings.md` explains.
+            pub fn code(&self) -> &'static str {
+                self.0.code
             }
 
             /// The problem.

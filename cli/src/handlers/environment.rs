@@ -1,7 +1,7 @@
 //! Environment variables that handler processes inherit: [`Environment`].
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use super::variables::is_message_variable;
 
@@ -10,6 +10,10 @@ const USUAL: [&str; 8] = ["HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "TMPDIR
 
 /// The prefix of the variables of the locale: `LC_ALL`, `LC_TIME`, …
 const USUAL_START: &str = "LC_";
+
+/// The variables with the logins of this program's own traces: headers, and URLs that may have one.
+const TRACE_HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+const TRACE_URLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// The name that means all other variables.
 pub(crate) const EVERYTHING: &str = "*";
@@ -39,7 +43,8 @@ impl Environment {
         self
     }
 
-    /// Withholds these variables, even from `*` and `LC_…`, unless they are inherited by name.
+    /// Withholds these variables, even from `*` and `LC_…`, unless they are inherited by name. So are the logins of this
+    /// program's own traces.
     #[must_use]
     pub fn withhold(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.withheld.extend(names);
@@ -58,7 +63,7 @@ impl Environment {
         &self,
         own: impl Iterator<Item = (OsString, OsString)>,
     ) -> Vec<(OsString, OsString)> {
-        let passed = own.filter(|(name, _)| name.to_str().is_some_and(|name| self.passes(name)));
+        let passed = own.filter(|(name, value)| name.to_str().is_some_and(|name| self.passes(name, value)));
         let set = self.set.iter().map(|(name, value)| (name.into(), value.into()));
         passed.chain(set).collect()
     }
@@ -68,14 +73,18 @@ impl Environment {
         self.set.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str())
     }
 
-    fn passes(&self, name: &str) -> bool {
+    fn passes(&self, name: &str, value: &OsStr) -> bool {
         if is_message_variable(name) {
             return false;
         }
         let by_name = USUAL.contains(&name) || self.inherited.contains(name);
         let by_kind = name.starts_with(USUAL_START) || self.inherited.contains(EVERYTHING);
-        by_name || (by_kind && !self.withheld.contains(name))
+        by_name || (by_kind && !self.withheld.contains(name) && !holds_trace_login(name, value))
     }
+}
+
+fn holds_trace_login(name: &str, value: &OsStr) -> bool {
+    TRACE_HEADERS.contains(&name) || (TRACE_URLS.contains(&name) && value.as_encoded_bytes().contains(&b'@'))
 }
 
 impl std::fmt::Debug for Environment {
@@ -123,6 +132,17 @@ mod tests {
         // Variables that look like those of a message are never inherited.
         let all = used().inherit(names(&["*", "ONCEWARD_KEY"]));
         assert_eq!(passed(&all), ["PATH", "HOME", "LC_ALL", "LD_PRELOAD", "PYTHONPATH", "ONCEWARD_LOG"]);
+    }
+
+    #[test]
+    fn the_logins_of_traces_are_inherited_by_name_only() {
+        let passed = |inherited: &[&str], url: &str| {
+            let own = [("OTEL_EXPORTER_OTLP_HEADERS", "a=b"), ("OTEL_EXPORTER_OTLP_ENDPOINT", url)];
+            let own = own.iter().map(|(name, value)| (name.into(), value.into()));
+            Environment::new().inherit(names(inherited)).variables(own).len()
+        };
+        assert_eq!((passed(&["*"], "http://h"), passed(&["*"], "http://u:p@h")), (1, 0));
+        assert_eq!(passed(&TRACE_HEADERS, "http://u:p@h"), 1);
     }
 
     #[test]

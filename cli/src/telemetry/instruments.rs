@@ -1,14 +1,15 @@
 //! Histograms and counters by origin, reason or outcome: [`Instruments`].
 
+use std::fmt;
 use std::sync::Arc;
 
 use onceward::store::Reason;
-use onceward::telemetry::{Counter, Measure, Observer};
+use onceward::telemetry::{Counter, Distribution, Measure, Observer};
 use parking_lot::Mutex;
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter as Count;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 /// The most origins with counters of their own; those beyond share one, without a name.
@@ -41,13 +42,32 @@ struct Delivered {
     outcome: &'static str,
 }
 
+/// A distribution that the registry serves.
+#[derive(Clone, Debug)]
+struct Histogram(Arc<Distribution>);
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let counted = self.0.read();
+        encoder.encode_histogram::<NoLabelSet>(counted.sum, counted.count, &counted.buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
 /// Makes the histograms of a measure.
 #[derive(Clone, Debug)]
 struct Buckets(Measure);
 
 impl MetricConstructor<Histogram> for Buckets {
     fn new_metric(&self) -> Histogram {
-        Histogram::new(self.0.buckets().iter().copied())
+        Histogram(Arc::new(Distribution::new(self.0)))
     }
 }
 
@@ -107,8 +127,7 @@ fn trimmed(help: &str) -> &str {
 
 impl Observer for Instruments {
     fn observe(&self, measure: Measure, values: &[f64]) {
-        let histogram = &self.histograms[measure as usize];
-        values.iter().for_each(|value| histogram.observe(*value));
+        self.histograms[measure as usize].0.add(values);
     }
 
     fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {

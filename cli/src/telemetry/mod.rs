@@ -1,6 +1,8 @@
 //! Metrics and health endpoints of a run or a relay: `/metrics`, `/health/live` and `/health/ready`, if `telemetry.listen`
 //! is set.
 
+#[cfg(feature = "otlp")]
+mod collector;
 #[cfg(feature = "telemetry")]
 mod connections;
 #[cfg(feature = "telemetry")]

@@ -47,8 +47,8 @@ fn each_mistake_gets_its_sentence() {
         (
             base_and("[pipeline]\nzzz = 1\n"),
             "line 13: pipeline.zzz: is not a known name; write one of concurrency, ordering, order_by, max_in_flight, \
-             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, max_batch, breaker, \
-             breaker_keys, drain_timeout and 1 more",
+             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, max_batch, lane_batch, \
+             breaker, breaker_keys and 2 more",
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),

@@ -36,6 +36,7 @@ fn each_part_that_is_not_there_is_an_error_of_its_own() {
         assert_eq!(errors.iter().filter(|error| error.starts_with(&told)).count(), 1, "{told}: {ended:?}");
     }
     assert_eq!(errors.len(), 3, "{ended:?}");
+    assert!(errors.iter().any(|error| error.ends_with(" [file-not-readable]")), "{errors:?}");
 
     let json = scene.execute("check --json @");
     assert_eq!(json.code(), Some(1));
@@ -44,6 +45,17 @@ fn each_part_that_is_not_there_is_an_error_of_its_own() {
     let errors = findings.iter().filter(|finding| finding["severity"] == "error");
     assert_eq!(errors.count(), 3, "{json:?}");
     assert_eq!(findings.len(), ended.stdout.lines().count());
+    for finding in &findings {
+        let code = finding["code"].as_str();
+        assert_eq!(code.is_some(), finding["severity"] != "ok", "{finding}");
+        let explained =
+            |code| finding["documentation"].as_str().unwrap().ends_with(&format!("findings.md#{code}"));
+        assert!(code.is_none_or(explained), "{finding}");
+    }
+    let codes: Vec<_> = findings.iter().filter_map(|finding| finding["code"].as_str()).collect();
+    for code in ["file-not-readable", "dead-letter-file-not-writable", "store-in-memory"] {
+        assert!(codes.contains(&code), "{code}: {codes:?}");
+    }
 }
 
 #[test]

@@ -119,7 +119,10 @@ fn a_wrong_configuration_ends_with_78_and_one_sentence() {
     assert_eq!(
         finding,
         serde_json::json!({
-            "severity": "error", "line": 7, "key": "key.form", "message": "is not a known name", "fix": "did you mean from?",
+            "severity": "error", "code": "invalid-configuration",
+            "documentation":
+                "https://github.com/onceward/onceward/blob/main/docs/reference/findings.md#invalid-configuration",
+            "line": 7, "key": "key.form", "message": "is not a known name", "fix": "did you mean from?",
         })
     );
 

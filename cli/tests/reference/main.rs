@@ -1,4 +1,4 @@
-//! Reference pages that are generated: configuration, commands, man pages, exit codes and metrics. A page that is stale fails.
+//! Reference pages that are generated: configuration, commands, man pages, exit codes, findings and metrics. A page that is stale fails.
 //!
 //! ```sh
 //! ONCEWARD_WRITE_REFERENCE=1 cargo test -p onceward-cli --test reference    # writes them
@@ -20,6 +20,7 @@
 mod commands;
 mod configuration;
 mod exit_codes;
+mod findings;
 mod metrics;
 mod rules;
 #[path = "../program/scene.rs"]

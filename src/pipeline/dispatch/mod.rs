@@ -8,6 +8,7 @@ mod leaving;
 mod notes;
 mod queue;
 mod rounds;
+mod sequences;
 mod store;
 mod suspects;
 #[cfg(test)]
@@ -199,6 +200,7 @@ impl<R: Runner> Dispatcher<R> {
             }
             Event::Finished(ended) => self.note_ended(ended),
             Event::Settled(reports) => self.conclude_all(reports),
+            Event::SequenceEnded(ended) => self.note_sequence_end(ended),
             Event::Flushed(count) => self.unflushed -= count.cast_signed(),
         }
     }
@@ -232,7 +234,8 @@ impl<R: Runner> Dispatcher<R> {
             self.unanswered.push_back(work);
         } else if work.lost > 0 {
             self.window.wait(&mut work);
-            self.suspects.park(work);
+            let behind = self.lanes.values().flatten().filter(|work| work.lost > 0);
+            self.suspects.park(work, |most| behind.take(most).count());
         } else {
             self.window.wake(&mut work);
             self.ready.push_back(work);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Dispatcher;
+use super::sequences::slots;
 use crate::pipeline::claim::ClaimTarget;
 use crate::pipeline::config::{Mode, OnStoreDown};
 use crate::pipeline::process::process;
@@ -57,8 +58,13 @@ impl<R: Runner> Dispatcher<R> {
         }
         let concurrency = self.context.config.concurrency;
         if self.suspects.may_start(concurrency) {
-            let mut round = self.suspects.next(limit, concurrency);
-            round.iter_mut().for_each(|work| self.window.wake(work));
+            let firsts = self.suspects.next(limit, concurrency);
+            let mut round = Vec::with_capacity(firsts.len());
+            for mut work in firsts {
+                self.window.wake(&mut work);
+                round.push(work);
+                self.add_sequence(&mut round);
+            }
             return self.start(round, ClaimTarget::Store);
         }
         // Others leave a slot to the suspects that wait for their turn.
@@ -68,7 +74,7 @@ impl<R: Runner> Dispatcher<R> {
         if self.ready.is_empty() || limit == 0 {
             return false;
         }
-        let round = self.next_round(limit, Self::next_ready);
+        let round = self.next_sequences(limit);
         self.start(round, ClaimTarget::Store)
     }
 
@@ -108,29 +114,34 @@ impl<R: Runner> Dispatcher<R> {
         next.or_else(|| self.suspects.next(1, self.context.config.concurrency).pop())
     }
 
-    /// Takes deliveries with distinct keys. A copy of a key that is under way follows it instead of starting.
+    /// Takes deliveries with distinct keys.
     fn next_round(&mut self, limit: usize, next: fn(&mut Self) -> Option<Work>) -> Vec<Work> {
         let mut round = Vec::with_capacity(limit.min(self.ready.len() + self.unanswered.len()));
         while round.len() < limit
-            && let Some(mut work) = next(self)
+            && let Some(work) = next(self)
         {
-            if let Some(key) = work.key().filter(|_| !work.leads) {
-                match self.leaders.entry(key) {
-                    Entry::Occupied(mut followers) => {
-                        self.window.wait(&mut work);
-                        followers.get_mut().push(work);
-                        continue;
-                    }
-                    Entry::Vacant(leader) => {
-                        leader.insert(Vec::new());
-                        work.leads = true;
-                    }
-                }
-            }
-            self.window.wake(&mut work);
-            round.push(work);
+            round.extend(self.lead(work));
         }
         round
+    }
+
+    /// A copy of a key that is under way follows it instead of starting.
+    pub(super) fn lead(&mut self, mut work: Work) -> Option<Work> {
+        if let Some(key) = work.key().filter(|_| !work.leads) {
+            match self.leaders.entry(key) {
+                Entry::Occupied(mut followers) => {
+                    self.window.wait(&mut work);
+                    followers.get_mut().push(work);
+                    return None;
+                }
+                Entry::Vacant(leader) => {
+                    leader.insert(Vec::new());
+                    work.leads = true;
+                }
+            }
+        }
+        self.window.wake(&mut work);
+        Some(work)
     }
 
     /// True: something has changed, another round may follow.
@@ -140,8 +151,8 @@ impl<R: Runner> Dispatcher<R> {
         }
         let probe = self.breaker.probe_started();
         round.iter_mut().for_each(|work| work.probe = probe);
-        self.running += round.len();
-        self.running_suspects += round.iter().filter(|work| work.turn.is_some()).count();
+        self.running += slots(&round).count();
+        self.running_suspects += slots(&round).filter(|first| first.turn.is_some()).count();
         self.claiming += 1;
         self.claiming_again |= target == ClaimTarget::StoreAgain;
         self.rounds.spawn(process(Arc::clone(&self.context), round, target));

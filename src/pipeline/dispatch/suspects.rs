@@ -27,10 +27,12 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    pub(super) fn park(&mut self, work: Work) {
+    /// `behind`: counts the suspects in lanes, up to a number. One lapse can have met many of a lane.
+    pub(super) fn park(&mut self, work: Work, behind: impl FnOnce(usize) -> usize) {
         self.count += 1;
         self.waiting.entry(work.lost).or_default().push_back(work);
-        self.many |= self.count + self.running > FEW;
+        let known = self.count + self.running;
+        self.many = self.many || known > FEW || known + behind(FEW) > FEW;
     }
 
     /// A turn is over, its record is durable.

@@ -12,6 +12,7 @@ use crate::active_claim::ActiveClaim;
 use crate::failpoints::{self, Step};
 use crate::handler::HandlerError;
 use crate::pipeline::context::Context;
+use crate::pipeline::spans;
 use crate::telemetry::Counter;
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
@@ -23,11 +24,16 @@ pub(super) async fn guarded<R, T>(
     run: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
-    let started = context.measurer.start();
+    let started = context.measurer.run_started();
     let limit = context.config.handler_timeout;
     let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
     let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
-        Ok(ended) => ended,
+        Ok(ended) => {
+            if matches!(&ended, Some(Ok(Err(error))) if error.is_timed_out()) {
+                context.count(Counter::Timeouts, 1);
+            }
+            ended
+        }
         Err(_) => {
             claim.cancel();
             context.count(Counter::Timeouts, 1);
@@ -44,9 +50,9 @@ pub(super) async fn guarded<R, T>(
     let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
     let ended = ended.unwrap_or_else(|| Ok(Err(timed_out(limit, None))));
     claim.returned();
-    claim.ran(started);
+    context.measurer.run_ended(started, claim);
     failpoints::hit(Step::EffectDone);
-    ended.unwrap_or_else(|panic| {
+    let ended = ended.unwrap_or_else(|panic| {
         context.count(Counter::Panics, 1);
         let text = panic
             .downcast_ref::<&str>()
@@ -54,7 +60,11 @@ pub(super) async fn guarded<R, T>(
             .or_else(|| panic.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "without a text".to_owned());
         Err(HandlerError::retry(format!("the handler panicked: {text}")))
-    })
+    });
+    if ended.is_err() {
+        spans::note_failure();
+    }
+    ended
 }
 
 fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {

@@ -146,6 +146,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let (runner, limit) = (&context.runner, context.config.store_timeout);
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
+    context.measurer.runs_start(now);
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
     if is_late(context, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
@@ -159,7 +160,10 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         let message = work.message.claimed(std::sync::Arc::clone(claim));
         runner.handler.handle(message, tx).await
     };
-    let handled = guarded(context, claim, now, handled).instrument(spans::run(work, claim)).await;
+    let handled = match spans::run(work, claim) {
+        Some(span) => guarded(context, claim, now, handled).instrument(span).await,
+        None => guarded(context, claim, now, handled).await,
+    };
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {
         match in_time(limit, "keep an effect", runner.store.keep(conn)).await {

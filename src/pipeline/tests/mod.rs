@@ -19,6 +19,7 @@ mod partial_outages;
 mod policies;
 mod refusals;
 mod secrets;
+mod sequences;
 mod shared_transactions;
 mod shutdown;
 mod suspects;

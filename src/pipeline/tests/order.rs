@@ -124,10 +124,11 @@ async fn messages_without_an_order_key_wait_for_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_10_the_next_of_an_order_key_starts_only_after_the_previous_is_settled() {
+async fn rule_10_with_a_lane_batch_of_one_the_next_starts_only_after_the_previous_is_settled() {
     let world = World::new();
     (1..=2).for_each(|number| world.broker.publish(of_group("A", number)));
-    let worker = world.worker().config(|config| config.ordering = Ordering::BrokerKey);
+    let worker =
+        world.worker().config(|config| (config.ordering, config.lane_batch) = (Ordering::BrokerKey, 1));
     // Its effect has happened, its completion is late: it is not settled.
     worker.store.next(Operation::Complete, Fault::Late(700 * MS));
     let worker = worker.start_ok();

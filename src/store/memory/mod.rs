@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use self::table::Table;
 use super::transition::{Moment, micros};
 use super::{
-    Advice, AdviceLevel, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion,
-    Expiring, FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest,
-    RenewRequest, Renewal, Store, StoreAdmin, StoreCapabilities,
+    Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Expiring,
+    FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, Redrive, RedriveRequest, RenewRequest,
+    Renewal, Store, StoreAdmin, StoreCapabilities,
 };
 #[cfg(any(test, feature = "testing"))]
 use super::{
@@ -221,8 +221,8 @@ impl Store for MemoryStore {
     }
 
     async fn check(&self) -> Result<Vec<Advice>, Error> {
-        Ok(vec![Advice::new(
-            AdviceLevel::Warning,
+        Ok(vec![Advice::warning(
+            "store-in-memory",
             "the memory store forgets every key when this process ends; use a durable store outside tests",
         )])
     }

@@ -10,6 +10,7 @@ pub mod elasticmq;
 mod jars;
 pub mod kafka;
 pub mod lying;
+pub mod otlp;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;

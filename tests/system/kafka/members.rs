@@ -15,6 +15,11 @@ use super::topic::Topic;
 use crate::pair::{LONG, Waiting, pending, scene};
 use crate::stage::{ids_of, ledger_of};
 
+/// Handlers that a program runs side by side.
+const WORKERS: usize = 4;
+/// The default of `pipeline.lane_batch`.
+const LANE_BATCH: usize = 64;
+
 #[test]
 #[allow(clippy::print_stdout)]
 fn members_that_join_leave_pause_and_die_under_load_lose_nothing_and_keep_the_order_of_each_key() {
@@ -40,12 +45,15 @@ fn members_that_join_leave_pause_and_die_under_load_lose_nothing_and_keep_the_or
     });
     let took = began.elapsed();
     let ledger = ledger_of(&scene, produced);
-    assert!(excused.len() <= disturbances * 16, "{} keys were in flight", excused.len());
+    // Each handler of up to four members may have a whole sequence: who dies or is paused can release nothing. A rebalance
+    // releases what has not started, and doubles nothing.
+    let claimed = disturbances * 4 * WORKERS * LANE_BATCH;
+    assert!(excused.len() <= claimed, "{} keys were claimed", excused.len());
     ledger.verify(&excused);
     assert_eq!(ledger.out_of_order(), []);
-    let (in_flight, twice) = (excused.len(), ledger.doubled().len());
+    let (claimed, twice) = (excused.len(), ledger.doubled().len());
     // Figures for runs with --nocapture.
     println!(
-        "{messages} messages, {disturbances} disturbances, {took:?}: {in_flight} in flight, {twice} with two effects"
+        "{messages} messages, {disturbances} disturbances, {took:?}: {claimed} claimed, {twice} with two effects"
     );
 }

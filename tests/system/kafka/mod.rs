@@ -7,6 +7,7 @@ mod effects;
 mod joins;
 mod members;
 mod outbox;
+mod partitions;
 mod retries;
 mod secured;
 pub(crate) mod topic;

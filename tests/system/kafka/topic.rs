@@ -19,8 +19,8 @@ use crate::stage::PATIENCE;
 
 /// A topic of its own for one test, and a group of its name.
 pub(crate) struct Topic<'a> {
-    pub(super) broker: &'a Kafka,
-    pub(super) name: String,
+    pub(crate) broker: &'a Kafka,
+    pub(crate) name: String,
     group: String,
     partitions: i32,
     /// `max.message.bytes`, if it is not the broker's default.
@@ -88,7 +88,7 @@ impl<'a> Topic<'a> {
     }
 
     /// Deletes it and creates it again under its name.
-    pub(super) fn recreate(&self) {
+    pub(crate) fn recreate(&self) {
         self.delete();
         self.create_again();
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::pair::{LONG, Waiting, stop};
 
 /// With dead letters in `to`, of handlers that have one attempt.
-fn letters_to(setup: Setup, to: &str) -> Setup {
+pub(crate) fn letters_to(setup: Setup, to: &str) -> Setup {
     let setup = setup.set("policy.on_exhausted", "dead-letter").set("dead_letter.to", to);
     // Handlers that fail in a row do not stop the others.
     setup.set("retry.max_attempts", 1).set("pipeline.breaker_keys", 0)

@@ -44,7 +44,7 @@ impl<'a> Queue<'a> {
     }
 
     /// Deletes it on the broker.
-    pub(super) fn delete(&self) {
+    pub(crate) fn delete(&self) {
         runtime().block_on(async {
             let connected = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await;
             let channel = connected.expect("a connection").create_channel().await.expect("a channel");
@@ -59,6 +59,19 @@ impl<'a> Queue<'a> {
             payload: line.as_bytes().to_vec().into(),
             ..Outgoing::default()
         }
+    }
+
+    /// Publishes messages; all are confirmed.
+    pub(crate) fn publish_all(&self, messages: &[Outgoing]) {
+        runtime().block_on(async {
+            let publisher =
+                RabbitmqPublisher::open(RabbitmqEndpoint::new(self.broker.url())).await.expect("a publisher");
+            for batch in messages.chunks(500) {
+                for published in publisher.publish(batch).await {
+                    published.expect("a confirm");
+                }
+            }
+        });
     }
 
     /// The message id and payload of every message; all stay in the queue.
@@ -141,16 +154,7 @@ impl Waiting for Queue<'_> {
     }
 
     fn publish(&self, lines: &[String]) {
-        runtime().block_on(async {
-            let publisher =
-                RabbitmqPublisher::open(RabbitmqEndpoint::new(self.broker.url())).await.expect("a publisher");
-            for lines in lines.chunks(500) {
-                let batch: Vec<_> = lines.iter().map(|line| self.message(line)).collect();
-                for published in publisher.publish(&batch).await {
-                    published.expect("a confirm");
-                }
-            }
-        });
+        self.publish_all(&lines.iter().map(|line| self.message(line)).collect::<Vec<_>>());
     }
 
     fn is_empty(&self) -> bool {

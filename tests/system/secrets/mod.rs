@@ -3,6 +3,7 @@
 mod environment;
 pub(crate) mod leaks;
 mod servers;
+mod traces;
 
 use std::net::TcpListener;
 

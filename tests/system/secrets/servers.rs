@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Command;
 
 use onceward_test_servers::elasticmq::ElasticMq;
 use onceward_test_servers::ports::free_port;
@@ -15,23 +16,36 @@ use serde_json::json;
 
 use super::CANARY;
 use super::leaks::leak;
+use crate::letters::letters_to;
 use crate::pair::{Waiting, scene, without_source};
+use crate::pubsub::subscription::Subscription;
 use crate::rabbitmq::on;
 use crate::rabbitmq::queue::Queue as RabbitQueue;
 use crate::sqs::queue::Queue as SqsQueue;
 use crate::stage::{PATIENCE, exec};
 
-const COMMANDS: [&[&str]; 6] = [
+const COMMANDS: [&[&str]; 11] = [
     &["check", "onceward.toml"],
     &["config", "show", "onceward.toml"],
     &["migrate", "onceward.toml"],
     &["run", "onceward.toml", "--until-empty", "--startup-timeout", "5s"],
     &["status", "onceward.toml"],
     &["keys", "list", "onceward.toml"],
+    &["dlq", "list", "onceward.toml", "--json"],
+    &["dlq", "redrive", "onceward.toml", "--dry-run"],
+    &["dlq", "redrive", "onceward.toml", "--yes"],
+    &["dlq", "purge", "onceward.toml", "--yes", "--why", "test"],
+    &["dlq", "log", "onceward.toml"],
 ];
 
-/// Runs each command with the secret, and with another one that is refused; answers how they ended.
-fn execute_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(bool, Ended)> {
+/// Runs each command with the secret, and with another one that is refused; answers how they ended. `from` is where dead
+/// letters are read, if that is not the place where they go.
+fn execute_all(
+    setup: &Setup,
+    names: &[&str],
+    from: Option<&str>,
+    more: impl Fn(&Scene),
+) -> Vec<(bool, Ended)> {
     let mut all = Vec::new();
     for (secret, log) in [(CANARY.to_owned(), "text"), (format!("{CANARY}-wrong"), "json")] {
         let scene = scene(&setup.clone().set("telemetry.log", log));
@@ -39,9 +53,15 @@ fn execute_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(boo
         more(&scene);
         for args in COMMANDS {
             let mut command = scene.command(args);
+            if args[0] == "dlq" && args[1] != "log" {
+                command.args(from.iter().flat_map(|from| ["--from", *from]));
+            }
             command.env("ONCEWARD_LOG", "trace").env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
             command.envs(names.iter().map(|name| (name, &secret)));
-            let ended = scene.start(&mut command).wait_within(PATIENCE);
+            let ended = match args[0] {
+                "run" if setup.text().contains("[source.pubsub]") => run_once(&scene, &mut command),
+                _ => scene.start(&mut command).wait_within(PATIENCE),
+            };
             for text in [&ended.stdout, &ended.stderr] {
                 assert_eq!(leak(text, CANARY), None, "{args:?} with {secret}");
             }
@@ -49,6 +69,16 @@ fn execute_all(setup: &Setup, names: &[&str], more: impl Fn(&Scene)) -> Vec<(boo
         }
     }
     all
+}
+
+/// A run of a source that does not know when it is empty: until its handler has run, or it has ended by itself.
+fn run_once(scene: &Scene, command: &mut Command) -> Ended {
+    let mut running = scene.start(command);
+    until("an effect or the end", PATIENCE, || !scene.notes().is_empty() || !running.is_running());
+    if running.is_running() {
+        running.terminate();
+    }
+    running.wait_within(PATIENCE)
 }
 
 /// With the right secret all commands end well, and with a wrong one those that need it do not.
@@ -67,6 +97,7 @@ fn the_password_of_a_rabbitmq_user_is_told_nobody() {
     queue.broker.ctl(&["set_permissions", "app", ".*", ".*", ".*"]);
     let place = format!("127.0.0.1:{}/%2f", queue.broker.port());
     let setup = || on(&queue, without_source());
+    let letters = RabbitQueue::declare("secret.dead", &[]);
     for setup in [
         setup().set("source.rabbitmq.url", format!("amqp://app:${{SECRET}}@{place}")),
         setup()
@@ -75,7 +106,8 @@ fn the_password_of_a_rabbitmq_user_is_told_nobody() {
             .set("source.rabbitmq.password_file", "password"),
     ] {
         queue.publish(&[order("one", &json!({}))]);
-        taken_and_refused(&execute_all(&setup, &["SECRET"], |_| ()));
+        let setup = letters_to(setup, &letters.name);
+        taken_and_refused(&execute_all(&setup, &["SECRET"], None, |_| ()));
     }
 }
 
@@ -86,12 +118,15 @@ fn the_password_of_redis_is_told_nobody() {
     let setup = || {
         exec().without("store.sqlite").set("store.redis.url", format!("redis://127.0.0.1:{}", redis.port()))
     };
-    let lines = |scene: &Scene| scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+    let lines = |scene: &Scene| {
+        scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+        scene.write("dead.ndjson", b"");
+    };
     for setup in [
         setup().set("store.redis.url", format!("redis://:${{SECRET}}@127.0.0.1:{}", redis.port())),
         setup().set("store.redis.password_file", "password"),
     ] {
-        taken_and_refused(&execute_all(&setup, &["SECRET"], lines));
+        taken_and_refused(&execute_all(&setup, &["SECRET"], None, lines));
     }
 }
 
@@ -107,13 +142,16 @@ fn the_password_of_a_postgres_user_is_told_nobody() {
     let place = format!("127.0.0.1:{}/postgres", server.address().port());
     let setup =
         || exec().without("store.sqlite").set("store.postgres.url", format!("postgres://app@{place}"));
-    let lines = |scene: &Scene| scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+    let lines = |scene: &Scene| {
+        scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+        scene.write("dead.ndjson", b"");
+    };
     for setup in [
         setup().set("store.postgres.url", format!("postgres://app:${{SECRET}}@{place}")),
         setup().set("store.postgres.password", "${SECRET}"),
         setup().set("store.postgres.password_file", "password"),
     ] {
-        taken_and_refused(&execute_all(&setup, &["SECRET"], lines));
+        taken_and_refused(&execute_all(&setup, &["SECRET"], None, lines));
     }
 }
 
@@ -122,10 +160,43 @@ fn the_password_of_a_postgres_user_is_told_nobody() {
 fn aws_keys_are_told_nobody() {
     let queue = SqsQueue::create("secret", &[]);
     queue.publish(&[order("one", &json!({}))]);
-    let told =
-        execute_all(&crate::sqs::setup(&queue), &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], |_| ());
+    let letters = SqsQueue::create("secret-dead", &[]);
+    let setup = letters_to(crate::sqs::setup(&queue), &letters.url);
+    let told = execute_all(&setup, &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], None, |_| ());
     assert!(told.iter().all(|(_, ended)| ended.code() == Some(0)), "{told:#?}");
     assert!(told.iter().any(|(_, ended)| ended.stderr.contains("TRACE")));
+}
+
+/// The key of a service account signs tokens that the emulator takes; a text that is no key does not.
+#[test]
+fn the_key_of_a_service_account_is_printed_nowhere() {
+    let subscription = Subscription::create("secret", &json!({}));
+    subscription.publish(&[order("one", &json!({}))]);
+    let letters = Subscription::create("secret-dead", &json!({}));
+    let made = Command::new("openssl").args(["genpkey", "-algorithm", "RSA"]).output().expect("openssl");
+    let pem = String::from_utf8(made.stdout).expect("a key in PEM");
+    let part = pem.lines().nth(5).expect("a line of a key").to_owned();
+    let setup = letters_to(crate::pubsub::setup(&subscription), &letters.topic)
+        .without("source.pubsub.credentials")
+        .set("source.pubsub.credentials_file", "key.json");
+    let told = execute_all(&setup, &[], Some(&letters.full_name), |scene| {
+        let secret = std::fs::read_to_string(scene.path("password")).expect("the secret");
+        let is_right = secret.trim() == CANARY;
+        let key = json!({
+            "type": "service_account",
+            "project_id": "test",
+            "client_email": "app@test.iam.gserviceaccount.com",
+            "private_key_id": CANARY,
+            "private_key": if is_right { &pem } else { &secret },
+        });
+        scene.write("key.json", key.to_string().as_bytes());
+    });
+    for (_, ended) in &told {
+        for text in [&ended.stdout, &ended.stderr] {
+            assert_eq!(leak(text, &part), None);
+        }
+    }
+    taken_and_refused(&told);
 }
 
 /// The settings in the environment are looked at as well; none of these hosts is connected to.

@@ -21,7 +21,8 @@ use crate::pair::{
 };
 use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, each, ledger_of};
-use queue::{Queue, REGION};
+use queue::Queue;
+pub(crate) use queue::REGION;
 
 /// A short visibility timeout: what a killed program held is redelivered after it.
 pub(crate) fn setup(queue: &Queue) -> Setup {

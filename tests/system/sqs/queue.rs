@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use crate::pair::Waiting;
 
-pub(super) const REGION: &str = "elasticmq";
+pub(crate) const REGION: &str = "elasticmq";
 
 /// A queue of its own for one test; FIFO if its name ends so.
 pub(crate) struct Queue {

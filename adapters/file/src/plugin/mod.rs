@@ -1,6 +1,8 @@
 //! Files in the configuration of the `onceward` program: `[source.file]`.
 
+mod findings;
 mod inspect;
 mod source;
 
+pub use findings::FINDINGS;
 pub use source::FileSource as Source;

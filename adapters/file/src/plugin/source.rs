@@ -103,7 +103,7 @@ impl SourcePlugin for FileSource {
     }
 
     /// A raw line has neither headers nor an id.
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         fn is_absent(source: &KeySource) -> bool {
             match source {
                 KeySource::Header(_) | KeySource::MessageId => true,
@@ -120,6 +120,7 @@ impl SourcePlugin for FileSource {
                 "is never present, since a raw line has neither headers nor an id",
                 r#"write format = "envelope" in [source.file], or take the key from json:/… or position"#,
             )
+            .into_warning("file-key-absent")
         });
         absent.into_iter().collect()
     }

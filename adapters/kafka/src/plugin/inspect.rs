@@ -2,7 +2,7 @@
 
 use onceward::Error;
 use onceward::adapter::Capabilities;
-use onceward::store::{Advice, AdviceLevel};
+use onceward::store::Advice;
 use onceward_plugin::{Context, Finding, SourcePlugin, source};
 
 use super::cluster::inspect_writable;
@@ -47,16 +47,16 @@ impl KafkaSource {
             "{} partitions; group {group} is {state} with {} members",
             status.partitions, status.members
         );
-        let mut advice = vec![Advice::new(AdviceLevel::Ok, text)];
+        let mut advice = vec![Advice::ok(text)];
         if !status.unreadable.is_empty() {
             let topics = status.unreadable.join(", ");
             let text = format!("this user may not read {topics}; grant Read on topic and group");
-            advice.push(Advice::new(AdviceLevel::Error, text));
+            advice.push(Advice::error("kafka-topics-not-readable", text));
         }
         if status.retention.is_none() {
             let text = "records are kept without a limit, or the limit is not readable (that needs DescribeConfigs on the topics): \
                         a record that is redelivered after the store's ttl is handled again";
-            advice.push(Advice::new(AdviceLevel::Warning, text));
+            advice.push(Advice::warning("kafka-retention-unlimited", text));
         }
         if let Some(used) = status.group_protocol.as_deref().filter(|_| status.members > 0) {
             let ours = options.assignment_strategy()?;
@@ -65,7 +65,7 @@ impl KafkaSource {
                     "the members of group {group} use partition.assignment.strategy {used:?} and this configuration {ours:?}, so that \
                      it cannot join; set the same in [source.kafka.properties], or stop the other members first"
                 );
-                advice.push(Advice::new(AdviceLevel::Error, text));
+                advice.push(Advice::error("kafka-assignment-strategy", text));
             }
         }
         Ok(advice)
@@ -96,9 +96,7 @@ impl KafkaSource {
             ));
         }
         let retries = options.topics.retry_topics.iter();
-        advice.extend(
-            retries.map(|topic| Advice::new(AdviceLevel::Ok, format!("retries wait in {}", topic.name))),
-        );
+        advice.extend(retries.map(|topic| Advice::ok(format!("retries wait in {}", topic.name))));
         Ok(advice)
     }
 }
@@ -109,6 +107,6 @@ fn fits(topic: &str, status: &TopicStatus, needed: Option<u64>, effect: &str) ->
         let text = format!(
             "{topic} takes {largest} bytes at most (max.message.bytes) and the source's topics {needed}: {effect}; raise it"
         );
-        Advice::new(AdviceLevel::Warning, text)
+        Advice::warning("kafka-topic-too-small", text)
     })
 }

@@ -1,6 +1,7 @@
 //! Kafka in the configuration of the `onceward` program: `[source.kafka]`, `[handler.publish.kafka]` and `[outbox.kafka]`.
 
 mod cluster;
+mod findings;
 mod inspect;
 mod properties;
 mod relay;
@@ -11,6 +12,7 @@ mod tests;
 
 use onceward_plugin::LogRule;
 
+pub use findings::FINDINGS;
 pub use properties::Properties;
 pub use relay::KafkaRelay as Relay;
 pub use source::KafkaSource as Source;

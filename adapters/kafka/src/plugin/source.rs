@@ -170,7 +170,7 @@ impl SourcePlugin for KafkaSource {
     }
 
     /// Lanes order the messages of one worker; between workers only the partitions can.
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let by_value = matches!(context.pipeline.ordering, Ordering::By(_));
         let advice = by_value.then(|| {
             Problem::new(
@@ -178,6 +178,7 @@ impl SourcePlugin for KafkaSource {
                 "holds within one worker only, unless producers partition by the same value",
                 r#"write order_by = "broker", or partition the topic by that value"#,
             )
+            .into_warning("kafka-order-by-value")
         });
         advice.into_iter().collect()
     }

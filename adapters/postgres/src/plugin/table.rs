@@ -9,7 +9,7 @@ use onceward::adapter::is_local_host;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, Finding, OpenStore, Problem, Purpose, StoreFacts, StorePlugin, check, table,
+    Checked, Context, Exposure, Finding, OpenStore, Purpose, StoreFacts, StorePlugin, check, table,
 };
 use url::Url;
 
@@ -91,7 +91,7 @@ impl PostgresTable {
     }
 
     /// It accepts the certificate of any host that the authority has signed one for.
-    fn unnamed_server(&self, context: &Context<'_>) -> Option<Problem> {
+    fn unnamed_server(&self, context: &Context<'_>) -> Option<Finding> {
         let url = Url::parse(self.url.expose()).ok()?;
         let mut modes = url.query_pairs().filter(|(name, _)| matches!(&**name, "sslmode" | "ssl-mode"));
         modes.any(|(_, mode)| mode.eq_ignore_ascii_case("verify-ca")).then(|| {
@@ -99,18 +99,18 @@ impl PostgresTable {
                 "url",
                 "has sslmode=verify-ca, which accepts every server that the same authority has signed for",
                 "write sslmode=verify-full, unless the authority is for this server alone",
-            )
+            ).into_warning("postgres-server-name-unchecked")
         })
     }
 
-    fn few_connections(&self, context: &Context<'_>) -> Option<Problem> {
+    fn few_connections(&self, context: &Context<'_>) -> Option<Finding> {
         let is_short = (self.connections as usize) < context.pipeline.concurrency;
         (context.handler.is_transactional && is_short).then(|| {
             context.problem(
                 "connections",
                 "is less than pipeline.concurrency, so that statements wait for a connection under their claim",
                 "raise connections or lower concurrency",
-            )
+            ).into_warning("postgres-few-connections")
         })
     }
 }
@@ -132,7 +132,7 @@ impl StorePlugin for PostgresTable {
         check::within(context, "connections", self.connections, PgOptions::CONNECTIONS)
     }
 
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         self.few_connections(context).into_iter().chain(self.unnamed_server(context)).collect()
     }
 

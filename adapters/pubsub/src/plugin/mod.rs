@@ -3,6 +3,7 @@
 
 mod advice;
 mod connection;
+mod findings;
 mod relay;
 mod source;
 mod target;
@@ -10,6 +11,7 @@ mod target;
 use onceward_plugin::LogRule;
 
 pub use connection::PubsubLogin as Login;
+pub use findings::FINDINGS;
 pub use relay::PubsubRelay as Relay;
 pub use source::PubsubSource as Source;
 pub use target::PubsubTarget as Target;

@@ -184,7 +184,7 @@ impl SourcePlugin for PubsubSource {
         self.check_order(context)
     }
 
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let by_key = matches!(context.pipeline.ordering, Ordering::By(_) | Ordering::BrokerKey);
         let across_workers = (by_key && !self.ordered).then(|| {
             Problem::new(
@@ -192,6 +192,7 @@ impl SourcePlugin for PubsubSource {
                 "holds within one worker only, since the subscription keeps no order itself",
                 "run one worker, or use a subscription with message ordering and set ordered",
             )
+            .into_warning("order-within-worker")
         });
         across_workers.into_iter().collect()
     }
@@ -286,7 +287,7 @@ impl SourcePlugin for PubsubSource {
 
 fn missing(key: &str, permission: Permission, resource: &str) -> Finding {
     let message = format!("the permission {} on {resource} is missing", permission.name);
-    Finding::error(key, message, format!("grant {} on it", permission.role))
+    Finding::error("pubsub-permission-missing", key, message, format!("grant {} on it", permission.role))
 }
 
 #[cfg(test)]

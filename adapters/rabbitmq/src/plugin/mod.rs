@@ -3,12 +3,14 @@
 
 mod advice;
 mod connection;
+mod findings;
 mod relay;
 mod source;
 mod target;
 
 use onceward_plugin::LogRule;
 
+pub use findings::FINDINGS;
 pub use relay::RabbitmqRelay as Relay;
 pub use source::RabbitmqSource as Source;
 pub use target::RabbitmqTarget as Target;

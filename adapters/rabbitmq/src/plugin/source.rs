@@ -145,7 +145,7 @@ impl SourcePlugin for RabbitmqSource {
         Ok(())
     }
 
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         self.all_advice(context)
     }
 

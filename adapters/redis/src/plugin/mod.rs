@@ -1,5 +1,7 @@
 //! Redis in the configuration of the `onceward` program: `[store.redis]`.
 
+mod findings;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use crate::command::keyspace::Keyspace;
 use crate::{RedisConfig, RedisOptions, RedisStore};
 
 pub use self::RedisTable as Store;
+pub use findings::FINDINGS;
 
 /// The log lines of the client library.
 pub const LOG_RULES: &[LogRule] = &[LogRule::new("redis", "error")];

@@ -1,5 +1,7 @@
 //! SQLite in the configuration of the `onceward` program: `[store.sqlite]`, and `[handler.sql]` in it.
 
+mod findings;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use crate::config::is_plain_file;
 use crate::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 
 pub use self::SqliteTable as Store;
+pub use findings::FINDINGS;
 
 /// The log lines of the client library.
 pub const LOG_RULES: &[LogRule] = &[LogRule::new("sqlx", "error")];
@@ -97,11 +100,13 @@ impl StorePlugin for SqliteTable {
             let named = path.display();
             return Ok(Some(match writable_directory(&path) {
                 Ok(()) => Finding::warning(
+                    "sqlite-file-absent",
                     context.table(),
                     format!("there is no file {named} yet; the first run creates it"),
                     "check the path if keys should be in it already",
                 ),
                 Err(what) => Finding::error(
+                    "sqlite-file-not-creatable",
                     context.table(),
                     format!("{named} cannot be created, since {what}"),
                     "create the directory and make it writable for this user",

@@ -1,12 +1,14 @@
 //! SQS in the configuration of the `onceward` program: `[source.sqs]`, `[handler.publish.sqs]` and `[outbox.sqs]`.
 
 mod connection;
+mod findings;
 mod relay;
 mod source;
 mod target;
 
 use onceward_plugin::LogRule;
 
+pub use findings::FINDINGS;
 pub use relay::SqsRelay as Relay;
 pub use source::SqsSource as Source;
 pub use target::SqsTarget as Target;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::pipeline::config::{OnMissingKey, Ordering};
 use onceward::pipeline::start_check;
-use onceward::store::{Advice, AdviceLevel};
+use onceward::store::Advice;
 use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{Address, HumanDuration};
 use onceward_plugin::{
@@ -98,22 +98,18 @@ impl SqsSource {
     }
 
     fn broker_advice(&self, context: &Context<'_>, facts: &SqsQueueStatus) -> Vec<Advice> {
-        let mut found = vec![Advice::new(AdviceLevel::Ok, facts.to_string())];
+        let mut found = vec![Advice::ok(facts.to_string())];
         let queue = self.queue(context, self.queue_url.expose());
         found.extend(start_check::advise(context.pipeline, &facts.capabilities(&queue)));
         if facts.content_based_deduplication {
-            found.push(Advice::new(
-                AdviceLevel::Warning,
-                "the queue takes a hash of the body for a missing deduplication id: two messages with the same body within five \
+            found.push(Advice::warning("sqs-content-based-deduplication", "the queue takes a hash of the body for a missing deduplication id: two messages with the same body within five \
                  minutes are one, whatever their keys; have producers set deduplication ids, or turn \
                  ContentBasedDeduplication off",
             ));
         }
         let rejects = context.pipeline.policies.on_missing_key == OnMissingKey::Reject;
         if facts.max_receive_count.is_none() && rejects {
-            found.push(Advice::new(
-                AdviceLevel::Warning,
-                "the queue has no redrive policy, so a message that is rejected because it has no key is redelivered for as long \
+            found.push(Advice::warning("sqs-no-redrive-policy", "the queue has no redrive policy, so a message that is rejected because it has no key is redelivered for as long \
                  as the queue keeps it; give the queue one, or write another on_missing_key in [policy]",
             ));
         }
@@ -159,7 +155,7 @@ impl SourcePlugin for SqsSource {
         self.check_order(context)
     }
 
-    fn advice(&self, context: &Context<'_>) -> Vec<Problem> {
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         let handler = context.handler;
         // Extension keeps a message invisible for as long as its handler runs, but not for a worker that is paused or cut off.
         let short_visibility = (self.visibility.get() < handler.timeout).then(|| {
@@ -171,7 +167,7 @@ impl SourcePlugin for SqsSource {
                     handler.table
                 ),
                 "raise visibility, unless a dead worker's messages must be redelivered sooner",
-            )
+            ).into_warning("sqs-visibility-short")
         });
         let by_key = matches!(context.pipeline.ordering, Ordering::By(_) | Ordering::BrokerKey);
         let order_across_workers = (by_key && !self.is_fifo()).then(|| {
@@ -180,6 +176,7 @@ impl SourcePlugin for SqsSource {
                 "holds within one worker only, since a standard queue keeps no order itself",
                 "run one worker, or use a FIFO queue",
             )
+            .into_warning("order-within-worker")
         });
         short_visibility.into_iter().chain(order_across_workers).collect()
     }

@@ -25,6 +25,12 @@ pub(super) enum Severity {
 #[derive(Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
+    /// None where all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    /// The address of the code's explanation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    documentation: Option<String>,
     #[serde(skip)]
     file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +48,8 @@ macro_rules! from_remark {
             fn from(remark: &$remark) -> Self {
                 Self {
                     severity: Severity::$severity,
+                    code: Some(remark.code()),
+                    documentation: Some(documentation(remark.code())),
                     file: remark.file().map(|file| file.display().to_string()),
                     line: remark.line(),
                     key: remark.key().map(str::to_owned),
@@ -57,55 +65,50 @@ from_remark!(Advice, Warning);
 from_remark!(ConfigError, Error);
 
 impl Finding {
-    /// A remark about a configuration that runs anyway.
-    pub(super) fn warned(remark: &ConfigError) -> Self {
-        Self { severity: Severity::Warning, ..Self::from(remark) }
-    }
-
     /// Nothing is wrong with `key`, or with the whole configuration.
     pub(super) fn ok(config: &Config, key: Option<&str>, message: impl Into<String>) -> Self {
         let here = Self::from(&config.refuse(key.unwrap_or_default(), message, ""));
         let line = here.line.filter(|_| key.is_some());
-        Self { severity: Severity::Ok, key: key.map(str::to_owned), line, fix: None, ..here }
+        Self { key: key.map(str::to_owned), line, ..here }.with(Severity::Ok, "", None)
     }
 
     /// The configuration runs, but probably not as intended.
     pub(super) fn warning(
         config: &Config,
+        code: &'static str,
         key: &str,
         message: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(config, key, message, fix) }
-    }
-
-    /// The configuration does not run.
-    pub(super) fn error(
-        config: &Config,
-        key: &str,
-        message: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self::from(&config.refuse(key, message, fix))
+        Self::from(&config.warn(code, key, message, fix))
     }
 
     /// The error of an adapter about `key`, which names the fix.
     pub(super) fn failed(config: &Config, key: &str, error: &Error) -> Self {
-        Self { fix: None, ..Self::error(config, key, crate::commands::failure::sentence(error), "") }
+        Self::plugin(config, onceward_plugin::Finding::failed(key, error))
     }
 
     /// The finding of a plugin.
     pub(super) fn plugin(config: &Config, found: onceward_plugin::Finding) -> Self {
-        let severity = severity(found.level);
-        let fix = found.fix.filter(|_| severity != Severity::Ok);
-        Self { severity, fix, ..Self::error(config, &found.key, found.message, "") }
+        let here = Self::from(&config.refuse(&found.key, found.message, ""));
+        here.with(severity(found.level), found.code, found.fix)
     }
 
     /// The advice of a store about itself.
-    pub(super) fn advised(config: &Config, key: &str, advice: &StoreAdvice) -> Self {
-        let severity = severity(advice.level);
-        Self { severity, fix: None, ..Self::error(config, key, advice.text.as_str(), "") }
+    pub(super) fn advised(config: &Config, key: &str, advice: StoreAdvice) -> Self {
+        Self::plugin(config, onceward_plugin::Finding::advised(key, advice))
     }
+
+    fn with(self, severity: Severity, code: &'static str, fix: Option<String>) -> Self {
+        let is_ok = severity == Severity::Ok;
+        let code = (!is_ok && !code.is_empty()).then_some(code);
+        Self { severity, code, documentation: code.map(documentation), fix: fix.filter(|_| !is_ok), ..self }
+    }
+}
+
+/// The address of a code's explanation.
+fn documentation(code: &str) -> String {
+    format!("{}/blob/main/docs/reference/findings.md#{code}", env!("CARGO_PKG_REPOSITORY"))
 }
 
 fn severity(level: AdviceLevel) -> Severity {
@@ -116,7 +119,7 @@ fn severity(level: AdviceLevel) -> Severity {
     }
 }
 
-/// `severity: file:line: key: message; fix`, without the unknown parts.
+/// `severity: file:line: key: message; fix [code]`, without the unknown parts.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = match self.severity {
@@ -137,6 +140,9 @@ impl fmt::Display for Finding {
         text += &self.message;
         if let Some(fix) = &self.fix {
             text += &format!("; {fix}");
+        }
+        if let Some(code) = self.code {
+            text += &format!(" [{code}]");
         }
         f.write_str(&printable(text.as_bytes(), LINE_LIMIT))
     }

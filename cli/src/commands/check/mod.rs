@@ -31,8 +31,7 @@ pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -
 
 async fn findings(config: &Config, offline: bool) -> Vec<Finding> {
     let mut findings: Vec<_> = config.advice().iter().map(Finding::from).collect();
-    let readable = super::readable::secrets(config);
-    findings.extend(readable.iter().map(Finding::warned));
+    findings.extend(super::readable::secrets(config).iter().map(Finding::from));
     if offline {
         let what = format!("the configuration of scope {:?} is valid; no connection was made", config.scope);
         findings.push(Finding::ok(config, None, what));

@@ -74,7 +74,8 @@ async fn store(config: &Config, findings: &mut Vec<Finding>) -> Option<OpenStore
         Ok((store, advice)) => {
             let answers = format!("{} answers", registry::describe_store(config));
             findings.push(Finding::ok(config, Some(context.table()), answers));
-            findings.extend(advice.iter().map(|advice| Finding::advised(config, context.table(), advice)));
+            findings
+                .extend(advice.into_iter().map(|advice| Finding::advised(config, context.table(), advice)));
             Some(store)
         }
         Err(error) => {
@@ -100,7 +101,7 @@ async fn handler(config: &Config, store: Option<&OpenStore>) -> Finding {
         (Err(error), _) => return Finding::failed(config, &key, &error),
         (Ok(false), _) => {
             let message = "its statement was not checked, because the store is not available";
-            return Finding::warning(config, &key, message, "check again when it is");
+            return Finding::warning(config, "statement-unchecked", &key, message, "check again when it is");
         }
         (Ok(true), Handler::Exec(_) | Handler::Worker(_)) => "its program exists and is executable",
         (Ok(true), Handler::Http(_)) => "its server accepts connections",

@@ -32,10 +32,10 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     telemetry::start_traces(&config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in config.advice() {
-        tracing::warn!("{advice}");
+        tracing::warn!(code = advice.code(), "{advice}");
     }
-    for remark in super::readable::secrets(&config) {
-        tracing::warn!("{remark}");
+    for advice in super::readable::secrets(&config) {
+        tracing::warn!(code = advice.code(), "{advice}");
     }
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();

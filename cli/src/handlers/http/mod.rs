@@ -200,7 +200,8 @@ impl HttpHandler {
             ));
         }
         let what = if late { "did not answer in time" } else { "did not answer the request" };
-        HandlerError::retry(format!("{target} {what}: {cause}")).outcome_unknown()
+        let error = HandlerError::retry(format!("{target} {what}: {cause}")).outcome_unknown();
+        if late { error.timed_out() } else { error }
     }
 
     /// The body of a success. The effect has happened: a failure to read the body must not change that.

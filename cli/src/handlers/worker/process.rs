@@ -293,7 +293,8 @@ impl WorkerProcess {
                 format!("the worker process did not answer within {:?} and was ended", options.timeout)
             }
         };
-        Reply::Broken(HandlerError::retry(text + &self.last.suffix()).outcome_unknown())
+        let error = HandlerError::retry(text + &self.last.suffix()).outcome_unknown();
+        Reply::Broken(if matches!(stop, Stop::Late) { error.timed_out() } else { error })
     }
 
     async fn broken(&mut self, why: &str) -> Reply {

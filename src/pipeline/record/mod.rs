@@ -1,29 +1,31 @@
 //! Writes how runs ended, before anything is settled: completions, failures and releases; dead letters are in
 //! `dead_letters.rs`.
 
+mod completing;
+mod decided;
+mod releasing;
+
 use std::future::ready;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 
+pub(super) use self::completing::{Completing, start_completing};
+use self::completing::{Success, complete, completion};
+use self::decided::{ask_again, decided, log_fenced};
+use self::releasing::release;
+pub(super) use self::releasing::release_behind;
 use super::config::{OnExhausted, Ordering};
 use super::context::Context;
 use super::dead_letters::{Letter, dead_letter, park, report_without_claim};
 use super::limits::LONGEST;
 use super::runner::Runner;
-use super::spans;
 use super::work::{Finished, Outcome, Recorded, Verdict, Work};
 use crate::dead_letter::FailureReport;
 use crate::failpoints::{self, Step};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
-use crate::store::{CompleteRequest, Completion, FailRequest, Failure, Lease, Reason};
-use crate::telemetry::{Counter, Counters};
-
-/// A success whose completion is to be written.
-struct Success {
-    finished: Finished,
-    request: CompleteRequest,
-}
+use crate::store::{FailRequest, Failure, Reason};
+use crate::telemetry::Counter;
 
 /// A failure that is to be written under its claim.
 struct FailedRun {
@@ -131,110 +133,6 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
         }
     }
     sorted
-}
-
-/// Counts a write that was refused because another claim holds the key.
-fn log_fenced<R>(context: &Context<R>, work: &Work) {
-    context.count(Counter::Fenced, 1);
-    tracing::info!(
-        scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
-        position = work.log_position(), message_id = work.log_id(),
-        "run fenced: another claim holds its key; the next claim of the message resolves it"
-    );
-}
-
-fn decided(finished: Finished, verdict: Verdict) -> Recorded {
-    if let Some(claim) = &finished.claim {
-        claim.end();
-    }
-    Recorded { work: finished.work, verdict }
-}
-
-/// Another claim holds the key, or the outcome is unknown, or there was no run: the next claim decides.
-fn ask_again<R>(context: &Context<R>, mut finished: Finished) -> Recorded {
-    let pause = context.pause(Duration::from_millis(50), finished.work.holds, Duration::from_secs(5));
-    finished.work.holds = finished.work.holds.saturating_add(1);
-    let asked = std::mem::take(&mut finished.work.not_before);
-    let after = pause.max(asked).min(LONGEST);
-    decided(finished, Verdict::Again { after })
-}
-
-fn completion<R>(
-    context: &Context<R>,
-    finished: &Finished,
-    lease: Lease,
-    result: Option<bytes::Bytes>,
-) -> CompleteRequest {
-    let config = &context.config;
-    CompleteRequest {
-        lease,
-        result: result.filter(|result| config.keep_results && result.len() <= config.max_result_bytes),
-        fingerprint: finished.work.fingerprint,
-        generation: finished.claim.as_ref().map_or(0, |claim| claim.generation()),
-        ttl: config.ttl,
-    }
-}
-
-/// Effects that have happened and whose completion is under way. Dropped with their round, they may happen again.
-struct Unrecorded<'s> {
-    counters: &'s Counters,
-    effects: usize,
-}
-
-impl Drop for Unrecorded<'_> {
-    fn drop(&mut self) {
-        self.counters.add(Counter::SuspectedDoubleEffects, self.effects as u64);
-    }
-}
-
-async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
-    failpoints::hit(Step::CompleteSent);
-    let requests = succeeded.iter().map(|success| success.request.clone()).collect();
-    let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
-    let spans = spans::completions(succeeded.iter().map(|success| &*success.finished.work));
-    let answers = context.complete(requests).await;
-    drop(spans);
-    std::mem::forget(unrecorded);
-    failpoints::hit(Step::CompleteApplied);
-    succeeded
-        .into_iter()
-        .zip(answers)
-        .map(|(Success { finished, .. }, answer)| match answer {
-            Ok(Completion::Completed | Completion::Repeated) => {
-                decided(finished, Verdict::Ack(Counter::Handled))
-            }
-            Ok(Completion::Inserted) => {
-                context.count(Counter::ClaimLost, 1);
-                decided(finished, Verdict::Ack(Counter::Handled))
-            }
-            Ok(Completion::DoneByAnother) => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                decided(finished, Verdict::Ack(Counter::Handled))
-            }
-            Ok(Completion::HeldByAnother) => {
-                log_fenced(context, &finished.work);
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                ask_again(context, finished)
-            }
-            // The effect has happened and its record is uncertain: the message may run again.
-            Err(_) if context.giving_up.is_cancelled() => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                decided(finished, Verdict::Abandon)
-            }
-            Err(error) => {
-                context.count(Counter::SuspectedDoubleEffects, 1);
-                // An answer about the record itself: it cannot be read.
-                let work = &finished.work;
-                tracing::error!(
-                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
-                    position = work.log_position(), message_id = work.log_id(), ?error,
-                    "completion unreadable; message held and may run again"
-                );
-                let after = context.config.retry.backoff.max;
-                decided(finished, Verdict::Again { after })
-            }
-        })
-        .collect()
 }
 
 /// Whether a run that failed was the last one.
@@ -367,27 +265,4 @@ fn unprotected_failure<R>(
             sorted.decided.push(recorded);
         }
     }
-}
-
-async fn release<R: Runner>(context: &Context<R>, unstarted: Vec<Finished>) -> Vec<Recorded> {
-    failpoints::hit(Step::ReleaseSent);
-    let leases: Vec<_> = unstarted
-        .iter()
-        .filter_map(|finished| finished.claim.as_ref().and_then(|claim| claim.lease()))
-        .collect();
-    for finished in &unstarted {
-        finished.claim.iter().for_each(|claim| claim.returned());
-    }
-    // A suspect may be marked as started by now, and a mark that is left standing would cost it an attempt.
-    if !leases.is_empty() {
-        context
-            .until_known(leases, |batch| {
-                Box::pin(async move {
-                    let call = context.store.release(&context.scope, &batch);
-                    context.store_call("release unstarted claims", batch.len(), call).await
-                })
-            })
-            .await;
-    }
-    unstarted.into_iter().map(|finished| ask_again(context, finished)).collect()
 }

@@ -1,0 +1,151 @@
+//! Writes completions: those of a round together, or one that is sent now and waited for later.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures_util::future::Either;
+use tracing::Span;
+
+use super::decided::{ask_again, decided, log_fenced};
+use crate::coalesce::Sent;
+use crate::error::Error;
+use crate::failpoints::{self, Step};
+use crate::pipeline::context::Context;
+use crate::pipeline::spans;
+use crate::pipeline::work::{Finished, Outcome, Recorded, Verdict};
+use crate::store::{CompleteRequest, Completion, Lease};
+use crate::telemetry::{Counter, Counters};
+
+/// A success whose completion is to be written.
+pub(super) struct Success {
+    pub(super) finished: Finished,
+    pub(super) request: CompleteRequest,
+}
+
+pub(super) fn completion<R>(
+    context: &Context<R>,
+    finished: &Finished,
+    lease: Lease,
+    result: Option<bytes::Bytes>,
+) -> CompleteRequest {
+    let config = &context.config;
+    CompleteRequest {
+        lease,
+        result: result.filter(|result| config.keep_results && result.len() <= config.max_result_bytes),
+        fingerprint: finished.work.fingerprint,
+        generation: finished.claim.as_ref().map_or(0, |claim| claim.generation()),
+        ttl: config.ttl,
+    }
+}
+
+/// Effects that have happened and whose completion is under way. Dropped with their round, they may happen again.
+struct Unrecorded<'s> {
+    counters: &'s Counters,
+    effects: usize,
+}
+
+impl Drop for Unrecorded<'_> {
+    fn drop(&mut self) {
+        self.counters.add(Counter::SuspectedDoubleEffects, self.effects as u64);
+    }
+}
+
+pub(super) async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
+    failpoints::hit(Step::CompleteSent);
+    let requests = succeeded.iter().map(|success| success.request.clone()).collect();
+    let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
+    let spans = spans::completions(succeeded.iter().map(|success| &*success.finished.work));
+    let answers = context.complete(requests).await;
+    drop(spans);
+    std::mem::forget(unrecorded);
+    failpoints::hit(Step::CompleteApplied);
+    let answered = succeeded.into_iter().zip(answers);
+    answered.map(|(Success { finished, .. }, answer)| completed(context, finished, answer)).collect()
+}
+
+/// What the answer to a completion means for its delivery.
+fn completed<R>(context: &Context<R>, finished: Finished, answer: Result<Completion, Error>) -> Recorded {
+    match answer {
+        Ok(Completion::Completed | Completion::Repeated) => decided(finished, Verdict::Ack(Counter::Handled)),
+        Ok(Completion::Inserted) => {
+            context.count(Counter::ClaimLost, 1);
+            decided(finished, Verdict::Ack(Counter::Handled))
+        }
+        Ok(Completion::DoneByAnother) => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            decided(finished, Verdict::Ack(Counter::Handled))
+        }
+        Ok(Completion::HeldByAnother) => {
+            log_fenced(context, &finished.work);
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            ask_again(context, finished)
+        }
+        // The effect has happened and its record is uncertain: the message may run again.
+        Err(_) if context.giving_up.is_cancelled() => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            decided(finished, Verdict::Abandon)
+        }
+        Err(error) => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            // An answer about the record itself: it cannot be read.
+            let work = &finished.work;
+            tracing::error!(
+                scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
+                position = work.log_position(), message_id = work.log_id(), ?error,
+                "completion unreadable; message held and may run again"
+            );
+            let after = context.config.retry.backoff.max;
+            decided(finished, Verdict::Again { after })
+        }
+    }
+}
+
+/// A success whose completion is sent.
+pub(in crate::pipeline) struct Completing<'c> {
+    success: Success,
+    sent: Sent<Completion>,
+    /// Of the delivery's completion; it ends with the answer.
+    spans: Vec<Span>,
+    unrecorded: Unrecorded<'c>,
+}
+
+/// Sends the completion of a run that has succeeded under a claim; anything else is returned as it is.
+pub(in crate::pipeline) fn start_completing<R>(
+    context: &Context<R>,
+    mut finished: Finished,
+) -> Either<Completing<'_>, Finished> {
+    let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
+    let (Some(lease), Outcome::Succeeded(result)) = (lease, &mut finished.outcome) else {
+        return Either::Right(finished);
+    };
+    let result = result.take();
+    let request = completion(context, &finished, lease, result);
+    failpoints::hit(Step::CompleteSent);
+    let spans = spans::completions(std::iter::once(&*finished.work));
+    let sent = context.completions.start_send(vec![request.clone()]);
+    let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
+    Either::Left(Completing { success: Success { finished, request }, sent, spans, unrecorded })
+}
+
+impl Completing<'_> {
+    /// Waits until the completion is known to be written or refused. Sets `stop` if the first answer is not that it is durable.
+    pub(in crate::pipeline) async fn known<R>(self, context: &Context<R>, stop: &AtomicBool) -> Recorded {
+        let Self { success: Success { finished, request }, sent, spans, unrecorded } = self;
+        let mut answers = sent.answers().await;
+        let durable = |answer: &Result<Completion, Error>| {
+            answer.as_ref().is_ok_and(|answer| *answer != Completion::HeldByAnother)
+        };
+        if !answers.iter().all(durable) {
+            stop.store(true, Relaxed);
+            answers = context.complete_again(vec![request], answers).await;
+        }
+        drop(spans);
+        std::mem::forget(unrecorded);
+        failpoints::hit(Step::CompleteApplied);
+        match answers.pop() {
+            Some(answer) => completed(context, finished, answer),
+            // There is an answer to each request.
+            None => decided(finished, Verdict::Abandon),
+        }
+    }
+}

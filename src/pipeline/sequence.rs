@@ -1,0 +1,164 @@
+//! Runs a sequence: consecutive deliveries of a lane, claimed together, whose handlers run one after the other.
+//!
+//! ```text
+//!  claims of one call ──▶ turn 1 ──▶ turn 2 ──▶ turn 3 ──▶ …      handlers, one by one
+//!                           │ sent     │ sent     │ sent           completions, gathered and not waited for
+//!                           ▼          ▼          ▼
+//!                        durable?   durable?   durable? ──▶ settled in the order of the lane
+//! ```
+//!
+//! A turn begins when the run before it has succeeded and its completion has been sent. So the first effects of a lane come in
+//! its order whatever dies: an effect that is repeated after a crash has happened before those behind it. Anything but a success
+//! ends the turns; what has not started is released, and returns to its lane.
+
+use std::pin::pin;
+use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::{BoxFuture, Either};
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::time::Instant;
+
+use super::context::Context;
+use super::event::{Ended, Event, SequenceEnded};
+use super::handle::handle_one;
+use super::outcomes::ended;
+use super::record::{Completing, record, release_behind, start_completing};
+use super::runner::Runner;
+use super::settle::{settle, settle_one};
+use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
+
+/// Takes the sequences out of the starts of a round: those of one lane stand side by side, in its order.
+pub(super) fn sequences(starts: &mut Vec<Start>) -> Vec<Vec<Start>> {
+    let same_lane = |one: &Start, next: &Start| {
+        let (one, next) = (one.work().lane, next.work().lane);
+        one.is_some() && one == next
+    };
+    if !starts.windows(2).any(|pair| same_lane(&pair[0], &pair[1])) {
+        return Vec::new();
+    }
+    let mut groups: Vec<Vec<Start>> = Vec::new();
+    for start in starts.drain(..) {
+        match groups.last_mut() {
+            Some(group) if group.last().is_some_and(|last| same_lane(last, &start)) => group.push(start),
+            _ => groups.push(vec![start]),
+        }
+    }
+    let (alone, sequences): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| group.len() == 1);
+    starts.extend(alone.into_iter().flatten());
+    sequences
+}
+
+/// Takes a sequence from its claims to its settlements, and tells the dispatcher what is left of it.
+pub(super) fn run_sequence<R: Runner>(context: &Context<R>, sequence: Vec<Start>) -> BoxFuture<'_, ()> {
+    Box::pin(run(context, sequence))
+}
+
+async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
+    let Some(first) = sequence.first() else { return };
+    let (lane, is_turn) = (first.work().lane, first.work().turn.is_some());
+    let Some(lane) = lane else { return };
+    let count = sequence.len();
+    let stop = AtomicBool::new(false);
+    let mut left = SequenceEnded { lane, is_turn, first: None, behind: Vec::new() };
+    let mut records = pin!(turns(context, sequence, &stop).buffered(count).ready_chunks(count));
+    let mut stopped = false;
+    while let Some(chunk) = records.next().await {
+        let mut passed = Vec::with_capacity(chunk.len());
+        for record in chunk {
+            match record {
+                Turned::Behind(rest) => left.behind.extend(rest),
+                Turned::Recorded(recorded) if stopped => left.behind.push(behind(recorded)),
+                Turned::Recorded(mut recorded) => match recorded.verdict {
+                    Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => {
+                        stopped = true;
+                        left.first = Some(settle_one(context, recorded, &mut context.measurer.ends()));
+                    }
+                    _ => {
+                        stopped = matches!(recorded.verdict, Verdict::GiveBack { .. } | Verdict::Abandon);
+                        // The lane and the turn end with the sequence.
+                        (recorded.work.lane, recorded.work.turn) = (None, None);
+                        passed.push(recorded);
+                    }
+                },
+            }
+        }
+        settle(context, passed);
+    }
+    context.send(Event::SequenceEnded(left));
+}
+
+/// A delivery that could be settled, were it not for one before it.
+fn behind(Recorded { work, verdict }: Recorded) -> Behind {
+    let plan = match verdict {
+        Verdict::Ack(counter) => Some(Plan::Ack(counter)),
+        _ => None,
+    };
+    Behind { work, plan }
+}
+
+/// What became of a turn, or of all that had none.
+enum Turned {
+    Recorded(Recorded),
+    Behind(Vec<Behind>),
+}
+
+/// How a turn ended, before that is recorded.
+enum TurnEnd<'c> {
+    Completing(Completing<'c>),
+    Other(Finished),
+    /// The turns are over before these.
+    Behind(Vec<Start>),
+}
+
+/// Runs the handlers one after the other; each future that comes out records how one ended.
+fn turns<'c, R: Runner>(
+    context: &'c Context<R>,
+    sequence: Vec<Start>,
+    stop: &'c AtomicBool,
+) -> impl Stream<Item = impl Future<Output = Turned> + 'c> + 'c {
+    stream::unfold(Some((sequence.into_iter(), true)), move |state| async move {
+        let (mut rest, goes_on) = state?;
+        let next = rest.as_slice().first()?;
+        // In a drain what needs no run is still settled.
+        let halted = context.draining.is_cancelled() && !matches!(next, Start::Known { .. });
+        if goes_on && !halted && !stop.load(Ordering::Relaxed) {
+            let start = rest.next()?;
+            let (end, goes_on) = turn(context, start, rest.len() == 0).await;
+            return Some((record_end(context, end, stop), Some((rest, goes_on))));
+        }
+        if goes_on {
+            let suspects = usize::from(next.work().turn.is_some());
+            context.send(Event::Finished(Ended { count: 1, suspects, ..Ended::default() }));
+        }
+        Some((record_end(context, TurnEnd::Behind(rest.collect()), stop), None))
+    })
+}
+
+/// Runs a handler and sends its completion; true: the next one may start.
+async fn turn<R: Runner>(context: &Context<R>, start: Start, is_last: bool) -> (TurnEnd<'_>, bool) {
+    let mut finished = handle_one(context, start, false, Instant::now()).await;
+    let goes_on = matches!(finished.outcome, Outcome::Succeeded(_) | Outcome::Decided(Verdict::Ack(_)));
+    let mut ended = ended(context, slice::from_mut(&mut finished));
+    if goes_on && !is_last {
+        // A sequence has one slot, and is one turn of suspects.
+        (ended.count, ended.suspects) = (0, 0);
+    }
+    context.send(Event::Finished(ended));
+    match start_completing(context, finished) {
+        Either::Left(completing) => (TurnEnd::Completing(completing), goes_on),
+        Either::Right(finished) => (TurnEnd::Other(finished), goes_on),
+    }
+}
+
+async fn record_end<R: Runner>(context: &Context<R>, end: TurnEnd<'_>, stop: &AtomicBool) -> Turned {
+    match end {
+        TurnEnd::Completing(completing) => Turned::Recorded(completing.known(context, stop).await),
+        TurnEnd::Behind(rest) => Turned::Behind(release_behind(context, rest).await),
+        TurnEnd::Other(finished) => {
+            let recorded: Vec<_> = record(context, vec![finished]).concat().await;
+            // Each delivery comes out once.
+            recorded.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Traces and metrics of the program over real brokers, as a collector and a scraper receive them.
+
+mod events;
+mod scrape;
+mod traces;
