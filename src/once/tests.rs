@@ -381,15 +381,19 @@ async fn calls_are_counted_under_the_names_of_a_pipeline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_expired_is_removed() {
-    let store = Arc::new(MemoryStore::new());
+async fn what_has_expired_is_removed_by_the_first_purge_that_succeeds() {
+    let store = FaultyStore::new(MemoryStore::new());
     let config = OnceConfig { lease: SECOND, ttl: SECOND, ..OnceConfig::default() };
-    let dedup = Deduplicator::new(scope(), Arc::clone(&store), config).unwrap();
+    let dedup = Deduplicator::new(scope(), Arc::new(store.clone()), config).unwrap();
     for number in 0..1200 {
         let ran = dedup.once(&key(&number.to_string()), async |_| Ok::<_, String>(())).await;
         assert!(matches!(ran, Ok(Once::Ran(()))));
     }
-    tokio::time::sleep(60 * SECOND).await;
+    let interval = store.purge_interval();
+    store.next(Operation::Purge, Fault::Refused);
+    tokio::time::sleep(interval + SECOND).await;
+    assert_eq!(dedup.counters().get(Counter::Purged), 0);
+    tokio::time::sleep(interval).await;
     assert_eq!(dedup.counters().get(Counter::Purged), 1200);
     assert_eq!(store.purge(10_000).await.unwrap(), 0);
 }

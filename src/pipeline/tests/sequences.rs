@@ -180,6 +180,19 @@ async fn rule_9_a_second_message_with_the_same_key_waits_for_the_outcome_of_the_
     assert_eq!((summary.handled(), summary.duplicates()), (3, 2));
 }
 
+/// A copy that left the lane without its turn would let the lane go on twice.
+#[tokio::test(start_paused = true)]
+async fn a_copy_behind_its_original_does_not_let_two_sequences_of_a_lane_run_at_once() {
+    let world = World::with(Habits { batch: 128, ..Habits::default() });
+    [1, 1].into_iter().chain(2..=80).for_each(|number| world.broker.publish(in_lane("A", number)));
+    let worker = world.worker().config(in_order).start(for_10_ms);
+    world.empty().await;
+    assert_eq!(world.ids(), numbered("A", 1..=80));
+    assert_one_by_one(&world);
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.duplicates()), (80, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn copies_in_two_lanes_wait_for_no_message_that_waits_in_its_lane() {
     let world = World::with(Habits { batch: 64, ..Habits::default() });
@@ -322,6 +335,25 @@ async fn after_a_death_at_any_moment_first_effects_stay_in_order() {
         assert_eq!(first, numbered("A", 1..=40), "after {life:?}");
         let _ = second.end().await;
     }
+}
+
+/// See `dispatch/suspects.rs`: after the first lapse all of a batch, then half of them, and so on.
+#[tokio::test(start_paused = true)]
+async fn of_a_lane_whose_first_message_kills_its_process_fewer_are_claimed_with_it_each_time() {
+    let world = world_of("A", 1..=32);
+    for death in 1..=5 {
+        let worker = world.worker().config(in_order).start(|_| std::future::pending::<Handled>());
+        eventually("the first runs", || world.runs_of("A#1").len() == death).await;
+        worker.die();
+        tokio::time::sleep(2 * LEASE).await;
+    }
+    let _last = world.worker().config(in_order).start(|_| std::future::pending::<Handled>());
+    eventually("the first runs", || world.runs_of("A#1").len() == 6).await;
+    let mut lost = Vec::new();
+    for number in [1, 5, 9, 17, 32] {
+        lost.push(world.record(&format!("A#{number}")).await.map_or(0, |record| record.lost));
+    }
+    assert_eq!(lost, [5, 4, 3, 2, 2]);
 }
 
 /// What many claims of few lanes cost after a crash: see `a_crash_with_a_thousand_claims_…`.

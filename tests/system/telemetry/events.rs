@@ -26,13 +26,13 @@ use crate::{kafka, pubsub, rabbitmq, sqs};
 
 const REFERENCE: &str = include_str!("../../../docs/reference/metrics.md");
 
-/// Metrics that no event here changes, and where they are shown.
+/// Metrics that no event here changes, and the test that asserts their counter, or the store's value.
 const ELSEWHERE: [(&str, &str); 9] = [
-    // The next purge is after 30 s.
+    // The first purge is after 30 s.
     ("expiry_lag_seconds", "adapters/postgres/tests/integration/expiry.rs"),
-    ("purged_total", "adapters/postgres/tests/integration/expiry.rs"),
+    ("purged_total", "src/once/tests.rs"),
     // It takes a completion that is on its way when its process is paused.
-    ("fenced_total", "tests/system/leases.rs"),
+    ("fenced_total", "src/pipeline/tests/leases.rs"),
     ("conflicts_total", "src/pipeline/tests/transactions.rs"),
     // The program's handlers return errors, and its sources reconnect by themselves.
     ("panics_total", "src/pipeline/tests/transactions.rs"),
