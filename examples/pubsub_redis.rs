@@ -84,10 +84,16 @@ async fn publish_orders(endpoint: &PubsubEndpoint) -> Result<(), Error> {
     let url = endpoint.url.as_deref().ok_or("no endpoint")?;
     let anonymous = anonymous::Builder::new().build();
     let topics = TopicAdmin::builder().with_endpoint(url).with_credentials(anonymous.clone());
-    topics.build().await?.create_topic().set_name(TOPIC).send().await?;
+    let topics = topics.build().await?;
+    if topics.get_topic().set_topic(TOPIC).send().await.is_err() {
+        topics.create_topic().set_name(TOPIC).send().await?;
+    }
     let subscriptions = SubscriptionAdmin::builder().with_endpoint(url).with_credentials(anonymous);
-    let create = subscriptions.build().await?.create_subscription();
-    create.set_name(SUBSCRIPTION).set_topic(TOPIC).set_enable_message_ordering(true).send().await?;
+    let subscriptions = subscriptions.build().await?;
+    if subscriptions.get_subscription().set_subscription(SUBSCRIPTION).send().await.is_err() {
+        let create = subscriptions.create_subscription().set_name(SUBSCRIPTION).set_topic(TOPIC);
+        create.set_enable_message_ordering(true).send().await?;
+    }
 
     for event in ["4711 created", "4711 created", "4711 paid"] {
         let message = model::Message::new().set_data(event).set_ordering_key("4711");

@@ -56,7 +56,7 @@ pub const FINDINGS: &[FindingDoc] = &[
     FindingDoc::new(
         "timeout",
         "A broker, store or handler did not respond in time.",
-        "Check the network and the load of the server; raise the table's timeout if the server is far away.",
+        "Check the network and the load of the server. For a store that is far away, raise `timeout` of its table.",
     ),
     FindingDoc::new(
         "throttled",
@@ -71,7 +71,7 @@ pub const FINDINGS: &[FindingDoc] = &[
     FindingDoc::new(
         "corrupt",
         "Data of a store cannot be read: a later version wrote it, or it is damaged.",
-        "Update the program, or restore the data; `onceward keys show` reads single keys.",
+        "Update the program, or restore the data; `onceward keys get` reads single keys.",
     ),
     FindingDoc::new(
         "contradiction",

@@ -212,8 +212,9 @@ impl<S: SharedStore> PipelineBuilder<S> {
             return Err(Error::new(
                 ErrorKind::Config,
                 "build this pipeline",
-                "until_idle is set, but the source cannot report whether it is idle, so that the run would never end; turn \
-                 until_idle off, and stop the run with its shutdown token",
+                "the run is to end when the source is idle (until_idle, --until-empty), and the source cannot report that, so that \
+                 it would never end. Stop it with its shutdown token or a signal instead. A consumer whose is_idle answers \
+                 declares Capabilities::reports_idle; on SQS it needs the right sqs:GetQueueAttributes",
             ));
         }
         if source.retries_lose_position && takes_position(&keys) {

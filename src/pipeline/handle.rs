@@ -20,7 +20,6 @@ pub(super) fn handle<R: Runner>(
     mut starts: Vec<Start>,
 ) -> impl Stream<Item = Finished> {
     let now = Instant::now();
-    context.measurer.runs_start(now);
     // A drain that began while the claims were under way starts none of them.
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
@@ -92,9 +91,7 @@ fn handle_groups<R: Runner>(
                     None if context.draining.is_cancelled() => Outcome::Unstarted,
                     None => {
                         claim.runs_again();
-                        let now = Instant::now();
-                        context.measurer.runs_start(now);
-                        run(context, &work, &claim, false, now).await
+                        run(context, &work, &claim, false, Instant::now()).await
                     }
                 };
                 Finished { work, claim: Some(claim), outcome }
@@ -131,9 +128,7 @@ async fn run<R: Runner>(
     match answers.into_iter().next() {
         Some(Ok(Renewal::Renewed)) => {
             claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
-            let now = Instant::now();
-            context.measurer.runs_start(now);
-            run_in_time(context, work, claim, now).await
+            run_in_time(context, work, claim, Instant::now()).await
         }
         Some(Ok(Renewal::Lost)) => Outcome::Fenced,
         _ => Outcome::Unstarted,
@@ -151,7 +146,13 @@ async fn run_in_time<R: Runner>(
         return Outcome::Unstarted;
     }
     match spans::run(work, claim) {
-        Some(span) => R::run(context, work, claim, now).instrument(span).await,
+        Some(span) => {
+            let outcome = R::run(context, work, claim, now).instrument(span.clone()).await;
+            if matches!(outcome, Outcome::Failed(_)) {
+                spans::note_failure(&span);
+            }
+            outcome
+        }
         None => R::run(context, work, claim, now).await,
     }
 }

@@ -21,8 +21,8 @@ pub(crate) struct Measurer(Option<Arc<Measuring>>);
 struct Measuring {
     observer: Arc<dyn Observer>,
     epoch: Instant,
-    /// The latest reading of the clock, in nanoseconds since `epoch`. A run starts then, not later than it really does: the
-    /// round before it, or the run before it in the round, has just read the clock. So each run reads it once.
+    /// The end of the latest run, in nanoseconds since `epoch`. The runs of a round are given the time at which the round began;
+    /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
     latest_ns: AtomicU64,
 }
 
@@ -59,23 +59,16 @@ impl Measurer {
         }
     }
 
-    /// Notes that the clock was read: runs start at `now`.
-    pub(crate) fn runs_start(&self, now: Instant) {
-        if let Some(measuring) = &self.0 {
-            measuring.latest_ns.store(measuring.ns(now), Ordering::Relaxed);
-        }
-    }
-
-    /// When the run that begins here has started, if there is an observer.
-    pub(crate) fn run_started(&self) -> Option<u64> {
-        self.0.as_ref().map(|measuring| measuring.latest_ns.load(Ordering::Relaxed))
+    /// When the run that begins here has started, if there is an observer; the clock was read at `now`, and not since.
+    pub(crate) fn run_started(&self, now: Instant) -> Option<u64> {
+        self.0.as_ref().map(|measuring| measuring.ns(now).max(measuring.latest_ns.load(Ordering::Relaxed)))
     }
 
     /// Notes in `claim` the time since [`run_started`](Self::run_started).
     pub(crate) fn run_ended(&self, started: Option<u64>, claim: &ActiveClaim) {
         if let (Some(measuring), Some(started)) = (&self.0, started) {
             let now = measuring.ns(Instant::now());
-            measuring.latest_ns.store(now, Ordering::Relaxed);
+            measuring.latest_ns.fetch_max(now, Ordering::Relaxed);
             claim.ran(now.saturating_sub(started));
         }
     }

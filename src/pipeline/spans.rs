@@ -31,12 +31,9 @@ pub(super) fn run(work: &InFlight, claim: &ActiveClaim) -> Option<Span> {
     step!(work, "handle", onceward.attempt = claim.attempt(), otel.status_code = Empty)
 }
 
-/// Notes that the run whose span is the current one has failed.
-pub(super) fn note_failure() {
-    let span = Span::current();
-    if span.metadata().is_some_and(|metadata| metadata.target() == TRACE_TARGET) {
-        span.record("otel.status_code", "ERROR");
-    }
+/// Notes that the run of this span has failed.
+pub(super) fn note_failure(span: &Span) {
+    span.record("otel.status_code", "ERROR");
 }
 
 /// Notes the key, which is a hash, once it is known.

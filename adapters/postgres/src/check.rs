@@ -70,6 +70,7 @@ struct ServerSettings {
     is_durable: bool,
     is_read_only: bool,
     has_synchronous_standby: bool,
+    /// A standby is connected, or has a slot. Subscribers of logical replication are none.
     has_standby: bool,
     encoding: String,
     /// The session has the `lock_timeout` that was set after connecting.
@@ -82,7 +83,9 @@ impl ServerSettings {
              current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on', \
              pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', \
              current_setting('synchronous_standby_names') <> '', \
-             EXISTS (SELECT 1 FROM pg_catalog.pg_stat_replication), \
+             EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_type = 'physical') \
+               OR (SELECT count(*) FROM pg_catalog.pg_stat_replication) \
+                 > (SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical' AND active), \
              current_setting('server_encoding'), current_setting('lock_timeout') <> '0'";
         let row = conn.fetch_one(sql).await?;
         Ok(Self {
@@ -114,7 +117,7 @@ impl ServerSettings {
             let text = "fsync or full_page_writes is off: a power cut loses completions; turn both on";
             Advice::error("postgres-fsync-off", text)
         });
-        // Without a standby there is no failover.
+        // One that is fed from an archive, or is away and has no slot, is not seen.
         if self.has_standby && !self.has_synchronous_standby {
             let text = "the standbys replicate asynchronously: a failover may lose the last completions, and their handlers run again; \
                         set synchronous_standby_names";

@@ -37,7 +37,9 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
     };
-    crate::telemetry::finish().await;
+    let at_once =
+        matches!(ended, Ok(Exit::DrainDeadline | Exit::HungUp | Exit::Interrupted | Exit::Terminated));
+    crate::telemetry::finish(at_once).await;
     crate::logging::finish();
     ended
 }

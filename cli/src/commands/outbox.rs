@@ -71,7 +71,7 @@ async fn publish(config: &Config, watched: &Watched, shutdown: &CancellationToke
         return Ok(());
     };
     for finding in advice.iter().filter(|finding| finding.level != AdviceLevel::Ok) {
-        tracing::warn!("{}", finding.text);
+        tracing::warn!(code = finding.code, "{}", finding.text);
     }
     let ReadyRelay { counts, running } = relay;
     watched.relay_started(Arc::clone(&counts));

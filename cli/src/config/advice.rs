@@ -236,7 +236,7 @@ pub(crate) const FINDINGS: &[FindingDoc] = &[
     FindingDoc::new(
         "secret-file-readable",
         "Other users of the host can read a file with a password or a private key.",
-        "`chmod 600` the file.",
+        "Remove the permission: `chmod o-rwx`. The group may read the file.",
     ),
     FindingDoc::new(
         "statement-unchecked",

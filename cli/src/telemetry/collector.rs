@@ -21,6 +21,15 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// The variables with the URL: the first is used as it is, the path of the signal is added to the second.
 pub(super) const URLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
+/// The variables with the protocol. This program has one.
+const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+
+/// The variables with the compression, which this program has not.
+const COMPRESSIONS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"];
+
+/// The variables with the time limit of a request, in milliseconds.
+const TIMEOUTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
+
 /// The variables with headers of every request, which hold logins.
 pub(super) const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 
@@ -28,6 +37,8 @@ pub(super) const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPOR
 pub(super) struct Collector {
     /// With the login, which the client sends as Basic authentication.
     url: Url,
+    /// The time limit of a request.
+    timeout: Duration,
 }
 
 impl Collector {
@@ -54,10 +65,27 @@ impl Collector {
             let what = "the collector is on another host and would get a login without TLS";
             return Err(refused(what, "use https, or a collector on this host"));
         }
+        let first = |names: [&'static str; 2]| {
+            names.into_iter().find_map(|name| set(name).map(|value| (name, value)))
+        };
+        if let Some((name, _)) = first(PROTOCOLS).filter(|(_, protocol)| protocol.trim() != "http/protobuf") {
+            let what = format!("{name} asks for a protocol that this program does not have");
+            return Err(refused(
+                &what,
+                "write http/protobuf, and the URL of the collector's HTTP port, often 4318",
+            ));
+        }
+        if let Some((name, _)) = first(COMPRESSIONS).filter(|(_, compression)| compression.trim() != "none") {
+            let what = format!("{name} asks for compression, which this program does not have");
+            return Err(refused(&what, "write none, or leave it out"));
+        }
+        let timeout =
+            first(TIMEOUTS).and_then(|(_, text)| text.trim().parse().ok()).map(Duration::from_millis);
+        let timeout = timeout.map_or(REQUEST_TIME, |timeout| timeout.min(REQUEST_TIME));
         if name != URLS[0] {
             url.set_path(&format!("{}/v1/traces", url.path().trim_end_matches('/')));
         }
-        Ok(Some(Self { url }))
+        Ok(Some(Self { url, timeout }))
     }
 
     /// The URL without its login.
@@ -77,7 +105,7 @@ impl Collector {
             .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(REQUEST_TIME);
+            .timeout(self.timeout);
         if self.url.scheme() == "http" {
             // Certificates are not used: a system without any must not stop the export.
             builder = builder.tls_certs_only([]);
@@ -124,8 +152,18 @@ impl Client {
     /// Logs a failed request, which the exporter repeats or drops without a line.
     fn log(&self, cause: &dyn fmt::Display) {
         if let Some(suppressed) = self.lines.allow("") {
-            tracing::warn!(%cause, suppressed, "spans not exported: the collector did not take them");
+            tracing::warn!(
+                %cause, suppressed,
+                "spans not exported: the collector did not take them; the exporter may send them again"
+            );
         }
+    }
+
+    fn log_error(&self, error: &reqwest::Error) {
+        // Its own text is the same for a refused connection, an unknown name and a certificate.
+        let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+        self.log(&text);
     }
 }
 
@@ -139,7 +177,7 @@ impl HttpClient for Client {
             // What a collector says beyond its status and its headers is not used.
             Ok::<_, reqwest::Error>((response.status(), response.headers().clone()))
         });
-        let (status, headers) = sent.await?.inspect_err(|error| self.log(error))?;
+        let (status, headers) = sent.await?.inspect_err(|error| self.log_error(error))?;
         if !status.is_success() {
             self.log(&status);
         }

@@ -94,7 +94,9 @@ pub(crate) fn within_current_span(message: Message) -> Message {
 }
 
 /// Exports what has not been exported yet, at the end of the program.
-pub(crate) async fn finish() {
+pub(crate) async fn finish(at_once: bool) {
     #[cfg(feature = "otlp")]
-    traces::finish().await;
+    traces::finish(at_once).await;
+    #[cfg(not(feature = "otlp"))]
+    let _ = at_once;
 }

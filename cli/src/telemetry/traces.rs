@@ -22,8 +22,12 @@ use super::collector::{Collector, refused};
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
-/// How long the last spans have to reach the collector at the end of the program.
-const LAST_EXPORT: Duration = Duration::from_secs(5);
+/// How long the last spans have to reach the collector at the end of the program. With what a shutdown takes beyond its drain, it is
+/// within the 5 s that the grace period of a platform should have for both.
+const LAST_EXPORT: Duration = Duration::from_secs(2);
+
+/// As [`LAST_EXPORT`], for a program that is to end at once.
+const HASTY_EXPORT: Duration = Duration::from_millis(200);
 
 /// Set once traces are on, and only then.
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
@@ -76,10 +80,11 @@ where
     Some(layer.with_filter(filter_fn(|metadata| metadata.target() == TRACE_TARGET)).boxed())
 }
 
-/// Exports the last spans.
-pub(crate) async fn finish() {
+/// Exports the last spans. `at_once`: a second signal or a deadline ended the program.
+pub(crate) async fn finish(at_once: bool) {
     if let Some(provider) = PROVIDER.get() {
-        let exported = tokio::task::spawn_blocking(|| provider.shutdown_with_timeout(LAST_EXPORT)).await;
+        let limit = if at_once { HASTY_EXPORT } else { LAST_EXPORT };
+        let exported = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit)).await;
         if !matches!(exported, Ok(Ok(()))) {
             tracing::warn!("last spans not exported: the collector did not take them in time");
         }

@@ -31,7 +31,7 @@ fn advice_names_what_will_not_run_as_intended() {
     assert_eq!(
         advice,
         [
-            "line 9: source.rabbitmq.prefetch: is less than pipeline.concurrency, so that many handlers never run; \
+            "line 9: source.rabbitmq.prefetch: is less than pipeline.concurrency, so that fewer handlers run at once than may; \
              raise prefetch or lower concurrency",
             "line 13: store.redis.ttl: is shorter than all retries may take (retry.max_attempts × retry.max), so a key \
              could be forgotten before its last attempt; raise ttl, or lower retry.max_attempts or retry.max",

@@ -121,7 +121,10 @@ fn a_wrong_configuration_ends_with_78_and_one_sentence() {
         serde_json::json!({
             "severity": "error", "code": "invalid-configuration",
             "documentation":
-                "https://github.com/onceward/onceward/blob/main/docs/reference/findings.md#invalid-configuration",
+                concat!(
+                    "https://github.com/onceward/onceward/blob/v", env!("CARGO_PKG_VERSION"),
+                    "/docs/reference/findings.md#invalid-configuration"
+                ),
             "line": 7, "key": "key.form", "message": "is not a known name", "fix": "did you mean from?",
         })
     );

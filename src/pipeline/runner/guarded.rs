@@ -12,7 +12,6 @@ use crate::active_claim::ActiveClaim;
 use crate::failpoints::{self, Step};
 use crate::handler::HandlerError;
 use crate::pipeline::context::Context;
-use crate::pipeline::spans;
 use crate::telemetry::Counter;
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
@@ -24,7 +23,7 @@ pub(super) async fn guarded<R, T>(
     run: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
-    let started = context.measurer.run_started();
+    let started = context.measurer.run_started(now);
     let limit = context.config.handler_timeout;
     let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
     let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
@@ -52,7 +51,7 @@ pub(super) async fn guarded<R, T>(
     claim.returned();
     context.measurer.run_ended(started, claim);
     failpoints::hit(Step::EffectDone);
-    let ended = ended.unwrap_or_else(|panic| {
+    ended.unwrap_or_else(|panic| {
         context.count(Counter::Panics, 1);
         let text = panic
             .downcast_ref::<&str>()
@@ -60,11 +59,7 @@ pub(super) async fn guarded<R, T>(
             .or_else(|| panic.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "without a text".to_owned());
         Err(HandlerError::retry(format!("the handler panicked: {text}")))
-    });
-    if ended.is_err() {
-        spans::note_failure();
-    }
-    ended
+    })
 }
 
 fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {

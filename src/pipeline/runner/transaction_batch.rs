@@ -146,7 +146,6 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     let (runner, limit) = (&context.runner, context.config.store_timeout);
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
     let now = Instant::now();
-    context.measurer.runs_start(now);
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
     if is_late(context, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
@@ -160,8 +159,9 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         let message = work.message.claimed(std::sync::Arc::clone(claim));
         runner.handler.handle(message, tx).await
     };
-    let handled = match spans::run(work, claim) {
-        Some(span) => guarded(context, claim, now, handled).instrument(span).await,
+    let span = spans::run(work, claim);
+    let handled = match &span {
+        Some(span) => guarded(context, claim, now, handled).instrument(span.clone()).await,
         None => guarded(context, claim, now, handled).await,
     };
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
@@ -184,6 +184,7 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         Err(error) => {
             // It conflicted with another transaction: that shows nothing about the message, and it runs once more, alone.
             let conflict = error.is_conflict();
+            span.iter().filter(|_| !conflict).for_each(spans::note_failure);
             let run = if conflict { Run::Alone } else { Run::Ended(Outcome::Failed(error)) };
             context.count(Counter::Conflicts, usize::from(conflict));
             match in_time(limit, "undo an effect", runner.store.undo(conn)).await {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::transactions::{Inbox, Runs};
 use super::*;
 use crate::store::Reason;
 use crate::telemetry::{IntakePause, Measure, Observer};
@@ -73,6 +74,22 @@ async fn runs_and_attempts_are_measured_by_how_they_ended() {
     assert_eq!(observed.of(Measure::HandlerFailed), [0.007]);
     assert_eq!(observed.of(Measure::Attempts), [1.0, 1.0]);
     assert_eq!(*observed.dead.lock().unwrap(), [Reason::Permanent]);
+}
+
+/// What a transaction waits for before its handler starts, and after it has returned, is not the handler's time.
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_transactional_run_is_that_of_its_handler() {
+    let observed = Arc::new(Observed::default());
+    let observer = Arc::clone(&observed) as Arc<dyn Observer>;
+    let inbox = Inbox { observer: Some(observer), ..Inbox::new() };
+    let worker = inbox.start_with(&Runs::default(), |_| {});
+    worker.store.set(Faults { latency: 300 * MS, reply_latency: 50 * MS, ..Faults::NONE });
+    inbox.world.publish_all(["ok-1", "slow-2"]);
+    inbox.world.empty().await;
+    worker.end().await;
+    let mut times = observed.of(Measure::HandlerSucceeded);
+    times.sort_by(f64::total_cmp);
+    assert_eq!(times, [0.0, 8.0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::handler::tx_handler;
+use crate::telemetry::Observer;
 use crate::testing::{Fault, MemoryInbox, MemoryTransaction, Operation};
 
 /// A worker over an inbox; the message decides what its handler does.
 pub(super) struct Inbox {
     pub(super) world: World,
     pub(super) inbox: MemoryInbox,
+    pub(super) observer: Option<Arc<dyn Observer>>,
 }
 
 pub(super) type Task = JoinHandle<Result<Summary, Error>>;
@@ -57,7 +59,7 @@ impl Inbox {
     pub(super) fn new() -> Self {
         let world = World::new();
         let inbox = MemoryInbox::new(world.store.clone());
-        Self { world, inbox }
+        Self { world, inbox, observer: None }
     }
 
     fn start(&self, runs: &Arc<Mutex<Vec<(String, u32)>>>) -> TxWorker {
@@ -71,16 +73,20 @@ impl Inbox {
         let store = FaultyStore::inside(self.inbox.clone(), Faults::NONE, &process);
         let consumer = self.world.broker.consumer();
         let connection = consumer.number();
-        let pipeline = Pipeline::builder(
+        let mut pipeline = Pipeline::builder(
             self.world.scope.clone(),
             FaultyConsumer::new(consumer, &process),
             Arc::new(store.clone()),
-        )
-        .keys([KeySource::Header("id".into())])
-        .config(PipelineConfig { seed: Some(connection), ..config })
-        .dead_letters(DeadLetters::new(Arc::new(self.world.letters.clone()), "dead"))
-        .transactional_handler(tx_handler(&self.inbox, Arc::clone(runs), by_id))
-        .unwrap();
+        );
+        if let Some(observer) = &self.observer {
+            pipeline = pipeline.observer(Arc::clone(observer));
+        }
+        let pipeline = pipeline
+            .keys([KeySource::Header("id".into())])
+            .config(PipelineConfig { seed: Some(connection), ..config })
+            .dead_letters(DeadLetters::new(Arc::new(self.world.letters.clone()), "dead"))
+            .transactional_handler(tx_handler(&self.inbox, Arc::clone(runs), by_id))
+            .unwrap();
         let shutdown = CancellationToken::new();
         let counters = pipeline.counters();
         let task = tokio::spawn(pipeline.run(shutdown.clone()));

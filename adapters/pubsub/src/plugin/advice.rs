@@ -48,7 +48,7 @@ fn delivery(config: &PubsubSubscriptionConfig, status: &PubsubSubscriptionStatus
     if !status.active {
         found.push(Advice::error(
             "pubsub-detached",
-            "the subscription is detached or cannot deliver; attach it to a topic, or create it again",
+            "the subscription is detached or cannot deliver; create it again",
         ));
     }
     if status.topic.is_none() {

@@ -26,7 +26,7 @@ impl RabbitmqSource {
             context
                 .problem(
                     "prefetch",
-                    "is less than pipeline.concurrency, so that many handlers never run",
+                    "is less than pipeline.concurrency, so that fewer handlers run at once than may",
                     "raise prefetch or lower concurrency",
                 )
                 .into_warning("rabbitmq-prefetch-low")

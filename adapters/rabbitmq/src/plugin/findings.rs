@@ -18,7 +18,7 @@ pub const FINDINGS: &[FindingDoc] = &[
     ),
     FindingDoc::new(
         "rabbitmq-prefetch-low",
-        "`prefetch` is less than `pipeline.concurrency`, so that some handlers never run.",
+        "`prefetch` is less than `pipeline.concurrency`, so that fewer handlers run at once than may.",
         "Raise `prefetch` or lower `concurrency`.",
     ),
     FindingDoc::new(

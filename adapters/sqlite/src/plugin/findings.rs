@@ -22,6 +22,6 @@ pub const FINDINGS: &[FindingDoc] = &[
     FindingDoc::new(
         "sqlite-not-synchronous",
         "`synchronous` is less than FULL. A power failure loses completions.",
-        "Remove what sets it: another program, or a build of SQLite with other defaults.",
+        "This program sets it on each connection, so that this is a defect: please report it.",
     ),
 ];

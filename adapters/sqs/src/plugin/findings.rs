@@ -19,8 +19,8 @@ pub const FINDINGS: &[FindingDoc] = &[
     FindingDoc::new(
         "sqs-visibility-short",
         "`visibility` is shorter than the timeout of the handler. While the worker lives, it extends the visibility; \
-         the messages of one that is paused or cut off are received by another while their handlers run. They are not \
-         handled twice.",
+         the messages of one that is paused or cut off are received by another. They are handled once while the claim \
+         of the first worker lives; when its lease has passed, the other takes over.",
         "Raise `visibility`, unless the messages of a dead worker must be redelivered sooner.",
     ),
 ];

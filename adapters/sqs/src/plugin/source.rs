@@ -163,7 +163,7 @@ impl SourcePlugin for SqsSource {
                 "visibility",
                 format!(
                     "is shorter than {}.timeout, so messages of a worker that is paused or cut off for that long may be received by \
-                     another one while their handlers run; they are not handled twice, but received again",
+                     another one while their handlers run; they run twice only if that lasts longer than the store's lease",
                     handler.table
                 ),
                 "raise visibility, unless a dead worker's messages must be redelivered sooner",

@@ -108,7 +108,11 @@ impl Finding {
 
 /// The address of a code's explanation.
 fn documentation(code: &str) -> String {
-    format!("{}/blob/main/docs/reference/findings.md#{code}", env!("CARGO_PKG_REPOSITORY"))
+    format!(
+        "{}/blob/v{}/docs/reference/findings.md#{code}",
+        env!("CARGO_PKG_REPOSITORY"),
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 fn severity(level: AdviceLevel) -> Severity {
