@@ -86,7 +86,7 @@ fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
 /// The outcome of a delivery without a claim.
 fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
     match work.plan.clone() {
-        Plan::Claim(_) | Plan::Unprotected => unprotected(context, work),
+        Plan::Claim(_) | Plan::Unprotected => unprotected::<R>(work),
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),
         Plan::Reject => known(work, Outcome::Decided(Verdict::Reject)),
         Plan::Ack(counter) => known(work, Outcome::Decided(Verdict::Ack(counter))),
@@ -134,7 +134,7 @@ fn answered<R: Runner>(
         let unclaimed = context.config.policies.on_store_down == OnStoreDown::Process
             || context.config.mode == Mode::Observe;
         if unclaimed && !R::NEEDS_CLAIM {
-            return unprotected(context, work);
+            return unprotected::<R>(work);
         }
         return known(work, Outcome::Decided(Verdict::StoreDown));
     }
@@ -168,7 +168,7 @@ fn granted<R: Runner>(
                 context.measurer.duplicate(age);
             }
             context.count(Counter::ObservedDuplicates, 1);
-            return unprotected(context, work);
+            return unprotected::<R>(work);
         }
         Claim::Completed { age, .. } => {
             context.measurer.duplicate(age);
@@ -191,7 +191,7 @@ fn granted<R: Runner>(
                 // It may be a dead letter whose payload was corrected.
                 OnMismatch::Ack if !work.unproven => Verdict::Ack(Counter::MismatchAcked),
                 // The key belongs to another message, so that this one has none.
-                OnMismatch::Process => return unprotected(context, work),
+                OnMismatch::Process => return unprotected::<R>(work),
                 OnMismatch::DeadLetter | OnMismatch::Ack => {
                     let text =
                         "the key is known with another payload: two different messages share it".to_owned();
@@ -243,12 +243,11 @@ fn start<R: Runner>(
     Start::Run { work, claim, suspect: marked }
 }
 
-fn unprotected<R: Runner>(context: &Context<R>, work: Work) -> Start {
+fn unprotected<R: Runner>(work: Work) -> Start {
     if R::NEEDS_CLAIM {
         let text = "a transactional handler needs a key to claim".to_owned();
         return known(work, Outcome::Letter(Reason::MissingKey, text));
     }
-    context.count(Counter::Unprotected, 1);
     let attempt = work.unprotected_failures + 1;
     let claim = Arc::new(ActiveClaim::unprotected(attempt, work.receipt.tag(), Instant::now()));
     Start::Run { work, claim, suspect: false }

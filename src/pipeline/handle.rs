@@ -12,6 +12,7 @@ use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::ActiveClaim;
 use crate::store::{RenewRequest, Renewal};
+use crate::telemetry::Counter;
 
 /// Runs the handlers of a round side by side; each delivery comes out when its run has ended. Those that share a
 /// transaction run one after the other, and come out when that has ended.
@@ -145,6 +146,7 @@ async fn run_in_time<R: Runner>(
     if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
         return Outcome::Unstarted;
     }
+    context.count(Counter::Unprotected, usize::from(claim.lease().is_none()));
     match spans::run(work, claim) {
         Some(span) => {
             let outcome = R::run(context, work, claim, now).instrument(span.clone()).await;

@@ -118,7 +118,8 @@ pub(super) fn not_what_died(work: &Work, generation: u32) -> Option<&'static str
              so that letters are sealed, and move letters from before with `onceward dlq redrive`",
         );
     }
-    (work.generation > generation).then_some(
+    // Its letter may have been decided on before, and not been confirmed: by then it has the generation of its key.
+    (work.again || work.generation > generation).then_some(
         "its headers say that it is a dead letter of a later generation than that which died here: redrive this letter, \
          which has the generation of its key",
     )

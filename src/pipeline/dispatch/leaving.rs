@@ -45,14 +45,9 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     /// Releases a delivery that is the first of its lane and may lead its key.
-    pub(super) fn give_back_first(&mut self, work: Work) {
+    pub(super) fn give_back_first(&mut self, mut work: Work) {
         let lane = work.lane;
-        if work.leads
-            && let Some(followers) = work.key().and_then(|key| self.leaders.remove(&key))
-        {
-            // The first of them leads the key from now on.
-            followers.into_iter().for_each(|follower| self.enqueue(follower));
-        }
+        self.stop_leading(&mut work);
         self.give_back(work);
         self.advance(lane);
     }

@@ -233,6 +233,9 @@ impl<R: Runner> Dispatcher<R> {
             self.window.wait(&mut work);
             self.unanswered.push_back(work);
         } else if work.lost > 0 {
+            // It leads its key while it waits for its turn: one that had its turn and then followed a copy, which waits for a
+            // turn too, would wait for ever.
+            let Some(mut work) = self.lead(work) else { return };
             self.window.wait(&mut work);
             let behind = self.lanes.values().flatten().filter(|work| work.lost > 0);
             self.suspects.park(work, |most| behind.take(most).count());
@@ -273,8 +276,13 @@ impl<R: Runner> Dispatcher<R> {
             self.enqueue(work);
             return;
         }
-        // A parked message leaves its lane: those behind it go on.
-        let lane = if matches!(report.verdict, Verdict::Parked { .. }) { work.lane.take() } else { None };
+        // A parked message leaves its lane: those behind it go on, its copies among them.
+        let lane = if matches!(report.verdict, Verdict::Parked { .. }) {
+            self.stop_leading(&mut work);
+            work.lane.take()
+        } else {
+            None
+        };
         self.window.wait(&mut work);
         self.timers.set(Instant::now() + after.min(LONGEST), work);
         self.advance(lane);

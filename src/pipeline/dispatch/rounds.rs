@@ -144,6 +144,15 @@ impl<R: Runner> Dispatcher<R> {
         Some(work)
     }
 
+    /// The copies of a delivery that is to wait for long are no longer its followers.
+    pub(super) fn stop_leading(&mut self, work: &mut Work) {
+        if std::mem::take(&mut work.leads)
+            && let Some(followers) = work.key().and_then(|key| self.leaders.remove(&key))
+        {
+            followers.into_iter().for_each(|follower| self.enqueue(follower));
+        }
+    }
+
     /// True: something has changed, another round may follow.
     fn start(&mut self, mut round: Vec<Work>, target: ClaimTarget) -> bool {
         if round.is_empty() {

@@ -1,5 +1,7 @@
 //! Adds to the first delivery of a lane those that wait behind it, and takes back what is left of such a sequence.
 
+use std::time::Duration;
+
 use super::Dispatcher;
 use crate::pipeline::config::Mode;
 use crate::pipeline::event::SequenceEnded;
@@ -43,7 +45,9 @@ impl<R: Runner> Dispatcher<R> {
     fn longest_sequence(&self, first: &Work) -> usize {
         // A handler in its completion's transaction shares transactions instead; in observe mode nothing changes.
         let by_one = R::NEEDS_CLAIM || self.context.config.mode == Mode::Observe || self.breaker.is_open();
-        if by_one || first.turn == Some(Turn::Alone) || !goes_on(&first.plan) {
+        // Most likely it ends the sequence again: it has failed before, or another has its key.
+        let is_doubtful = first.last_delay > Duration::ZERO || (first.lost == 0 && first.holds > 0);
+        if by_one || is_doubtful || first.turn == Some(Turn::Alone) || !goes_on(&first.plan) {
             return 1;
         }
         // Of suspects half as many after each further lapse: see `suspects.rs`.
@@ -84,11 +88,7 @@ impl<R: Runner> Dispatcher<R> {
     fn return_to_lane(&mut self, lane: u64, mut work: Work, plan: Option<Plan>) {
         (work.turn, work.probe, work.held_until) = (None, None, None);
         // It may wait for long, and its copies are in other lanes: they must not wait for it, which could wait for them.
-        if std::mem::take(&mut work.leads)
-            && let Some(followers) = work.key().and_then(|key| self.leaders.remove(&key))
-        {
-            followers.into_iter().for_each(|follower| self.enqueue(follower));
-        }
+        self.stop_leading(&mut work);
         work.plan = plan.unwrap_or(work.plan);
         if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back(work);

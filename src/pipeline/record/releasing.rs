@@ -36,7 +36,6 @@ pub(in crate::pipeline) async fn release_behind<R: Runner>(
 fn known_behind(mut work: Work, outcome: Outcome) -> Behind {
     let plan = match outcome {
         Outcome::Decided(Verdict::Ack(counter)) => Some(Plan::Ack(counter)),
-        Outcome::Letter(reason, text) => Some(Plan::Letter(reason, text)),
         Outcome::Exhausted(exhausted) => {
             // Claimed for its letter: with the same token the claim recognises itself.
             work.owner = Some(exhausted.lease.owner);

@@ -89,7 +89,7 @@ async fn the_time_of_a_transactional_run_is_that_of_its_handler() {
     worker.end().await;
     let mut times = observed.of(Measure::HandlerSucceeded);
     times.sort_by(f64::total_cmp);
-    assert_eq!(times, [0.0, 8.0]);
+    assert!(times[0] < 0.01 && (8.0..8.01).contains(&times[1]), "{times:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use crate::own_headers::OwnSecrets;
 use crate::pipeline::config::OnMismatch;
 use crate::publisher::Outgoing;
 use crate::store::{MAX_GENERATION, Redrive, RedriveRequest};
+use crate::testing::{Fault, Operation};
 
 async fn never(_: Message) -> Handled {
     Err(HandlerError::permanent("never"))
@@ -182,6 +183,20 @@ async fn a_letter_of_a_generation_that_did_not_die_is_kept_and_comes_back_as_one
     world.move_back(&letter).await;
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.counters().get(Counter::DuplicatesOfDead)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_of_a_generation_that_did_not_die_is_kept_when_its_publish_is_not_confirmed() {
+    let world = World::new();
+    let _ = world.letter_of("a", OwnHeaders::trusted()).await;
+    let worker = world.worker_that(OwnHeaders::trusted()).start_ok();
+    worker.letters.next(Operation::Publish, Fault::Refused);
+    let letter = forged(message("a"), world.key("a"), 5).header(HEADER_REASON, "permanent");
+    world.broker.publish(letter);
+    world.empty().await;
+    assert_eq!(world.letters.sent().len(), 2);
+    let summary = worker.end().await;
+    assert_eq!((summary.dead_lettered(), summary.counters().get(Counter::DuplicatesOfDead)), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Checks that the messages of a lane run in order although they are claimed, completed and settled in batches.
 
 use super::*;
-use crate::pipeline::config::Ordering;
+use crate::pipeline::config::{OnMissingKey, Ordering};
 use crate::testing::{Fault, Operation};
 
 const BATCH: usize = 32;
@@ -229,6 +229,84 @@ async fn a_copy_in_another_lane_does_not_wait_for_what_stops_the_lane_of_the_fir
     world.empty().await;
     let summary = worker.end().await;
     assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
+}
+
+/// A copy that led while a suspect had its turn made both wait for ever.
+#[tokio::test(start_paused = true)]
+async fn a_suspect_whose_key_a_copy_leads_takes_no_turn_while_the_store_is_down() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    for (lane, id) in [("A", "x"), ("A", "k"), ("B", "k")] {
+        world.broker.publish(message(id).order_key(lane.to_owned()));
+    }
+    for id in ["x", "k"] {
+        let _ = world.claim_elsewhere(id, LEASE).await;
+    }
+    tokio::time::sleep(LEASE).await;
+    let worker = world.worker().config(in_order);
+    let store = worker.store.clone();
+    let worker = worker.start(move |message| {
+        let store = store.clone();
+        async move {
+            tokio::time::sleep(10 * MS).await;
+            if id_of(&message) == "x" {
+                store.next(Operation::Claim, Fault::Refused);
+            }
+            Ok(())
+        }
+    });
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mismatch_behind_a_failure_is_dead_lettered_with_its_key() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    world.publish("a");
+    let first = world.worker().start_ok();
+    world.empty().await;
+    let _ = first.end().await;
+    world.broker.publish(in_lane("A", 1));
+    world.broker.publish(Message::builder("another").header("id", "a").order_key("A".to_owned()));
+    let worker = world.worker().config(in_order).start(|message| async move {
+        if message.attempt() == 1 { Err(HandlerError::retry("not yet")) } else { Ok(()) }
+    });
+    world.empty().await;
+    assert_eq!(worker.end().await.dead_lettered(), 1);
+    let letter = world.letters.sent().pop().unwrap();
+    assert!(letter.headers.iter().any(|(name, _)| name == crate::dead_letter::HEADER_KEY), "{letter:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_without_a_claim_are_counted_when_they_run() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    for number in 1..=3 {
+        world.broker.publish(Message::builder(format!("{number}")).order_key("A".to_owned()));
+    }
+    let worker = world.worker().config(|config| {
+        in_order(config);
+        config.policies.on_missing_key = OnMissingKey::Process;
+    });
+    let worker = worker.start(|message| async move {
+        let fails = message.payload() == "1" && message.attempt() == 1;
+        if fails { Err(HandlerError::retry("not yet")) } else { Ok(()) }
+    });
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.counters().get(Counter::Unprotected)), (3, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_key_in_progress_elsewhere_nothing_is_claimed_again_until_it_is_free() {
+    let world = world_of("A", 1..=4);
+    let _elsewhere = world.claim_elsewhere("A#1", 10 * SECOND).await;
+    let worker = world.worker().config(in_order).start_ok();
+    tokio::time::sleep(9 * SECOND).await;
+    assert!(worker.store.calls(Operation::Claim) > 1);
+    assert_eq!(worker.store.calls(Operation::Release), 1, "after the first claim of all four");
+    world.empty().await;
+    assert_eq!(world.ids(), numbered("A", 1..=4));
+    assert_eq!(worker.end().await.handled(), 4);
 }
 
 #[tokio::test(start_paused = true)]

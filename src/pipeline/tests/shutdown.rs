@@ -254,7 +254,7 @@ async fn until_idle_is_refused_where_it_would_never_end() {
     };
     let silent: fn(&mut Capabilities) = |capabilities| capabilities.reports_idle = false;
     let refused = built(Habits::default(), silent, true).expect_err("it is refused");
-    assert!(refused.to_string().contains("cannot report whether it is idle"), "{refused}");
+    assert!(refused.to_string().contains("the source cannot report that"), "{refused}");
     let finite = Habits { finite: true, ..Habits::default() };
     for (habits, change, until_idle) in
         [(Habits::default(), silent, false), (finite, silent, true), (Habits::default(), |_| (), true)]
