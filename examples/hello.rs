@@ -25,7 +25,7 @@ async fn charge(_app: (), message: Message) -> Handled {
 
 #[tokio::main]
 async fn main() -> Result<(), onceward::Error> {
-    // In your program: a consumer of onceward-rabbitmq, -kafka, -sqs or -file.
+    // In your program: a consumer of onceward-rabbitmq, -kafka, -sqs, -pubsub or -file.
     let broker = MemoryBroker::finite();
     for order in ["4711", "4712", "4711", "4713", "4712"] {
         broker.publish(Message::builder(order).header("idempotency-key", order));

@@ -20,7 +20,7 @@
 //!
 //! #[tokio::main(flavor = "current_thread")]
 //! async fn main() -> Result<(), onceward::Error> {
-//!     // In your program: a consumer of onceward-rabbitmq, -kafka, -sqs or -file.
+//!     // In your program: a consumer of onceward-rabbitmq, -kafka, -sqs, -pubsub or -file.
 //!     let broker = MemoryBroker::finite();
 //!     for order in ["4711", "4712", "4711"] {
 //!         broker.publish(Message::builder(order).header("idempotency-key", order));
@@ -40,7 +40,7 @@
 //! }
 //! ```
 //!
-//! Who keeps a consumer loop of their own wraps the effect in one call: [`Deduplicator::once`].
+//! A consumer loop of your own wraps the effect in one call: [`Deduplicator::once`].
 //!
 //! # The picture
 //!

@@ -138,7 +138,8 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
 /// What the defaults of other options depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFacts {
-    /// Messages carry a key of the broker by which order can be kept: Kafka's record key, SQS's message group.
+    /// Messages carry a key of the broker by which order can be kept: Kafka's record key, SQS's message group, Pub/Sub's
+    /// ordering key.
     pub has_record_keys: bool,
     /// Messages have an identity that the default of `[key] from` can use: an idempotency header, a message id, a position.
     pub has_identity: bool,

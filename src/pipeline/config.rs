@@ -104,7 +104,8 @@ pub enum Ordering {
     None,
     /// Those of one partition.
     Partition,
-    /// Those with the same broker ordering key (Kafka record key, SQS group id). Those without one do not wait.
+    /// Those with the same broker ordering key (Kafka record key, SQS group id, Pub/Sub ordering key). Those without one do not
+    /// wait.
     BrokerKey,
     /// Those with the same value of this source. Those without one do not wait.
     By(KeySource),
