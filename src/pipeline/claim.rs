@@ -38,7 +38,7 @@ pub(super) async fn claim<R: Runner>(
     let again = target == ClaimTarget::StoreAgain;
     if target == ClaimTarget::Bypass {
         context.send(Event::Claimed { asked: None, again });
-        let starts: Vec<Start> = round.into_iter().map(|work| unclaimed(context, work)).collect();
+        let starts: Vec<Start> = round.into_iter().map(|work| unclaimed::<R>(work)).collect();
         context.kept_alive.watch(&starts);
         return starts;
     }
@@ -60,7 +60,7 @@ pub(super) async fn claim<R: Runner>(
                 Some(answer) => answered(context, work, answer, sent, deadline),
                 None => known(work, Outcome::Decided(Verdict::StoreDown)),
             },
-            _ => unclaimed(context, work),
+            _ => unclaimed::<R>(work),
         })
         .collect();
     context.kept_alive.watch(&starts);
@@ -84,7 +84,7 @@ fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
 }
 
 /// The outcome of a delivery without a claim.
-fn unclaimed<R: Runner>(context: &Context<R>, work: Work) -> Start {
+fn unclaimed<R: Runner>(work: Work) -> Start {
     match work.plan.clone() {
         Plan::Claim(_) | Plan::Unprotected => unprotected::<R>(work),
         Plan::Letter(reason, text) => known(work, Outcome::Letter(reason, text)),

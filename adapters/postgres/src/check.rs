@@ -70,7 +70,7 @@ struct ServerSettings {
     is_durable: bool,
     is_read_only: bool,
     has_synchronous_standby: bool,
-    /// A standby is connected, or has a slot. Subscribers of logical replication are none.
+    /// A standby is connected, or has a slot. Subscribers of logical replication do not count.
     has_standby: bool,
     encoding: String,
     /// The session has the `lock_timeout` that was set after connecting.
@@ -117,7 +117,7 @@ impl ServerSettings {
             let text = "fsync or full_page_writes is off: a power cut loses completions; turn both on";
             Advice::error("postgres-fsync-off", text)
         });
-        // One that is fed from an archive, or is away and has no slot, is not seen.
+        // One that is fed from an archive, or is stopped and has no slot, is not seen.
         if self.has_standby && !self.has_synchronous_standby {
             let text = "the standbys replicate asynchronously: a failover may lose the last completions, and their handlers run again; \
                         set synchronous_standby_names";

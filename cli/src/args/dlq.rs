@@ -58,7 +58,7 @@ pub struct LettersArgs {
     /// The configuration.
     #[command(flatten)]
     pub config: FileArgs,
-    /// The queue to read letters from, if `dead_letter.to` names an exchange
+    /// The queue to read letters from, if `dead_letter.to` names an exchange; the subscription, if it names a Pub/Sub topic
     #[arg(long, value_name = "QUEUE")]
     pub from: Option<String>,
     /// Print JSON lines instead of text

@@ -17,7 +17,7 @@ pub struct PipelineConfig {
     /// How many handlers run concurrently, from 1 to 65536.
     pub concurrency: u32,
     /// What is kept in order. By default the source's own order: `partition` for a partitioned log, `key` for a queue with
-    /// message groups, `none` for others.
+    /// message groups or an ordered subscription, `none` for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
     /// What keeps messages in one lane; required with `ordering = "key"`.

@@ -272,27 +272,6 @@ async fn a_letter_that_can_never_fit_is_parked_and_its_lane_and_all_others_go_on
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_of_a_parked_message_holds_up_its_lane_no_longer_than_a_lease() {
-    use crate::pipeline::config::Ordering;
-    let world = World::new();
-    world.letters.set_limit(300);
-    for _ in 0..2 {
-        world.broker.publish(message("bad").header("padding", vec![b'x'; 500]).order_key("a"));
-    }
-    world.broker.publish(message("after").order_key("a"));
-    let worker = world
-        .worker()
-        .config(|config| config.ordering = Ordering::BrokerKey)
-        .start(|message| async move { if id_of(&message) == "bad" { never(message).await } else { Ok(()) } });
-    eventually("the next of the lane is done", || world.broker.acked() == 1).await;
-    assert!(world.since_start(Instant::now()) < 2 * LEASE);
-    world.letters.set_limit(usize::MAX);
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.dead_lettered(), world.letters.sent().len()), (1, 1, 1));
-}
-
-#[tokio::test(start_paused = true)]
 async fn by_policy_a_letter_that_can_never_fit_is_dropped_and_counted_and_its_key_is_dead() {
     let world = World::new();
     world.letters.set_limit(300);

@@ -9,6 +9,7 @@ mod failures;
 mod identities;
 mod in_doubt;
 mod keys;
+mod lane_copies;
 mod leases;
 mod limits;
 mod measures;

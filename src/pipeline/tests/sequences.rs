@@ -6,7 +6,7 @@ use crate::testing::{Fault, Operation};
 
 const BATCH: usize = 32;
 
-fn in_lane(lane: &str, number: u32) -> MessageBuilder {
+pub(super) fn in_lane(lane: &str, number: u32) -> MessageBuilder {
     message(&format!("{lane}#{number}")).order_key(lane.to_owned())
 }
 
@@ -16,25 +16,25 @@ fn world_of(lane: &str, numbers: std::ops::RangeInclusive<u32>) -> World {
     world
 }
 
-fn in_order(config: &mut PipelineConfig) {
+pub(super) fn in_order(config: &mut PipelineConfig) {
     (config.ordering, config.lane_batch) = (Ordering::BrokerKey, BATCH);
 }
 
-async fn for_10_ms(_: Message) -> Handled {
+pub(super) async fn for_10_ms(_: Message) -> Handled {
     tokio::time::sleep(10 * MS).await;
     Ok(())
 }
 
 /// Asserts that no run of the world began before the one before it had ended.
 #[track_caller]
-fn assert_one_by_one(world: &World) {
+pub(super) fn assert_one_by_one(world: &World) {
     let runs = world.runs();
     let overlap =
         runs.windows(2).find(|pair| pair[0].ended.as_ref().is_none_or(|(at, _)| *at > pair[1].started));
     assert!(overlap.is_none(), "two runs of a lane overlap: {overlap:?}");
 }
 
-fn numbered(lane: &str, numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
+pub(super) fn numbered(lane: &str, numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
     numbers.into_iter().map(|number| format!("{lane}#{number}")).collect()
 }
 
@@ -162,101 +162,6 @@ async fn rule_5_a_completion_that_is_not_answered_stops_the_sequence() {
     assert_eq!(world.ids(), numbered("A", 1..=20));
     assert_one_by_one(&world);
     assert_eq!(worker.end().await.handled(), 20);
-}
-
-#[tokio::test(start_paused = true)]
-async fn rule_9_a_second_message_with_the_same_key_waits_for_the_outcome_of_the_first() {
-    let world = World::with(Habits { batch: 64, ..Habits::default() });
-    for number in [1, 1, 2, 1, 3] {
-        world.broker.publish(in_lane("A", number));
-    }
-    let worker = world.worker().config(in_order).start(|message| async move {
-        let fails = id_of(&message) == "A#1" && message.attempt() == 1;
-        if fails { Err(HandlerError::retry("not yet")) } else { Ok(()) }
-    });
-    world.empty().await;
-    assert_eq!(world.ids(), numbered("A", [1, 1, 2, 3]));
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (3, 2));
-}
-
-/// A copy that left the lane without its turn would let the lane go on twice.
-#[tokio::test(start_paused = true)]
-async fn a_copy_behind_its_original_does_not_let_two_sequences_of_a_lane_run_at_once() {
-    let world = World::with(Habits { batch: 128, ..Habits::default() });
-    [1, 1].into_iter().chain(2..=80).for_each(|number| world.broker.publish(in_lane("A", number)));
-    let worker = world.worker().config(in_order).start(for_10_ms);
-    world.empty().await;
-    assert_eq!(world.ids(), numbered("A", 1..=80));
-    assert_one_by_one(&world);
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (80, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn copies_in_two_lanes_wait_for_no_message_that_waits_in_its_lane() {
-    let world = World::with(Habits { batch: 64, ..Habits::default() });
-    // Each lane fails at first, and what it claimed behind that is the first of the other one.
-    let copy = |lane: &str, id: &str| world.broker.publish(message(id).order_key(lane.to_owned()));
-    copy("A", "x");
-    copy("B", "y");
-    ["k", "l"].iter().for_each(|id| copy("A", id));
-    ["l", "k"].iter().for_each(|id| copy("B", id));
-    let worker = world.worker().config(in_order).start(|message| async move {
-        tokio::time::sleep(10 * MS).await;
-        let fails = ["x", "y"].contains(&id_of(&message).as_str()) && message.attempt() == 1;
-        if fails { Err(HandlerError::retry("not yet")) } else { Ok(()) }
-    });
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (4, 2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_copy_in_another_lane_does_not_wait_for_what_stops_the_lane_of_the_first() {
-    let world = World::with(Habits { batch: 64, ..Habits::default() });
-    let publish = |lane: &str, id: &str| world.broker.publish(message(id).order_key(lane.to_owned()));
-    publish("A", "x");
-    publish("A", "k");
-    publish("B", "k");
-    let worker = world.worker().config(in_order).start(|message| async move {
-        tokio::time::sleep(10 * MS).await;
-        let fails = id_of(&message) == "x" && message.attempt() == 1;
-        if fails { Err(HandlerError::retry_after(600 * SECOND, "not yet")) } else { Ok(()) }
-    });
-    tokio::time::sleep(10 * SECOND).await;
-    assert_eq!(world.ids(), ["x", "k"]);
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
-}
-
-/// A copy that led while a suspect had its turn made both wait for ever.
-#[tokio::test(start_paused = true)]
-async fn a_suspect_whose_key_a_copy_leads_takes_no_turn_while_the_store_is_down() {
-    let world = World::with(Habits { batch: 64, ..Habits::default() });
-    for (lane, id) in [("A", "x"), ("A", "k"), ("B", "k")] {
-        world.broker.publish(message(id).order_key(lane.to_owned()));
-    }
-    for id in ["x", "k"] {
-        let _ = world.claim_elsewhere(id, LEASE).await;
-    }
-    tokio::time::sleep(LEASE).await;
-    let worker = world.worker().config(in_order);
-    let store = worker.store.clone();
-    let worker = worker.start(move |message| {
-        let store = store.clone();
-        async move {
-            tokio::time::sleep(10 * MS).await;
-            if id_of(&message) == "x" {
-                store.next(Operation::Claim, Fault::Refused);
-            }
-            Ok(())
-        }
-    });
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!((summary.handled(), summary.duplicates()), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]

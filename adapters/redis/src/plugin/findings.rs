@@ -24,8 +24,8 @@ pub const FINDINGS: &[FindingDoc] = &[
     ),
     FindingDoc::new(
         "redis-no-append-only-file",
-        "There is no append-only file. A crash or restart of the server loses all keys since the last snapshot, or \
-         all keys if there are none (`save \"\"`), and their duplicates are handled again.",
+        "There is no append-only file. A crash or restart of the server loses all keys since the last snapshot, and \
+         without snapshots all keys; their duplicates are handled again.",
         "Set `appendonly yes`.",
     ),
     FindingDoc::new(
