@@ -104,8 +104,7 @@ fn without_a_collector_the_handler_gets_the_context_as_it_was() {
 #[test]
 fn a_collector_that_is_away_or_refuses_holds_up_no_message_and_is_named_in_the_log() {
     let refusing = Collector::with_status("401 Unauthorized");
-    for (url, cause) in
-        [("http://127.0.0.1:1", "error sending request"), (&refusing.url(), "401 Unauthorized")]
+    for (url, cause) in [("http://127.0.0.1:1", "Connection refused"), (&refusing.url(), "401 Unauthorized")]
     {
         let scene = traced();
         let ended = run(&scene, &[("OTEL_EXPORTER_OTLP_ENDPOINT", url)]);
@@ -113,4 +112,33 @@ fn a_collector_that_is_away_or_refuses_holds_up_no_message_and_is_named_in_the_l
         let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("spans not exported")).collect();
         assert!(lines.iter().any(|line| line.contains(cause)), "{ended:?}");
     }
+}
+
+#[test]
+fn variables_that_ask_for_what_the_exporter_does_not_have_are_refused_by_name() {
+    let collector = Collector::start();
+    for (name, value, is_accepted) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", false),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", false),
+    ] {
+        let scene = traced();
+        let ended = run(&scene, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()), (name, value)]);
+        assert_eq!(ended.code(), Some(if is_accepted { 0 } else { 78 }), "{name}: {ended:?}");
+        assert_eq!(ended.stderr.contains(name), !is_accepted, "{ended:?}");
+        // Nothing ran, so that the messages are there for the next start.
+        assert_eq!(scene.path("seen").exists(), is_accepted);
+    }
+}
+
+/// A collector that accepts connections and never answers delays the end of the program by a bounded time.
+#[test]
+fn a_collector_that_does_not_answer_is_given_up_at_the_end() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let scene = traced();
+    let ended = run(&scene, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]);
+    assert_eq!((ended.code(), scene.lines("seen").len()), (Some(0), 1), "{ended:?}");
+    assert!(ended.stderr.contains("last spans not exported"), "{ended:?}");
 }
