@@ -308,7 +308,7 @@ impl Acker for WatchedAcker {
             };
             self.books.witness.trace(self.books.worker, "settles", (&id, settlement));
             let before = self.books.lanes.settle(*tag);
-            if *settlement == Settlement::Ack && self.books.passes_any(&id, &before).await {
+            if *settlement == Settlement::Ack && self.books.passes_any(&before).await {
                 self.books.witness.violated(format!("I4: {id} was acked before one ahead of it in its lane"));
             }
             if *settlement == Settlement::Ack && !self.books.may_ack(&id).await {
@@ -324,17 +324,14 @@ impl Acker for WatchedAcker {
 }
 
 impl Books {
-    /// True if one of these must be settled before `acked`. A message whose dead letter is not confirmed may be passed, and has
-    /// left its lane; then a copy of it may bring the letter to its destination, and be settled before it.
-    async fn passes_any(&self, acked: &str, before: &[Tag]) -> bool {
+    /// True if one of these must be settled first. A message whose dead letter is not confirmed may be passed: it has left its lane.
+    /// Its letter may have been confirmed since, by itself or by a copy, so that its key is dead by now.
+    async fn passes_any(&self, before: &[Tag]) -> bool {
         for tag in before {
             let id = self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(tag).cloned();
             let Some(id) = id else { continue };
             let record = self.inbox.inspect(&self.scope, &(self.key_of)(&id)).await.ok().flatten();
-            let state = record.map(|record| record.state);
-            let may_pass =
-                state == Some(KeyState::Terminal) || (id == acked && state == Some(KeyState::Dead));
-            if !may_pass {
+            if !record.is_some_and(|record| matches!(record.state, KeyState::Terminal | KeyState::Dead)) {
                 return true;
             }
         }
