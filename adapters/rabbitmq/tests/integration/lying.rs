@@ -2,6 +2,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{Admin, Kind, take, text, unique};
+use lapin::Confirmation;
 use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use onceward::adapter::{Consumer, Defect};
@@ -98,6 +99,7 @@ async fn a_broker_without_a_limit_for_frames_is_consumed() {
     let admin = Admin { connection, channel };
     let queue = unique("queue");
     admin.declare(&queue, Kind::Classic).await;
+    admin.channel.confirm_select(Default::default()).await.unwrap();
     for (payload, bytes) in [("a", 10), ("large", 1_000_000), ("b", 10)] {
         let mut headers = lapin::types::FieldTable::default();
         headers.insert("h".into(), AMQPValue::LongString("x".repeat(bytes).into()));
@@ -109,7 +111,8 @@ async fn a_broker_without_a_limit_for_frames_is_consumed() {
             payload.as_bytes(),
             properties,
         );
-        sent.await.unwrap();
+        let confirmed = sent.await.unwrap().await.unwrap();
+        assert!(matches!(confirmed, Confirmation::Ack(_)), "{payload}: {confirmed:?}");
     }
     let mut consumer = RabbitmqConsumer::open(RabbitmqConfig::new(broker.url(), &queue)).await.unwrap();
     let deliveries = take(&mut consumer, 3).await;
