@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, PARTITIONS, Stage, per_second, tell};
+use crate::stage::{First, PARTITIONS, Stage, per_second, report};
 
 /// As many as a partition's transaction has at most.
 const TOGETHER: usize = 500;
@@ -76,7 +76,7 @@ pub(crate) async fn position(stage: &Stage, rounds: usize) {
         let handler = tx_handler(&*database.store, First::clone(&first), nothing);
         ours.push(run(stage, &database, &format!("position-{round}"), handler, &first, false).await);
     }
-    tell("positions in Postgres, effects that cost nothing, against polls in batches", &plain, &ours);
+    report("positions in Postgres, effects that cost nothing, against polls in batches", &plain, &ours);
 }
 
 pub(crate) async fn effects(stage: &Stage, rounds: usize) {
@@ -87,7 +87,7 @@ pub(crate) async fn effects(stage: &Stage, rounds: usize) {
         plain.push(alone(stage, &database).await);
         ours.push(rows(stage, &database, &format!("effects-{round}"), false).await);
     }
-    tell("a row for each record with its position, against the rows alone", &plain, &ours);
+    report("a row for each record with its position, against the rows alone", &plain, &ours);
 }
 
 pub(crate) async fn both(stage: &Stage, rounds: usize) {
@@ -97,7 +97,7 @@ pub(crate) async fn both(stage: &Stage, rounds: usize) {
         plain.push(rows(stage, &database, &format!("positions-{round}"), false).await);
         ours.push(rows(stage, &database, &format!("both-{round}"), true).await);
     }
-    tell("a row for each record with position and key, against positions only", &plain, &ours);
+    report("a row for each record with position and key, against positions only", &plain, &ours);
 }
 
 async fn rows(stage: &Stage, database: &Database, group: &str, keys: bool) -> u64 {

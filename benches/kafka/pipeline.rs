@@ -15,7 +15,7 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, PAYLOAD_BYTES, Stage, per_second, tell};
+use crate::stage::{First, PAYLOAD_BYTES, Stage, per_second, report};
 use crate::stores::{Batches, alone};
 
 /// As many as the pipeline has in a batch at most.
@@ -32,7 +32,7 @@ pub(crate) async fn memory(stage: &Stage, rounds: usize) {
         let store = Arc::new(MemoryStore::new());
         ours.push(run(stage, &format!("memory-{round}"), store, BY_KEY).await);
     }
-    tell("pipeline, store in memory, against single polls", &plain, &ours);
+    report("pipeline, store in memory, against single polls", &plain, &ours);
 }
 
 pub(crate) async fn redis(stage: &Stage, rounds: usize) {
@@ -75,8 +75,8 @@ async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>)
         plain.push(alone(&store, batches).await);
         ours.push(run(stage, &format!("{name}-{round}"), Arc::clone(&store), BY_KEY).await);
     }
-    tell(&format!("pipeline with {name}, against {name} alone"), &plain, &ours);
-    tell(&format!("pipeline with {name}, against polls in batches"), &raws, &ours);
+    report(&format!("pipeline with {name}, against {name} alone"), &plain, &ours);
+    report(&format!("pipeline with {name}, against polls in batches"), &raws, &ours);
 }
 
 async fn in_order<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {
@@ -90,7 +90,7 @@ async fn in_order<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc
         }
     }
     for (lane_batch, rates) in LANE_BATCHES.iter().zip(&by_partition) {
-        tell(&format!("{name}: partitions by {lane_batch} against keys"), &by_key, rates);
+        report(&format!("{name}: partitions by {lane_batch} against keys"), &by_key, rates);
     }
 }
 

@@ -185,7 +185,7 @@ pub(crate) fn per_second(messages: usize, started: Instant) -> u64 {
 }
 
 /// Prints two series of figures, and the median of the ratios of their pairs: those ran one after the other.
-pub(crate) fn tell(what: &str, plain: &[u64], ours: &[u64]) {
+pub(crate) fn report(what: &str, plain: &[u64], ours: &[u64]) {
     let mut ratios: Vec<_> =
         plain.iter().zip(ours).map(|(plain, ours)| (100.0 * *ours as f64 / *plain as f64) as u64).collect();
     ratios.sort_unstable();

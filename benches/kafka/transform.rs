@@ -6,7 +6,7 @@ use onceward::{Message, Outgoing};
 use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, Stage, per_second, tell};
+use crate::stage::{First, Stage, per_second, report};
 
 pub(crate) async fn transform(stage: &Stage, rounds: usize) {
     let (mut plain, mut ours) = (Vec::new(), Vec::new());
@@ -14,7 +14,7 @@ pub(crate) async fn transform(stage: &Stage, rounds: usize) {
         plain.push(stage.raw(&format!("copy-{round}"), Some("out")));
         ours.push(run(stage, &format!("transform-{round}")).await);
     }
-    tell("transform, transactions of 100 ms, against copies without", &plain, &ours);
+    report("transform, transactions of 100 ms, against copies without", &plain, &ours);
 }
 
 async fn run(stage: &Stage, group: &str) -> u64 {

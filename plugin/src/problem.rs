@@ -1,5 +1,6 @@
 //! Problems of a configuration, as a plugin reports them: [`Problem`], [`Exposure`] and [`Finding`].
 
+use std::error::Error as StdError;
 use std::fmt;
 
 use onceward::Error;
@@ -33,9 +34,7 @@ impl Problem {
     pub fn new(key: impl Into<String>, problem: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { key: key.into(), problem: problem.into(), fix: fix.into() }
     }
-}
 
-impl Problem {
     /// The configuration runs in spite of it, but probably not as intended: a warning with this code.
     pub fn into_warning(self, code: &'static str) -> Finding {
         Finding::warning(code, self.key, self.problem, self.fix)
@@ -122,9 +121,9 @@ impl Finding {
 }
 
 /// The error and its causes, on one line.
-pub fn sentence(error: &Error) -> String {
+pub fn sentence(error: &dyn StdError) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(next) = cause {
         let next_text = next.to_string();
         // Some libraries include the cause in their text; it is not repeated.

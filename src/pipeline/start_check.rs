@@ -70,7 +70,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
             "delivery-limit-low",
             format!(
                 "the broker gives a message up after {limit} deliveries, but {attempts} attempts and redeliveries after \
-             crashes may need more; raise its limit to at least {}, or lower max_attempts",
+                 crashes may need more; raise its limit to at least {}, or lower max_attempts",
                 attempts.saturating_add(HEADROOM)
             ),
         );
@@ -83,7 +83,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
             "ack-timeout-short",
             format!(
                 "the broker takes a delivery back after {timeout:?}, but a handler may run for {longest_run:?}; raise the \
-             broker's timeout, or lower handler_timeout"
+                 broker's timeout, or lower handler_timeout"
             ),
         );
     }
@@ -93,13 +93,14 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
             "ttl-below-redelivery-horizon",
             format!(
                 "ttl is {:?}, but retries and the broker's retention let duplicates arrive for {horizon:?}; raise ttl, or \
-             they run again",
+                 they run again",
                 config.ttl
             ),
         );
     }
     if config.ordering != Ordering::None && !broker.ordered {
-        warn("order-within-worker", 
+        warn(
+            "order-within-worker",
             "the broker does not keep the order of messages across redeliveries and workers: order holds within this \
              worker only; use partitions, FIFO groups or a single active consumer"
                 .to_owned(),
@@ -108,7 +109,7 @@ pub fn advise(config: &PipelineConfig, broker: &Capabilities) -> Vec<Advice> {
             "order-key-blocks-source",
             format!(
                 "the broker cannot pause single order keys: when {} messages wait in this worker, behind others of their key or \
-             for a retry, it takes no more of any key; raise max_waiting if one blocked key may hold more",
+                 for a retry, it takes no more of any key; raise max_waiting if one blocked key may hold more",
                 config.max_waiting()
             ),
         );

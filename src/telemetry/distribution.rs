@@ -4,8 +4,8 @@ use parking_lot::Mutex;
 
 use super::Measure;
 
-/// The distribution of a [`Measure`] as a histogram: how many values are in each of its
-/// buckets. An [`Observer`](super::Observer) that keeps its own histograms adds the values of a batch under one lock.
+/// The distribution of a [`Measure`] as a histogram: how many values are in each of its buckets. An
+/// [`Observer`](super::Observer) that keeps its own histograms adds the values of a batch under one lock.
 ///
 /// ```
 /// use onceward::telemetry::{Distribution, Measure};

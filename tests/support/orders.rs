@@ -45,3 +45,13 @@ pub fn order(id: &str, fields: &Value) -> String {
     }
     order.to_string()
 }
+
+/// The id of an order.
+///
+/// # Panics
+/// If the payload is no order.
+#[must_use]
+pub fn id_of(payload: &[u8]) -> String {
+    let order: Value = serde_json::from_slice(payload).expect("an order is JSON");
+    order["id"].as_str().expect("an id").to_owned()
+}

@@ -4,16 +4,13 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use super::variables::is_message_variable;
+use crate::telemetry::{HEADERS, URLS};
 
 /// Variables that are always inherited: a process needs them to find programs, files and its language. None holds a secret.
 const USUAL: [&str; 8] = ["HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER"];
 
 /// The prefix of the variables of the locale: `LC_ALL`, `LC_TIME`, …
 const USUAL_START: &str = "LC_";
-
-/// The variables with the logins of this program's own traces: headers, and URLs that may have one.
-const TRACE_HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
-const TRACE_URLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// The name that means all other variables.
 pub(crate) const EVERYTHING: &str = "*";
@@ -84,7 +81,7 @@ impl Environment {
 }
 
 fn holds_trace_login(name: &str, value: &OsStr) -> bool {
-    TRACE_HEADERS.contains(&name) || (TRACE_URLS.contains(&name) && value.as_encoded_bytes().contains(&b'@'))
+    HEADERS.contains(&name) || (URLS.contains(&name) && value.as_encoded_bytes().contains(&b'@'))
 }
 
 impl std::fmt::Debug for Environment {
@@ -142,7 +139,7 @@ mod tests {
             Environment::new().inherit(names(inherited)).variables(own).len()
         };
         assert_eq!((passed(&["*"], "http://h"), passed(&["*"], "http://u:p@h")), (1, 0));
-        assert_eq!(passed(&TRACE_HEADERS, "http://u:p@h"), 1);
+        assert_eq!(passed(&HEADERS, "http://u:p@h"), 1);
     }
 
     #[test]

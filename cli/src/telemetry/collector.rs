@@ -8,18 +8,17 @@ use bytes::Bytes;
 use http::{Request, Response};
 use onceward::adapter::is_local_host;
 use onceward::telemetry::RateLimited;
+use onceward_plugin::sentence;
 use opentelemetry_http::{HttpClient, HttpError};
 use reqwest::Url;
 use tokio::runtime::Handle;
 
+use super::logins::{HEADERS, URLS};
 use crate::config::{Config, Lookup};
 use crate::exit::{Exit, Failure};
 
 /// The time limit of a request, unless `OTEL_EXPORTER_OTLP_TIMEOUT` is shorter.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-
-/// The variables with the URL: the first is used as it is, the path of the signal is added to the second.
-pub(super) const URLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 /// The variables with the protocol. This program has one.
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
@@ -29,9 +28,6 @@ const COMPRESSIONS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_
 
 /// The variables with the time limit of a request, in milliseconds.
 const TIMEOUTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
-
-/// The variables with headers of every request, which hold logins.
-pub(super) const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
 
 /// Where traces go. It is resolved here and not by the exporter, whose errors quote the URL with its login.
 pub(super) struct Collector {
@@ -82,6 +78,7 @@ impl Collector {
         let timeout =
             first(TIMEOUTS).and_then(|(_, text)| text.trim().parse().ok()).map(Duration::from_millis);
         let timeout = timeout.map_or(REQUEST_TIME, |timeout| timeout.min(REQUEST_TIME));
+        // The first is used as it is.
         if name != URLS[0] {
             url.set_path(&format!("{}/v1/traces", url.path().trim_end_matches('/')));
         }
@@ -150,20 +147,14 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Logs a failed request, which the exporter repeats or drops without a line.
-    fn log(&self, cause: &dyn fmt::Display) {
+    fn log(&self, cause: &str) {
         if let Some(suppressed) = self.lines.allow("") {
             tracing::warn!(
-                %cause, suppressed,
+                cause,
+                suppressed,
                 "spans not exported: the collector did not take them; the exporter may send them again"
             );
         }
-    }
-
-    fn log_error(&self, error: &reqwest::Error) {
-        // Its own text is the same for a refused connection, an unknown name and a certificate.
-        let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        self.log(&text);
     }
 }
 
@@ -177,9 +168,10 @@ impl HttpClient for Client {
             // What a collector says beyond its status and its headers is not used.
             Ok::<_, reqwest::Error>((response.status(), response.headers().clone()))
         });
-        let (status, headers) = sent.await?.inspect_err(|error| self.log_error(error))?;
+        // The error's own text is the same for a refused connection, an unknown name and a certificate.
+        let (status, headers) = sent.await?.inspect_err(|error| self.log(&sentence(error)))?;
         if !status.is_success() {
-            self.log(&status);
+            self.log(&status.to_string());
         }
         let mut response = Response::builder().status(status).body(Bytes::new())?;
         *response.headers_mut() = headers;

@@ -7,6 +7,7 @@ mod collector;
 mod connections;
 #[cfg(feature = "telemetry")]
 mod instruments;
+mod logins;
 #[cfg(feature = "telemetry")]
 mod metrics;
 #[cfg(feature = "telemetry")]
@@ -30,6 +31,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
+pub(crate) use logins::{HEADERS, URLS};
 pub(crate) use watched::{MessageSource, Watched};
 
 /// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.

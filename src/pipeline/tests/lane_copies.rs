@@ -21,7 +21,7 @@ async fn rule_9_a_second_message_with_the_same_key_waits_for_the_outcome_of_the_
     assert_eq!((summary.handled(), summary.duplicates()), (3, 2));
 }
 
-/// A copy that left the lane without its turn would let the lane go on twice.
+/// The lane would advance twice if a copy left it out of turn, and two of its messages would run at once.
 #[tokio::test(start_paused = true)]
 async fn a_copy_behind_its_original_does_not_let_two_sequences_of_a_lane_run_at_once() {
     let world = World::with(Habits { batch: 128, ..Habits::default() });

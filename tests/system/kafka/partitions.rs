@@ -4,8 +4,8 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::chance::kills;
 use onceward_test_support::ledger::Produced;
+use onceward_test_support::orders::id_of;
 use onceward_test_support::setup::Setup;
-use serde_json::Value;
 
 use super::topic::Topic;
 use crate::pair::{LEASE, TIMEOUT, Waiting, orders, scene, under_kills, with_redis};
@@ -17,7 +17,7 @@ const PARTITIONS: i32 = 8;
 /// Handlers that a program runs side by side, each for another partition.
 const WORKERS: usize = 4;
 
-/// With what differs between brokers only; no order is asked for.
+/// The usual settings without those of the order: its default applies.
 fn setup(topic: &Topic<'_>) -> Setup {
     super::setup(topic).without("pipeline.ordering").without("pipeline.order_by")
 }
@@ -59,7 +59,5 @@ fn the_order_of_each_partition_is_kept(topic: &Topic<'_>, setup: &Setup) {
 }
 
 fn of(payload: &[u8], partition: i32) -> Produced {
-    let order: Value = serde_json::from_slice(payload).expect("an order is JSON");
-    let key = order["id"].as_str().expect("an id").to_owned();
-    Produced { key, order_key: Some(partition.to_string()), confirmed: true }
+    Produced { key: id_of(payload), order_key: Some(partition.to_string()), confirmed: true }
 }

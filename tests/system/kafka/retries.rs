@@ -7,11 +7,11 @@ use std::time::Duration;
 use onceward_test_support::chance::{Chance, kills};
 use onceward_test_support::effects::{Kind, Note};
 use onceward_test_support::ledger::{Ledger, Produced};
-use onceward_test_support::orders::order;
+use onceward_test_support::orders::{id_of, order};
 use onceward_test_support::process::until;
 use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::disturbed::counted;
 use super::setup;
@@ -22,11 +22,6 @@ use crate::stage::{ids_of, ledger_of};
 /// The waits after the first and after each further failure.
 const WAITS: [Duration; 2] = [Duration::from_millis(1200), Duration::from_millis(2400)];
 const ATTEMPTS: u32 = 3;
-
-fn id_of(payload: &[u8]) -> String {
-    let order: Value = serde_json::from_slice(payload).expect("an order is JSON");
-    order["id"].as_str().expect("an id").to_owned()
-}
 
 /// What `topic` gives up waits in the two others, and ends in the last.
 fn with_retries(topic: &Topic<'_>, short: &Topic<'_>, long: &Topic<'_>, dead: &Topic<'_>) -> Setup {

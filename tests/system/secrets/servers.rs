@@ -74,7 +74,13 @@ fn execute_all(
     all
 }
 
-/// A run of a source that does not know when it is empty: until its handler has run, or it has ended by itself.
+/// One message to be read, and no dead letter yet.
+fn write_order(scene: &Scene) {
+    scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
+    scene.write("dead.ndjson", b"");
+}
+
+/// A run of a source that cannot report whether it is idle: until its handler has run, or it has ended by itself.
 fn run_once(scene: &Scene, command: &mut Command) -> Ended {
     let mut running = scene.start(command);
     until("an effect or the end", PATIENCE, || !scene.notes().is_empty() || !running.is_running());
@@ -85,12 +91,12 @@ fn run_once(scene: &Scene, command: &mut Command) -> Ended {
 }
 
 /// With the right secret all commands end well, and with a wrong one those that need it do not.
-fn taken_and_refused(told: &[(bool, Ended)]) {
-    for (is_right, ended) in told.iter().filter(|(is_right, _)| *is_right) {
+fn accepted_and_rejected(runs: &[(bool, Ended)]) {
+    for (is_right, ended) in runs.iter().filter(|(is_right, _)| *is_right) {
         assert_eq!((ended.code(), is_right), (Some(0), &true), "{ended:#?}");
     }
-    assert!(told.iter().any(|(is_right, ended)| !is_right && ended.code() == Some(1)), "{told:#?}");
-    assert!(told.iter().any(|(_, ended)| ended.stderr.contains("DEBUG")), "the log tells everything");
+    assert!(runs.iter().any(|(is_right, ended)| !is_right && ended.code() == Some(1)), "{runs:#?}");
+    assert!(runs.iter().any(|(_, ended)| ended.stderr.contains("DEBUG")), "the log has all levels");
 }
 
 #[test]
@@ -110,7 +116,7 @@ fn the_password_of_a_rabbitmq_user_is_told_nobody() {
     ] {
         queue.publish(&[order("one", &json!({}))]);
         let setup = letters_to(setup, &letters.name);
-        taken_and_refused(&execute_all(&setup, &["SECRET"], None, |_| ()));
+        accepted_and_rejected(&execute_all(&setup, &["SECRET"], None, |_| ()));
     }
 }
 
@@ -121,15 +127,11 @@ fn the_password_of_redis_is_told_nobody() {
     let setup = || {
         exec().without("store.sqlite").set("store.redis.url", format!("redis://127.0.0.1:{}", redis.port()))
     };
-    let lines = |scene: &Scene| {
-        scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
-        scene.write("dead.ndjson", b"");
-    };
     for setup in [
         setup().set("store.redis.url", format!("redis://:${{SECRET}}@127.0.0.1:{}", redis.port())),
         setup().set("store.redis.password_file", "password"),
     ] {
-        taken_and_refused(&execute_all(&setup, &["SECRET"], None, lines));
+        accepted_and_rejected(&execute_all(&setup, &["SECRET"], None, write_order));
     }
 }
 
@@ -145,16 +147,12 @@ fn the_password_of_a_postgres_user_is_told_nobody() {
     let place = format!("127.0.0.1:{}/postgres", server.address().port());
     let setup =
         || exec().without("store.sqlite").set("store.postgres.url", format!("postgres://app@{place}"));
-    let lines = |scene: &Scene| {
-        scene.write("orders.ndjson", order("one", &json!({})).as_bytes());
-        scene.write("dead.ndjson", b"");
-    };
     for setup in [
         setup().set("store.postgres.url", format!("postgres://app:${{SECRET}}@{place}")),
         setup().set("store.postgres.password", "${SECRET}"),
         setup().set("store.postgres.password_file", "password"),
     ] {
-        taken_and_refused(&execute_all(&setup, &["SECRET"], None, lines));
+        accepted_and_rejected(&execute_all(&setup, &["SECRET"], None, write_order));
     }
 }
 
@@ -165,9 +163,9 @@ fn aws_keys_are_told_nobody() {
     queue.publish(&[order("one", &json!({}))]);
     let letters = SqsQueue::create("secret-dead", &[]);
     let setup = letters_to(crate::sqs::setup(&queue), &letters.url);
-    let told = execute_all(&setup, &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], None, |_| ());
-    assert!(told.iter().all(|(_, ended)| ended.code() == Some(0)), "{told:#?}");
-    assert!(told.iter().any(|(_, ended)| ended.stderr.contains("TRACE")));
+    let runs = execute_all(&setup, &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], None, |_| ());
+    assert!(runs.iter().all(|(_, ended)| ended.code() == Some(0)), "{runs:#?}");
+    assert!(runs.iter().any(|(_, ended)| ended.stderr.contains("TRACE")));
 }
 
 /// The key of a service account signs tokens that the emulator takes; a text that is no key does not.
@@ -182,7 +180,7 @@ fn the_key_of_a_service_account_is_printed_nowhere() {
     let setup = letters_to(crate::pubsub::setup(&subscription), &letters.topic)
         .without("source.pubsub.credentials")
         .set("source.pubsub.credentials_file", "key.json");
-    let told = execute_all(&setup, &[], Some(&letters.full_name), |scene| {
+    let runs = execute_all(&setup, &[], Some(&letters.full_name), |scene| {
         let secret = std::fs::read_to_string(scene.path("password")).expect("the secret");
         let is_right = secret.trim() == CANARY;
         let key = json!({
@@ -194,12 +192,12 @@ fn the_key_of_a_service_account_is_printed_nowhere() {
         });
         scene.write("key.json", key.to_string().as_bytes());
     });
-    for (_, ended) in &told {
+    for (_, ended) in &runs {
         for text in [&ended.stdout, &ended.stderr] {
             assert_eq!(leak(text, &part), None);
         }
     }
-    taken_and_refused(&told);
+    accepted_and_rejected(&runs);
 }
 
 /// The settings in the environment are looked at as well; none of these hosts is connected to.

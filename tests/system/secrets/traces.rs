@@ -45,12 +45,9 @@ fn failed(span: &&Span) -> bool {
 fn spans_of_deliveries_that_succeed_and_fail_hold_no_secret() {
     let (takes, fails) = (Collector::start(), Collector::with_status("500 Internal Server Error"));
     let at = |server: &Collector| {
-        let (_, port) = server
-            .url()
-            .rsplit_once(':')
-            .map(|(host, port)| (host.to_owned(), port.to_owned()))
-            .expect("a port");
-        HTTP.replace("PORT", &port)
+        let url = server.url();
+        let (_, port) = url.rsplit_once(':').expect("a port");
+        HTTP.replace("PORT", port)
     };
     let secret = format!("Bearer {CANARY}");
     for (config, has_failed) in

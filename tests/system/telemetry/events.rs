@@ -262,8 +262,8 @@ fn each_metric_of_a_run_changes_by_its_event() {
     let stories: [fn() -> BTreeSet<String>; 5] =
         [rabbitmq_and_redis, sqs_and_sqlite, kafka_and_redis, pubsub_and_redis, observing];
     let changed: BTreeSet<String> = thread::scope(|scope| {
-        let told: Vec<_> = stories.iter().map(|story| scope.spawn(story)).collect();
-        told.into_iter().flat_map(|story| story.join().expect("the story comes to its end")).collect()
+        let threads: Vec<_> = stories.iter().map(|story| scope.spawn(story)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("the story ends")).collect()
     });
     let (_, run) = REFERENCE.split_once("## A run").expect("a table");
     let (run, _) = run.split_once("\n## ").expect("another table");

@@ -1,6 +1,8 @@
 //! Tests of the backlog as tools see it: computed from the saved offset, without disturbing the reader.
-use crate::support::{Checkpoints, ack, file, follow, open, receive, run_to_end, scope};
+
 use onceward_file::{Backlog, FileConfig, backlog};
+
+use crate::support::{Checkpoints, ack, file, follow, open, receive, run_to_end, scope};
 
 async fn left(config: &FileConfig, checkpoints: &Checkpoints) -> Backlog {
     backlog(config, &scope(), checkpoints).await.unwrap().unwrap()

@@ -1,15 +1,15 @@
 //! Sources that do not hold plain lines of UTF-8: a byte order mark, compressed files, other encodings, our own letters.
-use crate::support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::support::{
-    Checkpoints, LIMIT, ack, append, end, file, follow, open_with, receive, scope, settle, texts,
-};
 use onceward::adapter::{CheckpointStore, Consumer, Settlement};
 use onceward::{Error, ErrorKind};
 use onceward_file::{FileConfig, FileConsumer, Format, backlog, check_content};
+
+use crate::support::{
+    self, Checkpoints, LIMIT, ack, append, end, file, follow, open_with, receive, scope, settle, texts,
+};
 
 const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab\x56\xca\x4c\n\x51\xb2\x32\n\xac\x05\x00";
 

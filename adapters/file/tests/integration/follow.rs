@@ -1,15 +1,15 @@
 //! Follow mode: files that grow, appear, are rotated and truncated while they are read.
-use crate::support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    Checkpoints, ack, append, end, file, follow, open, receive, run_to_end, settle, texts, until_idle,
-};
 use onceward::adapter::{Consumer, Settlement};
+
+use crate::support::{
+    self, Checkpoints, ack, append, end, file, follow, open, receive, run_to_end, settle, texts, until_idle,
+};
 
 /// Renames `path` as log rotation does.
 fn rotate(path: &Path) -> PathBuf {

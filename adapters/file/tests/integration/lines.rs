@@ -1,14 +1,14 @@
 //! Tests of the messages that lines become: content, limits, positions, envelopes, and paths that cannot be read.
-use crate::support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 
-use crate::support::{Checkpoints, ack, end, file, open, open_with, receive, scope, texts};
 use onceward::adapter::{Consumer, Defect};
 use onceward::{ErrorKind, Message};
 use onceward_file::{FileConfig, FileConsumer, Format};
+
+use crate::support::{self, Checkpoints, ack, end, file, open, open_with, receive, scope, texts};
 
 #[tokio::test]
 async fn bytes_pass_as_they_are_and_empty_lines_are_no_messages() {

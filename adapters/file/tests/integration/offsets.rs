@@ -1,13 +1,15 @@
 //! Tests of saved offsets: which lines are redelivered after a restart, and which are not.
+
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use onceward::adapter::{Consumer, Settled, Settlement};
+use onceward_file::FileConfig;
+
 use crate::support::{
     Checkpoints, LIMIT, ack, append, end, file, open, open_with, receive, run_to_end, settle, texts,
 };
-use onceward::adapter::{Consumer, Settled, Settlement};
-use onceward_file::FileConfig;
 
 #[tokio::test]
 async fn what_was_not_acked_comes_again_and_what_was_does_not() {

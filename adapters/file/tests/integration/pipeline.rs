@@ -1,11 +1,9 @@
 //! Files under a whole pipeline: from the lines to effects, dead letters and the kept offset.
-use crate::support;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Checkpoints, append, file, open_with, scope};
 use onceward::adapter::Consumer;
 use onceward::telemetry::SourceState;
 use onceward::{
@@ -13,6 +11,8 @@ use onceward::{
     handler_fn,
 };
 use onceward_file::{FileConfig, FilePublisher, Format};
+
+use crate::support::{self, Checkpoints, append, file, open_with, scope};
 
 /// What the handler did, in order.
 type Effects = Arc<Mutex<Vec<String>>>;

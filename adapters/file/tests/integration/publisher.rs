@@ -1,13 +1,15 @@
 //! Dead letters in files: durable lines that can be read back, whatever else appends.
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::{Checkpoints, LIMIT, ack, end, open_with, receive};
 use bytes::Bytes;
 use onceward::adapter::Consumer;
 use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_file::{FileConfig, FilePublisher, Format};
+
+use crate::support::{Checkpoints, LIMIT, ack, end, open_with, receive};
 
 fn letter(path: &Path, id: &str, payload: impl Into<Bytes>) -> Outgoing {
     Outgoing {

@@ -1,13 +1,13 @@
 //! Standard input and pipes: read once, to their end, without an offset.
-use crate::support;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Checkpoints, ack, end, open, receive, settle, texts};
 use onceward::adapter::{Consumer, Settlement};
 use onceward_file::{FileConfig, FileConsumer};
+
+use crate::support::{self, Checkpoints, ack, end, open, receive, settle, texts};
 
 #[tokio::test]
 async fn a_reader_is_delivered_to_its_end_and_keeps_no_offset() {

@@ -1,9 +1,9 @@
 //! Effects with keys beside positions, on a real broker: copies, policies, and keys that are claimed elsewhere, with an
 //! in-memory database.
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{LIMIT, Topic, take, text, until};
 use onceward::adapter::{Consumer, StoreAdmin};
 use onceward::pipeline::config::{OnMismatch, OnMissingKey};
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, KeyState};
@@ -16,6 +16,8 @@ use onceward_kafka_transactions::{EffectKeys, EffectsConfig, EffectsSummary, Kaf
 use rdkafka::message::{Header, OwnedHeaders};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{LIMIT, Topic, take, text, until};
 
 const ID: &str = "id";
 

@@ -1,11 +1,11 @@
 //! Transforms on a real broker and on the client's mock: readers of committed records see each result
 //! once, also when commits are rejected or not answered, or another process takes over.
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{LIMIT, Topic, create, create_with, take, text, unique, until};
 use onceward::adapter::Consumer;
 use onceward::{ErrorKind, HandlerError, Message, Outgoing};
 use onceward_kafka::KafkaConfig;
@@ -14,6 +14,8 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{LIMIT, Topic, create, create_with, take, text, unique, until};
 
 /// A topic with records, the one for their results, and how often each was transformed.
 struct Stage {

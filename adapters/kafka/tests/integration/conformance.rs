@@ -1,12 +1,14 @@
 //! The broker suite against a real Kafka, from config and from the user's own client configuration and context.
+
 use std::time::Duration;
 
-use crate::support::{Topic, until};
 use async_trait::async_trait;
 use onceward::testing::broker::BrokerHarness;
 use onceward_kafka::{KafkaConsumer, TopicConfig};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
+
+use crate::support::{Topic, until};
 
 /// How the consumer is built.
 #[derive(Clone, Copy)]

@@ -1,10 +1,12 @@
 //! Inspection of topics and groups, with and without rights.
+
 use std::time::Duration;
 
-use crate::support::{Topic, take, until};
 use onceward::ErrorKind;
 use onceward::adapter::{Consumer, Settlement};
 use onceward_test_servers::kafka::Kafka;
+
+use crate::support::{Topic, take, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lag_members_and_retention_are_inspected_without_joining_the_group() {

@@ -1,8 +1,8 @@
 //! A replaced password file: running clients use the new password for new connections.
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::{Topic, take, text, until};
 use onceward::adapter::{Consumer, Settlement};
 use onceward::telemetry::SourceState;
 use onceward::{ErrorKind, Outgoing, Publisher};
@@ -10,6 +10,8 @@ use onceward_kafka::{KafkaConfig, KafkaConsumer, KafkaPublisher};
 use onceward_test_servers::certificates::Authority;
 use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};
 use onceward_test_servers::proxy::Proxy;
+
+use crate::support::{Topic, take, text, until};
 
 const PASSWORD: &str = "hunter2-canary";
 

@@ -1,16 +1,18 @@
 //! Whole pipelines on a real broker: a member that joins under load, a record that stops its partition only, a topic that is
 //! recreated under load.
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Topic, until};
 use onceward::{
     Error, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, Scope, Summary, handler_fn,
 };
 use onceward_kafka::{KafkaConfig, KafkaConsumer};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{LIMIT, Topic, until};
 
 /// The effects: by payload, the member and the time.
 type Effects = Arc<Mutex<BTreeMap<String, Vec<(&'static str, Instant)>>>>;

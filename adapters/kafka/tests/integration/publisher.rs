@@ -1,13 +1,13 @@
 //! The publisher on a real broker: confirmed messages can be read, others are errors.
-use crate::support;
 
-use crate::support::{Topic, create_with, take, text};
 use bytes::Bytes;
 use onceward::adapter::Consumer;
 use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_kafka::{KafkaConnection, KafkaPublisher};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};
+
+use crate::support::{self, Topic, create_with, take, text};
 
 fn outgoing(topic: &Topic, number: usize) -> Outgoing {
     Outgoing {

@@ -1,15 +1,17 @@
 //! Members that join, leave and vanish on a real broker: nothing is lost, and committed offsets never skip a record.
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Topic, take, text, until};
 use onceward::adapter::{Consumer, Settled, Settlement, Tag};
 use onceward::telemetry::SourceState;
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::{Kafka, Listener, Security};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
+
+use crate::support::{LIMIT, Topic, take, text, until};
 
 async fn ack(consumer: &KafkaConsumer, tags: &[Tag]) -> Vec<Settled> {
     let batch: Vec<_> = tags.iter().map(|tag| (*tag, Settlement::Ack)).collect();

@@ -1,11 +1,13 @@
 //! Records of all kinds on a real broker, and the offsets committed for them.
+
 use std::time::Duration;
 
-use crate::support::{Topic, take, text, transact, until};
 use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::message::{Header, OwnedHeaders};
+
+use crate::support::{Topic, take, text, transact, until};
 
 async fn ack(consumer: &KafkaConsumer, deliveries: &[onceward::adapter::Delivery]) {
     let batch: Vec<_> = deliveries.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();

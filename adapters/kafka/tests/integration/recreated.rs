@@ -1,22 +1,17 @@
 //! Topics that are recreated, truncated or trimmed by retention under a consumer on a real broker: no record is lost, and
 //! records deleted before they were read are counted.
-use crate::support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Topic, create, take, text, until};
-use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
+use onceward::adapter::{Consumer, Settled};
 use onceward::telemetry::SourceState;
 use onceward_kafka::KafkaConsumer;
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
-    let batch: Vec<_> = deliveries.iter().map(|own| (own.tag, Settlement::Ack)).collect();
-    consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
-}
+use crate::support::{self, LIMIT, Topic, ack, create, take, text, until};
 
 /// Acks deliveries until all of `expected` were delivered; returns those that were, with their positions.
 async fn ack_all(consumer: &mut KafkaConsumer, expected: &BTreeSet<String>) -> BTreeSet<(String, String)> {

@@ -1,8 +1,8 @@
 //! Exact answers of a broker, from the client's mock: refused commits, a membership that was lost.
+
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Topic, take, text, unique};
-use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
+use onceward::adapter::{Consumer, Settled};
 use onceward_kafka::KafkaConsumer;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
@@ -10,17 +10,14 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use crate::support::{LIMIT, Topic, ack, take, text, unique};
+
 fn cluster(brokers: i32) -> (MockCluster<'static, DefaultProducerContext>, Topic) {
     let cluster = MockCluster::new(brokers).unwrap();
     let name = unique("orders");
     cluster.create_topic(&name, 1, 1).unwrap();
     let topic = Topic::made(cluster.bootstrap_servers(), name, 1);
     (cluster, topic)
-}
-
-async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
-    let batch: Vec<_> = deliveries.iter().map(|own| (own.tag, Settlement::Ack)).collect();
-    consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }
 
 /// Acks deliveries until the group has committed `offset`.

@@ -1,10 +1,10 @@
 //! A broker with TLS and passwords: authenticated clients work as usual, rejected ones report the cause, and no secret is printed.
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Topic, create, take, text, transact, until};
 use async_trait::async_trait;
 use onceward::adapter::{Consumer, Settlement};
 use onceward::testing::broker::{BrokerHarness, deliveries, settlements};
@@ -15,6 +15,8 @@ use onceward_test_servers::kafka::{Kafka, Listener, Secrets, Security};
 use onceward_test_servers::telling::all_told;
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, OAuthToken};
+
+use crate::support::{Topic, create, take, text, transact, until};
 
 const PASSWORD: &str = "hunter2-canary";
 

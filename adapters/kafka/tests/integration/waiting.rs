@@ -1,14 +1,14 @@
 //! Retry topics on a real broker: copies wait until they are due, are the same message, and hold up no other record.
-use crate::support;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::support::{Topic, create, create_with, take, text, until};
 use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
 use onceward::{OwnHeaders, OwnSecrets};
 use onceward_kafka::{KafkaConfig, KafkaConsumer, RetryTopic};
 use rdkafka::message::{Header, OwnedHeaders};
+
+use crate::support::{self, Topic, create, create_with, take, text, until};
 
 async fn with_retry_topic(topic: &Topic, delay: Duration) -> (KafkaConfig, String) {
     let retry = format!("{}.retry", topic.name);

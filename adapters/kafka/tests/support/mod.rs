@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use onceward::adapter::{Consumer, Delivery};
+use onceward::adapter::{Consumer, Delivery, Settled, Settlement};
 use onceward_kafka::{KafkaConfig, KafkaConsumer};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -283,4 +283,10 @@ pub(crate) async fn take(consumer: &mut KafkaConsumer, count: usize) -> Vec<Deli
 
 pub(crate) fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(delivery.message.payload()).into_owned()
+}
+
+/// Acks deliveries; what each settlement was.
+pub(crate) async fn ack(consumer: &KafkaConsumer, deliveries: &[Delivery]) -> Vec<Settled> {
+    let batch: Vec<_> = deliveries.iter().map(|own| (own.tag, Settlement::Ack)).collect();
+    consumer.acker().settle(&batch).await.into_iter().map(Result::unwrap).collect()
 }

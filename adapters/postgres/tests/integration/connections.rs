@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::store::{completion, lease, requests, scope, store_at, terms};
 use onceward::store::{Commit, Completion, TransactionalStore};
 use onceward::{Error, ErrorKind, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
+
+use crate::store::{completion, lease, requests, scope, store_at, terms};
 
 /// As long as a loaded machine may need.
 const LONG: Duration = Duration::from_secs(120);

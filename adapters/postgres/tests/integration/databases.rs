@@ -1,6 +1,5 @@
 //! Databases and roles with settings of their own: the store works, or reports what it cannot do.
 
-use crate::store::{completion, lease, requests, scope, terms};
 use onceward::adapter::{Expiring, StoreAdmin};
 use onceward::outbox::{Relay, RelayConfig};
 use onceward::store::{Claim, Commit, Completion, FailRequest, Failure, TransactionalStore};
@@ -10,6 +9,8 @@ use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::store::{completion, lease, requests, scope, terms};
 
 /// A store in a database of its own.
 async fn store_in(server: &Postgres, database: &str) -> PgStore {

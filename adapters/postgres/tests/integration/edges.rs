@@ -1,14 +1,14 @@
 //! Answers that must be the same as other stores give: completions repeated over newer fences, and large generations.
 
-use crate::store as support;
-
-use crate::store::{TTL, completion, lease, requests, scope, store_at, terms};
 use onceward::Store;
 use onceward::adapter::StoreAdmin;
 use onceward::store::{
     Burial, BuryRequest, Claim, ClaimRequest, Completion, FailRequest, MAX_GENERATION, OwnerToken, Reason,
 };
 use onceward_test_servers::postgres::Postgres;
+
+use crate::store as support;
+use crate::store::{TTL, completion, lease, requests, scope, store_at, terms};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_over_a_newer_fence_is_recognised_when_it_is_repeated() {

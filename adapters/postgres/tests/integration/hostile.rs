@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::{TTL, completion, key, lease, requests, scope, terms};
 use onceward::adapter::{Checkpoint, CheckpointStore, Expiring, StoreAdmin};
 use onceward::outbox::{OutboxStore, Relay, RelayConfig};
 use onceward::store::{
@@ -20,6 +19,8 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::releases::MAJORS;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection};
+
+use crate::store::{TTL, completion, key, lease, requests, scope, terms};
 
 const TRAP: &str = include_str!("../support/trap.sql");
 

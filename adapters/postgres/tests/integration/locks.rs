@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use crate::store::{completion, key, lease, requests, scope, store_at, terms};
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::process::wait_until;
 use sqlx::{Connection, PgConnection};
+
+use crate::store::{completion, key, lease, requests, scope, store_at, terms};
 
 /// What the pool of a store may hold.
 const POOL: u64 = 8;

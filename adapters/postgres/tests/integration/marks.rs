@@ -5,22 +5,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use onceward::Key;
 use onceward::store::{
     Entropy, KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore,
     TransactionalStore,
 };
-use onceward::{Key, Scope};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
+
+use crate::claimed::scope;
 
 const PARTITIONS: u32 = 4;
 const RECORDS: u64 = 300;
 const KEYS: u64 = 200;
 const TTL: Duration = Duration::from_secs(3_600);
-
-fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
-}
 
 /// The key of a record: the same ones on all partitions, some of them several times on one.
 fn key_of(partition: u32, offset: u64) -> u64 {

@@ -16,6 +16,8 @@ use onceward_postgres::{PgConfig, PgConn, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::AssertSqlSafe;
 
+use crate::claimed::scope;
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A schema of its own on the shared server, with a table of effects that has no constraint.
@@ -83,10 +85,6 @@ impl Place {
         }
         effects
     }
-}
-
-fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
 }
 
 fn partition(partition: u32) -> LogPartition {

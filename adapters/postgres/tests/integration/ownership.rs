@@ -4,13 +4,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::store::{lease, requests, scope, terms};
 use onceward::adapter::Expiring;
 use onceward::store::AdviceLevel;
 use onceward::{Error, ErrorKind, Outgoing, Store};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::store::{lease, requests, scope, terms};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

@@ -1,12 +1,13 @@
 //! A store behind PgBouncer: in session mode it works without any setting of the pooler, in transaction mode it is refused
 //! by name.
 
-use crate::store::{completion, lease, requests, scope, terms};
 use onceward::Store;
 use onceward::store::{AdviceLevel, Claim, Commit, Completion, TransactionalStore};
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::pgbouncer::PgBouncer;
 use onceward_test_servers::postgres::Postgres;
+
+use crate::store::{completion, lease, requests, scope, terms};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_mode_works_with_the_poolers_defaults_and_keeps_the_timeouts() {

@@ -1,7 +1,7 @@
 //! The SQL handler inside transactions of a real Postgres store.
+
 use std::time::Duration;
 
-use crate::claimed::{FENCE, KEY, claimed, scope};
 use onceward::adapter::StoreAdmin as _;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, OwnerToken};
 use onceward::{
@@ -11,6 +11,8 @@ use onceward::{
 use onceward_postgres::{PgConfig, PgSqlHandler, PgStore};
 use onceward_test_servers::postgres::Postgres;
 use sqlx::AssertSqlSafe;
+
+use crate::claimed::{FENCE, KEY, claimed, scope};
 
 /// A schema of its own on the server that the tests share, for the store and the application alike.
 struct Database {

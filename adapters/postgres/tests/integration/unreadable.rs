@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::store::store_at;
 use onceward::outbox::{OutboxStore, Relay, RelayConfig};
 use onceward::testing::MemoryPublisher;
 use onceward_test_servers::postgres::Postgres;
+
+use crate::store::store_at;
 
 /// Values for `header_names` and `header_values` that cannot be published.
 const UNREADABLE: [(&str, &str); 5] = [

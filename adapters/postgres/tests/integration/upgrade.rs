@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::{lease, requests, scope, terms};
 use onceward::Store;
 use onceward::adapter::Expiring;
 use onceward::adapter::KEY_FORMAT;
@@ -13,6 +12,8 @@ use onceward::testing::MemoryPublisher;
 use onceward_migrations::POSTGRES;
 use onceward_postgres::{PgConfig, PgStore};
 use onceward_test_servers::postgres::Postgres;
+
+use crate::store::{lease, requests, scope, terms};
 
 /// The last step of the release before.
 const BEFORE: u32 = 6;

@@ -1,4 +1,5 @@
 //! The broker conformance suite on a real server: subscriptions without and with order, and with exactly-once delivery.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Errors at the start and during a run, lost leases, flow control, and a server that goes away.
-use crate::support;
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use onceward_pubsub::{PubsubConfig, PubsubConsumer, PubsubPublisher};
 use onceward_test_servers::pubsub::Pubsub;
 use serde_json::json;
 
-use crate::support::{Place, until};
+use crate::support::{self, Place, until};
 
 const LONG: Duration = Duration::from_secs(120);
 const UNAVAILABLE: u8 = 14;

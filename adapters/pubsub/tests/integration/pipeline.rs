@@ -1,5 +1,4 @@
 //! Whole pipelines on a real server: long handlers, failing ordering keys, letters and their headers.
-use crate::support;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +16,7 @@ use onceward_pubsub::{PubsubConsumer, PubsubPublisher};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::Place;
+use crate::support::{self, Place};
 
 type Runs = Arc<Mutex<Vec<String>>>;
 

@@ -1,11 +1,13 @@
 //! The broker conformance suite on a real RabbitMQ: classic and quorum queues, with our connections, with a client and
 //! with a channel of the caller.
-use crate::support::{Admin, Kind, unique};
+
 use async_trait::async_trait;
 use lapin::{Connection, ConnectionProperties};
 use onceward::testing::broker::BrokerHarness;
 use onceward_rabbitmq::{RabbitmqClient, RabbitmqConfig, RabbitmqConsumer, RabbitmqQueueConfig};
 use onceward_test_servers::rabbitmq::RabbitMq;
+
+use crate::support::{Admin, Kind, unique};
 
 /// The way in which the consumer gets its channel.
 #[derive(Clone, Copy)]

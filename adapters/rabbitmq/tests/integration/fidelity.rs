@@ -1,9 +1,9 @@
 //! Fidelity: types, properties and message id are unchanged after a dead letter, a redrive, a delay queue and a copy.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Admin, Kind, take, unique, until};
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, ShortString};
@@ -13,11 +13,8 @@ use onceward::{
     Pipeline, Publisher, Scope, handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
-use onceward_test_servers::rabbitmq::RabbitMq;
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
+use crate::support::{Admin, Kind, shared, take, unique, until};
 
 /// A header of every type, and every property that a producer may set.
 fn everything() -> BasicProperties {

@@ -1,17 +1,15 @@
 //! Health of a source: its state, its queue length, and a password that is rotated.
+
 use std::time::Duration;
 
-use crate::support::{Admin, Kind, take, text, unique, until};
 use onceward::adapter::Consumer;
 use onceward::telemetry::SourceState;
 use onceward::{Outgoing, Publisher};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqPublisher};
 use onceward_test_servers::proxy::Proxy;
-use onceward_test_servers::rabbitmq::{RabbitMq, url};
+use onceward_test_servers::rabbitmq::url;
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
+use crate::support::{Admin, Kind, shared, take, text, unique, until};
 
 /// Takes `count` deliveries and returns their texts.
 async fn taken(consumer: &mut RabbitmqConsumer, count: usize) -> Vec<String> {

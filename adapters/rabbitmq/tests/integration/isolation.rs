@@ -1,28 +1,15 @@
 //! Isolation: a message for which the broker closes the channel fails alone; its neighbours are published, at most
 //! twice.
-use crate::support;
 
 use std::collections::BTreeMap;
 
-use crate::support::{Admin, Kind, unique};
 use lapin::ExchangeKind;
 use lapin::options::ExchangeDeclareOptions;
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
 use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::RabbitMq;
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
-
-fn outgoing(destination: &str, id: &str) -> Outgoing {
-    Outgoing {
-        destination: destination.to_owned(),
-        id: id.to_owned(),
-        payload: id.to_owned().into(),
-        ..Outgoing::default()
-    }
-}
+use crate::support::{self, Admin, Kind, outgoing, shared, unique};
 
 /// 20 good messages, the poison, 20 good ones; answers the poison's error.
 async fn round(publisher: &RabbitmqPublisher, queue: &str, poison: &Outgoing, number: u32) -> Error {

@@ -1,9 +1,9 @@
 //! Limits of a broker: retry delays do not use up the delivery limit, and the documented rights are sufficient.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::support::{Admin, Kind, take, text, unique, until};
 use lapin::types::AMQPValue;
 use onceward::adapter::{Consumer, Settlement};
 use onceward::retry::{Backoff, Jitter, RetryPolicy};
@@ -12,13 +12,10 @@ use onceward::{
     Publisher, Scope, handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
-use onceward_test_servers::rabbitmq::RabbitMq;
+
+use crate::support::{Admin, Kind, shared, take, text, unique, until};
 
 const FAILURES: u32 = 6;
-
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
 
 /// Fails six times, then succeeds.
 async fn handle(runs: Arc<AtomicU32>, _: Message) -> Handled {

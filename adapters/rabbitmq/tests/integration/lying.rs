@@ -1,7 +1,7 @@
 //! Brokers without limits and brokers that violate the protocol: memory stays bounded, and errors name the cause.
+
 use std::time::{Duration, Instant};
 
-use crate::support::{Admin, Kind, take, text, unique};
 use lapin::Confirmation;
 use lapin::types::AMQPValue;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
@@ -12,6 +12,8 @@ use onceward_test_servers::lying::Liar;
 use onceward_test_servers::lying::amqp::{self, Lie};
 use onceward_test_servers::process::peak_memory;
 use onceward_test_servers::rabbitmq::RabbitMq;
+
+use crate::support::{Admin, Kind, take, text, unique};
 
 /// Many times what a connection needs, and little beside what a lie announces.
 const MOST_MEMORY: u64 = 300 << 20;

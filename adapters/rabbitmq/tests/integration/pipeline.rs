@@ -1,9 +1,9 @@
 //! A pipeline over a real broker that is restarted, cut off and misconfigured: each effect once, nothing lost.
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{Admin, Kind, unique, until};
 use onceward::telemetry::Counter;
 use onceward::{
     DeadLetters, Handled, HandlerError, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope,
@@ -12,6 +12,8 @@ use onceward::{
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
+
+use crate::support::{Admin, Kind, unique, until};
 
 /// How often each id had its effect.
 type Effects = Arc<Mutex<BTreeMap<String, u32>>>;

@@ -1,8 +1,8 @@
 //! Malformed and very large messages: each has a defined outcome, and its neighbours are unaffected.
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Admin, Kind, consumer_of, hostile, take, text, unique, until};
 use lapin::types::AMQPValue;
 use onceward::adapter::{Consumer, Defect, Settlement};
 use onceward::dead_letter::HEADER_REASON;
@@ -12,11 +12,8 @@ use onceward::{
     handler_fn,
 };
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
-use onceward_test_servers::rabbitmq::RabbitMq;
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
+use crate::support::{Admin, Kind, consumer_of, hostile, shared, take, text, unique, until};
 
 /// All known hostile messages, with the expected defect of each.
 fn hostile_messages() -> Vec<(hostile::Properties, &'static str)> {

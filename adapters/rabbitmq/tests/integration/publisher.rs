@@ -1,27 +1,14 @@
 //! The publisher on a real broker: confirmed, returned, refused, blocked, reconnected.
-use crate::support;
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Admin, Kind, unique};
 use lapin::types::{AMQPValue, ShortString};
 use onceward::{ErrorKind, Outgoing, Publisher};
 use onceward_rabbitmq::{RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
-
-fn outgoing(destination: &str, id: &str) -> Outgoing {
-    Outgoing {
-        destination: destination.to_owned(),
-        id: id.to_owned(),
-        payload: id.to_owned().into(),
-        ..Outgoing::default()
-    }
-}
+use crate::support::{self, Admin, Kind, outgoing, shared, unique};
 
 /// The error of the only item.
 async fn refusal(publisher: &RabbitmqPublisher, outgoing: Outgoing) -> onceward::Error {

@@ -1,7 +1,7 @@
 //! Lost connections, channels and subscriptions: messages are redelivered, and old settlements affect no new delivery.
+
 use std::time::{Duration, Instant};
 
-use crate::support::{Admin, Kind, consumer_of, take, text, unique, until};
 use lapin::ConnectionProperties;
 use lapin::types::AMQPValue;
 use onceward::ErrorKind;
@@ -12,9 +12,7 @@ use onceward_rabbitmq::{
 use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
+use crate::support::{Admin, Kind, consumer_of, shared, take, text, unique, until};
 
 /// A queue with `count` messages, and a consumer of it behind a proxy.
 async fn behind_proxy(kind: Kind, count: usize, heartbeat: u64) -> (Admin, String, Proxy, RabbitmqConsumer) {

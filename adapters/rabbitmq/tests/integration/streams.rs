@@ -1,14 +1,11 @@
 //! Streams are refused before anything counts as delivered.
-use crate::support::{Admin, Kind, take, text, unique};
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use onceward::ErrorKind;
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqQueueConfig};
-use onceward_test_servers::rabbitmq::RabbitMq;
 
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
-}
+use crate::support::{Admin, Kind, shared, take, text, unique};
 
 async fn declare_stream(admin: &Admin) -> String {
     let stream = unique("stream");

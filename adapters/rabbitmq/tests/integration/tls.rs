@@ -1,10 +1,12 @@
 //! `amqps` on a real broker: encrypted, verified, and refused where it must be.
-use crate::support::{Admin, Kind, take, text};
+
 use onceward::adapter::Consumer;
 use onceward::{ErrorKind, Publisher};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher};
 use onceward_test_servers::rabbitmq::{RabbitMq, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::support::{Admin, Kind, take, text};
 
 fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();

@@ -1,11 +1,13 @@
 //! Retries in delay queues: no message is lost, whatever fails.
+
 use std::time::{Duration, Instant};
 
-use crate::support::{Admin, Kind, take, text, unique, until};
 use onceward::adapter::{Consumer, Settled, Settlement, Tag};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
+
+use crate::support::{Admin, Kind, shared, take, text, unique, until};
 
 const DELAY: Duration = Duration::from_millis(800);
 /// The queue for it: delays are rounded up.
@@ -38,10 +40,6 @@ async fn taken(consumer: &mut RabbitmqConsumer, count: usize) -> (Vec<Tag>, Vec<
 async fn depth_becomes(broker: &RabbitMq, queue: &str, depth: (u64, u64)) {
     let what = format!("{queue} has {depth:?}");
     until(Duration::from_secs(60), &what, async || broker.depth(queue) == depth).await;
-}
-
-async fn shared() -> &'static RabbitMq {
-    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use onceward::Outgoing;
 use onceward::adapter::{Consumer, Delivery};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
 use onceward_test_servers::rabbitmq::RabbitMq;
@@ -123,5 +124,20 @@ pub async fn until(limit: Duration, what: &str, mut so: impl AsyncFnMut() -> boo
     while !so().await {
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The broker of all tests of this process.
+pub async fn shared() -> &'static RabbitMq {
+    tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()
+}
+
+/// A message with its id as payload.
+pub fn outgoing(destination: &str, id: &str) -> Outgoing {
+    Outgoing {
+        destination: destination.to_owned(),
+        id: id.to_owned(),
+        payload: id.to_owned().into(),
+        ..Outgoing::default()
     }
 }

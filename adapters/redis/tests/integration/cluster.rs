@@ -1,17 +1,17 @@
 //! A cluster of three nodes: slots moved under load, a dead node, and batches with keys of all nodes.
-use crate::support;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::support::{
-    ConfigExt, assert_completed, claim, key, open, request, scope, slot, terms, work_through,
-};
 use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, KeyState, ListQuery};
 use onceward::{ErrorKind, Store};
 use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::RedisCluster;
+
+use crate::support::{
+    self, ConfigExt, assert_completed, claim, key, open, request, scope, slot, terms, work_through,
+};
 
 fn config(cluster: &RedisCluster) -> RedisConfig {
     RedisConfig::cluster(cluster.urls())

@@ -1,16 +1,18 @@
 //! A cluster with unresponsive nodes: the keys of the other nodes are processed at their usual rate.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::{
-    assert_completed, bucket, completion, open, owners, request, scope, terms, work_through,
-};
 use onceward::store::Claim;
 use onceward::{Key, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
+
+use crate::support::{
+    assert_completed, bucket, completion, open, owners, request, scope, terms, work_through,
+};
 
 /// The duration of each measurement.
 const WINDOW: Duration = Duration::from_secs(5);

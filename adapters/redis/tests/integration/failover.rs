@@ -1,13 +1,15 @@
 //! A primary with a replica: what a failover loses, the effect of waiting for replicas, and Sentinels.
-use crate::support;
 
 use std::time::{Duration, Instant};
 
-use crate::support::{ConfigExt, answered, claim, complete, config, lease_of, open, request, work_through};
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
 use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{RedisReplicated, RedisSentinel};
+
+use crate::support::{
+    self, ConfigExt, answered, claim, complete, config, lease_of, open, request, work_through,
+};
 
 fn through(sentinel: &RedisSentinel) -> RedisConfig {
     RedisConfig::sentinel([sentinel.url()], "orders")

@@ -1,14 +1,9 @@
 //! Faults of one server: flushed scripts, killed connections, a killed process, full memory, lost replies, long silences.
-use crate::support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    ConfigExt, answered, assert_completed, claim, complete, completion, config, lease_of, open, request,
-    scope, terms, work_through,
-};
 use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, Completion};
 use onceward::{ErrorKind, Store};
@@ -17,6 +12,11 @@ use onceward_test_servers::proxy::Proxy;
 use onceward_test_servers::redis::Redis;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{
+    self, ConfigExt, answered, assert_completed, claim, complete, completion, config, lease_of, open,
+    request, scope, terms, work_through,
+};
 
 /// The proxy has a runtime of its own, which must not start within another.
 fn proxy_to(server: &Redis) -> Proxy {

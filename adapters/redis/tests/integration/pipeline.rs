@@ -1,14 +1,16 @@
 //! Pipelines over failing servers: an unresponsive cluster node, and permissions and passwords that are withdrawn for a while.
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{ConfigExt, bucket, config, open, owners, scope};
 use onceward::testing::{Habits, MemoryBroker};
 use onceward::{Handled, KeyExtractor, KeySource, Message, Pipeline, PipelineConfig, handler_fn};
 use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{Redis, RedisCluster};
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{ConfigExt, bucket, config, open, owners, scope};
 
 /// Far more than the pipeline holds concurrently, so that the messages of the silent node could fill it.
 const MESSAGES: u64 = 3_000;

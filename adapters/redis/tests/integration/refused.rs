@@ -1,13 +1,15 @@
 //! A pipeline whose permissions are withdrawn while handlers run: no effect happens twice.
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{ACL_TO_WORK, ConfigExt, config, open, scope};
 use onceward::telemetry::Counter;
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, handler_fn};
 use onceward_test_servers::redis::Redis;
+
+use crate::support::{ACL_TO_WORK, ConfigExt, config, open, scope};
 
 const MESSAGES: usize = 16;
 

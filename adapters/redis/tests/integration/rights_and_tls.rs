@@ -1,7 +1,5 @@
 //! The minimal ACL user, wrong and changed passwords, and TLS. No error contains a secret.
-use crate::support::{
-    ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, answered, claim, complete, config, lease_of, open, request, scope,
-};
+
 use onceward::adapter::StoreAdmin;
 use onceward::store::{AdviceLevel, Completion};
 use onceward::{Error, ErrorKind, Store};
@@ -9,6 +7,10 @@ use onceward_redis::{RedisConfig, RedisOptions, RedisStore};
 use onceward_test_servers::redis::Redis;
 use onceward_test_servers::telling::all_told;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::support::{
+    ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, answered, claim, complete, config, lease_of, open, request, scope,
+};
 
 const CANARY: &str = "hunter2-canary";
 

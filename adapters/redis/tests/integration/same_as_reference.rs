@@ -1,7 +1,6 @@
 //! Compares the scripts with the reference: the same random calls to the memory store and to Redis have the same results.
 //!
 //! Leases expire immediately or last for an hour, and the TTL is long, so that the two clocks need not agree.
-use crate::support;
 
 use std::time::Duration;
 
@@ -14,6 +13,8 @@ use onceward::store::{
 use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::redis::Redis;
+
+use crate::support;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const KEYS: u8 = 3;

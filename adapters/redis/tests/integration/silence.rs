@@ -1,17 +1,17 @@
 //! Unresponsive servers: half-open connections with any time limit, slow servers, hanging replicas, unreachable Sentinels.
-use crate::support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{ConfigExt, claim, config, lease_of, open, request, scope, terms};
 use onceward::store::{Lease, RenewRequest, Renewal};
 use onceward::{ErrorKind, Store};
 use onceward_redis::{RedisConfig, RedisStore};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::redis::{Redis, RedisReplicated, RedisSentinel};
 use tokio::time::timeout;
+
+use crate::support::{self, ConfigExt, claim, config, lease_of, open, request, scope, terms};
 
 /// The proxy has a runtime of its own, which must not start within another.
 fn proxy_to(address: std::net::SocketAddr) -> Proxy {

@@ -1,9 +1,11 @@
 //! The start check: servers that are refused, with the fix, and the advice about others.
-use crate::support::{ConfigExt, claim, config, open, request};
+
 use onceward::store::{Advice, AdviceLevel};
 use onceward::{ErrorKind, Store};
 use onceward_redis::RedisConfig;
 use onceward_test_servers::redis::{Redis, RedisCluster};
+
+use crate::support::{ConfigExt, claim, config, open, request};
 
 async fn check(config: &RedisConfig) -> Result<Vec<Advice>, onceward::Error> {
     open(config).check().await

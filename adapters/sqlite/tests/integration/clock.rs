@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use onceward::Store;
 use onceward::adapter::StoreAdmin;
-use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, RenewRequest, Renewal};
-use onceward::{Key, Scope, Store};
+use onceward::store::{Claim, ClaimTerms, CompleteRequest, RenewRequest, Renewal};
 use onceward_sqlite::{Clock, SqliteConfig, SqliteStore};
+
+use crate::support::{request, scope};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 /// Longer than a test takes.
@@ -14,19 +16,6 @@ const LONG: Duration = Duration::from_secs(600);
 
 fn terms(lease: Duration) -> ClaimTerms {
     ClaimTerms { lease, max_attempts: 9, ttl: 48 * HOUR }
-}
-
-fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
-}
-
-fn request(n: u8) -> ClaimRequest {
-    ClaimRequest {
-        key: Key::from_bytes([n; 16]),
-        owner: Entropy::system().token(),
-        fingerprint: None,
-        generation: 0,
-    }
 }
 
 async fn claim(store: &SqliteStore, n: u8, lease: Duration) -> Claim {

@@ -1,39 +1,12 @@
 //! A file that is damaged while it is open.
 
 use std::io::{Seek, SeekFrom, Write};
-use std::time::Duration;
 
-use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, Lease};
-use onceward::{ErrorKind, Key, Scope, Store};
+use onceward::{ErrorKind, Store};
 use onceward_sqlite::{SqliteConfig, SqliteStore};
 use sqlx::{Connection, Executor, SqliteConnection};
 
-const TERMS: ClaimTerms =
-    ClaimTerms { lease: Duration::from_secs(60), max_attempts: 3, ttl: Duration::from_secs(3_600) };
-
-fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
-}
-
-fn request(n: u8) -> ClaimRequest {
-    ClaimRequest {
-        key: Key::from_bytes([n; 16]),
-        owner: Entropy::system().token(),
-        fingerprint: None,
-        generation: 0,
-    }
-}
-
-async fn claim(store: &SqliteStore, n: u8) -> Lease {
-    match store.claim(&scope(), &TERMS, &[request(n)]).await.remove(0).unwrap() {
-        Claim::Claimed(claimed) => claimed.lease,
-        other => panic!("expected a claim, got {other:?}"),
-    }
-}
-
-fn completion(lease: Lease) -> CompleteRequest {
-    CompleteRequest::new(lease, TERMS.ttl)
-}
+use crate::support::{TERMS, claim, completion, request, scope};
 
 /// The claims stay held, and completions are retried: with another answer their effects would happen again.
 #[tokio::test]

@@ -4,16 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use onceward::adapter::{Expiring, StoreAdmin};
-use onceward::store::{
-    AdviceLevel, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion, Entropy, Lease,
-    TransactionalStore,
-};
-use onceward::{ErrorKind, Key, Scope, Store};
+use onceward::store::{AdviceLevel, Claim, Commit, Completion, Lease, TransactionalStore};
+use onceward::{ErrorKind, Store};
 use onceward_sqlite::{SqliteConfig, SqliteStore};
 use sqlx::{Connection, Executor, Row, SqliteConnection};
 
-const TERMS: ClaimTerms =
-    ClaimTerms { lease: Duration::from_secs(60), max_attempts: 3, ttl: Duration::from_secs(3_600) };
+use crate::support::{TERMS, claim, completion, key, request, scope};
 
 struct File {
     directory: tempfile::TempDir,
@@ -36,29 +32,6 @@ impl File {
     async fn connect(&self) -> SqliteConnection {
         SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", self.path().display())).await.unwrap()
     }
-}
-
-fn scope() -> Scope {
-    Scope::parse("billing").unwrap()
-}
-
-fn key(n: u8) -> Key {
-    Key::from_bytes([n; 16])
-}
-
-fn request(n: u8) -> ClaimRequest {
-    ClaimRequest { key: key(n), owner: Entropy::system().token(), fingerprint: None, generation: 0 }
-}
-
-async fn claim(store: &SqliteStore, n: u8) -> Lease {
-    match store.claim(&scope(), &TERMS, &[request(n)]).await.remove(0).unwrap() {
-        Claim::Claimed(claimed) => claimed.lease,
-        other => panic!("expected a claim, got {other:?}"),
-    }
-}
-
-fn completion(lease: Lease) -> CompleteRequest {
-    CompleteRequest::new(lease, TERMS.ttl)
 }
 
 async fn complete(store: &SqliteStore, lease: Lease) -> Completion {

@@ -8,4 +8,6 @@ mod damaged;
 mod file;
 mod pipeline;
 mod sql_handler;
+#[path = "../support/mod.rs"]
+mod support;
 mod unreadable;

@@ -1,7 +1,7 @@
 //! The SQL handler inside transactions of a real SQLite store.
+
 use std::time::Duration;
 
-use crate::claimed::{FENCE, KEY, claimed, scope};
 use onceward::adapter::StoreAdmin as _;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, Claimed, Commit, CompleteRequest, OwnerToken};
 use onceward::{
@@ -11,6 +11,8 @@ use onceward::{
 use onceward_sqlite::{SqliteConfig, SqliteSqlHandler, SqliteStore};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Executor as _, Row as _};
+
+use crate::claimed::{FENCE, KEY, claimed, scope};
 
 struct Database {
     store: SqliteStore,

@@ -1,5 +1,4 @@
 //! The broker conformance suite on a real server with SQS's strict limits: a standard queue and a FIFO queue.
-use crate::support;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,8 @@ use onceward::adapter::{Acker, Capabilities, Consumer, Delivery};
 use onceward::testing::broker::BrokerHarness;
 use onceward_sqs::SqsConsumer;
 use onceward_test_servers::elasticmq::ElasticMq;
+
+use crate::support;
 
 /// A queue of its own on a server that the tests share.
 struct SqsHarness {

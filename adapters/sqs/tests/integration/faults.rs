@@ -3,13 +3,10 @@
 //! emulator.
 //!
 //! Bounds on calls are several times what is needed, and a small part of what a busy loop would send.
-use crate::support;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::fake::{FakeSqs, Fault};
-use crate::support::until;
 use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward::telemetry::{Counter, Counters};
 use onceward::{Error, Handled, KeySource, MemoryStore, Message, Pipeline, Scope, Summary, handler_fn};
@@ -19,6 +16,12 @@ use onceward_test_servers::proxy::Proxy;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    self, bodies,
+    fake::{FakeSqs, Fault},
+    patient, until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,21 +66,10 @@ impl Worker {
     }
 }
 
-fn bodies(count: usize) -> Vec<String> {
-    (0..count).map(|number| number.to_string()).collect()
-}
-
 fn sorted(runs: &Runs) -> Vec<String> {
     let mut runs = runs.lock().unwrap().clone();
     runs.sort_by_key(|run| run.parse::<usize>().unwrap());
     runs
-}
-
-/// A queue whose messages are redelivered only after longer than a test takes.
-fn patient(fake: &FakeSqs) -> SqsQueueConfig {
-    let mut queue = support::quick(&fake.url());
-    queue.visibility = Duration::from_secs(300);
-    queue
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,4 @@
 //! Whole pipelines on a real server: long handlers, failing message groups, redriven letters.
-use crate::support;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,6 +16,8 @@ use onceward::{
 use onceward_sqs::{SqsConsumer, SqsPublisher};
 use onceward_test_servers::elasticmq::ElasticMq;
 use tokio_util::sync::CancellationToken;
+
+use crate::support;
 
 type Runs = Arc<Mutex<Vec<String>>>;
 

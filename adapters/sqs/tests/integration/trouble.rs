@@ -1,28 +1,20 @@
 //! Persistent failures: they are visible, cheap, and named.
-use crate::support;
 
 use std::time::{Duration, Instant};
 
-use crate::support::fake::{FakeSqs, Fault};
-use crate::support::until;
 use onceward::adapter::{Consumer, Settled, Settlement};
 use onceward::telemetry::SourceState;
 use onceward::{Error, Outgoing, Publisher};
-use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
+use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueStatus};
 use serde_json::json;
 
+use crate::support::{
+    self, bodies,
+    fake::{FakeSqs, Fault},
+    patient, until,
+};
+
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn bodies(count: usize) -> Vec<String> {
-    (0..count).map(|number| number.to_string()).collect()
-}
-
-/// A queue whose messages are redelivered only after longer than a test takes.
-fn patient(fake: &FakeSqs) -> SqsQueueConfig {
-    let mut queue = support::quick(&fake.url());
-    queue.visibility = Duration::from_secs(300);
-    queue
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deletes_that_always_fail_are_asked_for_ever_less_often_and_done_once_they_work() {

@@ -76,3 +76,15 @@ pub async fn until(limit: Duration, what: &str, mut so: impl AsyncFnMut() -> boo
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// The numbers from 0 on, as bodies.
+pub fn bodies(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+/// A queue whose messages are redelivered only after longer than a test takes.
+pub fn patient(fake: &fake::FakeSqs) -> SqsQueueConfig {
+    let mut queue = quick(&fake.url());
+    queue.visibility = Duration::from_secs(300);
+    queue
+}

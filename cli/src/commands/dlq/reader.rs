@@ -85,7 +85,8 @@ impl OpenLetters {
                     Some(false) if asked.elapsed() < self.patience => {}
                     Some(false) => {
                         tracing::warn!(
-                            "not all letters were delivered: another process holds them, or they are behind letters of their group that are left; run the command again later, or with a filter that leaves none"
+                            "not all letters were delivered: another process holds them, or they are behind letters of their group \
+                             that are left; run the command again later, or with a filter that leaves none"
                         );
                         return Ok(None);
                     }

@@ -31,10 +31,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     }
     telemetry::start_traces(&config, env)?;
     logging::start(config.telemetry.log, env)?;
-    for advice in config.advice() {
-        tracing::warn!(code = advice.code(), "{advice}");
-    }
-    for advice in super::readable::secrets(&config) {
+    for advice in config.advice().into_iter().chain(super::readable::secrets(&config)) {
         tracing::warn!(code = advice.code(), "{advice}");
     }
     let signals = Signals::catch()?;
