@@ -59,6 +59,7 @@ mod log_rule;
 mod memory;
 mod outbox;
 mod problem;
+mod secrets;
 pub mod source;
 mod statement;
 mod store;
@@ -75,6 +76,7 @@ pub use log_rule::LogRule;
 pub use memory::MemoryTable;
 pub use outbox::{AnyOutbox, ReadyRelay};
 pub use problem::{Checked, Exposure, Finding, Problem, sentence};
+pub use secrets::Secrets;
 pub use source::{
     Backlog, DeadLetterStatus, LetterTarget, Letters, Place, SourceFacts, SourceParts, SourcePlugin,
 };

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use onceward::{Error, ErrorKind, MemoryStore};
 
-use crate::{Checked, Context, OpenStore, Purpose, StoreFacts, StorePlugin, table};
+use crate::{Checked, Context, OpenStore, Purpose, Secrets, StoreFacts, StorePlugin, table};
 
 table! {
     /// The memory of this process. Nothing outlives it: for trials only.
     MemoryTable [store] {}
 }
+
+impl Secrets for MemoryTable {}
 
 #[async_trait]
 impl StorePlugin for MemoryTable {

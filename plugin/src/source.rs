@@ -1,7 +1,6 @@
 //! The contract of a source: [`SourcePlugin`].
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,13 +10,13 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
 
 use crate::value::ByteCount;
-use crate::{Checked, Context, Exposure, Finding};
+use crate::{Checked, Context, Finding, Secrets};
 
 /// A table `[source.NAME]`: where messages come from.
 ///
 /// The implementing type is the table. Methods that take no `&self` state are facts about it; those that are `async` connect.
 #[async_trait]
-pub trait SourcePlugin: fmt::Debug + Send + Sync {
+pub trait SourcePlugin: Secrets + fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs: `rabbitmq:orders`.
     fn describe(&self, context: &Context<'_>) -> String;
 
@@ -37,17 +36,6 @@ pub trait SourcePlugin: fmt::Debug + Send + Sync {
 
     /// What will run, but probably not as intended. Nothing by default.
     fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
-        let _ = context;
-        Vec::new()
-    }
-
-    /// A connection on which a credential could be read by others. None by default.
-    fn exposure(&self) -> Option<Exposure> {
-        None
-    }
-
-    /// The files with secrets that the table names, each with its key. None by default.
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
         let _ = context;
         Vec::new()
     }

@@ -1,7 +1,6 @@
 //! The contract of a store: [`StorePlugin`].
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,11 +10,11 @@ use onceward::adapter::{AuditLog, CheckpointStore, StoreAdmin};
 use crate::outbox::AnyOutbox;
 use crate::statement::StatementStore;
 use crate::value::HumanDuration;
-use crate::{Checked, Context, Exposure, Finding};
+use crate::{Checked, Context, Finding, Secrets};
 
 /// A table `[store.NAME]`: where keys are remembered.
 #[async_trait]
-pub trait StorePlugin: HasStoreLimits + fmt::Debug + Send + Sync {
+pub trait StorePlugin: HasStoreLimits + Secrets + fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs.
     fn describe(&self, context: &Context<'_>) -> String;
 
@@ -30,17 +29,6 @@ pub trait StorePlugin: HasStoreLimits + fmt::Debug + Send + Sync {
 
     /// What will run, but probably not as intended. Nothing by default.
     fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
-        let _ = context;
-        Vec::new()
-    }
-
-    /// A connection on which a credential could be read by others. None by default.
-    fn exposure(&self) -> Option<Exposure> {
-        None
-    }
-
-    /// The files with secrets that the table names, each with its key. None by default.
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
         let _ = context;
         Vec::new()
     }

@@ -1,7 +1,6 @@
 //! The contracts of publish targets: [`TargetPlugin`] for handlers and [`RelayPlugin`] for the outbox relay.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,11 +8,11 @@ use onceward::{Error, Publisher};
 
 use crate::source::Place;
 use crate::value::HumanDuration;
-use crate::{Checked, Context, Exposure};
+use crate::{Checked, Context, Secrets};
 
 /// A table `[handler.publish.NAME]`: another broker that each message is published to.
 #[async_trait]
-pub trait TargetPlugin: fmt::Debug + Send + Sync {
+pub trait TargetPlugin: Secrets + fmt::Debug + Send + Sync {
     /// How long one attempt may take.
     fn timeout(&self) -> HumanDuration;
 
@@ -25,17 +24,6 @@ pub trait TargetPlugin: fmt::Debug + Send + Sync {
     /// # Errors
     /// The first problem.
     fn check(&self, context: &Context<'_>) -> Checked;
-
-    /// A connection on which a credential could be read by others. None by default.
-    fn exposure(&self) -> Option<Exposure> {
-        None
-    }
-
-    /// The files with secrets that the table names, each with its key. None by default.
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        let _ = context;
-        Vec::new()
-    }
 
     /// The place where messages go, with the option that names it: to detect a handler that publishes into its own
     /// source.
@@ -59,7 +47,7 @@ pub struct Target {
 
 /// A table `[outbox.NAME]`: the broker that the outbox relay publishes to. Each row names its queue or topic.
 #[async_trait]
-pub trait RelayPlugin: fmt::Debug + Send + Sync {
+pub trait RelayPlugin: Secrets + fmt::Debug + Send + Sync {
     /// A short description without secrets, for logs.
     fn describe(&self) -> String;
 
@@ -68,17 +56,6 @@ pub trait RelayPlugin: fmt::Debug + Send + Sync {
     /// # Errors
     /// The first problem.
     fn check(&self, context: &Context<'_>) -> Checked;
-
-    /// A connection on which a credential could be read by others. None by default.
-    fn exposure(&self) -> Option<Exposure> {
-        None
-    }
-
-    /// The files with secrets that the table names, each with its key. None by default.
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        let _ = context;
-        Vec::new()
-    }
 
     /// Connects.
     ///

@@ -155,7 +155,7 @@ fn plugins(config: &Config) -> Vec<Remark> {
     let advice = advice.map(|found| {
         config.origin.remark(&found.key, found.message, found.fix.unwrap_or_default()).code(found.code)
     });
-    let allowed = contexts.exposures().into_iter().filter(|(_, exposure)| exposure.is_allowed);
+    let allowed = contexts.exposures().filter(|(_, exposure)| exposure.is_allowed);
     let allowed = allowed.map(|(table, exposure)| {
         let problem = format!("{}; allow_plaintext says that this is wanted", exposure.problem);
         config

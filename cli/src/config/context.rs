@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use onceward::{HeaderTrust, PipelineConfig};
-use onceward_plugin::{Context, Exposure, Finding, HandlerFacts};
+use onceward_plugin::{Context, Exposure, Finding, HandlerFacts, Secrets};
 
 use super::core::{key_sources, pipeline_config};
 use super::document::Config;
@@ -72,34 +72,28 @@ impl<'c> Contexts<'c> {
         }
     }
 
-    /// The files with passwords or private keys that plugins' tables name, each with its key.
+    /// The files with passwords or private keys that are named, each with its key.
     pub(super) fn secret_files(&self) -> Vec<(String, PathBuf)> {
-        let config = self.config;
-        let mut files = config.source.plugin().secret_files(&self.source());
-        files.extend(config.store.plugin().secret_files(&self.store()));
-        if let Handler::Publish(target) = &config.handler {
-            files.extend(target.plugin().secret_files(&self.handler()));
-        }
-        for (table, relay) in config.outbox.targets() {
-            files.extend(relay.secret_files(&self.table(table)));
-        }
-        files
+        self.secrets().flat_map(|(table, secrets)| secrets.secret_files(&self.table(table))).collect()
     }
 
     /// All connections on which a credential could be read by others, each with its table.
-    pub(super) fn exposures(&self) -> Vec<(&str, Exposure)> {
-        let config = self.config;
-        let source = config.source.plugin().exposure().map(|found| (self.source.as_str(), found));
-        let store = config.store.plugin().exposure().map(|found| (self.store.as_str(), found));
-        let handler = match &config.handler {
-            Handler::Publish(target) => target.plugin().exposure(),
-            Handler::Http(http) => http.exposure(),
+    pub(super) fn exposures(&self) -> impl Iterator<Item = (&str, Exposure)> {
+        self.secrets().filter_map(|(table, secrets)| Some((table, secrets.exposure()?)))
+    }
+
+    /// The tables that may have secrets, each with its name.
+    fn secrets(&self) -> impl Iterator<Item = (&str, &dyn Secrets)> {
+        let Config { source, store, handler, outbox, .. } = self.config;
+        let handler: Option<&dyn Secrets> = match handler {
+            Handler::Publish(target) => Some(target.plugin()),
+            Handler::Http(http) => Some(http),
             _ => None,
         };
-        let handler = handler.map(|found| (self.handler.as_str(), found));
-        let relays = config.outbox.targets().into_iter();
-        let relays = relays.filter_map(|(table, relay)| Some((table, relay.exposure()?)));
-        source.into_iter().chain(store).chain(handler).chain(relays).collect()
+        let handler = handler.map(|secrets| (self.handler.as_str(), secrets));
+        let relays = outbox.targets().into_iter().map(|(table, relay)| (table, relay as &dyn Secrets));
+        let run: [(&str, &dyn Secrets); 2] = [(&self.source, source.plugin()), (&self.store, store.plugin())];
+        run.into_iter().chain(handler).chain(relays)
     }
 
     /// What plugins advise.

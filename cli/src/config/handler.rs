@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use onceward_plugin::value::{Address, HookUrl, HumanDuration, Secret};
-use onceward_plugin::{Exposure, check, choice, table};
+use onceward_plugin::{Exposure, Secrets, check, choice, table};
 
 use crate::plugins::PublishTarget;
 
@@ -28,9 +28,9 @@ pub enum Handler {
     Stdout(StdoutHandler),
 }
 
-impl HttpHandler {
+impl Secrets for HttpHandler {
     /// A connection on which requests could be read by others.
-    pub(super) fn exposure(&self) -> Option<Exposure> {
+    fn exposure(&self) -> Option<Exposure> {
         check::is_remote(self.url.address(), &["http"]).then_some(Exposure {
             option: "url",
             problem: "is http:// on another host, so that the claim's token, which each request holds, and configured headers could \

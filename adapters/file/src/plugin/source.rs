@@ -11,8 +11,8 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::ByteCount;
 use onceward_plugin::{
-    Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, table,
+    Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, Secrets, SourceFacts,
+    SourceParts, SourcePlugin, check, table,
 };
 
 use crate::{FileConfig, FileConsumer, FilePublisher, Format};
@@ -58,6 +58,8 @@ impl FileSource {
         file
     }
 }
+
+impl Secrets for FileSource {}
 
 #[async_trait]
 impl SourcePlugin for FileSource {

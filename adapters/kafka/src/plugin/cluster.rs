@@ -41,6 +41,16 @@ macro_rules! cluster_table {
                 }
             }
         }
+
+        impl onceward_plugin::Secrets for $name {
+            fn exposure(&self) -> Option<onceward_plugin::Exposure> {
+                self.cluster().exposure()
+            }
+
+            fn secret_files(&self, context: &onceward_plugin::Context<'_>) -> Vec<(String, std::path::PathBuf)> {
+                self.cluster().secret_files(context)
+            }
+        }
     };
 }
 pub(super) use cluster_table;

@@ -1,11 +1,10 @@
 //! `[outbox.kafka]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::{Error, Publisher};
-use onceward_plugin::{Checked, Context, Exposure, RelayPlugin};
+use onceward_plugin::{Checked, Context, RelayPlugin};
 
 use super::cluster::cluster_table;
 use crate::KafkaPublisher;
@@ -24,14 +23,6 @@ impl RelayPlugin for KafkaRelay {
 
     fn check(&self, context: &Context<'_>) -> Checked {
         self.cluster().check(context)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.cluster().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.cluster().secret_files(context)
     }
 
     async fn open(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {

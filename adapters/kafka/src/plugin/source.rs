@@ -1,7 +1,6 @@
 //! `[source.kafka]`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
-    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceParts,
-    SourcePlugin, check,
+    Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceParts, SourcePlugin,
+    check,
 };
 
 use super::cluster::{cluster_table, inspect_writable};
@@ -181,14 +180,6 @@ impl SourcePlugin for KafkaSource {
             .into_warning("kafka-order-by-value")
         });
         advice.into_iter().collect()
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.cluster().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.cluster().secret_files(context)
     }
 
     fn places(&self) -> Vec<Place> {

@@ -1,12 +1,11 @@
 //! `[handler.publish.kafka]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::Error;
 use onceward_plugin::value::HumanDuration;
-use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, check};
+use onceward_plugin::{Checked, Context, Place, Target, TargetPlugin, check};
 
 use super::cluster::{cluster_table, inspect_writable};
 use crate::KafkaPublisher;
@@ -32,14 +31,6 @@ impl TargetPlugin for KafkaTarget {
     fn check(&self, context: &Context<'_>) -> Checked {
         self.cluster().check(context)?;
         check::text(context, "topic", &self.topic)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.cluster().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.cluster().secret_files(context)
     }
 
     fn place(&self) -> (&'static str, Place) {

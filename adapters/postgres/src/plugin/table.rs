@@ -9,7 +9,7 @@ use onceward::adapter::is_local_host;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, Finding, OpenStore, Purpose, StoreFacts, StorePlugin, check, table,
+    Checked, Context, Exposure, Finding, OpenStore, Purpose, Secrets, StoreFacts, StorePlugin, check, table,
 };
 use url::Url;
 
@@ -115,27 +115,7 @@ impl PostgresTable {
     }
 }
 
-#[async_trait]
-impl StorePlugin for PostgresTable {
-    fn describe(&self, _: &Context<'_>) -> String {
-        self.url.redacted()
-    }
-
-    fn facts(&self) -> StoreFacts {
-        FACTS
-    }
-
-    fn check(&self, context: &Context<'_>) -> Checked {
-        check::url(context, "url", &self.url, &["postgres", "postgresql"])?;
-        check::credentials(context, self.credentials(), Some(&self.url))?;
-        self.check_schema(context)?;
-        check::within(context, "connections", self.connections, PgOptions::CONNECTIONS)
-    }
-
-    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
-        self.few_connections(context).into_iter().chain(self.unnamed_server(context)).collect()
-    }
-
+impl Secrets for PostgresTable {
     /// Where the URL says nothing, the server is verified; `verify-ca` verifies it apart from its name.
     fn exposure(&self) -> Option<Exposure> {
         let url = Url::parse(self.url.expose()).ok()?;
@@ -169,6 +149,28 @@ impl StorePlugin for PostgresTable {
             files.extend(keys.map(|(_, file)| (context.key("url"), PathBuf::from(&*file))));
         }
         files
+    }
+}
+
+#[async_trait]
+impl StorePlugin for PostgresTable {
+    fn describe(&self, _: &Context<'_>) -> String {
+        self.url.redacted()
+    }
+
+    fn facts(&self) -> StoreFacts {
+        FACTS
+    }
+
+    fn check(&self, context: &Context<'_>) -> Checked {
+        check::url(context, "url", &self.url, &["postgres", "postgresql"])?;
+        check::credentials(context, self.credentials(), Some(&self.url))?;
+        self.check_schema(context)?;
+        check::within(context, "connections", self.connections, PgOptions::CONNECTIONS)
+    }
+
+    fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
+        self.few_connections(context).into_iter().chain(self.unnamed_server(context)).collect()
     }
 
     async fn open(&self, context: &Context<'_>, purpose: Purpose) -> Result<OpenStore, Error> {

@@ -57,6 +57,16 @@ macro_rules! pubsub_table {
                 }
             }
         }
+
+        impl onceward_plugin::Secrets for $name {
+            fn exposure(&self) -> Option<onceward_plugin::Exposure> {
+                self.connection().exposure()
+            }
+
+            fn secret_files(&self, context: &onceward_plugin::Context<'_>) -> Vec<(String, std::path::PathBuf)> {
+                self.connection().secret_files(context)
+            }
+        }
     };
 }
 pub(super) use pubsub_table;

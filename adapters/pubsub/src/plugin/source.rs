@@ -1,6 +1,5 @@
 //! `[source.pubsub]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,8 +8,8 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{ByteCount, HumanDuration};
 use onceward_plugin::{
-    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,
-    SourceParts, SourcePlugin, check, source,
+    Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
+    SourcePlugin, check, source,
 };
 
 use super::advice;
@@ -195,14 +194,6 @@ impl SourcePlugin for PubsubSource {
             .into_warning("order-within-worker")
         });
         across_workers.into_iter().collect()
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.connection().secret_files(context)
     }
 
     fn places(&self) -> Vec<Place> {

@@ -1,13 +1,12 @@
 //! `[handler.publish.pubsub]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::Error;
 use onceward_plugin::value::HumanDuration;
-use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin};
+use onceward_plugin::{Checked, Context, Place, Target, TargetPlugin};
 
 use super::connection::{PubsubConnection, check_name, pubsub_table};
 use crate::PubsubPublisher;
@@ -38,14 +37,6 @@ impl TargetPlugin for PubsubTarget {
     fn check(&self, context: &Context<'_>) -> Checked {
         self.connection().check(context)?;
         check_name(context, "topic", Collection::Topics, &self.topic, self.project.as_deref())
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.connection().secret_files(context)
     }
 
     fn place(&self) -> (&'static str, Place) {

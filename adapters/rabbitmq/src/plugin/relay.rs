@@ -1,11 +1,10 @@
 //! `[outbox.rabbitmq]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::{Error, Publisher};
-use onceward_plugin::{Checked, Context, Exposure, RelayPlugin};
+use onceward_plugin::{Checked, Context, RelayPlugin};
 
 use super::connection::broker_table;
 use crate::RabbitmqPublisher;
@@ -23,14 +22,6 @@ impl RelayPlugin for RabbitmqRelay {
 
     fn check(&self, context: &Context<'_>) -> Checked {
         self.connection().check(context)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.connection().secret_files(context)
     }
 
     async fn open(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {

@@ -1,6 +1,5 @@
 //! `[source.rabbitmq]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,8 +7,8 @@ use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::{DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
-    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,
-    SourceParts, SourcePlugin, check, source,
+    Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
+    SourcePlugin, check, source,
 };
 
 use super::connection::broker_table;
@@ -147,14 +146,6 @@ impl SourcePlugin for RabbitmqSource {
 
     fn advice(&self, context: &Context<'_>) -> Vec<Finding> {
         self.all_advice(context)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.connection().secret_files(context)
     }
 
     fn places(&self) -> Vec<Place> {

@@ -1,12 +1,11 @@
 //! `[handler.publish.rabbitmq]`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::Error;
 use onceward_plugin::value::HumanDuration;
-use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, check};
+use onceward_plugin::{Checked, Context, Place, Target, TargetPlugin, check};
 
 use super::connection::broker_table;
 use crate::RabbitmqPublisher;
@@ -43,14 +42,6 @@ impl TargetPlugin for RabbitmqTarget {
         }
         // Some kinds of exchanges ignore the routing key.
         if self.exchange.is_empty() { check::text(context, "routing_key", &self.routing_key) } else { Ok(()) }
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure()
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.connection().secret_files(context)
     }
 
     fn place(&self) -> (&'static str, Place) {

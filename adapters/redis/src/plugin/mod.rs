@@ -10,7 +10,8 @@ use onceward::Error;
 use onceward_plugin::files::{certificates, password_in};
 use onceward_plugin::value::{Address, Login};
 use onceward_plugin::{
-    Checked, Context, Exposure, LogRule, OpenStore, Purpose, StoreFacts, StorePlugin, check, choice, table,
+    Checked, Context, Exposure, LogRule, OpenStore, Purpose, Secrets, StoreFacts, StorePlugin, check, choice,
+    table,
 };
 
 use crate::command::keyspace::Keyspace;
@@ -143,6 +144,27 @@ impl RedisTable {
     }
 }
 
+impl Secrets for RedisTable {
+    fn exposure(&self) -> Option<Exposure> {
+        let is_open = |url: &Address| check::is_remote(url, &PLAINTEXT_SCHEMES);
+        let in_urls = self.urls().any(check::has_login) && self.urls().any(is_open);
+        // Sentinels name the primary; it is reached with TLS where they are, or where its authority is given.
+        let has_tls = self.is_sentinel()
+            && (self.ca_file.is_some() || self.urls().any(|url| !url.has_scheme(&PLAINTEXT_SCHEMES)));
+        let in_fields = self.credentials().is_given() && !has_tls && self.urls().any(is_open);
+        (in_urls || in_fields).then_some(Exposure {
+            option: "url",
+            problem: "is redis:// on another host, so that the password could be read on the way",
+            fix: "write rediss://, with the server's authority in ca_file if the system does not know it",
+            is_allowed: self.allow_plaintext,
+        })
+    }
+
+    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
+        self.credentials().secret_file(context).into_iter().collect()
+    }
+}
+
 #[async_trait]
 impl StorePlugin for RedisTable {
     fn describe(&self, _: &Context<'_>) -> String {
@@ -167,25 +189,6 @@ impl StorePlugin for RedisTable {
         // The URLs of Sentinels hold the login for them, the fields the one for the primary.
         let url = Some(&self.url).filter(|_| !self.is_sentinel());
         check::credentials(context, self.credentials(), url)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        let is_open = |url: &Address| check::is_remote(url, &PLAINTEXT_SCHEMES);
-        let in_urls = self.urls().any(check::has_login) && self.urls().any(is_open);
-        // Sentinels name the primary; it is reached with TLS where they are, or where its authority is given.
-        let has_tls = self.is_sentinel()
-            && (self.ca_file.is_some() || self.urls().any(|url| !url.has_scheme(&PLAINTEXT_SCHEMES)));
-        let in_fields = self.credentials().is_given() && !has_tls && self.urls().any(is_open);
-        (in_urls || in_fields).then_some(Exposure {
-            option: "url",
-            problem: "is redis:// on another host, so that the password could be read on the way",
-            fix: "write rediss://, with the server's authority in ca_file if the system does not know it",
-            is_allowed: self.allow_plaintext,
-        })
-    }
-
-    fn secret_files(&self, context: &Context<'_>) -> Vec<(String, PathBuf)> {
-        self.credentials().secret_file(context).into_iter().collect()
     }
 
     async fn open(&self, context: &Context<'_>, _: Purpose) -> Result<OpenStore, Error> {

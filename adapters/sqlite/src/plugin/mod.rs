@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use onceward::{Error, ErrorKind};
 use onceward_plugin::files::writable_directory;
 use onceward_plugin::{
-    Checked, Context, Finding, LogRule, OpenStore, PipelineParts, Purpose, ReadyPipeline, StatementStore,
-    StoreFacts, StorePlugin, check, table,
+    Checked, Context, Finding, LogRule, OpenStore, PipelineParts, Purpose, ReadyPipeline, Secrets,
+    StatementStore, StoreFacts, StorePlugin, check, table,
 };
 
 use crate::config::is_plain_file;
@@ -44,6 +44,8 @@ impl SqliteTable {
         config
     }
 }
+
+impl Secrets for SqliteTable {}
 
 #[async_trait]
 impl StorePlugin for SqliteTable {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use onceward::{Error, Publisher};
-use onceward_plugin::{Checked, Context, Exposure, RelayPlugin};
+use onceward_plugin::{Checked, Context, Exposure, RelayPlugin, Secrets};
 
 use super::connection::sqs_table;
 use crate::SqsPublisher;
@@ -12,6 +12,12 @@ use crate::SqsPublisher;
 sqs_table! {
     /// An SQS other than the source's. Each row names the URL of its queue; in a FIFO queue its order key is the group.
     SqsRelay [] {}
+}
+
+impl Secrets for SqsRelay {
+    fn exposure(&self) -> Option<Exposure> {
+        self.connection().exposure(None)
+    }
 }
 
 #[async_trait]
@@ -26,10 +32,6 @@ impl RelayPlugin for SqsRelay {
 
     fn check(&self, context: &Context<'_>) -> Checked {
         self.connection().check(context)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure(None)
     }
 
     async fn open(&self, _: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {

@@ -11,8 +11,8 @@ use onceward::store::Advice;
 use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{Address, HumanDuration};
 use onceward_plugin::{
-    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, SourceFacts,
-    SourceParts, SourcePlugin, check, source,
+    Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, Secrets,
+    SourceFacts, SourceParts, SourcePlugin, check, source,
 };
 
 use super::connection::sqs_table;
@@ -117,6 +117,12 @@ impl SqsSource {
     }
 }
 
+impl Secrets for SqsSource {
+    fn exposure(&self) -> Option<Exposure> {
+        self.connection().exposure(Some(&self.queue_url))
+    }
+}
+
 #[async_trait]
 impl SourcePlugin for SqsSource {
     fn describe(&self, _: &Context<'_>) -> String {
@@ -179,10 +185,6 @@ impl SourcePlugin for SqsSource {
             .into_warning("order-within-worker")
         });
         short_visibility.into_iter().chain(order_across_workers).collect()
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure(Some(&self.queue_url))
     }
 
     fn places(&self) -> Vec<Place> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onceward::{Error, ErrorKind};
 use onceward_plugin::value::{Address, HumanDuration};
-use onceward_plugin::{Checked, Context, Exposure, Place, Target, TargetPlugin, check};
+use onceward_plugin::{Checked, Context, Exposure, Place, Secrets, Target, TargetPlugin, check};
 
 use super::connection::sqs_table;
 use super::source::place;
@@ -23,6 +23,12 @@ sqs_table! {
     }
 }
 
+impl Secrets for SqsTarget {
+    fn exposure(&self) -> Option<Exposure> {
+        self.connection().exposure(Some(&self.queue_url))
+    }
+}
+
 #[async_trait]
 impl TargetPlugin for SqsTarget {
     fn timeout(&self) -> HumanDuration {
@@ -36,10 +42,6 @@ impl TargetPlugin for SqsTarget {
     fn check(&self, context: &Context<'_>) -> Checked {
         check::url(context, "queue_url", &self.queue_url, &["http", "https"])?;
         self.connection().check(context)
-    }
-
-    fn exposure(&self) -> Option<Exposure> {
-        self.connection().exposure(Some(&self.queue_url))
     }
 
     fn place(&self) -> (&'static str, Place) {

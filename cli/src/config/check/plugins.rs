@@ -98,7 +98,7 @@ pub(super) fn outbox(config: &Config, contexts: &Contexts<'_>) -> Checked {
 
 /// Refuses to expose credentials, unless the table allows it.
 pub(super) fn exposures(config: &Config, contexts: &Contexts<'_>) -> Checked {
-    match contexts.exposures().into_iter().find(|(_, exposure)| !exposure.is_allowed) {
+    match contexts.exposures().find(|(_, exposure)| !exposure.is_allowed) {
         Some((table, exposure)) => {
             let fix =
                 format!("{}, or allow_plaintext = true in [{table}] on a private network", exposure.fix);
