@@ -11,11 +11,12 @@ use onceward::testing::MemoryBroker;
 use onceward::{
     Fingerprint, Fingerprinting, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline,
     PipelineConfig, Scope, handler_fn,
-    pipeline::config::{OnExhausted, Policies},
+    pipeline::config::{OnExhausted, Ordering, Policies},
     telemetry::{Distribution, Measure, Observer},
 };
 
 const MESSAGES: usize = 100_000;
+const LANES: usize = 8;
 
 fn main() {
     divan::main();
@@ -34,7 +35,8 @@ fn broker(distinct: usize) -> MemoryBroker {
     let payload = payload();
     for number in 0..MESSAGES {
         let id = format!("id-{:020}", number % distinct);
-        broker.publish(Message::builder(payload.clone()).message_id(id));
+        let order_key = format!("lane-{}", number % LANES);
+        broker.publish(Message::builder(payload.clone()).message_id(id).order_key(order_key));
     }
     broker
 }
@@ -73,18 +75,28 @@ fn run_observed(
     fingerprint: bool,
     observer: Option<Arc<dyn Observer>>,
 ) {
+    let config = PipelineConfig {
+        fingerprint: if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off },
+        ..PipelineConfig::default()
+    };
+    run_configured(bencher, distinct, config, observer);
+}
+
+fn run_configured(
+    bencher: Bencher<'_, '_>,
+    distinct: usize,
+    config: PipelineConfig,
+    observer: Option<Arc<dyn Observer>>,
+) {
+    let policies = Policies { on_exhausted: OnExhausted::Park, ..Policies::default() };
+    let config = PipelineConfig { policies, ..config };
     bencher
         .counter(ItemsCount::new(MESSAGES))
         .with_inputs(|| (broker(distinct), Arc::new(MemoryStore::new())))
         .bench_local_values(|(broker, store)| {
-            let config = PipelineConfig {
-                fingerprint: if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off },
-                policies: Policies { on_exhausted: OnExhausted::Park, ..Policies::default() },
-                ..PipelineConfig::default()
-            };
             let mut pipeline = Pipeline::builder(scope(), broker.consumer(), store)
                 .keys([KeySource::MessageId])
-                .config(config);
+                .config(config.clone());
             if let Some(observer) = &observer {
                 pipeline = pipeline.observer(Arc::clone(observer));
             }
@@ -109,6 +121,13 @@ fn distinct_keys_with_histograms(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn distinct_keys_without_fingerprints(bencher: Bencher<'_, '_>) {
     run(bencher, MESSAGES, false);
+}
+
+/// To be compared with [`distinct_keys`]: the cost of the order of [`LANES`] keys.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn distinct_keys_in_order(bencher: Bencher<'_, '_>) {
+    let config = PipelineConfig { ordering: Ordering::BrokerKey, ..PipelineConfig::default() };
+    run_configured(bencher, MESSAGES, config, None);
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1)]

@@ -137,6 +137,7 @@ impl<R: Runner> Dispatcher<R> {
             self.fire_timers();
             self.start_identifying();
             self.look();
+            self.window.pause_overfull();
             self.publish_gauges();
         }
         self.abandon_unstarted();
@@ -330,7 +331,9 @@ impl<R: Runner> Dispatcher<R> {
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
         let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
         let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
-        [self.timers.next(), store, probe, intake, self.waiting_log.next()].into_iter().flatten().min()
+        let times =
+            [self.timers.next(), store, probe, intake, self.waiting_log.next(), self.window.pauses_at()];
+        times.into_iter().flatten().min()
     }
 
     fn publish_gauges(&mut self) {

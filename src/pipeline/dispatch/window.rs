@@ -15,6 +15,10 @@ use crate::telemetry::{IntakePause, IntakePauses};
 /// Batches received within this time count as one.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How long nothing is taken in because of a partition of which too many wait, before it is paused. Most go on by then, and a
+/// pause costs what the client has fetched ahead: Kafka's fetches it again.
+const PAUSE_AFTER: Duration = Duration::from_millis(100);
+
 /// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
@@ -55,6 +59,8 @@ pub(super) struct Window {
     lent: usize,
     waiting: Load,
     partitions: HashMap<u64, Partition>,
+    /// Partitions of which too many wait and that are not paused, and since when; none where partitions cannot be paused.
+    overfull: Vec<(Instant, u64)>,
     /// When each batch was received and how much of it is held, from the oldest of which something is.
     batches: VecDeque<(Instant, usize)>,
     /// The number of the first of `batches`.
@@ -73,6 +79,7 @@ impl Window {
             lent: 0,
             waiting: Load::default(),
             partitions: HashMap::new(),
+            overfull: Vec::new(),
             batches: VecDeque::new(),
             first_batch: 0,
         }
@@ -125,6 +132,7 @@ impl Window {
                     self.flow.iter().for_each(|flow| flow.resume(epoch));
                 }
                 self.partitions.remove(&epoch);
+                self.overfull.retain(|(_, of)| *of != epoch);
             }
         }
     }
@@ -150,16 +158,31 @@ impl Window {
         let (most, bytes) = self.share();
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
         partition.waiting.add(work.size);
-        if !partition.paused && (partition.waiting.messages >= most || partition.waiting.bytes >= bytes) {
-            partition.paused = true;
-            if let Some(flow) = &self.flow {
-                tracing::debug!(
-                    waiting = partition.waiting.messages,
-                    "partition paused: too many of its deliveries wait"
-                );
-                flow.pause(epoch);
-            }
+        let is_full = partition.waiting.messages >= most || partition.waiting.bytes >= bytes;
+        let can_pause = self.flow.is_some() && !partition.paused;
+        if is_full && can_pause && !self.overfull.iter().any(|(_, of)| *of == epoch) {
+            self.overfull.push((Instant::now(), epoch));
         }
+    }
+
+    /// Pauses the partitions of which too many have been waiting for long, so that the others can go on.
+    pub(super) fn pause_overfull(&mut self) {
+        let Some(flow) = self.flow.clone().filter(|_| !self.overfull.is_empty()) else { return };
+        let now = Instant::now();
+        for (_, epoch) in self.overfull.extract_if(.., |(since, _)| now - *since >= PAUSE_AFTER) {
+            let Some(partition) = self.partitions.get_mut(&epoch) else { continue };
+            partition.paused = true;
+            tracing::debug!(
+                waiting = partition.waiting.messages,
+                "partition paused: too many of its deliveries wait"
+            );
+            flow.pause(epoch);
+        }
+    }
+
+    /// When [`pause_overfull`](Self::pause_overfull) has something to do.
+    pub(super) fn pauses_at(&self) -> Option<Instant> {
+        self.overfull.iter().map(|(since, _)| *since + PAUSE_AFTER).min()
     }
 
     /// The delivery does not wait any more.
@@ -172,10 +195,13 @@ impl Window {
         let (most, bytes) = self.share();
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
         partition.waiting.remove(work.size);
-        let few = partition.waiting.messages < most.div_ceil(2) && partition.waiting.bytes <= bytes / 2;
-        if partition.paused && few {
+        let Load { messages: waiting, bytes: waiting_bytes } = partition.waiting;
+        if partition.paused && waiting < most.div_ceil(2) && waiting_bytes <= bytes / 2 {
             partition.paused = false;
             self.flow.iter().for_each(|flow| flow.resume(epoch));
+        }
+        if !self.overfull.is_empty() && waiting < most && waiting_bytes < bytes {
+            self.overfull.retain(|(_, of)| *of != epoch);
         }
     }
 
@@ -191,7 +217,7 @@ impl Window {
         let runnable = (self.held.messages - self.waiting.messages).saturating_add_signed(unflushed);
         let mut full = IntakePauses::default();
         full.set(IntakePause::InFlight, runnable >= self.max_runnable);
-        full.set(IntakePause::Waiting, self.is_full_of_waiting());
+        full.set(IntakePause::Waiting, !self.overfull.is_empty() || self.is_full_of_waiting());
         full.set(IntakePause::Bytes, self.held_bytes() >= self.max_bytes && self.held.messages > 0);
         full
     }

@@ -344,7 +344,7 @@ async fn after_a_panic_of_the_dispatcher_the_source_is_closed_and_no_task_is_lef
         .config(PipelineConfig { max_waiting_per_partition: Some(1), ..config() })
         .dead_letters(DeadLetters::new(Arc::new(world.letters.clone()), "dead"))
         .handler(handler_fn((), |(), message: Message| async move {
-            if id_of(&message) == "ok" { Ok(()) } else { Err(HandlerError::retry("not yet")) }
+            if id_of(&message) == "ok" { Ok(()) } else { Err(HandlerError::retry_after(SECOND, "not yet")) }
         }))
         .unwrap();
     let shutdown = CancellationToken::new();

@@ -96,6 +96,34 @@ async fn a_partition_is_paused_when_too_much_of_it_waits_and_resumed_below_half(
     let _ = worker.end().await;
 }
 
+/// A pause makes the client of Kafka fetch again what it has fetched ahead.
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_goes_on_is_not_paused_however_much_of_it_waits() {
+    let world = World::with(Habits { batch: 50, partitions: 2, ..Habits::default() });
+    for number in 0..400 {
+        of_partition(&world, number % 2, &format!("{}#{number}", number % 2));
+    }
+    let broker = world.broker.clone();
+    let worker = world
+        .worker()
+        .config(|config| {
+            config.ordering = Ordering::Partition;
+            config.max_waiting_per_partition = Some(10);
+        })
+        .start(move |_| {
+            let paused = broker.is_paused(1, 0) || broker.is_paused(1, 1);
+            async move {
+                assert!(!paused, "a partition is paused");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Ok(())
+            }
+        });
+    world.empty().await;
+    assert_eq!(worker.counters.get(Counter::Panics), 0);
+    assert_eq!(world.runs().len(), 400);
+    let _ = worker.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blocked_order_key_a_hot_key_and_long_retries_leave_room_for_others() {
     type Setup = fn(&World);
