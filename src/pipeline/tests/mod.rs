@@ -23,6 +23,7 @@ mod secrets;
 mod sequences;
 mod shared_transactions;
 mod shutdown;
+mod sightings;
 mod suspects;
 mod transactions;
 mod unavailable;
