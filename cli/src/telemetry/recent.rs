@@ -149,7 +149,7 @@ mod tests {
         let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(RecentLines));
         let error = "password=hunter2";
         tracing::warn!(target: "onceward::test", error, code = "a-code", attempts = 3, "run failed here");
-        tracing::error!(target: "rdkafka", "run failed there {error}");
+        tracing::error!(target: "library", "run failed there {error}");
         tracing::info!(target: "onceward::test", "run failed nowhere");
         let ours: Vec<_> = lines().into_iter().filter(|line| line.text.starts_with("run failed")).collect();
         let [line] = &ours[..] else { panic!("not one line: {ours:?}") };

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// Longer than any command takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The width of a page, in pixels.
+const WIDTH: u32 = 1_000;
+
 /// Keeps the page's violations of its content security policy.
 const WATCH: &str = "globalThis.violations = []; \
     document.addEventListener('securitypolicyviolation', (event) => violations.push(event.effectiveDirective));";
@@ -114,7 +117,7 @@ impl Page {
             page.command(method, &json!({}));
         }
         page.command("Page.addScriptToEvaluateOnNewDocument", &json!({"source": WATCH}));
-        let size = json!({"width": 1000, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+        let size = json!({"width": WIDTH, "height": 900, "deviceScaleFactor": 1, "mobile": false});
         page.command("Emulation.setDeviceMetricsOverride", &size);
         page
     }
@@ -164,10 +167,11 @@ impl Page {
         (value("Nodes") as u64, value("JSHeapUsedSize") as u64)
     }
 
-    /// A picture of the page, as PNG.
-    pub(crate) fn picture(&mut self) -> Vec<u8> {
+    /// A picture of the page from its top to `height`, as PNG.
+    pub(crate) fn picture(&mut self, height: f64) -> Vec<u8> {
         use base64::Engine as _;
-        let shot = self.command("Page.captureScreenshot", &json!({"format": "png"}));
+        let clip = json!({"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1});
+        let shot = self.command("Page.captureScreenshot", &json!({"format": "png", "clip": clip}));
         base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().unwrap()).unwrap()
     }
 }

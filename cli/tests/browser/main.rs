@@ -47,7 +47,6 @@ fn publish(scene: &Scene, ids: std::ops::Range<u32>) {
 
 /// Writes a picture for the README where the environment asks for it.
 fn keep(name: &str, picture: &[u8]) {
-    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 5_000, "no picture: {} bytes", picture.len());
     if std::env::var_os("ONCEWARD_WRITE_SCREENSHOTS").is_some() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/images");
         std::fs::create_dir_all(&folder).unwrap();
@@ -55,15 +54,19 @@ fn keep(name: &str, picture: &[u8]) {
     }
 }
 
-/// Pictures in both color schemes, which differ.
-fn in_both_schemes(page: &mut Page, name: &str) {
-    let mut backgrounds = Vec::new();
-    for scheme in ["light", "dark"] {
+/// Pictures in the light and the dark color scheme, which differ; of the page above the element `end`.
+fn in_both_schemes(page: &mut Page, end: &str) -> [Vec<u8>; 2] {
+    let mut in_scheme = |scheme| {
         page.prefer(scheme);
-        backgrounds.push(page.evaluate("getComputedStyle(document.body).backgroundColor"));
-        keep(&format!("{name}-{scheme}.png"), &page.picture());
-    }
-    assert_ne!(backgrounds[0], backgrounds[1]);
+        let background = page.evaluate("getComputedStyle(document.body).backgroundColor");
+        let end = page.evaluate(&format!("document.querySelector('{end}').getBoundingClientRect().top"));
+        let picture = page.picture(end.as_f64().unwrap());
+        assert!(picture.starts_with(b"\x89PNG") && picture.len() > 5_000, "{} bytes", picture.len());
+        (background, picture)
+    };
+    let ((light, in_light), (dark, in_dark)) = (in_scheme("light"), in_scheme("dark"));
+    assert_ne!(light, dark);
+    [in_light, in_dark]
 }
 
 fn stop(running: Running) {
@@ -77,13 +80,13 @@ fn the_status_page_shows_the_figures_in_both_schemes_and_keeps_to_its_policy() {
     let mut page = Page::open();
     page.load(&url);
     wait("it is ready", || page.text("state") == "ready");
-    for batch in 0..8 {
+    for batch in 0..16 {
         publish(&scene, batch * 20..(batch + 1) * 20);
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
     wait("every order is counted", || {
         let counts = page.text("counts");
-        ["received\t200", "handled\t144", "duplicates\t40", "dead lettered\t16"]
+        ["received\t400", "handled\t288", "duplicates\t80", "dead lettered\t32"]
             .iter()
             .all(|row| counts.contains(row))
     });
@@ -96,11 +99,13 @@ fn the_status_page_shows_the_figures_in_both_schemes_and_keeps_to_its_policy() {
     );
     assert!(page.text("errors").contains("store-in-memory"), "{}", page.text("errors"));
     let letters = page.text("letters");
-    assert!(letters.lines().count() == 16 && letters.contains("permanent"), "{letters}");
-    let points =
-        page.evaluate("document.getElementById('line-handled').getAttribute('points').split(' ').length");
-    assert!(points.as_u64().unwrap() > 3, "{points}");
-    in_both_schemes(&mut page, "status");
+    assert!(letters.lines().count() == 20 && letters.contains("permanent"), "{letters}");
+    let points = "document.getElementById('line-handled').getAttribute('points').split(' ').length";
+    wait("ten seconds of history", || page.evaluate(points).as_u64() >= Some(10));
+    // What follows names the folder of the test.
+    let [light, dark] = in_both_schemes(&mut page, "#errors-heading");
+    keep("status-light.png", &light);
+    keep("status-dark.png", &dark);
 
     assert_eq!(page.evaluate("violations"), Value::Array(Vec::new()));
     let inline = "const script = document.createElement('script'); script.textContent = 'globalThis.ran = true'; \
@@ -148,6 +153,6 @@ fn the_report_of_an_observation_is_drawn_without_a_script() {
     for said in ["Duplicates of billing", "10 of 50 deliveries", "Recommended TTL", "Not in these figures"] {
         assert!(text.contains(said), "{said}: {text}");
     }
-    in_both_schemes(&mut page, "observe");
+    in_both_schemes(&mut page, "figure");
     assert_eq!(page.evaluate("violations"), Value::Array(Vec::new()));
 }

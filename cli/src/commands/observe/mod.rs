@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use onceward::telemetry::Observer;
 
-use super::run::{Attached, RunEnd, exit, supervise};
+use super::run::{Attached, SupervisedEnd, exit, supervise};
 use crate::args::ObserveArgs;
 use crate::config::{Config, Handler, HumanDuration, Lookup, Mode};
 use crate::exit::{Exit, Failure};
@@ -50,8 +50,8 @@ pub(super) async fn observe(args: &ObserveArgs, env: Lookup<'_>, out: &mut Outpu
         notice: Some("observe mode: every message is handled, duplicates included"),
     };
     let ended = match supervise(&config, &args.run, attached, env).await? {
-        RunEnd::Stopped(exit) => return Ok(exit),
-        RunEnd::Ended(ended) => ended,
+        SupervisedEnd::Stopped(exit) => return Ok(exit),
+        SupervisedEnd::Ended(ended) => ended,
     };
     let report = ObserveReport::new(&config, &ended, &observation);
     print(&config, args.json, &report, out)?;

@@ -51,7 +51,7 @@ pub(super) fn facts(report: &ObserveReport) -> Vec<(&'static str, String)> {
             format!("{} of {} deliveries with a key{rate}", duplicates.count, report.deliveries.with_key),
         ),
         (
-            "",
+            "of these",
             format!(
                 "{} of completed keys, {} while the first was handled, {} of dead keys",
                 duplicates.of_completed, duplicates.while_in_progress, duplicates.of_dead

@@ -30,8 +30,8 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     let config = super::failure::load(&args.config.file, env)?;
     let attached = Attached { advice: config.advice(), ..Attached::default() };
     match supervise(&config, args, attached, env).await? {
-        RunEnd::Stopped(exit) => Ok(exit),
-        RunEnd::Ended(ended) => {
+        SupervisedEnd::Stopped(exit) => Ok(exit),
+        SupervisedEnd::Ended(ended) => {
             report(&config, args.until_empty, &ended.summary, out)?;
             Ok(exit(&config, args.until_empty, &ended))
         }
@@ -52,7 +52,7 @@ pub(super) struct Attached {
 }
 
 /// How a supervised run ended.
-pub(super) enum RunEnd {
+pub(super) enum SupervisedEnd {
     /// Its pipeline never started, or was dropped: the program ends with this code.
     Stopped(Exit),
     /// Its pipeline ended.
@@ -90,7 +90,7 @@ pub(super) async fn supervise(
     args: &RunArgs,
     attached: Attached,
     env: Lookup<'_>,
-) -> Result<RunEnd, Failure> {
+) -> Result<SupervisedEnd, Failure> {
     if args.until_empty {
         require_idle_reports(config)?;
     }
@@ -119,17 +119,17 @@ pub(super) async fn supervise(
     });
     let ended = match drained.await {
         Ok(Some(ended)) => ended?,
-        Ok(None) => return Ok(RunEnd::Stopped(Exit::DrainDeadline)),
+        Ok(None) => return Ok(SupervisedEnd::Stopped(Exit::DrainDeadline)),
         Err(stopped) => {
             tracing::warn!("drain aborted by a second signal; unfinished messages are redelivered");
-            return Ok(RunEnd::Stopped(stopped));
+            return Ok(SupervisedEnd::Stopped(stopped));
         }
     };
     let Some(ended) = ended else {
         tracing::info!("stopped before the start was complete; no message was consumed");
-        return Ok(RunEnd::Stopped(Exit::Done));
+        return Ok(SupervisedEnd::Stopped(Exit::Done));
     };
-    Ok(RunEnd::Ended(ended))
+    Ok(SupervisedEnd::Ended(ended))
 }
 
 /// Waits until all parts are ready, runs the pipeline until the source ends, the time limit is reached or `shutdown` fires, and
