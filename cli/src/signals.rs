@@ -72,7 +72,7 @@ impl Signals {
     }
 
     /// Waits for the next signal, and returns the exit code of a program that it ends.
-    async fn next(&mut self) -> Exit {
+    pub(crate) async fn next(&mut self) -> Exit {
         let hang_up = async {
             match &mut self.hang_up {
                 Some(signal) => signal.recv().await,

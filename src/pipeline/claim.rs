@@ -16,7 +16,7 @@ use super::work::{Outcome, Plan, Start, Turn, Verdict, Work};
 use crate::active_claim::ActiveClaim;
 use crate::error::Error;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason};
-use crate::telemetry::{Counter, Measure};
+use crate::telemetry::{Counter, KeySighting, KnownAs, Measure};
 
 /// Where the claims of a round come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,9 @@ fn answered<R: Runner>(
             if !matches!(claim, Claim::InProgress { .. }) {
                 work.owner = None;
             }
+            if context.config.mode == Mode::Observe {
+                observe(context, &mut work, &claim);
+            }
             return granted(context, work, claim, sent, deadline);
         }
         Err(error) => error,
@@ -147,6 +150,27 @@ fn answered<R: Runner>(
     known(work, Outcome::Decided(Verdict::Again { after: context.config.retry.backoff.max }))
 }
 
+/// Counts in observe mode what would have been suppressed: once for each delivery, however often it is retried.
+fn observe<R>(context: &Context<R>, work: &mut Work, claim: &Claim) {
+    let Some(key) = work.key().filter(|_| !std::mem::replace(&mut work.sighted, true)) else { return };
+    let known = match claim {
+        Claim::Claimed(_) | Claim::Exhausted(_) => KnownAs::New,
+        Claim::Completed { age, .. } => KnownAs::Completed(*age),
+        Claim::InProgress { .. } => KnownAs::InProgress,
+        Claim::Dead { .. } => KnownAs::Dead,
+        Claim::Mismatch => KnownAs::Mismatch,
+    };
+    match known {
+        KnownAs::New => {}
+        KnownAs::Mismatch => context.count(Counter::Mismatches, 1),
+        _ => context.count(Counter::ObservedDuplicates, 1),
+    }
+    if let KnownAs::Completed(age) = known {
+        context.measurer.duplicate(age);
+    }
+    context.measurer.sighted(&KeySighting::new(key, work.fingerprint, known));
+}
+
 fn granted<R: Runner>(
     context: &Context<R>,
     mut work: Work,
@@ -164,10 +188,6 @@ fn granted<R: Runner>(
         Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
             if observing =>
         {
-            if let Claim::Completed { age, .. } = claim {
-                context.measurer.duplicate(age);
-            }
-            context.count(Counter::ObservedDuplicates, 1);
             return unprotected::<R>(work);
         }
         Claim::Completed { age, .. } => {

@@ -11,7 +11,7 @@ use crate::dead_letter::{DeadLetters, Extent, FailureReport};
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{self, Step};
 use crate::store::{Burial, BuryRequest, Lease, Reason};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, LetterSighting};
 
 /// A message that failed for good.
 pub(super) struct Letter {
@@ -146,7 +146,8 @@ async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Re
 
 fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
     if counter == Counter::DeadLettered {
-        context.measurer.dead_lettered(why.reason, why.attempts);
+        let sighting = LetterSighting::new(work.key(), why.reason, work.message.origin());
+        context.measurer.dead_lettered(&sighting, why.attempts);
         let (scope, key, reason, error) = (&context.scope, work.log_key(), why.reason, &why.error);
         let (origin, position, message_id) = (work.message.origin(), work.log_position(), work.log_id());
         match context.log.letters.allow(&format!("{reason} {error}")) {

@@ -216,6 +216,7 @@ impl Derive {
             not_before: Duration::ZERO,
             held_until: None,
             unclaimed_since: None,
+            sighted: false,
             waits: false,
         })
     }

@@ -10,8 +10,7 @@ use tracing::Span;
 
 use crate::active_claim::ActiveClaim;
 use crate::message::Message;
-use crate::store::Reason;
-use crate::telemetry::{Counter, Counters, Measure, Observer};
+use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting, Measure, Observer};
 
 /// The observer of a pipeline. Without one nothing is measured: reading the clock for each run would cost more than all the
 /// rest.
@@ -92,10 +91,17 @@ impl Measurer {
         self.observe(Measure::DuplicateAge, &[age.as_secs_f64()]);
     }
 
-    pub(crate) fn dead_lettered(&self, reason: Reason, attempts: u32) {
+    pub(crate) fn dead_lettered(&self, letter: &LetterSighting<'_>, attempts: u32) {
         if let Some(observer) = self.observer() {
-            observer.dead_lettered(reason);
+            observer.dead_lettered(letter.reason);
+            observer.letter(letter);
             observer.observe(Measure::Attempts, &[f64::from(attempts)]);
+        }
+    }
+
+    pub(crate) fn sighted(&self, sighting: &KeySighting) {
+        if let Some(observer) = self.observer() {
+            observer.sighted(sighting);
         }
     }
 

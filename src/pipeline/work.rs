@@ -78,6 +78,8 @@ pub(crate) struct InFlight {
     pub(crate) held_until: Option<Instant>,
     /// When it was received, until its key is claimed for the first time; kept only if there is an observer.
     pub(crate) unclaimed_since: Option<Instant>,
+    /// Set in observe mode once the store has answered for its key: its retries are no further sightings.
+    pub(crate) sighted: bool,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,
 }

@@ -7,6 +7,7 @@ mod handler;
 mod metrics_bridge;
 mod observer;
 mod rate;
+mod sighting;
 mod source;
 mod span;
 
@@ -24,6 +25,7 @@ pub use handler::HandlerState;
 pub use metrics_bridge::MetricsObserver;
 pub use observer::{Measure, Observer};
 pub use rate::RateLimited;
+pub use sighting::{KeySighting, KnownAs, LetterSighting};
 pub use source::{SourceHealth, SourceState};
 pub use span::{TRACE_TARGET, delivery_span};
 

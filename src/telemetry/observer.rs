@@ -4,7 +4,7 @@ use tracing::Span;
 
 use crate::message::Message;
 use crate::store::Reason;
-use crate::telemetry::{Counter, Counters};
+use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting};
 
 macro_rules! measures {
     ($(#[doc = $doc:literal] $variant:ident => $name:literal $(, $label:literal = $value:literal)?;)*) => {
@@ -125,6 +125,17 @@ pub trait Observer: Send + Sync + 'static {
     /// A message was dead-lettered for this reason.
     fn dead_lettered(&self, reason: Reason) {
         let _ = reason;
+    }
+
+    /// A message was dead-lettered, as [`dead_lettered`](Self::dead_lettered) says, with its key and origin.
+    fn letter(&self, letter: &LetterSighting<'_>) {
+        let _ = letter;
+    }
+
+    /// The store was asked for the key of a delivery, in [observe mode](crate::pipeline::config::Mode::Observe): once for each
+    /// delivery that has a key, and not for one that the store did not answer for.
+    fn sighted(&self, sighting: &KeySighting) {
+        let _ = sighting;
     }
 
     /// The span of a delivery, as [`delivery_span`](super::delivery_span) makes it, with the trace of its headers as parent

@@ -2,6 +2,10 @@
 
 mod dlq;
 mod file;
+mod observe;
+mod run;
+#[cfg(feature = "telemetry")]
+mod top;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -9,13 +13,17 @@ use std::sync::LazyLock;
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
-use crate::config::{HumanDuration, KeyPart, adapter_tables};
+use crate::config::{KeyPart, adapter_tables};
 
 pub use dlq::{
     DlqCommand, LetterFilter, LetterListArgs, LetterLogArgs, LetterPurgeArgs, LetterShowArgs, LettersArgs,
     RedriveArgs,
 };
 pub use file::FileArgs;
+pub use observe::ObserveArgs;
+pub use run::RunArgs;
+#[cfg(feature = "telemetry")]
+pub use top::TopArgs;
 
 /// Deduplicates messages in front of a handler written in any language: one effect per message, however often the broker
 /// delivers it.
@@ -80,6 +88,18 @@ pub enum Command {
     /// ONCEWARD_LOG sets the log filter, for example debug or onceward=debug,warn.
     #[command(verbatim_doc_comment)]
     Run(RunArgs),
+    /// Run in observe mode, and report on duplicates: how many, how late, and which key and ttl fit them
+    ///
+    /// Runs the configuration with mode = "observe", whatever its mode is: EVERY message is handled, duplicates included, and settled
+    /// at the source. Completions are recorded in the store under the scope. Stops after --for, when the source ends (with
+    /// --until-empty: when it is idle), or at SIGINT or SIGTERM, and prints the report to standard output (to standard error with
+    /// [handler.stdout]).
+    ///
+    /// With --json, one line: scope, source, store, observed_ms, ended_by (limit, empty or signal), deliveries, duplicates,
+    /// duplicate_age_ms, keys, mismatches, key_from, payloads, recommended and limits.
+    ///
+    /// Exit codes: as of `run`.
+    Observe(ObserveArgs),
     /// Check a configuration and the systems it names
     ///
     /// Prints one line for each finding. Exit codes: 0 no errors, 1 a finding is an error, 78 invalid configuration.
@@ -104,6 +124,12 @@ pub enum Command {
     Dlq(DlqCommand),
     /// Show backlog, messages in flight, dead letters, and keys by state
     Status(ReportArgs),
+    /// Show the live figures of a running process, again each second, until a signal
+    ///
+    /// Reads /status.json of `telemetry.listen`, as the status page does: events per second, lag, pauses and their reasons, messages in
+    /// flight, ages of duplicates, and recent warnings and dead letters. Exit code 1 if nothing answers there.
+    #[cfg(feature = "telemetry")]
+    Top(TopArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -120,21 +146,6 @@ pub struct ReportArgs {
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-/// `onceward run`.
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    /// The configuration file.
-    #[command(flatten)]
-    pub config: FileArgs,
-    /// Stop when the source is idle; refused for a source that cannot report it
-    #[arg(long)]
-    pub until_empty: bool,
-    /// The time limit for source, store and handler to become ready; then the run fails. Default: none, or 1m for a run
-    /// that ends by itself (a file, or --until-empty)
-    #[arg(long, value_name = "DURATION")]
-    pub startup_timeout: Option<HumanDuration>,
 }
 
 /// `onceward check`.

@@ -8,11 +8,14 @@ mod failure;
 mod init;
 mod keys;
 mod migrate;
+mod observe;
 mod outbox;
 mod readable;
 mod run;
 mod schema;
 mod status;
+#[cfg(feature = "telemetry")]
+mod top;
 
 use crate::args::{Command, ConfigCommand};
 use crate::config::Lookup;
@@ -31,11 +34,14 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Init(args) => init::init(args.file.as_deref(), out),
         Command::Completions { shell } => completions::completions(shell, out),
         Command::Run(args) => run::run(&args, env, out).await,
+        Command::Observe(args) => observe::observe(&args, env, out).await,
         Command::Migrate(args) => migrate::migrate(&args.file, env, out).await,
         Command::Keys(command) => keys::keys(&command, env, out).await,
         Command::Dlq(command) => dlq::dlq(&command, env, out).await,
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
+        #[cfg(feature = "telemetry")]
+        Command::Top(args) => top::top(&args, env, out).await,
     };
     let at_once =
         matches!(ended, Ok(Exit::DrainDeadline | Exit::HungUp | Exit::Interrupted | Exit::Terminated));

@@ -144,7 +144,7 @@ table! {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
-    /// The address that serves `/metrics`, `/health/live` and `/health/ready`; no listener when left out.
+    /// The address that serves `/metrics`, `/status`, `/health/live` and `/health/ready`; no listener when left out.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "listen_address")]
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use onceward::store::Reason;
-use onceward::telemetry::{Counter, Distribution, Measure, Observer};
+use onceward::telemetry::{Counter, Distribution, DistributionCounts, Measure, Observer};
 use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter as Count;
@@ -104,6 +104,11 @@ impl Instruments {
             self.deliveries.clone(),
         );
         registry.register("dead_letters", "Confirmed dead letters, by reason", self.dead_letters.clone());
+    }
+
+    /// What was counted of `measure`.
+    pub(super) fn counted(&self, measure: Measure) -> DistributionCounts {
+        self.histograms[measure as usize].0.read()
     }
 
     fn origin(&self, name: &str) -> Arc<str> {

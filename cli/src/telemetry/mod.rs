@@ -1,5 +1,5 @@
-//! Metrics and health endpoints of a run or a relay: `/metrics`, `/health/live` and `/health/ready`, if `telemetry.listen`
-//! is set.
+//! Metrics, health endpoints and status page of a run or a relay: `/metrics`, `/health/live`, `/health/ready` and `/status`, if
+//! `telemetry.listen` is set.
 
 #[cfg(feature = "otlp")]
 mod collector;
@@ -10,12 +10,17 @@ mod instruments;
 mod logins;
 #[cfg(feature = "telemetry")]
 mod metrics;
+mod observers;
 #[cfg(feature = "telemetry")]
 mod process;
 #[cfg(feature = "telemetry")]
 mod readiness;
 #[cfg(feature = "telemetry")]
+mod recent;
+#[cfg(feature = "telemetry")]
 mod server;
+#[cfg(feature = "telemetry")]
+mod status;
 #[cfg(feature = "otlp")]
 mod traces;
 mod watched;
@@ -32,6 +37,8 @@ use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
 pub(crate) use logins::{HEADERS, URLS};
+#[cfg(feature = "telemetry")]
+pub(crate) use status::{LiveStatus, PipelineFigures};
 pub(crate) use watched::{MessageSource, Watched};
 
 /// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
@@ -47,14 +54,23 @@ pub(crate) async fn listen(config: &Config, watched: &Arc<Watched>) -> Result<()
     Ok(())
 }
 
-/// The observer of the pipeline, if anything shows what it measures.
-pub(crate) fn observer(config: &Config, watched: &Watched) -> Option<Arc<dyn Observer>> {
+/// The observer of the pipeline, if anything shows what it measures; `command` is that of the command itself.
+pub(crate) fn observer(
+    config: &Config,
+    watched: &Watched,
+    command: Option<Arc<dyn Observer>>,
+) -> Option<Arc<dyn Observer>> {
+    let mut observers: Vec<_> = command.into_iter().collect();
     #[cfg(feature = "telemetry")]
     if config.telemetry.listen.is_some() || traces_are_on() {
-        return Some(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
+        observers.push(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
+        observers.push(Arc::clone(&watched.letters) as Arc<dyn Observer>);
     }
     let _ = (config, watched);
-    None
+    match observers.len() {
+        0 | 1 => observers.pop(),
+        _ => Some(Arc::new(observers::Observers(observers))),
+    }
 }
 
 /// Turns traces on if the configuration or the environment names a collector; before logging starts.
@@ -84,6 +100,14 @@ where
     #[cfg(feature = "otlp")]
     return traces::layer();
     #[cfg(not(feature = "otlp"))]
+    None
+}
+
+/// The layer of a logger that keeps the last warnings for the status page; `None` in a build without it.
+pub(crate) fn recent_layer<S: Subscriber>() -> Option<Box<dyn Layer<S> + Send + Sync>> {
+    #[cfg(feature = "telemetry")]
+    return Some(Box::new(recent::RecentLines));
+    #[cfg(not(feature = "telemetry"))]
     None
 }
 

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::connections::Connections;
 use super::metrics::{self, Registries};
 use super::readiness::Readiness;
+use super::status::{self, RateHistory};
 use super::watched::Watched;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -37,6 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Endpoints {
     watched: Arc<Watched>,
     registries: Registries,
+    history: Arc<RateHistory>,
 }
 
 /// Listens on `address` and serves in the background until the runtime ends.
@@ -59,9 +61,11 @@ pub(super) async fn start(
     let listener = TcpListener::bind(address).await.map_err(cannot)?;
     // With port 0 the system has chosen the port.
     let address = listener.local_addr().map_err(cannot)?;
-    tracing::info!(%address, "telemetry endpoints started: /metrics, /health/live, /health/ready");
+    tracing::info!(%address, "telemetry endpoints started: /metrics, /status, /health/live, /health/ready");
     let registries = Registries::new(Arc::clone(&watched));
-    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registries })));
+    let history = Arc::<RateHistory>::default();
+    tokio::spawn(Arc::clone(&history).keep(Arc::clone(&watched)));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registries, history })));
     Ok(())
 }
 
@@ -113,10 +117,12 @@ impl Endpoints {
             },
             "/health/live" => plain(StatusCode::OK, "live\n"),
             "/health/ready" => ready(&Readiness::current(&self.watched)),
-            _ => plain(
-                StatusCode::NOT_FOUND,
-                "not found; the endpoints are /metrics, /health/live and /health/ready\n",
-            ),
+            path => status::respond(path, &self.watched, &self.history).unwrap_or_else(|| {
+                plain(
+                    StatusCode::NOT_FOUND,
+                    "not found; the endpoints are /metrics, /status, /status.json, /health/live and /health/ready\n",
+                )
+            }),
         }
     }
 }

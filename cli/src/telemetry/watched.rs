@@ -6,6 +6,7 @@ use onceward::Error;
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::Counters;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The most bytes of an error in a readiness reply.
@@ -30,6 +31,12 @@ pub(crate) struct Watched {
     /// What the pipeline measures.
     #[cfg(feature = "telemetry")]
     pub(super) instruments: Arc<super::instruments::Instruments>,
+    /// The last dead letters of the pipeline.
+    #[cfg(feature = "telemetry")]
+    pub(super) letters: Arc<super::recent::RecentLetters>,
+    /// The name of the source's adapter.
+    pub(super) adapter: &'static str,
+    pub(super) since: Instant,
     /// The part that the start waits for, and its last error.
     pub(super) waits_for: Mutex<Option<(&'static str, String)>>,
     pub(super) draining: CancellationToken,
@@ -62,13 +69,15 @@ impl Watched {
     }
 
     fn new(scope: &str, source: MessageSource, work: Work, draining: CancellationToken) -> Arc<Self> {
-        #[cfg(not(feature = "telemetry"))]
-        let _ = source;
         Arc::new(Self {
             scope: scope.to_owned(),
             work,
             #[cfg(feature = "telemetry")]
             instruments: Arc::new(super::instruments::Instruments::new(source.adapter, source.system)),
+            #[cfg(feature = "telemetry")]
+            letters: Arc::default(),
+            adapter: source.adapter,
+            since: Instant::now(),
             waits_for: Mutex::default(),
             draining,
         })

@@ -6,6 +6,7 @@ mod handler_outages;
 #[cfg(feature = "sqlite")]
 mod keys;
 mod log;
+mod observe;
 #[cfg(feature = "sqlite")]
 mod outage;
 mod quickstart;
@@ -18,6 +19,8 @@ mod signals;
 mod status;
 #[cfg(feature = "telemetry")]
 mod telemetry;
+#[cfg(feature = "telemetry")]
+mod top;
 #[cfg(feature = "otlp")]
 mod traces;
 mod worker_python;

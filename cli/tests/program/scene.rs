@@ -60,7 +60,6 @@ impl Scene {
         fs::write(self.path(name), text).unwrap();
     }
 
-    #[cfg(any(feature = "sqlite", feature = "telemetry"))]
     pub(crate) fn append(&self, name: &str, text: &str) {
         use std::io::Write;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap();

@@ -23,6 +23,7 @@ mod secrets;
 mod sequences;
 mod shared_transactions;
 mod shutdown;
+mod sightings;
 mod suspects;
 mod transactions;
 mod unavailable;
@@ -31,8 +32,7 @@ mod waiting;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -243,7 +243,7 @@ fn metrics_and_health_hold_no_secret() {
     };
     let look = |path: &str, said: &str| {
         until(said, PATIENCE, || ask(path).is_some_and(|answer| answer.contains(said)));
-        for path in ["/metrics", "/health/live", "/health/ready"] {
+        for path in ["/metrics", "/status.json", "/health/live", "/health/ready"] {
             let answer = ask(path).expect("an answer");
             assert!(answer.starts_with("HTTP/1.1 "), "{path}: {answer}");
             assert_eq!(leak(&answer, CANARY), None, "{path}");
