@@ -4,7 +4,7 @@
 
 mod handlers_support;
 #[path = "handlers_support/server.rs"]
-#[allow(missing_docs, unreachable_pub)]
+#[allow(dead_code, missing_docs, unreachable_pub)]
 mod server;
 
 use std::time::Duration;

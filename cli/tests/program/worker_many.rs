@@ -67,10 +67,11 @@ fn each_is_handled(scene: &Scene, ended: &Ended, first: bool) {
     let distinct = distinct(scene);
     let expected: BTreeSet<_> = (0..ORDER_COUNT).map(|id| format!("{{\"id\":{id}}}")).collect();
     assert!(distinct == expected, "{:?}", distinct.symmetric_difference(&expected).collect::<Vec<_>>());
-    let counted =
-        ended.stdout.split_whitespace().find_map(|one| one.strip_prefix("suspected-double-effects="));
+    assert!(!first || effects.iter().all(|effect| effect.starts_with("1 ")), "{effects:?}");
+    let said = format!("{} {}", ended.stdout, ended.stderr);
+    let counted = said.split_whitespace().find_map(|one| one.strip_prefix("suspected-double-effects="));
     let counted: usize = counted.map_or(0, |count| count.parse().unwrap());
-    assert!(effects.len() - ORDER_COUNT <= counted, "{} effects, {}", effects.len(), ended.stdout);
+    assert!(effects.len() - ORDER_COUNT <= counted, "{} effects, {said}", effects.len());
 }
 
 fn distinct(scene: &Scene) -> BTreeSet<String> {

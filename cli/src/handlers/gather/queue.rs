@@ -38,19 +38,22 @@ impl RunQueue {
         HandlerError::unavailable(self.not_begun)
     }
 
-    /// Has a run take part in a call, and waits for its reply. Once `turn` answers, up to `most` of the runs that wait are passed
-    /// to `pass` with what it has answered.
+    /// Has a run take part in a call, and waits for its reply. Each time that `turn` answers, up to `most` of the runs that wait
+    /// are passed to `pass` with what it has answered, until this run is among them.
     ///
     /// # Cancel safety
     /// The run's token `dropped` decides: a run that still waits does not begin.
-    pub(in crate::handlers) async fn ask<S>(
+    pub(in crate::handlers) async fn ask<S, T>(
         &self,
         run: GatheredRun,
         reply: &mut ReplyReceiver,
         most: usize,
-        turn: impl Future<Output = Result<S, HandlerError>>,
-        pass: impl FnOnce(S, Vec<GatheredRun>),
-    ) -> RunReply {
+        turn: impl Fn() -> T,
+        pass: impl Fn(S, Vec<GatheredRun>),
+    ) -> RunReply
+    where
+        T: Future<Output = Result<S, HandlerError>>,
+    {
         let cancellation = run.cancellation.clone();
         let number = self.push(run);
         let passing = async {
@@ -58,16 +61,17 @@ impl RunQueue {
                 // Those that are ready together come in first.
                 tokio::task::yield_now().await;
             }
-            let turn = match turn.await {
-                Ok(turn) => turn,
-                Err(error) => return error,
-            };
-            let runs = self.take(most);
-            if runs.is_empty() {
-                // Another call has taken this run as well.
-                drop(turn);
-            } else {
-                pass(turn, runs);
+            while self.holds(number) {
+                let turn = match turn().await {
+                    Ok(turn) => turn,
+                    Err(error) => return error,
+                };
+                let runs = self.take(most);
+                if runs.is_empty() {
+                    drop(turn);
+                } else {
+                    pass(turn, runs);
+                }
             }
             std::future::pending().await
         };
@@ -78,6 +82,11 @@ impl RunQueue {
             error = passing => error,
         };
         if self.remove(number) { RunReply::Ended(Err(error)) } else { receive(reply).await }
+    }
+
+    /// True if a run still waits.
+    fn holds(&self, number: u64) -> bool {
+        self.waiting.lock().place(number).is_some()
     }
 
     /// Adds a run; its number is for [`remove`](Self::remove).
@@ -113,11 +122,15 @@ impl RunQueue {
     /// Removes a run; false if it is taken.
     fn remove(&self, number: u64) -> bool {
         let mut waiting = self.waiting.lock();
+        let place = waiting.place(number);
+        place.and_then(|place| waiting.runs.remove(place)).is_some()
+    }
+}
+
+impl WaitingRuns {
+    fn place(&self, number: u64) -> Option<usize> {
         // Numbers ascend.
-        match waiting.runs.binary_search_by_key(&number, |(number, _)| *number) {
-            Ok(at) => waiting.runs.remove(at).is_some(),
-            Err(_) => false,
-        }
+        self.runs.binary_search_by_key(&number, |(number, _)| *number).ok()
     }
 }
 
@@ -133,4 +146,58 @@ pub(in crate::handlers) async fn receive(reply: &mut ReplyReceiver) -> RunReply 
         let text = "the task that makes the calls has ended";
         RunReply::Ended(Err(HandlerError::retry(text).outcome_unknown()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use onceward::Message;
+    use tokio::sync::Semaphore;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    async fn ask(queue: &RunQueue, turns: &Semaphore, payload: &'static str, most: usize) -> Vec<String> {
+        let calls = Mutex::new(Vec::new());
+        let (run, mut reply) = GatheredRun::of(&Message::from(payload), 0, &CancellationToken::new());
+        let turn = || async {
+            turns.acquire().await.map(|turn| turn.forget()).map_err(|_| HandlerError::unavailable("closed"))
+        };
+        let pass = |(), runs: Vec<GatheredRun>| {
+            let texts = runs.iter().filter_map(|run| run.message.as_ref());
+            let texts: Vec<_> =
+                texts.map(|one| String::from_utf8_lossy(one.payload()).into_owned()).collect();
+            calls.lock().push(texts.concat());
+            runs.into_iter().for_each(|run| run.end(Ok(None)));
+        };
+        assert!(matches!(queue.ask(run, &mut reply, most, turn, pass).await, RunReply::Ended(Ok(None))));
+        calls.into_inner()
+    }
+
+    #[tokio::test]
+    async fn whoever_has_passed_the_run_of_another_waits_for_one_more_turn() {
+        let (queue, turns) = (RunQueue::new("cancelled"), Semaphore::new(0));
+        let first = ask(&queue, &turns, "a", 1);
+        let mut first = std::pin::pin!(first);
+        assert!(first.as_mut().now_or_never().is_none());
+        let mut second = std::pin::pin!(ask(&queue, &turns, "b", 1));
+        turns.add_permits(1);
+        // The turn was given to the first, which has not taken it yet; that of the second comes from elsewhere.
+        let other = Semaphore::new(2);
+        let third = ask(&queue, &other, "c", 1).await;
+        assert_eq!(third, ["a", "c"]);
+        assert!(first.await.is_empty(), "it was passed by another");
+        assert!(second.as_mut().now_or_never().is_some(), "the turn of the first is free again");
+    }
+
+    #[tokio::test]
+    async fn those_that_are_ready_together_are_passed_together() {
+        let (queue, turns) = (RunQueue::new("cancelled"), Semaphore::new(3));
+        let (a, b, c) = tokio::join!(
+            ask(&queue, &turns, "a", 2),
+            ask(&queue, &turns, "b", 2),
+            ask(&queue, &turns, "c", 2)
+        );
+        assert_eq!((a, b, c), (vec!["ab".to_owned()], vec!["c".to_owned()], vec![]));
+    }
 }

@@ -49,7 +49,7 @@ impl HttpBatches {
             self.call(vec![run]);
             receive(&mut reply).await
         } else {
-            let turn = std::future::ready(Ok(()));
+            let turn = || std::future::ready(Ok(()));
             self.waiting.ask(run, &mut reply, self.most, turn, |(), runs| self.call(runs)).await
         };
         match reply {

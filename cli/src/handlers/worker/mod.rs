@@ -172,7 +172,7 @@ impl WorkerHandler {
     /// Passes a run to a process, on a line with others that wait if lines may be shared.
     async fn ask(&self, run: GatheredRun, reply: &mut ReplyReceiver) -> RunReply {
         let batch = self.options().batch.max(1) as usize;
-        self.waiting.ask(run, reply, batch, self.seat(false), WorkerSeat::pass).await
+        self.waiting.ask(run, reply, batch, || self.seat(false), WorkerSeat::pass).await
     }
 }
 

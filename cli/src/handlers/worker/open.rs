@@ -158,3 +158,78 @@ impl OpenRequest {
         if self.is_late() { error.timed_out() } else { error }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use onceward::{Message, Verdict};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// Requests 1 to 4, ten bytes each; 3 and 4 share a line.
+    fn open(stopping: &[(u64, StopReason)]) -> OpenRequests {
+        let mut open = OpenRequests::default();
+        for (id, start) in [(1, 0), (2, 10), (3, 20), (4, 20)] {
+            let (run, _) = GatheredRun::of(&Message::from("x"), id, &CancellationToken::new());
+            let stopping =
+                stopping.iter().find(|(other, _)| *other == id).map(|(_, why)| (*why, Instant::now()));
+            open.0.insert(id, OpenRequest { run, bytes: start..start + 10, begun: None, stopping });
+        }
+        open
+    }
+
+    /// The verdict on each, whether its outcome is unknown, and whether it runs alone next.
+    fn ends(stopping: &[(u64, StopReason)], end: &ProcessEnd, read: u64) -> Vec<(Verdict, bool, bool)> {
+        let ends = open(stopping).end(end, read, "ended", "");
+        let verdict = |one: RequestEnd| (one.error.verdict(), one.error.is_outcome_unknown(), one.is_suspect);
+        ends.into_iter().map(verdict).collect()
+    }
+
+    const UNREAD: (Verdict, bool, bool) = (Verdict::Unavailable, false, false);
+    const INNOCENT: (Verdict, bool, bool) = (Verdict::Unavailable, true, true);
+    const BLAMED: (Verdict, bool, bool) = (Verdict::Retry, true, true);
+
+    #[tokio::test]
+    async fn a_death_blames_a_request_only_if_no_other_was_read() {
+        let died = |read| ends(&[], &ProcessEnd::Died, read);
+        assert_eq!(died(0), [UNREAD; 4]);
+        assert_eq!(died(5), [(Verdict::Retry, false, true), UNREAD, UNREAD, UNREAD]);
+        assert_eq!(died(10), [BLAMED, UNREAD, UNREAD, UNREAD]);
+        assert_eq!(died(15), [INNOCENT, (Verdict::Unavailable, false, true), UNREAD, UNREAD]);
+        assert_eq!(died(40), [INNOCENT; 4]);
+    }
+
+    #[tokio::test]
+    async fn whose_time_was_over_is_blamed_unless_it_shared_its_line_with_another_such() {
+        let stopped = ProcessEnd::Stopped { timeout: Duration::from_secs(1) };
+        let late = |ids: &[u64]| {
+            let late: Vec<_> = ids.iter().map(|id| (*id, StopReason::Late)).collect();
+            ends(&late, &stopped, 40)
+        };
+        assert_eq!(late(&[2]), [INNOCENT, BLAMED, INNOCENT, INNOCENT]);
+        assert_eq!(late(&[3]), [INNOCENT, INNOCENT, BLAMED, INNOCENT]);
+        assert_eq!(late(&[1, 3, 4]), [BLAMED, INNOCENT, INNOCENT, INNOCENT]);
+        assert_eq!(ends(&[(4, StopReason::Cancelled)], &stopped, 40)[3], BLAMED);
+    }
+
+    #[tokio::test]
+    async fn an_invalid_answer_blames_its_own_request() {
+        let broken = ProcessEnd::Broken { by: vec![3, 4] };
+        assert_eq!(ends(&[], &broken, 40), [INNOCENT, INNOCENT, BLAMED, BLAMED]);
+        assert_eq!(
+            ends(&[], &ProcessEnd::Broken { by: Vec::new() }, 20),
+            [INNOCENT, INNOCENT, UNREAD, UNREAD]
+        );
+    }
+
+    #[tokio::test]
+    async fn neighbours_have_half_of_the_grace() {
+        let grace = Duration::from_secs(4);
+        assert_eq!(open(&[]).stop_times(grace), None);
+        let all = open(&[1, 2, 3, 4].map(|id| (id, StopReason::Cancelled)));
+        let (term, kill) = all.stop_times(grace).unwrap();
+        assert_eq!(kill - term, grace);
+        let (term, kill) = open(&[(1, StopReason::Late)]).stop_times(grace).unwrap();
+        assert_eq!(kill - term, grace / 2);
+    }
+}
