@@ -159,7 +159,8 @@ mod tests {
 
     async fn ask(queue: &RunQueue, turns: &Semaphore, payload: &'static str, most: usize) -> Vec<String> {
         let calls = Mutex::new(Vec::new());
-        let (run, mut reply) = GatheredRun::of(&Message::from(payload), 0, &CancellationToken::new());
+        let (run, mut reply) =
+            GatheredRun::of(&Message::builder(payload).build(), 0, &CancellationToken::new());
         let turn = || async {
             turns.acquire().await.map(|turn| turn.forget()).map_err(|_| HandlerError::unavailable("closed"))
         };

@@ -170,7 +170,7 @@ mod tests {
     fn open(stopping: &[(u64, StopReason)]) -> OpenRequests {
         let mut open = OpenRequests::default();
         for (id, start) in [(1, 0), (2, 10), (3, 20), (4, 20)] {
-            let (run, _) = GatheredRun::of(&Message::from("x"), id, &CancellationToken::new());
+            let (run, _) = GatheredRun::of(&Message::builder("x").build(), id, &CancellationToken::new());
             let stopping =
                 stopping.iter().find(|(other, _)| *other == id).map(|(_, why)| (*why, Instant::now()));
             open.0.insert(id, OpenRequest { run, bytes: start..start + 10, begun: None, stopping });
