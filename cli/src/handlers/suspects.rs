@@ -16,11 +16,11 @@ const LIMIT: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct SuspectRuns {
     hasher: RandomState,
-    known: Mutex<Known>,
+    known: Mutex<KnownSuspects>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownSuspects {
     set: HashSet<u64>,
     order: VecDeque<u64>,
 }

@@ -42,13 +42,13 @@ pub(in crate::handlers) enum StopReason {
     Cancelled,
     /// Its time limit has passed.
     Late,
-    /// Its future is gone, and with it the claim.
+    /// Its future was dropped, and the claim with it.
     Dropped,
 }
 
 impl GatheredRun {
     /// A run of `message`, and where its reply arrives. `mark` identifies it among the [suspects](crate::handlers::suspects), and
-    /// `dropped` is to fire when its future is gone.
+    /// `dropped` is to fire when its future is dropped.
     pub(in crate::handlers) fn of(
         message: &Message,
         mark: u64,
@@ -87,7 +87,7 @@ impl GatheredRun {
         })
     }
 
-    /// Waits until the future of the run is gone.
+    /// Waits until the future of the run is dropped.
     pub(in crate::handlers) fn gone(&self, id: u64) -> BoxFuture<'static, (u64, StopReason)> {
         let dropped = self.dropped.clone();
         Box::pin(async move {

@@ -25,7 +25,7 @@ pub use options::WorkerOptions;
 use pool::{WorkerPool, WorkerSeat};
 use service::ProcessLife;
 
-/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process has one request at a time, or
+/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process has a single request, or
 /// [several](WorkerOptions::in_flight), which it answers in any order; with a [batch](WorkerOptions::batch) a line is an
 /// array of requests, and its answer an array of answers, or a line for each.
 ///

@@ -43,7 +43,7 @@ pub struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// One process with one message at a time, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](crate::handlers::RESULT_LIMIT), 30 s for the
+    /// One process with a single message, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](crate::handlers::RESULT_LIMIT), 30 s for the
     /// start and for each message, 4 s after SIGTERM.
     pub fn new(scope: Scope, program: Program) -> Self {
         Self {

@@ -20,7 +20,7 @@ use crate::handlers::suspects::SuspectRuns;
 pub(super) struct WorkerPool {
     pub(super) options: Arc<WorkerOptions>,
     pub(super) suspects: Arc<SuspectRuns>,
-    /// All seats. Whoever has one finds a slot with a free seat, and whoever has those of one process a slot that no other
+    /// All seats. A caller that has one finds a slot with a free seat, and one that has those of a whole process a slot that no other
     /// has reserved: the others have no more seats than the other slots together.
     free: Arc<Semaphore>,
     slots: Mutex<Vec<WorkerSlot>>,

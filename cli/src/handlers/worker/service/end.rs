@@ -1,4 +1,4 @@
-//! How requests and processes come to an end.
+//! Ends of requests and of their process, and the verdicts that follow.
 
 use onceward::HandlerError;
 use tokio::time::Instant;

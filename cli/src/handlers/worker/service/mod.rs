@@ -50,7 +50,7 @@ impl ProcessLife {
     }
 }
 
-/// Whoever has started a process.
+/// The owner of a process, which has started it.
 pub(super) trait ProcessOwner: Send + 'static {
     /// The process takes no more requests: another one may start, after a backoff if it `failed`.
     fn retire(&self, failed: bool);
