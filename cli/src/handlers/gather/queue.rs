@@ -196,6 +196,8 @@ mod tests {
             ask(&queue, &turns, "b", 2),
             ask(&queue, &turns, "c", 2)
         );
-        assert_eq!((a, b, c), (vec!["ab".to_owned()], vec![], vec!["c".to_owned()]));
+        let mut calls = [a, b, c].concat();
+        calls.sort();
+        assert_eq!(calls, ["ab", "c"]);
     }
 }
