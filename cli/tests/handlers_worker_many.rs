@@ -207,10 +207,10 @@ async fn a_dropped_run_ends_its_process() {
 #[tokio::test]
 async fn a_process_that_waited_longer_than_its_start_may_take_gets_its_first_request() {
     let mut options = options(2);
-    options.start_timeout = Duration::from_millis(300);
+    options.start_timeout = Duration::from_secs(2);
     let handler = WorkerHandler::new(options);
     handler.start().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     say(&handler, "echo").await.unwrap();
 }
 
