@@ -134,7 +134,7 @@ async fn an_answer_that_cannot_be_understood_ends_the_process_and_says_what_was_
     );
 
     for (word, why) in [
-        ("wrong-id", "answered request 2 while request 1 was open"),
+        ("wrong-id", "answers request 2, which was not sent"),
         ("endless", "a line of more than 4194304 bytes"),
         ("close", "closed its standard output"),
     ] {
@@ -252,7 +252,7 @@ async fn a_message_cancelled_while_its_process_starts_leaves_the_process_to_the_
     let error = handled.unwrap_err();
     assert_eq!((error.verdict(), error.is_outcome_unknown()), (Verdict::Unavailable, false), "{error}");
     let echoed: Value = serde_json::from_slice(&say(&handler, "echo").await.unwrap().unwrap()).unwrap();
-    assert_eq!(echoed["id"], 1, "the same process, and its first request");
+    assert_eq!(echoed["id"], 2, "the same process: the cancelled request had the first number");
 }
 
 #[tokio::test]

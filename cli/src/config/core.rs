@@ -91,7 +91,7 @@ pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
 fn concurrency(config: &Config) -> u32 {
     match &config.handler {
         // A message that waits for a process would hold a claim meanwhile, and use up its time.
-        Handler::Worker(worker) => config.pipeline.concurrency.min(worker.processes),
+        Handler::Worker(worker) => config.pipeline.concurrency.min(worker.messages_at_once()),
         _ => config.pipeline.concurrency,
     }
 }
@@ -260,6 +260,16 @@ mod tests {
     fn no_more_messages_run_than_there_are_worker_processes() {
         let config = parse("[store.memory]\n[handler.worker]\ncommand = ['w']\nprocesses = 3\n");
         assert_eq!(pipeline_config(&config, false).concurrency, 3);
+        let worker = "[store.memory]\n[handler.worker]\ncommand = ['w']\nprocesses = 3\n";
+        let concurrency = |rest: &str| {
+            let config = pipeline_config(&parse(&format!("{worker}{rest}")), false);
+            config.check().unwrap();
+            config.concurrency
+        };
+        assert_eq!(concurrency("in_flight = 20\nbatch = 10"), 600);
+        assert_eq!(concurrency("in_flight = 1024\nbatch = 1000"), 65_536);
+        assert_eq!(concurrency("in_flight = 20\n[pipeline]\nconcurrency = 7"), 7);
+        assert_eq!(concurrency("in_flight = 20\n[pipeline]\nmax_in_flight = 50"), 50);
     }
 
     #[test]

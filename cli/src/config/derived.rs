@@ -36,7 +36,8 @@ fn ordering(config: &mut Config) {
     }
 }
 
-/// `concurrency`, `max_in_flight`, `max_batch` and `handler.sql.batch` bound each other.
+/// `concurrency`, `max_in_flight`, `max_batch` and `handler.sql.batch` bound each other; as many messages run as the handler takes
+/// at once.
 fn pipeline(config: &mut Config) {
     let written = |key: &str| config.origin.is_written(key);
     let (concurrency, in_flight, batch) =
@@ -46,8 +47,15 @@ fn pipeline(config: &mut Config) {
         _ => 1,
     };
     let shared_written = written("handler.sql.batch");
+    let at_once = match &config.handler {
+        Handler::Worker(worker) if worker.in_flight > 1 || worker.batch > 1 => worker.messages_at_once(),
+        // While one request is under way the next one is made.
+        Handler::Http(http) if http.batch > 1 => http.batch.saturating_mul(2),
+        _ => 1,
+    };
     let pipeline = &mut config.pipeline;
     if !concurrency {
+        pipeline.concurrency = pipeline.concurrency.max(at_once.min(65_536));
         if in_flight {
             pipeline.concurrency = pipeline.concurrency.min(pipeline.max_in_flight);
         }

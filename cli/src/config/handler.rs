@@ -28,6 +28,13 @@ pub enum Handler {
     Stdout(StdoutHandler),
 }
 
+impl WorkerHandler {
+    /// How many messages all processes can have at once.
+    pub(super) fn messages_at_once(&self) -> u32 {
+        self.processes.saturating_mul(self.in_flight).saturating_mul(self.batch)
+    }
+}
+
 impl Secrets for HttpHandler {
     /// A connection on which requests could be read by others.
     fn exposure(&self) -> Option<Exposure> {
@@ -149,6 +156,11 @@ table! {
         /// is 5s for many. "0s" opens a connection for each message.
         #[serde(default = "::onceward_plugin::default::secs::<4>")]
         pub keep_alive: HumanDuration,
+        /// How many messages a request may hold, from 1 to 1000: those that are ready together, up to 1 MiB. From 2 on the
+        /// body is a JSON array of messages, and that of a 2xx response an array with a result for each. If a request with
+        /// several fails, each is sent alone next, and none uses an attempt.
+        #[serde(default = "::onceward_plugin::default::count::<1>")]
+        pub batch: u32,
         /// What a status means, where that is not the default: a status or a class, such as 404 = "retry" or "5xx" =
         /// "unavailable". A status goes before its class. "unavailable" uses no attempt, but a server that answers 503
         /// may have had the effect nevertheless.
@@ -175,6 +187,14 @@ program_table! {
         /// How many processes run, from 1 to 1024.
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub processes: u32,
+        /// How many requests a process has at once, from 1 to 1024, which it answers in any order by their `id`. If the
+        /// process dies, all of them are in doubt: none uses an attempt, and each runs alone next.
+        #[serde(default = "::onceward_plugin::default::count::<1>")]
+        pub in_flight: u32,
+        /// How many messages a line may hold, from 1 to 1000: those that are ready together, up to 1 MiB. From 2 on each
+        /// line is an array of requests, and its answer an array of answers.
+        #[serde(default = "::onceward_plugin::default::count::<1>")]
+        pub batch: u32,
         /// How long a process may take from its start until it reads its first request (with `ready = true`: until it
         /// reports that it is ready), from 1ms to 12h.
         #[serde(default = "::onceward_plugin::default::secs::<30>")]

@@ -16,10 +16,12 @@
 mod children;
 mod environment;
 mod exec;
+mod gather;
 mod headers;
 #[cfg(feature = "http")]
 mod http;
 mod interpreter;
+mod json;
 mod lines;
 mod meaning;
 mod payload;
@@ -27,6 +29,7 @@ mod process;
 mod publish;
 mod stdout;
 mod stop;
+mod suspects;
 pub(crate) mod text;
 mod token;
 mod variables;

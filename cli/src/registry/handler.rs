@@ -125,6 +125,8 @@ pub(crate) async fn open_handler(
         config::Handler::Worker(worker) => {
             let mut options = WorkerOptions::new(scope.clone(), program(config, worker.program())?);
             options.processes = worker.processes;
+            options.in_flight = worker.in_flight;
+            options.batch = worker.batch;
             options.timeout = worker.timeout.get();
             options.start_timeout = worker.start_timeout.get();
             options.wait_until_ready = worker.ready;
@@ -136,6 +138,7 @@ pub(crate) async fn open_handler(
         config::Handler::Http(http) => {
             let mut options = HttpOptions::new(scope.clone(), http.url.expose());
             options.timeout = http.timeout.get();
+            options.batch = http.batch;
             options.keep_alive = http.keep_alive.get();
             options.idle_connections = config.pipeline.concurrency as usize;
             options.headers =

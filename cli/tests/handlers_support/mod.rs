@@ -1,9 +1,12 @@
 //! Shared by the handlers' tests: a claimed message, and processes watched by number.
 #![allow(dead_code, missing_docs, unreachable_pub, unused_imports)]
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use onceward::store::{Claimed, Lease, OwnerToken};
+use onceward::{Key, Message, TestRun};
 use onceward_cli::handlers::Program;
 
 #[path = "../../../adapters/postgres/tests/support/claimed.rs"]
@@ -13,6 +16,17 @@ pub use claimed::{FENCE, KEY, claimed, scope};
 
 /// Key, owner and fence.
 pub const TOKEN: &str = "000102030405060708090a0b0c0d0e0f0707070707070707070707070707070700064417cb1ee4c1";
+
+/// The message with this payload, from which its key is derived as well.
+pub fn message_with_key(payload: &str) -> (TestRun, Message) {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    let key = Key::from_hex(&format!("{:032x}", hasher.finish())).unwrap();
+    let lease = Lease { key, owner: OwnerToken::from_bytes([7; 16]), fence: FENCE };
+    let lease_left = Duration::from_secs(30);
+    let claimed = Claimed { lease, attempt: 1, lost: 0, generation: 0, lease_left };
+    TestRun::start(&Message::builder(payload.to_owned()).build(), &claimed)
+}
 
 pub fn program<const N: usize>(command: [&str; N]) -> Program {
     Program::new(command.map(str::to_owned).to_vec()).unwrap()

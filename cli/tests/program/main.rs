@@ -3,6 +3,8 @@
 
 mod check;
 mod handler_outages;
+#[cfg(feature = "http")]
+mod http_batch;
 #[cfg(feature = "sqlite")]
 mod keys;
 mod log;
@@ -23,6 +25,7 @@ mod telemetry;
 mod top;
 #[cfg(feature = "otlp")]
 mod traces;
+mod worker_many;
 mod worker_python;
 
 use std::path::Path;

@@ -31,7 +31,9 @@ pub(super) fn check(config: &Config) -> Checked {
                 handler.start_timeout,
                 MILLISECOND..=MOST_TIMEOUT,
             )?;
-            within(config, "handler.worker.processes", handler.processes, 1..=1024)
+            within(config, "handler.worker.processes", handler.processes, 1..=1024)?;
+            within(config, "handler.worker.in_flight", handler.in_flight, 1..=1024)?;
+            within(config, "handler.worker.batch", handler.batch, 1..=1000)
         }
         Handler::Sql(handler) => {
             text(config, "handler.sql.statement", &handler.statement)?;
@@ -90,6 +92,7 @@ fn program(config: &Config, table: &str, program: HandlerProgram<'_>) -> Checked
 fn http(config: &Config, handler: &HttpHandler) -> Checked {
     url(config, "handler.http.url", handler.url.address(), &["http", "https"])?;
     duration(config, "handler.http.keep_alive", handler.keep_alive, HumanDuration::from_secs(0)..=HOUR)?;
+    within(config, "handler.http.batch", handler.batch, 1..=1000)?;
     if let Some(name) = handler.status.keys().find(|name| !Statuses::is_name(name)) {
         return Err(config.refuse(
             &format!("handler.http.status.{name}"),

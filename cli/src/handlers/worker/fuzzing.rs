@@ -2,11 +2,11 @@
 
 use onceward::{Message, Scope};
 
-use super::protocol::{self, Said};
+use crate::handlers::json::{self, RequestState, Said};
 
 /// The request line for a message, if it can be written.
 pub fn request(id: u64, scope: &Scope, message: &Message) -> Option<Vec<u8>> {
-    protocol::request(id, scope, message).ok()
+    json::request(id, scope, message).ok()
 }
 
 /// The kind of a line while request `id` is open.
@@ -26,11 +26,16 @@ pub enum ProtocolLine {
 
 /// Reads a line of a worker.
 pub fn line(id: u64, line: &[u8]) -> ProtocolLine {
-    match protocol::said(id, line) {
+    let state = |answered: u64| match answered.cmp(&id) {
+        std::cmp::Ordering::Less => RequestState::Past,
+        std::cmp::Ordering::Equal if id > 0 => RequestState::Open,
+        _ => RequestState::Unknown,
+    };
+    match json::said(line, id > 0, state) {
         Said::Nothing | Said::Stray => ProtocolLine::Ignored,
         Said::Ready => ProtocolLine::Ready,
-        Said::Answer(Ok(result)) => ProtocolLine::Done(result.map(|result| result.to_vec())),
-        Said::Answer(Err(error)) => ProtocolLine::Failed(error.text().to_owned()),
-        Said::Wrong(why) => ProtocolLine::Wrong(why),
+        Said::Answer(_, Ok(result)) => ProtocolLine::Done(result.map(|result| result.to_vec())),
+        Said::Answer(_, Err(error)) => ProtocolLine::Failed(error.text().to_owned()),
+        Said::Wrong(_, why) => ProtocolLine::Wrong(why),
     }
 }

@@ -3,24 +3,31 @@
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lines;
+mod open;
 mod options;
 mod pool;
 mod process;
-mod protocol;
+mod replies;
+mod service;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
 use onceward::{Error, Handler, HandlerError, Message};
+use tokio_util::sync::CancellationToken;
 
+use super::gather::{Asked, GatheredRun, ReplyReceiver, RunQueue, RunReply, receive};
+use options::NOT_BEGUN;
 pub use options::WorkerOptions;
-use pool::WorkerPool;
+use pool::{WorkerPool, WorkerSeat};
+use service::ProcessLife;
 
-/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process handles its
-/// messages one after the other.
+/// Passes messages to long-lived processes: one JSON line in, one JSON line out. Each process has a single request, or
+/// [several](WorkerOptions::in_flight), which it answers in any order; with a [batch](WorkerOptions::batch) a line is an
+/// array of requests, and its answer an array of answers, or a line for each.
 ///
 /// In, with what JSON cannot hold as text in Base64 (`payload_base64`, `headers_base64`, `message_id_base64`) instead; text of
 /// 64 KiB and more as well that consists of control characters so far that its escapes would more than double it:
@@ -57,22 +64,29 @@ use pool::WorkerPool;
 /// | does not answer in time, or its message is cancelled | is retried; the process gets SIGTERM, and SIGKILL after the grace |
 ///
 /// The time limit of a message begins when the process begins to read it; the start of the process does not count. A process
-/// that ends is restarted after a backoff. Standard error is logged. Processes are started when the first messages need
+/// that ends is restarted after a backoff.
+///
+/// Where a process ends with several messages that it has read, at most one is blamed: the one whose time was over, or whose
+/// answer was invalid. The others are returned without an attempt, their outcome unknown, and all of them run alone next: at a
+/// process without other requests. If the time of one is over, or it is cancelled, the others have half of the
+/// [grace](WorkerOptions::grace) to answer, before the process gets SIGTERM; it gets no more requests, and another process takes
+/// its place.
+///
+///  Standard error is logged. Processes are started when the first messages need
 /// them, or by [`start`](Self::start), inherit no open files, and must end when their standard input closes: a process that
 /// does not, survives if this program is killed.
 ///
 /// Clones share the processes.
 #[derive(Clone, Debug)]
 pub struct WorkerHandler {
-    options: Arc<WorkerOptions>,
     pool: Arc<WorkerPool>,
+    waiting: Arc<RunQueue>,
 }
 
 impl WorkerHandler {
     /// A handler with these options. It starts no process.
     pub fn new(options: WorkerOptions) -> Self {
-        let pool = Arc::new(WorkerPool::new(options.processes.max(1)));
-        Self { options: Arc::new(options), pool }
+        Self { pool: Arc::new(WorkerPool::new(options)), waiting: Arc::new(RunQueue::new(NOT_BEGUN)) }
     }
 
     /// Checks that the program exists, without starting it.
@@ -80,7 +94,7 @@ impl WorkerHandler {
     /// # Errors
     /// The program is missing or not executable; the error names the fix.
     pub fn check(&self) -> Result<(), Error> {
-        self.options.program.check()
+        self.options().program.check()
     }
 
     /// Starts all processes in advance and, with `wait_until_ready`, waits until one is ready.
@@ -91,31 +105,18 @@ impl WorkerHandler {
     /// # Cancel safety
     /// Safe: it may be dropped and called again.
     pub async fn start(&self) -> Result<(), HandlerError> {
-        let mut seats = Vec::new();
-        for _ in 0..self.options.processes.max(1) {
-            seats.push(self.pool.seat().await?);
-        }
-        let (mut ready, mut failed) = (false, None);
-        // The first poll starts the process, so that all are started before any is waited for.
-        for seat in &mut seats {
-            match seat.prepare(&self.options).now_or_never() {
-                Some(Ok(())) => ready = true,
-                Some(Err(error)) => failed = Some(error),
-                None => {}
-            }
-        }
-        if ready {
-            return Ok(());
-        }
+        let wait = self.options().wait_until_ready;
         let mut starting: FuturesUnordered<_> =
-            seats.iter_mut().map(|seat| seat.prepare(&self.options)).collect();
+            (0..self.pool.size()).map(|slot| started(&self.pool, slot, wait)).collect();
+        let (mut ready, mut failed) = (false, None);
         while let Some(started) = starting.next().await {
             match started {
-                Ok(()) => return Ok(()),
+                Ok(()) if wait => return Ok(()),
+                Ok(()) => ready = true,
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(()), Err)
+        if ready { Ok(()) } else { failed.map_or(Ok(()), Err) }
     }
 
     /// Refuses further messages, waits for the running ones, closes the standard input of every process and waits until it
@@ -130,7 +131,7 @@ impl WorkerHandler {
 
     /// The result, or `None` if it is too large: a truncated result would be replayed as if it were complete.
     fn fitting(&self, result: Option<Bytes>) -> Option<Bytes> {
-        let limit = self.options.result_limit;
+        let limit = self.options().result_limit;
         let result = result?;
         if result.len() > limit {
             let bytes = result.len();
@@ -139,25 +140,73 @@ impl WorkerHandler {
         }
         Some(result)
     }
+
+    fn options(&self) -> &WorkerOptions {
+        &self.pool.options
+    }
+
+    /// A seat at a process that runs.
+    async fn seat(&self, alone: bool) -> Result<WorkerSeat, HandlerError> {
+        let seat = self.pool.seat(alone).await?;
+        seat.prepare().await?;
+        Ok(seat)
+    }
+
+    /// Passes a run to a process that has no other.
+    async fn ask_alone(&self, run: GatheredRun, reply: &mut ReplyReceiver) -> RunReply {
+        let cancellation = run.cancellation.clone();
+        let seat = tokio::select! {
+            biased;
+            () = cancellation.cancelled() => Err(self.waiting.not_begun()),
+            seat = self.seat(true) => seat,
+        };
+        match seat {
+            Ok(seat) => {
+                seat.pass(vec![run]);
+                receive(reply).await
+            }
+            Err(error) => RunReply::Ended(Err(error)),
+        }
+    }
+
+    /// Passes a run to a process, on a line with others that wait if lines may be shared.
+    async fn ask(&self, run: GatheredRun, reply: &mut ReplyReceiver) -> RunReply {
+        let batch = self.options().batch.max(1) as usize;
+        self.waiting.ask(run, reply, batch, || self.seat(false), WorkerSeat::pass).await
+    }
+}
+
+/// Starts the process of a slot; `wait`s until it is ready.
+async fn started(pool: &Arc<WorkerPool>, slot: usize, wait: bool) -> Result<(), HandlerError> {
+    let mut life = pool.prepare(slot).await?;
+    if !wait {
+        return Ok(());
+    }
+    match life.wait_for(|life| !matches!(life, ProcessLife::Starting)).await.as_deref() {
+        Ok(ProcessLife::Ended(text)) => Err(HandlerError::unavailable(text.clone())),
+        Ok(_) => Ok(()),
+        Err(_) => Err(HandlerError::unavailable("the worker process has ended")),
+    }
 }
 
 impl Handler for WorkerHandler {
     type Output = Option<Bytes>;
 
-    async fn handle(&self, message: Message) -> Result<Option<Bytes>, HandlerError> {
-        let cancellation = message.cancellation();
-        let prepared = async {
-            let mut seat = self.pool.seat().await?;
-            seat.prepare(&self.options).await?;
-            Ok::<_, HandlerError>(seat)
-        };
-        let mut seat = tokio::select! {
-            biased;
-            () = cancellation.cancelled() => {
-                return Err(HandlerError::unavailable("cancelled before a worker process was ready"));
+    async fn handle(&self, message: Message) -> Asked {
+        let (suspects, has_neighbours) = (&self.pool.suspects, self.options().has_neighbours());
+        let mark = if has_neighbours { suspects.mark(&message) } else { 0 };
+        let dropped = CancellationToken::new();
+        let _ended_with_this_future = dropped.clone().drop_guard();
+        loop {
+            let (run, mut reply) = GatheredRun::of(&message, mark, &dropped);
+            let reply = match has_neighbours && suspects.contains(mark) {
+                true => self.ask_alone(run, &mut reply).await,
+                false => self.ask(run, &mut reply).await,
+            };
+            match reply {
+                RunReply::Ended(answer) => return answer.map(|result| self.fitting(result)),
+                RunReply::Unsent => {}
             }
-            seat = prepared => seat?,
-        };
-        seat.ask(&self.options, &message).await.map(|result| self.fitting(result))
+        }
     }
 }

@@ -7,6 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handlers::process::Program;
 
+/// Why a run that was asked to stop early did not begin.
+pub(super) const NOT_BEGUN: &str = "cancelled before a worker process was ready";
+
 /// The options of a [`WorkerHandler`](super::WorkerHandler).
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
@@ -14,8 +17,12 @@ pub struct WorkerOptions {
     pub scope: Scope,
     /// The program, which is run without a shell.
     pub program: Program,
-    /// The number of processes, each of which handles one message concurrently with the others. 0 means 1.
+    /// The number of processes, each of which handles messages concurrently with the others. 0 means 1.
     pub processes: u32,
+    /// The most requests that a process has at once, each on a line of its own; it answers them in any order. 0 means 1.
+    pub in_flight: u32,
+    /// The most messages on one line. From 2 on each line is an array of requests. 0 means 1.
+    pub batch: u32,
     /// The limit of a result, in bytes.
     pub result_limit: usize,
     /// The pause before a restart of a dead process; it doubles until a process responds.
@@ -36,13 +43,15 @@ pub struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// One process, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](crate::handlers::RESULT_LIMIT), 30 s for the
+    /// One process with a single message, restarted after 100 ms to 10 s, results of at most [`RESULT_LIMIT`](crate::handlers::RESULT_LIMIT), 30 s for the
     /// start and for each message, 4 s after SIGTERM.
     pub fn new(scope: Scope, program: Program) -> Self {
         Self {
             scope,
             program,
             processes: 1,
+            in_flight: 1,
+            batch: 1,
             result_limit: crate::handlers::RESULT_LIMIT,
             restart_delay: Duration::from_millis(100),
             max_restart_delay: Duration::from_secs(10),
@@ -52,5 +61,10 @@ impl WorkerOptions {
             grace: Duration::from_secs(4),
             shutdown: CancellationToken::new(),
         }
+    }
+
+    /// True if a process may have several messages at once.
+    pub(super) fn has_neighbours(&self) -> bool {
+        self.in_flight > 1 || self.batch > 1
     }
 }

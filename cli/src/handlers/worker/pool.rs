@@ -1,170 +1,227 @@
 //! Pool of worker processes, with restarts: [`WorkerPool`], [`WorkerSeat`].
 
-use std::sync::Arc;
+use std::any::Any;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use onceward::{HandlerError, Message};
+use onceward::HandlerError;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::options::WorkerOptions;
-use super::process::{Reply, WorkerProcess};
+use super::service::{self, ProcessLife, ProcessOwner, ToProcess};
+use crate::handlers::gather::GatheredRun;
+use crate::handlers::suspects::SuspectRuns;
 
-/// The result of a run.
-pub(super) type Asked = Result<Option<Bytes>, HandlerError>;
-
-/// A fixed number of slots for processes. A message takes a seat, which gives it exclusive use of one process.
+/// A fixed number of slots for processes, each with as many seats as its process takes requests at once.
 #[derive(Debug)]
 pub(super) struct WorkerPool {
+    pub(super) options: Arc<WorkerOptions>,
+    pub(super) suspects: Arc<SuspectRuns>,
+    /// All seats. A caller that has one finds a slot with a free seat, and one that has those of a whole process a slot that no other
+    /// has reserved: the others have no more seats than the other slots together.
     free: Arc<Semaphore>,
-    places: Mutex<Vec<PoolPlace>>,
-    size: u32,
+    slots: Mutex<Vec<WorkerSlot>>,
+    /// Notified when the last seat of a slot is free.
+    drained: Notify,
 }
 
-/// A slot that no message holds.
-#[derive(Debug)]
-struct PoolPlace {
-    index: usize,
-    process: Option<WorkerProcess>,
-    /// Consecutive unexpected ends of the process, without a response in between.
+#[derive(Debug, Default)]
+struct WorkerSlot {
+    /// The taken seats.
+    used: u32,
+    /// A run wants, or has, the process for itself.
+    is_reserved: bool,
+    process: Option<ProcessHandle>,
+    /// The number of processes started so far.
+    generation: u64,
+    /// Consecutive unexpected ends of the process, without an answer in between.
     failures: u32,
     not_before: Option<Instant>,
 }
 
-impl WorkerPool {
-    pub(super) fn new(size: u32) -> Self {
-        let place = |index| PoolPlace { index, process: None, failures: 0, not_before: None };
-        Self {
-            free: Arc::new(Semaphore::new(size as usize)),
-            places: Mutex::new((0..size as usize).map(place).collect()),
-            size,
+/// A running process. Dropping it requests the end of the process, once its requests are answered.
+#[derive(Debug)]
+struct ProcessHandle {
+    inbox: mpsc::UnboundedSender<ToProcess>,
+    life: watch::Receiver<ProcessLife>,
+    task: JoinHandle<bool>,
+}
+
+/// What a process has to do with its slot.
+#[derive(Debug)]
+struct SlotLink {
+    pool: Weak<WorkerPool>,
+    slot: usize,
+    generation: u64,
+}
+
+impl ProcessOwner for SlotLink {
+    fn retire(&self, failed: bool) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut slots = pool.slots();
+        let Some(slot) = slots.get_mut(self.slot) else { return };
+        if slot.generation == self.generation && slot.process.take().is_some() && failed {
+            slot.put_off(&pool.options);
         }
     }
 
-    /// Waits for a seat: with a live process if possible, preferably one that has handled messages, or else the one that may
-    /// start its process first.
+    fn answered(&self) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        if let Some(slot) = pool.slots().get_mut(self.slot) {
+            (slot.failures, slot.not_before) = (0, None);
+        }
+    }
+}
+
+impl WorkerPool {
+    pub(super) fn new(options: WorkerOptions) -> Self {
+        let (slots, seats) = (options.processes.max(1), options.in_flight.max(1));
+        Self {
+            free: Arc::new(Semaphore::new(slots as usize * seats as usize)),
+            slots: Mutex::new((0..slots).map(|_| WorkerSlot::default()).collect()),
+            drained: Notify::new(),
+            suspects: Arc::default(),
+            options: Arc::new(options),
+        }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.options.processes.max(1) as usize
+    }
+
+    fn seats(&self) -> u32 {
+        self.options.in_flight.max(1)
+    }
+
+    /// Waits for a seat: if possible at a live and idle process, preferably one that has handled messages. `alone`: waits
+    /// until the process has no other request, and keeps others from it.
     ///
     /// # Cancel safety
     /// Safe: it may be dropped and called again.
-    pub(super) async fn seat(self: &Arc<Self>) -> Result<WorkerSeat, HandlerError> {
-        let permit = Arc::clone(&self.free).acquire_owned().await.map_err(|_| gone())?;
-        let mut places = self.places();
-        let best = places.iter().enumerate().min_by_key(|(_, place)| {
-            let process = place.process.as_ref();
-            (process.is_none(), !process.is_some_and(WorkerProcess::is_warm), place.not_before)
-        });
-        let place = best.map(|(at, _)| at).map(|at| places.swap_remove(at)).ok_or_else(gone)?;
-        Ok(WorkerSeat { pool: Arc::clone(self), place: Some(place), asking: false, _permit: permit })
+    pub(super) async fn seat(self: &Arc<Self>, alone: bool) -> Result<WorkerSeat, HandlerError> {
+        let count = if alone { self.seats() } else { 1 };
+        let permit = Arc::clone(&self.free).acquire_many_owned(count).await.map_err(|_| gone())?;
+        let slot = {
+            let (mut slots, now, most) = (self.slots(), Instant::now(), self.seats());
+            let open = slots.iter_mut().enumerate().filter(|(_, slot)| !slot.is_reserved);
+            let open = open.filter(|(_, slot)| alone || slot.used < most);
+            let (index, slot) = open.min_by_key(|(_, slot)| slot.rank(alone, now)).ok_or_else(gone)?;
+            slot.is_reserved = alone;
+            slot.used += u32::from(!alone);
+            index
+        };
+        let seat = WorkerSeat { pool: Arc::clone(self), slot, alone, _permit: permit };
+        loop {
+            let drained = self.drained.notified();
+            if !alone || self.slots().get(slot).is_none_or(|slot| slot.used == 0) {
+                break;
+            }
+            drained.await;
+        }
+        Ok(seat)
+    }
+
+    /// Starts the process of a slot if it is not running, after its backoff.
+    ///
+    /// # Errors
+    /// It cannot be started; there was no effect.
+    ///
+    /// # Cancel safety
+    /// Safe: it may be dropped and called again; a process that is starting continues.
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
+        index: usize,
+    ) -> Result<watch::Receiver<ProcessLife>, HandlerError> {
+        loop {
+            let not_before = {
+                let mut slots = self.slots();
+                let slot = slots.get_mut(index).ok_or_else(gone)?;
+                if let Some(process) = &slot.process {
+                    return Ok(process.life.clone());
+                }
+                match slot.not_before.filter(|not_before| *not_before > Instant::now()) {
+                    Some(not_before) => not_before,
+                    None => return self.start(index, slot),
+                }
+            };
+            tokio::time::sleep_until(not_before).await;
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        index: usize,
+        slot: &mut WorkerSlot,
+    ) -> Result<watch::Receiver<ProcessLife>, HandlerError> {
+        slot.generation += 1;
+        let owner = SlotLink { pool: Arc::downgrade(self), slot: index, generation: slot.generation };
+        let (inbox, requests) = mpsc::unbounded_channel();
+        let (report, life) = watch::channel(ProcessLife::Starting);
+        let parts = service::ServiceParts {
+            options: Arc::clone(&self.options),
+            suspects: Arc::clone(&self.suspects),
+            owner: Box::new(owner),
+            inbox: requests,
+            life: report,
+        };
+        match service::start(parts, index) {
+            Ok(task) => {
+                slot.process = Some(ProcessHandle { inbox, life: life.clone(), task });
+                Ok(life)
+            }
+            Err(cause) => {
+                slot.put_off(&self.options);
+                Err(self.options.program.not_started(&cause))
+            }
+        }
     }
 
     /// Refuses new seats, waits for the taken ones, then ends all processes, within about `limit`. Returns the number of
     /// processes that had to be killed.
     pub(super) async fn shut_down(&self, limit: Duration) -> usize {
         let deadline = Instant::now() + limit;
-        let all = tokio::time::timeout_at(deadline, self.free.acquire_many(self.size)).await;
+        let seats = u32::try_from(self.size()).unwrap_or(u32::MAX).saturating_mul(self.seats());
+        let all = tokio::time::timeout_at(deadline, self.free.acquire_many(seats)).await;
         self.free.close();
         drop(all);
-        let places = std::mem::take(&mut *self.places());
+        let slots = std::mem::take(&mut *self.slots());
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut ending = tokio::task::JoinSet::new();
-        for process in places.into_iter().filter_map(|place| place.process) {
-            ending.spawn(process.shut_down(left));
+        let mut ending = JoinSet::new();
+        for slot in slots {
+            let is_idle = slot.used == 0 && !slot.is_reserved;
+            // A process that still has requests ends with them.
+            let Some(process) = slot.process.filter(|_| is_idle) else { continue };
+            let asked = process.inbox.send(ToProcess::ShutDown(left)).is_ok();
+            ending.spawn(async move { process.task.await.unwrap_or(true) || !asked });
         }
         ending.join_all().await.into_iter().filter(|ended| !ended).count()
     }
 
-    fn places(&self) -> MutexGuard<'_, Vec<PoolPlace>> {
-        self.places.lock()
+    fn slots(&self) -> MutexGuard<'_, Vec<WorkerSlot>> {
+        self.slots.lock()
     }
 }
 
-/// A slot, held by one message. If dropped during a request, it kills the process, whose work must not outlive the run.
-#[derive(Debug)]
-pub(super) struct WorkerSeat {
-    pool: Arc<WorkerPool>,
-    /// Taken only when dropped.
-    place: Option<PoolPlace>,
-    asking: bool,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl WorkerSeat {
-    /// Starts the process of this seat if it is not running, after its backoff, and waits until it is ready if required. An
-    /// error means that there was no effect.
-    ///
-    /// # Cancel safety
-    /// Safe: it may be dropped and called again; a process that is starting continues.
-    pub(super) async fn prepare(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
-        let place = self.place.as_mut().ok_or_else(gone)?;
-        if place.process.as_mut().is_some_and(|process| !process.is_alive()) {
-            tracing::warn!(process = place.index, "worker process ended between messages");
-            place.process = None;
-            place.put_off(options);
-        }
-        if place.process.is_none() {
-            if let Some(not_before) = place.not_before {
-                tokio::time::sleep_until(not_before).await;
-            }
-            match WorkerProcess::start(options, place.index) {
-                Ok(process) => place.process = Some(process),
-                Err(cause) => {
-                    place.put_off(options);
-                    return Err(options.program.not_started(&cause));
-                }
-            }
-        }
-        if options.wait_until_ready
-            && let Some(process) = &mut place.process
-            && let Err(error) = process.ready(options).await
-        {
-            place.process = None;
-            place.put_off(options);
-            return Err(error);
-        }
-        Ok(())
+impl WorkerSlot {
+    /// The lower, the better is it for the next request.
+    fn rank(&self, alone: bool, now: Instant) -> (u8, u32, Option<Instant>) {
+        let is_warm = self.process.as_ref().is_some_and(|process| process.life.borrow().is_warm());
+        let class = match (&self.process, self.used) {
+            // The sooner it is free.
+            _ if alone && self.used > 0 => 5,
+            (Some(_), 0) if is_warm => 0,
+            (Some(_), 0) => 1,
+            (None, _) if self.not_before.is_none_or(|not_before| not_before <= now) => 2,
+            (Some(_), _) if is_warm => 3,
+            (Some(_), _) => 4,
+            (None, _) => 5,
+        };
+        (class, self.used, self.not_before)
     }
 
-    /// Passes one message to a prepared process.
-    ///
-    /// # Cancel safety
-    /// A dropped call kills the process.
-    pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Asked {
-        let place = self.place.as_mut().ok_or_else(gone)?;
-        let process = place.process.as_mut().ok_or_else(gone)?;
-        self.asking = true;
-        let reply = process.ask(options, message).await;
-        self.asking = false;
-        match reply {
-            Reply::Answered(answer) => {
-                place.failures = 0;
-                place.not_before = None;
-                answer
-            }
-            Reply::Last(answer) => {
-                place.process = None;
-                answer
-            }
-            // The process did not fail: the next one may start at once.
-            Reply::Broken(error) if message.cancellation().is_cancelled() => {
-                place.process = None;
-                Err(error)
-            }
-            Reply::Broken(error) => {
-                place.process = None;
-                place.put_off(options);
-                Err(error)
-            }
-        }
-    }
-}
-
-fn gone() -> HandlerError {
-    HandlerError::unavailable("the worker processes are shutting down")
-}
-
-impl PoolPlace {
     fn put_off(&mut self, options: &WorkerOptions) {
         let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         let delay = options.restart_delay.saturating_mul(factor).min(options.max_restart_delay);
@@ -173,16 +230,62 @@ impl PoolPlace {
     }
 }
 
+pub(super) fn gone() -> HandlerError {
+    HandlerError::unavailable("the worker processes are shutting down")
+}
+
+/// The right to have one line of requests at a process; with `alone`, as the only one.
+#[derive(Debug)]
+pub(super) struct WorkerSeat {
+    pool: Arc<WorkerPool>,
+    slot: usize,
+    alone: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl WorkerSeat {
+    /// Starts the process of this seat if it is not running, after its backoff.
+    ///
+    /// # Errors
+    /// It cannot be started; there was no effect.
+    ///
+    /// # Cancel safety
+    /// Safe: it may be dropped and called again; a process that is starting continues.
+    pub(super) async fn prepare(&self) -> Result<(), HandlerError> {
+        self.pool.prepare(self.slot).await.map(drop)
+    }
+
+    /// Passes runs to the process, on one line. If it takes none, they are given back.
+    pub(super) fn pass(self, mut runs: Vec<GatheredRun>) {
+        let process =
+            self.pool.slots().get(self.slot).and_then(|slot| Some(slot.process.as_ref()?.inbox.clone()));
+        let seat: Arc<dyn Any + Send + Sync> = Arc::new(self);
+        for run in &mut runs {
+            run.seat = Some(Arc::clone(&seat));
+        }
+        let refused = match process {
+            Some(inbox) => inbox.send(ToProcess::Runs(runs)).err().map(|refused| refused.0),
+            None => Some(ToProcess::Runs(runs)),
+        };
+        if let Some(ToProcess::Runs(runs)) = refused {
+            runs.into_iter().for_each(GatheredRun::give_back);
+        }
+    }
+}
+
 impl Drop for WorkerSeat {
     fn drop(&mut self) {
-        if let Some(mut place) = self.place.take() {
-            if self.asking {
-                place.process = None;
-            }
-            // A closed pool has dropped its slots; this one is dropped with its process.
-            if !self.pool.free.is_closed() {
-                self.pool.places().push(place);
-            }
+        let mut slots = self.pool.slots();
+        // A closed pool has dropped its slots.
+        let Some(slot) = slots.get_mut(self.slot) else { return };
+        if self.alone {
+            slot.is_reserved = false;
+        } else {
+            slot.used -= 1;
+        }
+        if slot.used == 0 {
+            drop(slots);
+            self.pool.drained.notify_waiters();
         }
     }
 }

@@ -4,7 +4,6 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use onceward::{HandlerError, Message};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
@@ -12,17 +11,12 @@ use tokio::time::Instant;
 
 use super::lines::{OutputLine, OutputLines};
 use super::options::WorkerOptions;
-use super::protocol::{Said, request, said};
 use crate::handlers::lines::{LastLine, read_lines};
 use crate::handlers::process::ProcessGroup;
-use crate::handlers::stop;
 use crate::handlers::text::printable;
 
 /// The time limit for a process that has closed its standard output to end, and for its last lines to arrive.
 const LAST_LINES: Duration = Duration::from_millis(500);
-
-/// The interval of checks whether a new process has begun to read its first request.
-const READ_CHECK: Duration = Duration::from_millis(20);
 
 /// The most bytes of an invalid line that are quoted.
 const QUOTE_LIMIT: usize = 120;
@@ -36,38 +30,18 @@ pub(super) struct WorkerProcess {
     stderr: JoinHandle<()>,
     last: LastLine,
     index: usize,
-    started: Instant,
-    requests: u64,
-    /// It has reported that it is ready.
-    is_ready: bool,
-    /// It has begun to read a request: from now on its time counts against the limit of the handler.
-    reads: bool,
+    pub(super) started: Instant,
+    /// The bytes written to its standard input.
+    written: u64,
     stray_lines: u64,
 }
 
-/// The result of one request.
+/// What the pipes of a process have done.
 #[derive(Debug)]
-pub(super) enum Reply {
-    /// The worker has answered, and can be used again.
-    Answered(Result<Option<bytes::Bytes>, HandlerError>),
-    /// The worker answered while it was being stopped; it has ended.
-    Last(Result<Option<bytes::Bytes>, HandlerError>),
-    /// The worker violated the protocol, died or was stopped; it has ended.
-    Broken(HandlerError),
-}
-
-/// Why a worker is stopped during a request.
-#[derive(Clone, Copy)]
-enum Stop {
-    Cancelled,
-    Late,
-}
-
-enum WorkerEvent {
+pub(super) enum PipeEvent {
     Read(io::Result<OutputLine>),
+    /// So many bytes were written.
     Sent(io::Result<usize>),
-    Cancelled,
-    Tick,
 }
 
 impl WorkerProcess {
@@ -90,19 +64,8 @@ impl WorkerProcess {
             read_lines(stderr, &keep, log).await;
         });
         tracing::debug!(program = program.name(), process = index, id, "worker process started");
-        Ok(Self {
-            process,
-            stdin,
-            stdout,
-            stderr,
-            last,
-            index,
-            started: Instant::now(),
-            requests: 0,
-            is_ready: false,
-            reads: false,
-            stray_lines: 0,
-        })
+        let started = Instant::now();
+        Ok(Self { process, stdin, stdout, stderr, last, index, started, written: 0, stray_lines: 0 })
     }
 
     /// False once the process has ended by itself.
@@ -110,227 +73,46 @@ impl WorkerProcess {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// True once it has reported that it is ready, or has read a request.
-    pub(super) fn is_warm(&self) -> bool {
-        self.is_ready || self.reads
-    }
-
-    /// Waits until the worker reports that it is ready. An error means that it has ended without an effect.
+    /// Reads the next line and, concurrently, writes `bytes`: a worker that writes before it has read everything would
+    /// otherwise deadlock.
     ///
     /// # Cancel safety
-    /// Safe: it may be dropped and called again.
-    pub(super) async fn ready(&mut self, options: &WorkerOptions) -> Result<(), HandlerError> {
-        while !self.is_ready {
-            let until = self.started + options.start_timeout;
-            let line = match tokio::time::timeout_at(until, self.stdout.next()).await {
-                Ok(Ok(OutputLine::Whole(line))) => line,
-                Ok(Ok(OutputLine::TooLong)) => {
-                    self.kill().await;
-                    let text =
-                        "a worker process wrote a line without an end before it was ready; it was killed";
-                    return Err(HandlerError::unavailable(text));
-                }
-                Ok(Ok(OutputLine::End) | Err(_)) => {
-                    let (what, _) = self.end("closed its standard output").await;
-                    let text = format!("a worker process {what} before it was ready{}", self.last.suffix());
-                    return Err(HandlerError::unavailable(text));
-                }
-                Err(_) => {
-                    self.kill().await;
-                    return Err(HandlerError::unavailable(format!(
-                        "a worker process did not write {{\"ready\":true}} within the start timeout of {:?}, and was \
-                         killed{}",
-                        options.start_timeout,
-                        self.last.suffix()
-                    )));
-                }
-            };
-            match said(0, &line) {
-                Said::Ready => self.is_ready = true,
-                Said::Nothing => {}
-                _ => self.stray(&line),
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes one message to the worker and waits for its answer. The time until a new worker begins to read does not count
-    /// against the limit of the handler.
-    ///
-    /// # Cancel safety
-    /// Not cancel safe: after a dropped call the worker must be [killed](Self::kill) or dropped.
-    pub(super) async fn ask(&mut self, options: &WorkerOptions, message: &Message) -> Reply {
-        self.requests += 1;
-        let id = self.requests;
-        let mut request = match request(id, &options.scope, message) {
-            Ok(line) => line,
-            Err(cause) => {
-                return Reply::Answered(Err(HandlerError::permanent(format!(
-                    "cannot write it as JSON: {cause}"
-                ))));
-            }
+    /// Safe: if dropped, nothing was written, and an incomplete line is kept.
+    pub(super) async fn exchange(&mut self, bytes: &[u8]) -> PipeEvent {
+        let event = tokio::select! {
+            biased;
+            line = self.stdout.next() => PipeEvent::Read(line),
+            sent = send(self.stdin.as_mut(), bytes), if !bytes.is_empty() => PipeEvent::Sent(sent),
         };
-        let cancellation = message.cancellation();
-        let (mut written, length) = (0, request.len());
-        let mut begun = self.reads.then(Instant::now);
-        let mut stopping: Option<(Stop, Instant)> = None;
-        loop {
-            let until = match (stopping, begun) {
-                (Some((_, killed_at)), _) => killed_at,
-                (None, Some(begun)) => begun + options.timeout,
-                (None, None) => (Instant::now() + READ_CHECK).min(self.started + options.start_timeout),
-            };
-            // Concurrently: a worker that writes before it has read everything would otherwise deadlock.
-            let event = tokio::select! {
-                biased;
-                line = self.stdout.next() => WorkerEvent::Read(line),
-                sent = send(self.stdin.as_mut(), request.get(written..).unwrap_or_default()), if written < length => {
-                    WorkerEvent::Sent(sent)
-                }
-                () = cancellation.cancelled(), if stopping.is_none() => WorkerEvent::Cancelled,
-                () = tokio::time::sleep_until(until) => WorkerEvent::Tick,
-            };
-            match event {
-                WorkerEvent::Sent(Ok(more @ 1..)) => {
-                    written += more;
-                    if written == length {
-                        // The request is not needed while the worker works.
-                        request = Vec::new();
-                    }
-                }
-                WorkerEvent::Sent(_) => return self.died(options, written, length, "broke its pipe").await,
-                WorkerEvent::Read(Ok(OutputLine::Whole(line))) => match said(id, &line) {
-                    Said::Nothing => {}
-                    Said::Ready => self.is_ready = true,
-                    Said::Stray => self.stray(&line),
-                    Said::Answer(_) if written < length => {
-                        return self.broken("answered before it had read the request").await;
-                    }
-                    Said::Answer(answer) => {
-                        self.reads = true;
-                        if stopping.is_none() {
-                            return Reply::Answered(answer);
-                        }
-                        self.kill().await;
-                        return Reply::Last(answer);
-                    }
-                    Said::Wrong(why) => return self.broken(&why).await,
-                },
-                WorkerEvent::Read(Ok(OutputLine::TooLong)) => {
-                    return self
-                        .broken(&format!("wrote a line of more than {} bytes", OutputLine::LIMIT))
-                        .await;
-                }
-                WorkerEvent::Read(Ok(OutputLine::End)) => {
-                    return match stopping {
-                        Some((stop, _)) => self.stopped(options, stop).await,
-                        None => self.died(options, written, length, "closed its standard output").await,
-                    };
-                }
-                WorkerEvent::Read(Err(_)) => {
-                    return self.died(options, written, length, "broke its pipe").await;
-                }
-                WorkerEvent::Cancelled | WorkerEvent::Tick
-                    if stopping.is_none() && self.unread(written) == written =>
-                {
-                    // The request was not read, so there was no effect.
-                    let why = match (&event, begun) {
-                        (WorkerEvent::Cancelled, _) => {
-                            "had not begun to read the request when the run was cancelled"
-                        }
-                        (_, Some(begun)) if begun.elapsed() >= options.timeout => {
-                            "did not read the request within the handler's timeout"
-                        }
-                        (_, None) if self.started.elapsed() >= options.start_timeout => {
-                            "did not begin to read its first request within its start timeout"
-                        }
-                        _ => continue,
-                    };
-                    return self.unused(written, why).await;
-                }
-                WorkerEvent::Tick if begun.is_none() => {
-                    self.reads = true;
-                    begun = Some(Instant::now());
-                }
-                WorkerEvent::Cancelled | WorkerEvent::Tick => match stopping {
-                    Some((stop, _)) => return self.stopped(options, stop).await,
-                    None => {
-                        let stop =
-                            if matches!(event, WorkerEvent::Tick) { Stop::Late } else { Stop::Cancelled };
-                        self.process.terminate();
-                        stopping = Some((stop, Instant::now() + options.grace));
-                    }
-                },
-            }
+        if let PipeEvent::Sent(Ok(more)) = &event {
+            self.written += *more as u64;
         }
+        event
     }
 
-    /// The written bytes that the worker has not read; 0 if the system does not report it.
-    fn unread(&self, written: usize) -> usize {
+    /// The bytes written to its standard input.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// How far the worker has read its standard input, in bytes from the start; all that is written if the system does not
+    /// report it.
+    pub(super) fn read(&self) -> u64 {
         let unread = self.stdin.as_ref().map(rustix::io::ioctl_fionread);
-        unread.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok()).unwrap_or(0).min(written)
+        self.written.saturating_sub(unread.and_then(Result::ok).unwrap_or(0))
     }
 
-    /// Kills a worker that has not read its request.
-    async fn unused(&mut self, written: usize, why: &str) -> Reply {
-        self.kill().await;
-        let text = format!("the worker process {why}; it was killed{}", self.last.suffix());
-        // It may have read it just before it was killed.
-        if self.unread(written) == written {
-            return Reply::Broken(HandlerError::unavailable(text));
-        }
-        Reply::Broken(HandlerError::retry(text).outcome_unknown())
+    pub(super) fn terminate(&self) {
+        self.process.terminate();
     }
 
-    /// Stops a worker, and kills it if it does not answer or end in time.
-    async fn stopped(&mut self, options: &WorkerOptions, stop: Stop) -> Reply {
-        self.kill().await;
-        let text = match stop {
-            Stop::Cancelled => {
-                "the run was cancelled, and the worker process ended before it answered".to_owned()
-            }
-            Stop::Late => {
-                format!("the worker process did not answer within {:?} and was ended", options.timeout)
-            }
-        };
-        let error = HandlerError::retry(text + &self.last.suffix()).outcome_unknown();
-        Reply::Broken(if matches!(stop, Stop::Late) { error.timed_out() } else { error })
-    }
-
-    async fn broken(&mut self, why: &str) -> Reply {
-        self.kill().await;
-        let text = format!("the worker process {why}; it was killed");
-        Reply::Broken(HandlerError::retry(text).outcome_unknown())
-    }
-
-    /// The error of a process that ended. A request that it cannot have read completely had no effect, and a request of which
-    /// it has read nothing did not cause the end.
-    async fn died(
-        &mut self,
-        options: &WorkerOptions,
-        written: usize,
-        length: usize,
-        otherwise: &str,
-    ) -> Reply {
-        let unread = self.unread(written);
-        let (what, status) = self.end(otherwise).await;
-        if written == 0 || unread == written {
-            let text = format!("the worker process {what} before it read the request{}", self.last.suffix());
-            return Reply::Broken(HandlerError::unavailable(text));
-        }
-        let text = format!("the worker process {what} before it answered{}", self.last.suffix());
-        if let Some(status) = status
-            && stop::is_part_of_shutdown(status, &options.shutdown).await
-        {
-            return Reply::Broken(stop::returned(text + "; this program shuts down"));
-        }
-        let error = HandlerError::retry(text);
-        let read_whole = written == length && unread == 0;
-        Reply::Broken(if read_whole { error.outcome_unknown() } else { error })
+    /// The last line of standard error as a suffix for an error text.
+    pub(super) fn last_line(&self) -> String {
+        self.last.suffix()
     }
 
     /// Waits for the end of a process; kills it if it does not end, a failure that `otherwise` describes.
-    async fn end(&mut self, otherwise: &str) -> (String, Option<ExitStatus>) {
+    pub(super) async fn end(&mut self, otherwise: &str) -> (String, Option<ExitStatus>) {
         let (what, status) = match tokio::time::timeout(LAST_LINES, self.process.wait()).await {
             Ok(Ok(status)) => (format!("ended ({status})"), Some(status)),
             Ok(Err(cause)) => (format!("cannot be waited for ({cause}) and was killed"), None),
@@ -341,7 +123,7 @@ impl WorkerProcess {
     }
 
     /// Logs a line that is not an answer: the first one as a warning, the others at `debug`.
-    fn stray(&mut self, line: &[u8]) {
+    pub(super) fn stray(&mut self, line: &[u8]) {
         let (process, line) = (self.index, printable(line.trim_ascii(), QUOTE_LIMIT));
         if self.stray_lines == 0 {
             tracing::warn!(
@@ -357,7 +139,9 @@ impl WorkerProcess {
     /// Kills the worker and waits until it has ended and its standard error is read.
     pub(super) async fn kill(&mut self) {
         self.process.kill().await;
-        let _ = tokio::time::timeout(LAST_LINES, &mut self.stderr).await;
+        if !self.stderr.is_finished() {
+            let _ = tokio::time::timeout(LAST_LINES, &mut self.stderr).await;
+        }
     }
 
     /// Closes standard input, which requests the end of the worker; after half of `limit` it gets SIGTERM, and SIGKILL after
