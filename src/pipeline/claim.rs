@@ -167,6 +167,7 @@ fn granted<R: Runner>(
             if let Claim::Completed { age, .. } = claim {
                 context.measurer.duplicate(age);
             }
+            context.count(Counter::Mismatches, usize::from(matches!(claim, Claim::Mismatch)));
             context.count(Counter::ObservedDuplicates, 1);
             return unprotected::<R>(work);
         }
