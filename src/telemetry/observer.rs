@@ -117,6 +117,12 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (measure, values);
     }
 
+    /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch. A
+    /// histogram can keep it as an exemplar. Called only where deliveries have [spans](Self::span).
+    fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
+        let _ = (measure, value, span);
+    }
+
     /// `count` deliveries of `origin` (queue, topic or file) ended as `outcome`, which is one of [`Counters::ENDS`].
     fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
         let _ = (origin, outcome, count);
