@@ -16,9 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::Connections;
-use super::metrics::{self, Registries};
 use super::readiness::Readiness;
 use super::watched::Watched;
+use super::{exposition, metrics};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 
@@ -36,7 +36,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Endpoints {
     watched: Arc<Watched>,
-    registries: Registries,
 }
 
 /// Listens on `address` and serves in the background until the runtime ends.
@@ -60,8 +59,7 @@ pub(super) async fn start(
     // With port 0 the system has chosen the port.
     let address = listener.local_addr().map_err(cannot)?;
     tracing::info!(%address, "telemetry endpoints started: /metrics, /health/live, /health/ready");
-    let registries = Registries::new(Arc::clone(&watched));
-    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registries })));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched })));
     Ok(())
 }
 
@@ -107,10 +105,10 @@ impl Endpoints {
             return response;
         }
         match request.uri().path() {
-            "/metrics" => match metrics::text(&self.registries) {
-                Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
-                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "encoding the metrics failed\n"),
-            },
+            "/metrics" => {
+                let text = exposition::text(&metrics::read(&self.watched));
+                response(StatusCode::OK, exposition::CONTENT_TYPE, text)
+            }
             "/health/live" => plain(StatusCode::OK, "live\n"),
             "/health/ready" => ready(&Readiness::current(&self.watched)),
             _ => plain(

@@ -8,6 +8,8 @@ mod keys;
 mod log;
 #[cfg(feature = "sqlite")]
 mod outage;
+#[cfg(feature = "otlp")]
+mod push;
 mod quickstart;
 #[cfg(feature = "redis")]
 mod redis;

@@ -1,11 +1,13 @@
 //! `onceward run`: runs the pipeline until a signal or the end of the source.
 
 mod drain;
+mod letters;
 mod startup;
 mod summary;
 
 pub(super) use startup::{Patience, until_up};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::Summary;
@@ -29,7 +31,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     if args.until_empty {
         require_idle_reports(&config)?;
     }
-    telemetry::start_traces(&config, env)?;
+    telemetry::start_export(&config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in config.advice().into_iter().chain(super::readable::secrets(&config)) {
         tracing::warn!(code = advice.code(), "{advice}");
@@ -41,7 +43,7 @@ pub(super) async fn run(args: &RunArgs, env: Lookup<'_>, out: &mut Output) -> Re
     let adapter = config.source.name();
     let system = config.source.plugin().messaging_system().unwrap_or(adapter);
     let watched = Watched::run(&config.scope, MessageSource { adapter, system }, shutdown.clone());
-    telemetry::listen(&config, &watched).await?;
+    telemetry::expose(&config, &watched).await?;
 
     tokio::spawn(reap_orphans(reaping.clone()));
     let whole_run = bounded(&config, &shutdown, consume(&config, args, &watched, &shutdown));
@@ -92,7 +94,8 @@ async fn consume(
     };
     let built = registry::build(config, &scope, parts, args.until_empty).await;
     let ready = built.map_err(|error| super::failure::failure(&error))?;
-    watched.started(ready.counters());
+    let counters = ready.counters();
+    watched.started(Arc::clone(&counters));
     tracing::info!(
         scope = %scope,
         guarantee = ready.guarantee(),
@@ -102,7 +105,11 @@ async fn consume(
         "pipeline started"
     );
     let (running, rest) = ready.start(shutdown.clone());
-    let (ended, drained) = drain::timed(shutdown, running).await;
+    let (ended, drained) = tokio::select! {
+        biased;
+        ended = drain::timed(shutdown, running) => ended,
+        never = letters::observe(config, &scope, &store, watched, &counters) => match never {},
+    };
     let abandoned = !matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0);
     rest.end(if abandoned { Duration::ZERO } else { drain::left(config, drained) }).await;
     if tokio::time::timeout(drain::MOST_END, store.close()).await.is_err() {
