@@ -78,6 +78,14 @@ impl Measurer {
         }
     }
 
+    /// Notes the slowest of the runs whose deliveries have spans.
+    pub(crate) fn slowest<'s>(&self, measure: Measure, runs: impl Iterator<Item = (f64, &'s Span)>) {
+        let slowest = runs.max_by(|(one, _), (other, _)| one.total_cmp(other));
+        if let (Some(observer), Some((seconds, span))) = (self.observer(), slowest) {
+            observer.exemplar(measure, seconds, span);
+        }
+    }
+
     /// Measures a call of the store or the broker.
     pub(crate) async fn timed<T>(&self, measure: Measure, call: impl Future<Output = T>) -> T {
         let started = self.start();
@@ -93,8 +101,7 @@ impl Measurer {
 
     pub(crate) fn dead_lettered(&self, letter: &LetterSighting<'_>, attempts: u32) {
         if let Some(observer) = self.observer() {
-            observer.dead_lettered(letter.reason);
-            observer.letter(letter);
+            observer.dead_lettered(letter);
             observer.observe(Measure::Attempts, &[f64::from(attempts)]);
         }
     }

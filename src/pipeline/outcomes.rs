@@ -69,13 +69,17 @@ fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
     }
     let room = || Vec::with_capacity(finished.len());
     let (mut succeeded, mut failed, mut attempts) = (room(), Vec::new(), room());
-    for Finished { claim, outcome, .. } in finished {
+    // Empty, and without memory, where deliveries have no spans.
+    let mut traced = Vec::new();
+    for Finished { claim, outcome, work } in finished {
         let Some(claim) = claim else { continue };
         let Some(took) = claim.take_run_time() else { continue };
-        match outcome {
-            Outcome::Failed(_) => failed.push(took.as_secs_f64()),
-            _ => succeeded.push(took.as_secs_f64()),
+        let (measure, seconds) = (measure_of(outcome), took.as_secs_f64());
+        match measure {
+            Measure::HandlerFailed => failed.push(seconds),
+            _ => succeeded.push(seconds),
         }
+        traced.extend(work.receipt.span().map(|span| (measure, seconds, span)));
         if matches!(outcome, Outcome::Succeeded(_) | Outcome::Committed) {
             attempts.push(f64::from(claim.attempt()));
         }
@@ -83,6 +87,19 @@ fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
     context.measurer.observe(Measure::HandlerSucceeded, &succeeded);
     context.measurer.observe(Measure::HandlerFailed, &failed);
     context.measurer.observe(Measure::Attempts, &attempts);
+    if !traced.is_empty() {
+        for measure in [Measure::HandlerSucceeded, Measure::HandlerFailed] {
+            let runs = traced.iter().filter(|(of, ..)| *of == measure);
+            context.measurer.slowest(measure, runs.map(|(_, seconds, span)| (*seconds, *span)));
+        }
+    }
+}
+
+const fn measure_of(outcome: &Outcome) -> Measure {
+    match outcome {
+        Outcome::Failed(_) => Measure::HandlerFailed,
+        _ => Measure::HandlerSucceeded,
+    }
 }
 
 /// Whether a run that found the handler unavailable uses an attempt nevertheless: its effect may have happened, and so

@@ -4,9 +4,8 @@ use std::fmt;
 
 use metrics::{Counter as MetricsCounter, Gauge, Histogram, Label, SharedString, Unit};
 
-use super::{Counter, Counters, HandlerState, IntakePause, Measure, Observer, SourceState};
+use super::{Counter, Counters, HandlerState, IntakePause, LetterSighting, Measure, Observer, SourceState};
 use crate::key::Scope;
-use crate::store::Reason;
 
 /// Passes everything that a pipeline measures and counts to the recorder of the crate `metrics`, under the names that the
 /// `onceward` program serves: `onceward_handler_seconds`, `onceward_handled_total`, … Every metric has the label `scope`;
@@ -143,8 +142,9 @@ impl Observer for MetricsObserver {
         metrics::counter!("onceward_deliveries_total", labels).increment(count);
     }
 
-    fn dead_lettered(&self, reason: Reason) {
-        let labels = vec![Label::new("scope", self.scope.clone()), Label::new("reason", reason.as_str())];
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
+        let labels =
+            vec![Label::new("scope", self.scope.clone()), Label::new("reason", letter.reason.as_str())];
         metrics::counter!("onceward_dead_letters_total", labels).increment(1);
     }
 

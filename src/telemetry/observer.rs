@@ -3,7 +3,6 @@
 use tracing::Span;
 
 use crate::message::Message;
-use crate::store::Reason;
 use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting};
 
 macro_rules! measures {
@@ -117,18 +116,19 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (measure, values);
     }
 
+    /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch. A
+    /// histogram can keep it as an exemplar. Called only where deliveries have [spans](Self::span).
+    fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
+        let _ = (measure, value, span);
+    }
+
     /// `count` deliveries of `origin` (queue, topic or file) ended as `outcome`, which is one of [`Counters::ENDS`].
     fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
         let _ = (origin, outcome, count);
     }
 
-    /// A message was dead-lettered for this reason.
-    fn dead_lettered(&self, reason: Reason) {
-        let _ = reason;
-    }
-
-    /// A message was dead-lettered, as [`dead_lettered`](Self::dead_lettered) says, with its key and origin.
-    fn letter(&self, letter: &LetterSighting<'_>) {
+    /// A message was dead-lettered, and the letter is confirmed.
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
         let _ = letter;
     }
 

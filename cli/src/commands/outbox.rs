@@ -33,6 +33,7 @@ pub(super) async fn outbox(
 /// Publishes until the first signal, and finishes the batch in flight. The second signal ends the program at once.
 async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let config = super::failure::load(&args.file, env)?;
+    telemetry::start_export(&config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in super::readable::secrets(&config) {
         tracing::warn!(code = advice.code(), "{advice}");
@@ -40,7 +41,7 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let watched = Watched::relay(&config.scope, shutdown.clone());
-    telemetry::listen(&config, &watched).await?;
+    telemetry::expose(&config, &watched).await?;
     let whole_run = publish(&config, &watched, &shutdown);
     match signals
         .drain(&shutdown, whole_run, || tracing::info!("draining: finishing the batch in flight"))

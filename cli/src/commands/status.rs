@@ -6,7 +6,7 @@ use onceward::Scope;
 use onceward::store::{KeyState, KeyStats};
 use serde_json::{Value, json};
 
-use super::dlq::{LetterDepth, depth};
+use super::dlq::{LettersFound, letters};
 use super::keys::{stats_as_json, time};
 use crate::args::ReportArgs;
 use crate::config::{self, Config, Lookup};
@@ -19,9 +19,7 @@ struct Status {
     /// `None` if the source does not report it.
     backlog: Option<Backlog>,
     /// `None` without a dead-letter destination.
-    dead_letters: Option<DeadLetterStatus>,
-    /// Of the dead letters; `None` if it is unknown.
-    oldest: Option<Duration>,
+    dead_letters: Option<LettersFound>,
     keys: KeyStats,
 }
 
@@ -47,15 +45,8 @@ async fn read(config: &Config, scope: &Scope, store: &OpenStore) -> Result<Statu
     let failed = |error| super::failure::failure(&error);
     let keys = store.store.stats(scope).await.map_err(failed)?;
     let backlog = registry::backlog(config, scope, &*store.checkpoints).await.map_err(failed)?;
-    let mut dead_letters = registry::dead_letter_status(config).await.map_err(failed)?;
-    let mut oldest = None;
-    // Where letters are not deleted, their destination's own number includes those that are done with.
-    if let Some(found) = dead_letters.as_mut().filter(|found| found.letters != Some(0))
-        && let Some(LetterDepth { letters, oldest: age }) = depth(config, scope, store).await
-    {
-        (found.letters, oldest) = (Some(letters), age);
-    }
-    Ok(Status { backlog, dead_letters, oldest, keys })
+    let dead_letters = letters(config, scope, store, Duration::MAX).await.map_err(failed)?;
+    Ok(Status { backlog, dead_letters, keys })
 }
 
 fn as_json(config: &Config, status: &Status) -> Value {
@@ -66,20 +57,24 @@ fn as_json(config: &Config, status: &Status) -> Value {
         "backlog": status.backlog.map(|backlog| json!({"bytes": backlog.bytes, "messages": backlog.messages})),
         "consumers": status.backlog.and_then(|backlog| backlog.consumers),
         "in_flight": status.keys.get(KeyState::Pending),
-        "dead_letters": status.dead_letters.as_ref().map(|found| found.letters),
-        "oldest_dead_letter_ms": status.oldest.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        "dead_letters": status.dead_letters.as_ref().map(|found| found.status.letters),
+        "oldest_dead_letter_ms": oldest(status).map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         "keys": stats_as_json(&status.keys),
     })
+}
+
+fn oldest(status: &Status) -> Option<Duration> {
+    status.dead_letters.as_ref()?.oldest
 }
 
 fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failure> {
     let known = status.backlog.map(|backlog| backlog.to_string()).filter(|known| !known.is_empty());
     let backlog = known.unwrap_or_else(|| "unknown for this source".to_owned());
-    let dead_letters = match &status.dead_letters {
+    let dead_letters = match status.dead_letters.as_ref().map(|found| &found.status) {
         None => "no destination".to_owned(),
         Some(DeadLetterStatus { place, letters: Some(letters) }) => {
             let oldest =
-                status.oldest.map(|age| format!(", the oldest {} ago", time(age))).unwrap_or_default();
+                oldest(status).map(|age| format!(", the oldest {} ago", time(age))).unwrap_or_default();
             format!("{letters} in {place}{oldest}")
         }
         Some(DeadLetterStatus { place, letters: None }) => format!("not counted in {place}"),

@@ -74,7 +74,11 @@ pub fn missing_telemetry(config: &Config) -> Option<ConfigError> {
 fn telemetry_of(origin: &Origin) -> Option<Remark> {
     if origin.is_written("telemetry.otlp") && !cfg!(feature = "otlp") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features otlp";
-        return Some(origin.remark("telemetry.otlp", "this build of onceward exports no traces", fix));
+        return Some(origin.remark(
+            "telemetry.otlp",
+            "this build of onceward exports nothing to a collector",
+            fix,
+        ));
     }
     if origin.is_written("telemetry.listen") && !cfg!(feature = "telemetry") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";

@@ -148,8 +148,9 @@ pub struct TelemetryConfig {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "listen_address")]
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
-    /// The OpenTelemetry collector that traces go to, by OTLP over HTTP: `http://collector:4318`. The standard variables
-    /// `OTEL_*` take precedence; without either no traces are exported.
+    /// The OpenTelemetry collector that traces and metrics go to, by OTLP over HTTP: `http://collector:4318`; log lines as
+    /// well with `OTEL_LOGS_EXPORTER=otlp`. The standard variables `OTEL_*` take precedence; without either nothing is
+    /// exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp: Option<Address>,
     /// How log lines are written.

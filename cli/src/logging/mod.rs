@@ -55,6 +55,7 @@ pub(crate) fn start(format: LogFormat, env: Lookup<'_>) -> Result<(), Failure> {
         .with(limit)
         .with(lines)
         .with(telemetry::recent_layer())
+        .with(telemetry::line_layer())
         .with(telemetry::trace_layer());
     // A second start in one process, as in tests, keeps the first.
     if logger.try_init().is_ok() {

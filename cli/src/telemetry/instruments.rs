@@ -1,25 +1,27 @@
 //! Histograms and counters by origin, reason or outcome: [`Instruments`].
 
-use std::fmt;
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use onceward::store::Reason;
-use onceward::telemetry::{Counter, Distribution, DistributionCounts, Measure, Observer};
+use onceward::telemetry::{
+    Counter, Counters, Distribution, DistributionCounts, LetterSighting, Measure, Observer,
+};
 use parking_lot::Mutex;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::counter::Counter as Count;
-use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::{MetricType, TypedMetric};
-use prometheus_client::registry::Registry;
+#[cfg(feature = "otlp")]
+use tracing::Span;
+
+use super::family::{Label, MetricExemplar, MetricFamilies, MetricKind, MetricValue};
 
 /// The most origins with counters of their own; those beyond share one, without a name.
 const MOST_ORIGINS: usize = 1_000;
 
-type Label = (&'static str, &'static str);
+/// How many deliveries of an origin ended in each of [`Counters::ENDS`].
+type EndCounts = [u64; Counters::ENDS.len()];
 
-type Histograms = Family<Vec<Label>, Histogram, Buckets>;
-
-/// What a pipeline measures. Its parts are shared with the registry that serves them.
+/// What a pipeline measures.
 #[derive(Debug)]
 pub(crate) struct Instruments {
     source: &'static str,
@@ -28,125 +30,138 @@ pub(crate) struct Instruments {
     system: &'static str,
     /// One for each [`Measure`].
     histograms: Vec<Histogram>,
-    families: Vec<(Measure, Histograms)>,
-    deliveries: Family<Delivered, Count>,
-    dead_letters: Family<Vec<Label>, Count>,
-    origins: Mutex<Vec<Arc<str>>>,
+    deliveries: Mutex<HashMap<Arc<str>, EndCounts>>,
+    /// One for each [`Reason`].
+    dead_letters: Vec<AtomicU64>,
 }
 
-/// The labels of a delivery that has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Delivered {
-    source: &'static str,
-    origin: Arc<str>,
-    outcome: &'static str,
+#[derive(Debug)]
+struct Histogram {
+    measure: Measure,
+    values: Distribution,
+    /// The last one of each bucket that has one.
+    exemplars: Mutex<Vec<MetricExemplar>>,
 }
 
-/// A distribution that the registry serves.
-#[derive(Clone, Debug)]
-struct Histogram(Arc<Distribution>);
-
-impl TypedMetric for Histogram {
-    const TYPE: MetricType = MetricType::Histogram;
-}
-
-impl EncodeMetric for Histogram {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let counted = self.0.read();
-        encoder.encode_histogram::<NoLabelSet>(counted.sum, counted.count, &counted.buckets, None)
+impl Histogram {
+    fn new(measure: Measure) -> Self {
+        Self { measure, values: Distribution::new(measure), exemplars: Mutex::default() }
     }
 
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
-}
-
-/// Makes the histograms of a measure.
-#[derive(Clone, Debug)]
-struct Buckets(Measure);
-
-impl MetricConstructor<Histogram> for Buckets {
-    fn new_metric(&self) -> Histogram {
-        Histogram(Arc::new(Distribution::new(self.0)))
+    fn sample(&self) -> (Vec<Label>, MetricValue) {
+        let labels = self.measure.label().into_iter().map(|(name, value)| (name, Cow::Borrowed(value)));
+        (labels.collect(), MetricValue::Distribution(self.values.read(), self.exemplars.lock().clone()))
     }
 }
 
 impl Instruments {
     /// Instruments of a run that reads from the adapter `source`, which OpenTelemetry calls `system`.
     pub(crate) fn new(source: &'static str, system: &'static str) -> Self {
-        let mut families: Vec<(Measure, Histograms)> = Vec::new();
-        let mut histograms = Vec::new();
-        for measure in Measure::ALL {
-            if families.last().is_none_or(|(last, _)| last.name() != measure.name()) {
-                families.push((*measure, Family::new_with_constructor(Buckets(*measure))));
-            }
-            if let Some((_, family)) = families.last() {
-                let labels: Vec<_> = measure.label().into_iter().collect();
-                histograms.push(family.get_or_create(&labels).clone());
-            }
+        Self {
+            source,
+            system,
+            histograms: Measure::ALL.iter().copied().map(Histogram::new).collect(),
+            deliveries: Mutex::default(),
+            dead_letters: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
         }
-        let (deliveries, dead_letters) = (Family::default(), Family::<Vec<Label>, Count>::default());
-        // All reasons are known: a counter that begins at zero has its first event counted by `rate`.
-        for reason in Reason::ALL {
-            drop(dead_letters.get_or_create(&vec![("reason", reason.as_str())]));
-        }
-        Self { source, system, histograms, families, deliveries, dead_letters, origins: Mutex::default() }
     }
 
-    /// Has `registry` serve them.
-    pub(super) fn register(&self, registry: &mut Registry) {
-        for (measure, family) in &self.families {
-            registry.register(measure.name(), trimmed(measure.help()), family.clone());
+    /// Adds what they show now.
+    pub(super) fn read(&self, families: &mut MetricFamilies) {
+        for family in self.histograms.chunk_by(|one, next| one.measure.name() == next.measure.name()) {
+            let measure = family[0].measure;
+            let samples = family.iter().map(Histogram::sample);
+            families.add(measure.name(), measure.help(), MetricKind::Histogram, samples);
         }
-        registry.register(
+        let deliveries = self.deliveries.lock();
+        let samples = deliveries.iter().flat_map(|(origin, ends)| self.ended_at(origin, ends));
+        families.add(
             "deliveries",
-            "Deliveries that ended, by the adapter and the queue, topic or file that they came from, and by their end",
-            self.deliveries.clone(),
+            "Deliveries that ended, by the adapter and the queue, topic or file that they came from, and by their end.",
+            MetricKind::Counter,
+            samples,
         );
-        registry.register("dead_letters", "Confirmed dead letters, by reason", self.dead_letters.clone());
+        // All reasons are known: a counter that begins at zero has its first event counted by `rate`.
+        let samples = Reason::ALL.iter().zip(&self.dead_letters).map(|(reason, count)| {
+            let label = ("reason", Cow::Borrowed(reason.as_str()));
+            (vec![label], MetricValue::Whole(count.load(Ordering::Relaxed)))
+        });
+        families.add("dead_letters", "Confirmed dead letters, by reason.", MetricKind::Counter, samples);
     }
 
     /// What was counted of `measure`.
     pub(super) fn counted(&self, measure: Measure) -> DistributionCounts {
-        self.histograms[measure as usize].0.read()
+        self.histograms[measure as usize].values.read()
     }
 
-    fn origin(&self, name: &str) -> Arc<str> {
-        let mut origins = self.origins.lock();
-        if let Some(known) = origins.iter().find(|known| &***known == name) {
-            return Arc::clone(known);
-        }
-        if origins.len() >= MOST_ORIGINS {
-            return "".into();
-        }
-        let name: Arc<str> = name.into();
-        origins.push(Arc::clone(&name));
-        name
+    fn ended_at(&self, origin: &str, ends: &EndCounts) -> Vec<(Vec<Label>, MetricValue)> {
+        let counted = Counters::ENDS.iter().zip(ends).filter(|(_, count)| **count > 0);
+        let sample = |(end, count): (&Counter, &u64)| {
+            let labels = vec![
+                ("source", Cow::Borrowed(self.source)),
+                ("origin", Cow::Owned(origin.to_owned())),
+                ("outcome", Cow::Borrowed(end.name())),
+            ];
+            (labels, MetricValue::Whole(*count))
+        };
+        counted.map(sample).collect()
     }
-}
-
-/// The registry adds the full stop.
-fn trimmed(help: &str) -> &str {
-    help.trim_end_matches('.')
 }
 
 impl Observer for Instruments {
     fn observe(&self, measure: Measure, values: &[f64]) {
-        self.histograms[measure as usize].0.add(values);
-    }
-
-    fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
-        let origin = self.origin(origin.unwrap_or_default());
-        let labels = Delivered { source: self.source, origin, outcome: outcome.name() };
-        self.deliveries.get_or_create(&labels).inc_by(count);
+        self.histograms[measure as usize].values.add(values);
     }
 
     #[cfg(feature = "otlp")]
-    fn span(&self, message: &onceward::Message) -> tracing::Span {
-        super::traces::span(self.system, message)
+    fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
+        let Some((trace_id, span_id)) = super::otlp::traces::ids_of(span) else { return };
+        let bounds = measure.buckets();
+        let bucket = bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len());
+        let at = std::time::SystemTime::now();
+        let mut exemplars = self.histograms[measure as usize].exemplars.lock();
+        exemplars.retain(|known| known.bucket != bucket);
+        exemplars.push(MetricExemplar { bucket, value, trace_id, span_id, at });
     }
 
-    fn dead_lettered(&self, reason: Reason) {
-        self.dead_letters.get_or_create(&vec![("reason", reason.as_str())]).inc();
+    fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
+        let Some(end) = Counters::ENDS.iter().position(|end| *end == outcome) else { return };
+        let name = origin.unwrap_or_default();
+        let mut deliveries = self.deliveries.lock();
+        let has_room = deliveries.len() < MOST_ORIGINS || deliveries.contains_key(name);
+        let name = if has_room { name } else { "" };
+        match deliveries.get_mut(name) {
+            Some(ends) => ends[end] += count,
+            None => deliveries.entry(name.into()).or_default()[end] += count,
+        }
+    }
+
+    #[cfg(feature = "otlp")]
+    fn span(&self, message: &onceward::Message) -> Span {
+        super::otlp::traces::span(self.system, message)
+    }
+
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
+        if let Some(index) = Reason::ALL.iter().position(|known| *known == letter.reason) {
+            self.dead_letters[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_beyond_the_limit_share_one_without_a_name() {
+        let instruments = Instruments::new("memory", "memory");
+        for number in 0..MOST_ORIGINS + 5 {
+            instruments.ended(Some(&format!("queue-{number}")), Counter::Handled, 2);
+        }
+        instruments.ended(Some("queue-1"), Counter::Handled, 1);
+        let deliveries = instruments.deliveries.lock();
+        let handled = |name: &str| deliveries.get(name).map(|ends| ends.iter().sum::<u64>());
+        assert_eq!((handled("queue-1"), handled("")), (Some(3), Some(10)));
+        assert_eq!(deliveries.len(), MOST_ORIGINS + 1);
     }
 }

@@ -1,72 +1,37 @@
-//! Metrics of a run or a relay, in the text format of OpenMetrics: [`text`].
+//! Metrics of a run or a relay: [`read`].
 
 use std::borrow::Cow;
-use std::fmt;
-use std::sync::Arc;
 
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::{Counter, Counters, HandlerState, IntakePause, Limits, SourceHealth, SourceState};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as encoding};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
 
-use super::process::ProcessMetrics;
-use super::watched::{Watched, Work};
+use super::family::{MetricFamilies, MetricFamily, MetricKind, MetricValue};
+use super::process;
+use super::watched::{SeenLetters, Watched, Work};
 
-/// The content type of [`text`].
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The metrics of `watched`, whose names begin with `onceward_` and which have the label `scope`; and those of the process,
-/// whose names begin with `process_`.
-#[derive(Debug)]
-pub(super) struct Registries {
-    own: Registry,
-    process: Registry,
-}
-
-impl Registries {
-    pub(super) fn new(watched: Arc<Watched>) -> Self {
-        let labels = [(Cow::Borrowed("scope"), Cow::Owned(watched.scope.clone()))];
-        let mut own = Registry::with_prefix_and_labels("onceward", labels.into_iter());
-        own.register("build", "The version that runs", Info::new([("version", onceward::VERSION)]));
-        if matches!(watched.work, Work::Run(_)) {
-            watched.instruments.register(&mut own);
+/// The current metrics of `watched`, whose names begin with `onceward_` and which have the label `scope`; and those of the
+/// process, whose names begin with `process_`.
+pub(super) fn read(watched: &Watched) -> Vec<MetricFamily> {
+    let mut own = MetricFamilies::new("onceward", vec![("scope", Cow::Owned(watched.scope.clone()))]);
+    let version = vec![("version", Cow::Borrowed(onceward::VERSION))];
+    own.add("build", "The version that runs.", MetricKind::Info, [(version, MetricValue::Whole(1))]);
+    match &watched.work {
+        Work::Run(work) => {
+            watched.instruments.read(&mut own);
+            read_run(&mut own, work.get().map(AsRef::as_ref));
+            if let Some(letters) = *watched.letters.lock() {
+                read_letters(&mut own, &letters);
+            }
         }
-        own.register_collector(Box::new(Collected(watched)));
-        let mut process = Registry::with_prefix("process");
-        process.register_collector(Box::new(ProcessMetrics));
-        Self { own, process }
+        Work::Relay(work) => read_relay(&mut own, work.get().map(AsRef::as_ref)),
     }
+    let mut families = own.into_families();
+    families.extend(process::read());
+    families
 }
 
-/// The current metrics in the text format of OpenMetrics, which Prometheus reads.
-pub(super) fn text(registries: &Registries) -> Result<String, fmt::Error> {
-    let mut text = String::new();
-    encoding::encode_registry(&mut text, &registries.own)?;
-    encoding::encode_registry(&mut text, &registries.process)?;
-    encoding::encode_eof(&mut text)?;
-    Ok(text)
-}
-
-/// Reads the counters at each scrape.
-#[derive(Debug)]
-struct Collected(Arc<Watched>);
-
-impl Collector for Collected {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        match &self.0.work {
-            Work::Run(work) => encode_run(encoder, work.get().map(AsRef::as_ref)),
-            Work::Relay(work) => encode_relay(encoder, work.get().map(AsRef::as_ref)),
-        }
-    }
-}
-
-fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -> fmt::Result {
-    let value = |read: fn(&Counters) -> u64| gauge(counters.map_or(0, read));
+fn read_run(families: &mut MetricFamilies, counters: Option<&Counters>) {
+    let value = |read: fn(&Counters) -> u64| counters.map_or(0, read);
     for (name, help, value) in [
         ("in_flight", "Deliveries received and not yet settled.", value(Counters::in_flight)),
         (
@@ -111,33 +76,33 @@ fn encode_run(mut encoder: DescriptorEncoder<'_>, counters: Option<&Counters>) -
             value(|counters| counters.expiry_lag().as_secs()),
         ),
     ] {
-        encode(&mut encoder, name, help, &value)?;
+        families.gauge(name, help, value);
     }
-    let Some(counters) = counters else { return Ok(()) };
-    encode_pauses(&mut encoder, counters)?;
+    let Some(counters) = counters else { return };
+    read_pauses(families, counters);
     if let Some(limits) = counters.limits() {
-        encode_limits(&mut encoder, &limits)?;
+        read_limits(families, &limits);
     }
     if let Some(source) = counters.source() {
-        encode_source(&mut encoder, source)?;
+        read_source(families, source);
     }
-    encode_keys(&mut encoder, &counters.key_sources())?;
-    Counter::ALL.iter().try_for_each(|counter| {
-        encode(&mut encoder, counter.name(), counter.help(), &ConstCounter::new(counters.get(*counter)))
-    })
+    read_keys(families, &counters.key_sources());
+    for counter in Counter::ALL {
+        families.counter(counter.name(), counter.help(), counters.get(*counter));
+    }
 }
 
-fn encode_pauses(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> fmt::Result {
+fn read_pauses(families: &mut MetricFamilies, counters: &Counters) {
     let help = "1 while no more messages are taken from the source for this reason. The limits of what is in flight are reached whenever messages arrive faster than they are handled.";
-    let mut family = encoder.encode_descriptor("intake_paused", help, None, MetricType::Gauge)?;
     let paused = counters.paused();
-    IntakePause::ALL.iter().try_for_each(|reason| {
-        let value = u64::from(paused.contains(*reason));
-        gauge(value).encode(family.encode_family(&[("reason", reason.name())])?)
-    })
+    let samples = IntakePause::ALL.into_iter().map(|reason| {
+        let value = MetricValue::Whole(paused.contains(reason).into());
+        (vec![("reason", Cow::Borrowed(reason.name()))], value)
+    });
+    families.add("intake_paused", help, MetricKind::Gauge, samples);
 }
 
-fn encode_limits(encoder: &mut DescriptorEncoder<'_>, limits: &Limits) -> fmt::Result {
+fn read_limits(families: &mut MetricFamilies, limits: &Limits) {
     let Limits { concurrency, in_flight, in_flight_bytes, waiting, ttl, .. } = *limits;
     for (name, help, value) in [
         ("concurrency", "Handlers that may run at once.", concurrency as u64),
@@ -146,40 +111,49 @@ fn encode_limits(encoder: &mut DescriptorEncoder<'_>, limits: &Limits) -> fmt::R
         ("waiting_limit", "Deliveries that may wait at once.", waiting as u64),
         ("ttl_seconds", "Seconds for which a completed key is remembered.", ttl.as_secs()),
     ] {
-        encode(encoder, name, help, &gauge(value))?;
+        families.gauge(name, help, value);
     }
-    Ok(())
 }
 
 /// The part of the messages that keys were taken from, which reveals an unintended one such as `position`.
-fn encode_keys(encoder: &mut DescriptorEncoder<'_>, sources: &[(String, u64)]) -> fmt::Result {
-    if sources.is_empty() {
-        return Ok(());
+fn read_keys(families: &mut MetricFamilies, sources: &[(String, u64)]) {
+    let samples = sources
+        .iter()
+        .map(|(name, count)| (vec![("from", Cow::Owned(name.clone()))], MetricValue::Whole(*count)));
+    families.add("keys", "Keys taken from each entry of key.from.", MetricKind::Counter, samples);
+}
+
+/// Only what is known: a queue whose age is unknown has no such line.
+fn read_letters(families: &mut MetricFamilies, letters: &SeenLetters) {
+    families.gauge(
+        "dead_letter_depth",
+        "Dead letters in their destination at the last observation, also those of other scopes.",
+        letters.depth,
+    );
+    if let Some(died) = letters.oldest_died {
+        let help =
+            "Age in seconds of the oldest dead letter that was in the destination at the last observation.";
+        families.gauge("dead_letter_oldest_seconds", help, died.elapsed().unwrap_or_default().as_secs());
     }
-    let help = "Keys taken from each entry of key.from.";
-    let mut family = encoder.encode_descriptor("keys", help, None, MetricType::Counter)?;
-    sources.iter().try_for_each(|(name, count)| {
-        ConstCounter::new(*count).encode(family.encode_family(&[("from", name.as_str())])?)
-    })
 }
 
 /// Only known values: a source without a lag, for example, has no such line.
-fn encode_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> fmt::Result {
+fn read_source(families: &mut MetricFamilies, source: &SourceHealth) {
     let up = u64::from(source.state() == SourceState::Up);
     let help = "1 while the source can deliver; 0 before the first connection and while it is down.";
-    encode(encoder, "source_up", help, &gauge(up))?;
+    families.gauge("source_up", help, up);
     if let Some(received) = source.last_receive() {
         let help = "Seconds since messages last arrived.";
         let ago = received.elapsed().unwrap_or_default().as_secs();
-        encode(encoder, "source_last_receive_seconds", help, &gauge(ago))?;
+        families.gauge("source_last_receive_seconds", help, ago);
     }
     if let Some(lag) = source.lag() {
         let help = "Messages waiting in the broker at the last observation: consumer lag or queue depth.";
-        encode(encoder, "source_lag", help, &gauge(lag))?;
+        families.gauge("source_lag", help, lag);
     }
     if let Some(assigned) = source.assigned() {
         let help = "Partitions that are assigned to this process.";
-        encode(encoder, "source_assigned_partitions", help, &gauge(assigned))?;
+        families.gauge("source_assigned_partitions", help, assigned);
     }
     for (name, help, value) in [
         ("source_reconnects", "Reconnections of the source after it was down.", source.reconnects()),
@@ -194,20 +168,14 @@ fn encode_source(encoder: &mut DescriptorEncoder<'_>, source: &SourceHealth) -> 
             source.resets(),
         ),
     ] {
-        encode(encoder, name, help, &ConstCounter::new(value))?;
+        families.counter(name, help, value);
     }
-    Ok(())
 }
 
-fn encode_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>) -> fmt::Result {
+fn read_relay(families: &mut MetricFamilies, counts: Option<&RelayCounts>) {
     let up = u64::from(counts.is_some_and(RelayCounts::is_outbox_up));
-    encode(
-        &mut encoder,
-        "store_up",
-        "1 while the outbox responds; 0 before the first response.",
-        &gauge(up),
-    )?;
-    let Some(counts) = counts else { return Ok(()) };
+    families.gauge("store_up", "1 while the outbox responds; 0 before the first response.", up);
+    let Some(counts) = counts else { return };
     let seen = counts.seen();
     for (name, help, value) in [
         ("outbox_waiting", "Unpublished rows.", seen.waiting),
@@ -220,50 +188,43 @@ fn encode_relay(mut encoder: DescriptorEncoder<'_>, counts: Option<&RelayCounts>
             seen.oldest.unwrap_or_default().as_secs(),
         ),
     ] {
-        encode(&mut encoder, name, help, &gauge(value))?;
+        families.gauge(name, help, value);
     }
     for (name, help, value) in [
         ("outbox_published", "Rows published by this relay and confirmed.", counts.published()),
         ("outbox_publish_failures", "Failed publishes of this relay.", counts.failed()),
         ("outbox_cleaned", "Published rows removed by this relay.", counts.cleaned()),
     ] {
-        encode(&mut encoder, name, help, &ConstCounter::new(value))?;
+        families.counter(name, help, value);
     }
-    Ok(())
-}
-
-fn gauge(value: u64) -> ConstGauge<i64> {
-    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-fn encode(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    metric: &(impl EncodeMetric + ?Sized),
-) -> fmt::Result {
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::telemetry::MessageSource;
+    use crate::telemetry::exposition;
 
     const FILE: MessageSource = MessageSource { adapter: "file", system: "file" };
+
+    fn text(watched: &Watched) -> String {
+        exposition::text(&read(watched))
+    }
 
     #[test]
     fn every_counter_is_there_under_its_name_once_the_pipeline_is() {
         let watched = Watched::run("billing", FILE, CancellationToken::new());
-        let registry = Registries::new(Arc::clone(&watched));
-        let before = text(&registry).unwrap();
+        let before = text(&watched);
         assert!(before.contains("onceward_store_up{scope=\"billing\"} 0\n"), "{before}");
         assert!(!before.contains("onceward_received"), "{before}");
 
         watched.started(Arc::default());
-        let after = text(&registry).unwrap();
+        let after = text(&watched);
         for counter in Counter::ALL {
             let line = format!("onceward_{}_total{{scope=\"billing\"}} 0\n", counter.name());
             assert!(after.contains(&line), "{line} is not in {after}");
@@ -276,25 +237,13 @@ mod tests {
         assert!(after.ends_with("# EOF\n"), "{after}");
     }
 
-    /// A source alone.
-    #[derive(Debug)]
-    struct Alone(Arc<SourceHealth>);
-
-    impl Collector for Alone {
-        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-            encode_source(&mut encoder, &self.0)
-        }
-    }
-
     #[test]
     fn a_source_tells_what_it_knows_and_nothing_else() {
-        let source = Arc::new(SourceHealth::default());
-        let mut registry = Registry::with_prefix("onceward");
-        registry.register_collector(Box::new(Alone(Arc::clone(&source))));
+        let source = SourceHealth::default();
         let read = || {
-            let mut text = String::new();
-            encoding::encode(&mut text, &registry).unwrap();
-            text
+            let mut families = MetricFamilies::new("onceward", Vec::new());
+            read_source(&mut families, &source);
+            exposition::text(&families.into_families())
         };
         let before = read();
         assert!(before.contains("onceward_source_up 0\n"), "{before}");
@@ -324,10 +273,9 @@ mod tests {
     #[test]
     fn a_relay_tells_of_its_outbox_and_nothing_of_deliveries() {
         let watched = Watched::relay("billing", CancellationToken::new());
-        let registry = Registries::new(Arc::clone(&watched));
-        assert!(text(&registry).unwrap().contains("onceward_store_up{scope=\"billing\"} 0\n"));
+        assert!(text(&watched).contains("onceward_store_up{scope=\"billing\"} 0\n"));
         watched.relay_started(Arc::default());
-        let after = text(&registry).unwrap();
+        let after = text(&watched);
         for name in ["waiting", "failing", "held", "kept", "oldest_seconds"] {
             assert!(after.contains(&format!("onceward_outbox_{name}{{scope=\"billing\"}} 0\n")), "{after}");
         }
@@ -336,5 +284,21 @@ mod tests {
             assert!(after.contains(&line), "{line} is not in {after}");
         }
         assert!(!after.contains("onceward_received"), "{after}");
+    }
+
+    #[test]
+    fn dead_letters_are_there_as_far_as_they_are_known() {
+        let watched = Watched::run("billing", FILE, CancellationToken::new());
+        assert!(!text(&watched).contains("dead_letter_depth"));
+        watched.see_letters(Some(SeenLetters { depth: 3, oldest_died: None }));
+        let counted = text(&watched);
+        assert!(counted.contains("onceward_dead_letter_depth{scope=\"billing\"} 3\n"), "{counted}");
+        assert!(!counted.contains("dead_letter_oldest"), "{counted}");
+        let died = SystemTime::now() - Duration::from_secs(90);
+        watched.see_letters(Some(SeenLetters { depth: 3, oldest_died: Some(died) }));
+        let aged = text(&watched);
+        assert!(aged.contains("onceward_dead_letter_oldest_seconds{scope=\"billing\"} 9"), "{aged}");
+        watched.see_letters(None);
+        assert!(!text(&watched).contains("dead_letter_depth"), "what is no longer known is not shown");
     }
 }

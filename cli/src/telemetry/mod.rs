@@ -1,16 +1,20 @@
-//! Metrics, health endpoints and status page of a run or a relay: `/metrics`, `/health/live`, `/health/ready` and `/status`, if
-//! `telemetry.listen` is set.
+//! Telemetry of a run or a relay: the endpoints `/metrics`, `/health/live` and `/health/ready` and the page `/status`, if
+//! `telemetry.listen` is set; and traces, metrics and log lines that are pushed to a collector, if one is named.
 
-#[cfg(feature = "otlp")]
-mod collector;
 #[cfg(feature = "telemetry")]
 mod connections;
+#[cfg(feature = "telemetry")]
+mod exposition;
+#[cfg(feature = "telemetry")]
+mod family;
 #[cfg(feature = "telemetry")]
 mod instruments;
 mod logins;
 #[cfg(feature = "telemetry")]
 mod metrics;
 mod observers;
+#[cfg(feature = "otlp")]
+mod otlp;
 #[cfg(feature = "telemetry")]
 mod process;
 #[cfg(feature = "telemetry")]
@@ -21,8 +25,6 @@ mod recent;
 mod server;
 #[cfg(feature = "telemetry")]
 mod status;
-#[cfg(feature = "otlp")]
-mod traces;
 mod watched;
 
 use std::sync::Arc;
@@ -39,19 +41,31 @@ use crate::exit::Failure;
 pub(crate) use logins::{HEADERS, URLS};
 #[cfg(feature = "telemetry")]
 pub(crate) use status::{LiveStatus, PipelineFigures};
-pub(crate) use watched::{MessageSource, Watched};
+pub(crate) use watched::{MessageSource, SeenLetters, Watched};
 
-/// Starts the endpoints in the background, if `telemetry.listen` is set. They run until the program ends.
+/// Starts the endpoints, if `telemetry.listen` is set, and the push of metrics, if they have a collector; both run in the
+/// background until the program ends.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) async fn listen(config: &Config, watched: &Arc<Watched>) -> Result<(), Failure> {
+pub(crate) async fn expose(config: &Config, watched: &Arc<Watched>) -> Result<(), Failure> {
+    #[cfg(feature = "otlp")]
+    otlp::metrics::push_regularly(watched);
     #[cfg(feature = "telemetry")]
     if let Some(address) = config.telemetry.listen {
         return server::start(config, address, Arc::clone(watched)).await;
     }
     let _ = (config, watched);
     Ok(())
+}
+
+/// True if anything shows metrics.
+pub(crate) fn metrics_are_on(config: &Config) -> bool {
+    #[cfg(feature = "otlp")]
+    if otlp::metrics::is_on() {
+        return true;
+    }
+    cfg!(feature = "telemetry") && config.telemetry.listen.is_some()
 }
 
 /// The observer of the pipeline, if anything shows what it measures; `command` is that of the command itself.
@@ -62,9 +76,9 @@ pub(crate) fn observer(
 ) -> Option<Arc<dyn Observer>> {
     let mut observers: Vec<_> = command.into_iter().collect();
     #[cfg(feature = "telemetry")]
-    if config.telemetry.listen.is_some() || traces_are_on() {
+    if metrics_are_on(config) || traces_are_on() {
         observers.push(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
-        observers.push(Arc::clone(&watched.letters) as Arc<dyn Observer>);
+        observers.push(Arc::clone(&watched.recent_letters) as Arc<dyn Observer>);
     }
     let _ = (config, watched);
     match observers.len() {
@@ -73,13 +87,13 @@ pub(crate) fn observer(
     }
 }
 
-/// Turns traces on if the configuration or the environment names a collector; before logging starts.
+/// Prepares the export of what has a collector in the configuration or the environment; before logging starts.
 ///
 /// # Errors
-/// The exporter cannot be made of these values.
-pub(crate) fn start_traces(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
+/// An exporter cannot be made of these values.
+pub(crate) fn start_export(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
     #[cfg(feature = "otlp")]
-    traces::start(config, env)?;
+    otlp::start(config, env)?;
     let _ = (config, env);
     Ok(())
 }
@@ -87,7 +101,7 @@ pub(crate) fn start_traces(config: &Config, env: Lookup<'_>) -> Result<(), Failu
 /// True if deliveries have spans.
 pub(crate) fn traces_are_on() -> bool {
     #[cfg(feature = "otlp")]
-    return traces::is_on();
+    return otlp::traces::is_on();
     #[cfg(not(feature = "otlp"))]
     false
 }
@@ -98,7 +112,18 @@ where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
     #[cfg(feature = "otlp")]
-    return traces::layer();
+    return otlp::traces::layer();
+    #[cfg(not(feature = "otlp"))]
+    None
+}
+
+/// The layer of a logger that exports its lines; `None` if they are not exported.
+pub(crate) fn line_layer<S>() -> Option<Box<dyn Layer<S> + Send + Sync>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    #[cfg(feature = "otlp")]
+    return otlp::logs::layer();
     #[cfg(not(feature = "otlp"))]
     None
 }
@@ -114,7 +139,7 @@ pub(crate) fn recent_layer<S: Subscriber>() -> Option<Box<dyn Layer<S> + Send + 
 /// The message with the trace context of the handler's span in its headers, if it has one.
 pub(crate) fn within_current_span(message: Message) -> Message {
     #[cfg(feature = "otlp")]
-    return traces::within_current_span(message);
+    return otlp::traces::within_current_span(message);
     #[cfg(not(feature = "otlp"))]
     message
 }
@@ -122,7 +147,7 @@ pub(crate) fn within_current_span(message: Message) -> Message {
 /// Exports what has not been exported yet, at the end of the program.
 pub(crate) async fn finish(at_once: bool) {
     #[cfg(feature = "otlp")]
-    traces::finish(at_once).await;
+    otlp::finish(at_once).await;
     #[cfg(not(feature = "otlp"))]
     let _ = at_once;
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use onceward::Message;
-use onceward::store::Reason;
 use onceward::telemetry::{Counter, Counters, KeySighting, LetterSighting, Measure, Observer};
 use tracing::Span;
 
@@ -19,12 +18,12 @@ impl Observer for Observers {
         self.0.iter().for_each(|each| each.ended(origin, outcome, count));
     }
 
-    fn dead_lettered(&self, reason: Reason) {
-        self.0.iter().for_each(|each| each.dead_lettered(reason));
+    fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
+        self.0.iter().for_each(|each| each.exemplar(measure, value, span));
     }
 
-    fn letter(&self, letter: &LetterSighting<'_>) {
-        self.0.iter().for_each(|each| each.letter(letter));
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
+        self.0.iter().for_each(|each| each.dead_lettered(letter));
     }
 
     fn sighted(&self, sighting: &KeySighting) {

@@ -101,7 +101,7 @@ impl RecentLetters {
 }
 
 impl Observer for RecentLetters {
-    fn letter(&self, letter: &LetterSighting<'_>) {
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
         let letter = RecentLetter {
             at_ms: now_ms(),
             key: letter.key.map(|key| key.to_string()),
@@ -137,7 +137,7 @@ mod tests {
         let letters = RecentLetters::default();
         for number in 0..50 {
             let key = Some(Key::from_bytes([number; 16]));
-            letters.letter(&LetterSighting::new(key, Reason::Permanent, Some("or\u{1b}ders")));
+            letters.dead_lettered(&LetterSighting::new(key, Reason::Permanent, Some("or\u{1b}ders")));
         }
         let kept = letters.read();
         assert_eq!((kept.len(), kept[0].key.as_deref()), (MOST, Some("31".repeat(16).as_str())));

@@ -16,10 +16,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::Connections;
-use super::metrics::{self, Registries};
 use super::readiness::Readiness;
 use super::status::{self, RateHistory};
 use super::watched::Watched;
+use super::{exposition, metrics};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 
@@ -37,7 +37,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Endpoints {
     watched: Arc<Watched>,
-    registries: Registries,
     history: Arc<RateHistory>,
 }
 
@@ -62,10 +61,9 @@ pub(super) async fn start(
     // With port 0 the system has chosen the port.
     let address = listener.local_addr().map_err(cannot)?;
     tracing::info!(%address, "telemetry endpoints started: /metrics, /status, /health/live, /health/ready");
-    let registries = Registries::new(Arc::clone(&watched));
     let history = Arc::<RateHistory>::default();
     tokio::spawn(Arc::clone(&history).keep(Arc::clone(&watched)));
-    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, registries, history })));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, history })));
     Ok(())
 }
 
@@ -111,10 +109,10 @@ impl Endpoints {
             return response;
         }
         match request.uri().path() {
-            "/metrics" => match metrics::text(&self.registries) {
-                Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
-                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "encoding the metrics failed\n"),
-            },
+            "/metrics" => {
+                let text = exposition::text(&metrics::read(&self.watched));
+                response(StatusCode::OK, exposition::CONTENT_TYPE, text)
+            }
             "/health/live" => plain(StatusCode::OK, "live\n"),
             "/health/ready" => ready(&Readiness::current(&self.watched)),
             path => status::respond(path, &self.watched, &self.history).unwrap_or_else(|| {

@@ -1,6 +1,7 @@
 //! The state behind the endpoints: [`Watched`].
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use onceward::Error;
 use onceward::outbox::RelayCounts;
@@ -33,13 +34,24 @@ pub(crate) struct Watched {
     pub(super) instruments: Arc<super::instruments::Instruments>,
     /// The last dead letters of the pipeline.
     #[cfg(feature = "telemetry")]
-    pub(super) letters: Arc<super::recent::RecentLetters>,
+    pub(super) recent_letters: Arc<super::recent::RecentLetters>,
     /// The name of the source's adapter.
     pub(super) adapter: &'static str,
     pub(super) since: Instant,
     /// The part that the start waits for, and its last error.
     pub(super) waits_for: Mutex<Option<(&'static str, String)>>,
+    /// `None` while they are unknown.
+    pub(super) letters: Mutex<Option<SeenLetters>>,
     pub(super) draining: CancellationToken,
+}
+
+/// The dead letters as they were last observed.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "read by the telemetry feature only"))]
+pub(crate) struct SeenLetters {
+    pub(crate) depth: u64,
+    /// When the message of the oldest letter died, where that can be known.
+    pub(crate) oldest_died: Option<SystemTime>,
 }
 
 /// The observed process; its counters are set once it has started.
@@ -75,10 +87,11 @@ impl Watched {
             #[cfg(feature = "telemetry")]
             instruments: Arc::new(super::instruments::Instruments::new(source.adapter, source.system)),
             #[cfg(feature = "telemetry")]
-            letters: Arc::default(),
+            recent_letters: Arc::default(),
             adapter: source.adapter,
             since: Instant::now(),
             waits_for: Mutex::default(),
+            letters: Mutex::default(),
             draining,
         })
     }
@@ -87,6 +100,11 @@ impl Watched {
     pub(crate) fn waits_for(&self, part: &'static str, error: &Error) {
         let reason = crate::handlers::text::printable(error.to_string().as_bytes(), LONGEST_REASON);
         *self.waits_for.lock() = Some((part, reason));
+    }
+
+    /// Records the dead letters as they were observed; `None` if that failed.
+    pub(crate) fn see_letters(&self, letters: Option<SeenLetters>) {
+        *self.letters.lock() = letters;
     }
 
     /// Records that the pipeline has started, with its counters.

@@ -11,6 +11,8 @@ mod log;
 mod observe;
 #[cfg(feature = "sqlite")]
 mod outage;
+#[cfg(feature = "otlp")]
+mod push;
 mod quickstart;
 #[cfg(feature = "redis")]
 mod redis;

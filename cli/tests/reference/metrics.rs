@@ -16,8 +16,18 @@ use super::{GENERATED, cell, compare};
 /// Type and help of each metric.
 pub(super) type Metrics = BTreeMap<String, (String, String)>;
 
-/// Metrics that a file source does not have.
-const OF_BROKERS: [(&str, &str, &str); 2] = [
+/// Metrics that a file source does not have, or only once there is a dead letter.
+const OF_OTHERS: [(&str, &str, &str); 4] = [
+    (
+        "onceward_dead_letter_depth",
+        "gauge",
+        "Dead letters in their destination at the last observation, also those of other scopes. Absent where it is unknown.",
+    ),
+    (
+        "onceward_dead_letter_oldest_seconds",
+        "gauge",
+        "Age in seconds of the oldest dead letter that was in the destination at the last observation (Kafka, files).",
+    ),
     (
         "onceward_source_lag",
         "gauge",
@@ -88,7 +98,7 @@ fn metrics_are_current() {
     let scene = Scene::new(&format!("{tables}[outbox.rabbitmq]\nurl = '{}'\n", broker.url()));
     scene.write("orders.ndjson", "{\"id\":1}\n");
     let mut run = metrics_of(&scene, "run @", "outcome=\"handled\"} 1");
-    for (name, kind, help) in OF_BROKERS {
+    for (name, kind, help) in OF_OTHERS {
         run.insert(name.to_owned(), (kind.to_owned(), help.to_owned()));
     }
     for counter in Counter::ALL {

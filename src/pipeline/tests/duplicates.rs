@@ -209,10 +209,13 @@ async fn observe_mode_runs_every_delivery_and_counts_the_duplicates() {
     world.empty().await;
     world.publish("b");
     world.empty().await;
+    world.broker.publish(with_payload("b", "another order"));
+    world.empty().await;
     let summary = worker.end().await;
-    assert_eq!((summary.received(), summary.handled(), summary.duplicates()), (6, 6, 0));
-    assert_eq!(summary.counters().get(Counter::ObservedDuplicates), 4);
-    assert_eq!(world.runs().len(), 6);
+    assert_eq!((summary.received(), summary.handled(), summary.duplicates()), (7, 7, 0));
+    let count = |counter| summary.counters().get(counter);
+    assert_eq!((count(Counter::ObservedDuplicates), count(Counter::Mismatches)), (4, 1));
+    assert_eq!(world.runs().len(), 7);
 }
 
 #[tokio::test(start_paused = true)]

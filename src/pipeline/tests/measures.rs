@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::transactions::{Inbox, Runs};
 use super::*;
 use crate::store::Reason;
-use crate::telemetry::{IntakePause, Measure, Observer};
+use crate::telemetry::{IntakePause, LetterSighting, Measure, Observer};
 
 /// Keeps what it observes.
 #[derive(Default)]
@@ -36,8 +36,8 @@ impl Observer for Observed {
         *self.ends.lock().unwrap().entry((origin, outcome)).or_default() += count;
     }
 
-    fn dead_lettered(&self, reason: Reason) {
-        self.dead.lock().unwrap().push(reason);
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
+        self.dead.lock().unwrap().push(letter.reason);
     }
 
     fn report(&self, counters: &Counters) {

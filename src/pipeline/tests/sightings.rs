@@ -20,7 +20,7 @@ impl Observer for Sightings {
         self.keys.lock().unwrap().push((sighting.key, sighting.known));
     }
 
-    fn letter(&self, letter: &LetterSighting<'_>) {
+    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
         let origin = letter.origin.map(str::to_owned);
         self.letters.lock().unwrap().push((letter.key, letter.reason, origin));
     }

@@ -1,13 +1,18 @@
-//! A collector of traces, by OTLP over HTTP, that keeps what it receives: [`Collector`].
+//! A collector of traces, metrics and log lines, by OTLP over HTTP, that keeps what it receives: [`Collector`].
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point;
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 
 /// A span as it was received.
@@ -33,6 +38,58 @@ pub struct Span {
 }
 
 impl Span {
+    /// The text of an attribute.
+    #[must_use]
+    pub fn attribute(&self, key: &str) -> Option<String> {
+        text(&self.attributes, key)
+    }
+}
+
+/// A data point of a metric as it was received.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// The name of the service that sent it.
+    pub service: String,
+    /// The id of the process that sent it.
+    pub instance: String,
+    /// The metric.
+    pub name: String,
+    /// The metric's unit.
+    pub unit: String,
+    /// `gauge`, `sum` or `histogram`.
+    pub kind: &'static str,
+    /// The value, or the sum of a histogram.
+    pub value: f64,
+    /// The number of values; 0 for others than histograms.
+    pub count: u64,
+    /// Traces of its exemplars, in hexadecimal digits.
+    pub exemplars: Vec<String>,
+    attributes: Vec<KeyValue>,
+}
+
+impl Point {
+    /// The text of an attribute.
+    #[must_use]
+    pub fn attribute(&self, key: &str) -> Option<String> {
+        text(&self.attributes, key)
+    }
+}
+
+/// A log line as it was received.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The name of the service that sent it.
+    pub service: String,
+    /// `INFO`, `WARN`, …
+    pub severity: String,
+    /// The sentence.
+    pub body: String,
+    /// The module that it is from.
+    pub target: String,
+    attributes: Vec<KeyValue>,
+}
+
+impl Line {
     /// The text of an attribute.
     #[must_use]
     pub fn attribute(&self, key: &str) -> Option<String> {
@@ -106,7 +163,24 @@ impl Collector {
     /// All spans so far.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        self.requests().iter().flat_map(|request| spans_of(&request.body)).collect()
+        self.of("traces", spans_of)
+    }
+
+    /// All data points so far; those of a later export are behind those of an earlier one.
+    #[must_use]
+    pub fn points(&self) -> Vec<Point> {
+        self.of("metrics", points_of)
+    }
+
+    /// All log lines so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        self.of("logs", lines_of)
+    }
+
+    fn of<T>(&self, signal: &str, parts: fn(&[u8]) -> Vec<T>) -> Vec<T> {
+        let is_it = |request: &&Request| request.head.starts_with(&format!("POST /v1/{signal} "));
+        self.requests().iter().filter(is_it).flat_map(|request| parts(&request.body)).collect()
     }
 }
 
@@ -153,10 +227,10 @@ fn spans_of(body: &[u8]) -> Vec<Span> {
     let request = ExportTraceServiceRequest::decode(body).expect("a request of the protocol");
     let mut spans = Vec::new();
     for resource in request.resource_spans {
-        let service = resource.resource.and_then(|resource| text(&resource.attributes, "service.name"));
+        let service = of_resource(resource.resource.as_ref(), "service.name");
         for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             spans.push(Span {
-                service: service.clone().unwrap_or_default(),
+                service: service.clone(),
                 name: span.name,
                 trace: hex(&span.trace_id),
                 id: hex(&span.span_id),
@@ -172,12 +246,85 @@ fn spans_of(body: &[u8]) -> Vec<Span> {
     spans
 }
 
+fn points_of(body: &[u8]) -> Vec<Point> {
+    let request = ExportMetricsServiceRequest::decode(body).expect("a request of the protocol");
+    let mut points = Vec::new();
+    for resource in request.resource_metrics {
+        let of = |key| of_resource(resource.resource.as_ref(), key);
+        let (service, instance) = (of("service.name"), of("service.instance.id"));
+        for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+            let point = |kind, value, count, exemplars, attributes| Point {
+                service: service.clone(),
+                instance: instance.clone(),
+                name: metric.name.clone(),
+                unit: metric.unit.clone(),
+                kind,
+                value,
+                count,
+                exemplars,
+                attributes,
+            };
+            let (kind, numbers) = match metric.data.expect("data") {
+                Data::Gauge(gauge) => ("gauge", gauge.data_points),
+                Data::Sum(sum) => ("sum", sum.data_points),
+                Data::Histogram(histogram) => {
+                    points.extend(histogram.data_points.into_iter().map(|found| {
+                        let traces = found.exemplars.iter().map(|exemplar| hex(&exemplar.trace_id)).collect();
+                        let sum = found.sum.unwrap_or_default();
+                        point("histogram", sum, found.count, traces, found.attributes)
+                    }));
+                    continue;
+                }
+                other => panic!("no metric of ours: {other:?}"),
+            };
+            points.extend(numbers.into_iter().map(|found| {
+                let value = match found.value.expect("a value") {
+                    number_data_point::Value::AsDouble(value) => value,
+                    #[allow(clippy::cast_precision_loss, reason = "values of tests are small")]
+                    number_data_point::Value::AsInt(value) => value as f64,
+                };
+                point(kind, value, 0, Vec::new(), found.attributes)
+            }));
+        }
+    }
+    points
+}
+
+fn lines_of(body: &[u8]) -> Vec<Line> {
+    let request = ExportLogsServiceRequest::decode(body).expect("a request of the protocol");
+    let mut lines = Vec::new();
+    for resource in request.resource_logs {
+        let service = of_resource(resource.resource.as_ref(), "service.name");
+        for scope in resource.scope_logs {
+            let target = scope.scope.map(|scope| scope.name).unwrap_or_default();
+            for record in scope.log_records {
+                lines.push(Line {
+                    service: service.clone(),
+                    severity: record.severity_text,
+                    body: record.body.as_ref().map(shown).unwrap_or_default(),
+                    target: target.clone(),
+                    attributes: record.attributes,
+                });
+            }
+        }
+    }
+    lines
+}
+
+fn of_resource(resource: Option<&Resource>, key: &str) -> String {
+    resource.and_then(|resource| text(&resource.attributes, key)).unwrap_or_default()
+}
+
 fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
-    match &found.value {
-        Some(AnyValue { value: Some(Value::StringValue(text)) }) => Some(text.clone()),
-        Some(AnyValue { value: Some(Value::IntValue(number)) }) => Some(number.to_string()),
-        other => Some(format!("{other:?}")),
+    Some(found.value.as_ref().map(shown).unwrap_or_default())
+}
+
+fn shown(value: &AnyValue) -> String {
+    match &value.value {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
     }
 }
 

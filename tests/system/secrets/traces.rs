@@ -1,5 +1,5 @@
-//! Traces hold no secret, neither of the configuration nor of the standard variables, and what goes wrong with them is
-//! logged without one.
+//! Exported spans, metrics and log lines hold no secret, neither of the configuration nor of the standard variables, and a
+//! failed export is logged without one.
 
 use onceward_test_servers::otlp::{Collector, Request, Span};
 use onceward_test_support::process::Ended;
@@ -21,6 +21,7 @@ fn run(scene: &Scene, otlp: &str) -> Ended {
         .env("SECRET", CANARY)
         .env("RUST_LOG", "trace")
         .env("RUST_BACKTRACE", "full")
+        .env("OTEL_LOGS_EXPORTER", "otlp")
         .env("OTEL_EXPORTER_OTLP_HEADERS", HEADERS)
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp);
     let ended = scene.start(&mut command).wait_within(PATIENCE);
@@ -28,10 +29,10 @@ fn run(scene: &Scene, otlp: &str) -> Ended {
     ended
 }
 
-/// The parts of a request that are about deliveries, in lossy text: protobuf has texts as they are.
+/// Spans, metrics and log lines in lossy text: protobuf has texts as they are.
 fn assert_no_secret(requests: &[Request]) {
     for request in requests {
-        assert_eq!(leak(&String::from_utf8_lossy(&request.body), CANARY), None, "a span has the password");
+        assert_eq!(leak(&String::from_utf8_lossy(&request.body), CANARY), None, "it has the password");
         // Where it belongs: without it, nothing would be shown.
         assert!(request.head.contains(&format!("x-api-key: {CANARY}\n")), "{}", request.head);
     }
@@ -42,7 +43,7 @@ fn failed(span: &&Span) -> bool {
 }
 
 #[test]
-fn spans_of_deliveries_that_succeed_and_fail_hold_no_secret() {
+fn what_is_exported_about_deliveries_that_succeed_and_fail_holds_no_secret() {
     let (takes, fails) = (Collector::start(), Collector::with_status("500 Internal Server Error"));
     let at = |server: &Collector| {
         let url = server.url();
@@ -58,6 +59,8 @@ fn spans_of_deliveries_that_succeed_and_fail_hold_no_secret() {
         let ended = run(&scene, &collector.url_with(&format!("user:{CANARY}")));
         assert_eq!(ended.code(), Some(if has_failed { 3 } else { 0 }), "{ended:#?}");
         assert_no_secret(&collector.requests());
+        assert!(collector.points().iter().any(|point| point.name == "onceward_received_total"));
+        assert!(collector.lines().iter().any(|line| line.body == "pipeline started"));
         let spans = collector.spans();
         for name in ["process ", "claim", "handle", "settle"] {
             assert!(spans.iter().any(|span| span.name.starts_with(name)), "{name}: {spans:#?}");
@@ -94,8 +97,11 @@ fn a_collector_that_refuses_or_is_away_is_named_without_its_login() {
         let scene = scene(&EXEC.replace("exit 75", "exit 0"));
         let ended = run(&scene, &url);
         assert_eq!(ended.code(), Some(0), "{ended:#?}");
-        let line = ended.stderr.lines().find(|line| line.contains("spans not exported"));
-        assert!(line.is_some_and(|line| line.contains(cause)), "{ended:#?}");
+        for things in ["spans", "metrics", "log lines"] {
+            let sentence = format!("{things} not exported");
+            let line = ended.stderr.lines().find(|line| line.contains(&sentence));
+            assert!(line.is_some_and(|line| line.contains(cause)), "{things}: {ended:#?}");
+        }
     }
     assert_no_secret(&refusing.requests());
 }

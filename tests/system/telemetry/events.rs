@@ -113,6 +113,7 @@ fn rabbitmq_and_redis() -> BTreeSet<String> {
     letters.delete();
     queue.publish(&line("bad-again", &json!({"do": "permanent"})));
     watched.see(&["dead_letter_errors_total"]);
+    until("their number is unknown", PATIENCE, || watched.value("dead_letter_depth").is_none());
     end(running, &watched)
 }
 
@@ -141,7 +142,7 @@ fn each_message_counts(queue: &RabbitQueue<'_>, watched: &mut Watched) {
     queue.publish(&line("again", &json!({"do": "fail", "times": 1})));
     watched.see(&["retried_total", "runs_failed_total", "handler_seconds_count{outcome=\"failed\"}"]);
     queue.publish(&line("bad", &json!({"do": "permanent"})));
-    watched.see(&["dead_lettered_total", "dead_letters_total{reason=\"permanent\"}"]);
+    watched.see(&["dead_lettered_total", "dead_letters_total{reason=\"permanent\"}", "dead_letter_depth"]);
     queue.publish(&line("bad", &json!({"do": "permanent"})));
     watched.see(&["duplicates_of_dead_total"]);
     queue.publish(&["{\"no\":\"id\"}".to_owned()]);
@@ -204,6 +205,8 @@ fn kafka_and_redis() -> BTreeSet<String> {
     watched.see(&["blocked_lanes", "handled_total"]);
     topic.publish(&line("large", &json!({"lane": "b", "do": "permanent", "text": "x".repeat(2_000)})));
     watched.see(&["letters_refused_total", "letters_dropped_total"]);
+    topic.publish(&line("small", &json!({"lane": "c", "do": "permanent"})));
+    watched.see(&["dead_letter_depth", "dead_letter_oldest_seconds"]);
     topic.recreate();
     topic.publish(&line("new", &json!({"lane": "a"})));
     watched.see(&["source_resets_total"]);

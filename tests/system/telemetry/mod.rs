@@ -1,5 +1,6 @@
 //! Traces and metrics of the program over real brokers, as a collector and a scraper receive them.
 
 mod events;
+mod letters;
 mod scrape;
 mod traces;

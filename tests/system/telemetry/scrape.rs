@@ -27,6 +27,8 @@ impl Scrape {
 }
 
 fn sample(line: &str) -> Option<(String, f64)> {
+    // Without its exemplar.
+    let line = line.split_once(" # ").map_or(line, |(sample, _)| sample);
     let (name, value) = line.rsplit_once(' ')?;
     let (name, labels) = name.split_once('{').unwrap_or((name, ""));
     let labels: Vec<_> = labels

@@ -183,7 +183,8 @@ impl SourcePlugin for FileSource {
     async fn dead_letter_status(&self, context: &Context<'_>, to: &str) -> Result<DeadLetterStatus, Error> {
         let path = context.resolve(to.as_ref());
         let place = path.display().to_string();
-        let letters = lines(&path).map_err(|error| {
+        let counted = tokio::task::spawn_blocking(move || lines(&path)).await;
+        let letters = counted.map_err(io::Error::from).flatten().map_err(|error| {
             let what = format!("{place} cannot be read ({error}); make it readable for this user");
             Error::new(ErrorKind::Config, "count the dead letters", what)
         })?;

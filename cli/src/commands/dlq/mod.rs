@@ -20,7 +20,7 @@ mod redrive;
 mod republish;
 mod show;
 
-pub(super) use depth::{LetterDepth, depth};
+pub(super) use depth::{LettersFound, letters};
 
 use crate::args::DlqCommand;
 use crate::config::Lookup;

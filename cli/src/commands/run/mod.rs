@@ -1,6 +1,7 @@
 //! `onceward run`: runs the pipeline until a signal or the end of the source.
 
 mod drain;
+mod letters;
 mod startup;
 mod summary;
 
@@ -94,7 +95,7 @@ pub(super) async fn supervise(
     if args.until_empty {
         require_idle_reports(config)?;
     }
-    telemetry::start_traces(config, env)?;
+    telemetry::start_export(config, env)?;
     logging::start(config.telemetry.log, env)?;
     for advice in attached.advice.iter().chain(&super::readable::secrets(config)) {
         tracing::warn!(code = advice.code(), "{advice}");
@@ -109,7 +110,7 @@ pub(super) async fn supervise(
     let adapter = config.source.name();
     let system = config.source.plugin().messaging_system().unwrap_or(adapter);
     let watched = Watched::run(&config.scope, MessageSource { adapter, system }, shutdown.clone());
-    telemetry::listen(config, &watched).await?;
+    telemetry::expose(config, &watched).await?;
 
     tokio::spawn(reap_orphans(reaping.clone()));
     let whole_run = bounded(config, &shutdown, consume(config, args, attached, &watched, &shutdown));
@@ -161,7 +162,8 @@ async fn consume(
     };
     let built = registry::build(config, &scope, parts, args.until_empty).await;
     let ready = built.map_err(|error| super::failure::failure(&error))?;
-    watched.started(ready.counters());
+    let counters = ready.counters();
+    watched.started(Arc::clone(&counters));
     tracing::info!(
         scope = %scope,
         guarantee = ready.guarantee(),
@@ -173,7 +175,11 @@ async fn consume(
     let started = Instant::now();
     let (running, rest) = ready.start(shutdown.clone());
     let running = limited(running, attached.limit, shutdown);
-    let ((ended, cause), drained) = drain::timed(shutdown, running).await;
+    let ((ended, cause), drained) = tokio::select! {
+        biased;
+        ended = drain::timed(shutdown, running) => ended,
+        never = letters::observe(config, &scope, &store, watched, &counters) => match never {},
+    };
     let lasted = started.elapsed();
     let abandoned = !matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0);
     rest.end(if abandoned { Duration::ZERO } else { drain::left(config, drained) }).await;

@@ -105,7 +105,7 @@ impl LiveStatus {
             pipeline,
             relay,
             errors: recent::lines(),
-            letters: watched.letters.read(),
+            letters: watched.recent_letters.read(),
         }
     }
 }

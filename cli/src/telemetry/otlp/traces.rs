@@ -1,4 +1,4 @@
-//! Traces of deliveries, pushed to an OpenTelemetry collector over OTLP: [`start`], [`finish`].
+//! Traces of deliveries: [`span`], [`layer`].
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -7,9 +7,8 @@ use std::time::Duration;
 use onceward::Message;
 use onceward::telemetry::{TRACE_TARGET, delivery_span};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
-use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Span, Subscriber};
@@ -18,42 +17,29 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::collector::{Collector, refused};
+use super::collector::{Collector, refused_settings};
+use super::resource::resource;
+use super::signal::Signal;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
-
-/// How long the last spans have to reach the collector at the end of the program. With what a shutdown takes beyond its drain, it is
-/// within the 5 s that the grace period of a platform should have for both.
-const LAST_EXPORT: Duration = Duration::from_secs(2);
-
-/// As [`LAST_EXPORT`], for a program that is to end at once.
-const HASTY_EXPORT: Duration = Duration::from_millis(200);
 
 /// Set once traces are on, and only then.
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-/// Turns traces on if the configuration or the standard variables name a collector: `telemetry.otlp`,
-/// `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. `OTEL_SDK_DISABLED=true` and
-/// `OTEL_TRACES_EXPORTER=none` turn them off.
+/// Turns traces on if the configuration or the environment names a collector of theirs.
 ///
 /// # Errors
 /// The exporter cannot be made of these values.
-pub(crate) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
-    let Some(collector) = Collector::find(config, env)? else { return Ok(()) };
+pub(super) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
+    let Some(collector) = Collector::find(Signal::Traces, config, env)? else { return Ok(()) };
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(collector.client()?)
         .with_endpoint(collector.public_url())
         .build()
-        .map_err(|_| {
-            refused("the exporter refused its settings", "check the variables OTEL_EXPORTER_OTLP_*")
-        })?;
-    let mut resource = Resource::builder();
-    if env("OTEL_SERVICE_NAME").is_none_or(|name| name.trim().is_empty()) {
-        resource = resource.with_service_name("onceward");
-    }
+        .map_err(|_| refused_settings(Signal::Traces))?;
     let provider =
-        SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter).build();
+        SdkTracerProvider::builder().with_resource(resource(env)).with_batch_exporter(exporter).build();
     // A second start in one process, as in tests, keeps the first.
     let _ = PROVIDER.set(provider);
     Ok(())
@@ -80,10 +66,9 @@ where
     Some(layer.with_filter(filter_fn(|metadata| metadata.target() == TRACE_TARGET)).boxed())
 }
 
-/// Exports the last spans. `at_once`: a second signal or a deadline ended the program.
-pub(crate) async fn finish(at_once: bool) {
+/// Exports the last spans.
+pub(super) async fn finish(limit: Duration) {
     if let Some(provider) = PROVIDER.get() {
-        let limit = if at_once { HASTY_EXPORT } else { LAST_EXPORT };
         let exported = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit)).await;
         if !matches!(exported, Ok(Ok(()))) {
             tracing::warn!("last spans not exported: the collector did not take them in time");
@@ -91,8 +76,18 @@ pub(crate) async fn finish(at_once: bool) {
     }
 }
 
+/// The ids of the trace and of `span` in it, if it is exported.
+pub(in crate::telemetry) fn ids_of(span: &Span) -> Option<(u128, u64)> {
+    let context = span.context();
+    let span = context.span();
+    let ids = span.span_context();
+    let as_numbers =
+        || (u128::from_be_bytes(ids.trace_id().to_bytes()), u64::from_be_bytes(ids.span_id().to_bytes()));
+    (ids.is_valid() && ids.is_sampled()).then(as_numbers)
+}
+
 /// The span of a delivery, in the trace that its headers name.
-pub(super) fn span(system: &str, message: &Message) -> Span {
+pub(in crate::telemetry) fn span(system: &str, message: &Message) -> Span {
     if !is_on() {
         return Span::none();
     }
