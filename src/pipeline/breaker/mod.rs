@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::config::BreakerConfig;
 use crate::delivery::Tag;
 use crate::key::Key;
+use crate::telemetry::HandlerOutage;
 
 /// The message that a run belongs to: failures of one message are one failure to the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -233,17 +234,13 @@ impl Breaker {
     }
 
     /// Why the handler counts as down, if it does.
-    pub(crate) fn reason(&self) -> Option<String> {
-        let last = &self.last_reason;
-        match &self.open {
-            Some(open) if open.by_failures => {
-                let keys = self.config.failing_keys;
-                Some(format!("the last {keys} different messages failed in a row; the last error: {last}"))
-            }
-            Some(_) => Some(last.clone()),
-            None if self.streak >= REPORTED_AFTER => Some(last.clone()),
-            None => None,
-        }
+    pub(crate) fn reason(&self) -> Option<HandlerOutage> {
+        let failed_messages = match &self.open {
+            Some(open) => open.by_failures.then_some(self.config.failing_keys),
+            None if self.streak >= REPORTED_AFTER => None,
+            None => return None,
+        };
+        Some(HandlerOutage { failed_messages, last_error: self.last_reason.clone() })
     }
 }
 

@@ -47,7 +47,7 @@ impl<R: Runner> Dispatcher<R> {
             match self.breaker.note(id, end, probe, now, pause) {
                 None => {}
                 Some(Change::Opened) => tracing::warn!(
-                    reason = self.breaker.reason(),
+                    reason = self.breaker.reason().map(tracing::field::display),
                     "handler unavailable: intake paused, one message at a time probes it"
                 ),
                 Some(Change::Closed) => tracing::info!(?open_for, "handler available again"),

@@ -15,8 +15,8 @@ use crate::telemetry::{IntakePause, IntakePauses};
 /// Batches received within this time count as one.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long nothing is taken in because of a partition of which too many wait, before it is paused. Most go on by then, and a
-/// pause costs what the client has fetched ahead: Kafka's fetches it again.
+/// How long a partition of which too many wait may keep others from being taken in before it is paused. Most go on by then, and
+/// a pause costs what the client has fetched ahead: Kafka's fetches it again.
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
 
 /// Messages and their bytes.
@@ -27,6 +27,17 @@ struct Load {
 }
 
 impl Load {
+    /// True if one of the two has reached `most`.
+    fn reaches(self, most: Self) -> bool {
+        self.messages >= most.messages || self.bytes >= most.bytes
+    }
+
+    /// So many eighths of it.
+    fn eighths(self, count: usize) -> Self {
+        let part = |of: usize| of.saturating_mul(count).div_ceil(8);
+        Self { messages: part(self.messages), bytes: part(self.bytes) }
+    }
+
     fn add(&mut self, bytes: usize) {
         self.messages += 1;
         self.bytes += bytes;
@@ -59,7 +70,8 @@ pub(super) struct Window {
     lent: usize,
     waiting: Load,
     partitions: HashMap<u64, Partition>,
-    /// Partitions of which too many wait and that are not paused, and since when; none where partitions cannot be paused.
+    /// Partitions of which too many wait and that are not paused, and since when; none where partitions cannot be paused. One
+    /// stays until an eighth of its share is free: retries that come and go are no progress.
     overfull: Vec<(Instant, u64)>,
     /// When each batch was received and how much of it is held, from the oldest of which something is.
     batches: VecDeque<(Instant, usize)>,
@@ -155,12 +167,12 @@ impl Window {
         }
         self.waiting.add(work.size);
         let epoch = work.receipt.tag().epoch;
-        let (most, bytes) = self.share();
+        let share = self.share();
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
         partition.waiting.add(work.size);
-        let is_full = partition.waiting.messages >= most || partition.waiting.bytes >= bytes;
         let can_pause = self.flow.is_some() && !partition.paused;
-        if is_full && can_pause && !self.overfull.iter().any(|(_, of)| *of == epoch) {
+        if can_pause && partition.waiting.reaches(share) && !self.overfull.iter().any(|(_, of)| *of == epoch)
+        {
             self.overfull.push((Instant::now(), epoch));
         }
     }
@@ -168,9 +180,12 @@ impl Window {
     /// Pauses the partitions of which too many have been waiting for long, so that the others can go on.
     pub(super) fn pause_overfull(&mut self) {
         let Some(flow) = self.flow.clone().filter(|_| !self.overfull.is_empty()) else { return };
-        let now = Instant::now();
+        let (now, share) = (Instant::now(), self.share());
         for (_, epoch) in self.overfull.extract_if(.., |(since, _)| now - *since >= PAUSE_AFTER) {
-            let Some(partition) = self.partitions.get_mut(&epoch) else { continue };
+            // Its share grows when another partition is done.
+            let partition =
+                self.partitions.get_mut(&epoch).filter(|own| own.waiting.reaches(share.eighths(7)));
+            let Some(partition) = partition else { continue };
             partition.paused = true;
             tracing::debug!(
                 waiting = partition.waiting.messages,
@@ -192,24 +207,31 @@ impl Window {
         }
         self.waiting.remove(work.size);
         let epoch = work.receipt.tag().epoch;
-        let (most, bytes) = self.share();
+        let share = self.share();
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
         partition.waiting.remove(work.size);
-        let Load { messages: waiting, bytes: waiting_bytes } = partition.waiting;
-        if partition.paused && waiting < most.div_ceil(2) && waiting_bytes <= bytes / 2 {
+        let waiting = partition.waiting;
+        if partition.paused && !waiting.reaches(share.eighths(4)) {
             partition.paused = false;
             self.flow.iter().for_each(|flow| flow.resume(epoch));
         }
-        if !self.overfull.is_empty() && waiting < most && waiting_bytes < bytes {
+        if !self.overfull.is_empty() && !waiting.reaches(share.eighths(7)) {
             self.overfull.retain(|(_, of)| *of != epoch);
         }
     }
 
     /// How much of one partition may wait: the partitions share the limits.
-    fn share(&self) -> (usize, usize) {
+    fn share(&self) -> Load {
         let partitions = self.partitions.len().max(1);
         let messages = self.max_waiting_per_partition.min(self.max_waiting / partitions).max(1);
-        (messages, (self.max_bytes / 2 / partitions).max(1))
+        Load { messages, bytes: (self.max_bytes / 2 / partitions).max(1) }
+    }
+
+    /// True if a partition that is not paused has reached its share.
+    fn is_overfull(&self) -> bool {
+        let share = self.share();
+        let waiting = self.overfull.iter().filter_map(|(_, epoch)| self.partitions.get(epoch));
+        waiting.into_iter().any(|partition| partition.waiting.reaches(share))
     }
 
     /// The limits that are reached; without any, more may be taken in. `unflushed`: settlements on their way to the broker.
@@ -217,7 +239,7 @@ impl Window {
         let runnable = (self.held.messages - self.waiting.messages).saturating_add_signed(unflushed);
         let mut full = IntakePauses::default();
         full.set(IntakePause::InFlight, runnable >= self.max_runnable);
-        full.set(IntakePause::Waiting, !self.overfull.is_empty() || self.is_full_of_waiting());
+        full.set(IntakePause::Waiting, self.is_overfull() || self.is_full_of_waiting());
         full.set(IntakePause::Bytes, self.held_bytes() >= self.max_bytes && self.held.messages > 0);
         full
     }

@@ -66,7 +66,8 @@ async fn two_minutes_without_the_handler_use_no_attempt_and_the_backlog_is_done_
     world.publish("poison");
     let (deliveries, asked) = (world.broker.deliveries(), service.asked());
     tokio::time::sleep(110 * SECOND).await;
-    assert_eq!(worker.counters.handler_state(), HandlerState::Down("connection refused".into()));
+    let HandlerState::Down(reason) = worker.counters.handler_state() else { panic!("it is reported") };
+    assert_eq!((reason.failed_messages, reason.to_string()), (None, "connection refused".to_owned()));
     assert!(world.broker.deliveries() - deliveries <= 100, "intake pauses");
     let probes = service.asked() - asked;
     assert!((15..=60).contains(&probes), "{probes} runs in 110 s");
@@ -130,6 +131,7 @@ async fn many_messages_that_fail_in_a_row_are_taken_for_a_fault_of_the_handler()
     let letters = world.letters.sent().len();
     assert!((20..=40).contains(&letters), "{letters} of 500 are lost to a wrong path");
     let HandlerState::Down(reason) = worker.counters.handler_state() else { panic!("it is reported") };
+    let reason = reason.to_string();
     assert!(reason.contains("20 different messages failed in a row") && reason.contains("404"), "{reason}");
     wrong_path.store(false, Atomic::SeqCst);
     let up = Instant::now();
