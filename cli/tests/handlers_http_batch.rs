@@ -7,6 +7,7 @@ mod handlers_support;
 #[allow(dead_code, missing_docs, unreachable_pub)]
 mod server;
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,12 +61,18 @@ fn results(request: &Request) -> Reply {
             text => Some(json!({"id": id, "ok": true, "result": text})),
         }
     });
-    let mut results: Vec<_> = results.collect();
-    results.push(json!({"id": 77, "ok": true}));
+    let results: Vec<_> = results.collect();
     Reply::status("200 OK", "", &Value::from(results).to_string())
 }
 
-const INNOCENT: (Verdict, bool) = (Verdict::Unavailable, false);
+/// The payloads of each request so far.
+fn sent(server: &Server) -> Vec<Vec<String>> {
+    let requests = server.seen.requests.lock().unwrap();
+    let payload = |message: &Value| message["payload"].as_str().unwrap().to_owned();
+    requests.iter().map(|request| messages(request).iter().map(payload).collect()).collect()
+}
+
+const IN_DOUBT: (Verdict, bool) = (Verdict::Unavailable, true);
 
 #[tokio::test]
 async fn messages_that_are_ready_together_share_a_request_and_each_has_its_result() {
@@ -117,9 +124,12 @@ async fn an_empty_response_completes_all() {
 
 #[tokio::test]
 async fn a_failure_of_several_uses_no_attempt_and_each_is_sent_alone_next() {
-    for (status, alone) in
-        [("500 Internal Server Error", Verdict::Retry), ("413 Content Too Large", Verdict::Permanent)]
-    {
+    for (status, alone, is_unknown) in [
+        ("500 Internal Server Error", Verdict::Retry, true),
+        ("422 Unprocessable Content", Verdict::Permanent, true),
+        ("413 Content Too Large", Verdict::Permanent, false),
+        ("401 Unauthorized", Verdict::Permanent, false),
+    ] {
         let server = Server::start(move |request| {
             let poisoned = messages(request).iter().any(|message| message["payload"] == "poison");
             if poisoned { Reply::status(status, "", "broken") } else { results(request) }
@@ -127,17 +137,24 @@ async fn a_failure_of_several_uses_no_attempt_and_each_is_sent_alone_next() {
         .await;
         let handler = handler(&server, 50);
         for answer in all(&handler, ["1", "poison", "2"]).await {
-            assert_eq!(verdict(&answer), INNOCENT, "{answer:?}");
+            assert_eq!(verdict(&answer), (Verdict::Unavailable, is_unknown), "{status}: {answer:?}");
             let text = answer.unwrap_err().text().to_owned();
             assert!(text.starts_with("one of 3 messages") && text.ends_with("broken"), "{text}");
         }
         let [first, poison, second, new] = all(&handler, ["1", "poison", "2", "3"]).await;
         assert_eq!(verdict(&poison), (alone, false));
         assert!(first.is_ok() && second.is_ok() && new.is_ok());
-        // All have had a verdict of their own.
-        let before = server.seen.requests.lock().unwrap().len();
-        assert!(all(&handler, ["1", "2"]).await.iter().all(Result::is_ok));
-        assert_eq!(server.seen.requests.lock().unwrap().len(), before + 1);
+        // The others are completed; what fails alone again stays alone.
+        let before = sent(&server).len();
+        if alone == Verdict::Retry {
+            let [first, poison, second] = all(&handler, ["1", "poison", "2"]).await;
+            assert_eq!(verdict(&poison), (alone, false));
+            assert!(first.is_ok() && second.is_ok());
+            assert_eq!(sent(&server).len(), before + 2);
+        } else {
+            assert!(all(&handler, ["1", "2"]).await.iter().all(Result::is_ok));
+            assert_eq!(sent(&server).len(), before + 1);
+        }
     }
 }
 
@@ -148,6 +165,82 @@ async fn an_unavailable_server_is_unavailable_for_all() {
         assert_eq!(verdict(&answer), (Verdict::Unavailable, false));
         assert_eq!(answer.unwrap_err().delay(), Some(Duration::from_secs(7)));
     }
+}
+
+#[tokio::test]
+async fn an_outage_does_not_make_a_suspect_innocent() {
+    for status in ["500 Internal Server Error", "502 Bad Gateway", "504 Gateway Timeout"] {
+        let count = AtomicUsize::new(0);
+        let server = Server::start(move |request| match count.fetch_add(1, SeqCst) {
+            0 => Reply::status(status, "", ""),
+            1 | 2 => Reply::status("503 Service Unavailable", "", ""),
+            _ => results(request),
+        })
+        .await;
+        let handler = handler(&server, 50);
+        for answer in all(&handler, ["1", "2"]).await {
+            assert_eq!(verdict(&answer), IN_DOUBT, "{status}: {answer:?}");
+        }
+        for answer in all(&handler, ["1", "2"]).await {
+            assert_eq!(verdict(&answer), (Verdict::Unavailable, false), "{status}: {answer:?}");
+        }
+        assert!(all(&handler, ["1", "2"]).await.iter().all(Result::is_ok));
+        let sizes: Vec<_> = sent(&server).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 1, 1], "{status}");
+        assert!(all(&handler, ["1", "2"]).await.iter().all(Result::is_ok));
+        assert_eq!(sent(&server).len(), 6, "{status}: together again");
+    }
+}
+
+/// Results for the numbers that the request has, by this function of them.
+async fn numbered(results: fn(Vec<u64>) -> Value) -> Server {
+    Server::start(move |request| {
+        let ids = messages(request).iter().map(|message| message["id"].as_u64().unwrap()).collect();
+        Reply::status("200 OK", "", &results(ids).to_string())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn results_that_belong_to_no_message_make_all_of_them_doubtful() {
+    let from_zero = |ids: Vec<u64>| ids.iter().map(|id| json!({"id": id - 1, "ok": true})).collect();
+    let one_more = |ids: Vec<u64>| (ids[0]..=77).map(|id| json!({"id": id, "ok": true})).collect();
+    let unnumbered = |ids: Vec<u64>| ids.iter().map(|_| json!({"ok": true})).collect();
+    let two = |ids: Vec<u64>| {
+        let both = |id: &u64| [json!({"id": id, "ok": true}), json!({"id": id, "ok": false})];
+        ids.iter().flat_map(both).collect()
+    };
+    let wrongs: [fn(Vec<u64>) -> Value; 4] = [from_zero, one_more, unnumbered, two];
+    for (at, results) in wrongs.into_iter().enumerate() {
+        let server = numbered(results).await;
+        let handler = handler(&server, 50);
+        for answer in all(&handler, ["1", "2", "3"]).await {
+            assert_eq!(verdict(&answer), IN_DOUBT, "{at}: {answer:?}");
+            assert!(answer.unwrap_err().text().contains("no result in the response can be trusted"));
+        }
+        let [alone] = all(&handler, ["1"]).await;
+        assert_eq!(verdict(&alone), (Verdict::Retry, true), "{at}: {alone:?}");
+    }
+    let server =
+        numbered(|ids| ids.iter().chain(&ids).map(|id| json!({"id": id, "ok": true})).collect()).await;
+    assert!(all(&handler(&server, 50), ["1", "2"]).await.iter().all(Result::is_ok), "the same one twice");
+}
+
+#[tokio::test]
+async fn a_response_may_hold_as_many_results_as_are_kept() {
+    let server = Server::start(|request| {
+        let result = "x".repeat(1_000_000);
+        let results =
+            messages(request).into_iter().map(|one| json!({"id": one["id"], "ok": true, "result": result}));
+        Reply::status("200 OK", "", &Value::from_iter(results).to_string())
+    })
+    .await;
+    let mut options = HttpOptions::new(scope(), server.url());
+    (options.batch, options.keep_body) = (50, Some(1 << 20));
+    install_tls_provider();
+    let handler = HttpHandler::new(options).unwrap();
+    assert!(all(&handler, ["1", "2", "3", "4", "5", "6"]).await.iter().all(Result::is_ok));
+    assert_eq!(sent(&server).len(), 1);
 }
 
 #[tokio::test]
@@ -196,6 +289,8 @@ async fn a_cancelled_message_leaves_the_request_to_the_others() {
         });
     assert!(first.is_ok() && second.is_ok());
     assert_eq!(verdict(&cancelled), (Verdict::Retry, true), "{cancelled:?}");
+    assert!(all(&handler, ["1", "cancelled"]).await.iter().all(Result::is_ok));
+    assert_eq!(sent(&server).len(), 3, "it may be why the others waited, and is sent alone");
 
     let server = Server::start(|_| Reply::Never).await;
     let handler = self::handler(&server, 50);

@@ -186,6 +186,62 @@ async fn an_invalid_answer_blames_its_own_message_only() {
 }
 
 #[tokio::test]
+async fn a_run_that_blocks_its_process_makes_no_neighbour_lose_an_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let block = format!("touch-and-block {}", file.display());
+    let mut options = options(3);
+    options.timeout = Duration::from_millis(1_000);
+    let handler = WorkerHandler::new(options);
+    handler.start().await.unwrap();
+    // All are read before the process is blocked, and are late together.
+    let [first, second, blocking] = all(&handler, ["sleep 1.5", "sleep 1.50", &block]).await;
+    for answer in [first, second, blocking] {
+        assert_eq!(verdict(&answer), INNOCENT, "{answer:?}");
+    }
+    assert_eq!(verdict(&say(&handler, &block).await), BLAMED);
+}
+
+#[tokio::test]
+async fn messages_behind_a_blocked_process_go_to_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let block = format!("touch-and-block {}", file.display());
+    let mut options = options(64);
+    options.timeout = Duration::from_millis(1_500);
+    let handler = WorkerHandler::new(options);
+    let texts: Vec<_> = (0..40).map(|n| format!("echo {n} {}", "x".repeat(3_000))).collect();
+    let (blocking, answers) = tokio::join!(say(&handler, &block), async {
+        pids(&file, 1).await;
+        join_all(texts.iter().map(|text| say(&handler, text))).await
+    });
+    assert_eq!(verdict(&blocking), BLAMED, "the only one that was read: {blocking:?}");
+    let failed: Vec<_> = answers.iter().filter(|answer| answer.is_err()).collect();
+    assert!(failed.iter().all(|answer| verdict(answer) == (Verdict::Unavailable, false)), "{failed:?}");
+    // A pipe has 16 pages, each of which holds one of these lines.
+    assert!(failed.len() <= 16, "{}", failed.len());
+}
+
+#[tokio::test]
+async fn a_message_that_finds_no_room_in_time_has_not_begun() {
+    let mut options = options(2);
+    options.start_timeout = Duration::from_secs(4);
+    let handler = WorkerHandler::new(options);
+    handler.start().await.unwrap();
+    for answer in all(&handler, ["die 0.2", "sleep 1"]).await {
+        assert_eq!(verdict(&answer), INNOCENT);
+    }
+    let (long, suspect) = tokio::join!(say(&handler, "sleep 8"), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        say(&handler, "sleep 1").await
+    });
+    assert!(long.is_ok(), "{long:?}");
+    assert_eq!(verdict(&suspect), (Verdict::Unavailable, false), "{suspect:?}");
+    assert!(suspect.unwrap_err().text().contains("start timeout of 4s"));
+    say(&handler, "sleep 1").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_dropped_run_ends_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
@@ -249,6 +305,15 @@ async fn messages_that_are_ready_together_share_a_line() {
     let [refused, singly, done] = all(&handler, ["refuse", "singly", "echo"]).await;
     assert_eq!(verdict(&refused), (Verdict::Permanent, false));
     assert!(singly.is_ok() && done.is_ok(), "{singly:?} {done:?}");
+}
+
+#[tokio::test]
+async fn a_line_of_answers_may_hold_the_largest_result_of_each() {
+    let mut options = options(1);
+    (options.batch, options.result_limit) = (50, 1_100_000);
+    let handler = WorkerHandler::new(options);
+    let answers = all(&handler, ["long 1000000"; 6]).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(Option::is_some)));
 }
 
 #[tokio::test]

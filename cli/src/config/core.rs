@@ -96,13 +96,16 @@ fn concurrency(config: &Config) -> u32 {
     }
 }
 
-/// A worker's time is kept by its handler, which knows when it begins: the start of a process does not count.
+/// A worker's time is kept by its handler, which knows when it begins: neither the wait for a process nor its start counts, each
+/// of which may take its start timeout. That of a request for several messages is kept by its client: a run that the pipeline
+/// cancels would be blamed for the others.
 fn handler_timeout(config: &Config) -> Duration {
     let timeout = config.handler.timeout().get();
     match &config.handler {
         Handler::Worker(worker) => timeout
-            .saturating_add(worker.start_timeout.get())
+            .saturating_add(worker.start_timeout.get().saturating_mul(2))
             .saturating_add(config.pipeline.cancel_grace.get()),
+        Handler::Http(http) if http.batch > 1 => timeout.saturating_add(config.pipeline.cancel_grace.get()),
         _ => timeout,
     }
 }
@@ -249,11 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn a_request_for_several_messages_ends_before_its_runs_are_cancelled() {
+        let limit = |batch: u32| {
+            let http = format!("url = 'http://127.0.0.1/'\ntimeout = '3s'\nbatch = {batch}\n");
+            let config =
+                parse(&format!("[store.memory]\n[handler.http]\n{http}[pipeline]\ncancel_grace = '2s'\n"));
+            pipeline_config(&config, false).handler_timeout
+        };
+        assert_eq!((limit(1), limit(2)), (Duration::from_secs(3), Duration::from_secs(5)));
+    }
+
+    #[test]
     fn the_start_of_a_worker_process_does_not_count_as_handler_time() {
         let config = parse(
             "[store.memory]\n[handler.worker]\ncommand = ['w']\ntimeout = '2s'\nstart_timeout = '5s'\n",
         );
-        assert!(pipeline_config(&config, false).handler_timeout > Duration::from_secs(7));
+        assert!(pipeline_config(&config, false).handler_timeout > Duration::from_secs(12));
     }
 
     #[test]
@@ -267,7 +281,7 @@ mod tests {
             config.concurrency
         };
         assert_eq!(concurrency("in_flight = 20\nbatch = 10"), 600);
-        assert_eq!(concurrency("in_flight = 1024\nbatch = 1000"), 65_536);
+        assert_eq!(concurrency("in_flight = 4\nbatch = 1000"), 12_000);
         assert_eq!(concurrency("in_flight = 20\n[pipeline]\nconcurrency = 7"), 7);
         assert_eq!(concurrency("in_flight = 20\n[pipeline]\nmax_in_flight = 50"), 50);
     }

@@ -188,7 +188,8 @@ program_table! {
         #[serde(default = "::onceward_plugin::default::count::<4>")]
         pub processes: u32,
         /// How many requests a process has at once, from 1 to 1024, which it answers in any order by their `id`. If the
-        /// process dies, all of them are in doubt: none uses an attempt, and each runs alone next.
+        /// process dies, all of them are in doubt: none uses an attempt, and each runs alone next. With `batch`, no more than
+        /// 4096 messages in all.
         #[serde(default = "::onceward_plugin::default::count::<1>")]
         pub in_flight: u32,
         /// How many messages a line may hold, from 1 to 1000: those that are ready together, up to 1 MiB. From 2 on each
@@ -196,7 +197,7 @@ program_table! {
         #[serde(default = "::onceward_plugin::default::count::<1>")]
         pub batch: u32,
         /// How long a process may take from its start until it reads its first request (with `ready = true`: until it
-        /// reports that it is ready), from 1ms to 12h.
+        /// reports that it is ready), and a message may wait for a process, from 1ms to 12h.
         #[serde(default = "::onceward_plugin::default::secs::<30>")]
         pub start_timeout: HumanDuration,
         /// The processes write the line {"ready":true} once they can work, and get no request before.

@@ -45,6 +45,7 @@ pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;
 pub use stdout::StdoutHandler;
+pub(crate) use suspects::SUSPECT_LIMIT;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use worker::fuzzing as worker_lines;

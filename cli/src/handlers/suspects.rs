@@ -7,7 +7,7 @@ use onceward::Message;
 use parking_lot::Mutex;
 
 /// The most messages that are remembered. Beyond, the oldest one runs among others again.
-const LIMIT: usize = 4096;
+pub(crate) const SUSPECT_LIMIT: u32 = 4096;
 
 /// The messages that are to run alone: a call with several of them failed without a verdict about each, and one of them may be
 /// the cause. Alone, each gets a verdict of its own, and none uses an attempt for its neighbours.
@@ -46,7 +46,7 @@ impl SuspectRuns {
         if known.set.insert(mark) {
             known.order.push_back(mark);
         }
-        if known.order.len() > LIMIT
+        if known.order.len() > SUSPECT_LIMIT as usize
             && let Some(oldest) = known.order.pop_front()
         {
             known.set.remove(&oldest);
@@ -68,6 +68,7 @@ mod tests {
 
     #[test]
     fn a_message_is_remembered_until_it_has_a_verdict_and_the_number_is_bounded() {
+        const LIMIT: usize = SUSPECT_LIMIT as usize;
         let suspects = SuspectRuns::default();
         let marks: Vec<_> = (0..=LIMIT as u64).collect();
         for mark in &marks {

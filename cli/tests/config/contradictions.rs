@@ -80,6 +80,11 @@ fn each_contradiction_gets_its_sentence() {
              raise pipeline.concurrency and pipeline.max_batch to at least as much, or lower it",
         ),
         (
+            base_with("[handler.stdout]", "[handler.worker]\ncommand = ['w']\nin_flight = 1024\nbatch = 5"),
+            "line 10: handler.worker.in_flight: lets a process have 5120 messages at once (in_flight × batch), and no \
+             more than 4096 can run alone after its death; lower handler.worker.in_flight or handler.worker.batch",
+        ),
+        (
             format!("guarantee = 'effectively-once'\n{BASE}"),
             "line 1: guarantee: promises effectively-once, which [handler.stdout] cannot give: its effect is not in the \
              completion's transaction; use [handler.sql] with [store.postgres] or [store.sqlite], or write \

@@ -38,12 +38,18 @@ async def answer(request):
         await met.wait()
     elif word == "sleep":
         await asyncio.sleep(float(rest))
+    elif word == "long":
+        answer["result"] = "x" * int(rest)
     elif word == "most":
         answer["result"] = most
     elif word == "touch-and-sleep":
         with open(rest, "w") as file:
             file.write(f"{os.getpid()}\n")
         await asyncio.sleep(300)
+    elif word == "touch-and-block":
+        with open(rest, "w") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(300)
     elif word == "die":
         # Its neighbours have begun by then.
         await asyncio.sleep(float(rest))

@@ -19,6 +19,8 @@ const ORDER_COUNT: usize = 400;
 struct Office {
     effects: Mutex<Vec<String>>,
     sizes: Mutex<Vec<usize>>,
+    /// A request with the message "bad" gets no answer instead.
+    hangs: bool,
 }
 
 impl Office {
@@ -29,10 +31,10 @@ impl Office {
 }
 
 /// A server that answers 500 to every request with the message "bad", before any effect.
-fn open() -> (Arc<Office>, String) {
+fn open(hangs: bool) -> (Arc<Office>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/orders", listener.local_addr().unwrap());
-    let office = Arc::new(Office::default());
+    let office = Arc::new(Office { hangs, ..Office::default() });
     let shared = Arc::clone(&office);
     std::thread::spawn(move || {
         for connection in listener.incoming() {
@@ -64,8 +66,13 @@ fn serve(connection: TcpStream, office: &Office) -> Option<()> {
         let messages: Vec<Value> = serde_json::from_slice(&body).unwrap();
         std::thread::sleep(Duration::from_millis(5));
         office.sizes.lock().unwrap().push(messages.len());
-        let (status, answer) = if messages.iter().any(|one| one["payload"].as_str().unwrap().contains("bad"))
-        {
+        let is_bad = messages.iter().any(|one| one["payload"].as_str().unwrap().contains("bad"));
+        if is_bad && office.hangs {
+            // Until the client gives up.
+            let _ = from.read(&mut [0]);
+            return None;
+        }
+        let (status, answer) = if is_bad {
             ("500 Internal Server Error", "broken".to_owned())
         } else {
             let effect = |one: &Value| format!("{} {}", one["attempt"], one["payload"].as_str().unwrap());
@@ -80,7 +87,7 @@ fn serve(connection: TcpStream, office: &Office) -> Option<()> {
 
 fn scene(url: &str, store: &str, rest: &str, attempts: u32) -> Scene {
     let scene = Scene::new(&format!(
-        "{ORDERS}{rest}{store}[handler.http]\nurl = '{url}'\nbatch = 20\n[pipeline]\nordering = 'none'\n\
+        "{ORDERS}{rest}{store}[handler.http]\nurl = '{url}'\nbatch = 20\ntimeout = '2s'\n[pipeline]\nordering = 'none'\n\
          [retry]\nmax_attempts = {attempts}\ninitial = '10ms'\nmax = '20ms'\n"
     ));
     let mut orders: Vec<_> = (0..ORDER_COUNT).map(|id| format!("{{\"id\":{id}}}\n")).collect();
@@ -95,7 +102,16 @@ fn expected() -> BTreeSet<String> {
 
 #[test]
 fn a_message_that_fails_each_request_is_dead_lettered_alone() {
-    let (office, url) = open();
+    is_dead_lettered_alone(false);
+}
+
+#[test]
+fn a_message_that_makes_each_request_hang_is_dead_lettered_alone() {
+    is_dead_lettered_alone(true);
+}
+
+fn is_dead_lettered_alone(hangs: bool) {
+    let (office, url) = open(hangs);
     let scene = scene(&url, "[store.memory]\n", "", 2);
     let ended = scene.execute("run @");
     assert_eq!(ended.code(), Some(3), "{ended:?}");
@@ -112,7 +128,7 @@ fn a_message_that_fails_each_request_is_dead_lettered_alone() {
 #[test]
 #[cfg(feature = "sqlite")]
 fn a_program_that_is_killed_loses_nothing() {
-    let (office, url) = open();
+    let (office, url) = open(false);
     let store = "[store.sqlite]\npath = 'keys.db'\nlease = '1s'\ntimeout = '300ms'\n";
     let scene = scene(&url, store, "follow = true\n", 10);
     for target in [60, 150, 250] {

@@ -2,7 +2,7 @@
 
 use super::rules::{Checked, HOUR, MILLISECOND, duration, text, texts, url, within};
 use crate::config::{Address, Config, Handler, HandlerProgram, HttpHandler, HumanDuration};
-use crate::handlers::{EVERYTHING, Statuses};
+use crate::handlers::{EVERYTHING, SUSPECT_LIMIT, Statuses};
 
 /// The longest time for which a broker lets a message be held; a handler that runs for half a day is no message handler.
 const MOST_TIMEOUT: HumanDuration = HumanDuration::from_secs(12 * 3_600);
@@ -33,7 +33,20 @@ pub(super) fn check(config: &Config) -> Checked {
             )?;
             within(config, "handler.worker.processes", handler.processes, 1..=1024)?;
             within(config, "handler.worker.in_flight", handler.in_flight, 1..=1024)?;
-            within(config, "handler.worker.batch", handler.batch, 1..=1000)
+            within(config, "handler.worker.batch", handler.batch, 1..=1000)?;
+            let at_once = handler.in_flight.saturating_mul(handler.batch);
+            if at_once > SUSPECT_LIMIT {
+                let key = if handler.in_flight >= handler.batch { "in_flight" } else { "batch" };
+                return Err(config.refuse(
+                    &format!("handler.worker.{key}"),
+                    format!(
+                        "lets a process have {at_once} messages at once (in_flight × batch), and no more than \
+                         {SUSPECT_LIMIT} can run alone after its death"
+                    ),
+                    "lower handler.worker.in_flight or handler.worker.batch",
+                ));
+            }
+            Ok(())
         }
         Handler::Sql(handler) => {
             text(config, "handler.sql.statement", &handler.statement)?;

@@ -1,14 +1,15 @@
 //! Batches over HTTP, one POST of a JSON array for several messages and one result for each: [`HttpBatches`].
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use onceward::{HandlerError, Message, Verdict};
-use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Response, StatusCode};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::handlers::json::{RequestState, Said, said, trimmed, write};
 use crate::handlers::suspects::SuspectRuns;
 use crate::handlers::text::printable;
 
-/// The most bytes of a response that are read.
+/// The most bytes of a response that are read, besides the results that are kept.
 const RESPONSE_LIMIT: usize = 4 * 1024 * 1024;
 
 /// The most bytes of an invalid response that are quoted.
@@ -108,7 +109,7 @@ impl BatchCall {
         let mut body = std::mem::take(&mut self.body);
         body.push(b']');
         let endpoint = Arc::clone(&self.endpoint);
-        let exchange = exchange(&endpoint, self.headers(), body.into());
+        let exchange = exchange(&endpoint, self.size, self.headers(), body.into());
         let mut exchange = std::pin::pin!(exchange);
         let mut stops: FuturesUnordered<_> = self.runs.iter().map(|(id, run)| run.stopped(*id)).collect();
         loop {
@@ -117,7 +118,7 @@ impl BatchCall {
                 answered = exchange.as_mut() => answered,
                 Some((id, _)) = stops.next() => {
                     if let Some(run) = self.runs.remove(&id) {
-                        run.end(Err(endpoint.cancelled()));
+                        self.end(run, Err(endpoint.cancelled()));
                     }
                     if self.runs.is_empty() {
                         return;
@@ -144,8 +145,14 @@ impl BatchCall {
         headers
     }
 
+    /// Ends a run. Without a verdict of its own it is sent alone next, and stays alone until it is completed or refused.
     fn end(&self, run: GatheredRun, answer: Asked) {
-        self.suspects.remove(run.mark);
+        match &answer {
+            Ok(_) => self.suspects.remove(run.mark),
+            Err(error) if error.verdict() == Verdict::Permanent => self.suspects.remove(run.mark),
+            Err(error) if self.size > 1 && error.is_outcome_unknown() => self.suspects.insert(run.mark),
+            Err(_) => {}
+        }
         run.end(answer);
     }
 
@@ -169,7 +176,8 @@ impl BatchCall {
         }
     }
 
-    /// A result for each message, which the response has to hold.
+    /// A result for each message, which the response has to hold. All are read before one is believed: where one names a message
+    /// that was not sent, or two differ about one, the others may be about other messages than they say.
     fn results(mut self, body: &[u8]) {
         let items: Vec<&RawValue> = match serde_json::from_slice(trimmed(body)) {
             Ok(items) => items,
@@ -179,30 +187,24 @@ impl BatchCall {
                 return self.all_failed(&HandlerError::retry(text).outcome_unknown());
             }
         };
-        let size = self.size;
-        for item in items {
-            let runs = &self.runs;
-            let state = |id: u64| match id {
-                id if runs.contains_key(&id) => RequestState::Open,
-                id if (1..=size).contains(&id) => RequestState::Past,
-                _ => RequestState::Unknown,
-            };
-            match said(item.get().as_bytes(), true, state) {
-                Said::Answer(id, answer) => {
-                    if let Some(run) = self.runs.remove(&id) {
-                        let answer = answer.map(|result| self.endpoint.fitting(result));
-                        self.end(run, answer);
-                    }
+        let said = match self.said(&items) {
+            Ok(said) => said,
+            Err(what) => {
+                let text = format!("no result in the response can be trusted: one {what}");
+                return self.all_failed(&HandlerError::retry(text).outcome_unknown());
+            }
+        };
+        for (id, said) in said {
+            let Some(run) = self.runs.remove(&id) else { continue };
+            match said {
+                Ok(answer) => {
+                    self.suspects.remove(run.mark);
+                    let answer = answer.map(|result| self.endpoint.fitting(result));
+                    self.end(run, answer);
                 }
-                Said::Wrong(Some(id), what) => {
-                    if let Some(run) = self.runs.remove(&id) {
-                        let text = format!("its result in the response {what}");
-                        self.end(run, Err(HandlerError::retry(text).outcome_unknown()));
-                    }
-                }
-                Said::Wrong(None, what) => tracing::warn!(what, "item of a batch response ignored"),
-                Said::Nothing | Said::Ready | Said::Stray => {
-                    tracing::warn!(what = "is no result", "item of a batch response ignored")
+                Err(what) => {
+                    let text = format!("its result in the response {what}");
+                    self.end(run, Err(HandlerError::retry(text).outcome_unknown()));
                 }
             }
         }
@@ -211,24 +213,70 @@ impl BatchCall {
             self.end(run, Err(HandlerError::retry(text).outcome_unknown()));
         }
     }
+    /// What the items say of the runs, each the result or what is wrong with it.
+    ///
+    /// # Errors
+    /// What an item is that makes all of them doubtful.
+    fn said(&self, items: &[&RawValue]) -> Result<BTreeMap<u64, Result<Asked, String>>, String> {
+        let state = |id: u64| match id {
+            id if self.runs.contains_key(&id) => RequestState::Open,
+            id if (1..=self.size).contains(&id) => RequestState::Past,
+            _ => RequestState::Unknown,
+        };
+        let mut results = BTreeMap::new();
+        for item in items {
+            let (id, result) = match said(item.get().as_bytes(), true, state) {
+                Said::Answer(id, answer) => (id, Ok(answer)),
+                Said::Wrong(Some(id), what) => (id, Err(what)),
+                Said::Wrong(None, what) => return Err(what),
+                Said::Nothing | Said::Ready | Said::Stray => {
+                    tracing::warn!(what = "is no result", "item of a batch response ignored");
+                    continue;
+                }
+            };
+            match results.entry(id) {
+                Entry::Vacant(entry) => drop(entry.insert((item.get(), result))),
+                Entry::Occupied(entry) if entry.get().0 == item.get() => {}
+                Entry::Occupied(_) => return Err(format!("differs from another one of message {id}")),
+            }
+        }
+        Ok(results.into_iter().map(|(id, (_, result))| (id, result)).collect())
+    }
 }
 
-/// The body of a response that completes messages; `None` if it is empty.
+/// The body of a response that completes messages; `None` if it is empty. A failed request for several messages may have had the
+/// effects of some.
 async fn exchange(
     endpoint: &HttpEndpoint,
+    size: u64,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Option<Vec<u8>>, HandlerError> {
     let mut response: Response = endpoint.post(headers, body).await?;
-    if !endpoint.is_done(response.status()) {
-        return Err(endpoint.failure(response).await);
+    let status = response.status();
+    if !endpoint.is_done(status) {
+        let error = endpoint.failure(response).await;
+        let is_partial = size > 1 && error.verdict() != Verdict::Unavailable && !is_refusal(status);
+        return Err(if is_partial { error.outcome_unknown() } else { error });
     }
-    let problem = match read(&mut response, RESPONSE_LIMIT).await {
+    let limit = RESPONSE_LIMIT.saturating_add(endpoint.kept_bytes(size));
+    let problem = match read(&mut response, limit).await {
         ResponseBody::Whole(body) => return Ok(Some(body).filter(|body| !trimmed(body).is_empty())),
-        ResponseBody::Longer(_) => format!("is longer than {RESPONSE_LIMIT} bytes"),
+        ResponseBody::Longer(_) => format!("is longer than {limit} bytes"),
         ResponseBody::Broken => "is incomplete".to_owned(),
     };
     Err(HandlerError::retry(format!("the response with the results {problem}")).outcome_unknown())
+}
+
+/// True if the status says that the request as a whole was refused, before any of its messages was looked at.
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::TOO_MANY_REQUESTS
+    )
 }
 
 /// The same failure of another message, with this verdict and text.

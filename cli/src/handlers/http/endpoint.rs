@@ -147,6 +147,12 @@ impl HttpEndpoint {
         Some(result)
     }
 
+    /// The most bytes of so many results that are kept.
+    pub(super) fn kept_bytes(&self, results: u64) -> usize {
+        let results = usize::try_from(results).unwrap_or(usize::MAX);
+        self.keep_body.map_or(0, |limit| limit.saturating_mul(results))
+    }
+
     /// The body of a success. The effect has happened: a failure to read the body must not change that.
     pub(super) async fn result(&self, mut response: Response, cancellation: &Cancellation) -> Option<Bytes> {
         let Some(limit) = self.keep_body else {

@@ -9,27 +9,24 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 pub(super) enum OutputLine {
     /// A line, its end included.
     Whole(Vec<u8>),
-    /// A line is longer than [`OutputLine::LIMIT`].
+    /// A line is longer than it may be.
     TooLong,
     /// The end. An incomplete line is discarded.
     End,
-}
-
-impl OutputLine {
-    /// The longest line that is read, in bytes.
-    pub(super) const LIMIT: usize = 4 * 1024 * 1024;
 }
 
 /// Reads lines of bounded length.
 #[derive(Debug)]
 pub(super) struct OutputLines<R> {
     from: BufReader<R>,
+    limit: usize,
     line: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> OutputLines<R> {
-    pub(super) fn new(from: R) -> Self {
-        Self { from: BufReader::new(from), line: Vec::new() }
+    /// Reads lines of up to `limit` bytes.
+    pub(super) fn new(from: R, limit: usize) -> Self {
+        Self { from: BufReader::new(from), limit, line: Vec::new() }
     }
 
     /// The next line.
@@ -51,7 +48,7 @@ impl<R: AsyncRead + Unpin> OutputLines<R> {
             if whole {
                 return Ok(OutputLine::Whole(std::mem::take(&mut self.line)));
             }
-            if self.line.len() > OutputLine::LIMIT {
+            if self.line.len() > self.limit {
                 return Ok(OutputLine::TooLong);
             }
         }

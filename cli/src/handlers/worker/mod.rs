@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use onceward::{Error, Handler, HandlerError, Message};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::gather::{Asked, GatheredRun, ReplyReceiver, RunQueue, RunReply, receive};
@@ -63,11 +64,11 @@ use service::ProcessLife;
 /// | ends by SIGTERM, SIGINT or SIGHUP while this program shuts down | is returned, and uses no attempt |
 /// | does not answer in time, or its message is cancelled | is retried; the process gets SIGTERM, and SIGKILL after the grace |
 ///
-/// The time limit of a message begins when the process begins to read it; the start of the process does not count. A process
-/// that ends is restarted after a backoff.
+/// The time limit of a message begins when its line is made, or a new process begins to read; the start of the process does not
+/// count. A process that ends is restarted after a backoff.
 ///
-/// Where a process ends with several messages that it has read, at most one is blamed: the one whose time was over, or whose
-/// answer was invalid. The others are returned without an attempt, their outcome unknown, and all of them run alone next: at a
+/// Where a process ends with several messages that it has read, at most one is blamed: the only one whose time was over, or the
+/// one whose answer was invalid. The others are returned without an attempt, their outcome unknown, and all of them run alone next: at a
 /// process without other requests. If the time of one is over, or it is cancelled, the others have half of the
 /// [grace](WorkerOptions::grace) to answer, before the process gets SIGTERM; it gets no more requests, and another process takes
 /// its place.
@@ -145,20 +146,30 @@ impl WorkerHandler {
         &self.pool.options
     }
 
-    /// A seat at a process that runs.
-    async fn seat(&self, alone: bool) -> Result<WorkerSeat, HandlerError> {
-        let seat = self.pool.seat(alone).await?;
-        seat.prepare().await?;
-        Ok(seat)
+    /// A seat at a process that runs. The wait counts towards the pipeline's limit, which includes it up to `until`.
+    async fn seat(&self, alone: bool, until: Instant) -> Result<WorkerSeat, HandlerError> {
+        let seat = async {
+            let seat = self.pool.seat(alone).await?;
+            seat.prepare().await?;
+            Ok(seat)
+        };
+        timeout_at(until, seat).await.unwrap_or_else(|_| Err(self.no_seat()))
+    }
+
+    fn no_seat(&self) -> HandlerError {
+        let limit = self.options().start_timeout;
+        HandlerError::unavailable(format!(
+            "no worker process could take it within the start timeout of {limit:?}"
+        ))
     }
 
     /// Passes a run to a process that has no other.
-    async fn ask_alone(&self, run: GatheredRun, reply: &mut ReplyReceiver) -> RunReply {
+    async fn ask_alone(&self, run: GatheredRun, reply: &mut ReplyReceiver, until: Instant) -> RunReply {
         let cancellation = run.cancellation.clone();
         let seat = tokio::select! {
             biased;
             () = cancellation.cancelled() => Err(self.waiting.not_begun()),
-            seat = self.seat(true) => seat,
+            seat = self.seat(true, until) => seat,
         };
         match seat {
             Ok(seat) => {
@@ -170,9 +181,9 @@ impl WorkerHandler {
     }
 
     /// Passes a run to a process, on a line with others that wait if lines may be shared.
-    async fn ask(&self, run: GatheredRun, reply: &mut ReplyReceiver) -> RunReply {
+    async fn ask(&self, run: GatheredRun, reply: &mut ReplyReceiver, until: Instant) -> RunReply {
         let batch = self.options().batch.max(1) as usize;
-        self.waiting.ask(run, reply, batch, || self.seat(false), WorkerSeat::pass).await
+        self.waiting.ask(run, reply, batch, || self.seat(false, until), WorkerSeat::pass).await
     }
 }
 
@@ -197,14 +208,16 @@ impl Handler for WorkerHandler {
         let mark = if has_neighbours { suspects.mark(&message) } else { 0 };
         let dropped = CancellationToken::new();
         let _ended_with_this_future = dropped.clone().drop_guard();
+        let until = Instant::now() + self.options().start_timeout;
         loop {
             let (run, mut reply) = GatheredRun::of(&message, mark, &dropped);
             let reply = match has_neighbours && suspects.contains(mark) {
-                true => self.ask_alone(run, &mut reply).await,
-                false => self.ask(run, &mut reply).await,
+                true => self.ask_alone(run, &mut reply, until).await,
+                false => self.ask(run, &mut reply, until).await,
             };
             match reply {
                 RunReply::Ended(answer) => return answer.map(|result| self.fitting(result)),
+                RunReply::Unsent if Instant::now() >= until => return Err(self.no_seat()),
                 RunReply::Unsent => {}
             }
         }

@@ -93,22 +93,19 @@ impl OpenRequests {
     /// its last line of standard error as a suffix.
     ///
     /// A request of which nothing was read had no effect. Of those that were read one is blamed, if it is known: the only one,
-    /// the one that was answered wrongly, the one whose time was over. The others use no attempt.
+    /// the one that was answered wrongly, the only one whose time was over. The others use no attempt.
     pub(super) fn end(&mut self, end: &ProcessEnd, read: u64, what: &str, last: &str) -> Vec<RequestEnd> {
         let all = std::mem::take(&mut self.0);
         let touched = all.values().filter(|request| read > request.bytes.start).count();
-        let late: Vec<_> =
-            all.values().filter(|request| request.is_late()).map(|one| one.bytes.clone()).collect();
+        let late = all.values().filter(|request| request.is_late() && read > request.bytes.start).count();
         let ends = all.into_iter().map(|(id, request)| {
             let is_suspect = read > request.bytes.start;
             let is_blamed = touched == 1
                 || match end {
                     ProcessEnd::Broken { by } => by.contains(&id),
                     ProcessEnd::Stopped { .. } => match request.stopping {
-                        // Who of a line was late, if several were?
-                        Some((StopReason::Late, _)) => {
-                            late.iter().filter(|line| **line == request.bytes).count() == 1
-                        }
+                        // One that blocks the process makes its neighbours late.
+                        Some((StopReason::Late, _)) => late == 1,
                         Some(_) => true,
                         None => false,
                     },
@@ -200,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whose_time_was_over_is_blamed_unless_it_shared_its_line_with_another_such() {
+    async fn whose_time_was_over_is_blamed_unless_another_was_late_as_well() {
         let stopped = ProcessEnd::Stopped { timeout: Duration::from_secs(1) };
         let late = |ids: &[u64]| {
             let late: Vec<_> = ids.iter().map(|id| (*id, StopReason::Late)).collect();
@@ -208,7 +205,9 @@ mod tests {
         };
         assert_eq!(late(&[2]), [INNOCENT, BLAMED, INNOCENT, INNOCENT]);
         assert_eq!(late(&[3]), [INNOCENT, INNOCENT, BLAMED, INNOCENT]);
-        assert_eq!(late(&[1, 3, 4]), [BLAMED, INNOCENT, INNOCENT, INNOCENT]);
+        for several in [&[1, 2][..], &[1, 3, 4], &[3, 4], &[1, 2, 3, 4]] {
+            assert_eq!(late(several), [INNOCENT; 4], "{several:?}");
+        }
         assert_eq!(ends(&[(4, StopReason::Cancelled)], &stopped, 40)[3], BLAMED);
     }
 

@@ -7,6 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handlers::process::Program;
 
+/// The longest line that a process may write, besides the results of a batch.
+const LINE_LIMIT: usize = 4 * 1024 * 1024;
+
 /// Why a run that was asked to stop early did not begin.
 pub(super) const NOT_BEGUN: &str = "cancelled before a worker process was ready";
 
@@ -29,9 +32,10 @@ pub struct WorkerOptions {
     pub restart_delay: Duration,
     /// The longest pause before a restart.
     pub max_restart_delay: Duration,
-    /// The time limit of a message, from the moment a process begins to read it.
+    /// The time limit of a message, from the moment its line is made, or a new process begins to read.
     pub timeout: Duration,
-    /// The time limit from the start of a process until it reads its first request or, with `wait_until_ready`, is ready.
+    /// The time limit from the start of a process until it reads its first request or, with `wait_until_ready`, is ready; and that
+    /// of the wait for a process, after which a message has not begun.
     pub start_timeout: Duration,
     /// True if the processes write `{"ready":true}` when they are ready; they get no request before.
     pub wait_until_ready: bool,
@@ -61,6 +65,12 @@ impl WorkerOptions {
             grace: Duration::from_secs(4),
             shutdown: CancellationToken::new(),
         }
+    }
+
+    /// The longest line that a process may write, in bytes.
+    pub(super) fn line_limit(&self) -> usize {
+        let results = self.batch.saturating_sub(1) as usize;
+        LINE_LIMIT.saturating_add(results.saturating_mul(self.result_limit))
     }
 
     /// True if a process may have several messages at once.

@@ -140,7 +140,12 @@ impl WorkerPool {
                 let mut slots = self.slots();
                 let slot = slots.get_mut(index).ok_or_else(gone)?;
                 if let Some(process) = &slot.process {
-                    return Ok(process.life.clone());
+                    if !process.inbox.is_closed() {
+                        return Ok(process.life.clone());
+                    }
+                    // Its task has ended without retiring it.
+                    slot.process = None;
+                    slot.put_off(&self.options);
                 }
                 match slot.not_before.filter(|not_before| *not_before > Instant::now()) {
                     Some(not_before) => not_before,
@@ -188,6 +193,7 @@ impl WorkerPool {
         self.free.close();
         drop(all);
         let slots = std::mem::take(&mut *self.slots());
+        self.drained.notify_waiters();
         let left = deadline.saturating_duration_since(Instant::now());
         let mut ending = JoinSet::new();
         for slot in slots {
@@ -287,5 +293,52 @@ impl Drop for WorkerSeat {
             drop(slots);
             self.pool.drained.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward::Scope;
+
+    use super::*;
+    use crate::handlers::process::Program;
+
+    fn pool(processes: u32, in_flight: u32) -> Arc<WorkerPool> {
+        let program = Program::new(vec!["cat".to_owned()]).unwrap();
+        let mut options = WorkerOptions::new(Scope::parse("a").unwrap(), program);
+        (options.processes, options.in_flight) = (processes, in_flight);
+        Arc::new(WorkerPool::new(options))
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_task_has_ended_is_replaced_after_a_backoff() {
+        let pool = pool(1, 1);
+        pool.prepare(0).await.unwrap();
+        let inbox = {
+            let slots = pool.slots();
+            let process = slots[0].process.as_ref().unwrap();
+            process.task.abort();
+            process.inbox.clone()
+        };
+        inbox.closed().await;
+        pool.prepare(0).await.unwrap();
+        let slots = pool.slots();
+        assert_eq!((slots[0].generation, slots[0].failures), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_ends_the_wait_for_a_whole_process() {
+        let pool = pool(2, 2);
+        let taken = [pool.seat(false).await.unwrap(), pool.seat(false).await.unwrap()];
+        let alone = tokio::spawn({
+            let pool = Arc::clone(&pool);
+            async move { pool.seat(true).await.map(drop) }
+        });
+        while !pool.slots().iter().any(|slot| slot.is_reserved) {
+            tokio::task::yield_now().await;
+        }
+        pool.shut_down(Duration::ZERO).await;
+        tokio::time::timeout(Duration::from_secs(10), alone).await.unwrap().unwrap().unwrap();
+        drop(taken);
     }
 }

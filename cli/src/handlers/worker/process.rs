@@ -53,7 +53,7 @@ impl WorkerProcess {
         let missing = || io::Error::other("the process came without pipes");
         let child = process.child();
         let stdin = child.stdin.take();
-        let stdout = OutputLines::new(child.stdout.take().ok_or_else(missing)?);
+        let stdout = OutputLines::new(child.stdout.take().ok_or_else(missing)?, options.line_limit());
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
         let (keep, name) = (last.clone(), program.name().to_owned());

@@ -14,7 +14,8 @@ impl WorkerService {
         let line = match line {
             Ok(OutputLine::Whole(line)) => line,
             Ok(OutputLine::TooLong) => {
-                let what = format!("wrote a line of more than {} bytes", OutputLine::LIMIT);
+                let limit = self.parts.options.line_limit();
+                let what = format!("wrote a line of more than {limit} bytes");
                 return Some(self.broken(Vec::new(), &what).await);
             }
             Ok(OutputLine::End) if self.open.is_stopping() => return Some(self.stopped().await),

@@ -23,7 +23,7 @@ impl WorkerService {
             self.stops.push(request.run.gone(id));
         }
         self.retire(why == StopReason::Late);
-        if why == StopReason::Dropped {
+        if why == StopReason::Dropped && self.open.0.contains_key(&id) {
             return Some(self.stopped().await);
         }
         self.tick(now).await
@@ -62,7 +62,7 @@ impl WorkerService {
                 self.process.terminate();
             }
         }
-        None
+        self.end_if_done().await
     }
 
     /// Why a process that is to stop can be killed at once: its only request is not read.
@@ -84,12 +84,27 @@ impl WorkerService {
         self.is_retired = true;
         self.parts.owner.retire(failed);
         self.parts.inbox.close();
+        for run in self.take_unwritten() {
+            run.give_back();
+        }
         for (_, run) in std::mem::take(&mut self.pending).into_iter().flatten() {
             run.give_back();
         }
         while let Ok(ToProcess::Runs(runs)) = self.parts.inbox.try_recv() {
             runs.into_iter().for_each(GatheredRun::give_back);
         }
+    }
+
+    /// The runs of the current line if nothing of it is written. A process that has never read does not give them to another one.
+    fn take_unwritten(&mut self) -> Vec<GatheredRun> {
+        if self.sent > 0 || self.line.is_empty() || !self.reads {
+            return Vec::new();
+        }
+        let start = self.process.written();
+        self.line.clear();
+        let ids: Vec<_> = self.open.0.iter().filter(|(_, one)| one.bytes.start >= start).collect();
+        let ids: Vec<_> = ids.into_iter().map(|(id, _)| *id).collect();
+        ids.iter().filter_map(|id| self.open.0.remove(id)).map(|request| request.run).collect()
     }
 
     /// A retired process ends with its last request.

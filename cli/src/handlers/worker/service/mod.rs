@@ -131,9 +131,10 @@ impl WorkerService {
             let event = tokio::select! {
                 biased;
                 Some((id, why)) = self.stops.next() => ServiceEvent::Stop(id, why),
+                // A process that never stops writing must not outlive its time.
+                () = tokio::time::sleep_until(until) => ServiceEvent::Tick,
                 event = self.process.exchange(bytes) => ServiceEvent::Pipe(event),
                 asked = self.parts.inbox.recv(), if !self.is_retired => ServiceEvent::Owner(asked),
-                () = tokio::time::sleep_until(until) => ServiceEvent::Tick,
             };
             let ended = match event {
                 ServiceEvent::Pipe(PipeEvent::Read(line)) => self.read(line).await,
@@ -149,7 +150,7 @@ impl WorkerService {
                     return self.process.shut_down(limit).await;
                 }
                 ServiceEvent::Owner(None) => {
-                    self.is_retired = true;
+                    self.retire(false);
                     self.end_if_done().await
                 }
                 ServiceEvent::Tick => self.tick(Instant::now()).await,
