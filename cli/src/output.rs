@@ -2,10 +2,16 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::handlers::text::printable;
+
+/// Milliseconds, as numbers of JSON have them.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// The destination of the results of a command. Diagnostics go to standard error, see [`complain`].
 pub struct Output {

@@ -73,6 +73,19 @@ pub trait SourcePlugin: Secrets + fmt::Debug + Send + Sync {
     /// [`Error`] if one of the two cannot be used.
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error>;
 
+    /// As [`letters`](Self::letters), the end that is read alone. Here it opens both.
+    ///
+    /// # Errors
+    /// [`Error`] if the destination cannot be used.
+    async fn letters_to_read(
+        &self,
+        context: &Context<'_>,
+        from: &str,
+        parts: SourceParts,
+    ) -> Result<Box<dyn Consumer>, Error> {
+        Ok(self.letters(context, from, parts).await?.split().0)
+    }
+
     /// Reading letters changes nothing about them and uses up nothing: a file, a Kafka topic. False by default.
     fn reads_letters_freely(&self) -> bool {
         false

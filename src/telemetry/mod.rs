@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 pub use distribution::{Distribution, DistributionCounts};
 pub use gauges::{IntakePause, IntakePauses, Limits};
-pub use handler::HandlerState;
+pub use handler::{HandlerOutage, HandlerState};
 #[cfg(feature = "metrics")]
 pub use metrics_bridge::MetricsObserver;
 pub use observer::{Measure, Observer};

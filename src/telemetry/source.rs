@@ -29,7 +29,8 @@ pub enum SourceState {
 /// ```
 #[derive(Debug, Default)]
 pub struct SourceHealth {
-    state: Mutex<SourceState>,
+    /// The state, and since when the source is up or down; `None` before either.
+    state: Mutex<(SourceState, Option<SystemTime>)>,
     reconnects: AtomicU64,
     /// Milliseconds since 1970; 0: never.
     last_receive_ms: AtomicU64,
@@ -44,22 +45,37 @@ pub struct SourceHealth {
 impl SourceHealth {
     /// Whether the source can deliver.
     pub fn state(&self) -> SourceState {
-        self.lock().clone()
+        self.state.lock().0.clone()
+    }
+
+    /// Since when the source is up or down; `None` while it is starting.
+    pub fn since(&self) -> Option<SystemTime> {
+        self.state.lock().1
     }
 
     /// The source can deliver. Answers true if it could not before.
     pub fn set_up(&self) -> bool {
-        let before = std::mem::replace(&mut *self.lock(), SourceState::Up);
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.0, SourceState::Up);
+        if before == SourceState::Up {
+            return false;
+        }
+        state.1 = Some(SystemTime::now());
         if matches!(before, SourceState::Down(_)) {
             self.reconnects.fetch_add(1, Ordering::Relaxed);
         }
-        before != SourceState::Up
+        true
     }
 
     /// The source cannot deliver. Answers true if it could before, so that a repeated failure is logged once.
     pub fn set_down(&self, reason: impl Into<String>) -> bool {
-        let before = std::mem::replace(&mut *self.lock(), SourceState::Down(reason.into()));
-        !matches!(before, SourceState::Down(_))
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.0, SourceState::Down(reason.into()));
+        if matches!(before, SourceState::Down(_)) {
+            return false;
+        }
+        state.1 = Some(SystemTime::now());
+        true
     }
 
     /// How often it came back after it was down.
@@ -120,8 +136,20 @@ impl SourceHealth {
     pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::Relaxed)
     }
+}
 
-    fn lock(&self) -> parking_lot::MutexGuard<'_, SourceState> {
-        self.state.lock()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_failure_does_not_change_since_when_it_is_down() {
+        let health = SourceHealth::default();
+        assert_eq!(health.since(), None);
+        assert!(health.set_down("refused"));
+        let since = health.since();
+        assert!(since.is_some() && !health.set_down("refused again"));
+        assert_eq!((health.since(), health.state()), (since, SourceState::Down("refused again".into())));
+        assert!(health.set_up() && health.since() >= since && !health.set_up());
     }
 }

@@ -6,7 +6,7 @@ use onceward::Scope;
 use onceward::store::{KeyState, KeyStats};
 use serde_json::{Value, json};
 
-use super::dlq::{LettersFound, letters};
+use super::dlq::{LetterCount, LettersFound, letters};
 use super::keys::{stats_as_json, time};
 use crate::args::ReportArgs;
 use crate::config::{self, Config, Lookup};
@@ -75,7 +75,13 @@ fn print(config: &Config, status: &Status, out: &mut Output) -> Result<(), Failu
         Some(DeadLetterStatus { place, letters: Some(letters) }) => {
             let oldest =
                 oldest(status).map(|age| format!(", the oldest {} ago", time(age))).unwrap_or_default();
-            format!("{letters} in {place}{oldest}")
+            match status.dead_letters.as_ref().map(|found| found.count) {
+                Some(LetterCount::AtLeast) => format!("at least {letters} in {place}{oldest}"),
+                Some(LetterCount::Total) => {
+                    format!("{letters} in {place}, redriven and purged ones included")
+                }
+                _ => format!("{letters} in {place}{oldest}"),
+            }
         }
         Some(DeadLetterStatus { place, letters: None }) => format!("not counted in {place}"),
     };

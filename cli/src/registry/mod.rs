@@ -116,17 +116,34 @@ pub(crate) async fn open_letters(
     checkpoints: Arc<dyn CheckpointStore>,
     queue: Option<&str>,
 ) -> Result<Letters, Error> {
-    let missing = || {
-        let what = "there is no [dead_letter] in the configuration; add it, with the place that letters were sent to";
-        Error::new(ErrorKind::Config, "take dead letters back", what)
-    };
     let given = queue.or_else(|| Some(config.dead_letter.as_ref()?.to.expose()));
-    let from = given.ok_or_else(missing)?;
+    let from = given.ok_or_else(no_dead_letters)?;
     let own = own_headers(config)?;
     let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own.clone() };
     let source = config.source.plugin();
     let ends = source.letters(&Contexts::of(config).source(), from, parts).await?;
     Ok(Letters { ends, own, needs_headers: source.facts().needs_letter_headers })
+}
+
+/// Opens the letters of the configuration to read them, without the end that they are redriven to.
+///
+/// # Errors
+/// [`Error`] if there is no destination, or it cannot be used.
+pub(crate) async fn open_letters_to_read(
+    config: &Config,
+    scope: &Scope,
+    checkpoints: Arc<dyn CheckpointStore>,
+) -> Result<Box<dyn Consumer>, Error> {
+    let from = config.dead_letter.as_ref().map(|dead_letter| dead_letter.to.expose());
+    let from = from.ok_or_else(no_dead_letters)?;
+    let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own_headers(config)? };
+    config.source.plugin().letters_to_read(&Contexts::of(config).source(), from, parts).await
+}
+
+fn no_dead_letters() -> Error {
+    let what =
+        "there is no [dead_letter] in the configuration; add it, with the place that letters were sent to";
+    Error::new(ErrorKind::Config, "take dead letters back", what)
 }
 
 /// A short description of the source without secrets, for logs.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use onceward::outbox::RelayCounts;
-use onceward::telemetry::{Counters, HandlerState, SourceState};
+use onceward::telemetry::{Counters, HandlerOutage, HandlerState, SourceState};
 
 use super::watched::{LONGEST_REASON, Watched, Work};
 use crate::handlers::text::printable;
@@ -20,7 +20,7 @@ pub(super) enum Readiness {
     /// The source does not deliver, for this reason.
     SourceDown(String),
     /// The handler is unavailable, for this reason; intake is paused.
-    HandlerDown(String),
+    HandlerDown(HandlerOutage),
     /// A signal has started the drain.
     Draining,
 }
@@ -62,6 +62,21 @@ impl Readiness {
         if counts.is_outbox_up() { Self::Ready } else { Self::StoreDown }
     }
 
+    /// The state without texts of handlers, brokers and stores.
+    pub(super) fn without_texts(&self) -> String {
+        match self {
+            Self::Starting(part, _) => Self::Starting(part, None).to_string(),
+            Self::SourceDown(_) => "the source is down".to_owned(),
+            Self::HandlerDown(outage) => match outage.failed_messages {
+                Some(count) => {
+                    format!("the handler is unavailable: {count} different messages failed in a row")
+                }
+                None => "the handler is unavailable".to_owned(),
+            },
+            Self::Ready | Self::StoreDown | Self::Draining => self.to_string(),
+        }
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         *self == Self::Ready
     }
@@ -78,7 +93,9 @@ impl fmt::Display for Readiness {
             }
             Self::StoreDown => f.write_str("the store does not respond"),
             Self::SourceDown(reason) => write!(f, "the source is down: {}", line(reason)),
-            Self::HandlerDown(reason) => write!(f, "the handler is unavailable: {}", line(reason)),
+            Self::HandlerDown(outage) => {
+                write!(f, "the handler is unavailable: {}", line(&outage.to_string()))
+            }
             Self::Draining => f.write_str("draining"),
         }
     }
@@ -106,6 +123,7 @@ mod tests {
             said(),
             "starting: waiting for the source: cannot open the queue \"q\": connection\\nrefused"
         );
+        assert_eq!(Readiness::current(&watched).without_texts(), "starting: waiting for the source");
         assert!(!Readiness::current(&watched).is_ready());
         watched.started(std::sync::Arc::default());
         assert_eq!(said(), "the store does not respond");
@@ -117,5 +135,6 @@ mod tests {
     fn a_reason_is_one_short_line() {
         let said = Readiness::SourceDown(format!("a\r\nb{}", "x".repeat(5_000))).to_string();
         assert!(said.starts_with("the source is down: a\\r\\nb") && said.len() < 400, "{said}");
+        assert_eq!(Readiness::SourceDown("secret".into()).without_texts(), "the source is down");
     }
 }

@@ -103,6 +103,19 @@ fn a_signal_ends_the_run_with_a_report_for_people() {
 }
 
 #[test]
+fn the_page_is_written_where_nothing_reads_standard_output() {
+    let scene = scene(ORDERS, "");
+    scene.write("orders.ndjson", ORDERS_WITH_TROUBLE);
+    let page = scene.path("report.html");
+    let mut command = scene.command(&format!("observe --html {} @", page.display()));
+    let mut child =
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    drop(child.stdout.take());
+    child.wait().unwrap();
+    assert!(std::fs::read_to_string(page).unwrap().ends_with("</html>\n"));
+}
+
+#[test]
 fn a_report_that_cannot_be_written_is_refused_before_a_message_is_taken() {
     let scene = scene(ORDERS, "");
     scene.write("orders.ndjson", ORDERS_WITH_TROUBLE);

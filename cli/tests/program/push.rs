@@ -184,6 +184,44 @@ fn a_scrape_shows_the_dead_letters_and_the_age_of_the_oldest() {
     assert!(!running.end().stderr.contains("dead letters not counted"));
 }
 
+#[tokio::test]
+#[cfg(feature = "sqlite")]
+async fn a_gauge_of_letters_that_cannot_be_read_is_left_out() {
+    use sqlx::{Connection, Executor, SqliteConnection};
+    let scene = orders("listen = '127.0.0.1:0'");
+    let config = std::fs::read_to_string(scene.path("onceward.toml")).unwrap();
+    let config = config.replace("[store.memory]", "[store.sqlite]\npath = 'o.db'");
+    scene.write("onceward.toml", &config);
+    assert_eq!(scene.execute("run @").code(), Some(3));
+    scene.write("onceward.toml", &config.replace("format =", "follow = true\nformat ="));
+    let url = format!("sqlite:{}", scene.path("o.db").display());
+    let mut conn = SqliteConnection::connect(&url).await.unwrap();
+    // Its column alone: the start checks that the table is there.
+    conn.execute("alter table onceward_audit rename column settles to settles_away").await.unwrap();
+    let running = scene.start(scene.command("run @"));
+    let address = address(&running);
+    until("the observation", || running.stderr().contains("dead letters not counted").then_some(()));
+    let text = request(&address, "GET /metrics").1;
+    assert!(text.contains("onceward_store_up") && !text.contains("onceward_dead_letter_depth"), "{text}");
+}
+
+#[test]
+fn another_temporality_is_refused_only_where_metrics_are_asked_for_by_name() {
+    let collector = Collector::start();
+    let scene = orders(&format!("otlp = '{}'", collector.url()));
+    let temporality = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
+    let ended = run(&scene, &[temporality]);
+    assert_eq!(ended.code(), Some(3), "{ended:?}");
+    assert!(ended.stderr.contains("metrics are pushed as cumulative sums"), "{ended:?}");
+    assert_eq!(last(&collector.points(), "onceward_received_total", ANY).value, 3.0);
+    let endpoint = format!("{}/v1/metrics", collector.url());
+    for by_name in [("OTEL_METRICS_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", &*endpoint)] {
+        let ended = run(&scene, &[temporality, by_name]);
+        assert_eq!(ended.code(), Some(78), "{ended:?}");
+        assert!(ended.stderr.contains("asks for other sums"), "{ended:?}");
+    }
+}
+
 #[test]
 #[cfg(all(feature = "rabbitmq", feature = "sqlite"))]
 fn a_relay_pushes_the_metrics_of_its_outbox() {

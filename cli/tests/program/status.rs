@@ -46,3 +46,33 @@ fn status_tells_what_waits_what_runs_and_what_is_done() {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line}: {text}");
     }
 }
+
+/// A letter, as often as `count` says, of a scope whose store has an audit trail.
+fn with_letters(count: usize) -> Scene {
+    let store = "[store.sqlite]\npath = 'onceward.db'\n";
+    let scene = Scene::new(&format!("{ORDERS}{store}[handler.exec]\ncommand = ['sh', '-c', 'exit 65']\n"));
+    scene.write("orders.ndjson", "{\"id\":1}\n");
+    assert_eq!(scene.execute("run @").code(), Some(3));
+    let letter = scene.lines("dead.ndjson").concat();
+    scene.write("dead.ndjson", &format!("{letter}\n").repeat(count));
+    scene
+}
+
+#[test]
+fn very_many_letters_are_counted_up_to_a_limit() {
+    let line = with_letters(12_000).execute("status @").stdout;
+    assert!(line.contains("dead letters at least 10"), "{line}");
+}
+
+#[tokio::test]
+async fn letters_that_cannot_be_read_are_shown_as_all_of_the_destination() {
+    use sqlx::{Connection, Executor, SqliteConnection};
+    let scene = with_letters(3);
+    assert_eq!(scene.execute("status @").stdout.matches("dead letters 3 in ").count(), 1);
+    let url = format!("sqlite:{}", scene.path("onceward.db").display());
+    let mut conn = SqliteConnection::connect(&url).await.unwrap();
+    conn.execute("alter table onceward_audit rename to onceward_audit_away").await.unwrap();
+    let text = scene.execute("status @").stdout;
+    let line = text.lines().find(|line| line.starts_with("dead letters 3 in ")).expect("the line");
+    assert!(line.ends_with("redriven and purged ones included"), "{text}");
+}

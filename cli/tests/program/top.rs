@@ -9,6 +9,9 @@ use serde_json::Value;
 use super::scene::{ORDERS, Running, Scene, wait};
 use super::telemetry::{address, request};
 
+/// What only a handler says.
+const CANARY: &str = "hunter2canary";
+
 /// The third order is refused.
 const HANDLER: &str = r#"command = ["sh", "-c", 'read -r o || true; case $o in *3}) exit 65;; esac']"#;
 
@@ -135,4 +138,27 @@ fn top_says_why_there_are_no_figures() {
     let unset = scene.execute("top @");
     assert_eq!(unset.code(), Some(78), "{unset:?}");
     assert!(unset.stderr.contains("telemetry.listen: is not set"), "{unset:?}");
+}
+
+#[test]
+fn no_text_of_a_handler_is_shown_but_by_the_log_and_readiness() {
+    let source = format!("{ORDERS}follow = true\n");
+    for (code, down) in [(65, "20 different messages failed in a row"), (126, "unavailable")] {
+        let handler = format!("command = ['sh', '-c', 'echo {CANARY} >&2; exit {code}']\n");
+        let telemetry = "[telemetry]\nlisten = '127.0.0.1:0'\n";
+        let scene = Scene::new(&format!("{source}[store.memory]\n[handler.exec]\n{handler}{telemetry}"));
+        let orders: String = (0..40).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+        scene.write("orders.ndjson", &orders);
+        let running = scene.start(scene.command("run @"));
+        let address = address(&running);
+        wait("the handler is down", || request(&address, "GET /health/ready").1.contains(CANARY));
+        let figures = request(&address, "GET /status.json").1;
+        assert!(!figures.contains(CANARY), "{figures}");
+        let figures: Value = serde_json::from_str(&figures).unwrap();
+        assert_eq!(figures["pipeline"]["handler_down"], down, "{figures}");
+        assert!(figures["state"].as_str().unwrap().starts_with("the handler is unavailable"), "{figures}");
+        let top = scene.execute(&format!("top --once --address {address} @"));
+        assert!(top.stdout.contains(&format!("down: {down}")) && !top.stdout.contains(CANARY), "{top:?}");
+        drop(running);
+    }
 }

@@ -23,7 +23,7 @@ pub fn enable_warnings(client: &mut ClientConfig) {
     }
 }
 
-/// A client context that writes log lines to `tracing`. Repeated warnings are rate-limited. Lost connections are debug lines:
+/// A client context that writes log lines to `tracing`, in fields: they may quote the broker. Repeated warnings are rate-limited. Lost connections are debug lines:
 /// the client reconnects by itself, and the source's health reports the outage.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingContext;
@@ -80,18 +80,18 @@ impl ClientContext for TracingContext {
     fn log(&self, level: Level, facility: &str, line: &str) {
         let severity = severity(level, facility);
         if severity == LogSeverity::Debug {
-            tracing::debug!(facility, "{line}");
+            tracing::debug!(facility, line, "Kafka client: detail");
             return;
         }
         let Some(suppressed) = take_suppressed(facility, line, Instant::now()) else { return };
         match severity {
-            LogSeverity::Error => tracing::error!(facility, suppressed, "Kafka client: {line}"),
-            _ => tracing::warn!(facility, suppressed, "Kafka client: {line}"),
+            LogSeverity::Error => tracing::error!(facility, line, suppressed, "Kafka client: error"),
+            _ => tracing::warn!(facility, line, suppressed, "Kafka client: warning"),
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, "{reason}");
+        tracing::debug!(%error, reason, "Kafka client: error event");
     }
 }
 
@@ -99,7 +99,52 @@ impl ConsumerContext for TracingContext {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
     use super::*;
+
+    /// The fields of events, by name.
+    #[derive(Clone, Default)]
+    struct Fields(Arc<Mutex<Vec<(String, String)>>>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            self.0.lock().unwrap().push((field.name().to_owned(), format!("{value:?}")));
+        }
+    }
+
+    impl Subscriber for Fields {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_text_of_the_client_is_a_field_and_no_part_of_the_message() {
+        let fields = Fields::default();
+        let _guard = tracing::subscriber::set_default(fields.clone());
+        TracingContext.log(Level::Warning, "OFFSET", "said by a broker");
+        TracingContext.log(Level::Critical, "FATAL", "said by another broker");
+        TracingContext.error(KafkaError::Canceled, "said by a third");
+        let fields = fields.0.lock().unwrap();
+        let of = |wanted: &str| fields.iter().filter(|(name, _)| name == wanted).collect::<Vec<_>>();
+        assert_eq!(of("line").len(), 2, "{fields:?}");
+        assert!(!of("message").iter().any(|(_, text)| text.contains("said")), "{fields:?}");
+    }
 
     #[test]
     fn a_repeated_line_is_suppressed_for_a_while_whatever_its_numbers() {

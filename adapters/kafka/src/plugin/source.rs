@@ -204,14 +204,22 @@ impl SourcePlugin for KafkaSource {
     }
 
     async fn letters(&self, context: &Context<'_>, from: &str, parts: SourceParts) -> Result<Letters, Error> {
-        let (connection, group) = (self.cluster().connection(context)?, format!("{}.redrive", self.group));
-        let SourceParts { scope, checkpoints, own_headers } = parts;
-        let from = KafkaLetters::open(&connection, from, &group, own_headers, scope, checkpoints).await?;
         Ok(Letters {
-            from: Box::new(from),
+            from: self.letters_to_read(context, from, parts).await?,
             to: self.open_publisher(context)?,
             destinations: self.topics.clone(),
         })
+    }
+
+    async fn letters_to_read(
+        &self,
+        context: &Context<'_>,
+        from: &str,
+        parts: SourceParts,
+    ) -> Result<Box<dyn Consumer>, Error> {
+        let (connection, group) = (self.cluster().connection(context)?, format!("{}.redrive", self.group));
+        let SourceParts { scope, checkpoints, own_headers } = parts;
+        Ok(Box::new(KafkaLetters::open(&connection, from, &group, own_headers, scope, checkpoints).await?))
     }
 
     fn reads_letters_freely(&self) -> bool {

@@ -42,8 +42,8 @@ pub(super) fn advance<C: ClientContext>(
                 state.start_pending(&resolved.starts, now);
                 state.postpone(resolved.pending, reason, now)
             });
-            if let Some(trouble) = trouble {
-                tracing::warn!("{trouble}");
+            if let Some(cause) = trouble {
+                tracing::warn!(cause, "partitions are not consumed yet");
             }
             true
         }

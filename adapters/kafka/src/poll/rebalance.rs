@@ -103,8 +103,8 @@ impl<C: ClientContext> RebalanceContext<C> {
             state.postpone(resolved.pending, reason, now)
         });
         self.handle.health.set_up();
-        if let Some(trouble) = trouble {
-            tracing::warn!("{trouble}");
+        if let Some(cause) = trouble {
+            tracing::warn!(cause, "partitions are not consumed yet");
         }
     }
 

@@ -325,7 +325,10 @@ impl<'a, C: ClientContext> PollLoop<'a, C> {
             context.strategy
         );
         if self.handle.health.set_down(reason.clone()) {
-            tracing::error!("{reason}");
+            tracing::error!(
+                cause = reason,
+                "joining the group failed: its members use another assignment strategy"
+            );
         }
         self.handle.with(|state| state.join_failure = Some(reason));
     }

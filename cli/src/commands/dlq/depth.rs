@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use onceward::store::AuditLog;
 use onceward::{Error, Scope};
 
 use super::letter::ReadLetter;
@@ -13,17 +14,29 @@ use crate::registry::{self, DeadLetterStatus, OpenStore};
 /// The most letters that are looked at.
 const MOST: u64 = 10_000;
 
+/// What a number of dead letters says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commands) enum LetterCount {
+    /// The letters that wait.
+    Waiting,
+    /// At least so many wait: there are more than [`MOST`].
+    AtLeast,
+    /// The letters of the destination, also those that are done with: they could not be read.
+    Total,
+}
+
 /// The dead letters of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::commands) struct LettersFound {
     /// Where they are, and how many, also those of other scopes.
     pub(in crate::commands) status: DeadLetterStatus,
+    pub(in crate::commands) count: LetterCount,
     /// How long ago the first message died; `None` where it is unknown.
     pub(in crate::commands) oldest: Option<Duration>,
 }
 
 /// Counts the dead letters; `None` without a destination for them. In a file or topic those that are done with are left out, unless
-/// reading them takes longer than `limit` or there are more than [`MOST`]: then the number is that of the destination.
+/// reading them fails or takes longer than `limit`: then the number is that of the destination.
 ///
 /// # Errors
 /// [`Error`] if the destination cannot be read.
@@ -34,12 +47,19 @@ pub(in crate::commands) async fn letters(
     limit: Duration,
 ) -> Result<Option<LettersFound>, Error> {
     let Some(status) = registry::dead_letter_status(config).await? else { return Ok(None) };
-    let mut found = LettersFound { status, oldest: None };
-    if found.status.letters != Some(0)
-        && let Ok(Some(LetterDepth { letters, oldest })) =
-            tokio::time::timeout(limit, depth(config, scope, store)).await
-    {
-        (found.status.letters, found.oldest) = (Some(letters), oldest);
+    let mut found = LettersFound { status, count: LetterCount::Waiting, oldest: None };
+    // Without an audit trail no letter of a file or topic is ever done with.
+    let Some(audit) = store.audit.clone().filter(|_| config.source.plugin().reads_letters_freely()) else {
+        return Ok(Some(found));
+    };
+    if found.status.letters != Some(0) {
+        match tokio::time::timeout(limit, depth(config, scope, store, audit)).await {
+            Ok(Some(LetterDepth { letters, is_complete, oldest })) => {
+                (found.status.letters, found.oldest) = (Some(letters), oldest);
+                found.count = if is_complete { LetterCount::Waiting } else { LetterCount::AtLeast };
+            }
+            Ok(None) | Err(_) => found.count = LetterCount::Total,
+        }
     }
     Ok(Some(found))
 }
@@ -47,27 +67,31 @@ pub(in crate::commands) async fn letters(
 /// The open letters of a file or topic.
 #[derive(Clone, Copy, Debug, Default)]
 struct LetterDepth {
-    /// At most [`MOST`] are counted.
     letters: u64,
+    /// False beyond [`MOST`] letters.
+    is_complete: bool,
     oldest: Option<Duration>,
 }
 
-/// Reads the letters of a file or topic, which does not change anything about them. `None` elsewhere, where there are more than
-/// [`MOST`], and if they cannot be read.
-async fn depth(config: &Config, scope: &Scope, store: &OpenStore) -> Option<LetterDepth> {
-    let audit = Arc::clone(store.audit.as_ref()?);
-    if !config.source.plugin().reads_letters_freely() {
-        return None;
-    }
-    let opened = registry::open_letters(config, scope, store.checkpoints.clone(), None).await;
+/// Reads the letters of a file or topic, which does not change anything about them. `None` if they cannot be read.
+async fn depth(
+    config: &Config,
+    scope: &Scope,
+    store: &OpenStore,
+    audit: Arc<dyn AuditLog>,
+) -> Option<LetterDepth> {
+    let opened = registry::open_letters_to_read(config, scope, store.checkpoints.clone()).await;
     let failed = |error: Error| tracing::debug!(%error, "dead letters not read");
-    let (from, _) = opened.map_err(failed).ok()?.ends.split();
+    let from = opened.map_err(failed).ok()?;
     let mut reader = OpenLetters::new(from, audit, scope.clone());
     let (mut depth, now) = (LetterDepth::default(), SystemTime::now());
-    let complete = loop {
+    let read = loop {
         match reader.next().await {
-            Ok(None) => break Ok(true),
-            Ok(Some(_)) if depth.letters >= MOST => break Ok(false),
+            Ok(None) => {
+                depth.is_complete = true;
+                break Ok(());
+            }
+            Ok(Some(_)) if depth.letters >= MOST => break Ok(()),
             Err(error) => break Err(error),
             Ok(Some(batch)) => {
                 depth.letters += batch.len() as u64;
@@ -77,6 +101,6 @@ async fn depth(config: &Config, scope: &Scope, store: &OpenStore) -> Option<Lett
         }
     };
     let closed = reader.close().await;
-    let is_complete = complete.and_then(|complete| closed.map(|()| complete));
-    is_complete.map_err(failed).ok()?.then_some(depth)
+    read.and(closed).map_err(failed).ok()?;
+    Some(depth)
 }

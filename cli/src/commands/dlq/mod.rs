@@ -20,7 +20,7 @@ mod redrive;
 mod republish;
 mod show;
 
-pub(super) use depth::{LettersFound, letters};
+pub(super) use depth::{LetterCount, LettersFound, letters};
 
 use crate::args::DlqCommand;
 use crate::config::Lookup;

@@ -10,7 +10,7 @@ use super::naming::{Known, Named, candidates, known};
 use crate::args::KeyArgs;
 use crate::exit::{Exit, Failure};
 use crate::handlers::text::printable;
-use crate::output::{Output, OutputError};
+use crate::output::{Output, OutputError, millis};
 
 /// The most bytes of an error that are printed.
 const ERROR_LIMIT: usize = 2 * 1024;
@@ -58,10 +58,6 @@ impl RecordJson {
             result_bytes: record.result_bytes,
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A duration for people, in its two largest units: `6d 23h`, `59s`, `120ms`.

@@ -11,18 +11,39 @@ const SMALLEST: f64 = 0.001;
 /// Buckets up to 20 years.
 const BUCKETS: usize = 560;
 
+/// The upper bounds of the bars of ages.
+pub(super) const BOUNDS: [Duration; 10] = [
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(600),
+    Duration::from_secs(3_600),
+    Duration::from_secs(6 * 3_600),
+    Duration::from_secs(24 * 3_600),
+    Duration::from_secs(3 * 86_400),
+    Duration::from_secs(7 * 86_400),
+    Duration::from_secs(30 * 86_400),
+];
+
 /// Ages by buckets whose bounds grow by 5 %, and the largest one as it was.
 #[derive(Debug)]
 pub(super) struct AgeSketch {
     /// How many ages are at most `SMALLEST · GROWTH^index`, and larger than the bound before.
     buckets: Box<[u64]>,
+    /// How many ages are at most each of [`BOUNDS`], and larger than that before; and how many are larger than the last.
+    by_bounds: [u64; BOUNDS.len() + 1],
     count: u64,
     largest: Duration,
 }
 
 impl Default for AgeSketch {
     fn default() -> Self {
-        Self { buckets: vec![0; BUCKETS].into(), count: 0, largest: Duration::ZERO }
+        Self {
+            buckets: vec![0; BUCKETS].into(),
+            by_bounds: [0; BOUNDS.len() + 1],
+            count: 0,
+            largest: Duration::ZERO,
+        }
     }
 }
 
@@ -33,6 +54,7 @@ impl AgeSketch {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, as intended")]
         let index = (steps.ceil() as usize).min(BUCKETS - 1);
         self.buckets[index] += 1;
+        self.by_bounds[BOUNDS.partition_point(|bound| *bound < age)] += 1;
         self.count += 1;
         self.largest = self.largest.max(age);
     }
@@ -56,15 +78,9 @@ impl AgeSketch {
         Some(bound(index).min(self.largest))
     }
 
-    /// How many ages are larger than the bound before and at most `bound`, for each of `bounds`, which grow; and how many are larger
-    /// than the last. A bucket counts where its own bound is.
-    pub(super) fn by(&self, bounds: &[Duration]) -> Vec<u64> {
-        let mut counts = vec![0; bounds.len() + 1];
-        for (index, count) in self.buckets.iter().enumerate() {
-            let place = bounds.iter().position(|one| bound(index) <= *one).unwrap_or(bounds.len());
-            counts[place] += count;
-        }
-        counts
+    /// How many ages are at most each of [`BOUNDS`], and larger than that before; and how many are larger than the last.
+    pub(super) fn by_bounds(&self) -> [u64; BOUNDS.len() + 1] {
+        self.by_bounds
     }
 }
 
@@ -98,13 +114,15 @@ mod tests {
         ages.add(Duration::from_secs(u64::from(u32::MAX)));
         assert_eq!(ages.quantile(0.0), Some(Duration::from_millis(1)));
         assert!(ages.quantile(1.0) > Some(Duration::from_secs(19 * 365 * 86_400)));
-        assert_eq!(ages.by(&[SECOND]), [1, 1]);
+        let bars = ages.by_bounds();
+        assert_eq!((bars[0], bars[BOUNDS.len()]), (1, 1));
     }
 
     #[test]
     fn ages_are_counted_between_bounds() {
         let mut ages = AgeSketch::default();
-        [1, 20, 30, 4_000].into_iter().for_each(|second| ages.add(second * SECOND));
-        assert_eq!(ages.by(&[10 * SECOND, 60 * SECOND, 3_600 * SECOND]), [1, 2, 0, 1]);
+        // The bound of 59 s in a sketch is beyond a minute.
+        [1, 20, 59, 60, 4_000].into_iter().for_each(|second| ages.add(second * SECOND));
+        assert_eq!(ages.by_bounds(), [1, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0]);
     }
 }

@@ -54,10 +54,11 @@ pub(super) async fn observe(args: &ObserveArgs, env: Lookup<'_>, out: &mut Outpu
         SupervisedEnd::Ended(ended) => ended,
     };
     let report = ObserveReport::new(&config, &ended, &observation);
-    print(&config, args.json, &report, out)?;
+    // Before standard output, whose reader may have closed it.
     if let (Some(mut page), Some(path)) = (page, &args.html) {
         page.write_all(html::page(&report).as_bytes()).map_err(|error| cannot_write(path, &error))?;
     }
+    print(&config, args.json, &report, out)?;
     Ok(exit(&config, args.run.until_empty, &ended))
 }
 

@@ -1,16 +1,16 @@
 //! The report of a run in observe mode, as data: [`ObserveReport`].
 
-use std::time::Duration;
-
 use onceward::telemetry::Counter;
 use serde::Serialize;
 
+use super::ages::BOUNDS;
 use super::key_advice::{self, KeyAdvice, KeyFacts, KeyOrigin};
 use super::limits::{self, Doubts};
 use super::observation::{Observation, Observed};
 use super::ttl::{self, TtlAdvice, TtlFacts};
 use crate::commands::run::{EndCause, EndedRun};
 use crate::config::{Config, FingerprintConfig, KeyPart, pipeline_config};
+use crate::output::millis;
 use crate::registry;
 
 /// Everything that a run in observe mode has shown, and what follows.
@@ -101,20 +101,6 @@ pub(super) struct Recommended {
     pub(super) ttl: TtlAdvice,
 }
 
-/// The upper bounds of the bars of ages.
-const BOUNDS: [Duration; 10] = [
-    Duration::from_secs(1),
-    Duration::from_secs(10),
-    Duration::from_secs(60),
-    Duration::from_secs(600),
-    Duration::from_secs(3_600),
-    Duration::from_secs(6 * 3_600),
-    Duration::from_secs(24 * 3_600),
-    Duration::from_secs(3 * 86_400),
-    Duration::from_secs(7 * 86_400),
-    Duration::from_secs(30 * 86_400),
-];
-
 impl ObserveReport {
     /// The report on `ended`, a run of `config`.
     pub(super) fn new(config: &Config, ended: &EndedRun, observation: &Observation) -> Self {
@@ -201,7 +187,7 @@ fn ages(observed: &Observed) -> Option<AgeFigures> {
     let (p50, p99, max) = (ages.quantile(0.5)?, ages.quantile(0.99)?, ages.largest()?);
     let bounds = BOUNDS.iter().map(|bound| Some(millis(*bound))).chain([None]);
     let histogram =
-        bounds.zip(ages.by(&BOUNDS)).map(|(up_to, count)| HistogramBar { up_to, count }).collect();
+        bounds.zip(ages.by_bounds()).map(|(up_to, count)| HistogramBar { up_to, count }).collect();
     Some(AgeFigures { p50: millis(p50), p99: millis(p99), max: millis(max), histogram })
 }
 
@@ -254,10 +240,6 @@ impl ShareEstimate {
         let half = Z / (n + Z * Z) * (part * (n - part) / n + Z * Z / 4.0).sqrt();
         Some(Self { value, from: (centre - half).max(0.0), to: (centre + half).min(1.0) })
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

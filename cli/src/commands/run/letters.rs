@@ -8,7 +8,7 @@ use onceward::Scope;
 use onceward::telemetry::{Counter, Counters, RateLimited};
 use tokio::time::Instant;
 
-use crate::commands::dlq::{LettersFound, letters};
+use crate::commands::dlq::{LetterCount, LettersFound, letters};
 use crate::config::Config;
 use crate::registry::OpenStore;
 use crate::telemetry::{self, SeenLetters, Watched};
@@ -16,8 +16,8 @@ use crate::telemetry::{self, SeenLetters, Watched};
 /// The interval between observations.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The interval while this run sends letters, or fails to.
-const SOON: Duration = Duration::from_secs(5);
+/// The interval while this run sends letters. Each observation opens connections.
+const SOON: Duration = Duration::from_secs(20);
 
 /// How often is looked whether this run has sent any.
 const GLANCE: Duration = Duration::from_secs(1);
@@ -42,10 +42,13 @@ pub(super) async fn observe(
     }
     let lines = RateLimited::per(Duration::from_secs(600));
     loop {
-        let sent = || counters.get(Counter::DeadLettered) + counters.get(Counter::DeadLetterErrors);
+        let sent = || counters.get(Counter::DeadLettered);
         let (began, before) = (Instant::now(), sent());
         let found = tokio::time::timeout(LIMIT, letters(config, scope, store, READING)).await;
         watched.see_letters(match &found {
+            Ok(Ok(Some(LettersFound { count: LetterCount::Total, .. }))) => {
+                unknown(&lines, "they could not be read, or not in time")
+            }
             Ok(Ok(found)) => found.as_ref().and_then(seen),
             Ok(Err(error)) => unknown(&lines, &error.to_string()),
             Err(_) => unknown(&lines, "the destination did not answer in time"),

@@ -48,7 +48,7 @@ fn pipeline(figures: &PipelineFigures, lines: &mut Vec<String>) {
     let rates = &figures.rates;
     let source = &figures.source;
     let lag = source.lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string());
-    let reason = source.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let since = source.since_ms.map(|ms| format!(" for {}", millis(ms))).unwrap_or_default();
     let store = if figures.store_up { "up" } else { "does not respond" };
     let handler = figures.handler_down.as_ref().map_or_else(|| "up".to_owned(), |why| format!("down: {why}"));
     let breaker = if figures.breaker_open { ", circuit breaker open" } else { "" };
@@ -64,7 +64,7 @@ fn pipeline(figures: &PipelineFigures, lines: &mut Vec<String>) {
             "per second      {:.1} received  {:.1} handled  {:.1} duplicates  {:.1} failed runs",
             rates.received, rates.handled, rates.duplicates, rates.failed
         ),
-        format!("source          {} {}{reason}  lag {lag}", source.adapter, source.state),
+        format!("source          {} {}{since}  lag {lag}", source.adapter, source.state),
         format!("store           {store}"),
         format!("handler         {handler}{breaker}"),
         format!(
@@ -124,14 +124,14 @@ mod tests {
     fn every_figure_is_shown_and_no_text_acts_on_the_terminal() {
         let status = serde_json::json!({
             "version": "1.2.3", "scope": "billing", "work": "run", "at_ms": 100_000, "uptime_ms": 3_600_000, "is_ready": false,
-            "state": "the source is down: \u{1b}[2Jrefused",
+            "state": "starting: \u{1b}[2Jwaiting",
             "pipeline": {
                 "rates": {"received": 12.34, "handled": 11.0, "duplicates": 1.0, "failed": 0.5},
                 "history": {"handled": [1], "duplicates": [0]},
                 "pauses": ["intake paused: the store does not respond"],
-                "source": {"adapter": "broker", "state": "down", "reason": "refused", "lag": 77, "assigned": 3,
+                "source": {"adapter": "broker", "state": "down", "since_ms": 61_000, "lag": 77, "assigned": 3,
                            "last_receive_ms": 5, "reconnects": 0, "lost": 0},
-                "store_up": false, "handler_down": "HTTP 503", "breaker_open": true, "running": 2, "concurrency": 16,
+                "store_up": false, "handler_down": "unavailable", "breaker_open": true, "running": 2, "concurrency": 16,
                 "in_flight": 9, "in_flight_limit": 64, "waiting": 4, "waiting_limit": null, "blocked_lanes": 1,
                 "oldest_unsettled_ms": 61_000,
                 "duplicate_age": {"count": 3, "p50_ms": 10_000, "p99_ms": null, "ttl_ms": 691_200_000},
@@ -144,11 +144,11 @@ mod tests {
         let text = frame(&serde_json::from_value(status).unwrap()).join("\n");
         for said in [
             "onceward run billing  version 1.2.3  up 1h",
-            "the source is down: \\u{1b}[2Jrefused",
+            "starting: \\u{1b}[2Jwaiting",
             "intake paused: the store does not respond",
             "12.3 received  11.0 handled  1.0 duplicates  0.5 failed runs",
-            "broker down: refused  lag 77",
-            "down: HTTP 503, circuit breaker open",
+            "broker down for 1m 1s  lag 77",
+            "down: unavailable, circuit breaker open",
             "2/16  in flight 9/64  waiting 4  blocked lanes 1",
             "oldest          1m 1s",
             "p50 ≤ 10s, p99 > 30d, ttl 8d",

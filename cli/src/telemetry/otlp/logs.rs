@@ -13,6 +13,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::collector::{Collector, refused_settings};
+use super::last;
 use super::resource::resource;
 use super::signal::Signal;
 use crate::config::{Config, Lookup};
@@ -75,9 +76,6 @@ fn is_exported(metadata: &Metadata<'_>) -> bool {
 /// Exports the last lines.
 pub(super) async fn finish(limit: Duration) {
     if let Some(provider) = PROVIDER.get() {
-        let exported = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit)).await;
-        if !matches!(exported, Ok(Ok(()))) {
-            tracing::warn!("last log lines not exported: the collector did not take them in time");
-        }
+        last::shut_down(Signal::Logs, move || provider.shutdown_with_timeout(limit)).await;
     }
 }

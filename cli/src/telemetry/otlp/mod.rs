@@ -9,6 +9,7 @@
 mod client;
 mod collector;
 mod headers;
+mod last;
 pub(super) mod logs;
 pub(super) mod metrics;
 mod points;

@@ -18,12 +18,21 @@ use crate::telemetry::family::{Label, MetricExemplar, MetricFamily, MetricKind, 
 
 const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
 
-/// The request that exports `families`, whose sums began at `began` and are those of `now`.
+/// The times of an export.
+pub(super) struct ExportTimes {
+    /// The start of all sums.
+    pub(super) began: SystemTime,
+    /// That of the values of the export before: older exemplars were in it.
+    pub(super) exported: SystemTime,
+    /// That of the values.
+    pub(super) now: SystemTime,
+}
+
+/// The request that exports `families`.
 pub(super) fn request(
     families: &[MetricFamily],
     resource: &Resource,
-    began: SystemTime,
-    now: SystemTime,
+    times: &ExportTimes,
 ) -> ExportMetricsServiceRequest {
     let attributes = resource.iter().map(|(key, value)| KeyValue {
         key: key.to_string(),
@@ -31,7 +40,7 @@ pub(super) fn request(
         ..KeyValue::default()
     });
     let resource = ResourceMessage { attributes: attributes.collect(), ..ResourceMessage::default() };
-    let times = Times { began: nanos(began), now: nanos(now) };
+    let times = Times { began: nanos(times.began), exported: nanos(times.exported), now: nanos(times.now) };
     let metrics = families.iter().map(|family| metric(family, &times)).collect();
     let scope = InstrumentationScope {
         name: "onceward".to_owned(),
@@ -47,6 +56,7 @@ pub(super) fn request(
 /// In nanoseconds since 1970.
 struct Times {
     began: u64,
+    exported: u64,
     now: u64,
 }
 
@@ -130,7 +140,11 @@ fn histogram(sample: &MetricSample, times: &Times) -> Option<HistogramDataPoint>
         sum: Some(*sum),
         bucket_counts: buckets.iter().map(|(_, count)| *count).collect(),
         explicit_bounds: buckets[..bounds].iter().map(|(bound, _)| *bound).collect(),
-        exemplars: exemplars.iter().map(exemplar_of).collect(),
+        exemplars: exemplars
+            .iter()
+            .map(exemplar_of)
+            .filter(|exemplar| exemplar.time_unix_nano >= times.exported)
+            .collect(),
         ..HistogramDataPoint::default()
     })
 }
@@ -142,5 +156,28 @@ fn exemplar_of(exemplar: &MetricExemplar) -> Exemplar {
         span_id: exemplar.span_id.to_be_bytes().to_vec(),
         value: Some(exemplar::Value::AsDouble(exemplar.value)),
         ..Exemplar::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use onceward::telemetry::{Distribution, Measure};
+
+    use super::*;
+
+    #[test]
+    fn an_exemplar_is_exported_once() {
+        let second = |second| UNIX_EPOCH + Duration::from_secs(second);
+        let exemplar = |bucket, at| MetricExemplar { bucket, value: 1.0, trace_id: 1, span_id: 1, at };
+        let values = Distribution::new(Measure::DuplicateAge).read();
+        let exemplars = vec![exemplar(0, second(10)), exemplar(1, second(20))];
+        let sample = MetricSample { labels: Vec::new(), value: MetricValue::Distribution(values, exemplars) };
+        let exported = |exported| {
+            let times = Times { began: 0, exported: nanos(second(exported)), now: nanos(second(30)) };
+            histogram(&sample, &times).map(|point| point.exemplars.len())
+        };
+        assert_eq!([0, 20, 21].map(exported), [Some(2), Some(1), Some(0)]);
     }
 }

@@ -18,6 +18,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::collector::{Collector, refused_settings};
+use super::last;
 use super::resource::resource;
 use super::signal::Signal;
 use crate::config::{Config, Lookup};
@@ -69,10 +70,7 @@ where
 /// Exports the last spans.
 pub(super) async fn finish(limit: Duration) {
     if let Some(provider) = PROVIDER.get() {
-        let exported = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(limit)).await;
-        if !matches!(exported, Ok(Ok(()))) {
-            tracing::warn!("last spans not exported: the collector did not take them in time");
-        }
+        last::shut_down(Signal::Traces, move || provider.shutdown_with_timeout(limit)).await;
     }
 }
 

@@ -1,20 +1,21 @@
 //! The figures of a run or a relay at one moment: [`LiveStatus`].
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use onceward::outbox::RelayCounts;
 use onceward::telemetry::{
-    Counter, Counters, DistributionCounts, HandlerState, IntakePause, Measure, SourceState,
+    Counter, Counters, DistributionCounts, HandlerOutage, HandlerState, IntakePause, Measure, SourceState,
 };
 use serde::{Deserialize, Serialize};
 
 use super::history::{EachSecond, RateHistory, Rates};
-use crate::handlers::text::printable;
+use crate::output::millis;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::recent::{self, RecentLetter, RecentLine};
-use crate::telemetry::watched::{LONGEST_REASON, Watched, Work};
+use crate::telemetry::watched::{Watched, Work};
 
-/// What `/status.json` answers. Times are in milliseconds.
+/// What `/status.json` answers, without the texts of handlers, brokers and stores: any of them may hold a part of a message.
+/// Times are in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct LiveStatus {
     pub(crate) version: String,
@@ -25,7 +26,7 @@ pub(crate) struct LiveStatus {
     pub(crate) at_ms: u64,
     pub(crate) uptime_ms: u64,
     pub(crate) is_ready: bool,
-    /// As `/health/ready` says.
+    /// As `/health/ready` says, without the error.
     pub(crate) state: String,
     /// `None` before the pipeline has started, and for a relay.
     pub(crate) pipeline: Option<PipelineFigures>,
@@ -46,7 +47,7 @@ pub(crate) struct PipelineFigures {
     pub(crate) pauses: Vec<String>,
     pub(crate) source: SourceFigures,
     pub(crate) store_up: bool,
-    /// Why the handler is unavailable.
+    /// Why the handler counts as down.
     pub(crate) handler_down: Option<String>,
     pub(crate) breaker_open: bool,
     pub(crate) running: u64,
@@ -70,7 +71,8 @@ pub(crate) struct SourceFigures {
     pub(crate) adapter: String,
     /// `starting`, `up` or `down`; `unknown` if the adapter does not report it.
     pub(crate) state: String,
-    pub(crate) reason: Option<String>,
+    /// For how long it has been up or down.
+    pub(crate) since_ms: Option<u64>,
     pub(crate) lag: Option<u64>,
     pub(crate) assigned: Option<u64>,
     pub(crate) last_receive_ms: Option<u64>,
@@ -101,7 +103,7 @@ impl LiveStatus {
             at_ms: recent::now_ms(),
             uptime_ms: millis(watched.since.elapsed()),
             is_ready: readiness.is_ready(),
-            state: readiness.to_string(),
+            state: readiness.without_texts(),
             pipeline,
             relay,
             errors: recent::lines(),
@@ -125,7 +127,7 @@ fn pipeline(watched: &Watched, counters: &Counters, history: &RateHistory) -> Pi
         store_up: counters.is_store_up(),
         handler_down: match counters.handler_state() {
             HandlerState::Up => None,
-            HandlerState::Down(reason) => Some(line(&reason)),
+            HandlerState::Down(outage) => Some(handler(&outage)),
         },
         breaker_open: counters.is_breaker_open(),
         running: counters.running(),
@@ -155,20 +157,20 @@ fn counts(counters: &Counters) -> Vec<(String, u64)> {
 
 fn source(watched: &Watched, counters: &Counters) -> SourceFigures {
     let health = counters.source();
-    let (state, reason) = match health.map(|health| health.state()) {
-        None => ("unknown", None),
-        Some(SourceState::Starting) => ("starting", None),
-        Some(SourceState::Up) => ("up", None),
-        Some(SourceState::Down(reason)) => ("down", Some(line(&reason))),
+    let state = match health.map(|health| health.state()) {
+        None => "unknown",
+        Some(SourceState::Starting) => "starting",
+        Some(SourceState::Up) => "up",
+        Some(SourceState::Down(_)) => "down",
     };
-    let last = health.and_then(|health| health.last_receive());
+    let ago = |at: SystemTime| millis(at.elapsed().unwrap_or_default());
     SourceFigures {
         adapter: watched.adapter.to_owned(),
         state: state.to_owned(),
-        reason,
+        since_ms: health.and_then(|health| health.since()).map(ago),
         lag: health.and_then(|health| health.lag()),
         assigned: health.and_then(|health| health.assigned()),
-        last_receive_ms: last.map(|at| millis(at.elapsed().unwrap_or_default())),
+        last_receive_ms: health.and_then(|health| health.last_receive()).map(ago),
         reconnects: health.map_or(0, |health| health.reconnects()),
         lost: health.map_or(0, |health| health.lost()),
     }
@@ -180,7 +182,7 @@ fn pause(reason: IntakePause) -> &'static str {
         IntakePause::Handler => "intake paused: the handler is unavailable",
         IntakePause::InFlight => "intake paused: as many messages are in flight as max_in_flight allows",
         IntakePause::Bytes => "intake paused: as many bytes are in flight as max_in_flight_bytes allows",
-        IntakePause::Waiting => "intake paused: as many messages wait as max_waiting allows",
+        IntakePause::Waiting => "intake paused: too many messages of a partition, or of all, wait",
         _ => "intake paused",
     }
 }
@@ -221,12 +223,11 @@ fn relay(counts: &RelayCounts) -> Vec<(String, u64)> {
     named.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-fn line(reason: &str) -> String {
-    printable(reason.as_bytes(), LONGEST_REASON)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn handler(outage: &HandlerOutage) -> String {
+    match outage.failed_messages {
+        Some(count) => format!("{count} different messages failed in a row"),
+        None => "unavailable".to_owned(),
+    }
 }
 
 #[cfg(test)]

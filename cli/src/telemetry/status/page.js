@@ -73,7 +73,7 @@ function agesText(ages) {
 }
 
 function sourceText(source) {
-  const parts = [source.reason === null ? source.state : `${source.state}: ${source.reason}`];
+  const parts = [source.since_ms === null ? source.state : `${source.state} for ${duration(source.since_ms)}`];
   if (source.assigned !== null) parts.push(`${numbers.format(source.assigned)} partitions`);
   if (source.last_receive_ms !== null) parts.push(`last message ${duration(source.last_receive_ms)} ago`);
   if (source.reconnects > 0) parts.push(`${numbers.format(source.reconnects)} reconnects`);
