@@ -213,6 +213,7 @@ impl BatchCall {
             self.end(run, Err(HandlerError::retry(text).outcome_unknown()));
         }
     }
+
     /// What the items say of the runs, each the result or what is wrong with it.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::handlers::meaning::Statuses;
 /// with an unknown outcome, and many servers (Node.js, uvicorn, Apache) close theirs after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
-/// The options of an [`HttpHandler`]. `Debug` omits the URL, which may contain secrets.
+/// The options of an [`HttpHandler`](super::HttpHandler). `Debug` omits the URL, which may contain secrets.
 #[derive(Clone)]
 pub struct HttpOptions {
     /// The scope, sent as `Onceward-Scope`.
