@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tracing::Span;
 
 use super::family::{Label, MetricExemplar, MetricFamilies, MetricKind, MetricValue};
+use super::recent::RecentLetters;
 
 /// The most origins with counters of their own; those beyond share one, without a name.
 const MOST_ORIGINS: usize = 1_000;
@@ -33,6 +34,7 @@ pub(crate) struct Instruments {
     deliveries: Mutex<HashMap<Arc<str>, EndCounts>>,
     /// One for each [`Reason`].
     dead_letters: Vec<AtomicU64>,
+    pub(super) recent_letters: RecentLetters,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,7 @@ impl Instruments {
             histograms: Measure::ALL.iter().copied().map(Histogram::new).collect(),
             deliveries: Mutex::default(),
             dead_letters: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            recent_letters: RecentLetters::default(),
         }
     }
 
@@ -145,6 +148,7 @@ impl Observer for Instruments {
         if let Some(index) = Reason::ALL.iter().position(|known| *known == letter.reason) {
             self.dead_letters[index].fetch_add(1, Ordering::Relaxed);
         }
+        self.recent_letters.add(letter);
     }
 }
 

@@ -78,7 +78,6 @@ pub(crate) fn observer(
     #[cfg(feature = "telemetry")]
     if metrics_are_on(config) || traces_are_on() {
         observers.push(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
-        observers.push(Arc::clone(&watched.recent_letters) as Arc<dyn Observer>);
     }
     let _ = (config, watched);
     match observers.len() {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::{Debug, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use onceward::telemetry::{LetterSighting, Observer};
+use onceward::telemetry::LetterSighting;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::field::{Field, Visit};
@@ -13,6 +13,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use crate::handlers::text::printable;
+use crate::output::millis;
 
 /// The most lines, and the most letters, that are kept.
 const MOST: usize = 20;
@@ -98,10 +99,9 @@ impl RecentLetters {
     pub(super) fn read(&self) -> Vec<RecentLetter> {
         self.0.lock().iter().rev().cloned().collect()
     }
-}
 
-impl Observer for RecentLetters {
-    fn dead_lettered(&self, letter: &LetterSighting<'_>) {
+    /// Adds a letter that is confirmed.
+    pub(super) fn add(&self, letter: &LetterSighting<'_>) {
         let letter = RecentLetter {
             at_ms: now_ms(),
             key: letter.key.map(|key| key.to_string()),
@@ -120,8 +120,7 @@ fn push<T>(ring: &mut VecDeque<T>, value: T) {
 }
 
 pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -137,7 +136,7 @@ mod tests {
         let letters = RecentLetters::default();
         for number in 0..50 {
             let key = Some(Key::from_bytes([number; 16]));
-            letters.dead_lettered(&LetterSighting::new(key, Reason::Permanent, Some("or\u{1b}ders")));
+            letters.add(&LetterSighting::new(key, Reason::Permanent, Some("or\u{1b}ders")));
         }
         let kept = letters.read();
         assert_eq!((kept.len(), kept[0].key.as_deref()), (MOST, Some("31".repeat(16).as_str())));

@@ -32,9 +32,6 @@ pub(crate) struct Watched {
     /// What the pipeline measures.
     #[cfg(feature = "telemetry")]
     pub(super) instruments: Arc<super::instruments::Instruments>,
-    /// The last dead letters of the pipeline.
-    #[cfg(feature = "telemetry")]
-    pub(super) recent_letters: Arc<super::recent::RecentLetters>,
     /// The name of the source's adapter.
     pub(super) adapter: &'static str,
     pub(super) since: Instant,
@@ -86,8 +83,6 @@ impl Watched {
             work,
             #[cfg(feature = "telemetry")]
             instruments: Arc::new(super::instruments::Instruments::new(source.adapter, source.system)),
-            #[cfg(feature = "telemetry")]
-            recent_letters: Arc::default(),
             adapter: source.adapter,
             since: Instant::now(),
             waits_for: Mutex::default(),

@@ -73,9 +73,8 @@ use service::ProcessLife;
 /// [grace](WorkerOptions::grace) to answer, before the process gets SIGTERM; it gets no more requests, and another process takes
 /// its place.
 ///
-///  Standard error is logged. Processes are started when the first messages need
-/// them, or by [`start`](Self::start), inherit no open files, and must end when their standard input closes: a process that
-/// does not, survives if this program is killed.
+/// Standard error is logged. Processes are started when the first messages need them, or by [`start`](Self::start), inherit no
+/// open files, and must end when their standard input closes: a process that does not, survives if this program is killed.
 ///
 /// Clones share the processes.
 #[derive(Clone, Debug)]

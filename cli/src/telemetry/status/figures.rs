@@ -107,7 +107,7 @@ impl LiveStatus {
             pipeline,
             relay,
             errors: recent::lines(),
-            letters: watched.recent_letters.read(),
+            letters: watched.instruments.recent_letters.read(),
         }
     }
 }
