@@ -152,8 +152,9 @@ pub struct PipelineConfig {
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
     /// How many consecutive deliveries of a lane (a partition or an order key, see [`ordering`](Self::ordering)) are claimed
-    /// together. Their handlers run one after the other, and completions are written in batches beside them. Not for
-    /// transactional handlers. 1 to 4,096, default 64; 1: the next one is claimed when the one before it is settled.
+    /// together, at most: as many as their handlers, which run one after the other, are done with in a quarter of a second.
+    /// Completions are written in batches beside them. Not for transactional handlers. 1 to 4,096, default 256; 1: the
+    /// next one is claimed when the one before it is settled.
     pub lane_batch: usize,
     /// How many runs of a transactional handler may share a transaction, one after the other, and so a wait for the disk:
     /// what is ready together goes together, nothing waits for more. 1 to 4,096, default 1.
@@ -217,7 +218,7 @@ impl Default for PipelineConfig {
             ttl: Duration::from_secs(8 * 24 * 3600),
             concurrency: 256,
             max_batch: 256,
-            lane_batch: 64,
+            lane_batch: 256,
             transaction_batch: 1,
             max_in_flight: 4096,
             max_waiting: None,

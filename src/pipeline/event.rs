@@ -1,5 +1,7 @@
 //! Events sent to the dispatcher by intake, rounds and the settler: [`Event`].
 
+use std::time::Duration;
+
 use super::breaker::{RunEnd, RunId};
 use super::work::{Behind, Footprint, Turn, Verdict, Work};
 use crate::key::{Fingerprint, Key};
@@ -57,6 +59,9 @@ pub(crate) struct SequenceEnded {
     pub(crate) lane: u64,
     /// True if it was a turn of suspects.
     pub(crate) is_turn: bool,
+    /// How many turns there were, and how long they took together.
+    pub(crate) count: usize,
+    pub(crate) took: Duration,
     /// The delivery at which it stopped, unless that is settled as well.
     pub(crate) first: Option<Report>,
     /// Those behind, in their order.

@@ -9,11 +9,12 @@
 //!
 //! A turn begins when the run before it has succeeded and its completion has been sent. So the first effects of a lane come in
 //! its order whatever dies: an effect that is repeated after a crash has happened before those behind it. Anything but a success
-//! ends the turns; what has not started is released, and returns to its lane.
+//! ends the turns, and so does time; what has not started is released, and returns to its lane.
 
 use std::pin::pin;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either};
 use futures_util::stream::{self, Stream, StreamExt};
@@ -27,6 +28,9 @@ use super::record::{Completing, record, release_behind, start_completing};
 use super::runner::Runner;
 use super::settle::{settle, settle_one};
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
+
+/// After how long the last turn of a sequence begins. A copy of its last message, in another lane or process, waits for as long.
+pub(super) const LONGEST_RUN: Duration = Duration::from_millis(250);
 
 /// Takes the sequences out of the starts of a round: those of one lane stand side by side, in its order.
 pub(super) fn sequences(starts: &mut Vec<Start>) -> Vec<Vec<Start>> {
@@ -58,14 +62,20 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
     let Some(first) = sequence.first() else { return };
     let (lane, is_turn) = (first.work().lane, first.work().turn.is_some());
     let Some(lane) = lane else { return };
-    let count = sequence.len();
+    let length = sequence.len();
+    let began = Instant::now();
     let stop = AtomicBool::new(false);
-    let mut left = SequenceEnded { lane, is_turn, first: None, behind: Vec::new() };
-    let mut records = pin!(turns(context, sequence, &stop).buffered(count).ready_chunks(count));
+    let mut left =
+        SequenceEnded { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() };
+    let mut records = pin!(turns(context, sequence, began, &stop).buffered(length).ready_chunks(length));
     let mut stopped = false;
     while let Some(chunk) = records.next().await {
         let mut passed = Vec::with_capacity(chunk.len());
-        for record in chunk {
+        for (ended, record) in chunk {
+            if let Some(ended) = ended {
+                left.count += 1;
+                left.took = ended - began;
+            }
             match record {
                 Turned::Behind(rest) => left.behind.extend(rest),
                 Turned::Recorded(recorded) if stopped => left.behind.push(behind(recorded)),
@@ -111,33 +121,41 @@ enum TurnEnd<'c> {
     Behind(Vec<Start>),
 }
 
-/// Runs the handlers one after the other; each future that comes out records how one ended.
+/// Runs the handlers one after the other; each future that comes out records how one ended, and says when.
 fn turns<'c, R: Runner>(
     context: &'c Context<R>,
     sequence: Vec<Start>,
+    began: Instant,
     stop: &'c AtomicBool,
-) -> impl Stream<Item = impl Future<Output = Turned> + 'c> + 'c {
-    stream::unfold(Some((sequence.into_iter(), true)), move |state| async move {
-        let (mut rest, goes_on) = state?;
+) -> impl Stream<Item = impl Future<Output = (Option<Instant>, Turned)> + 'c> + 'c {
+    stream::unfold(Some((sequence.into_iter(), true, began)), move |state| async move {
+        let (mut rest, goes_on, now) = state?;
         let next = rest.as_slice().first()?;
         // In a drain what needs no run is still settled.
         let halted = context.draining.is_cancelled() && !matches!(next, Start::Known { .. });
-        if goes_on && !halted && !stop.load(Ordering::Relaxed) {
+        let in_time = now - began <= LONGEST_RUN;
+        if goes_on && in_time && !halted && !stop.load(Ordering::Relaxed) {
             let start = rest.next()?;
-            let (end, goes_on) = turn(context, start, rest.len() == 0).await;
-            return Some((record_end(context, end, stop), Some((rest, goes_on))));
+            let (end, goes_on) = turn(context, start, rest.len() == 0, now).await;
+            let ended = Instant::now();
+            return Some((record_end(context, end, Some(ended), stop), Some((rest, goes_on, ended))));
         }
         if goes_on {
             let suspects = usize::from(next.work().turn.is_some());
             context.send(Event::Finished(Ended { count: 1, suspects, ..Ended::default() }));
         }
-        Some((record_end(context, TurnEnd::Behind(rest.collect()), stop), None))
+        Some((record_end(context, TurnEnd::Behind(rest.collect()), None, stop), None))
     })
 }
 
 /// Runs a handler and sends its completion; true: the next one may start.
-async fn turn<R: Runner>(context: &Context<R>, start: Start, is_last: bool) -> (TurnEnd<'_>, bool) {
-    let mut finished = handle_one(context, start, false, Instant::now()).await;
+async fn turn<R: Runner>(
+    context: &Context<R>,
+    start: Start,
+    is_last: bool,
+    now: Instant,
+) -> (TurnEnd<'_>, bool) {
+    let mut finished = handle_one(context, start, false, now).await;
     let goes_on = matches!(finished.outcome, Outcome::Succeeded(_) | Outcome::Decided(Verdict::Ack(_)));
     let mut ended = ended(context, slice::from_mut(&mut finished));
     if goes_on && !is_last {
@@ -151,8 +169,13 @@ async fn turn<R: Runner>(context: &Context<R>, start: Start, is_last: bool) -> (
     }
 }
 
-async fn record_end<R: Runner>(context: &Context<R>, end: TurnEnd<'_>, stop: &AtomicBool) -> Turned {
-    match end {
+async fn record_end<R: Runner>(
+    context: &Context<R>,
+    end: TurnEnd<'_>,
+    ended: Option<Instant>,
+    stop: &AtomicBool,
+) -> (Option<Instant>, Turned) {
+    let turned = match end {
         TurnEnd::Completing(completing) => Turned::Recorded(completing.known(context, stop).await),
         TurnEnd::Behind(rest) => Turned::Behind(release_behind(context, rest).await),
         TurnEnd::Other(finished) => {
@@ -160,5 +183,6 @@ async fn record_end<R: Runner>(context: &Context<R>, end: TurnEnd<'_>, stop: &At
             // Each delivery comes out once.
             recorded.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
         }
-    }
+    };
+    (ended, turned)
 }

@@ -158,7 +158,7 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
         ttl: Duration::from_secs(24 * 3600),
         concurrency,
         max_batch: pick(rng, &[1, 3, 8, 64]),
-        lane_batch: pick(rng, &[1, 2, 5, 64]),
+        lane_batch: pick(rng, &[1, 2, 5, 256]),
         max_in_flight: concurrency * pick(rng, &[1, 3, 20]),
         max_waiting: pick(rng, &[None, None, Some(3)]),
         max_waiting_per_partition: pick(rng, &[None, Some(1)]),

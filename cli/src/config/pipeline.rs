@@ -41,8 +41,9 @@ pub struct PipelineConfig {
     pub max_message_bytes: Option<ByteCount>,
     /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
-    /// How many consecutive messages of a partition or order key are claimed together, from 1 to 4096. Their handlers run
-    /// one after the other. Not for SQL handlers. 1: the next one is claimed when the one before it is settled.
+    /// How many consecutive messages of a partition or order key are claimed together at most, from 1 to 4096; as many as
+    /// their handlers, which run one after the other, are done with in a quarter of a second. Not for SQL handlers. 1: the
+    /// next one is claimed when the one before it is settled.
     pub lane_batch: u32,
     /// Whether intake pauses while the handler is unavailable, and single messages probe whether it works again.
     pub breaker: bool,
@@ -69,7 +70,7 @@ impl Default for PipelineConfig {
             max_in_flight_bytes: ByteCount::mib(256),
             max_message_bytes: None,
             max_batch: 256,
-            lane_batch: 64,
+            lane_batch: 256,
             breaker: true,
             breaker_keys: 20,
             drain_timeout: HumanDuration::from_secs(25),

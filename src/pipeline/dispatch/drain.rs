@@ -69,7 +69,7 @@ impl<R: Runner> Dispatcher<R> {
         waiting.extend(self.unidentified.waiting.drain(..));
         waiting.extend(self.suspects.take_if(|_| true));
         for lane in self.lanes.values_mut() {
-            waiting.extend(lane.drain(..));
+            waiting.extend(lane.waiting.drain(..));
         }
         // In the order of their delivery, which a broker may keep; lanes have none.
         waiting.sort_by_key(|work| work.receipt.tag());

@@ -27,7 +27,7 @@ impl<R: Runner> Dispatcher<R> {
         // Those behind others first, so that what follows in a lane does not wait for what leaves.
         let mut in_lanes = Vec::new();
         for lane in self.lanes.values_mut() {
-            in_lanes.extend(extract(lane, leaves));
+            in_lanes.extend(extract(&mut lane.waiting, leaves));
         }
         // All others are the first of their lane, if they have one.
         let mut first = self.timers.take_if(leaves);

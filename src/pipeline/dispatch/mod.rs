@@ -4,6 +4,7 @@ mod copies;
 mod drain;
 mod drained;
 mod identify;
+mod lane;
 mod leaving;
 mod notes;
 mod queue;
@@ -30,6 +31,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use drained::Drained;
+use lane::Lane;
 use store::StoreWatch;
 use suspects::Suspects;
 use timers::Timers;
@@ -61,7 +63,7 @@ pub(crate) struct Dispatcher<R> {
     /// The keys that a delivery of this process leads, with the copies that wait for its outcome.
     leaders: HashMap<Key, Vec<Work>>,
     /// Lanes in which a delivery is under way, with those that wait behind it.
-    lanes: HashMap<u64, VecDeque<Work>>,
+    lanes: HashMap<u64, Lane>,
     timers: Timers,
     window: Window,
     /// Epochs that have left, the oldest first.
@@ -173,7 +175,7 @@ impl<R: Runner> Dispatcher<R> {
         let only_parked = || {
             let held = self.timers.len()
                 + self.leaders.values().map(Vec::len).sum::<usize>()
-                + self.lanes.values().map(VecDeque::len).sum::<usize>();
+                + self.lanes.values().map(|lane| lane.waiting.len()).sum::<usize>();
             held == self.window.held() && self.timers.all().all(|work| work.parked)
         };
         self.window.held() == 0 || only_parked()
@@ -215,10 +217,10 @@ impl<R: Runner> Dispatcher<R> {
         match work.lane.map(|lane| self.lanes.entry(lane)) {
             Some(Entry::Occupied(mut waiting)) => {
                 self.window.wait(&mut work);
-                waiting.get_mut().push_back(work);
+                waiting.get_mut().waiting.push_back(work);
             }
             Some(Entry::Vacant(lane)) => {
-                lane.insert(VecDeque::new());
+                lane.insert(Lane::default());
                 self.enqueue(work);
             }
             None => self.enqueue(work),
@@ -238,7 +240,7 @@ impl<R: Runner> Dispatcher<R> {
             // turn too, would wait for ever.
             let Some(mut work) = self.lead(work) else { return };
             self.window.wait(&mut work);
-            let behind = self.lanes.values().flatten().filter(|work| work.lost > 0);
+            let behind = self.lanes.values().flat_map(|lane| &lane.waiting).filter(|work| work.lost > 0);
             self.suspects.park(work, |most| behind.take(most).count());
         } else {
             self.window.wake(&mut work);
@@ -303,7 +305,7 @@ impl<R: Runner> Dispatcher<R> {
 
     fn advance(&mut self, lane: Option<u64>) {
         let Some(lane) = lane else { return };
-        match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+        match self.lanes.get_mut(&lane).and_then(|lane| lane.waiting.pop_front()) {
             Some(next) => self.enqueue(next),
             None => {
                 self.lanes.remove(&lane);

@@ -52,12 +52,13 @@ impl<R: Runner> Dispatcher<R> {
         }
         // Of suspects half as many after each further lapse: see `suspects.rs`.
         let most = self.context.config.lane_batch;
+        let most = first.lane.and_then(|lane| self.lanes.get(&lane)).map_or(most, |lane| lane.length(most));
         most.checked_shr(first.lost.saturating_sub(1)).unwrap_or(0).max(1)
     }
 
     /// The next delivery of the lane, if it may follow one of whose key so many claims have lapsed.
     fn next_of_lane(&mut self, lane: u64, lost: u32) -> Option<Work> {
-        let waiting = self.lanes.get_mut(&lane)?;
+        let waiting = &mut self.lanes.get_mut(&lane)?.waiting;
         let leaders = &self.leaders;
         // A second message with the same key must see the outcome of the first.
         waiting.pop_front_if(|next| {
@@ -69,7 +70,10 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Takes back what is left of a sequence; its lane goes on.
     pub(super) fn note_sequence_end(&mut self, ended: SequenceEnded) {
-        let SequenceEnded { lane, is_turn, first, behind } = ended;
+        let SequenceEnded { lane, is_turn, count, took, first, behind } = ended;
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.adapt(count, took, self.context.config.lane_batch);
+        }
         for Behind { work, plan } in behind.into_iter().rev() {
             self.return_to_lane(lane, work, plan);
         }
@@ -95,7 +99,7 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         self.window.wait(&mut work);
-        self.lanes.entry(lane).or_default().push_front(work);
+        self.lanes.entry(lane).or_default().waiting.push_front(work);
     }
 }
 

@@ -35,7 +35,7 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn blocks_its_lane(&self, work: &crate::pipeline::work::Work) -> bool {
-        work.lane.and_then(|lane| self.lanes.get(&lane)).is_some_and(|behind| !behind.is_empty())
+        work.lane.and_then(|lane| self.lanes.get(&lane)).is_some_and(|lane| !lane.waiting.is_empty())
     }
 
     fn log_held_keys(&mut self, now: Instant) {

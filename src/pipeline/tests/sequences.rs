@@ -242,10 +242,10 @@ async fn of_a_leaving_partition_what_is_claimed_and_has_not_started_goes_to_its_
         (config.ordering, config.lane_batch) = (Ordering::Partition, BATCH);
     };
     let worker = world.worker().config(of_partitions).start(|_| async {
-        tokio::time::sleep(SECOND).await;
+        tokio::time::sleep(40 * MS).await;
         Ok(())
     });
-    tokio::time::sleep(2500 * MS).await;
+    tokio::time::sleep(100 * MS).await;
     assert_eq!(worker.store.calls(Operation::Claim), 1, "all are claimed");
     world.broker.leave(1, 0);
     let second = world.worker().config(of_partitions).start_ok();
@@ -260,10 +260,34 @@ async fn of_a_leaving_partition_what_is_claimed_and_has_not_started_goes_to_its_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sequence_ends_in_time_and_the_next_ones_are_as_long_as_their_handlers_allow() {
+    let world = world_of("A", 1..=40);
+    let worker = world.worker().config(in_order).start(|message| async move {
+        let slow = id_of(&message)[2..].parse::<u32>().is_ok_and(|number| number <= 10);
+        tokio::time::sleep(if slow { 100 * MS } else { MS }).await;
+        Ok(())
+    });
+    tokio::time::sleep(350 * MS).await;
+    assert_eq!(world.ids(), numbered("A", 1..=4), "the third has ended after the time of a sequence");
+    assert_eq!(world.state("A#5").await, KeyState::Pending);
+    let record = world.record("A#6").await.unwrap();
+    assert_eq!((record.state, record.attempts, record.lost), (KeyState::Absent, 0, 0), "two at a time");
+    world.empty().await;
+    assert_eq!(world.ids(), numbered("A", 1..=40));
+    assert_one_by_one(&world);
+    // Of 32, five of 2 (the last with fast ones), then twice as many each time.
+    let claims = worker.store.calls(Operation::Claim);
+    assert!((6..=10).contains(&claims), "{claims} claim calls");
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), summary.counters().get(Counter::Takeovers)), (40, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn rule_11_claims_that_wait_for_their_turn_are_renewed() {
     let world = world_of("A", 1..=10);
-    let worker = world.worker().config(in_order).start(|_| async {
-        tokio::time::sleep(LEASE / 2).await;
+    let worker = world.worker().config(in_order).start(|message| async move {
+        let is_first = id_of(&message) == "A#1";
+        tokio::time::sleep(if is_first { 3 * LEASE } else { MS }).await;
         Ok(())
     });
     tokio::time::sleep(2 * LEASE).await;
@@ -271,7 +295,6 @@ async fn rule_11_claims_that_wait_for_their_turn_are_renewed() {
     assert!(left.is_some_and(|left| left > LEASE / 4), "{left:?} is left of its lease");
     world.empty().await;
     assert_eq!(world.ids(), numbered("A", 1..=10));
-    assert_eq!(worker.store.calls(Operation::Claim), 1, "none was claimed again");
     let summary = worker.end().await;
     assert_eq!(summary.counters().get(Counter::LeasesLost), 0);
     assert_eq!(summary.handled(), 10);

@@ -18,7 +18,7 @@ use crate::stage::{ids_of, ledger_of};
 /// Handlers that a program runs side by side.
 const WORKERS: usize = 4;
 /// The default of `pipeline.lane_batch`.
-const LANE_BATCH: usize = 64;
+const LANE_BATCH: usize = 256;
 
 #[test]
 #[allow(clippy::print_stdout)]
