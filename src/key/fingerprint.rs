@@ -2,6 +2,9 @@
 //! [`Fingerprinting`].
 
 use std::fmt;
+use std::sync::LazyLock;
+
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 
 use super::format::first_half;
 use super::{canonical, json};
@@ -30,7 +33,7 @@ impl Fingerprint {
     /// assert_eq!(Fingerprint::of_json(b"pay 7"), Fingerprint::of(b"pay 7"));
     /// ```
     pub fn of_json(payload: &[u8]) -> Self {
-        let canonical = canonical::with_document(payload, |form| Self(first_half(hash(CANONICAL, form))));
+        let canonical = canonical::with_document(payload, |form| Self(first_half(hash(&CANONICAL, form))));
         canonical.unwrap_or_else(|| Self::of(payload))
     }
 
@@ -54,16 +57,18 @@ impl fmt::Debug for Fingerprint {
 /// The hash of a payload as the key source `payload-hash` takes it: of what a JSON object or array means, of the bytes of
 /// anything else. See [`Fingerprint::of_json`].
 pub(crate) fn payload_hash(payload: &[u8]) -> blake3::Hash {
-    canonical::with_document(payload, |form| hash(CANONICAL, form)).unwrap_or_else(|| blake3::hash(payload))
+    canonical::with_document(payload, |form| hash(&CANONICAL, form)).unwrap_or_else(|| blake3::hash(payload))
 }
 
-const CANONICAL: &str = "onceward 2026 canonical json";
-const SELECTED: &str = "onceward 2026 selected json";
+/// Hashes in a context differ from those of the same bytes in another: BLAKE3's mode for deriving keys. The context itself is
+/// hashed once, not for each message.
+static CANONICAL: LazyLock<ContextKey> =
+    LazyLock::new(|| hash_derive_key_context("onceward 2026 canonical json"));
+static SELECTED: LazyLock<ContextKey> =
+    LazyLock::new(|| hash_derive_key_context("onceward 2026 selected json"));
 
-fn hash(context: &str, bytes: &[u8]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new_derive_key(context);
-    hasher.update(bytes);
-    hasher.finalize()
+fn hash(context: &ContextKey, bytes: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new_from_context_key(context).update(bytes).finalize()
 }
 
 /// The part of a payload that is compared with that of earlier messages under the same key. A difference means another
@@ -127,7 +132,7 @@ impl Fingerprinting {
 
 /// `None` if the payload is not JSON, or a value has no canonical form.
 fn selected(payload: &[u8], pointers: &[String]) -> Option<Fingerprint> {
-    let mut hasher = blake3::Hasher::new_derive_key(SELECTED);
+    let mut hasher = blake3::Hasher::new_from_context_key(&SELECTED);
     for pointer in pointers {
         match json::value_at(payload, pointer).ok()? {
             None => hasher.update(&[0]),

@@ -149,6 +149,12 @@ pub struct PipelineConfig {
     pub ttl: Duration,
     /// Handlers that run at once. 1 to 65,536, default 256.
     pub concurrency: usize,
+    /// Whether the number of handlers that run at once adapts to what their other side can take: up to `concurrency` while runs
+    /// do not become slower by it, fewer when they do or find the handler unavailable. Default false.
+    pub adaptive_concurrency: bool,
+    /// How many handlers may start per second in this process, 0.001 to 1,000,000, with bursts of a tenth of a second's share.
+    /// Duplicates do not count. `None`, the default: no limit. A message is claimed when it may start, not before.
+    pub rate_limit: Option<f64>,
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
     /// How many consecutive deliveries of a lane (a partition or an order key, see [`ordering`](Self::ordering)) are claimed
@@ -217,6 +223,8 @@ impl Default for PipelineConfig {
             lease: Duration::from_secs(30),
             ttl: Duration::from_secs(8 * 24 * 3600),
             concurrency: 256,
+            adaptive_concurrency: false,
+            rate_limit: None,
             max_batch: 256,
             lane_batch: 256,
             transaction_batch: 1,
@@ -257,6 +265,9 @@ impl PipelineConfig {
             limits::range(name, value, low, high).or_else(wrong)
         };
         range("concurrency", self.concurrency, 1, 65_536)?;
+        if let Some(rate) = self.rate_limit.filter(|rate| !(0.001..=1_000_000.0).contains(rate)) {
+            return wrong(format!("rate_limit is {rate}; it must be from 0.001 to 1000000 runs per second"));
+        }
         range("max_batch", self.max_batch, 1, 4_096)?;
         range("lane_batch", self.lane_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;

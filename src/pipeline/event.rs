@@ -33,7 +33,11 @@ pub(crate) enum Event {
 /// How runs ended, as far as the breaker wants to know.
 #[derive(Default)]
 pub(crate) struct Ended {
+    /// Slots that are free again.
     pub(crate) count: usize,
+    /// Handlers that ran, and deliveries that did not need one or did not come to it.
+    pub(crate) runs: usize,
+    pub(crate) idle: usize,
     /// Of these, suspects whose turn it was.
     pub(crate) suspects: usize,
     /// One of those that succeeded.

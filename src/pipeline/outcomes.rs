@@ -38,6 +38,12 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
     let mut ended = Ended { count: finished.len(), ..Ended::default() };
     for Finished { work, outcome, .. } in finished {
         ended.suspects += usize::from(work.turn.is_some());
+        match outcome {
+            Outcome::Succeeded(_) | Outcome::Committed | Outcome::Unknown | Outcome::Failed(_) => {
+                ended.runs += 1
+            }
+            _ => ended.idle += 1,
+        }
         let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
         match outcome {
             Outcome::Succeeded(_) | Outcome::Committed => {

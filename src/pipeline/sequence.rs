@@ -140,10 +140,9 @@ fn turns<'c, R: Runner>(
             let ended = Instant::now();
             return Some((record_end(context, end, Some(ended), stop), Some((rest, goes_on, ended))));
         }
-        if goes_on {
-            let suspects = usize::from(next.work().turn.is_some());
-            context.send(Event::Finished(Ended { count: 1, suspects, ..Ended::default() }));
-        }
+        let suspects = usize::from(goes_on && next.work().turn.is_some());
+        let (count, idle) = (usize::from(goes_on), rest.len());
+        context.send(Event::Finished(Ended { count, suspects, idle, ..Ended::default() }));
         Some((record_end(context, TurnEnd::Behind(rest.collect()), None, stop), None))
     })
 }

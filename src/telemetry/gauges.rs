@@ -20,11 +20,14 @@ pub enum IntakePause {
     Bytes,
     /// As many deliveries wait as `max_waiting` allows.
     Waiting,
+    /// What is in flight is full because of `rate_limit`.
+    Rate,
 }
 
 impl IntakePause {
     /// All reasons.
-    pub const ALL: [Self; 5] = [Self::Store, Self::Handler, Self::InFlight, Self::Bytes, Self::Waiting];
+    pub const ALL: [Self; 6] =
+        [Self::Store, Self::Handler, Self::InFlight, Self::Bytes, Self::Waiting, Self::Rate];
 
     /// The value of the label `reason`.
     pub const fn name(self) -> &'static str {
@@ -34,6 +37,7 @@ impl IntakePause {
             Self::InFlight => "in_flight",
             Self::Bytes => "bytes",
             Self::Waiting => "waiting",
+            Self::Rate => "rate",
         }
     }
 
@@ -68,7 +72,7 @@ impl IntakePauses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Handlers that run at once.
+    /// Handlers that run at once: the present number, where it adapts.
     pub concurrency: usize,
     /// Deliveries in flight that can run.
     pub in_flight: usize,
@@ -90,6 +94,7 @@ pub(super) struct Gauges {
     /// When the oldest delivery in flight was received, in microseconds since `epoch`, plus one; 0: nothing is in flight.
     oldest_us: AtomicU64,
     limits: OnceLock<Limits>,
+    concurrency: AtomicU64,
 }
 
 impl Default for Gauges {
@@ -101,6 +106,7 @@ impl Default for Gauges {
             paused: AtomicU64::new(0),
             oldest_us: AtomicU64::new(0),
             limits: OnceLock::new(),
+            concurrency: AtomicU64::new(0),
         }
     }
 }
@@ -124,11 +130,16 @@ impl Gauges {
     }
 
     pub(super) fn limits(&self) -> Option<Limits> {
-        self.limits.get().copied()
+        let concurrency = usize::try_from(self.concurrency.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        self.limits.get().map(|limits| Limits { concurrency, ..*limits })
     }
 
     pub(super) fn set_running(&self, runs: usize) {
         self.running.store(runs as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_concurrency(&self, handlers: usize) {
+        self.concurrency.store(handlers as u64, Ordering::Relaxed);
     }
 
     pub(super) fn set_breaker_open(&self, open: bool) {
@@ -146,6 +157,7 @@ impl Gauges {
     }
 
     pub(super) fn set_limits(&self, limits: Limits) {
+        self.set_concurrency(limits.concurrency);
         // A pipeline starts once.
         let _ = self.limits.set(limits);
     }

@@ -300,6 +300,10 @@ impl Counters {
         self.gauges.set_running(runs);
     }
 
+    pub(crate) fn set_concurrency(&self, handlers: usize) {
+        self.gauges.set_concurrency(handlers);
+    }
+
     pub(crate) fn set_breaker_open(&self, open: bool) {
         self.gauges.set_breaker_open(open);
     }

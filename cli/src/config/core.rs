@@ -50,6 +50,8 @@ pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         ttl: limits.ttl.get(),
         store_timeout: limits.timeout.get(),
         concurrency: concurrency(config) as usize,
+        adaptive_concurrency: pipeline.adaptive_concurrency,
+        rate_limit: pipeline.rate_limit,
         max_batch: pipeline.max_batch as usize,
         lane_batch: pipeline.lane_batch as usize,
         transaction_batch: match &config.handler {
@@ -185,7 +187,7 @@ mod tests {
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
              concurrency = 5\nmax_batch = 6\nlane_batch = 4\nmax_in_flight = 70\nmax_waiting = 80\n\
              max_waiting_per_partition = 9\nbreaker = false\nbreaker_keys = 7\nmax_in_flight_bytes = '1GiB'\nmax_message_bytes = '2MiB'\n\
-             drain_timeout = '8s'\ncancel_grace = '9s'\n\
+             drain_timeout = '8s'\ncancel_grace = '9s'\nrate_limit = 2.5\nadaptive_concurrency = true\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
              jitter = 'decorrelated'\n",
         );
@@ -196,7 +198,8 @@ mod tests {
         assert_eq!((settings.handler_timeout, settings.drain_timeout), (secs(7), secs(8)));
         assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
-        assert_eq!(settings.lane_batch, 4);
+        assert_eq!((settings.lane_batch, settings.adaptive_concurrency), (4, true));
+        assert_eq!(settings.rate_limit, Some(2.5));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
         assert_eq!(settings.max_message_bytes, Some(2 << 20));
         assert_eq!((settings.max_waiting, settings.max_waiting_per_partition), (Some(80), Some(9)));

@@ -16,6 +16,13 @@ use super::key::OrderBy;
 pub struct PipelineConfig {
     /// How many handlers run concurrently, from 1 to 65536.
     pub concurrency: u32,
+    /// Whether the number of handlers that run concurrently adapts to what their other side can take: up to `concurrency` while
+    /// runs do not become slower by it, fewer when they do or find the handler unavailable.
+    pub adaptive_concurrency: bool,
+    /// How many handlers may start per second in this process, from 0.001 to 1000000, with bursts of a tenth of a second's
+    /// share. Duplicates do not count. No limit when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<f64>,
     /// What is kept in order. By default the source's own order: `partition` for a partitioned log, `key` for a queue with
     /// message groups or an ordered subscription, `none` for others.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +69,8 @@ impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
             concurrency: 16,
+            adaptive_concurrency: false,
+            rate_limit: None,
             ordering: None,
             order_by: None,
             max_in_flight: 1024,

@@ -46,9 +46,17 @@ fn each_mistake_gets_its_sentence() {
         (base_and("[pipelines]\n"), "line 12: pipelines: is not a known name; did you mean pipeline?"),
         (
             base_and("[pipeline]\nzzz = 1\n"),
-            "line 13: pipeline.zzz: is not a known name; write one of concurrency, ordering, order_by, max_in_flight, \
-             max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, max_batch, lane_batch, \
-             breaker, breaker_keys and 2 more",
+            "line 13: pipeline.zzz: is not a known name; write one of concurrency, adaptive_concurrency, rate_limit, ordering, \
+             order_by, max_in_flight, max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, \
+             max_batch, lane_batch and 4 more",
+        ),
+        (
+            base_and("[pipeline]\nrate_limit = 0\n"),
+            "line 13: pipeline.rate_limit: is out of range; write how many handlers may start per second, from 0.001 to 1000000",
+        ),
+        (
+            base_and("[pipeline]\nrate_limit = nan\n"),
+            "line 13: pipeline.rate_limit: is out of range; write how many handlers may start per second, from 0.001 to 1000000",
         ),
         (
             base_and("[retry]\njitter = 'ful'\n"),

@@ -1,5 +1,6 @@
 //! Decides which deliveries start, and when: lanes, copies, retries, limits and pauses.
 
+mod adaptive;
 mod copies;
 mod drain;
 mod drained;
@@ -8,6 +9,7 @@ mod lane;
 mod leaving;
 mod notes;
 mod queue;
+mod rate;
 mod rounds;
 mod sequences;
 mod store;
@@ -30,8 +32,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use adaptive::AdaptiveLimit;
 pub(crate) use drained::Drained;
 use lane::Lane;
+use rate::RateLimit;
 use store::StoreWatch;
 use suspects::Suspects;
 use timers::Timers;
@@ -73,6 +77,8 @@ pub(crate) struct Dispatcher<R> {
     /// A round of deliveries that were not answered before is claiming.
     claiming_again: bool,
     running: usize,
+    rate: Option<RateLimit>,
+    adaptive: Option<AdaptiveLimit>,
     /// Of these, suspects.
     running_suspects: usize,
     /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
@@ -91,7 +97,11 @@ pub(crate) struct Dispatcher<R> {
 
 impl<R: Runner> Dispatcher<R> {
     pub(crate) fn new(context: Arc<Context<R>>, gate: Arc<Gate>, flow: Option<Arc<dyn FlowControl>>) -> Self {
+        let now = Instant::now();
+        let config = &context.config;
         Self {
+            rate: config.rate_limit.map(|per_second| RateLimit::new(per_second, now)),
+            adaptive: config.adaptive_concurrency.then(|| AdaptiveLimit::new(config.concurrency, now)),
             window: Window::new(&context.config, flow),
             breaker: Breaker::new(context.config.breaker),
             context,
@@ -113,7 +123,7 @@ impl<R: Runner> Dispatcher<R> {
             panicked: false,
             store: StoreWatch::new(),
             handler_is_down: false,
-            gated_at: Instant::now(),
+            gated_at: now,
             waiting_log: WaitingLog::default(),
             at_end: false,
             idle: false,
@@ -329,21 +339,36 @@ impl<R: Runner> Dispatcher<R> {
     /// The time at which something may change by itself. Anything due before `now` was considered and could not start
     /// for another reason: to wake for it again would spin.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let may_start = self.running < self.context.config.concurrency && self.has_startable();
+        let may_start = self.running < self.concurrency() && self.has_startable();
+        let rate = self.rate.as_ref().map(RateLimit::next_at).filter(|at| may_start && *at > now);
         let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
         let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
         let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
-        let times =
-            [self.timers.next(), store, probe, intake, self.waiting_log.next(), self.window.pauses_at()];
+        let times = [
+            self.timers.next(),
+            rate,
+            store,
+            probe,
+            intake,
+            self.waiting_log.next(),
+            self.window.pauses_at(),
+        ];
         times.into_iter().flatten().min()
     }
 
+    /// How many may run at once.
+    fn concurrency(&self) -> usize {
+        self.adaptive.as_ref().map_or(self.context.config.concurrency, AdaptiveLimit::limit)
+    }
+
     fn publish_gauges(&mut self) {
+        let concurrency = self.concurrency();
         let counters = &self.context.counters;
         counters.set_in_flight(self.window.held(), self.window.held_bytes());
         counters.set_waiting(self.window.waiting());
         counters.set_oldest_unsettled(self.window.oldest());
         counters.set_running(self.running);
+        counters.set_concurrency(concurrency);
         counters.set_breaker_open(self.breaker.is_open());
         counters.set_store_up(!self.store.is_down());
         let now = Instant::now();
@@ -353,6 +378,8 @@ impl<R: Runner> Dispatcher<R> {
         // A breaker that is open needs a message to probe with, and no more.
         let breaker_lets_in = !self.breaker.is_open() || !self.has_startable();
         let mut paused = self.window.full(self.unflushed);
+        let rate_is_used_up = self.rate.as_mut().is_some_and(|rate| rate.available(now) == 0);
+        paused.set(IntakePause::Rate, rate_is_used_up && !paused.is_empty());
         paused.set(IntakePause::Store, !store_lets_in);
         paused.set(IntakePause::Handler, !breaker_lets_in);
         counters.set_paused(paused);

@@ -36,10 +36,17 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     pub(super) fn note_ended(&mut self, ended: Ended) {
+        let now = Instant::now();
+        if let Some(rate) = &mut self.rate {
+            rate.give_back(ended.idle);
+        }
+        if let Some(adaptive) = &mut self.adaptive {
+            let unavailable = ended.failed.iter().any(|(_, end, _)| matches!(end, RunEnd::Unavailable(..)));
+            adaptive.ends(self.running, ended.runs, unavailable, now);
+        }
         self.running -= ended.count;
         self.running_suspects -= ended.suspects;
         let context = Arc::clone(&self.context);
-        let now = Instant::now();
         let open_for = self.breaker.open_for(now);
         let succeeded = ended.succeeded.map(|id| (id, RunEnd::Succeeded, None));
         for (id, end, probe) in ended.failed.into_iter().chain(succeeded) {

@@ -24,46 +24,53 @@ impl<R: Runner> Dispatcher<R> {
 
     /// True if something could start, were there a slot.
     pub(super) fn has_startable(&self) -> bool {
-        !self.ready.is_empty()
-            || !self.unanswered.is_empty()
-            || self.suspects.may_start(self.context.config.concurrency)
+        !self.ready.is_empty() || !self.unanswered.is_empty() || self.suspects.may_start(self.concurrency())
     }
 
     /// Starts one round; false if none can start now.
     fn start_one(&mut self) -> bool {
-        let (max_batch, concurrency) = (self.context.config.max_batch, self.context.config.concurrency);
-        let free = concurrency.saturating_sub(self.running).min(max_batch);
+        let most = self.context.config.max_batch;
+        let free = self.concurrency().saturating_sub(self.running).min(most);
         if free == 0 || !self.has_startable() {
             return false;
         }
         let now = Instant::now();
+        let allowed = self.rate.as_mut().map_or(most, |rate| most.min(rate.available(now)));
+        if allowed == 0 {
+            return false;
+        }
         let probes = self.breaker.is_open();
         if probes && !self.breaker.may_probe(now) {
             return false;
         }
-        let limit = if probes { 1 } else { free };
-        if self.store.is_down() { self.start_while_down(limit, now) } else { self.start_while_up(limit) }
+        let limit = if probes { 1 } else { free.min(allowed) };
+        if self.store.is_down() {
+            self.start_while_down(limit, now)
+        } else {
+            self.start_while_up(limit, allowed)
+        }
     }
 
-    fn start_while_up(&mut self, limit: usize) -> bool {
+    /// At most `limit` sequences of together at most `most` deliveries.
+    fn start_while_up(&mut self, limit: usize, most: usize) -> bool {
         if self.claiming >= CLAIMING_ROUNDS {
             return false;
         }
         // Keys that were not answered are asked for on their own and by few, so that a node that does not answer holds up
         // neither the claims of the others nor their slots.
         if !self.unanswered.is_empty() && !self.claiming_again {
-            let few = limit.min((self.context.config.concurrency / 8).max(1));
+            let few = limit.min((self.concurrency() / 8).max(1));
             let round = self.next_round(few, Self::next_unanswered);
             return self.start(round, ClaimTarget::StoreAgain);
         }
-        let concurrency = self.context.config.concurrency;
+        let concurrency = self.concurrency();
         if self.suspects.may_start(concurrency) {
             let firsts = self.suspects.next(limit, concurrency);
             let mut round = Vec::with_capacity(firsts.len());
             for mut work in firsts {
                 self.window.wake(&mut work);
                 round.push(work);
-                self.add_sequence(&mut round);
+                self.add_sequence(&mut round, most);
             }
             return self.start(round, ClaimTarget::Store);
         }
@@ -74,7 +81,7 @@ impl<R: Runner> Dispatcher<R> {
         if self.ready.is_empty() || limit == 0 {
             return false;
         }
-        let round = self.next_sequences(limit);
+        let round = self.next_sequences(limit, most);
         self.start(round, ClaimTarget::Store)
     }
 
@@ -111,7 +118,7 @@ impl<R: Runner> Dispatcher<R> {
     /// Those that were never asked for first, then the others in turn.
     fn next_of_any(&mut self) -> Option<Work> {
         let next = self.ready.pop_front().or_else(|| self.unanswered.pop_front());
-        next.or_else(|| self.suspects.next(1, self.context.config.concurrency).pop())
+        next.or_else(|| self.suspects.next(1, self.concurrency()).pop())
     }
 
     /// Takes deliveries with distinct keys.
@@ -160,7 +167,14 @@ impl<R: Runner> Dispatcher<R> {
         }
         let probe = self.breaker.probe_started();
         round.iter_mut().for_each(|work| work.probe = probe);
-        self.running += slots(&round).count();
+        if let Some(rate) = &mut self.rate {
+            rate.take(round.len());
+        }
+        let starting = slots(&round).count();
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.starts(self.running, starting, Instant::now());
+        }
+        self.running += starting;
         self.running_suspects += slots(&round).filter(|first| first.turn.is_some()).count();
         self.claiming += 1;
         self.claiming_again |= target == ClaimTarget::StoreAgain;

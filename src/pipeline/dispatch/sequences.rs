@@ -9,30 +9,29 @@ use crate::pipeline::runner::Runner;
 use crate::pipeline::work::{Behind, Plan, Turn, Work};
 
 impl<R: Runner> Dispatcher<R> {
-    /// Takes up to `limit` sequences with distinct keys, and as many deliveries as go into one call.
-    pub(super) fn next_sequences(&mut self, limit: usize) -> Vec<Work> {
-        let max_batch = self.context.config.max_batch;
+    /// Takes up to `limit` sequences with distinct keys, and of `most` deliveries together.
+    pub(super) fn next_sequences(&mut self, limit: usize, most: usize) -> Vec<Work> {
         let mut round = Vec::with_capacity(limit.min(self.ready.len()));
         let mut count = 0;
         while count < limit
-            && round.len() < max_batch
+            && round.len() < most
             && let Some(work) = self.ready.pop_front()
         {
             if let Some(work) = self.lead(work) {
                 count += 1;
                 round.push(work);
-                self.add_sequence(&mut round);
+                self.add_sequence(&mut round, most);
             }
         }
         round
     }
 
-    /// Adds to the last delivery of `round` those that come next in its lane.
-    pub(super) fn add_sequence(&mut self, round: &mut Vec<Work>) {
+    /// Adds to the last delivery of `round` those that come next in its lane, up to `most` in all.
+    pub(super) fn add_sequence(&mut self, round: &mut Vec<Work>, most: usize) {
         let Some(first) = round.last() else { return };
         let (Some(lane), lost, turn) = (first.lane, first.lost, first.turn) else { return };
         let room = self.longest_sequence(first).saturating_sub(1);
-        let room = room.min(self.context.config.max_batch.saturating_sub(round.len()));
+        let room = room.min(most.saturating_sub(round.len()));
         for _ in 0..room {
             let Some(next) = self.next_of_lane(lane, lost) else { return };
             let Some(mut next) = self.lead(next) else { return };

@@ -1,5 +1,7 @@
 //! Everything has a limit: messages, bytes, settlements under way, what one bad message may cost the others.
 
+mod paces;
+
 use super::*;
 use crate::testing::{Fault, Operation};
 

@@ -66,6 +66,13 @@ fn pipeline(config: &Config) -> Checked {
         }
     }
     within(config, "pipeline.breaker_keys", pipeline.breaker_keys, 0..=10_000)?;
+    if pipeline.rate_limit.is_some_and(|rate| !(0.001..=1_000_000.0).contains(&rate)) {
+        return Err(config.refuse(
+            "pipeline.rate_limit",
+            "is out of range",
+            "write how many handlers may start per second, from 0.001 to 1000000",
+        ));
+    }
     within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
     within(config, "pipeline.lane_batch", pipeline.lane_batch, 1..=4_096)?;
     duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0)..=HOUR)?;
