@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward::store::{KeyRecord, KeyState};
+use onceward::store::{KeyRecord, KeyState, TraceContext};
 use serde::Serialize;
 
 use super::context::KeysContext;
@@ -37,6 +37,10 @@ pub(super) struct RecordJson {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<String>,
 }
 
 impl RecordJson {
@@ -56,6 +60,8 @@ impl RecordJson {
             reason: record.reason.map(onceward::store::Reason::as_str),
             error: record.error.clone(),
             result_bytes: record.result_bytes,
+            trace_id: record.trace.map(TraceContext::trace_id_hex),
+            span_id: record.trace.map(TraceContext::span_id_hex),
         }
     }
 }
@@ -133,6 +139,7 @@ fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), Outp
         ("reason", record.reason.map(|reason| reason.to_string())),
         ("error", record.error.as_ref().map(|error| printable(error.as_bytes(), ERROR_LIMIT))),
         ("result", record.result_bytes.map(|bytes| format!("{bytes} bytes"))),
+        ("trace", record.trace.map(|run| format!("{}, span {}", run.trace_id_hex(), run.span_id_hex()))),
     ];
     lines
         .into_iter()
