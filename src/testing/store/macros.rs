@@ -152,6 +152,7 @@ macro_rules! audit_log_conformance {
     ($harness:expr) => {
         $crate::conformance_tests! { $harness; audit:
             audit_entries_are_kept_in_order,
+            old_audit_entries_are_removed,
         }
     };
 }

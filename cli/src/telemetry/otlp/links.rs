@@ -19,11 +19,9 @@ impl Observer for DuplicateLinks {
     }
 
     fn duplicate(&self, span: &Span, first: TraceContext) {
-        let (trace_id, span_id) = (first.trace_id().to_be_bytes(), first.span_id().to_be_bytes());
+        let (trace_id, span_id) = (first.trace_id().into(), first.span_id().into());
         // Only sampled ones are kept.
         let flags = TraceFlags::SAMPLED;
-        let first =
-            SpanContext::new(trace_id.into(), span_id.into(), flags, true, TraceState::default());
-        span.add_link(first);
+        span.add_link(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()));
     }
 }
