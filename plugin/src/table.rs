@@ -68,8 +68,8 @@ macro_rules! table {
             /// is unknown, and the call is repeated with the same token.
             #[serde(default = "::onceward_plugin::default::secs::<5>")]
             pub timeout: $crate::value::HumanDuration,
-            /// How long entries of the audit trail are kept, from 1d to 3650d: who redrove or purged letters, or changed keys. In
-            /// memory there is none.
+            /// How long entries of the audit trail are kept, from 1d to 3650d: who redrove or purged letters, or changed keys. The
+            /// memory store has no trail.
             #[serde(default = "::onceward_plugin::default::secs::<31_536_000>")]
             pub audit_retention: $crate::value::HumanDuration,
         } }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::stored_result::{StoredResult, TraceContext, stored};
 use super::OwnerToken;
+use super::stored_result::{StoredResult, TraceContext, stored};
 use crate::key::{Fingerprint, Key};
 
 /// The largest generation: no key is redriven so often. A larger one on a delivery is ignored.

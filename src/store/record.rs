@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::stored_result::TraceContext;
 use super::Reason;
+use super::stored_result::TraceContext;
 use crate::key::Key;
 
 /// The state of a known key.

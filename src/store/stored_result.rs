@@ -96,7 +96,7 @@ pub(super) fn stored(result: Option<&Bytes>, trace: Option<TraceContext>) -> Opt
 pub struct StoredResult {
     /// The run that completed the key.
     pub trace: Option<TraceContext>,
-    /// How many bytes precede the result; `None` if there is none.
+    /// How many bytes precede the result; `None` without a result.
     result_at: Option<usize>,
 }
 
@@ -183,7 +183,9 @@ mod tests {
 
     #[test]
     fn bytes_of_a_later_version_and_damaged_ones_are_no_result() {
-        for bytes in [&b"\0ow-kept\x02\x03anything"[..], b"\0ow-kept", b"\0ow-kept\x01", b"\0ow-kept\x01\x01short"] {
+        for bytes in
+            [&b"\0ow-kept\x02\x03anything"[..], b"\0ow-kept", b"\0ow-kept\x01", b"\0ow-kept\x01\x01short"]
+        {
             assert_eq!(read(&Bytes::from_static(bytes)), (None, None), "{bytes:?}");
         }
         let zeros = [&b"\0ow-kept\x01\x03"[..], &[0; 24], b"done"].concat();

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use onceward::store::{CompleteRequest, OwnerToken};
 use onceward::store::transition::{Record, RecordColumns};
+use onceward::store::{CompleteRequest, OwnerToken};
 use onceward::{Error, ErrorKind, Fingerprint, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};

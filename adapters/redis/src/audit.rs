@@ -105,7 +105,8 @@ impl AuditLog for RedisStore {
         let reply = self.executor.run_command(READ, &ask, &list).await?;
         let texts: Vec<String> = redis::from_redis_value(reply).map_err(|_| invalid_reply(READ))?;
         let mut texts = texts.into_iter();
-        let first = texts.next().and_then(|first| first.parse::<u64>().ok()).ok_or_else(|| invalid_reply(READ))?;
+        let first =
+            texts.next().and_then(|first| first.parse::<u64>().ok()).ok_or_else(|| invalid_reply(READ))?;
         let numbered = (first..).zip(texts.map(without_time));
         let mut records: Vec<_> = numbered.map(|(number, text)| AuditRecord { number, text }).collect();
         records.reverse();

@@ -82,7 +82,11 @@ fn telemetry_of(origin: &Origin) -> Option<Remark> {
     }
     if origin.is_written("telemetry.keep_trace_context") && !cfg!(feature = "otlp") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features otlp";
-        return Some(origin.remark("telemetry.keep_trace_context", "this build of onceward exports no traces", fix));
+        return Some(origin.remark(
+            "telemetry.keep_trace_context",
+            "this build of onceward exports no traces",
+            fix,
+        ));
     }
     if origin.is_written("telemetry.listen") && !cfg!(feature = "telemetry") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";

@@ -182,7 +182,10 @@ pub async fn the_run_of_a_completion_is_kept<H: StoreHarness>(harness: &H) {
             answer => panic!("expected a completed key, got {answer:?}"),
         }
         assert!(case.forget(case.key(n)).await);
-        assert_eq!(case.complete_with(CompleteRequest { trace, ..case.completion(claim.lease) }).await, Completion::Inserted);
+        assert_eq!(
+            case.complete_with(CompleteRequest { trace, ..case.completion(claim.lease) }).await,
+            Completion::Inserted
+        );
         assert_eq!(case.record(case.key(n)).await.trace, trace, "{n}");
     }
 }

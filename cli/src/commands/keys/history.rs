@@ -1,4 +1,4 @@
-//! What operators did to keys, from the audit trail: [`KeyHistory`].
+//! The history of keys, from the audit trail: [`KeyHistory`].
 
 use onceward::Key;
 use serde_json::Value;
@@ -26,7 +26,9 @@ pub(super) struct KeyHistory {
 impl KeyHistory {
     /// Searches the newest entries of the scope; a store without an audit trail has none.
     pub(super) async fn read(context: &KeysContext<'_>, keys: &[Key]) -> Result<Self, Failure> {
-        let Some(audit) = &context.store.audit else { return Ok(Self { entries: Vec::new(), is_cut: false }) };
+        let Some(audit) = &context.store.audit else {
+            return Ok(Self { entries: Vec::new(), is_cut: false });
+        };
         let keys: Vec<_> = keys.iter().map(Key::to_string).collect();
         let (mut entries, mut before, mut is_cut) = (Vec::new(), None, true);
         for _ in 0..PAGES {
