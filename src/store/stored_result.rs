@@ -6,7 +6,7 @@
 //! ```
 
 use std::fmt;
-use std::num::{NonZeroU64, NonZeroU128};
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
 
@@ -29,22 +29,25 @@ const HAS_RESULT: u8 = 2;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceContext {
-    trace_id: NonZeroU128,
+    /// In halves: a number of 128 bits would be aligned to as many, and widen each completion.
+    trace_id: [u64; 2],
     span_id: NonZeroU64,
 }
 
 impl TraceContext {
     /// The context of these ids; `None` if one is zero, which identifies nothing.
     pub const fn new(trace_id: u128, span_id: u64) -> Option<Self> {
-        match (NonZeroU128::new(trace_id), NonZeroU64::new(span_id)) {
-            (Some(trace_id), Some(span_id)) => Some(Self { trace_id, span_id }),
+        match NonZeroU64::new(span_id) {
+            Some(span_id) if trace_id != 0 => {
+                Some(Self { trace_id: [(trace_id >> 64) as u64, trace_id as u64], span_id })
+            }
             _ => None,
         }
     }
 
     /// The id of the trace.
     pub const fn trace_id(self) -> u128 {
-        self.trace_id.get()
+        ((self.trace_id[0] as u128) << 64) | self.trace_id[1] as u128
     }
 
     /// The id of the span.
@@ -54,7 +57,7 @@ impl TraceContext {
 
     /// The id of the trace, in 32 hexadecimal digits.
     pub fn trace_id_hex(self) -> String {
-        format!("{:032x}", self.trace_id)
+        format!("{:032x}", self.trace_id())
     }
 
     /// The id of the span, in 16 hexadecimal digits.
@@ -65,7 +68,7 @@ impl TraceContext {
 
 impl fmt::Debug for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TraceContext({:032x}, {:016x})", self.trace_id, self.span_id)
+        write!(f, "TraceContext({:032x}, {:016x})", self.trace_id(), self.span_id)
     }
 }
 
