@@ -54,11 +54,8 @@ async fn claim_and_complete<S: Store>(store: &S, scope: &Scope, requests: &[Clai
     let claims = store.claim(scope, &terms, requests).await;
     let completion = |claim: Result<Claim, _>| match claim.unwrap() {
         Claim::Claimed(claimed) => CompleteRequest {
-            lease: claimed.lease,
-            result: None,
             fingerprint: requests[0].fingerprint,
-            generation: 0,
-            ttl: TTL,
+            ..CompleteRequest::new(claimed.lease, TTL)
         },
         other => panic!("{other:?}"),
     };

@@ -91,6 +91,8 @@ pub struct StoreLimits {
     pub lease: HumanDuration,
     /// How long one call to the store may take.
     pub timeout: HumanDuration,
+    /// How long entries of the audit trail are kept.
+    pub audit_retention: HumanDuration,
 }
 
 /// The purpose for which a command needs the store.

@@ -8,7 +8,7 @@
 /// | name | fields | method |
 /// |---|---|---|
 /// | `credentials` | `username`, `password`, `password_file` | `credentials()` |
-/// | `store` | `ttl`, `lease`, `timeout` | `limits()`, `set_limits()` of `HasStoreLimits` |
+/// | `store` | `ttl`, `lease`, `timeout`, `audit_retention` | `limits()`, `set_limits()` of `HasStoreLimits` |
 /// | `handler` | `timeout` | |
 ///
 /// ```
@@ -68,14 +68,24 @@ macro_rules! table {
             /// is unknown, and the call is repeated with the same token.
             #[serde(default = "::onceward_plugin::default::secs::<5>")]
             pub timeout: $crate::value::HumanDuration,
+            /// How long entries of the audit trail are kept, from 1d to 3650d: who redrove or purged letters, or changed keys. The
+            /// memory store has no trail.
+            #[serde(default = "::onceward_plugin::default::secs::<31_536_000>")]
+            pub audit_retention: $crate::value::HumanDuration,
         } }
         impl $crate::HasStoreLimits for $name {
             fn limits(&self) -> $crate::StoreLimits {
-                $crate::StoreLimits { ttl: self.ttl, lease: self.lease, timeout: self.timeout }
+                $crate::StoreLimits {
+                    ttl: self.ttl,
+                    lease: self.lease,
+                    timeout: self.timeout,
+                    audit_retention: self.audit_retention,
+                }
             }
 
             fn set_limits(&mut self, limits: $crate::StoreLimits) {
                 (self.ttl, self.lease, self.timeout) = (limits.ttl, limits.lease, limits.timeout);
+                self.audit_retention = limits.audit_retention;
             }
         }
     };

@@ -251,6 +251,7 @@ impl Inner {
             fingerprint,
             generation: claimed.generation,
             ttl: self.config.ttl,
+            trace: None,
         };
         let mut pause = Duration::from_millis(50);
         loop {

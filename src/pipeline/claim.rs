@@ -165,8 +165,9 @@ fn observe<R>(context: &Context<R>, work: &mut Work, claim: &Claim) {
         KnownAs::Mismatch => context.count(Counter::Mismatches, 1),
         _ => context.count(Counter::ObservedDuplicates, 1),
     }
-    if let KnownAs::Completed(age) = known {
-        context.measurer.duplicate(age);
+    if let Claim::Completed { age, trace, .. } = claim {
+        context.measurer.duplicate(*age);
+        context.measurer.link(work.receipt.span(), *trace);
     }
     context.measurer.sighted(&KeySighting::new(key, work.fingerprint, known));
 }
@@ -190,8 +191,9 @@ fn granted<R: Runner>(
         {
             return unprotected::<R>(work);
         }
-        Claim::Completed { age, .. } => {
+        Claim::Completed { age, trace, .. } => {
             context.measurer.duplicate(age);
+            context.measurer.link(work.receipt.span(), trace);
             Verdict::Ack(Counter::Duplicates)
         }
         Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::breaker::{RunEnd, RunId};
 use super::work::{Behind, Footprint, Turn, Verdict, Work};
 use crate::key::{Fingerprint, Key};
+use crate::store::TraceContext;
 
 /// An event that the dispatcher acts on.
 pub(crate) enum Event {
@@ -56,6 +57,8 @@ pub(crate) struct Report {
     pub(crate) turn: Option<Turn>,
     pub(crate) verdict: Verdict,
     pub(crate) again: Option<Work>,
+    /// Its span, for the copies that follow it.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// What is left of a sequence when all of it that could be settled is.

@@ -10,6 +10,7 @@ use tracing::Span;
 
 use crate::active_claim::ActiveClaim;
 use crate::message::Message;
+use crate::store::TraceContext;
 use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting, Measure, Observer};
 
 /// The observer of a pipeline. Without one nothing is measured: reading the clock for each run would cost more than all the
@@ -115,6 +116,18 @@ impl Measurer {
     /// The span of a delivery that was received, if it has one.
     pub(crate) fn span(&self, message: &Message) -> Option<Span> {
         self.observer().map(|observer| observer.span(message)).filter(|span| !span.is_none())
+    }
+
+    /// What is kept of the span of a delivery with the completion of its key.
+    pub(crate) fn trace_context(&self, span: Option<&Span>) -> Option<TraceContext> {
+        self.observer()?.trace_context(span?)
+    }
+
+    /// Notes that a delivery is a duplicate of the one in `first`.
+    pub(crate) fn link(&self, span: Option<&Span>, first: Option<TraceContext>) {
+        if let (Some(observer), Some(span), Some(first)) = (self.observer(), span, first) {
+            observer.duplicate(span, first);
+        }
     }
 
     /// Starts to gather the ends of deliveries.

@@ -114,6 +114,10 @@ enum Turned {
 }
 
 /// How a turn ended, before that is recorded.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all turns end as the largest, which is not kept as this"
+)]
 enum TurnEnd<'c> {
     Completing(Completing<'c>),
     Other(Finished),

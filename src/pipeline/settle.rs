@@ -29,6 +29,7 @@ pub(super) fn settle_one<R>(
     let (key, fingerprint, generation) = (work.key(), work.fingerprint, work.generation);
     let (lane, footprint, turn) = (work.lane, work.footprint(), work.turn);
     spans::note_end(&work, verdict);
+    let trace = context.measurer.trace_context(work.receipt.span());
     let again = match verdict {
         Verdict::Ack(counter) => {
             context.count(counter, 1);
@@ -57,5 +58,5 @@ pub(super) fn settle_one<R>(
         }
         Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => Some(work),
     };
-    Report { key, fingerprint, generation, lane, footprint, turn, verdict, again }
+    Report { key, fingerprint, generation, lane, footprint, turn, verdict, again, trace }
 }

@@ -1,5 +1,7 @@
 //! The record of what operators changed: [`AuditLog`].
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::error::Error;
@@ -25,7 +27,7 @@ pub struct AuditRecord {
     pub text: String,
 }
 
-/// An append-only record of what operators changed, by scope. It never expires.
+/// A record of what operators changed, by scope: entries are appended, and removed only when they are old.
 ///
 /// It also keeps which letters are done with, for places from which nothing can be deleted: a Kafka topic, a file.
 ///
@@ -61,4 +63,14 @@ pub trait AuditLog: Send + Sync + 'static {
     /// # Errors
     /// [`Error`] if the store cannot answer.
     async fn read(&self, scope: &Scope, before: Option<u64>, limit: u32) -> Result<Vec<AuditRecord>, Error>;
+
+    /// Removes at most `limit` entries of the scope that were appended at least `age` ago in the store's time, the oldest first, and
+    /// answers how many. What they have settled stays settled, since its letter may still be there; numbers stay as they are.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot answer: any of the entries may have been removed.
+    ///
+    /// # Cancel safety
+    /// A dropped call has removed any of the entries.
+    async fn remove_older(&self, scope: &Scope, age: Duration, limit: u32) -> Result<u64, Error>;
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::OwnerToken;
+use super::stored_result::{StoredResult, TraceContext, stored};
 use crate::key::{Fingerprint, Key};
 
 /// The largest generation: no key is redriven so often. A larger one on a delivery is ignored.
@@ -94,6 +95,8 @@ pub enum Claim {
         result: Option<Bytes>,
         /// How long ago.
         age: Duration,
+        /// The run that completed it, if that was kept.
+        trace: Option<TraceContext>,
     },
     /// All attempts are used up, or the failure was permanent: claimed for dead-lettering only.
     Exhausted(Exhausted),
@@ -108,6 +111,16 @@ pub enum Claim {
     },
     /// The key is known with another payload.
     Mismatch,
+}
+
+impl Claim {
+    /// The answer for a key that was completed `age` ago, with the bytes that were kept as its result:
+    /// [`CompleteRequest::stored_result`].
+    pub fn completed(stored: Option<Bytes>, age: Duration) -> Self {
+        let Some(stored) = stored else { return Self::Completed { result: None, age, trace: None } };
+        let parts = StoredResult::of(&stored);
+        Self::Completed { result: parts.result(&stored), age, trace: parts.trace }
+    }
 }
 
 /// The right to run the handler of a key.
@@ -224,12 +237,35 @@ pub struct CompleteRequest {
     pub generation: u32,
     /// How long the record lives from now.
     pub ttl: Duration,
+    /// The run that had the effect, to be linked from its duplicates. Stores keep 34 bytes more for it.
+    pub trace: Option<TraceContext>,
 }
 
 impl CompleteRequest {
     /// Without a result, for a claim whose payload is not compared and whose key was never moved back.
     pub fn new(lease: Lease, ttl: Duration) -> Self {
-        Self { lease, result: None, fingerprint: None, generation: 0, ttl }
+        Self { lease, result: None, fingerprint: None, generation: 0, ttl, trace: None }
+    }
+
+    /// The bytes that stores keep as the result: the result itself, and in front of it the run if there is one.
+    /// [`Claim::completed`] reads them.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onceward::store::{Claim, CompleteRequest, Lease, OwnerToken, TraceContext};
+    /// use onceward::{Key, Scope};
+    ///
+    /// let key = Key::of(&Scope::parse("billing")?, "4711")?;
+    /// let lease = Lease { key, owner: OwnerToken::from_bytes([0xab; 16]), fence: 7 };
+    /// let trace = TraceContext::new(1, 2);
+    /// let request = CompleteRequest { trace, ..CompleteRequest::new(lease, Duration::from_secs(60)) };
+    /// let age = Duration::from_secs(1);
+    /// let answer = Claim::completed(request.stored_result(), age);
+    /// assert_eq!(answer, Claim::Completed { result: None, age, trace });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stored_result(&self) -> Option<Bytes> {
+        stored(self.result.as_ref(), self.trace)
     }
 
     /// The generation as stores take it: 0 for one that no key can have ([`MAX_GENERATION`]).

@@ -6,6 +6,7 @@ pub mod memory;
 mod position;
 mod record;
 mod shared;
+mod stored_result;
 mod token;
 mod transactional;
 pub mod transition;
@@ -23,6 +24,7 @@ pub use memory::MemoryStore;
 pub use position::{KeyMark, LogPartition, MarkRequest, MarkedCommit, MarkedKey, Ownership, PositionStore};
 pub use record::{KeyRecord, KeyState, KeyStats, ListQuery};
 pub use shared::SharedStore;
+pub use stored_result::{StoredResult, TraceContext};
 pub use token::{Entropy, OwnerToken};
 pub use transactional::{Commit, SharedCommit, TransactionalStore};
 
@@ -149,7 +151,7 @@ pub trait Store: Send + Sync + 'static {
     /// | pending, lease over | taken over: `lost` + 1, and an attempt more if the run had been marked as started; then as for failed |
     /// | failed with `max_attempts` used up, or a terminal failure whose lease is over, and the request's generation is not the next | [`Claim::Exhausted`]: claimed for dead-lettering only |
     /// | a terminal failure with a live lease of another | [`Claim::InProgress`] |
-    /// | completed | [`Claim::Completed`] |
+    /// | completed | [`Claim::Completed`], with what the completion brought |
     /// | dead, and the request's generation is not the next | [`Claim::Dead`] |
     /// | dead, or a terminal failure whose lease is over, and the request's generation is the next one | a redrive: [`Claim::Claimed`] in that generation, attempts from 1, with the request's fingerprint |
     /// | any other unexpired record with another fingerprint | [`Claim::Mismatch`], nothing changed |

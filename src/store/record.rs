@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Reason;
+use super::stored_result::TraceContext;
 use crate::key::Key;
 
 /// The state of a known key.
@@ -86,6 +87,8 @@ pub struct KeyRecord {
     pub error: Option<String>,
     /// The size of the kept result in bytes.
     pub result_bytes: Option<usize>,
+    /// The run that completed it, if that was kept.
+    pub trace: Option<TraceContext>,
 }
 
 /// Which records to list.

@@ -3,6 +3,7 @@
 use tracing::Span;
 
 use crate::message::Message;
+use crate::store::TraceContext;
 use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting};
 
 macro_rules! measures {
@@ -144,6 +145,18 @@ pub trait Observer: Send + Sync + 'static {
     fn span(&self, message: &Message) -> Span {
         let _ = message;
         Span::none()
+    }
+
+    /// The ids of `span`, which is that of a delivery whose handler has succeeded, to be kept with the completion of its key.
+    /// `None`, as here: nothing is kept. Not called where deliveries have no spans.
+    fn trace_context(&self, span: &Span) -> Option<TraceContext> {
+        let _ = span;
+        None
+    }
+
+    /// The delivery of `span` is a duplicate: `first` completed its key. OpenTelemetry has span links for that.
+    fn duplicate(&self, span: &Span, first: TraceContext) {
+        let _ = (span, first);
     }
 
     /// The counters and gauges, about once a second and once more when the run has ended.

@@ -83,7 +83,7 @@ impl Planted {
                         again.into_iter().for_each(|again| *answer = again);
                     }
                     Some(Bug::SaysCompletedForPending) => {
-                        *answer = Ok(Claim::Completed { result: None, age: terms.lease });
+                        *answer = Ok(Claim::completed(None, terms.lease));
                     }
                     _ => {}
                 }

@@ -1,6 +1,9 @@
 //! Stores what operators changed.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use onceward::store::transition::micros;
 use onceward::store::{AuditEntry, AuditLog, AuditRecord};
 use onceward::{Error, Scope};
 use sqlx::{AssertSqlSafe, Row, query};
@@ -10,6 +13,7 @@ use crate::store::PgStore;
 
 const APPEND: &str = "append to the audit trail";
 const READ: &str = "read the audit trail";
+const REMOVE: &str = "remove old entries of the audit trail";
 
 #[async_trait]
 impl AuditLog for PgStore {
@@ -71,7 +75,7 @@ impl AuditLog for PgStore {
                     let sql = format!(
                         "SELECT number, entry FROM {schema}.audit \
                          WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $1) AND number < $2 \
-                         ORDER BY number DESC LIMIT $3"
+                         AND entry <> '' ORDER BY number DESC LIMIT $3"
                     );
                     let rows = query(AssertSqlSafe(sql)).bind(scope).bind(before).bind(i64::from(limit));
                     let rows = rows.fetch_all(conn).await?;
@@ -82,5 +86,34 @@ impl AuditLog for PgStore {
             .map_err(|error| error.into_error(READ))?;
         let record = |(number, text): (i64, String)| AuditRecord { number: number.unsigned_abs(), text };
         Ok(rows.into_iter().map(record).collect())
+    }
+
+    /// An entry that settles its subject is emptied instead: its row is the mark. Rows that another worker removes are skipped.
+    async fn remove_older(&self, scope: &Scope, age: Duration, limit: u32) -> Result<u64, Error> {
+        let (schema, scope) = (self.schema(), scope.as_str().to_owned());
+        let removed: i64 = self
+            .sessions()
+            .run_with_retry(REMOVE, false, move |conn| {
+                let (schema, scope) = (schema.clone(), scope.clone());
+                Box::pin(async move {
+                    // Entries are in the order of their numbers, so that at most `limit` are looked at beside emptied ones.
+                    let sql = format!(
+                        "WITH oldest AS (SELECT number, written_at FROM {schema}.audit \
+                           WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $1) AND entry <> '' \
+                           ORDER BY number LIMIT $3 FOR UPDATE SKIP LOCKED), \
+                         old AS MATERIALIZED (SELECT number FROM oldest WHERE written_at <= {} - $2), \
+                         gone AS (DELETE FROM {schema}.audit WHERE number IN (SELECT number FROM old) AND NOT settles RETURNING 1), \
+                         emptied AS (UPDATE {schema}.audit SET entry = '' WHERE number IN (SELECT number FROM old) AND settles \
+                           RETURNING 1) \
+                         SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM emptied)",
+                        row::NOW
+                    );
+                    let statement = query(AssertSqlSafe(sql)).bind(scope).bind(row::integer(micros(age)));
+                    statement.bind(i64::from(limit)).fetch_one(conn).await?.try_get(0)
+                })
+            })
+            .await
+            .map_err(|error| error.into_error(REMOVE))?;
+        Ok(removed.unsigned_abs())
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use onceward::store::OwnerToken;
 use onceward::store::transition::{Record, RecordColumns};
+use onceward::store::{CompleteRequest, OwnerToken};
 use onceward::{Error, ErrorKind, Fingerprint, Key};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row, query};
@@ -40,6 +40,13 @@ pub(crate) fn fingerprint_bytes<'k>(
     prints: impl IntoIterator<Item = &'k Option<Fingerprint>>,
 ) -> Vec<Option<&'k [u8]>> {
     prints.into_iter().map(|print| print.as_ref().map(|print| print.as_bytes().as_slice())).collect()
+}
+
+/// What each completion keeps as its result.
+pub(crate) fn stored_results<'k>(
+    requests: impl IntoIterator<Item = &'k CompleteRequest>,
+) -> Vec<Option<Vec<u8>>> {
+    requests.into_iter().map(|request| request.stored_result().map(Into::into)).collect()
 }
 
 pub(crate) fn integers(values: impl IntoIterator<Item = u64>) -> Vec<i64> {

@@ -135,7 +135,7 @@ impl PgStore {
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.keys TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON {schema}.checkpoints TO {role};\n\
              GRANT SELECT, INSERT ON {schema}.scopes TO {role};\n\
-             GRANT SELECT, INSERT ON {schema}.audit TO {role};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.audit TO {role};\n\
              GRANT SELECT, UPDATE ON {schema}.meta TO {role};\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.outbox TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON {schema}.processed_offsets TO {role};\n\

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onceward::Key;
-use onceward::store::{KeyRecord, KeyState};
+use onceward::store::{KeyRecord, KeyState, StoredResult};
 
 use crate::command::ScriptCommand;
 use crate::command::codec::{ArgumentWriter, InvalidReply, ReplyReader};
@@ -40,8 +40,12 @@ impl ScriptCommand for ReadRecord {
         let (holds, lease_left): (bool, Duration) = (reader.flag()?, reader.micros()?);
         let (first_age, last_age, expires_in) = (reader.micros()?, reader.micros()?, reader.millis()?);
         let reason = reader.optional_reason()?;
-        let result_bytes = reader.optional_size()?;
+        let stored_bytes = reader.optional_size()?;
         let error = reader.optional_text()?;
+        let stored = match stored_bytes {
+            Some(bytes) => Some((StoredResult::of(reader.bytes()?), bytes)),
+            None => None,
+        };
         Ok(Some(KeyRecord {
             key: self.0,
             state,
@@ -55,7 +59,8 @@ impl ScriptCommand for ReadRecord {
             expires_in,
             reason,
             error,
-            result_bytes,
+            result_bytes: stored.and_then(|(parts, bytes)| parts.result_bytes(bytes)),
+            trace: stored.and_then(|(parts, _)| parts.trace),
         }))
     }
 }

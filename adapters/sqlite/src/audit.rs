@@ -1,13 +1,16 @@
 //! Stores what operators changed.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use onceward::store::transition::micros;
 use onceward::store::{AuditEntry, AuditLog, AuditRecord};
 use onceward::{Error, Scope};
-use sqlx::{Row, query};
+use sqlx::{AssertSqlSafe, Row, query};
 
 use crate::error::store_error;
 use crate::store::SqliteStore;
-use crate::writer::{WRITE, join_task};
+use crate::writer::{WRITE, WriterConnection, join_task};
 
 const READ: &str = "read the audit trail";
 
@@ -56,7 +59,8 @@ impl AuditLog for SqliteStore {
     async fn read(&self, scope: &Scope, before: Option<u64>, limit: u32) -> Result<Vec<AuditRecord>, Error> {
         let statement = query(
             "SELECT number, entry FROM onceward_audit \
-             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND number < ? ORDER BY number DESC LIMIT ?",
+             WHERE scope = (SELECT id FROM onceward_scopes WHERE name = ?) AND number < ? AND entry <> '' \
+             ORDER BY number DESC LIMIT ?",
         )
         .bind(scope.as_str())
         .bind(before.map_or(i64::MAX, crate::row::integer))
@@ -69,4 +73,42 @@ impl AuditLog for SqliteStore {
         };
         rows.iter().map(record).collect()
     }
+
+    async fn remove_older(&self, scope: &Scope, age: Duration, limit: u32) -> Result<u64, Error> {
+        let (writer, scope) = (self.writer().clone(), scope.clone());
+        // In a task, so that a dropped call does not interrupt the transaction.
+        let task = tokio::spawn(async move {
+            let mut slot = writer.turn().await;
+            let scope = writer.scope_id(&mut slot, &scope).await?;
+            let until = crate::row::integer(writer.now().saturating_sub(micros(age)));
+            slot.begin().await?;
+            let outcome = remove_older(&mut slot, scope, until, limit).await;
+            slot.finish(outcome).await
+        });
+        join_task(task.await)?.map_err(|error| store_error(WRITE, error))
+    }
+}
+
+/// An entry that settles its subject is emptied instead: its row is the mark. Entries are in the order of their numbers, so that at
+/// most `limit` of them are looked at beside such marks.
+async fn remove_older(
+    slot: &mut WriterConnection,
+    scope: i64,
+    until: i64,
+    limit: u32,
+) -> Result<u64, sqlx::Error> {
+    const OLD: &str = "number IN (SELECT number FROM (SELECT number, written_at FROM onceward_audit \
+         WHERE scope = ?1 AND entry <> '' ORDER BY number LIMIT ?3) WHERE written_at <= ?2)";
+    let conn = slot.conn().await?;
+    let mut removed = 0;
+    for change in [
+        // Those that are emptied first are no longer among the others.
+        format!("UPDATE onceward_audit SET entry = '' WHERE settles AND {OLD}"),
+        format!("DELETE FROM onceward_audit WHERE NOT settles AND {OLD}"),
+    ] {
+        let left = i64::from(limit).saturating_sub_unsigned(removed);
+        let change = query(AssertSqlSafe(change)).bind(scope).bind(until).bind(left);
+        removed += change.execute(&mut *conn).await?.rows_affected();
+    }
+    Ok(removed)
 }

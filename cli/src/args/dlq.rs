@@ -190,6 +190,6 @@ pub struct LetterLogArgs {
     pub json: bool,
 }
 
-fn short_text(text: &str) -> Result<String, String> {
+pub(super) fn short_text(text: &str) -> Result<String, String> {
     if text.len() > 500 { Err("longer than 500 bytes; shorten it".to_owned()) } else { Ok(text.to_owned()) }
 }

@@ -196,7 +196,12 @@ pub enum KeysCommand {
         override_usage = "onceward keys get [OPTIONS] <FILE> <VALUE>...\n       onceward keys get [OPTIONS] <FILE> --hash <HEX>"
     )]
     Get(KeyArgs),
-    /// Explain how the next delivery of a key will be handled, and why
+    /// Explain how the next delivery of a key will be handled, why, and what happened to the key so far
+    ///
+    /// After the explanation: failures, lost claims, times and the last error; the trace of the run that completed it, if
+    /// telemetry.keep_trace_context is set; and from the audit trail what operators did to the key and its dead letters, when, who and
+    /// why. With --json one line for each key: the fields of `keys get`, words, history (a list of entries of the audit trail, the
+    /// oldest first) and history_cut (true if entries older than the newest 100000 of the scope were not searched).
     #[command(
         override_usage = "onceward keys explain [OPTIONS] <FILE> <VALUE>...\n       onceward keys explain [OPTIONS] <FILE> --hash <HEX>"
     )]
@@ -205,9 +210,9 @@ pub enum KeysCommand {
     List(ListArgs),
     /// Count keys by state
     Stats(ReportArgs),
-    /// Remove expired keys of all scopes from the store
+    /// Remove expired keys of all scopes from the store, and entries of this scope's audit trail that are older than audit_retention
     ///
-    /// `run` does this continuously. Use this command for stores that only library users write to, or from a scheduler.
+    /// `run` does both continuously. Use this command for stores that only library users write to, or from a scheduler.
     Purge(ReportArgs),
     /// Forget a key: its message is handled again at the next delivery
     #[command(
@@ -255,6 +260,9 @@ pub struct ChangeArgs {
     /// The key.
     #[command(flatten)]
     pub key: KeyArgs,
+    /// Why, for the audit trail; at most 500 bytes
+    #[arg(long, value_name = "TEXT", value_parser = dlq::short_text)]
+    pub why: Option<String>,
     /// Do not ask for confirmation; required without a terminal
     #[arg(long)]
     pub yes: bool,

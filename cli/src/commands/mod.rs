@@ -1,5 +1,6 @@
 //! Commands of the program, one module each.
 
+mod audit;
 mod check;
 mod completions;
 mod config;

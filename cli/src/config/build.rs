@@ -80,6 +80,14 @@ fn telemetry_of(origin: &Origin) -> Option<Remark> {
             fix,
         ));
     }
+    if origin.is_written("telemetry.keep_trace_context") && !cfg!(feature = "otlp") {
+        let fix = "remove it, or install one that has it: cargo install onceward-cli --features otlp";
+        return Some(origin.remark(
+            "telemetry.keep_trace_context",
+            "this build of onceward exports no traces",
+            fix,
+        ));
+    }
     if origin.is_written("telemetry.listen") && !cfg!(feature = "telemetry") {
         let fix = "remove it, or install one that has it: cargo install onceward-cli --features telemetry";
         return Some(origin.remark("telemetry.listen", "this build of onceward has no listener", fix));

@@ -163,6 +163,10 @@ pub struct TelemetryConfig {
     /// exported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp: Option<Address>,
+    /// Whether the ids of trace and span are kept with the record of a completed key, in 34 bytes: spans of its duplicates link
+    /// to that span, and `keys explain` prints it. Only where traces are exported, and for those that are sampled. Set it once
+    /// all workers of the scope have this version: older ones take the ids for a part of the result.
+    pub keep_trace_context: bool,
     /// How log lines are written.
     pub log: LogFormat,
 }

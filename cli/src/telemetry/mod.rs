@@ -79,6 +79,10 @@ pub(crate) fn observer(
     if metrics_are_on(config) || traces_are_on() {
         observers.push(Arc::clone(&watched.instruments) as Arc<dyn Observer>);
     }
+    #[cfg(feature = "otlp")]
+    if config.telemetry.keep_trace_context && traces_are_on() {
+        observers.push(Arc::new(otlp::DuplicateLinks));
+    }
     let _ = (config, watched);
     match observers.len() {
         0 | 1 => observers.pop(),

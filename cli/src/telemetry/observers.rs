@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use onceward::Message;
+use onceward::store::TraceContext;
 use onceward::telemetry::{Counter, Counters, KeySighting, LetterSighting, Measure, Observer};
 use tracing::Span;
 
@@ -34,6 +35,14 @@ impl Observer for Observers {
     fn span(&self, message: &Message) -> Span {
         let spans = self.0.iter().map(|each| each.span(message));
         spans.into_iter().find(|span| !span.is_none()).unwrap_or_else(Span::none)
+    }
+
+    fn trace_context(&self, span: &Span) -> Option<TraceContext> {
+        self.0.iter().find_map(|each| each.trace_context(span))
+    }
+
+    fn duplicate(&self, span: &Span, first: TraceContext) {
+        self.0.iter().for_each(|each| each.duplicate(span, first));
     }
 
     fn report(&self, counters: &Counters) {

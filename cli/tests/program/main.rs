@@ -7,6 +7,8 @@ mod handler_outages;
 mod http_batch;
 #[cfg(feature = "sqlite")]
 mod keys;
+#[cfg(all(feature = "otlp", feature = "redis", feature = "postgres"))]
+mod links;
 mod log;
 mod observe;
 #[cfg(feature = "sqlite")]

@@ -31,7 +31,8 @@ impl<R: Runner> Dispatcher<R> {
         }
         match leader.verdict {
             Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
-                self.ack_copy(Counter::Duplicates, follower)
+                self.context.measurer.link(follower.receipt.span(), leader.trace);
+                self.ack_copy(Counter::Duplicates, follower);
             }
             Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
                 self.ack_copy(Counter::DuplicatesOfDead, follower);

@@ -35,6 +35,7 @@ pub(super) fn completion<R>(
         fingerprint: finished.work.fingerprint,
         generation: finished.claim.as_ref().map_or(0, |claim| claim.generation()),
         ttl: config.ttl,
+        trace: context.measurer.trace_context(finished.work.receipt.span()),
     }
 }
 

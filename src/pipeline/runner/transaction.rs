@@ -87,6 +87,7 @@ pub(super) fn completion<R>(
         fingerprint: work.fingerprint,
         generation: claim.generation(),
         ttl: context.config.ttl,
+        trace: context.measurer.trace_context(work.receipt.span()),
     }
 }
 

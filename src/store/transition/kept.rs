@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::{KeyRecord, KeyState, OwnerToken, Reason};
+use super::super::{KeyRecord, KeyState, OwnerToken, Reason, StoredResult};
 use crate::key::{Fingerprint, Key};
 
 /// The owner of a record that has not been claimed since a redrive opened it.
@@ -98,7 +98,7 @@ pub struct Record {
 pub struct Detail {
     /// The last error's text.
     pub error: Option<String>,
-    /// The handler's result.
+    /// The handler's result and what is kept with it: [`CompleteRequest::stored_result`](super::super::CompleteRequest::stored_result).
     pub result: Option<Bytes>,
 }
 
@@ -144,6 +144,8 @@ impl Record {
             return None;
         }
         let detail = self.detail.as_deref();
+        let stored = detail.and_then(|detail| detail.result.as_ref());
+        let parts = stored.map(|stored| (StoredResult::of(stored), stored.len()));
         Some(KeyRecord {
             key,
             state: self.state,
@@ -158,7 +160,8 @@ impl Record {
             expires_in: at.until(self.expires_at()),
             reason: self.reason,
             error: detail.and_then(|detail| detail.error.clone()),
-            result_bytes: detail.and_then(|detail| detail.result.as_ref()).map(Bytes::len),
+            result_bytes: parts.and_then(|(parts, bytes)| parts.result_bytes(bytes)),
+            trace: parts.and_then(|(parts, _)| parts.trace),
         })
     }
 }

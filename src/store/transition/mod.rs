@@ -125,7 +125,8 @@ impl Record {
             Claim::Mismatch => return Step::unchanged(MarkedKey::Mismatch),
         };
         let generation = self.generation;
-        self.finish(at, &CompleteRequest { lease, result: None, fingerprint, generation, ttl });
+        let request = CompleteRequest { lease, result: None, fingerprint, generation, ttl, trace: None };
+        self.finish(at, &request);
         Step::changed(MarkedKey::Fresh)
     }
 
@@ -307,7 +308,7 @@ impl Record {
         self.written_at = at.now;
         self.ttl = micros(request.ttl);
         self.detail =
-            request.result.clone().map(|result| Box::new(Detail { error: None, result: Some(result) }));
+            request.stored_result().map(|result| Box::new(Detail { error: None, result: Some(result) }));
     }
 
     fn lease(&self, key: Key) -> Lease {
@@ -338,10 +339,8 @@ impl Record {
     }
 
     fn completed(&self, at: Moment) -> Claim {
-        Claim::Completed {
-            result: self.detail.as_deref().and_then(|detail| detail.result.clone()),
-            age: at.since(self.written_at),
-        }
+        let stored = self.detail.as_deref().and_then(|detail| detail.result.clone());
+        Claim::completed(stored, at.since(self.written_at))
     }
 
     fn dead(&self, at: Moment) -> Claim {

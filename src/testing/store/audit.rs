@@ -47,3 +47,47 @@ where
     assert!(other.settled(&billing, &[]).await.expect("it answers").is_empty());
     assert_eq!(other.settled(&scope("audit-none"), &asked).await.expect("it answers"), [false; 4]);
 }
+
+/// Entries are removed once they are old enough, the oldest first and no more than asked for, in their own scope only. What they have
+/// settled stays settled, numbers stay as they are, and later entries have larger ones.
+///
+/// # Panics
+/// If one of these does not hold.
+pub async fn old_audit_entries_are_removed<H: StoreHarness>(harness: &H)
+where
+    H::Store: AuditLog,
+{
+    let store = harness.store().await;
+    let (billing, mail, age) = (scope("old-billing"), scope("old-mail"), harness.timing().ttl);
+    let numbers = async |scope: &Scope| -> Vec<u64> {
+        let records = store.read(scope, None, 100).await.expect("it answers");
+        records.iter().map(|record| record.number).collect()
+    };
+    let remove = async |limit: u32| store.remove_older(&billing, age, limit).await.expect("it answers");
+    assert_eq!(remove(10).await, 0, "nothing was appended");
+    let old = [entry("a", true, 1), entry("b", false, 2), entry("c", false, 3), entry("d", true, 4)];
+    store.append(&billing, &old).await.expect("it appends");
+    store.append(&mail, &[entry("a", false, 5)]).await.expect("it appends");
+    harness.advance(age).await;
+    store.append(&billing, &[entry("e", false, 6), entry("f", true, 7)]).await.expect("it appends");
+    let all = numbers(&billing).await;
+    assert_eq!(all.len(), 6);
+    assert_eq!(remove(3).await, 3);
+    assert_eq!(numbers(&billing).await, all[..3], "the oldest three");
+    assert_eq!(remove(100).await, 1);
+    assert_eq!(numbers(&billing).await, all[..2], "those that are young");
+    assert_eq!(remove(100).await, 0);
+    let page = store.read(&billing, Some(all[0]), 1).await.expect("it answers");
+    let texts: Vec<_> = page.iter().map(|record| (record.number, &record.text)).collect();
+    assert_eq!(texts, [(all[1], &entry("", false, 6).text)]);
+    let subjects = ["a", "b", "c", "d", "e", "f"].map(str::to_owned);
+    let settled = store.settled(&billing, &subjects).await.expect("it answers");
+    assert_eq!(settled, [true, false, false, true, false, true]);
+    assert_eq!(numbers(&mail).await.len(), 1, "another scope");
+    harness.advance(age).await;
+    assert_eq!(remove(100).await, 2);
+    assert!(numbers(&billing).await.is_empty());
+    store.append(&billing, &[entry("g", false, 8)]).await.expect("it appends");
+    let [last] = numbers(&billing).await[..] else { panic!("one entry is there") };
+    assert!(last > all[0], "{last} after {all:?}");
+}

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use super::StoreHarness;
 use super::case::Case;
 use crate::key::Fingerprint;
-use crate::store::{Burial, Claim, ClaimRequest, CompleteRequest, Completion, KeyState, Reason, Renewal};
+use crate::store::{
+    Burial, Claim, ClaimRequest, CompleteRequest, Completion, KeyState, Reason, Renewal, TraceContext,
+};
 
 /// A pending key is completed by its claim, and from then on every claim finds the effect done.
 pub async fn a_claim_completes_its_key<H: StoreHarness>(harness: &H) {
@@ -16,7 +18,7 @@ pub async fn a_claim_completes_its_key<H: StoreHarness>(harness: &H) {
     assert_eq!(case.complete(claim.lease).await, Completion::Completed);
     case.lapse().await;
     match case.ask_for(case.key(1)).await {
-        Claim::Completed { result: None, age } => case.assert_age(age, case.timing.lease),
+        Claim::Completed { result: None, trace: None, age } => case.assert_age(age, case.timing.lease),
         answer => panic!("expected a completed key without result, got {answer:?}"),
     }
 }
@@ -154,6 +156,37 @@ pub async fn results_are_replayed_byte_for_byte<H: StoreHarness>(harness: &H) {
             panic!("it is completed")
         };
         assert!(replayed == result, "result {n} came back changed");
+    }
+}
+
+/// The run that completed a key is kept beside its result, byte for byte, for claims and for inspections; a key that is completed
+/// without one has none.
+pub async fn the_run_of_a_completion_is_kept<H: StoreHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let run = TraceContext::new(u128::MAX - 7, 1 << 63);
+    let results = [None, Some(&b""[..]), Some(b"\0'\"\xff\xfe"), Some(b"\0ow-kept\x01\x03 looks like a run")];
+    let kept = results.into_iter().flat_map(|result| [(result, run), (result, None)]);
+    for (n, (result, trace)) in (1..).zip(kept) {
+        let result = result.map(Bytes::from_static);
+        let claim = case.claim(case.key(n)).await;
+        let request = CompleteRequest { result: result.clone(), trace, ..case.completion(claim.lease) };
+        assert_eq!(case.complete_with(request.clone()).await, Completion::Completed);
+        let other = CompleteRequest { trace: TraceContext::new(1, 1), ..request };
+        assert_eq!(case.complete_with(other).await, Completion::Repeated);
+        let record = case.record(case.key(n)).await;
+        assert_eq!((record.result_bytes, record.trace), (result.as_ref().map(Bytes::len), trace), "{n}");
+        match case.ask_for(case.key(n)).await {
+            Claim::Completed { result: replayed, trace: kept, .. } => {
+                assert_eq!((replayed, kept), (result, trace), "{n}");
+            }
+            answer => panic!("expected a completed key, got {answer:?}"),
+        }
+        assert!(case.forget(case.key(n)).await);
+        assert_eq!(
+            case.complete_with(CompleteRequest { trace, ..case.completion(claim.lease) }).await,
+            Completion::Inserted
+        );
+        assert_eq!(case.record(case.key(n)).await.trace, trace, "{n}");
     }
 }
 

@@ -55,6 +55,7 @@ macro_rules! store_conformance {
             a_key_dead_by_another_stays_dead,
             a_key_held_by_another_is_not_completed,
             results_are_replayed_byte_for_byte,
+            the_run_of_a_completion_is_kept,
             the_ttl_counts_from_the_completion,
             a_completion_brings_its_own_ttl,
             a_renewal_never_touches_a_completed_key,
@@ -151,6 +152,7 @@ macro_rules! audit_log_conformance {
     ($harness:expr) => {
         $crate::conformance_tests! { $harness; audit:
             audit_entries_are_kept_in_order,
+            old_audit_entries_are_removed,
         }
     };
 }

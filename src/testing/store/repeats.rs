@@ -55,7 +55,9 @@ pub async fn a_repeated_completion_changes_nothing<H: StoreHarness>(harness: &H)
     assert_eq!(case.complete_with(request("first")).await, Completion::Completed);
     case.advance(case.timing.lease).await;
     assert_eq!(case.complete_with(request("again")).await, Completion::Repeated);
-    let Claim::Completed { result, age } = case.ask_for(case.key(1)).await else { panic!("it is completed") };
+    let Claim::Completed { result, age, .. } = case.ask_for(case.key(1)).await else {
+        panic!("it is completed")
+    };
     assert_eq!(result.as_deref(), Some(&b"first"[..]));
     case.assert_age(age, case.timing.lease);
 }

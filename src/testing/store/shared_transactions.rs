@@ -3,7 +3,9 @@
 
 use super::TransactionalHarness;
 use super::case::Case;
-use crate::store::{Claimed, Commit, KeyState, SharedCommit, TransactionalStore};
+use crate::store::{
+    Claimed, Commit, CompleteRequest, KeyState, SharedCommit, TraceContext, TransactionalStore,
+};
 
 type Conn<H> = <<H as super::StoreHarness>::Store as TransactionalStore>::Conn;
 
@@ -30,13 +32,19 @@ async fn undo<H: TransactionalHarness>(case: &Case<'_, H>, conn: &mut Conn<H>, e
     case.store.undo(conn).await.expect("it is undone");
 }
 
+/// A run that differs from that of other claims.
+fn run_of(claim: &Claimed) -> Option<TraceContext> {
+    TraceContext::new(claim.lease.fence.into(), 7)
+}
+
 /// Commits with the completions of `claims`.
 async fn commit<H: TransactionalHarness>(
     case: &Case<'_, H>,
     conn: Conn<H>,
     claims: &[&Claimed],
 ) -> SharedCommit {
-    let requests: Vec<_> = claims.iter().map(|claim| case.completion(claim.lease)).collect();
+    let request = |claim: &&Claimed| CompleteRequest { trace: run_of(claim), ..case.completion(claim.lease) };
+    let requests: Vec<_> = claims.iter().map(request).collect();
     case.store.commit_shared(conn, &case.scope, &requests).await.expect("the store answers")
 }
 
@@ -65,9 +73,10 @@ pub async fn effects_that_share_a_transaction_are_committed_together<H: Transact
     assert_eq!(harness.effects().await, [""; 0]);
     assert_eq!(commit(&case, conn, &[&claims[0], &claims[1], &claims[2]]).await, SharedCommit::Committed);
     assert_eq!(effects(harness).await, ["a", "b", "c"]);
-    for n in [1, 2, 3] {
-        assert_eq!(state(&case, n).await, KeyState::Completed);
-        case.assert_left(case.record(case.key(n.into())).await.expires_in, case.timing.ttl);
+    for claim in &claims {
+        let record = case.record(claim.lease.key).await;
+        assert_eq!((record.state, record.trace), (KeyState::Completed, run_of(claim)));
+        case.assert_left(record.expires_in, case.timing.ttl);
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::TransactionalHarness;
 use super::case::Case;
 use crate::store::{
-    Claim, Claimed, Commit, CompleteRequest, Completion, KeyState, Reason, TransactionalStore,
+    Claim, Claimed, Commit, CompleteRequest, Completion, KeyState, Reason, TraceContext, TransactionalStore,
 };
 
 /// Opens a transaction and writes `effect` through it.
@@ -18,18 +18,20 @@ async fn run<H: TransactionalHarness>(
     conn
 }
 
+const RUN: Option<TraceContext> = TraceContext::new(7, 8);
+
 /// Commits the run of `claim`.
 async fn commit<H: TransactionalHarness>(
     case: &Case<'_, H>,
     conn: <H::Store as TransactionalStore>::Conn,
     claim: &Claimed,
 ) -> Commit {
-    let request =
-        CompleteRequest { result: Some(Bytes::from_static(b"done")), ..case.completion(claim.lease) };
+    let result = Some(Bytes::from_static(b"done"));
+    let request = CompleteRequest { result, trace: RUN, ..case.completion(claim.lease) };
     case.store.commit(conn, &case.scope, &request).await.expect("the store answers")
 }
 
-/// The effect and its completion are committed together, with the result, and the TTL counts from the commit.
+/// The effect and its completion are committed together, with the result and the run, and the TTL counts from the commit.
 pub async fn effect_and_completion_are_committed_together<H: TransactionalHarness>(harness: &H) {
     let case = Case::new(harness).await;
     let other = Case::new(harness).await;
@@ -38,8 +40,10 @@ pub async fn effect_and_completion_are_committed_together<H: TransactionalHarnes
     let conn = run(&case, "charged").await;
     assert_eq!(commit(&case, conn, &claim).await, Commit::Committed);
     assert_eq!(harness.effects().await, ["charged"]);
-    let Claim::Completed { result, .. } = other.ask_for(case.key(1)).await else { panic!("it is completed") };
-    assert_eq!(result.as_deref(), Some(&b"done"[..]));
+    let Claim::Completed { result, trace, .. } = other.ask_for(case.key(1)).await else {
+        panic!("it is completed")
+    };
+    assert_eq!((result.as_deref(), trace), (Some(&b"done"[..]), RUN));
     case.assert_left(case.record(case.key(1)).await.expires_in, case.timing.ttl);
     assert_eq!(case.complete(claim.lease).await, Completion::Repeated);
 }

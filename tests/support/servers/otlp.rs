@@ -34,6 +34,8 @@ pub struct Span {
     pub times: (u64, u64),
     /// True if its status is an error.
     pub is_error: bool,
+    /// Trace and span of each link, in hexadecimal digits.
+    pub links: Vec<(String, String)>,
     attributes: Vec<KeyValue>,
 }
 
@@ -239,6 +241,7 @@ fn spans_of(body: &[u8]) -> Vec<Span> {
                 times: (span.start_time_unix_nano, span.end_time_unix_nano),
                 // 2 is the number of an error.
                 is_error: span.status.is_some_and(|status| status.code == 2),
+                links: span.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect(),
                 attributes: span.attributes,
             });
         }

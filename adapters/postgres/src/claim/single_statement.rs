@@ -161,7 +161,7 @@ async fn finish_claims(
         .bind(row::integers(asked.iter().map(|request| micros(request.ttl))))
         .bind(row::ints(asked.iter().map(|request| request.possible_generation())))
         .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
-        .bind(asked.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
+        .bind(row::stored_results(asked))
         .fetch_all(conn)
         .await?;
     let found = |row: &PgRow| {

@@ -57,7 +57,7 @@ pub(crate) async fn commit(
     patience: Duration,
 ) -> Result<Commit, Error> {
     no_nested(open.connection())?;
-    let CompleteRequest { lease, result, ttl, .. } = request;
+    let CompleteRequest { lease, ttl, .. } = request;
     let bytes = |hex: String| format!("pg_catalog.decode('{hex}', 'hex')");
     let sql = format!(
         "SELECT {schema}.complete_inbox({scope}::bigint, {}, {}, {}::bigint, {}::bigint, {}); COMMIT; BEGIN",
@@ -65,8 +65,8 @@ pub(crate) async fn commit(
         bytes(lease.owner.to_hex()),
         integer(lease.fence),
         integer(micros(*ttl)),
-        result
-            .as_ref()
+        request
+            .stored_result()
             .map_or_else(|| "NULL::pg_catalog.bytea".to_owned(), |result| bytes(format!("{result:x}"))),
     );
     open.commits(patience);
@@ -133,7 +133,7 @@ pub(crate) async fn complete(
     );
     let written = query(AssertSqlSafe(sql))
         .bind(integer(micros(request.ttl)))
-        .bind(request.result.as_deref())
+        .bind(request.stored_result().as_deref())
         .bind(scope.as_str())
         .bind(request.lease.key.as_bytes().as_slice())
         .bind(request.lease.owner.as_bytes().as_slice())

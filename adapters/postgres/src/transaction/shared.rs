@@ -106,7 +106,7 @@ async fn complete(
         .bind(row::owner_bytes(sorted.iter().map(|request| &request.lease.owner)))
         .bind(row::integers(sorted.iter().map(|request| request.lease.fence)))
         .bind(row::integers(sorted.iter().map(|request| micros(request.ttl))))
-        .bind(sorted.iter().map(|request| request.result.as_deref()).collect::<Vec<Option<&[u8]>>>())
+        .bind(row::stored_results(sorted))
         .execute(conn)
         .await?;
     Ok(written.rows_affected())

@@ -47,7 +47,7 @@ impl ScriptCommand for ClaimRequest {
             b'P' => Claim::InProgress { retry_in: reader.micros()? },
             b'D' => {
                 let age = reader.micros()?;
-                Claim::Completed { result: reader.optional_bytes()?, age }
+                Claim::completed(reader.optional_bytes()?, age)
             }
             b'X' => {
                 let lease = lease(reader.u64()?);
@@ -93,7 +93,7 @@ impl ScriptCommand for CompleteRequest {
         writer.u32(self.possible_generation());
         writer.duration(self.ttl);
         writer.fingerprint(self.fingerprint);
-        writer.optional_bytes(self.result.as_ref());
+        writer.optional_bytes(self.stored_result().as_ref());
     }
 
     fn decode(&self, tag: u8, _: &mut ReplyReader<'_>) -> Result<Completion, InvalidReply> {

@@ -157,10 +157,15 @@ impl<'a> ReplyReader<'a> {
         Ok(self.optional_bytes()?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// A length, then that many bytes of UTF-8.
-    pub(crate) fn text(&mut self) -> Result<String, InvalidReply> {
+    /// A length, then that many bytes.
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], InvalidReply> {
         let length = usize::try_from(self.u32()?).map_err(|_| InvalidReply)?;
-        String::from_utf8(self.take(length)?.to_vec()).map_err(|_| InvalidReply)
+        self.take(length)
+    }
+
+    /// As [`bytes`](Self::bytes), of UTF-8.
+    pub(crate) fn text(&mut self) -> Result<String, InvalidReply> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| InvalidReply)
     }
 
     /// The size of a result whose bytes are not in the reply.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use onceward::adapter::StoreAdmin;
 use onceward::store::{
     BuryRequest, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Entropy, FailRequest, Failure, KeyRecord,
-    Lease, OwnerToken, Reason, RedriveRequest, RenewRequest,
+    Lease, OwnerToken, Reason, RedriveRequest, RenewRequest, TraceContext,
 };
 use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store};
 use onceward_redis::{RedisConfig, RedisStore};
@@ -41,7 +41,7 @@ fn plain(claim: &Claim) -> String {
             claimed.lease_left > HOUR / 2
         ),
         Claim::InProgress { retry_in } => format!("in progress, {}", *retry_in > HOUR / 2),
-        Claim::Completed { result, .. } => format!("completed with {result:?}"),
+        Claim::Completed { result, trace, .. } => format!("completed with {result:?}, {trace:?}"),
         Claim::Exhausted(exhausted) => format!(
             "exhausted: {:?} {:?}, attempts {}, lost {}, generation {}",
             exhausted.reason, exhausted.error, exhausted.attempts, exhausted.lost, exhausted.generation
@@ -130,8 +130,15 @@ impl Pair {
             (what, Some([reference, redis])) if COMPLETE.contains(&what) => {
                 let result =
                     [None, Some(Bytes::new()), Some(Bytes::from_static(b"\0done"))][rng.usize(..3)].clone();
-                let request =
-                    |lease| CompleteRequest { lease, result: result.clone(), fingerprint, generation, ttl };
+                let trace = TraceContext::new(7, rng.u64(..2));
+                let request = |lease| CompleteRequest {
+                    lease,
+                    result: result.clone(),
+                    fingerprint,
+                    generation,
+                    ttl,
+                    trace,
+                };
                 let answers = [
                     one(self.reference.complete(&self.scope, &[request(reference)]).await),
                     one(self.redis.complete(&self.scope, &[request(redis)]).await),

@@ -54,7 +54,7 @@ impl StoreHarness for Part {
 pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
 
 /// The further permissions for lists and statistics, and for dead letters.
-pub(crate) const ACL_FOR_TOOLS: &str = "+scan +rpush +lrange +llen +sadd +smismember";
+pub(crate) const ACL_FOR_TOOLS: &str = "+scan +rpush +lpush +lrange +lindex +ltrim +llen +sadd +smismember";
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 

@@ -192,7 +192,7 @@ async fn write(
     .bind(integer(now))
     .bind(integer(ttl))
     .bind(integer(now.saturating_add(ttl)))
-    .bind(request.result.as_deref())
+    .bind(request.stored_result().as_deref())
     .bind(scope.as_str())
     .bind(request.lease.key.as_bytes().as_slice())
     .bind(i64::from(KeyState::Pending.code()))

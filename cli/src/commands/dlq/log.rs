@@ -3,9 +3,9 @@
 use onceward::store::AuditRecord;
 use serde_json::Value;
 
-use super::audit::LetterRecord;
 use super::context::{load, open_store};
 use crate::args::LetterLogArgs;
+use crate::commands::audit::{KeyChange, LetterRecord};
 use crate::commands::failure;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
@@ -40,8 +40,12 @@ pub(super) async fn log(args: &LetterLogArgs, env: Lookup<'_>, out: &mut Output)
     Ok(Exit::Done)
 }
 
+/// Entries about keys are `keys explain`'s.
 fn is_asked_for(record: &AuditRecord, id: Option<&str>) -> bool {
-    id.is_none_or(|id| serde_json::from_str::<LetterRecord>(&record.text).is_ok_and(|own| own.letter == id))
+    match id {
+        Some(id) => serde_json::from_str::<LetterRecord>(&record.text).is_ok_and(|own| own.letter == id),
+        None => serde_json::from_str::<KeyChange>(&record.text).is_err(),
+    }
 }
 
 /// An entry of another version is printed as it is.
@@ -56,20 +60,7 @@ fn print(record: &AuditRecord, json: bool, out: &mut Output) -> Result<(), Failu
         return Ok(());
     }
     match serde_json::from_str::<LetterRecord>(&record.text) {
-        Ok(own) => {
-            let user = own.user.or_else(|| own.uid.map(|uid| format!("uid {uid}"))).unwrap_or_default();
-            let edited = if own.edited { " with another payload" } else { "" };
-            let why = own.why.map(|why| format!(": {why}")).unwrap_or_default();
-            let line = format!(
-                "{} {:<8} {} (generation {}, {}){edited} by {user}{why}",
-                own.at,
-                own.action.as_str(),
-                own.letter,
-                own.generation,
-                own.reason
-            );
-            out.line(printable(line.as_bytes(), TEXT_LIMIT * 2))?;
-        }
+        Ok(own) => out.line(printable(own.words().as_bytes(), TEXT_LIMIT * 2))?,
         Err(_) => out.line(printable(record.text.as_bytes(), TEXT_LIMIT))?,
     }
     Ok(())

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use onceward::adapter::{Delivery, Tag};
 
-use super::audit::{Auditor, LetterAction};
+use super::audit::Auditor;
 use super::context::{LettersContext, consent, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::list::line;
 use super::progress::PacedProgress;
 use crate::args::LetterPurgeArgs;
+use crate::commands::audit::LetterAction;
 use crate::commands::failure;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};

@@ -11,13 +11,14 @@ use onceward::store::{Reason, Redrive, RedriveRequest};
 use onceward::{Error, HeaderTrust, Key};
 use serde_json::json;
 
-use super::audit::{Auditor, LetterAction};
+use super::audit::Auditor;
 use super::context::{LettersContext, consent, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::progress::PacedProgress;
 use super::republish::Republisher;
 use crate::args::RedriveArgs;
+use crate::commands::audit::LetterAction;
 use crate::commands::failure;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};

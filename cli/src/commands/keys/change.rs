@@ -1,14 +1,15 @@
-//! `keys forget` and `keys complete`: change one key, with a confirmation and an audit line.
+//! `keys forget` and `keys complete`: change one key, with a confirmation, an entry in the audit trail and a line in the log.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use onceward::store::KeyState;
+use onceward::store::{AuditEntry, KeyState};
 
 use super::complete::{CompleteOutcome, complete as complete_keys};
 use super::context::KeysContext;
 use super::naming::{Known, Named, candidates, known};
 use super::show::{time, unknown};
 use crate::args::ChangeArgs;
+use crate::commands::audit::{KeyAction, KeyChange, Operator, now};
 use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
@@ -39,11 +40,12 @@ pub(super) async fn forget(
             before.as_str()
         ),
     )?;
+    audit(context, args, KeyAction::Forget, &found.named, before.as_str()).await?;
     let forgotten = context.store.store.forget(&context.scope, &[key]).await;
     for answer in forgotten {
         answer.map_err(|error| failure::failure(&error))?;
     }
-    audit(context, "forget", &found.named, before.as_str());
+    log_change(context, KeyAction::Forget, &found.named, before.as_str());
     report(args, &found.named, "forgotten", out)
 }
 
@@ -63,12 +65,13 @@ pub(super) async fn complete(
     };
     if before != KeyState::Completed.as_str() {
         consent(args, &format!("Complete {} ({before})? Its message will not be handled.", named.key))?;
+        audit(context, args, KeyAction::Complete, &named, before).await?;
     }
     let ttl = context.config.limits().ttl.get();
     let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
     match complete_keys(context, &[(named.key, ttl)]).await.pop() {
         Some(CompleteOutcome::Completed) => {
-            audit(context, "complete", &named, before);
+            log_change(context, KeyAction::Complete, &named, before);
             report(args, &named, "completed", out)
         }
         Some(CompleteOutcome::Known) => report(args, &named, "completed already", out),
@@ -131,9 +134,31 @@ fn consent(args: &ChangeArgs, question: &str) -> Result<(), Failure> {
     }
 }
 
+/// Records who is about to change the key, and why, if the store keeps an audit trail. It is recorded before the change, so that
+/// none is without an entry.
+async fn audit(
+    context: &KeysContext<'_>,
+    args: &ChangeArgs,
+    action: KeyAction,
+    named: &Named,
+    before: &str,
+) -> Result<(), Failure> {
+    let Some(audit) = &context.store.audit else { return Ok(()) };
+    let Operator { user, uid } = Operator::new(context.env);
+    let key = named.key.to_string();
+    let subject = format!("key {key}");
+    let change =
+        KeyChange { at: now(), action, key, before: before.to_owned(), user, uid, why: args.why.clone() };
+    // Texts and numbers always serialize.
+    let text = serde_json::to_string(&change).unwrap_or_default();
+    let entry = AuditEntry { subject, settles: false, text };
+    audit.append(&context.scope, &[entry]).await.map_err(|error| failure::failure(&error))
+}
+
 /// Logs who changed the key. No filter suppresses the line.
-fn audit(context: &KeysContext<'_>, action: &'static str, named: &Named, before: &str) {
-    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| (context.env)(name));
+fn log_change(context: &KeysContext<'_>, action: KeyAction, named: &Named, before: &str) {
+    let action = action.as_str();
+    let user = Operator::new(context.env).user;
     tracing::info!(
         target: AUDIT,
         action,

@@ -79,7 +79,7 @@ pub(super) async fn complete(context: &KeysContext<'_>, keys: &[(Key, Duration)]
 }
 
 fn request(lease: Lease, generation: u32, ttl: Duration) -> CompleteRequest {
-    CompleteRequest { lease, result: None, fingerprint: None, generation, ttl }
+    CompleteRequest { generation, ..CompleteRequest::new(lease, ttl) }
 }
 
 /// Retries the items whose outcome is unknown.

@@ -1,18 +1,19 @@
-//! `keys explain`: explains how the next delivery of a key will be handled, and why.
+//! `keys explain`: explains how the next delivery of a key will be handled, why, and what happened to the key so far.
 
 use std::time::Duration;
 
 use onceward::store::{KeyRecord, KeyState};
 
 use super::context::KeysContext;
-use super::naming::{Known, candidates, known};
-use super::show::{time, unknown};
+use super::history::{self, KeyHistory};
+use super::naming::{Named, candidates, known};
+use super::show::{RecordJson, facts, time};
 use crate::args::KeyArgs;
 use crate::config::{Config, Mode, OnExhausted, OnInProgress, OnMismatch};
 use crate::exit::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, OutputError};
 
-/// Explains the record of each matching key. Exit code 1 if none is known.
+/// Explains the record of each matching key, with its history. Exit code 1 if none is known.
 pub(super) async fn explain(
     context: &KeysContext<'_>,
     args: &KeyArgs,
@@ -20,24 +21,69 @@ pub(super) async fn explain(
 ) -> Result<Exit, Failure> {
     let candidates = candidates(context, args)?;
     let known = known(context, &candidates).await?;
-    if known.is_empty() {
-        unknown(&candidates, args.report.json, out)?;
-        if !args.report.json {
-            out.line("The next delivery is handled: the key was never claimed, or its record has expired.")?;
-        }
-        return Ok(Exit::Failed);
-    }
-    for Known { named, record } in &known {
-        let words = words(&context.config, record);
+    let shown: Vec<(&Named, Option<&KeyRecord>)> = match known.is_empty() {
+        true => candidates.iter().map(|named| (named, None)).collect(),
+        false => known.iter().map(|known| (&known.named, Some(&known.record))).collect(),
+    };
+    let keys: Vec<_> = shown.iter().map(|(named, _)| named.key).collect();
+    let history = KeyHistory::read(context, &keys).await?;
+    for (named, record) in shown {
         if args.report.json {
-            let (hash, state) = (named.key.to_string(), record.state.as_str());
-            out.json(&serde_json::json!({"hash": hash, "from": named.from, "state": state, "words": words}))?;
+            print_json(context, named, record, &history, out)?;
         } else {
-            let from = named.from.as_ref().map(|from| format!(" (from {from})")).unwrap_or_default();
-            out.line(format_args!("{}{from} is {}. {words}", named.key, record.state.as_str()))?;
+            print(context, named, record, &history, out)?;
         }
     }
-    Ok(Exit::Done)
+    if known.is_empty() && !args.report.json {
+        out.line("The next delivery is handled: the key was never claimed, or its record has expired.")?;
+    }
+    Ok(if known.is_empty() { Exit::Failed } else { Exit::Done })
+}
+
+fn print_json(
+    context: &KeysContext<'_>,
+    named: &Named,
+    record: Option<&KeyRecord>,
+    history: &KeyHistory,
+    out: &mut Output,
+) -> Result<(), OutputError> {
+    let mut line = match record {
+        None => serde_json::json!({"hash": named.key.to_string(), "from": named.from, "state": "unknown"}),
+        Some(record) => {
+            let mut line = serde_json::to_value(RecordJson::new(record, named.from.clone()))
+                .unwrap_or_else(|_| serde_json::json!({}));
+            line["words"] = words(&context.config, record).into();
+            line
+        }
+    };
+    line["history"] = history.of(&named.key).cloned().collect();
+    line["history_cut"] = history.is_cut.into();
+    out.json(&line)
+}
+
+fn print(
+    context: &KeysContext<'_>,
+    named: &Named,
+    record: Option<&KeyRecord>,
+    history: &KeyHistory,
+    out: &mut Output,
+) -> Result<(), OutputError> {
+    let from = named.from.as_ref().map(|from| format!(" (from {from})")).unwrap_or_default();
+    match record {
+        None => out.line(format_args!("{}{from} is not known", named.key))?,
+        Some(record) => {
+            let words = words(&context.config, record);
+            out.line(format_args!("{}{from} is {}. {words}", named.key, record.state.as_str()))?;
+            facts(record).try_for_each(|(name, value)| out.line(format_args!("  {name:<12} {value}")))?;
+        }
+    }
+    for entry in history.of(&named.key) {
+        out.line(format_args!("  {:<12} {}", "history", history::words(entry)))?;
+    }
+    if history.is_cut {
+        out.line("  history      older entries of the audit trail were not searched")?;
+    }
+    Ok(())
 }
 
 fn words(config: &Config, record: &KeyRecord) -> String {

@@ -4,6 +4,7 @@ mod change;
 mod complete;
 mod context;
 mod explain;
+mod history;
 mod import;
 mod lines;
 mod list;

@@ -1,12 +1,13 @@
-//! `keys purge`: removes expired keys.
+//! `keys purge`: removes expired keys, and old entries of the audit trail.
 
 use super::context::KeysContext;
 use crate::args::ReportArgs;
+use crate::commands::audit::remove_old;
 use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Removes the expired records of all scopes of the store, and prints their number.
+/// Removes the expired records of all scopes of the store and the old audit entries of this one, and prints their numbers.
 pub(super) async fn purge(
     context: &KeysContext<'_>,
     args: &ReportArgs,
@@ -21,12 +22,25 @@ pub(super) async fn purge(
         }
         None => 0,
     };
+    let retention = context.config.limits().audit_retention.get();
+    let entries = match &context.store.audit {
+        Some(trail) => remove_old(trail.as_ref(), &context.scope, retention).await,
+        None => Ok(0),
+    };
+    let entries = entries.map_err(|error| failure::failure(&error))?;
     if args.json {
-        out.json(&serde_json::json!({ "removed": removed, "expires_by_itself": expires_by_itself }))?;
+        out.json(&serde_json::json!({
+            "removed": removed,
+            "expires_by_itself": expires_by_itself,
+            "audit_entries_removed": entries,
+        }))?;
     } else if expires_by_itself {
         out.line("nothing to remove: the store expires keys itself")?;
     } else {
         out.line(format_args!("{removed} expired keys removed"))?;
+    }
+    if entries > 0 && !args.json {
+        out.line(format_args!("{entries} old entries of the audit trail removed"))?;
     }
     Ok(Exit::Done)
 }

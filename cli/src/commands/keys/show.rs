@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onceward::store::{KeyRecord, KeyState};
+use onceward::store::{KeyRecord, KeyState, TraceContext};
 use serde::Serialize;
 
 use super::context::KeysContext;
@@ -37,6 +37,10 @@ pub(super) struct RecordJson {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<String>,
 }
 
 impl RecordJson {
@@ -56,6 +60,8 @@ impl RecordJson {
             reason: record.reason.map(onceward::store::Reason::as_str),
             error: record.error.clone(),
             result_bytes: record.result_bytes,
+            trace_id: record.trace.map(TraceContext::trace_id_hex),
+            span_id: record.trace.map(TraceContext::span_id_hex),
         }
     }
 }
@@ -113,15 +119,23 @@ pub(super) fn unknown(candidates: &[Named], json: bool, out: &mut Output) -> Res
 }
 
 fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), OutputError> {
+    let lines = [
+        ("hash", Some(record.key.to_string())),
+        ("from", named.from.clone()),
+        ("state", Some(record.state.as_str().to_owned())),
+    ];
+    let lines = lines.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    lines.chain(facts(record)).try_for_each(|(name, value)| out.line(format_args!("{name:<12} {value}")))
+}
+
+/// The names and values of a record that people read, but for its state.
+pub(super) fn facts(record: &KeyRecord) -> impl Iterator<Item = (&'static str, String)> {
     let lease = match (record.state, record.lease_left) {
         (KeyState::Pending | KeyState::Terminal, Some(left)) if left > Duration::ZERO => Some(time(left)),
         (KeyState::Pending | KeyState::Terminal, _) => Some("expired".to_owned()),
         _ => None,
     };
-    let lines = [
-        ("hash", Some(record.key.to_string())),
-        ("from", named.from.clone()),
-        ("state", Some(record.state.as_str().to_owned())),
+    let facts = [
         ("lease left", lease),
         ("failures", Some(record.attempts.to_string())),
         ("lost claims", (record.lost > 0).then(|| record.lost.to_string())),
@@ -133,11 +147,10 @@ fn print(named: &Named, record: &KeyRecord, out: &mut Output) -> Result<(), Outp
         ("reason", record.reason.map(|reason| reason.to_string())),
         ("error", record.error.as_ref().map(|error| printable(error.as_bytes(), ERROR_LIMIT))),
         ("result", record.result_bytes.map(|bytes| format!("{bytes} bytes"))),
+        ("trace", record.trace.map(TraceContext::trace_id_hex)),
+        ("span", record.trace.map(TraceContext::span_id_hex)),
     ];
-    lines
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)))
-        .try_for_each(|(name, value)| out.line(format_args!("{name:<12} {value}")))
+    facts.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 #[cfg(test)]

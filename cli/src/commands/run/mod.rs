@@ -1,5 +1,6 @@
 //! `onceward run`: runs the pipeline until a signal or the end of the source.
 
+mod audit_trail;
 mod drain;
 mod letters;
 mod startup;
@@ -179,6 +180,7 @@ async fn consume(
         biased;
         ended = drain::timed(shutdown, running) => ended,
         never = letters::observe(config, &scope, &store, watched, &counters) => match never {},
+        never = audit_trail::clean(config, &scope, &store) => match never {},
     };
     let lasted = started.elapsed();
     let abandoned = !matches!(&ended, Ok(summary) if summary.abandoned_runs() == 0);

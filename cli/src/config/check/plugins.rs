@@ -57,6 +57,7 @@ fn limits(config: &Config) -> Checked {
     duration(config, &ttl, limits.ttl, SECOND..=TEN_YEARS)?;
     duration(config, &lease, limits.lease, SHORTEST_LEASE..=LONGEST_LEASE)?;
     duration(config, &timeout, limits.timeout, MILLISECOND..=LONGEST_TIMEOUT)?;
+    duration(config, &format!("{table}.audit_retention"), limits.audit_retention, DAY..=TEN_YEARS)?;
     if limits.timeout >= limits.lease {
         return Err(config.refuse(
             &timeout,

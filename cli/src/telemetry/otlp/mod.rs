@@ -10,6 +10,7 @@ mod client;
 mod collector;
 mod headers;
 mod last;
+mod links;
 pub(super) mod logs;
 pub(super) mod metrics;
 mod points;
@@ -18,6 +19,8 @@ mod signal;
 pub(super) mod traces;
 
 use std::time::Duration;
+
+pub(super) use links::DuplicateLinks;
 
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
