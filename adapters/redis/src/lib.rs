@@ -80,7 +80,7 @@ pub mod plugin;
 /// The client crate, in the version whose `Client` `from_client` takes.
 pub use redis;
 
-pub use config::{RedisConfig, RedisOptions};
+pub use config::{RedisConfig, RedisLayout, RedisOptions};
 pub use endpoint::{ClientCertificate, PasswordProvider, RedisEndpoint, RedisServers};
 pub use store::RedisStore;
 

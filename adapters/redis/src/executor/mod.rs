@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use crate::command::ScriptCommand;
 use crate::command::codec::ReplyReader;
 use crate::command::keyspace::{Keyspace, ScopeTag};
-use crate::config::RedisOptions;
+use crate::config::{RedisLayout, RedisOptions, compact_in_a_cluster};
 use crate::error::{classify, invalid_reply};
 use crate::executor::batch::{ScriptBatch, ScriptCall};
 use crate::network::Network;
@@ -45,6 +45,9 @@ impl ScriptExecutor {
     /// [`ErrorKind::Config`] if `options` are invalid.
     pub(crate) fn new(network: Network, options: RedisOptions) -> Result<Self, Error> {
         options.check()?;
+        if network.is_cluster() && options.layout == RedisLayout::Compact {
+            return Err(compact_in_a_cluster());
+        }
         let keyspace = Keyspace::new(&options.prefix)?;
         Ok(Self { network, keyspace, options, format: OnceCell::new() })
     }
@@ -72,8 +75,14 @@ impl ScriptExecutor {
         head: &[u8],
         items: &[C],
     ) -> Vec<Result<C::Reply, Error>> {
-        let batch =
-            ScriptBatch { keyspace: &self.keyspace, by_bucket: self.network.is_cluster(), tag, head, items };
+        let batch = ScriptBatch {
+            keyspace: &self.keyspace,
+            by_bucket: self.network.is_cluster(),
+            layout: self.options.layout,
+            tag,
+            head,
+            items,
+        };
         let mut results: Results<C::Reply> = items.iter().map(|_| None).collect();
         let mut calls = batch.split(0..items.len());
         for _ in 0..MAX_ATTEMPTS {
@@ -118,16 +127,25 @@ impl ScriptExecutor {
         const OPERATION: &str = "read the format of the keys in Redis";
         let key = self.keyspace.format();
         // The version of records and key names that this version reads and writes, and that of key hashes.
-        let expected = format!("records 1, keys {KEY_FORMAT}");
+        let plain = format!("records 1, keys {KEY_FORMAT}");
+        // Compact records may exist. Versions that do not look for them refuse it, and so does a cluster, which has none.
+        let compact = format!("records 2, keys {KEY_FORMAT}");
+        let is_compact = self.options.layout == RedisLayout::Compact;
+        let expected = if is_compact { &compact } else { &plain };
         let mut get = redis::cmd("GET");
         let mut found = self.run_command(OPERATION, get.arg(&key), &key).await?;
         if found == Value::Nil {
-            self.run_command(OPERATION, redis::cmd("SET").arg(&key).arg(&expected).arg("NX"), &key).await?;
+            self.run_command(OPERATION, redis::cmd("SET").arg(&key).arg(expected).arg("NX"), &key).await?;
+            found = self.run_command(OPERATION, &get, &key).await?;
+        }
+        if is_compact && found == Value::BulkString(plain.clone().into_bytes()) {
+            self.run_command(OPERATION, redis::cmd("SET").arg(&key).arg(&compact), &key).await?;
             found = self.run_command(OPERATION, &get, &key).await?;
         }
         let found: Option<String> = redis::from_redis_value(found).map_err(|_| invalid_reply(OPERATION))?;
         match found {
-            Some(found) if found == expected => Ok(()),
+            Some(found) if found == *expected => Ok(()),
+            Some(found) if found == compact && !self.network.is_cluster() => Ok(()),
             found => Err(Error::new(
                 ErrorKind::Config,
                 OPERATION,

@@ -1,8 +1,8 @@
 -- Reads records without changing them.
 
-for i = 1, #KEYS do
+for i = 1, count do
   local r = decode(values[i])
-  local expires_in = call('PTTL', KEYS[i])
+  local expires_in = r and r.expires and math.floor(left(r.expires) / 1000) + 1 or call('PTTL', KEYS[i])
   if not r then
     unreadable(values[i])
   elseif not r.known or expires_in == -2 then
