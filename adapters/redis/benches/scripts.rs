@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy};
 use onceward::{Fingerprint, Key, Scope, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::Redis;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
@@ -30,11 +30,19 @@ enum Kind {
     NativeWithFingerprint,
     Scripts,
     ScriptsWithFingerprint,
+    Compact,
+    CompactWithFingerprint,
 }
 
 impl Kind {
-    const ALL: [Self; 4] =
-        [Self::Native, Self::Scripts, Self::NativeWithFingerprint, Self::ScriptsWithFingerprint];
+    const ALL: [Self; 6] = [
+        Self::Native,
+        Self::Scripts,
+        Self::Compact,
+        Self::NativeWithFingerprint,
+        Self::ScriptsWithFingerprint,
+        Self::CompactWithFingerprint,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -42,14 +50,18 @@ impl Kind {
             Self::NativeWithFingerprint => "native, values with a fingerprint",
             Self::Scripts => "scripts",
             Self::ScriptsWithFingerprint => "scripts, with fingerprints",
+            Self::Compact => "scripts, compact layout",
+            Self::CompactWithFingerprint => "scripts, compact layout, with fingerprints",
         }
     }
 
     /// What it is compared with.
     fn native(self) -> Self {
         match self {
-            Self::Native | Self::Scripts => Self::Native,
-            Self::NativeWithFingerprint | Self::ScriptsWithFingerprint => Self::NativeWithFingerprint,
+            Self::Native | Self::Scripts | Self::Compact => Self::Native,
+            Self::NativeWithFingerprint | Self::ScriptsWithFingerprint | Self::CompactWithFingerprint => {
+                Self::NativeWithFingerprint
+            }
         }
     }
 
@@ -172,7 +184,11 @@ fn processor(server: &Redis) -> f64 {
 async fn measure(kind: Kind, server: &Redis, first: u64, load: Load) -> Cost {
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
-    let store = RedisStore::open(RedisConfig::new(server.url())).unwrap();
+    let mut config = RedisConfig::new(server.url());
+    if matches!(kind, Kind::Compact | Kind::CompactWithFingerprint) {
+        config.options.layout = RedisLayout::Compact;
+    }
+    let store = RedisStore::open(config).unwrap();
     // Connects, and makes the server compile the scripts.
     scripts(store.clone(), first + load.keys, Load { keys: 1, in_flight: 1, ..load }, 0, false).await;
     let (processor_before, began) = (processor(server), Instant::now());

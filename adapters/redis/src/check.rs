@@ -8,6 +8,7 @@ use onceward::{Error, ErrorKind, Key, Scope};
 
 use crate::command::ScriptCommand;
 use crate::command::codec::ArgumentWriter;
+use crate::command::operator::Forget;
 use crate::config::RedisLayout;
 use crate::error::invalid_reply;
 use crate::executor::ScriptExecutor;
@@ -120,7 +121,8 @@ impl ScriptExecutor {
         }
     }
 
-    /// Claims, reads and completes a key with a TTL of a second, which needs all permissions of a worker.
+    /// Claims, reads and completes a key with a TTL of a second, and forgets it if it is compact, which needs all permissions of a
+    /// worker.
     async fn probe(&self) -> Result<(), Error> {
         let scope = Scope::parse("onceward-check")?;
         let mut entropy = Entropy::system();
@@ -137,10 +139,13 @@ impl ScriptExecutor {
         };
         only(self.execute(&scope, &[], &[ReadRecord(key)]).await)?;
         let request = CompleteRequest::new(claimed.lease, second);
-        match only(self.execute(&scope, &[], &[request]).await)? {
-            Completion::Completed => Ok(()),
-            _ => Err(invalid_reply(<CompleteRequest as ScriptCommand>::OPERATION)),
+        if only(self.execute(&scope, &[], &[request]).await)? != Completion::Completed {
+            return Err(invalid_reply(<CompleteRequest as ScriptCommand>::OPERATION));
         }
+        if self.options.layout == RedisLayout::Compact {
+            only(self.execute(&scope, &[], &[Forget(key)]).await)?;
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use onceward::store::KeyState;
 use onceward::testing::store::{StoreHarness, Timing};
 use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::Redis;
-use support::{ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, config, listed_key, open};
+use support::{ACL_FOR_COMPACT, ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, config, listed_key, open};
 
 /// A separate user for each test, because permissions depend on the prefix.
 struct Limited {
@@ -23,7 +23,11 @@ fn limited(layout: RedisLayout) -> Limited {
     static SERVER: OnceLock<Redis> = OnceLock::new();
     let server = SERVER.get_or_init(Redis::start);
     let name = format!("user-{}", USERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let rights = format!("{ACL_TO_WORK} {ACL_FOR_TOOLS}").replace("~ow:*", &format!("~{name}:*"));
+    let rights = format!(
+        "{ACL_TO_WORK} {ACL_FOR_TOOLS} {}",
+        if layout == RedisLayout::Compact { ACL_FOR_COMPACT } else { "" }
+    )
+    .replace("~ow:*", &format!("~{name}:*"));
     let mut arguments = vec!["ACL", "SETUSER", &name, "reset", "on", ">pass"];
     arguments.extend(rights.split_whitespace());
     server.cli(&arguments);

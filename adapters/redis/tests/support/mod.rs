@@ -72,8 +72,10 @@ pub(crate) fn beginning_of(key: Key) -> Key {
 }
 
 /// The permissions of a worker, as in the README.
-pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info \
-    +hget +hset +hdel +hlen +hgetall +del +pexpireat";
+pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
+
+/// The further permissions of workers where any writes compact records.
+pub(crate) const ACL_FOR_COMPACT: &str = "+hget +hset +hdel +hlen +hgetall +del +pexpireat";
 
 /// The further permissions for lists and statistics, and for dead letters.
 pub(crate) const ACL_FOR_TOOLS: &str = "+scan +rpush +lrange +llen +sadd +smismember";

@@ -43,7 +43,8 @@ local function add_slice()
     for slice, fields in pairs({ [from] = kept, [to] = moved }) do
       if #fields > 0 then
         call('HSET', slice, unpack(fields))
-        call('PEXPIREAT', slice, text('%.0f', now / 1000 + lasts))
+        -- Without an expiry, after a call that failed between the two commands, it has one from the next write on.
+        if lasts >= 0 then call('PEXPIREAT', slice, text('%.0f', now / 1000 + lasts)) end
       end
     end
   end
