@@ -218,6 +218,9 @@ pub trait StoreAdmin: Store {
 
     /// Unexpired records in key order, at most [`ListQuery::limit`].
     ///
+    /// A store may keep only the beginning of the keys of completed records; then the rest is zero, and
+    /// [`inspect`](Self::inspect) and [`forget`](Self::forget) find the record by this key too.
+    ///
     /// # Errors
     /// [`Error`] if the store cannot answer.
     async fn list(&self, scope: &Scope, query: &ListQuery) -> Result<Vec<KeyRecord>, Error>;

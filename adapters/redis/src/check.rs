@@ -8,6 +8,8 @@ use onceward::{Error, ErrorKind, Key, Scope};
 
 use crate::command::ScriptCommand;
 use crate::command::codec::ArgumentWriter;
+use crate::command::operator::Forget;
+use crate::config::RedisLayout;
 use crate::error::invalid_reply;
 use crate::executor::ScriptExecutor;
 use crate::network::server::RedisServer;
@@ -28,6 +30,9 @@ impl ScriptExecutor {
             let prefix = node.map_or_else(String::new, |node| format!("{node}: "));
             self.check_server(&info, &prefix, &mut advice)?;
             check_persistence(&info, &prefix, &server, &mut advice).await;
+            if self.options.layout == RedisLayout::Compact {
+                check_slices(&prefix, &server, &mut advice).await;
+            }
             check_permissions(&prefix, &server, &mut advice).await;
         }
         self.check_format().await?;
@@ -116,7 +121,8 @@ impl ScriptExecutor {
         }
     }
 
-    /// Claims, reads and completes a key with a TTL of a second, which needs all permissions of a worker.
+    /// Claims, reads and completes a key with a TTL of a second, and forgets it if it is compact, which needs all permissions of a
+    /// worker.
     async fn probe(&self) -> Result<(), Error> {
         let scope = Scope::parse("onceward-check")?;
         let mut entropy = Entropy::system();
@@ -133,10 +139,13 @@ impl ScriptExecutor {
         };
         only(self.execute(&scope, &[], &[ReadRecord(key)]).await)?;
         let request = CompleteRequest::new(claimed.lease, second);
-        match only(self.execute(&scope, &[], &[request]).await)? {
-            Completion::Completed => Ok(()),
-            _ => Err(invalid_reply(<CompleteRequest as ScriptCommand>::OPERATION)),
+        if only(self.execute(&scope, &[], &[request]).await)? != Completion::Completed {
+            return Err(invalid_reply(<CompleteRequest as ScriptCommand>::OPERATION));
         }
+        if self.options.layout == RedisLayout::Compact {
+            only(self.execute(&scope, &[], &[Forget(key)]).await)?;
+        }
+        Ok(())
     }
 }
 
@@ -151,6 +160,32 @@ async fn info(server: &RedisServer) -> Result<HashMap<String, String>, Error> {
         .collect())
 }
 
+/// A setting of the server. Hosted servers often forbid CONFIG, and the minimal ACL omits it: then the description is less
+/// precise.
+async fn setting(server: &RedisServer, name: &str) -> Option<String> {
+    let command = redis::cmd("CONFIG").arg("GET").arg(name).clone();
+    let reply = send_to(OPERATION, server, command).await.ok()?;
+    let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
+    pairs.get(name).cloned()
+}
+
+/// Warns of settings under which slices of compact records are not compact. Redis 7 knows their names of before, too.
+async fn check_slices(prefix: &str, server: &RedisServer, advice: &mut Vec<Advice>) {
+    for (name, least) in [("hash-max-ziplist-entries", 128), ("hash-max-ziplist-value", 8)] {
+        let Some(set) = setting(server, name).await.and_then(|value| value.parse::<u64>().ok()) else {
+            continue;
+        };
+        if set < least {
+            advice.push(Advice::warning(
+                "redis-large-slices",
+                format!(
+                    "{prefix}{name} is {set}: a key of the compact layout takes five times the memory; set it to {least} or more"
+                ),
+            ));
+        }
+    }
+}
+
 /// Describes what a crash of the server loses.
 async fn check_persistence(
     info: &HashMap<String, String>,
@@ -158,13 +193,7 @@ async fn check_persistence(
     server: &RedisServer,
     advice: &mut Vec<Advice>,
 ) {
-    // Hosted servers often forbid CONFIG, and the minimal ACL omits it: then the description is less precise.
-    let setting = async |name: &str| {
-        let command = redis::cmd("CONFIG").arg("GET").arg(name).clone();
-        let reply = send_to(OPERATION, server, command).await.ok()?;
-        let pairs: HashMap<String, String> = redis::from_redis_value(reply).ok()?;
-        pairs.get(name).cloned()
-    };
+    let setting = async |name| setting(server, name).await;
     let found = if info.get("aof_enabled").is_some_and(|value| value == "1") {
         match setting("appendfsync").await.as_deref() {
             Some("always") => Advice::ok(format!("{prefix}append-only file, synced at every write")),

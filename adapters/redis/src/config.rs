@@ -66,6 +66,31 @@ pub struct RedisOptions {
     /// The number of Redis keys, of any owner, that [`list`](onceward::adapter::StoreAdmin::list) and
     /// [`stats`](onceward::adapter::StoreAdmin::stats) may scan before they fail; default 10 million.
     pub scan_limit: u64,
+    /// How completed keys are kept; default "plain". Processes with different layouts can share a store.
+    pub layout: RedisLayout,
+}
+
+/// How a store keeps completed keys.
+///
+/// Each process reads both layouts, so that a layout can be changed process by process, under load, in either direction: what
+/// is completed stays as it is until it expires.
+///
+/// ```
+/// use onceward_redis::{RedisConfig, RedisLayout};
+///
+/// let mut config = RedisConfig::new("redis://127.0.0.1:6379");
+/// config.options.layout = RedisLayout::Compact;
+/// config.check().unwrap();
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RedisLayout {
+    /// Each in a Redis key of its own: 129 bytes, 161 with a fingerprint.
+    #[default]
+    Plain,
+    /// Many in one Redis key: 20 to 24 bytes each. Lists show only the beginning of their keys; the
+    /// [crate documentation](crate#compact-layout) has the limits. Not for clusters.
+    Compact,
 }
 
 impl RedisConfig {
@@ -100,8 +125,18 @@ impl RedisConfig {
     /// [`ErrorKind::Config`](onceward::ErrorKind::Config), naming the value and the fix. It never quotes a URL.
     pub fn check(&self) -> Result<(), Error> {
         RedisTarget::resolve(&self.endpoint)?;
+        if self.options.layout == RedisLayout::Compact
+            && matches!(self.endpoint.servers, RedisServers::Cluster(_))
+        {
+            return Err(compact_in_a_cluster());
+        }
         self.options.check()
     }
+}
+
+/// While a slot moves, the slices of a scope are on two nodes, and neither sees all of them.
+pub(crate) fn compact_in_a_cluster() -> Error {
+    invalid_config("the compact layout is not for clusters; use the plain layout")
 }
 
 impl Default for RedisOptions {
@@ -113,6 +148,7 @@ impl Default for RedisOptions {
             wait_replicas: 0,
             wait_timeout: Self::DEFAULT_WAIT_TIMEOUT,
             scan_limit: 10_000_000,
+            layout: RedisLayout::Plain,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, ClaimRequest, CompleteRequest, Entropy};
 use onceward::{Fingerprint, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::Redis;
 use support::{ConfigExt, completion, config, key, open, scope, terms};
 
@@ -45,9 +45,9 @@ async fn fill(store: &RedisStore, keys: u64, fingerprint: bool, prefix: u64) {
 }
 
 /// Bytes per key, from `INFO memory` before and after.
-async fn bytes_per_key(keys: u64, fingerprint: bool, prefix: &str) -> f64 {
+async fn bytes_per_key(keys: u64, fingerprint: bool, prefix: &str, layout: RedisLayout) -> f64 {
     let server = server();
-    let store = open(&config(&server.url()).prefix(prefix));
+    let store = open(&config(&server.url()).prefix(prefix).layout(layout));
     fill(&store, 1, fingerprint, 1 << 40).await;
     let before: u64 = server.info("used_memory_dataset").parse().unwrap();
     let overhead = |server: &Redis| -> u64 { server.info("used_memory_overhead").parse().unwrap() };
@@ -63,18 +63,26 @@ async fn bytes_per_key(keys: u64, fingerprint: bool, prefix: &str) -> f64 {
 #[ignore = "a measurement"]
 async fn memory_of_a_completed_key() {
     for keys in [200_000, 250_000, 1_000_000] {
-        println!("{keys:>9} keys: {:.1} bytes each", bytes_per_key(keys, false, "ow").await);
+        println!(
+            "{keys:>9} keys: {:.1} bytes each",
+            bytes_per_key(keys, false, "ow", RedisLayout::Plain).await
+        );
     }
     println!(
         "{:>9} keys with a fingerprint: {:.1} bytes each",
         1_000_000,
-        bytes_per_key(1_000_000, true, "ow").await
+        bytes_per_key(1_000_000, true, "ow", RedisLayout::Plain).await
     );
     println!(
         "{:>9} keys, prefix of 8: {:.1} bytes each",
         1_000_000,
-        bytes_per_key(1_000_000, false, "onceward").await
+        bytes_per_key(1_000_000, false, "onceward", RedisLayout::Plain).await
     );
+    for fingerprint in [false, true] {
+        let bytes = bytes_per_key(1_000_000, fingerprint, "ow", RedisLayout::Compact).await;
+        println!("1000000 keys, compact, with a fingerprint: {fingerprint}: {bytes:.1} bytes each");
+        assert!(bytes <= 24.0);
+    }
 }
 
 const KEYS: u64 = 200_000;

@@ -15,6 +15,8 @@ const TAG: usize = 6;
 /// ow:!checkpoint:tttttt…         a checkpoint: scope tag, hash of the source's name
 /// ow:!audit:tttttt               what operators changed
 /// ow:!settled:tttttt             the hashes of the letters that are done with
+/// ow:!ctttttt                    the directory of the compact records of a scope
+/// ow:!cttttttnnnn                the slice `n` of them
 /// ow:{b}!                        the write that `WAIT` waits for
 /// ```
 #[derive(Clone, Debug)]
@@ -95,6 +97,16 @@ impl Keyspace {
 
     pub(crate) fn settled(&self, tag: ScopeTag) -> Vec<u8> {
         [&self.named(b"!settled:")[..], &tag.0].concat()
+    }
+
+    /// The key of the directory of compact records.
+    pub(crate) fn directory(&self, tag: ScopeTag) -> Vec<u8> {
+        [&self.named(b"!c")[..], &tag.0].concat()
+    }
+
+    /// The key of a slice of compact records.
+    pub(crate) fn slice(&self, tag: ScopeTag, number: u32) -> Vec<u8> {
+        [&self.directory(tag)[..], &number.to_be_bytes()].concat()
     }
 
     /// The `SCAN` pattern that matches the records of `tag`, and possibly others, which [`parse`](Self::parse) rejects.

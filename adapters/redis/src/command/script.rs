@@ -10,10 +10,14 @@ pub(crate) struct LuaScript {
 }
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal,)+) => {
+    ($($name:ident = $($file:literal)+,)+) => {
         $(
             pub(crate) static $name: LazyLock<LuaScript> = LazyLock::new(|| {
-                LuaScript::new(concat!(include_str!("lua/record.lua"), include_str!($file)))
+                LuaScript::new(concat!(
+                    include_str!("lua/record.lua"),
+                    include_str!("lua/compact.lua"),
+                    $(include_str!($file)),+
+                ))
             });
         )+
     };
@@ -21,7 +25,7 @@ macro_rules! scripts {
 
 scripts! {
     CLAIM = "lua/claim.lua",
-    COMPLETE = "lua/complete.lua",
+    COMPLETE = "lua/compact_complete.lua" "lua/complete.lua",
     RENEW = "lua/renew.lua",
     FAIL = "lua/fail.lua",
     BURY = "lua/bury.lua",

@@ -6,6 +6,7 @@ use crate::command::ScriptCommand;
 use crate::command::codec::ArgumentWriter;
 use crate::command::keyspace::{Keyspace, ScopeTag};
 use crate::command::script::LuaScript;
+use crate::config::RedisLayout;
 use crate::network::node::ClusterNode;
 
 /// The most keys in one script call, which blocks the server for a few milliseconds.
@@ -30,6 +31,10 @@ pub(crate) struct ScriptCall {
     pub(crate) with_text: bool,
     keys: Vec<Vec<u8>>,
     argument: ArgumentWriter,
+    /// The directory of compact records; none in a cluster.
+    directory: Option<Vec<u8>>,
+    /// The layout of completions that it writes.
+    layout: RedisLayout,
 }
 
 impl ScriptCall {
@@ -57,12 +62,16 @@ impl ScriptCall {
     pub(crate) fn command(&self, script: &LuaScript) -> Cmd {
         let (name, text) =
             if self.with_text { ("EVAL", script.source) } else { ("EVALSHA", script.sha.as_str()) };
-        let mut command = Cmd::with_capacity(self.keys.len() + 4, self.keys.len() * 32 + self.argument.len());
-        command.arg(name).arg(text).arg(self.keys.len());
-        for key in &self.keys {
+        let key_count = self.keys.len() + usize::from(self.directory.is_some());
+        let mut command = Cmd::with_capacity(key_count + 6, key_count * 32 + self.argument.len());
+        command.arg(name).arg(text).arg(key_count);
+        for key in self.keys.iter().chain(&self.directory) {
             command.arg(key.as_slice());
         }
-        command.arg(self.argument.as_bytes());
+        command.arg(self.argument.as_bytes()).arg(self.keys.len());
+        if self.layout == RedisLayout::Compact {
+            command.arg("compact");
+        }
         command
     }
 }
@@ -72,6 +81,7 @@ pub(crate) struct ScriptBatch<'b, C> {
     pub(crate) keyspace: &'b Keyspace,
     /// True in a cluster: the keys of a call must be in one bucket.
     pub(crate) by_bucket: bool,
+    pub(crate) layout: RedisLayout,
     pub(crate) tag: ScopeTag,
     /// What precedes the items in the argument of each call.
     pub(crate) head: &'b [u8],
@@ -100,7 +110,14 @@ impl<C: ScriptCommand> ScriptBatch<'_, C> {
             };
             if !calls.last().is_some_and(has_room) {
                 let argument = ArgumentWriter::starting_with(self.head);
-                calls.push(ScriptCall { bucket, argument, ..ScriptCall::default() });
+                let directory = (!self.by_bucket).then(|| self.keyspace.directory(self.tag));
+                calls.push(ScriptCall {
+                    bucket,
+                    argument,
+                    directory,
+                    layout: self.layout,
+                    ..ScriptCall::default()
+                });
             }
             if let Some(call) = calls.last_mut() {
                 call.positions.push(position);

@@ -2,11 +2,11 @@
 //! [`ScriptExecutor`].
 
 pub(crate) mod batch;
+mod format;
 
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use onceward::adapter::KEY_FORMAT;
 use onceward::{Error, ErrorKind, Scope};
 use redis::{Cmd, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::OnceCell;
@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use crate::command::ScriptCommand;
 use crate::command::codec::ReplyReader;
 use crate::command::keyspace::{Keyspace, ScopeTag};
-use crate::config::RedisOptions;
+use crate::config::{RedisLayout, RedisOptions, compact_in_a_cluster};
 use crate::error::{classify, invalid_reply};
 use crate::executor::batch::{ScriptBatch, ScriptCall};
 use crate::network::Network;
@@ -45,6 +45,9 @@ impl ScriptExecutor {
     /// [`ErrorKind::Config`] if `options` are invalid.
     pub(crate) fn new(network: Network, options: RedisOptions) -> Result<Self, Error> {
         options.check()?;
+        if network.is_cluster() && options.layout == RedisLayout::Compact {
+            return Err(compact_in_a_cluster());
+        }
         let keyspace = Keyspace::new(&options.prefix)?;
         Ok(Self { network, keyspace, options, format: OnceCell::new() })
     }
@@ -72,8 +75,14 @@ impl ScriptExecutor {
         head: &[u8],
         items: &[C],
     ) -> Vec<Result<C::Reply, Error>> {
-        let batch =
-            ScriptBatch { keyspace: &self.keyspace, by_bucket: self.network.is_cluster(), tag, head, items };
+        let batch = ScriptBatch {
+            keyspace: &self.keyspace,
+            by_bucket: self.network.is_cluster(),
+            layout: self.options.layout,
+            tag,
+            head,
+            items,
+        };
         let mut results: Results<C::Reply> = items.iter().map(|_| None).collect();
         let mut calls = batch.split(0..items.len());
         for _ in 0..MAX_ATTEMPTS {
@@ -103,40 +112,6 @@ impl ScriptExecutor {
             calls = again;
         }
         finish::<C>(results, still_moving)
-    }
-
-    /// Checks once that the keys in the server have this version's format; writes its version if the server has no version.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`] if they have another format.
-    pub(crate) async fn ensure_format(&self) -> Result<(), Error> {
-        self.format.get_or_try_init(|| self.check_format()).await.copied()
-    }
-
-    /// As [`ensure_format`](Self::ensure_format), but asks the server each time.
-    pub(crate) async fn check_format(&self) -> Result<(), Error> {
-        const OPERATION: &str = "read the format of the keys in Redis";
-        let key = self.keyspace.format();
-        // The version of records and key names that this version reads and writes, and that of key hashes.
-        let expected = format!("records 1, keys {KEY_FORMAT}");
-        let mut get = redis::cmd("GET");
-        let mut found = self.run_command(OPERATION, get.arg(&key), &key).await?;
-        if found == Value::Nil {
-            self.run_command(OPERATION, redis::cmd("SET").arg(&key).arg(&expected).arg("NX"), &key).await?;
-            found = self.run_command(OPERATION, &get, &key).await?;
-        }
-        let found: Option<String> = redis::from_redis_value(found).map_err(|_| invalid_reply(OPERATION))?;
-        match found {
-            Some(found) if found == expected => Ok(()),
-            found => Err(Error::new(
-                ErrorKind::Config,
-                OPERATION,
-                format!(
-                    "they are written as \"{}\", this version reads \"{expected}\"; use the version that wrote them, or another prefix",
-                    found.unwrap_or_default().escape_default()
-                ),
-            )),
-        }
     }
 
     /// Runs a plain command on `key`, following redirections.

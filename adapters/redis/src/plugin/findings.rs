@@ -23,6 +23,13 @@ pub const FINDINGS: &[FindingDoc] = &[
         "Set `appendfsync everysec`, or `always`.",
     ),
     FindingDoc::new(
+        "redis-large-slices",
+        "With `layout = \"compact\"`, completed keys are kept in hashes of up to 128 fields. The server's settings make it keep \
+         smaller hashes as tables, in which a key takes five times the memory. Everything works.",
+        "Set `hash-max-listpack-entries` (before Redis 7: `hash-max-ziplist-entries`) to 128 or more, and \
+         `hash-max-listpack-value` (`hash-max-ziplist-value`) to 8 or more.",
+    ),
+    FindingDoc::new(
         "redis-no-append-only-file",
         "There is no append-only file. A crash or restart of the server loses all keys since the last snapshot, and \
          without snapshots all keys; their duplicates are handled again.",

@@ -15,7 +15,7 @@ use onceward_plugin::{
 };
 
 use crate::command::keyspace::Keyspace;
-use crate::{RedisConfig, RedisOptions, RedisStore};
+use crate::{RedisConfig, RedisLayout, RedisOptions, RedisStore};
 
 pub use self::RedisTable as Store;
 pub use findings::FINDINGS;
@@ -49,6 +49,9 @@ table! {
         /// The prefix of all keys in Redis, at most 64 letters, digits and `: - _ .`
         #[serde(default = "default_prefix")]
         pub prefix: String,
+        /// How completed keys are kept. Each process reads both layouts: change it process by process, at any time.
+        #[serde(default)]
+        pub layout: RedisLayoutOption,
         /// The certificates, PEM, of the authorities that may have signed the servers'; the system's by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub ca_file: Option<PathBuf>,
@@ -73,6 +76,17 @@ choice! {
         Sentinel,
         /// A cluster.
         Cluster,
+    }
+}
+
+choice! {
+    /// How Redis keeps completed keys.
+    RedisLayoutOption {
+        /// Each in a Redis key of its own, in 129 to 161 bytes.
+        #[default]
+        Plain,
+        /// Many in one Redis key, in 20 to 24 bytes each. Not for clusters; lists of keys show the beginning of each key only.
+        Compact,
     }
 }
 
@@ -138,6 +152,10 @@ impl RedisTable {
         config.options.prefix.clone_from(&self.prefix);
         config.options.connect_timeout = RedisOptions::DEFAULT_CONNECT_TIMEOUT.min(limit);
         config.options.response_timeout = limit;
+        config.options.layout = match self.layout {
+            RedisLayoutOption::Plain => RedisLayout::Plain,
+            RedisLayoutOption::Compact => RedisLayout::Compact,
+        };
         config.options.wait_replicas = self.wait_replicas;
         config.options.wait_timeout = RedisOptions::DEFAULT_WAIT_TIMEOUT.min(limit / 3);
         Ok(config)
@@ -181,6 +199,10 @@ impl StorePlugin for RedisTable {
             check::url(context, &format!("nodes[{index}]"), node, &SCHEMES)?;
         }
         self.check_topology(context)?;
+        if self.layout == RedisLayoutOption::Compact && self.topology == RedisTopology::Cluster {
+            let fix = r#"write layout = "plain", or remove it"#;
+            return Err(context.problem("layout", "is not for clusters", fix));
+        }
         check::within(context, "wait_replicas", self.wait_replicas, RedisOptions::WAIT_REPLICAS)?;
         if Keyspace::new(&self.prefix).is_err() {
             let fix = "write 1 to 64 letters, digits and `: - _ .`";

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod cluster_silence;
+mod compact;
 mod failover;
 mod faults;
 mod pipeline;

@@ -3,13 +3,14 @@
 use onceward::adapter::StoreAdmin;
 use onceward::store::{AdviceLevel, Completion};
 use onceward::{Error, ErrorKind, Store};
-use onceward_redis::{RedisConfig, RedisOptions, RedisStore};
+use onceward_redis::{RedisConfig, RedisLayout, RedisOptions, RedisStore};
 use onceward_test_servers::redis::Redis;
 use onceward_test_servers::telling::all_told;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::support::{
-    ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, answered, claim, complete, config, lease_of, open, request, scope,
+    ACL_FOR_COMPACT, ACL_FOR_TOOLS, ACL_TO_WORK, ConfigExt, answered, claim, complete, config, lease_of,
+    open, request, scope,
 };
 
 const CANARY: &str = "hunter2-canary";
@@ -40,6 +41,7 @@ fn assert_tells_no_secret(error: &Error) {
 async fn the_documented_rights_are_what_the_readme_says() {
     let readme = include_str!("../../README.md");
     assert!(readme.contains(&format!("{ACL_TO_WORK} {ACL_FOR_TOOLS}")), "{ACL_TO_WORK} {ACL_FOR_TOOLS}");
+    assert!(readme.contains(&format!("`{ACL_FOR_COMPACT}`")), "{ACL_FOR_COMPACT}");
 }
 
 #[tokio::test]
@@ -63,15 +65,24 @@ async fn the_minimal_user_works_and_is_told_what_it_lacks() {
 
 #[tokio::test]
 async fn each_right_is_needed() {
-    let server = with_user(ACL_TO_WORK);
-    open(&as_user(&server)).check().await.unwrap();
-    for missing in ACL_TO_WORK.split_whitespace() {
-        let rest: Vec<&str> = ACL_TO_WORK.split_whitespace().filter(|right| *right != missing).collect();
-        set_user(&server, CANARY, &rest.join(" "));
-        server.cli(&["SCRIPT", "FLUSH"]);
-        let error = open(&as_user(&server)).check().await;
-        let error = error.expect_err(&format!("nothing needs {missing}"));
-        assert_eq!(error.kind(), ErrorKind::Denied, "{missing}: {error:?}");
+    let with_compact = format!("{ACL_TO_WORK} {ACL_FOR_COMPACT}");
+    for (rights, layout) in [(ACL_TO_WORK, RedisLayout::Plain), (&with_compact, RedisLayout::Compact)] {
+        let server = with_user(rights);
+        let config = as_user(&server).layout(layout);
+        open(&config).check().await.unwrap();
+        for missing in rights.split_whitespace() {
+            let rest: Vec<&str> = rights.split_whitespace().filter(|right| *right != missing).collect();
+            set_user(&server, CANARY, &rest.join(" "));
+            server.cli(&[
+                "EVAL",
+                "for _, name in ipairs(redis.call('KEYS', 'ow:!c*')) do redis.call('DEL', name) end",
+                "0",
+            ]);
+            server.cli(&["SCRIPT", "FLUSH"]);
+            let error = open(&config).check().await;
+            let error = error.expect_err(&format!("nothing needs {missing}"));
+            assert_eq!(error.kind(), ErrorKind::Denied, "{missing}: {error:?}");
+        }
     }
 }
 

@@ -11,10 +11,10 @@ use onceward::store::{
     Lease, OwnerToken, Reason, RedriveRequest, RenewRequest, TraceContext,
 };
 use onceward::{Error, Fingerprint, Key, MemoryStore, Scope, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::Redis;
 
-use crate::support;
+use crate::support::{self, ConfigExt};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const KEYS: u8 = 3;
@@ -217,8 +217,8 @@ async fn random_calls_have_the_same_answers_as_the_reference() {
     let seed = std::env::var("ONCEWARD_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = seed.map_or_else(|| 0..40, |seed: u64| seed..seed + 1);
     let mut kinds = std::collections::HashSet::new();
-    for seed in seeds {
-        let config = support::own_part(RedisConfig::new(Redis::shared().url()));
+    for (seed, layout) in seeds.flat_map(|seed| [(seed, RedisLayout::Plain), (seed, RedisLayout::Compact)]) {
+        let config = support::own_part(RedisConfig::new(Redis::shared().url())).layout(layout);
         let mut pair = Pair {
             reference: MemoryStore::new(),
             redis: support::open(&config),
@@ -229,7 +229,7 @@ async fn random_calls_have_the_same_answers_as_the_reference() {
         let mut entropy = Entropy::seeded(seed);
         let owners: Vec<OwnerToken> = (0..4).map(|_| entropy.token()).collect();
         for step in 0..250 {
-            let said = pair.step(&mut rng, &owners, &format!("seed {seed}, step {step}")).await;
+            let said = pair.step(&mut rng, &owners, &format!("seed {seed}, {layout:?}, step {step}")).await;
             kinds.insert(said.split([' ', ',']).next().unwrap().to_owned());
         }
     }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use onceward::store::{
-    Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, Lease, OwnerToken,
+    Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, KeyState, Lease, OwnerToken,
 };
 use onceward::testing::store::{StoreHarness, Timing};
 use onceward::{Error, Key, Scope, Store};
-use onceward_redis::{RedisConfig, RedisStore};
+use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::RedisCluster;
 
 /// A keyspace that no other test uses.
@@ -48,10 +48,34 @@ impl StoreHarness for Part {
     fn timing(&self) -> Timing {
         Timing::REAL
     }
+
+    fn listed_key(&self, key: Key, state: KeyState) -> Key {
+        listed_key(&self.config, key, state)
+    }
+}
+
+/// The key that a list shows.
+pub(crate) fn listed_key(config: &RedisConfig, key: Key, state: KeyState) -> Key {
+    if config.options.layout == RedisLayout::Compact && state == KeyState::Completed {
+        beginning_of(key)
+    } else {
+        key
+    }
+}
+
+/// What a compact record keeps of its key.
+pub(crate) fn beginning_of(key: Key) -> Key {
+    let mut bytes = *key.as_bytes();
+    bytes[8] &= 0x0f;
+    bytes[9..].fill(0);
+    Key::from_bytes(bytes)
 }
 
 /// The permissions of a worker, as in the README.
 pub(crate) const ACL_TO_WORK: &str = "~ow:* +eval +evalsha +mget +get +set +time +pttl +info";
+
+/// The further permissions of workers where any writes compact records.
+pub(crate) const ACL_FOR_COMPACT: &str = "+hget +hset +hdel +hlen +hgetall +del +pexpireat";
 
 /// The further permissions for lists and statistics, and for dead letters.
 pub(crate) const ACL_FOR_TOOLS: &str = "+scan +rpush +lpush +lrange +lindex +ltrim +llen +sadd +smismember";
@@ -83,6 +107,10 @@ pub(crate) trait ConfigExt: Sized {
 
     fn wait_timeout(self, timeout: Duration) -> Self {
         self.with(|config| config.options.wait_timeout = timeout)
+    }
+
+    fn layout(self, layout: RedisLayout) -> Self {
+        self.with(|config| config.options.layout = layout)
     }
 
     fn scan_limit(self, limit: u64) -> Self {

@@ -9,7 +9,7 @@ local function bury(key, r, owner, fence, ttl)
   return 'B'
 end
 
-for i = 1, #KEYS do
+for i = 1, count do
   local owner, fence, ttl
   owner, fence, ttl, at = read('>c16I8I8', ask, at)
   local r = decode(values[i])

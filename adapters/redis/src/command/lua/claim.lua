@@ -59,7 +59,7 @@ local function claim(key, r, owner, generation, fingerprint)
   -- A generation beyond the next one belongs to no letter of this record.
   local state, live, mine, newer = r.state, now < r.lease, r.owner == owner, generation == r.generation + 1
   local redrives = newer and (state == DEAD or state == TERMINAL)
-  if not redrives and r.fingerprint and fingerprint and r.fingerprint ~= fingerprint then return answer('M') end
+  if not redrives and differs(r.fingerprint, fingerprint) then return answer('M') end
   if state == COMPLETED then
     return answer(pack('>c1I8BI4', 'D', since(r.written), r.text and 1 or 0, r.text and #r.text or 0) .. (r.text or ''))
   elseif state == DEAD then
@@ -83,24 +83,31 @@ local function claim(key, r, owner, generation, fingerprint)
   hand_out(key, r, owner)
 end
 
--- A fast path of `claim` for unknown keys, the most frequent case, which builds no table.
+-- First claims of unknown keys, the most frequent case, take a path of their own, which builds no table: all their records
+-- begin alike, and so do their answers.
+local FIRST = '\0\0\0\0'
 local fresh = pack('>c1I8I4I4I4I8', 'C', now, 1, 0, 0, lease)
 
-local function claim_first(key, owner, fingerprint)
-  local has_fingerprint = byte(fingerprint)
-  local value = pack(FULL, 1, PENDING, 0, 0, has_fingerprint, 0, now, now, now, lease_until, ttl, 0, 0, 0, 0, owner)
-  if has_fingerprint == 1 then value = value .. sub(fingerprint, 2) end
-  call('SET', key, value, 'PXAT', fresh_expiry)
-  answer(fresh)
+local function head(has_fingerprint)
+  return sub(pack(FULL, 1, PENDING, 0, 0, has_fingerprint, 0, now, now, now, lease_until, ttl, 0, 0, 0, 0, NOBODY), 1, -17)
 end
 
-for i = 1, #KEYS do
-  local owner, generation, fingerprint
-  owner, generation, fingerprint, at = read('>c16I4c17', ask, at)
+local plain_head, fingerprint_head = head(0), head(1)
+
+for i = 1, count do
   local value = values[i]
-  if not value and generation == 0 then
-    claim_first(KEYS[i], owner, fingerprint)
+  if not value and sub(ask, at + 16, at + 19) == FIRST then
+    if byte(ask, at + 20) == 1 then
+      value = fingerprint_head .. sub(ask, at, at + 15) .. sub(ask, at + 21, at + 36)
+    else
+      value = plain_head .. sub(ask, at, at + 15)
+    end
+    call('SET', KEYS[i], value, 'PXAT', fresh_expiry)
+    answers[#answers + 1] = fresh
+    at = at + 37
   else
+    local owner, generation, fingerprint
+    owner, generation, fingerprint, at = read('>c16I4c17', ask, at)
     local r = decode(value)
     if r then claim(KEYS[i], r, owner, generation, optional(fingerprint)) else unreadable(value) end
   end

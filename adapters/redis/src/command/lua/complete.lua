@@ -6,7 +6,7 @@ local function finish(key, r, owner, fence, ttl, result)
   -- A completion that is inserted after a later claim keeps its own, older fence.
   r.above = top > fence and top or 0
   r.written, r.ttl, r.text = now, ttl, result
-  save(key, r)
+  if not (is_first(r) and save_compact(key, owner, fence, ttl, r.fingerprint)) then save(key, r) end
 end
 
 local function complete(key, r, owner, fence, generation, ttl, fingerprint, result)
@@ -33,48 +33,93 @@ local function complete(key, r, owner, fence, generation, ttl, fingerprint, resu
   return 'H'
 end
 
--- Nearly all completions have the same TTL.
-local last_ttl, last_expiry
+-- Completions by the owner of a pending first claim, the most frequent case, take a path of their own, which builds no table.
+-- Claims of one batch differ in their owners and fingerprints only, so that what follows from the other fields is worked out
+-- once: `alike` is the beginning of such a record, `terms` the fence, generation and TTL of its completion.
+local OWNER_AT = FULL_LENGTH - 15
+local alike, terms, brief_value, brief_head
+-- `nil`: the Redis key keeps the expiry that the claim gave it.
+local expiry_time
 
--- A fast path of `complete` for the owner of a pending first claim, the most frequent case, which builds no table. Returns
--- false if `complete` must be called.
-local function complete_first(key, value, owner, fence, ttl)
-  if not value or byte(value) ~= 1 or byte(value, 2) ~= PENDING or #value < FULL_LENGTH then return false end
-  local _, _, _, _, has_fingerprint, has_text, own_fence, first, _, _, _, above, attempts, lost, generation, own_owner, at =
+-- Sets them from a record. The Redis key may keep the expiry that the claim gave it, which is later by what is left of the
+-- lease, if that is at most a thousandth of the TTL: it is never too short, and the key's expiry need not be changed.
+local function learn(value, fence, ttl)
+  alike = nil
+  if byte(value) ~= 1 or byte(value, 2) ~= PENDING or #value < FULL_LENGTH then return end
+  local _, _, _, _, has_fingerprint, has_text, own_fence, first, written, lease, own_ttl, above, attempts, lost, generation =
     read(FULL, value)
-  if own_fence ~= fence or own_owner ~= owner or first ~= fence or has_text == 1
+  if own_fence ~= fence or first ~= fence or has_text ~= 0 or has_fingerprint > 1
     or above + attempts + lost + generation > 0 then
-    return false
+    return
   end
-  local fingerprint
   if has_fingerprint == 1 then
-    if #value < FULL_LENGTH + 16 then return false end
-    fingerprint = sub(value, at, at + 15)
+    local sample = encode_brief(fence, now - fence, NOBODY)
+    brief_value, brief_head = nil, sample and sub(sample, 1, -17)
+  else
+    brief_value, brief_head = encode_brief(fence, now - fence), nil
   end
-  local brief = encode_brief(fence, now - fence, fingerprint)
-  if not brief then return false end
-  if ttl ~= last_ttl then
-    last_ttl, last_expiry = ttl, expiry_at(now + ttl)
+  if not (brief_value or brief_head) then return end
+  local later = (lease > written and lease or written) + own_ttl - now - ttl
+  if later >= 0 and later <= ttl / 1000 then
+    expiry_time = nil
+  else
+    expiry_time = expiry_at(now + ttl)
   end
-  call('SET', key, brief, 'PXAT', last_expiry)
-  answer('C')
+  alike = sub(value, 1, OWNER_AT - 1)
+end
+
+-- Returns false if `complete` must be called. `from` is where the item begins in the argument.
+local function complete_first(key, value, from)
+  local asked = sub(ask, from + 16, from + 35)
+  if asked ~= terms or sub(value, 1, OWNER_AT - 1) ~= alike then
+    terms = asked
+    local fence, _, ttl = read('>I8I4I8', asked)
+    learn(value, fence, ttl)
+    if not alike then return false end
+  end
+  local owner = sub(value, OWNER_AT, FULL_LENGTH)
+  if owner ~= sub(ask, from, from + 15) then return false end
+  if is_compact then
+    local fingerprint
+    if brief_head then
+      if #value ~= FULL_LENGTH + 16 then return false end
+      fingerprint = sub(value, FULL_LENGTH + 1)
+    end
+    local fence, _, ttl = read('>I8I4I8', asked)
+    if save_compact(key, owner, fence, ttl, fingerprint) then return true end
+  end
+  local brief = brief_value
+  if not brief then
+    if #value ~= FULL_LENGTH + 16 then return false end
+    brief = brief_head .. sub(value, FULL_LENGTH + 1)
+  end
+  if expiry_time then
+    call('SET', key, brief, 'PXAT', expiry_time)
+  else
+    call('SET', key, brief, 'KEEPTTL')
+  end
   return true
 end
 
-for i = 1, #KEYS do
-  local owner, fence, generation, ttl, fingerprint, has_result, length, result
-  owner, fence, generation, ttl, fingerprint, has_result, length, at = read('>c16I8I4I8c17BI4', ask, at)
-  if has_result == 1 then
-    result = sub(ask, at, at + length - 1)
-    at = at + length
-  end
-  local r = (result or not complete_first(KEYS[i], values[i], owner, fence, ttl)) and decode(values[i])
-  if r == false then
-    -- `complete_first` has answered.
-  elseif r then
-    answer(complete(KEYS[i], r, owner, fence, generation, ttl, optional(fingerprint), result))
+for i = 1, count do
+  local value = values[i]
+  if value and type(value) == 'string' and byte(ask, at + 53) == 0 and complete_first(KEYS[i], value, at) then
+    answers[#answers + 1] = 'C'
+    at = at + 58
   else
-    unreadable(values[i])
+    local owner, fence, generation, ttl, fingerprint, has_result, length, result
+    owner, fence, generation, ttl, fingerprint, has_result, length, at = read('>c16I8I4I8c17BI4', ask, at)
+    if has_result == 1 then
+      result = sub(ask, at, at + length - 1)
+      at = at + length
+    end
+    local r = decode(value)
+    if r then
+      answer(complete(KEYS[i], r, owner, fence, generation, ttl, optional(fingerprint), result))
+    else
+      unreadable(value)
+    end
   end
 end
+if #gone > 0 then call('DEL', unpack(gone)) end
 return table.concat(answers)

@@ -18,7 +18,7 @@ local function fail(key, r, owner, fence, reason, message)
   return recorded(r)
 end
 
-for i = 1, #KEYS do
+for i = 1, count do
   local owner, fence, reason, length
   owner, fence, reason, length, at = read('>c16I8BI4', ask, at)
   local message = sub(ask, at, at + length - 1)

@@ -3,9 +3,9 @@
 -- Of a result only what `StoredResult::of` needs is sent.
 local HEAD = 34
 
-for i = 1, #KEYS do
+for i = 1, count do
   local r = decode(values[i])
-  local expires_in = call('PTTL', KEYS[i])
+  local expires_in = r and r.expires and math.floor(left(r.expires) / 1000) + 1 or call('PTTL', KEYS[i])
   if not r then
     unreadable(values[i])
   elseif not r.known or expires_in == -2 then

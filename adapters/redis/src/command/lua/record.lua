@@ -1,6 +1,7 @@
 -- Reads, writes and expires the record of a key. This file precedes every other script of this folder.
 --
--- KEYS are records; ARGV[1] is the argument, packed by `codec.rs`; the reply is packed for it.
+-- The first ARGV[2] of KEYS are records; a further one is the directory of the scope's compact records (`compact.lua`).
+-- ARGV[1] is the argument, packed by `codec.rs`; the reply is packed for it.
 -- The protocol is that of `onceward::store::transition`: change both together.
 -- Times are microseconds of the server's clock. Lua's numbers are doubles, exact up to 2^53: until the year 2255.
 --
@@ -86,6 +87,8 @@ end
 -- Returns nil for a form of a later version and for a damaged value.
 local function decode(value)
   if not value then return nothing(0) end
+  -- A compact record.
+  if type(value) == 'table' then return value end
   local form, length = byte(value), #value
   if form == 1 then
     if length < FULL_LENGTH or byte(value, 2) > FORGOTTEN then return nil end
@@ -132,9 +135,14 @@ local function encode_brief(fence, span, fingerprint)
   end
 end
 
+-- A completion by the first claim.
+local function is_first(r)
+  return r.state == COMPLETED and r.first == r.fence and r.attempts == 0 and r.lost == 0 and r.generation == 0
+    and r.above == 0 and not r.text
+end
+
 local function encode(r)
-  if r.state == COMPLETED and r.first == r.fence and r.attempts == 0 and r.lost == 0 and r.generation == 0
-    and r.above == 0 and not r.text then
+  if is_first(r) then
     local brief = encode_brief(r.fence, r.written - r.fence, r.fingerprint)
     if brief then return brief end
   end
@@ -157,13 +165,14 @@ local function save(key, r)
   call('SET', key, encode(r), 'PXAT', expiry(r))
 end
 
--- Writes a record and keeps its TTL, which started with an earlier write.
-local function save_in_place(key, r)
-  call('SET', key, encode(r), 'KEEPTTL')
+-- Two bytes of a compact record's owner and fence would do; it has room for one.
+local function tag_of(owner, fence)
+  return (byte(owner) + fence) % 256
 end
 
 -- The brief forms do not store the owner; the fence, which is never issued twice, identifies the claim.
 local function is_of(r, owner, fence)
+  if r.tag then return r.tag == tag_of(owner, fence) end
   return r.known and r.fence == fence and (not r.owner or r.owner == owner)
 end
 
@@ -182,6 +191,7 @@ local function optional(fingerprint)
 end
 
 local ask = ARGV[1]
+local count, is_compact = tonumber(ARGV[2]), ARGV[3] == 'compact'
 local values = call('MGET', unpack(KEYS))
 local at = 1
 

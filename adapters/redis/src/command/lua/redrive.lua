@@ -20,7 +20,7 @@ local function redrive(key, r, generation, next, ttl)
   return 'O'
 end
 
-for i = 1, #KEYS do
+for i = 1, count do
   local generation, next, ttl
   generation, next, ttl, at = read('>I4I4I8', ask, at)
   local r = decode(values[i])

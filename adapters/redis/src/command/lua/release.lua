@@ -1,6 +1,6 @@
 -- Releases claims whose handlers were never started. Owner and fence are kept, so that a repeat is recognised.
 
-for i = 1, #KEYS do
+for i = 1, count do
   local owner, fence
   owner, fence, at = read('>c16I8', ask, at)
   local r = decode(values[i])

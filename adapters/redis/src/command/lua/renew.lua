@@ -1,6 +1,6 @@
 -- Renews leases from now on, and marks runs as started if requested.
 
-for i = 1, #KEYS do
+for i = 1, count do
   local owner, fence, lease, started
   owner, fence, lease, started, at = read('>c16I8I8B', ask, at)
   local r = decode(values[i])

@@ -1,6 +1,6 @@
 -- Reads the state of each key: one byte per key.
 
-for i = 1, #KEYS do
+for i = 1, count do
   local r = decode(values[i])
   if not r then
     unreadable(values[i])
