@@ -25,6 +25,8 @@ pub(super) fn read(watched: &Watched) -> Vec<MetricFamily> {
         }
         Work::Relay(work) => read_relay(&mut own, work.get().map(AsRef::as_ref)),
     }
+    #[cfg(feature = "otlp")]
+    super::otlp::losses::read(&mut own);
     let mut families = own.into_families();
     families.extend(process::read());
     families

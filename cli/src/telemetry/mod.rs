@@ -97,6 +97,20 @@ pub(crate) fn start_export(config: &Config, env: Lookup<'_>) -> Result<(), Failu
     Ok(())
 }
 
+/// What the collector of a signal makes of an export of nothing: a sentence, which is an error where it does not take it.
+pub(crate) type CollectorAnswer = Result<String, String>;
+
+/// Asks the collector of each signal that is exported.
+pub(crate) async fn probe_collectors(config: &Config, env: Lookup<'_>) -> Vec<CollectorAnswer> {
+    #[cfg(feature = "otlp")]
+    return otlp::probe::probe(config, env).await;
+    #[cfg(not(feature = "otlp"))]
+    {
+        let _ = (config, env);
+        Vec::new()
+    }
+}
+
 /// True if deliveries have spans.
 pub(crate) fn traces_are_on() -> bool {
     #[cfg(feature = "otlp")]

@@ -11,10 +11,13 @@ mod collector;
 mod headers;
 mod last;
 pub(super) mod logs;
+pub(super) mod losses;
 pub(super) mod metrics;
 mod points;
+pub(super) mod probe;
 mod resource;
 mod signal;
+mod spans;
 pub(super) mod traces;
 
 use std::time::Duration;
