@@ -88,8 +88,10 @@ fn is_heading_of(line: &str, anchor: &str) -> bool {
 fn is_known(command: &str) {
     let command = command.split('#').next().unwrap_or_default();
     let words: Vec<_> = command.split_whitespace().collect();
-    let names: Vec<_> =
-        words.iter().take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')).collect();
+    let names: Vec<_> = words
+        .iter()
+        .take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+        .collect();
     let ended = Command::new(ONCEWARD).args(&names).arg("--help").output().expect("the program starts");
     assert!(ended.status.success(), "onceward {command}: {}", String::from_utf8_lossy(&ended.stderr));
     let help = String::from_utf8_lossy(&ended.stdout);
@@ -103,10 +105,17 @@ const LOOK: usize = 14;
 
 /// Checks that exactly `expected` of `alert` and the alerts that wake somebody fires some minutes after the beginning of an outage
 /// whose samples were `before` and are `during` it, if gauges stay as they are and counters go on in the same way.
-pub(super) fn assert_fires(scene: &Scene, alert: &str, expected: &[&str], before: &Samples, during: &Samples) {
+pub(super) fn assert_fires(
+    scene: &Scene,
+    alert: &str,
+    expected: &[&str],
+    before: &Samples,
+    during: &Samples,
+) {
     let series: Vec<Value> = before.iter().filter_map(|(name, value)| series(name, *value, during)).collect();
     let firing = "ALERTS{alertstate='firing'";
-    let query = format!("count by (alertname) ({firing},severity='page'}} or {firing},alertname='{alert}'}})");
+    let query =
+        format!("count by (alertname) ({firing},severity='page'}} or {firing},alertname='{alert}'}})");
     let fired: Vec<_> = expected
         .iter()
         .map(|alert| json!({"labels": format!("{{alertname=\"{alert}\"}}"), "value": 1}))
@@ -125,7 +134,10 @@ pub(super) fn assert_fires(scene: &Scene, alert: &str, expected: &[&str], before
     let ended = Command::new("promtool").args(["test", "rules"]).arg(scene.path("alerts-test.yaml")).output();
     let ended = ended.expect("promtool starts: install Debian's package prometheus, or run scripts/setup");
     let said = String::from_utf8_lossy(&ended.stdout) + String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.success(), "{alert}: {expected:?} should fire: {said}\nduring the outage: {during:#?}");
+    assert!(
+        ended.status.success(),
+        "{alert}: {expected:?} should fire: {said}\nduring the outage: {during:#?}"
+    );
 }
 
 /// The samples of one name and labels, one a minute: five of `before`, and then those of the outage.

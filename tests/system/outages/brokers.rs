@@ -45,7 +45,9 @@ pub(super) fn sqs() {
     let proxy = Proxy::start(ElasticMq::shared().address()).expect("a proxy");
     let queue = SqsQueue::create("outage", &[]);
     let endpoint = format!("http://{}", proxy.address());
-    survive("sqs", sqs::setup(&queue).set("source.sqs.endpoint", endpoint), &queue, &proxy);
+    // With the shortest visibility a busy machine would lose messages that are in flight.
+    let setup = sqs::setup(&queue).set("source.sqs.endpoint", endpoint).set("source.sqs.visibility", "10s");
+    survive("sqs", setup, &queue, &proxy);
 }
 
 pub(super) fn pubsub() {

@@ -183,7 +183,8 @@ impl LogWatch {
     /// Lines between two times.
     fn lines(&self, from: Duration, to: Duration) -> usize {
         let until = |time| {
-            let (_, lines) = self.looks.iter().take_while(|(at, _)| *at <= time).last().expect("the first look");
+            let (_, lines) =
+                self.looks.iter().take_while(|(at, _)| *at <= time).last().expect("the first look");
             *lines
         };
         until(to) - until(from)

@@ -87,7 +87,8 @@ pub(super) fn worker() {
     let queue = Queue::declare("outage-worker", &[]);
     let setup = with_redis(rabbitmq::on(&queue, without_source()), Redis::shared());
     let setup = setup.set("handler.worker.command", vec!["python3", "w.py"]);
-    let (scene, running, port) = started_with("worker", setup, |scene| scene.write("w.py", WORKER.as_bytes()));
+    let (scene, running, port) =
+        started_with("worker", setup, |scene| scene.write("w.py", WORKER.as_bytes()));
     let (load, is_done) = loaded(&queue);
     let begin = |scene: &Scene| scene.write("down", b"");
     let mend = |scene: &Scene| fs::remove_file(scene.path("down")).expect("it was there");

@@ -1,7 +1,7 @@
 //! Whether collectors take what would be exported: [`probe`].
 
 use http::HeaderValue;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::collector::Collector;
 use super::headers;
@@ -34,6 +34,7 @@ async fn ask(signal: Signal, collector: &Collector, env: Lookup<'_>) -> Collecto
     let given = signal.variables("HEADERS").into_iter().find_map(|name| env(&name));
     let mut headers = given.map(|text| headers::parse(&text)).unwrap_or_default();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     match client.probe(headers).await {
         Ok(()) => Ok(format!("{place} takes {signal}")),
         Err(cause) => Err(format!("{place} does not take {signal}: {cause}")),

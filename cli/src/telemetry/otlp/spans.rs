@@ -20,7 +20,10 @@ const DEFAULT_LIMIT: usize = 2_048;
 
 /// The SDK's batches in front of `exporter`. The SDK drops spans beyond its limit and does not count them where a program
 /// can read it, so that this processor applies the limit itself.
-pub(super) fn processor<E: SpanExporter + 'static>(exporter: E, env: Lookup<'_>) -> impl SpanProcessor + use<E> {
+pub(super) fn processor<E: SpanExporter + 'static>(
+    exporter: E,
+    env: Lookup<'_>,
+) -> impl SpanProcessor + use<E> {
     let limit = env(LIMIT).and_then(|text| text.trim().parse().ok()).filter(|limit| *limit > 0);
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     let waiting = Arc::new(AtomicUsize::new(0));
