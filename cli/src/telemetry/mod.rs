@@ -97,11 +97,8 @@ pub(crate) fn start_export(config: &Config, env: Lookup<'_>) -> Result<(), Failu
     Ok(())
 }
 
-/// What the collector of a signal makes of an export of nothing: a sentence, which is an error where it does not take it.
-pub(crate) type CollectorAnswer = Result<String, String>;
-
-/// Asks the collector of each signal that is exported.
-pub(crate) async fn probe_collectors(config: &Config, env: Lookup<'_>) -> Vec<CollectorAnswer> {
+/// Asks the collector of each signal that is exported to take an export of nothing: a sentence each, an error where it does not.
+pub(crate) async fn probe_collectors(config: &Config, env: Lookup<'_>) -> Vec<Result<String, String>> {
     #[cfg(feature = "otlp")]
     return otlp::probe::probe(config, env).await;
     #[cfg(not(feature = "otlp"))]

@@ -167,7 +167,7 @@ fn of_pubsub() {
         (Subscription::ordered("redrive-kills"), Subscription::ordered("redrive-kills-dead"));
     let setup = with_redis(pubsub::setup(&source), Redis::shared()).set("scope", "letters-kills-pubsub");
     let (setup, from) = (letters_to(setup, &dead.topic), ["--from", &dead.full_name]);
-    // A command ends 3 s after the last letter, and what a killed one held comes back after the ack deadline.
+    // A command ends 3 s after the last letter, and what a killed one held is redelivered after the ack deadline.
     killed_twice_in_groups(&setup, &source, &dead, &from, || dead.depth().1 == 0);
 }
 

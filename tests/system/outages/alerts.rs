@@ -40,7 +40,7 @@ impl Alert {
         Self { summary: value("summary:"), runbook_url: value("runbook_url:"), command: value("command:") }
     }
 
-    /// It names the component that is away.
+    /// It names the component that is unavailable.
     pub(super) fn names(&self, component: &str) {
         let (_, sentence) = self.summary.split_once(": ").expect("the scope, and a sentence");
         let subject = sentence.split(" does not ").next().unwrap_or_default();
@@ -103,7 +103,7 @@ fn is_known(command: &str) {
 /// The minute at which alerts are looked at; the outage begins at the fifth.
 const LOOK: usize = 14;
 
-/// Checks that exactly `expected` of `alert` and the alerts that wake somebody fires some minutes after the beginning of an outage
+/// Checks that exactly `expected` of `alert` and the alerts that page an operator fires some minutes after the beginning of an outage
 /// whose samples were `before` and are `during` it, if gauges stay as they are and counters go on in the same way.
 pub(super) fn assert_fires(
     scene: &Scene,

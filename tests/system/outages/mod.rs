@@ -40,6 +40,9 @@ fn length() -> Duration {
     Duration::from_secs(size(24, 130))
 }
 
+type Act<'a> = Box<dyn FnMut(&Scene) + 'a>;
+type Ask<'a> = Box<dyn Fn(&Scene) -> bool + 'a>;
+
 /// A program under load, and the part that it loses.
 struct Outage<'a> {
     /// The alert that has to fire.
@@ -52,13 +55,13 @@ struct Outage<'a> {
     running: Running,
     port: u16,
     /// Makes work.
-    load: Box<dyn Fn(&Scene) + 'a>,
+    load: Act<'a>,
     /// True if no work is left.
-    is_done: Box<dyn Fn(&Scene) -> bool + 'a>,
+    is_done: Ask<'a>,
     /// Takes the component away.
-    begin: Box<dyn FnMut(&Scene) + 'a>,
-    /// The command of a runbook that repairs it.
-    mend: Box<dyn FnMut(&Scene) + 'a>,
+    begin: Act<'a>,
+    /// Repairs it.
+    mend: Act<'a>,
 }
 
 /// A run that is scraped, in a scope of the name of its component.
@@ -81,17 +84,12 @@ fn started_with(name: &str, setup: Setup, prepare: impl FnOnce(&Scene)) -> (Scen
 }
 
 /// Work that a source's producers make, and the look at its end.
-fn loaded<'a>(
-    source: &'a (impl Waiting + 'a),
-) -> (Box<dyn Fn(&Scene) + 'a>, Box<dyn Fn(&Scene) -> bool + 'a>) {
+fn loaded<'a>(source: &'a (impl Waiting + 'a)) -> (Act<'a>, Ask<'a>) {
     loaded_with(source, json!({}))
 }
 
 /// As [`loaded`], with these fields in each message.
-fn loaded_with<'a>(
-    source: &'a (impl Waiting + 'a),
-    fields: Value,
-) -> (Box<dyn Fn(&Scene) + 'a>, Box<dyn Fn(&Scene) -> bool + 'a>) {
+fn loaded_with<'a>(source: &'a (impl Waiting + 'a), fields: Value) -> (Act<'a>, Ask<'a>) {
     let next = Cell::new(0);
     let load = move |_: &Scene| {
         let numbers = next.get()..next.get() + BATCH;
@@ -103,7 +101,7 @@ fn loaded_with<'a>(
 }
 
 /// What takes a component away that is behind a proxy, and what repairs it.
-fn refusing<'a>(proxy: &'a Proxy) -> (Box<dyn FnMut(&Scene) + 'a>, Box<dyn FnMut(&Scene) + 'a>) {
+fn refusing<'a>(proxy: &'a Proxy) -> (Act<'a>, Act<'a>) {
     (Box::new(|_: &Scene| proxy.refuse()), Box::new(|_: &Scene| proxy.heal()))
 }
 

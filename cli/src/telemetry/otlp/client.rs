@@ -34,6 +34,7 @@ impl fmt::Debug for Client {
 impl Client {
     /// A client on the current runtime.
     pub(super) fn new(signal: Signal, client: reqwest::Client, url: Url) -> Self {
+        losses::mark_exported(signal);
         Self { signal, client, url, runtime: Handle::current(), lines: RateLimited::default() }
     }
 

@@ -54,11 +54,6 @@ pub(super) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// True if log lines are exported.
-pub(super) fn is_on() -> bool {
-    PROVIDER.get().is_some()
-}
-
 /// The layer that exports lines; `None` if they are not exported.
 pub(crate) fn layer<S>() -> Option<Box<dyn Layer<S> + Send + Sync>>
 where

@@ -1,4 +1,4 @@
-//! Whether collectors take what would be exported: [`probe`].
+//! Asks collectors to take an export of nothing: [`probe`].
 
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -8,10 +8,9 @@ use super::headers;
 use super::signal::Signal;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
-use crate::telemetry::CollectorAnswer;
 
-/// Sends an empty export of each signal that is exported, and says in one sentence each what came back.
-pub(in crate::telemetry) async fn probe(config: &Config, env: Lookup<'_>) -> Vec<CollectorAnswer> {
+/// Sends an empty export of each signal that is exported, and returns a sentence for each, an error where it is not taken.
+pub(in crate::telemetry) async fn probe(config: &Config, env: Lookup<'_>) -> Vec<Result<String, String>> {
     let mut answers = Vec::new();
     for signal in Signal::ALL {
         let answer = match Collector::find(signal, config, env) {
@@ -28,7 +27,7 @@ fn text(refused: &Failure) -> String {
     refused.sentence().unwrap_or_default().to_owned()
 }
 
-async fn ask(signal: Signal, collector: &Collector, env: Lookup<'_>) -> CollectorAnswer {
+async fn ask(signal: Signal, collector: &Collector, env: Lookup<'_>) -> Result<String, String> {
     let place = collector.public_url();
     let client = collector.client().map_err(|refused| text(&refused))?;
     let given = signal.variables("HEADERS").into_iter().find_map(|name| env(&name));
