@@ -145,6 +145,19 @@ mod tests {
         assert!(operation.too_early().is_none());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_that_fails_now_and_then_has_a_line_a_minute() {
+        let operation = OperationHealth::new("q", "receiving", None);
+        let mut logged = 0;
+        for _ in 0..120 {
+            operation.failed(&error());
+            logged += usize::from(operation.lock().as_ref().is_some_and(|series| series.is_logged));
+            operation.succeeded();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(logged, 2);
+    }
+
     #[test]
     fn the_backoff_grows_to_a_limit() {
         assert!((50..=100).contains(&backoff(0).as_millis()));

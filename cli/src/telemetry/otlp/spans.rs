@@ -102,3 +102,50 @@ impl<E: SpanExporter> SpanExporter for CountedExporter<E> {
         self.exporter.set_resource(resource);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Tracer as _, TracerProvider as _};
+    use opentelemetry_sdk::error::OTelSdkError;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use parking_lot::Mutex;
+
+    use super::super::losses::{dropped_spans, mark_exported};
+    use super::super::signal::Signal;
+    use super::*;
+
+    /// A collector that answers while its lock is free, and takes nothing.
+    #[derive(Debug)]
+    struct Refusing(Arc<Mutex<()>>);
+
+    impl SpanExporter for Refusing {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            drop(self.0.lock());
+            Err(OTelSdkError::InternalFailure("refused".to_owned()))
+        }
+    }
+
+    #[test]
+    fn spans_beyond_the_limit_and_those_that_are_refused_are_counted_as_dropped() {
+        mark_exported(Signal::Traces);
+        let dropped = || dropped_spans().unwrap();
+        let before = dropped();
+        let env = |name: &str| (name == LIMIT).then(|| "3".to_owned());
+        let silence = Arc::new(Mutex::new(()));
+        let processor = processor(Refusing(Arc::clone(&silence)), &env);
+        let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
+        let tracer = provider.tracer("test");
+        let end_spans = |count| (0..count).for_each(|_| drop(tracer.start("span")));
+        let silent = silence.lock();
+        end_spans(3);
+        assert_eq!(dropped(), before, "they wait");
+        end_spans(2);
+        assert_eq!(dropped(), before + 2, "there is no place for them");
+        drop(silent);
+        provider.force_flush().ok();
+        assert_eq!(dropped(), before + 5, "none was taken");
+        end_spans(1);
+        provider.shutdown().ok();
+        assert_eq!(dropped(), before + 6, "its place was free");
+    }
+}
