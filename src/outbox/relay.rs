@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Step, hit};
 use crate::publisher::Publisher;
 use crate::retry::{Backoff, Jitter};
+use crate::telemetry::RateLimited;
 
 /// After a turn in which nothing arrived, and after an error of the outbox.
 const TROUBLE: Backoff =
@@ -82,6 +83,8 @@ pub struct Relay<S> {
     publisher: Publishes,
     config: RelayConfig,
     counts: Arc<RelayCounts>,
+    /// By the kind of the error: an outage of the broker has as many errors as there are rows.
+    lines: RateLimited,
 }
 
 struct Publishes(Arc<dyn Publisher>);
@@ -124,7 +127,13 @@ impl<S: OutboxStore> Relay<S> {
             );
             return Err(Error::new(ErrorKind::Config, "make this relay", what));
         }
-        Ok(Self { store, publisher: Publishes(publisher), config, counts: Arc::default() })
+        Ok(Self {
+            store,
+            publisher: Publishes(publisher),
+            config,
+            counts: Arc::default(),
+            lines: RateLimited::default(),
+        })
     }
 
     /// What it does, also while it runs.
@@ -216,7 +225,9 @@ impl<S: OutboxStore> Relay<S> {
         self.counts.add_failed(turn.failed.len());
         for (seq, attempts, error) in turn.failed.iter().take(1) {
             let others = turn.failed.len() - 1;
-            tracing::warn!(seq, attempts, others, ?error, "outbox row not published; retrying");
+            if let Some(left_out) = self.lines.allow(&format!("{:?}", error.kind())) {
+                tracing::warn!(seq, attempts, others, left_out, ?error, "outbox row not published; retrying");
+            }
         }
         self.store.settle(taken, outcomes).await?;
         hit(Step::RelayMarked);

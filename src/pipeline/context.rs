@@ -69,6 +69,8 @@ pub(crate) struct RepeatedLines {
     pub(crate) letters: RateLimited,
     /// Settlements that failed.
     pub(crate) settlements: RateLimited,
+    /// Extensions of deliveries that failed, by the text of the error.
+    pub(crate) extensions: RateLimited,
     /// Transactions that cannot be opened or whose outcome is unknown.
     pub(crate) transactions: RateLimited,
 }

@@ -141,7 +141,9 @@ async fn extend<R: Send + Sync + 'static>(
             }
         }
     }
-    if let Some(error) = why {
-        tracing::warn!(scope = %context.scope, ?error, failed, "delivery extension failed; retrying");
+    if let Some(error) = why
+        && let Some(left_out) = context.log.extensions.allow(error.operation())
+    {
+        tracing::warn!(scope = %context.scope, ?error, failed, left_out, "delivery extension failed; retrying");
     }
 }

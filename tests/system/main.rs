@@ -5,6 +5,7 @@
 //! | `quickstart.rs` | the first run, the second, and those that were killed in the middle |
 //! | `transactions.rs` | the effect in the completion's transaction, under kills |
 //! | `failures.rs` | handlers that fail, once, always, or together with the whole process |
+//! | `outages/` | an outage of each component: log lines, alerts and runbooks |
 //! | `handler_outages.rs` | handlers that are not available for a while, behind each broker |
 //! | `redrive.rs` | dead letters that go back to their source, by the program's own command and by hand |
 //! | `letters/` | dead letters that operators list, show, redrive, correct and purge, on each broker and in files |
@@ -40,6 +41,7 @@ mod letters;
 mod lying_servers;
 mod office;
 mod order;
+mod outages;
 mod pair;
 mod postgres;
 mod pubsub;

@@ -243,4 +243,9 @@ pub(crate) const FINDINGS: &[FindingDoc] = &[
         "The statement of `[handler.sql]` was not checked, because the store is not available.",
         "Check again when it is.",
     ),
+    FindingDoc::new(
+        "collector-unavailable",
+        "The OpenTelemetry collector does not take an export of nothing. What it does not take is lost for it; messages do not depend on it.",
+        "Start the collector, or correct its URL and its login.",
+    ),
 ];

@@ -25,6 +25,8 @@ pub(super) fn read(watched: &Watched) -> Vec<MetricFamily> {
         }
         Work::Relay(work) => read_relay(&mut own, work.get().map(AsRef::as_ref)),
     }
+    #[cfg(feature = "otlp")]
+    read_losses(&mut own);
     let mut families = own.into_families();
     families.extend(process::read());
     families
@@ -169,6 +171,21 @@ fn read_source(families: &mut MetricFamilies, source: &SourceHealth) {
         ),
     ] {
         families.counter(name, help, value);
+    }
+}
+
+/// What collectors did not get; nothing without one.
+#[cfg(feature = "otlp")]
+fn read_losses(families: &mut MetricFamilies) {
+    use super::otlp::losses::{dropped_spans, failed_exports};
+    let samples = failed_exports()
+        .into_iter()
+        .map(|(signal, count)| (vec![("signal", Cow::Borrowed(signal))], MetricValue::Whole(count)));
+    let help = "Requests that the OpenTelemetry collector did not take.";
+    families.add("export_failures", help, MetricKind::Counter, samples);
+    if let Some(count) = dropped_spans() {
+        let help = "Spans that were not exported: too many waited, or the collector did not take them.";
+        families.counter("spans_dropped", help, count);
     }
 }
 

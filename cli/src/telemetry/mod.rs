@@ -101,6 +101,17 @@ pub(crate) fn start_export(config: &Config, env: Lookup<'_>) -> Result<(), Failu
     Ok(())
 }
 
+/// Asks the collector of each signal that is exported to take an export of nothing: a sentence each, an error where it does not.
+pub(crate) async fn probe_collectors(config: &Config, env: Lookup<'_>) -> Vec<Result<String, String>> {
+    #[cfg(feature = "otlp")]
+    return otlp::probe::probe(config, env).await;
+    #[cfg(not(feature = "otlp"))]
+    {
+        let _ = (config, env);
+        Vec::new()
+    }
+}
+
 /// True if deliveries have spans.
 pub(crate) fn traces_are_on() -> bool {
     #[cfg(feature = "otlp")]

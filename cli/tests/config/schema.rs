@@ -85,7 +85,7 @@ fn the_starter_parses_as_it_is_and_with_each_block_it_offers() {
 
     let blocks = commented_blocks();
     let tables: Vec<_> = blocks.iter().filter_map(|block| block.lines().next()).collect();
-    assert_eq!(tables.len(), 9, "{tables:?}");
+    assert_eq!(tables.len(), 10, "{tables:?}");
     for block in &blocks {
         let table = block.trim_start_matches('[').split(['.', ']']).next().unwrap();
         let mut source = String::new();

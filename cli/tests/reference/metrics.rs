@@ -93,7 +93,7 @@ fn table(metrics: &Metrics, page: &mut String) {
 fn metrics_are_current() {
     let broker = RabbitMq::shared();
     let tables = "[source.file]\npath = 'orders.ndjson'\nfollow = true\n[store.sqlite]\npath = 'o.db'\n[handler.exec]\n\
-                  command = ['true']\n[telemetry]\nlisten = '127.0.0.1:0'\n\
+                  command = ['true']\n[telemetry]\nlisten = '127.0.0.1:0'\notlp = 'http://127.0.0.1:9'\n\
 ";
     let scene = Scene::new(&format!("{tables}[outbox.rabbitmq]\nurl = '{}'\n", broker.url()));
     scene.write("orders.ndjson", "{\"id\":1}\n");
@@ -115,6 +115,7 @@ fn metrics_are_current() {
          | `onceward_keys_total` | `from`: the entry of `[key] from` |\n\
          | `onceward_deliveries_total` | `source`: the adapter; `origin`: the queue, topic or file; `outcome`: how the delivery ended |\n\
          | `onceward_dead_letters_total` | `reason` |\n\
+         | `onceward_export_failures_total` | `signal`: `traces`, `metrics` or `logs` |\n\
          | `onceward_handler_seconds` | `outcome`: `succeeded` or `failed` |\n\
          | `onceward_intake_paused` | `reason`: `store`, `handler`, `in_flight`, `bytes` or `waiting` |\n\n\
          No label has a value that a message brings, apart from its queue, topic or file. What to do when one of them grows is in\n\

@@ -169,7 +169,7 @@ struct Http {
     server: Option<Running>,
 }
 
-const SERVER: &str = r#"
+pub(crate) const SERVER: &str = r#"
 import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

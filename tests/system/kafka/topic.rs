@@ -163,6 +163,16 @@ impl<'a> Topic<'a> {
         looks
     }
 
+    /// Has the broker remove the records that there are, as its retention does.
+    pub(crate) fn expire(&self) {
+        let admin: AdminClient<_> = self.client().create().expect("a client");
+        let mut ends = TopicPartitionList::new();
+        for number in 0..self.partitions {
+            ends.add_partition_offset(&self.name, number, Offset::End).expect("an offset");
+        }
+        runtime().block_on(admin.delete_records(&ends, &AdminOptions::new())).expect("they are removed");
+    }
+
     /// Has the broker forget what the group has committed. No member may be there.
     pub(super) fn forget_offsets(&self) {
         let admin: AdminClient<_> = self.client().create().expect("a client");

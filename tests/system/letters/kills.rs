@@ -15,13 +15,15 @@ use serde_json::{Value, json};
 use super::{dlq, letters_to, lines, list, printed, run, texts};
 use crate::kafka::topic::Topic;
 use crate::pair::{LONG, Waiting, scene, stop, with_redis, without_source};
+use crate::pubsub::subscription::Subscription;
 use crate::rabbitmq::queue::Queue;
 use crate::sqs::queue::Queue as SqsQueue;
 use crate::stage::{each, ledger_of, worker};
-use crate::{kafka, rabbitmq, sqs};
+use crate::{kafka, pubsub, rabbitmq, sqs};
 
 const LANES: usize = 8;
 const WHY: &str = "the handler is fixed";
+const WHO: &str = "ada";
 
 /// Orders in lanes whose handlers fail at first; `SLOW` asks for a thousand.
 fn orders() -> (Vec<String>, Vec<Produced>) {
@@ -44,36 +46,38 @@ fn audited(scene: &Scene, actions: &[&str]) -> BTreeSet<String> {
 }
 
 fn redrive(scene: &Scene, more: &[&str]) -> Running {
-    scene.start(
-        &mut scene.command(&[&["dlq", "redrive", "onceward.toml", "--yes", "--why", WHY], more].concat()),
-    )
+    let arguments = [&["dlq", "redrive", "onceward.toml", "--yes", "--why", WHY], more].concat();
+    scene.start(scene.command(&arguments).env_remove("SUDO_USER").env("USER", WHO))
 }
 
-/// Kills two redrives in the middle, and lets the third one finish.
-fn redrive_under_kills(scene: &Scene, letters: usize) {
+/// Kills two redrives in the middle, and lets the third one finish. `from` says where letters are read, if that has to be said;
+/// `is_returned`, whether the broker has taken back what a killed redrive held, if the next one does not wait for that.
+fn redrive_under_kills(scene: &Scene, letters: usize, from: &[&str], is_returned: impl Fn() -> bool) {
     let done = || audited(scene, &["redriven", "resolved"]).len();
     // So slow that it can be killed in the middle.
     let rate = (letters / 10).to_string();
     for _ in 0..2 {
         let before = done();
-        let running = redrive(scene, &["--rate", &rate]);
+        let running = redrive(scene, &[&["--rate", &rate], from].concat());
         until("redriven letters", LONG, || done() >= before + letters / 8);
         assert_eq!(running.kill().signal(), Some(9));
         assert!(done() < letters, "it ended before it was killed");
+        until("the other letters to be returned", LONG, &is_returned);
     }
-    let ended = redrive(scene, &[]).wait_within(LONG);
+    let ended = redrive(scene, from).wait_within(LONG);
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
 }
 
-/// Each letter has an entry before and after its publish, with its user's reason; none is left.
-fn the_audit_is_complete(scene: &Scene, letters: &BTreeSet<String>) {
+/// Each letter has an entry before and after its publish, with its user and their reason; none is left.
+fn the_audit_is_complete(scene: &Scene, letters: &BTreeSet<String>, from: &[&str]) {
     assert_eq!(audited(scene, &["redrive"]), *letters);
     assert_eq!(audited(scene, &["redriven", "resolved"]), *letters);
     let entries = lines(&dlq(scene, "log", &["--json", "--limit", "1000000"]));
-    assert!(entries.iter().all(|entry| entry["why"] == WHY && entry["run"].is_string()), "{entries:#?}");
+    let is_signed = |entry: &Value| entry["user"] == WHO && entry["why"] == WHY && entry["run"].is_string();
+    assert!(entries.iter().all(is_signed), "{entries:#?}");
     let runs: BTreeSet<_> = texts(&entries, "run").into_iter().collect();
     assert_eq!(runs.len(), 3, "each command is a run of its own");
-    assert_eq!(printed(&dlq(scene, "list", &[])).lines().last(), Some("listed=0 skipped=0"));
+    assert_eq!(printed(&dlq(scene, "list", from)).lines().last(), Some("listed=0 skipped=0"));
 }
 
 fn each_effect_once_in_order(scene: &Scene, produced: Vec<Produced>) {
@@ -90,21 +94,21 @@ fn fixed(scene: &Scene, setup: &Setup) -> Running {
 }
 
 /// The pipeline runs while the redrive is killed.
-fn killed_twice(setup: &Setup, source: &impl Waiting) {
+fn killed_twice(setup: &Setup, source: &impl Waiting, from: &[&str]) {
     let (lines, produced) = orders();
     let scene = scene(setup);
     source.publish(&lines);
     run(&scene, source);
     assert!(scene.count(Kind::Effect).is_empty());
-    let letters: BTreeSet<_> = texts(&list(&scene, &[]), "id").into_iter().collect();
+    let letters: BTreeSet<_> = texts(&list(&scene, from), "id").into_iter().collect();
     assert_eq!(letters.len(), produced.len());
 
     let running = fixed(&scene, setup);
-    redrive_under_kills(&scene, letters.len());
+    redrive_under_kills(&scene, letters.len(), from, || true);
     until("all effects", LONG, || scene.count(Kind::Effect).len() == produced.len());
     until("an empty source", LONG, || source.is_empty());
     stop(vec![running]);
-    the_audit_is_complete(&scene, &letters);
+    the_audit_is_complete(&scene, &letters, from);
     each_effect_once_in_order(&scene, produced);
 }
 
@@ -114,13 +118,39 @@ fn of_rabbitmq() {
     let setup =
         with_redis(rabbitmq::on(&queue, without_source()), Redis::shared()).set("scope", "letters-kills");
     let setup = setup.set("pipeline.ordering", "key").set("pipeline.order_by", "json:/lane");
-    killed_twice(&letters_to(setup, &dead.name), &queue);
+    killed_twice(&letters_to(setup, &dead.name), &queue, &[]);
 }
 
 #[test]
 fn of_kafka() {
     let (topic, dead) = (Topic::create("redrive-kills", 2), Topic::create("redrive-kills.dead", 2));
-    killed_twice(&letters_to(kafka::setup(&topic), dead.name()), &topic);
+    killed_twice(&letters_to(kafka::setup(&topic), dead.name()), &topic, &[]);
+}
+
+/// As [`killed_twice`], where only the first letters of each group are read: the rest of the group is behind those that are held.
+fn killed_twice_in_groups(
+    setup: &Setup,
+    source: &impl Waiting,
+    dead: &impl Waiting,
+    from: &[&str],
+    is_returned: impl Fn() -> bool,
+) {
+    let (lines, produced) = orders();
+    let letters = produced.len();
+    let scene = scene(setup);
+    source.publish(&lines);
+    run(&scene, source);
+    assert!(scene.count(Kind::Effect).is_empty());
+    let running = fixed(&scene, setup);
+    redrive_under_kills(&scene, letters, from, is_returned);
+    until("all effects", LONG, || scene.count(Kind::Effect).len() == letters);
+    until("an empty source", LONG, || source.is_empty());
+    stop(vec![running]);
+    let audited = audited(&scene, &["redriven", "resolved"]);
+    assert_eq!(audited.len(), letters);
+    the_audit_is_complete(&scene, &audited, from);
+    assert!(dead.is_empty());
+    each_effect_once_in_order(&scene, produced);
 }
 
 #[test]
@@ -128,22 +158,17 @@ fn of_sqs() {
     let (queue, dead) =
         (SqsQueue::create("redrive-kills.fifo", &[]), SqsQueue::create("redrive-kills-dead.fifo", &[]));
     let setup = with_redis(sqs::setup(&queue), Redis::shared()).set("scope", "letters-kills-sqs");
-    let (lines, produced) = orders();
-    let (setup, letters) = (letters_to(setup, &dead.url), produced.len());
-    let scene = scene(&setup);
-    queue.publish(&lines);
-    run(&scene, &queue);
-    assert!(scene.count(Kind::Effect).is_empty());
-    // A FIFO queue shows the first letters of each group only: the rest of the group is behind those that are held.
-    let running = fixed(&scene, &setup);
-    redrive_under_kills(&scene, letters);
-    until("all effects", LONG, || scene.count(Kind::Effect).len() == letters);
-    until("an empty queue", LONG, || queue.is_empty());
-    stop(vec![running]);
-    assert!(dead.is_empty());
-    assert_eq!(audited(&scene, &["redriven", "resolved"]).len(), letters);
-    assert_eq!(audited(&scene, &["redrive"]).len(), letters);
-    each_effect_once_in_order(&scene, produced);
+    killed_twice_in_groups(&letters_to(setup, &dead.url), &queue, &dead, &[], || true);
+}
+
+#[test]
+fn of_pubsub() {
+    let (source, dead) =
+        (Subscription::ordered("redrive-kills"), Subscription::ordered("redrive-kills-dead"));
+    let setup = with_redis(pubsub::setup(&source), Redis::shared()).set("scope", "letters-kills-pubsub");
+    let (setup, from) = (letters_to(setup, &dead.topic), ["--from", &dead.full_name]);
+    // A command ends 3 s after the last letter, and what a killed one held is redelivered after the ack deadline.
+    killed_twice_in_groups(&setup, &source, &dead, &from, || dead.depth().1 == 0);
 }
 
 #[test]
@@ -154,8 +179,8 @@ fn of_a_file() {
     assert_eq!(scene.run().wait_within(LONG).code(), Some(3));
     let letters: BTreeSet<_> = texts(&list(&scene, &[]), "id").into_iter().collect();
     assert_eq!(letters.len(), produced.len());
-    redrive_under_kills(&scene, letters.len());
+    redrive_under_kills(&scene, letters.len(), &[], || true);
     assert_eq!(scene.run().wait_within(LONG).code(), Some(0));
-    the_audit_is_complete(&scene, &letters);
+    the_audit_is_complete(&scene, &letters, &[]);
     each_effect_once_in_order(&scene, produced);
 }

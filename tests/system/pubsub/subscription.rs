@@ -43,7 +43,7 @@ impl<'s> Subscription<'s> {
     }
 
     /// Messages that wait, and those of them that a client has.
-    pub(super) fn depth(&self) -> (u64, u64) {
+    pub(crate) fn depth(&self) -> (u64, u64) {
         self.server.depth(&self.full_name)
     }
 

@@ -2,5 +2,5 @@
 
 mod events;
 mod letters;
-mod scrape;
+pub(crate) mod scrape;
 mod traces;

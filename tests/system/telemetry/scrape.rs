@@ -9,14 +9,14 @@ use onceward_test_support::process::until;
 use crate::stage::PATIENCE;
 
 /// The samples of one scrape, by name and labels without `scope`.
-pub(super) type Samples = BTreeMap<String, f64>;
+pub(crate) type Samples = BTreeMap<String, f64>;
 
 /// Where a run listens.
-pub(super) struct Scrape(pub(super) u16);
+pub(crate) struct Scrape(pub(crate) u16);
 
 impl Scrape {
     /// The current samples; `None` while nothing listens there.
-    pub(super) fn read(&self) -> Option<Samples> {
+    pub(crate) fn read(&self) -> Option<Samples> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.0)).ok()?;
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();

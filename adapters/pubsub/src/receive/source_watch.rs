@@ -15,7 +15,7 @@ use crate::connection::reachability::Reachability;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The interval while it is unreachable.
 const DOWN_INTERVAL: Duration = Duration::from_millis(500);
-/// The interval at which a persistent failure is logged.
+/// The interval between lines about failures, whether one lasts or many follow each other.
 const REMINDER: Duration = Duration::from_secs(60);
 
 /// The state of the source: down while its stream fails or the server is unreachable.
@@ -32,7 +32,10 @@ struct WatchState {
     network_failure: Option<Error>,
     last_message: Option<Instant>,
     down_since: Option<Instant>,
+    /// When a failure was logged last, of this one or of one before.
     logged: Option<Instant>,
+    /// The current failure was logged.
+    is_logged: bool,
 }
 
 impl SourceWatch {
@@ -92,8 +95,8 @@ impl SourceWatch {
         match state.stream_failure.as_ref().or(state.network_failure.as_ref()) {
             None => {
                 self.health.set_up();
-                state.logged = None;
-                if let Some(since) = state.down_since.take() {
+                let is_logged = std::mem::take(&mut state.is_logged);
+                if let Some(since) = state.down_since.take().filter(|_| is_logged) {
                     let lasted_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::info!(
                         subscription = &*self.subscription,
@@ -106,7 +109,7 @@ impl SourceWatch {
                 self.health.set_down(error.to_string());
                 let since = *state.down_since.get_or_insert(now);
                 if state.logged.is_none_or(|logged| now.duration_since(logged) >= REMINDER) {
-                    state.logged = Some(now);
+                    (state.logged, state.is_logged) = (Some(now), true);
                     let since_s = now.duration_since(since).as_secs();
                     tracing::warn!(
                         ?error,

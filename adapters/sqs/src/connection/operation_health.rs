@@ -1,14 +1,14 @@
-//! Health of a repeated operation: failures are logged once and then every minute, retried with backoff, and reported
+//! Health of a repeated operation: failures are logged once a minute, retried with backoff, and reported
 //! to the source: [`OperationHealth`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use onceward::Error;
-use onceward::telemetry::SourceHealth;
+use onceward::telemetry::{RateLimited, SourceHealth};
 use tokio::time::Instant;
 
-/// The interval at which a persistent failure is logged.
+/// The interval between lines about failures of one operation, whether it fails all the time or now and then.
 const REMINDER: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -28,13 +28,14 @@ pub(crate) struct OperationHealth {
     /// The health of the source, if this operation determines it.
     health: Option<Arc<SourceHealth>>,
     state: Mutex<Option<FailureSeries>>,
+    lines: RateLimited,
 }
 
 /// A series of failures.
 #[derive(Debug)]
 struct FailureSeries {
     since: Instant,
-    logged: Instant,
+    is_logged: bool,
     failures: u32,
     /// No attempt before this.
     until: Instant,
@@ -43,7 +44,13 @@ struct FailureSeries {
 
 impl OperationHealth {
     pub(crate) fn new(queue: &str, operation: &'static str, health: Option<Arc<SourceHealth>>) -> Self {
-        Self { queue: queue.to_owned(), operation, health, state: Mutex::default() }
+        Self {
+            queue: queue.to_owned(),
+            operation,
+            health,
+            state: Mutex::default(),
+            lines: RateLimited::per(REMINDER),
+        }
     }
 
     /// Records a success.
@@ -51,7 +58,7 @@ impl OperationHealth {
         if let Some(health) = &self.health {
             health.set_up();
         }
-        if let Some(was) = self.lock().take() {
+        if let Some(was) = self.lock().take().filter(|was| was.is_logged) {
             tracing::info!(
                 queue = self.queue,
                 failures = was.failures,
@@ -69,10 +76,9 @@ impl OperationHealth {
         }
         let now = Instant::now();
         let mut state = self.lock();
-        let is_new = state.is_none();
         let series = state.get_or_insert_with(|| FailureSeries {
             since: now,
-            logged: now,
+            is_logged: false,
             failures: 0,
             until: now,
             last: error.clone(),
@@ -80,12 +86,13 @@ impl OperationHealth {
         series.until = now + backoff(series.failures);
         series.failures = series.failures.saturating_add(1);
         series.last = error.clone();
-        if is_new || now.duration_since(series.logged) >= REMINDER {
-            series.logged = now;
+        if let Some(left_out) = self.lines.allow("") {
+            series.is_logged = true;
             tracing::warn!(
                 ?error,
                 queue = self.queue,
                 failures = series.failures,
+                left_out,
                 since_s = now.duration_since(series.since).as_secs(),
                 "{} failed; retrying",
                 self.operation
@@ -136,6 +143,19 @@ mod tests {
         operation.succeeded();
         assert_eq!((health.state(), health.reconnects()), (SourceState::Up, 1));
         assert!(operation.too_early().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operation_that_fails_now_and_then_has_a_line_a_minute() {
+        let operation = OperationHealth::new("q", "receiving", None);
+        let mut logged = 0;
+        for _ in 0..120 {
+            operation.failed(&error());
+            logged += usize::from(operation.lock().as_ref().is_some_and(|series| series.is_logged));
+            operation.succeeded();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(logged, 2);
     }
 
     #[test]

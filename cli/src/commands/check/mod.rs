@@ -22,21 +22,21 @@ pub(super) async fn check(args: &CheckArgs, env: Lookup<'_>, out: &mut Output) -
         Err(error) => return Err(error.into()),
     };
     let mut worst = Severity::Ok;
-    for finding in findings(&config, args.offline).await {
+    for finding in findings(&config, args.offline, env).await {
         worst = worst.max(finding.severity);
         if args.report.json { out.json(&finding)? } else { out.line(&finding)? }
     }
     Ok(if worst == Severity::Error { Exit::Failed } else { Exit::Done })
 }
 
-async fn findings(config: &Config, offline: bool) -> Vec<Finding> {
+async fn findings(config: &Config, offline: bool, env: Lookup<'_>) -> Vec<Finding> {
     let mut findings: Vec<_> = config.advice().iter().map(Finding::from).collect();
     findings.extend(super::readable::secrets(config).iter().map(Finding::from));
     if offline {
         let what = format!("the configuration of scope {:?} is valid; no connection was made", config.scope);
         findings.push(Finding::ok(config, None, what));
     } else {
-        online::findings(config, &mut findings).await;
+        online::findings(config, env, &mut findings).await;
     }
     findings
 }

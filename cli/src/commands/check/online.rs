@@ -1,4 +1,5 @@
-//! Checks all systems that a configuration names: source, store, handler, dead-letter destination and outbox target.
+//! Checks all systems that a configuration names: source, store, handler, dead-letter destination, outbox target
+//! and collector.
 
 use std::time::Duration;
 
@@ -6,18 +7,20 @@ use onceward::{Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use super::finding::Finding;
-use crate::config::{self, Config, Contexts, Handler};
+use crate::config::{self, Config, Contexts, Handler, Lookup};
 use crate::registry::{self, OpenStore, Purpose};
+use crate::telemetry::probe_collectors;
 
 /// The time limit of each part.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Adds a finding for each part.
-pub(super) async fn findings(config: &Config, findings: &mut Vec<Finding>) {
+pub(super) async fn findings(config: &Config, env: Lookup<'_>, findings: &mut Vec<Finding>) {
     source(config, findings).await;
     let store = store(config, findings).await;
     findings.push(handler(config, store.as_ref()).await);
     findings.extend(outbox_target(config).await);
+    findings.extend(collectors(config, env).await);
     if let Some(store) = store {
         store.close().await;
     }
@@ -30,6 +33,20 @@ async fn outbox_target(config: &Config) -> Option<Finding> {
         Ok(answer) => Some(Finding::ok(config, Some(key), answer?)),
         Err(error) => Some(Finding::failed(config, key, &error)),
     }
+}
+
+/// The collectors of telemetry. Messages do not depend on them.
+async fn collectors(config: &Config, env: Lookup<'_>) -> Vec<Finding> {
+    let key = "telemetry.otlp";
+    let answers = probe_collectors(config, env).await.into_iter();
+    let finding = |answer| match answer {
+        Ok(message) => Finding::ok(config, Some(key), message),
+        Err(message) => {
+            let fix = "start the collector, or correct its URL and its login";
+            Finding::warning(config, "collector-unavailable", key, message, fix)
+        }
+    };
+    answers.map(finding).collect()
 }
 
 /// The source, and its dead-letter destination.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use onceward::HandlerError;
+use onceward::telemetry::RateLimited;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,6 +27,9 @@ pub(super) struct WorkerPool {
     slots: Mutex<Vec<WorkerSlot>>,
     /// Notified when the last seat of a slot is free.
     drained: Notify,
+    /// Which of the processes that start after a failed one write to the log before they have answered: workers that cannot start
+    /// would fill it.
+    restarts: RateLimited,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +87,7 @@ impl WorkerPool {
             free: Arc::new(Semaphore::new(slots as usize * seats as usize)),
             slots: Mutex::new((0..slots).map(|_| WorkerSlot::default()).collect()),
             drained: Notify::new(),
+            restarts: RateLimited::default(),
             suspects: Arc::default(),
             options: Arc::new(options),
         }
@@ -171,6 +176,7 @@ impl WorkerPool {
             owner: Box::new(owner),
             inbox: requests,
             life: report,
+            is_heard: slot.failures == 0 || self.restarts.allow("").is_some(),
         };
         match service::start(parts, index) {
             Ok(task) => {

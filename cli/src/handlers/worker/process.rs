@@ -2,6 +2,8 @@
 
 use std::io;
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -29,6 +31,8 @@ pub(super) struct WorkerProcess {
     stdout: OutputLines<ChildStdout>,
     stderr: JoinHandle<()>,
     last: LastLine,
+    /// Its standard error is logged; else at `debug` only.
+    is_heard: Arc<AtomicBool>,
     index: usize,
     pub(super) started: Instant,
     /// The bytes written to its standard input.
@@ -45,8 +49,9 @@ pub(super) enum PipeEvent {
 }
 
 impl WorkerProcess {
-    /// Starts a worker. Its standard error is logged, as process number `index`.
-    pub(super) fn start(options: &WorkerOptions, index: usize) -> io::Result<Self> {
+    /// Starts a worker. Its standard error is logged, as process number `index`: from the start if `is_heard`, else once it has
+    /// answered.
+    pub(super) fn start(options: &WorkerOptions, index: usize, is_heard: bool) -> io::Result<Self> {
         let program = &options.program;
         let mut process = ProcessGroup::spawn(&mut program.command())?;
         let id = process.id();
@@ -56,16 +61,37 @@ impl WorkerProcess {
         let stdout = OutputLines::new(child.stdout.take().ok_or_else(missing)?, options.line_limit());
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
-        let (keep, name) = (last.clone(), program.name().to_owned());
+        let is_heard = Arc::new(AtomicBool::new(is_heard));
+        let (keep, name, heard) = (last.clone(), program.name().to_owned(), Arc::clone(&is_heard));
         let stderr = tokio::spawn(async move {
             let log = |line: &str| {
-                tracing::info!(program = name, process = index, line, "worker standard error");
+                if heard.load(Ordering::Relaxed) {
+                    tracing::info!(program = name, process = index, line, "worker standard error");
+                } else {
+                    tracing::debug!(program = name, process = index, line, "worker standard error");
+                }
             };
             read_lines(stderr, &keep, log).await;
         });
         tracing::debug!(program = program.name(), process = index, id, "worker process started");
         let started = Instant::now();
-        Ok(Self { process, stdin, stdout, stderr, last, index, started, written: 0, stray_lines: 0 })
+        Ok(Self {
+            process,
+            stdin,
+            stdout,
+            stderr,
+            last,
+            is_heard,
+            index,
+            started,
+            written: 0,
+            stray_lines: 0,
+        })
+    }
+
+    /// Has its standard error logged.
+    pub(super) fn hear(&self) {
+        self.is_heard.store(true, Ordering::Relaxed);
     }
 
     /// False once the process has ended by itself.

@@ -4,13 +4,14 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use onceward::telemetry::RateLimited;
 use onceward_plugin::sentence;
 use opentelemetry_http::{HttpClient, HttpError};
 use reqwest::Url;
 use tokio::runtime::Handle;
 
+use super::losses;
 use super::signal::Signal;
 
 /// The program's HTTP client, on its runtime: exporters call it from threads of their own.
@@ -33,11 +34,20 @@ impl fmt::Debug for Client {
 impl Client {
     /// A client on the current runtime.
     pub(super) fn new(signal: Signal, client: reqwest::Client, url: Url) -> Self {
+        losses::mark_exported(signal);
         Self { signal, client, url, runtime: Handle::current(), lines: RateLimited::default() }
     }
 
-    /// Logs a failed request, which the exporter repeats or drops without a line.
-    fn log(&self, cause: &str) {
+    /// Sends an export of nothing, which collectors take; the cause if this one does not.
+    pub(super) async fn probe(&self, headers: HeaderMap) -> Result<(), String> {
+        let sent = self.client.post(self.url.clone()).headers(headers).send().await;
+        let response = sent.map_err(|error| sentence(&error.without_url()))?;
+        if response.status().is_success() { Ok(()) } else { Err(response.status().to_string()) }
+    }
+
+    /// Counts and logs a failed request, which the exporter repeats or drops without a line.
+    fn failed(&self, cause: &str) {
+        losses::export_failed(self.signal);
         let Some(suppressed) = self.lines.allow("") else { return };
         let (things, next) = (self.signal.things(), self.signal.after_failure());
         tracing::warn!(cause, suppressed, "{things} not exported: the collector did not take them; {next}");
@@ -55,9 +65,9 @@ impl HttpClient for Client {
             Ok::<_, reqwest::Error>((response.status(), response.headers().clone()))
         });
         // The error's own text is the same for a refused connection, an unknown name and a certificate.
-        let (status, headers) = sent.await?.inspect_err(|error| self.log(&sentence(error)))?;
+        let (status, headers) = sent.await?.inspect_err(|error| self.failed(&sentence(error)))?;
         if !status.is_success() {
-            self.log(&status.to_string());
+            self.failed(&status.to_string());
         }
         let mut response = Response::builder().status(status).body(Bytes::new())?;
         *response.headers_mut() = headers;

@@ -12,10 +12,13 @@ mod headers;
 mod last;
 mod links;
 pub(super) mod logs;
+pub(super) mod losses;
 pub(super) mod metrics;
 mod points;
+pub(super) mod probe;
 mod resource;
 mod signal;
+mod spans;
 pub(super) mod traces;
 
 use std::time::Duration;

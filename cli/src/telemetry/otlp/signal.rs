@@ -11,10 +11,9 @@ pub(super) enum Signal {
 }
 
 impl Signal {
-    #[cfg(test)]
     pub(super) const ALL: [Self; 3] = [Self::Traces, Self::Metrics, Self::Logs];
 
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Traces => "traces",
             Self::Metrics => "metrics",

@@ -21,6 +21,7 @@ use super::collector::{Collector, refused_settings};
 use super::last;
 use super::resource::resource;
 use super::signal::Signal;
+use super::spans;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
@@ -39,8 +40,10 @@ pub(super) fn start(config: &Config, env: Lookup<'_>) -> Result<(), Failure> {
         .with_endpoint(collector.public_url())
         .build()
         .map_err(|_| refused_settings(Signal::Traces))?;
-    let provider =
-        SdkTracerProvider::builder().with_resource(resource(env)).with_batch_exporter(exporter).build();
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(spans::processor(exporter, env))
+        .with_resource(resource(env))
+        .build();
     // A second start in one process, as in tests, keeps the first.
     let _ = PROVIDER.set(provider);
     Ok(())

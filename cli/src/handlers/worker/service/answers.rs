@@ -68,6 +68,7 @@ impl WorkerService {
         let request = self.open.0.remove(&id)?;
         self.has_read();
         self.parts.owner.answered();
+        self.process.hear();
         self.parts.suspects.remove(request.run.mark);
         if !self.is_retired || !self.is_idle() {
             request.run.end(answer);

@@ -66,6 +66,8 @@ pub(super) struct ServiceParts {
     pub(super) owner: Box<dyn ProcessOwner>,
     pub(super) inbox: mpsc::UnboundedReceiver<ToProcess>,
     pub(super) life: watch::Sender<ProcessLife>,
+    /// Whether standard error is logged before the first answer.
+    pub(super) is_heard: bool,
 }
 
 /// Starts process number `index` and the task that serves it, which returns false if the process had to be killed at a shutdown.
@@ -73,7 +75,7 @@ pub(super) struct ServiceParts {
 /// # Errors
 /// The process cannot be started.
 pub(super) fn start(parts: ServiceParts, index: usize) -> io::Result<JoinHandle<bool>> {
-    let process = WorkerProcess::start(&parts.options, index)?;
+    let process = WorkerProcess::start(&parts.options, index, parts.is_heard)?;
     let service = WorkerService {
         parts,
         process,
