@@ -65,6 +65,7 @@ mod statement;
 mod store;
 mod table;
 mod target;
+mod temporary;
 pub mod value;
 
 #[doc(hidden)]
@@ -83,3 +84,4 @@ pub use source::{
 pub use statement::{PipelineParts, ReadyPipeline, StatementStore};
 pub use store::{HasStoreLimits, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin};
 pub use target::{RelayPlugin, Target, TargetPlugin};
+pub use temporary::TemporarySource;

@@ -10,7 +10,7 @@ use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, Message, OwnHeaders, Publisher, Scope};
 
 use crate::value::ByteCount;
-use crate::{Checked, Context, Finding, Secrets};
+use crate::{Checked, Context, Finding, Secrets, TemporarySource, temporary};
 
 /// A table `[source.NAME]`: where messages come from.
 ///
@@ -133,6 +133,16 @@ pub trait SourcePlugin: Secrets + fmt::Debug + Send + Sync {
         let DeadLetterStatus { place, letters } = self.dead_letter_status(context, to).await?;
         let letters = letters.map(|letters| format!(", {letters} dead letters")).unwrap_or_default();
         Ok(Finding::ok("dead_letter.to", format!("{place} is there{letters}")))
+    }
+
+    /// Creates an empty source like this one beside it, for measurements. `suffix` makes its name: lowercase letters, digits and
+    /// hyphens, different for each call. Nothing that exists is changed. By default it is refused.
+    ///
+    /// # Errors
+    /// [`Error`] if the source cannot create one, is not allowed to, or cannot be reached. Nothing is left then.
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        let _ = suffix;
+        Err(temporary::unsupported(context))
     }
 }
 

@@ -12,7 +12,7 @@ use onceward::{DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, 
 use onceward_plugin::value::ByteCount;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, Secrets, SourceFacts,
-    SourceParts, SourcePlugin, check, table,
+    SourceParts, SourcePlugin, TemporarySource, check, table,
 };
 
 use crate::{FileConfig, FileConsumer, FilePublisher, Format};
@@ -198,6 +198,10 @@ impl SourcePlugin for FileSource {
 
     async fn inspect_dead_letters(&self, context: &Context<'_>, to: &str) -> Result<Finding, Error> {
         Ok(super::inspect::dead_letters(&context.resolve(to.as_ref())))
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        super::temporary::create(self, context, suffix).await
     }
 }
 

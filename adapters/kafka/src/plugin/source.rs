@@ -11,7 +11,7 @@ use onceward::{DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceParts, SourcePlugin,
-    check,
+    TemporarySource, check,
 };
 
 use super::cluster::{cluster_table, inspect_writable};
@@ -58,7 +58,7 @@ impl KafkaSource {
         self.options(context, OwnHeaders::default())
     }
 
-    fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+    pub(super) fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(KafkaPublisher::open(self.cluster().connection(context)?)?))
     }
 
@@ -247,6 +247,10 @@ impl SourcePlugin for KafkaSource {
 
     async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
         self.inspect_topics(context).await
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        super::temporary::create(self, context, suffix).await
     }
 }
 

@@ -8,7 +8,7 @@ use onceward::{DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, source,
+    SourcePlugin, TemporarySource, check, source,
 };
 
 use super::connection::broker_table;
@@ -66,7 +66,7 @@ impl RabbitmqSource {
         self.prefetch.unwrap_or(by_default)
     }
 
-    fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
+    pub(super) fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
         self.connection().endpoint(context)
     }
 
@@ -225,6 +225,10 @@ impl SourcePlugin for RabbitmqSource {
     async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
         let waiting = self.waiting(context).await?;
         Ok(vec![source::answers(context, &self.describe(context), Some(waiting))])
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        super::temporary::create(self, context, suffix).await
     }
 }
 

@@ -12,11 +12,11 @@ use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{Address, HumanDuration};
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, Secrets,
-    SourceFacts, SourceParts, SourcePlugin, check, source,
+    SourceFacts, SourceParts, SourcePlugin, TemporarySource, check, source,
 };
 
 use super::connection::sqs_table;
-use crate::{SqsConfig, SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
+use crate::{SqsConfig, SqsConsumer, SqsEndpoint, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 
 sqs_table! {
     /// An SQS queue. Credentials come from the standard AWS chain.
@@ -48,7 +48,7 @@ const fn default_visibility() -> HumanDuration {
 const LETTERS_WAIT: Duration = Duration::from_secs(2);
 
 impl SqsSource {
-    fn is_fifo(&self) -> bool {
+    pub(super) fn is_fifo(&self) -> bool {
         self.queue_url.expose().ends_with(".fifo")
     }
 
@@ -88,12 +88,16 @@ impl SqsSource {
         options
     }
 
+    pub(super) fn endpoint(&self) -> SqsEndpoint {
+        self.connection().endpoint()
+    }
+
     async fn facts_of(&self, queue_url: &str) -> Result<SqsQueueStatus, Error> {
         let client = self.connection().endpoint().client().await;
         SqsQueueStatus::read(&client, queue_url).await
     }
 
-    async fn open_publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+    pub(super) async fn open_publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(SqsPublisher::open(self.connection().endpoint()).await?))
     }
 
@@ -242,6 +246,10 @@ impl SourcePlugin for SqsSource {
         let advice = self.broker_advice(context, &facts).into_iter();
         findings.extend(advice.map(|advice| Finding::advised(context.table(), advice)));
         Ok(findings)
+    }
+
+    async fn temporary(&self, _: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        super::temporary::create(self, suffix).await
     }
 }
 

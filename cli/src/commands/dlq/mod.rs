@@ -13,12 +13,14 @@ mod filter;
 mod letter;
 mod list;
 mod log;
-mod progress;
 mod purge;
 mod reader;
 mod redrive;
 mod republish;
 mod show;
+
+/// The change that is confirmed.
+const CHANGE: &str = "change dead letters";
 
 pub(super) use depth::{LetterCount, LettersFound, letters};
 

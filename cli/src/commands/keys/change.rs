@@ -1,7 +1,5 @@
 //! `keys forget` and `keys complete`: change one key, with a confirmation and an audit line.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use onceward::store::KeyState;
 
 use super::complete::{CompleteOutcome, complete as complete_keys};
@@ -9,10 +7,14 @@ use super::context::KeysContext;
 use super::naming::{Known, Named, candidates, known};
 use super::show::{time, unknown};
 use crate::args::ChangeArgs;
+use crate::commands::consent::consent;
 use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
 use crate::output::Output;
+
+/// The change that is confirmed.
+const CHANGE: &str = "change the key";
 
 /// Forgets a key: its message is handled again at the next delivery.
 pub(super) async fn forget(
@@ -33,11 +35,12 @@ pub(super) async fn forget(
         _ => "",
     };
     consent(
-        args,
+        args.yes,
         &format!(
             "Forget {key} ({})? Its message is handled again at the next delivery.{running}",
             before.as_str()
         ),
+        CHANGE,
     )?;
     let forgotten = context.store.store.forget(&context.scope, &[key]).await;
     for answer in forgotten {
@@ -62,7 +65,8 @@ pub(super) async fn complete(
         },
     };
     if before != KeyState::Completed.as_str() {
-        consent(args, &format!("Complete {} ({before})? Its message will not be handled.", named.key))?;
+        let question = format!("Complete {} ({before})? Its message will not be handled.", named.key);
+        consent(args.yes, &question, CHANGE)?;
     }
     let ttl = context.config.limits().ttl.get();
     let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
@@ -110,25 +114,6 @@ fn ambiguous<'a>(keys: impl Iterator<Item = &'a Named>, what: &str) -> Failure {
         keys.join(", ")
     );
     Failure::new(Exit::Usage, sentence)
-}
-
-/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
-fn consent(args: &ChangeArgs, question: &str) -> Result<(), Failure> {
-    if args.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let sentence = "there is no terminal for the confirmation; give --yes to change the key without it";
-        return Err(Failure::new(Exit::Usage, sentence));
-    }
-    // A terminal that cannot be written to gives no answer.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    match answer.trim() {
-        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was changed")),
-    }
 }
 
 /// Logs who changed the key. No filter suppresses the line.
