@@ -6,6 +6,7 @@ use std::time::Duration;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use lapin::types::AMQPValue;
 use onceward::ErrorKind;
+use onceward_pubsub::{PubsubCredentials, PubsubEndpoint, PubsubSubscriptionStatus};
 use onceward_rabbitmq::RabbitmqEndpoint;
 use onceward_test_servers::kafka::Kafka;
 use onceward_test_servers::redis::Redis;
@@ -14,24 +15,24 @@ use onceward_test_support::scene::Scene;
 use onceward_test_support::setup::Setup;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kafka::topic::Topic;
 use crate::pair::{scene, with_redis, without_source};
 use crate::rabbitmq::queue::Queue;
 use crate::stage::{PATIENCE, worker};
-use crate::{kafka, rabbitmq, sqs};
+use crate::{kafka, pubsub, rabbitmq, sqs};
 
 /// Each of them is measured twice.
 const WAYS: [&str; 4] = ["raw", "one-by-one", "onceward", "tuned"];
 
-/// Measures 1,000 messages, of which a share are copies.
+/// Measures 400 messages, of which a share are copies.
 fn measured(scene: &Scene, copies: &str) -> Value {
     let args = [
         "bench",
         "onceward.toml",
         "--messages",
-        "1000",
+        "400",
         "--rounds",
         "2",
         "--duplicates",
@@ -59,7 +60,7 @@ fn every_run_is_right(report: &Value, copies_percent: u64) {
     for run in runs {
         let number = |name: &str| run[name].as_u64().expect("a number");
         let (name, messages) = (run["name"].as_str().expect("a name"), number("messages"));
-        assert_eq!(messages, if name == "one-by-one" { 100 } else { 1_000 }, "{run}");
+        assert_eq!(messages, if name == "one-by-one" { 40 } else { 400 }, "{run}");
         let suppressed = if name == "raw" { 0 } else { messages * copies_percent / 100 };
         assert_eq!(
             number("suppressed"),
@@ -147,11 +148,12 @@ fn a_signal_ends_a_measurement_and_what_it_had_created_is_removed() {
     let setup = worker();
     let scene = migrated(&setup);
     let running =
-        scene.start(&mut scene.command(&["bench", "onceward.toml", "--messages", "2000000", "--yes"]));
-    // The second run is that of a loop that claims.
-    until("the second run", PATIENCE, || temporary_files(&scene).iter().any(|name| name.ends_with("-2")));
-    let suffix = temporary_files(&scene)[0].clone();
-    let suffix = suffix.trim_start_matches("orders.ndjson.").trim_end_matches("-2").to_owned();
+        scene.start(&mut scene.command(&["bench", "onceward.toml", "--messages", "200000", "--yes"]));
+    // The first run is that of a loop that claims.
+    let claims = || scene.database().texts("SELECT hex(key) FROM onceward_keys").len();
+    until("claims", PATIENCE, || claims() > 10);
+    let [file] = &temporary_files(&scene)[..] else { panic!("not one temporary file") };
+    let suffix = file.trim_start_matches("orders.ndjson.").trim_end_matches("-1").to_owned();
     running.send("INT");
     let ended = running.wait_within(PATIENCE);
     assert_eq!(ended.code(), Some(1), "{ended:#?}");
@@ -239,4 +241,21 @@ fn sqs_queues_are_measured_and_a_fifo_queue_refuses_copies_that_it_would_drop() 
             assert_eq!(sqs::queue::names("bench-onceward-bench"), Vec::<String>::new());
         }
     }
+}
+
+#[test]
+fn a_pubsub_subscription_is_measured_with_redis_and_neither_topic_nor_subscription_is_left() {
+    let subscription = pubsub::subscription::Subscription::create("bench", &json!({}));
+    let setup = with_redis(pubsub::setup(&subscription), Redis::shared());
+    let scene = scene(&setup);
+    let report = measured(&scene, "10");
+    every_run_is_right(&report, 10);
+    let name = format!("{}.{}-1", subscription.full_name, suffix(&report));
+    let mut endpoint = PubsubEndpoint::default();
+    (endpoint.url, endpoint.credentials) =
+        (Some(subscription.server.endpoint()), PubsubCredentials::Anonymous);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let gone = runtime.block_on(PubsubSubscriptionStatus::read(&endpoint, &name));
+    assert_eq!(gone.unwrap_err().kind(), ErrorKind::Config);
+    no_keys_are_left(&scene, &setup, scope(&report), &suffix(&report));
 }

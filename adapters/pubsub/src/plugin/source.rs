@@ -9,7 +9,7 @@ use onceward::{DeadLetters, Error, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{ByteCount, HumanDuration};
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, source,
+    SourcePlugin, TemporarySource, check, source,
 };
 
 use super::advice;
@@ -19,7 +19,8 @@ use crate::connection::names::Collection;
 use crate::connection::reachability::Reachability;
 use crate::inspect::{Permission, check_topic};
 use crate::{
-    PubsubConfig, PubsubConsumer, PubsubPublisher, PubsubSubscriptionConfig, PubsubSubscriptionStatus, error,
+    PubsubConfig, PubsubConsumer, PubsubEndpoint, PubsubPublisher, PubsubSubscriptionConfig,
+    PubsubSubscriptionStatus, error,
 };
 
 pubsub_table! {
@@ -89,7 +90,11 @@ impl PubsubSource {
         config
     }
 
-    fn full_subscription(&self) -> Result<String, Error> {
+    pub(super) fn endpoint(&self, context: &Context<'_>) -> PubsubEndpoint {
+        self.connection().endpoint(context)
+    }
+
+    pub(super) fn full_subscription(&self) -> Result<String, Error> {
         Collection::Subscriptions.full_name(&self.subscription, self.project.as_deref())
     }
 
@@ -109,7 +114,7 @@ impl PubsubSource {
         status.map_err(|error| unknown().with_source(error))?.topic.ok_or_else(unknown)
     }
 
-    async fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+    pub(super) async fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(PubsubPublisher::open(self.connection().endpoint(context)).await?))
     }
 
@@ -273,6 +278,10 @@ impl SourcePlugin for PubsubSource {
             return Ok(missing("dead_letter.to", publish, &place));
         }
         Ok(Finding::ok("dead_letter.to", format!("{place} exists and can be published to")))
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        super::temporary::create(self, context, suffix).await
     }
 }
 
