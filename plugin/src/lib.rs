@@ -65,7 +65,6 @@ mod statement;
 mod store;
 mod table;
 mod target;
-mod temporary;
 pub mod value;
 
 #[doc(hidden)]
@@ -80,8 +79,8 @@ pub use problem::{Checked, Exposure, Finding, Problem, sentence};
 pub use secrets::Secrets;
 pub use source::{
     Backlog, DeadLetterStatus, LetterTarget, Letters, Place, SourceFacts, SourceParts, SourcePlugin,
+    TemporarySource,
 };
 pub use statement::{PipelineParts, ReadyPipeline, StatementStore};
 pub use store::{HasStoreLimits, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin};
 pub use target::{RelayPlugin, Target, TargetPlugin};
-pub use temporary::TemporarySource;

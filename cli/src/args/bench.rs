@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::ReportArgs;
+use super::file::ReportArgs;
 
 /// `onceward bench`.
 #[derive(Debug, Args)]

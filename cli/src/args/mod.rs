@@ -21,7 +21,7 @@ pub use dlq::{
     DlqCommand, LetterFilter, LetterListArgs, LetterLogArgs, LetterPurgeArgs, LetterShowArgs, LettersArgs,
     RedriveArgs,
 };
-pub use file::FileArgs;
+pub use file::{FileArgs, ReportArgs};
 pub use observe::ObserveArgs;
 pub use run::RunArgs;
 #[cfg(feature = "telemetry")]
@@ -153,17 +153,6 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
-}
-
-/// A configuration file, and how to report on it.
-#[derive(Debug, Args)]
-pub struct ReportArgs {
-    /// The configuration file.
-    #[command(flatten)]
-    pub config: FileArgs,
-    /// Print JSON instead of text
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `onceward check`.

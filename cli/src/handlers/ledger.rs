@@ -75,7 +75,7 @@ impl Ledger {
         self.handled.iter().map(|handled| handled.load(Ordering::Relaxed))
     }
 
-    /// Messages that are none of this run.
+    /// Messages of other runs.
     pub(crate) fn strays(&self) -> u64 {
         self.strays.load(Ordering::Relaxed)
     }

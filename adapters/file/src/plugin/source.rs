@@ -15,6 +15,7 @@ use onceward_plugin::{
     SourceParts, SourcePlugin, TemporarySource, check, table,
 };
 
+use super::temporary;
 use crate::{FileConfig, FileConsumer, FilePublisher, Format};
 
 table! {
@@ -201,7 +202,10 @@ impl SourcePlugin for FileSource {
     }
 
     async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        super::temporary::create(self, context, suffix).await
+        // For standard input it is in the directory of the configuration.
+        let original = if self.is_standard_input() { Path::new("stdin") } else { &self.path };
+        let table = Self { path: temporary::beside(original, suffix), ..self.clone() };
+        temporary::create(context.resolve(&table.path), self.format, Box::new(table)).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! A temporary file beside the source's: [`create`].
+//! A temporary file beside the source's: [`create`], [`beside`].
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -8,33 +8,32 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use onceward::adapter::open_private;
 use onceward::{Error, ErrorKind, Outgoing, Publisher};
-use onceward_plugin::{Context, TemporarySource};
+use onceward_plugin::{SourcePlugin, TemporarySource};
 
-use super::source::FileSource;
 use crate::{FilePublisher, Format, error};
 
-/// Creates an empty file named as the source's, with `suffix` behind it. For standard input it is in the directory of the
-/// configuration.
-pub(super) async fn create(
-    source: &FileSource,
-    context: &Context<'_>,
-    suffix: &str,
-) -> Result<TemporarySource, Error> {
-    let original = if source.is_standard_input() { Path::new("stdin") } else { &source.path };
-    let mut name = original.as_os_str().to_owned();
+/// The name of a file beside `source`, with `suffix` behind it.
+pub(super) fn beside(source: &Path, suffix: &str) -> PathBuf {
+    let mut name = source.as_os_str().to_owned();
     name.push(format!(".{suffix}"));
-    let name = PathBuf::from(name);
-    let path = context.resolve(&name);
+    PathBuf::from(name)
+}
+
+/// Creates an empty file at `path`. `table` names it.
+pub(super) async fn create(
+    path: PathBuf,
+    format: Format,
+    table: Box<dyn SourcePlugin>,
+) -> Result<TemporarySource, Error> {
     let created = open_private(&path, OpenOptions::new().write(true).create_new(true));
     created.map_err(|error| error::io("create the temporary file", &path, error))?;
-    let publisher: Arc<dyn Publisher> = match source.format {
+    let publisher: Arc<dyn Publisher> = match format {
         Format::Raw => Arc::new(LinePublisher),
         Format::Envelope => Arc::new(FilePublisher::new()),
     };
-    let table = FileSource { path: name, ..source.clone() };
     let (place, destination) = (path.display().to_string(), path.to_string_lossy().into_owned());
-    let mut temporary = TemporarySource::new(place, Box::new(table), publisher, destination, remove(path));
-    temporary.carries_headers = source.format == Format::Envelope;
+    let mut temporary = TemporarySource::new(place, table, publisher, destination, remove(path));
+    temporary.carries_headers = format == Format::Envelope;
     Ok(temporary)
 }
 

@@ -16,6 +16,7 @@ use onceward_plugin::{
 
 use super::cluster::{cluster_table, inspect_writable};
 use super::properties::Properties;
+use super::temporary::{self, TemporaryTopic};
 use crate::{GroupStatus, KafkaConfig, KafkaConsumer, KafkaLetters, KafkaPublisher, RetryTopic, TopicConfig};
 
 cluster_table! {
@@ -58,7 +59,7 @@ impl KafkaSource {
         self.options(context, OwnHeaders::default())
     }
 
-    pub(super) fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+    fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(KafkaPublisher::open(self.cluster().connection(context)?)?))
     }
 
@@ -250,7 +251,19 @@ impl SourcePlugin for KafkaSource {
     }
 
     async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        super::temporary::create(self, context, suffix).await
+        let beside = self.topics.first().map_or("", String::as_str);
+        let (name, group) = (format!("{beside}.{suffix}"), format!("{}.{suffix}", self.group));
+        let table = Self {
+            topics: vec![name.clone()],
+            group: group.clone(),
+            retry_topics: BTreeMap::new(),
+            // A new group would skip what was published before it has joined.
+            properties: self.properties.without("auto.offset.reset"),
+            ..self.clone()
+        };
+        let (connection, publisher) = (self.cluster().connection(context)?, self.open_publisher(context)?);
+        temporary::create(connection, publisher, TemporaryTopic { beside, name, group }, Box::new(table))
+            .await
     }
 }
 

@@ -1,15 +1,14 @@
 //! A temporary topic beside those of the source: [`create`].
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceward::{Error, ErrorKind};
-use onceward_plugin::{Context, TemporarySource};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use onceward::{Error, ErrorKind, Publisher};
+use onceward_plugin::{SourcePlugin, TemporarySource};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
 use rdkafka::config::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
-use super::source::KafkaSource;
 use crate::client::log::TracingContext;
 use crate::connection::KafkaConnection;
 use crate::error;
@@ -21,38 +20,35 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// The longest name of a topic.
 const LONGEST_NAME: usize = 249;
 
-/// Creates a topic with the partitions and replicas of the source's first one, named as that with `suffix` behind it. It is
-/// consumed as a group named in the same way, from its beginning.
+/// A topic to be created, and the group that reads it.
+pub(super) struct TemporaryTopic<'a> {
+    /// The topic whose partitions and replicas it has.
+    pub(super) beside: &'a str,
+    pub(super) name: String,
+    pub(super) group: String,
+}
+
+/// Creates a topic. `table` names it and its group.
 pub(super) async fn create(
-    source: &KafkaSource,
-    context: &Context<'_>,
-    suffix: &str,
+    connection: KafkaConnection,
+    publisher: Arc<dyn Publisher>,
+    topic: TemporaryTopic<'_>,
+    table: Box<dyn SourcePlugin>,
 ) -> Result<TemporarySource, Error> {
-    let original = source.topics.first().map_or("", String::as_str);
-    let (topic, group) = (format!("{original}.{suffix}"), format!("{}.{suffix}", source.group));
-    let operation = format!("create the temporary topic {topic}");
-    if topic.len() > LONGEST_NAME {
+    let TemporaryTopic { beside, name, group } = topic;
+    let operation = format!("create the temporary topic {name}");
+    if name.len() > LONGEST_NAME {
         let what = format!("its name would be longer than {LONGEST_NAME} characters");
         return Err(Error::new(ErrorKind::Config, operation, what));
     }
-    let connection = source.admin_options(context)?.connection;
-    let publisher = source.open_publisher(context)?;
-    let shape = connection.topic_shape(original).await?;
-    let wanted = NewTopic::new(&topic, shape.partitions, TopicReplication::Fixed(shape.replicas));
+    let shape = connection.topic_shape(beside).await?;
+    let wanted = NewTopic::new(&name, shape.partitions, TopicReplication::Fixed(shape.replicas));
     let created = admin(&connection, &operation)?.create_topics([&wanted], &options()).await;
     first(created).map_err(|error| error::classify(operation, error))?;
 
-    let table = KafkaSource {
-        topics: vec![topic.clone()],
-        group: group.clone(),
-        retry_topics: BTreeMap::new(),
-        // A new group would skip what was published before it has joined.
-        properties: source.properties.without("auto.offset.reset"),
-        ..source.clone()
-    };
-    let place = format!("topic {topic} ({} partitions), group {group}", shape.partitions);
-    let removal = remove(connection, topic.clone(), group);
-    Ok(TemporarySource::new(place, Box::new(table), publisher, topic, removal))
+    let place = format!("topic {name} ({} partitions), group {group}", shape.partitions);
+    let removal = remove(connection, name.clone(), group);
+    Ok(TemporarySource::new(place, table, publisher, name, removal))
 }
 
 async fn remove(connection: KafkaConnection, topic: String, group: String) -> Result<(), Error> {
@@ -91,7 +87,7 @@ fn options() -> AdminOptions {
 }
 
 /// The outcome of an operation on one topic.
-fn first(outcome: Result<Vec<Result<String, (String, Code)>>, KafkaError>) -> Result<(), KafkaError> {
+fn first(outcome: KafkaResult<Vec<TopicResult>>) -> KafkaResult<()> {
     match outcome?.into_iter().next() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
         _ => Ok(()),

@@ -15,12 +15,12 @@ use onceward_plugin::{
 use super::advice;
 use super::connection::{check_name, pubsub_table};
 use super::target::place;
+use super::temporary::{self, TemporarySubscription};
 use crate::connection::names::Collection;
 use crate::connection::reachability::Reachability;
 use crate::inspect::{Permission, check_topic};
 use crate::{
-    PubsubConfig, PubsubConsumer, PubsubEndpoint, PubsubPublisher, PubsubSubscriptionConfig,
-    PubsubSubscriptionStatus, error,
+    PubsubConfig, PubsubConsumer, PubsubPublisher, PubsubSubscriptionConfig, PubsubSubscriptionStatus, error,
 };
 
 pubsub_table! {
@@ -90,11 +90,7 @@ impl PubsubSource {
         config
     }
 
-    pub(super) fn endpoint(&self, context: &Context<'_>) -> PubsubEndpoint {
-        self.connection().endpoint(context)
-    }
-
-    pub(super) fn full_subscription(&self) -> Result<String, Error> {
+    fn full_subscription(&self) -> Result<String, Error> {
         Collection::Subscriptions.full_name(&self.subscription, self.project.as_deref())
     }
 
@@ -114,7 +110,7 @@ impl PubsubSource {
         status.map_err(|error| unknown().with_source(error))?.topic.ok_or_else(unknown)
     }
 
-    pub(super) async fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
+    async fn open_publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(PubsubPublisher::open(self.connection().endpoint(context)).await?))
     }
 
@@ -281,7 +277,16 @@ impl SourcePlugin for PubsubSource {
     }
 
     async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        super::temporary::create(self, context, suffix).await
+        let beside = self.full_subscription()?;
+        let name = format!("{beside}.{suffix}");
+        let (parent, last) = name.rsplit_once('/').unwrap_or_default();
+        let project = parent.strip_suffix(Collection::Subscriptions.word()).unwrap_or(parent);
+        let topic = format!("{project}{}/{last}", Collection::Topics.word());
+        let table = Self { subscription: name.clone(), topic: Some(topic.clone()), ..self.clone() };
+        let (ordered, ack_deadline) = (self.ordered, self.ack_deadline.get());
+        let wanted = TemporarySubscription { beside: &beside, name, topic, ordered, ack_deadline };
+        let publisher = self.open_publisher(context).await?;
+        temporary::create(&self.connection().endpoint(context), publisher, wanted, Box::new(table)).await
     }
 }
 

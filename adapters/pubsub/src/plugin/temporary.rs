@@ -1,56 +1,57 @@
 //! A temporary topic and subscription beside the source's: [`create`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use google_cloud_pubsub::client::{SubscriptionAdmin, TopicAdmin};
-use onceward::Error;
-use onceward_plugin::{Context, TemporarySource};
+use onceward::{Error, Publisher};
+use onceward_plugin::{SourcePlugin, TemporarySource};
 
-use super::source::PubsubSource;
 use crate::PubsubSubscriptionStatus;
-use crate::connection::names::Collection;
+use crate::connection::endpoint::PubsubEndpoint;
 use crate::error;
 
 /// The timeout of a request.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Creates a topic, and a subscription of it with the order and the delivery of the source's, both named as that with `suffix` behind
-/// it.
-pub(super) async fn create(
-    source: &PubsubSource,
-    context: &Context<'_>,
-    suffix: &str,
-) -> Result<TemporarySource, Error> {
-    let endpoint = source.endpoint(context);
-    let original = source.full_subscription()?;
-    let status = PubsubSubscriptionStatus::read_if_offered(&endpoint, &original).await?;
-    let subscription = format!("{original}.{suffix}");
-    let (parent, name) = subscription.rsplit_once('/').unwrap_or_default();
-    let topic =
-        format!("{}/{name}", parent.replace(Collection::Subscriptions.word(), Collection::Topics.word()));
-    let publisher = source.open_publisher(context).await?;
-    let (topics, subscriptions) = (endpoint.topic_admin().await?, endpoint.subscription_admin().await?);
+/// A subscription to be created, with a topic. Names are full.
+pub(super) struct TemporarySubscription<'a> {
+    /// The source's subscription, with whose delivery it delivers.
+    pub(super) beside: &'a str,
+    pub(super) name: String,
+    pub(super) topic: String,
+    pub(super) ordered: bool,
+    pub(super) ack_deadline: Duration,
+}
 
-    request(format!("create the temporary topic {topic}"), topics.create_topic().set_name(&topic).send())
-        .await?;
-    let wanted = subscriptions
+/// Creates a topic and a subscription of it. `table` names both.
+pub(super) async fn create(
+    endpoint: &PubsubEndpoint,
+    publisher: Arc<dyn Publisher>,
+    wanted: TemporarySubscription<'_>,
+    table: Box<dyn SourcePlugin>,
+) -> Result<TemporarySource, Error> {
+    let TemporarySubscription { beside, name, topic, ordered, ack_deadline } = wanted;
+    let status = PubsubSubscriptionStatus::read_if_offered(endpoint, beside).await?;
+    let (topics, subscriptions) = (endpoint.topic_admin().await?, endpoint.subscription_admin().await?);
+    let call = topics.create_topic().set_name(&topic);
+    request(format!("create the temporary topic {topic}"), call.send()).await?;
+    let call = subscriptions
         .create_subscription()
-        .set_name(&subscription)
+        .set_name(&name)
         .set_topic(&topic)
-        .set_ack_deadline_seconds(i32::try_from(source.ack_deadline.get().as_secs()).unwrap_or(i32::MAX))
-        .set_enable_message_ordering(source.ordered)
+        .set_ack_deadline_seconds(i32::try_from(ack_deadline.as_secs()).unwrap_or(i32::MAX))
+        .set_enable_message_ordering(ordered)
         .set_enable_exactly_once_delivery(status.exactly_once);
-    let created = request(format!("create the temporary subscription {subscription}"), wanted.send()).await;
+    let created = request(format!("create the temporary subscription {name}"), call.send()).await;
     if let Err(error) = created {
         remove_topic(&topics, &topic).await?;
         return Err(error);
     }
 
-    let table =
-        PubsubSource { subscription: subscription.clone(), topic: Some(topic.clone()), ..source.clone() };
-    let place = format!("topic {topic}, subscription {subscription}");
-    let removal = remove(topics, subscriptions, topic.clone(), subscription);
-    Ok(TemporarySource::new(place, Box::new(table), publisher, topic, removal))
+    let place = format!("topic {topic}, subscription {name}");
+    let removal = remove(topics, subscriptions, topic.clone(), name);
+    Ok(TemporarySource::new(place, table, publisher, topic, removal))
 }
 
 async fn remove(

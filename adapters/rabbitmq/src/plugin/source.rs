@@ -12,6 +12,7 @@ use onceward_plugin::{
 };
 
 use super::connection::broker_table;
+use super::temporary::{self, TemporaryQueue};
 use crate::{
     RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqLetters, RabbitmqPublisher,
     RabbitmqQueueConfig,
@@ -66,7 +67,7 @@ impl RabbitmqSource {
         self.prefetch.unwrap_or(by_default)
     }
 
-    pub(super) fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
+    fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
         self.connection().endpoint(context)
     }
 
@@ -228,7 +229,14 @@ impl SourcePlugin for RabbitmqSource {
     }
 
     async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        super::temporary::create(self, context, suffix).await
+        let queue = TemporaryQueue {
+            beside: &self.queue,
+            name: format!("{}.{suffix}", self.queue),
+            single_active_consumer: self.single_active_consumer,
+            delivery_limit: self.delivery_limit,
+        };
+        let table = Self { queue: queue.name.clone(), wait_queues_from: None, ..self.clone() };
+        temporary::create(self.endpoint(context)?, queue, Box::new(table)).await
     }
 }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use onceward::Error;
-use onceward_plugin::{Context, TemporarySource};
+use onceward_plugin::{SourcePlugin, TemporarySource};
 
-use super::source::RabbitmqSource;
 use crate::connection::connector::AmqpConnector;
 use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::error;
@@ -22,47 +21,52 @@ const EXPIRES: Duration = Duration::from_secs(3_600);
 /// The timeout of a query.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Declares a durable queue of the type of the source's queue, named as that with `suffix` behind it. The source's queue is
-/// inspected; nothing of it is delivered.
+/// A queue to be declared.
+pub(super) struct TemporaryQueue<'a> {
+    /// The source's queue, whose type it has. It is inspected, and nothing of it is delivered.
+    pub(super) beside: &'a str,
+    pub(super) name: String,
+    pub(super) single_active_consumer: bool,
+    pub(super) delivery_limit: Option<u32>,
+}
+
+/// Declares a durable queue. `table` names it.
 pub(super) async fn create(
-    source: &RabbitmqSource,
-    context: &Context<'_>,
-    suffix: &str,
+    endpoint: RabbitmqEndpoint,
+    queue: TemporaryQueue<'_>,
+    table: Box<dyn SourcePlugin>,
 ) -> Result<TemporarySource, Error> {
-    let endpoint = source.endpoint(context)?;
-    let queue = format!("{}.{suffix}", source.queue);
-    let operation = format!("create the temporary queue {queue}");
-    let name = ShortString::try_new(queue.as_str())
+    let operation = format!("create the temporary queue {}", queue.name);
+    let name = ShortString::try_new(queue.name.as_str())
         .map_err(|_| error::config(operation.clone(), "its name would be longer than 255 bytes"))?;
     endpoint.check()?;
     let publisher = Arc::new(RabbitmqPublisher::open(endpoint.clone()).await?);
     let connection = endpoint.connect().await?.connection;
-    query_queue(&connection, &source.queue).await?;
-    let asked = tokio::time::timeout(LIMIT, query_queue_type(&connection, &source.queue)).await;
+    query_queue(&connection, queue.beside).await?;
+    let asked = tokio::time::timeout(LIMIT, query_queue_type(&connection, queue.beside)).await;
     let kind = asked.ok().flatten().unwrap_or_else(|| "quorum".to_owned());
     if kind == "stream" {
-        return Err(stream_error(&source.queue));
+        return Err(stream_error(queue.beside));
     }
     let failed = |error| error::classify(operation.clone(), error);
     let channel = connection.create_channel().await.map_err(failed)?;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(name, options, arguments(source, &kind)).await.map_err(failed)?;
+    channel.queue_declare(name, options, arguments(&queue, &kind)).await.map_err(failed)?;
     let _ = connection.close(200, "OK".into()).await;
 
-    let table = RabbitmqSource { queue: queue.clone(), wait_queues_from: None, ..source.clone() };
-    let (place, destination) = (format!("{kind} queue {queue}"), format!("/{queue}"));
-    Ok(TemporarySource::new(place, Box::new(table), publisher, destination, remove(endpoint, queue)))
+    let (place, destination) = (format!("{kind} queue {}", queue.name), format!("/{}", queue.name));
+    Ok(TemporarySource::new(place, table, publisher, destination, remove(endpoint, queue.name)))
 }
 
-fn arguments(source: &RabbitmqSource, kind: &str) -> FieldTable {
+fn arguments(queue: &TemporaryQueue<'_>, kind: &str) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long_string(kind));
     let expires_ms = i64::try_from(EXPIRES.as_millis()).unwrap_or(i64::MAX);
     arguments.insert("x-expires".into(), AMQPValue::LongLongInt(expires_ms));
-    if source.single_active_consumer {
+    if queue.single_active_consumer {
         arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
-    if let Some(limit) = source.delivery_limit.filter(|_| kind == "quorum") {
+    if let Some(limit) = queue.delivery_limit.filter(|_| kind == "quorum") {
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit.into()));
     }
     arguments

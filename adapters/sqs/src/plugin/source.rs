@@ -16,7 +16,8 @@ use onceward_plugin::{
 };
 
 use super::connection::sqs_table;
-use crate::{SqsConfig, SqsConsumer, SqsEndpoint, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
+use super::temporary;
+use crate::{SqsConfig, SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 
 sqs_table! {
     /// An SQS queue. Credentials come from the standard AWS chain.
@@ -48,7 +49,7 @@ const fn default_visibility() -> HumanDuration {
 const LETTERS_WAIT: Duration = Duration::from_secs(2);
 
 impl SqsSource {
-    pub(super) fn is_fifo(&self) -> bool {
+    fn is_fifo(&self) -> bool {
         self.queue_url.expose().ends_with(".fifo")
     }
 
@@ -88,16 +89,12 @@ impl SqsSource {
         options
     }
 
-    pub(super) fn endpoint(&self) -> SqsEndpoint {
-        self.connection().endpoint()
-    }
-
     async fn facts_of(&self, queue_url: &str) -> Result<SqsQueueStatus, Error> {
         let client = self.connection().endpoint().client().await;
         SqsQueueStatus::read(&client, queue_url).await
     }
 
-    pub(super) async fn open_publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+    async fn open_publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(SqsPublisher::open(self.connection().endpoint()).await?))
     }
 
@@ -249,7 +246,11 @@ impl SourcePlugin for SqsSource {
     }
 
     async fn temporary(&self, _: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        super::temporary::create(self, suffix).await
+        let client = self.connection().endpoint().client().await;
+        let table = |queue_url| -> Box<dyn SourcePlugin> {
+            Box::new(Self { queue_url, unwrap_sns: false, ..self.clone() })
+        };
+        temporary::create(client, self.open_publisher().await?, self.queue_url.expose(), suffix, table).await
     }
 }
 

@@ -1,40 +1,45 @@
 //! A temporary queue beside the source's: [`create`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName as Name;
-use onceward::{Error, ErrorKind};
-use onceward_plugin::TemporarySource;
+use onceward::{Error, ErrorKind, Publisher};
 use onceward_plugin::value::Address;
+use onceward_plugin::{SourcePlugin, TemporarySource};
 
-use super::source::SqsSource;
 use crate::error;
 
 /// The timeout of a request.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The longest name of a queue.
 const LONGEST_NAME: usize = 80;
-/// SQS deletes messages that are left by itself after so many seconds, its least.
-const RETENTION: &str = "3600";
+/// SQS deletes messages that are left by itself after this time.
+const RETENTION_SECONDS: &str = "3600";
+/// The end of the name of a FIFO queue.
+const FIFO: &str = ".fifo";
 
-/// Creates a queue of the source's type, named as that with `suffix` behind it.
-pub(super) async fn create(source: &SqsSource, suffix: &str) -> Result<TemporarySource, Error> {
-    let is_fifo = source.is_fifo();
-    let original = source.queue_url.expose().rsplit('/').next().unwrap_or_default();
-    let ending = if is_fifo { ".fifo" } else { "" };
-    let name = format!("{}-{suffix}{ending}", original.strip_suffix(ending).unwrap_or(original));
+/// Creates a queue, a FIFO queue if the source's is one, named as that with `suffix` behind it. `table` is made of its URL.
+pub(super) async fn create(
+    client: Client,
+    publisher: Arc<dyn Publisher>,
+    beside: &str,
+    suffix: &str,
+    table: impl FnOnce(Address) -> Box<dyn SourcePlugin>,
+) -> Result<TemporarySource, Error> {
+    let original = beside.rsplit('/').next().unwrap_or_default();
+    let (original, ending) = original.strip_suffix(FIFO).map_or((original, ""), |original| (original, FIFO));
+    let name = format!("{original}-{suffix}{ending}");
     let operation = format!("create the temporary queue {name}");
     if name.len() > LONGEST_NAME {
         let what = format!("its name would be longer than {LONGEST_NAME} characters");
         return Err(Error::new(ErrorKind::Config, operation, what));
     }
-    let publisher = source.open_publisher().await?;
-    let client = source.endpoint().client().await;
     error::require_region(&client, operation.clone())?;
     let mut request =
-        client.create_queue().queue_name(&name).attributes(Name::MessageRetentionPeriod, RETENTION);
-    if is_fifo {
+        client.create_queue().queue_name(&name).attributes(Name::MessageRetentionPeriod, RETENTION_SECONDS);
+    if ending == FIFO {
         request = request.attributes(Name::FifoQueue, "true");
     }
     let created = tokio::time::timeout(LIMIT, request.send())
@@ -45,12 +50,10 @@ pub(super) async fn create(source: &SqsSource, suffix: &str) -> Result<Temporary
         return Err(Error::new(ErrorKind::Unknown, operation, "SQS reports no URL of it"));
     };
 
-    let table = SqsSource { queue_url: Address::from(url.clone()), unwrap_sns: false, ..source.clone() };
-    let removal = remove(client, url.clone());
-    let mut temporary =
-        TemporarySource::new(format!("queue {name}"), Box::new(table), publisher, url, removal);
+    let (table, removal) = (table(Address::from(url.clone())), remove(client, url.clone()));
+    let mut temporary = TemporarySource::new(format!("queue {name}"), table, publisher, url, removal);
     // Within five minutes it drops a message whose deduplication id it has seen.
-    temporary.delivers_copies = !is_fifo;
+    temporary.delivers_copies = ending != FIFO;
     Ok(temporary)
 }
 

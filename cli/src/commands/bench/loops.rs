@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Receives, counts and acknowledges, until `stop` fires or the source ends.
 ///
 /// # Errors
-/// [`Error`] of the source that a repeated call does not mend.
+/// [`Error`] of the source that a repeated call does not fix.
 pub(super) async fn raw(mut source: Metered, ledger: &Ledger, stop: &CancellationToken) -> Result<(), Error> {
     let acker = source.acker();
     let mut settling = FuturesUnordered::new();
@@ -61,7 +61,7 @@ pub(super) struct Claims<'a> {
 /// unique index refuses. What is received together is acknowledged together.
 ///
 /// # Errors
-/// [`Error`] of the source that a repeated call does not mend, or of the store.
+/// [`Error`] of the source that a repeated call does not fix, or of the store.
 pub(super) async fn one_by_one(
     mut source: Metered,
     claims: &Claims<'_>,
@@ -127,7 +127,7 @@ async fn claim_each(
     Ok(())
 }
 
-/// An error that a repeated call mends is an empty batch.
+/// An error after which a call is to be repeated is an empty batch.
 async fn next(received: Result<Option<Vec<Delivery>>, Error>) -> Result<Option<Vec<Delivery>>, Error> {
     match received {
         Err(error) if error.is_retryable() => {

@@ -32,7 +32,8 @@ impl Spread {
         figures.sort_by(f64::total_cmp);
         let middle = figures.len() / 2;
         let upper = *figures.get(middle)?;
-        let median = if figures.len() % 2 == 0 { (figures[middle - 1] + upper) / 2.0 } else { upper };
+        let median =
+            if figures.len().is_multiple_of(2) { (figures[middle - 1] + upper) / 2.0 } else { upper };
         Some(Self { median, least: *figures.first()?, most: *figures.last()? })
     }
 

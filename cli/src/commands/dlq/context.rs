@@ -14,6 +14,9 @@ use crate::exit::{Exit, Failure};
 use crate::logging;
 use crate::registry::{self, OpenStore, Purpose};
 
+/// The change that is confirmed.
+pub(super) const CHANGE: &str = "change dead letters";
+
 /// A configuration, its store and its dead letters.
 pub(super) struct LettersContext {
     pub(super) config: Config,

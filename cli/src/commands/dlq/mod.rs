@@ -19,9 +19,6 @@ mod redrive;
 mod republish;
 mod show;
 
-/// The change that is confirmed.
-const CHANGE: &str = "change dead letters";
-
 pub(super) use depth::{LetterCount, LettersFound, letters};
 
 use crate::args::DlqCommand;

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use onceward::adapter::{Delivery, Tag};
 
-use super::CHANGE;
 use super::audit::{Auditor, LetterAction};
-use super::context::{LettersContext, load};
+use super::context::{CHANGE, LettersContext, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::list::line;

@@ -11,9 +11,8 @@ use onceward::store::{Reason, Redrive, RedriveRequest};
 use onceward::{Error, HeaderTrust, Key};
 use serde_json::json;
 
-use super::CHANGE;
 use super::audit::{Auditor, LetterAction};
-use super::context::{LettersContext, load};
+use super::context::{CHANGE, LettersContext, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::republish::Republisher;
