@@ -12,6 +12,10 @@ test:
 bench:
     cargo bench --features testing --bench pipeline
 
+# The instructions of a message in the pipeline, compared with the committed counts; with --update they are written.
+instructions *args:
+    scripts/instructions {{args}}
+
 # One seed of the simulation, as a failing run prints it.
 replay seed:
     SIM_SEED={{seed}} cargo test -p onceward-tests --test simulation

@@ -79,6 +79,7 @@ pub use problem::{Checked, Exposure, Finding, Problem, sentence};
 pub use secrets::Secrets;
 pub use source::{
     Backlog, DeadLetterStatus, LetterTarget, Letters, Place, SourceFacts, SourceParts, SourcePlugin,
+    TemporarySource,
 };
 pub use statement::{PipelineParts, ReadyPipeline, StatementStore};
 pub use store::{HasStoreLimits, OpenStore, Purpose, StoreFacts, StoreLimits, StorePlugin};

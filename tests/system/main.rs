@@ -14,6 +14,7 @@
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | mistakes in a configuration, and secrets of it that are never printed |
+//! | `bench.rs` | measurements on each broker, which leave nothing behind |
 //! | `telemetry/` | traces that cross all brokers and reach all handlers; the events that change each metric |
 //! | `shutdown.rs` | signals |
 //! | `stalled.rs` | SIGTERM while a source or a store is silent |
@@ -31,6 +32,7 @@
 //! `ONCEWARD_TEST_KILLS` sets how often the tests that kill at random do so, `ONCEWARD_TEST_SEED` repeats their choices.
 
 mod bad_input;
+mod bench;
 mod configuration;
 mod crash_points;
 mod failures;

@@ -59,6 +59,16 @@ pub struct TopicStatus {
     pub max_message_bytes: Option<u64>,
 }
 
+/// The numbers with which a topic was created.
+#[cfg(feature = "plugin")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TopicShape {
+    /// The number of partitions.
+    pub(crate) partitions: i32,
+    /// The number of replicas of a partition.
+    pub(crate) replicas: i32,
+}
+
 type InspectionClient = BaseConsumer<SharedContext<TracingContext>>;
 
 impl KafkaConfig {
@@ -103,6 +113,26 @@ impl KafkaConnection {
         let mut status = inspect(self.client(), operation, move |client| topic_status(client, &name)).await?;
         status.max_message_bytes = max_message_bytes(&self.client(), &[topic.to_owned()]).await;
         Ok(status)
+    }
+
+    /// Returns the number of partitions of a topic, and of the replicas of each.
+    ///
+    /// # Errors
+    /// As [`KafkaConfig::inspect_group`].
+    #[cfg(feature = "plugin")]
+    pub(crate) async fn topic_shape(&self, topic: &str) -> Result<TopicShape, Error> {
+        self.check()?;
+        let name = topic.to_owned();
+        let shape = move |client: &InspectionClient| {
+            wait_for_cluster(client, &name, REQUEST_TIMEOUT)?;
+            describe_topics(client.client(), std::slice::from_ref(&name))?;
+            let metadata = client.fetch_metadata(Some(&name), REQUEST_TIMEOUT)?;
+            let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+            let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+            let replicas = partitions.first().map_or(1, |partition| partition.replicas().len());
+            Ok(TopicShape { partitions: number(partitions.len()).max(1), replicas: number(replicas).max(1) })
+        };
+        inspect(self.client(), format!("inspect topic {topic}"), shape).await
     }
 
     /// Returns the number of brokers in the cluster.

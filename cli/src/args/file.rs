@@ -1,4 +1,4 @@
-//! The configuration file that a command works with: [`FileArgs`].
+//! The configuration file that a command works with: [`FileArgs`], [`ReportArgs`].
 
 use std::path::PathBuf;
 
@@ -10,4 +10,15 @@ pub struct FileArgs {
     /// The configuration file
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+}
+
+/// A configuration file, and how to report on it.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: FileArgs,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }

@@ -1,5 +1,6 @@
 //! Command-line arguments: [`CommandLine`].
 
+mod bench;
 mod dlq;
 mod file;
 mod observe;
@@ -15,11 +16,12 @@ use clap_complete::Shell;
 
 use crate::config::{KeyPart, adapter_tables};
 
+pub use bench::BenchArgs;
 pub use dlq::{
     DlqCommand, LetterFilter, LetterListArgs, LetterLogArgs, LetterPurgeArgs, LetterShowArgs, LettersArgs,
     RedriveArgs,
 };
-pub use file::FileArgs;
+pub use file::{FileArgs, ReportArgs};
 pub use observe::ObserveArgs;
 pub use run::RunArgs;
 #[cfg(feature = "telemetry")]
@@ -124,6 +126,22 @@ pub enum Command {
     Dlq(DlqCommand),
     /// Show backlog, messages in flight, dead letters, and keys by state
     Status(ReportArgs),
+    /// Measure throughput with this source and store: raw, with a claim for each message, and with onceward
+    ///
+    /// Creates a queue, topic or file of its own beside that of the source, named `NAME.onceward-bench-…`, fills it, and consumes it in
+    /// four ways in turns, again for each round: `raw` receives and acknowledges, `one-by-one` claims one message after the other
+    /// as loops by hand do, `onceward` is the pipeline with the settings of the file, and `tuned` has larger batches and more
+    /// concurrency. The handler counts messages, whatever the file's is. Neither the source's messages nor its keys are touched; all that was
+    /// created is removed at the end, also after a signal.
+    ///
+    /// Each run is checked: with deduplication each message is handled exactly once, without it once for each copy. Rates are from
+    /// the first delivery to the last acknowledgement; ratios are of the runs of one round, and their median is shown with the
+    /// least and the most. one-by-one gets a tenth of the messages.
+    ///
+    /// With --json, one line: scope, source, store, temporary, messages, bytes, duplicates_percent, rounds, tuned, results and runs.
+    ///
+    /// Exit codes: 0 measured, 1 a run failed or did not check, 2 invalid command line, 78 invalid configuration.
+    Bench(BenchArgs),
     /// Show the live figures of a running process, again each second, until a signal
     ///
     /// Reads /status.json of `telemetry.listen`, as the status page does: events per second, lag, pauses and their reasons, messages in
@@ -135,17 +153,6 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
-}
-
-/// A configuration file, and how to report on it.
-#[derive(Debug, Args)]
-pub struct ReportArgs {
-    /// The configuration file.
-    #[command(flatten)]
-    pub config: FileArgs,
-    /// Print JSON instead of text
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `onceward check`.

@@ -1,9 +1,11 @@
 //! Commands of the program, one module each.
 
 mod audit;
+mod bench;
 mod check;
 mod completions;
 mod config;
+mod consent;
 mod dlq;
 mod failure;
 mod init;
@@ -11,6 +13,7 @@ mod keys;
 mod migrate;
 mod observe;
 mod outbox;
+mod progress;
 mod readable;
 mod run;
 mod schema;
@@ -40,6 +43,7 @@ pub async fn dispatch(command: Command, env: Lookup<'_>, out: &mut Output) -> Re
         Command::Keys(command) => keys::keys(&command, env, out).await,
         Command::Dlq(command) => dlq::dlq(&command, env, out).await,
         Command::Outbox(command) => outbox::outbox(&command, env, out).await,
+        Command::Bench(args) => bench::bench(&args, env, out).await,
         Command::Status(args) => status::status(&args, env, out).await,
         #[cfg(feature = "telemetry")]
         Command::Top(args) => top::top(&args, env, out).await,

@@ -22,6 +22,7 @@ mod headers;
 mod http;
 mod interpreter;
 mod json;
+mod ledger;
 mod lines;
 mod meaning;
 mod payload;
@@ -41,6 +42,7 @@ pub use environment::Environment;
 pub use exec::{ExecHandler, ExecOptions};
 #[cfg(feature = "http")]
 pub use http::{HttpHandler, HttpOptions, install_tls_provider};
+pub(crate) use ledger::{Ledger, LedgerHandler, Mark};
 pub use meaning::{ExitCodes, Meaning, Statuses};
 pub use process::Program;
 pub use publish::PublishHandler;

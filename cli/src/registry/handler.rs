@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Contexts, HandlerProgram, PublishTarget};
 use crate::handlers::{
-    Environment, ExecHandler, ExecOptions, ExitCodes, Program, PublishHandler, StdoutHandler, WorkerHandler,
-    WorkerOptions,
+    Environment, ExecHandler, ExecOptions, ExitCodes, LedgerHandler, Program, PublishHandler, StdoutHandler,
+    WorkerHandler, WorkerOptions,
 };
 #[cfg(feature = "http")]
 use crate::handlers::{HttpHandler, HttpOptions, Statuses};
@@ -29,6 +29,8 @@ pub(crate) enum AnyHandler {
     Publish(PublishHandler),
     /// `[handler.stdout]`.
     Stdout(StdoutHandler),
+    /// That of `onceward bench`.
+    Ledger(LedgerHandler),
 }
 
 impl Handler for AnyHandler {
@@ -43,6 +45,7 @@ impl Handler for AnyHandler {
             Self::Http(handler) => handler.handle(message).await,
             Self::Publish(handler) => handler.handle(message).await.map(IntoReply::into_reply),
             Self::Stdout(handler) => handler.handle(message).await.map(IntoReply::into_reply),
+            Self::Ledger(handler) => handler.handle(&message).map(IntoReply::into_reply),
         }
     }
 }
@@ -59,7 +62,7 @@ impl AnyHandler {
             #[cfg(feature = "http")]
             Self::Http(handler) => handler.check().await,
             // Its broker and destination have been looked at when it was opened.
-            Self::Publish(_) | Self::Stdout(_) => Ok(()),
+            Self::Publish(_) | Self::Stdout(_) | Self::Ledger(_) => Ok(()),
         }
     }
 

@@ -15,14 +15,16 @@ use std::sync::Arc;
 
 use onceward::adapter::{CheckpointStore, Consumer};
 use onceward::store::Advice;
-use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Scope};
+use onceward::{DeadLetters, Error, ErrorKind, MemoryStore, OwnHeaders, Scope};
 use onceward_plugin::source::SourceParts;
 
 use crate::config::{Config, Contexts};
 
 pub(crate) use build::{BuildParts, build};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
-pub(crate) use onceward_plugin::{Backlog, DeadLetterStatus, OpenStore, Purpose, ReadyRelay};
+pub(crate) use onceward_plugin::{
+    Backlog, DeadLetterStatus, OpenStore, Purpose, ReadyRelay, TemporarySource,
+};
 pub(crate) use outbox::{check_outbox_target, describe_outbox_target, open_relay, outbox_status};
 use own_headers::own_headers;
 
@@ -37,6 +39,28 @@ pub(crate) async fn open_source(
 ) -> Result<Box<dyn Consumer>, Error> {
     let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own_headers(config)? };
     config.source.plugin().open(&Contexts::of(config).source(), parts).await
+}
+
+/// Creates an empty source like that of `config` beside it, for measurements.
+///
+/// # Errors
+/// [`Error`] if the source has no such capability, is not allowed to, or cannot be reached.
+pub(crate) async fn create_temporary_source(config: &Config, suffix: &str) -> Result<TemporarySource, Error> {
+    config.source.plugin().temporary(&Contexts::of(config).source(), suffix).await
+}
+
+/// Opens a temporary source with the settings of `config`. Nothing outlives this process of how far it was read.
+///
+/// # Errors
+/// [`Error`] if it cannot be used.
+pub(crate) async fn open_temporary_source(
+    config: &Config,
+    scope: &Scope,
+    temporary: &TemporarySource,
+) -> Result<Box<dyn Consumer>, Error> {
+    let checkpoints = Arc::new(MemoryStore::new());
+    let parts = SourceParts { scope: scope.clone(), checkpoints, own_headers: own_headers(config)? };
+    temporary.table.open(&Contexts::of(config).source(), parts).await
 }
 
 /// Opens the destination of dead letters, if one is configured.

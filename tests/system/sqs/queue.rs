@@ -87,6 +87,13 @@ impl Waiting for Queue {
     }
 }
 
+/// The names of the queues that begin with `prefix`.
+pub(crate) fn names(prefix: &str) -> Vec<String> {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let listed = runtime.block_on(client().list_queues().queue_name_prefix(prefix).send()).expect("a list");
+    listed.queue_urls.unwrap_or_default()
+}
+
 fn client() -> Client {
     let credentials =
         Credentials::builder().access_key_id("any").secret_access_key("any").provider_name("test").build();

@@ -3,6 +3,7 @@
 mod findings;
 mod inspect;
 mod source;
+mod temporary;
 
 pub use findings::FINDINGS;
 pub use source::FileSource as Source;

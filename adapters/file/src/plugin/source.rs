@@ -12,9 +12,10 @@ use onceward::{DeadLetters, Error, ErrorKind, KeySource, OwnHeaders, Publisher, 
 use onceward_plugin::value::ByteCount;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Problem, Secrets, SourceFacts,
-    SourceParts, SourcePlugin, check, table,
+    SourceParts, SourcePlugin, TemporarySource, check, table,
 };
 
+use super::temporary;
 use crate::{FileConfig, FileConsumer, FilePublisher, Format};
 
 table! {
@@ -198,6 +199,13 @@ impl SourcePlugin for FileSource {
 
     async fn inspect_dead_letters(&self, context: &Context<'_>, to: &str) -> Result<Finding, Error> {
         Ok(super::inspect::dead_letters(&context.resolve(to.as_ref())))
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        // For standard input it is in the directory of the configuration.
+        let original = if self.is_standard_input() { Path::new("stdin") } else { &self.path };
+        let table = Self { path: temporary::beside(original, suffix), ..self.clone() };
+        temporary::create(context.resolve(&table.path), self.format, Box::new(table)).await
     }
 }
 

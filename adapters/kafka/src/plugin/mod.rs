@@ -7,6 +7,7 @@ mod properties;
 mod relay;
 mod source;
 mod target;
+mod temporary;
 #[cfg(test)]
 mod tests;
 

@@ -91,6 +91,12 @@ impl Properties {
         self.0.get(name).map(String::as_str)
     }
 
+    /// All but the property `name`, however it is written.
+    pub(super) fn without(&self, name: &str) -> Self {
+        let kept = self.0.iter().filter(|(own, _)| normalised(own) != name);
+        Self(kept.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
     /// True where no property is given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

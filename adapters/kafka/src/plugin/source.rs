@@ -11,11 +11,12 @@ use onceward::{DeadLetters, Error, HeaderTrust, KeySource, OwnHeaders, Publisher
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceParts, SourcePlugin,
-    check,
+    TemporarySource, check,
 };
 
 use super::cluster::{cluster_table, inspect_writable};
 use super::properties::Properties;
+use super::temporary::{self, TemporaryTopic};
 use crate::{GroupStatus, KafkaConfig, KafkaConsumer, KafkaLetters, KafkaPublisher, RetryTopic, TopicConfig};
 
 cluster_table! {
@@ -247,6 +248,22 @@ impl SourcePlugin for KafkaSource {
 
     async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
         self.inspect_topics(context).await
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        let beside = self.topics.first().map_or("", String::as_str);
+        let (name, group) = (format!("{beside}.{suffix}"), format!("{}.{suffix}", self.group));
+        let table = Self {
+            topics: vec![name.clone()],
+            group: group.clone(),
+            retry_topics: BTreeMap::new(),
+            // A new group would skip what was published before it has joined.
+            properties: self.properties.without("auto.offset.reset"),
+            ..self.clone()
+        };
+        let (connection, publisher) = (self.cluster().connection(context)?, self.open_publisher(context)?);
+        temporary::create(connection, publisher, TemporaryTopic { beside, name, group }, Box::new(table))
+            .await
     }
 }
 

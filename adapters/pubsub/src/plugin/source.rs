@@ -9,12 +9,13 @@ use onceward::{DeadLetters, Error, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{ByteCount, HumanDuration};
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, source,
+    SourcePlugin, TemporarySource, check, source,
 };
 
 use super::advice;
 use super::connection::{check_name, pubsub_table};
 use super::target::place;
+use super::temporary::{self, TemporarySubscription};
 use crate::connection::names::Collection;
 use crate::connection::reachability::Reachability;
 use crate::inspect::{Permission, check_topic};
@@ -273,6 +274,19 @@ impl SourcePlugin for PubsubSource {
             return Ok(missing("dead_letter.to", publish, &place));
         }
         Ok(Finding::ok("dead_letter.to", format!("{place} exists and can be published to")))
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        let beside = self.full_subscription()?;
+        let name = format!("{beside}.{suffix}");
+        let (parent, last) = name.rsplit_once('/').unwrap_or_default();
+        let project = parent.strip_suffix(Collection::Subscriptions.word()).unwrap_or(parent);
+        let topic = format!("{project}{}/{last}", Collection::Topics.word());
+        let table = Self { subscription: name.clone(), topic: Some(topic.clone()), ..self.clone() };
+        let (ordered, ack_deadline) = (self.ordered, self.ack_deadline.get());
+        let wanted = TemporarySubscription { beside: &beside, name, topic, ordered, ack_deadline };
+        let publisher = self.open_publisher(context).await?;
+        temporary::create(&self.connection().endpoint(context), publisher, wanted, Box::new(table)).await
     }
 }
 

@@ -7,6 +7,7 @@ mod findings;
 mod relay;
 mod source;
 mod target;
+mod temporary;
 
 use onceward_plugin::LogRule;
 

@@ -8,10 +8,11 @@ use onceward::{DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Finding, Letters, Place, Problem, SourceFacts, SourceParts,
-    SourcePlugin, check, source,
+    SourcePlugin, TemporarySource, check, source,
 };
 
 use super::connection::broker_table;
+use super::temporary::{self, TemporaryQueue};
 use crate::{
     RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqLetters, RabbitmqPublisher,
     RabbitmqQueueConfig,
@@ -225,6 +226,17 @@ impl SourcePlugin for RabbitmqSource {
     async fn inspect(&self, context: &Context<'_>) -> Result<Vec<Finding>, Error> {
         let waiting = self.waiting(context).await?;
         Ok(vec![source::answers(context, &self.describe(context), Some(waiting))])
+    }
+
+    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        let queue = TemporaryQueue {
+            beside: &self.queue,
+            name: format!("{}.{suffix}", self.queue),
+            single_active_consumer: self.single_active_consumer,
+            delivery_limit: self.delivery_limit,
+        };
+        let table = Self { queue: queue.name.clone(), wait_queues_from: None, ..self.clone() };
+        temporary::create(self.endpoint(context)?, queue, Box::new(table)).await
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn refuse_stream(connection: &Connection, queue: &str) -> Resul
 }
 
 /// Queries the type of a queue: the broker reports it when it refuses a subscription that no type of queue accepts.
-async fn query_queue_type(connection: &Connection, queue: &str) -> Option<String> {
+pub(crate) async fn query_queue_type(connection: &Connection, queue: &str) -> Option<String> {
     let channel = connection.create_channel().await.ok()?;
     // If it is accepted after all, at most one message is delivered before the channel is closed.
     channel.basic_qos(1, BasicQosOptions::default()).await.ok()?;

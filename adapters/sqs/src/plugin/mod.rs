@@ -5,6 +5,7 @@ mod findings;
 mod relay;
 mod source;
 mod target;
+mod temporary;
 
 use onceward_plugin::LogRule;
 

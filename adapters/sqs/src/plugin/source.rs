@@ -12,10 +12,11 @@ use onceward::{DeadLetters, Error, ErrorKind, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::{Address, HumanDuration};
 use onceward_plugin::{
     Backlog, Checked, Context, DeadLetterStatus, Exposure, Finding, Letters, Place, Problem, Secrets,
-    SourceFacts, SourceParts, SourcePlugin, check, source,
+    SourceFacts, SourceParts, SourcePlugin, TemporarySource, check, source,
 };
 
 use super::connection::sqs_table;
+use super::temporary;
 use crate::{SqsConfig, SqsConsumer, SqsPublisher, SqsQueueConfig, SqsQueueStatus};
 
 sqs_table! {
@@ -242,6 +243,14 @@ impl SourcePlugin for SqsSource {
         let advice = self.broker_advice(context, &facts).into_iter();
         findings.extend(advice.map(|advice| Finding::advised(context.table(), advice)));
         Ok(findings)
+    }
+
+    async fn temporary(&self, _: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+        let client = self.connection().endpoint().client().await;
+        let table = |queue_url| -> Box<dyn SourcePlugin> {
+            Box::new(Self { queue_url, unwrap_sns: false, ..self.clone() })
+        };
+        temporary::create(client, self.open_publisher().await?, self.queue_url.expose(), suffix, table).await
     }
 }
 

@@ -1,6 +1,5 @@
 //! The open parts of a command on letters: [`LettersContext`].
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use onceward::store::AuditLog;
@@ -14,6 +13,9 @@ use crate::config::{self, Config, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::logging;
 use crate::registry::{self, OpenStore, Purpose};
+
+/// The change that is confirmed.
+pub(super) const CHANGE: &str = "change dead letters";
 
 /// A configuration, its store and its dead letters.
 pub(super) struct LettersContext {
@@ -69,25 +71,5 @@ impl LettersContext {
         let outcome = outcome?;
         closed.map_err(|error| failure::failure(&error))?;
         Ok(outcome)
-    }
-}
-
-/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
-pub(super) fn consent(yes: bool, question: &str) -> Result<(), Failure> {
-    if yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let sentence =
-            "there is no terminal for the confirmation; give --yes to change dead letters without it";
-        return Err(Failure::new(Exit::Usage, sentence));
-    }
-    // A terminal that cannot be written to gives no answer.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    match answer.trim() {
-        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was changed")),
     }
 }

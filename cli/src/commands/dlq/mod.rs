@@ -13,7 +13,6 @@ mod filter;
 mod letter;
 mod list;
 mod log;
-mod progress;
 mod purge;
 mod reader;
 mod redrive;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use onceward::adapter::{Delivery, Tag};
 
 use super::audit::Auditor;
-use super::context::{LettersContext, consent, load};
+use super::context::{CHANGE, LettersContext, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::list::line;
-use super::progress::PacedProgress;
 use crate::args::LetterPurgeArgs;
 use crate::commands::audit::LetterAction;
+use crate::commands::consent::consent;
 use crate::commands::failure;
+use crate::commands::progress::PacedProgress;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
@@ -32,6 +33,7 @@ pub(super) async fn purge(
         consent(
             args.yes,
             &format!("Delete the dead letters of {} that the filter selects, for ever?", config.scope),
+            CHANGE,
         )?;
     }
     let mut context = LettersContext::open(&args.letters, config, scope).await?;

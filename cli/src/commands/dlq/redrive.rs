@@ -12,14 +12,15 @@ use onceward::{Error, HeaderTrust, Key};
 use serde_json::json;
 
 use super::audit::Auditor;
-use super::context::{LettersContext, consent, load};
+use super::context::{CHANGE, LettersContext, load};
 use super::filter::Filter;
 use super::letter::ReadLetter;
-use super::progress::PacedProgress;
 use super::republish::Republisher;
 use crate::args::RedriveArgs;
 use crate::commands::audit::LetterAction;
+use crate::commands::consent::consent;
 use crate::commands::failure;
+use crate::commands::progress::PacedProgress;
 use crate::config::Lookup;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
@@ -37,7 +38,7 @@ pub(super) async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Outpu
         let to = registry::describe_source(&config);
         let question =
             format!("Move the dead letters of {} back to {to}? They are handled again.", config.scope);
-        consent(args.yes, &question)?;
+        consent(args.yes, &question, CHANGE)?;
     }
     let mut context = LettersContext::open(&args.letters, config, scope).await?;
     let (audit, scope) = (Arc::clone(&context.audit), context.scope.clone());

@@ -1,7 +1,5 @@
 //! `keys forget` and `keys complete`: change one key, with a confirmation, an entry in the audit trail and a line in the log.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use onceward::store::{AuditEntry, KeyState};
 
 use super::complete::{CompleteOutcome, complete as complete_keys};
@@ -10,10 +8,14 @@ use super::naming::{Known, Named, candidates, known};
 use super::show::{time, unknown};
 use crate::args::ChangeArgs;
 use crate::commands::audit::{KeyAction, KeyChange, Operator, now};
+use crate::commands::consent::consent;
 use crate::commands::failure;
 use crate::exit::{Exit, Failure};
 use crate::logging::AUDIT;
 use crate::output::Output;
+
+/// The change that is confirmed.
+const CHANGE: &str = "change the key";
 
 /// Forgets a key: its message is handled again at the next delivery.
 pub(super) async fn forget(
@@ -34,11 +36,12 @@ pub(super) async fn forget(
         _ => "",
     };
     consent(
-        args,
+        args.yes,
         &format!(
             "Forget {key} ({})? Its message is handled again at the next delivery.{running}",
             before.as_str()
         ),
+        CHANGE,
     )?;
     audit(context, args, KeyAction::Forget, &found.named, before.as_str()).await?;
     let forgotten = context.store.store.forget(&context.scope, &[key]).await;
@@ -64,7 +67,8 @@ pub(super) async fn complete(
         },
     };
     if before != KeyState::Completed.as_str() {
-        consent(args, &format!("Complete {} ({before})? Its message will not be handled.", named.key))?;
+        let question = format!("Complete {} ({before})? Its message will not be handled.", named.key);
+        consent(args.yes, &question, CHANGE)?;
         audit(context, args, KeyAction::Complete, &named, before).await?;
     }
     let ttl = context.config.limits().ttl.get();
@@ -113,25 +117,6 @@ fn ambiguous<'a>(keys: impl Iterator<Item = &'a Named>, what: &str) -> Failure {
         keys.join(", ")
     );
     Failure::new(Exit::Usage, sentence)
-}
-
-/// Asks for confirmation on a terminal; elsewhere `--yes` is required.
-fn consent(args: &ChangeArgs, question: &str) -> Result<(), Failure> {
-    if args.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let sentence = "there is no terminal for the confirmation; give --yes to change the key without it";
-        return Err(Failure::new(Exit::Usage, sentence));
-    }
-    // A terminal that cannot be written to gives no answer.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    match answer.trim() {
-        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was changed")),
-    }
 }
 
 /// Records who is about to change the key, and why, if the store keeps an audit trail. It is recorded before the change, so that

@@ -1,4 +1,4 @@
-//! PacedProgress of a command on many letters: [`PacedProgress`].
+//! Progress of a command on many messages: [`PacedProgress`].
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;

@@ -1,0 +1,147 @@
+//! Checks a run by its ledger: [`check`].
+
+use onceward::{Error, ErrorKind};
+
+use super::contestant::Contestant;
+use super::messages::Messages;
+use super::metered::Meter;
+use crate::handlers::Ledger;
+
+/// A run whose ledger is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checked {
+    /// Messages published, copies included.
+    pub(super) messages: u64,
+    /// Runs of the handler.
+    pub(super) handled: u64,
+    /// Deliveries without a run of the handler.
+    pub(super) suppressed: u64,
+    /// Deliveries beyond one for each message.
+    pub(super) redelivered: u64,
+}
+
+/// Each message has to be handled exactly once where copies are suppressed, and once for each copy elsewhere; more often there only
+/// as the source has delivered it again.
+///
+/// # Errors
+/// [`Error`] that says which is not.
+pub(super) fn check(
+    contestant: Contestant,
+    messages: &Messages,
+    ledger: &Ledger,
+    meter: &Meter,
+) -> Result<Checked, Error> {
+    let wrong = |what: String| {
+        let run = format!("check the ledger of {}", contestant.name());
+        Err(Error::new(ErrorKind::Internal, run, format!("{what}; its figures would mean nothing")))
+    };
+    if meter.elapsed().is_none() {
+        return wrong(format!("{} of {} messages were acknowledged", meter.acked(), messages.total));
+    }
+    if ledger.strays() > 0 {
+        return wrong(format!("{} messages are of another run", ledger.strays()));
+    }
+    let redelivered = meter.delivered().saturating_sub(messages.total);
+    let mut expected = vec![1_u64; usize::try_from(messages.distinct()).unwrap_or(usize::MAX)];
+    if !contestant.deduplicates() {
+        expected.fill(0);
+        for index in 0..messages.total {
+            if let Some(copies) =
+                usize::try_from(messages.number(index)).ok().and_then(|at| expected.get_mut(at))
+            {
+                *copies += 1;
+            }
+        }
+    }
+    let (mut handled, mut beyond) = (0, 0);
+    for (number, (times, expected)) in ledger.handled().zip(&expected).enumerate() {
+        let times = u64::from(times);
+        beyond += times.saturating_sub(*expected);
+        if times < *expected || (contestant.deduplicates() && times > *expected) {
+            return wrong(format!("message {number} was handled {times} times instead of {expected}"));
+        }
+        handled += times;
+    }
+    if beyond > redelivered {
+        return wrong(format!(
+            "{beyond} runs of the handler are too many, and {redelivered} messages were delivered again"
+        ));
+    }
+    let suppressed = meter.delivered().saturating_sub(handled);
+    Ok(Checked { messages: messages.total, handled, suppressed, redelivered })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use onceward::adapter::{Consumer as _, Settlement};
+    use onceward::testing::MemoryBroker;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::metered::Metered;
+    use super::*;
+    use crate::config::Config;
+
+    fn messages(copies: u32) -> Messages {
+        let text = "scope = 'a'\n[source.file]\npath = 'x'\n[store.memory]\n[handler.stdout]\n[dead_letter]\nto = 'd'\n\
+                    [key]\nfrom = ['json:/id']\n";
+        Messages::new(&Config::parse(text, &|_| None).unwrap(), 100, copies, 0).of_run(5, 100, true)
+    }
+
+    /// Delivers and acknowledges all messages, and counts those for which `counts` is true.
+    async fn consumed(messages: &Messages, counts: impl Fn(u64) -> bool) -> (Ledger, Arc<Meter>) {
+        let broker = MemoryBroker::finite();
+        let ledger = Ledger::new(5, messages.distinct());
+        for index in 0..messages.total {
+            let payload = messages.outgoing(messages.number(index), "q").payload;
+            if counts(index) {
+                ledger.count(&payload);
+            }
+            broker.publish(onceward::Message::builder(payload));
+        }
+        let meter = Meter::new(messages.total, CancellationToken::new());
+        let mut source = Metered::new(Box::new(broker.consumer()), Arc::clone(&meter));
+        let acker = source.acker();
+        while let Some(batch) = source.receive().await.unwrap() {
+            let acks: Vec<_> = batch.iter().map(|delivery| (delivery.tag, Settlement::Ack)).collect();
+            acker.settle(&acks).await;
+        }
+        (ledger, meter)
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_handled_too_often_or_not_at_all_is_found() {
+        let all = messages(10);
+        let first = |index: u64| {
+            index == 0 || all.number(index) > (0..index).map(|at| all.number(at)).max().unwrap_or(0)
+        };
+        let found = async |contestant, counts: &dyn Fn(u64) -> bool| {
+            let (ledger, meter) = consumed(&all, counts).await;
+            check(contestant, &all, &ledger, &meter)
+        };
+        let once = found(Contestant::Configured, &first).await.unwrap();
+        assert_eq!(once, Checked { messages: 100, handled: 90, suppressed: 10, redelivered: 0 });
+        let raw = found(Contestant::Raw, &|_| true).await.unwrap();
+        assert_eq!(raw, Checked { messages: 100, handled: 100, suppressed: 0, redelivered: 0 });
+        found(Contestant::Configured, &|_| true).await.unwrap_err();
+        found(Contestant::Raw, &first).await.unwrap_err();
+        found(Contestant::Tuned, &|index| index != 40 && first(index)).await.unwrap_err();
+        // One more of each, which no second delivery explains.
+        let (ledger, meter) = consumed(&all, &|_| true).await;
+        ledger.count(&all.outgoing(3, "q").payload);
+        check(Contestant::Raw, &all, &ledger, &meter).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_run_that_has_not_acknowledged_all_or_sees_a_message_of_another_is_found() {
+        let all = messages(0);
+        let (ledger, meter) = consumed(&all, |_| true).await;
+        assert!(check(Contestant::OneByOne, &all, &ledger, &meter).is_ok());
+        ledger.count(b"{}");
+        check(Contestant::OneByOne, &all, &ledger, &meter).unwrap_err();
+        let (ledger, _) = consumed(&all, |_| true).await;
+        let meter = Meter::new(100, CancellationToken::new());
+        check(Contestant::OneByOne, &all, &ledger, &meter).unwrap_err();
+    }
+}
