@@ -134,6 +134,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_second_delivery_excuses_a_second_run_only_where_no_keys_are_claimed() {
+        let (all, one_more) = (messages(0), messages(0).of_run(5, 101, true));
+        let (ledger, meter) = consumed(&one_more, |_| true).await;
+        ledger.count(&all.outgoing(3, "q").payload);
+        let raw = check(Contestant::Raw, &all, &ledger, &meter).unwrap();
+        assert_eq!((raw.handled, raw.redelivered), (101, 1));
+        check(Contestant::Configured, &all, &ledger, &meter).unwrap_err();
+    }
+
+    #[tokio::test]
     async fn a_run_that_has_not_acknowledged_all_or_sees_a_message_of_another_is_found() {
         let all = messages(0);
         let (ledger, meter) = consumed(&all, |_| true).await;
