@@ -97,7 +97,7 @@ const KEYS: u64 = 12_000;
 const BATCH: usize = 50;
 
 /// Claims and completes all keys until each is completed. Each call goes to a store of either layout, as if the process that
-/// claimed had been replaced by one with the other layout; now and then both connect anew.
+/// claimed had been replaced by one with the other layout; now and then both reconnect.
 async fn work_in_turns(url: String, seed: u64, runs: Arc<Vec<AtomicU32>>) {
     let connect =
         || [RedisLayout::Plain, RedisLayout::Compact].map(|layout| open(&config(&url).layout(layout)));

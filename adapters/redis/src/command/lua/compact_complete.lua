@@ -24,7 +24,7 @@ local function remove_expired(slice)
   if #expired > 0 then call('HDEL', slice, unpack(expired)) end
 end
 
--- Adds a slice, which takes half of the fields of another one. Both are written anew, without gaps and without expired fields.
+-- Adds a slice, which takes half of the fields of another one. Both are rewritten, without gaps and without expired fields.
 local function add_slice()
   local new, p = directory.slices, directory.power
   local from, to = slice_name(new - p), slice_name(new)
