@@ -57,9 +57,9 @@ pub(super) fn configured(config: &Config) -> Config {
     if let Handler::Sql(sql) = &mut config.handler {
         sql.batch = 1;
     }
-    let StoreLimits { ttl, lease, timeout } = config.limits();
-    let ttl = HumanDuration::new(ttl.get().min(TTL.get().max(lease.get())));
-    config.store.plugin_mut().set_limits(StoreLimits { ttl, lease, timeout });
+    let limits = config.limits();
+    let ttl = HumanDuration::new(limits.ttl.get().min(TTL.get().max(limits.lease.get())));
+    config.store.plugin_mut().set_limits(StoreLimits { ttl, ..limits });
     config
 }
 
