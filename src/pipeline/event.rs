@@ -31,16 +31,17 @@ pub(crate) enum Event {
     Flushed(usize),
 }
 
-/// How runs ended, as far as the breaker wants to know.
+/// How runs ended, as far as slots, limits and the breaker are concerned.
 #[derive(Default)]
 pub(crate) struct Ended {
     /// Slots that are free again.
     pub(crate) count: usize,
-    /// Handlers that ran, and deliveries that did not need one or did not come to it.
-    pub(crate) runs: usize,
-    pub(crate) idle: usize,
-    /// Of these, suspects whose turn it was.
+    /// Of these, slots of suspects whose turn it was.
     pub(crate) suspects: usize,
+    /// Handlers that ran.
+    pub(crate) runs: usize,
+    /// Deliveries that needed no run, or did not come to it.
+    pub(crate) idle: usize,
     /// One of those that succeeded.
     pub(crate) succeeded: Option<RunId>,
     /// Those that failed, each with the breaker's opening whose probe it was.

@@ -29,7 +29,7 @@ use super::runner::Runner;
 use super::settle::{settle, settle_one};
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
 
-/// After how long the last turn of a sequence begins. A copy of its last message, in another lane or process, waits for as long.
+/// No turn of a sequence begins later than this after the first. A copy of its last message, in another lane or process, waits for as long.
 pub(super) const LONGEST_RUN: Duration = Duration::from_millis(250);
 
 /// Takes the sequences out of the starts of a round: those of one lane stand side by side, in its order.

@@ -20,7 +20,7 @@ pub enum IntakePause {
     Bytes,
     /// As many deliveries wait as `max_waiting` allows.
     Waiting,
-    /// What is in flight is full because of `rate_limit`.
+    /// One of the limits of what is in flight is reached while `rate_limit` lets no handler start.
     Rate,
 }
 

@@ -117,7 +117,7 @@ fn metrics_are_current() {
          | `onceward_dead_letters_total` | `reason` |\n\
          | `onceward_export_failures_total` | `signal`: `traces`, `metrics` or `logs` |\n\
          | `onceward_handler_seconds` | `outcome`: `succeeded` or `failed` |\n\
-         | `onceward_intake_paused` | `reason`: `store`, `handler`, `in_flight`, `bytes` or `waiting` |\n\n\
+         | `onceward_intake_paused` | `reason`: `store`, `handler`, `in_flight`, `bytes`, `waiting` or `rate` |\n\n\
          No label has a value that a message brings, apart from its queue, topic or file. What to do when one of them grows is in\n\
          [Operations](../operations.md#alarms-worth-having).\n\n## A run\n\n"
     );

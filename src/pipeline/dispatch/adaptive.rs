@@ -2,6 +2,9 @@
 
 use tokio::time::Instant;
 
+use crate::pipeline::breaker::RunEnd;
+use crate::pipeline::event::Ended;
+
 /// Raises the number of runs as long as they do not become slower by it, and lowers it when they do or find the handler
 /// unavailable. The rule is that of TCP Vegas (Brakmo and Peterson, 1995): of `limit` runs at once, `limit × (1 - shortest / mean)`
 /// wait somewhere, where `shortest` is the time that a run takes when none waits. Now and then half of the limit runs for a
@@ -20,17 +23,19 @@ pub(super) struct AdaptiveLimit {
     /// Decisions until the shortest time is found again.
     until_probe: u32,
     probe: Option<Probe>,
-    window: Window,
+    window: Observed,
 }
 
 /// What has happened since the last decision.
 #[derive(Debug)]
-struct Window {
+struct Observed {
     /// When the number of runs changed last.
     changed_at: Instant,
     /// The sum over time of the slots that were taken, in seconds.
     slot_seconds: f64,
     ended: f64,
+    /// Deliveries that took a slot and did not run.
+    idle: f64,
     unavailable: bool,
     /// All slots were taken at some time.
     full: bool,
@@ -44,6 +49,9 @@ const FEW: f64 = 2.0;
 
 /// More runs that wait than this, or a fifth of the limit: fewer may run.
 const MANY: f64 = 4.0;
+
+/// With more than a run in ten that did not take place, times show nothing.
+const MOST_IDLE: f64 = 10.0;
 
 /// Decisions from one probe to the next.
 const PROBE_EVERY: u32 = 100;
@@ -60,8 +68,14 @@ struct Probe {
 impl AdaptiveLimit {
     pub(super) fn new(most: usize, now: Instant) -> Self {
         let most = to_float(most);
-        let window =
-            Window { changed_at: now, slot_seconds: 0.0, ended: 0.0, unavailable: false, full: false };
+        let window = Observed {
+            changed_at: now,
+            slot_seconds: 0.0,
+            ended: 0.0,
+            idle: 0.0,
+            unavailable: false,
+            full: false,
+        };
         Self {
             most,
             limit: FIRST.min(most),
@@ -87,10 +101,12 @@ impl AdaptiveLimit {
         self.window.full |= running + starting >= self.limit();
     }
 
-    /// Notes that `runs` have ended, some of which may have found the handler unavailable; `running` were under way before.
-    pub(super) fn ends(&mut self, running: usize, runs: usize, unavailable: bool, now: Instant) {
+    /// Notes what has ended; `running` slots were taken before.
+    pub(super) fn ends(&mut self, running: usize, ended: &Ended, now: Instant) {
         self.pass_time(running, now);
-        self.window.ended += to_float(runs);
+        let unavailable = ended.failed.iter().any(|(_, end, _)| matches!(end, RunEnd::Unavailable(..)));
+        self.window.ended += to_float(ended.runs);
+        self.window.idle += to_float(ended.idle);
         self.window.unavailable |= unavailable;
         // So many that the mean is one of a whole set of runs.
         if self.window.ended >= self.limit.max(FIRST) {
@@ -105,11 +121,23 @@ impl AdaptiveLimit {
     }
 
     fn decide(&mut self) {
-        let Window { changed_at, slot_seconds, ended, unavailable, full } = self.window;
-        self.window = Window { changed_at, slot_seconds: 0.0, ended: 0.0, unavailable: false, full: false };
+        let Observed { changed_at, slot_seconds, ended, idle, unavailable, full } = self.window;
+        self.window = Observed {
+            changed_at,
+            slot_seconds: 0.0,
+            ended: 0.0,
+            idle: 0.0,
+            unavailable: false,
+            full: false,
+        };
         if unavailable {
-            (self.limit, self.doubles, self.probe) = ((self.limit / 2.0).max(1.0), false, None);
+            let limit = self.probe.take().map_or(self.limit, |probe| probe.limit);
+            (self.limit, self.doubles) = ((limit / 2.0).max(1.0), false);
             // How long it takes to fail shows nothing.
+            return;
+        }
+        if idle * MOST_IDLE > ended {
+            // The slots of what did not run would count as time of what did: a flood of duplicates is no queue.
             return;
         }
         let mean = slot_seconds / ended;

@@ -77,10 +77,10 @@ pub(crate) struct Dispatcher<R> {
     /// A round of deliveries that were not answered before is claiming.
     claiming_again: bool,
     running: usize,
-    rate: Option<RateLimit>,
-    adaptive: Option<AdaptiveLimit>,
     /// Of these, suspects.
     running_suspects: usize,
+    rate: Option<RateLimit>,
+    adaptive: Option<AdaptiveLimit>,
     /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
     /// broker was faster than the report.
     unflushed: isize,

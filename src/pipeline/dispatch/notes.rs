@@ -41,8 +41,7 @@ impl<R: Runner> Dispatcher<R> {
             rate.give_back(ended.idle);
         }
         if let Some(adaptive) = &mut self.adaptive {
-            let unavailable = ended.failed.iter().any(|(_, end, _)| matches!(end, RunEnd::Unavailable(..)));
-            adaptive.ends(self.running, ended.runs, unavailable, now);
+            adaptive.ends(self.running, &ended, now);
         }
         self.running -= ended.count;
         self.running_suspects -= ended.suspects;

@@ -67,10 +67,11 @@ impl<R: Runner> Dispatcher<R> {
         if self.suspects.may_start(concurrency) {
             let firsts = self.suspects.next(limit, concurrency);
             let mut round = Vec::with_capacity(firsts.len());
-            for mut work in firsts {
+            let mut firsts = firsts.into_iter();
+            while let Some(mut work) = firsts.next() {
                 self.window.wake(&mut work);
                 round.push(work);
-                self.add_sequence(&mut round, most);
+                self.add_sequence(&mut round, most.saturating_sub(firsts.len()));
             }
             return self.start(round, ClaimTarget::Store);
         }

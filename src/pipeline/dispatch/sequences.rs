@@ -41,7 +41,7 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     /// How many deliveries of a lane may be claimed together, if this is the first.
-    fn longest_sequence(&self, first: &Work) -> usize {
+    fn longest_sequence(&mut self, first: &Work) -> usize {
         // A handler in its completion's transaction shares transactions instead; in observe mode nothing changes.
         let by_one = R::NEEDS_CLAIM || self.context.config.mode == Mode::Observe || self.breaker.is_open();
         // Most likely it ends the sequence again: it has failed before, or another has its key.
@@ -51,7 +51,8 @@ impl<R: Runner> Dispatcher<R> {
         }
         // Of suspects half as many after each further lapse: see `suspects.rs`.
         let most = self.context.config.lane_batch;
-        let most = first.lane.and_then(|lane| self.lanes.get(&lane)).map_or(most, |lane| lane.length(most));
+        let lane = first.lane.and_then(|lane| self.lanes.get_mut(&lane));
+        let most = lane.map_or(most, |lane| lane.next_length(most));
         most.checked_shr(first.lost.saturating_sub(1)).unwrap_or(0).max(1)
     }
 

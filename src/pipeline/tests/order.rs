@@ -1,5 +1,6 @@
 //! Checks which messages wait for which.
 
+use super::sequences::{in_lane, in_order, numbered};
 use super::*;
 use crate::message::Position;
 use crate::pipeline::config::Ordering;
@@ -121,6 +122,21 @@ async fn messages_without_an_order_key_wait_for_nobody() {
     let runs = world.runs();
     assert!(runs.iter().all(|run| run.started == runs[0].started));
     let _ = worker.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_a_handler_slower_than_a_sequence_may_be_are_not_claimed_and_released_in_turns() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    (1..=60).for_each(|number| world.broker.publish(in_lane("A", number)));
+    let worker = world.worker().config(in_order).start(|_| async {
+        tokio::time::sleep(300 * MS).await;
+        Ok(())
+    });
+    world.empty().await;
+    assert_eq!(world.ids(), numbered("A", 1..=60));
+    // After the first message, and after 32 more.
+    assert_eq!(worker.store.calls(Operation::Release), 2);
+    assert_eq!(worker.end().await.handled(), 60);
 }
 
 #[tokio::test(start_paused = true)]
