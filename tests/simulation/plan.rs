@@ -157,6 +157,8 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
         lease,
         ttl: Duration::from_secs(24 * 3600),
         concurrency,
+        adaptive_concurrency: rng.f64() < 0.2,
+        rate_limit: pick(rng, &[None, None, None, None, Some(20.0), Some(500.0)]),
         max_batch: pick(rng, &[1, 3, 8, 64]),
         lane_batch: pick(rng, &[1, 2, 5, 256]),
         max_in_flight: concurrency * pick(rng, &[1, 3, 20]),
