@@ -91,7 +91,11 @@ fn a_duplicate_links_to_the_run_that_completed_its_key_and_explain_prints_it() {
             (LATER, "duplicates"),
             "{store} {handler}"
         );
-        assert_eq!(duplicate.links, [link], "{store} {handler}");
+        assert_eq!(duplicate.links, [link.clone()], "{store} {handler}");
+        // A copy of a duplicate links to no span but that of the run.
+        let later = run(&scene, &collector, &message(LATER).repeat(2));
+        let mut links = later.iter().flat_map(|span| &span.links);
+        assert!(later.len() == 2 && links.all(|found| *found == link), "{store} {handler}: {later:?}");
 
         let explained = json(&scene.execute("keys explain --json --typed @ 1"));
         assert_eq!(
