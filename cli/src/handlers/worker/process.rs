@@ -23,6 +23,9 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 /// The most bytes of an invalid line that are quoted.
 const QUOTE_LIMIT: usize = 120;
 
+/// The standard error of a process that has lived for so long is logged, although it has not answered: few such processes can start.
+const HEARD_AFTER: Duration = Duration::from_secs(10);
+
 /// A running worker. Dropping it kills its process group.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
@@ -50,7 +53,7 @@ pub(super) enum PipeEvent {
 
 impl WorkerProcess {
     /// Starts a worker. Its standard error is logged, as process number `index`: from the start if `is_heard`, else once it has
-    /// answered.
+    /// answered or lived for [`HEARD_AFTER`]. The first line then logged says how many were left out before.
     pub(super) fn start(options: &WorkerOptions, index: usize, is_heard: bool) -> io::Result<Self> {
         let program = &options.program;
         let mut process = ProcessGroup::spawn(&mut program.command())?;
@@ -63,18 +66,31 @@ impl WorkerProcess {
         let last = LastLine::default();
         let is_heard = Arc::new(AtomicBool::new(is_heard));
         let (keep, name, heard) = (last.clone(), program.name().to_owned(), Arc::clone(&is_heard));
+        let started = Instant::now();
         let stderr = tokio::spawn(async move {
+            let mut left_out = 0_u64;
             let log = |line: &str| {
-                if heard.load(Ordering::Relaxed) {
-                    tracing::info!(program = name, process = index, line, "worker standard error");
+                if heard.load(Ordering::Relaxed) || started.elapsed() >= HEARD_AFTER {
+                    match std::mem::take(&mut left_out) {
+                        0 => tracing::info!(program = name, process = index, line, "worker standard error"),
+                        left_out => {
+                            tracing::info!(
+                                program = name,
+                                process = index,
+                                line,
+                                left_out,
+                                "worker standard error"
+                            );
+                        }
+                    }
                 } else {
+                    left_out += 1;
                     tracing::debug!(program = name, process = index, line, "worker standard error");
                 }
             };
             read_lines(stderr, &keep, log).await;
         });
         tracing::debug!(program = program.name(), process = index, id, "worker process started");
-        let started = Instant::now();
         Ok(Self {
             process,
             stdin,
