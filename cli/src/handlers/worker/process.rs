@@ -43,6 +43,25 @@ pub(super) struct WorkerProcess {
     stray_lines: u64,
 }
 
+/// Which lines of the standard error of a process are logged.
+#[derive(Debug)]
+struct Hearing {
+    is_heard: Arc<AtomicBool>,
+    started: Instant,
+    left_out: u64,
+}
+
+impl Hearing {
+    /// `Some` if a line is to be logged, with the number of those left out before it.
+    fn allow(&mut self) -> Option<u64> {
+        if self.is_heard.load(Ordering::Relaxed) || self.started.elapsed() >= HEARD_AFTER {
+            return Some(std::mem::take(&mut self.left_out));
+        }
+        self.left_out += 1;
+        None
+    }
+}
+
 /// What the pipes of a process have done.
 #[derive(Debug)]
 pub(super) enum PipeEvent {
@@ -65,28 +84,15 @@ impl WorkerProcess {
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
         let is_heard = Arc::new(AtomicBool::new(is_heard));
-        let (keep, name, heard) = (last.clone(), program.name().to_owned(), Arc::clone(&is_heard));
-        let started = Instant::now();
+        let (keep, name, started) = (last.clone(), program.name().to_owned(), Instant::now());
+        let mut hearing = Hearing { is_heard: Arc::clone(&is_heard), started, left_out: 0 };
         let stderr = tokio::spawn(async move {
-            let mut left_out = 0_u64;
-            let log = |line: &str| {
-                if heard.load(Ordering::Relaxed) || started.elapsed() >= HEARD_AFTER {
-                    match std::mem::take(&mut left_out) {
-                        0 => tracing::info!(program = name, process = index, line, "worker standard error"),
-                        left_out => {
-                            tracing::info!(
-                                program = name,
-                                process = index,
-                                line,
-                                left_out,
-                                "worker standard error"
-                            );
-                        }
-                    }
-                } else {
-                    left_out += 1;
-                    tracing::debug!(program = name, process = index, line, "worker standard error");
+            let log = |line: &str| match hearing.allow() {
+                Some(0) => tracing::info!(program = name, process = index, line, "worker standard error"),
+                Some(left_out) => {
+                    tracing::info!(program = name, process = index, line, left_out, "worker standard error");
                 }
+                None => tracing::debug!(program = name, process = index, line, "worker standard error"),
             };
             read_lines(stderr, &keep, log).await;
         });
@@ -214,5 +220,22 @@ async fn send(stdin: Option<&mut ChildStdin>, bytes: &[u8]) -> io::Result<usize>
     match stdin {
         Some(stdin) => stdin.write(bytes).await,
         None => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_is_heard_once_it_has_answered_or_lived_for_a_while_with_the_number_of_lines_left_out()
+    {
+        let hearing = || Hearing { is_heard: Arc::default(), started: Instant::now(), left_out: 0 };
+        let (mut answers, mut lives) = (hearing(), hearing());
+        assert_eq!([answers.allow(), answers.allow(), lives.allow()], [None; 3]);
+        answers.is_heard.store(true, Ordering::Relaxed);
+        assert_eq!([answers.allow(), answers.allow(), lives.allow()], [Some(2), Some(0), None]);
+        tokio::time::advance(HEARD_AFTER).await;
+        assert_eq!([lives.allow(), lives.allow()], [Some(2), Some(0)]);
     }
 }
