@@ -21,6 +21,7 @@ pub const SQLITE: &[Migration] = &[
     Migration { version: 2, name: "outbox", sql: include_str!("../sqlite/0002_outbox.sql") },
     Migration { version: 3, name: "outbox_headers", sql: include_str!("../sqlite/0003_outbox_headers.sql") },
     Migration { version: 4, name: "audit", sql: include_str!("../sqlite/0004_audit.sql") },
+    Migration { version: 5, name: "audit_entries", sql: include_str!("../sqlite/0005_audit_entries.sql") },
 ];
 
 /// The migrations of the Postgres schema. `@schema@` is replaced by the name of the schema, which contains all tables; their
@@ -34,6 +35,7 @@ pub const POSTGRES: &[Migration] = &[
     Migration { version: 6, name: "edges", sql: include_str!("../postgres/0006_edges.sql") },
     Migration { version: 7, name: "names", sql: include_str!("../postgres/0007_names.sql") },
     Migration { version: 8, name: "audit", sql: include_str!("../postgres/0008_audit.sql") },
+    Migration { version: 9, name: "audit_entries", sql: include_str!("../postgres/0009_audit_entries.sql") },
 ];
 
 /// The oldest version of the Postgres schema that a program must support to use the newest one: later migrations only add to

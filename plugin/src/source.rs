@@ -136,13 +136,14 @@ pub trait SourcePlugin: Secrets + fmt::Debug + Send + Sync {
         Ok(Finding::ok("dead_letter.to", format!("{place} is there{letters}")))
     }
 
-    /// Creates an empty source like this one beside it, for measurements. `suffix` makes its name: lowercase letters, digits and
-    /// hyphens, different for each call. Nothing that exists is changed. By default it is refused.
+    /// Creates an empty source like this one beside it, for measurements. `prefix` makes its name: lowercase letters, digits and
+    /// hyphens, different for each call. It is in front of the name of the source, so that policies and subscriptions for names that begin
+    /// like the source's do not apply to it. Nothing that exists is changed. By default it is refused.
     ///
     /// # Errors
     /// [`Error`] if the source cannot create one, is not allowed to, or cannot be reached. Nothing is left then.
-    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
-        let operation = format!("create a temporary source {suffix} beside [{}]", context.table());
+    async fn temporary(&self, context: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
+        let operation = format!("create a temporary source {prefix} beside [{}]", context.table());
         let what = "this kind of source cannot create a temporary one; measure with another source";
         Err(Error::new(ErrorKind::Config, operation, what))
     }

@@ -223,9 +223,15 @@ impl<S: OutboxStore> Relay<S> {
             backoff.0.delay(backoff.1, Duration::ZERO, rng)
         });
         self.counts.add_failed(turn.failed.len());
-        for (seq, attempts, error) in turn.failed.iter().take(1) {
-            let others = turn.failed.len() - 1;
-            if let Some(left_out) = self.lines.allow(&format!("{:?}", error.kind())) {
+        for (index, (seq, attempts, error)) in turn.failed.iter().enumerate() {
+            let kind = error.kind();
+            let is_first = turn.failed.iter().take(index).all(|(.., earlier)| earlier.kind() != kind);
+            if !is_first {
+                continue;
+            }
+            let others =
+                turn.failed.iter().skip(index + 1).filter(|(.., error)| error.kind() == kind).count();
+            if let Some(left_out) = self.lines.allow(&format!("{kind:?}")) {
                 tracing::warn!(seq, attempts, others, left_out, ?error, "outbox row not published; retrying");
             }
         }

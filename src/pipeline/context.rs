@@ -69,7 +69,7 @@ pub(crate) struct RepeatedLines {
     pub(crate) letters: RateLimited,
     /// Settlements that failed.
     pub(crate) settlements: RateLimited,
-    /// Extensions of deliveries that failed, by the text of the error.
+    /// Extensions of deliveries that failed, by the operation and the kind of the error.
     pub(crate) extensions: RateLimited,
     /// Transactions that cannot be opened or whose outcome is unknown.
     pub(crate) transactions: RateLimited,

@@ -142,7 +142,8 @@ async fn extend<R: Send + Sync + 'static>(
         }
     }
     if let Some(error) = why
-        && let Some(left_out) = context.log.extensions.allow(error.operation())
+        && let Some(left_out) =
+            context.log.extensions.allow(&format!("{}: {:?}", error.operation(), error.kind()))
     {
         tracing::warn!(scope = %context.scope, ?error, failed, left_out, "delivery extension failed; retrying");
     }

@@ -157,7 +157,7 @@ fn a_signal_ends_a_measurement_and_what_it_had_created_is_removed() {
     let claims = || scene.database().texts("SELECT hex(key) FROM onceward_keys").len();
     until("claims", PATIENCE, || claims() > 10);
     let [file] = &temporary_files(&scene)[..] else { panic!("not one temporary file") };
-    let suffix = file.trim_start_matches("orders.ndjson.").trim_end_matches("-1").to_owned();
+    let suffix = file.trim_end_matches("-1.orders.ndjson").to_owned();
     running.send("INT");
     let ended = running.wait_within(PATIENCE);
     assert_eq!(ended.code(), Some(1), "{ended:#?}");
@@ -198,7 +198,7 @@ fn rabbitmq_queues_of_both_types_are_measured_with_redis_in_a_queue_of_the_same_
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let endpoint = RabbitmqEndpoint::new(queue.broker.url());
         for run in 1..=8 {
-            let gone = runtime.block_on(endpoint.queue_status(&format!("{name}.{suffix}-{run}")));
+            let gone = runtime.block_on(endpoint.queue_status(&format!("{suffix}-{run}.{name}")));
             assert_eq!(gone.unwrap_err().kind(), ErrorKind::Config);
         }
         assert_eq!(runtime.block_on(endpoint.queue_status(&name)).unwrap().ready, 1);
@@ -236,13 +236,13 @@ fn sqs_queues_are_measured_and_a_fifo_queue_refuses_copies_that_it_would_drop() 
         let scene = migrated(&setup);
         let report = measured(&scene, copies);
         every_run_is_right(&report, copies.parse().unwrap());
-        assert_eq!(sqs::queue::names("bench-onceward-bench"), Vec::<String>::new());
+        assert_eq!(sqs::queue::names("onceward-bench"), Vec::<String>::new());
         no_keys_are_left(&scene, &setup, scope(&report), &suffix(&report));
         if name.ends_with(".fifo") {
             let ended = scene.execute(&["bench", "onceward.toml", "--duplicates", "5", "--yes"]);
             assert_eq!(ended.code(), Some(78), "{ended:#?}");
             assert!(ended.stderr.contains("give --duplicates 0"), "{ended:#?}");
-            assert_eq!(sqs::queue::names("bench-onceward-bench"), Vec::<String>::new());
+            assert_eq!(sqs::queue::names("onceward-bench"), Vec::<String>::new());
         }
     }
 }
@@ -254,7 +254,8 @@ fn a_pubsub_subscription_is_measured_with_redis_and_neither_topic_nor_subscripti
     let scene = scene(&setup);
     let report = measured(&scene, "10");
     every_run_is_right(&report, 10);
-    let name = format!("{}.{}-1", subscription.full_name, suffix(&report));
+    let (parent, last) = subscription.full_name.rsplit_once('/').unwrap();
+    let name = format!("{parent}/{}-1.{last}", suffix(&report));
     let gone = setup.clone().set("source.pubsub.subscription", name.as_str());
     scene.write("gone.toml", gone.text().as_bytes());
     let checked = scene.execute(&["check", "gone.toml"]);

@@ -96,7 +96,7 @@ impl AuditLog for PgStore {
             .run_with_retry(REMOVE, false, move |conn| {
                 let (schema, scope) = (schema.clone(), scope.clone());
                 Box::pin(async move {
-                    // Entries are in the order of their numbers, so that at most `limit` are looked at beside emptied ones.
+                    // Entries are in the order of their numbers, and an index has those not emptied, so that at most `limit` are looked at.
                     let sql = format!(
                         "WITH oldest AS (SELECT number, written_at FROM {schema}.audit \
                            WHERE scope = (SELECT id FROM {schema}.scopes WHERE name = $1) AND entry <> '' \

@@ -89,16 +89,18 @@ impl AuditLog for SqliteStore {
     }
 }
 
-/// An entry that settles its subject is emptied instead: its row is the mark. Entries are in the order of their numbers, so that at
-/// most `limit` of them are looked at beside such marks.
+/// The rows of the oldest entries that are old.
+const OLD: &str = "number IN (SELECT number FROM (SELECT number, written_at FROM onceward_audit \
+     WHERE scope = ?1 AND entry <> '' ORDER BY number LIMIT ?3) WHERE written_at <= ?2)";
+
+/// An entry that settles its subject is emptied instead: its row is the mark. Entries are in the order of their numbers, and an index
+/// has those that are not emptied, so that at most `limit` are looked at.
 async fn remove_older(
     slot: &mut WriterConnection,
     scope: i64,
     until: i64,
     limit: u32,
 ) -> Result<u64, sqlx::Error> {
-    const OLD: &str = "number IN (SELECT number FROM (SELECT number, written_at FROM onceward_audit \
-         WHERE scope = ?1 AND entry <> '' ORDER BY number LIMIT ?3) WHERE written_at <= ?2)";
     let conn = slot.conn().await?;
     let mut removed = 0;
     for change in [
@@ -111,4 +113,25 @@ async fn remove_older(
         removed += change.execute(&mut *conn).await?.rows_affected();
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, SqliteConnection};
+
+    use super::*;
+
+    /// Emptied rows stay in front of the entries for ever, and the writer must not walk them.
+    #[tokio::test]
+    async fn the_oldest_entries_are_found_in_the_index_that_has_no_emptied_ones() {
+        let mut conn = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        for step in onceward_migrations::SQLITE {
+            sqlx::raw_sql(step.sql).execute(&mut conn).await.unwrap();
+        }
+        let explain = format!("EXPLAIN QUERY PLAN DELETE FROM onceward_audit WHERE NOT settles AND {OLD}");
+        let plan = query(AssertSqlSafe(explain)).bind(1).bind(1).bind(1).fetch_all(&mut conn).await.unwrap();
+        let steps: Vec<String> = plan.iter().map(|step| step.get("detail")).collect();
+        let found = |step: &String| step.ends_with("USING INDEX onceward_audit_entries (scope=?)");
+        assert!(steps.iter().any(found), "{steps:#?}");
+    }
 }

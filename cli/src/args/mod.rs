@@ -128,17 +128,19 @@ pub enum Command {
     Status(ReportArgs),
     /// Measure throughput with this source and store: raw, with a claim for each message, and with onceward
     ///
-    /// Creates a queue, topic or file of its own beside that of the source, named `NAME.onceward-bench-…`, fills it, and consumes it in
+    /// Creates a queue, topic or file of its own beside that of the source, named `onceward-bench-….NAME`, fills it, and consumes it in
     /// four ways in turns, again for each round: `raw` receives and acknowledges, `one-by-one` claims one message after the other
     /// as loops by hand do, `onceward` is the pipeline with the settings of the file, and `tuned` has larger batches and more
     /// concurrency. The handler counts messages, whatever the file's is. Neither the source's messages nor its keys are touched; all that was
-    /// created is removed at the end, also after a signal.
+    /// created is removed at the end, also after a signal, apart from keys that cannot be forgotten: those made of positions are
+    /// named, with the time within which they expire. A rate limit and adaptive concurrency of the file are switched off.
     ///
     /// Each run is checked: with deduplication each message is handled exactly once, without it once for each copy. Rates are from
     /// the first delivery to the last acknowledgement; ratios are of the runs of one round, and their median is shown with the
     /// least and the most. one-by-one gets a tenth of the messages.
     ///
-    /// With --json, one line: scope, source, store, temporary, messages, bytes, duplicates_percent, rounds, tuned, results and runs.
+    /// With --json, one line: scope, source, store, temporary, messages, bytes, duplicates_percent, rounds, tuned, results,
+    /// keys_expire_within_ms (null if no keys are left) and runs.
     ///
     /// Exit codes: 0 measured, 1 a run failed or did not check, 2 invalid command line, 78 invalid configuration.
     Bench(BenchArgs),
@@ -208,7 +210,7 @@ pub enum KeysCommand {
     /// After the explanation: failures, lost claims, times and the last error; the trace of the run that completed it, if
     /// telemetry.keep_trace_context is set; and from the audit trail what operators did to the key and its dead letters, when, who and
     /// why. With --json one line for each key: the fields of `keys get`, words, history (a list of entries of the audit trail, the
-    /// oldest first) and history_cut (true if entries older than the newest 100000 of the scope were not searched).
+    /// oldest first; null if it cannot be read, with the cause as history_error) and history_cut (true if entries older than the newest 100000 of the scope were not searched).
     #[command(
         override_usage = "onceward keys explain [OPTIONS] <FILE> <VALUE>...\n       onceward keys explain [OPTIONS] <FILE> --hash <HEX>"
     )]

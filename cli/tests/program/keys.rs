@@ -1,8 +1,9 @@
 //! `onceward keys`: there and back, in text and JSON.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use super::scene::{Ended, ORDERS, Scene};
+use super::scene::{Ended, ORDERS, Scene, wait};
 
 const ORDERS_OF_BOTH_TYPES: &str = "{\"id\":42}\n{\"id\":\"42\"}\n{\"id\":\"a-1\"}\n";
 
@@ -167,6 +168,33 @@ fn lists_are_pages_and_stats_count_every_state() {
     assert!(scene.execute("keys explain @ bad").stdout.contains("redrive"));
     let refused = scene.execute("keys complete --yes @ bad");
     assert_eq!((refused.code(), refused.stderr.contains("dead-lettered")), (Some(1), true), "{refused:?}");
+    let explained = json(&scene.execute("keys explain --json @ bad"));
+    let history = explained[0]["history"].as_array().unwrap();
+    assert!(!history.iter().any(|entry| entry["action"] == "complete"), "it was not completed: {history:?}");
+}
+
+#[test]
+fn a_key_whose_handler_runs_is_not_completed_and_the_trail_does_not_say_so() {
+    let store = "[store.sqlite]\npath = 'onceward.db'\n";
+    let scene = Scene::new(&format!(
+        "{ORDERS}{store}[handler.exec]\ncommand = ['sh', '-c', 'touch started; exec sleep 600']\n"
+    ));
+    scene.write("orders.ndjson", "{\"id\":1}\n");
+    let running = scene.start(scene.command("run @"));
+    wait("the run", || scene.path("started").exists());
+    let refused = scene.execute("keys complete --yes --typed @ 1");
+    assert_eq!(
+        (refused.code(), refused.stderr.contains("is claimed by a handler")),
+        (Some(1), true),
+        "{refused:?}"
+    );
+    let explained = json(&scene.execute("keys explain --json --typed @ 1"));
+    assert_eq!(
+        (&explained[0]["state"], &explained[0]["history"]),
+        (&"pending".into(), &Value::Array(Vec::new()))
+    );
+    running.signal(Signal::KILL);
+    running.end();
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::scene::{Ended, Scene, wait};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const LATER: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const LATEST: &str = "a3ce929d0e0e47364bf92f3577b34da6";
 
 /// A message of one key in a trace.
 fn message(trace: &str) -> String {
@@ -91,7 +92,11 @@ fn a_duplicate_links_to_the_run_that_completed_its_key_and_explain_prints_it() {
             (LATER, "duplicates"),
             "{store} {handler}"
         );
-        assert_eq!(duplicate.links, [link], "{store} {handler}");
+        assert_eq!(duplicate.links, [link.clone()], "{store} {handler}");
+        // A copy of a duplicate links to no span but that of the run.
+        let later = run(&scene, &collector, &message(LATEST).repeat(2));
+        let mut links = later.iter().flat_map(|span| &span.links);
+        assert!(later.len() == 2 && links.all(|found| *found == link), "{store} {handler}: {later:?}");
 
         let explained = json(&scene.execute("keys explain --json --typed @ 1"));
         assert_eq!(

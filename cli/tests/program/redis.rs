@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use onceward_test_servers::redis::{Redis, RedisReplicated};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::scene::{CHARGE, ORDERS, Scene, wait};
 
@@ -87,4 +88,38 @@ fn a_node_of_a_cluster_is_told_by_the_key_of_the_configuration() {
     scene.write("orders.ndjson", "");
     let ended = scene.execute("check @");
     assert!(ended.stdout.contains("topology = \"cluster\""), "{ended:?}");
+}
+
+/// A worker needs no right to read or to clean the audit trail.
+#[test]
+fn a_user_without_rights_to_the_audit_trail_has_keys_explained_and_purged() {
+    let server = Redis::start();
+    server.cli(&[
+        "ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "+@all", "-lrange", "-lindex", "-ltrim",
+    ]);
+    let table =
+        store(&server.url(), "username = 'worker'\npassword_file = 'pw'").replace("follow = true\n", "");
+    let scene = Scene::new(&table);
+    scene.write("pw", "pw\n");
+    scene.write("orders.ndjson", "{\"id\":\"a\"}\n");
+    assert_eq!(scene.execute("run @").code(), Some(0));
+
+    let explained = scene.execute("keys explain @ a");
+    assert_eq!(explained.code(), Some(0), "{explained:?}");
+    for words in ["is completed.", "  history      cannot be read ("] {
+        assert!(explained.stdout.contains(words), "{words}: {explained:?}");
+    }
+    let explained = scene.execute("keys explain --json @ a");
+    let line: Value = serde_json::from_str(&explained.stdout).unwrap();
+    assert_eq!((&line["state"], &line["history"]), (&"completed".into(), &Value::Null));
+    assert!(line["history_error"].as_str().unwrap().contains("lacks a permission"), "{line}");
+
+    // A cleaning looks at the oldest entry, and there is one.
+    let changed = scene.execute("keys complete --yes @ b");
+    assert_eq!(changed.code(), Some(0), "{changed:?}");
+    let purged = scene.execute("keys purge --json @");
+    assert_eq!(purged.code(), Some(0), "{purged:?}");
+    let line: Value = serde_json::from_str(&purged.stdout).unwrap();
+    assert_eq!((&line["removed"], &line["audit_entries_removed"]), (&0.into(), &0.into()));
+    assert!(purged.stderr.contains("entries of the audit trail stay"), "{purged:?}");
 }

@@ -30,8 +30,10 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         match leader.verdict {
-            Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
-                self.context.measurer.link(follower.receipt.span(), leader.trace);
+            Verdict::Ack(counter @ (Counter::Handled | Counter::Duplicates)) => {
+                // The span of a leader that was a duplicate itself is not that of the run that had the effect.
+                let had_effect = counter == Counter::Handled;
+                self.context.measurer.link(follower.receipt.span(), leader.trace.filter(|_| had_effect));
                 self.ack_copy(Counter::Duplicates, follower);
             }
             Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {

@@ -201,10 +201,10 @@ impl SourcePlugin for FileSource {
         Ok(super::inspect::dead_letters(&context.resolve(to.as_ref())))
     }
 
-    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+    async fn temporary(&self, context: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
         // For standard input it is in the directory of the configuration.
         let original = if self.is_standard_input() { Path::new("stdin") } else { &self.path };
-        let table = Self { path: temporary::beside(original, suffix), ..self.clone() };
+        let table = Self { path: temporary::beside(original, prefix), ..self.clone() };
         temporary::create(context.resolve(&table.path), self.format, Box::new(table)).await
     }
 }

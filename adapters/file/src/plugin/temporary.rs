@@ -1,5 +1,6 @@
 //! A temporary file beside the source's: [`create`], [`beside`].
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,11 +13,11 @@ use onceward_plugin::{SourcePlugin, TemporarySource};
 
 use crate::{FilePublisher, Format, error};
 
-/// The name of a file beside `source`, with `suffix` behind it.
-pub(super) fn beside(source: &Path, suffix: &str) -> PathBuf {
-    let mut name = source.as_os_str().to_owned();
-    name.push(format!(".{suffix}"));
-    PathBuf::from(name)
+/// The name of a file beside `source`, with `prefix` in front of it.
+pub(super) fn beside(source: &Path, prefix: &str) -> PathBuf {
+    let mut name = OsString::from(format!("{prefix}."));
+    name.push(source.file_name().unwrap_or_default());
+    source.with_file_name(name)
 }
 
 /// Creates an empty file at `path`. `table` names it.

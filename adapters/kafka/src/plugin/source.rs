@@ -250,9 +250,9 @@ impl SourcePlugin for KafkaSource {
         self.inspect_topics(context).await
     }
 
-    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+    async fn temporary(&self, context: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
         let beside = self.topics.first().map_or("", String::as_str);
-        let (name, group) = (format!("{beside}.{suffix}"), format!("{}.{suffix}", self.group));
+        let (name, group) = (format!("{prefix}.{beside}"), format!("{prefix}.{}", self.group));
         let table = Self {
             topics: vec![name.clone()],
             group: group.clone(),

@@ -276,10 +276,11 @@ impl SourcePlugin for PubsubSource {
         Ok(Finding::ok("dead_letter.to", format!("{place} exists and can be published to")))
     }
 
-    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+    async fn temporary(&self, context: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
         let beside = self.full_subscription()?;
-        let name = format!("{beside}.{suffix}");
-        let (parent, last) = name.rsplit_once('/').unwrap_or_default();
+        let (parent, last) = beside.rsplit_once('/').unwrap_or_default();
+        let last = format!("{prefix}.{last}");
+        let name = format!("{parent}/{last}");
         let project = parent.strip_suffix(Collection::Subscriptions.word()).unwrap_or(parent);
         let topic = format!("{project}{}/{last}", Collection::Topics.word());
         let table = Self { subscription: name.clone(), topic: Some(topic.clone()), ..self.clone() };

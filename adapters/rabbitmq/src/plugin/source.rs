@@ -228,10 +228,10 @@ impl SourcePlugin for RabbitmqSource {
         Ok(vec![source::answers(context, &self.describe(context), Some(waiting))])
     }
 
-    async fn temporary(&self, context: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+    async fn temporary(&self, context: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
         let queue = TemporaryQueue {
             beside: &self.queue,
-            name: format!("{}.{suffix}", self.queue),
+            name: format!("{prefix}.{}", self.queue),
             single_active_consumer: self.single_active_consumer,
             delivery_limit: self.delivery_limit,
         };

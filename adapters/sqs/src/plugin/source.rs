@@ -245,12 +245,12 @@ impl SourcePlugin for SqsSource {
         Ok(findings)
     }
 
-    async fn temporary(&self, _: &Context<'_>, suffix: &str) -> Result<TemporarySource, Error> {
+    async fn temporary(&self, _: &Context<'_>, prefix: &str) -> Result<TemporarySource, Error> {
         let client = self.connection().endpoint().client().await;
         let table = |queue_url| -> Box<dyn SourcePlugin> {
             Box::new(Self { queue_url, unwrap_sns: false, ..self.clone() })
         };
-        temporary::create(client, self.open_publisher().await?, self.queue_url.expose(), suffix, table).await
+        temporary::create(client, self.open_publisher().await?, self.queue_url.expose(), prefix, table).await
     }
 }
 

@@ -20,17 +20,17 @@ const RETENTION_SECONDS: &str = "3600";
 /// The end of the name of a FIFO queue.
 const FIFO: &str = ".fifo";
 
-/// Creates a queue, a FIFO queue if the source's is one, named as that with `suffix` behind it. `table` is made of its URL.
+/// Creates a queue, a FIFO queue if the source's is one, named as that with `prefix` in front of it. `table` is made of its URL.
 pub(super) async fn create(
     client: Client,
     publisher: Arc<dyn Publisher>,
     beside: &str,
-    suffix: &str,
+    prefix: &str,
     table: impl FnOnce(Address) -> Box<dyn SourcePlugin>,
 ) -> Result<TemporarySource, Error> {
     let original = beside.rsplit('/').next().unwrap_or_default();
-    let (original, ending) = original.strip_suffix(FIFO).map_or((original, ""), |original| (original, FIFO));
-    let name = format!("{original}-{suffix}{ending}");
+    let is_fifo = original.ends_with(FIFO);
+    let name = format!("{prefix}-{original}");
     let operation = format!("create the temporary queue {name}");
     if name.len() > LONGEST_NAME {
         let what = format!("its name would be longer than {LONGEST_NAME} characters");
@@ -39,7 +39,7 @@ pub(super) async fn create(
     error::require_region(&client, operation.clone())?;
     let mut request =
         client.create_queue().queue_name(&name).attributes(Name::MessageRetentionPeriod, RETENTION_SECONDS);
-    if ending == FIFO {
+    if is_fifo {
         request = request.attributes(Name::FifoQueue, "true");
     }
     let created = tokio::time::timeout(LIMIT, request.send())
@@ -53,7 +53,7 @@ pub(super) async fn create(
     let (table, removal) = (table(Address::from(url.clone())), remove(client, url.clone()));
     let mut temporary = TemporarySource::new(format!("queue {name}"), table, publisher, url, removal);
     // Within five minutes it drops a message whose deduplication id it has seen.
-    temporary.delivers_copies = ending != FIFO;
+    temporary.delivers_copies = !is_fifo;
     Ok(temporary)
 }
 

@@ -1,11 +1,16 @@
 //! The ways in which the messages of a run are consumed: [`Contestant`].
 
+use std::time::Duration;
+
 use onceward_plugin::StoreLimits;
 
 use crate::config::{Config, Handler, HumanDuration, Mode, OnExhausted, OnMismatch, OnMissingKey};
 
 /// A key of a measurement is known for so long at most, if it cannot be forgotten at the end.
 const TTL: HumanDuration = HumanDuration::from_secs(3_600);
+
+/// The lease, and the TTL, of a claim of [`Contestant::OneByOne`], which never completes one.
+pub(super) const CLAIM: Duration = Duration::from_secs(3_600);
 
 /// A way to consume the messages of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +52,13 @@ impl Contestant {
     }
 }
 
-/// The file's settings as they are measured: nothing is dead-lettered, and keys are not known for long.
+/// The file's settings as they are measured: nothing is dead-lettered, keys are not known for long, and no limit holds runs back, which
+/// would be measured instead.
 pub(super) fn configured(config: &Config) -> Config {
     let mut config = config.clone();
     (config.mode, config.dead_letter) = (Mode::Enforce, None);
     config.policy.on_exhausted = OnExhausted::Park;
+    (config.pipeline.rate_limit, config.pipeline.adaptive_concurrency) = (None, false);
     // What happens in neither case: each message has a key, and copies are equal.
     (config.policy.on_missing_key, config.policy.on_mismatch) = (OnMissingKey::Reject, OnMismatch::Ack);
     if let Handler::Sql(sql) = &mut config.handler {
@@ -61,6 +68,12 @@ pub(super) fn configured(config: &Config) -> Config {
     let ttl = HumanDuration::new(limits.ttl.get().min(TTL.get().max(limits.lease.get())));
     config.store.plugin_mut().set_limits(StoreLimits { ttl, ..limits });
     config
+}
+
+/// After so long no key of a measurement is known, if it cannot be forgotten at the end: a record stays for its TTL behind its lease.
+pub(super) fn keys_expire_within(configured: &Config) -> Duration {
+    let limits = configured.limits();
+    (CLAIM + CLAIM).max(limits.lease.get() + limits.ttl.get())
 }
 
 /// The settings of [`Contestant::Tuned`], for the same order and the same guarantee.
@@ -87,4 +100,31 @@ pub(super) fn settings(tuned: &Config) -> [(&'static str, u32); 4] {
         ("max_batch", pipeline.max_batch),
         ("lane_batch", pipeline.lane_batch),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_expire_after_the_longest_lease_and_ttl() {
+        let expire = |lease: &str| {
+            let text = format!(
+                "scope = 'a'\n[source.file]\npath = 'x'\n[store.memory]\nlease = '{lease}'\n[handler.stdout]\n\
+                 [dead_letter]\nto = 'd'\n[key]\nfrom = ['json:/id']\n"
+            );
+            keys_expire_within(&configured(&Config::parse(&text, &|_| None).unwrap())).as_secs()
+        };
+        assert_eq!((expire("30s"), expire("2h")), (2 * 3_600, 4 * 3_600));
+    }
+
+    #[test]
+    fn no_limit_of_the_file_holds_a_measured_run_back() {
+        let text = "scope = 'a'\n[source.file]\npath = 'x'\n[store.memory]\n[handler.stdout]\n[dead_letter]\nto = 'd'\n\
+                    [key]\nfrom = ['json:/id']\n[pipeline]\nrate_limit = 2.5\nadaptive_concurrency = true\n";
+        let configured = configured(&Config::parse(text, &|_| None).unwrap());
+        for config in [tuned(&configured), configured] {
+            assert_eq!((config.pipeline.rate_limit, config.pipeline.adaptive_concurrency), (None, false));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use onceward::store::{Claim, ClaimRequest, ClaimTerms, Entropy};
 use onceward::{Error, ErrorKind, KeyExtractor, Scope};
 use tokio_util::sync::CancellationToken;
 
-use super::metered::Metered;
+use super::metered::{Meter, Metered};
 use crate::handlers::Ledger;
 
 /// So many batches are acknowledged at the same time, at most, as the requests of a broker without a connection need it.
@@ -55,6 +55,8 @@ pub(super) struct Claims<'a> {
     pub(super) scope: &'a Scope,
     pub(super) keys: &'a KeyExtractor,
     pub(super) terms: ClaimTerms,
+    /// Knows of each claim, as a batch may take long.
+    pub(super) meter: &'a Meter,
 }
 
 /// As [`raw`], with a claim before each message, one after the other, and without a completion: `SET NX`, or an `INSERT` that a
@@ -117,7 +119,9 @@ async fn claim_each(
             .key_of(message)
             .map_err(|error| Error::new(ErrorKind::Config, "find the key of a message", error.to_string()))?;
         let request = ClaimRequest { key, owner: entropy.token(), fingerprint: None, generation: 0 };
-        match claims.store.claim(claims.scope, &claims.terms, &[request]).await.pop() {
+        let claimed = claims.store.claim(claims.scope, &claims.terms, &[request]).await.pop();
+        claims.meter.claim();
+        match claimed {
             Some(Ok(Claim::Claimed(_))) => ledger.count(message.payload()),
             Some(Err(error)) => return Err(error),
             // A copy.

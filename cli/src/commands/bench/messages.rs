@@ -64,6 +64,22 @@ impl Messages {
         self.total - self.copies_before(self.total)
     }
 
+    /// How often each message is to be handled, by number: once, or once for each copy.
+    pub(super) fn expected(&self, deduplicates: bool) -> Vec<u16> {
+        let distinct = usize::try_from(self.distinct()).unwrap_or(usize::MAX);
+        if deduplicates {
+            return vec![1; distinct];
+        }
+        let mut expected = vec![0_u16; distinct];
+        for index in 0..self.total {
+            let number = usize::try_from(self.number(index)).ok();
+            if let Some(copies) = number.and_then(|number| expected.get_mut(number)) {
+                *copies = copies.saturating_add(1);
+            }
+        }
+        expected
+    }
+
     fn copies_before(&self, index: u64) -> u64 {
         index * self.copies_percent / 100
     }

@@ -1,6 +1,6 @@
 //! Times a source: from the first delivery to the last acknowledgement: [`Meter`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,23 +12,47 @@ use onceward::adapter::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::handlers::Ledger;
+
 /// Counts what a source delivers and what is acknowledged.
 #[derive(Debug)]
 pub(super) struct Meter {
     wanted: u64,
+    /// How often each message is to be handled at least, by number.
+    expected: Vec<u16>,
+    ledger: Arc<Ledger>,
+    /// All messages before this one were handled as often as expected.
+    handled: AtomicUsize,
     delivered: AtomicU64,
     acked: AtomicU64,
+    claimed: AtomicU64,
     first: OnceLock<Instant>,
     last: OnceLock<Instant>,
-    /// Fires when all are acknowledged.
+    /// Fires when all are handled and acknowledged.
     done: CancellationToken,
 }
 
 impl Meter {
-    /// Fires `done` once `wanted` deliveries are acknowledged.
-    pub(super) fn new(wanted: u64, done: CancellationToken) -> Arc<Self> {
-        let (first, last) = (OnceLock::new(), OnceLock::new());
-        Arc::new(Self { wanted, delivered: AtomicU64::new(0), acked: AtomicU64::new(0), first, last, done })
+    /// Fires `done` once `wanted` deliveries are acknowledged and `ledger` has each message as often as `expected`: a source may
+    /// deliver a message again before it has delivered all.
+    pub(super) fn new(
+        wanted: u64,
+        expected: Vec<u16>,
+        ledger: Arc<Ledger>,
+        done: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            wanted,
+            expected,
+            ledger,
+            handled: AtomicUsize::new(0),
+            delivered: AtomicU64::new(0),
+            acked: AtomicU64::new(0),
+            claimed: AtomicU64::new(0),
+            first: OnceLock::new(),
+            last: OnceLock::new(),
+            done,
+        })
     }
 
     pub(super) fn delivered(&self) -> u64 {
@@ -39,7 +63,17 @@ impl Meter {
         self.acked.load(Ordering::Relaxed)
     }
 
-    /// The time it took; `None` if not all were acknowledged.
+    /// Counts a claim that a loop has made before the messages received with it are acknowledged.
+    pub(super) fn claim(&self) {
+        self.claimed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Deliveries, claims of a loop and acknowledgements: they change as long as there is progress.
+    pub(super) fn progress(&self) -> [u64; 3] {
+        [&self.delivered, &self.claimed, &self.acked].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// The time it took; `None` if not all were handled and acknowledged.
     pub(super) fn elapsed(&self) -> Option<Duration> {
         Some(self.last.get()?.duration_since(*self.first.get()?))
     }
@@ -50,10 +84,23 @@ impl Meter {
     }
 
     fn ack(&self, acked: u64) {
-        if acked > 0 && self.acked.fetch_add(acked, Ordering::Relaxed) + acked >= self.wanted {
+        if acked > 0
+            && self.acked.fetch_add(acked, Ordering::Relaxed) + acked >= self.wanted
+            && self.are_all_handled()
+        {
             self.last.get_or_init(Instant::now);
             self.done.cancel();
         }
+    }
+
+    /// A message is handled before it is acknowledged, so that the last acknowledgement finds all handled. Each message is looked
+    /// at until it is, and not again.
+    fn are_all_handled(&self) -> bool {
+        let before = self.handled.load(Ordering::Relaxed);
+        let handled = self.ledger.handled().zip(&self.expected).skip(before);
+        let more = handled.take_while(|(times, expected)| times >= *expected).count();
+        self.handled.fetch_max(before + more, Ordering::Relaxed);
+        before + more >= self.expected.len()
     }
 }
 

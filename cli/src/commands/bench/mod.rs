@@ -12,7 +12,8 @@ mod metered;
 mod report;
 mod run;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
 
 use onceward::{Error, Scope};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use self::report::BenchReport;
 use self::run::{Bench, Measured};
 use super::consent::consent;
 use super::failure::{failure, load, sentence};
+use super::keys::time;
 use super::progress::PacedProgress;
 use crate::args::BenchArgs;
 use crate::config::{Lookup, key_extractor};
@@ -46,7 +48,7 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     let keys = key_extractor(&configured, &scope);
     let messages = Messages::new(&configured, args.messages, args.duplicates, args.size);
     let question = format!(
-        "Create temporary sources beside {}, named ….{suffix}-N, and keys in the scope {scope} of {}, and remove both at the end?",
+        "Create temporary sources beside {}, named {suffix}-N…, and keys in the scope {scope} of {}, and remove both at the end?",
         registry::describe_source(&config),
         registry::describe_store(&config),
     );
@@ -56,8 +58,9 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     let stop = CancellationToken::new();
     // What is there while a run is under way.
     let present = RefCell::new(None);
+    let leaves_keys = Cell::new(false);
+    let is_in_memory = configured.store.plugin().facts().is_in_memory;
     let work = async {
-        let is_in_memory = configured.store.plugin().facts().is_in_memory;
         // A store without its schema is not given one by a measurement.
         let purpose = if is_in_memory { Purpose::Run } else { Purpose::Operate };
         let store = registry::open_store(&configured, purpose).await.map_err(|error| failure(&error))?;
@@ -69,6 +72,7 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
             store: &store,
             messages: &messages,
             stop: &stop,
+            leaves_keys: &leaves_keys,
         };
         let measured = rounds(&bench, args.rounds, number, &suffix, &present).await;
         store.close().await;
@@ -78,15 +82,27 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     let measured = match signals.drain(&stop, work, on_first).await {
         Ok(measured) => measured?,
         Err(exit) => {
-            if let Some(place) = present.borrow().as_deref() {
-                complain(format_args!(
-                    "left: {place}, and keys of the scope {scope}, which expire within an hour"
-                ));
+            let place = present.borrow();
+            if let Some(place) = place.as_deref() {
+                complain(format_args!("left: {place}"));
+            }
+            // Those of a run are forgotten when it is over.
+            if !is_in_memory && (place.is_some() || leaves_keys.get()) {
+                complain(left_keys(&scope, contestant::keys_expire_within(&configured)));
             }
             return Ok(exit);
         }
     };
-    let report = BenchReport::new(&config, args, &tuned, &suffix, &measured);
+    // Those in memory are gone with this process.
+    let left = (leaves_keys.get() && !is_in_memory).then(|| contestant::keys_expire_within(&configured));
+    let Some(measured) = measured else {
+        complain("a signal came before the measurement was over; all temporary sources are removed");
+        if let Some(expire_within) = left {
+            complain(left_keys(&scope, expire_within));
+        }
+        return Err(Failure::silent(Exit::Failed));
+    };
+    let report = BenchReport::new(&config, args, &tuned, &suffix, &measured, left);
     match args.report.json {
         true => out.json(&report.as_json())?,
         false => report.lines().into_iter().try_for_each(|line| out.line(line))?,
@@ -94,14 +110,19 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     Ok(Exit::Done)
 }
 
-/// Measures all contestants, each round in another order.
+/// What is said of keys of `scope` that may not be forgotten.
+fn left_keys(scope: &Scope, expire_within: Duration) -> String {
+    format!("left: keys of the scope {scope}, which expire within {}", time(expire_within))
+}
+
+/// Measures all contestants, each round in another order. `None`: a signal has stopped it, and its sources are removed.
 async fn rounds(
     bench: &Bench<'_>,
     rounds: u32,
     number: u32,
     suffix: &str,
     present: &RefCell<Option<String>>,
-) -> Result<Vec<Measured>, Failure> {
+) -> Result<Option<Vec<Measured>>, Failure> {
     let mut progress = PacedProgress::new(None);
     let mut measured = Vec::new();
     let mut run = 0;
@@ -110,8 +131,11 @@ async fn rounds(
         contestants.rotate_left(round as usize % Contestant::ALL.len());
         for contestant in contestants {
             run += 1;
-            let created =
-                registry::create_temporary_source(bench.configured, &format!("{suffix}-{run}")).await;
+            let prefix = format!("{suffix}-{run}");
+            present.replace(Some(format!(
+                "what was being created, if it was, under a name that begins with {prefix}"
+            )));
+            let created = registry::create_temporary_source(bench.configured, &prefix).await;
             let temporary = created.map_err(|error| failure(&error))?;
             present.replace(Some(temporary.place.clone()));
             let ran = bench.run(contestant, round, number.wrapping_add(run), &temporary, &mut progress).await;
@@ -122,16 +146,12 @@ async fn rounds(
                 return Err(left(Failure::silent(Exit::Failed), &place, Some(&error)));
             }
             present.replace(None);
-            let Some(ran) = ran else {
-                let sentence =
-                    "a signal came before the measurement was over; what it had created is removed";
-                return Err(Failure::new(Exit::Failed, sentence));
-            };
+            let Some(ran) = ran else { return Ok(None) };
             progress.print(format_args!("round {round} of {rounds}, {}: measured", contestant.name()));
             measured.push(ran);
         }
     }
-    Ok(measured)
+    Ok(Some(measured))
 }
 
 /// `failure`, after a line about what could not be removed.

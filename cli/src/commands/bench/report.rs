@@ -1,10 +1,13 @@
 //! The report of a measurement: [`BenchReport`].
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::contestant::{Contestant, settings};
 use super::run::Measured;
 use crate::args::BenchArgs;
+use crate::commands::keys::time;
 use crate::config::Config;
 use crate::output::millis;
 use crate::registry;
@@ -16,6 +19,8 @@ pub(super) struct BenchReport<'a> {
     tuned: &'a Config,
     suffix: &'a str,
     measured: &'a [Measured],
+    /// Keys are left, and expire within this time.
+    left: Option<Duration>,
 }
 
 /// The median of some figures, with the least and the most.
@@ -57,8 +62,9 @@ impl<'a> BenchReport<'a> {
         tuned: &'a Config,
         suffix: &'a str,
         measured: &'a [Measured],
+        left: Option<Duration>,
     ) -> Self {
-        Self { config, args, tuned, suffix, measured }
+        Self { config, args, tuned, suffix, measured, left }
     }
 
     fn of(&self, contestant: Contestant) -> impl Iterator<Item = &Measured> {
@@ -113,6 +119,7 @@ impl<'a> BenchReport<'a> {
             "tuned": settings(self.tuned).into_iter().map(|(name, value)| (name.to_owned(), json!(value)))
                 .collect::<serde_json::Map<_, _>>(),
             "results": Contestant::ALL.map(result),
+            "keys_expire_within_ms": self.left.map(millis),
             "runs": self.measured.iter().map(run).collect::<Vec<_>>(),
         })
     }
@@ -148,7 +155,15 @@ impl<'a> BenchReport<'a> {
             "checked: {} runs, each message handled exactly once where keys were claimed, {suppressed} deliveries suppressed",
             self.measured.len()
         ));
-        lines.push(format!("removed: all sources and keys named {}", self.suffix));
+        lines.push(match self.left {
+            None => format!("removed: all sources and keys named {}", self.suffix),
+            Some(expire_within) => format!(
+                "removed: all sources named {0}; left: keys of the scope {1}.{0}, which expire within {2}",
+                self.suffix,
+                self.config.scope,
+                time(expire_within)
+            ),
+        });
         lines
     }
 }

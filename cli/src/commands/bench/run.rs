@@ -1,5 +1,6 @@
 //! One run: fills a temporary source, consumes it in one way, and checks the ledger: [`Bench::run`].
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use onceward::{Error, ErrorKind, KeyExtractor, Scope};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::contestant::Contestant;
+use super::contestant::{CLAIM, Contestant, keys_expire_within};
 use super::ledger_check::{Checked, check};
 use super::loops::{Claims, one_by_one, raw};
 use super::messages::{Keys, Messages};
@@ -21,10 +22,8 @@ use crate::registry::{self, AnyHandler, BuildParts, OpenStore, TemporarySource};
 
 /// Messages that are published together, and keys that are forgotten together.
 const BATCH: u64 = 500;
-/// A run in which nothing is delivered or acknowledged for so long has failed.
+/// A run in which nothing is delivered, claimed or acknowledged for so long has failed.
 const STALLED: Duration = Duration::from_secs(60);
-/// A claim of a loop that never completes one.
-const CLAIM: Duration = Duration::from_secs(3_600);
 
 /// What all runs share.
 pub(super) struct Bench<'a> {
@@ -36,6 +35,8 @@ pub(super) struct Bench<'a> {
     pub(super) messages: &'a Messages,
     /// Fires at a signal.
     pub(super) stop: &'a CancellationToken,
+    /// Becomes true once keys may be in the store that are not forgotten at the end of their run.
+    pub(super) leaves_keys: &'a Cell<bool>,
 }
 
 /// The outcome of a run.
@@ -69,10 +70,14 @@ impl Bench<'_> {
         }
         let ledger = Arc::new(Ledger::new(run, messages.distinct()));
         let done = self.stop.child_token();
-        let meter = Meter::new(messages.total, done.clone());
+        let expected = messages.expected(contestant.deduplicates());
+        let meter = Meter::new(messages.total, expected, Arc::clone(&ledger), done.clone());
         let consumed = self.consume(contestant, temporary, &ledger, &meter, &done).await;
-        if contestant.deduplicates() && keys == Keys::Content {
-            self.forget(&messages).await;
+        if contestant.deduplicates() {
+            match keys {
+                Keys::Content => self.forget(&messages).await,
+                Keys::Position => self.leaves_keys.set(true),
+            }
         }
         consumed?;
         if self.stop.is_cancelled() {
@@ -130,7 +135,7 @@ impl Bench<'_> {
                 Contestant::OneByOne => {
                     let terms = ClaimTerms { lease: CLAIM, max_attempts: 1, ttl: CLAIM };
                     let store: &dyn StoreAdmin = &*self.store.store;
-                    let claims = Claims { store, scope: self.scope, keys: self.keys, terms };
+                    let claims = Claims { store, scope: self.scope, keys: self.keys, terms, meter };
                     one_by_one(source, &claims, ledger, done).await
                 }
                 Contestant::Configured | Contestant::Tuned => {
@@ -172,7 +177,12 @@ impl Bench<'_> {
             let keys: Vec<_> = (from..until).filter_map(|number| messages.key(self.keys, number)).collect();
             let forgotten = self.store.store.forget(self.scope, &keys).await;
             if let Some(error) = forgotten.into_iter().find_map(Result::err) {
-                tracing::warn!(?error, scope = %self.scope, "keys of the measurement not forgotten; they expire within an hour");
+                self.leaves_keys.set(true);
+                let expire_within_s = keys_expire_within(self.configured).as_secs();
+                tracing::warn!(
+                    ?error, scope = %self.scope, expire_within_s,
+                    "keys of the measurement not forgotten; they expire"
+                );
                 return;
             }
             from = until;
@@ -193,16 +203,16 @@ fn refuse_copies(messages: &Messages, keys: Keys, temporary: &TemporarySource) -
 
 /// Waits until nothing has happened for [`STALLED`].
 async fn stalled(meter: &Meter) -> Error {
-    let mut last = (0, 0);
+    let mut last = [0; 3];
     let mut since = Instant::now();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = (meter.delivered(), meter.acked());
+        let now = meter.progress();
         if now != last {
             (last, since) = (now, Instant::now());
         } else if since.elapsed() >= STALLED {
             let what = format!(
-                "nothing was delivered or acknowledged for {} s, after {} deliveries",
+                "nothing was delivered, claimed or acknowledged for {} s, after {} deliveries",
                 STALLED.as_secs(),
                 meter.delivered()
             );

@@ -1,6 +1,6 @@
 //! `keys forget` and `keys complete`: change one key, with a confirmation, an entry in the audit trail and a line in the log.
 
-use onceward::store::{AuditEntry, KeyState};
+use onceward::store::{AuditEntry, KeyRecord, KeyState};
 
 use super::complete::{CompleteOutcome, complete as complete_keys};
 use super::context::KeysContext;
@@ -60,7 +60,13 @@ pub(super) async fn complete(
 ) -> Result<Exit, Failure> {
     let candidates = candidates(context, &args.key)?;
     let (named, before) = match only_one(known(context, &candidates).await?)? {
-        Some(found) => (found.named, found.record.state.as_str()),
+        Some(found) => {
+            // Refused before the audit trail says that it was completed.
+            if let Some(refused) = refused(&found.record) {
+                return outcome(context, args, &found.named, found.record.state.as_str(), refused, out);
+            }
+            (found.named, found.record.state.as_str())
+        }
         None => match &candidates[..] {
             [only] => (only.clone(), "unknown"),
             _ => return Err(ambiguous(candidates.iter(), "none of which is known")),
@@ -72,25 +78,49 @@ pub(super) async fn complete(
         audit(context, args, KeyAction::Complete, &named, before).await?;
     }
     let ttl = context.config.limits().ttl.get();
-    let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
     match complete_keys(context, &[(named.key, ttl)]).await.pop() {
-        Some(CompleteOutcome::Completed) => {
-            log_change(context, KeyAction::Complete, &named, before);
-            report(args, &named, "completed", out)
+        Some(completed) => outcome(context, args, &named, before, completed, out),
+        None => Err(Failure::new(Exit::Failed, format!("{} got no result from the store; retry", named.key))),
+    }
+}
+
+/// Why a key with this record cannot be completed, if it cannot.
+fn refused(record: &KeyRecord) -> Option<CompleteOutcome> {
+    let left = record.lease_left.filter(|left| !left.is_zero());
+    match (record.state, left) {
+        (KeyState::Pending, Some(left)) => Some(CompleteOutcome::InProgress(left)),
+        (KeyState::Terminal | KeyState::Dead, _) => Some(CompleteOutcome::Dead(record.reason)),
+        _ => None,
+    }
+}
+
+/// Reports what has become of the key.
+fn outcome(
+    context: &KeysContext<'_>,
+    args: &ChangeArgs,
+    named: &Named,
+    before: &str,
+    outcome: CompleteOutcome,
+    out: &mut Output,
+) -> Result<Exit, Failure> {
+    let failed = |what: String| Err(Failure::new(Exit::Failed, format!("{} {what}", named.key)));
+    match outcome {
+        CompleteOutcome::Completed => {
+            log_change(context, KeyAction::Complete, named, before);
+            report(args, named, "completed", out)
         }
-        Some(CompleteOutcome::Known) => report(args, &named, "completed already", out),
-        Some(CompleteOutcome::InProgress(left)) => {
+        CompleteOutcome::Known => report(args, named, "completed already", out),
+        CompleteOutcome::InProgress(left) => {
             let left = time(left);
             failed(format!("is claimed by a handler for at least {left}; retry when its run has ended"))
         }
-        Some(CompleteOutcome::Dead(reason)) => {
+        CompleteOutcome::Dead(reason) => {
             let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
             failed(format!(
                 "is dead-lettered{reason}, so its message is not handled; forget it first to complete it"
             ))
         }
-        Some(CompleteOutcome::Failed(error)) => Err(failure::failure(&error)),
-        None => failed("got no result from the store; retry".to_owned()),
+        CompleteOutcome::Failed(error) => Err(failure::failure(&error)),
     }
 }
 

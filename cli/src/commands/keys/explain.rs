@@ -9,6 +9,7 @@ use super::history::{self, KeyHistory};
 use super::naming::{Named, candidates, known};
 use super::show::{RecordJson, facts, time};
 use crate::args::KeyArgs;
+use crate::commands::failure;
 use crate::config::{Config, Mode, OnExhausted, OnInProgress, OnMismatch};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, OutputError};
@@ -26,7 +27,7 @@ pub(super) async fn explain(
         false => known.iter().map(|known| (&known.named, Some(&known.record))).collect(),
     };
     let keys: Vec<_> = shown.iter().map(|(named, _)| named.key).collect();
-    let history = KeyHistory::read(context, &keys).await?;
+    let history = KeyHistory::read(context, &keys).await.map_err(|error| failure::failure(&error))?;
     for (named, record) in shown {
         if args.report.json {
             print_json(context, named, record, &history, out)?;
@@ -56,7 +57,13 @@ fn print_json(
             line
         }
     };
-    line["history"] = history.of(&named.key).cloned().collect();
+    line["history"] = match &history.denied {
+        None => history.of(&named.key).cloned().collect(),
+        Some(_) => serde_json::Value::Null,
+    };
+    if let Some(denied) = &history.denied {
+        line["history_error"] = denied.as_str().into();
+    }
     line["history_cut"] = history.is_cut.into();
     out.json(&line)
 }
@@ -79,6 +86,9 @@ fn print(
     }
     for entry in history.of(&named.key) {
         out.line(format_args!("  {:<12} {}", "history", history::words(entry)))?;
+    }
+    if let Some(denied) = &history.denied {
+        out.line(format_args!("  {:<12} cannot be read ({denied})", "history"))?;
     }
     if history.is_cut {
         out.line("  history      older entries of the audit trail were not searched")?;

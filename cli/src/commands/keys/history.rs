@@ -1,12 +1,11 @@
 //! The history of keys, from the audit trail: [`KeyHistory`].
 
-use onceward::Key;
+use onceward::{Error, ErrorKind, Key};
 use serde_json::Value;
 
 use super::context::KeysContext;
 use crate::commands::audit::{KeyChange, LetterRecord};
-use crate::commands::failure;
-use crate::exit::Failure;
+use crate::commands::failure::sentence;
 use crate::handlers::text::printable;
 
 /// Entries of one call to the store.
@@ -21,19 +20,25 @@ pub(super) struct KeyHistory {
     entries: Vec<Value>,
     /// There may be older entries, which were not searched.
     pub(super) is_cut: bool,
+    /// Why it cannot be read, if the store refuses it: a worker needs no right to read the audit trail.
+    pub(super) denied: Option<String>,
 }
 
 impl KeyHistory {
     /// Searches the newest entries of the scope; a store without an audit trail has none.
-    pub(super) async fn read(context: &KeysContext<'_>, keys: &[Key]) -> Result<Self, Failure> {
-        let Some(audit) = &context.store.audit else {
-            return Ok(Self { entries: Vec::new(), is_cut: false });
-        };
+    ///
+    /// # Errors
+    /// The store cannot answer. That it refuses to is no error.
+    pub(super) async fn read(context: &KeysContext<'_>, keys: &[Key]) -> Result<Self, Error> {
+        let none = |denied| Self { entries: Vec::new(), is_cut: false, denied };
+        let Some(audit) = &context.store.audit else { return Ok(none(None)) };
         let keys: Vec<_> = keys.iter().map(Key::to_string).collect();
         let (mut entries, mut before, mut is_cut) = (Vec::new(), None, true);
         for _ in 0..PAGES {
-            let page = audit.read(&context.scope, before, PAGE).await;
-            let page = page.map_err(|error| failure::failure(&error))?;
+            let page = match audit.read(&context.scope, before, PAGE).await {
+                Err(error) if error.kind() == ErrorKind::Denied => return Ok(none(Some(sentence(&error)))),
+                page => page?,
+            };
             entries.extend(page.iter().filter_map(|record| {
                 let mut entry: Value = serde_json::from_str(&record.text).ok()?;
                 let key = entry.get("key")?.as_str()?;
@@ -50,7 +55,7 @@ impl KeyHistory {
             }
         }
         entries.reverse();
-        Ok(Self { entries, is_cut })
+        Ok(Self { entries, is_cut, denied: None })
     }
 
     /// The entries about `key`.

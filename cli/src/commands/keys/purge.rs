@@ -1,13 +1,16 @@
 //! `keys purge`: removes expired keys, and old entries of the audit trail.
 
+use onceward::ErrorKind;
+
 use super::context::KeysContext;
 use crate::args::ReportArgs;
 use crate::commands::audit::remove_old;
 use crate::commands::failure;
 use crate::exit::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, complain};
 
-/// Removes the expired records of all scopes of the store and the old audit entries of this one, and prints their numbers.
+/// Removes the expired records of all scopes of the store and the old audit entries of this one, and prints their numbers. Without the
+/// right to remove audit entries those stay, with a warning.
 pub(super) async fn purge(
     context: &KeysContext<'_>,
     args: &ReportArgs,
@@ -27,7 +30,10 @@ pub(super) async fn purge(
         Some(trail) => remove_old(trail.as_ref(), &context.scope, retention).await,
         None => Ok(0),
     };
-    let entries = entries.map_err(|error| failure::failure(&error))?;
+    let (entries, failed) = match entries {
+        Ok(entries) => (entries, None),
+        Err(error) => (0, Some(error)),
+    };
     if args.json {
         out.json(&serde_json::json!({
             "removed": removed,
@@ -42,5 +48,12 @@ pub(super) async fn purge(
     if entries > 0 && !args.json {
         out.line(format_args!("{entries} old entries of the audit trail removed"))?;
     }
-    Ok(Exit::Done)
+    match failed {
+        None => Ok(Exit::Done),
+        Some(error) if error.kind() == ErrorKind::Denied => {
+            complain(format_args!("warning: entries of the audit trail stay: {}", failure::sentence(&error)));
+            Ok(Exit::Done)
+        }
+        Some(error) => Err(failure::failure(&error)),
+    }
 }

@@ -27,7 +27,7 @@ pub(super) struct WorkerPool {
     slots: Mutex<Vec<WorkerSlot>>,
     /// Notified when the last seat of a slot is free.
     drained: Notify,
-    /// Which of the processes that start after a failed one write to the log before they have answered: workers that cannot start
+    /// Which of the processes that start after a failed one write to the log from their start: workers that cannot start
     /// would fill it.
     restarts: RateLimited,
 }
@@ -176,7 +176,7 @@ impl WorkerPool {
             owner: Box::new(owner),
             inbox: requests,
             life: report,
-            is_heard: slot.failures == 0 || self.restarts.allow("").is_some(),
+            is_heard: slot.failures == 0 || self.is_heard(),
         };
         match service::start(parts, index) {
             Ok(task) => {
@@ -188,6 +188,16 @@ impl WorkerPool {
                 Err(self.options.program.not_started(&cause))
             }
         }
+    }
+
+    /// True if a process that starts after a failed one is heard from its start. Logs how many were not since the last one.
+    fn is_heard(&self) -> bool {
+        let allowed = self.restarts.allow("");
+        if let Some(left_out) = allowed.filter(|left_out| *left_out > 0) {
+            let program = self.options.program.name();
+            tracing::info!(program, left_out, "worker processes restarted whose first lines were not logged");
+        }
+        allowed.is_some()
     }
 
     /// Refuses new seats, waits for the taken ones, then ends all processes, within about `limit`. Returns the number of

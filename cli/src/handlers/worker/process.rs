@@ -23,6 +23,9 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 /// The most bytes of an invalid line that are quoted.
 const QUOTE_LIMIT: usize = 120;
 
+/// The standard error of a process that has lived for so long is logged, although it has not answered: few such processes can start.
+const HEARD_AFTER: Duration = Duration::from_secs(10);
+
 /// A running worker. Dropping it kills its process group.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
@@ -40,6 +43,25 @@ pub(super) struct WorkerProcess {
     stray_lines: u64,
 }
 
+/// Which lines of the standard error of a process are logged.
+#[derive(Debug)]
+struct Hearing {
+    is_heard: Arc<AtomicBool>,
+    started: Instant,
+    left_out: u64,
+}
+
+impl Hearing {
+    /// `Some` if a line is to be logged, with the number of those left out before it.
+    fn allow(&mut self) -> Option<u64> {
+        if self.is_heard.load(Ordering::Relaxed) || self.started.elapsed() >= HEARD_AFTER {
+            return Some(std::mem::take(&mut self.left_out));
+        }
+        self.left_out += 1;
+        None
+    }
+}
+
 /// What the pipes of a process have done.
 #[derive(Debug)]
 pub(super) enum PipeEvent {
@@ -50,7 +72,7 @@ pub(super) enum PipeEvent {
 
 impl WorkerProcess {
     /// Starts a worker. Its standard error is logged, as process number `index`: from the start if `is_heard`, else once it has
-    /// answered.
+    /// answered or lived for [`HEARD_AFTER`]. The first line then logged says how many were left out before.
     pub(super) fn start(options: &WorkerOptions, index: usize, is_heard: bool) -> io::Result<Self> {
         let program = &options.program;
         let mut process = ProcessGroup::spawn(&mut program.command())?;
@@ -62,19 +84,19 @@ impl WorkerProcess {
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let last = LastLine::default();
         let is_heard = Arc::new(AtomicBool::new(is_heard));
-        let (keep, name, heard) = (last.clone(), program.name().to_owned(), Arc::clone(&is_heard));
+        let (keep, name, started) = (last.clone(), program.name().to_owned(), Instant::now());
+        let mut hearing = Hearing { is_heard: Arc::clone(&is_heard), started, left_out: 0 };
         let stderr = tokio::spawn(async move {
-            let log = |line: &str| {
-                if heard.load(Ordering::Relaxed) {
-                    tracing::info!(program = name, process = index, line, "worker standard error");
-                } else {
-                    tracing::debug!(program = name, process = index, line, "worker standard error");
+            let log = |line: &str| match hearing.allow() {
+                Some(0) => tracing::info!(program = name, process = index, line, "worker standard error"),
+                Some(left_out) => {
+                    tracing::info!(program = name, process = index, line, left_out, "worker standard error");
                 }
+                None => tracing::debug!(program = name, process = index, line, "worker standard error"),
             };
             read_lines(stderr, &keep, log).await;
         });
         tracing::debug!(program = program.name(), process = index, id, "worker process started");
-        let started = Instant::now();
         Ok(Self {
             process,
             stdin,
@@ -198,5 +220,22 @@ async fn send(stdin: Option<&mut ChildStdin>, bytes: &[u8]) -> io::Result<usize>
     match stdin {
         Some(stdin) => stdin.write(bytes).await,
         None => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_is_heard_once_it_has_answered_or_lived_for_a_while_with_the_number_of_lines_left_out()
+    {
+        let hearing = || Hearing { is_heard: Arc::default(), started: Instant::now(), left_out: 0 };
+        let (mut answers, mut lives) = (hearing(), hearing());
+        assert_eq!([answers.allow(), answers.allow(), lives.allow()], [None; 3]);
+        answers.is_heard.store(true, Ordering::Relaxed);
+        assert_eq!([answers.allow(), answers.allow(), lives.allow()], [Some(2), Some(0), None]);
+        tokio::time::advance(HEARD_AFTER).await;
+        assert_eq!([lives.allow(), lives.allow()], [Some(2), Some(0)]);
     }
 }
