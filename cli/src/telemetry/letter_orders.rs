@@ -19,6 +19,15 @@ pub(crate) enum LetterRequest {
     Purge,
 }
 
+impl LetterRequest {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Redrive => "redrive",
+            Self::Purge => "purge",
+        }
+    }
+}
+
 /// A request for one letter.
 #[derive(Clone, Debug)]
 pub(crate) struct LetterOrder {

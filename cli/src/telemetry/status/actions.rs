@@ -101,6 +101,11 @@ impl Actions {
             let text = "another letter is being redriven or purged by this process; try again in a moment";
             return answer(StatusCode::CONFLICT, "busy", text);
         };
+        tracing::info!(
+            letter = order.id,
+            request = order.request.as_str(),
+            "dead letter: request of the status page accepted"
+        );
         acts.store(true, Ordering::Relaxed);
         let (desk, watched) = (Arc::clone(&self.desk), Arc::clone(watched));
         // In a task of its own: a browser that goes away does not stop it halfway.
