@@ -21,7 +21,7 @@ pub(super) struct Letter {
 }
 
 /// A letter that its destination has confirmed, or that a policy drops.
-struct Sent {
+struct SentLetter {
     letter: Letter,
     /// The id that it was published with.
     id: String,
@@ -79,7 +79,7 @@ async fn publish<R: Runner>(
     context: &Context<R>,
     target: &DeadLetters,
     letters: Vec<Letter>,
-) -> (Vec<Sent>, Vec<Recorded>) {
+) -> (Vec<SentLetter>, Vec<Recorded>) {
     let (mut sent, mut recorded) = (Vec::new(), Vec::new());
     let mut open = letters;
     for extent in Extent::FROM_ALL_TO_FEW {
@@ -105,7 +105,7 @@ async fn publish<R: Runner>(
         let ids = batch.into_iter().map(|outgoing| outgoing.own_id);
         for ((letter, answer), id) in open.into_iter().zip(answers).zip(ids) {
             match answer {
-                Ok(()) => sent.push(Sent { letter, id, counter: Counter::DeadLettered }),
+                Ok(()) => sent.push(SentLetter { letter, id, counter: Counter::DeadLettered }),
                 Err(error) if error.kind() != ErrorKind::TooLarge => {
                     recorded.push(not_confirmed(context, letter, &error));
                 }
@@ -114,7 +114,7 @@ async fn publish<R: Runner>(
                     OnLetterRefused::Park => recorded.push(refused(context, letter, &error)),
                     OnLetterRefused::Drop => {
                         let letter = dropped(context, letter, &error);
-                        sent.push(Sent { letter, id, counter: Counter::LettersDropped });
+                        sent.push(SentLetter { letter, id, counter: Counter::LettersDropped });
                     }
                 },
             }
@@ -128,7 +128,10 @@ async fn publish<R: Runner>(
 }
 
 /// Marks the keys of letters dead. Only an answer about the record ends the repeating; see [`Shared::until_known`].
-async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Result<(), Error>)> {
+async fn bury<R: Runner>(
+    context: &Context<R>,
+    sent: Vec<SentLetter>,
+) -> Vec<(SentLetter, Result<(), Error>)> {
     let ttl = context.config.ttl;
     let leases = sent.iter().filter_map(|sent| sent.letter.lease);
     let requests: Vec<_> = leases.map(|lease| BuryRequest { lease, ttl }).collect();
@@ -145,14 +148,14 @@ async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Re
     }
     failpoints::hit(Step::Buried);
     let mut burials = burials.into_iter();
-    let answer = |sent: Sent| {
+    let answer = |sent: SentLetter| {
         let burial = sent.letter.lease.and_then(|_| burials.next()).unwrap_or(Ok(Burial::Dead));
         (sent, burial.map(|_| ()))
     };
     sent.into_iter().map(answer).collect()
 }
 
-fn gone<R>(context: &Context<R>, Sent { letter, id, counter }: Sent) -> Recorded {
+fn gone<R>(context: &Context<R>, SentLetter { letter, id, counter }: SentLetter) -> Recorded {
     let Letter { work, why, .. } = letter;
     if counter == Counter::DeadLettered {
         let sighting = LetterSighting::new(&id, work.key(), why.reason, work.message.origin());
@@ -175,7 +178,7 @@ fn gone<R>(context: &Context<R>, Sent { letter, id, counter }: Sent) -> Recorded
 /// The letter is confirmed and its key is not known to be dead. When the drain deadline has passed, the confirm alone allows
 /// the ack: a redrive of the letter reopens its key, and a copy of the message is dead-lettered again. Otherwise the record
 /// cannot be read, and its message is held until that is repaired.
-fn unburied<R>(context: &Context<R>, sent: Sent, error: &Error) -> Recorded {
+fn unburied<R>(context: &Context<R>, sent: SentLetter, error: &Error) -> Recorded {
     if context.giving_up.is_cancelled() {
         return gone(context, sent);
     }

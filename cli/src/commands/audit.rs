@@ -51,7 +51,7 @@ impl Operator {
         }
     }
 
-    /// Somebody with the token of the status page, by the name that they gave.
+    /// An operator with the token of the status page, by the name that they gave.
     pub(super) fn of_the_status_page(name: Option<&str>) -> Self {
         let page = "status page";
         let user = name.map_or_else(|| page.to_owned(), |name| format!("{name}, {page}"));

@@ -1,4 +1,4 @@
-//! What the status page asks for about a dead letter, and what comes of it: [`LetterActions`].
+//! Requests of the status page about a dead letter, and their outcomes: [`LetterActions`].
 
 use async_trait::async_trait;
 

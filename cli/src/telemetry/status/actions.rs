@@ -39,7 +39,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// For how long a connection with an action may last beyond the time of others.
 pub(in crate::telemetry) const ACTION_LIFE: Duration = Duration::from_secs(65);
 
-/// Redrives and purges letters, one at a time.
+/// Redrives and purges letters, one after the other.
 pub(in crate::telemetry) struct Actions {
     token: blake3::Hash,
     desk: Arc<dyn LetterActions>,
@@ -50,7 +50,7 @@ pub(in crate::telemetry) struct Actions {
 /// The body of a request.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct ActionBody {
     id: String,
     why: String,
     #[serde(default)]
@@ -162,7 +162,7 @@ impl Actions {
             Err(_) => return Err(answer(StatusCode::BAD_REQUEST, "refused", "the body could not be read")),
         };
         let refused = |text: &str| answer(StatusCode::BAD_REQUEST, "refused", text);
-        let Asked { id, why, by } = serde_json::from_slice(&body).map_err(|_| {
+        let ActionBody { id, why, by } = serde_json::from_slice(&body).map_err(|_| {
             refused(r#"the body must be {"id": "…", "why": "…", "by": "…"}, in JSON; `by` may be left out"#)
         })?;
         let (why, by) =
