@@ -20,8 +20,14 @@ pub(super) struct Letter {
     pub(super) why: FailureReport,
 }
 
-/// A letter that its destination has confirmed, or that a policy drops, and how its delivery is counted.
-type Sent = (Letter, Counter);
+/// A letter that its destination has confirmed, or that a policy drops.
+struct SentLetter {
+    letter: Letter,
+    /// The id that it was published with.
+    id: String,
+    /// How its delivery is counted.
+    counter: Counter,
+}
 
 /// After so many publishes that failed, the message no longer holds up its lane, and is tried again at the longest delay.
 const LETTER_TRIES: u32 = 10;
@@ -59,10 +65,10 @@ pub(super) async fn dead_letter<R: Runner>(context: &Context<R>, letters: Vec<Le
         return letters.into_iter().map(|letter| keep(context, letter)).collect();
     };
     let (sent, mut recorded) = publish(context, target, letters).await;
-    for ((letter, counter), burial) in bury(context, sent).await {
+    for (sent, burial) in bury(context, sent).await {
         recorded.push(match burial {
-            Ok(()) => gone(context, letter, counter),
-            Err(error) => unburied(context, letter, counter, &error),
+            Ok(()) => gone(context, sent),
+            Err(error) => unburied(context, sent, &error),
         });
     }
     recorded
@@ -73,7 +79,7 @@ async fn publish<R: Runner>(
     context: &Context<R>,
     target: &DeadLetters,
     letters: Vec<Letter>,
-) -> (Vec<Sent>, Vec<Recorded>) {
+) -> (Vec<SentLetter>, Vec<Recorded>) {
     let (mut sent, mut recorded) = (Vec::new(), Vec::new());
     let mut open = letters;
     for extent in Extent::FROM_ALL_TO_FEW {
@@ -96,9 +102,10 @@ async fn publish<R: Runner>(
             bounded(context.config.publish_timeout, "publish dead letters", batch.len(), call).await;
         failpoints::hit(Step::LetterConfirmed);
         let mut too_large = Vec::new();
-        for (letter, answer) in open.into_iter().zip(answers) {
+        let ids = batch.into_iter().map(|outgoing| outgoing.own_id);
+        for ((letter, answer), id) in open.into_iter().zip(answers).zip(ids) {
             match answer {
-                Ok(()) => sent.push((letter, Counter::DeadLettered)),
+                Ok(()) => sent.push(SentLetter { letter, id, counter: Counter::DeadLettered }),
                 Err(error) if error.kind() != ErrorKind::TooLarge => {
                     recorded.push(not_confirmed(context, letter, &error));
                 }
@@ -106,7 +113,8 @@ async fn publish<R: Runner>(
                 Err(error) => match context.config.policies.on_letter_refused {
                     OnLetterRefused::Park => recorded.push(refused(context, letter, &error)),
                     OnLetterRefused::Drop => {
-                        sent.push((dropped(context, letter, &error), Counter::LettersDropped))
+                        let letter = dropped(context, letter, &error);
+                        sent.push(SentLetter { letter, id, counter: Counter::LettersDropped });
                     }
                 },
             }
@@ -120,9 +128,12 @@ async fn publish<R: Runner>(
 }
 
 /// Marks the keys of letters dead. Only an answer about the record ends the repeating; see [`Shared::until_known`].
-async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Result<(), Error>)> {
+async fn bury<R: Runner>(
+    context: &Context<R>,
+    sent: Vec<SentLetter>,
+) -> Vec<(SentLetter, Result<(), Error>)> {
     let ttl = context.config.ttl;
-    let leases = sent.iter().filter_map(|(letter, _)| letter.lease);
+    let leases = sent.iter().filter_map(|sent| sent.letter.lease);
     let requests: Vec<_> = leases.map(|lease| BuryRequest { lease, ttl }).collect();
     let mut burials = Vec::new();
     if !requests.is_empty() {
@@ -137,16 +148,17 @@ async fn bury<R: Runner>(context: &Context<R>, sent: Vec<Sent>) -> Vec<(Sent, Re
     }
     failpoints::hit(Step::Buried);
     let mut burials = burials.into_iter();
-    let answer = |(letter, counter): Sent| {
-        let burial = letter.lease.and_then(|_| burials.next()).unwrap_or(Ok(Burial::Dead));
-        ((letter, counter), burial.map(|_| ()))
+    let answer = |sent: SentLetter| {
+        let burial = sent.letter.lease.and_then(|_| burials.next()).unwrap_or(Ok(Burial::Dead));
+        (sent, burial.map(|_| ()))
     };
     sent.into_iter().map(answer).collect()
 }
 
-fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Counter) -> Recorded {
+fn gone<R>(context: &Context<R>, SentLetter { letter, id, counter }: SentLetter) -> Recorded {
+    let Letter { work, why, .. } = letter;
     if counter == Counter::DeadLettered {
-        let sighting = LetterSighting::new(work.key(), why.reason, work.message.origin());
+        let sighting = LetterSighting::new(&id, work.key(), why.reason, work.message.origin());
         context.measurer.dead_lettered(&sighting, why.attempts);
         let (scope, key, reason, error) = (&context.scope, work.log_key(), why.reason, &why.error);
         let (origin, position, message_id) = (work.message.origin(), work.log_position(), work.log_id());
@@ -166,11 +178,11 @@ fn gone<R>(context: &Context<R>, Letter { work, why, .. }: Letter, counter: Coun
 /// The letter is confirmed and its key is not known to be dead. When the drain deadline has passed, the confirm alone allows
 /// the ack: a redrive of the letter reopens its key, and a copy of the message is dead-lettered again. Otherwise the record
 /// cannot be read, and its message is held until that is repaired.
-fn unburied<R>(context: &Context<R>, letter: Letter, counter: Counter, error: &Error) -> Recorded {
+fn unburied<R>(context: &Context<R>, sent: SentLetter, error: &Error) -> Recorded {
     if context.giving_up.is_cancelled() {
-        return gone(context, letter, counter);
+        return gone(context, sent);
     }
-    let work = letter.work;
+    let work = sent.letter.work;
     tracing::error!(
         scope = %context.scope, key = work.log_key(), origin = work.message.origin(),
         position = work.log_position(), message_id = work.log_id(), ?error,

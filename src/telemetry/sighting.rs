@@ -44,6 +44,8 @@ impl KeySighting {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct LetterSighting<'m> {
+    /// The id of the letter, as `dlq list` shows it: made of the key, the generation and a hash of the payload.
+    pub id: &'m str,
     /// The key; `None` for a message without a usable one.
     pub key: Option<Key>,
     /// Why the message failed for good.
@@ -54,7 +56,7 @@ pub struct LetterSighting<'m> {
 
 impl<'m> LetterSighting<'m> {
     /// A sighting, for tests of an observer.
-    pub fn new(key: Option<Key>, reason: Reason, origin: Option<&'m str>) -> Self {
-        Self { key, reason, origin }
+    pub fn new(id: &'m str, key: Option<Key>, reason: Reason, origin: Option<&'m str>) -> Self {
+        Self { id, key, reason, origin }
     }
 }

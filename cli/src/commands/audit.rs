@@ -51,6 +51,13 @@ impl Operator {
         }
     }
 
+    /// An operator with the token of the status page, by the name that they gave.
+    pub(super) fn of_the_status_page(name: Option<&str>) -> Self {
+        let page = "status page";
+        let user = name.map_or_else(|| page.to_owned(), |name| format!("{name}, {page}"));
+        Self { user: Some(user), uid: None }
+    }
+
     fn words(user: Option<&str>, uid: Option<u32>) -> String {
         user.map(str::to_owned).or_else(|| uid.map(|uid| format!("uid {uid}"))).unwrap_or_default()
     }

@@ -41,7 +41,7 @@ async fn relay(args: &FileArgs, env: Lookup<'_>) -> Result<Exit, Failure> {
     let signals = Signals::catch()?;
     let shutdown = CancellationToken::new();
     let watched = Watched::relay(&config.scope, shutdown.clone());
-    telemetry::expose(&config, &watched).await?;
+    telemetry::expose(&config, &watched, None).await?;
     let whole_run = publish(&config, &watched, &shutdown);
     match signals
         .drain(&shutdown, whole_run, || tracing::info!("draining: finishing the batch in flight"))

@@ -18,7 +18,7 @@ pub(crate) struct Contexts<'c> {
     handler: String,
     source: String,
     store: String,
-    is_written: Box<dyn Fn(&str) -> bool + Sync + 'c>,
+    is_written: Box<dyn Fn(&str) -> bool + Send + Sync + 'c>,
 }
 
 impl<'c> Contexts<'c> {
@@ -74,7 +74,10 @@ impl<'c> Contexts<'c> {
 
     /// The files with passwords or private keys that are named, each with its key.
     pub(super) fn secret_files(&self) -> Vec<(String, PathBuf)> {
-        self.secrets().flat_map(|(table, secrets)| secrets.secret_files(&self.table(table))).collect()
+        let token = self.config.telemetry.token_file.as_deref();
+        let token = token.map(|file| ("telemetry.token_file".to_owned(), self.config.resolve(file)));
+        let of_tables = self.secrets().flat_map(|(table, secrets)| secrets.secret_files(&self.table(table)));
+        of_tables.chain(token).collect()
     }
 
     /// All connections on which a credential could be read by others, each with its table.

@@ -1,11 +1,12 @@
 //! `[pipeline]`, `[retry]`, `[dead_letter]` and `[telemetry]`: how messages flow and what is reported about it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use onceward_plugin::value::{Address, ByteCount, HumanDuration};
+use onceward_plugin::value::{Address, ByteCount, HumanDuration, Secret};
 use onceward_plugin::{choice, table};
 
 use super::key::OrderBy;
@@ -158,6 +159,13 @@ pub struct TelemetryConfig {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "listen_address")]
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
+    /// The token with which the status page redrives and purges dead letters: at least 16 bytes. Without it the page changes
+    /// nothing. It is sent as `Authorization: Bearer`, without TLS: let others reach the listener through a proxy with TLS only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// A file that holds it, instead of `token`. It is read at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
     /// The OpenTelemetry collector that traces and metrics go to, by OTLP over HTTP: `http://collector:4318`; log lines as
     /// well with `OTEL_LOGS_EXPORTER=otlp`. The standard variables `OTEL_*` take precedence; without either nothing is
     /// exported.

@@ -9,6 +9,8 @@ mod exposition;
 mod family;
 #[cfg(feature = "telemetry")]
 mod instruments;
+#[cfg_attr(not(feature = "telemetry"), allow(dead_code, reason = "used by the telemetry feature only"))]
+mod letter_orders;
 mod logins;
 #[cfg(feature = "telemetry")]
 mod metrics;
@@ -38,24 +40,29 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::{Config, Lookup};
 use crate::exit::Failure;
 
+pub(crate) use letter_orders::{LetterActions, LetterOrder, LetterOutcome, LetterRequest};
 pub(crate) use logins::{HEADERS, URLS};
 #[cfg(feature = "telemetry")]
 pub(crate) use status::{LiveStatus, PipelineFigures};
 pub(crate) use watched::{MessageSource, SeenLetters, Watched};
 
 /// Starts the endpoints, if `telemetry.listen` is set, and the push of metrics, if they have a collector; both run in the
-/// background until the program ends.
+/// background until the program ends. With a token in the configuration, `desk` redrives and purges letters.
 ///
 /// # Errors
-/// The address cannot be bound.
-pub(crate) async fn expose(config: &Config, watched: &Arc<Watched>) -> Result<(), Failure> {
+/// The address cannot be bound, or the token cannot be read.
+pub(crate) async fn expose(
+    config: &Config,
+    watched: &Arc<Watched>,
+    desk: Option<Arc<dyn LetterActions>>,
+) -> Result<(), Failure> {
     #[cfg(feature = "otlp")]
     otlp::metrics::push_regularly(watched);
     #[cfg(feature = "telemetry")]
     if let Some(address) = config.telemetry.listen {
-        return server::start(config, address, Arc::clone(watched)).await;
+        return server::start(config, address, Arc::clone(watched), desk).await;
     }
-    let _ = (config, watched);
+    let _ = (config, watched, desk);
     Ok(())
 }
 

@@ -38,6 +38,12 @@ pub(crate) struct RecentLine {
 pub(crate) struct RecentLetter {
     /// Milliseconds since 1970.
     pub(crate) at_ms: u64,
+    /// As `dlq list` shows it.
+    #[serde(default)]
+    pub(crate) id: String,
+    /// `redriven`, `resolved` or `purged` by this page.
+    #[serde(default)]
+    pub(crate) done: Option<String>,
     /// The hash of the key.
     pub(crate) key: Option<String>,
     pub(crate) reason: String,
@@ -104,11 +110,20 @@ impl RecentLetters {
     pub(super) fn add(&self, letter: &LetterSighting<'_>) {
         let letter = RecentLetter {
             at_ms: now_ms(),
+            id: letter.id.to_owned(),
+            done: None,
             key: letter.key.map(|key| key.to_string()),
             reason: letter.reason.as_str().to_owned(),
             origin: letter.origin.map(|origin| printable(origin.as_bytes(), LONGEST)),
         };
         push(&mut self.0.lock(), letter);
+    }
+
+    /// Notes what was done with the letter `id`, if it is still here.
+    pub(super) fn note(&self, id: &str, done: &str) {
+        for letter in self.0.lock().iter_mut().filter(|letter| letter.id == id) {
+            letter.done = Some(done.to_owned());
+        }
     }
 }
 
@@ -136,10 +151,18 @@ mod tests {
         let letters = RecentLetters::default();
         for number in 0..50 {
             let key = Some(Key::from_bytes([number; 16]));
-            letters.add(&LetterSighting::new(key, Reason::Permanent, Some("or\u{1b}ders")));
+            letters.add(&LetterSighting::new(
+                &format!("letter-{number}"),
+                key,
+                Reason::Permanent,
+                Some("or\u{1b}ders"),
+            ));
         }
         let kept = letters.read();
         assert_eq!((kept.len(), kept[0].key.as_deref()), (MOST, Some("31".repeat(16).as_str())));
+        letters.note("letter-49", "purged");
+        let done: Vec<_> = letters.read().into_iter().filter_map(|letter| letter.done).collect();
+        assert_eq!(done, ["purged"]);
         assert_eq!((&*kept[0].reason, kept[0].origin.as_deref()), ("permanent", Some("or\\u{1b}ders")));
     }
 

@@ -1,4 +1,4 @@
-//! HTTP server of the endpoints: GET only, one request per connection, short time limits, and a bounded number of connections.
+//! HTTP server of the endpoints: GET, but for the [actions](Actions) of the status page; one request per connection, short time limits, and a bounded number of connections.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,8 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::Connections;
+use super::letter_orders::LetterActions;
 use super::readiness::Readiness;
-use super::status::{self, RateHistory};
+use super::status::{self, ACTION_LIFE, Actions, RateHistory};
 use super::watched::Watched;
 use super::{exposition, metrics};
 use crate::config::Config;
@@ -26,7 +27,7 @@ use crate::exit::{Exit, Failure};
 /// The time limit for receiving the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// The time limit of a connection, including the response. It serves one request.
+/// The time limit of a connection, including the response; an action may take longer. It serves one request.
 const LIFE: Duration = Duration::from_secs(10);
 
 /// The most bytes buffered per connection.
@@ -38,17 +39,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Endpoints {
     watched: Arc<Watched>,
     history: Arc<RateHistory>,
+    /// `None` without a token.
+    actions: Option<Actions>,
 }
 
 /// Listens on `address` and serves in the background until the runtime ends.
 ///
 /// # Errors
-/// The address cannot be bound.
+/// The address cannot be bound, or the token cannot be read.
 pub(super) async fn start(
     config: &Config,
     address: SocketAddr,
     watched: Arc<Watched>,
+    desk: Option<Arc<dyn LetterActions>>,
 ) -> Result<(), Failure> {
+    let actions = desk.map(|desk| Actions::new(config, desk)).transpose()?.flatten();
     let cannot = |error: std::io::Error| {
         let error = config.refuse(
             "telemetry.listen",
@@ -63,7 +68,7 @@ pub(super) async fn start(
     tracing::info!(%address, "telemetry endpoints started: /metrics, /status, /health/live, /health/ready");
     let history = Arc::<RateHistory>::default();
     tokio::spawn(Arc::clone(&history).keep(Arc::clone(&watched)));
-    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, history })));
+    tokio::spawn(serve(listener, Arc::new(Endpoints { watched, history, actions })));
     Ok(())
 }
 
@@ -86,10 +91,12 @@ async fn serve(listener: TcpListener, endpoints: Arc<Endpoints>) {
 }
 
 async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc<AtomicBool>) {
+    let acts = Arc::new(AtomicBool::new(false));
+    let is_acting = Arc::clone(&acts);
     let service = service_fn(move |request| {
         has_asked.store(true, Ordering::Relaxed);
-        let response = endpoints.respond(&request);
-        async move { Ok::<_, Infallible>(response) }
+        let (endpoints, acts) = (Arc::clone(&endpoints), Arc::clone(&acts));
+        async move { Ok::<_, Infallible>(endpoints.respond(request, &acts).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -98,11 +105,20 @@ async fn connection(stream: TcpStream, endpoints: Arc<Endpoints>, has_asked: Arc
         .max_buf_size(READ_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     // A scraper that disconnects, or is disconnected because it does not read, is not an error.
-    let _ = tokio::time::timeout(LIFE, served).await;
+    tokio::pin!(served);
+    if tokio::time::timeout(LIFE, &mut served).await.is_err() && is_acting.load(Ordering::Relaxed) {
+        let _ = tokio::time::timeout(ACTION_LIFE, served).await;
+    }
 }
 
 impl Endpoints {
-    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    /// `acts` becomes true with an action, which takes its time.
+    async fn respond(&self, request: Request<Incoming>, acts: &AtomicBool) -> Response<Full<Bytes>> {
+        if let Some(actions) = &self.actions
+            && let Some(asked) = status::request_at(request.uri().path())
+        {
+            return actions.respond(asked, request, &self.watched, acts).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n");
             response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
@@ -115,7 +131,7 @@ impl Endpoints {
             }
             "/health/live" => plain(StatusCode::OK, "live\n"),
             "/health/ready" => ready(&Readiness::current(&self.watched)),
-            path => status::respond(path, &self.watched, &self.history).unwrap_or_else(|| {
+            path => status::respond(path, &self.watched, &self.history, self.actions.is_some()).unwrap_or_else(|| {
                 plain(
                     StatusCode::NOT_FOUND,
                     "not found; the endpoints are /metrics, /status, /status.json, /health/live and /health/ready\n",

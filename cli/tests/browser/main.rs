@@ -7,6 +7,8 @@
 #![cfg(feature = "telemetry")]
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "sqlite")]
+mod actions;
 mod chromium;
 #[path = "../program/scene.rs"]
 #[allow(dead_code)]
@@ -25,8 +27,12 @@ const HANDLER: &str = r#"command = ["sh", "-c", 'read -r o || true; case $o in *
 
 /// A run that follows a file of orders, and the address of its page.
 fn run() -> (Scene, Running, String) {
+    run_with("[store.memory]\n", HANDLER, "")
+}
+
+fn run_with(store: &str, handler: &str, telemetry: &str) -> (Scene, Running, String) {
     let tables = format!(
-        "{ORDERS}follow = true\n[store.memory]\n[handler.exec]\n{HANDLER}\n[telemetry]\nlisten = '127.0.0.1:0'\n"
+        "{ORDERS}follow = true\n{store}[handler.exec]\n{handler}\n[telemetry]\nlisten = '127.0.0.1:0'\n{telemetry}"
     );
     let scene = Scene::new(&tables);
     scene.write("orders.ndjson", "");
@@ -100,6 +106,7 @@ fn the_status_page_shows_the_figures_in_both_schemes_and_keeps_to_its_policy() {
     assert!(page.text("errors").contains("store-in-memory"), "{}", page.text("errors"));
     let letters = page.text("letters");
     assert!(letters.lines().count() == 20 && letters.contains("permanent"), "{letters}");
+    assert_eq!(page.evaluate("document.querySelectorAll('#letters button').length"), 0, "there is no token");
     let points = "document.getElementById('line-handled').getAttribute('points').split(' ').length";
     wait("ten seconds of history", || page.evaluate(points).as_u64() >= Some(10));
     // What follows names the folder of the test.

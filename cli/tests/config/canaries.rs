@@ -63,8 +63,13 @@ const NAMES: [&str; 47] = [
 ];
 
 /// As [`NAMES`], where a file or an address is meant.
-const PATHS: [&str; 4] =
-    ["store.sqlite.path", "telemetry.listen", "key.secret_file", "key.previous_secret_file"];
+const PATHS: [&str; 5] = [
+    "store.sqlite.path",
+    "telemetry.listen",
+    "telemetry.token_file",
+    "key.secret_file",
+    "key.previous_secret_file",
+];
 
 /// Types whose texts are names of headers and fields.
 const NAMING_TYPES: [&str; 3] = ["KeySource", "OrderBy", "FingerprintConfig"];
@@ -92,7 +97,7 @@ const NEEDED: [(&str, &str); 23] = [
     ("outbox.sqs", ""),
     ("outbox.pubsub", ""),
     ("dead_letter", "to = 'd'"),
-    ("telemetry", ""),
+    ("telemetry", "listen = '127.0.0.1:1'"),
     ("key", "from = ['json:/id']"),
 ];
 

@@ -216,7 +216,7 @@ fn each_contradiction_gets_its_sentence() {
 }
 
 #[test]
-fn what_seals_our_headers_and_what_is_believed_agree() {
+fn secrets_are_long_enough_and_what_is_believed_agrees_with_them() {
     let file = |key: &str, policy: &str| {
         base_with("from = ['json:/id']\n", &format!("from = ['json:/id']\n{key}\n"))
             + &format!("[policy]\n{policy}\n")
@@ -239,6 +239,29 @@ fn what_seals_our_headers_and_what_is_believed_agree() {
         assert!(said.contains(&format!("{key}: ")) && said.contains(problem), "{said}");
         assert!(!said.contains("0123456"), "{said}");
     }
+    let token = "token = '0123456789abcdef'\n";
+    let telemetry = |text: &str| base_and(&format!("[telemetry]\n{text}"));
+    let listen = "listen = '127.0.0.1:1'\n";
+    for (source, key, problem) in [
+        (
+            telemetry(&format!("{listen}token = '0123456789abcde'")),
+            "telemetry.token",
+            "is shorter than 16 bytes",
+        ),
+        (
+            telemetry(&format!("{listen}{token}token_file = 's'")),
+            "telemetry.token_file",
+            "as well as telemetry.token",
+        ),
+        (telemetry(token), "telemetry.token", "without telemetry.listen"),
+        (telemetry("token_file = 's'"), "telemetry.token_file", "without telemetry.listen"),
+    ] {
+        let said = refusal(&source);
+        assert!(said.contains(&format!("{key}: ")) && said.contains(problem), "{said}");
+        assert!(!said.contains("0123456"), "{said}");
+    }
+    let shown = parse(&telemetry(&format!("{listen}{token}"))).to_toml().unwrap();
+    assert!(shown.contains("token = \"***\""), "{shown}");
     let config = parse(&file(secret, "own_headers = 'authenticated'"));
     assert!(!config.to_toml().unwrap().contains("0123456"), "it is redacted");
     parse(&config.to_toml().unwrap());

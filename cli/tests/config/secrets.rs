@@ -8,7 +8,7 @@ use crate::examples::{CONTRACT, no_env};
 const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
-const SECRET_PLACES: [&str; 26] = [
+const SECRET_PLACES: [&str; 27] = [
     "[source.rabbitmq]\nurl = 'amqps://u:SECRET@h/%2f'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h'\nqueue = 'q'\npassword = 'SECRET'\n",
@@ -34,6 +34,7 @@ const SECRET_PLACES: [&str; 26] = [
     "[handler.publish.rabbitmq]\nurl = 'amqps://u:SECRET@h'\nrouting_key = 'k'\n",
     "[handler.publish.kafka]\nbrokers = ['h:1']\ntopic = 't'\npassword = 'SECRET'\n",
     "[dead_letter]\nto = 'https://u:SECRET@h/dlq'\n",
+    "[telemetry]\nlisten = '127.0.0.1:1'\ntoken = 'SECRET-of-16-bytes'\n",
     "[telemetry]\notlp = 'https://u:SECRET@h/v1?key=SECRET'\n",
 ];
 
@@ -182,6 +183,7 @@ fn every_file_with_a_secret_is_known_under_the_option_that_names_it() {
         ("handler.publish.kafka", "brokers = ['h:1']\ntopic = 't'\npassword_file = '/k'\n", "password_file"),
         ("outbox.kafka", "brokers = ['h:1']\nproperties.ssl.key.location = '/k'\n", "properties"),
         ("outbox.rabbitmq", "url = 'amqps://h'\npassword_file = '/k'\n", "password_file"),
+        ("telemetry", "listen = '127.0.0.1:1'\ntoken_file = '/k'\n", "token_file"),
     ] {
         let text = with(table, options);
         let config = Config::parse(&text, &no_env).unwrap_or_else(|error| panic!("{error}\n{text}"));

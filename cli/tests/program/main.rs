@@ -7,6 +7,8 @@ mod handler_outages;
 mod http_batch;
 #[cfg(feature = "sqlite")]
 mod keys;
+#[cfg(all(feature = "telemetry", feature = "sqlite"))]
+mod letter_actions;
 #[cfg(all(feature = "otlp", feature = "redis", feature = "postgres"))]
 mod links;
 mod log;

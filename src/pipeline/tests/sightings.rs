@@ -5,7 +5,7 @@ use crate::pipeline::config::Mode;
 use crate::store::Reason;
 use crate::telemetry::{KeySighting, KnownAs, LetterSighting};
 
-type Letter = (Option<Key>, Reason, Option<String>);
+type Letter = (String, Option<Key>, Reason, Option<String>);
 
 /// Keeps what it is given.
 #[derive(Default)]
@@ -22,7 +22,7 @@ impl Observer for Sightings {
 
     fn dead_lettered(&self, letter: &LetterSighting<'_>) {
         let origin = letter.origin.map(str::to_owned);
-        self.letters.lock().unwrap().push((letter.key, letter.reason, origin));
+        self.letters.lock().unwrap().push((letter.id.to_owned(), letter.key, letter.reason, origin));
     }
 }
 
@@ -91,7 +91,8 @@ async fn a_dead_letter_is_reported_with_its_key_and_nothing_of_its_content() {
     world.broker.publish(message("bad").origin("orders".into()));
     world.empty().await;
     worker.end().await;
-    let letter = (Some(world.key("bad")), Reason::Permanent, Some("orders".to_owned()));
+    let id = world.letters.sent()[0].own_id.clone();
+    let letter = (id, Some(world.key("bad")), Reason::Permanent, Some("orders".to_owned()));
     assert_eq!(*sightings.letters.lock().unwrap(), [letter]);
     assert!(sightings.keys.lock().unwrap().is_empty(), "only observe mode reports keys");
 }

@@ -7,7 +7,6 @@ use onceward::{Error, Scope};
 
 use super::letter::ReadLetter;
 use crate::commands::audit::{LetterAction, LetterRecord, Operator, now};
-use crate::config::Lookup;
 
 /// Appends entries for one run of a command.
 pub(super) struct Auditor {
@@ -23,15 +22,15 @@ impl Auditor {
     pub(super) fn new(
         log: Arc<dyn AuditLog>,
         scope: Scope,
+        operator: Operator,
         why: Option<&str>,
         edited: bool,
-        env: Lookup<'_>,
     ) -> Self {
         Self {
             log,
             scope,
             run: format!("{:016x}", fastrand::u64(..)),
-            operator: Operator::new(env),
+            operator,
             why: why.map(str::to_owned),
             edited,
         }

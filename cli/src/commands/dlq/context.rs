@@ -7,7 +7,7 @@ use onceward::{OwnHeaders, Scope};
 use onceward_plugin::LetterTarget;
 
 use super::reader::OpenLetters;
-use crate::args::{FileArgs, LettersArgs};
+use crate::args::FileArgs;
 use crate::commands::failure;
 use crate::config::{self, Config, Lookup};
 use crate::exit::{Exit, Failure};
@@ -53,10 +53,10 @@ pub(super) async fn open_store(config: &Config) -> Result<(OpenStore, Arc<dyn Au
 }
 
 impl LettersContext {
-    pub(super) async fn open(args: &LettersArgs, config: Config, scope: Scope) -> Result<Self, Failure> {
+    /// Opens the store and both ends; `from` replaces `dead_letter.to`.
+    pub(super) async fn open(from: Option<&str>, config: Config, scope: Scope) -> Result<Self, Failure> {
         let (store, audit) = open_store(&config).await?;
-        let opened =
-            registry::open_letters(&config, &scope, store.checkpoints.clone(), args.from.as_deref()).await;
+        let opened = registry::open_letters(&config, &scope, store.checkpoints.clone(), from).await;
         let registry::Letters { ends, own, needs_headers } =
             opened.map_err(|error| failure::failure(&error))?;
         let (from, to) = ends.split();

@@ -19,7 +19,7 @@ const ERROR_LIMIT: usize = 80;
 pub(super) async fn list(args: &LetterListArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let filter = Filter::new(&args.filter)?;
     let (config, scope) = load(&args.letters.config, env)?;
-    let mut context = LettersContext::open(&args.letters, config, scope).await?;
+    let mut context = LettersContext::open(args.letters.from.as_deref(), config, scope).await?;
     let listed = each(&mut context, args, &filter, out).await;
     let (listed, skipped) = context.close(listed).await?;
     if !args.letters.json {

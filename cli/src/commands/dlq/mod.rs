@@ -9,6 +9,7 @@
 mod audit;
 mod context;
 mod depth;
+mod desk;
 mod filter;
 mod letter;
 mod list;
@@ -20,6 +21,7 @@ mod republish;
 mod show;
 
 pub(super) use depth::{LetterCount, LettersFound, letters};
+pub(super) use desk::LetterDesk;
 
 use crate::args::DlqCommand;
 use crate::config::Lookup;

@@ -10,7 +10,7 @@ use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::list::line;
 use crate::args::LetterPurgeArgs;
-use crate::commands::audit::LetterAction;
+use crate::commands::audit::{LetterAction, Operator};
 use crate::commands::consent::consent;
 use crate::commands::failure;
 use crate::commands::progress::PacedProgress;
@@ -36,18 +36,9 @@ pub(super) async fn purge(
             CHANGE,
         )?;
     }
-    let mut context = LettersContext::open(&args.letters, config, scope).await?;
-    let audit = Arc::clone(&context.audit);
-    let auditor = Auditor::new(audit, context.scope.clone(), args.why.as_deref(), false, env);
-    let mut work =
-        Purging { args, filter, progress: PacedProgress::new(args.rate), auditor, purged: 0, skipped: 0 };
-    let ended = work.run(&mut context, out).await;
-    let Purging { purged, skipped, auditor, .. } = work;
-    if !args.dry_run {
-        let (scope, user) = (&context.scope, auditor.user());
-        tracing::info!(target: AUDIT, %scope, purged, skipped, user, why = args.why, "dead letters purged by the command");
-    }
-    context.close(ended).await?;
+    let context = LettersContext::open(args.letters.from.as_deref(), config, scope).await?;
+    let PurgeCounts { purged, skipped } =
+        purge_selected(context, args, filter, Operator::new(env), out).await?;
     let skipped = if skipped > 0 { format!(" skipped={skipped}") } else { String::new() };
     let name = if args.dry_run { "would-purge" } else { "purged" };
     match args.letters.json {
@@ -55,6 +46,35 @@ pub(super) async fn purge(
         false => out.line(format_args!("{name}={purged}{skipped}"))?,
     }
     Ok(Exit::Done)
+}
+
+/// Deletes the letters that `filter` selects, for `operator`.
+pub(super) async fn purge_selected(
+    mut context: LettersContext,
+    args: &LetterPurgeArgs,
+    filter: Filter<'_>,
+    operator: Operator,
+    out: &mut Output,
+) -> Result<PurgeCounts, Failure> {
+    let (audit, scope) = (Arc::clone(&context.audit), context.scope.clone());
+    let auditor = Auditor::new(audit, scope, operator, args.why.as_deref(), false);
+    let mut work =
+        Purging { args, filter, progress: PacedProgress::new(args.rate), auditor, purged: 0, skipped: 0 };
+    let ended = work.run(&mut context, out).await;
+    let Purging { purged, skipped, auditor, .. } = work;
+    if !args.dry_run {
+        let (scope, user) = (&context.scope, auditor.user());
+        tracing::info!(target: AUDIT, %scope, purged, skipped, user, why = args.why, "dead letters purged");
+    }
+    context.close(ended).await?;
+    Ok(PurgeCounts { purged, skipped })
+}
+
+/// How many letters were deleted, and how many the filter excluded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PurgeCounts {
+    pub(super) purged: usize,
+    skipped: usize,
 }
 
 struct Purging<'a> {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use onceward::adapter::{Delivery, Tag};
 use onceward::own_headers::LETTER;
-use onceward::store::{Reason, Redrive, RedriveRequest};
-use onceward::{Error, HeaderTrust, Key};
+use onceward::store::{Reason, Redrive, RedriveRequest, StoreAdmin};
+use onceward::{Error, HeaderTrust, Key, Scope};
 use serde_json::json;
 
 use super::audit::Auditor;
@@ -17,7 +18,7 @@ use super::filter::Filter;
 use super::letter::ReadLetter;
 use super::republish::Republisher;
 use crate::args::RedriveArgs;
-use crate::commands::audit::LetterAction;
+use crate::commands::audit::{LetterAction, Operator};
 use crate::commands::consent::consent;
 use crate::commands::failure;
 use crate::commands::progress::PacedProgress;
@@ -40,10 +41,31 @@ pub(super) async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Outpu
             format!("Move the dead letters of {} back to {to}? They are handled again.", config.scope);
         consent(args.yes, &question, CHANGE)?;
     }
-    let mut context = LettersContext::open(&args.letters, config, scope).await?;
+    let context = LettersContext::open(args.letters.from.as_deref(), config, scope).await?;
+    let counts = redrive_selected(context, args, filter, payload, Operator::new(env), out).await?;
+    let RedriveCounts { redriven, resolved, left, skipped, .. } = counts;
+    let name = if args.dry_run { "would-redrive" } else { "redriven" };
+    if args.letters.json {
+        out.json(&json!({ name: redriven, "resolved": resolved, "left": left, "skipped": skipped }))?;
+    } else {
+        let skipped = if skipped > 0 { format!(" skipped={skipped}") } else { String::new() };
+        out.line(format_args!("{name}={redriven} resolved={resolved} left={left}{skipped}"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Moves the letters that `filter` selects back to their source, with `payload` in the place of their own, for `operator`.
+pub(super) async fn redrive_selected(
+    mut context: LettersContext,
+    args: &RedriveArgs,
+    filter: Filter<'_>,
+    payload: Option<Bytes>,
+    operator: Operator,
+    out: &mut Output,
+) -> Result<RedriveCounts, Failure> {
     let (audit, scope) = (Arc::clone(&context.audit), context.scope.clone());
     let mut work = Redriving {
-        auditor: Auditor::new(audit, scope, args.why.as_deref(), payload.is_some(), env),
+        auditor: Auditor::new(audit, scope, operator, args.why.as_deref(), payload.is_some()),
         republisher: Republisher {
             to: context.to.clone(),
             own: context.own.clone(),
@@ -59,22 +81,15 @@ pub(super) async fn redrive(args: &RedriveArgs, env: Lookup<'_>, out: &mut Outpu
     };
     let ended = work.run(&mut context, out).await;
     let (counts, user) = (work.counts, work.auditor.user());
-    let RedriveCounts { redriven, resolved, left, skipped } = counts;
     if !args.dry_run {
+        let RedriveCounts { redriven, resolved, left, skipped, .. } = counts;
         tracing::info!(
             target: AUDIT, scope = %context.scope, redriven, resolved, left, skipped, user, why = args.why,
-            "dead letters redriven by the command"
+            "dead letters redriven"
         );
     }
     context.close(ended).await?;
-    let name = if args.dry_run { "would-redrive" } else { "redriven" };
-    if args.letters.json {
-        out.json(&json!({ name: redriven, "resolved": resolved, "left": left, "skipped": skipped }))?;
-    } else {
-        let skipped = if skipped > 0 { format!(" skipped={skipped}") } else { String::new() };
-        out.line(format_args!("{name}={redriven} resolved={resolved} left={left}{skipped}"))?;
-    }
-    Ok(Exit::Done)
+    Ok(counts)
 }
 
 /// The content of `--payload-file`.
@@ -87,12 +102,15 @@ fn payload(args: &RedriveArgs) -> Result<Option<Bytes>, Failure> {
     Ok(Some(read.into()))
 }
 
+/// What became of letters.
 #[derive(Clone, Copy, Debug, Default)]
-struct RedriveCounts {
-    redriven: u64,
-    resolved: u64,
+pub(super) struct RedriveCounts {
+    pub(super) redriven: u64,
+    pub(super) resolved: u64,
     left: u64,
     skipped: u64,
+    /// Why the last letter of the filter that was left could not be redriven.
+    pub(super) obstacle: Option<&'static str>,
 }
 
 struct Redriving<'r> {
@@ -129,7 +147,7 @@ impl Redriving<'_> {
                 let next = self.progress.add(step.len());
                 context.reader.wait_until(next).await;
             }
-            let RedriveCounts { redriven, resolved, left, skipped } = self.counts;
+            let RedriveCounts { redriven, resolved, left, skipped, .. } = self.counts;
             self.progress
                 .print(format_args!("redriven={redriven} resolved={resolved} left={left} skipped={skipped}"));
         }
@@ -158,6 +176,7 @@ impl Redriving<'_> {
         self.selected += 1;
         if let Some(why) = self.obstacle(context, &letter) {
             self.counts.left += 1;
+            self.counts.obstacle = Some(why);
             tracing::warn!(letter = letter.id(), why, "dead letter left");
             self.report(&letter, "left", Some(why), out)?;
             return Ok(None);
@@ -201,7 +220,8 @@ impl Redriving<'_> {
         }
         let all: Vec<_> = step.iter().map(|own| &own.letter).collect();
         self.auditor.record(LetterAction::Redrive, &all).await.map_err(failed)?;
-        let answers = open_keys(context, step).await.map_err(failed)?;
+        let ttl = context.config.limits().ttl.get();
+        let answers = open_keys(&*context.store.store, &context.scope, ttl, step).await.map_err(failed)?;
         let is_resolved = |answer: &Option<Redrive>| *answer == Some(Redrive::Resolved);
         let (mut resolved, mut open) = (Vec::new(), Vec::new());
         for (own, answer) in step.iter().zip(&answers) {
@@ -266,8 +286,12 @@ impl Redriving<'_> {
 }
 
 /// Opens the keys of letters; `None` for one whose key is not changed: it has none, or it is another message's.
-async fn open_keys(context: &LettersContext, step: &[Candidate<'_>]) -> Result<Vec<Option<Redrive>>, Error> {
-    let ttl = context.config.limits().ttl.get();
+async fn open_keys(
+    store: &dyn StoreAdmin,
+    scope: &Scope,
+    ttl: Duration,
+    step: &[Candidate<'_>],
+) -> Result<Vec<Option<Redrive>>, Error> {
     let own_key = |own: &Candidate<'_>| own.letter.key().filter(|_| own.letter.reason != Reason::Mismatch);
     let request = |own: &Candidate<'_>| {
         let generation = own.letter.generation;
@@ -276,7 +300,7 @@ async fn open_keys(context: &LettersContext, step: &[Candidate<'_>]) -> Result<V
     let requests: Vec<_> = step.iter().filter_map(request).collect();
     let answers = match requests.is_empty() {
         true => Vec::new(),
-        false => context.store.store.redrive(&context.scope, &requests).await,
+        false => store.redrive(scope, &requests).await,
     };
     let mut answers = answers.into_iter();
     step.iter()
@@ -320,7 +344,7 @@ fn identity(letter: &ReadLetter<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use onceward::{Message, Scope};
+    use onceward::Message;
 
     use super::*;
 

@@ -23,7 +23,7 @@ const PAYLOAD_LIMIT: usize = 64 * 1024;
 
 pub(super) async fn show(args: &LetterShowArgs, env: Lookup<'_>, out: &mut Output) -> Result<Exit, Failure> {
     let (config, scope) = load(&args.letters.config, env)?;
-    let mut context = LettersContext::open(&args.letters, config, scope).await?;
+    let mut context = LettersContext::open(args.letters.from.as_deref(), config, scope).await?;
     let found = find(&mut context, &args.id).await;
     let (scope, own) = (context.scope.clone(), context.own.clone());
     let found = context.close(found).await?;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
+use crate::commands::dlq::LetterDesk;
 use crate::config::{self, Advice, Config, Handler, HumanDuration, Lookup};
 use crate::exit::{Exit, Failure};
 use crate::handlers::reap_orphans;
@@ -111,7 +112,8 @@ pub(super) async fn supervise(
     let adapter = config.source.name();
     let system = config.source.plugin().messaging_system().unwrap_or(adapter);
     let watched = Watched::run(&config.scope, MessageSource { adapter, system }, shutdown.clone());
-    telemetry::expose(config, &watched).await?;
+    let desk = LetterDesk::new(config, &args.config.file);
+    telemetry::expose(config, &watched, Some(Arc::new(desk))).await?;
 
     tokio::spawn(reap_orphans(reaping.clone()));
     let whole_run = bounded(config, &shutdown, consume(config, args, attached, &watched, &shutdown));

@@ -5,6 +5,7 @@ mod handler;
 mod own_headers;
 mod plugins;
 mod rules;
+mod secret;
 
 use onceward::Scope;
 
@@ -28,6 +29,7 @@ pub(super) fn check(config: &Config) -> Checked {
         address(config, "dead_letter.to", &dead_letter.to)?;
     }
     plugins::outbox(config, &contexts)?;
+    token(config)?;
     if let Some(otlp) = &config.telemetry.otlp {
         url(config, "telemetry.otlp", otlp, &["http", "https"])?;
         let has_login = url::Url::parse(otlp.expose())
@@ -43,6 +45,20 @@ pub(super) fn check(config: &Config) -> Checked {
     agreement::check(config)?;
     own_headers::check(config)?;
     plugins::exposures(config, &contexts)
+}
+
+fn token(config: &Config) -> Checked {
+    let telemetry = &config.telemetry;
+    secret::secret(config, "telemetry.token", telemetry.token.as_ref(), telemetry.token_file.as_deref())?;
+    let given = [("token", telemetry.token.is_some()), ("token_file", telemetry.token_file.is_some())];
+    if let Some((name, _)) = given.into_iter().find(|(_, is_given)| *is_given && telemetry.listen.is_none()) {
+        return Err(config.refuse(
+            &format!("telemetry.{name}"),
+            "is given without telemetry.listen, so that there is no page that asks for it",
+            "add listen, or remove it",
+        ));
+    }
+    Ok(())
 }
 
 fn scope(config: &Config) -> Checked {

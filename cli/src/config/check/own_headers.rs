@@ -1,16 +1,14 @@
 //! `[key] secret` and `[policy] own_headers`: what our own headers are sealed with, and whose are believed.
 
-use std::path::Path;
-
-use onceward::own_headers::LEAST_SECRET_BYTES;
-
 use super::rules::Checked;
-use crate::config::{Config, OwnHeaders, REDACTED, Secret};
+use super::secret::secret;
+use crate::config::{Config, OwnHeaders};
 
 pub(super) fn check(config: &Config) -> Checked {
     let key = &config.key;
-    one(config, "secret", key.secret.as_ref(), key.secret_file.as_deref())?;
-    one(config, "previous_secret", key.previous_secret.as_ref(), key.previous_secret_file.as_deref())?;
+    secret(config, "key.secret", key.secret.as_ref(), key.secret_file.as_deref())?;
+    let previous = key.previous_secret.as_ref();
+    secret(config, "key.previous_secret", previous, key.previous_secret_file.as_deref())?;
     if !key.has_secret() {
         for (name, is_given) in [
             ("previous_secret", key.previous_secret.is_some()),
@@ -28,25 +26,6 @@ pub(super) fn check(config: &Config) -> Checked {
                 r#"add secret_file to [key], or write "ignore""#,
             ));
         }
-    }
-    Ok(())
-}
-
-/// A secret and its file; the file is read later.
-fn one(config: &Config, name: &str, secret: Option<&Secret>, file: Option<&Path>) -> Checked {
-    if secret.is_some() && file.is_some() {
-        let problem = format!("is given as well as key.{name}");
-        return Err(config.refuse(&format!("key.{name}_file"), problem, "keep one of the two"));
-    }
-    // What `config show` prints reads again.
-    let is_short =
-        |secret: &Secret| secret.expose() != REDACTED && secret.expose().len() < LEAST_SECRET_BYTES;
-    if secret.is_some_and(is_short) {
-        return Err(config.refuse(
-            &format!("key.{name}"),
-            format!("is shorter than {LEAST_SECRET_BYTES} bytes, so that it could be guessed"),
-            "make one with `openssl rand -hex 32`",
-        ));
     }
     Ok(())
 }

@@ -36,6 +36,9 @@ pub(crate) struct LiveStatus {
     pub(crate) errors: Vec<RecentLine>,
     /// Newest first.
     pub(crate) letters: Vec<RecentLetter>,
+    /// Letters can be redriven and purged, with the token.
+    #[serde(default)]
+    pub(crate) has_actions: bool,
 }
 
 /// The figures of a pipeline.
@@ -90,7 +93,7 @@ pub(crate) struct AgeBounds {
 }
 
 impl LiveStatus {
-    pub(super) fn of(watched: &Watched, history: &RateHistory) -> Self {
+    pub(super) fn of(watched: &Watched, history: &RateHistory, has_actions: bool) -> Self {
         let readiness = Readiness::current(watched);
         let (work, pipeline, relay) = match &watched.work {
             Work::Run(work) => ("run", work.get().map(|counters| pipeline(watched, counters, history)), None),
@@ -108,6 +111,7 @@ impl LiveStatus {
             relay,
             errors: recent::lines(),
             letters: watched.instruments.recent_letters.read(),
+            has_actions,
         }
     }
 }
@@ -255,12 +259,12 @@ mod tests {
     fn the_figures_read_back_as_they_are_written() {
         let watched = Watched::run("billing", FILE, CancellationToken::new());
         let history = RateHistory::default();
-        let before = LiveStatus::of(&watched, &history);
+        let before = LiveStatus::of(&watched, &history, false);
         assert!(
             before.pipeline.is_none() && !before.is_ready && before.state.contains("waiting for the store")
         );
         watched.started(std::sync::Arc::default());
-        let written = serde_json::to_string(&LiveStatus::of(&watched, &history)).unwrap();
+        let written = serde_json::to_string(&LiveStatus::of(&watched, &history, false)).unwrap();
         let read: LiveStatus = serde_json::from_str(&written).unwrap();
         let figures = read.pipeline.unwrap();
         assert_eq!(
@@ -269,7 +273,7 @@ mod tests {
             "other counters are left out while they are 0"
         );
         assert_eq!((&*figures.source.adapter, figures.source.lag), ("file", None));
-        let relay = LiveStatus::of(&Watched::relay("billing", CancellationToken::new()), &history);
+        let relay = LiveStatus::of(&Watched::relay("billing", CancellationToken::new()), &history, false);
         assert_eq!((&*relay.work, relay.relay), ("relay", None));
     }
 }

@@ -1,7 +1,8 @@
 //! Status page of a run or a relay: `/status`, its style and script, and its figures as JSON, `/status.json`.
 //!
-//! The page is read only: no request changes anything.
+//! Without a token in the configuration no request changes anything; with one, [`Actions`] redrive and purge letters.
 
+mod actions;
 mod figures;
 mod history;
 
@@ -10,6 +11,7 @@ use http_body_util::Full;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
+pub(super) use actions::{ACTION_LIFE, Actions, request_at};
 pub(crate) use figures::{LiveStatus, PipelineFigures};
 pub(super) use history::RateHistory;
 
@@ -30,23 +32,32 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// The response to a GET of `path`; `None` for a path of others.
-pub(super) fn respond(path: &str, watched: &Watched, history: &RateHistory) -> Option<Response<Full<Bytes>>> {
+/// The response to a GET of `path`; `None` for a path of others. `has_actions`: letters can be redriven and purged.
+pub(super) fn respond(
+    path: &str,
+    watched: &Watched,
+    history: &RateHistory,
+    has_actions: bool,
+) -> Option<Response<Full<Bytes>>> {
     let (content_type, body) = match path {
         "/" | "/status" => ("text/html; charset=utf-8", Bytes::from_static(include_bytes!("page.html"))),
         "/status.css" => ("text/css; charset=utf-8", Bytes::from_static(include_bytes!("page.css"))),
         "/status.js" => ("text/javascript; charset=utf-8", Bytes::from_static(include_bytes!("page.js"))),
-        "/status.json" => match serde_json::to_vec(&LiveStatus::of(watched, history)) {
+        "/status.json" => match serde_json::to_vec(&LiveStatus::of(watched, history, has_actions)) {
             Ok(figures) => ("application/json", figures.into()),
             Err(_) => return Some(failed()),
         },
         _ => return None,
     };
+    Some(with_headers(content_type, body))
+}
+
+fn with_headers(content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
-    Some(response)
+    response
 }
 
 fn failed() -> Response<Full<Bytes>> {

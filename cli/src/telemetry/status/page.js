@@ -122,9 +122,108 @@ function show(status) {
   fill(byId('errors'), status.errors.map((line) => [clock(line.at_ms), line.level, line.text]), 3, false);
   byId('no-errors').hidden = status.errors.length > 0;
   const letters = status.letters.map((letter) => [clock(letter.at_ms), letter.reason, letter.key ?? 'no key', letter.origin ?? '']);
-  fill(byId('letters'), letters, 4, false);
+  fill(byId('letters'), letters, 5, false);
+  offerActions(status.has_actions ? status.letters : []);
   byId('no-letters').hidden = status.letters.length > 0;
 }
+
+const ACTIONS = {
+  redrive: { name: 'Redrive', what: 'Moves the letter back to its source, where it is handled again.' },
+  purge: { name: 'Purge', what: 'Deletes the letter for ever. Copies of its message stay acked for the TTL.' },
+};
+
+// The letters in the order of their rows; the letter of the open dialog, and what is asked for it.
+let offered = [];
+let chosen = null;
+// Nowhere but in this variable: it is gone with the page.
+let token = '';
+
+/** Gives the last cell of each letter its buttons, or what was done with it. */
+function offerActions(letters) {
+  offered = letters;
+  const rows = byId('letters').children;
+  letters.forEach((letter, index) => {
+    const cell = rows[index].lastElementChild;
+    if (letter.done !== null) {
+      if (cell.firstElementChild !== null || cell.textContent !== letter.done) cell.textContent = letter.done;
+    } else if (cell.firstElementChild === null) {
+      cell.textContent = '';
+      for (const action of Object.keys(ACTIONS)) {
+        const button = document.createElement('button');
+        button.type = 'button';
+        button.dataset.action = action;
+        button.textContent = ACTIONS[action].name;
+        cell.append(button, ' ');
+      }
+    }
+  });
+}
+
+function sayResult(text, isDone) {
+  sayById('action-result', text);
+  byId('action-result').classList.toggle('done', isDone);
+}
+
+function ask(letter, action) {
+  chosen = { letter, action };
+  sayById('action-heading', `${ACTIONS[action].name} a dead letter`);
+  sayById('action-what', ACTIONS[action].what);
+  sayById('action-letter', `${letter.reason}, ${letter.origin ?? 'unknown origin'}, id ${letter.id}`);
+  sayById('action-do', ACTIONS[action].name);
+  byId('action-token').value = token;
+  byId('action-why').value = '';
+  byId('action-do').disabled = false;
+  sayResult('', false);
+  byId('action').showModal();
+  byId(token === '' ? 'action-token' : 'action-why').focus();
+}
+
+async function act() {
+  const asked = chosen;
+  token = byId('action-token').value;
+  byId('action-do').disabled = true;
+  sayResult('waiting', false);
+  const body = { id: asked.letter.id, why: byId('action-why').value };
+  if (byId('action-by').value !== '') body.by = byId('action-by').value;
+  let isDone = false;
+  let text;
+  try {
+    const response = await fetch(`/letters/${asked.action}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+      cache: 'no-store',
+      credentials: 'omit',
+      signal: AbortSignal.timeout(75000),
+    });
+    isDone = response.ok;
+    if (response.status === 401) token = '';
+    text = response.status === 401 ? 'the token is wrong' : (await response.json()).text;
+  } catch {
+    text = 'no answer from the process; the letter may have been changed: see onceward dlq log';
+  }
+  if (chosen === asked) {
+    sayResult(text, isDone);
+    byId('action-do').disabled = isDone;
+  }
+  await update();
+}
+
+byId('letters').addEventListener('click', (event) => {
+  const { action } = event.target.dataset;
+  const row = event.target.closest('tr');
+  const letter = row === null ? undefined : offered[[...byId('letters').children].indexOf(row)];
+  if (action !== undefined && letter !== undefined) ask(letter, action);
+});
+byId('action-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  act();
+});
+byId('action-close').addEventListener('click', () => byId('action').close());
+byId('action').addEventListener('close', () => {
+  chosen = null;
+  byId('action-token').value = '';
+});
 
 async function update() {
   try {
