@@ -2,7 +2,7 @@
 //! [`ScriptExecutor`].
 
 pub(crate) mod batch;
-mod format;
+pub(crate) mod format;
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use crate::command::keyspace::{Keyspace, ScopeTag};
 use crate::config::{RedisLayout, RedisOptions, compact_in_a_cluster};
 use crate::error::{classify, invalid_reply};
 use crate::executor::batch::{ScriptBatch, ScriptCall};
+use crate::executor::format::KeysFormat;
 use crate::network::Network;
 use crate::network::node::{is_server_error, redirected_node};
 use crate::network::replication::{ReplicaConfirmation, ReplicaWaiter, ReplicationHistory};
@@ -31,7 +32,8 @@ pub(crate) struct ScriptExecutor {
     pub(crate) network: Network,
     pub(crate) keyspace: Keyspace,
     pub(crate) options: RedisOptions,
-    format: OnceCell<()>,
+    format: OnceCell<KeysFormat>,
+    compact_format: OnceCell<()>,
 }
 
 /// The results of a batch as they arrive, by position.
@@ -49,7 +51,7 @@ impl ScriptExecutor {
             return Err(compact_in_a_cluster());
         }
         let keyspace = Keyspace::new(&options.prefix)?;
-        Ok(Self { network, keyspace, options, format: OnceCell::new() })
+        Ok(Self { network, keyspace, options, format: OnceCell::new(), compact_format: OnceCell::new() })
     }
 
     /// Executes each of `items`; `head` precedes the items in the argument of each call.

@@ -18,7 +18,8 @@ async fn append(store: &RedisStore, text: &str) {
 
 /// Appends entries as earlier versions did. The trail must have one.
 fn append_bare(server: &Redis, texts: &[&str]) {
-    let push = "local name = redis.call('KEYS', 'ow:!audit:*')[1] return redis.call('RPUSH', name, unpack(ARGV))";
+    let push =
+        "local name = redis.call('KEYS', 'ow:!audit:*')[1] return redis.call('RPUSH', name, unpack(ARGV))";
     server.cli(&[&["EVAL", push, "0"], texts].concat());
 }
 

@@ -332,27 +332,59 @@ async fn settings_that_make_slices_large_are_warned_about() {
 }
 
 #[tokio::test]
-async fn clusters_and_earlier_versions_refuse_compact_records() {
+async fn clusters_refuse_compact_records() {
     let mut cluster = RedisCluster::start(3);
     let compact = RedisConfig::cluster(cluster.urls()).layout(RedisLayout::Compact);
     let error = RedisStore::open(compact.clone()).unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("not for clusters"), "{error}");
     assert!(compact.check().is_err());
     let server = Redis::start();
-    let [plain, compact] = stores(&server);
-    let _ = claim(&plain, request(1)).await.unwrap();
-    assert!(server.cli(&["GET", "ow:!format"]).starts_with("records 1,"));
-    let _ = claim(&compact, request(2)).await.unwrap();
+    work_through(&stores(&server)[1], 0..1).await;
     let format = server.cli(&["GET", "ow:!format"]);
-    // Versions that do not read compact records ask for exactly "records 1".
-    assert!(format.starts_with("records 2,"), "{format}");
-    let [later, _] = stores(&server);
-    assert!(matches!(claim(&later, request(1)).await.unwrap(), Claim::InProgress { .. }));
     // A cluster that has taken over the keys of such a server.
     let slots: Vec<_> = cluster.nodes_mut().iter().collect();
     for node in slots {
         node.cli(&["SET", "ow:!format", format.trim()]);
     }
     let store = open(&RedisConfig::cluster(cluster.urls()));
-    assert_eq!(claim(&store, request(1)).await.unwrap_err().kind(), ErrorKind::Config);
+    let error = claim(&store, request(1)).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Config && error.to_string().contains("not available in a cluster"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_first_completion_records_that_compact_records_may_be_there() {
+    let server = Redis::start();
+    let format = || server.cli(&["GET", "ow:!format"]).trim().to_owned();
+    let announced = async |store: &RedisStore| {
+        let advice = store.check().await.unwrap();
+        advice.iter().any(|advice| advice.text.contains("no longer start"))
+    };
+    let [plain, compact] = stores(&server);
+    assert!(announced(&compact).await && !announced(&plain).await);
+    assert_eq!(compact.stats(&scope()).await.unwrap().total(), 0);
+    let lease = lease_of(claim(&compact, request(1)).await.unwrap());
+    // Versions that do not read compact records ask for exactly this.
+    assert_eq!(format(), "records 1, keys 1");
+    assert_eq!(complete(&plain, lease).await.unwrap(), Completion::Completed);
+    assert_eq!(format(), "records 1, keys 1");
+    work_through(&compact, 2..3).await;
+    assert_eq!(format(), "records 2, keys 1");
+    let [later, compact] = stores(&server);
+    assert!(matches!(claim(&later, request(2)).await.unwrap(), Claim::Completed { .. }));
+    assert!(!announced(&compact).await && !announced(&later).await);
+}
+
+#[tokio::test]
+async fn a_later_format_is_not_overwritten() {
+    let server = Redis::start();
+    let [_, compact] = stores(&server);
+    let lease = lease_of(claim(&compact, request(1)).await.unwrap());
+    server.cli(&["SET", "ow:!format", "records 3, keys 1"]);
+    let error = complete(&compact, lease).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("records 3"), "{error}");
+    assert_eq!(server.cli(&["GET", "ow:!format"]).trim(), "records 3, keys 1");
+    assert_eq!((plain_records(&server), fields(&server)), (1, 0));
 }
