@@ -47,7 +47,8 @@ impl ScriptExecutor {
     /// # Errors
     /// [`ErrorKind::Config`] if they have another format.
     pub(crate) async fn ensure_format(&self) -> Result<(), Error> {
-        self.format.get_or_try_init(|| self.check_format()).await.map(drop)
+        let check = async || self.check_format().await.map(drop);
+        self.format.get_or_try_init(check).await.copied()
     }
 
     /// As [`ensure_format`](Self::ensure_format), but asks the server each time.

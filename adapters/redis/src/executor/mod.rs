@@ -17,7 +17,6 @@ use crate::command::keyspace::{Keyspace, ScopeTag};
 use crate::config::{RedisLayout, RedisOptions, compact_in_a_cluster};
 use crate::error::{classify, invalid_reply};
 use crate::executor::batch::{ScriptBatch, ScriptCall};
-use crate::executor::format::KeysFormat;
 use crate::network::Network;
 use crate::network::node::{is_server_error, redirected_node};
 use crate::network::replication::{ReplicaConfirmation, ReplicaWaiter, ReplicationHistory};
@@ -32,7 +31,7 @@ pub(crate) struct ScriptExecutor {
     pub(crate) network: Network,
     pub(crate) keyspace: Keyspace,
     pub(crate) options: RedisOptions,
-    format: OnceCell<KeysFormat>,
+    format: OnceCell<()>,
     compact_format: OnceCell<()>,
 }
 

@@ -137,8 +137,9 @@ async fn a_slice_of_thousands_is_split_and_loses_nothing() {
                  redis.call('HSET', name, struct.pack('>I4I4', n * 40503 % 65536 * 65537 % 4294967296, n), value) end end end";
     server.cli(&["EVAL", crowd, "0", &CROWD.to_string()]);
     assert_eq!(slices(&server), [CROWD + 1]);
-    work_through(&compact, 0..1_000).await;
-    assert_eq!((plain_records(&server), fields(&server)), (0, CROWD + 1_001));
+    // One write in eight would not do.
+    work_through(&compact, 0..300).await;
+    assert_eq!((plain_records(&server), fields(&server)), (0, CROWD + 301));
     let longest = slices(&server).into_iter().max().unwrap();
     assert!(longest <= 250, "a slice has {longest} fields");
     let requests: Vec<_> = (1..=CROWD)
