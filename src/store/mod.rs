@@ -219,7 +219,8 @@ pub trait StoreAdmin: Store {
     /// Unexpired records in key order, at most [`ListQuery::limit`].
     ///
     /// A store may keep only the beginning of the keys of completed records; then the rest is zero, and
-    /// [`inspect`](Self::inspect) and [`forget`](Self::forget) find the record by this key too.
+    /// [`inspect`](Self::inspect) and [`forget`](Self::forget) find the record by this key too. The fence that `forget` leaves
+    /// then belongs to this key and not to the full one.
     ///
     /// # Errors
     /// [`Error`] if the store cannot answer.

@@ -39,17 +39,27 @@ table.insert(entries, 1, string.format('%.0f', first))
 return entries";
 
 /// Entries are in the order of their times. ARGV: the least age in microseconds, at most so many.
-const REMOVE_SCRIPT: &str = "local clock = redis.call('TIME')
+///
+/// Those of versions that kept no times are as old as the next one that has a time, and stay until there is one: it is looked for
+/// among 20 times as many entries as may be removed.
+const REMOVE_SCRIPT: &str = "local clock, limit = redis.call('TIME'), tonumber(ARGV[2])
 local newest = clock[1] * 1000000 + clock[2] - ARGV[1]
-local head = redis.call('LRANGE', KEYS[1], 0, ARGV[2])
-local removed = head[1] and string.match(head[1], '^#(%d+)$')
-local skip, last = removed and 1 or 0, 0
-for i = skip + 1, math.min(#head, skip + ARGV[2]) do
-  local at = tonumber(string.match(head[i], '^(%d+):') or 0)
-  if at > newest then break end
-  last = i
+local head = redis.call('LINDEX', KEYS[1], 0)
+local removed = head and string.match(head, '^#(%d+)$')
+local skip = removed and 1 or 0
+local last = skip
+for window = 0, 19 do
+  local from, is_young = skip + window * limit, false
+  local entries = redis.call('LRANGE', KEYS[1], from, from + limit - 1)
+  for i = 1, #entries do
+    local time = tonumber(string.match(entries[i], '^(%d+):'))
+    is_young = time and time > newest
+    if is_young then break end
+    if time then last = math.min(from + i, skip + limit) end
+  end
+  if is_young or last > skip or #entries < limit then break end
 end
-if last == 0 then return 0 end
+if last == skip then return 0 end
 redis.call('LTRIM', KEYS[1], last, -1)
 redis.call('LPUSH', KEYS[1], string.format('#%.0f', (removed or 0) + last - skip))
 return last - skip";

@@ -12,6 +12,7 @@ use crate::command::operator::Forget;
 use crate::config::RedisLayout;
 use crate::error::invalid_reply;
 use crate::executor::ScriptExecutor;
+use crate::executor::format::KeysFormat;
 use crate::network::server::RedisServer;
 use crate::record::ReadRecord;
 use crate::scan::send_to;
@@ -35,7 +36,13 @@ impl ScriptExecutor {
             }
             check_permissions(&prefix, &server, &mut advice).await;
         }
-        self.check_format().await?;
+        let format = self.check_format().await?;
+        if self.options.layout == RedisLayout::Compact && format == KeysFormat::Plain {
+            advice.push(Advice::ok(
+                "the first completions are going to record that compact records may be there: versions that do not know them no longer start"
+                    .to_owned(),
+            ));
+        }
         self.probe().await?;
         Ok(advice)
     }
@@ -122,7 +129,7 @@ impl ScriptExecutor {
     }
 
     /// Claims, reads and completes a key with a TTL of a second, and forgets it if it is compact, which needs all permissions of a
-    /// worker.
+    /// worker. It does not raise the format: other processes have no use for that key.
     async fn probe(&self) -> Result<(), Error> {
         let scope = Scope::parse("onceward-check")?;
         let mut entropy = Entropy::system();

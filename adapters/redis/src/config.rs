@@ -66,14 +66,16 @@ pub struct RedisOptions {
     /// The number of Redis keys, of any owner, that [`list`](onceward::adapter::StoreAdmin::list) and
     /// [`stats`](onceward::adapter::StoreAdmin::stats) may scan before they fail; default 10 million.
     pub scan_limit: u64,
-    /// How completed keys are kept; default "plain". Processes with different layouts can share a store.
+    /// How completed keys are kept; default "plain". Processes with different layouts can share a store, if all are of a version that
+    /// knows them.
     pub layout: RedisLayout,
 }
 
 /// How a store keeps completed keys.
 ///
 /// Each process reads both layouts, so that a layout can be changed process by process, under load, in either direction: what
-/// is completed stays as it is until it expires.
+/// is completed stays as it is until it expires. All processes must be of a version that knows compact records before the first one
+/// writes them.
 ///
 /// ```
 /// use onceward_redis::{RedisConfig, RedisLayout};
@@ -88,8 +90,9 @@ pub enum RedisLayout {
     /// Each in a Redis key of its own: 129 bytes, 161 with a fingerprint.
     #[default]
     Plain,
-    /// Many in one Redis key: 20 to 24 bytes each. Lists show only the beginning of their keys; the
-    /// [crate documentation](crate#compact-layout) has the limits. Not for clusters.
+    /// Many in one Redis key: 20 to 24 bytes each. For scopes whose publishers are trusted: anyone who may publish and guesses a key can
+    /// find a payload that passes for another's. Keys with a kept result or trace stay plain. Lists show only the beginning of
+    /// keys. Not for clusters. The [crate documentation](crate#compact-layout) has the limits.
     Compact,
 }
 

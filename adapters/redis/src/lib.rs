@@ -59,9 +59,14 @@
 //! long as in the plain layout, a claim a third longer.
 //!
 //! Every process reads both layouts, whichever it writes, so that the setting can be changed process by process, under load, in either
-//! direction. All processes must be of a version that knows compact records before the first one writes them; from then on
-//! `ow:!format` is `records 2`, which earlier versions refuse when they start. A cluster has no compact layout: while a slot moves,
-//! neither node sees all slices. Sentinels and replicas are no different from the plain layout.
+//! direction. All processes must be of a version that knows compact records before the first one writes them: its first completions
+//! raise `ow:!format` to `records 2`, which earlier versions refuse when they start, and which nothing lowers. Commands that only
+//! read do not raise it. A cluster has no compact layout: while a slot moves, neither node sees all slices. Sentinels and replicas are
+//! no different from the plain layout.
+//!
+//! **It is for scopes whose publishers are trusted.** Anyone who may publish to the scope and guesses a key that another producer is going
+//! to use finds, in some 65,536 tries, a payload whose 16 bits agree with the other's. Published first, it runs, and the other's
+//! message is acked as its copy. In the plain layout that takes 2¹²⁸ tries.
 //!
 //! A compact record keeps less:
 //!
@@ -75,9 +80,14 @@
 //! | time of the first claim | the same | in steps of a fifth of the run |
 //!
 //! These stay plain: a completion with a result, of a later generation, after a failure, loss or release; with a TTL of more than
-//! 400 days, or another one than the compact records of the scope have. So after a change of the TTL new completions stay plain until the
-//! last compact one has expired. [`list`](onceward::adapter::StoreAdmin::list) shows the first 68 bits of the keys of compact records and zeros
-//! after them; `inspect` and `forget` find the record by that.
+//! 400 days, or another one than the compact records of the scope have; of a key that agrees with a live compact one in 64 bits and not
+//! in the next 4. So after a change of the TTL new completions stay plain until the last compact one has expired. Results that are kept,
+//! and the ids of `keep_trace_context`, make each completion a plain one, of 110 to 250 bytes.
+//!
+//! [`list`](onceward::adapter::StoreAdmin::list) shows the first 68 bits of the keys of compact records and zeros after them; `inspect`
+//! and `forget` find the record by that. The fence that [`forget`](onceward::adapter::StoreAdmin::forget) leaves is then kept under the key
+//! it was given: after one from a list, the next claim of the true key has a larger fence only if the server's clock was not set
+//! back. Forget by the true key where it is known.
 //!
 //! # Lists and statistics
 //! Redis has no index of keys. [`list`](onceward::adapter::StoreAdmin::list) and [`stats`](onceward::adapter::StoreAdmin::stats) scan **all** Redis keys

@@ -12,7 +12,7 @@ use onceward::{Error, Key, Scope, Store};
 
 use crate::command::codec::ArgumentWriter;
 use crate::command::operator::Forget;
-use crate::config::{RedisConfig, RedisOptions};
+use crate::config::{RedisConfig, RedisLayout, RedisOptions};
 use crate::executor::ScriptExecutor;
 use crate::network::Network;
 use crate::record::ReadRecord;
@@ -98,6 +98,12 @@ impl Store for RedisStore {
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
+        if self.executor.options.layout == RedisLayout::Compact
+            && !batch.is_empty()
+            && let Err(error) = self.executor.ensure_compact_format().await
+        {
+            return batch.iter().map(|_| Err(error.clone())).collect();
+        }
         self.executor.execute(scope, &[], batch).await
     }
 

@@ -2,7 +2,7 @@
 //! [`ScriptExecutor`].
 
 pub(crate) mod batch;
-mod format;
+pub(crate) mod format;
 
 use std::sync::Arc;
 
@@ -32,6 +32,7 @@ pub(crate) struct ScriptExecutor {
     pub(crate) keyspace: Keyspace,
     pub(crate) options: RedisOptions,
     format: OnceCell<()>,
+    compact_format: OnceCell<()>,
 }
 
 /// The results of a batch as they arrive, by position.
@@ -49,7 +50,7 @@ impl ScriptExecutor {
             return Err(compact_in_a_cluster());
         }
         let keyspace = Keyspace::new(&options.prefix)?;
-        Ok(Self { network, keyspace, options, format: OnceCell::new() })
+        Ok(Self { network, keyspace, options, format: OnceCell::new(), compact_format: OnceCell::new() })
     }
 
     /// Executes each of `items`; `head` precedes the items in the argument of each call.

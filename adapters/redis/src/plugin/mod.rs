@@ -49,7 +49,8 @@ table! {
         /// The prefix of all keys in Redis, at most 64 letters, digits and `: - _ .`
         #[serde(default = "default_prefix")]
         pub prefix: String,
-        /// How completed keys are kept. Each process reads both layouts: change it process by process, at any time.
+        /// How completed keys are kept. Each process reads both layouts, so that it can be changed process by process, at any
+        /// time; but all must be of a version that knows it before the first one writes compact records.
         #[serde(default)]
         pub layout: RedisLayoutOption,
         /// The certificates, PEM, of the authorities that may have signed the servers'; the system's by default.
@@ -85,7 +86,9 @@ choice! {
         /// Each in a Redis key of its own, in 129 to 161 bytes.
         #[default]
         Plain,
-        /// Many in one Redis key, in 20 to 24 bytes each. Not for clusters; lists of keys show the beginning of each key only.
+        /// Many in one Redis key, in 20 to 24 bytes each. For scopes whose publishers are trusted: anyone who may publish and
+        /// guesses a key can find a payload that passes for another's. Keys with a kept result or trace
+        /// (`keep_trace_context`) stay plain. Not for clusters; lists of keys show the beginning of each key only.
         Compact,
     }
 }

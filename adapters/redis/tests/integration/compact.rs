@@ -10,7 +10,7 @@ use onceward::adapter::StoreAdmin;
 use onceward::store::{
     AdviceLevel, Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, KeyState, ListQuery,
 };
-use onceward::{ErrorKind, Fingerprint, Store};
+use onceward::{ErrorKind, Fingerprint, Key, Store};
 use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
 use onceward_test_servers::redis::{Redis, RedisCluster};
 
@@ -29,11 +29,22 @@ fn plain_records(server: &Redis) -> u64 {
     server.cli(&["EVAL", count, "0"]).trim().parse().unwrap()
 }
 
-/// All fields of all slices, with the expired ones.
+/// The number of fields of each slice, with the expired ones.
+fn slices(server: &Redis) -> Vec<u64> {
+    let count = "local all = {} for _, name in ipairs(redis.call('KEYS', 'ow:!c*')) do \
+                 if redis.call('TYPE', name).ok == 'hash' then all[#all + 1] = redis.call('HLEN', name) end end \
+                 return table.concat(all, ' ')";
+    server.cli(&["EVAL", count, "0"]).split_whitespace().map(|length| length.parse().unwrap()).collect()
+}
+
 fn fields(server: &Redis) -> u64 {
-    let count = "local n = 0 for _, name in ipairs(redis.call('KEYS', 'ow:!c*')) do \
-                 if redis.call('TYPE', name).ok == 'hash' then n = n + redis.call('HLEN', name) end end return n";
-    server.cli(&["EVAL", count, "0"]).trim().parse().unwrap()
+    slices(server).iter().sum()
+}
+
+/// Claims and completes a key.
+async fn work_on(store: &RedisStore, key: Key) {
+    let lease = lease_of(claim(store, ClaimRequest { key, ..request(0) }).await.unwrap());
+    assert_eq!(complete(store, lease).await.unwrap(), Completion::Completed);
 }
 
 async fn claim_with(store: &RedisStore, n: u64, text: &[u8]) -> Claim {
@@ -91,6 +102,71 @@ async fn what_a_compact_record_cannot_keep_stays_a_record_of_its_own() {
     for n in 0..5 {
         assert!(matches!(claim(&compact, request(n)).await.unwrap(), Claim::Completed { .. }), "key {n}");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_agrees_with_a_live_one_in_all_bits_of_a_field_stays_a_record_of_its_own() {
+    let server = Redis::start();
+    let [plain, compact] = stores(&server);
+    let keys = [0x10, 0x11, 0x12].map(|ninth| {
+        let mut bytes = [7; 16];
+        bytes[8] = ninth;
+        Key::from_bytes(bytes)
+    });
+    for key in keys {
+        work_on(&compact, key).await;
+    }
+    assert_eq!((plain_records(&server), fields(&server)), (2, 1));
+    for store in [&plain, &compact] {
+        for key in keys {
+            let claimed = claim(store, ClaimRequest { key, ..request(0) }).await.unwrap();
+            assert!(matches!(claimed, Claim::Completed { .. }), "{key}: {claimed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slice_of_thousands_is_split_and_loses_nothing() {
+    const CROWD: u64 = 12_000;
+    let server = Redis::start();
+    let [_, compact] = stores(&server);
+    work_on(&compact, Key::from_bytes([0; 16])).await;
+    // Copies of that record for other keys, whose last bytes are zero, too.
+    let crowd = "for _, name in ipairs(redis.call('KEYS', 'ow:!c*')) do if redis.call('TYPE', name).ok == 'hash' then \
+                 local value = redis.call('HGETALL', name)[2] for n = 1, ARGV[1] do \
+                 redis.call('HSET', name, struct.pack('>I4I4', n * 40503 % 65536 * 65537 % 4294967296, n), value) end end end";
+    server.cli(&["EVAL", crowd, "0", &CROWD.to_string()]);
+    assert_eq!(slices(&server), [CROWD + 1]);
+    // One write in eight would not do.
+    work_through(&compact, 0..300).await;
+    assert_eq!((plain_records(&server), fields(&server)), (0, CROWD + 301));
+    let longest = slices(&server).into_iter().max().unwrap();
+    assert!(longest <= 250, "a slice has {longest} fields");
+    let requests: Vec<_> = (1..=CROWD)
+        .map(|n| {
+            let mut bytes = [0; 16];
+            let hash = u32::try_from(n * 40503 % 65536 * 65537 % (1 << 32)).unwrap();
+            bytes[..4].copy_from_slice(&hash.to_be_bytes());
+            bytes[4..8].copy_from_slice(&u32::try_from(n).unwrap().to_be_bytes());
+            ClaimRequest { key: Key::from_bytes(bytes), ..request(0) }
+        })
+        .collect();
+    for claim in compact.claim(&scope(), &terms(), &requests).await {
+        assert!(matches!(claim, Ok(Claim::Completed { .. })), "{claim:?}");
+    }
+}
+
+#[tokio::test]
+async fn publishers_cannot_choose_keys_after_which_no_slice_is_split() {
+    let server = Redis::start();
+    let [_, compact] = stores(&server);
+    for n in 0..400_u32 {
+        let mut bytes = [1; 16];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        work_on(&compact, Key::from_bytes(bytes)).await;
+    }
+    // Each of the last 288 found a crowded slice, if it looked; one in eight does.
+    assert!(slices(&server).len() > 1, "{:?}", slices(&server));
 }
 
 const KEYS: u64 = 12_000;
@@ -257,27 +333,59 @@ async fn settings_that_make_slices_large_are_warned_about() {
 }
 
 #[tokio::test]
-async fn clusters_and_earlier_versions_refuse_compact_records() {
+async fn clusters_refuse_compact_records() {
     let mut cluster = RedisCluster::start(3);
     let compact = RedisConfig::cluster(cluster.urls()).layout(RedisLayout::Compact);
     let error = RedisStore::open(compact.clone()).unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("not for clusters"), "{error}");
     assert!(compact.check().is_err());
     let server = Redis::start();
-    let [plain, compact] = stores(&server);
-    let _ = claim(&plain, request(1)).await.unwrap();
-    assert!(server.cli(&["GET", "ow:!format"]).starts_with("records 1,"));
-    let _ = claim(&compact, request(2)).await.unwrap();
+    work_through(&stores(&server)[1], 0..1).await;
     let format = server.cli(&["GET", "ow:!format"]);
-    // Versions that do not read compact records ask for exactly "records 1".
-    assert!(format.starts_with("records 2,"), "{format}");
-    let [later, _] = stores(&server);
-    assert!(matches!(claim(&later, request(1)).await.unwrap(), Claim::InProgress { .. }));
     // A cluster that has taken over the keys of such a server.
     let slots: Vec<_> = cluster.nodes_mut().iter().collect();
     for node in slots {
         node.cli(&["SET", "ow:!format", format.trim()]);
     }
     let store = open(&RedisConfig::cluster(cluster.urls()));
-    assert_eq!(claim(&store, request(1)).await.unwrap_err().kind(), ErrorKind::Config);
+    let error = claim(&store, request(1)).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Config && error.to_string().contains("not available in a cluster"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_first_completion_records_that_compact_records_may_be_there() {
+    let server = Redis::start();
+    let format = || server.cli(&["GET", "ow:!format"]).trim().to_owned();
+    let announced = async |store: &RedisStore| {
+        let advice = store.check().await.unwrap();
+        advice.iter().any(|advice| advice.text.contains("no longer start"))
+    };
+    let [plain, compact] = stores(&server);
+    assert!(announced(&compact).await && !announced(&plain).await);
+    assert_eq!(compact.stats(&scope()).await.unwrap().total(), 0);
+    let lease = lease_of(claim(&compact, request(1)).await.unwrap());
+    // Versions that do not read compact records ask for exactly this.
+    assert_eq!(format(), "records 1, keys 1");
+    assert_eq!(complete(&plain, lease).await.unwrap(), Completion::Completed);
+    assert_eq!(format(), "records 1, keys 1");
+    work_through(&compact, 2..3).await;
+    assert_eq!(format(), "records 2, keys 1");
+    let [later, compact] = stores(&server);
+    assert!(matches!(claim(&later, request(2)).await.unwrap(), Claim::Completed { .. }));
+    assert!(!announced(&compact).await && !announced(&later).await);
+}
+
+#[tokio::test]
+async fn a_later_format_is_not_overwritten() {
+    let server = Redis::start();
+    let [_, compact] = stores(&server);
+    let lease = lease_of(claim(&compact, request(1)).await.unwrap());
+    server.cli(&["SET", "ow:!format", "records 3, keys 1"]);
+    let error = complete(&compact, lease).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("records 3"), "{error}");
+    assert_eq!(server.cli(&["GET", "ow:!format"]).trim(), "records 3, keys 1");
+    assert_eq!((plain_records(&server), fields(&server)), (1, 0));
 }

@@ -1,6 +1,7 @@
 //! The tests of this adapter on real servers: one executable, so that they are linked once and share the servers.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod cluster;
 mod cluster_silence;
 mod compact;

@@ -165,7 +165,7 @@ local function save(key, r)
   call('SET', key, encode(r), 'PXAT', expiry(r))
 end
 
--- Two bytes of a compact record's owner and fence would do; it has room for one.
+-- Owner and fence of a compact record. One byte: a compact record has no room for more.
 local function tag_of(owner, fence)
   return (byte(owner) + fence) % 256
 end
