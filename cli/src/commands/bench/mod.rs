@@ -95,13 +95,7 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     };
     // Those in memory are gone with this process.
     let left = (leaves_keys.get() && !is_in_memory).then(|| contestant::keys_expire_within(&configured));
-    let Some(measured) = measured else {
-        complain("a signal came before the measurement was over; all temporary sources are removed");
-        if let Some(expire_within) = left {
-            complain(left_keys(&scope, expire_within));
-        }
-        return Err(Failure::silent(Exit::Failed));
-    };
+    let Some(measured) = measured else { return Err(stopped(&scope, left)) };
     let report = BenchReport::new(&config, args, &tuned, &suffix, &measured, left);
     match args.report.json {
         true => out.json(&report.as_json())?,
@@ -113,6 +107,15 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
 /// What is said of keys of `scope` that may not be forgotten.
 fn left_keys(scope: &Scope, expire_within: Duration) -> String {
     format!("left: keys of the scope {scope}, which expire within {}", time(expire_within))
+}
+
+/// The end after a signal; `left`: within what time the keys that are left expire.
+fn stopped(scope: &Scope, left: Option<Duration>) -> Failure {
+    complain("a signal came before the measurement was over; all temporary sources are removed");
+    if let Some(expire_within) = left {
+        complain(left_keys(scope, expire_within));
+    }
+    Failure::silent(Exit::Failed)
 }
 
 /// Measures all contestants, each round in another order. `None`: a signal has stopped it, and its sources are removed.
