@@ -92,7 +92,7 @@ fn a_duplicate_links_to_the_run_that_completed_its_key_and_explain_prints_it() {
             (LATER, "duplicates"),
             "{store} {handler}"
         );
-        assert_eq!(duplicate.links, [link.clone()], "{store} {handler}");
+        assert_eq!(duplicate.links, std::slice::from_ref(&link), "{store} {handler}");
         // A copy of a duplicate links to no span but that of the run.
         let later = run(&scene, &collector, &message(LATEST).repeat(2));
         let mut links = later.iter().flat_map(|span| &span.links);

@@ -23,12 +23,12 @@ pub(super) struct AdaptiveLimit {
     /// Decisions until the shortest time is found again.
     until_probe: u32,
     probe: Option<Probe>,
-    window: Observed,
+    window: SlotUse,
 }
 
 /// What has happened since the last decision.
 #[derive(Debug)]
-struct Observed {
+struct SlotUse {
     /// When the number of runs changed last.
     changed_at: Instant,
     /// The sum over time of the slots that were taken, in seconds.
@@ -68,7 +68,7 @@ struct Probe {
 impl AdaptiveLimit {
     pub(super) fn new(most: usize, now: Instant) -> Self {
         let most = to_float(most);
-        let window = Observed {
+        let window = SlotUse {
             changed_at: now,
             slot_seconds: 0.0,
             ended: 0.0,
@@ -121,15 +121,9 @@ impl AdaptiveLimit {
     }
 
     fn decide(&mut self) {
-        let Observed { changed_at, slot_seconds, ended, idle, unavailable, full } = self.window;
-        self.window = Observed {
-            changed_at,
-            slot_seconds: 0.0,
-            ended: 0.0,
-            idle: 0.0,
-            unavailable: false,
-            full: false,
-        };
+        let SlotUse { changed_at, slot_seconds, ended, idle, unavailable, full } = self.window;
+        self.window =
+            SlotUse { changed_at, slot_seconds: 0.0, ended: 0.0, idle: 0.0, unavailable: false, full: false };
         if unavailable {
             let limit = self.probe.take().map_or(self.limit, |probe| probe.limit);
             (self.limit, self.doubles) = ((limit / 2.0).max(1.0), false);
