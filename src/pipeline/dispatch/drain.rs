@@ -47,7 +47,11 @@ impl<R: Runner> Dispatcher<R> {
                             self.take(event);
                         }
                         self.abandon_unstarted();
-                        // The remaining deliveries were in the rounds that were dropped, their copies included.
+                        // The remaining deliveries were in the rounds that were dropped; their copies go back in order.
+                        let copies = std::mem::take(&mut self.leaders).into_values().flatten();
+                        let mut copies: Vec<Work> = copies.collect();
+                        copies.sort_by_key(|work| work.receipt.tag());
+                        drop(copies);
                         self.context.count(Counter::GivenBack, self.window.held());
                         self.context.counters.set_in_flight(0, 0);
                         self.context.counters.set_waiting(0);

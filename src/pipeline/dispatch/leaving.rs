@@ -38,6 +38,9 @@ impl<R: Runner> Dispatcher<R> {
         first.extend(extract(&mut self.unanswered, leaves));
         first.extend(extract(&mut self.unidentified.waiting, leaves));
         first.extend(self.suspects.take_if(leaves));
+        // In the order of their delivery, which a broker may keep; lanes have none.
+        in_lanes.sort_by_key(|work| work.receipt.tag());
+        first.sort_by_key(|work| work.receipt.tag());
         let count = in_lanes.len() + first.len();
         in_lanes.into_iter().for_each(|work| self.give_back(work));
         first.into_iter().for_each(|work| self.give_back_first(work));

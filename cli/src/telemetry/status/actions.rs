@@ -118,7 +118,7 @@ impl Actions {
             outcome
         });
         match task.await {
-            Ok(Some(outcome)) => told(&outcome),
+            Ok(Some(outcome)) => answer_of(&outcome),
             Ok(None) => {
                 let text = "it took longer than 60 s and was stopped; it may have been done: see `onceward dlq log`. It may be \
                             repeated, or done with `onceward dlq`";
@@ -215,7 +215,7 @@ fn done(outcome: &LetterOutcome) -> Option<&'static str> {
     }
 }
 
-fn told(outcome: &LetterOutcome) -> Response<Full<Bytes>> {
+fn answer_of(outcome: &LetterOutcome) -> Response<Full<Bytes>> {
     let (status, result, text) = match outcome {
         LetterOutcome::Redriven => (StatusCode::OK, "redriven", "redriven: it is in its source again"),
         LetterOutcome::Resolved => (
