@@ -26,7 +26,7 @@ fn survive(name: &str, setup: Setup, source: &impl Waiting, proxy: &Proxy) {
 
 pub(super) fn rabbitmq() {
     let proxy = Proxy::start(RabbitMq::shared().address()).expect("a proxy");
-    let queue = Queue::declare("outage", &[]);
+    let queue = Queue::declare("outages", &[]);
     let setup = rabbitmq::on(&queue, without_source()).set("source.rabbitmq.url", url(proxy.port()));
     survive("rabbitmq", setup, &queue, &proxy);
 }
