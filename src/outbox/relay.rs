@@ -223,14 +223,14 @@ impl<S: OutboxStore> Relay<S> {
             backoff.0.delay(backoff.1, Duration::ZERO, rng)
         });
         self.counts.add_failed(turn.failed.len());
-        for (index, (seq, attempts, error)) in turn.failed.iter().enumerate() {
+        let mut kinds = Vec::new();
+        for (seq, attempts, error) in &turn.failed {
             let kind = error.kind();
-            let is_first = turn.failed.iter().take(index).all(|(.., earlier)| earlier.kind() != kind);
-            if !is_first {
+            if kinds.contains(&kind) {
                 continue;
             }
-            let others =
-                turn.failed.iter().skip(index + 1).filter(|(.., error)| error.kind() == kind).count();
+            kinds.push(kind);
+            let others = turn.failed.iter().filter(|(.., error)| error.kind() == kind).count() - 1;
             if let Some(left_out) = self.lines.allow(&format!("{kind:?}")) {
                 tracing::warn!(seq, attempts, others, left_out, ?error, "outbox row not published; retrying");
             }

@@ -67,7 +67,7 @@ pub struct LettersArgs {
 }
 
 /// Which letters; by default all of this scope.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct LetterFilter {
     /// The letter with this id, as shown by `dlq list`
     #[arg(long, value_name = "ID")]

@@ -65,17 +65,15 @@ struct Probe {
     counts: bool,
 }
 
+impl SlotUse {
+    fn since(changed_at: Instant) -> Self {
+        Self { changed_at, slot_seconds: 0.0, ended: 0.0, idle: 0.0, unavailable: false, full: false }
+    }
+}
+
 impl AdaptiveLimit {
     pub(super) fn new(most: usize, now: Instant) -> Self {
         let most = to_float(most);
-        let window = SlotUse {
-            changed_at: now,
-            slot_seconds: 0.0,
-            ended: 0.0,
-            idle: 0.0,
-            unavailable: false,
-            full: false,
-        };
         Self {
             most,
             limit: FIRST.min(most),
@@ -83,7 +81,7 @@ impl AdaptiveLimit {
             shortest: None,
             until_probe: PROBE_EVERY,
             probe: None,
-            window,
+            window: SlotUse::since(now),
         }
     }
 
@@ -122,8 +120,7 @@ impl AdaptiveLimit {
 
     fn decide(&mut self) {
         let SlotUse { changed_at, slot_seconds, ended, idle, unavailable, full } = self.window;
-        self.window =
-            SlotUse { changed_at, slot_seconds: 0.0, ended: 0.0, idle: 0.0, unavailable: false, full: false };
+        self.window = SlotUse::since(changed_at);
         if unavailable {
             let limit = self.probe.take().map_or(self.limit, |probe| probe.limit);
             (self.limit, self.doubles) = ((limit / 2.0).max(1.0), false);

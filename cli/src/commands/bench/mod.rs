@@ -96,7 +96,8 @@ pub(super) async fn bench(args: &BenchArgs, env: Lookup<'_>, out: &mut Output) -
     // Those in memory are gone with this process.
     let left = (leaves_keys.get() && !is_in_memory).then(|| contestant::keys_expire_within(&configured));
     let Some(measured) = measured else { return Err(stopped(&scope, left)) };
-    let report = BenchReport::new(&config, args, &tuned, &suffix, &measured, left);
+    let report =
+        BenchReport { config: &config, args, tuned: &tuned, suffix: &suffix, measured: &measured, left };
     match args.report.json {
         true => out.json(&report.as_json())?,
         false => report.lines().into_iter().try_for_each(|line| out.line(line))?,

@@ -14,13 +14,13 @@ use crate::registry;
 
 /// What was measured, and how.
 pub(super) struct BenchReport<'a> {
-    config: &'a Config,
-    args: &'a BenchArgs,
-    tuned: &'a Config,
-    suffix: &'a str,
-    measured: &'a [Measured],
+    pub(super) config: &'a Config,
+    pub(super) args: &'a BenchArgs,
+    pub(super) tuned: &'a Config,
+    pub(super) suffix: &'a str,
+    pub(super) measured: &'a [Measured],
     /// Keys are left, and expire within this time.
-    left: Option<Duration>,
+    pub(super) left: Option<Duration>,
 }
 
 /// The median of some figures, with the least and the most.
@@ -55,18 +55,7 @@ impl Measured {
     }
 }
 
-impl<'a> BenchReport<'a> {
-    pub(super) fn new(
-        config: &'a Config,
-        args: &'a BenchArgs,
-        tuned: &'a Config,
-        suffix: &'a str,
-        measured: &'a [Measured],
-        left: Option<Duration>,
-    ) -> Self {
-        Self { config, args, tuned, suffix, measured, left }
-    }
-
+impl BenchReport<'_> {
     fn of(&self, contestant: Contestant) -> impl Iterator<Item = &Measured> {
         self.measured.iter().filter(move |measured| measured.contestant == contestant)
     }

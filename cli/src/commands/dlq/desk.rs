@@ -30,16 +30,7 @@ impl LetterDesk {
 
     async fn try_act(&self, order: &LetterOrder) -> Result<LetterOutcome, Failure> {
         let letters = LettersArgs { config: self.args.clone(), from: None, json: false };
-        let filter = || LetterFilter {
-            id: Some(order.id.clone()),
-            reason: None,
-            older_than: None,
-            newer_than: None,
-            key: None,
-            error: None,
-            message_id: None,
-            limit: 1,
-        };
+        let filter = || LetterFilter { id: Some(order.id.clone()), limit: 1, ..LetterFilter::default() };
         let scope = config::scope(&self.config).map_err(|error| failure::failure(&error))?;
         let context = LettersContext::open(None, self.config.clone(), scope).await?;
         let (operator, why) = (Operator::of_the_status_page(order.by.as_deref()), Some(order.why.clone()));

@@ -72,16 +72,7 @@ mod tests {
     }
 
     fn none() -> LetterFilter {
-        LetterFilter {
-            id: None,
-            reason: None,
-            older_than: None,
-            newer_than: None,
-            key: None,
-            error: None,
-            message_id: None,
-            limit: 10,
-        }
+        LetterFilter { limit: 10, ..LetterFilter::default() }
     }
 
     #[test]
