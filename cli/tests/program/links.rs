@@ -207,13 +207,13 @@ fn entries_older_than_the_retention_are_removed_by_the_command_and_by_a_run() {
 
 #[test]
 fn explain_prints_who_redrove_the_letter_of_a_key_and_why() {
-    let handler = "[handler.exec]\ncommand = ['sh', '-c', 'test -e mended || exit 65']\n";
+    let handler = "[handler.exec]\ncommand = ['sh', '-c', 'test -e fixed || exit 65']\n";
     let scene = scene("sqlite]\npath = 'onceward.db'", handler, "");
     scene.write("orders.ndjson", &message(TRACE));
     assert_eq!(scene.execute("run @").code(), Some(3), "the message is dead-lettered");
-    scene.write("mended", "");
+    scene.write("fixed", "");
     let mut redrive = scene.command("dlq redrive --yes @ --why");
-    redrive.arg("mended in 4.2.1").env_remove("SUDO_USER").env("USER", "mira");
+    redrive.arg("fixed in 4.2.1").env_remove("SUDO_USER").env("USER", "mira");
     let redriven = scene.start(redrive).end();
     assert!(redriven.stdout.contains("redriven=1 "), "{redriven:?}");
     assert_eq!(scene.execute("run @").code(), Some(0));
@@ -222,10 +222,10 @@ fn explain_prints_who_redrove_the_letter_of_a_key_and_why() {
     assert_eq!((&explained["state"], &explained["generation"]), (&"completed".into(), &1.into()));
     assert_eq!(actions(&scene), ["redrive", "redriven"]);
     for entry in explained["history"].as_array().unwrap() {
-        assert_eq!((&entry["user"], &entry["why"]), (&"mira".into(), &"mended in 4.2.1".into()), "{entry}");
+        assert_eq!((&entry["user"], &entry["why"]), (&"mira".into(), &"fixed in 4.2.1".into()), "{entry}");
     }
     let text = scene.execute("keys explain --typed @ 1").stdout;
-    let words = "(generation 0, permanent) by mira: mended in 4.2.1\n";
+    let words = "(generation 0, permanent) by mira: fixed in 4.2.1\n";
     assert_eq!(text.matches(words).count(), 2, "{text}");
     assert_eq!(scene.execute("dlq log @").stdout.lines().count(), 2);
 }

@@ -19,9 +19,9 @@ use crate::{kafka, pubsub, rabbitmq, sqs};
 
 fn survive(name: &str, setup: Setup, source: &impl Waiting, proxy: &Proxy) {
     let (scene, running, port) = started(name, with_redis(setup, Redis::shared()));
-    let ((load, is_done), (begin, mend)) = (loaded(source), refusing(proxy));
+    let ((load, is_done), (begin, repair)) = (loaded(source), refusing(proxy));
     let (alert, component, shows) = ("OncewardSourceDown", "source", "error: ");
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
 
 pub(super) fn rabbitmq() {

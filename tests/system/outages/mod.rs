@@ -61,7 +61,7 @@ struct Outage<'a> {
     /// Takes the component away.
     begin: Act<'a>,
     /// Repairs it.
-    mend: Act<'a>,
+    repair: Act<'a>,
 }
 
 /// A run that is scraped, in a scope of the name of its component.
@@ -131,7 +131,7 @@ impl Outage<'_> {
         let during = read();
         let shown = self.execute(&command);
         assert!(shown.stdout.contains(self.shows), "{command} shows the outage: {shown:#?}");
-        (self.mend)(self.scene);
+        (self.repair)(self.scene);
         until("all work is done", LONG, || (self.is_done)(self.scene));
         until("it is up again", PATIENCE, || is_up(&read()));
         log.end(&self.running, self.alert);

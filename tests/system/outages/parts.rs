@@ -24,9 +24,9 @@ use crate::rabbitmq::queue::Queue;
 
 fn survive_store(name: &str, setup: Setup, queue: &Queue<'_>, proxy: &Proxy) {
     let (scene, running, port) = started(name, setup);
-    let ((load, is_done), (begin, mend)) = (loaded(queue), refusing(proxy));
+    let ((load, is_done), (begin, repair)) = (loaded(queue), refusing(proxy));
     let (alert, component, shows) = ("OncewardStoreDown", "store", "error: ");
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
 
 pub(super) fn redis() {
@@ -65,10 +65,10 @@ pub(super) fn http_handler() {
     let server = std::cell::RefCell::new(Some(start(&scene)));
     let (load, is_done) = loaded(&queue);
     let begin = |_: &Scene| drop(server.borrow_mut().take().map(Running::kill));
-    let mend = |scene: &Scene| *server.borrow_mut() = Some(start(scene));
+    let repair = |scene: &Scene| *server.borrow_mut() = Some(start(scene));
     let (alert, component, shows) = ("OncewardHandlerDown", "handler", "the handler is unavailable");
-    let (begin, mend) = (Box::new(begin), Box::new(mend));
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    let (begin, repair) = (Box::new(begin), Box::new(repair));
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
 
 /// It ends before it reads anything, as a program whose import fails; and those that run end at their next message.
@@ -91,10 +91,10 @@ pub(super) fn worker() {
         started_with("worker", setup, |scene| scene.write("w.py", WORKER.as_bytes()));
     let (load, is_done) = loaded(&queue);
     let begin = |scene: &Scene| scene.write("down", b"");
-    let mend = |scene: &Scene| fs::remove_file(scene.path("down")).expect("it was there");
+    let repair = |scene: &Scene| fs::remove_file(scene.path("down")).expect("it was there");
     let (alert, component, shows) = ("OncewardHandlerDown", "handler", "the handler is unavailable");
-    let (begin, mend) = (Box::new(begin), Box::new(mend));
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    let (begin, repair) = (Box::new(begin), Box::new(repair));
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
 
 /// The relay's broker cannot be reached.
@@ -108,7 +108,7 @@ pub(super) fn relay() {
         .set("outbox.rabbitmq.url", url(proxy.port()));
     let office = Office::open(Books::Sqlite, setup, &to.name);
     let running = office.relay();
-    let (begin, mend) = refusing(&proxy);
+    let (begin, repair) = refusing(&proxy);
     let office = &office;
     Outage {
         alert: "OncewardOutboxBrokerDown",
@@ -120,7 +120,7 @@ pub(super) fn relay() {
         load: Box::new(|_| office.put(1)),
         is_done: Box::new(|_| office.waiting() == 0),
         begin,
-        mend,
+        repair,
     }
     .survive();
 }
@@ -133,9 +133,9 @@ pub(super) fn collector() {
     let setup = with_redis(rabbitmq::on(&queue, without_source()), Redis::shared());
     let setup = setup.set("telemetry.otlp", format!("http://{}", proxy.address()));
     let (scene, running, port) = started("collector", setup);
-    let ((load, is_done), (begin, mend)) = (loaded(&queue), refusing(&proxy));
+    let ((load, is_done), (begin, repair)) = (loaded(&queue), refusing(&proxy));
     let (alert, component, shows) = ("OncewardCollectorDown", "collector", "[collector-unavailable]");
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
 
 /// Its queue is deleted; then it is declared again.
@@ -145,9 +145,9 @@ pub(super) fn dead_letters() {
     let (scene, running, port) = started("letters", with_redis(setup, Redis::shared()));
     let (load, _) = loaded_with(&queue, json!({"do": "permanent"}));
     let begin = |_: &Scene| dead.delete();
-    let mend = |_: &Scene| drop(Queue::declare(&dead.name, &[]));
+    let repair = |_: &Scene| drop(Queue::declare(&dead.name, &[]));
     let is_done = Box::new(|_: &Scene| queue.is_empty());
     let (alert, component, shows) = ("OncewardDeadLettersRefused", "dead-letter destination", "error: ");
-    let (begin, mend) = (Box::new(begin), Box::new(mend));
-    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, mend }.survive();
+    let (begin, repair) = (Box::new(begin), Box::new(repair));
+    Outage { alert, component, shows, scene: &scene, running, port, load, is_done, begin, repair }.survive();
 }
