@@ -8,7 +8,7 @@ use crate::examples::{CONTRACT, no_env};
 const CANARY: &str = "hunter2canary";
 
 /// Every place where a secret may stand, with `SECRET` for it.
-const SECRET_PLACES: [&str; 27] = [
+const SECRET_PLACES: [&str; 28] = [
     "[source.rabbitmq]\nurl = 'amqps://u:SECRET@h/%2f'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h/%2f?token=SECRET'\nqueue = 'q'\n",
     "[source.rabbitmq]\nurl = 'amqps://h'\nqueue = 'q'\npassword = 'SECRET'\n",
@@ -19,6 +19,7 @@ const SECRET_PLACES: [&str; 27] = [
     "[source.sqs]\nqueue_url = 'https://u:SECRET@h/q'\n",
     "[source.sqs]\nqueue_url = 'https://h/q?X-Amz-Signature=SECRET'\n",
     "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'https://SECRET@h'\n",
+    "[source.sqs]\nqueue_url = 'https://h/q'\nendpoint = 'https://h/SECRET'\n",
     "[source.pubsub]\nsubscription = 's'\nproject = 'p'\nendpoint = 'https://SECRET@h'\n",
     "[store.redis]\nurl = 'rediss://:SECRET@h:6379/0'\n",
     "[store.redis]\nurl = 'redis://h:6379/0?pass=SECRET'\n",

@@ -72,7 +72,8 @@ impl From<String> for Address {
     }
 }
 
-/// The URL of a web hook, whose path is often the secret itself: redacted like an [`Address`], and its path as well.
+/// A URL whose path is not shown: that of a web hook, where it is often the secret itself, or of an endpoint, where it may be the rest
+/// of a login that was cut off. Redacted like an [`Address`], and its path as well.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct HookUrl(Address);
@@ -88,7 +89,8 @@ impl HookUrl {
         &self.0
     }
 
-    fn redacted(&self) -> String {
+    /// The URL with its secrets and its path replaced by `***`, for logs and `config show`.
+    pub fn redacted(&self) -> String {
         let redacted = self.0.redacted();
         let Ok(mut url) = Url::parse(&redacted) else { return redacted };
         if !matches!(url.path(), "" | "/") {

@@ -95,6 +95,31 @@ async fn a_locked_table_is_trouble_of_the_store_and_costs_no_connections() {
     assert!(matches!(done, Ok(Completion::Completed)), "{done:?}");
 }
 
+/// The number of processes whose commit waits for a standby.
+const HANGING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+
+/// Has the server wait for a standby that is not there, from the next commit on.
+///
+/// The server's processes read their configuration one after the other, and commits wait once its checkpointer has read it: so probes
+/// are committed until one waits. That one is cancelled, which ends its wait.
+fn lose_the_standby(server: &Postgres) {
+    server.sql("CREATE TABLE public.probes (n int)");
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
+    server.sql("SELECT pg_reload_conf()");
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let cancelled = wait_until(Duration::from_secs(60), || {
+        std::thread::scope(|threads| {
+            let probe = threads.spawn(|| server.sql("INSERT INTO public.probes VALUES (1)"));
+            let mut cancelled = false;
+            while !probe.is_finished() {
+                cancelled |= server.sql(cancel) != "0";
+            }
+            cancelled
+        })
+    });
+    assert!(cancelled, "no commit waits for the standby");
+}
+
 /// A synchronous standby that does not answer: a claim is written, and its commit waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_own() {
@@ -104,15 +129,13 @@ async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_
     let store = PgStore::open(config).await.unwrap();
     // The scope has its number.
     let _ = lease(&store.claim(&scope(), &terms(), &requests([9_999])).await.remove(0).unwrap());
-    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
-    server.sql("SELECT pg_reload_conf()");
-    let hanging = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    lose_the_standby(&server);
     let request = requests([1]);
     let first = tokio::spawn({
         let (store, request) = (store.clone(), request.clone());
         async move { store.claim(&scope(), &terms(), &request).await.remove(0) }
     });
-    assert!(wait_until(Duration::from_secs(30), || server.sql(hanging) == "1"), "no commit waits");
+    assert!(wait_until(Duration::from_secs(30), || server.sql(HANGING) == "1"), "no commit waits");
     // While it is under way, and after it was given up.
     for _ in 0..2 {
         for _ in 0..5 {
@@ -127,7 +150,7 @@ async fn a_repeated_claim_that_meets_its_own_first_call_is_unknown_and_then_its_
     // Another owner meets contention, as ever.
     let others = store.claim(&scope(), &terms(), &requests([1])).await.remove(0).unwrap();
     assert!(matches!(others, Claim::InProgress { .. }), "{others:?}");
-    assert_eq!(server.sql(hanging), "1", "each repeat left one more process that waits");
+    assert_eq!(server.sql(HANGING), "1", "each repeat left one more process that waits");
     server.sql("ALTER SYSTEM RESET synchronous_standby_names");
     server.sql("SELECT pg_reload_conf()");
     let end = std::time::Instant::now() + Duration::from_secs(60);
@@ -151,22 +174,12 @@ async fn a_lost_standby_leaves_no_pile_of_waiting_processes() {
     config.options.statement_timeout = Duration::from_millis(300);
     let store = PgStore::open(config).await.unwrap();
     let _ = lease(&store.claim(&scope(), &terms(), &requests([9_999])).await.remove(0).unwrap());
-    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
-    server.sql("SELECT pg_reload_conf()");
-    // The server's processes read it one after the other.
-    let end = std::time::Instant::now() + Duration::from_secs(60);
-    for n in 10_000.. {
-        if store.claim(&scope(), &terms(), &requests([n])).await[0].is_err() {
-            break;
-        }
-        assert!(std::time::Instant::now() < end, "the standby is not waited for");
-    }
+    lose_the_standby(&server);
     for n in 0..12 {
         let answer = store.claim(&scope(), &terms(), &requests([n])).await.remove(0);
         assert!(answer.as_ref().is_err_and(onceward::Error::is_retryable), "{answer:?}");
     }
-    let hanging = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    let waiting: u32 = server.sql(hanging).parse().unwrap();
+    let waiting: u32 = server.sql(HANGING).parse().unwrap();
     assert!((1..=3).contains(&waiting), "{waiting} processes wait");
     server.sql("ALTER SYSTEM RESET synchronous_standby_names");
     server.sql("SELECT pg_reload_conf()");

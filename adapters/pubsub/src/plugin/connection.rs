@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use onceward_plugin::value::Address;
+use onceward_plugin::value::HookUrl;
 use onceward_plugin::{Checked, Context, Exposure, check, choice};
 
 use crate::{PubsubCredentials, PubsubEndpoint};
@@ -31,7 +31,7 @@ macro_rules! pubsub_table {
                 /// Another endpoint than Google's global one, such as a regional one or that of an emulator. Without it,
                 /// the environment variable `PUBSUB_EMULATOR_HOST` is honoured.
                 #[serde(default, skip_serializing_if = "Option::is_none")]
-                pub endpoint: Option<onceward_plugin::value::Address>,
+                pub endpoint: Option<onceward_plugin::value::HookUrl>,
                 /// The credentials: `application-default`, or `anonymous` for an emulator.
                 #[serde(default)]
                 pub credentials: $crate::plugin::Login,
@@ -75,7 +75,7 @@ pub(super) use pubsub_table;
 #[derive(Clone, Copy)]
 pub(super) struct PubsubConnection<'a> {
     pub(super) project: Option<&'a str>,
-    pub(super) endpoint: Option<&'a Address>,
+    pub(super) endpoint: Option<&'a HookUrl>,
     pub(super) credentials: PubsubLogin,
     pub(super) credentials_file: Option<&'a Path>,
     pub(super) allow_plaintext: bool,
@@ -102,14 +102,14 @@ impl PubsubConnection<'_> {
             ));
         }
         match self.endpoint {
-            Some(endpoint) => check::url(context, "endpoint", endpoint, &["http", "https"]),
+            Some(endpoint) => check::url(context, "endpoint", endpoint.address(), &["http", "https"]),
             None => Ok(()),
         }
     }
 
     /// An access token is valid for an hour for anyone who reads it.
     pub(super) fn exposure(&self) -> Option<Exposure> {
-        check::is_remote(self.endpoint?, &["http"]).then_some(Exposure {
+        check::is_remote(self.endpoint?.address(), &["http"]).then_some(Exposure {
             option: "endpoint",
             problem: "is http:// on another host, so that access tokens and messages could be read on the way",
             fix: "write https://",

@@ -1,6 +1,6 @@
 //! The options of a connection to SQS, which all tables share.
 
-use onceward_plugin::value::Address;
+use onceward_plugin::value::{Address, HookUrl};
 use onceward_plugin::{Checked, Context, Exposure, check};
 
 use crate::SqsEndpoint;
@@ -16,7 +16,7 @@ macro_rules! sqs_table {
                 pub region: Option<String>,
                 /// Another endpoint than AWS's, such as that of an emulator.
                 #[serde(default, skip_serializing_if = "Option::is_none")]
-                pub endpoint: Option<onceward_plugin::value::Address>,
+                pub endpoint: Option<onceward_plugin::value::HookUrl>,
                 /// Allows signed requests and messages to another host without TLS (an endpoint of http://). Only for networks
                 /// where no third party can read or answer.
                 #[serde(default)]
@@ -42,7 +42,7 @@ pub(super) use sqs_table;
 #[derive(Clone, Copy)]
 pub(super) struct SqsConnection<'a> {
     pub(super) region: Option<&'a str>,
-    pub(super) endpoint: Option<&'a Address>,
+    pub(super) endpoint: Option<&'a HookUrl>,
     pub(super) allow_plaintext: bool,
 }
 
@@ -52,7 +52,7 @@ impl SqsConnection<'_> {
             check::text(context, "region", region)?;
         }
         match self.endpoint {
-            Some(endpoint) => check::url(context, "endpoint", endpoint, &["http", "https"]),
+            Some(endpoint) => check::url(context, "endpoint", endpoint.address(), &["http", "https"]),
             None => Ok(()),
         }
     }
@@ -61,7 +61,7 @@ impl SqsConnection<'_> {
     /// whatever the queue's URL says; an http:// URL is then a mistake, and reported as one.
     pub(super) fn exposure(&self, queue_url: Option<&Address>) -> Option<Exposure> {
         let (option, address) = match (self.endpoint, queue_url) {
-            (Some(endpoint), _) => ("endpoint", endpoint),
+            (Some(endpoint), _) => ("endpoint", endpoint.address()),
             (None, Some(queue_url)) => ("queue_url", queue_url),
             (None, None) => return None,
         };
