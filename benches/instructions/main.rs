@@ -4,8 +4,10 @@
 //! one thread. What surrounds the run is outside of [`counted_pipeline`], the function whose instructions count.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use onceward::pipeline::config::{OnExhausted, Ordering, Policies};
+use onceward::telemetry::{Counter, Distribution, Measure, Observer};
 use onceward::testing::MemoryBroker;
 use onceward::{
     Fingerprinting, Handled, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope, Summary,
@@ -24,9 +26,35 @@ fn main() {
     let (distinct, config) = part(name, messages).unwrap_or_else(|| panic!("no part {name}"));
     let broker = broker(messages, distinct);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let summary = counted_pipeline(&runtime, &broker, config);
+    let observer = (name == WITH_HISTOGRAMS).then(|| Arc::new(Histograms::default()) as Arc<dyn Observer>);
+    let summary = counted_pipeline(&runtime, &broker, config, observer);
     assert_eq!(summary.handled() as usize, distinct);
     assert_eq!((summary.handled() + summary.duplicates()) as usize, messages);
+}
+
+/// The part whose pipeline has an observer, as the program has one.
+const WITH_HISTOGRAMS: &str = "distinct-keys-with-histograms";
+
+struct Histograms {
+    distributions: Vec<Distribution>,
+    ended: AtomicU64,
+}
+
+impl Default for Histograms {
+    fn default() -> Self {
+        let distributions = Measure::ALL.iter().map(|measure| Distribution::new(*measure)).collect();
+        Self { distributions, ended: AtomicU64::new(0) }
+    }
+}
+
+impl Observer for Histograms {
+    fn observe(&self, measure: Measure, values: &[f64]) {
+        self.distributions[measure as usize].add(values);
+    }
+
+    fn ended(&self, _origin: Option<&str>, _outcome: Counter, count: u64) {
+        self.ended.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// How many messages differ, and the configuration.
@@ -34,6 +62,7 @@ fn part(name: &str, messages: usize) -> Option<(usize, PipelineConfig)> {
     let plain = PipelineConfig::default;
     Some(match name {
         "distinct-keys" => (messages, plain()),
+        WITH_HISTOGRAMS => (messages, plain()),
         "distinct-keys-without-fingerprints" => {
             (messages, PipelineConfig { fingerprint: Fingerprinting::Off, ..plain() })
         }
@@ -65,16 +94,19 @@ fn counted_pipeline(
     runtime: &tokio::runtime::Runtime,
     broker: &MemoryBroker,
     config: PipelineConfig,
+    observer: Option<Arc<dyn Observer>>,
 ) -> Summary {
     let policies = Policies { on_exhausted: OnExhausted::Park, ..Policies::default() };
-    let pipeline = Pipeline::builder(
+    let mut pipeline = Pipeline::builder(
         Scope::parse("bench").expect("a scope"),
         broker.consumer(),
         Arc::new(MemoryStore::new()),
     )
     .keys([KeySource::MessageId])
-    .config(PipelineConfig { policies, ..config })
-    .handler(handler_fn((), effect))
-    .expect("a valid configuration");
+    .config(PipelineConfig { policies, ..config });
+    if let Some(observer) = observer {
+        pipeline = pipeline.observer(observer);
+    }
+    let pipeline = pipeline.handler(handler_fn((), effect)).expect("a valid configuration");
     runtime.block_on(pipeline.run(Default::default())).expect("a run")
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -20,22 +20,14 @@ pub(crate) struct Measurer(Option<Arc<Measuring>>);
 
 struct Measuring {
     observer: Arc<dyn Observer>,
-    epoch: Instant,
-    /// The end of the latest run, in nanoseconds since `epoch`. The runs of a round are given the time at which the round began;
+    /// The end of the latest run. The runs of a round are given the time at which the round began;
     /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
-    latest_ns: AtomicU64,
-}
-
-impl Measuring {
-    fn ns(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
-    }
+    latest: Mutex<Instant>,
 }
 
 impl Measurer {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
-        let measuring =
-            |observer| Measuring { observer, epoch: Instant::now(), latest_ns: AtomicU64::new(0) };
+        let measuring = |observer| Measuring { observer, latest: Mutex::new(Instant::now()) };
         Self(observer.map(measuring).map(Arc::new))
     }
 
@@ -60,16 +52,19 @@ impl Measurer {
     }
 
     /// When the run that begins here has started, if there is an observer; the clock was read at `now`, and not since.
-    pub(crate) fn run_started(&self, now: Instant) -> Option<u64> {
-        self.0.as_ref().map(|measuring| measuring.ns(now).max(measuring.latest_ns.load(Ordering::Relaxed)))
+    pub(crate) fn run_started(&self, now: Instant) -> Option<Instant> {
+        self.0.as_ref().map(|measuring| now.max(*measuring.latest.lock()))
     }
 
     /// Notes in `claim` the time since [`run_started`](Self::run_started).
-    pub(crate) fn run_ended(&self, started: Option<u64>, claim: &ActiveClaim) {
+    pub(crate) fn run_ended(&self, started: Option<Instant>, claim: &ActiveClaim) {
         if let (Some(measuring), Some(started)) = (&self.0, started) {
-            let now = measuring.ns(Instant::now());
-            measuring.latest_ns.fetch_max(now, Ordering::Relaxed);
-            claim.ran(now.saturating_sub(started));
+            let now = Instant::now();
+            {
+                let mut latest = measuring.latest.lock();
+                *latest = now.max(*latest);
+            }
+            claim.ran(now.saturating_duration_since(started));
         }
     }
 

@@ -79,13 +79,15 @@ fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
     let mut traced = Vec::new();
     for Finished { claim, outcome, work } in finished {
         let Some(claim) = claim else { continue };
-        let Some(took) = claim.take_run_time() else { continue };
-        let (measure, seconds) = (measure_of(outcome), took.as_secs_f64());
+        let Some(seconds) = claim.take_run_seconds() else { continue };
+        let measure = measure_of(outcome);
         match measure {
             Measure::HandlerFailed => failed.push(seconds),
             _ => succeeded.push(seconds),
         }
-        traced.extend(work.receipt.span().map(|span| (measure, seconds, span)));
+        if let Some(span) = work.receipt.span() {
+            traced.push((measure, seconds, span));
+        }
         if matches!(outcome, Outcome::Succeeded(_) | Outcome::Committed) {
             attempts.push(f64::from(claim.attempt()));
         }

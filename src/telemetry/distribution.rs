@@ -53,10 +53,16 @@ impl Distribution {
     pub fn add(&self, values: &[f64]) {
         let mut counts = self.counts.lock();
         let SumAndBuckets { sum, buckets } = &mut *counts;
+        // Neighbours are mostly in one bucket: it is looked for where a value is not in that of the one before.
+        let (mut place, mut above, mut upto) = (self.bounds.len(), f64::NAN, f64::NAN);
         for value in values {
             *sum += value;
-            // Most values are small.
-            let place = self.bounds.iter().position(|bound| value <= bound).unwrap_or(self.bounds.len());
+            if !(*value > above && *value <= upto) {
+                place = self.bounds.iter().position(|bound| value <= bound).unwrap_or(self.bounds.len());
+                let bound = |place: Option<usize>| place.and_then(|place| self.bounds.get(place)).copied();
+                above = bound(place.checked_sub(1)).unwrap_or(f64::NEG_INFINITY);
+                upto = bound(Some(place)).unwrap_or(f64::INFINITY);
+            }
             buckets[place] += 1;
         }
     }
