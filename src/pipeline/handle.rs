@@ -8,6 +8,7 @@ use tracing::Instrument;
 
 use super::context::Context;
 use super::runner::Runner;
+use super::side_by_side::SideBySide;
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::ActiveClaim;
@@ -25,10 +26,8 @@ pub(super) fn handle<R: Runner>(
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
-    let single = starts
-        .into_iter()
-        .map(|start| handle_one(context, start, draining, now))
-        .collect::<FuturesUnordered<_>>();
+    let single =
+        SideBySide::new(starts.into_iter().map(move |start| handle_one(context, start, draining, now)));
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),

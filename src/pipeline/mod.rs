@@ -30,6 +30,7 @@ mod runner;
 mod sequence;
 mod settle;
 mod settler;
+mod side_by_side;
 mod spans;
 pub mod start_check;
 mod store_calls;
