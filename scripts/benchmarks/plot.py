@@ -3,7 +3,7 @@
 import statistics
 from xml.sax.saxutils import escape
 
-ROW, TOP, LEFT, WIDTH, RIGHT = 30, 44, 400, 420, 70
+ROW, TOP, LEFT, WIDTH, RIGHT = 30, 44, 490, 400, 70
 STYLE = """
 svg { --back: #fff; --text: #1f2328; --bar: #4a7ebb; --grid: #d0d7de; --mark: #b3261e }
 @media (prefers-color-scheme: dark) { svg { --back: #16191d; --text: #e6e8ea; --bar: #6ea3e0; --grid: #3d444d; --mark: #ff8a80 } }
