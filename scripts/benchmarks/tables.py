@@ -113,9 +113,9 @@ def rate(value):
 
 
 def spread(values, shown):
-    """The median, and the range of several."""
-    middle = shown(statistics.median(values))
-    return middle if len(values) == 1 else f"{middle} ({shown(min(values))} to {shown(max(values))})"
+    """The median, and the range if it shows."""
+    middle, least, most = (shown(of(values)) for of in [statistics.median, min, max])
+    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def ratio(value):

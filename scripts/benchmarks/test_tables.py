@@ -65,8 +65,9 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(self.verdict(measured([0.7, 0.95, 0.9])), ["Kafka + Redis", "≥ 0.90", "0.90 (0.70 to 0.95)", "met"])
         self.assertEqual(self.verdict(measured([0.7, 0.95, 0.899]))[-1], "**not met**")
 
-    def test_a_single_round_has_no_range(self):
-        self.assertEqual(self.verdict(measured([0.9]))[2], "0.90")
+    def test_a_single_round_has_no_range_nor_has_one_that_does_not_show(self):
+        for one in [[0.9], [0.9, 0.901]]:
+            self.assertEqual(self.verdict(measured(one))[2], "0.90")
 
     def test_what_was_not_measured_is_neither_met_nor_missed(self):
         self.assertEqual(self.verdict(measured([2.0], key=("kafka", "other", "pipeline")))[2:], ["", "not measured"])

@@ -121,7 +121,7 @@ impl Figures {
     }
 }
 
-/// The middle one, of an even number the upper of the two; not a number if there is none.
+/// The middle one, of an even number the upper of the two; of an empty list, not a number.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

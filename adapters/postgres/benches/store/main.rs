@@ -56,19 +56,17 @@ async fn claim_and_complete(store: &PgStore, name: &str, batches: usize, size: u
 async fn keys(figures: &Figures, store: &PgStore) {
     let count = figures.messages(50_000);
     let single = claim_and_complete(store, "single", count.div_ceil(100), 1).await;
-    let mut rates = Vec::new();
+    let report = |how: &str, rate: f64| figures.report("claim + complete", count, (how, &[rate]), &[]);
+    report("one by one, one in flight", single);
     for size in [100, 256, 1_000] {
-        let name = format!("batch-{size}");
-        let rate = claim_and_complete(store, &name, count.div_ceil(size), size).await;
-        rates.push((format!("batches of {size}, one in flight"), [rate]));
+        let rate = claim_and_complete(store, &format!("batch-{size}"), count.div_ceil(size), size).await;
+        report(&format!("batches of {size}, one in flight"), rate);
     }
     let (one, two) = tokio::join!(
         claim_and_complete(store, "two-a", count.div_ceil(512), 256),
         claim_and_complete(store, "two-b", count.div_ceil(512), 256)
     );
-    rates.push(("batches of 256, two in flight".to_owned(), [one + two]));
-    let variants: Vec<_> = rates.iter().map(|(name, rate)| (name.as_str(), &rate[..])).collect();
-    figures.report("claim + complete", count, ("one by one, one in flight", &[single]), &variants);
+    report("batches of 256, two in flight", one + two);
 }
 
 /// A number from the environment.
