@@ -88,6 +88,9 @@ struct Cost {
     server: f64,
 }
 
+/// One of the two.
+type Micros = fn(&Cost) -> f64;
+
 fn key(n: u64) -> Key {
     Key::from_bytes(*Fingerprint::of(&n.to_be_bytes()).as_bytes())
 }
@@ -202,7 +205,7 @@ async fn main() {
         }
     }
     // Keys per second of the clock, and of the server's processor.
-    let measures: [(&str, fn(&Cost) -> f64); 2] =
+    let measures: [(&str, Micros); 2] =
         [("by the clock", |cost| cost.clock), ("by the server's processor", |cost| cost.server)];
     for (measure, micros) in measures {
         for (native, suffix) in [(Kind::Native, ""), (Kind::NativeWithFingerprint, ", with fingerprints")] {
