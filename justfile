@@ -12,6 +12,10 @@ test:
 bench:
     cargo bench --features testing --bench pipeline
 
+# All benchmarks beside their targets; with --quick only whether they work.
+benches *args:
+    scripts/bench {{args}}
+
 # The instructions of a message in the pipeline, compared with the committed counts; with --update they are written.
 instructions *args:
     scripts/instructions {{args}}

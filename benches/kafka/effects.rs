@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, PARTITIONS, Stage, per_second, report};
+use crate::stage::{First, PARTITIONS, Stage, per_second};
 
 /// As many as a partition's transaction has at most.
 const TOGETHER: usize = 500;
@@ -76,7 +76,7 @@ pub(crate) async fn position(stage: &Stage, rounds: usize) {
         let handler = tx_handler(&*database.store, First::clone(&first), nothing);
         ours.push(run(stage, &database, &format!("position-{round}"), handler, &first, false).await);
     }
-    report("positions in Postgres, effects that cost nothing, against polls in batches", &plain, &ours);
+    stage.report("position", ("polls in batches", &plain), &[("positions, no effects", &ours)]);
 }
 
 pub(crate) async fn effects(stage: &Stage, rounds: usize) {
@@ -87,7 +87,7 @@ pub(crate) async fn effects(stage: &Stage, rounds: usize) {
         plain.push(alone(stage, &database).await);
         ours.push(rows(stage, &database, &format!("effects-{round}"), false).await);
     }
-    report("a row for each record with its position, against the rows alone", &plain, &ours);
+    stage.report("effects", ("rows alone", &plain), &[("rows and positions", &ours)]);
 }
 
 pub(crate) async fn both(stage: &Stage, rounds: usize) {
@@ -97,10 +97,10 @@ pub(crate) async fn both(stage: &Stage, rounds: usize) {
         plain.push(rows(stage, &database, &format!("positions-{round}"), false).await);
         ours.push(rows(stage, &database, &format!("both-{round}"), true).await);
     }
-    report("a row for each record with position and key, against positions only", &plain, &ours);
+    stage.report("both", ("rows and positions", &plain), &[("rows, positions and keys", &ours)]);
 }
 
-async fn rows(stage: &Stage, database: &Database, group: &str, keys: bool) -> u64 {
+async fn rows(stage: &Stage, database: &Database, group: &str, keys: bool) -> f64 {
     database.empty().await;
     let first = First::default();
     let handler = tx_handler(&*database.store, First::clone(&first), row);
@@ -116,7 +116,7 @@ async fn run(
     handler: impl TxHandler<PgStore>,
     first: &First,
     keys: bool,
-) -> u64 {
+) -> f64 {
     let scope = Scope::parse(group).unwrap();
     let mut config = EffectsConfig::new(stage.source(group));
     config.keys = keys.then(|| EffectKeys::new(KeyExtractor::new(&scope, vec![KeySource::MessageId])));
@@ -134,7 +134,7 @@ async fn run(
 }
 
 /// The same rows, from as many tasks as there are partitions, as many in a transaction as there are at most.
-async fn alone(stage: &Stage, database: &Database) -> u64 {
+async fn alone(stage: &Stage, database: &Database) -> f64 {
     let each = stage.messages / PARTITIONS.unsigned_abs() as usize;
     let started = Instant::now();
     let tasks = (0..PARTITIONS).map(|partition| {

@@ -1,7 +1,7 @@
 //! Kafka, with each store and without, on the same broker and in turns with raw loops. What counts are the ratios of one run.
 //!
 //! ```sh
-//! cargo bench -p onceward-bench-kafka -- [PART...] [messages [rounds]]
+//! cargo bench -p onceward-bench-kafka -- [PART...] [messages [rounds]] [--json]
 //! ```
 //!
 //! | part | ours | against |
@@ -16,7 +16,7 @@
 //! | `transform` | a copy of each record, in transactions of 100 ms | the same copies without transactions |
 //!
 //! Without a part: all of them.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 mod effects;
 mod pipeline;
@@ -24,23 +24,17 @@ mod stage;
 mod stores;
 mod transform;
 
+use onceward_test_servers::figures::Figures;
 use stage::Stage;
 
 const PARTS: [&str; 8] = ["memory", "redis", "postgres", "order", "position", "effects", "both", "transform"];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    // `cargo bench` adds `--bench`.
-    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let mut numbers = arguments.iter().filter_map(|argument| argument.parse::<usize>().ok());
-    let (messages, rounds) = (numbers.next().unwrap_or(300_000), numbers.next().unwrap_or(3));
-    let mut parts: Vec<_> =
-        arguments.iter().map(String::as_str).filter(|own| own.parse::<usize>().is_err()).collect();
-    if parts.is_empty() {
-        parts = PARTS.to_vec();
-    }
-    let stage = Stage::set(messages).await;
-    for part in parts {
+    let figures = Figures::of("kafka");
+    let rounds = figures.rounds(3);
+    let stage = Stage::set(figures.clone()).await;
+    for part in figures.parts(&PARTS) {
         match part {
             "memory" => pipeline::memory(&stage, rounds).await,
             "redis" => pipeline::redis(&stage, rounds).await,

@@ -15,7 +15,7 @@ use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, PAYLOAD_BYTES, Stage, per_second, report};
+use crate::stage::{First, PAYLOAD_BYTES, Stage, per_second};
 use crate::stores::{Batches, alone};
 
 /// As many as the pipeline has in a batch at most.
@@ -32,7 +32,7 @@ pub(crate) async fn memory(stage: &Stage, rounds: usize) {
         let store = Arc::new(MemoryStore::new());
         ours.push(run(stage, &format!("memory-{round}"), store, BY_KEY).await);
     }
-    report("pipeline, store in memory, against single polls", &plain, &ours);
+    stage.report("memory", ("single polls", &plain), &[("pipeline", &ours)]);
 }
 
 pub(crate) async fn redis(stage: &Stage, rounds: usize) {
@@ -75,8 +75,8 @@ async fn with<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>)
         plain.push(alone(&store, batches).await);
         ours.push(run(stage, &format!("{name}-{round}"), Arc::clone(&store), BY_KEY).await);
     }
-    report(&format!("pipeline with {name}, against {name} alone"), &plain, &ours);
-    report(&format!("pipeline with {name}, against polls in batches"), &raws, &ours);
+    stage.report(name, ("store alone", &plain), &[("pipeline", &ours)]);
+    stage.report(&format!("{name}, raw"), ("polls in batches", &raws), &[("pipeline", &ours)]);
 }
 
 async fn in_order<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc<S>) {
@@ -89,9 +89,9 @@ async fn in_order<S: Store>(stage: &Stage, rounds: usize, name: &str, store: Arc
             rates.push(run(stage, &group, Arc::clone(&store), (Ordering::Partition, lane_batch)).await);
         }
     }
-    for (lane_batch, rates) in LANE_BATCHES.iter().zip(&by_partition) {
-        report(&format!("{name}: partitions by {lane_batch} against keys"), &by_key, rates);
-    }
+    let names = LANE_BATCHES.map(|lane_batch| format!("partitions by {lane_batch}"));
+    let variants = names.iter().zip(&by_partition).map(|(name, rates)| (name.as_str(), &rates[..]));
+    stage.report(&format!("order, {name}"), ("keys", &by_key), &variants.collect::<Vec<_>>());
 }
 
 async fn run<S: Store>(
@@ -99,7 +99,7 @@ async fn run<S: Store>(
     group: &str,
     store: Arc<S>,
     (ordering, lane_batch): (Ordering, usize),
-) -> u64 {
+) -> f64 {
     async fn handle(first: First, message: Message) -> Handled {
         first.get_or_init(Instant::now);
         assert_eq!(std::hint::black_box(message.payload()).len(), PAYLOAD_BYTES);

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use onceward_kafka::KafkaConfig;
+use onceward_test_servers::figures::{Figures, Series};
 use onceward_test_servers::kafka::Kafka;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -21,6 +22,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// A broker with a full topic `in` and an empty one `out`.
 pub(crate) struct Stage {
     pub(crate) messages: usize,
+    figures: Figures,
     bootstrap: String,
     _broker: Kafka,
 }
@@ -32,9 +34,10 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) type First = Arc<OnceLock<Instant>>;
 
 impl Stage {
-    pub(crate) async fn set(messages: usize) -> Self {
+    pub(crate) async fn set(figures: Figures) -> Self {
         let broker = Kafka::start();
-        let stage = Self { messages, bootstrap: broker.bootstrap(), _broker: broker };
+        let (messages, bootstrap) = (figures.messages(300_000), broker.bootstrap());
+        let stage = Self { messages, figures, bootstrap, _broker: broker };
         stage.create("in").await;
         stage.create("out").await;
         stage.fill();
@@ -82,7 +85,7 @@ impl Stage {
     }
 
     /// Polls all, one by one, and copies them to a topic if there is one.
-    pub(crate) fn raw(&self, group: &str, to: Option<&str>) -> u64 {
+    pub(crate) fn raw(&self, group: &str, to: Option<&str>) -> f64 {
         let producer = to.map(|_| self.producer());
         let started = self.poll(group, |payload| {
             if let (Some(to), Some(producer)) = (to, &producer) {
@@ -96,7 +99,7 @@ impl Stage {
     }
 
     /// Polls all on a thread, which hands copies of the payloads over to another in batches.
-    pub(crate) async fn raw_batches(&self, group: &str) -> u64 {
+    pub(crate) async fn raw_batches(&self, group: &str) -> f64 {
         let (batches, mut received) = mpsc::channel::<Vec<Box<[u8]>>>(4);
         let taking = tokio::spawn(async move {
             let mut bytes = 0;
@@ -150,6 +153,11 @@ impl Stage {
         started
     }
 
+    /// Prints what was measured in turns.
+    pub(crate) fn report(&self, part: &str, base: Series<'_>, variants: &[Series<'_>]) {
+        self.figures.report(part, self.messages, base, variants);
+    }
+
     /// How many records the group has committed.
     pub(crate) fn committed(&self, group: &str) -> usize {
         let asked: BaseConsumer = self.client(group).create().unwrap();
@@ -180,15 +188,6 @@ fn send<K: ToBytes + ?Sized>(
     }
 }
 
-pub(crate) fn per_second(messages: usize, started: Instant) -> u64 {
-    (messages as f64 / started.elapsed().as_secs_f64()) as u64
-}
-
-/// Prints two series of figures, and the median of the ratios of their pairs: those ran one after the other.
-pub(crate) fn report(what: &str, plain: &[u64], ours: &[u64]) {
-    let mut ratios: Vec<_> =
-        plain.iter().zip(ours).map(|(plain, ours)| (100.0 * *ours as f64 / *plain as f64) as u64).collect();
-    ratios.sort_unstable();
-    let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or_default() as f64 / 100.0;
-    println!("{what}: {plain:?} without, {ours:?} with, per second; ratio {ratio:.2}");
+pub(crate) fn per_second(messages: usize, started: Instant) -> f64 {
+    messages as f64 / started.elapsed().as_secs_f64()
 }

@@ -17,7 +17,7 @@ pub(crate) struct Batches {
     pub(crate) scope: String,
 }
 
-pub(crate) async fn alone<S: Store>(store: &Arc<S>, batches: Batches) -> u64 {
+pub(crate) async fn alone<S: Store>(store: &Arc<S>, batches: Batches) -> f64 {
     let scope = Scope::parse(&batches.scope).unwrap();
     // Keys, tokens and fingerprints are made before the clock runs.
     let mut entropy = Entropy::system();

@@ -6,7 +6,7 @@ use onceward::{Message, Outgoing};
 use onceward_kafka_transactions::{KafkaTransform, TransformConfig};
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{First, Stage, per_second, report};
+use crate::stage::{First, Stage, per_second};
 
 pub(crate) async fn transform(stage: &Stage, rounds: usize) {
     let (mut plain, mut ours) = (Vec::new(), Vec::new());
@@ -14,10 +14,10 @@ pub(crate) async fn transform(stage: &Stage, rounds: usize) {
         plain.push(stage.raw(&format!("copy-{round}"), Some("out")));
         ours.push(run(stage, &format!("transform-{round}")).await);
     }
-    report("transform, transactions of 100 ms, against copies without", &plain, &ours);
+    stage.report("transform", ("copies without transactions", &plain), &[("transactions of 100 ms", &ours)]);
 }
 
-async fn run(stage: &Stage, group: &str) -> u64 {
+async fn run(stage: &Stage, group: &str) -> f64 {
     let mut config = TransformConfig::new(stage.source(group), group);
     config.batch_records = 100_000;
     let first = First::default();

@@ -5,9 +5,9 @@
 //! fewer messages; with 10,000 it is the processor. With exactly 1,000 the phase of the interval decides between the two.
 //!
 //! ```sh
-//! cargo bench -p onceward-pubsub --bench throughput -- [messages [rounds]]
+//! cargo bench -p onceward-pubsub --bench throughput -- [messages [rounds]] [--json]
 //! ```
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ use google_cloud_pubsub::client::Subscriber;
 use onceward::telemetry::Counter;
 use onceward::{Handled, KeySource, MemoryStore, Message, Pipeline, Scope, handler_fn};
 use onceward_pubsub::{PubsubConsumer, PubsubSubscriptionConfig};
+use onceward_test_servers::figures::Figures;
 use onceward_test_servers::pubsub::Pubsub;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -26,9 +27,8 @@ const PAYLOAD_BYTES: usize = 256;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    // `cargo bench` adds `--bench`.
-    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
-    let (messages, rounds) = (numbers.next().unwrap_or(50_000), numbers.next().unwrap_or(5));
+    let figures = Figures::of("pubsub");
+    let (messages, rounds) = (figures.messages(50_000), figures.rounds(5));
     let server = Pubsub::start();
     let credentials = anonymous::Builder::new().build();
     let builder = Subscriber::builder().with_endpoint(server.endpoint()).with_credentials(credentials);
@@ -47,22 +47,13 @@ async fn main() {
                 pipelines.push(pipeline);
             }
         }
-        println!("{outstanding} outstanding: raw {raws:?}, pipeline {pipelines:?} messages/s");
-        let (raw, pipeline) = (median(raws), median(pipelines));
-        println!(
-            "{outstanding} outstanding: raw {raw}, pipeline {pipeline}, ratio {:.2}",
-            pipeline as f64 / raw as f64
-        );
+        let part = format!("{outstanding} outstanding");
+        figures.report(&part, messages, ("raw", &raws), &[("pipeline", &pipelines)]);
     }
 }
 
-fn per_second(messages: usize, took: Duration) -> u64 {
-    (messages as f64 / took.as_secs_f64()) as u64
-}
-
-fn median(mut numbers: Vec<u64>) -> u64 {
-    numbers.sort_unstable();
-    numbers[numbers.len() / 2]
+fn per_second(messages: usize, took: Duration) -> f64 {
+    messages as f64 / took.as_secs_f64()
 }
 
 /// Publishes to a new topic; returns the name of a subscription of it.

@@ -2,9 +2,9 @@
 //! broker, in turns. What counts is the ratio.
 //!
 //! ```sh
-//! cargo bench -p onceward-rabbitmq --bench throughput -- [messages [rounds]]
+//! cargo bench -p onceward-rabbitmq --bench throughput -- [messages [rounds]] [--json]
 //! ```
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use onceward::{Handled, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope, handler_fn};
 use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer};
+use onceward_test_servers::figures::Figures;
 use onceward_test_servers::rabbitmq::RabbitMq;
 
 const PREFETCH: u16 = 1000;
@@ -24,9 +25,8 @@ const PAYLOAD_BYTES: usize = 256;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    // `cargo bench` adds `--bench`.
-    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
-    let (messages, rounds) = (numbers.next().unwrap_or(100_000), numbers.next().unwrap_or(3));
+    let figures = Figures::of("rabbitmq");
+    let (messages, rounds) = (figures.messages(100_000), figures.rounds(3));
     let broker = RabbitMq::start();
     for kind in ["classic", "quorum"] {
         declare(&broker, kind).await;
@@ -37,19 +37,12 @@ async fn main() {
             fill(&broker, kind, messages).await;
             pipelines.push(per_second(messages, pipeline(&broker, kind, messages).await));
         }
-        println!("{kind}: raw {raws:?}, pipeline {pipelines:?} messages/s");
-        let (raw, pipeline) = (median(raws), median(pipelines));
-        println!("{kind}: raw {raw}, pipeline {pipeline}, ratio {:.2}", pipeline as f64 / raw as f64);
+        figures.report(kind, messages, ("raw", &raws), &[("pipeline", &pipelines)]);
     }
 }
 
-fn per_second(messages: usize, took: Duration) -> u64 {
-    (messages as f64 / took.as_secs_f64()) as u64
-}
-
-fn median(mut numbers: Vec<u64>) -> u64 {
-    numbers.sort_unstable();
-    numbers[numbers.len() / 2]
+fn per_second(messages: usize, took: Duration) -> f64 {
+    messages as f64 / took.as_secs_f64()
 }
 
 async fn channel(broker: &RabbitMq) -> (Connection, Channel) {

@@ -1,17 +1,18 @@
 //! Compares the store with the server's native speed: claim + complete of a key beside `SET … NX PX` + `SET … PX` of the
 //! same keys with values of like size.
 //!
-//! `cargo bench -p onceward-redis --bench scripts -- [--keys 200000] [--batch 500] [--in-flight 2] [--rounds 5] [--json]`.
-//! All kinds take turns on one server within one run, each with the same batches and as many of them in flight. The server's
+//! `cargo bench -p onceward-redis --bench scripts -- [keys [rounds]] [--json]`.
+//! All kinds take turns on one server within one run, each with batches of 500, two of them in flight. The server's
 //! processor time per key does not depend on what else the machine does; the time by the clock does.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy};
 use onceward::{Fingerprint, Key, Scope, Store};
 use onceward_redis::{RedisConfig, RedisLayout, RedisStore};
+use onceward_test_servers::figures::Figures;
 use onceward_test_servers::redis::Redis;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
@@ -46,12 +47,9 @@ impl Kind {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Native => "native",
-            Self::NativeWithFingerprint => "native, values with a fingerprint",
-            Self::Scripts => "scripts",
-            Self::ScriptsWithFingerprint => "scripts, with fingerprints",
-            Self::Compact => "scripts, compact layout",
-            Self::CompactWithFingerprint => "scripts, compact layout, with fingerprints",
+            Self::Native | Self::NativeWithFingerprint => "native",
+            Self::Scripts | Self::ScriptsWithFingerprint => "scripts",
+            Self::Compact | Self::CompactWithFingerprint => "scripts, compact layout",
         }
     }
 
@@ -70,35 +68,17 @@ impl Kind {
     }
 }
 
-/// The options of the command line.
+/// How much is measured, and how.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     keys: u64,
     batch: u64,
     in_flight: u64,
     rounds: u64,
-    json: bool,
 }
 
 impl Load {
-    fn from_arguments() -> Self {
-        let mut load = Self { keys: 200_000, batch: 500, in_flight: 2, rounds: 5, json: false };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            let mut number = || arguments.next().unwrap().parse().unwrap();
-            match argument.as_str() {
-                "--keys" => load.keys = number(),
-                "--batch" => load.batch = number(),
-                "--in-flight" => load.in_flight = number(),
-                "--rounds" => load.rounds = number(),
-                "--json" => load.json = true,
-                // Cargo's own.
-                "--bench" => {}
-                other => panic!("unknown option {other}"),
-            }
-        }
-        load
-    }
+    const USUAL: Self = Self { keys: 200_000, batch: 500, in_flight: 2, rounds: 5 };
 }
 
 /// Microseconds per key: by the clock, and of the server's processor.
@@ -107,6 +87,9 @@ struct Cost {
     clock: f64,
     server: f64,
 }
+
+/// One of the two.
+type Micros = fn(&Cost) -> f64;
 
 fn key(n: u64) -> Key {
     Key::from_bytes(*Fingerprint::of(&n.to_be_bytes()).as_bytes())
@@ -209,14 +192,11 @@ async fn measure(kind: Kind, server: &Redis, first: u64, load: Load) -> Cost {
     Cost { clock: per_key(clock), server: per_key(server_time) }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let load = Load::from_arguments();
+    let figures = Figures::of("redis");
+    let load =
+        Load { keys: figures.messages(200_000) as u64, rounds: figures.rounds(5) as u64, ..Load::USUAL };
     let server = Redis::start_with(&["--appendonly", "no", "--save", ""]);
     let mut costs = vec![Vec::new(); Kind::ALL.len()];
     for round in 0..load.rounds {
@@ -224,34 +204,20 @@ async fn main() {
             costs.push(measure(kind, &server, round * 100_000_000, load).await);
         }
     }
-    let middle = |kind: Kind| {
-        let costs = &costs[Kind::ALL.iter().position(|other| *other == kind).unwrap()];
-        Cost {
-            clock: median(costs.iter().map(|cost| cost.clock).collect()),
-            server: median(costs.iter().map(|cost| cost.server).collect()),
-        }
-    };
-    if !load.json {
-        println!("{load:?}; medians of {} rounds in turns\n", load.rounds);
-        println!("| | keys/s | of native | server, µs/key | of native |\n|---|---|---|---|---|");
-    }
-    for kind in Kind::ALL {
-        let (cost, native) = (middle(kind), middle(kind.native()));
-        let (by_clock, by_server) = (native.clock / cost.clock, native.server / cost.server);
-        if load.json {
-            println!(
-                r#"{{"kind":"{}","keys_per_second":{:.0},"ratio":{by_clock:.3},"server_micros_per_key":{:.3},"server_ratio":{by_server:.3}}}"#,
-                kind.name(),
-                1e6 / cost.clock,
-                cost.server
-            );
-        } else {
-            println!(
-                "| {} | {:.0} | {by_clock:.2} | {:.2} | {by_server:.2} |",
-                kind.name(),
-                1e6 / cost.clock,
-                cost.server
-            );
+    // Keys per second of the clock, and of the server's processor.
+    let measures: [(&str, Micros); 2] =
+        [("by the clock", |cost| cost.clock), ("by the server's processor", |cost| cost.server)];
+    for (measure, micros) in measures {
+        for (native, suffix) in [(Kind::Native, ""), (Kind::NativeWithFingerprint, ", with fingerprints")] {
+            let rates = |kind: Kind| {
+                let costs = &costs[Kind::ALL.iter().position(|other| *other == kind).unwrap()];
+                costs.iter().map(|cost| 1e6 / micros(cost)).collect::<Vec<_>>()
+            };
+            let own = Kind::ALL.into_iter().filter(|kind| kind.native() == native && *kind != native);
+            let own: Vec<_> = own.map(|kind| (kind.name(), rates(kind))).collect();
+            let variants: Vec<_> = own.iter().map(|(name, rates)| (*name, &rates[..])).collect();
+            let keys = usize::try_from(load.keys).unwrap();
+            figures.report(&format!("{measure}{suffix}"), keys, (native.name(), &rates(native)), &variants);
         }
     }
 }

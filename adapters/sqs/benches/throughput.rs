@@ -2,9 +2,9 @@
 //! then delete them in one batch) with the pipeline with the memory store and as many pollers. What counts is the ratio.
 //!
 //! ```sh
-//! cargo bench -p onceward-sqs --bench throughput -- [messages [rounds]]
+//! cargo bench -p onceward-sqs --bench throughput -- [messages [rounds]] [--json]
 //! ```
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -19,14 +19,14 @@ use onceward::telemetry::Counter;
 use onceward::{Handled, KeySource, MemoryStore, Message, Outgoing, Pipeline, Publisher, Scope, handler_fn};
 use onceward_sqs::{SqsConsumer, SqsPublisher, SqsQueueConfig};
 use onceward_test_servers::elasticmq::ElasticMq;
+use onceward_test_servers::figures::Figures;
 
 const PAYLOAD_BYTES: usize = 256;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    // `cargo bench` adds `--bench`.
-    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
-    let (messages, rounds) = (numbers.next().unwrap_or(20_000), numbers.next().unwrap_or(5));
+    let figures = Figures::of("sqs");
+    let (messages, rounds) = (figures.messages(20_000), figures.rounds(5));
     let server = ElasticMq::start();
     let client = support::client(server.port());
     for pollers in [1, 4, 16] {
@@ -43,22 +43,13 @@ async fn main() {
                 pipelines.push(pipeline);
             }
         }
-        println!("{pollers} pollers: raw {raws:?}, pipeline {pipelines:?} messages/s");
-        let (raw, pipeline) = (median(raws), median(pipelines));
-        println!(
-            "{pollers} pollers: raw {raw}, pipeline {pipeline}, ratio {:.2}",
-            pipeline as f64 / raw as f64
-        );
+        let part = format!("{pollers} pollers");
+        figures.report(&part, messages, ("raw", &raws), &[("pipeline", &pipelines)]);
     }
 }
 
-fn per_second(messages: usize, took: Duration) -> u64 {
-    (messages as f64 / took.as_secs_f64()) as u64
-}
-
-fn median(mut numbers: Vec<u64>) -> u64 {
-    numbers.sort_unstable();
-    numbers[numbers.len() / 2]
+fn per_second(messages: usize, took: Duration) -> f64 {
+    messages as f64 / took.as_secs_f64()
 }
 
 async fn fill(client: &Client, url: &str, messages: usize) {

@@ -7,6 +7,7 @@ use onceward::store::{Commit, CompleteRequest, TransactionalStore};
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, tx_handler};
 use onceward_postgres::{EffectOutcome, PgStore, PgTx};
+use onceward_test_servers::figures::Figures;
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
@@ -60,18 +61,24 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Effects per second of each way, in each turn.
+fn rates<const N: usize>(count: usize, times: &[Vec<Duration>; N]) -> [Vec<f64>; N] {
+    let rate = |time: &Duration| count as f64 / time.as_secs_f64();
+    std::array::from_fn(|way| times[way].iter().map(rate).collect())
+}
+
 fn more(with: Duration, without: Duration) -> String {
     format!("{:+.1} %", 100.0 * (with.as_secs_f64() / without.as_secs_f64() - 1.0))
 }
 
 /// Handler transactions with and without inbox.
-pub(crate) async fn transactions(server: &Postgres, store: &PgStore, workers: usize) {
-    const EACH: usize = 2_000;
+pub(crate) async fn transactions(figures: &Figures, server: &Postgres, store: &PgStore, workers: usize) {
+    let each = figures.messages(4_000) / 2;
     let scope = Scope::parse("transactions").unwrap();
     let pool = pool(server).await;
     let mut tasks = Vec::new();
     for worker in 0..workers {
-        let claimed = claims(store, &scope, &format!("{workers} {worker}"), EACH).await;
+        let claimed = claims(store, &scope, &format!("{workers} {worker}"), each).await;
         tasks.push(tokio::spawn(in_turns(pool.clone(), store.clone(), scope.clone(), claimed)));
     }
     let times = futures_util::future::try_join_all(tasks).await.unwrap();
@@ -79,6 +86,13 @@ pub(crate) async fn transactions(server: &Postgres, store: &PgStore, workers: us
     let (without, with) = (without.concat(), with.concat());
     let all = more(with.iter().sum(), without.iter().sum());
     let (without, with) = (median(without), median(with));
+    let rate = |time: Duration| [workers as f64 / time.as_secs_f64()];
+    let part = format!("handler, {workers} at once, by the median");
+    let base = ("own transaction", &rate(without)[..]);
+    figures.record(&part, workers * each, base, &[("inbox", &rate(with))]);
+    if figures.is_json() {
+        return;
+    }
     println!(
         "{workers} handlers at once: median {without:.2?} a transaction, {with:.2?} with the inbox, {}; all together {all}",
         more(with, without)
@@ -116,11 +130,11 @@ async fn inbox_batch(store: &PgStore, scope: &Scope, name: &str) {
 }
 
 /// Fifty effects in each of these ways, in turns; the inbox with its claims.
-pub(crate) async fn batches(server: &Postgres, store: &PgStore) {
-    const TURNS: usize = 30;
+pub(crate) async fn batches(figures: &Figures, server: &Postgres, store: &PgStore) {
+    let turns = figures.rounds(30);
     let (pool, scope) = (pool(server).await, Scope::parse("batches").unwrap());
     let mut times: [Vec<Duration>; 5] = Default::default();
-    for turn in 0..TURNS {
+    for turn in 0..turns {
         for (way, times) in times.iter_mut().enumerate() {
             let began = Instant::now();
             match way {
@@ -142,8 +156,20 @@ pub(crate) async fn batches(server: &Postgres, store: &PgStore) {
             times.push(began.elapsed());
         }
     }
+    let rates = rates(BATCH, &times);
+    let variants = [
+        ("one transaction, savepoints", &rates[2][..]),
+        ("inbox", &rates[3]),
+        ("inbox, one transaction, savepoints", &rates[4]),
+    ];
+    figures.record("batch", BATCH, ("own transaction", &rates[0]), &variants[1..]);
+    figures.record("batch, one transaction", BATCH, ("one transaction", &rates[1]), &variants[..1]);
+    figures.record("batch, savepoints", BATCH, variants[0], &variants[2..]);
+    if figures.is_json() {
+        return;
+    }
     let [singly, fifty, isolated, inbox, shared] = times.map(median);
-    println!("{BATCH} effects, one after the other, medians of {TURNS} turns, claims included:");
+    println!("{BATCH} effects, one after the other, medians of {turns} turns, claims included:");
     println!("  each in the application's own transaction: {singly:.1?}");
     println!("  all in one of the application's: {fifty:.1?}; in savepoints: {isolated:.1?}");
     println!("  each in the inbox: {inbox:.1?}, {} over each in its own", more(inbox, singly));
@@ -187,17 +213,16 @@ async fn through_a_pipeline(
 
 /// Eight tasks that have effects alone, against pipelines whose handlers have as many connections, with as many handlers
 /// at once and with more, which wait for a connection or share a transaction; in turns.
-pub(crate) async fn pipelines(server: &Postgres, store: &PgStore) {
-    const COUNT: usize = 4_000;
-    const TURNS: usize = 5;
+pub(crate) async fn pipelines(figures: &Figures, server: &Postgres, store: &PgStore) {
+    let (count, turns) = (figures.messages(4_000), figures.rounds(5));
     let pool = pool(server).await;
     let mut times: [Vec<Duration>; 4] = Default::default();
-    for turn in 0..TURNS {
+    for turn in 0..turns {
         let began = Instant::now();
         let tasks = (0..8).map(|_| {
             let pool = pool.clone();
             tokio::spawn(async move {
-                for n in 0..(COUNT / 8) as i64 {
+                for n in 0..(count / 8) as i64 {
                     plain(&pool, n).await;
                 }
             })
@@ -206,11 +231,18 @@ pub(crate) async fn pipelines(server: &Postgres, store: &PgStore) {
         times[0].push(began.elapsed());
         for (times, (batch, at_once)) in times[1..].iter_mut().zip([(1, 8), (1, 64), (BATCH, 8 * BATCH)]) {
             let scope = format!("{turn}-{batch}-{at_once}");
-            times.push(through_a_pipeline(store, &scope, COUNT, batch, at_once).await);
+            times.push(through_a_pipeline(store, &scope, count, batch, at_once).await);
         }
     }
+    let rates = rates(count, &times);
+    let shared = format!("{BATCH} share a transaction");
+    let variants = [("8 handlers", &rates[1][..]), ("64 handlers", &rates[2]), (shared.as_str(), &rates[3])];
+    figures.record("pipeline", count, ("effects alone", &rates[0]), &variants);
+    if figures.is_json() {
+        return;
+    }
     let [alone, singly, many, shared] = times.map(median);
-    let rate = |time: Duration| COUNT as f64 / time.as_secs_f64();
+    let rate = |time: Duration| count as f64 / time.as_secs_f64();
     println!("effects alone, 8 tasks: {:.0}/s", rate(alone));
     println!("pipeline, 8 handlers: {:.0}/s, {} time", rate(singly), more(singly, alone));
     println!("pipeline, 64 handlers: {:.0}/s, {} time", rate(many), more(many, alone));

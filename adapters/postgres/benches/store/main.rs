@@ -1,5 +1,5 @@
 //! Figures of the store on a real server of its own: `cargo bench -p onceward-postgres --bench store`, all parts but the last, or
-//! those that are named: `-- keys handler batch pipeline bytes expiry`. Ratios within one run hold; absolute figures are those
+//! those that are named: `-- [keys] [handler] [batch] [pipeline] [bytes] [expiry] [messages [rounds]] [--json]`. Ratios within one run hold; absolute figures are those
 //! of a disk. `expiry` takes an hour: `ONCEWARD_EXPIRY_ROWS` and `ONCEWARD_EXPIRY_TURN` (seconds) make it shorter.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
@@ -15,6 +15,7 @@ use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, ClaimRequest, ClaimTerms, CompleteRequest, Completion, Entropy, KeyState};
 use onceward::{Key, Scope, Store};
 use onceward_postgres::{PgConfig, PgStore};
+use onceward_test_servers::figures::Figures;
 use onceward_test_servers::postgres::Postgres;
 
 const TTL: Duration = Duration::from_secs(3_600);
@@ -52,19 +53,20 @@ async fn claim_and_complete(store: &PgStore, name: &str, batches: usize, size: u
     count as f64 / began.elapsed().as_secs_f64()
 }
 
-async fn keys(store: &PgStore) {
-    let single = claim_and_complete(store, "single", 500, 1).await;
-    println!("one by one, one in flight: {single:.0} claim + complete/s");
+async fn keys(figures: &Figures, store: &PgStore) {
+    let count = figures.messages(50_000);
+    let single = claim_and_complete(store, "single", count.div_ceil(100), 1).await;
+    let report = |how: &str, rate: f64| figures.report("claim + complete", count, (how, &[rate]), &[]);
+    report("one by one, one in flight", single);
     for size in [100, 256, 1_000] {
-        let name = format!("batch-{size}");
-        let rate = claim_and_complete(store, &name, 50_000 / size, size).await;
-        println!("batches of {size}, one in flight: {rate:.0} claim + complete/s");
+        let rate = claim_and_complete(store, &format!("batch-{size}"), count.div_ceil(size), size).await;
+        report(&format!("batches of {size}, one in flight"), rate);
     }
     let (one, two) = tokio::join!(
-        claim_and_complete(store, "two-a", 100, 256),
-        claim_and_complete(store, "two-b", 100, 256)
+        claim_and_complete(store, "two-a", count.div_ceil(512), 256),
+        claim_and_complete(store, "two-b", count.div_ceil(512), 256)
     );
-    println!("batches of 256, two in flight: {:.0} claim + complete/s", one + two);
+    report("batches of 256, two in flight", one + two);
 }
 
 /// A number from the environment.
@@ -75,27 +77,26 @@ fn number(name: &str, usual: u64) -> u64 {
 #[tokio::main]
 async fn main() {
     const USUAL: [&str; 5] = ["keys", "handler", "batch", "pipeline", "bytes"];
-    let mut parts: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    if parts.is_empty() {
-        parts = USUAL.map(String::from).to_vec();
-    }
+    let figures = Figures::of("postgres");
     let server = Postgres::start();
     let store = PgStore::open(PgConfig::new(server.url("postgres"))).await.unwrap();
     server.sql("CREATE TABLE effects (n bigint NOT NULL, payload text NOT NULL)");
-    for part in parts {
-        println!("-- {part}");
-        match part.as_str() {
-            "keys" => keys(&store).await,
+    for part in figures.parts(&USUAL) {
+        if !figures.is_json() {
+            println!("-- {part}");
+        }
+        match part {
+            "keys" => keys(&figures, &store).await,
             "handler" => {
                 for workers in [1, 8] {
-                    handler::transactions(&server, &store, workers).await;
+                    handler::transactions(&figures, &server, &store, workers).await;
                 }
             }
-            "batch" => handler::batches(&server, &store).await,
-            "pipeline" => handler::pipelines(&server, &store).await,
+            "batch" => handler::batches(&figures, &server, &store).await,
+            "pipeline" => handler::pipelines(&figures, &server, &store).await,
             "bytes" => {
                 if server.sql("SELECT count(*) FROM onceward.keys") == "0" {
-                    keys(&store).await;
+                    keys(&figures, &store).await;
                 }
                 server.sql("VACUUM FULL onceward.keys");
                 let bytes = "SELECT pg_total_relation_size('onceward.keys') / count(*) FROM onceward.keys";
