@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
+use super::config::{OnCompleted, OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
 use super::guarantee::{Deduplicated, EffectivelyOnce};
 use super::measure::Measurer;
 use super::run::{Parts, run};
@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::{Handler, TxHandler};
 use crate::key::{Fingerprinting, Scope};
+use crate::replies::Replies;
 use crate::store::{SharedStore, TransactionalStore};
 use crate::telemetry::{Counters, Observer};
 
@@ -27,6 +28,7 @@ pub struct PipelineBuilder<S> {
     store: S,
     keys: Option<KeyExtractor>,
     dead_letters: Option<DeadLetters>,
+    replies: Option<Arc<dyn Replies>>,
     observer: Option<Arc<dyn Observer>>,
     config: PipelineConfig,
     set: Explicit,
@@ -72,6 +74,7 @@ impl Pipeline<()> {
             store,
             keys: None,
             dead_letters: None,
+            replies: None,
             observer: None,
             config: PipelineConfig::default(),
             set: Explicit::default(),
@@ -105,6 +108,16 @@ impl<S: SharedStore> PipelineBuilder<S> {
     #[must_use]
     pub fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
         self.dead_letters = Some(dead_letters);
+        self
+    }
+
+    /// Sends the result of a completed message to where the message asks for it, before it is acked: to the message that was
+    /// handled, and to each duplicate of it. A reply may arrive more than once. The policy
+    /// [`on_completed`](super::config::Policies::on_completed) is then
+    /// [`ReplayResult`](super::config::OnCompleted::ReplayResult).
+    #[must_use]
+    pub fn replies(mut self, replies: Arc<dyn Replies>) -> Self {
+        self.replies = Some(replies);
         self
     }
 
@@ -182,6 +195,9 @@ impl<S: SharedStore> PipelineBuilder<S> {
 
     fn parts(mut self) -> Result<Parts, Error> {
         self.set.apply(&mut self.config);
+        if self.replies.is_some() {
+            self.config.policies.on_completed = OnCompleted::ReplayResult;
+        }
         self.config.check()?;
         let policies = &self.config.policies;
         let dead_letters_wanted = policies.on_exhausted == OnExhausted::DeadLetter;
@@ -206,6 +222,14 @@ impl<S: SharedStore> PipelineBuilder<S> {
         let keys = self.keys.unwrap_or_else(|| KeyExtractor::new(&self.scope, default_sources()));
         if let Some(wrong) = no_source(&keys) {
             return Err(Error::new(ErrorKind::Config, "build this pipeline", wrong));
+        }
+        if self.config.policies.on_completed == OnCompleted::ReplayResult && self.replies.is_none() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "build this pipeline",
+                "on_completed is replay-result, but there is nothing that sends replies; give the source's with replies(…), or set \
+                 on_completed to ack if the source has none",
+            ));
         }
         let source = self.consumer.capabilities();
         if self.config.until_idle && !source.reports_idle && !source.finite {
@@ -238,6 +262,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             store: self.store.as_store(),
             keys,
             dead_letters: self.dead_letters,
+            replies: self.replies,
             config: self.config,
             counters: Arc::new(Counters::default()),
             measurer: Measurer::new(self.observer),

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tracing::field::DisplayValue;
 
 use super::receipt::Receipt;
+use super::reply::Answer;
 use crate::active_claim::ActiveClaim;
 use crate::handler::HandlerError;
 use crate::key::{Fingerprint, Key};
@@ -80,6 +81,10 @@ pub(crate) struct InFlight {
     pub(crate) unclaimed_since: Option<Instant>,
     /// Set in observe mode once the store has answered for its key: its retries are no further sightings.
     pub(crate) sighted: bool,
+    /// The reply that it waits for before it is acked, once its result is known; only where replies are sent.
+    pub(crate) answer: Option<Box<Answer>>,
+    /// Set once its own run was completed and its reply failed: it is no duplicate when it asks for the result again.
+    pub(crate) is_handled: bool,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,
 }

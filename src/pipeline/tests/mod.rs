@@ -19,6 +19,7 @@ mod own_headers;
 mod partial_outages;
 mod policies;
 mod refusals;
+mod replies;
 mod secrets;
 mod sequences;
 mod shared_transactions;
