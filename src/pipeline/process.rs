@@ -11,7 +11,7 @@ use super::event::Event;
 use super::handle::handle;
 use super::outcomes::ended;
 use super::record::record;
-use super::reply::reply;
+use super::reply::reply_and_settle;
 use super::runner::Runner;
 use super::sequence::{run_sequence, sequences};
 use super::settle::settle;
@@ -35,11 +35,13 @@ async fn side_by_side<R: Runner>(context: &Context<R>, starts: Vec<Start>) {
         .ready_chunks(context.config.max_batch)
         .for_each_concurrent(None, |mut finished| async {
             context.send(Event::Finished(ended(context, &mut finished)));
-            let mut recorded = pin!(record(context, finished));
-            while let Some(mut recorded) = recorded.next().await {
-                if let Some(replies) = &context.replies {
-                    recorded = reply(context, &**replies, recorded).await;
-                }
+            let recorded = record(context, finished);
+            if let Some(replies) = &context.replies {
+                let settled = |recorded| reply_and_settle(context, &**replies, recorded);
+                return recorded.for_each_concurrent(None, settled).await;
+            }
+            let mut recorded = pin!(recorded);
+            while let Some(recorded) = recorded.next().await {
                 settle(context, recorded);
             }
         })

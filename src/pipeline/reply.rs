@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::context::Context;
+use super::settle::settle;
 use super::work::{InFlight, Recorded, Verdict};
 use crate::coalesce::bounded;
+use crate::error::Error;
 use crate::failpoints::{self, Step};
 use crate::key::Key;
 use crate::replies::{Replied, Replies, Reply};
@@ -50,51 +52,84 @@ impl<R> Context<R> {
     }
 }
 
-/// Sends the replies that these deliveries wait for. A delivery whose reply may not have arrived is kept and asks for the result
-/// again after a pause; those behind it in its lane go on.
+/// Settles deliveries, those that wait for a reply after it.
+pub(super) async fn reply_and_settle<R>(
+    context: &Context<R>,
+    replies: &dyn Replies,
+    recorded: Vec<Recorded>,
+) {
+    let (owed, rest): (Vec<_>, Vec<_>) = recorded.into_iter().partition(is_owed);
+    settle(context, rest);
+    settle(context, reply(context, replies, owed).await);
+}
+
+/// Sends the replies that deliveries wait for. A delivery whose reply may not have arrived is kept and asks for the result again
+/// after a pause; those behind it in its lane go on.
 pub(super) async fn reply<R>(
     context: &Context<R>,
     replies: &dyn Replies,
     mut recorded: Vec<Recorded>,
 ) -> Vec<Recorded> {
-    let is_owed =
-        |recorded: &Recorded| recorded.work.answer.is_some() && matches!(recorded.verdict, Verdict::Ack(_));
-    let owed: Vec<_> = recorded.iter().filter(|recorded| is_owed(recorded)).filter_map(to_reply).collect();
+    let owed: Vec<_> = recorded.iter().filter(|each| is_owed(each)).filter_map(to_reply).collect();
     if owed.is_empty() {
         return recorded;
     }
     failpoints::hit(Step::ReplySent);
-    let answers =
-        bounded(context.config.publish_timeout, "send replies", owed.len(), replies.reply(&owed)).await;
+    let limit = context.config.publish_timeout;
+    let answers = bounded(limit, "send replies", owed.len(), replies.reply(&owed)).await;
     failpoints::hit(Step::ReplyApplied);
     drop(owed);
-    for (Recorded { work, verdict }, sent) in recorded.iter_mut().filter(|each| is_owed(each)).zip(answers) {
-        let is_kept = work.answer.take().is_some_and(|answer| answer.is_kept);
-        let (error, is_repeated) = match sent {
-            Ok(Replied::Sent) => {
-                context.count(Counter::Replies, 1);
-                continue;
-            }
-            Ok(Replied::Undeliverable(error)) => (error, false),
-            Err(error) => (error, is_kept),
-        };
-        let counter = if is_repeated { Counter::ReplyErrors } else { Counter::RepliesUndeliverable };
-        context.count(counter, 1);
-        if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
-            tracing::warn!(
-                scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
-                "{}",
-                if is_repeated { "reply failed; it is sent again" } else { "reply undeliverable; message acked without it" }
-            );
-        }
-        if is_repeated {
-            work.is_handled |= *verdict == Verdict::Ack(Counter::Handled);
-            let after = context.pause(Duration::from_millis(100), work.holds, Duration::from_secs(5));
-            work.holds = work.holds.saturating_add(1);
-            *verdict = Verdict::Parked { after };
-        }
+    for (each, answer) in recorded.iter_mut().filter(|each| is_owed(each)).zip(answers) {
+        replied(context, each, answer);
     }
     recorded
+}
+
+fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Replied, Error>) {
+    let Recorded { work, verdict } = recorded;
+    let is_kept = work.answer.as_deref().is_some_and(|answer| answer.is_kept);
+    let again = match answer {
+        Ok(Replied::Sent) => {
+            context.count(Counter::Replies, 1);
+            None
+        }
+        Err(error) if is_kept => {
+            context.count(Counter::ReplyErrors, 1);
+            if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
+                tracing::warn!(
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    "reply failed; sending it again, and its message is not acked before"
+                );
+            }
+            Some(context.pause(Duration::from_millis(100), work.holds, Duration::from_secs(5)))
+        }
+        Ok(Replied::Undeliverable(error)) | Err(error) => {
+            context.count(Counter::RepliesUndeliverable, 1);
+            if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
+                tracing::warn!(
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    "reply undeliverable; its message is acked without it"
+                );
+            }
+            None
+        }
+    };
+    let Some(after) = again else {
+        work.answer = None;
+        return;
+    };
+    // A delivery that asks the store again gets its answer there.
+    if work.key().is_some() {
+        work.answer = None;
+    }
+    work.is_handled |= *verdict == Verdict::Ack(Counter::Handled);
+    work.holds = work.holds.saturating_add(1);
+    *verdict = Verdict::Parked { after };
+}
+
+fn is_owed(recorded: &Recorded) -> bool {
+    let is_completed = matches!(recorded.verdict, Verdict::Ack(Counter::Handled | Counter::Duplicates));
+    recorded.work.answer.is_some() && is_completed
 }
 
 fn to_reply(recorded: &Recorded) -> Option<Reply<'_>> {

@@ -1,6 +1,7 @@
 //! Replies to messages with `reply_to`: [`RabbitmqReplies`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,9 +9,8 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 use onceward::adapter::{HEADER_RESULT, Native, Replied, Replies, Reply};
-use onceward::{Error, ErrorKind, Message, Outgoing, Publisher};
+use onceward::{Error, ErrorKind, GatheredPublisher, Message, Outgoing, Publisher};
 
-use crate::connection::RabbitmqClient;
 use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::error;
 use crate::format::native::RabbitmqForm;
@@ -29,9 +29,12 @@ use crate::publisher::RabbitmqPublisher;
 /// The sender of a message names the queue, and RabbitMQ lets a login that may write to the default exchange write to every queue
 /// of the virtual host. Where senders do not trust each other, give requests and their replies a virtual host of their own.
 pub struct RabbitmqReplies {
-    publisher: RabbitmqPublisher,
+    publisher: GatheredPublisher,
     source: String,
 }
+
+/// Replies in one batch, at most.
+const BATCH: usize = 256;
 
 impl RabbitmqReplies {
     /// Connects, for the messages of the queue `source`.
@@ -39,23 +42,18 @@ impl RabbitmqReplies {
     /// # Errors
     /// As [`RabbitmqPublisher::open`].
     pub async fn open(endpoint: RabbitmqEndpoint, source: impl Into<String>) -> Result<Self, Error> {
-        Ok(Self { publisher: RabbitmqPublisher::open(endpoint).await?, source: source.into() })
+        Ok(Self::new(RabbitmqPublisher::open(endpoint).await?, source))
     }
 
-    /// Connects with the caller's client, which must not be shared with a consumer.
+    /// Replies by `publisher`, for the messages of the queue `source`. Its confirm timeout should be shorter than the pipeline's
+    /// publish timeout. What is to be sent at the same time is sent in one batch, by a task in the current runtime.
     ///
-    /// # Errors
-    /// As [`RabbitmqPublisher::open`].
-    pub async fn from_client(client: RabbitmqClient, source: impl Into<String>) -> Result<Self, Error> {
-        Ok(Self { publisher: RabbitmqPublisher::from_client(client).await?, source: source.into() })
-    }
-
-    /// Sets the timeout of a batch, after which its outcome is unknown; default
-    /// [`RabbitmqPublisher::CONFIRM_TIMEOUT`]. It should be shorter than the pipeline's publish timeout.
-    #[must_use]
-    pub fn confirm_timeout(mut self, limit: Duration) -> Self {
-        self.publisher = self.publisher.confirm_timeout(limit);
-        self
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(publisher: RabbitmqPublisher, source: impl Into<String>) -> Self {
+        // Its own error, which names the cause, arrives first.
+        let limit = publisher.limit() + Duration::from_secs(1);
+        Self { publisher: GatheredPublisher::new(Arc::new(publisher), BATCH, limit), source: source.into() }
     }
 
     /// True for the source and its delay queues: a reply there would be handled as a message.

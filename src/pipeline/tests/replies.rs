@@ -115,6 +115,9 @@ fn start(worker: WorkerBuilder<'_>, mailbox: &Arc<Mailbox>) -> Worker {
                 started: now,
                 ended: Some((now, Ok(()))),
             });
+            if message.header("fails").is_some() && message.attempt() == 1 {
+                return Err(HandlerError::retry("not yet"));
+            }
             Ok(format!("run {}", runs.len()))
         }
     }));
@@ -263,6 +266,40 @@ async fn a_lane_goes_on_in_order_while_replies_fail() {
     for (address, result) in sent {
         assert_eq!(result, Some(Bytes::from(format!("run {address}"))));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_duplicate_that_waits_behind_a_failed_run_of_its_lane_keeps_its_reply() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    let mailbox = Mailbox::of(&world);
+    let worker = start(world.worker().config(in_order), &mailbox);
+    world.broker.publish(in_lane("A", 2));
+    world.empty().await;
+    mailbox.is(Failing::Unknown);
+    // Both are in one claim, whose answer for the second is that it is completed.
+    world.broker.publish(in_lane("A", 1).header("fails", "once"));
+    world.broker.publish(in_lane("A", 2).header("reply-to", "two"));
+    eventually("two tries", || mailbox.tries() == 2).await;
+    mailbox.is(Failing::Not);
+    world.empty().await;
+    let summary = worker.end().await;
+    assert_eq!(mailbox.sent(), [to("two", "run 1")]);
+    assert_eq!((summary.handled(), summary.duplicates(), world.runs().len()), (2, 1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_the_same_round_do_not_wait_for_a_slow_reply() {
+    let world = World::with(Habits { batch: 64, ..Habits::default() });
+    let mailbox = Mailbox::of(&world);
+    mailbox.is(Failing::Silent);
+    world.broker.publish(asking("a", "one"));
+    world.publish_all(["b", "c", "d"]);
+    let worker = start(world.worker(), &mailbox);
+    eventually("the others are acked", || world.broker.acked() == 3).await;
+    assert!(world.since_start(Instant::now()) < 100 * MS);
+    mailbox.is(Failing::Not);
+    world.empty().await;
+    assert_eq!(worker.end().await.handled(), 4);
 }
 
 #[tokio::test(start_paused = true)]

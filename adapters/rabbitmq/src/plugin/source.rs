@@ -209,8 +209,8 @@ impl SourcePlugin for RabbitmqSource {
     }
 
     async fn replies(&self, context: &Context<'_>) -> Result<Arc<dyn Replies>, Error> {
-        let replies = RabbitmqReplies::open(self.endpoint(context)?, self.queue.as_str()).await?;
-        Ok(Arc::new(replies.confirm_timeout(context.pipeline.publish_timeout.mul_f64(0.8))))
+        let publisher = RabbitmqPublisher::open(self.endpoint(context)?).await?;
+        Ok(Arc::new(RabbitmqReplies::new(publisher, self.queue.as_str())))
     }
 
     fn describe_publisher(&self, _: &Context<'_>) -> String {

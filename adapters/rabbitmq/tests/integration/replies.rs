@@ -12,7 +12,9 @@ use onceward::telemetry::Counter;
 use onceward::{
     HandlerError, KeySource, MemoryStore, Message, Pipeline, PipelineConfig, Scope, Summary, handler_fn,
 };
-use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqReplies};
+use onceward_rabbitmq::{
+    RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqPublisher, RabbitmqReplies,
+};
 use onceward_test_servers::proxy::{Direction, Flow, Proxy};
 use onceward_test_servers::rabbitmq::{RabbitMq, url};
 use tokio_util::sync::CancellationToken;
@@ -63,8 +65,8 @@ impl Service {
     async fn start(&self, scope: &str, max_result_bytes: usize, replies_at: &str) -> Running {
         let consumer =
             RabbitmqConsumer::open(RabbitmqConfig::new(self.broker.url(), &self.queue)).await.unwrap();
-        let replies = RabbitmqReplies::open(RabbitmqEndpoint::new(replies_at), &self.queue).await.unwrap();
-        let replies = replies.confirm_timeout(Duration::from_secs(2));
+        let publisher = RabbitmqPublisher::open(RabbitmqEndpoint::new(replies_at)).await.unwrap();
+        let replies = RabbitmqReplies::new(publisher.confirm_timeout(Duration::from_secs(2)), &self.queue);
         let config = PipelineConfig { max_result_bytes, ..PipelineConfig::default() };
         let pipeline = Pipeline::builder(Scope::parse(scope).unwrap(), consumer, Arc::clone(&self.store))
             .config(config)
