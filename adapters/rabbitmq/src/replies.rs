@@ -26,6 +26,28 @@ use crate::publisher::RabbitmqPublisher;
 /// the broker refuses, or that would go to a queue of the source is undeliverable. The broker does not report a requester that has
 /// left its `amq.rabbitmq.reply-to`: such a reply counts as sent.
 ///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use onceward::{HandlerError, MemoryStore, Message, Pipeline, Scope, handler};
+/// use onceward_rabbitmq::{RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqReplies};
+///
+/// async fn charge(message: Message) -> Result<String, HandlerError> {
+///     Ok(format!("charged for {} bytes", message.payload().len()))
+/// }
+///
+/// let url = "amqps://user:password@rabbit.example/%2f";
+/// let requests = RabbitmqConsumer::open(RabbitmqConfig::new(url, "requests")).await?;
+/// let replies = RabbitmqReplies::open(RabbitmqEndpoint::new(url), "requests").await?;
+/// let pipeline = Pipeline::builder(Scope::parse("billing")?, requests, Arc::new(MemoryStore::new()))
+///     .park_exhausted()
+///     .replies(Arc::new(replies))
+///     .handler(handler(charge))?;
+/// # let _ = pipeline;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// The sender of a message names the queue, and RabbitMQ lets a login that may write to the default exchange write to every queue
 /// of the virtual host. Where senders do not trust each other, give requests and their replies a virtual host of their own.
 pub struct RabbitmqReplies {

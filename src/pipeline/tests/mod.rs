@@ -309,7 +309,6 @@ impl WorkerBuilder<'_> {
         )
     }
 
-    /// Starts a worker whose handler succeeds at once.
     pub(super) fn start_ok(self) -> Worker {
         self.start(|_| async { Ok(()) })
     }
