@@ -19,7 +19,7 @@ pub struct Reply<'a> {
     pub message: &'a Message,
     /// Its key: the same for all replies with this result. `None` for a run without a claim.
     pub key: Option<Key>,
-    /// The result. `None`: there is none, and the reply says so by [`HEADER_RESULT`].
+    /// The result. `None`: no result is kept, which the reply states by [`HEADER_RESULT`].
     pub result: Option<&'a Bytes>,
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{OnCompleted, OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
+use super::config::{OnCompleted, OnExhausted, OnMismatch, OnMissingKey, PipelineConfig, Policies};
 use super::guarantee::{Deduplicated, EffectivelyOnce};
 use super::measure::Measurer;
 use super::run::{Parts, run};
@@ -199,6 +199,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             self.config.policies.on_completed = OnCompleted::ReplayResult;
         }
         self.config.check()?;
+        check_replies(&self.config.policies, self.replies.is_some())?;
         let policies = &self.config.policies;
         let dead_letters_wanted = policies.on_exhausted == OnExhausted::DeadLetter;
         if dead_letters_wanted && self.dead_letters.is_none() {
@@ -222,14 +223,6 @@ impl<S: SharedStore> PipelineBuilder<S> {
         let keys = self.keys.unwrap_or_else(|| KeyExtractor::new(&self.scope, default_sources()));
         if let Some(wrong) = no_source(&keys) {
             return Err(Error::new(ErrorKind::Config, "build this pipeline", wrong));
-        }
-        if self.config.policies.on_completed == OnCompleted::ReplayResult && self.replies.is_none() {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "build this pipeline",
-                "on_completed is replay-result, but there is nothing that sends replies; give the source's with replies(…), or set \
-                 on_completed to ack if the source has none",
-            ));
         }
         let source = self.consumer.capabilities();
         if self.config.until_idle && !source.reports_idle && !source.finite {
@@ -347,6 +340,18 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
         }
         Ok(pipeline(parts, Transactional::new(store, handler)))
     }
+}
+
+fn check_replies(policies: &Policies, has_replies: bool) -> Result<(), Error> {
+    if policies.on_completed == OnCompleted::Ack || has_replies {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        "build this pipeline",
+        "on_completed is replay-result, but there is nothing that sends replies; give the source's with replies(…), or set \
+         on_completed to ack if its messages name no address for a reply",
+    ))
 }
 
 /// Why these sources give no key, or the same one to all messages.

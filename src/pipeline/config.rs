@@ -298,7 +298,7 @@ impl PipelineConfig {
             ));
         }
         if self.policies.on_completed == OnCompleted::ReplayResult && !self.keep_results {
-            let text = "on_completed is replay-result, and keep_results is false, so that there is none; set it to true";
+            let text = "on_completed is replay-result, and keep_results is false, so that there are no results; set it to true";
             return wrong(text.to_owned());
         }
         if let Some(fault) = self.fingerprint.fault() {

@@ -217,7 +217,7 @@ impl Derive {
             held_until: None,
             unclaimed_since: None,
             sighted: false,
-            answer: None,
+            owed: None,
             is_handled: false,
             waits: false,
         })

@@ -7,22 +7,12 @@ use bytes::Bytes;
 
 use super::context::Context;
 use super::settle::settle;
-use super::work::{InFlight, Recorded, Verdict};
+use super::work::{InFlight, OwedReply, Recorded, Verdict};
 use crate::coalesce::bounded;
 use crate::error::Error;
 use crate::failpoints::{self, Step};
-use crate::key::Key;
 use crate::replies::{Replied, Replies, Reply};
 use crate::telemetry::Counter;
-
-/// The answer that a delivery waits for before it is acked.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    key: Option<Key>,
-    result: Option<Bytes>,
-    /// A redelivery finds the result in the store. Otherwise its message would run again.
-    is_kept: bool,
-}
 
 impl<R> Context<R> {
     /// Where a reply to this delivery goes; `None` if it asks for none, or no replies are sent.
@@ -39,7 +29,7 @@ impl<R> Context<R> {
     pub(super) fn owe(&self, work: &mut InFlight, result: Option<&Bytes>) {
         if self.owes_reply(work) {
             let (key, result) = (work.key(), result.cloned());
-            work.answer = Some(Box::new(Answer { key, result, is_kept: true }));
+            work.owed = Some(Box::new(OwedReply { key, result, is_kept: true }));
         }
     }
 
@@ -47,7 +37,7 @@ impl<R> Context<R> {
     pub(super) fn owe_unkept(&self, work: &mut InFlight, result: Option<Bytes>) {
         if self.owes_reply(work) {
             let result = result.filter(|result| result.len() <= self.config.max_result_bytes);
-            work.answer = Some(Box::new(Answer { key: None, result, is_kept: false }));
+            work.owed = Some(Box::new(OwedReply { key: None, result, is_kept: false }));
         }
     }
 }
@@ -87,7 +77,7 @@ pub(super) async fn reply<R>(
 
 fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Replied, Error>) {
     let Recorded { work, verdict } = recorded;
-    let is_kept = work.answer.as_deref().is_some_and(|answer| answer.is_kept);
+    let is_kept = work.owed.as_deref().is_some_and(|owed| owed.is_kept);
     let again = match answer {
         Ok(Replied::Sent) => {
             context.count(Counter::Replies, 1);
@@ -115,12 +105,12 @@ fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Repl
         }
     };
     let Some(after) = again else {
-        work.answer = None;
+        work.owed = None;
         return;
     };
     // A delivery that asks the store again gets its answer there.
     if work.key().is_some() {
-        work.answer = None;
+        work.owed = None;
     }
     work.is_handled |= *verdict == Verdict::Ack(Counter::Handled);
     work.holds = work.holds.saturating_add(1);
@@ -129,10 +119,10 @@ fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Repl
 
 fn is_owed(recorded: &Recorded) -> bool {
     let is_completed = matches!(recorded.verdict, Verdict::Ack(Counter::Handled | Counter::Duplicates));
-    recorded.work.answer.is_some() && is_completed
+    recorded.work.owed.is_some() && is_completed
 }
 
 fn to_reply(recorded: &Recorded) -> Option<Reply<'_>> {
-    let Answer { key, result, .. } = recorded.work.answer.as_deref()?;
+    let OwedReply { key, result, .. } = recorded.work.owed.as_deref()?;
     Some(Reply { message: &recorded.work.message, key: *key, result: result.as_ref() })
 }

@@ -73,7 +73,7 @@ async fn publish_one(channel: &Channel, publishing: &Publishing) -> lapin::Resul
 }
 
 /// True for the address of a requester that waits at `amq.rabbitmq.reply-to`, which is no queue: the broker delivers a mandatory message
-/// to it and returns it all the same.
+/// to it and returns it nevertheless.
 fn is_direct_reply(publishing: &Publishing) -> bool {
     publishing.exchange.as_str().is_empty()
         && publishing.routing_key.as_str().starts_with("amq.rabbitmq.reply-to.")
