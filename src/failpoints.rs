@@ -29,6 +29,10 @@ pub enum Step {
     LetterConfirmed,
     /// The key was marked dead.
     Buried,
+    /// Replies are about to be sent.
+    ReplySent,
+    /// Replies were confirmed or refused.
+    ReplyApplied,
     /// Settlements are about to be sent.
     AckSent,
     /// Settlements were answered.
@@ -54,6 +58,9 @@ pub enum Step {
 impl Step {
     /// The steps of a relay, which are no message's.
     pub const RELAY: [Self; 3] = [Self::RelayTaken, Self::RelayConfirmed, Self::RelayMarked];
+
+    /// The steps of a reply, which not every pipeline sends.
+    pub const REPLY: [Self; 2] = [Self::ReplySent, Self::ReplyApplied];
 
     /// All steps of a message.
     pub const ALL: [Self; 19] = [
@@ -93,6 +100,8 @@ impl Step {
             Self::LetterSent => "letter-sent",
             Self::LetterConfirmed => "letter-confirmed",
             Self::Buried => "buried",
+            Self::ReplySent => "reply-sent",
+            Self::ReplyApplied => "reply-applied",
             Self::AckSent => "ack-sent",
             Self::AckApplied => "ack-applied",
             Self::RenewSent => "renew-sent",
@@ -148,6 +157,7 @@ mod planned {
         let name = parts.next().unwrap_or_default();
         let step = Step::ALL
             .into_iter()
+            .chain(Step::REPLY)
             .chain(Step::RELAY)
             .find(|step| step.name() == name)
             .ok_or_else(|| format!("no crash point is called \"{name}\""))?;

@@ -135,6 +135,7 @@ pub mod pipeline;
 #[cfg(unix)]
 mod private_file;
 mod publisher;
+mod replies;
 pub mod retry;
 pub mod store;
 mod tag;

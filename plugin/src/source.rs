@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use onceward::adapter::{CheckpointStore, Consumer};
+use onceward::adapter::{CheckpointStore, Consumer, Replies};
 use onceward::dead_letter::HEADER_ORIGIN;
 use onceward::pipeline::config::Ordering;
 use onceward::{DeadLetters, Error, ErrorKind, Message, OwnHeaders, Publisher, Scope};
@@ -101,6 +101,21 @@ pub trait SourcePlugin: Secrets + fmt::Debug + Send + Sync {
     /// Where [`publisher`](Self::publisher) publishes to, in a few words without secrets.
     fn describe_publisher(&self, context: &Context<'_>) -> String {
         format!("the broker of [{}]", context.table())
+    }
+
+    /// Messages of this source can name an address for a reply, so that `on_completed = "replay-result"` can be used:
+    /// [`replies`](Self::replies) opens what sends them. False by default.
+    fn can_reply(&self) -> bool {
+        false
+    }
+
+    /// What sends results to where messages of this source ask for them. By default it is refused.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be reached, or messages of the source have no such address.
+    async fn replies(&self, context: &Context<'_>) -> Result<Arc<dyn Replies>, Error> {
+        let what = "its messages have no address for a reply; set policy.on_completed to \"ack\"";
+        Err(Error::new(ErrorKind::Config, format!("send replies to messages of [{}]", context.table()), what))
     }
 
     /// The backlog of the source; `None` where it is unknown.

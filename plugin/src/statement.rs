@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use onceward::adapter::Consumer;
+use onceward::adapter::{Consumer, Replies};
 use onceward::pipeline::Guarantee;
 use onceward::telemetry::{Counters, Observer};
 use onceward::{
@@ -43,6 +43,8 @@ pub struct PipelineParts {
     pub config: PipelineConfig,
     /// Where dead letters go.
     pub dead_letters: Option<DeadLetters>,
+    /// Sends results to where messages ask for them; `None` where completed messages are only acked.
+    pub replies: Option<Arc<dyn Replies>>,
     /// Receives the measurements.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -54,6 +56,10 @@ impl PipelineParts {
             Pipeline::builder(self.scope, self.source, store).key_extractor(self.keys).config(self.config);
         let builder = match self.dead_letters {
             Some(dead_letters) => builder.dead_letters(dead_letters),
+            None => builder,
+        };
+        let builder = match self.replies {
+            Some(replies) => builder.replies(replies),
             None => builder,
         };
         match self.observer {

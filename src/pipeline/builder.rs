@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{OnExhausted, OnMismatch, OnMissingKey, PipelineConfig};
+use super::config::{OnCompleted, OnExhausted, OnMismatch, OnMissingKey, PipelineConfig, Policies};
 use super::guarantee::{Deduplicated, EffectivelyOnce};
 use super::measure::Measurer;
 use super::run::{Parts, run};
@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extract::{KeyExtractor, KeySource};
 use crate::handler::{Handler, TxHandler};
 use crate::key::{Fingerprinting, Scope};
+use crate::replies::Replies;
 use crate::store::{SharedStore, TransactionalStore};
 use crate::telemetry::{Counters, Observer};
 
@@ -27,6 +28,7 @@ pub struct PipelineBuilder<S> {
     store: S,
     keys: Option<KeyExtractor>,
     dead_letters: Option<DeadLetters>,
+    replies: Option<Arc<dyn Replies>>,
     observer: Option<Arc<dyn Observer>>,
     config: PipelineConfig,
     set: Explicit,
@@ -72,6 +74,7 @@ impl Pipeline<()> {
             store,
             keys: None,
             dead_letters: None,
+            replies: None,
             observer: None,
             config: PipelineConfig::default(),
             set: Explicit::default(),
@@ -105,6 +108,16 @@ impl<S: SharedStore> PipelineBuilder<S> {
     #[must_use]
     pub fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
         self.dead_letters = Some(dead_letters);
+        self
+    }
+
+    /// Sends the result of a completed message to where the message asks for it, before it is acked: to the message that was
+    /// handled, and to each duplicate of it. A reply may arrive more than once. The policy
+    /// [`on_completed`](super::config::Policies::on_completed) is then
+    /// [`ReplayResult`](super::config::OnCompleted::ReplayResult).
+    #[must_use]
+    pub fn replies(mut self, replies: Arc<dyn Replies>) -> Self {
+        self.replies = Some(replies);
         self
     }
 
@@ -182,7 +195,11 @@ impl<S: SharedStore> PipelineBuilder<S> {
 
     fn parts(mut self) -> Result<Parts, Error> {
         self.set.apply(&mut self.config);
+        if self.replies.is_some() {
+            self.config.policies.on_completed = OnCompleted::ReplayResult;
+        }
         self.config.check()?;
+        check_replies(&self.config.policies, self.replies.is_some())?;
         let policies = &self.config.policies;
         let dead_letters_wanted = policies.on_exhausted == OnExhausted::DeadLetter;
         if dead_letters_wanted && self.dead_letters.is_none() {
@@ -238,6 +255,7 @@ impl<S: SharedStore> PipelineBuilder<S> {
             store: self.store.as_store(),
             keys,
             dead_letters: self.dead_letters,
+            replies: self.replies,
             config: self.config,
             counters: Arc::new(Counters::default()),
             measurer: Measurer::new(self.observer),
@@ -322,6 +340,18 @@ impl<S: TransactionalStore> PipelineBuilder<Arc<S>> {
         }
         Ok(pipeline(parts, Transactional::new(store, handler)))
     }
+}
+
+fn check_replies(policies: &Policies, has_replies: bool) -> Result<(), Error> {
+    if policies.on_completed == OnCompleted::Ack || has_replies {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        "build this pipeline",
+        "on_completed is replay-result, but there is nothing that sends replies; give the source's with replies(…), or set \
+         on_completed to ack if its messages name no address for a reply",
+    ))
 }
 
 /// Why these sources give no key, or the same one to all messages.

@@ -191,10 +191,15 @@ fn granted<R: Runner>(
         {
             return unprotected::<R>(work);
         }
-        Claim::Completed { age, trace, .. } => {
-            context.measurer.duplicate(age);
-            context.measurer.link(work.receipt.span(), trace);
-            Verdict::Ack(Counter::Duplicates)
+        Claim::Completed { result, age, trace } => {
+            context.owe(&mut work, result.as_ref());
+            if work.is_handled {
+                Verdict::Ack(Counter::Handled)
+            } else {
+                context.measurer.duplicate(age);
+                context.measurer.link(work.receipt.span(), trace);
+                Verdict::Ack(Counter::Duplicates)
+            }
         }
         Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {
             None => Verdict::Ack(Counter::DuplicatesOfDead),

@@ -35,6 +35,18 @@ pub enum OnInProgress {
     Park,
 }
 
+/// What to do with a message whose key is completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCompleted {
+    /// Ack it.
+    #[default]
+    Ack,
+    /// If it asks for a reply, send it the result that is kept, as the run that completed the key did; then ack it. A message
+    /// that asks for none is acked. Needs [`replies`](crate::PipelineBuilder::replies) of the source and
+    /// [`keep_results`](PipelineConfig::keep_results).
+    ReplayResult,
+}
+
 /// What to do with a message whose key is known with another payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnMismatch {
@@ -86,6 +98,8 @@ pub struct Policies {
     pub on_missing_key: OnMissingKey,
     /// Claimed elsewhere.
     pub on_in_progress: OnInProgress,
+    /// Completed before.
+    pub on_completed: OnCompleted,
     /// Known with another payload.
     pub on_mismatch: OnMismatch,
     /// No answer from the store.
@@ -189,7 +203,7 @@ pub struct PipelineConfig {
     pub drain_timeout: Duration,
     /// How long a store call may take before its outcome is called unknown. Default 5 s.
     pub store_timeout: Duration,
-    /// How long a dead-letter publish may take before its outcome is called unknown. Default 10 s.
+    /// How long a publish of dead letters or replies may take before its outcome is called unknown. Default 10 s.
     pub publish_timeout: Duration,
     /// When failed messages are tried again.
     pub retry: RetryPolicy,
@@ -282,6 +296,10 @@ impl PipelineConfig {
                 "max_in_flight is {}, less than concurrency {}; raise it, or handlers would stand idle",
                 self.max_in_flight, self.concurrency
             ));
+        }
+        if self.policies.on_completed == OnCompleted::ReplayResult && !self.keep_results {
+            let text = "on_completed is replay-result, and keep_results is false, so that there are no results; set it to true";
+            return wrong(text.to_owned());
         }
         if let Some(fault) = self.fingerprint.fault() {
             return wrong(fault.to_owned());

@@ -23,6 +23,7 @@ use crate::dead_letter::{DeadLetters, HEADER_MAC};
 use crate::extract::KeyExtractor;
 use crate::key::{Key, Scope};
 use crate::message::Message;
+use crate::replies::Replies;
 use crate::store::{CompleteRequest, Completion, OwnerToken, Store};
 use crate::telemetry::{Counter, Counters, RateLimited};
 
@@ -33,6 +34,8 @@ pub(crate) struct Context<R> {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) runner: R,
     pub(crate) dead_letters: Option<DeadLetters>,
+    /// Sends results to where messages ask for them; `None` where no results are replayed.
+    pub(crate) replies: Option<Arc<dyn Replies>>,
     pub(crate) config: PipelineConfig,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
@@ -67,6 +70,8 @@ pub(crate) struct RepeatedLines {
     pub(crate) failed: RateLimited,
     /// Dead letters that are not confirmed, and messages that are parked.
     pub(crate) letters: RateLimited,
+    /// Replies that failed or cannot be delivered.
+    pub(crate) replies: RateLimited,
     /// Settlements that failed.
     pub(crate) settlements: RateLimited,
     /// Extensions of deliveries that failed, by the operation and the kind of the error.

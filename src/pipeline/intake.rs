@@ -217,6 +217,8 @@ impl Derive {
             held_until: None,
             unclaimed_since: None,
             sighted: false,
+            owed: None,
+            is_handled: false,
             waits: false,
         })
     }

@@ -24,6 +24,7 @@ mod outcomes;
 mod process;
 mod receipt;
 mod record;
+mod reply;
 mod run;
 mod runnable;
 mod runner;

@@ -1,4 +1,4 @@
-//! The order of every delivery: claim → handle → record → settle.
+//! The order of every delivery: claim → handle → record → settle, and between the last two its reply, where one is asked for.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use super::event::Event;
 use super::handle::handle;
 use super::outcomes::ended;
 use super::record::record;
+use super::reply::reply_and_settle;
 use super::runner::Runner;
 use super::sequence::{run_sequence, sequences};
 use super::settle::settle;
@@ -19,7 +20,7 @@ use super::work::{Start, Work};
 /// Takes a round of deliveries from claim to settlement. The keys of a round are distinct.
 ///
 /// Each step starts only after the one before it is durable: nothing is handled without a claim, nothing is settled
-/// before its completion, failure or dead letter is written. The handlers of a round run side by side, and those that
+/// before its completion, failure or dead letter is written, nor before its reply is confirmed where one is asked for. The handlers of a round run side by side, and those that
 /// have ended are recorded and settled while the others still run. Consecutive deliveries of a lane run in order instead.
 pub(crate) async fn process<R: Runner>(context: Arc<Context<R>>, round: Vec<Work>, target: ClaimTarget) {
     let mut starts = claim(&context, round, target).await;
@@ -34,7 +35,12 @@ async fn side_by_side<R: Runner>(context: &Context<R>, starts: Vec<Start>) {
         .ready_chunks(context.config.max_batch)
         .for_each_concurrent(None, |mut finished| async {
             context.send(Event::Finished(ended(context, &mut finished)));
-            let mut recorded = pin!(record(context, finished));
+            let recorded = record(context, finished);
+            if let Some(replies) = &context.replies {
+                let settled = |recorded| reply_and_settle(context, &**replies, recorded);
+                return recorded.for_each_concurrent(None, settled).await;
+            }
+            let mut recorded = pin!(recorded);
             while let Some(recorded) = recorded.next().await {
                 settle(context, recorded);
             }

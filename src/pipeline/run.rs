@@ -34,6 +34,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extract::KeyExtractor;
 use crate::janitor::Janitor;
 use crate::key::Scope;
+use crate::replies::Replies;
 use crate::store::{CompleteRequest, Completion, Store};
 use crate::telemetry::{Counter, Counters, Measure};
 
@@ -44,6 +45,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) keys: KeyExtractor,
     pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) replies: Option<Arc<dyn Replies>>,
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
     pub(crate) measurer: Measurer,
@@ -151,7 +153,7 @@ pub(super) fn share<R: Runner>(
     events: mpsc::UnboundedSender<Event>,
     draining: CancellationToken,
 ) -> (Arc<Context<R>>, Box<dyn Consumer>) {
-    let Parts { scope, consumer, store, keys, dead_letters, config, counters, measurer } = parts;
+    let Parts { scope, consumer, store, keys, dead_letters, replies, config, counters, measurer } = parts;
     let context = Context {
         completions: start_completions(&scope, &store, &config, &counters, &measurer),
         capabilities: consumer.capabilities(),
@@ -169,6 +171,7 @@ pub(super) fn share<R: Runner>(
         store,
         runner,
         dead_letters,
+        replies,
         config,
         counters,
         measurer,

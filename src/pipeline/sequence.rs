@@ -25,6 +25,7 @@ use super::event::{Ended, Event, SequenceEnded};
 use super::handle::handle_one;
 use super::outcomes::ended;
 use super::record::{Completing, record, release_behind, start_completing};
+use super::reply::reply;
 use super::runner::Runner;
 use super::settle::{settle, settle_one};
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
@@ -187,5 +188,16 @@ async fn record_end<R: Runner>(
             recorded.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
         }
     };
-    (ended, turned)
+    (ended, replied(context, turned).await)
+}
+
+/// The reply of a turn is sent beside the turns after it.
+async fn replied<R>(context: &Context<R>, turned: Turned) -> Turned {
+    match (&context.replies, turned) {
+        (Some(replies), Turned::Recorded(recorded)) => {
+            let replied = reply(context, &**replies, vec![recorded]).await;
+            replied.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
+        }
+        (_, turned) => turned,
+    }
 }

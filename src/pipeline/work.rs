@@ -80,8 +80,21 @@ pub(crate) struct InFlight {
     pub(crate) unclaimed_since: Option<Instant>,
     /// Set in observe mode once the store has answered for its key: its retries are no further sightings.
     pub(crate) sighted: bool,
+    /// The reply that it waits for before it is acked, once its result is known; only where replies are sent.
+    pub(crate) owed: Option<Box<OwedReply>>,
+    /// Set once its own run was completed and its reply failed: it is no duplicate when it asks for the result again.
+    pub(crate) is_handled: bool,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,
+}
+
+/// The reply that a delivery waits for before it is acked.
+#[derive(Debug)]
+pub(crate) struct OwedReply {
+    pub(crate) key: Option<Key>,
+    pub(crate) result: Option<Bytes>,
+    /// A redelivery finds the result in the store. Otherwise its message would run again.
+    pub(crate) is_kept: bool,
 }
 
 /// The room that a delivery takes in the window.

@@ -105,6 +105,12 @@ counters! {
     SettleErrors => "settle_errors";
     /// Dead-letter publishes that failed.
     DeadLetterErrors => "dead_letter_errors";
+    /// Replies confirmed by the broker: results of completed messages, sent to where the messages ask for them.
+    Replies => "replies";
+    /// Replies that failed and are sent again.
+    ReplyErrors => "reply_errors";
+    /// Deliveries acked although their reply cannot be delivered: there is no such address, or the broker refuses it.
+    RepliesUndeliverable => "replies_undeliverable";
     /// Receives that failed.
     ReceiveErrors => "receive_errors";
     /// Messages whose attempts are used up and which a policy keeps in the source.

@@ -5,6 +5,7 @@
 //! | [`RabbitmqConsumer`] | delivers the messages of a queue to a pipeline; reconnects and resubscribes |
 //! | [`RabbitmqLetters`] | reads a queue of dead letters once, for tools |
 //! | [`RabbitmqPublisher`] | publishes dead letters and outgoing messages, confirmed by the broker |
+//! | [`RabbitmqReplies`] | sends results of messages to their `reply_to` |
 //! | [`RabbitmqConfig`] | connection ([`RabbitmqEndpoint`]) and queue options ([`RabbitmqQueueConfig`]) |
 //! | [`RabbitmqClient`] | the caller's own connections or channel, for `from_client` |
 //! | [`RabbitmqQueueStatus`] | message and consumer counts of a queue, read without changing anything |
@@ -54,6 +55,7 @@ mod message;
 pub mod plugin;
 mod publish;
 mod publisher;
+mod replies;
 mod sanitize;
 mod settle;
 mod subscription;
@@ -68,6 +70,7 @@ pub use consumer::RabbitmqConsumer;
 pub use inspect::RabbitmqQueueStatus;
 pub use letters::RabbitmqLetters;
 pub use publisher::RabbitmqPublisher;
+pub use replies::RabbitmqReplies;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -66,6 +66,10 @@ impl RabbitmqPublisher {
         self
     }
 
+    pub(crate) fn limit(&self) -> Duration {
+        self.channel.limit
+    }
+
     /// Sets the timeout of a batch, after which its outcome is unknown. It should be shorter than the pipeline's
     /// publish timeout, so that the error names the cause.
     #[must_use]

@@ -8,6 +8,7 @@ use onceward::{Error, Fingerprinting, KeyExtractor, KeySource, PipelineConfig, S
 
 use super::{Config, Handler, KeyPart, OrderBy};
 use crate::config;
+use crate::handlers::RESULT_LIMIT;
 
 /// The scope.
 ///
@@ -82,8 +83,9 @@ pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
             config::Mode::Enforce => core::Mode::Enforce,
             config::Mode::Observe => core::Mode::Observe,
         },
-        // No caller waits for a result: the configuration refuses the only way to ask for one again.
-        keep_results: false,
+        // Nothing but a reply asks for a result.
+        keep_results: config.policy.on_completed == config::OnCompleted::ReplayResult,
+        max_result_bytes: RESULT_LIMIT,
         until_idle: until_empty,
         ..PipelineConfig::default()
     }
@@ -150,6 +152,10 @@ fn policies(config: &config::PolicyConfig) -> Policies {
         on_in_progress: match config.on_in_progress {
             config::OnInProgress::Hold => core::OnInProgress::Hold,
             config::OnInProgress::Park => core::OnInProgress::Park,
+        },
+        on_completed: match config.on_completed {
+            config::OnCompleted::Ack => core::OnCompleted::Ack,
+            config::OnCompleted::ReplayResult => core::OnCompleted::ReplayResult,
         },
         on_mismatch: match config.on_mismatch {
             config::OnMismatch::DeadLetter => core::OnMismatch::DeadLetter,

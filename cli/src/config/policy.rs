@@ -76,7 +76,9 @@ choice! {
         /// It is acknowledged and counted as a duplicate.
         #[default]
         Ack,
-        /// The recorded result is given again.
+        /// If it names an address for a reply, the handler's result is sent to it, as it was sent to the first message with
+        /// its key; then it is acknowledged and counted as a duplicate. Results of up to 64 KiB are kept in the store; a reply without
+        /// a result has the header `onceward-result: absent`.
         ReplayResult,
     }
 }

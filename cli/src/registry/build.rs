@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use onceward::adapter::Consumer;
+use onceward::adapter::{Consumer, Replies};
 use onceward::telemetry::{Counters, Observer};
 use onceward::{DeadLetters, Error, ErrorKind, PipelineConfig, Scope, Summary};
 use onceward_plugin::{OpenStore, PipelineParts, ReadyPipeline};
@@ -48,6 +48,7 @@ pub(crate) struct BuildParts<'s> {
     /// `None` for a handler that is made together with its store.
     pub(crate) handler: Option<AnyHandler>,
     pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) replies: Option<Arc<dyn Replies>>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
@@ -61,7 +62,7 @@ pub(crate) async fn build(
     parts: BuildParts<'_>,
     until_empty: bool,
 ) -> Result<Ready, Error> {
-    let BuildParts { source, store, handler, dead_letters, observer } = parts;
+    let BuildParts { source, store, handler, dead_letters, replies, observer } = parts;
     let own_headers = own_headers(config)?;
     let parts = PipelineParts {
         scope: scope.clone(),
@@ -69,6 +70,7 @@ pub(crate) async fn build(
         keys: key_extractor(config, scope),
         config: PipelineConfig { own_headers, ..pipeline_config(config, until_empty) },
         dead_letters,
+        replies,
         observer,
     };
     match (handler, &config.handler) {

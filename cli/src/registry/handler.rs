@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, Contexts, HandlerProgram, PublishTarget};
 use crate::handlers::{
-    Environment, ExecHandler, ExecOptions, ExitCodes, LedgerHandler, Program, PublishHandler, StdoutHandler,
-    WorkerHandler, WorkerOptions,
+    Environment, ExecHandler, ExecOptions, ExitCodes, LedgerHandler, Program, PublishHandler, RESULT_LIMIT,
+    StdoutHandler, WorkerHandler, WorkerOptions,
 };
 #[cfg(feature = "http")]
 use crate::handlers::{HttpHandler, HttpOptions, Statuses};
@@ -116,11 +116,14 @@ pub(crate) async fn open_handler(
 ) -> Result<Option<AnyHandler>, Error> {
     // A run is dropped after the pipeline's grace: its process has to be gone before.
     let grace = config.pipeline.cancel_grace.get() * 3 / 4;
+    // Nothing but a reply asks for a result.
+    let kept = (config.policy.on_completed == config::OnCompleted::ReplayResult).then_some(RESULT_LIMIT);
     let handler = match &config.handler {
         config::Handler::Exec(exec) => {
             let mut options = ExecOptions::new(scope.clone(), program(config, exec.program())?);
             let codes = exec.exit.iter().filter_map(|(code, meaning)| Some((code.parse().ok()?, *meaning)));
             options.exit_codes = ExitCodes::new(codes);
+            options.keep_output = kept;
             options.grace = grace;
             options.shutdown = shutdown.clone();
             AnyHandler::Exec(ExecHandler::new(options))
@@ -140,6 +143,7 @@ pub(crate) async fn open_handler(
         #[cfg(feature = "http")]
         config::Handler::Http(http) => {
             let mut options = HttpOptions::new(scope.clone(), http.url.expose());
+            options.keep_body = kept;
             options.timeout = http.timeout.get();
             options.batch = http.batch;
             options.keep_alive = http.keep_alive.get();

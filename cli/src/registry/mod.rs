@@ -13,12 +13,12 @@ mod own_headers;
 
 use std::sync::Arc;
 
-use onceward::adapter::{CheckpointStore, Consumer};
+use onceward::adapter::{CheckpointStore, Consumer, Replies};
 use onceward::store::Advice;
 use onceward::{DeadLetters, Error, ErrorKind, MemoryStore, OwnHeaders, Scope};
 use onceward_plugin::source::SourceParts;
 
-use crate::config::{Config, Contexts};
+use crate::config::{Config, Contexts, OnCompleted};
 
 pub(crate) use build::{BuildParts, build};
 pub(crate) use handler::{AnyHandler, check_statement, open_handler};
@@ -72,6 +72,17 @@ pub(crate) async fn open_dead_letters(config: &Config) -> Result<Option<DeadLett
     let (contexts, own) = (Contexts::of(config), own_headers(config)?);
     let source = config.source.plugin();
     source.dead_letters(&contexts.source(), dead_letter.to.expose(), own).await.map(Some)
+}
+
+/// Opens what sends results to where messages ask for them, if the policy wants it.
+///
+/// # Errors
+/// [`Error`] if it cannot be reached.
+pub(crate) async fn open_replies(config: &Config) -> Result<Option<Arc<dyn Replies>>, Error> {
+    if config.policy.on_completed == OnCompleted::Ack {
+        return Ok(None);
+    }
+    config.source.plugin().replies(&Contexts::of(config).source()).await.map(Some)
 }
 
 /// Opens the store.

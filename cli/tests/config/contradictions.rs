@@ -152,8 +152,8 @@ fn each_contradiction_gets_its_sentence() {
         ),
         (
             base_and("[policy]\non_completed = 'replay-result'\n"),
-            "line 13: policy.on_completed: asks for the recorded result to be given again, but a broker does not \
-             wait for it; write \"ack\"",
+            "line 13: policy.on_completed: replays results to the senders of messages, and messages of [source.file] have no \
+             address for a reply; write \"ack\"",
         ),
         (
             base_and("[pipeline]\nordering = 'key'\n"),

@@ -30,6 +30,10 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         match leader.verdict {
+            // It asks the store for the result, which its reply consists of.
+            Verdict::Ack(Counter::Handled | Counter::Duplicates) if self.context.owes_reply(&follower) => {
+                self.ready.push_back(follower);
+            }
             Verdict::Ack(counter @ (Counter::Handled | Counter::Duplicates)) => {
                 // The span of a leader that was a duplicate itself is not that of the run that had the effect.
                 let had_effect = counter == Counter::Handled;

@@ -25,6 +25,7 @@ async fn rounds_that_have_ended_are_joined_although_events_never_cease() {
         store: Arc::new(MemoryStore::new()),
         keys,
         dead_letters: None,
+        replies: None,
         config: PipelineConfig::default(),
         counters: Arc::default(),
         measurer: crate::pipeline::measure::Measurer::default(),

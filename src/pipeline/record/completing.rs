@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
 use futures_util::future::Either;
 use tracing::Span;
 
@@ -26,7 +27,7 @@ pub(super) fn completion<R>(
     context: &Context<R>,
     finished: &Finished,
     lease: Lease,
-    result: Option<bytes::Bytes>,
+    result: Option<Bytes>,
 ) -> CompleteRequest {
     let config = &context.config;
     CompleteRequest {
@@ -61,16 +62,36 @@ pub(super) async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -
     std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
     let answered = succeeded.into_iter().zip(answers);
-    answered.map(|(Success { finished, .. }, answer)| completed(context, finished, answer)).collect()
+    let completed = |(Success { finished, request }, answer): (Success, _)| {
+        completed(context, finished, request.result.as_ref(), answer)
+    };
+    answered.map(completed).collect()
+}
+
+/// Its completion is durable, with this result.
+fn handled<R>(context: &Context<R>, mut finished: Finished, result: Option<&Bytes>) -> Recorded {
+    context.owe(&mut finished.work, result);
+    decided(finished, Verdict::Ack(Counter::Handled))
 }
 
 /// What the answer to a completion means for its delivery.
-fn completed<R>(context: &Context<R>, finished: Finished, answer: Result<Completion, Error>) -> Recorded {
+fn completed<R>(
+    context: &Context<R>,
+    mut finished: Finished,
+    result: Option<&Bytes>,
+    answer: Result<Completion, Error>,
+) -> Recorded {
     match answer {
-        Ok(Completion::Completed | Completion::Repeated) => decided(finished, Verdict::Ack(Counter::Handled)),
+        Ok(Completion::Completed | Completion::Repeated) => handled(context, finished, result),
         Ok(Completion::Inserted) => {
             context.count(Counter::ClaimLost, 1);
-            decided(finished, Verdict::Ack(Counter::Handled))
+            handled(context, finished, result)
+        }
+        // The result that is kept is another run's: the next claim finds it.
+        Ok(Completion::DoneByAnother) if context.owes_reply(&finished.work) => {
+            context.count(Counter::SuspectedDoubleEffects, 1);
+            finished.work.is_handled = true;
+            ask_again(context, finished)
         }
         Ok(Completion::DoneByAnother) => {
             context.count(Counter::SuspectedDoubleEffects, 1);
@@ -138,13 +159,13 @@ impl Completing<'_> {
         };
         if !answers.iter().all(durable) {
             stop.store(true, Relaxed);
-            answers = context.complete_again(vec![request], answers).await;
+            answers = context.complete_again(vec![request.clone()], answers).await;
         }
         drop(spans);
         std::mem::forget(unrecorded);
         failpoints::hit(Step::CompleteApplied);
         match answers.pop() {
-            Some(answer) => completed(context, finished, answer),
+            Some(answer) => completed(context, finished, request.result.as_ref(), answer),
             // There is an answer to each request.
             None => decided(finished, Verdict::Abandon),
         }

@@ -86,9 +86,15 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
                     let request = completion(context, &finished, lease, result);
                     sorted.succeeded.push(Success { finished, request });
                 }
-                None => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
+                None => {
+                    context.owe_unkept(&mut finished.work, result);
+                    sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled)));
+                }
             },
-            Outcome::Committed => sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled))),
+            Outcome::Committed => {
+                context.owe(&mut finished.work, None);
+                sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled)));
+            }
             Outcome::Decided(verdict) => sorted.decided.push(decided(finished, verdict)),
             Outcome::Fenced => {
                 log_fenced(context, &finished.work);

@@ -19,6 +19,7 @@ mod own_headers;
 mod partial_outages;
 mod policies;
 mod refusals;
+mod replies;
 mod secrets;
 mod sequences;
 mod shared_transactions;
@@ -308,7 +309,6 @@ impl WorkerBuilder<'_> {
         )
     }
 
-    /// Starts a worker whose handler succeeds at once.
     pub(super) fn start_ok(self) -> Worker {
         self.start(|_| async { Ok(()) })
     }

@@ -8,6 +8,7 @@ mod hostile;
 mod outbox;
 pub(crate) mod queue;
 mod redis_trouble;
+mod replies;
 
 use std::time::{Duration, Instant};
 

@@ -28,7 +28,7 @@ use crate::{kafka, pubsub, rabbitmq, sqs};
 const REFERENCE: &str = include_str!("../../../docs/reference/metrics.md");
 
 /// Metrics that no event here changes, and the test that asserts their counter, or the store's value.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 9] = [
     ("expiry_lag_seconds", "adapters/postgres/tests/integration/expiry.rs"),
     ("conflicts_total", "src/pipeline/tests/transactions.rs"),
     // The program's handlers return errors, and its sources reconnect by themselves.
@@ -36,6 +36,9 @@ const ELSEWHERE: [(&str, &str); 6] = [
     ("receive_errors_total", "src/pipeline/tests/waiting.rs"),
     // By chance, as a connection is lost while messages are settled.
     ("settle_errors_total", "src/pipeline/tests/brokers.rs"),
+    ("replies_total", "adapters/rabbitmq/tests/integration/replies.rs"),
+    ("reply_errors_total", "adapters/rabbitmq/tests/integration/replies.rs"),
+    ("replies_undeliverable_total", "adapters/rabbitmq/tests/integration/replies.rs"),
     ("build_info", "cli/tests/program/telemetry.rs"),
 ];
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use onceward::adapter::{CheckpointStore, Consumer};
+use onceward::adapter::{CheckpointStore, Consumer, Replies};
 use onceward::{DeadLetters, Error, ErrorKind, HeaderTrust, KeySource, OwnHeaders, Publisher, Scope};
 use onceward_plugin::value::HumanDuration;
 use onceward_plugin::{
@@ -15,7 +15,7 @@ use super::connection::broker_table;
 use super::temporary::{self, TemporaryQueue};
 use crate::{
     RabbitmqConfig, RabbitmqConsumer, RabbitmqEndpoint, RabbitmqLetters, RabbitmqPublisher,
-    RabbitmqQueueConfig,
+    RabbitmqQueueConfig, RabbitmqReplies,
 };
 
 broker_table! {
@@ -202,6 +202,15 @@ impl SourcePlugin for RabbitmqSource {
 
     async fn publisher(&self, context: &Context<'_>) -> Result<Arc<dyn Publisher>, Error> {
         Ok(Arc::new(RabbitmqPublisher::open(self.endpoint(context)?).await?))
+    }
+
+    fn can_reply(&self) -> bool {
+        true
+    }
+
+    async fn replies(&self, context: &Context<'_>) -> Result<Arc<dyn Replies>, Error> {
+        let publisher = RabbitmqPublisher::open(self.endpoint(context)?).await?;
+        Ok(Arc::new(RabbitmqReplies::new(publisher, self.queue.as_str())))
     }
 
     fn describe_publisher(&self, _: &Context<'_>) -> String {

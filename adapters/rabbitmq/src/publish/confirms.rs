@@ -1,5 +1,6 @@
 //! Publishes messages on one channel and waits for their confirms: [`publish`].
 
+use std::fmt;
 use std::pin::Pin;
 
 use futures_util::future::{MaybeDone, maybe_done};
@@ -58,7 +59,8 @@ pub(crate) async fn publish(channel: &Channel, publishings: &[&Publishing]) -> V
 }
 
 async fn publish_one(channel: &Channel, publishing: &Publishing) -> lapin::Result<Confirmation> {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options =
+        BasicPublishOptions { mandatory: !is_direct_reply(publishing), ..BasicPublishOptions::default() };
     let (exchange, routing_key) = (publishing.exchange.clone(), publishing.routing_key.clone());
     let sent = channel.basic_publish(
         exchange,
@@ -68,6 +70,13 @@ async fn publish_one(channel: &Channel, publishing: &Publishing) -> lapin::Resul
         publishing.properties.clone(),
     );
     sent.await?.await
+}
+
+/// True for the address of a requester that waits at `amq.rabbitmq.reply-to`, which is no queue: the broker delivers a mandatory message
+/// to it and returns it nevertheless.
+fn is_direct_reply(publishing: &Publishing) -> bool {
+    publishing.exchange.as_str().is_empty()
+        && publishing.routing_key.as_str().starts_with("amq.rabbitmq.reply-to.")
 }
 
 fn to_outcome(
@@ -82,7 +91,7 @@ fn to_outcome(
         Some(Ok(Confirmation::Nack(message))) => {
             returned.extend(message);
             let what = "the broker refused the message; the queue may be full (x-overflow=reject-publish) or have no leader";
-            Err(Error::new(ErrorKind::Unavailable, OPERATION, what))
+            Err(Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(RefusedByBroker))
         }
         Some(Err(error)) => return ConfirmOutcome::Interrupted(error),
         Some(Ok(Confirmation::NotRequested)) | None => Err(Error::new(
@@ -119,7 +128,24 @@ fn unroutable_error(publishing: &Publishing, message: &BasicReturnMessage) -> Er
         "the broker returned the message ({}): {place}; declare the queue or its binding",
         message.reply_code
     );
-    Error::new(ErrorKind::Unavailable, OPERATION, what)
+    Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(RefusedByBroker)
+}
+
+/// The source of an error of a message that the broker has certainly not taken: returned or refused.
+#[derive(Debug)]
+struct RefusedByBroker;
+
+impl fmt::Display for RefusedByBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the broker has not taken the message")
+    }
+}
+
+impl std::error::Error for RefusedByBroker {}
+
+/// True if the broker returned or refused the message.
+pub(crate) fn is_refusal(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<RefusedByBroker>())
 }
 
 /// The error of a message whose channel or connection was closed.

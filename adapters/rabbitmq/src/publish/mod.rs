@@ -2,7 +2,7 @@
 
 mod batch;
 pub(crate) mod confirm_channel;
-mod confirms;
+pub(crate) mod confirms;
 mod header_table;
 pub(crate) mod publishing;
 mod refusals;

@@ -11,6 +11,7 @@ mod pipeline;
 mod poison;
 mod publisher;
 mod reconnect;
+mod replies;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use onceward_plugin::StoreLimits;
 
-use crate::config::{Config, Handler, HumanDuration, Mode, OnExhausted, OnMismatch, OnMissingKey};
+use crate::config::{
+    Config, Handler, HumanDuration, Mode, OnCompleted, OnExhausted, OnMismatch, OnMissingKey,
+};
 
 /// A key of a measurement is known for so long at most, if it cannot be forgotten at the end.
 const TTL: HumanDuration = HumanDuration::from_secs(3_600);
@@ -52,12 +54,14 @@ impl Contestant {
     }
 }
 
-/// The file's settings as they are measured: nothing is dead-lettered, keys are not known for long, and no limit holds runs back, which
+/// The file's settings as they are measured: nothing is dead-lettered or answered, keys are not known for long, and no limit holds runs back, which
 /// would be measured instead.
 pub(super) fn configured(config: &Config) -> Config {
     let mut config = config.clone();
     (config.mode, config.dead_letter) = (Mode::Enforce, None);
     config.policy.on_exhausted = OnExhausted::Park;
+    // Its messages ask for no reply.
+    config.policy.on_completed = OnCompleted::Ack;
     (config.pipeline.rate_limit, config.pipeline.adaptive_concurrency) = (None, false);
     // What happens in neither case: each message has a key, and copies are equal.
     (config.policy.on_missing_key, config.policy.on_mismatch) = (OnMissingKey::Reject, OnMismatch::Ack);

@@ -164,7 +164,14 @@ impl Bench<'_> {
     ) -> Result<(), Error> {
         let source: Box<dyn Consumer> = Box::new(source);
         let handler = Some(AnyHandler::Ledger(LedgerHandler::new(ledger)));
-        let parts = BuildParts { source, store: self.store, handler, dead_letters: None, observer: None };
+        let parts = BuildParts {
+            source,
+            store: self.store,
+            handler,
+            dead_letters: None,
+            replies: None,
+            observer: None,
+        };
         let (running, _) = registry::build(config, self.scope, parts, false).await?.start(done.clone());
         running.await.map(drop)
     }

@@ -149,7 +149,7 @@ async fn consume(
     let patience = patience(config, args);
     let opened = startup::open(config, &scope, patience, watched, shutdown);
     let Some(parts) = opened.await? else { return Ok(None) };
-    let startup::Parts { source, store, handler, dead_letters } = parts;
+    let startup::Parts { source, store, handler, dead_letters, replies } = parts;
     if let Some(handler) = &handler
         && startup::start(handler, patience, shutdown).await?.is_none()
     {
@@ -161,6 +161,7 @@ async fn consume(
         store: &store,
         handler,
         dead_letters,
+        replies,
         observer: telemetry::observer(config, watched, attached.observer),
     };
     let built = registry::build(config, &scope, parts, args.until_empty).await;

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::error::Error as _;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::adapter::Consumer;
+use onceward::adapter::{Consumer, Replies};
 use onceward::retry::{Backoff, Jitter};
 use onceward::store::AdviceLevel;
 use onceward::{DeadLetters, Error, ErrorKind, Scope, Verdict};
@@ -31,6 +32,7 @@ pub(super) struct Parts {
     /// `None` for a handler that is created together with its store.
     pub(super) handler: Option<AnyHandler>,
     pub(super) dead_letters: Option<DeadLetters>,
+    pub(super) replies: Option<Arc<dyn Replies>>,
 }
 
 /// How long to wait for parts that are not ready.
@@ -71,10 +73,12 @@ pub(super) async fn open(
         }
         part.set("dead-letter destination");
         let dead_letters = registry::open_dead_letters(config).await?;
+        part.set("publisher of replies");
+        let replies = registry::open_replies(config).await?;
         // The source is last: an open source receives messages, and a failed start would return them, which uses deliveries.
         part.set("source");
         let source = registry::open_source(config, scope, store.checkpoints.clone()).await?;
-        Ok((Parts { source, store, handler, dead_letters }, advice))
+        Ok((Parts { source, store, handler, dead_letters, replies }, advice))
     };
     let opened = until_up(&part, patience, shutdown, async || {
         attempt().await.inspect_err(|error| watched.waits_for(part.get(), error))

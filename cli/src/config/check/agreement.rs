@@ -12,14 +12,7 @@ pub(super) fn check(config: &Config) -> Checked {
     guarantee(config)?;
     ordering(config)?;
     dead_letters(config)?;
-    if config.policy.on_completed == OnCompleted::ReplayResult {
-        return Err(config.refuse(
-            "policy.on_completed",
-            "asks for the recorded result to be given again, but a broker does not wait for it",
-            r#"write "ack""#,
-        ));
-    }
-    Ok(())
+    replies(config)
 }
 
 /// A statement runs in the completion's own transaction, so the store decides whether and how.
@@ -44,6 +37,21 @@ fn transaction(config: &Config) -> Checked {
         ));
     }
     Ok(())
+}
+
+/// A result is replayed to the sender of a message, whose address the message names.
+fn replies(config: &Config) -> Checked {
+    if config.policy.on_completed == OnCompleted::Ack || config.source.plugin().can_reply() {
+        return Ok(());
+    }
+    Err(config.refuse(
+        "policy.on_completed",
+        format!(
+            "replays results to the senders of messages, and messages of [source.{}] have no address for a reply",
+            config.source.name()
+        ),
+        r#"write "ack""#,
+    ))
 }
 
 fn guarantee(config: &Config) -> Checked {

@@ -1,0 +1,128 @@
+//! Sends the results of completed messages to where the messages ask for them, after the record and before the settlement.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::context::Context;
+use super::settle::settle;
+use super::work::{InFlight, OwedReply, Recorded, Verdict};
+use crate::coalesce::bounded;
+use crate::error::Error;
+use crate::failpoints::{self, Step};
+use crate::replies::{Replied, Replies, Reply};
+use crate::telemetry::Counter;
+
+impl<R> Context<R> {
+    /// Where a reply to this delivery goes; `None` if it asks for none, or no replies are sent.
+    fn replies_to(&self, work: &InFlight) -> Option<&Arc<dyn Replies>> {
+        self.replies.as_ref().filter(|replies| replies.wanted_by(&work.message))
+    }
+
+    /// True if the delivery asks for a reply, and replies are sent.
+    pub(super) fn owes_reply(&self, work: &InFlight) -> bool {
+        self.replies_to(work).is_some()
+    }
+
+    /// Notes the result that is kept under the key of the delivery, for its reply.
+    pub(super) fn owe(&self, work: &mut InFlight, result: Option<&Bytes>) {
+        if self.owes_reply(work) {
+            let (key, result) = (work.key(), result.cloned());
+            work.owed = Some(Box::new(OwedReply { key, result, is_kept: true }));
+        }
+    }
+
+    /// As [`owe`](Self::owe), for the result of a run without a claim.
+    pub(super) fn owe_unkept(&self, work: &mut InFlight, result: Option<Bytes>) {
+        if self.owes_reply(work) {
+            let result = result.filter(|result| result.len() <= self.config.max_result_bytes);
+            work.owed = Some(Box::new(OwedReply { key: None, result, is_kept: false }));
+        }
+    }
+}
+
+/// Settles deliveries, those that wait for a reply after it.
+pub(super) async fn reply_and_settle<R>(
+    context: &Context<R>,
+    replies: &dyn Replies,
+    recorded: Vec<Recorded>,
+) {
+    let (owed, rest): (Vec<_>, Vec<_>) = recorded.into_iter().partition(is_owed);
+    settle(context, rest);
+    settle(context, reply(context, replies, owed).await);
+}
+
+/// Sends the replies that deliveries wait for. A delivery whose reply may not have arrived is kept and asks for the result again
+/// after a pause; those behind it in its lane go on.
+pub(super) async fn reply<R>(
+    context: &Context<R>,
+    replies: &dyn Replies,
+    mut recorded: Vec<Recorded>,
+) -> Vec<Recorded> {
+    let owed: Vec<_> = recorded.iter().filter(|each| is_owed(each)).filter_map(to_reply).collect();
+    if owed.is_empty() {
+        return recorded;
+    }
+    failpoints::hit(Step::ReplySent);
+    let limit = context.config.publish_timeout;
+    let answers = bounded(limit, "send replies", owed.len(), replies.reply(&owed)).await;
+    failpoints::hit(Step::ReplyApplied);
+    drop(owed);
+    for (each, answer) in recorded.iter_mut().filter(|each| is_owed(each)).zip(answers) {
+        replied(context, each, answer);
+    }
+    recorded
+}
+
+fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Replied, Error>) {
+    let Recorded { work, verdict } = recorded;
+    let is_kept = work.owed.as_deref().is_some_and(|owed| owed.is_kept);
+    let again = match answer {
+        Ok(Replied::Sent) => {
+            context.count(Counter::Replies, 1);
+            None
+        }
+        Err(error) if is_kept => {
+            context.count(Counter::ReplyErrors, 1);
+            if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
+                tracing::warn!(
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    "reply failed; sending it again, and its message is not acked before"
+                );
+            }
+            Some(context.pause(Duration::from_millis(100), work.holds, Duration::from_secs(5)))
+        }
+        Ok(Replied::Undeliverable(error)) | Err(error) => {
+            context.count(Counter::RepliesUndeliverable, 1);
+            if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
+                tracing::warn!(
+                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    "reply undeliverable; its message is acked without it"
+                );
+            }
+            None
+        }
+    };
+    let Some(after) = again else {
+        work.owed = None;
+        return;
+    };
+    // A delivery that asks the store again gets its answer there.
+    if work.key().is_some() {
+        work.owed = None;
+    }
+    work.is_handled |= *verdict == Verdict::Ack(Counter::Handled);
+    work.holds = work.holds.saturating_add(1);
+    *verdict = Verdict::Parked { after };
+}
+
+fn is_owed(recorded: &Recorded) -> bool {
+    let is_completed = matches!(recorded.verdict, Verdict::Ack(Counter::Handled | Counter::Duplicates));
+    recorded.work.owed.is_some() && is_completed
+}
+
+fn to_reply(recorded: &Recorded) -> Option<Reply<'_>> {
+    let OwedReply { key, result, .. } = recorded.work.owed.as_deref()?;
+    Some(Reply { message: &recorded.work.message, key: *key, result: result.as_ref() })
+}
