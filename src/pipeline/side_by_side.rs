@@ -31,7 +31,7 @@ impl<I: Iterator<Item: Future> + Unpin> Stream for SideBySide<I> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        while let Some(future) = this.starts.next() {
+        for future in this.starts.by_ref() {
             let mut place = match this.place.take() {
                 Some(mut place) => {
                     place.set(OptionFuture::from(Some(future)));
