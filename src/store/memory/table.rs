@@ -151,18 +151,31 @@ fn enqueue(expiry: &mut BTreeMap<u64, Vec<SlotNumber>>, place: SlotNumber, slot:
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
 
+impl KeyHasher {
+    #[inline]
+    fn fold(&mut self, half: [u8; 8]) {
+        let product = u128::from(self.0 ^ u64::from_le_bytes(half) ^ 0x9e37_79b9_7f4a_7c15)
+            * 0xd6e8_feb8_6659_fd93_u128;
+        self.0 = (product as u64) ^ (product >> 64) as u64;
+    }
+}
+
 impl Hasher for KeyHasher {
+    #[inline]
     fn finish(&self) -> u64 {
         self.0
     }
 
+    #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
+        let (halves, rest) = bytes.as_chunks();
+        for half in halves {
+            self.fold(*half);
+        }
+        if !rest.is_empty() {
             let mut half = [0; 8];
-            half[..chunk.len()].copy_from_slice(chunk);
-            let product = u128::from(self.0 ^ u64::from_le_bytes(half) ^ 0x9e37_79b9_7f4a_7c15)
-                * 0xd6e8_feb8_6659_fd93_u128;
-            self.0 = (product as u64) ^ (product >> 64) as u64;
+            half[..rest.len()].copy_from_slice(rest);
+            self.fold(half);
         }
     }
 
