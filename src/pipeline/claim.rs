@@ -193,13 +193,9 @@ fn granted<R: Runner>(
         }
         Claim::Completed { result, age, trace } => {
             context.owe(&mut work, result.as_ref());
-            if work.is_handled {
-                Verdict::Ack(Counter::Handled)
-            } else {
-                context.measurer.duplicate(age);
-                context.measurer.link(work.receipt.span(), trace);
-                Verdict::Ack(Counter::Duplicates)
-            }
+            context.measurer.duplicate(age);
+            context.measurer.link(work.receipt.span(), trace);
+            Verdict::Ack(Counter::Duplicates)
         }
         Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {
             None => Verdict::Ack(Counter::DuplicatesOfDead),

@@ -58,6 +58,8 @@ pub(crate) struct Report {
     pub(crate) turn: Option<Turn>,
     pub(crate) verdict: Verdict,
     pub(crate) again: Option<Work>,
+    /// True if it was handled without a record, which copies could find.
+    pub(crate) is_unrecorded: bool,
     /// Its span, for the copies that follow it.
     pub(crate) trace: Option<TraceContext>,
 }

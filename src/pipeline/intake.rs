@@ -218,7 +218,7 @@ impl Derive {
             unclaimed_since: None,
             sighted: false,
             owed: None,
-            is_handled: false,
+            is_unrecorded: false,
             waits: false,
         })
     }

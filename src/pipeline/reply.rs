@@ -29,15 +29,15 @@ impl<R> Context<R> {
     pub(super) fn owe(&self, work: &mut InFlight, result: Option<&Bytes>) {
         if self.owes_reply(work) {
             let (key, result) = (work.key(), result.cloned());
-            work.owed = Some(Box::new(OwedReply { key, result, is_kept: true }));
+            work.owed = Some(Box::new(OwedReply { key, result, end: None }));
         }
     }
 
     /// As [`owe`](Self::owe), for the result of a run without a claim.
-    pub(super) fn owe_unkept(&self, work: &mut InFlight, result: Option<Bytes>) {
+    pub(super) fn owe_unrecorded(&self, work: &mut InFlight, result: Option<Bytes>) {
         if self.owes_reply(work) {
             let result = result.filter(|result| result.len() <= self.config.max_result_bytes);
-            work.owed = Some(Box::new(OwedReply { key: None, result, is_kept: false }));
+            work.owed = Some(Box::new(OwedReply { key: None, result, end: None }));
         }
     }
 }
@@ -53,8 +53,8 @@ pub(super) async fn reply_and_settle<R>(
     settle(context, reply(context, replies, owed).await);
 }
 
-/// Sends the replies that deliveries wait for. A delivery whose reply may not have arrived is kept and asks for the result again
-/// after a pause; those behind it in its lane go on.
+/// Sends the replies that deliveries wait for. A delivery whose reply may not have arrived is kept, with the result, and its reply is
+/// sent again after a pause; those behind it in its lane go on.
 pub(super) async fn reply<R>(
     context: &Context<R>,
     replies: &dyn Replies,
@@ -77,44 +77,43 @@ pub(super) async fn reply<R>(
 
 fn replied<R>(context: &Context<R>, recorded: &mut Recorded, answer: Result<Replied, Error>) {
     let Recorded { work, verdict } = recorded;
-    let is_kept = work.owed.as_deref().is_some_and(|owed| owed.is_kept);
-    let again = match answer {
-        Ok(Replied::Sent) => {
+    let key = work.owed.as_deref().and_then(|owed| owed.key).map(tracing::field::display);
+    let end = match *verdict {
+        // Another try of a delivery without a record would not end with its process: it would run again.
+        Verdict::Ack(end) if !work.is_unrecorded => Some(end),
+        _ => None,
+    };
+    match (answer, end) {
+        (Ok(Replied::Sent), _) => {
             context.count(Counter::Replies, 1);
-            None
+            work.owed = None;
         }
-        Err(error) if is_kept => {
+        (Err(error), Some(end)) => {
             context.count(Counter::ReplyErrors, 1);
             if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
                 tracing::warn!(
-                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    scope = %context.scope, key, origin = work.message.origin(), ?error, left_out,
                     "reply failed; sending it again, and its message is not acked before"
                 );
             }
-            Some(context.pause(Duration::from_millis(100), work.holds, Duration::from_secs(5)))
+            let after = context.pause(Duration::from_millis(100), work.holds, Duration::from_secs(5));
+            if let Some(owed) = &mut work.owed {
+                owed.end = Some(end);
+            }
+            work.holds = work.holds.saturating_add(1);
+            *verdict = Verdict::Parked { after };
         }
-        Ok(Replied::Undeliverable(error)) | Err(error) => {
+        (Ok(Replied::Undeliverable(error)) | Err(error), _) => {
             context.count(Counter::RepliesUndeliverable, 1);
             if let Some(left_out) = context.log.replies.allow(&error.to_string()) {
                 tracing::warn!(
-                    scope = %context.scope, key = work.log_key(), origin = work.message.origin(), ?error, left_out,
+                    scope = %context.scope, key, origin = work.message.origin(), ?error, left_out,
                     "reply undeliverable; its message is acked without it"
                 );
             }
-            None
+            work.owed = None;
         }
-    };
-    let Some(after) = again else {
-        work.owed = None;
-        return;
-    };
-    // A delivery that asks the store again gets its answer there.
-    if work.key().is_some() {
-        work.owed = None;
     }
-    work.is_handled |= *verdict == Verdict::Ack(Counter::Handled);
-    work.holds = work.holds.saturating_add(1);
-    *verdict = Verdict::Parked { after };
 }
 
 fn is_owed(recorded: &Recorded) -> bool {

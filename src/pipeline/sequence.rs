@@ -81,6 +81,11 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
                 Turned::Behind(rest) => left.behind.extend(rest),
                 Turned::Recorded(recorded) if stopped => left.behind.push(behind(recorded)),
                 Turned::Recorded(mut recorded) => match recorded.verdict {
+                    // Only its reply is missing, which those behind it do not wait for.
+                    Verdict::Parked { .. } if recorded.work.owed.is_some() => {
+                        (recorded.work.lane, recorded.work.turn) = (None, None);
+                        passed.push(recorded);
+                    }
                     Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => {
                         stopped = true;
                         left.first = Some(settle_one(context, recorded, &mut context.measurer.ends()));
@@ -103,7 +108,7 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
 fn behind(Recorded { work, verdict }: Recorded) -> Behind {
     let plan = match verdict {
         Verdict::Ack(counter) => Some(Plan::Ack(counter)),
-        _ => None,
+        _ => work.owed.as_deref().and_then(|owed| owed.end).map(Plan::Ack),
     };
     Behind { work, plan }
 }

@@ -28,6 +28,7 @@ pub(super) fn settle_one<R>(
 ) -> Report {
     let (key, fingerprint, generation) = (work.key(), work.fingerprint, work.generation);
     let (lane, footprint, turn) = (work.lane, work.footprint(), work.turn);
+    let is_unrecorded = work.is_unrecorded;
     spans::note_end(&work, verdict);
     let trace = context.measurer.trace_context(work.receipt.span());
     let again = match verdict {
@@ -58,5 +59,5 @@ pub(super) fn settle_one<R>(
         }
         Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => Some(work),
     };
-    Report { key, fingerprint, generation, lane, footprint, turn, verdict, again, trace }
+    Report { key, fingerprint, generation, lane, footprint, turn, verdict, again, is_unrecorded, trace }
 }

@@ -14,6 +14,7 @@
 //! A [`Work`] owns its receipt from intake to settlement: a delivery that is dropped anywhere on this way is abandoned,
 //! and the broker redelivers it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,19 +83,25 @@ pub(crate) struct InFlight {
     pub(crate) sighted: bool,
     /// The reply that it waits for before it is acked, once its result is known; only where replies are sent.
     pub(crate) owed: Option<Box<OwedReply>>,
-    /// Set once its own run was completed and its reply failed: it is no duplicate when it asks for the result again.
-    pub(crate) is_handled: bool,
+    /// Set once its run has succeeded without a claim: there is no record of it, which its copies could find.
+    pub(crate) is_unrecorded: bool,
     /// Counted as waiting; kept by the dispatcher's window.
     pub(crate) waits: bool,
 }
 
 /// The reply that a delivery waits for before it is acked.
-#[derive(Debug)]
 pub(crate) struct OwedReply {
     pub(crate) key: Option<Key>,
     pub(crate) result: Option<Bytes>,
-    /// A redelivery finds the result in the store. Otherwise its message would run again.
-    pub(crate) is_kept: bool,
+    /// What the delivery is counted as once its reply is sent; known when a reply has failed.
+    pub(crate) end: Option<Counter>,
+}
+
+impl fmt::Debug for OwedReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.result.as_ref().map(Bytes::len);
+        f.debug_struct("OwedReply").field("key", &self.key).field("bytes", &bytes).finish_non_exhaustive()
+    }
 }
 
 /// The room that a delivery takes in the window.

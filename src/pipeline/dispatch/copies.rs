@@ -30,9 +30,14 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         match leader.verdict {
-            // It asks the store for the result, which its reply consists of.
+            // It asks the store for the result, which its reply consists of. Where there is no record it would run instead.
             Verdict::Ack(Counter::Handled | Counter::Duplicates) if self.context.owes_reply(&follower) => {
-                self.ready.push_back(follower);
+                if leader.is_unrecorded {
+                    self.context.count(Counter::RepliesUndeliverable, 1);
+                    self.ack_copy(Counter::Duplicates, follower);
+                } else {
+                    self.ready.push_back(follower);
+                }
             }
             Verdict::Ack(counter @ (Counter::Handled | Counter::Duplicates)) => {
                 // The span of a leader that was a duplicate itself is not that of the run that had the effect.

@@ -77,7 +77,7 @@ fn handled<R>(context: &Context<R>, mut finished: Finished, result: Option<&Byte
 /// What the answer to a completion means for its delivery.
 fn completed<R>(
     context: &Context<R>,
-    mut finished: Finished,
+    finished: Finished,
     result: Option<&Bytes>,
     answer: Result<Completion, Error>,
 ) -> Recorded {
@@ -87,15 +87,10 @@ fn completed<R>(
             context.count(Counter::ClaimLost, 1);
             handled(context, finished, result)
         }
-        // The result that is kept is another run's: the next claim finds it.
-        Ok(Completion::DoneByAnother) if context.owes_reply(&finished.work) => {
-            context.count(Counter::SuspectedDoubleEffects, 1);
-            finished.work.is_handled = true;
-            ask_again(context, finished)
-        }
+        // The result that is kept is another run's. It is not asked for: the record may be gone by then.
         Ok(Completion::DoneByAnother) => {
             context.count(Counter::SuspectedDoubleEffects, 1);
-            decided(finished, Verdict::Ack(Counter::Handled))
+            handled(context, finished, None)
         }
         Ok(Completion::HeldByAnother) => {
             log_fenced(context, &finished.work);

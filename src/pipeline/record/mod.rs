@@ -87,7 +87,8 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
                     sorted.succeeded.push(Success { finished, request });
                 }
                 None => {
-                    context.owe_unkept(&mut finished.work, result);
+                    finished.work.is_unrecorded = true;
+                    context.owe_unrecorded(&mut finished.work, result);
                     sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled)));
                 }
             },
