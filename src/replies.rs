@@ -1,5 +1,7 @@
 //! Replies to messages that ask for one: [`Replies`].
 
+use std::fmt;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -12,7 +14,7 @@ use crate::message::Message;
 pub const HEADER_RESULT: &str = "onceward-result";
 
 /// A reply to be sent: the result of the run that completed `key`, for the sender of `message`, which that run may not have seen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Reply<'a> {
     /// The message, which names the address of its reply and what the reply is recognised by.
@@ -21,6 +23,13 @@ pub struct Reply<'a> {
     pub key: Option<Key>,
     /// The result. `None`: no result is kept, which the reply states by [`HEADER_RESULT`].
     pub result: Option<&'a Bytes>,
+}
+
+impl fmt::Debug for Reply<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.result.map(Bytes::len);
+        f.debug_struct("Reply").field("key", &self.key).field("bytes", &bytes).finish_non_exhaustive()
+    }
 }
 
 /// How the publish of a reply ended.

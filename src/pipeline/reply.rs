@@ -66,9 +66,18 @@ pub(super) async fn reply<R>(
     }
     failpoints::hit(Step::ReplySent);
     let limit = context.config.publish_timeout;
-    let answers = bounded(limit, "send replies", owed.len(), replies.reply(&owed)).await;
-    failpoints::hit(Step::ReplyApplied);
+    let answers = tokio::select! {
+        biased;
+        answers = bounded(limit, "send replies", owed.len(), replies.reply(&owed)) => Some(answers),
+        () = context.giving_up.cancelled() => None,
+    };
     drop(owed);
+    let Some(answers) = answers else {
+        // The drain deadline: the next process finds the results in the store.
+        recorded.iter_mut().filter(|each| is_owed(each)).for_each(|each| each.verdict = Verdict::Abandon);
+        return recorded;
+    };
+    failpoints::hit(Step::ReplyApplied);
     for (each, answer) in recorded.iter_mut().filter(|each| is_owed(each)).zip(answers) {
         replied(context, each, answer);
     }

@@ -10,6 +10,7 @@ use lapin::BasicProperties;
 use lapin::types::ShortString;
 use onceward::adapter::{HEADER_RESULT, Native, Replied, Replies, Reply};
 use onceward::{Error, ErrorKind, GatheredPublisher, Message, Outgoing, Publisher};
+use tokio::sync::Semaphore;
 
 use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::error;
@@ -52,11 +53,16 @@ use crate::publisher::RabbitmqPublisher;
 /// of the virtual host. Where senders do not trust each other, give requests and their replies a virtual host of their own.
 pub struct RabbitmqReplies {
     publisher: GatheredPublisher,
+    room: Semaphore,
     source: String,
 }
 
 /// Replies in one batch, at most.
 const BATCH: usize = 256;
+
+/// How many replies may wait for their confirms at once. What has been handed to the publisher is published even after its call was given
+/// up: while the broker blocks publishers, a reply that is tried again every few seconds would pile up copies of itself.
+const MOST_IN_FLIGHT: usize = 2 * BATCH;
 
 impl RabbitmqReplies {
     /// Connects, for the messages of the queue `source`.
@@ -75,7 +81,8 @@ impl RabbitmqReplies {
     pub fn new(publisher: RabbitmqPublisher, source: impl Into<String>) -> Self {
         // Its own error, which names the cause, arrives first.
         let limit = publisher.limit() + Duration::from_secs(1);
-        Self { publisher: GatheredPublisher::new(Arc::new(publisher), BATCH, limit), source: source.into() }
+        let publisher = GatheredPublisher::new(Arc::new(publisher), BATCH, limit);
+        Self { publisher, room: Semaphore::new(MOST_IN_FLIGHT), source: source.into() }
     }
 
     /// True for the source and its delay queues: a reply there would be handled as a message.
@@ -130,7 +137,12 @@ impl Replies for RabbitmqReplies {
         let leads_back =
             |reply: &Reply<'_>| reply_to(reply.message).is_some_and(|queue| self.leads_back(queue));
         let batch: Vec<_> = replies.iter().filter(|reply| !leads_back(reply)).map(outgoing).collect();
-        let mut published = self.publisher.publish(&batch).await.into_iter();
+        let mut published = Vec::with_capacity(batch.len());
+        for part in batch.chunks(BATCH) {
+            let _room = self.room.acquire_many(part.len() as u32).await;
+            published.extend(self.publisher.publish(part).await);
+        }
+        let mut published = published.into_iter();
         let answer = |reply: &Reply<'_>| {
             if leads_back(reply) {
                 let what = "reply_to is a queue of the source, where the reply would be handled as a message";
