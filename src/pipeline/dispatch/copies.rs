@@ -9,7 +9,7 @@ use crate::pipeline::event::Report;
 use crate::pipeline::limits::LONGEST;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::spans;
-use crate::pipeline::work::{Verdict, Work};
+use crate::pipeline::work::{Plan, Verdict, Work};
 use crate::telemetry::Counter;
 
 impl<R: Runner> Dispatcher<R> {
@@ -57,6 +57,15 @@ impl<R: Runner> Dispatcher<R> {
                 self.count_end(Counter::GivenBack, &follower);
                 self.settle_copy(follower, None);
             }
+        }
+    }
+
+    /// Of a delivery whose reply has failed, only the reply is missing. It leads its key no longer, and asks the store for nothing: the
+    /// record may be gone by then, or the store down, and it would run again.
+    pub(super) fn keep_for_its_reply(&mut self, work: &mut Work) {
+        if let Some(end) = work.owed.as_deref().and_then(|owed| owed.end) {
+            self.stop_leading(work);
+            (work.plan, work.lost) = (Plan::Ack(end), 0);
         }
     }
 

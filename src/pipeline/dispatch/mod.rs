@@ -276,12 +276,7 @@ impl<R: Runner> Dispatcher<R> {
             self.give_back_first(work);
             return;
         }
-        if let Some(end) = work.owed.as_deref().and_then(|owed| owed.end) {
-            // Only its reply is missing. It leads its key no longer, and asks the store for nothing: the record may be gone by
-            // then, or the store down, and it would run again.
-            self.stop_leading(&mut work);
-            (work.plan, work.lost) = (Plan::Ack(end), 0);
-        }
+        self.keep_for_its_reply(&mut work);
         let after = match report.verdict {
             Verdict::Again { after } | Verdict::Parked { after } => after,
             // The same owner token again: a claim whose reply was lost recognises itself.
