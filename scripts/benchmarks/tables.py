@@ -38,9 +38,9 @@ class Target:
 # An increase of time by a tenth is a rate of 1 / 1.1.
 TENTH_MORE = 1 / 1.1
 TARGETS = [
-    Target("Kafka + Redis, order of partitions, of the order of keys", ("kafka", "order, redis", "partitions by 64"), 0.80),
+    Target("Kafka + Redis, order of partitions, of the order of keys", ("kafka", "order, redis", "partitions by 256"), 0.80),
     Target("Kafka + Redis, order of keys, of Redis alone", ("kafka", "redis", "pipeline"), 0.90),
-    Target("Kafka + Postgres, order of partitions, of the order of keys", ("kafka", "order, postgres", "partitions by 64"), 0.80),
+    Target("Kafka + Postgres, order of partitions, of the order of keys", ("kafka", "order, postgres", "partitions by 256"), 0.80),
     Target("Kafka + Postgres, order of keys, of Postgres alone", ("kafka", "postgres", "pipeline"), 0.90),
     Target("Kafka, store in memory, of single polls", ("kafka", "memory", "pipeline"), 0.55),
     Target("Kafka, positions, of polls in batches", ("kafka", "position", "positions, no effects"), 0.50),

@@ -185,6 +185,7 @@ fn a_source_without_addresses_is_refused_by_check() {
     scene.write("orders.ndjson", b"");
     let checked = scene.execute(&["check", "onceward.toml"]);
     assert_ne!(checked.code(), Some(0), "{checked:#?}");
-    let told = [checked.stdout, checked.stderr].concat();
-    assert!(told.contains("policy.on_completed") && told.contains("[source.file] have no address"), "{told}");
+    let printed = [checked.stdout, checked.stderr].concat();
+    assert!(printed.contains("policy.on_completed"), "{printed}");
+    assert!(printed.contains("[source.file] have no address"), "{printed}");
 }

@@ -209,8 +209,7 @@ impl SourcePlugin for RabbitmqSource {
     }
 
     async fn replies(&self, context: &Context<'_>) -> Result<Arc<dyn Replies>, Error> {
-        let publisher = RabbitmqPublisher::open(self.endpoint(context)?).await?;
-        Ok(Arc::new(RabbitmqReplies::new(publisher, self.queue.as_str())))
+        Ok(Arc::new(RabbitmqReplies::open(self.endpoint(context)?, self.queue.as_str()).await?))
     }
 
     fn describe_publisher(&self, _: &Context<'_>) -> String {
