@@ -15,7 +15,7 @@ const CANCELLED: u8 = 1;
 const ENDED: u8 = 2;
 const RETURNED: u8 = 4;
 
-/// No run has ended that was measured: the bits of a number that no time is.
+/// No run has ended that was measured.
 const NO_RUN: u64 = u64::MAX;
 
 /// One run under one claim. The worker's own deadline is kept here: when a claim or renewal was last *sent*, plus the
@@ -29,8 +29,8 @@ pub(crate) struct ActiveClaim {
     epoch: Instant,
     deadline_us: AtomicU64,
     renewed_us: AtomicU64,
-    /// The bits of the number of seconds that the run took, or [`NO_RUN`].
-    ran_seconds: AtomicU64,
+    /// How long the run took, in nanoseconds, or [`NO_RUN`].
+    ran_nanoseconds: AtomicU64,
     being_renewed: AtomicBool,
     state: AtomicU8,
     cancelled: Notify,
@@ -57,7 +57,7 @@ impl ActiveClaim {
             epoch,
             deadline_us: AtomicU64::new(u64::MAX),
             renewed_us: AtomicU64::new(0),
-            ran_seconds: AtomicU64::new(NO_RUN),
+            ran_nanoseconds: AtomicU64::new(NO_RUN),
             being_renewed: AtomicBool::new(false),
             state: AtomicU8::new(RUNNING),
             cancelled: Notify::new(),
@@ -143,16 +143,16 @@ impl ActiveClaim {
     }
 
     /// Notes how long the run took.
-    pub(crate) fn ran(&self, took: Duration) {
-        self.ran_seconds.store(took.as_secs_f64().to_bits(), Ordering::Relaxed);
+    pub(crate) fn ran(&self, nanoseconds: u64) {
+        self.ran_nanoseconds.store(nanoseconds, Ordering::Relaxed);
     }
 
     /// Takes how many seconds the run took; `None` if there was no run, or it is not measured.
     pub(crate) fn take_run_seconds(&self) -> Option<f64> {
-        let bits = self.ran_seconds.load(Ordering::Relaxed);
-        (bits != NO_RUN).then(|| {
-            self.ran_seconds.store(NO_RUN, Ordering::Relaxed);
-            f64::from_bits(bits)
+        let nanoseconds = self.ran_nanoseconds.load(Ordering::Relaxed);
+        (nanoseconds != NO_RUN).then(|| {
+            self.ran_nanoseconds.store(NO_RUN, Ordering::Relaxed);
+            nanoseconds as f64 * 1e-9
         })
     }
 

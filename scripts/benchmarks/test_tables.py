@@ -78,6 +78,12 @@ class Verdicts(unittest.TestCase):
         slow = measured([5.0], [0.7e6, 0.9e6, 1.2e6], key=target.key)
         self.assertEqual(tables.verdict(target, [slow]), ["alone", "≥ 1 M/s", "900 k (700 k to 1.2 M)", "**not met**"])
 
+    def test_a_size_is_met_up_to_its_limit(self):
+        target = tables.Target("memory", ("program", "10,000", "MiB resident"), 64, is_most=True)
+        verdicts = [tables.verdict(target, [measured((), [size], key=target.key)]) for size in [60.0, 64.0, 64.5]]
+        self.assertEqual(verdicts[0], ["memory", "≤ 64 MiB", "60", "met"])
+        self.assertEqual([verdict[-1] for verdict in verdicts[1:]], ["met", "**not met**"])
+
     def test_a_target_without_its_measurement_is_found_if_its_benchmark_ran(self):
         ran = [measured(key=target.key) for target in tables.TARGETS if target.key[0] == "kafka"]
         self.assertEqual(tables.unmeasured(["kafka", "sqs"], ran), [])

@@ -119,7 +119,8 @@ async fn run<R: Runner>(
     }
     let little_left = claim.is_past_deadline(now + context.config.lease / 2);
     let lease = claim.lease().filter(|_| suspect || little_left);
-    let Some(lease) = lease else { return run_in_time(context, work, claim, now).await };
+    // More than half of its lease is left, or it has none.
+    let Some(lease) = lease else { return run_at(context, work, claim, now).await };
     let request = RenewRequest { lease, lease_for: context.config.lease, started: suspect };
     let sent = Instant::now();
     let batch = [request];
@@ -142,7 +143,17 @@ async fn run_in_time<R: Runner>(
     claim: &Arc<ActiveClaim>,
     now: Instant,
 ) -> Outcome {
-    if claim.is_cancelled() || claim.is_past_deadline(now) || context.halt.stops(work) {
+    if claim.is_past_deadline(now) { Outcome::Unstarted } else { run_at(context, work, claim, now).await }
+}
+
+/// As [`run_in_time`], with a claim that holds at `now`.
+async fn run_at<R: Runner>(
+    context: &Context<R>,
+    work: &Work,
+    claim: &Arc<ActiveClaim>,
+    now: Instant,
+) -> Outcome {
+    if claim.is_cancelled() || context.halt.stops(work) {
         return Outcome::Unstarted;
     }
     context.count(Counter::Unprotected, usize::from(claim.lease().is_none()));

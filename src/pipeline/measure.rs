@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -20,15 +20,31 @@ pub(crate) struct Measurer(Option<Arc<Measuring>>);
 
 struct Measuring {
     observer: Arc<dyn Observer>,
-    /// The end of the latest run. The runs of a round are given the time at which the round began;
+    since: Instant,
+    /// The end of the latest run, in nanoseconds `since`. The runs of a round are given the time at which the round began;
     /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
-    latest: Mutex<Instant>,
+    latest: AtomicU64,
 }
+
+impl Measuring {
+    fn new(observer: Arc<dyn Observer>) -> Self {
+        Self { observer, since: Instant::now(), latest: AtomicU64::new(0) }
+    }
+
+    /// Nanoseconds: enough for five centuries.
+    #[allow(clippy::cast_possible_truncation)]
+    fn nanoseconds(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_nanos() as u64
+    }
+}
+
+/// When a run began, in nanoseconds since its pipeline began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunBegan(u64);
 
 impl Measurer {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
-        let measuring = |observer| Measuring { observer, latest: Mutex::new(Instant::now()) };
-        Self(observer.map(measuring).map(Arc::new))
+        Self(observer.map(Measuring::new).map(Arc::new))
     }
 
     fn observer(&self) -> Option<&Arc<dyn Observer>> {
@@ -52,19 +68,20 @@ impl Measurer {
     }
 
     /// When the run that begins here has started, if there is an observer; the clock was read at `now`, and not since.
-    pub(crate) fn run_started(&self, now: Instant) -> Option<Instant> {
-        self.0.as_ref().map(|measuring| now.max(*measuring.latest.lock()))
+    pub(crate) fn run_started(&self, now: Instant) -> Option<RunBegan> {
+        let measuring = self.0.as_ref()?;
+        Some(RunBegan(measuring.nanoseconds(now).max(measuring.latest.load(Ordering::Relaxed))))
     }
 
     /// Notes in `claim` the time since [`run_started`](Self::run_started).
-    pub(crate) fn run_ended(&self, started: Option<Instant>, claim: &ActiveClaim) {
-        if let (Some(measuring), Some(started)) = (&self.0, started) {
-            let now = Instant::now();
-            {
-                let mut latest = measuring.latest.lock();
-                *latest = now.max(*latest);
+    pub(crate) fn run_ended(&self, started: Option<RunBegan>, claim: &ActiveClaim) {
+        if let (Some(measuring), Some(RunBegan(started))) = (&self.0, started) {
+            let now = measuring.nanoseconds(Instant::now());
+            // Of runs that end at the same time, any one is the latest.
+            if now > measuring.latest.load(Ordering::Relaxed) {
+                measuring.latest.store(now, Ordering::Relaxed);
             }
-            claim.ran(now.saturating_duration_since(started));
+            claim.ran(now.saturating_sub(started));
         }
     }
 

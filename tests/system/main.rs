@@ -14,6 +14,7 @@
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | mistakes in a configuration, and secrets of it that are never printed |
+//! | `round_trips.rs` | what a message that comes alone costs the store |
 //! | `bench.rs` | measurements on each broker, which leave nothing behind |
 //! | `telemetry/` | traces that cross all brokers and reach all handlers; the events that change each metric |
 //! | `shutdown.rs` | signals |
@@ -52,6 +53,7 @@ mod rabbitmq;
 mod redrive;
 mod release;
 mod replaced_files;
+mod round_trips;
 mod secrets;
 mod shutdown;
 mod sqs;

@@ -84,6 +84,28 @@ impl Figures {
         }
     }
 
+    /// Prints values that are no rates, such as sizes; `variant` names their unit.
+    pub fn report_values(&self, part: &str, variant: &str, values: &[f64]) {
+        if !self.json {
+            println!("{part}: {values:.1?} {variant}");
+            return;
+        }
+        for (round, value) in values.iter().enumerate() {
+            let line = json!({
+                "bench": self.bench,
+                "part": part,
+                "variant": variant,
+                "round": round + 1,
+                "messages": 0,
+                "seconds": null,
+                "rate": value,
+                "relative_to": null,
+                "ratio": null,
+            });
+            println!("{line}");
+        }
+    }
+
     fn lines(&self, part: &str, messages: usize, base: Series<'_>, variants: &[Series<'_>]) -> Vec<String> {
         let line = |variant: &str, round: usize, rate: f64, against: Option<f64>| {
             let line = json!({
