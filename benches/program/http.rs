@@ -107,7 +107,6 @@ async fn bare(url: &str, messages: usize) -> f64 {
 }
 
 pub(crate) fn measure(stage: &Stage) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let (server, messages) = (Server::start(), stage.figures.messages(100_000));
     let file = stage.file(0..messages);
     let once = |batch: usize| {

@@ -34,6 +34,8 @@ fn main() {
     if std::env::args().nth(1).as_deref() == Some(http::SERVE) {
         return http::serve();
     }
+    // An error means that one is installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let figures = Figures::of("program");
     let stage = Stage::set(figures.clone());
     for part in figures.parts(&PARTS) {

@@ -33,14 +33,7 @@ pub(crate) fn measure(stage: &Stage) {
             assert!(began.elapsed() < LIMIT, "{:?} after {LIMIT:?}", broker.depth(&queue));
             std::thread::sleep(Duration::from_millis(100));
         }
-        // All of them are claimed.
-        while redis.info("db0").split(['=', ',']).nth(1).is_none_or(|keys| keys.parse() != Ok(IN_FLIGHT)) {
-            assert!(began.elapsed() < LIMIT, "{:?} after {LIMIT:?}", redis.info("db0"));
-            std::thread::sleep(Duration::from_millis(100));
-        }
         most.push(run.most_resident());
-        drop(run);
-        redis.cli(&["flushall"]);
     }
     stage.figures.report_values("10,000 in flight, rabbitmq + redis", "MiB resident", &most);
 }

@@ -20,7 +20,7 @@ impl OwnerToken {
 
     /// All 32 hexadecimal digits, for handing the token to a handler.
     pub fn to_hex(&self) -> String {
-        format!("{:032x}", u128::from_be_bytes(self.0))
+        hex::encode(self.0)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use onceward::{Cancellation, Error, ErrorKind, HandlerError, Scope};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Method, Request, Response, StatusCode, Url};
 
 use super::options::HttpOptions;
 use super::{answer, headers};
@@ -27,6 +27,15 @@ pub(super) struct HttpEndpoint {
     connect_timeout: Duration,
     statuses: Statuses,
     keep_body: Option<usize>,
+}
+
+/// Takes the login out of the URL; it becomes a header, unless that is fixed otherwise.
+fn take_login(client: &Client, url: Url, fixed: HeaderMap) -> Result<(Url, HeaderMap), reqwest::Error> {
+    let request = client.post(url).build()?;
+    let mut headers = request.headers().clone();
+    fixed.keys().for_each(|name| drop(headers.remove(name)));
+    headers.extend(fixed);
+    Ok((request.url().clone(), headers))
 }
 
 impl HttpEndpoint {
@@ -60,6 +69,10 @@ impl HttpEndpoint {
             Error::new(ErrorKind::Config, operation, what).with_source(cause)
         })?;
         let target = target(&url);
+        let (url, fixed) = take_login(&client, url, fixed).map_err(|cause| {
+            let what = "a request cannot be made";
+            Error::new(ErrorKind::Config, operation, what).with_source(cause.without_url())
+        })?;
         Ok(Self { scope, url, target, client, fixed, connect_timeout, statuses, keep_body })
     }
 
@@ -83,10 +96,15 @@ impl HttpEndpoint {
 
     /// Sends a request. An error says whether it may have arrived.
     pub(super) async fn post(&self, mut headers: HeaderMap, body: Bytes) -> Result<Response, HandlerError> {
-        headers::give_way(&mut headers, &self.fixed);
-        headers.extend(self.fixed.clone());
-        let request = self.client.post(self.url.clone()).headers(headers).body(body);
-        request.send().await.map_err(|cause| self.unanswered(cause))
+        if !self.fixed.is_empty() {
+            headers::give_way(&mut headers, &self.fixed);
+            headers.extend(self.fixed.clone());
+        }
+        // Its builder would copy the headers one by one.
+        let mut request = Request::new(Method::POST, self.url.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body.into());
+        self.client.execute(request).await.map_err(|cause| self.unanswered(cause))
     }
 
     /// True if a response with this status completes the message.

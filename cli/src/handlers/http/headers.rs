@@ -9,6 +9,9 @@ use crate::handlers::token::claim_token;
 
 const PREFIX: &str = "onceward-header-";
 
+/// For all headers of ours and some of the message's.
+const ROOM: usize = 12;
+
 /// The suffix of the name of a value in Base64.
 const MARKER: &str = "-base64";
 
@@ -22,7 +25,7 @@ const MARKER: &str = "-base64";
 /// `-Base64` behind it; and so does each value whose own name ends with that, or it could be taken for one of these. At most 64 headers, 4 KiB each and 8 KiB together are passed, because servers refuse requests
 /// with more; how many were left out is in `Onceward-Headers-Skipped`.
 pub(super) fn headers(scope: &Scope, message: &Message) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(ROOM);
     let mut set = |name: &'static str, value: String| {
         if let Ok(mut value) = HeaderValue::try_from(value) {
             value.set_sensitive(name == "onceward-token");
