@@ -1,16 +1,20 @@
 //! Queues of deliveries, by assignment of a partition: [`PartitionQueues`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use onceward::adapter::Delivery;
+use tokio::time::Instant;
 
 /// The most records of one transaction.
 const MAX_PART: usize = 500;
 
-/// A partition is paused at this number of waiting deliveries, and resumed at the lower one: a stopped partition leaves the room
-/// to the others.
+/// A partition with so many waiting deliveries is paused if none of its parts ends for [`PAUSE_AFTER`], and resumed at the lower
+/// number: a stopped partition leaves the room to the others. One that goes on is not paused, because the client would discard what
+/// it has fetched ahead, and fetch it again.
 const PAUSE_AT: usize = 2000;
 const RESUME_AT: usize = 500;
+const PAUSE_AFTER: Duration = Duration::from_millis(100);
 
 /// Deliveries by partition, in order. At most one part of each partition is in flight, so that all deliveries before a part
 /// are done.
@@ -31,6 +35,8 @@ struct PartitionQueue {
     closed: bool,
     /// The partition is paused.
     paused: bool,
+    /// Since when [`PAUSE_AT`] deliveries wait and no part has ended, unless it is paused.
+    stopped_since: Option<Instant>,
 }
 
 impl PartitionQueues {
@@ -71,17 +77,22 @@ impl PartitionQueues {
     }
 
     /// Returns the assignments to pause now (true) or resume.
-    pub(super) fn flow_changes(&mut self) -> Vec<(u64, bool)> {
+    pub(super) fn flow_changes(&mut self, now: Instant) -> Vec<(u64, bool)> {
         let mut flow = Vec::new();
         for (epoch, queue) in &mut self.by_epoch {
             let waits = queue.waiting.len();
-            let pause = if queue.paused { waits > RESUME_AT } else { waits >= PAUSE_AT };
+            let pause = if queue.paused { waits > RESUME_AT } else { queue.is_stopped(now) };
             if pause != queue.paused {
-                queue.paused = pause;
+                (queue.paused, queue.stopped_since) = (pause, None);
                 flow.push((*epoch, pause));
             }
         }
         flow
+    }
+
+    /// When [`flow_changes`](Self::flow_changes) has something to do, if nothing arrives or ends until then.
+    pub(super) fn flow_changes_at(&self) -> Option<Instant> {
+        self.by_epoch.values().filter_map(|queue| queue.stopped_since).min().map(|since| since + PAUSE_AFTER)
     }
 
     /// Ends the part in flight.
@@ -89,6 +100,7 @@ impl PartitionQueues {
         let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
         self.held -= std::mem::take(&mut queue.in_flight);
         self.held_bytes -= std::mem::take(&mut queue.in_flight_bytes);
+        queue.stopped_since = None;
         if queue.waiting.is_empty() && !queue.closed && !queue.paused {
             self.by_epoch.remove(&epoch);
         }
@@ -103,6 +115,17 @@ impl PartitionQueues {
         self.held -= left.len();
         self.held_bytes -= total_bytes(&left);
         left
+    }
+}
+
+impl PartitionQueue {
+    /// True if it has been full for a while, and no part has ended since.
+    fn is_stopped(&mut self, now: Instant) -> bool {
+        if self.waiting.len() < PAUSE_AT {
+            self.stopped_since = None;
+            return false;
+        }
+        now.duration_since(*self.stopped_since.get_or_insert(now)) >= PAUSE_AFTER
     }
 }
 
@@ -169,16 +192,39 @@ mod tests {
         let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..PAUSE_AT as u64 + 600)).is_empty());
         assert!(queues.push(deliveries(2, 0..10)).is_empty());
-        assert_eq!(queues.flow_changes(), [(1, true)]);
-        assert_eq!(queues.flow_changes(), []);
+        let began = Instant::now();
+        assert_eq!(
+            (queues.flow_changes(began), queues.flow_changes_at()),
+            (vec![], Some(began + PAUSE_AFTER))
+        );
+        let now = began + PAUSE_AFTER;
+        assert_eq!((queues.flow_changes(now), queues.flow_changes_at()), (vec![(1, true)], None));
+        assert_eq!(queues.flow_changes(now + PAUSE_AFTER), []);
         let mut resumed = Vec::new();
         while resumed.is_empty() {
             assert!(!queues.take_parts().is_empty(), "never resumed");
             queues.end_part(1);
             queues.end_part(2);
-            resumed = queues.flow_changes();
+            resumed = queues.flow_changes(now);
         }
         assert_eq!(resumed, [(1, false)]);
+    }
+
+    #[test]
+    fn a_full_partition_that_goes_on_is_not_paused() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..10 * PAUSE_AT as u64)).is_empty());
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(queues.take_parts().len(), 1);
+            assert_eq!(queues.flow_changes(now), []);
+            now += PAUSE_AFTER / 2;
+            assert_eq!(queues.flow_changes(now), []);
+            queues.end_part(1);
+        }
+        assert_eq!(queues.take_parts().len(), 1);
+        assert_eq!(queues.flow_changes(now), []);
+        assert_eq!(queues.flow_changes(now + PAUSE_AFTER), [(1, true)]);
     }
 
     #[test]

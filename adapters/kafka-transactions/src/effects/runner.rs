@@ -122,6 +122,7 @@ impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
             self.start_parts().await;
             self.apply_flow_changes();
             let (consumer, receive_at) = (&mut self.consumer, self.receive_at);
+            let flow_changes_at = self.queues.flow_changes_at();
             let received = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
@@ -132,6 +133,7 @@ impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
                 }
                 received = async { tokio::time::sleep_until(receive_at).await; consumer.receive().await },
                     if self.queues.have_room(MAX_DELIVERIES, max_bytes) => received,
+                () = tokio::time::sleep_until(flow_changes_at.unwrap_or(receive_at)), if flow_changes_at.is_some() => continue,
             };
             match received {
                 Ok(Some(deliveries)) => self.settler.give_back(self.queues.push(deliveries)).await,
@@ -160,7 +162,7 @@ impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
     }
 
     fn apply_flow_changes(&mut self) {
-        for (epoch, pause) in self.queues.flow_changes() {
+        for (epoch, pause) in self.queues.flow_changes(Instant::now()) {
             match &self.flow {
                 Some(flow) if pause => flow.pause(epoch),
                 Some(flow) => flow.resume(epoch),
