@@ -3,7 +3,9 @@
 
 mod handlers_support;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, PipeWriter, Read as _};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use handlers_support::claimed;
@@ -13,26 +15,78 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn each_payload_becomes_a_line_of_its_own() {
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let handler = StdoutHandler::to(writer);
-    for payload in [&b"one"[..], b"", b"\0\xff"] {
-        let (_run, message) = claimed(Message::builder(payload));
-        handler.handle(message).await.unwrap();
+    for is_file in [true, false] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let handler = if is_file { to_file(writer) } else { StdoutHandler::to(writer) };
+        for payload in [&b"one"[..], b"", b"\0\xff"] {
+            let (_run, message) = claimed(Message::builder(payload));
+            handler.handle(message).await.unwrap();
+        }
+        drop(handler);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"one\n\n\0\xff\n");
     }
+}
+
+/// The pipe as a program has it as its standard output.
+fn to_file(writer: PipeWriter) -> StdoutHandler {
+    StdoutHandler::to_file(File::from(OwnedFd::from(writer)))
+}
+
+#[tokio::test]
+async fn a_file_gets_all_lines_of_runs_side_by_side() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let handler = StdoutHandler::to_file(file.reopen().unwrap());
+    let runs = (0..1_000).map(|number| {
+        let handler = handler.clone();
+        async move {
+            let (_run, message) = claimed(Message::builder(format!("{number:03}")));
+            handler.handle(message).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(runs).await;
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    let wanted: Vec<_> = (0..1_000).map(|number| format!("{number:03}")).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), wanted, "in the order in which they began");
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_before_it_writes_leaves_that_to_the_others() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let handler = to_file(writer);
+    let ((_first_run, first), (_second_run, second)) =
+        (claimed(Message::builder("first")), claimed(Message::builder("second")));
+    let (mut first, mut second) = (Box::pin(handler.handle(first)), Box::pin(handler.handle(second)));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert!(futures_util::poll!(&mut second).is_pending());
+    drop(first);
+    second.await.unwrap();
     drop(handler);
-    let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, b"one\n\n\0\xff\n");
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "second\n");
 }
 
 #[tokio::test]
 async fn lines_larger_than_the_pipe_do_not_mix_and_a_slow_reader_blocks_nobody_else() {
+    let handlers: [fn(PipeWriter) -> StdoutHandler; 2] = [to_file, |writer| StdoutHandler::to(writer)];
+    for handler in handlers {
+        all_are_written(handler, 8, 1024 * 1024).await;
+        // More than a pipe has room for, each of which has room in an empty one.
+        all_are_written(handler, 2_000, 100).await;
+    }
+}
+
+async fn all_are_written(handler: fn(PipeWriter) -> StdoutHandler, count: usize, bytes: usize) {
     let (reader, writer) = std::io::pipe().unwrap();
-    let handler = StdoutHandler::to(writer);
-    let tasks: Vec<_> = (b'a'..b'i')
-        .map(|letter| {
+    let handler = handler(writer);
+    let line = |number: usize| format!("{number:04}").into_bytes().repeat(bytes / 4);
+    let tasks: Vec<_> = (0..count)
+        .map(|number| {
             let handler = handler.clone();
-            let (run, message) = claimed(Message::builder(vec![letter; 1024 * 1024]));
+            let (run, message) = claimed(Message::builder(line(number)));
             tokio::spawn(async move {
                 handler.handle(message).await.unwrap();
                 drop(run);
@@ -50,7 +104,7 @@ async fn lines_larger_than_the_pipe_do_not_mix_and_a_slow_reader_blocks_nobody_e
     }
     let mut lines = read.await.unwrap();
     lines.sort();
-    let wanted: Vec<_> = (b'a'..b'i').map(|letter| vec![letter; 1024 * 1024]).collect();
+    let wanted: Vec<_> = (0..count).map(line).collect();
     assert!(lines == wanted, "{} lines", lines.len());
 }
 

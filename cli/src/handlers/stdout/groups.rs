@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use onceward::{Cancellation, Message};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use super::room::Room;
 
 /// The pause before a retry on a full pipe that is non-blocking.
 const FULL_PIPE_PAUSE: Duration = Duration::from_millis(10);
@@ -15,9 +18,14 @@ const FULL_PIPE_PAUSE: Duration = Duration::from_millis(10);
 /// A group is not extended beyond so many bytes.
 const GROUP_BYTES: usize = 256 << 10;
 
+/// The most groups that a run writes itself before it leaves the others to a thread.
+const GROUPS_AT_ONCE: usize = 4;
+
 /// The lines that wait, and where they are written to. What comes in while a group is being written forms the next one.
 pub(super) struct LineGroups<W: ?Sized> {
     waiting: Mutex<Waiting>,
+    /// How much can be written at once; `None` if that is not known.
+    room: Option<Room>,
     out: Mutex<LineWriter<W>>,
 }
 
@@ -48,8 +56,8 @@ impl PendingLine {
 }
 
 impl<W: Write + Send> LineGroups<W> {
-    pub(super) fn to(out: W) -> Self {
-        Self { waiting: Mutex::default(), out: Mutex::new(LineWriter { torn: false, to: out }) }
+    pub(super) fn to(out: W, room: Option<Room>) -> Self {
+        Self { waiting: Mutex::default(), room, out: Mutex::new(LineWriter { torn: false, to: out }) }
     }
 }
 
@@ -65,24 +73,56 @@ impl<W: Write + Send + ?Sized + 'static> LineGroups<W> {
         };
         if is_first {
             let task = GroupTask { lines: Arc::clone(self), is_over: false };
-            // A slow reader blocks this thread, not one of the runtime.
-            tokio::task::spawn_blocking(move || task.write_all());
+            match &self.room {
+                Some(room) => write_soon(task, room).await,
+                None => write_on_a_thread(task),
+            }
         }
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the task that writes has ended")))
     }
 
-    /// The next lines, about [`GROUP_BYTES`] of them.
-    fn next_group(&self) -> VecDeque<PendingLine> {
+    /// The next lines, at most `limit` bytes of them. `None` if none waits: the next one starts another task.
+    fn next_group(&self, limit: usize) -> Option<VecDeque<PendingLine>> {
         let mut waiting = self.waiting.lock();
+        waiting.is_written = !waiting.lines.is_empty();
         let mut bytes = 0;
         let longer = |line: &PendingLine| {
             bytes += line.message.payload().len() + 1;
-            bytes > GROUP_BYTES
+            bytes > limit
         };
         let count = waiting.lines.iter().position(longer).unwrap_or(waiting.lines.len());
-        let count = count.max(1).min(waiting.lines.len());
-        waiting.is_written = count > 0;
-        waiting.lines.drain(..count).collect()
+        waiting.is_written.then(|| waiting.lines.drain(..count).collect())
+    }
+
+    /// The first line that waits, whatever its size.
+    fn next_line(&self) -> VecDeque<PendingLine> {
+        self.waiting.lock().lines.pop_front().into_iter().collect()
+    }
+}
+
+/// Writes on a thread: a slow reader blocks that, not one of the runtime.
+fn write_on_a_thread<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>) {
+    tokio::task::spawn_blocking(move || task.write_all());
+}
+
+/// Writes here what has room, and the rest on a thread. A thread for each group costs more than the group, where each has few lines.
+async fn write_soon<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>, room: &Room) {
+    let mut turn = Turn(Some(task));
+    // Runs that are ready as well add their lines.
+    tokio::task::yield_now().await;
+    if let Some(left) = turn.0.take().and_then(|task| task.write_what_has_room(room)) {
+        write_on_a_thread(left);
+    }
+}
+
+/// A run that is about to write. If it is dropped before, a thread writes.
+struct Turn<W: Write + Send + ?Sized + 'static>(Option<GroupTask<W>>);
+
+impl<W: Write + Send + ?Sized + 'static> Drop for Turn<W> {
+    fn drop(&mut self) {
+        if let (Some(task), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || task.write_all());
+        }
     }
 }
 
@@ -96,14 +136,26 @@ struct GroupTask<W: ?Sized> {
 impl<W: Write + Send + ?Sized + 'static> GroupTask<W> {
     fn write_all(mut self) {
         let mut out = self.lines.out.lock();
-        loop {
-            let group = self.lines.next_group();
-            if group.is_empty() {
-                self.is_over = true;
-                return;
-            }
-            out.write_group(group);
+        while let Some(group) = self.lines.next_group(GROUP_BYTES) {
+            // A line may be longer than a group.
+            out.write_group(if group.is_empty() { self.lines.next_line() } else { group });
         }
+        self.is_over = true;
+    }
+
+    /// Writes groups that do not wait for the reader; itself if lines are left.
+    fn write_what_has_room(mut self, room: &Room) -> Option<Self> {
+        for _ in 0..GROUPS_AT_ONCE {
+            let Some(group) = self.lines.next_group(room.bytes()) else {
+                self.is_over = true;
+                return None;
+            };
+            if group.is_empty() {
+                break;
+            }
+            self.lines.out.lock().write_group(group);
+        }
+        Some(self)
     }
 }
 

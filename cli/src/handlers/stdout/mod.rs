@@ -1,6 +1,7 @@
 //! Writes payloads as lines to standard output: [`StdoutHandler`].
 
 mod groups;
+mod room;
 
 use std::fmt;
 use std::fs::File;
@@ -12,6 +13,7 @@ use onceward::{Handled, Handler, HandlerError, Message};
 use tokio_util::sync::CancellationToken;
 
 use groups::LineGroups;
+use room::Room;
 
 /// Writes each payload and a line feed to standard output, and flushes before it completes the message. Messages that are ready
 /// together are written and flushed together.
@@ -32,14 +34,21 @@ impl StdoutHandler {
     /// A handler that writes to standard output, unbuffered.
     pub fn new() -> Self {
         match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(out) => Self::to(File::from(out)),
+            Ok(out) => Self::to_file(File::from(out)),
             Err(_) => Self::to(io::stdout()),
         }
     }
 
+    /// A handler that writes to a file or a pipe. What that takes at once is written by the run itself, and anything else, as by
+    /// [`to`](Self::to), on a thread that may wait for the reader.
+    pub fn to_file(out: File) -> Self {
+        let room = Room::of(&out).ok().flatten();
+        Self { out: Arc::new(LineGroups::to(out, room)), closed: CancellationToken::new() }
+    }
+
     /// A handler that writes to `out`.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        Self { out: Arc::new(LineGroups::to(out)), closed: CancellationToken::new() }
+        Self { out: Arc::new(LineGroups::to(out, None)), closed: CancellationToken::new() }
     }
 
     /// Fires `token` when the reader has closed the pipe.
