@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use lapin::message::Delivery;
 use lapin::options::BasicGetOptions;
 use lapin::{Connection, ConnectionProperties};
 use onceward::Outgoing;
@@ -81,26 +82,42 @@ fn with_scripts(setup: &Setup) -> Scene {
 }
 
 fn request(queue: &Queue<'_>, line: &str, correlation: &str, reply_to: &str) {
+    queue.publish_all(&[asking(queue, line, correlation, reply_to)]);
+}
+
+fn asking(queue: &Queue<'_>, line: &str, correlation: &str, reply_to: &str) -> Outgoing {
     let headers = [("amqp-reply-to", reply_to), ("amqp-correlation-id", correlation)];
     let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned().into()));
-    queue.publish_all(&[Outgoing { headers: headers.into(), ..queue.message(line) }]);
+    Outgoing { headers: headers.into(), ..queue.message(line) }
 }
 
 /// Takes the next reply: its correlation id, its payload, and whether it says that there is no result.
 fn reply(replies: &Queue<'_>) -> (String, String, bool) {
-    until("a reply", PATIENCE, || replies.depth().0 > 0);
-    runtime().block_on(async {
+    next_replies(replies, 1).remove(0)
+}
+
+/// As [`reply`], for as many.
+fn next_replies(replies: &Queue<'_>, count: usize) -> Vec<(String, String, bool)> {
+    let runtime = runtime();
+    let channel = runtime.block_on(async {
         let connected = Connection::connect(&replies.broker.url(), ConnectionProperties::default()).await;
-        let channel = connected.expect("a connection").create_channel().await.expect("a channel");
-        let options = BasicGetOptions { no_ack: true };
-        let got = channel.basic_get(replies.name.as_str().into(), options).await;
-        let message = got.expect("an answer").expect("a reply").delivery;
-        let properties = &message.properties;
-        let correlation = properties.correlation_id().as_ref().map(ToString::to_string).unwrap_or_default();
-        let headers = properties.headers().clone().unwrap_or_default();
-        let is_absent = headers.inner().contains_key("onceward-result");
-        (correlation, String::from_utf8(message.data).expect("text"), is_absent)
-    })
+        connected.expect("a connection").create_channel().await.expect("a channel")
+    });
+    let mut found = Vec::new();
+    until("replies", PATIENCE, || {
+        let got = channel.basic_get(replies.name.as_str().into(), BasicGetOptions { no_ack: true });
+        found.extend(runtime.block_on(got).expect("an answer").map(|message| read(message.delivery)));
+        found.len() == count
+    });
+    found
+}
+
+fn read(message: Delivery) -> (String, String, bool) {
+    let properties = &message.properties;
+    let correlation = properties.correlation_id().as_ref().map(ToString::to_string).unwrap_or_default();
+    let headers = properties.headers().clone().unwrap_or_default();
+    let is_absent = headers.inner().contains_key("onceward-result");
+    (correlation, String::from_utf8(message.data).expect("text"), is_absent)
 }
 
 /// One letter for each run.
@@ -148,15 +165,16 @@ fn a_statement_has_one_row_and_each_requester_learns_that_it_is_committed() {
         let replies = Queue::declare(&format!("{name}.to"), &[]);
         let table = Table::create(Postgres::shared(), name);
         let setup = table.handler(replaying(&queue).without("store.redis"));
-        let scene = scene(&setup.set("handler.sql.batch", batch));
+        let scene = scene(&setup.set("handler.sql.batch", batch).set("pipeline.concurrency", 32));
         let ids: Vec<_> = (0..20).map(|number| format!("order-{number:02}")).collect();
         for round in ["first", "again"] {
-            for id in &ids {
+            let ask = |id: &String| {
                 let line = order(id, &json!({"steps": 1}));
-                request(&queue, &line, &format!("{round} {id}"), &replies.name);
-            }
+                asking(&queue, &line, &format!("{round} {id}"), &replies.name)
+            };
+            queue.publish_all(&ids.iter().map(ask).collect::<Vec<_>>());
             let running = scene.run();
-            let mut found: Vec<_> = ids.iter().map(|_| reply(&replies)).collect();
+            let mut found = next_replies(&replies, ids.len());
             found.sort();
             let expected = ids.iter().map(|id| (format!("{round} {id}"), String::new(), true));
             assert_eq!(found, expected.collect::<Vec<_>>());
@@ -193,12 +211,11 @@ fn each_requester_gets_its_own_result_out_of_a_batch() {
     let ids: Vec<_> = (0..40).map(|number| format!("order-{number:02}")).collect();
     let mut results = BTreeMap::new();
     for round in ["first", "again"] {
-        for id in &ids {
-            request(&queue, &order(id, &json!({})), &format!("{round} {id}"), &replies.name);
-        }
+        let ask =
+            |id: &String| asking(&queue, &order(id, &json!({})), &format!("{round} {id}"), &replies.name);
+        queue.publish_all(&ids.iter().map(ask).collect::<Vec<_>>());
         let running = scene.run();
-        for _ in &ids {
-            let (correlation, payload, is_absent) = reply(&replies);
+        for (correlation, payload, is_absent) in next_replies(&replies, ids.len()) {
             let id = correlation.strip_prefix(round).expect("a reply of this round").trim().to_owned();
             assert!(!is_absent && payload.ends_with(&format!(" of {id}\"")), "{correlation}: {payload}");
             // The same the second time.
