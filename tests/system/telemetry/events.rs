@@ -197,7 +197,7 @@ fn kafka_and_redis() -> BTreeSet<String> {
     let letters = Topic::create_with_record_limit(topic.broker, "measured-dead", 1, 1_000);
     let setup = letters_to(kafka::setup(&topic), &letters.name)
         .set("policy.on_letter_refused", "drop")
-        .set("retry.max_attempts", 3)
+        .set("retry.max_attempts", 7)
         .set("scope", "kafka-measured")
         .set("source.kafka.properties.auto.offset.reset", "earliest")
         .set("retry.initial", "2s")
@@ -205,7 +205,7 @@ fn kafka_and_redis() -> BTreeSet<String> {
     let (scene, running, mut watched) = start(setup);
     watched.see(&["source_assigned_partitions"]);
     topic.publish(&[
-        order("first", &json!({"lane": "a", "do": "fail", "times": 2})),
+        order("first", &json!({"lane": "a", "do": "fail", "times": 5})),
         order("second", &json!({"lane": "a"})),
     ]);
     watched.see(&["blocked_lanes", "handled_total"]);
