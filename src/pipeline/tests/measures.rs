@@ -267,7 +267,7 @@ async fn an_open_breaker_is_seen_and_pauses_intake() {
     worker.end().await;
 }
 
-/// Keeps the exemplars of deliveries, which have spans if it says so.
+/// Keeps the exemplars of deliveries, which have spans if `has_spans` is set.
 #[derive(Default)]
 struct Exemplars {
     has_spans: bool,
@@ -286,7 +286,7 @@ impl Observer for Exemplars {
 
 #[tokio::test(start_paused = true)]
 async fn long_waits_and_ages_of_duplicates_are_exemplars_where_deliveries_have_spans() {
-    // Without a subscriber there are none; see `secrets.rs` for the second.
+    // Without a subscriber no delivery has a span; see `secrets.rs` for the second.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _guard = tracing::subscriber::set_default(super::secrets::Everything::default());
     for has_spans in [true, false] {

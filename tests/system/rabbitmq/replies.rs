@@ -157,7 +157,7 @@ fn a_command_with_its_keys_in_postgres_has_one_effect_and_each_requester_its_out
     two_requests(&queue, &with_scripts(&setup.set("handler.exec.command", vec!["python3", "command.py"])));
 }
 
-/// The effect is committed with its completion, whose record has no room for a result: each reply says that there is none.
+/// The effect is committed with its completion, whose record has no room for a result: each reply is without one.
 #[test]
 fn a_statement_has_one_row_and_each_requester_learns_that_it_is_committed() {
     for (name, batch) in [("replies_sql", 1), ("replies_sql_batch", 16)] {

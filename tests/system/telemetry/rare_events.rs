@@ -120,7 +120,7 @@ pub(super) fn file() -> BTreeSet<String> {
     end(running, &watched)
 }
 
-/// A broker that is gone when a message is to be deleted.
+/// A broker that cannot be reached when a message is to be deleted.
 pub(super) fn deletes() -> BTreeSet<String> {
     let proxy = Proxy::start(ElasticMq::shared().address()).expect("a proxy");
     let queue = SqsQueue::create("measured-deletes", &[]);

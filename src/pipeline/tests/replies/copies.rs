@@ -59,7 +59,7 @@ async fn a_copy_of_a_run_that_came_second_gets_the_result_that_is_kept() {
     assert_eq!((summary.handled(), summary.duplicates()), (1, 2));
 }
 
-/// The leader's address is gone, which says nothing about those of its copies.
+/// The leader's address no longer exists, which says nothing about those of its copies.
 #[tokio::test(start_paused = true)]
 async fn copies_of_a_message_whose_reply_is_undeliverable_get_theirs() {
     let world = World::with(Habits { batch: 64, ..Habits::default() });
