@@ -9,8 +9,10 @@ use crate::error::Error;
 use crate::key::Key;
 use crate::message::Message;
 
-/// The header of a reply without a result: `absent`. The message is completed; its handler returned no result, or one that is
-/// larger than [`max_result_bytes`](crate::PipelineConfig::max_result_bytes).
+/// The header of a reply without a result: `absent`. The message is completed, and no result is known: its handler returned none,
+/// as a [transactional](crate::TxHandler) one always does, or one that is larger than
+/// [`max_result_bytes`](crate::PipelineConfig::max_result_bytes); or its run found the key completed by another run, whose result
+/// it does not know.
 pub const HEADER_RESULT: &str = "onceward-result";
 
 /// A reply to be sent: the result of the run that completed `key`, for the sender of `message`, which that run may not have seen.
@@ -38,7 +40,10 @@ impl fmt::Debug for Reply<'_> {
 pub enum Replied {
     /// The broker has confirmed it.
     Sent,
-    /// It never arrives: there is no such address, or the broker refuses it.
+    /// The broker has not taken it, and may take it a moment later: it is sent once more after 100 ms, and is undeliverable if it is
+    /// refused again.
+    Refused(Error),
+    /// It never arrives: there is no such address, or it is too large.
     Undeliverable(Error),
 }
 

@@ -73,13 +73,21 @@ fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
         let mut waits = Vec::with_capacity(round.len());
         // Most were received together.
         let mut last = (now, 0.0);
-        for at in round.iter_mut().filter_map(|work| work.unclaimed_since.take()) {
+        let mut longest = (0.0, None);
+        for work in round {
+            let Some(at) = work.unclaimed_since.take() else { continue };
             if at != last.0 {
                 last = (at, (now - at).as_secs_f64());
+                if last.1 > longest.0 {
+                    longest = (last.1, work.receipt.span());
+                }
             }
             waits.push(last.1);
         }
         context.measurer.observe(Measure::QueueWait, &waits);
+        if let (longest, Some(span)) = longest {
+            context.measurer.exemplar(Measure::QueueWait, longest, span);
+        }
     }
 }
 
@@ -166,8 +174,7 @@ fn observe<R>(context: &Context<R>, work: &mut Work, claim: &Claim) {
         _ => context.count(Counter::ObservedDuplicates, 1),
     }
     if let Claim::Completed { age, trace, .. } = claim {
-        context.measurer.duplicate(*age);
-        context.measurer.link(work.receipt.span(), *trace);
+        context.measurer.duplicate(*age, work.receipt.span(), *trace);
     }
     context.measurer.sighted(&KeySighting::new(key, work.fingerprint, known));
 }
@@ -193,8 +200,7 @@ fn granted<R: Runner>(
         }
         Claim::Completed { result, age, trace } => {
             context.owe(&mut work, result.as_ref());
-            context.measurer.duplicate(age);
-            context.measurer.link(work.receipt.span(), trace);
+            context.measurer.duplicate(age, work.receipt.span(), trace);
             Verdict::Ack(Counter::Duplicates)
         }
         Claim::Dead { reason, generation, .. } => match not_what_died(&work, generation) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::breaker::{RunEnd, RunId};
-use super::work::{Behind, Footprint, Turn, Verdict, Work};
+use super::work::{Behind, Footprint, OwedReply, Turn, Verdict, Work};
 use crate::key::{Fingerprint, Key};
 use crate::store::TraceContext;
 
@@ -62,6 +62,8 @@ pub(crate) struct Report {
     pub(crate) is_unrecorded: bool,
     /// Its span, for the copies that follow it.
     pub(crate) trace: Option<TraceContext>,
+    /// The reply that it was sent, for the copies that follow it.
+    pub(crate) replied: Option<Box<OwedReply>>,
 }
 
 /// What is left of a sequence when all of it that could be settled is.
@@ -76,6 +78,13 @@ pub(crate) struct SequenceEnded {
     pub(crate) first: Option<Report>,
     /// Those behind, in their order.
     pub(crate) behind: Vec<Behind>,
+}
+
+impl SequenceEnded {
+    /// The end of a sequence of one delivery, which does not wait for its settlement.
+    pub(crate) fn of_one(lane: u64, is_turn: bool) -> Self {
+        Self { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() }
+    }
 }
 
 /// The result of one claim call.

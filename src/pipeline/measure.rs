@@ -91,6 +91,13 @@ impl Measurer {
         }
     }
 
+    /// Notes a value of the delivery that has this span.
+    pub(crate) fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
+        if let Some(observer) = self.observer() {
+            observer.exemplar(measure, value, span);
+        }
+    }
+
     /// Notes the slowest of the runs whose deliveries have spans.
     pub(crate) fn slowest<'s>(&self, measure: Measure, runs: impl Iterator<Item = (f64, &'s Span)>) {
         let slowest = runs.max_by(|(one, _), (other, _)| one.total_cmp(other));
@@ -107,9 +114,16 @@ impl Measurer {
         answer
     }
 
-    /// Notes the age of a duplicate.
-    pub(crate) fn duplicate(&self, age: Duration) {
-        self.observe(Measure::DuplicateAge, &[age.as_secs_f64()]);
+    /// Notes the age of a duplicate, and that its span is that of a duplicate of the one in `first`.
+    pub(crate) fn duplicate(&self, age: Duration, span: Option<&Span>, first: Option<TraceContext>) {
+        let Some(observer) = self.observer() else { return };
+        let age = age.as_secs_f64();
+        observer.observe(Measure::DuplicateAge, &[age]);
+        let Some(span) = span else { return };
+        observer.exemplar(Measure::DuplicateAge, age, span);
+        if let Some(first) = first {
+            observer.duplicate(span, first);
+        }
     }
 
     pub(crate) fn dead_lettered(&self, letter: &LetterSighting<'_>, attempts: u32) {
@@ -133,13 +147,6 @@ impl Measurer {
     /// What is kept of the span of a delivery with the completion of its key.
     pub(crate) fn trace_context(&self, span: Option<&Span>) -> Option<TraceContext> {
         self.observer()?.trace_context(span?)
-    }
-
-    /// Notes that a delivery is a duplicate of the one in `first`.
-    pub(crate) fn link(&self, span: Option<&Span>, first: Option<TraceContext>) {
-        if let (Some(observer), Some(span), Some(first)) = (self.observer(), span, first) {
-            observer.duplicate(span, first);
-        }
     }
 
     /// Starts to gather the ends of deliveries.

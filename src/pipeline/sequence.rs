@@ -9,7 +9,8 @@
 //!
 //! A turn begins when the run before it has succeeded and its completion has been sent. So the first effects of a lane come in
 //! its order whatever dies: an effect that is repeated after a crash has happened before those behind it. Anything but a success
-//! ends the turns, and so does time; what has not started is released, and returns to its lane.
+//! ends the turns, and so does time; what has not started is released, and returns to its lane. A delivery that asks for a reply is
+//! settled after it, which nothing else waits for.
 
 use std::pin::pin;
 use std::slice;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either};
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -25,7 +26,7 @@ use super::event::{Ended, Event, SequenceEnded};
 use super::handle::handle_one;
 use super::outcomes::ended;
 use super::record::{Completing, record, release_behind, start_completing};
-use super::reply::reply;
+use super::reply::{reply_and_settle, settle_unowed};
 use super::runner::Runner;
 use super::settle::{settle, settle_one};
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
@@ -70,7 +71,18 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
         SequenceEnded { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() };
     let mut records = pin!(turns(context, sequence, began, &stop).buffered(length).ready_chunks(length));
     let mut stopped = false;
-    while let Some(chunk) = records.next().await {
+    // Nothing waits for replies but the settlement of their messages.
+    let mut replying = context.replies.as_ref().map(|_| FuturesUnordered::new());
+    loop {
+        let chunk = match &mut replying {
+            None => records.next().await,
+            Some(replying) => tokio::select! {
+                biased;
+                Some(()) = replying.next() => continue,
+                chunk = records.next() => chunk,
+            },
+        };
+        let Some(chunk) = chunk else { break };
         let mut passed = Vec::with_capacity(chunk.len());
         for (ended, record) in chunk {
             if let Some(ended) = ended {
@@ -81,11 +93,6 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
                 Turned::Behind(rest) => left.behind.extend(rest),
                 Turned::Recorded(recorded) if stopped => left.behind.push(behind(recorded)),
                 Turned::Recorded(mut recorded) => match recorded.verdict {
-                    // Only its reply is missing, which those behind it do not wait for.
-                    Verdict::Parked { .. } if recorded.work.owed.is_some() => {
-                        (recorded.work.lane, recorded.work.turn) = (None, None);
-                        passed.push(recorded);
-                    }
                     Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => {
                         stopped = true;
                         left.first = Some(settle_one(context, recorded, &mut context.measurer.ends()));
@@ -99,9 +106,18 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
                 },
             }
         }
-        settle(context, passed);
+        match (&context.replies, &mut replying) {
+            (Some(replies), Some(replying)) => {
+                let owed = settle_unowed(context, passed);
+                replying.push(reply_and_settle(context, &**replies, owed));
+            }
+            _ => settle(context, passed),
+        }
     }
     context.send(Event::SequenceEnded(left));
+    if let Some(mut replying) = replying {
+        while replying.next().await.is_some() {}
+    }
 }
 
 /// A delivery that could be settled, were it not for one before it.
@@ -193,16 +209,5 @@ async fn record_end<R: Runner>(
             recorded.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
         }
     };
-    (ended, replied(context, turned).await)
-}
-
-/// The reply of a turn is sent beside the turns after it.
-async fn replied<R>(context: &Context<R>, turned: Turned) -> Turned {
-    match (&context.replies, turned) {
-        (Some(replies), Turned::Recorded(recorded)) => {
-            let replied = reply(context, &**replies, vec![recorded]).await;
-            replied.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
-        }
-        (_, turned) => turned,
-    }
+    (ended, turned)
 }

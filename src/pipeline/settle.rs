@@ -23,7 +23,7 @@ pub(crate) fn settle<R>(context: &Context<R>, recorded: Vec<Recorded>) {
 /// Settles one delivery at the broker, unless it is to be tried again.
 pub(super) fn settle_one<R>(
     context: &Context<R>,
-    Recorded { work, verdict }: Recorded,
+    Recorded { mut work, verdict }: Recorded,
     ends: &mut Ends<'_>,
 ) -> Report {
     let (key, fingerprint, generation) = (work.key(), work.fingerprint, work.generation);
@@ -31,6 +31,7 @@ pub(super) fn settle_one<R>(
     let is_unrecorded = work.is_unrecorded;
     spans::note_end(&work, verdict);
     let trace = context.measurer.trace_context(work.receipt.span());
+    let replied = work.owed.take_if(|owed| owed.is_done && owed.is_kept);
     let again = match verdict {
         Verdict::Ack(counter) => {
             context.count(counter, 1);
@@ -59,5 +60,17 @@ pub(super) fn settle_one<R>(
         }
         Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => Some(work),
     };
-    Report { key, fingerprint, generation, lane, footprint, turn, verdict, again, is_unrecorded, trace }
+    Report {
+        key,
+        fingerprint,
+        generation,
+        lane,
+        footprint,
+        turn,
+        verdict,
+        again,
+        is_unrecorded,
+        trace,
+        replied,
+    }
 }

@@ -93,8 +93,20 @@ pub(crate) struct InFlight {
 pub(crate) struct OwedReply {
     pub(crate) key: Option<Key>,
     pub(crate) result: Option<Bytes>,
+    /// True if the store answers each claim of the key with this result.
+    pub(crate) is_kept: bool,
+    /// Set once it is sent or given up: no reply is owed any more, and copies of the delivery may be sent the same.
+    pub(crate) is_done: bool,
+    /// Set once the broker has refused it.
+    pub(crate) is_refused: bool,
     /// What the delivery is counted as once its reply is sent; known when a reply has failed.
     pub(crate) end: Option<Counter>,
+}
+
+impl OwedReply {
+    pub(crate) fn new(key: Option<Key>, result: Option<Bytes>, is_kept: bool) -> Self {
+        Self { key, result, is_kept, is_done: false, is_refused: false, end: None }
+    }
 }
 
 impl fmt::Debug for OwedReply {

@@ -109,7 +109,7 @@ counters! {
     Replies => "replies";
     /// Replies that failed and are sent again.
     ReplyErrors => "reply_errors";
-    /// Deliveries acked although their reply cannot be delivered: there is no such address, or the broker refuses it.
+    /// Deliveries acked without their reply: there is no such address, the broker refused it twice, or their run has no record and the one try failed.
     RepliesUndeliverable => "replies_undeliverable";
     /// Receives that failed.
     ReceiveErrors => "receive_errors";

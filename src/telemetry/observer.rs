@@ -117,8 +117,9 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (measure, values);
     }
 
-    /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch. A
-    /// histogram can keep it as an exemplar. Called only where deliveries have [spans](Self::span).
+    /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch, the longest
+    /// wait of a batch, the age of a duplicate. A histogram can keep it as an exemplar. Called only where deliveries have
+    /// [spans](Self::span).
     fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
         let _ = (measure, value, span);
     }

@@ -16,7 +16,7 @@ use crate::connection::endpoint::RabbitmqEndpoint;
 use crate::error;
 use crate::format::native::RabbitmqForm;
 use crate::format::property_headers;
-use crate::publish::confirms;
+use crate::publish::confirms::{NotTaken, not_taken};
 use crate::publisher::RabbitmqPublisher;
 
 /// Sends the results of completed messages to the queue in their property `reply_to`, with their `correlation_id`, for
@@ -24,8 +24,8 @@ use crate::publisher::RabbitmqPublisher;
 ///
 /// A reply is persistent and confirmed, and goes through the default exchange; `amq.rabbitmq.reply-to` works as well. The header
 /// `onceward-id` is the same in all replies with one result, so that a requester recognises copies. A reply that no queue takes, that
-/// the broker refuses, or that would go to a queue of the source is undeliverable. The broker does not report a requester that has
-/// left its `amq.rabbitmq.reply-to`: such a reply counts as sent.
+/// the broker refuses twice (its queue is full), or that would go to a queue of the source is undeliverable. The broker does not report
+/// a requester that has left its `amq.rabbitmq.reply-to`: such a reply counts as sent.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -150,10 +150,12 @@ impl Replies for RabbitmqReplies {
             }
             match published.next() {
                 Some(Ok(())) => Ok(Replied::Sent),
-                Some(Err(error)) if error.kind() == ErrorKind::TooLarge || confirms::is_refusal(&error) => {
-                    Ok(Replied::Undeliverable(error))
-                }
-                Some(Err(error)) => Err(error),
+                Some(Err(error)) => match not_taken(&error) {
+                    Some(NotTaken::Refused) => Ok(Replied::Refused(error)),
+                    Some(NotTaken::Returned) => Ok(Replied::Undeliverable(error)),
+                    None if error.kind() == ErrorKind::TooLarge => Ok(Replied::Undeliverable(error)),
+                    None => Err(error),
+                },
                 None => Err(error::timeout("send a reply", "the publisher gave no answer")),
             }
         };

@@ -131,7 +131,7 @@ fn lines_about_the_export_are_not_exported() {
 }
 
 #[test]
-fn an_exemplar_names_the_trace_of_a_slow_run() {
+fn exemplars_name_the_traces_of_a_slow_run_a_long_wait_and_a_duplicate() {
     let collector = Collector::start();
     let scene = orders("listen = '127.0.0.1:0'");
     let config = std::fs::read_to_string(scene.path("onceward.toml")).unwrap();
@@ -155,6 +155,10 @@ fn an_exemplar_names_the_trace_of_a_slow_run() {
         });
         let ids = format!("# {{trace_id=\"{TRACE}\",span_id=\"");
         assert!(found.is_some_and(|line| line.contains(&ids)), "{outcome}: {exemplars:#?}");
+    }
+    for name in ["queue_wait_seconds", "duplicate_age_seconds"] {
+        let found = exemplars.iter().find(|line| line.starts_with(&format!("onceward_{name}_bucket")));
+        assert!(found.is_some_and(|line| line.contains(TRACE)), "{name}: {exemplars:#?}");
     }
     assert!(collector.points().is_empty(), "only traces have a collector");
 }

@@ -9,7 +9,7 @@ use crate::pipeline::event::Report;
 use crate::pipeline::limits::LONGEST;
 use crate::pipeline::runner::Runner;
 use crate::pipeline::spans;
-use crate::pipeline::work::{Plan, Verdict, Work};
+use crate::pipeline::work::{OwedReply, Plan, Verdict, Work};
 use crate::telemetry::Counter;
 
 impl<R: Runner> Dispatcher<R> {
@@ -30,19 +30,16 @@ impl<R: Runner> Dispatcher<R> {
             return;
         }
         match leader.verdict {
-            // It asks the store for the result, which its reply consists of. Where there is no record it would run instead.
-            Verdict::Ack(Counter::Handled | Counter::Duplicates) if self.context.owes_reply(&follower) => {
-                if leader.is_unrecorded {
-                    self.context.count(Counter::RepliesUndeliverable, 1);
-                    self.ack_copy(Counter::Duplicates, follower);
-                } else {
-                    self.ready.push_back(follower);
-                }
+            Verdict::Ack(Counter::Handled | Counter::Duplicates)
+                if !leader.is_unrecorded && self.context.owes_reply(&follower) =>
+            {
+                self.reply_to_copy(leader, follower);
             }
-            Verdict::Ack(counter @ (Counter::Handled | Counter::Duplicates)) => {
-                // The span of a leader that was a duplicate itself is not that of the run that had the effect.
-                let had_effect = counter == Counter::Handled;
-                self.context.measurer.link(follower.receipt.span(), leader.trace.filter(|_| had_effect));
+            Verdict::Ack(Counter::Handled | Counter::Duplicates) => {
+                // Where there is no record, to ask the store for the result would be another run.
+                let undeliverable = usize::from(self.context.owes_reply(&follower));
+                self.context.count(Counter::RepliesUndeliverable, undeliverable);
+                self.measure_copy(leader, &follower);
                 self.ack_copy(Counter::Duplicates, follower);
             }
             Verdict::Ack(Counter::DeadLettered | Counter::LettersDropped | Counter::DuplicatesOfDead) => {
@@ -60,6 +57,17 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
+    /// Sends a copy that asks for a reply the one that its leader was sent. If that was sent none, or the store may keep another result,
+    /// the copy asks the store for it, and those that follow it get its reply.
+    fn reply_to_copy(&mut self, leader: &Report, mut follower: Work) {
+        if let Some(OwedReply { key, result, .. }) = leader.replied.as_deref() {
+            self.measure_copy(leader, &follower);
+            follower.owed = Some(Box::new(OwedReply::new(*key, result.clone(), true)));
+            follower.plan = Plan::Ack(Counter::Duplicates);
+        }
+        self.ready.push_back(follower);
+    }
+
     /// Of a delivery whose reply has failed, only the reply is missing. It leads its key no longer, and asks the store for nothing: the
     /// record may be gone by then, or the store down, and it would run again.
     pub(super) fn keep_for_its_reply(&mut self, work: &mut Work) {
@@ -69,11 +77,16 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
+    /// Notes that the follower is a duplicate.
+    fn measure_copy(&self, leader: &Report, follower: &Work) {
+        // The span of a leader that was a duplicate itself is not that of the run that had the effect.
+        let had_effect = leader.verdict == Verdict::Ack(Counter::Handled);
+        let first = leader.trace.filter(|_| had_effect);
+        self.context.measurer.duplicate(Duration::ZERO, follower.receipt.span(), first);
+    }
+
     fn ack_copy(&mut self, counter: Counter, follower: Work) {
         self.count_end(counter, &follower);
-        if counter == Counter::Duplicates {
-            self.context.measurer.duplicate(Duration::ZERO);
-        }
         self.settle_copy(follower, Some(Settlement::Ack));
     }
 

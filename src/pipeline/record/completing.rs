@@ -74,6 +74,12 @@ fn handled<R>(context: &Context<R>, mut finished: Finished, result: Option<&Byte
     decided(finished, Verdict::Ack(Counter::Handled))
 }
 
+/// As [`handled`], where the result that is kept may be another one.
+fn handled_elsewhere<R>(context: &Context<R>, mut finished: Finished, result: Option<&Bytes>) -> Recorded {
+    context.owe_own(&mut finished.work, result);
+    decided(finished, Verdict::Ack(Counter::Handled))
+}
+
 /// What the answer to a completion means for its delivery.
 fn completed<R>(
     context: &Context<R>,
@@ -82,15 +88,17 @@ fn completed<R>(
     answer: Result<Completion, Error>,
 ) -> Recorded {
     match answer {
-        Ok(Completion::Completed | Completion::Repeated) => handled(context, finished, result),
+        Ok(Completion::Completed) => handled(context, finished, result),
         Ok(Completion::Inserted) => {
             context.count(Counter::ClaimLost, 1);
             handled(context, finished, result)
         }
+        // The handler may have completed its claim itself, by its token: that keeps no result.
+        Ok(Completion::Repeated) => handled_elsewhere(context, finished, result),
         // The result that is kept is another run's. It is not asked for: the record may be gone by then.
         Ok(Completion::DoneByAnother) => {
             context.count(Counter::SuspectedDoubleEffects, 1);
-            handled(context, finished, None)
+            handled_elsewhere(context, finished, None)
         }
         Ok(Completion::HeldByAnother) => {
             log_fenced(context, &finished.work);

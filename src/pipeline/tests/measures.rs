@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use tracing::Span;
+
 use super::transactions::{Inbox, Runs};
 use super::*;
 use crate::store::Reason;
-use crate::telemetry::{IntakePause, LetterSighting, Measure, Observer};
+use crate::telemetry::{IntakePause, LetterSighting, Measure, Observer, delivery_span};
 
 /// Keeps what it observes.
 #[derive(Default)]
@@ -263,6 +265,56 @@ async fn an_open_breaker_is_seen_and_pauses_intake() {
     world.empty().await;
     eventually("it closes", || !counters.is_breaker_open() && counters.paused().is_empty()).await;
     worker.end().await;
+}
+
+/// Keeps the exemplars of deliveries, which have spans if `has_spans` is set.
+#[derive(Default)]
+struct Exemplars {
+    has_spans: bool,
+    values: Mutex<Vec<(Measure, f64)>>,
+}
+
+impl Observer for Exemplars {
+    fn exemplar(&self, measure: Measure, value: f64, _: &Span) {
+        self.values.lock().unwrap().push((measure, value));
+    }
+
+    fn span(&self, message: &Message) -> Span {
+        if self.has_spans { delivery_span("memory", message) } else { Span::none() }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_waits_and_ages_of_duplicates_are_exemplars_where_deliveries_have_spans() {
+    // Without a subscriber no delivery has a span; see `secrets.rs` for the second.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let _guard = tracing::subscriber::set_default(super::secrets::Everything::default());
+    for has_spans in [true, false] {
+        let world = World::with(Habits { batch: 10, ..Habits::default() });
+        let observer = Arc::new(Exemplars { has_spans, ..Exemplars::default() });
+        let worker = world.worker().with(|worker| worker.observer = Some(Arc::clone(&observer) as _));
+        let worker = worker.config(|config| config.concurrency = 2).start(sleep_or_fail);
+        world.publish_all(["400", "401"]);
+        for id in ["10", "11"] {
+            tokio::time::sleep(100 * MS).await;
+            world.publish(id);
+        }
+        world.empty().await;
+        tokio::time::sleep(60 * SECOND).await;
+        world.publish("10");
+        world.empty().await;
+        worker.end().await;
+        let values = observer.values.lock().unwrap();
+        let of = |measure| values.iter().filter(move |(of, _)| *of == measure).map(|(_, value)| *value);
+        let (waits, ages): (Vec<_>, Vec<_>) =
+            (of(Measure::QueueWait).collect(), of(Measure::DuplicateAge).collect());
+        if has_spans {
+            assert!(waits.iter().any(|wait| (0.29..0.31).contains(wait)), "{waits:?}");
+            assert!(ages.len() == 1 && (60.0..61.0).contains(&ages[0]), "{ages:?}");
+        } else {
+            assert_eq!((waits, ages), (vec![], vec![]));
+        }
+    }
 }
 
 #[cfg(feature = "metrics")]

@@ -1,13 +1,16 @@
 //! `on_completed = "replay-result"`: a requester that sends twice gets the same reply twice, and there is one effect, whatever
 //! handles the requests and whatever dies between.
 
-use std::net::TcpListener;
+use std::collections::BTreeMap;
 use std::process::Command;
 
+use lapin::message::Delivery;
 use lapin::options::BasicGetOptions;
 use lapin::{Connection, ConnectionProperties};
 use onceward::Outgoing;
 use onceward::failpoints::Step;
+use onceward_test_servers::ports::free_port;
+use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;
 use onceward_test_support::orders::order;
 use onceward_test_support::process::{Running, until};
@@ -18,15 +21,19 @@ use serde_json::json;
 use super::queue::{Queue, runtime};
 use super::setup;
 use crate::pair::{Waiting, scene, stop, with_redis};
+use crate::postgres::table::Table;
 use crate::stage::{PATIENCE, worker};
 
-/// Each run has another result, a JSON text: `"run 1"`. With `size` in the order it has so many bytes.
+/// Each run has another result, a JSON text: `"run 1 of ID"`. With `size` in the order it has so many bytes.
 const RUN: &str = r#"
 import http.server, json, os, sys
 def run(order):
     with open("runs", "a") as runs:
         runs.write("x")
-    return "run %d" % os.path.getsize("runs") + "." * order.get("size", 0)
+    return "run %d of %s" % (os.path.getsize("runs"), order["id"]) + "." * order.get("size", 0)
+"#;
+const COMMAND: &str = r#"
+print(json.dumps(run(json.load(sys.stdin))), end="")
 "#;
 const WORKER: &str = r#"
 for line in sys.stdin:
@@ -34,10 +41,18 @@ for line in sys.stdin:
     print(json.dumps({"id": request["id"], "ok": True, "result": run(json.loads(request["payload"]))}), flush=True)
 "#;
 const SERVER: &str = r#"
+def answer(body):
+    if not isinstance(body, list):
+        return run(body)
+    with open("batches", "a") as batches:
+        batches.write("%d\n" % len(body))
+    results = [{"id": each["id"], "ok": True, "result": run(json.loads(each["payload"]))} for each in body]
+    # In any order.
+    return results[::-1]
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
-        body = json.dumps(run(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))).encode()
+        body = json.dumps(answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -46,6 +61,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 "#;
+
+/// The result of the first run, of two requests' order.
+const RUN_1: &str = r#""run 1 of only""#;
 
 fn replaying(queue: &Queue<'_>) -> Setup {
     let setup = with_redis(setup(queue), Redis::shared()).set("scope", queue.name.as_str());
@@ -59,30 +77,47 @@ fn with_scripts(setup: &Setup) -> Scene {
     let scene = scene(setup);
     scene.write("worker.py", [RUN, WORKER].concat().as_bytes());
     scene.write("server.py", [RUN, SERVER].concat().as_bytes());
+    scene.write("command.py", [RUN, COMMAND].concat().as_bytes());
     scene
 }
 
 fn request(queue: &Queue<'_>, line: &str, correlation: &str, reply_to: &str) {
+    queue.publish_all(&[asking(queue, line, correlation, reply_to)]);
+}
+
+fn asking(queue: &Queue<'_>, line: &str, correlation: &str, reply_to: &str) -> Outgoing {
     let headers = [("amqp-reply-to", reply_to), ("amqp-correlation-id", correlation)];
     let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned().into()));
-    queue.publish_all(&[Outgoing { headers: headers.into(), ..queue.message(line) }]);
+    Outgoing { headers: headers.into(), ..queue.message(line) }
 }
 
 /// Takes the next reply: its correlation id, its payload, and whether it says that there is no result.
 fn reply(replies: &Queue<'_>) -> (String, String, bool) {
-    until("a reply", PATIENCE, || replies.depth().0 > 0);
-    runtime().block_on(async {
+    next_replies(replies, 1).remove(0)
+}
+
+/// As [`reply`], for as many.
+fn next_replies(replies: &Queue<'_>, count: usize) -> Vec<(String, String, bool)> {
+    let runtime = runtime();
+    let channel = runtime.block_on(async {
         let connected = Connection::connect(&replies.broker.url(), ConnectionProperties::default()).await;
-        let channel = connected.expect("a connection").create_channel().await.expect("a channel");
-        let options = BasicGetOptions { no_ack: true };
-        let got = channel.basic_get(replies.name.as_str().into(), options).await;
-        let message = got.expect("an answer").expect("a reply").delivery;
-        let properties = &message.properties;
-        let correlation = properties.correlation_id().as_ref().map(ToString::to_string).unwrap_or_default();
-        let headers = properties.headers().clone().unwrap_or_default();
-        let is_absent = headers.inner().contains_key("onceward-result");
-        (correlation, String::from_utf8(message.data).expect("text"), is_absent)
-    })
+        connected.expect("a connection").create_channel().await.expect("a channel")
+    });
+    let mut found = Vec::new();
+    until("replies", PATIENCE, || {
+        let got = channel.basic_get(replies.name.as_str().into(), BasicGetOptions { no_ack: true });
+        found.extend(runtime.block_on(got).expect("an answer").map(|message| read(message.delivery)));
+        found.len() == count
+    });
+    found
+}
+
+fn read(message: Delivery) -> (String, String, bool) {
+    let properties = &message.properties;
+    let correlation = properties.correlation_id().as_ref().map(ToString::to_string).unwrap_or_default();
+    let headers = properties.headers().clone().unwrap_or_default();
+    let is_absent = headers.inner().contains_key("onceward-result");
+    (correlation, String::from_utf8(message.data).expect("text"), is_absent)
 }
 
 /// One letter for each run.
@@ -101,7 +136,7 @@ fn two_requests(queue: &Queue<'_>, scene: &Scene) {
     for correlation in ["one", "two"] {
         let running = scene.run();
         request(queue, &line, correlation, &replies.name);
-        assert_eq!(reply(&replies), is(correlation, r#""run 1""#));
+        assert_eq!(reply(&replies), is(correlation, RUN_1));
         until("an empty queue", PATIENCE, || queue.is_empty());
         stop(vec![running]);
     }
@@ -112,6 +147,42 @@ fn two_requests(queue: &Queue<'_>, scene: &Scene) {
 fn a_worker_has_one_effect_and_each_requester_its_result() {
     let queue = Queue::declare("replies-worker", &[]);
     two_requests(&queue, &with_scripts(&replaying(&queue)));
+}
+
+#[test]
+fn a_command_with_its_keys_in_postgres_has_one_effect_and_each_requester_its_output() {
+    let queue = Queue::declare("replies-exec", &[]);
+    let table = Table::create(Postgres::shared(), "replies_exec");
+    let setup = table.store(replaying(&queue).without("store.redis").without("handler"));
+    two_requests(&queue, &with_scripts(&setup.set("handler.exec.command", vec!["python3", "command.py"])));
+}
+
+/// The effect is committed with its completion, whose record has no room for a result: each reply is without one.
+#[test]
+fn a_statement_has_one_row_and_each_requester_learns_that_it_is_committed() {
+    for (name, batch) in [("replies_sql", 1), ("replies_sql_batch", 16)] {
+        let queue = Queue::declare(name, &[]);
+        let replies = Queue::declare(&format!("{name}.to"), &[]);
+        let table = Table::create(Postgres::shared(), name);
+        let setup = table.handler(replaying(&queue).without("store.redis"));
+        let scene = scene(&setup.set("handler.sql.batch", batch).set("pipeline.concurrency", 32));
+        let ids: Vec<_> = (0..20).map(|number| format!("order-{number:02}")).collect();
+        for round in ["first", "again"] {
+            let ask = |id: &String| {
+                let line = order(id, &json!({"steps": 1}));
+                asking(&queue, &line, &format!("{round} {id}"), &replies.name)
+            };
+            queue.publish_all(&ids.iter().map(ask).collect::<Vec<_>>());
+            let running = scene.run();
+            let mut found = next_replies(&replies, ids.len());
+            found.sort();
+            let expected = ids.iter().map(|id| (format!("{round} {id}"), String::new(), true));
+            assert_eq!(found, expected.collect::<Vec<_>>());
+            until("an empty queue", PATIENCE, || queue.is_empty());
+            stop(vec![running]);
+            table.assert_exact(&ids, round);
+        }
+    }
 }
 
 /// A server that ends with its test.
@@ -128,14 +199,43 @@ impl Drop for Server {
 #[test]
 fn an_http_server_has_one_effect_and_each_requester_its_body() {
     let queue = Queue::declare("replies-http", &[]);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("its address").port();
-    drop(listener);
-    let setup =
-        replaying(&queue).without("handler").set("handler.http.url", format!("http://127.0.0.1:{port}/"));
-    let scene = with_scripts(&setup);
-    let _server = Server(Some(scene.start(Command::new("python3").args(["server.py", &port.to_string()]))));
+    let (scene, _server) = with_server(replaying(&queue));
     two_requests(&queue, &scene);
+}
+
+#[test]
+fn each_requester_gets_its_own_result_out_of_a_batch() {
+    let queue = Queue::declare("replies-batch", &[]);
+    let replies = Queue::declare("replies-batch.to", &[]);
+    let (scene, _server) = with_server(replaying(&queue).set("handler.http.batch", 16));
+    let ids: Vec<_> = (0..40).map(|number| format!("order-{number:02}")).collect();
+    let mut results = BTreeMap::new();
+    for round in ["first", "again"] {
+        let ask =
+            |id: &String| asking(&queue, &order(id, &json!({})), &format!("{round} {id}"), &replies.name);
+        queue.publish_all(&ids.iter().map(ask).collect::<Vec<_>>());
+        let running = scene.run();
+        for (correlation, payload, is_absent) in next_replies(&replies, ids.len()) {
+            let id = correlation.strip_prefix(round).expect("a reply of this round").trim().to_owned();
+            assert!(!is_absent && payload.ends_with(&format!(" of {id}\"")), "{correlation}: {payload}");
+            // The same the second time.
+            assert_eq!(*results.entry(id).or_insert_with(|| payload.clone()), payload);
+        }
+        until("an empty queue", PATIENCE, || queue.is_empty());
+        stop(vec![running]);
+    }
+    assert_eq!((results.len(), runs(&scene).len()), (ids.len(), ids.len()));
+    let batches = std::fs::read_to_string(scene.path("batches")).expect("there were requests");
+    assert!(batches.lines().any(|size| size != "1"), "each message had a request of its own");
+}
+
+/// A scene with an HTTP server as the handler.
+fn with_server(setup: Setup) -> (Scene, Server) {
+    let port = free_port().expect("a port");
+    let url = format!("http://127.0.0.1:{port}/");
+    let scene = with_scripts(&setup.without("handler.worker").set("handler.http.url", url));
+    let server = scene.start(Command::new("python3").args(["server.py", &port.to_string()]));
+    (scene, Server(Some(server)))
 }
 
 #[test]
@@ -150,7 +250,7 @@ fn a_process_that_dies_between_completion_and_ack_leaves_the_reply_to_the_next()
         let running = scene.run();
         // At least once: the second is a copy, which the same `onceward-id` shows.
         for _ in 0..expected {
-            assert_eq!(reply(&replies), is("one", r#""run 1""#));
+            assert_eq!(reply(&replies), is("one", RUN_1));
         }
         until("an empty queue", PATIENCE, || queue.is_empty());
         stop(vec![running]);

@@ -3,5 +3,6 @@
 mod events;
 mod letter_actions;
 mod letters;
+mod rare_events;
 pub(crate) mod scrape;
 mod traces;

@@ -91,7 +91,7 @@ fn to_outcome(
         Some(Ok(Confirmation::Nack(message))) => {
             returned.extend(message);
             let what = "the broker refused the message; the queue may be full (x-overflow=reject-publish) or have no leader";
-            Err(Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(RefusedByBroker))
+            Err(Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(NotTaken::Refused))
         }
         Some(Err(error)) => return ConfirmOutcome::Interrupted(error),
         Some(Ok(Confirmation::NotRequested)) | None => Err(Error::new(
@@ -128,24 +128,29 @@ fn unroutable_error(publishing: &Publishing, message: &BasicReturnMessage) -> Er
         "the broker returned the message ({}): {place}; declare the queue or its binding",
         message.reply_code
     );
-    Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(RefusedByBroker)
+    Error::new(ErrorKind::Unavailable, OPERATION, what).with_source(NotTaken::Returned)
 }
 
-/// The source of an error of a message that the broker has certainly not taken: returned or refused.
-#[derive(Debug)]
-struct RefusedByBroker;
+/// How the broker has not taken a message, for certain: the source of its error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTaken {
+    /// Returned: no queue is bound to its address.
+    Returned,
+    /// Refused (`basic.nack`): its queue is full, or failed.
+    Refused,
+}
 
-impl fmt::Display for RefusedByBroker {
+impl fmt::Display for NotTaken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the broker has not taken the message")
     }
 }
 
-impl std::error::Error for RefusedByBroker {}
+impl std::error::Error for NotTaken {}
 
-/// True if the broker returned or refused the message.
-pub(crate) fn is_refusal(error: &Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<RefusedByBroker>())
+/// How the broker has not taken the message of this error; `None`: that is unknown, or it was not sent.
+pub(crate) fn not_taken(error: &Error) -> Option<NotTaken> {
+    std::error::Error::source(error)?.downcast_ref().copied()
 }
 
 /// The error of a message whose channel or connection was closed.

@@ -171,6 +171,30 @@ async fn a_reply_whose_queue_is_gone_or_is_the_source_is_counted_and_its_message
     assert_eq!(counters.get(Counter::Replies), 1);
 }
 
+/// Its requester does not read; others are not held up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_a_full_queue_refuses_is_sent_once_more_and_its_message_acked() {
+    let service = Service::new().await;
+    let full = unique("full");
+    let rejecting = [
+        ("x-max-length", AMQPValue::LongInt(1)),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ];
+    service.admin.declare_with(&full, Kind::Classic, &rejecting).await;
+    service.admin.publish(&full, ["in the way".to_owned()]).await;
+    let running = service.run().await;
+    service.request("refused", "1", &full).await;
+    service.request("here", "2", &service.replies).await;
+    assert!(service.replies(1).await[0].1.ends_with(" of here"));
+    service.settled().await;
+    let counters = Arc::clone(&running.counters);
+    let summary = running.end().await;
+    assert_eq!((summary.handled(), summary.duplicates(), service.runs()), (2, 0, 2));
+    let count = |counter| counters.get(counter);
+    assert_eq!((count(Counter::ReplyErrors), count(Counter::RepliesUndeliverable)), (1, 1));
+    assert_eq!(service.admin.drain(&full).await.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_that_is_too_large_is_absent_from_each_reply_and_other_scopes_have_their_own() {
     let service = Service::new().await;

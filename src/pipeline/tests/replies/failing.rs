@@ -76,22 +76,49 @@ async fn copies_of_a_run_without_a_claim_are_acked_without_a_reply() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lane_does_not_wait_for_replies_that_get_no_answer() {
-    let world = World::with(Habits { batch: 64, ..Habits::default() });
-    let mailbox = Mailbox::of(&world);
-    mailbox.is(Failing::Silent);
-    let worker = start(world.worker().config(in_order), &mailbox);
-    for numbers in [1..=20, 21..=40] {
-        let last = *numbers.end() as usize;
-        numbers.for_each(|number| {
-            world.broker.publish(in_lane("A", number).header("reply-to", number.to_string()));
-        });
-        eventually("all have run", || world.runs().len() == last).await;
+    for lane_batch in [32, 1] {
+        let world = World::with(Habits { batch: 64, ..Habits::default() });
+        let mailbox = Mailbox::of(&world);
+        mailbox.is(Failing::Silent);
+        let worker = world.worker().config(in_order).config(|config| config.lane_batch = lane_batch);
+        let worker = start(worker, &mailbox);
+        for numbers in [1..=20, 21..=40] {
+            let last = *numbers.end() as usize;
+            numbers.for_each(|number| {
+                world.broker.publish(in_lane("A", number).header("reply-to", number.to_string()));
+            });
+            eventually("all have run", || world.runs().len() == last).await;
+        }
+        // Less than one reply takes that gets no answer.
+        let took = world.since_start(Instant::now());
+        assert!(took < SECOND, "{took:?} with sequences of {lane_batch}");
+        mailbox.is(Failing::Not);
+        world.empty().await;
+        let summary = worker.end().await;
+        assert_eq!(world.ids(), sequences::numbered("A", 1..=40));
+        assert_eq!((summary.handled(), summary.duplicates()), (40, 0));
     }
-    // Each sequence may take as long as one reply, and no message as long as a reply of its own.
-    assert!(world.since_start(Instant::now()) < 60 * SECOND, "{:?}", world.since_start(Instant::now()));
-    mailbox.is(Failing::Not);
-    world.empty().await;
-    let summary = worker.end().await;
-    assert_eq!(world.ids(), sequences::numbered("A", 1..=40));
-    assert_eq!((summary.handled(), summary.duplicates()), (40, 0));
+}
+
+/// It may be back in a moment, or full for long.
+#[tokio::test(start_paused = true)]
+async fn a_refused_reply_is_sent_once_more_and_then_given_up() {
+    for recovers in [true, false] {
+        let world = World::new();
+        let mailbox = Mailbox::of(&world);
+        mailbox.is(Failing::Refused);
+        let worker = start(world.worker(), &mailbox);
+        world.broker.publish(asking("a", "one"));
+        eventually("a try", || mailbox.tries() == 1).await;
+        if recovers {
+            mailbox.is(Failing::Not);
+        }
+        world.empty().await;
+        let summary = worker.end().await;
+        let count = |counter| summary.counters().get(counter);
+        let ends = (count(Counter::Replies), count(Counter::RepliesUndeliverable));
+        assert_eq!(ends, if recovers { (1, 0) } else { (0, 1) });
+        assert_eq!((mailbox.tries(), count(Counter::ReplyErrors), world.runs().len()), (2, 1, 1));
+        assert_eq!((summary.handled(), summary.duplicates()), (1, 0));
+    }
 }

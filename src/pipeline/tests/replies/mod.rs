@@ -1,5 +1,6 @@
 //! Checks that results are sent to where messages ask for them: after the completion, before the ack, and again to duplicates.
 
+mod copies;
 mod failing;
 
 use async_trait::async_trait;
@@ -19,11 +20,16 @@ type Sent = (String, Option<Key>, Option<Bytes>);
 /// How a publish fails.
 #[derive(Clone, Copy, PartialEq)]
 enum Failing {
+    /// None does but to the address `gone`.
     Not,
     /// The reply does not arrive, and that is not known.
     Unknown,
+    /// The broker takes none now.
+    Refused,
     /// There is no such address.
     Undeliverable,
+    /// It takes 100 ms to send a batch.
+    Slow,
     /// It never answers.
     Silent,
 }
@@ -45,6 +51,9 @@ impl Replies for Mailbox {
     }
 
     async fn reply(&self, replies: &[Reply<'_>]) -> Vec<Result<Replied, Error>> {
+        if *self.failing.lock() == Failing::Slow {
+            tokio::time::sleep(100 * MS).await;
+        }
         let mut answers = Vec::new();
         for Reply { message, key, result } in replies {
             if let Some(key) = key {
@@ -56,13 +65,17 @@ impl Replies for Mailbox {
             *self.tries.lock() += 1;
             let error = |kind| Error::new(kind, "reply", "as the test asks");
             let failing = *self.failing.lock();
+            let to = String::from_utf8_lossy(message.header("reply-to").unwrap()).into_owned();
             answers.push(match failing {
-                Failing::Not => {
-                    let to = String::from_utf8_lossy(message.header("reply-to").unwrap()).into_owned();
+                Failing::Not | Failing::Slow if to == "gone" => {
+                    Ok(Replied::Undeliverable(error(ErrorKind::Config)))
+                }
+                Failing::Not | Failing::Slow => {
                     self.sent.lock().push((to, *key, result.cloned()));
                     Ok(Replied::Sent)
                 }
                 Failing::Unknown => Err(error(ErrorKind::Unavailable)),
+                Failing::Refused => Ok(Replied::Refused(error(ErrorKind::Unavailable))),
                 Failing::Undeliverable => Ok(Replied::Undeliverable(error(ErrorKind::Config))),
                 Failing::Silent => std::future::pending().await,
             });
