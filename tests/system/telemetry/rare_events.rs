@@ -145,20 +145,20 @@ pub(super) fn library() -> BTreeSet<String> {
     let observer = metrics::with_local_recorder(&recorder, || MetricsObserver::new(&scope));
     let runtime = runtime();
     let shutdown = CancellationToken::new();
-    let run = runtime.block_on(async {
+    let pipeline = runtime.block_on(async {
         let source = RabbitmqConfig::new(queue.broker.url(), &queue.name);
         let source = RabbitmqConsumer::open(source).await.expect("a source");
         let mut database = PgConfig::new(server.url("postgres"));
         "measured_library".clone_into(&mut database.options.schema);
         let store = PgStore::open(database).await.expect("a store");
-        let pipeline = Pipeline::builder(scope, source, Arc::new(store))
+        Pipeline::builder(scope, source, Arc::new(store))
             .keys([KeySource::PayloadHash])
             .park_exhausted()
             .observer(Arc::new(observer))
             .handler(handler_fn(Arc::new(AtomicBool::new(false)), panic_once))
-            .expect("a pipeline");
-        tokio::spawn(pipeline.run(shutdown.clone()))
+            .expect("a pipeline")
     });
+    let run = runtime.spawn(pipeline.run(shutdown.clone()));
     queue.publish(&line("one", &json!({})));
     let snapshots = recorder.snapshotter();
     let mut changed = BTreeSet::new();
