@@ -6,6 +6,7 @@ mod brokers;
 mod dead_letters;
 mod duplicates;
 mod failures;
+mod forgotten_claims;
 mod identities;
 mod in_doubt;
 mod keys;

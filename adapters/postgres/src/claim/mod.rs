@@ -1,6 +1,7 @@
 //! Claims and completions: most in one statement, the rest under row locks.
 
 pub(crate) mod contended;
+mod known;
 pub(crate) mod row_locks;
 pub(crate) mod single_statement;
 pub(crate) mod unanswered;
@@ -23,6 +24,15 @@ type Claims = Vec<Result<Claim, Error>>;
 /// The result for a key whose row another transaction has locked; it may be released at any moment.
 const CONTENDED: Claim = Claim::InProgress { retry_in: Duration::from_millis(250) };
 
+/// Whether claims wait for the disk, and for synchronous standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// They do: each is the only guard against a second run.
+    Synced,
+    /// New ones do not: the completion is the guard.
+    Deferred,
+}
+
 /// Claims keys; results are in the order of `batch`.
 pub(crate) async fn claim(
     sessions: &Sessions,
@@ -31,6 +41,7 @@ pub(crate) async fn claim(
     scope: &Scope,
     terms: &ClaimTerms,
     batch: &[ClaimRequest],
+    durability: Durability,
 ) -> Claims {
     if batch.is_empty() {
         return Vec::new();
@@ -44,6 +55,7 @@ pub(crate) async fn claim(
         unanswered: Arc::new(unanswered.collect()),
         scope,
         terms,
+        durability,
     };
     let (suspects, free): (Vec<_>, Vec<_>) =
         batch.iter().copied().partition(|request| contended.recently(&request.key));
@@ -70,6 +82,7 @@ struct ClaimCall<'c> {
     unanswered: Arc<HashSet<Key>>,
     scope: &'c Scope,
     terms: &'c ClaimTerms,
+    durability: Durability,
 }
 
 impl ClaimCall<'_> {
@@ -79,7 +92,7 @@ impl ClaimCall<'_> {
             return Vec::new();
         }
         let (mut won, lock_policy) =
-            match single_statement::claim(self.sessions, self.scope, self.terms, batch).await {
+            match single_statement::claim(self.sessions, self.scope, self.terms, batch, self.durability).await {
                 Ok(Some(won)) => (won, LockPolicy::Wait),
                 // The lock timeout has passed already.
                 Ok(None) => (HashMap::new(), LockPolicy::Skip),
@@ -87,8 +100,16 @@ impl ClaimCall<'_> {
                     return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
                 }
             };
-        let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
-        let mut answers = self.locked(known, lock_policy).await;
+        let mut others: Vec<_> =
+            batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
+        if lock_policy == LockPolicy::Wait && !others.is_empty() {
+            match known::settled(self.sessions, self.scope, self.terms, &others).await {
+                Ok(settled) => won.extend(settled),
+                Err(error) => tracing::debug!(%error, "settled keys not read; their rows are locked instead"),
+            }
+            others.retain(|request| !won.contains_key(&request.key));
+        }
+        let mut answers = self.locked(others, lock_policy).await;
         answers.extend(won.drain().map(|(key, claim)| (key, Ok(claim))));
         answers
     }
