@@ -3,17 +3,16 @@
 //! The process that writes the log of commits which do not wait for it is held before each crash: without that it would write them
 //! within half a second, and the tests would only sometimes lose a claim.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onceward::adapter::StoreAdmin;
 use onceward::store::{
-    Claim, Commit, CompleteRequest, FailRequest, KeyState, Lease, SharedCommit, TransactionalStore,
+    Claim, Commit, FailRequest, KeyState, Lease, SharedCommit, TransactionalStore,
 };
 use onceward::testing::MemoryBroker;
-use onceward::{Handled, Key, KeySource, Message, Pipeline, PipelineConfig, Scope, Store, tx_handler};
+use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, Store, tx_handler};
 use onceward_postgres::{PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use tokio_util::sync::CancellationToken;
