@@ -148,10 +148,8 @@ impl Bounds {
     /// Whether a crash of the store loses this record. The first claim of a key is not synced where the completion commits with
     /// the effect; everything else is.
     pub(crate) fn is_unsynced(&self, record: &Record) -> bool {
-        let first_claim = record.stage == Stage::Pending
-            && !record.lost
-            && !record.started
-            && record.attempts == 0;
+        let first_claim =
+            record.stage == Stage::Pending && !record.lost && !record.started && record.attempts == 0;
         let completion = record.stage == Stage::Completed && self.has(Bug::CommitNotSynced);
         let claims = self.level == Level::EffectivelyOnce || self.has(Bug::PlainClaimNotSynced);
         first_claim && claims || completion

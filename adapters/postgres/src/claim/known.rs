@@ -57,11 +57,7 @@ pub(super) async fn settled(
 }
 
 /// `None`: the record is to be written, or cannot be read.
-fn answer(
-    found: &PgRow,
-    terms: &ClaimTerms,
-    requests: &HashMap<Key, &ClaimRequest>,
-) -> Option<(Key, Claim)> {
+fn answer(found: &PgRow, terms: &ClaimTerms, requests: &HashMap<Key, &ClaimRequest>) -> Option<(Key, Claim)> {
     let key = row::key_of(found).ok()?;
     let mut record = row::record_of(found).ok()?;
     let number = |name| found.try_get::<i64, _>(name).ok().and_then(|number| u64::try_from(number).ok());

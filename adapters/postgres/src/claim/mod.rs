@@ -91,15 +91,22 @@ impl ClaimCall<'_> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let (mut won, lock_policy) =
-            match single_statement::claim(self.sessions, self.scope, self.terms, batch, self.durability).await {
-                Ok(Some(won)) => (won, LockPolicy::Wait),
-                // The lock timeout has passed already.
-                Ok(None) => (HashMap::new(), LockPolicy::Skip),
-                Err(error) => {
-                    return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
-                }
-            };
+        let (mut won, lock_policy) = match single_statement::claim(
+            self.sessions,
+            self.scope,
+            self.terms,
+            batch,
+            self.durability,
+        )
+        .await
+        {
+            Ok(Some(won)) => (won, LockPolicy::Wait),
+            // The lock timeout has passed already.
+            Ok(None) => (HashMap::new(), LockPolicy::Skip),
+            Err(error) => {
+                return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
+            }
+        };
         let mut others: Vec<_> =
             batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
         if lock_policy == LockPolicy::Wait && !others.is_empty() {

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onceward::adapter::StoreAdmin;
-use onceward::store::{
-    Claim, Commit, FailRequest, KeyState, Lease, SharedCommit, TransactionalStore,
-};
+use onceward::store::{Claim, Commit, FailRequest, KeyState, Lease, SharedCommit, TransactionalStore};
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, Store, tx_handler};
 use onceward_postgres::{PgStore, PgTx};
