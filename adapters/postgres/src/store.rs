@@ -32,7 +32,7 @@ use crate::{check, claim, inspect, migrate, purge};
 /// - A batch of new claims, and a batch of completions, is one statement. Completed and dead keys are read in another one,
 ///   which writes nothing; all other known keys are processed under row locks, taken in key order.
 /// - The server's clock determines leases and TTLs.
-/// - For a claim, a row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
+/// - For a claim, an unsettled row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
 ///   progress; the other keys of the batch are not affected.
 /// - Completions set `synchronous_commit = on`, whatever the role or the database is set to.
 #[derive(Clone)]
