@@ -80,7 +80,8 @@ impl MemoryInbox {
     /// ([`claim_for_commit`](Store::claim_for_commit)) whose keys have not been written since. Returns the leases that are lost.
     pub async fn crash(&self) -> Vec<Lease> {
         let mut lost = Vec::new();
-        for (scope, lease) in std::mem::take(&mut *self.unsynced.lock()) {
+        let unsynced = std::mem::take(&mut *self.unsynced.lock());
+        for (scope, lease) in unsynced {
             let record = self.store.inspect(&scope, &lease.key).await.ok().flatten();
             let held = |record: KeyRecord| record.state == KeyState::Pending && record.fence == lease.fence;
             if record.is_some_and(held) {

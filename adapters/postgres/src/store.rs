@@ -14,10 +14,9 @@ use onceward::{Error, Key, Scope, Store};
 use sqlx::Connection as _;
 use sqlx::postgres::PgPool;
 
-use crate::claim::Durability;
 use crate::claim::contended::ContendedKeys;
 use crate::claim::row_locks::{LockPolicy, LockedBatch};
-use crate::claim::single_statement;
+use crate::claim::single_statement::{self, Durability};
 use crate::claim::unanswered::UnansweredClaims;
 use crate::config::{PgConfig, PgOptions, quote_identifier};
 use crate::connector::Connector;

@@ -16,6 +16,7 @@ use onceward::{Error, Key, Scope};
 
 use crate::claim::contended::ContendedKeys;
 use crate::claim::row_locks::{LockPolicy, LockedBatch, lock_timeout_error};
+use crate::claim::single_statement::Durability;
 use crate::claim::unanswered::UnansweredClaims;
 use crate::session::Sessions;
 
@@ -23,15 +24,6 @@ type Claims = Vec<Result<Claim, Error>>;
 
 /// The result for a key whose row another transaction has locked; it may be released at any moment.
 const CONTENDED: Claim = Claim::InProgress { retry_in: Duration::from_millis(250) };
-
-/// Whether claims wait for the disk, and for synchronous standbys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Durability {
-    /// They do: each is the only guard against a second run.
-    Synced,
-    /// New ones do not: the completion is the guard.
-    Deferred,
-}
 
 /// Claims keys; results are in the order of `batch`.
 pub(crate) async fn claim(

@@ -10,10 +10,19 @@ use onceward::{Error, Key, Scope};
 use sqlx::postgres::{PgRow, PgTypeInfo};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, Type, query};
 
-use crate::claim::{Durability, known};
+use crate::claim::known;
 use crate::error::is_lock_timeout;
 use crate::row::{self, NOW, integer};
 use crate::session::{CallOptions, SessionError, Sessions, WRITE};
+
+/// Whether claims wait for the disk, and for synchronous standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// They do: each is the only guard against a second run.
+    Synced,
+    /// New ones do not: the completion is the guard.
+    Deferred,
+}
 
 /// Claims the keys that have no row, and returns their claims. `None`: another transaction has locked a row for longer than
 /// `lock_timeout`, and nothing was written.

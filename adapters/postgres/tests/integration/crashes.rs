@@ -65,12 +65,12 @@ async fn state(store: &PgStore, n: u32) -> Option<KeyState> {
     store.inspect(&scope(), &key(n)).await.unwrap().map(|record| record.state)
 }
 
-/// In which order the run with the forgotten claim and the one after it commit.
+/// When the run with the forgotten claim commits, beside the one after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
-    ForgottenFirst,
-    ForgottenBeforeTheOtherClaims,
-    ForgottenLast,
+    First,
+    BeforeTheOtherClaims,
+    Last,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn of_a_run_whose_claim_a_crash_forgets_and_the_run_after_it_one_commits()
     use Order::*;
     let (server, store) = scene().await;
     let mut n = 0;
-    for order in [ForgottenFirst, ForgottenBeforeTheOtherClaims, ForgottenLast] {
+    for order in [First, BeforeTheOtherClaims, Last] {
         for shared in [false, true] {
             n += 1;
             let commit = async |held: Lease, effect: &str| match shared {
@@ -95,16 +95,16 @@ async fn of_a_run_whose_claim_a_crash_forgets_and_the_run_after_it_one_commits()
             assert_eq!(state(&store, n).await, None, "{order:?}: the crash has not forgotten the claim");
 
             // Its owner goes on under the claim it knows, as it does after a lost connection.
-            if order == ForgottenBeforeTheOtherClaims {
+            if order == BeforeTheOtherClaims {
                 assert_eq!(commit(forgotten, "forgotten").await, Commit::Fenced);
             }
             let held = claim_for_commit(&store, n).await;
             assert!(held.owner != forgotten.owner && held.fence > forgotten.fence);
-            if order == ForgottenFirst {
+            if order == First {
                 assert_eq!(commit(forgotten, "forgotten").await, Commit::Fenced);
             }
             assert_eq!(commit(held, &n.to_string()).await, Commit::Committed);
-            if order == ForgottenLast {
+            if order == Last {
                 assert_eq!(commit(forgotten, "forgotten").await, Commit::Fenced);
             }
             // What is committed outlives the next crash.
