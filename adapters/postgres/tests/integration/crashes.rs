@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onceward::adapter::StoreAdmin;
 use onceward::store::{Claim, Commit, FailRequest, KeyState, Lease, SharedCommit, TransactionalStore};
 use onceward::testing::MemoryBroker;
 use onceward::{Handled, KeySource, Message, Pipeline, PipelineConfig, Scope, Store, tx_handler};
-use onceward_postgres::{PgStore, PgTx};
+use onceward_postgres::{PgConfig, PgStore, PgTx};
 use onceward_test_servers::postgres::Postgres;
 use tokio_util::sync::CancellationToken;
 
@@ -145,6 +145,32 @@ async fn a_crash_forgets_no_other_claim_and_nothing_that_is_written_under_one() 
     assert_eq!(commit_one(&store, second, "2").await, Commit::Committed);
     crash();
     assert_eq!((state(&store, 2).await, effects(&server)), (Some(KeyState::Completed), "2".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_duplicate_is_not_answered_before_the_standbys_that_commits_wait_for() {
+    let server = Postgres::start();
+    let mut config = PgConfig::new(server.url("postgres"));
+    config.options.statement_timeout = Duration::from_secs(1);
+    let store = PgStore::open(config).await.unwrap();
+    let held = lease(store.claim(&scope(), &terms(), &requests([1])).await[0].as_ref().unwrap());
+    store.complete(&scope(), &[completion(held)]).await.remove(0).unwrap();
+    let ask = async || store.claim(&scope(), &terms(), &requests([1])).await.remove(0);
+    assert!(matches!(ask().await, Ok(Claim::Completed { .. })));
+    // The completion is here, and no standby has confirmed it.
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'");
+    server.sql("SELECT pg_reload_conf()");
+    let waits = || server.sql("SHOW synchronous_standby_names") == "away";
+    assert!(onceward_test_servers::process::wait_until(Duration::from_secs(20), waits));
+    let answer = ask().await;
+    assert!(answer.as_ref().is_err_and(onceward::Error::is_retryable), "{answer:?}");
+    server.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    server.sql("SELECT pg_reload_conf()");
+    assert!(onceward_test_servers::process::wait_until(Duration::from_secs(20), || !waits()));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !matches!(ask().await, Ok(Claim::Completed { .. })) {
+        assert!(Instant::now() < end, "the duplicate is not answered without standbys");
+    }
 }
 
 /// What the handlers of the pipeline share.
