@@ -52,6 +52,7 @@ TARGETS = [
     Target("effectively-once by positions, of the effects alone", ("kafka", "effects", "rows and positions"), TENTH_MORE),
     Target("effectively-once in batches of 50, of effects with savepoints",
            ("postgres", "batch, savepoints", "inbox, one transaction, savepoints"), TENTH_MORE),
+    Target("Postgres, duplicates, two cores", ("postgres", "duplicates", "batches of 256, two in flight"), 2e4, is_rate=True),
     Target("RabbitMQ quorum + Redis, of raw", ("program", "rabbitmq + redis", "onceward"), 0.85),
     Target("RabbitMQ quorum + Postgres, of raw", ("program", "rabbitmq + postgres", "onceward"), 0.50),
     Target("SQS + Redis, of raw", ("program", "sqs + redis", "onceward"), 0.95),

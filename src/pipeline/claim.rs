@@ -46,7 +46,10 @@ pub(super) async fn claim<R: Runner>(
     let sent = Instant::now();
     measure_waits(context, &mut round, sent);
     let spans = spans::claims(round.iter().filter(|work| work.key().is_some()).map(|work| &**work));
-    let answers = if requests.is_empty() { Vec::new() } else { context.claim(&requests).await };
+    // Not after a run whose end was not recorded, such as one that lost its claim with the store: a message whose handler crashes the
+    // store must leave a claim behind, whose lapse is charged to it.
+    let for_commit = R::NEEDS_CLAIM && round.iter().all(|work| work.holds == 0);
+    let answers = if requests.is_empty() { Vec::new() } else { context.claim(&requests, for_commit).await };
     drop(spans);
     let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
     context.send(Event::Claimed { asked, again });

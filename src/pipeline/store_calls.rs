@@ -24,10 +24,14 @@ impl<R> Context<R> {
         ClaimTerms { lease: self.config.lease, max_attempts, ttl: self.config.ttl }
     }
 
-    pub(crate) async fn claim(&self, batch: &[ClaimRequest]) -> Vec<Result<Claim, Error>> {
+    /// Claims keys; `for_commit`: a crash of the store may forget the claims, since their completions are the guard.
+    pub(crate) async fn claim(&self, batch: &[ClaimRequest], for_commit: bool) -> Vec<Result<Claim, Error>> {
         failpoints::hit(Step::ClaimSent);
         let terms = self.terms();
-        let call = self.store.claim(&self.scope, &terms, batch);
+        let call = match for_commit {
+            true => self.store.claim_for_commit(&self.scope, &terms, batch),
+            false => self.store.claim(&self.scope, &terms, batch),
+        };
         let call = bounded(self.config.store_timeout, "claim keys", batch.len(), call);
         let answers = self.measurer.timed(Measure::Claim, call).await;
         failpoints::hit(Step::ClaimApplied);

@@ -172,6 +172,21 @@ pub trait Store: Send + Sync + 'static {
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>>;
 
+    /// As [`claim`](Self::claim), for runs whose effect commits together with its completion in this store
+    /// ([`TransactionalStore`]): a crash of the store may forget what it has granted here. The completion is the guard, which
+    /// finds no claim then, so that the effect is rolled back with it.
+    ///
+    /// A store whose `claim` waits for its disk need not wait here. Nothing else differs, and the default is `claim`. Only such
+    /// claims may be forgotten: not a completion, a failed run or a dead letter, and no claim of a key with a record.
+    async fn claim_for_commit(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        self.claim(scope, terms, batch).await
+    }
+
     /// Records that effects have happened. The TTL counts from here. See [`Completion`] for what it may find.
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>>;
 

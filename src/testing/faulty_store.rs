@@ -118,6 +118,23 @@ impl<S: Store> FaultyStore<S> {
             .collect()
     }
 
+    async fn claimed(
+        &self,
+        terms: &ClaimTerms,
+        sound: &Sound<ClaimRequest>,
+        claim: impl Future<Output = Vec<Result<Claim, Error>>>,
+    ) -> Vec<Result<Claim, Error>> {
+        let mut answers = self.batch(Operation::Claim, sound, claim).await;
+        if answers.iter().all(Result::is_ok) && self.plan.take_own_call() {
+            for answer in &mut answers {
+                if matches!(answer, Ok(Claim::Claimed(_))) {
+                    *answer = Ok(Claim::InProgress { retry_in: terms.lease });
+                }
+            }
+        }
+        answers
+    }
+
     async fn single<T>(
         &self,
         operation: Operation,
@@ -144,16 +161,17 @@ impl<S: Store> Store for FaultyStore<S> {
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
         let sound = self.sound(batch, |item| item.key);
-        let mut answers =
-            self.batch(Operation::Claim, &sound, self.inner.claim(scope, terms, &sound.items)).await;
-        if answers.iter().all(Result::is_ok) && self.plan.take_own_call() {
-            for answer in &mut answers {
-                if matches!(answer, Ok(Claim::Claimed(_))) {
-                    *answer = Ok(Claim::InProgress { retry_in: terms.lease });
-                }
-            }
-        }
-        answers
+        self.claimed(terms, &sound, self.inner.claim(scope, terms, &sound.items)).await
+    }
+
+    async fn claim_for_commit(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        let sound = self.sound(batch, |item| item.key);
+        self.claimed(terms, &sound, self.inner.claim_for_commit(scope, terms, &sound.items)).await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {

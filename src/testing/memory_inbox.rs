@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::key::{Key, Scope};
 use crate::store::{
     Advice, Burial, BuryRequest, Claim, ClaimRequest, ClaimTerms, Commit, CompleteRequest, Completion,
-    Expiring, FailRequest, Failure, KeyRecord, KeyStats, Lease, ListQuery, MemoryStore, Redrive,
+    Expiring, FailRequest, Failure, KeyRecord, KeyState, KeyStats, Lease, ListQuery, MemoryStore, Redrive,
     RedriveRequest, RenewRequest, Renewal, SharedCommit, Store, StoreAdmin, StoreCapabilities,
     TransactionalStore,
 };
@@ -25,6 +25,8 @@ pub struct MemoryInbox {
     pub(super) positions: Positions,
     transactions: Option<usize>,
     open: Arc<OpenTransaction>,
+    /// What a crash forgets: claims of `claim_for_commit` that no later write has synced.
+    unsynced: Arc<Mutex<Vec<(Scope, Lease)>>>,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +74,22 @@ impl MemoryInbox {
     /// How many transactions were open at once at most.
     pub fn most_open(&self) -> usize {
         self.open.most.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what a crash of the store may forget: first claims of transactional runs
+    /// ([`claim_for_commit`](Store::claim_for_commit)) whose keys have not been written since. Returns the leases that are lost.
+    pub async fn crash(&self) -> Vec<Lease> {
+        let mut lost = Vec::new();
+        let unsynced = std::mem::take(&mut *self.unsynced.lock());
+        for (scope, lease) in unsynced {
+            let record = self.store.inspect(&scope, &lease.key).await.ok().flatten();
+            let held = |record: KeyRecord| record.state == KeyState::Pending && record.fence == lease.fence;
+            if record.is_some_and(held) {
+                self.store.forget(&scope, &[lease.key]).await;
+                lost.push(lease);
+            }
+        }
+        lost
     }
 
     pub(super) fn opened(&self) -> MemoryTransaction {
@@ -171,11 +189,29 @@ impl Store for MemoryInbox {
         self.store.claim(scope, terms, batch).await
     }
 
+    async fn claim_for_commit(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        let answers = self.store.claim(scope, terms, batch).await;
+        let first = |answer: &Result<Claim, Error>| match answer {
+            Ok(Claim::Claimed(claimed)) if claimed.attempt == 1 && claimed.lost == 0 => Some(claimed.lease),
+            _ => None,
+        };
+        self.unsynced.lock().extend(answers.iter().filter_map(first).map(|lease| (scope.clone(), lease)));
+        answers
+    }
+
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
         self.store.complete(scope, batch).await
     }
 
     async fn renew(&self, scope: &Scope, batch: &[RenewRequest]) -> Vec<Result<Renewal, Error>> {
+        // A later write of the key is synced, and with it what is before it in the log.
+        let renewed = |lease: &Lease| batch.iter().any(|request| request.lease == *lease);
+        self.unsynced.lock().retain(|(of, lease)| of != scope || !renewed(lease));
         self.store.renew(scope, batch).await
     }
 

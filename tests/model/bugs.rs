@@ -50,6 +50,10 @@ pub(crate) enum Bug {
     UnavailableUsesAnAttempt,
     /// The message of such a run is acked.
     UnavailableIsAcked,
+    /// The commit of an effect with its completion does not wait for the disk.
+    CommitNotSynced,
+    /// Neither does the claim of a run whose effect is outside.
+    PlainClaimNotSynced,
 }
 
 /// The sound protocol keeps every property within these bounds; with the bug it breaks these.
@@ -183,6 +187,17 @@ fn an_unavailable_handler_that_uses_attempts_dead_letters_messages_that_never_fa
 fn acking_the_message_of_an_unavailable_handler_loses_it() {
     let bounds = Bounds { messages: ONE_MESSAGE, ..among(Deduplicated, &[HandlerUnavailable]) };
     breaks(Bug::UnavailableIsAcked, bounds, &[ACK_RULE, NOTHING_LOST, SETTLES]);
+}
+
+#[test]
+fn a_commit_that_does_not_wait_for_the_disk_loses_the_effect_of_an_acked_message() {
+    let one_message = Bounds { messages: ONE_MESSAGE, ..among(EffectivelyOnce, &[StoreCrash]) };
+    breaks(Bug::CommitNotSynced, one_message, &[NOTHING_LOST, SETTLES]);
+}
+
+#[test]
+fn the_claim_of_a_plain_run_that_does_not_wait_for_the_disk_repeats_the_effect() {
+    breaks(Bug::PlainClaimNotSynced, among(Deduplicated, &[StoreCrash]), &[ONE_EFFECT]);
 }
 
 fn process_killer() -> Bounds {

@@ -2,9 +2,9 @@
 
 use crate::bugs::Bug;
 use crate::model::{Action, Bounds, Fault};
-use crate::record::{Answer, Stage};
+use crate::record::{Answer, Record, Stage};
 use crate::state::{LANES, MESSAGES, Place, State};
-use crate::worker::Phase;
+use crate::worker::{Level, Phase};
 
 impl Bounds {
     fn may(&self, state: &State, fault: Fault) -> bool {
@@ -117,6 +117,9 @@ impl Bounds {
         if state.late.is_some() {
             actions.push(Action::LateRequestArrives);
         }
+        if self.may(state, Fault::StoreCrash) && state.records.iter().any(|record| self.is_unsynced(record)) {
+            actions.push(Action::StoreCrash);
+        }
         for (key, record) in state.records.iter().enumerate() {
             if self.can_lapse(state, key) {
                 actions.push(Action::LeaseLapses { key });
@@ -142,6 +145,16 @@ impl Bounds {
         runs && keepers.all(|lane| lane.phase == Phase::Claiming && self.may(state, Fault::Pause))
     }
 
+    /// Whether a crash of the store loses this record. The first claim of a key is not synced where the completion commits with
+    /// the effect; everything else is.
+    pub(crate) fn is_unsynced(&self, record: &Record) -> bool {
+        let first_claim =
+            record.stage == Stage::Pending && !record.lost && !record.started && record.attempts == 0;
+        let completion = record.stage == Stage::Completed && self.has(Bug::CommitNotSynced);
+        let claims = self.level == Level::EffectivelyOnce || self.has(Bug::PlainClaimNotSynced);
+        first_claim && claims || completion
+    }
+
     /// The fault an action is, if it is one.
     pub(crate) fn fault_of(&self, state: &State, action: Action) -> Option<Fault> {
         match action {
@@ -158,6 +171,7 @@ impl Bounds {
             Action::Crash { .. } => Some(Fault::Crash),
             Action::Forget { .. } => Some(Fault::Forget),
             Action::Expire { .. } => Some(Fault::Expire),
+            Action::StoreCrash => Some(Fault::StoreCrash),
             _ => None,
         }
     }

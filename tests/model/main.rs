@@ -47,6 +47,7 @@
 //! | `Action::Ack` with an old receipt | may delete the message (`Ack`) or be refused (`AckLost`) |
 //! | `Action::Forget` | forgotten, failed over |
 //! | `Action::Expire` | the TTL ends; it is longer than any lease |
+//! | `Action::StoreCrash` | the store's server crashes, or fails over to a standby that has what was synced: `claim_for_commit` |
 //! | `redrive::Record::redrive` | compare-and-set dead(g) → absent(g + 1) |
 //! | `redrive::Action::Move`, `Copy` | a delivery that has our dead-letter headers, moved by any party |
 //!

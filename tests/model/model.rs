@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Forget,
     /// The TTL of a completed or dead key ends.
     Expire,
+    /// The store crashes and restarts: what it has not synced is lost, and what is on its way to it.
+    StoreCrash,
 }
 
 impl Fault {
@@ -47,11 +49,13 @@ impl Fault {
         Fault::GiveBack,
         Fault::Forget,
         Fault::Expire,
+        Fault::StoreCrash,
     ];
 
     /// Faults that can make a claim lapse. Of lost replies alone none may lapse.
     fn disturbs(self) -> bool {
-        matches!(self, Fault::Crash | Fault::Pause | Fault::Delay | Fault::Forget | Fault::Expire)
+        let crashes = matches!(self, Fault::Crash | Fault::StoreCrash);
+        crashes || matches!(self, Fault::Pause | Fault::Delay | Fault::Forget | Fault::Expire)
     }
 }
 
@@ -194,6 +198,7 @@ pub(crate) enum Action {
     Expire {
         key: usize,
     },
+    StoreCrash,
 }
 
 impl Model for Bounds {

@@ -2,8 +2,8 @@
 
 use crate::bugs::Bug;
 use crate::model::{Action, Bounds};
-use crate::record::{Answer, ClaimId, Request, Stage};
-use crate::state::{Ghost, LANES, Late, Place, State};
+use crate::record::{Answer, ClaimId, Record, Request, Stage};
+use crate::state::{Ghost, KEYS, LANES, Late, Place, State};
 use crate::worker::{Lane, Level, Next, Phase};
 
 impl Bounds {
@@ -69,6 +69,7 @@ impl Bounds {
             Action::Crash { worker, in_flight } => self.crash(state, worker, in_flight),
             Action::Forget { key } => self.vanish(state, key),
             Action::Expire { key } => self.vanish(state, key),
+            Action::StoreCrash => self.crash_store(state),
         }
     }
 
@@ -167,6 +168,28 @@ impl Bounds {
                 state.ghost(lane).excused = true;
             }
             state.return_message(lane);
+        }
+    }
+
+    /// The connections to the store end with it, and so do their requests and transactions: a worker's commit arrives on a new one.
+    fn crash_store(&self, state: &mut State) {
+        state.late = None;
+        for key in 0..KEYS {
+            let record = state.records[key];
+            if !self.is_unsynced(&record) {
+                continue;
+            }
+            if record.stage == Stage::Completed {
+                // The effect is lost with its completion.
+                let ghost = &mut state.ghosts[key];
+                (ghost.effects, ghost.had_effect) = (0, false);
+                state.records[key] = Record::default();
+            } else if self.level == Level::EffectivelyOnce {
+                self.vanish(state, key);
+            } else {
+                // No excuse for a second effect.
+                state.records[key] = Record::default();
+            }
         }
     }
 

@@ -46,6 +46,24 @@ fn deduplicated_repeats_an_effect_only_after_crash_pause_or_forget() {
     report(&format!("deduplicated, no crash, pause or forget: one effect in {states} states"));
 }
 
+#[test]
+fn a_transaction_does_commit_under_a_claim_that_the_store_has_lost_while_another_runs() {
+    let properties = || {
+        vec![Property::sometimes(
+            "two transactions of one key, the claim of one is lost",
+            |_, state: &State| {
+                let completing = |lane: &Lane| lane.phase == Phase::Completing && lane.key == 0;
+                state.lanes.iter().all(completing) && state.ghosts[0].claim_forgotten
+            },
+        )]
+    };
+    let allowed = &[Fault::StoreCrash];
+    explore_all(
+        Bounds { allowed, properties, ..Bounds::new(Level::EffectivelyOnce, 1) },
+        State::representative,
+    );
+}
+
 fn one_effect(state: &State) -> bool {
     state.ghosts.iter().all(|ghost| ghost.effects <= 1)
 }

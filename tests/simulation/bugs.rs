@@ -34,10 +34,12 @@ pub(crate) enum Bug {
     HidesLeaving,
     /// The dead-letter destination confirms what it does not keep.
     ConfirmsWithoutKeeping,
+    /// The store syncs no claim, whatever the handler.
+    SyncsNoClaim,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::ClaimsTwice,
         Self::AcksOnReceive,
         Self::ForgetsTheFence,
@@ -48,6 +50,7 @@ impl Bug {
         Self::BlamesMessages,
         Self::HidesLeaving,
         Self::ConfirmsWithoutKeeping,
+        Self::SyncsNoClaim,
     ];
 }
 
@@ -72,8 +75,12 @@ impl Planted {
         scope: &Scope,
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
+        for_commit: bool,
     ) -> Answers<Claim> {
-        let mut answers = self.inbox.claim(scope, terms, batch).await;
+        let mut answers = match for_commit {
+            true => self.inbox.claim_for_commit(scope, terms, batch).await,
+            false => self.inbox.claim(scope, terms, batch).await,
+        };
         for (request, answer) in batch.iter().zip(&mut answers) {
             if matches!(answer, Ok(Claim::InProgress { .. })) {
                 match self.bug {

@@ -59,6 +59,8 @@ pub(crate) enum Trouble {
     NodeDown { lasts: Duration },
     /// The dead-letter destination refuses every publish.
     LettersDown { lasts: Duration },
+    /// The store crashes and has forgotten what it had not synced.
+    StoreCrash,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +120,11 @@ impl Plan {
         let transactional = rng.bool();
         if transactional {
             config.transaction_batch = pick(rng, &[1, 1, 2, 4, 16]);
+        }
+        if rng.f64() < 0.3 {
+            let crashes = (0..rng.usize(1..4)).map(|_| (up_to(rng, heals), Trouble::StoreCrash));
+            troubles.extend(crashes.collect::<Vec<_>>());
+            troubles.sort_by_key(|(at, _)| *at);
         }
         Self {
             transactional,

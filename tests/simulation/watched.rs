@@ -36,20 +36,8 @@ impl WatchedStore {
             self.witness.trace(self.worker, what, (key, answer));
         }
     }
-}
 
-#[async_trait]
-impl Store for WatchedStore {
-    fn capabilities(&self) -> StoreCapabilities {
-        self.inner.inbox.capabilities()
-    }
-
-    async fn check(&self) -> Result<Vec<Advice>, Error> {
-        Ok(Vec::new())
-    }
-
-    async fn claim(&self, scope: &Scope, terms: &ClaimTerms, batch: &[ClaimRequest]) -> Answers<Claim> {
-        let answers = self.inner.claim(scope, terms, batch).await;
+    fn claimed(&self, terms: &ClaimTerms, batch: &[ClaimRequest], answers: Answers<Claim>) -> Answers<Claim> {
         for (request, answer) in batch.iter().zip(&answers) {
             match answer {
                 Ok(Claim::Claimed(claimed)) => {
@@ -63,6 +51,31 @@ impl Store for WatchedStore {
         }
         self.note("claim", batch.iter().map(|request| request.key), &answers);
         answers
+    }
+}
+
+#[async_trait]
+impl Store for WatchedStore {
+    fn capabilities(&self) -> StoreCapabilities {
+        self.inner.inbox.capabilities()
+    }
+
+    async fn check(&self) -> Result<Vec<Advice>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn claim(&self, scope: &Scope, terms: &ClaimTerms, batch: &[ClaimRequest]) -> Answers<Claim> {
+        let for_commit = self.inner.bug == Some(Bug::SyncsNoClaim);
+        self.claimed(terms, batch, self.inner.claim(scope, terms, batch, for_commit).await)
+    }
+
+    async fn claim_for_commit(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Answers<Claim> {
+        self.claimed(terms, batch, self.inner.claim(scope, terms, batch, true).await)
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Answers<Completion> {

@@ -217,6 +217,16 @@ impl Witness {
         }
     }
 
+    /// The store has forgotten a claim. Two runs of the key may overlap if the effect of one is rolled back.
+    pub(crate) fn forgotten(&self, key: Key, fence: u64, transactional: bool) {
+        self.let_go(key, fence);
+        self.trace(0, "forgotten", (key, fence));
+        let mut notes = self.notes();
+        if let Some(id) = notes.ids.get(&key).filter(|_| transactional).cloned() {
+            *notes.excused.entry(id).or_default() += 1;
+        }
+    }
+
     /// The claim has said its last word.
     pub(crate) fn let_go(&self, key: Key, fence: u64) {
         let mut notes = self.notes();

@@ -126,7 +126,7 @@ impl World {
                 | Trouble::NodeDown { lasts }
                 | Trouble::Leaves { lasts, .. }
                 | Trouble::LettersDown { lasts } => *lasts,
-                Trouble::Restart { .. } | Trouble::Disconnect => continue,
+                Trouble::Restart { .. } | Trouble::Disconnect | Trouble::StoreCrash => continue,
             };
             note(*at + lasts, Step::Ends(*trouble));
         }
@@ -248,6 +248,11 @@ impl World {
                         }
                     }
                     Trouble::Disconnect => self.broker.disconnect(),
+                    Trouble::StoreCrash => {
+                        for lease in self.inbox.crash().await {
+                            self.witness.forgotten(lease.key, lease.fence, self.plan.transactional);
+                        }
+                    }
                     Trouble::LettersDown { .. } => {
                         self.workers.iter().flatten().for_each(|worker| worker.letters.go_down());
                     }
@@ -276,7 +281,7 @@ impl World {
                     Trouble::Leaves { worker, partition, .. } => {
                         self.workers[worker].iter().for_each(|worker| self.assign(worker, partition));
                     }
-                    Trouble::Restart { .. } | Trouble::Disconnect => {}
+                    Trouble::Restart { .. } | Trouble::Disconnect | Trouble::StoreCrash => {}
                 }
             }
         }

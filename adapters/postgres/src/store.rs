@@ -16,7 +16,7 @@ use sqlx::postgres::PgPool;
 
 use crate::claim::contended::ContendedKeys;
 use crate::claim::row_locks::{LockPolicy, LockedBatch};
-use crate::claim::single_statement;
+use crate::claim::single_statement::{self, Durability};
 use crate::claim::unanswered::UnansweredClaims;
 use crate::config::{PgConfig, PgOptions, quote_identifier};
 use crate::connector::Connector;
@@ -28,10 +28,10 @@ use crate::{check, claim, inspect, migrate, purge};
 
 /// Keeps keys in a Postgres schema. Clones share one pool.
 ///
-/// - A batch of new claims, and a batch of completions, is one statement. Known keys are processed under row locks, taken
-///   in key order.
+/// - A batch of new claims, and a batch of completions, is one statement. Completed and dead keys are read in another one,
+///   which writes nothing; all other known keys are processed under row locks, taken in key order.
 /// - The server's clock determines leases and TTLs.
-/// - For a claim, a row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
+/// - For a claim, an unsettled row that another transaction has locked for longer than [`lock_timeout`](PgOptions::lock_timeout) is in
 ///   progress; the other keys of the batch are not affected.
 /// - Completions set `synchronous_commit = on`, whatever the role or the database is set to.
 #[derive(Clone)]
@@ -187,6 +187,17 @@ impl PgStore {
         &self.inner.handler_pool
     }
 
+    async fn claim_with(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+        durability: Durability,
+    ) -> Vec<Result<Claim, Error>> {
+        let PgStoreParts { sessions, contended, unanswered, .. } = &*self.inner;
+        claim::claim(sessions, contended, unanswered, scope, terms, batch, durability).await
+    }
+
     async fn call<I, T>(
         &self,
         scope: &Scope,
@@ -236,8 +247,18 @@ impl Store for PgStore {
         terms: &ClaimTerms,
         batch: &[ClaimRequest],
     ) -> Vec<Result<Claim, Error>> {
-        claim::claim(self.sessions(), &self.inner.contended, &self.inner.unanswered, scope, terms, batch)
-            .await
+        self.claim_with(scope, terms, batch, Durability::Synced).await
+    }
+
+    /// New claims commit with `synchronous_commit = off`: a crash of the server, or a failover, may forget those of its last
+    /// moments. Others, and all other writes, wait for the disk.
+    async fn claim_for_commit(
+        &self,
+        scope: &Scope,
+        terms: &ClaimTerms,
+        batch: &[ClaimRequest],
+    ) -> Vec<Result<Claim, Error>> {
+        self.claim_with(scope, terms, batch, Durability::Deferred).await
     }
 
     async fn complete(&self, scope: &Scope, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {

@@ -6,6 +6,7 @@ mod brokers;
 mod dead_letters;
 mod duplicates;
 mod failures;
+mod forgotten_claims;
 mod identities;
 mod in_doubt;
 mod keys;
@@ -38,8 +39,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::config::PipelineConfig;
-use super::{Pipeline, PipelineBuilder, Summary};
+use super::{Pipeline, PipelineBuilder, Summary, config::PipelineConfig};
 use crate::consumer::Capabilities;
 use crate::dead_letter::DeadLetters;
 use crate::error::Error;

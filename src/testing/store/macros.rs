@@ -173,6 +173,7 @@ macro_rules! transactional_store_conformance {
             a_commit_needs_its_claim_to_be_pending,
             a_commit_needs_owner_token_and_fence,
             a_terminal_failure_follows_a_rollback,
+            a_claim_for_a_commit_is_answered_as_any_other,
         }
     };
 }

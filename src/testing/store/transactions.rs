@@ -1,11 +1,14 @@
 //! Checks of [`TransactionalStore`]: the effect and its completion are committed together, or neither.
 
+use std::mem::discriminant;
+
 use bytes::Bytes;
 
 use super::TransactionalHarness;
-use super::case::Case;
+use super::case::{Case, claimed, one};
 use crate::store::{
-    Claim, Claimed, Commit, CompleteRequest, Completion, KeyState, Reason, TraceContext, TransactionalStore,
+    Claim, Claimed, Commit, CompleteRequest, Completion, KeyState, Reason, Store, TraceContext,
+    TransactionalStore,
 };
 
 /// Opens a transaction and writes `effect` through it.
@@ -154,4 +157,31 @@ pub async fn a_terminal_failure_follows_a_rollback<H: TransactionalHarness>(harn
     let _ = case.fail_with(claim.lease, "hopeless", Some(Reason::Permanent)).await;
     assert_eq!(case.record(case.key(1)).await.state, KeyState::Terminal);
     assert_eq!(harness.effects().await, [""; 0]);
+}
+
+/// A claim for a commit answers in every state as any other claim does, and a repeated one recognises itself.
+pub async fn a_claim_for_a_commit_is_answered_as_any_other<H: TransactionalHarness>(harness: &H) {
+    let case = Case::new(harness).await;
+    let ask = async |request| one(case.store.claim_for_commit(&case.scope, &case.terms, &[request]).await);
+    let request = case.request(case.key(1));
+    let first = claimed(ask(request).await);
+    assert_eq!((first.attempt, first.lost, first.lease.owner), (1, 0, request.owner));
+    assert_eq!(claimed(ask(request).await).lease, first.lease);
+    assert!(matches!(ask(case.request(case.key(1))).await, Claim::InProgress { .. }));
+    let conn = run(&case, "charged").await;
+    assert_eq!(commit(&case, conn, &first).await, Commit::Committed);
+    let Claim::Completed { result, trace, .. } = ask(case.request(case.key(1))).await else {
+        panic!("it is completed")
+    };
+    assert_eq!((result.as_deref(), trace), (Some(&b"done"[..]), RUN));
+    for (n, state) in (1..).zip(KeyState::ALL) {
+        let [one, other] = [case.key(100 * n), case.key(100 * n + 1)];
+        let (_, lease) = (case.bring(one, state, None).await, case.bring(other, state, None).await);
+        let expected = case.ask_for(one).await;
+        let answer = ask(case.request(other)).await;
+        assert_eq!(discriminant(&answer), discriminant(&expected), "{state:?}: {answer:?}, not {expected:?}");
+        if let Claim::Claimed(claimed) = answer {
+            assert!(claimed.lease.fence > lease.fence, "{state:?}");
+        }
+    }
 }

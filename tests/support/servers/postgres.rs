@@ -9,13 +9,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::ports::free_port;
 use crate::process::Leashed;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
+
+const WAL_WRITER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
 
 /// A Postgres server of its own, on a free loopback port, with its data in a temporary folder. The superuser is
 /// `postgres`, and no role needs a password. A root user runs it as the user `postgres`, since it refuses root. The
@@ -229,6 +231,32 @@ impl Postgres {
         }
     }
 
+    /// Pauses the process that writes the log of commits that do not wait for it, so that a [`crash`](Self::crash) loses them. Returns
+    /// its id. A commit that does wait writes all before it.
+    ///
+    /// # Panics
+    /// The server does not answer.
+    pub fn hold_wal_writer(&self) -> u32 {
+        let id = self.sql(WAL_WRITER);
+        signal(&id, Signal::STOP);
+        id.parse().expect("the id of a process is a number")
+    }
+
+    /// Kills that process. The server takes it for a fault in shared memory: it ends all sessions at once, recovers from what is on disk,
+    /// and goes on.
+    ///
+    /// # Panics
+    /// The process no longer exists, or the server does not recover.
+    pub fn crash(&self, wal_writer: u32) {
+        let id = wal_writer.to_string();
+        signal(&id, Signal::KILL);
+        let end = Instant::now() + START_LIMIT;
+        while self.psql(WAL_WRITER).map_or(true, |now| now.is_empty() || now == id) {
+            assert!(Instant::now() < end, "Postgres did not recover; it said: {}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Pauses (SIGSTOP) or continues (SIGCONT) the process that takes connections. Those that are open go on: stall them
     /// with a proxy.
     ///
@@ -237,6 +265,11 @@ impl Postgres {
     pub fn pause(&self, paused: bool) {
         self.server.as_ref().expect("the server runs").pause(paused);
     }
+}
+
+fn signal(id: &str, signal: Signal) {
+    let id = id.parse().ok().and_then(Pid::from_raw).expect("the id of a process is a number");
+    kill_process(id, signal).expect("the server's process runs");
 }
 
 /// The programs of the major version that `ONCEWARD_TEST_POSTGRES` names, for tests of one release after the other.

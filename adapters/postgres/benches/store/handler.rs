@@ -11,7 +11,7 @@ use onceward_test_servers::figures::Figures;
 use onceward_test_servers::postgres::Postgres;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
-use crate::claims;
+use crate::claims_for_commits;
 
 const INSERT: &str = "INSERT INTO effects (n, payload) VALUES ($1, $2)";
 const PAYLOAD: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -78,7 +78,7 @@ pub(crate) async fn transactions(figures: &Figures, server: &Postgres, store: &P
     let pool = pool(server).await;
     let mut tasks = Vec::new();
     for worker in 0..workers {
-        let claimed = claims(store, &scope, &format!("{workers} {worker}"), each).await;
+        let claimed = claims_for_commits(store, &scope, &format!("{workers} {worker}"), each).await;
         tasks.push(tokio::spawn(in_turns(pool.clone(), store.clone(), scope.clone(), claimed)));
     }
     let times = futures_util::future::try_join_all(tasks).await.unwrap();
@@ -119,7 +119,7 @@ async fn plain_batch(pool: &PgPool, savepoints: bool) {
 
 /// The same under claims, which are taken in their batch.
 async fn inbox_batch(store: &PgStore, scope: &Scope, name: &str) {
-    let requests = claims(store, scope, name, BATCH).await;
+    let requests = claims_for_commits(store, scope, name, BATCH).await;
     let effects = store.commit_together(scope, &requests, async |n, mut tx: PgTx<'_>| {
         sqlx::query(INSERT).bind(i64::try_from(n).unwrap()).bind(PAYLOAD).execute(&mut *tx).await?;
         Ok(())
@@ -146,7 +146,7 @@ pub(crate) async fn batches(figures: &Figures, server: &Postgres, store: &PgStor
                 1 => plain_batch(&pool, false).await,
                 2 => plain_batch(&pool, true).await,
                 3 => {
-                    let requests = claims(store, &scope, &format!("singly {turn}"), BATCH).await;
+                    let requests = claims_for_commits(store, &scope, &format!("singly {turn}"), BATCH).await;
                     for (n, request) in (0..).zip(&requests) {
                         inbox(store, &scope, request, n).await;
                     }

@@ -1,6 +1,7 @@
 //! Claims and completions: most in one statement, the rest under row locks.
 
 pub(crate) mod contended;
+mod known;
 pub(crate) mod row_locks;
 pub(crate) mod single_statement;
 pub(crate) mod unanswered;
@@ -15,6 +16,7 @@ use onceward::{Error, Key, Scope};
 
 use crate::claim::contended::ContendedKeys;
 use crate::claim::row_locks::{LockPolicy, LockedBatch, lock_timeout_error};
+use crate::claim::single_statement::Durability;
 use crate::claim::unanswered::UnansweredClaims;
 use crate::session::Sessions;
 
@@ -31,6 +33,7 @@ pub(crate) async fn claim(
     scope: &Scope,
     terms: &ClaimTerms,
     batch: &[ClaimRequest],
+    durability: Durability,
 ) -> Claims {
     if batch.is_empty() {
         return Vec::new();
@@ -44,6 +47,7 @@ pub(crate) async fn claim(
         unanswered: Arc::new(unanswered.collect()),
         scope,
         terms,
+        durability,
     };
     let (suspects, free): (Vec<_>, Vec<_>) =
         batch.iter().copied().partition(|request| contended.recently(&request.key));
@@ -70,6 +74,7 @@ struct ClaimCall<'c> {
     unanswered: Arc<HashSet<Key>>,
     scope: &'c Scope,
     terms: &'c ClaimTerms,
+    durability: Durability,
 }
 
 impl ClaimCall<'_> {
@@ -78,17 +83,32 @@ impl ClaimCall<'_> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let (mut won, lock_policy) =
-            match single_statement::claim(self.sessions, self.scope, self.terms, batch).await {
-                Ok(Some(won)) => (won, LockPolicy::Wait),
-                // The lock timeout has passed already.
-                Ok(None) => (HashMap::new(), LockPolicy::Skip),
-                Err(error) => {
-                    return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
-                }
-            };
-        let known = batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
-        let mut answers = self.locked(known, lock_policy).await;
+        let (mut won, lock_policy) = match single_statement::claim(
+            self.sessions,
+            self.scope,
+            self.terms,
+            batch,
+            self.durability,
+        )
+        .await
+        {
+            Ok(Some(won)) => (won, LockPolicy::Wait),
+            // The lock timeout has passed already.
+            Ok(None) => (HashMap::new(), LockPolicy::Skip),
+            Err(error) => {
+                return batch.iter().map(|request| (request.key, Err(error.clone()))).collect();
+            }
+        };
+        let mut others: Vec<_> =
+            batch.iter().filter(|request| !won.contains_key(&request.key)).copied().collect();
+        if lock_policy == LockPolicy::Wait && !others.is_empty() {
+            match known::settled(self.sessions, self.scope, self.terms, &others).await {
+                Ok(settled) => won.extend(settled),
+                Err(error) => tracing::debug!(%error, "settled keys not read; their rows are locked instead"),
+            }
+            others.retain(|request| !won.contains_key(&request.key));
+        }
+        let mut answers = self.locked(others, lock_policy).await;
         answers.extend(won.drain().map(|(key, claim)| (key, Ok(claim))));
         answers
     }

@@ -10,9 +10,19 @@ use onceward::{Error, Key, Scope};
 use sqlx::postgres::{PgRow, PgTypeInfo};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, Type, query};
 
+use crate::claim::known;
 use crate::error::is_lock_timeout;
 use crate::row::{self, NOW, integer};
 use crate::session::{CallOptions, SessionError, Sessions, WRITE};
+
+/// Whether claims wait for the disk, and for synchronous standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// They do: each is the only guard against a second run.
+    Synced,
+    /// New ones do not: the completion is the guard.
+    Deferred,
+}
 
 /// Claims the keys that have no row, and returns their claims. `None`: another transaction has locked a row for longer than
 /// `lock_timeout`, and nothing was written.
@@ -21,6 +31,7 @@ pub(crate) async fn claim(
     scope: &Scope,
     terms: &ClaimTerms,
     batch: &[ClaimRequest],
+    durability: Durability,
 ) -> Result<Option<HashMap<Key, Claim>>, Error> {
     let scope = sessions.scope_id(scope).await.map_err(|error| error.into_error(WRITE))?;
     let mut sorted = batch.to_vec();
@@ -32,7 +43,7 @@ pub(crate) async fn claim(
     let outcome = sessions
         .run_with_retry(CallOptions::from(WRITE).replies(1), true, move |conn| {
             let (schema, asked) = (schema.clone(), asked.clone());
-            Box::pin(async move { insert_claims(conn, &schema, scope, lease, ttl, &asked).await })
+            Box::pin(async move { insert_claims(conn, &schema, scope, lease, ttl, &asked, durability).await })
         })
         .await;
     let won: HashMap<Key, u64> = match outcome {
@@ -84,21 +95,25 @@ pub(crate) fn statements(schema: &str) -> Vec<(String, Vec<PgTypeInfo>)> {
         T::type_info()
     }
     let (number, bytes) = (of::<i64>(), of::<Vec<Vec<u8>>>());
-    let (numbers, ints) = (of::<Vec<i64>>(), of::<Vec<i32>>());
-    let claim =
-        [&number, &number, &number, &bytes, &bytes, &ints, &bytes].into_iter().cloned().collect::<Vec<_>>();
+    let (numbers, ints, flag) = (of::<Vec<i64>>(), of::<Vec<i32>>(), of::<bool>());
+    let claim = [&number, &number, &number, &bytes, &bytes, &ints, &bytes, &flag].into_iter().cloned();
     let complete = [&number, &bytes, &bytes, &numbers, &numbers, &ints, &bytes, &bytes].into_iter().cloned();
-    vec![(claim_sql(schema), claim), (completion_sql(schema), complete.collect())]
+    vec![
+        (claim_sql(schema), claim.collect()),
+        (known::sql(schema), known::parameters()),
+        (completion_sql(schema), complete.collect()),
+    ]
 }
 
-/// SQL that claims keys without a row.
+/// SQL that claims keys without a row; with `$8` its commit does not wait for the disk.
 fn claim_sql(schema: &str) -> String {
     // A second claim of the key in the same microsecond finds the row of the first, so fences stay distinct.
     format!(
         "INSERT INTO {schema}.keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, attempts, \
          lost, generation, state, started, key, owner, fingerprint) \
          SELECT $1, greatest(now, floor + 1), now + $2, now, now, $3, now + $2 + $3, 0, 0, g, 1, false, k, o, f \
-         FROM (SELECT {NOW} AS now, value AS floor FROM {schema}.meta WHERE name = 'fence_floor' OFFSET 0) AS at, \
+         FROM (SELECT {NOW} AS now, value AS floor FROM {schema}.meta WHERE name = 'fence_floor' \
+               AND (NOT $8 OR set_config('synchronous_commit', 'off', true) = 'off') OFFSET 0) AS at, \
          unnest($4::bytea[], $5::bytea[], $6::integer[], $7::bytea[]) AS given (k, o, g, f) \
          ORDER BY k ON CONFLICT DO NOTHING RETURNING key, fence"
     )
@@ -130,6 +145,7 @@ async fn insert_claims(
     lease: i64,
     ttl: i64,
     asked: &[ClaimRequest],
+    durability: Durability,
 ) -> Result<Vec<(Key, u64)>, sqlx::Error> {
     let rows = query(AssertSqlSafe(claim_sql(schema)))
         .bind(scope)
@@ -139,6 +155,7 @@ async fn insert_claims(
         .bind(row::owner_bytes(asked.iter().map(|request| &request.owner)))
         .bind(row::ints(asked.iter().map(|request| request.possible_generation())))
         .bind(row::fingerprint_bytes(asked.iter().map(|request| &request.fingerprint)))
+        .bind(durability == Durability::Deferred)
         .fetch_all(conn)
         .await?;
     let fence = |row: &PgRow| row.try_get::<i64, _>("fence");

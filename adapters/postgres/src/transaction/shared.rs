@@ -6,7 +6,7 @@ use onceward::Error;
 use onceward::store::transition::micros;
 use onceward::store::{CompleteRequest, SharedCommit};
 use sqlx::postgres::{PgConnection, PgTransactionManager};
-use sqlx::{AssertSqlSafe, query, raw_sql};
+use sqlx::{AssertSqlSafe, query_scalar, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::connection::PgConn;
@@ -79,7 +79,8 @@ pub(crate) async fn commit(
     }
 }
 
-/// Completes the claims that are held, and returns their number.
+/// Completes the claims that are held, and returns their number. A row that it inserts for an absent claim is not counted, so that the
+/// transaction is rolled back.
 async fn complete(
     conn: &mut PgConnection,
     schema: &str,
@@ -88,26 +89,30 @@ async fn complete(
 ) -> Result<u64, sqlx::Error> {
     let mut sorted: Vec<_> = done.iter().collect();
     sorted.sort_unstable_by_key(|request| request.lease.key);
-    // The condition on the keys is repeated, so that the planner looks them up one by one and never scans the table. Rows are
-    // locked in key order before they are written.
+    // As for plain completions: it finds, locks and writes each row in one step, in key order, and takes half the time of an UPDATE of
+    // rows that are locked first.
     let sql = format!(
-        "WITH given AS MATERIALIZED (SELECT * FROM unnest($2::{BYTEAS}, $3::{BYTEAS}, $4::bigint[], $5::bigint[], $6::{BYTEAS}) \
-         AS given (k, o, e, t, r)), \
-         locked AS MATERIALIZED (SELECT key FROM {schema}.keys WHERE scope {EQ} $1 AND key {EQ} ANY ($2::{BYTEAS}) ORDER BY key FOR UPDATE) \
-         UPDATE {schema}.keys AS keys SET state = 4, started = false, lease_until = 0, written_at = at.now, ttl = t, \
-         expires_at = at.now {PLUS} t, reason = NULL, error = NULL, result = r \
-         FROM (SELECT {NOW} AS now OFFSET 0) AS at, given \
-         WHERE keys.scope {EQ} $1 AND keys.key {EQ} ANY (ARRAY(SELECT key FROM locked)) AND keys.key {EQ} k \
-           AND keys.state {EQ} 1 AND keys.owner {EQ} o AND keys.fence {EQ} e AND keys.expires_at {GT} at.now AND {IS_OPEN} AND {IS_DURABLE}"
+        "WITH done AS (INSERT INTO {schema}.keys AS keys (scope, fence, lease_until, first_at, written_at, ttl, expires_at, \
+         attempts, lost, generation, state, started, key, owner, result) \
+         SELECT $1, e, 0, now, now, t, now {PLUS} t, 0, 0, 0, 4, false, k, o, r \
+         FROM (SELECT {NOW} AS now WHERE {IS_OPEN} AND {IS_DURABLE} OFFSET 0) AS at, \
+         unnest($2::{BYTEAS}, $3::{BYTEAS}, $4::bigint[], $5::bigint[], $6::{BYTEAS}) AS given (k, o, e, t, r) ORDER BY k \
+         ON CONFLICT (scope, key) DO UPDATE SET state = 4, started = false, lease_until = 0, \
+         written_at = excluded.written_at, ttl = excluded.ttl, expires_at = excluded.expires_at, \
+         reason = NULL, error = NULL, result = excluded.result \
+         WHERE keys.state {EQ} 1 AND keys.owner {EQ} excluded.owner AND keys.fence {EQ} excluded.fence \
+           AND keys.expires_at {GT} excluded.written_at \
+         RETURNING keys.xmax {EQ} 0 AS inserted) \
+         SELECT pg_catalog.count(*) FROM done WHERE NOT inserted"
     );
-    let written = query(AssertSqlSafe(sql))
+    let held: i64 = query_scalar(AssertSqlSafe(sql))
         .bind(scope)
         .bind(row::key_bytes(sorted.iter().map(|request| &request.lease.key)))
         .bind(row::owner_bytes(sorted.iter().map(|request| &request.lease.owner)))
         .bind(row::integers(sorted.iter().map(|request| request.lease.fence)))
         .bind(row::integers(sorted.iter().map(|request| micros(request.ttl))))
         .bind(row::stored_results(sorted))
-        .execute(conn)
+        .fetch_one(conn)
         .await?;
-    Ok(written.rows_affected())
+    Ok(u64::try_from(held).unwrap_or(0))
 }

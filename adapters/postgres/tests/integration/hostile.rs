@@ -132,7 +132,8 @@ async fn meet_locks(scene: &Scene, store: &PgStore) {
     let mut rival = PgConnection::connect(&scene.server.url("postgres")).await.unwrap();
     let mut open = rival.begin().await.unwrap();
     open.execute("SELECT * FROM onceward.keys FOR UPDATE").await.unwrap();
-    let answers = store.claim(&scope(), &terms(), &requests([1, 100, 101])).await;
+    // A key that was released.
+    let answers = store.claim(&scope(), &terms(), &requests([12, 100, 101])).await;
     assert!(matches!(answers[0], Ok(Claim::InProgress { .. })), "{answers:?}");
     let _ = (lease(answers[1].as_ref().unwrap()), lease(answers[2].as_ref().unwrap()));
     open.rollback().await.unwrap();

@@ -5,6 +5,7 @@
 mod claimed;
 mod complete;
 mod connections;
+mod crashes;
 mod databases;
 mod edges;
 mod expiry;

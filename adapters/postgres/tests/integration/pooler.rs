@@ -25,12 +25,17 @@ async fn session_mode_works_with_the_poolers_defaults_and_keeps_the_timeouts() {
     let open = store.begin().await.unwrap();
     assert_eq!(store.commit(open, &scope(), &completion(second)).await.unwrap(), Commit::Committed);
 
-    // A lock is waited for no longer than the store's own setting says.
+    let third = lease(&store.claim(&scope(), &terms(), &requests([3])).await.remove(0).unwrap());
+    assert!(store.release(&scope(), &[third]).await.remove(0).unwrap());
+
+    // A lock is waited for no longer than the store's own setting says. Of a completed key none is waited for.
     let mut rival = <sqlx::PgConnection as sqlx::Connection>::connect(&server.url("postgres")).await.unwrap();
     let mut held = sqlx::Connection::begin(&mut rival).await.unwrap();
     sqlx::query("SELECT 1 FROM onceward.keys FOR UPDATE").execute(&mut *held).await.unwrap();
-    let answer = store.claim(&scope(), &terms(), &requests([2])).await.remove(0).unwrap();
-    assert!(matches!(answer, Claim::InProgress { .. }), "{answer:?}");
+    let mut answers =
+        store.claim(&scope(), &terms(), &requests([2, 3])).await.into_iter().map(Result::unwrap);
+    assert!(matches!(answers.next(), Some(Claim::Completed { .. })));
+    assert!(matches!(answers.next(), Some(Claim::InProgress { .. })));
     held.rollback().await.unwrap();
 }
 
