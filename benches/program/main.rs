@@ -10,7 +10,7 @@
 //! | `brokers` | `onceward bench`: RabbitMQ (quorum queue) and SQS, each with Redis and with Postgres | the raw loop |
 //! | `stdout` | Kafka, 8 partitions, stdout handler, with Redis and with Postgres, in the order of partitions | the same in the order of keys |
 //! | `http` | file source, store in memory, HTTP handler with 128 requests at once, and with 50 messages in each | a loop over the same client, with as many requests at once |
-//! | `processes` | file source, store in memory: 2 Python processes with `in_flight` 32 and with `batch` 50; `exec` | 2 Python processes with one request at a time |
+//! | `processes` | file source, store in memory: 2 Python processes with `in_flight` 32 and with `batch` 50; `exec` | 2 Python processes with one request each |
 //! | `memory` | RabbitMQ, Redis: MiB of the program with 10,000 messages received and not acknowledged | |
 //! | `workers` | 2, 4 and 8 programs with a file each and one Redis, also behind a round trip of 1 ms | one program |
 //!

@@ -42,5 +42,5 @@ pub(crate) fn measure(stage: &Stage) {
     }
     let variants =
         [("in_flight = 32", &many[..]), ("batch = 50", &batch[..]), ("exec of /bin/true", &exec[..])];
-    stage.figures.report("2 workers in Python", messages, ("one at a time", &one), &variants);
+    stage.figures.report("2 workers in Python", messages, ("one request each", &one), &variants);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -24,17 +25,29 @@ struct Measuring {
     /// The end of the latest run, in nanoseconds `since`. The runs of a round are given the time at which the round began;
     /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
     latest: AtomicU64,
+    /// The time at which the latest round began, as a clock reads it and in nanoseconds `since`: to subtract them for each run would
+    /// cost more than the lock.
+    round: Mutex<(Instant, u64)>,
 }
 
 impl Measuring {
     fn new(observer: Arc<dyn Observer>) -> Self {
-        Self { observer, since: Instant::now(), latest: AtomicU64::new(0) }
+        let since = Instant::now();
+        Self { observer, since, latest: AtomicU64::new(0), round: Mutex::new((since, 0)) }
     }
 
     /// Nanoseconds: enough for five centuries.
     #[allow(clippy::cast_possible_truncation)]
     fn nanoseconds(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.since).as_nanos() as u64
+    }
+
+    fn round_began(&self, now: Instant) -> u64 {
+        let mut round = self.round.lock();
+        if round.0 != now {
+            *round = (now, self.nanoseconds(now));
+        }
+        round.1
     }
 }
 
@@ -70,7 +83,7 @@ impl Measurer {
     /// When the run that begins here has started, if there is an observer; the clock was read at `now`, and not since.
     pub(crate) fn run_started(&self, now: Instant) -> Option<RunBegan> {
         let measuring = self.0.as_ref()?;
-        Some(RunBegan(measuring.nanoseconds(now).max(measuring.latest.load(Ordering::Relaxed))))
+        Some(RunBegan(measuring.round_began(now).max(measuring.latest.load(Ordering::Relaxed))))
     }
 
     /// Notes in `claim` the time since [`run_started`](Self::run_started).

@@ -75,11 +75,8 @@ impl Lease {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn to_token(&self) -> String {
-        let mut token = [0; 40];
-        token[..16].copy_from_slice(self.key.as_bytes());
-        token[16..32].copy_from_slice(self.owner.as_bytes());
-        token[32..].copy_from_slice(&self.fence.to_be_bytes());
-        hex::encode(token)
+        let parts = [&self.key.as_bytes()[..], self.owner.as_bytes(), &self.fence.to_be_bytes()];
+        hex::encode(parts.concat())
     }
 }
 

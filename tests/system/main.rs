@@ -14,7 +14,7 @@
 //! | `crash_points.rs` | death at every step of the protocol |
 //! | `bad_input.rs` `replaced_files.rs` | lines that are no messages, and files that are no longer the same |
 //! | `configuration.rs` `secrets.rs` | mistakes in a configuration, and secrets of it that are never printed |
-//! | `round_trips.rs` | what a message that comes alone costs the store |
+//! | `round_trips.rs` | round trips to the store of a message that comes alone |
 //! | `bench.rs` | measurements on each broker, which leave nothing behind |
 //! | `telemetry/` | traces that cross all brokers and reach all handlers; the events that change each metric |
 //! | `shutdown.rs` | signals |

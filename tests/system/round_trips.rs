@@ -1,4 +1,4 @@
-//! What a message that comes alone costs the store: one round trip for its claim, and one for its completion.
+//! Round trips of a message that comes alone: one to the store for its claim, and one for its completion.
 
 use onceward_test_servers::postgres::Postgres;
 use onceward_test_servers::redis::Redis;

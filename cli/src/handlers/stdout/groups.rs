@@ -107,7 +107,7 @@ fn write_on_a_thread<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>) {
 
 /// Writes here what has room, and the rest on a thread. A thread for each group costs more than the group, where each has few lines.
 async fn write_soon<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>, room: &Room) {
-    let mut turn = Turn(Some(task));
+    let mut turn = WriteTurn(Some(task));
     // Runs that are ready as well add their lines.
     tokio::task::yield_now().await;
     if let Some(left) = turn.0.take().and_then(|task| task.write_what_has_room(room)) {
@@ -116,9 +116,9 @@ async fn write_soon<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>, room
 }
 
 /// A run that is about to write. If it is dropped before, a thread writes.
-struct Turn<W: Write + Send + ?Sized + 'static>(Option<GroupTask<W>>);
+struct WriteTurn<W: Write + Send + ?Sized + 'static>(Option<GroupTask<W>>);
 
-impl<W: Write + Send + ?Sized + 'static> Drop for Turn<W> {
+impl<W: Write + Send + ?Sized + 'static> Drop for WriteTurn<W> {
     fn drop(&mut self) {
         if let (Some(task), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
             runtime.spawn_blocking(move || task.write_all());

@@ -1,4 +1,4 @@
-//! How much can be written at once: [`Room`].
+//! The bytes that an output takes at once: [`Room`].
 
 use std::fs::File;
 use std::io;
