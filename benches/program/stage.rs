@@ -198,11 +198,11 @@ impl Run {
         assert!(status.success() && (right(&output) || right(&log)), "{status:?}\n{log}");
     }
 
-    /// The most resident memory so far, in MiB.
-    pub(crate) fn most_resident(&self) -> f64 {
+    /// A line of the process's status in MiB: `VmRSS` is its resident memory, and `VmHWM` the most so far.
+    pub(crate) fn mebibytes(&self, name: &str) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        let kib: f64 = value.trim().trim_end_matches(" kB").parse().unwrap();
         kib / 1024.0
     }
 }

@@ -19,7 +19,8 @@ pub(crate) fn measure(stage: &Stage) {
     far.set(Direction::ToServer, Flow::Delay(DELAY));
     far.set(Direction::ToClient, Flow::Delay(DELAY));
     let far_store = format!("[store.redis]\nurl = \"redis://{}/\"\n", far.address());
-    let messages = stage.figures.messages(200_000);
+    // Enough for eight programs, whose start is measured as well.
+    let messages = 5 * stage.figures.messages(60_000);
     on(
         stage,
         "file + redis",

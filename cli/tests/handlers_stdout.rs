@@ -54,8 +54,8 @@ async fn a_file_gets_all_lines_of_runs_side_by_side() {
 
 #[tokio::test]
 async fn a_run_that_is_dropped_before_it_writes_leaves_that_to_the_others() {
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let handler = to_file(writer);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let handler = StdoutHandler::to_file(file.reopen().unwrap());
     let ((_first_run, first), (_second_run, second)) =
         (claimed(Message::builder("first")), claimed(Message::builder("second")));
     let (mut first, mut second) = (Box::pin(handler.handle(first)), Box::pin(handler.handle(second)));
@@ -63,9 +63,8 @@ async fn a_run_that_is_dropped_before_it_writes_leaves_that_to_the_others() {
     assert!(futures_util::poll!(&mut second).is_pending());
     drop(first);
     second.await.unwrap();
-    drop(handler);
     let mut text = String::new();
-    reader.read_to_string(&mut text).unwrap();
+    file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "second\n");
 }
 

@@ -167,7 +167,7 @@ def figures(measured):
     for one in measured:
         ratios = spread(one.ratios, ratio) if one.ratios else ""
         rows.append([one.part, one.variant, spread(one.rates, rate), ratios, one.relative_to or ""])
-    return table(["part", "variant", "per second (range)", "ratio (range)", "to"], rows)
+    return table(["part", "variant", "per second, or as named (range)", "ratio (range)", "to"], rows)
 
 
 def page(measured, machine, plots):

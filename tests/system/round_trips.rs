@@ -13,17 +13,21 @@ use crate::rabbitmq;
 use crate::rabbitmq::queue::Queue;
 use crate::stage::PATIENCE;
 
-/// Handles a message, so that connections are open and scripts and statements are known; what `requests` says then, and after one more.
-fn of_a_message(setup: &Setup, queue: &Queue<'_>, requests: impl Fn() -> u64) -> (u64, u64) {
+/// The fewest requests of a message, of several: a worker also removes expired keys and opens connections.
+fn of_a_message(setup: &Setup, queue: &Queue<'_>, requests: impl Fn() -> u64) -> u64 {
     // No lease is renewed meanwhile, and no record expires.
     let scene = scene(&setup.clone().set("pipeline.ordering", "none"));
     let running = scene.run();
+    // Opens connections, and makes scripts and statements known.
     handled(&scene, queue, "first");
-    let before = requests();
-    handled(&scene, queue, "second");
-    let after = requests();
+    let of_next = |id: &&str| {
+        let before = requests();
+        handled(&scene, queue, id);
+        requests() - before
+    };
+    let fewest = ["second", "third", "fourth"].iter().map(of_next).min().expect("three");
     stop(vec![running]);
-    (before, after)
+    fewest
 }
 
 /// Its handler has run, and it is acknowledged.
@@ -44,8 +48,7 @@ fn redis_is_asked_twice() {
         requests() - first
     };
     let setup = with_redis(rabbitmq::on(&queue, without_source()), &redis).set("store.redis.lease", "60s");
-    let (before, after) = of_a_message(&setup, &queue, requests);
-    assert_eq!(after - before - look, 2);
+    assert_eq!(of_a_message(&setup, &queue, requests) - look, 2);
 }
 
 #[test]
@@ -58,6 +61,5 @@ fn postgres_is_asked_twice() {
     assert_eq!(migrated.code(), Some(0), "{migrated:#?}");
     let is_request = |line: &&str| line.contains("execute ") || line.contains("statement: ");
     let requests = || server.log().lines().filter(is_request).count() as u64;
-    let (before, after) = of_a_message(&setup, &queue, requests);
-    assert_eq!(after - before, 2, "{}", server.log());
+    assert_eq!(of_a_message(&setup, &queue, requests), 2, "{}", server.log());
 }

@@ -128,7 +128,8 @@ pub(super) fn deletes() -> BTreeSet<String> {
         .set("source.sqs.endpoint", format!("http://{}", proxy.address()))
         .set("source.sqs.visibility", "60s");
     let (scene, running, mut watched) = start(setup);
-    queue.publish(&line("slow", &json!({"ms": 500})));
+    // Longer than it takes to see that it runs, beside the other stories.
+    queue.publish(&line("slow", &json!({"ms": 3_000})));
     until("its run", PATIENCE, || scene.count(Kind::Start).contains_key("slow"));
     proxy.refuse();
     watched.see(&["settle_errors_total"]);

@@ -9,12 +9,20 @@ use tokio::time::Instant;
 /// The most records of one transaction.
 const MAX_PART: usize = 500;
 
+/// The most deliveries that wait or are in flight. The client delivers thousands of records of one partition before the next
+/// one: with a lower limit partitions would wait for each other.
+pub(super) const MAX_DELIVERIES: usize = 20_000;
+
 /// A partition with so many waiting deliveries is paused if none of its parts ends for [`PAUSE_AFTER`], and resumed at the lower
 /// number: a stopped partition leaves the room to the others. One that goes on is not paused, because the client would discard what
 /// it has fetched ahead, and fetch it again.
 const PAUSE_AT: usize = 2000;
 const RESUME_AT: usize = 500;
 const PAUSE_AFTER: Duration = Duration::from_millis(100);
+
+/// Nor does one that goes on keep half of the room for longer than this.
+const LARGE: usize = MAX_DELIVERIES / 2;
+const LARGE_FOR: Duration = Duration::from_secs(1);
 
 /// Deliveries by partition, in order. At most one part of each partition is in flight, so that all deliveries before a part
 /// are done.
@@ -37,6 +45,8 @@ struct PartitionQueue {
     paused: bool,
     /// Since when [`PAUSE_AT`] deliveries wait and no part has ended, unless it is paused.
     stopped_since: Option<Instant>,
+    /// Since when [`LARGE`] deliveries wait, unless it is paused.
+    large_since: Option<Instant>,
 }
 
 impl PartitionQueues {
@@ -81,9 +91,10 @@ impl PartitionQueues {
         let mut flow = Vec::new();
         for (epoch, queue) in &mut self.by_epoch {
             let waits = queue.waiting.len();
-            let pause = if queue.paused { waits > RESUME_AT } else { queue.is_stopped(now) };
+            let pause = if queue.paused { waits > RESUME_AT } else { queue.is_in_the_way(now) };
             if pause != queue.paused {
-                (queue.paused, queue.stopped_since) = (pause, None);
+                queue.paused = pause;
+                (queue.stopped_since, queue.large_since) = (None, None);
                 flow.push((*epoch, pause));
             }
         }
@@ -92,7 +103,9 @@ impl PartitionQueues {
 
     /// When [`flow_changes`](Self::flow_changes) has something to do, if nothing arrives or ends until then.
     pub(super) fn flow_changes_at(&self) -> Option<Instant> {
-        self.by_epoch.values().filter_map(|queue| queue.stopped_since).min().map(|since| since + PAUSE_AFTER)
+        let stopped = |queue: &PartitionQueue| Some(queue.stopped_since? + PAUSE_AFTER);
+        let large = |queue: &PartitionQueue| Some(queue.large_since? + LARGE_FOR);
+        self.by_epoch.values().flat_map(|queue| [stopped(queue), large(queue)]).flatten().min()
     }
 
     /// Ends the part in flight.
@@ -119,13 +132,15 @@ impl PartitionQueues {
 }
 
 impl PartitionQueue {
-    /// True if it has been full for a while, and no part has ended since.
-    fn is_stopped(&mut self, now: Instant) -> bool {
-        if self.waiting.len() < PAUSE_AT {
-            self.stopped_since = None;
-            return false;
-        }
-        now.duration_since(*self.stopped_since.get_or_insert(now)) >= PAUSE_AFTER
+    /// True if it has been full for a while, and no part has ended since; or if it has had half of the room for longer.
+    fn is_in_the_way(&mut self, now: Instant) -> bool {
+        let waits = self.waiting.len();
+        let has_lasted = |since: &mut Option<Instant>, limit: usize, longest: Duration| {
+            *since = (waits >= limit).then(|| since.unwrap_or(now));
+            since.is_some_and(|since| now.duration_since(since) >= longest)
+        };
+        let is_stopped = has_lasted(&mut self.stopped_since, PAUSE_AT, PAUSE_AFTER);
+        has_lasted(&mut self.large_since, LARGE, LARGE_FOR) || is_stopped
     }
 }
 
@@ -215,6 +230,7 @@ mod tests {
         let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..10 * PAUSE_AT as u64)).is_empty());
         let mut now = Instant::now();
+        // For less than a second, as long as it has more than half of the room.
         for _ in 0..10 {
             assert_eq!(queues.take_parts().len(), 1);
             assert_eq!(queues.flow_changes(now), []);
@@ -225,6 +241,25 @@ mod tests {
         assert_eq!(queues.take_parts().len(), 1);
         assert_eq!(queues.flow_changes(now), []);
         assert_eq!(queues.flow_changes(now + PAUSE_AFTER), [(1, true)]);
+    }
+
+    #[test]
+    fn a_partition_that_goes_on_does_not_keep_half_of_the_room() {
+        let mut queues = PartitionQueues::default();
+        assert!(queues.push(deliveries(1, 0..MAX_DELIVERIES as u64)).is_empty());
+        let (began, step) = (Instant::now(), PAUSE_AFTER / 2);
+        let mut now = began;
+        // As fast as it goes on, more arrives.
+        let paused_at = loop {
+            assert_eq!(queues.take_parts().len(), 1);
+            if !queues.flow_changes(now).is_empty() {
+                break now;
+            }
+            now += step;
+            queues.end_part(1);
+            assert!(queues.push(deliveries(1, 0..MAX_PART as u64)).is_empty());
+        };
+        assert!((LARGE_FOR..LARGE_FOR + 2 * step).contains(&(paused_at - began)), "{:?}", paused_at - began);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::effects::config::EffectsConfig;
 use crate::effects::keys::{EffectKeys, KeyMarker};
 use crate::effects::owned_partitions::OwnedPartitions;
-use crate::effects::partition_queues::PartitionQueues;
+use crate::effects::partition_queues::{MAX_DELIVERIES, PartitionQueues};
 use crate::effects::partition_worker::{PartitionWorker, RecordOutcome};
 use crate::effects::purge::KeyPurge;
 use crate::effects::settler::Settler;
@@ -22,9 +22,6 @@ use crate::effects::summary::EffectsSummary;
 
 /// The delay before a retry after a failed receive.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// The most deliveries that wait or are in flight. The client delivers thousands of records of one partition before the next
-/// one: with a lower limit partitions would wait for each other.
-const MAX_DELIVERIES: usize = 20_000;
 
 /// Consumes topics and commits the effect of each record together with its position, in one transaction of the database:
 /// *effectively-once per record*, whichever process is killed.

@@ -64,7 +64,7 @@ impl<W: Write + Send> LineGroups<W> {
 impl<W: Write + Send + ?Sized + 'static> LineGroups<W> {
     /// Writes the payload and a line feed, and flushes. A line that has begun is completed, whatever happens to the future.
     pub(super) async fn write(self: &Arc<Self>, message: Message) -> io::Result<()> {
-        let (written, answer) = oneshot::channel();
+        let (written, mut answer) = oneshot::channel();
         let cancellation = message.cancellation();
         let is_first = {
             let mut waiting = self.waiting.lock();
@@ -73,8 +73,8 @@ impl<W: Write + Send + ?Sized + 'static> LineGroups<W> {
         };
         if is_first {
             let task = GroupTask { lines: Arc::clone(self), is_over: false };
-            match &self.room {
-                Some(room) => write_soon(task, room).await,
+            match self.room {
+                Some(room) => answer = write_soon(task, room, answer).await,
                 None => write_on_a_thread(task),
             }
         }
@@ -106,14 +106,25 @@ fn write_on_a_thread<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>) {
 }
 
 /// Writes here what has room, and the rest on a thread. A thread for each group costs more than the group, where each has few lines.
-async fn write_soon<W: Write + Send + ?Sized + 'static>(task: GroupTask<W>, room: &Room) {
+/// Returns `answer`, which is that of the run that writes.
+async fn write_soon<W: Write + Send + ?Sized + 'static>(
+    task: GroupTask<W>,
+    room: Room,
+    answer: Answer,
+) -> Answer {
     let mut turn = WriteTurn(Some(task));
+    // Dropped before the turn: a thread that writes then finds the line of this run cancelled.
+    let answer = answer;
     // Runs that are ready as well add their lines.
     tokio::task::yield_now().await;
     if let Some(left) = turn.0.take().and_then(|task| task.write_what_has_room(room)) {
         write_on_a_thread(left);
     }
+    answer
 }
+
+/// Where a run gets to know that its line is written.
+type Answer = oneshot::Receiver<io::Result<()>>;
 
 /// A run that is about to write. If it is dropped before, a thread writes.
 struct WriteTurn<W: Write + Send + ?Sized + 'static>(Option<GroupTask<W>>);
@@ -144,7 +155,7 @@ impl<W: Write + Send + ?Sized + 'static> GroupTask<W> {
     }
 
     /// Writes groups that do not wait for the reader; itself if lines are left.
-    fn write_what_has_room(mut self, room: &Room) -> Option<Self> {
+    fn write_what_has_room(mut self, room: Room) -> Option<Self> {
         for _ in 0..GROUPS_AT_ONCE {
             let Some(group) = self.lines.next_group(room.bytes()) else {
                 self.is_over = true;

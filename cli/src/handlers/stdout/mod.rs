@@ -39,7 +39,7 @@ impl StdoutHandler {
         }
     }
 
-    /// A handler that writes to a file or a pipe. What that takes at once is written by the run itself, and anything else, as by
+    /// A handler that writes to an open file. A regular file is written to by the runs themselves; anything else, as by
     /// [`to`](Self::to), on a thread that may wait for the reader.
     pub fn to_file(out: File) -> Self {
         let room = Room::of(&out).ok().flatten();
