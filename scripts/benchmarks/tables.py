@@ -27,16 +27,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """`least` of the ratio, or of the rate if `is_rate`, or a size in MiB if `is_most`; `what` is as in the table of the targets."""
+    """`limit` is the least ratio, or the least rate if `is_rate`, or the largest size in MiB if `is_most`; `what` is as in the table of the targets."""
 
     what: str
     key: tuple
-    least: float
+    limit: float
     is_rate: bool = False
     is_most: bool = False
 
     def is_met(self, value):
-        return value <= self.least if self.is_most else value >= self.least
+        return value <= self.limit if self.is_most else value >= self.limit
 
 
 # An increase of time by a tenth is a rate of 1 / 1.1.
@@ -140,10 +140,10 @@ def verdict(target, measured):
     shown = rate if target.is_rate or target.is_most else ratio
     own = next((one for one in measured if one.key == target.key), None)
     values = (own.ratios if shown is ratio else own.rates) if own else []
-    least = f"≤ {shown(target.least)} MiB" if target.is_most else f"≥ {shown(target.least)}{'/s' if target.is_rate else ''}"
+    limit = f"≤ {shown(target.limit)} MiB" if target.is_most else f"≥ {shown(target.limit)}{'/s' if target.is_rate else ''}"
     if not values:
-        return [target.what, least, "", "not measured"]
-    return [target.what, least, spread(values, shown), "met" if target.is_met(statistics.median(values)) else "**not met**"]
+        return [target.what, limit, "", "not measured"]
+    return [target.what, limit, spread(values, shown), "met" if target.is_met(statistics.median(values)) else "**not met**"]
 
 
 def unmeasured(names, measured):

@@ -91,43 +91,40 @@ impl Figures {
             return;
         }
         for (round, value) in values.iter().enumerate() {
-            let line = json!({
-                "bench": self.bench,
-                "part": part,
-                "variant": variant,
-                "round": round + 1,
-                "messages": 0,
-                "seconds": null,
-                "rate": value,
-                "relative_to": null,
-                "ratio": null,
-            });
-            println!("{line}");
+            println!("{}", self.line(part, (variant, round, *value), None, None));
         }
     }
 
+    /// The JSON of a round. A value without `messages` has no time; `against` is the name and the rate of what it is compared with.
+    fn line(
+        &self,
+        part: &str,
+        (variant, round, rate): (&str, usize, f64),
+        messages: Option<usize>,
+        against: Option<(&str, f64)>,
+    ) -> String {
+        let line = json!({
+            "bench": self.bench,
+            "part": part,
+            "variant": variant,
+            "round": round + 1,
+            "messages": messages.unwrap_or_default(),
+            "seconds": messages.map(|messages| messages as f64 / rate),
+            "rate": rate,
+            "relative_to": against.map(|(name, _)| name),
+            "ratio": against.map(|(_, other)| rate / other),
+        });
+        line.to_string()
+    }
+
     fn lines(&self, part: &str, messages: usize, base: Series<'_>, variants: &[Series<'_>]) -> Vec<String> {
-        let line = |variant: &str, round: usize, rate: f64, against: Option<f64>| {
-            let line = json!({
-                "bench": self.bench,
-                "part": part,
-                "variant": variant,
-                "round": round + 1,
-                "messages": messages,
-                "seconds": messages as f64 / rate,
-                "rate": rate,
-                "relative_to": against.map(|_| base.0),
-                "ratio": against.map(|other| rate / other),
-            });
-            line.to_string()
-        };
         let mut lines = Vec::new();
         for (round, rate) in base.1.iter().enumerate() {
-            lines.push(line(base.0, round, *rate, None));
+            lines.push(self.line(part, (base.0, round, *rate), Some(messages), None));
         }
         for (name, rates) in variants {
             for (round, (rate, other)) in rates.iter().zip(base.1).enumerate() {
-                lines.push(line(name, round, *rate, Some(*other)));
+                lines.push(self.line(part, (name, round, *rate), Some(messages), Some((base.0, *other))));
             }
         }
         lines
